@@ -1,0 +1,27 @@
+"""Errors for the person at the terminal: what is wrong, where (file, key, sample), and the way out.
+
+Commands catch `MiniGPT4Error`, print its text without a traceback and exit with status 2.
+"""
+
+
+class MiniGPT4Error(Exception):
+    """Base of every error that a user can mend."""
+
+
+class ConfigError(MiniGPT4Error, ValueError):
+    """A YAML file or an option is wrong; the text names file, key and the nearest valid key."""
+
+
+class RegistryError(MiniGPT4Error, KeyError):
+    """A name is not registered, or is registered twice; the text lists the known names."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+class WeightsError(MiniGPT4Error, RuntimeError):
+    """A weights file is missing, broken, unsafe or made for another model; the text names the file."""
+
+
+class SampleError(MiniGPT4Error, ValueError):
+    """A sample given to the model cannot be used; the text names the sample and the field."""
