@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from contextlib import AbstractContextManager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -40,7 +41,7 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
     """
     label = name or _label(source)
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with _binary(source) as file, Image.open(file) as image:
             rgb = to_rgb(image)
             # A copy of its own lets go of the decoder and the compressed bytes that it may hold.
             return rgb.copy() if rgb is image else rgb
@@ -100,6 +101,14 @@ def _white_level(mode: str, brightest: float) -> float:
         return 65535.0
     usual = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
     return next((white for white in usual if brightest <= white), brightest)
+
+
+def _binary(source: ImageSource) -> AbstractContextManager[BinaryIO]:
+    # Pillow never sees a path: from a path it maps uncompressed TIFFs into memory, and scrambles those
+    # that are to be turned by 90 degrees.
+    if isinstance(source, str | Path):
+        return Path(source).open("rb")
+    return BytesIO(source) if isinstance(source, bytes) else nullcontext(source)
 
 
 def _label(source: ImageSource) -> str:
