@@ -1,0 +1,103 @@
+"""Learning-rate schedules: pure functions of (epoch, step), and the classes that write them to an optimizer.
+
+Nothing is remembered between steps, so a resumed run has the rates of an uninterrupted one. Rates, steps
+and epochs count as in the published recipes, with three traits that users' logs show:
+
+- the cosine runs over all steps, warm-up included, so the rate drops a little where the warm-up ends;
+- the warm-up's end is judged by the total step while its ramp follows the step within the epoch, so a
+  warm-up longer than an epoch starts again with each epoch;
+- the step schedule warms up in epoch 0 only, to its end if need be.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+from minigpt4.common.registry import registry
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+
+def warmup_lr(step: int, warmup_steps: int, start_lr: float, init_lr: float) -> float:
+    """Straight line from `start_lr` at step 0 to `init_lr` at `warmup_steps`, level afterwards."""
+    return min(init_lr, start_lr + (init_lr - start_lr) * step / max(warmup_steps, 1))
+
+
+def cosine_lr(step: int, total_steps: int, init_lr: float, min_lr: float) -> float:
+    """Half a cosine wave from `init_lr` at step 0 to `min_lr` at `total_steps`."""
+    return (init_lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * step / total_steps)) + min_lr
+
+
+def step_lr(epoch: int, init_lr: float, min_lr: float, decay_rate: float) -> float:
+    """`init_lr` multiplied by `decay_rate` once an epoch, never below `min_lr`."""
+    return max(min_lr, init_lr * decay_rate**epoch)
+
+
+class _Schedule:
+    """What both schedules share; the runner gives each of them the same arguments.
+
+    Args:
+        optimizer: its parameter groups get the rate; may be None where only `lr_at` is used.
+        max_epoch: epochs of the whole run.
+        iters_per_epoch: iterations of one epoch.
+        min_lr: lowest rate.
+        init_lr: rate that the warm-up leads to.
+        warmup_steps: length of the warm-up, iterations.
+        warmup_start_lr: rate at step 0; negative or None: `init_lr`, which means no ramp.
+        decay_rate: factor an epoch of the step schedule (None: 1); the cosine does not use it.
+    """
+
+    def __init__(
+        self,
+        optimizer: "Optimizer | None",
+        max_epoch: int,
+        iters_per_epoch: int,
+        min_lr: float,
+        init_lr: float,
+        warmup_steps: int = 0,
+        warmup_start_lr: float | None = -1,
+        decay_rate: float | None = None,
+    ) -> None:
+        self.optimizer = optimizer
+        self.max_epoch = max_epoch
+        self.iters_per_epoch = iters_per_epoch
+        self.min_lr = min_lr
+        self.init_lr = init_lr
+        self.warmup_steps = warmup_steps
+        no_ramp = warmup_start_lr is None or warmup_start_lr < 0
+        self.warmup_start_lr = init_lr if no_ramp else warmup_start_lr
+        self.decay_rate = 1.0 if decay_rate is None else decay_rate
+
+    def lr_at(self, cur_epoch: int, cur_step: int) -> float:
+        """Rate at iteration `cur_step` of epoch `cur_epoch`, both counted from 0."""
+        raise NotImplementedError
+
+    def step(self, cur_epoch: int, cur_step: int) -> None:
+        """Write the rate to every parameter group; called before each forward pass."""
+        lr = self.lr_at(cur_epoch, cur_step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def _ramp(self, cur_step: int) -> float:
+        return warmup_lr(cur_step, self.warmup_steps, self.warmup_start_lr, self.init_lr)
+
+
+@registry.register_lr_scheduler("linear_warmup_cosine_lr")
+class LinearWarmupCosineLRScheduler(_Schedule):
+    """Linear warm-up, then a cosine over the total steps of the run."""
+
+    def lr_at(self, cur_epoch: int, cur_step: int) -> float:
+        total_step = cur_epoch * self.iters_per_epoch + cur_step
+        if total_step < self.warmup_steps:
+            return self._ramp(cur_step)
+        return cosine_lr(total_step, self.max_epoch * self.iters_per_epoch, self.init_lr, self.min_lr)
+
+
+@registry.register_lr_scheduler("linear_warmup_step_lr")
+class LinearWarmupStepLRScheduler(_Schedule):
+    """Linear warm-up through epoch 0, then one step down an epoch."""
+
+    def lr_at(self, cur_epoch: int, cur_step: int) -> float:
+        if cur_epoch == 0:
+            return self._ramp(cur_step)
+        return step_lr(cur_epoch, self.init_lr, self.min_lr, self.decay_rate)

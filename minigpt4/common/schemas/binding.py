@@ -1,0 +1,211 @@
+"""From a YAML section to its dataclass, with every fault of the section in one ConfigError.
+
+Types are checked here rather than by OmegaConf's structured configs, which turn `True` into the text "True",
+refuse `1e3` for an integer, and stop at the first fault.
+
+A schema may say more about a field in its metadata:
+    {"path": "file" | "dir" | "data"}   see `schemas.paths`
+    {"extra": True}                     a dict that takes the keys which no other field has
+and about keys that people know from elsewhere, in `REFUSED_KEYS: ClassVar = {key: reason}`: such a key is
+refused with the reason, unless its value is empty, zero or false and so asks for nothing.
+"""
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+from omegaconf import DictConfig
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.hints import hint
+from minigpt4.common.schemas.paths import is_placeholder
+from minigpt4.common.yaml_files import to_plain
+
+T = TypeVar("T")
+
+
+def bind(schema: type[T], node: Mapping[str, Any] | DictConfig, *, section: str, source: str) -> T:
+    """An instance of `schema` holding the values of `node`, checked.
+
+    Args:
+        schema: a dataclass; a ValueError of its `__post_init__` becomes part of the ConfigError.
+        node: the section.
+        section: where it stands in the YAML, such as `run` or `datasets.laion`.
+        source: the file to name in errors.
+
+    Raises:
+        ConfigError: all faults found: unknown, missing or refused keys, wrong types, ranges, placeholders.
+    """
+    values = to_plain(node, source) if isinstance(node, DictConfig) else node
+    try:
+        return _bind(schema, values, section, source)
+    except _Faults as faults:
+        listed = "\n".join(f"  - {fault}" for fault in faults.args)
+        raise ConfigError(f"{source}:\n{listed}") from None
+
+
+class _Faults(ValueError):
+    """One text per fault, each beginning with its key."""
+
+
+def _bind(schema: type[T], values: Any, section: str, source: str) -> T:
+    if not isinstance(values, Mapping):
+        raise _Faults(f"{section}: {values!r} must be keys with values")
+    fields = {field.name: field for field in dataclasses.fields(schema) if field.init}
+    extra = next((name for name, field in fields.items() if field.metadata.get("extra")), None)
+    named = {name: field for name, field in fields.items() if name != extra}
+    unnamed = {str(key): value for key, value in values.items() if key not in named}
+    faults = [] if extra else _unknown_keys(schema, unnamed, list(named), section)
+    arguments = {extra: unnamed} if extra else {}
+    kinds = typing.get_type_hints(schema)
+    for name, field in named.items():
+        key = f"{section}.{name}"
+        try:
+            if name in values:
+                arguments[name] = _convert(kinds[name], values[name], key, source)
+                _refuse_placeholders(arguments[name], key, source, is_path="path" in field.metadata)
+            elif _is_required(field):
+                raise _Faults(f"{key}: is missing; {_how_to_set(key, source)}")
+        except _Faults as inner:
+            faults.extend(inner.args)
+    if faults:
+        raise _Faults(*faults)
+    return _construct(schema, arguments, section, fields)
+
+
+def _unknown_keys(schema: type, unnamed: Mapping[str, Any], known: list[str], section: str) -> list[str]:
+    refused = getattr(schema, "REFUSED_KEYS", {})
+    faults = []
+    for key, value in unnamed.items():
+        if key not in refused:
+            faults.append(f"{section}.{key}: unknown key; {hint(key, known)}")
+        elif value:
+            faults.append(f"{section}.{key}: {refused[key]}")
+    return faults
+
+
+def _construct(schema: type[T], arguments: dict[str, Any], section: str, fields: Mapping[str, Any]) -> T:
+    try:
+        return schema(**arguments)
+    except ValueError as error:
+        text = str(error)
+        names_field = re.split(r"\W", text, maxsplit=1)[0] in fields
+        raise _Faults(f"{section}.{text}" if names_field else f"{section}: {text}") from error
+
+
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _how_to_set(key: str, source: str) -> str:
+    return f"set it in {source} or with --options {key}=..."
+
+
+def _refuse_placeholders(value: Any, key: str, source: str, *, is_path: bool) -> None:
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str | Path) and is_placeholder(str(text), is_path=is_path):
+            raise _Faults(f"{key}: {str(text)!r} is a placeholder; {_how_to_set(key, source)}")
+
+
+def _convert(kind: Any, value: Any, key: str, source: str) -> Any:
+    """`value` as `kind`, or _Faults. Numbers may stand in quotes, as some YAML writers put them."""
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _convert_union(args, value, key, source)
+    if origin is Literal:
+        return _choice(args, value, key)
+    if kind is list or origin is list:
+        return _convert_list(args, value, key, source)
+    if kind is dict or origin is dict:
+        return _convert_dict(args, value, key, source)
+    if dataclasses.is_dataclass(kind):
+        return _bind(kind, value, key, source)
+    wanted, read = _SCALARS[kind]
+    converted = read(value)
+    if converted is None:
+        raise _Faults(f"{key}: {_show(value)} must be {wanted}")
+    return converted
+
+
+def _convert_union(kinds: tuple[Any, ...], value: Any, key: str, source: str) -> Any:
+    if value is None and types.NoneType in kinds:
+        return None
+    faults = []
+    for kind in kinds:
+        if kind is types.NoneType:
+            continue
+        try:
+            return _convert(kind, value, key, source)
+        except _Faults as inner:
+            faults.extend(inner.args)
+    raise _Faults(*faults)
+
+
+def _choice(choices: tuple[Any, ...], value: Any, key: str) -> Any:
+    # 1 == True in Python, but not in a YAML file.
+    if any(value == choice and type(value) is type(choice) for choice in choices):
+        return value
+    raise _Faults(f"{key}: {_show(value)} must be one of {', '.join(map(str, choices))}")
+
+
+def _convert_list(args: tuple[Any, ...], value: Any, key: str, source: str) -> list[Any]:
+    if not isinstance(value, list | tuple):
+        raise _Faults(f"{key}: {_show(value)} must be a list, such as [a, b]")
+    kind = args[0] if args else Any
+    return [_convert(kind, item, f"{key}[{index}]", source) for index, item in enumerate(value)]
+
+
+def _convert_dict(args: tuple[Any, ...], value: Any, key: str, source: str) -> dict[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise _Faults(f"{key}: {_show(value)} must be keys with values")
+    kind = args[1] if args else Any
+    return {name: _convert(kind, item, f"{key}.{name}", source) for name, item in value.items()}
+
+
+def _show(value: Any) -> str:
+    return "no value" if value is None else repr(value)
+
+
+def _read_bool(value: Any) -> bool | None:
+    return value if isinstance(value, bool) else None
+
+
+def _read_int(value: Any) -> int | None:
+    number = _read_float(value)
+    if number is None or not number.is_integer():
+        return None
+    return value if isinstance(value, int) else int(number)
+
+
+def _read_float(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _read_str(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _read_path(value: Any) -> Path | None:
+    return Path(value) if isinstance(value, str | Path) else None
+
+
+_SCALARS: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    bool: ("true or false", _read_bool),
+    int: ("a whole number", _read_int),
+    float: ("a number", _read_float),
+    str: ("text (numbers and true/false in quotes)", _read_str),
+    Path: ("a path", _read_path),
+}

@@ -1,0 +1,14 @@
+"""Ranges for `__post_init__` of the schemas."""
+
+
+def require(ok: bool, key: str, value: object, rule: str) -> None:
+    """ValueError `key: value must be rule`, unless `ok`; `bind` adds section and file."""
+    if not ok:
+        raise ValueError(f"{key}: {value!r} must be {rule}")
+
+
+def at_least(schema: object, low: float, *keys: str) -> None:
+    """Each of these fields is None or not below `low`."""
+    for key in keys:
+        value = getattr(schema, key)
+        require(value is None or value >= low, key, value, f"at least {low}")
