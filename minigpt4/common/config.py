@@ -91,9 +91,7 @@ class Config:
             raise ConfigError(f"{self.source}: has no section `{name}:`")
         section = config[name]
         if not isinstance(section, DictConfig):
-            raise ConfigError(
-                f"{self.source}: `{name}:` must hold keys with values; write `{name}: {{}}` for none"
-            )
+            raise ConfigError(f"{self.source}: `{name}:` must hold keys with values; write `{name}: {{}}` for none")
         return section
 
     def _model(self, user: DictConfig, known: Catalogue) -> DictConfig:
@@ -122,9 +120,7 @@ class Config:
         section = sections[name]
         key = f"datasets.{name}"
         if not isinstance(section, DictConfig):
-            raise ConfigError(
-                f"{self.source}: {key} must hold keys with values; write `{name}: {{}}` for none"
-            )
+            raise ConfigError(f"{self.source}: {key} must hold keys with values; write `{name}: {{}}` for none")
         if name not in known and "builder" not in section:
             raise ConfigError(
                 f"{self.source}: {key}: unknown dataset; {hint(name, known)}. "
@@ -157,9 +153,7 @@ class Config:
             logger.warning("--options: the last key %r has no value and is ignored", dropped)
         for name in user:
             if name == "preprocess":
-                logger.warning(
-                    "%s: `preprocess:` is ignored; it comes from the model's defaults", self.source
-                )
+                logger.warning("%s: `preprocess:` is ignored; it comes from the model's defaults", self.source)
             elif name not in USER_SECTIONS:
                 close = nearest(str(name), USER_SECTIONS)
                 question = f"; did you mean `{close}:`?" if close else ""
@@ -174,9 +168,7 @@ class Config:
         _warn_unless_same(options, user, "model.arch", "model.model_type")
         for name in options.get("datasets", {}):
             if OmegaConf.select(user, f"datasets.{name}") is None:
-                logger.warning(
-                    "--options datasets.%s: not in %s, so no default file lies under it", name, self.source
-                )
+                logger.warning("--options datasets.%s: not in %s, so no default file lies under it", name, self.source)
             _warn_unless_same(options, user, f"datasets.{name}.type")
 
 

@@ -99,9 +99,7 @@ _VISION_SYSTEM = (
 )
 
 # Shared values: take a copy() before adding messages, or ask get_template for one.
-CONV_VISION_Vicuna0 = Conversation(
-    system=_VISION_SYSTEM, roles=("Human: ", "Assistant: "), offset=2, sep="###"
-)
+CONV_VISION_Vicuna0 = Conversation(system=_VISION_SYSTEM, roles=("Human: ", "Assistant: "), offset=2, sep="###")
 CONV_VISION_LLama2 = Conversation(system=_VISION_SYSTEM, roles=("<s>[INST] ", " [/INST] "), offset=2, sep="")
 CONV_VISION_minigptv2 = Conversation(system="", roles=("<s>[INST] ", " [/INST]"), offset=2, sep="")
 

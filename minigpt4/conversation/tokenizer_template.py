@@ -94,20 +94,14 @@ def prompt_template_from_tokenizer(tokenizer: "PreTrainedTokenizerBase", system:
     return "{}".join(part.replace("{", "{{").replace("}", "}}") for part in parts)
 
 
-def _render(
-    tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]], add_generation_prompt: bool
-) -> str:
+def _render(tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]], add_generation_prompt: bool) -> str:
     # Only needed here, where the tokenizer needs it as well.
     from jinja2.exceptions import TemplateError
 
     try:
-        prompt = tokenizer.apply_chat_template(
-            chat, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
+        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
-        raise ConfigError(
-            f"the chat template of {_name(tokenizer)} refuses this conversation: {error}"
-        ) from error
+        raise ConfigError(f"the chat template of {_name(tokenizer)} refuses this conversation: {error}") from error
     return prompt.removeprefix(tokenizer.bos_token or "")
 
 

@@ -1,0 +1,210 @@
+"""The frozen LLM: loaded once, straight onto its device, refused where it cannot be what it claims to be.
+
+Any causal LM that transformers reads from a local directory works; Vicuna v0, LLaMA and LLaMA-2 are what the
+published checkpoints were trained with.
+"""
+
+import logging
+import math
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
+
+from minigpt4.common.errors import WeightsError
+from minigpt4.models.freeze import DTYPES, freeze
+
+log = logging.getLogger(__name__)
+
+SANITY_SENTENCE = "The quick brown fox jumps over the lazy dog, and then it sleeps in the warm afternoon sun."
+UNIFORM_MARGIN = 0.05
+"""Nats. A loss this close to ln(vocabulary) means logits without information: zero or missing weights."""
+WEAK_SHARE = 0.75
+DELTA_NORM_LIMIT = 0.02
+"""Mean absolute RMSNorm weight of a delta file (the difference of two finetuned models) stays far below."""
+_QUANTISED = ("int8", "nf4")
+
+
+def read_llm_config(directory: Path) -> PretrainedConfig:
+    """config.json of an LLM directory, without its token ids: Vicuna v0's are wrong, the tokenizer's count."""
+    if not directory.is_dir():
+        raise WeightsError(
+            f"model.llama_model: {directory} is not a directory. It must hold an LLM as transformers saves it "
+            "(config.json, tokenizer.model, weights); python scripts/download_weights.py --list names some."
+        )
+    if not (directory / "config.json").is_file():
+        raise WeightsError(f"model.llama_model: {directory} has no config.json")
+    try:
+        raw, _ = PretrainedConfig.get_config_dict(directory)
+        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+        return AutoConfig.for_model(**(raw | ids))
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(f"model.llama_model: {directory / 'config.json'}: {error}") from error
+
+
+def load_llm(
+    directory: str | Path, precision: str, device: torch.device, *, grad_checkpoint: bool = False
+) -> nn.Module:
+    """The frozen causal LM of `directory` in fp16, bf16, fp32, int8 or nf4 on `device`.
+
+    Raises WeightsError for what is not a whole, ready-to-use model: a Vicuna delta, missing weight files,
+    tensors that do not fit config.json.
+    """
+    directory = Path(directory).expanduser()
+    config = read_llm_config(directory)
+    _refuse_delta_name(directory, config)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            device_map={"": device},
+            output_loading_info=True,
+            local_files_only=True,
+            **_storage(precision, device),
+        )
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        raise WeightsError(f"model.llama_model: {directory} does not load: {error}") from error
+    _refuse_partial(directory, report)
+    _refuse_delta_weights(directory, model)
+    freeze(model)
+    if grad_checkpoint:
+        enable_llm_grad_checkpoint(model)
+    return model
+
+
+def _storage(precision: str, device: torch.device) -> dict[str, Any]:
+    """Arguments of `from_pretrained` for a precision."""
+    if precision not in _QUANTISED:
+        return {"dtype": DTYPES[precision]}
+    if device.type != "cuda":
+        raise WeightsError(
+            f"model.llm_precision: {precision} needs a CUDA GPU (bitsandbytes), but the model goes to {device}; "
+            "use bf16 or fp32 there (and low_resource: False)"
+        )
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise WeightsError(f"model.llm_precision: {precision} needs bitsandbytes: pip install -e '.[gpu]'") from error
+    from transformers import BitsAndBytesConfig
+
+    if precision == "int8":
+        return {"dtype": torch.float16, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16)
+    return {"dtype": torch.float16, "quantization_config": nf4}
+
+
+def _refuse_delta_name(directory: Path, config: PretrainedConfig) -> None:
+    names = (directory.resolve().name, Path(config.name_or_path or "").name)
+    if any(re.search(r"delta([-_]v[\d.]+)?$", name.lower()) for name in names):
+        raise WeightsError(_delta_text(directory, "its name says so"))
+
+
+def _refuse_delta_weights(directory: Path, model: nn.Module) -> None:
+    """Norm weights of a model are of the order of 0.1 to 1; those of a delta are differences near zero."""
+    norms = [p for name, p in model.named_parameters() if p.ndim == 1 and "norm" in name and name.endswith("weight")]
+    if not norms:
+        return
+    mean = torch.stack([p.detach().float().abs().mean() for p in norms]).mean().item()
+    embeddings = model.get_input_embeddings().weight
+    if mean < DELTA_NORM_LIMIT and bool(embeddings.abs().max() > 0):
+        raise WeightsError(_delta_text(directory, f"the mean size of its norm weights is {mean:.4f}"))
+
+
+def _delta_text(directory: Path, why: str) -> str:
+    return (
+        f"model.llama_model: {directory} is a delta, not a model ({why}). A Vicuna delta holds the difference "
+        "to LLaMA and must be added to it first:\n"
+        "  python -m fastchat.model.apply_delta --base LLAMA_DIR --delta DELTA_DIR --target VICUNA_DIR\n"
+        "or take merged weights: docs/weights.md"
+    )
+
+
+def _refuse_partial(directory: Path, report: Any) -> None:
+    """`from_pretrained` fills absent tensors with noise and goes on; here that is an error."""
+    missing = sorted(report["missing_keys"])
+    mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
+    unexpected = sorted(k for k in report["unexpected_keys"] if "rotary_emb.inv_freq" not in k)
+    parts = [
+        f"{title} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''} ({len(names)})"
+        for title, names in (("missing", missing), ("wrong shape", mismatched), ("not expected", unexpected))
+        if names
+    ]
+    if parts:
+        raise WeightsError(
+            f"model.llama_model: the weights in {directory} do not fit its config.json: {'; '.join(parts)}"
+        )
+
+
+def enable_llm_grad_checkpoint(model: nn.Module) -> None:
+    """Recompute layer activations in the backward pass; transformers does so in train mode only, and a frozen
+    model has no dropout that train mode would switch on."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for part in model.modules():
+        if hasattr(part, "gradient_checkpointing"):
+            part.training = True
+
+
+def set_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let the generation settings follow the tokenizer; sampling defaults of the directory are dropped."""
+    stored = model.generation_config
+    ends = stored.eos_token_id if stored is not None else None
+    eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else ends
+    if isinstance(ends, list) and eos in ends:
+        eos = ends  # chat models that end a turn and a text by different tokens
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=eos, pad_token_id=_fill_id(tokenizer, stored)
+    )
+
+
+def _fill_id(tokenizer: PreTrainedTokenizerBase, stored: GenerationConfig | None) -> int:
+    """Id after the end of a row; generation_config.json's, as published, else the pad id."""
+    fill = getattr(stored, "pad_token_id", None)
+    return fill if fill is not None and fill >= 0 else tokenizer.pad_token_id
+
+
+def english_loss(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Mean loss (nats a token) of the LLM on one plain English sentence."""
+    ids = tokenizer(SANITY_SENTENCE, return_tensors="pt").input_ids.to(model.get_input_embeddings().weight.device)
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, :-1].float()
+    return nn.functional.cross_entropy(logits, ids[0, 1:]).item()
+
+
+def check_llm(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> float:
+    """Sanity sentence: raises WeightsError if the LLM's loss is not finite or that of a uniform guess.
+
+    Returns the loss. People trained for days on an LLM that had not loaded (loss 10.37 = ln 32000).
+    """
+    loss = english_loss(model, tokenizer)
+    uniform = math.log(model.get_output_embeddings().weight.shape[0])
+    if not math.isfinite(loss) or abs(loss - uniform) < UNIFORM_MARGIN:
+        raise WeightsError(
+            f"model.llama_model: {_weight_files(directory)} cannot be right: the LLM's loss on an English sentence "
+            f"is {loss:.3f}, a uniform guess has {uniform:.3f}. Its weights are zero, broken or in a format that "
+            "was not read; get the files again and compare their sizes with docs/weights.md."
+        )
+    if loss > WEAK_SHARE * uniform:
+        log.warning(
+            "%s reads English with a loss of %.2f (a uniform guess has %.2f): untrained, or the wrong tokenizer?",
+            directory,
+            loss,
+            uniform,
+        )
+    return loss
+
+
+def _weight_files(directory: str | Path) -> str:
+    names = sorted(f.name for suffix in ("*.bin", "*.safetensors") for f in Path(directory).glob(suffix))
+    shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
+    return f"{directory} ({shown})" if names else str(directory)

@@ -1,0 +1,104 @@
+"""From files to modules: vision side, projection, and the trained weights of a checkpoint."""
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigpt4.common.checkpoint import copy_strict, drop_keys, find_weights, read_state_dict
+from minigpt4.common.errors import WeightsError
+from minigpt4.common.schemas.model import EVA_CLIP_G, QFORMER_FILE, MiniGPT4Config
+from minigpt4.models.eva_vit import VisionEncoder, build_vision_encoder, load_vision_encoder
+from minigpt4.models.qformer import QFormer, build_qformer, load_blip2
+
+log = logging.getLogger(__name__)
+
+# Buffers that published checkpoints hold beside the trained weights; the numbers come from the architecture.
+PUBLISHED_BUFFERS = ("llama_model.*rotary_emb.inv_freq", "Qformer.bert.embeddings.position_ids")
+_LLM_OF_WIDTH = {4096: "a 7B LLaMA", 5120: "a 13B LLaMA"}
+
+
+def load_vision(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QFormer | None]:
+    """Vision encoder, `ln_vision` and Q-Former with the weights of their files, on the CPU in fp32.
+
+    Without Q-Former no file holds `ln_vision`, and it keeps its initial ones and zeros, as published.
+    """
+    # Other timm models may compute buffers when they are built.
+    build = _unfilled if cfg.vit_model == EVA_CLIP_G else _built
+    encoder = build(lambda: build_vision_encoder(cfg))
+    load_vision_encoder(encoder, cfg)
+    ln_vision = nn.LayerNorm(encoder.num_features)
+    if not cfg.has_qformer:
+        return encoder, ln_vision, None
+    path = find_weights(cfg.q_former_model, "model.q_former_model", QFORMER_FILE)
+    q_former = _unfilled(lambda: build_qformer(cfg, encoder.num_features))
+    load_blip2(q_former, ln_vision, read_state_dict(path), path)
+    return encoder, ln_vision, q_former
+
+
+def _built(build: Callable[[], Any]) -> Any:
+    return build()
+
+
+def _unfilled(build: Callable[[], Any]) -> Any:
+    """A module whose parameters wait for a strict load: no random initialisation of a billion numbers."""
+    with torch.device("meta"):
+        module = build()
+    module.to_empty(device="cpu")
+    for buffer in module.buffers():  # Eva's key bias, which is zero
+        buffer.zero_()
+    return module
+
+
+def build_projection(cfg: MiniGPT4Config, vision_width: int, llm_width: int) -> nn.Module:
+    """One linear layer (published), or three in a row without activation between them (Table 5, variant b)."""
+    if cfg.proj_layers == 1:
+        return nn.Linear(vision_width, llm_width)
+    widths = [vision_width] + [llm_width] * cfg.proj_layers
+    return nn.Sequential(*(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)))
+
+
+def load_trained(target: Mapping[str, Tensor], path: str | Path, cfg: MiniGPT4Config) -> None:
+    """Copy the trained weights of a MiniGPT-4 checkpoint into `target`, whose keys must be the file's.
+
+    Raises WeightsError with the difference, and with the reason where it is another LLM's projection.
+    """
+    path = find_weights(str(path), "model.ckpt", Path(path).name)
+    state = drop_keys(read_state_dict(path), PUBLISHED_BUFFERS)
+    _refuse_other_projection(state, target, path, cfg)
+    tolerated = cfg.ckpt_allow_keys
+    optional = target.keys() - drop_keys(target, tolerated).keys()
+    state = {name: tensor for name, tensor in state.items() if name in target or drop_keys({name: tensor}, tolerated)}
+    target = {name: tensor for name, tensor in target.items() if name in state or name not in optional}
+    copy_strict(target, state, source=path, hint=_frozen_hint(state, cfg))
+    log.info("Loaded %d trained tensors from %s", len(target), path)
+
+
+def _refuse_other_projection(
+    state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path, cfg: MiniGPT4Config
+) -> None:
+    name = "llama_proj.weight"
+    if name not in state or name not in target or state[name].shape == target[name].shape:
+        return
+    (found_llm, found_vision), (llm, vision) = state[name].shape, target[name].shape
+    text = (
+        f"{path}: its projection goes from {found_vision} to {found_llm} channels, the model needs {vision} to {llm}."
+    )
+    if found_llm != llm:
+        made_for = _LLM_OF_WIDTH.get(found_llm, "an LLM of that width")
+        raise WeightsError(
+            f"{text} It was trained for {made_for}, and model.llama_model is {cfg.llama_model}; "
+            "docs/weights.md has the table of which projection goes with which LLM."
+        )
+    raise WeightsError(f"{text} It was trained with another vision side: check has_qformer, qformer_config, vit_model.")
+
+
+def _frozen_hint(state: Mapping[str, Tensor], cfg: MiniGPT4Config) -> str:
+    if cfg.freeze_qformer and any(name.startswith(("Qformer.", "query_tokens")) for name in state):
+        return "It also holds a trained Q-Former: set model.freeze_qformer: False."
+    if cfg.freeze_vit and any(name.startswith("visual_encoder.") for name in state):
+        return "It also holds a trained vision encoder: set model.freeze_vit: False."
+    return "Keys that may differ can be named in model.ckpt_allow_keys."

@@ -1,0 +1,381 @@
+"""MiniGPT-4: image -> frozen ViT and Q-Former -> one trained linear layer -> soft prompt of a frozen LLM.
+
+Shapes: B samples, S pixels a side, N vision tokens of width V, Q image tokens, D channels of the LLM, T positions.
+Zhu et al., "MiniGPT-4" (arXiv 2304.10592), section 3; the ablations are those of its Table 5.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.registry import registry
+from minigpt4.common.schemas.binding import bind
+from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.conversation import clean_generated, prompt_template_from_tokenizer
+from minigpt4.models import eva_vit, llm, qformer, sequence
+from minigpt4.models.freeze import DTYPES, freeze, is_trained, store_matmuls
+from minigpt4.models.generation import Decoding, cut_at_stop, generate_ids
+from minigpt4.models.loading import build_projection, load_trained, load_vision
+from minigpt4.models.samples import Samples, read_samples
+from minigpt4.models.tokenizer import load_tokenizer
+from minigpt4.models.training_text import TextRules, read_prompts, start_ids
+
+JOINED_PATCHES = 4
+"""Neighbouring patch tokens that become one image token without Q-Former."""
+
+
+@registry.register_model("minigpt4")
+class MiniGPT4(nn.Module):
+    """The model of the paper; build it with `from_config`.
+
+    Attributes that LAVIS users know: `visual_encoder`, `ln_vision`, `Qformer`, `llama_proj`, `llama_model`,
+    `llama_tokenizer`, `prompt_list`, `prompt_template`.
+    """
+
+    config_class = MiniGPT4Config
+
+    def __init__(
+        self,
+        cfg: MiniGPT4Config,
+        visual_encoder: eva_vit.VisionEncoder,
+        ln_vision: nn.LayerNorm,
+        q_former: qformer.QFormer | None,
+        llama_model: nn.Module,
+        llama_tokenizer: Any,
+    ) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.visual_encoder = visual_encoder
+        self.ln_vision = ln_vision
+        self.Qformer = q_former
+        self.llama_model = llama_model
+        self.llama_tokenizer = llama_tokenizer
+        self.llama_proj = build_projection(cfg, self._projection_width(), self._llm_width())
+        self._freeze_parts()
+        self.max_txt_len = cfg.max_txt_len
+        self.max_context_len = cfg.max_context_len
+        self.end_sym = cfg.end_sym
+        self.prompt_template = _resolve_template(cfg.prompt_template, llama_tokenizer)
+        self.prompt_list = read_prompts(cfg.prompt_path, self.prompt_template)
+
+    @classmethod
+    def from_config(
+        cls, cfg: MiniGPT4Config | Mapping[str, Any] | DictConfig, device: torch.device | str = "cpu"
+    ) -> "MiniGPT4":
+        """Build the model of a `model:` section on `device` and load every weights file that it names.
+
+        Raises ConfigError for a wrong section, WeightsError for files that are missing, broken or do not fit.
+        """
+        if not isinstance(cfg, MiniGPT4Config):
+            cfg = bind(MiniGPT4Config, cfg, section="model", source="the configuration")
+        if not cfg.llama_model:
+            raise ConfigError("model.llama_model: not set; it must be the directory of the frozen LLM")
+        device = _llm_device(cfg, torch.device(device))
+        llm.read_llm_config(Path(cfg.llama_model))
+        visual_encoder, ln_vision, q_former = load_vision(cfg)
+        tokenizer = load_tokenizer(cfg.llama_model)
+        language_model = llm.load_llm(cfg.llama_model, cfg.llm_storage, device, grad_checkpoint=cfg.llm_grad_checkpoint)
+        llm.set_token_ids(language_model, tokenizer)
+        if cfg.llm_sanity_check:
+            llm.check_llm(language_model, tokenizer, cfg.llama_model)
+        model = cls(cfg, visual_encoder, ln_vision, q_former, language_model, tokenizer)
+        for part in (model.visual_encoder, model.ln_vision, model.Qformer, model.llama_proj):
+            if part is not None:
+                part.to(device)
+        if cfg.ckpt:
+            model.load_checkpoint(cfg.ckpt)
+        return model
+
+    # Parts and what is trained of them
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        return next(self.llama_proj.parameters()).device
+
+    @property
+    def query_tokens(self) -> nn.Parameter:
+        """Learned queries of the Q-Former, (1, Q, H)."""
+        return self.Qformer.query_tokens
+
+    def _projection_width(self) -> int:
+        if self.Qformer is not None:
+            return self.Qformer.hidden_size
+        return self.visual_encoder.num_features * JOINED_PATCHES
+
+    def _llm_width(self) -> int:
+        return self.llama_model.get_input_embeddings().weight.shape[1]
+
+    def _freeze_parts(self) -> None:
+        dtype = DTYPES[self.cfg.vit_precision]
+        if self.cfg.freeze_vit:
+            store_matmuls(freeze(self.visual_encoder), dtype)
+            freeze(self.ln_vision)
+        if self.Qformer is not None and self.cfg.freeze_qformer:
+            store_matmuls(freeze(self.Qformer), dtype)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that is trained, under the names of published checkpoints; the one place that decides it."""
+        named: dict[str, nn.Parameter] = {}
+        if self.Qformer is not None:
+            named |= dict(self.Qformer.lavis_parameters())
+        named |= {f"visual_encoder.{n}": p for n, p in self.visual_encoder.model.named_parameters()}
+        named |= {f"ln_vision.{n}": p for n, p in self.ln_vision.named_parameters()}
+        named |= {f"llama_proj.{n}": p for n, p in self.llama_proj.named_parameters()}
+        return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+
+    def get_optimizer_params(self, weight_decay: float) -> list[dict[str, Any]]:
+        """AdamW groups: no decay for 1-D parameters and names with `bias`, `ln` or `bn`, as published."""
+        decay, plain = [], []
+        for name, parameter in self.trainable_parameters().items():
+            exempt = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
+            (plain if exempt else decay).append(parameter)
+        return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0}]
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Load trained weights from a MiniGPT-4 checkpoint; its keys must be those that this run trains.
+
+        Raises WeightsError with the difference, and with the reason where it is another LLM's projection.
+        """
+        load_trained(self.trainable_parameters(), path, self.cfg)
+
+    # Images
+
+    def encode_img(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Image tokens of the LLM.
+
+        Args:
+            image: normalised pixels, (B, 3, S, S) or (B, n, 3, S, S); leading dimensions are flattened.
+
+        Returns:
+            embeds (B, Q, D) in the projection's compute dtype, and atts (B, Q) of ones, int64.
+        """
+        image_B3SS = self._check_image(image)
+        features_BQV = self._vision_features(image_B3SS)
+        if not torch.is_autocast_enabled(self.device.type):
+            features_BQV = features_BQV.float()
+        embeds_BQD = self.llama_proj(features_BQV)
+        return embeds_BQD, torch.ones(embeds_BQD.shape[:2], dtype=torch.long, device=embeds_BQD.device)
+
+    def _check_image(self, image: Tensor) -> Tensor:
+        size = self.visual_encoder.image_size
+        if image.ndim not in (4, 5) or image.shape[-3:] != (3, size, size):
+            raise SampleError(
+                f"image: shape {tuple(image.shape)} does not fit; expected (B, 3, {size}, {size}) or "
+                f"(B, n, 3, {size}, {size}) from model.image_size: {size} (the processor's image_size must be equal)"
+            )
+        return image.flatten(0, -4).to(self.device)
+
+    def _vision_features(self, image_B3SS: Tensor) -> Tensor:
+        """What the projection reads: Q-Former output (B, Q, H), or joined patches (B, N // 4, 4 V)."""
+        trained = is_trained(self.visual_encoder, self.ln_vision, self.Qformer)
+        with nullcontext() if trained else torch.no_grad(), self._vision_autocast():
+            tokens_BNV = self.ln_vision(self.visual_encoder(image_B3SS).float())
+            if self.Qformer is not None:
+                return self.Qformer(tokens_BNV)
+            patches_BNV = tokens_BNV[:, self.visual_encoder.num_prefix_tokens :]
+            usable = patches_BNV.shape[1] // JOINED_PATCHES * JOINED_PATCHES
+            return patches_BNV[:, :usable].unflatten(1, (-1, JOINED_PATCHES)).flatten(2)
+
+    def _vision_autocast(self) -> AbstractContextManager:
+        """16-bit compute for a 16-bit encoder; for fp32 whatever the caller has set."""
+        if self.cfg.vit_precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=DTYPES[self.cfg.vit_precision])
+
+    # Training
+
+    def forward(self, samples: Mapping[str, Any], reduction: str = "mean") -> dict[str, Tensor]:
+        """Loss of the answers, nats a token.
+
+        Args:
+            samples: `answer` (list of str) or `conv_q`, `conv_a`, `connect_sym` (lists of str); optionally
+                `image` (B, 3, S, S) or (B, n, 3, S, S) with `length` (B,), `instruction_input` and `image_id`.
+            reduction: "mean" over the targets of the batch, or "none": per sample (B,), the sum over its targets
+                divided by the padded length, as published.
+
+        Raises:
+            SampleError: a sample without targets, or whose placeholders and images do not match.
+        """
+        batch, image_tokens_MD = self._training_batch(read_samples(samples))
+        batch = batch.to(self.device)
+        embeds_BTD = sequence.embed(batch, self.llama_model.get_input_embeddings(), image_tokens_MD)
+        return {"loss": self._loss(embeds_BTD, batch, reduction)}
+
+    def _training_batch(self, samples: Samples) -> tuple[sequence.Batch, Tensor | None]:
+        """The batch on the CPU, and the image tokens (M, D) that go into it."""
+        image_tokens_MD, images = self._encode_samples(samples)
+        rules = self._text_rules()
+        conditions, answers = rules.condition_rows(samples, images), rules.answer_rows(samples)
+        tokenizer = self.llama_tokenizer
+        batch = sequence.collate_training(conditions, answers, start_ids(tokenizer), tokenizer.pad_token_id)
+        return batch, image_tokens_MD
+
+    def _text_rules(self) -> TextRules:
+        return TextRules(
+            tokenizer=self.llama_tokenizer,
+            prompt_list=self.prompt_list,
+            prompt_template=self.prompt_template,
+            chat_template=self.cfg.chat_template,
+            max_txt_len=self.max_txt_len,
+            max_context_len=self.max_context_len,
+            end_sym=self.end_sym,
+            truncate_end_sym=self.cfg.truncate_end_sym,
+        )
+
+    def _encode_samples(self, samples: Samples) -> tuple[Tensor | None, list[list[tuple[int, int]]]]:
+        """Image tokens of the batch, flat (M, D), and per sample the (start, count) of each of its images."""
+        if samples.image is None:
+            return None, [[] for _ in range(len(samples))]
+        embeds_BQD, _ = self.encode_img(samples.image)
+        count = embeds_BQD.shape[1]
+        per_sample = samples.image.shape[1] if samples.image.ndim == 5 else 1
+        lengths = samples.lengths or [per_sample] * len(samples)
+        images = [
+            [((index * per_sample + n) * count, count) for n in range(length)] for index, length in enumerate(lengths)
+        ]
+        return embeds_BQD.flatten(0, 1), images
+
+    def _loss(self, embeds_BTD: Tensor, batch: sequence.Batch, reduction: str) -> Tensor:
+        columns_K = sequence.target_columns(batch)
+        logits_BKV = self.llama_model(
+            inputs_embeds=embeds_BTD,
+            attention_mask=batch.attention_mask_BT,
+            use_cache=False,
+            logits_to_keep=columns_K,
+        ).logits
+        targets_BK = batch.targets_BT[:, columns_K + 1]
+        if reduction == "mean":
+            return nn.functional.cross_entropy(logits_BKV.flatten(0, 1).float(), targets_BK.flatten())
+        if reduction != "none":
+            raise ValueError(f"reduction: {reduction!r} is neither 'mean' nor 'none'")
+        losses_BK = nn.functional.cross_entropy(logits_BKV.transpose(1, 2).float(), targets_BK, reduction="none")
+        return losses_BK.sum(dim=1) / (embeds_BTD.shape[1] - 1)
+
+    # Generation
+
+    def get_context_emb(self, prompt: str, img_list: Sequence[Tensor]) -> Tensor:
+        """Embeddings (1, T, D) of a prompt whose n-th `<ImageHere>` stands for `img_list[n]`, (1, Q, D) each.
+
+        Raises SampleError unless there are as many placeholders as images.
+        """
+        embeds, _ = self._prompt_embeds([prompt], [list(img_list)])
+        return embeds
+
+    def _prompt_embeds(self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+        """Left-padded embeddings (B, T, D), zero where padded, and their mask (B, T), from image embeddings."""
+        rules, start = self._text_rules(), start_ids(self.llama_tokenizer)
+        rows, tokens, first = [], [], 0
+        for index, (prompt, own) in enumerate(zip(prompts, images, strict=True)):
+            spans = []
+            for embeds_1QD in own:
+                tokens.append(embeds_1QD.flatten(0, -2).to(self.device))
+                spans.append((first, tokens[-1].shape[0]))
+                first += spans[-1][1]
+            try:
+                rows.append(sequence.prompt_row(rules.encode(sequence.split_prompt(prompt)), spans, start=start))
+            except ValueError as error:
+                raise SampleError(f"texts[{index}]: {error}") from error
+        batch = sequence.collate_prompts(rows, self.llama_tokenizer.pad_token_id).to(self.device)
+        embeds_BTD = sequence.embed(
+            batch, self.llama_model.get_input_embeddings(), torch.cat(tokens) if tokens else None
+        )
+        mask_BT = batch.attention_mask_BT
+        return embeds_BTD * mask_BT.unsqueeze(-1).to(embeds_BTD.dtype), mask_BT
+
+    @torch.no_grad()
+    def generate(
+        self,
+        images: Tensor | Sequence[Tensor | None] | None,
+        texts: Sequence[str],
+        num_beams: int = 1,
+        max_new_tokens: int = 20,
+        min_length: int = 1,
+        top_p: float = 0.9,
+        repetition_penalty: float = 1.0,
+        length_penalty: float = 1.0,
+        temperature: float = 1.0,
+        do_sample: bool = False,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """Answers to prompts, one a prompt, decoded together with left padding.
+
+        Args:
+            images: (B, 3, S, S), one a prompt; or (B, n, 3, S, S); or a list with a tensor (3, S, S) or
+                (n, 3, S, S) or None for each prompt; or None for text alone.
+            texts: whole prompts, `<ImageHere>` where an image belongs.
+            min_length: tokens before an answer may end, bos counted as in transformers 4.30.
+            stop: strings that end an answer; each row stops by itself and is cut before the string.
+            Others: as in transformers' `generate`.
+        """
+        decoding = Decoding(
+            num_beams, max_new_tokens, min_length, top_p, repetition_penalty, length_penalty, temperature, do_sample
+        )
+        stop = [stop] if isinstance(stop, str) else list(stop)
+        embeds_BTD, mask_BT = self._prompt_embeds(texts, self._image_lists(images, len(texts)))
+        ids_BL = generate_ids(self.llama_model, self.llama_tokenizer, embeds_BTD, mask_BT, decoding, stop)
+        decoded = self.llama_tokenizer.batch_decode(ids_BL.tolist(), skip_special_tokens=True)
+        return [clean_generated(cut_at_stop(text, stop)) for text in decoded]
+
+    def _image_lists(self, images: Any, count: int) -> list[list[Tensor]]:
+        """Image embeddings (1, Q, D) of each prompt; all images are encoded in one batch."""
+        if images is None:
+            return [[] for _ in range(count)]
+        own = [_as_stack(image) for image in images]
+        if len(own) != count:
+            raise SampleError(f"images: {len(own)} entries for {count} texts")
+        pixels = [stack for stack in own if stack is not None]
+        if not pixels:
+            return [[] for _ in range(count)]
+        embeds = iter(self.encode_img(torch.cat(pixels))[0])
+        return [[next(embeds)[None] for _ in range(0 if stack is None else len(stack))] for stack in own]
+
+    @torch.no_grad()
+    def multi_select(
+        self,
+        images: Tensor,
+        texts: Sequence[str],
+        answers: Sequence[Sequence[str]],
+        num_cand: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """Candidate answers of each prompt from most to least likely, as indices.
+
+        Args:
+            images: (B, 3, S, S).
+            texts: B prompts.
+            answers: candidates, `answers[c][b]` is number c for prompt b.
+            num_cand: how many candidates of each prompt count; the others are ranked last.
+
+        A candidate's score is its summed loss over the padded length of the batch (`reduction="none"`).
+        """
+        columns = []
+        for candidates in answers:
+            samples = {"image": images, "instruction_input": list(texts), "answer": list(candidates)}
+            columns.append(self(samples, reduction="none")["loss"].float())
+        losses_BC = torch.stack(columns, dim=1)
+        if num_cand is not None:
+            for row, count in zip(losses_BC, num_cand, strict=True):
+                row[count:] = float("inf")
+        return losses_BC.argsort(dim=1, stable=True).tolist()
+
+
+def _resolve_template(template: str, tokenizer: Any) -> str:
+    return prompt_template_from_tokenizer(tokenizer) if template == "tokenizer" else template
+
+
+def _llm_device(cfg: MiniGPT4Config, device: torch.device) -> torch.device:
+    if cfg.llm_storage in ("int8", "nf4") and device.type == "cuda" and device.index is None:
+        return torch.device("cuda", cfg.device_8bit)
+    return device
+
+
+def _as_stack(image: Tensor | None) -> Tensor | None:
+    if image is None or image.ndim == 4:
+        return image
+    return image.unsqueeze(0)

@@ -1,0 +1,132 @@
+"""What a training batch says to the LLM: prompts in their template, answers with their end symbol."""
+
+import logging
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.models.samples import Conversation, Samples
+from minigpt4.models.sequence import IMAGE_PLACEHOLDER, Row, answer_row, conversation_row, prompt_row, split_prompt
+from minigpt4.models.tokenizer import end_symbol_ids, hidden_pad_id
+
+log = logging.getLogger(__name__)
+
+Span = tuple[int, int]
+"""First token and number of tokens of one image in the flat list of the batch."""
+
+
+@dataclass(frozen=True)
+class TextRules:
+    """How samples become rows; the fields are those of the `model:` section."""
+
+    tokenizer: PreTrainedTokenizerBase
+    prompt_list: Sequence[str]
+    prompt_template: str
+    chat_template: bool
+    max_txt_len: int
+    max_context_len: int
+    end_sym: str
+    truncate_end_sym: bool
+
+    def condition_rows(self, samples: Samples, images: Sequence[Sequence[Span]]) -> list[Row]:
+        """What comes before the answer: the prompt with its images, or in stage 1 the image alone, without tags.
+
+        Raises SampleError where a prompt and the images of its sample do not match.
+        """
+        prompts = self._prompts(samples)
+        if prompts is None:
+            return [prompt_row([[]] * (len(own) + 1), own).cut(self.max_context_len) for own in images]
+        parts = [split_prompt(prompt) for prompt in prompts]
+        ids = iter(self.encode([text for texts in parts for text in texts]))
+        rows = []
+        for index, (texts, own) in enumerate(zip(parts, images, strict=True)):
+            try:
+                row = prompt_row([next(ids) for _ in texts], own)
+            except ValueError as error:
+                raise SampleError(f"{samples.name(index)}: {error}") from error
+            rows.append(row.cut(self.max_context_len))
+        return rows
+
+    def answer_rows(self, samples: Samples) -> list[Row]:
+        """Answers or conversations as targets; raises SampleError for a sample with nothing to train on."""
+        if samples.conversations:
+            rows = [self._conversation_row(conversation) for conversation in samples.conversations]
+        else:
+            rows = self._single_answer_rows(samples.answers)
+        for index, row in enumerate(rows):
+            if not row.num_targets:
+                raise SampleError(f"{samples.name(index)}: nothing to train on, its answer and end_sym are empty")
+        return rows
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens around it."""
+        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+
+    def _prompts(self, samples: Samples) -> list[str] | None:
+        """One prompt a sample, or None; a prompt of the list is drawn once a batch, as published."""
+        if samples.conversations:
+            return [apply_template(self.prompt_template, c.questions[0]) for c in samples.conversations]
+        if samples.instructions is not None:
+            template = self.prompt_template if self.chat_template else ""
+            return [apply_template(template, text) for text in samples.instructions]
+        if self.prompt_list:
+            return [random.choice(self.prompt_list)] * len(samples)
+        return None
+
+    def _single_answer_rows(self, answers: Sequence[str]) -> list[Row]:
+        end_ids, hidden = self._end_ids(), hidden_pad_id(self.tokenizer)
+        rows = [
+            answer_row(ids, end_ids, self.max_txt_len, truncate_end=self.truncate_end_sym)
+            for ids in self.encode([answer + self.end_sym for answer in answers])
+        ]
+        return rows if hidden is None else [row.hide_target(hidden) for row in rows]
+
+    def _conversation_row(self, conversation: Conversation) -> Row:
+        answers = self.encode([answer + self.end_sym for answer in conversation.answers])
+        later = [apply_template(self.prompt_template, question) for question in conversation.questions[1:]]
+        start = start_ids(self.tokenizer)
+        questions = [start + ids for ids in self.encode(later)]
+        row = conversation_row(
+            answers, questions, self._end_ids(), self.max_txt_len, truncate_end=self.truncate_end_sym
+        )
+        hidden = hidden_pad_id(self.tokenizer)
+        return row if hidden is None else row.hide_from_attention(hidden)
+
+    def _end_ids(self) -> list[int]:
+        ids = end_symbol_ids(self.tokenizer, self.end_sym)
+        if len(ids) >= self.max_txt_len:
+            raise ConfigError(f"model.max_txt_len: {self.max_txt_len} leaves no room beside end_sym {self.end_sym!r}")
+        return ids
+
+
+def read_prompts(path: str | None, template: str) -> list[str]:
+    """Training instructions of a file, in the template: its lines with an image placeholder, line ends stripped.
+
+    One is drawn and logged, as the published code does, so that a seed gives the published order of prompts.
+    """
+    if not path:
+        return []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"model.prompt_path: {path} cannot be read: {error.strerror}") from error
+    prompts = [apply_template(template, line) for line in lines if IMAGE_PLACEHOLDER in line]
+    if not prompts:
+        raise ConfigError(f"model.prompt_path: no line of {path} contains {IMAGE_PLACEHOLDER}")
+    log.info("%d training prompts, for example: %s", len(prompts), random.choice(prompts))
+    return prompts
+
+
+def apply_template(template: str, text: str) -> str:
+    """`text` in the place of the template's `{}`; an empty template leaves it as it is."""
+    return template.format(text) if template else text
+
+
+def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text: bos for LLaMA, nothing for tokenizers that add none."""
+    bos = tokenizer.bos_token_id
+    return [bos] if bos is not None and bos in tokenizer("")["input_ids"] else []
