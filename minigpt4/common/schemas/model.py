@@ -1,0 +1,193 @@
+"""Schema of the YAML section `model:` for `arch: minigpt4`.
+
+The published keys keep their published meaning and default; the keys of this project are marked "new".
+Path fields carry `metadata={"path": ...}` so that a missing file is reported before anything loads.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+VISION_PRECISIONS = ("fp16", "bf16", "fp32")
+LLM_PRECISIONS = ("fp16", "bf16", "fp32", "int8", "nf4")
+EVA_CLIP_G = "eva_clip_g"
+VIT_FILE = "eva_vit_g.pth"
+QFORMER_FILE = "blip2_pretrained_flant5xxl.pth"
+
+VIT_OVERRIDES = ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio")
+QFORMER_OVERRIDES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "cross_attention_frequency",
+)
+
+
+def _path(kind: str, default: str | None = None) -> Any:
+    return field(default=default, metadata={"path": kind})
+
+
+@dataclass
+class MiniGPT4Config:
+    """What `MiniGPT4.from_config` reads; `llama_model` is the only key without a usable default."""
+
+    arch: str = "minigpt4"
+    """Registered name of the model class."""
+
+    model_type: str | None = None
+    """Packaged default YAML under the user's file: `pretrain_vicuna0` or `pretrain_llama2`."""
+
+    image_size: int = 224
+    """Side of the square input image, pixels; a multiple of the patch size."""
+
+    vit_model: str = EVA_CLIP_G
+    """`eva_clip_g` (BLIP-2's EVA-CLIP ViT-g/14 without its 40th block) or any timm model name."""
+
+    vit_weights: str | None = _path("file")
+    """New. File of the vision encoder's weights (`eva_vit_g.pth`); unset: that name in `weights/` or torch's
+    download cache, where the original code kept it."""
+
+    vit_config: dict[str, Any] = field(default_factory=dict)
+    """New. Overrides of the ViT's sizes: `embed_dim`, `depth`, `num_heads`, `patch_size`, `mlp_ratio`."""
+
+    vit_precision: str = "fp16"
+    """Storage and compute of the frozen vision encoder and Q-Former: `fp16`, `bf16` or `fp32`. LayerNorms and
+    embeddings stay fp32, as in the original; a part that is trained is stored in fp32."""
+
+    drop_path_rate: float = 0.0
+    """Stochastic depth of the ViT, 0 to 1; acts only while the ViT is trained."""
+
+    use_grad_checkpoint: bool = False
+    """Recompute the ViT's activations in the backward pass; acts only while the ViT is trained."""
+
+    freeze_vit: bool = True
+    """Keep the vision encoder and `ln_vision` as loaded."""
+
+    has_qformer: bool = True
+    """False: the ablation without Q-Former, 4 neighbouring patch tokens joined into one."""
+
+    q_former_model: str | None = _path("file")
+    """File of the BLIP-2 weights (Q-Former, query tokens, `ln_vision`): path or the published URL, which
+    is looked up by its file name like `vit_weights`."""
+
+    qformer_config: dict[str, Any] = field(default_factory=dict)
+    """New. Overrides of the Q-Former's sizes: `hidden_size`, `num_hidden_layers`, `num_attention_heads`,
+    `intermediate_size`, `cross_attention_frequency`."""
+
+    num_query_token: int = 32
+    """Learned queries of the Q-Former = image tokens that the LLM reads."""
+
+    freeze_qformer: bool = True
+    """Keep Q-Former and query tokens as loaded; False trains them beside the projection."""
+
+    proj_layers: int = 1
+    """New. Linear layers between vision and LLM: 1 (published) or 3 (the paper's ablation)."""
+
+    llama_model: str | None = _path("dir")
+    """Local directory of the frozen LLM: Vicuna, LLaMA-2-chat or any causal LM that transformers loads."""
+
+    llm_precision: str = "fp16"
+    """New. Storage of the frozen LLM: `fp16`, `bf16`, `fp32`, or `int8` and `nf4` (bitsandbytes, CUDA)."""
+
+    low_resource: bool = False
+    """Load the LLM in 8 bits; the published name of `llm_precision: int8`."""
+
+    device_8bit: int = 0
+    """CUDA device of a quantised LLM when the caller names no device."""
+
+    llm_grad_checkpoint: bool = False
+    """New. Recompute the LLM's activations in the backward pass: less memory, about a third more time."""
+
+    llm_sanity_check: bool = True
+    """New. Let the LLM read one English sentence after loading; a loss near ln(vocabulary) stops the run."""
+
+    ckpt: str | None = _path("file")
+    """Checkpoint with the trained weights (`llama_proj.*` in the published files)."""
+
+    ckpt_allow_keys: list[str] = field(default_factory=list)
+    """New. Shell patterns of checkpoint keys that may be missing or left over; others are errors."""
+
+    prompt: str = ""
+    """Published and without effect there; only the empty string is accepted."""
+
+    prompt_path: str | None = _path("file")
+    """Text file with one training instruction a line; lines without `<ImageHere>` are dropped."""
+
+    prompt_template: str = ""
+    """Chat format around an instruction, with one `{}`; '' leaves it as it is; `tokenizer` takes the chat
+    template that comes with the LLM's tokenizer."""
+
+    chat_template: bool = False
+    """Put `instruction_input` of a sample into `prompt_template` too."""
+
+    max_txt_len: int = 32
+    """Longest answer in training, tokens, end symbol included."""
+
+    max_context_len: int = 3800
+    """Longest prompt in training, tokens and image embeddings together; cut on the right."""
+
+    end_sym: str = "\n"
+    """What ends an answer in training and is therefore what the model learns to stop with."""
+
+    truncate_end_sym: bool = False
+    """New. True: a too long answer loses its end symbol, as in the published code; False keeps it."""
+
+    lora_r: int = 0
+    """Published in MiniGPT-v2; LoRA is not part of this project yet: only 0 is accepted."""
+
+    lora_alpha: int = 16
+    """Read with `lora_r` only."""
+
+    lora_target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+    """Read with `lora_r` only."""
+
+    lora_dropout: float = 0.05
+    """Read with `lora_r` only."""
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_ranges()
+        self._check_overrides()
+        self._check_template()
+        if self.lora_r > 0:
+            raise ValueError("lora_r: LoRA on the LLM does not exist here yet; set lora_r: 0")
+        if self.prompt:
+            raise ValueError("prompt: has no effect in MiniGPT-4; use prompt_path (a file of instructions)")
+
+    def _check_choices(self) -> None:
+        for key, choices in (
+            ("vit_precision", VISION_PRECISIONS),
+            ("llm_precision", LLM_PRECISIONS),
+            ("proj_layers", (1, 3)),
+        ):
+            value = getattr(self, key)
+            if value not in choices:
+                raise ValueError(f"{key}: {value!r} is not one of {', '.join(map(str, choices))}")
+        if self.low_resource and self.llm_precision == "nf4":
+            raise ValueError("low_resource means int8, but llm_precision says nf4; set one of them")
+
+    def _check_ranges(self) -> None:
+        for key in ("image_size", "num_query_token", "max_txt_len", "max_context_len"):
+            if getattr(self, key) < 1:
+                raise ValueError(f"{key}: {getattr(self, key)} must be at least 1")
+        if not 0 <= self.drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate: {self.drop_path_rate} must be in [0, 1)")
+        if self.device_8bit < 0:
+            raise ValueError(f"device_8bit: {self.device_8bit} must be a CUDA device number")
+
+    def _check_overrides(self) -> None:
+        for key, known in (("vit_config", VIT_OVERRIDES), ("qformer_config", QFORMER_OVERRIDES)):
+            unknown = sorted(set(getattr(self, key)) - set(known))
+            if unknown:
+                raise ValueError(f"{key}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
+
+    def _check_template(self) -> None:
+        if self.prompt_template in ("", "tokenizer"):
+            return
+        if self.prompt_template.count("{}") != 1:
+            raise ValueError(f"prompt_template: {self.prompt_template!r} must hold exactly one {{}}")
+
+    @property
+    def llm_storage(self) -> str:
+        """Precision that the LLM is stored in, with `low_resource` taken into account."""
+        return "int8" if self.low_resource else self.llm_precision

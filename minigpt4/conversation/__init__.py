@@ -1,0 +1,31 @@
+"""What is said to the LLM: conversation templates, and the cleaning of its answers.
+
+Imports neither torch nor transformers.
+"""
+
+from minigpt4.conversation.answers import clean_answer, clean_generated
+from minigpt4.conversation.templates import (
+    CONV_VISION_LLama2,
+    CONV_VISION_minigptv2,
+    CONV_VISION_Vicuna0,
+    Conversation,
+    SeparatorStyle,
+    get_template,
+)
+from minigpt4.conversation.tokenizer_template import TokenizerConversation, prompt_template_from_tokenizer
+from minigpt4.conversation.turns import IMAGE_MESSAGE, IMAGE_PLACEHOLDER
+
+__all__ = [
+    "CONV_VISION_LLama2",
+    "CONV_VISION_Vicuna0",
+    "CONV_VISION_minigptv2",
+    "Conversation",
+    "IMAGE_MESSAGE",
+    "IMAGE_PLACEHOLDER",
+    "SeparatorStyle",
+    "TokenizerConversation",
+    "clean_answer",
+    "clean_generated",
+    "get_template",
+    "prompt_template_from_tokenizer",
+]

@@ -1,0 +1,67 @@
+"""The turns of a conversation and how they join, the same for every kind of template."""
+
+from typing import Any
+
+from minigpt4.common.errors import SampleError
+
+IMAGE_PLACEHOLDER = "<ImageHere>"  # where the image's embeddings go
+IMAGE_MESSAGE = f"<Img>{IMAGE_PLACEHOLDER}</Img>"
+
+
+class Turns:
+    """Messages [role, text] in the order they were said; role is one of `roles` (user, assistant).
+
+    A subclass has the attributes below and says in `get_prompt` how they become one string.
+    """
+
+    roles: tuple[str, str]
+    messages: list[list[str | None]]
+    offset: int
+
+    def append_message(self, role: str, message: str | None) -> None:
+        """Add a message as it is; None leaves it open, to be written by the LLM."""
+        self.messages.append([role, message])
+
+    def add_image(self) -> None:
+        """The user shows an image; a question that follows at once joins this message."""
+        self.append_message(self.roles[0], IMAGE_MESSAGE)
+
+    def ask(self, text: str) -> None:
+        """The user says `text`, joined by one blank to an image shown just before.
+
+        SampleError when the text holds the image placeholder: no image would belong to it.
+        """
+        if IMAGE_PLACEHOLDER in text:
+            raise SampleError(
+                f"a question must not hold {IMAGE_PLACEHOLDER}, which stands for an image; "
+                "show the image with add_image() before the question"
+            )
+        if self._image_was_just_shown():
+            self.messages[-1][1] = f"{self.messages[-1][1]} {text}"
+        else:
+            self.append_message(self.roles[0], text)
+
+    def open_answer(self) -> None:
+        """Leave the next turn to the assistant: the prompt now ends where the LLM goes on."""
+        self.append_message(self.roles[1], None)
+
+    def fill_answer(self, text: str) -> None:
+        """Write what the LLM said into the open (or last) answer; ValueError when there is none."""
+        if not self.messages or self.messages[-1][0] != self.roles[1]:
+            raise ValueError("there is no answer to fill in; call open_answer() first")
+        self.messages[-1][1] = text
+
+    def to_gradio_chatbot(self) -> list[list[str | None]]:
+        """Pairs [question, answer] of the messages after the first `offset`, as published."""
+        shown = [text for _, text in self.messages[self.offset :]]
+        answers = shown[1::2] + [None] * (len(shown) % 2)
+        return [list(pair) for pair in zip(shown[::2], answers, strict=True)]
+
+    def _image_was_just_shown(self) -> bool:
+        if not self.messages:
+            return False
+        role, text = self.messages[-1]
+        return role == self.roles[0] and bool(text) and text.endswith("</Img>")
+
+    def _copied_messages(self) -> list[list[Any]]:
+        return [list(message) for message in self.messages]

@@ -1,0 +1,59 @@
+"""The common part of all processors: a callable built from a section of the YAML."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Self
+
+from omegaconf import DictConfig, OmegaConf
+
+from minigpt4.common.errors import ConfigError
+
+
+@dataclass
+class BaseProcessor(ABC):
+    """Turns one raw item (an image, a caption) into what the model is given.
+
+    A subclass is a dataclass: its fields are the keys that its YAML section may hold, their defaults the
+    only defaults, and `__post_init__` checks the values and raises ConfigError.
+    """
+
+    @abstractmethod
+    def __call__(self, item: Any) -> Any:
+        """Process one item; SampleError when the item cannot be used."""
+
+    @classmethod
+    def from_config(cls, cfg: Mapping[str, Any] | DictConfig | None = None) -> Self:
+        """Build from a section such as `{name: blip2_image_eval, image_size: 224}`.
+
+        `name` only chooses the class; a key set to null takes its default, as in the published files.
+        ConfigError names a wrong key with the nearest valid one, or a wrong value.
+        """
+        section = _plain_mapping(cls, cfg)
+        title = section.pop("name", None) or cls.__name__
+        known = [field.name for field in fields(cls)]
+        for key in section:
+            if key not in known:
+                raise ConfigError(f"{title}: unknown key '{key}'{_hint(key, known)}")
+        try:
+            return cls(**{key: value for key, value in section.items() if value is not None})
+        except ConfigError as error:
+            raise ConfigError(f"{title}: {error}") from None
+
+
+def _plain_mapping(cls: type, cfg: Mapping[str, Any] | DictConfig | None) -> dict[str, Any]:
+    """A copy of the section without OmegaConf types, interpolations resolved."""
+    if OmegaConf.is_config(cfg):
+        cfg = OmegaConf.to_container(cfg, resolve=True)
+    if cfg is None:
+        return {}
+    if not isinstance(cfg, Mapping):
+        raise ConfigError(f"{cls.__name__}: expected a section of keys and values, got {cfg!r}")
+    return dict(cfg)
+
+
+def _hint(key: Any, known: list[str]) -> str:
+    nearest = get_close_matches(str(key), known, n=1)
+    suggestion = f"; did you mean '{nearest[0]}'?" if nearest else ""
+    return f"{suggestion} (valid keys: {', '.join(['name', *known])})"

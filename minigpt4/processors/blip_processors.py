@@ -1,0 +1,135 @@
+"""The processors of the published recipes: BLIP-2's image preprocessing and BLIP's caption cleaning."""
+
+import functools
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.registry import registry
+from minigpt4.processors.base_processor import BaseProcessor
+from minigpt4.processors.images import to_rgb
+
+log = logging.getLogger(__name__)
+
+# CLIP's channel statistics (RGB, of pixel values in 0..1), which EVA-CLIP was trained with.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+_PUNCTUATION = re.compile(r'[.!"()*#:;~]')
+_WHITESPACE_RUN = re.compile(r"\s{2,}")
+
+
+@dataclass
+class _Blip2ImageProcessor(BaseProcessor):
+    """PIL image of any mode and size -> normalised float32 tensor (3, image_size, image_size).
+
+    The image is resized to a square with bicubic interpolation: nothing is cropped, the aspect ratio is
+    not kept. Then (pixel / 255 - mean) / std for each channel.
+
+    Fields:
+        image_size: side of the output in pixels.
+        mean, std: three numbers each for R, G, B in 0..1; CLIP's by default.
+        min_scale, max_scale: accepted because published files hold them; like in the published code they
+            have no effect, since there is no random crop.
+    """
+
+    image_size: int = 224
+    mean: Sequence[float] = CLIP_MEAN
+    std: Sequence[float] = CLIP_STD
+    min_scale: float | None = None
+    max_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive_int("image_size", self.image_size)
+        self.mean = _three_numbers("mean", self.mean)
+        self.std = _three_numbers("std", self.std)
+        if min(self.std) <= 0:
+            raise ConfigError(f"std must be above zero, got {list(self.std)}")
+        if (self.min_scale, self.max_scale) != (None, None):
+            _warn_that_scale_is_ignored()
+        self._mean_311 = torch.tensor(self.mean).view(3, 1, 1)
+        self._std_311 = torch.tensor(self.std).view(3, 1, 1)
+
+    def __call__(self, item: Image.Image) -> torch.Tensor:
+        if not isinstance(item, Image.Image):
+            raise SampleError(f"an image processor takes a PIL image, got {type(item).__name__}")
+        pixels_HWC = np.asarray(self._resize(to_rgb(item)))
+        pixels_CHW = torch.from_numpy(pixels_HWC.transpose(2, 0, 1).copy())
+        return pixels_CHW.float().div_(255).sub_(self._mean_311).div_(self._std_311)
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        # Width first, then height: newer Pillow releases choose the order of the two passes by the shape
+        # of the image, which moves pixels by one level against the published preprocessing.
+        size = self.image_size
+        widened = image.resize((size, image.height), Image.Resampling.BICUBIC)
+        return widened.resize((size, size), Image.Resampling.BICUBIC)
+
+
+@registry.register_processor("blip2_image_train")
+class Blip2ImageTrainProcessor(_Blip2ImageProcessor):
+    """Image preprocessing for training: the same as for evaluation, without augmentation.
+
+    That every epoch sees the same pixels is the published behaviour, and is why the features of the
+    frozen vision encoder can be cached.
+    """
+
+
+@registry.register_processor("blip2_image_eval")
+class Blip2ImageEvalProcessor(_Blip2ImageProcessor):
+    """Image preprocessing for evaluation and chat: the same as for training."""
+
+
+@registry.register_processor("blip_caption")
+@dataclass
+class BlipCaptionProcessor(BaseProcessor):
+    """Caption text -> lower case, without most punctuation, at most `max_words` words, after `prompt`.
+
+    Each of . ! " ( ) * # : ; ~ becomes a blank, a run of whitespace one blank, and the ends are trimmed
+    of newlines and blanks. Words are what single blanks separate.
+
+    Fields:
+        prompt: put before every caption as it is; not cleaned, not counted.
+        max_words: words kept of the caption.
+    """
+
+    prompt: str = ""
+    max_words: int = 50
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise ConfigError(f"prompt must be text, got {self.prompt!r}")
+        _require_positive_int("max_words", self.max_words)
+
+    def __call__(self, item: str) -> str:
+        if not isinstance(item, str):
+            raise SampleError(f"a caption must be text, got {type(item).__name__}: {item!r:.80}")
+        return self.prompt + self._clean(item)
+
+    def _clean(self, caption: str) -> str:
+        text = _PUNCTUATION.sub(" ", caption.lower())
+        text = _WHITESPACE_RUN.sub(" ", text).rstrip("\n").strip(" ")
+        return " ".join(text.split(" ")[: self.max_words])
+
+
+def _require_positive_int(key: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{key} must be a whole number above zero, got {value!r}")
+
+
+def _three_numbers(key: str, value: Any) -> tuple[float, float, float]:
+    if isinstance(value, Sequence) and len(value) == 3 and all(isinstance(v, Real) for v in value):
+        return tuple(float(v) for v in value)
+    raise ConfigError(f"{key} must be three numbers (R, G, B), got {value!r}")
+
+
+@functools.cache  # once a process: the same section is often read for several datasets
+def _warn_that_scale_is_ignored() -> None:
+    log.warning("min_scale and max_scale have no effect: images are resized without cropping, as published")

@@ -1,0 +1,119 @@
+"""Opening image files of every kind as upright 8-bit RGB, with errors that name the file."""
+
+import struct
+import zlib
+from contextlib import AbstractContextManager, nullcontext
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base as ExifTag
+
+from minigpt4.common.errors import SampleError
+
+ImageSource = str | Path | bytes | BinaryIO
+
+# What decoders are known to raise on damaged bytes; anything else is a mistake in code and stays loud.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, struct.error, zlib.error)
+
+# EXIF orientation -> what puts the picture upright (1, and values outside the standard, need nothing).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Everywhere that Pillow looks for an orientation once an image is loaded.
+_ORIENTATION_CARRIERS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+
+
+def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
+    """Read a whole image as upright RGB, 8 bits a channel (the first frame of an animation).
+
+    `source` is a path, the bytes of a file or an open binary file, which stays open. `name` is how errors
+    call the image where the source does not tell, for instance "shard.tar/000012.jpg".
+    SampleError when the file is missing, damaged, cut off, no image or larger than Pillow's limit.
+    """
+    label = name or _label(source)
+    try:
+        with _binary(source) as file, Image.open(file) as image:
+            rgb = to_rgb(image)
+            # A copy of its own lets go of the decoder and the compressed bytes that it may hold.
+            return rgb.copy() if rgb is image else rgb
+    except Image.DecompressionBombError as error:
+        raise SampleError(f"{label}: the image is too large; {error}") from error
+    except UnidentifiedImageError as error:
+        raise SampleError(f"{label}: not an image, or of a format that Pillow cannot read") from error
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        raise SampleError(f"{label}: cannot be opened ({error.strerror}); check the image path") from error
+    except _DECODE_ERRORS as error:
+        raise SampleError(f"{label}: the image is damaged or cut off ({error}); fetch it again") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any Pillow image as upright 8-bit RGB; the image itself where it already is that.
+
+    Transparency is dropped, not blended, as in the published preprocessing. Grey levels of more than
+    8 bits are scaled to 0..255.
+    """
+    # Pillow rotates TIFFs while it loads them, so the orientation is only right afterwards.
+    image.load()
+    image = _upright(image)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _eight_bits(image)
+    if image.mode == "P" and "transparency" in image.info:
+        # The same colours as a direct conversion, without Pillow's warning about it.
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF or XMP orientation says, which is then forgotten."""
+    try:
+        orientation = image.getexif().get(ExifTag.Orientation)
+    except _DECODE_ERRORS:  # damaged metadata beside good pixels is common on the web
+        return image
+    method = _UPRIGHT.get(orientation)
+    if method is None:
+        return image
+    turned = image.transpose(method)
+    for key in _ORIENTATION_CARRIERS:
+        turned.info.pop(key, None)
+    return turned
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey levels of mode I;16*, I or F scaled to mode L, where Pillow would clip; black if not finite."""
+    levels = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
+    white = _white_level(image.mode, float(levels.max(initial=0.0)))
+    scaled = np.rint(levels * (255.0 / white)).clip(0, 255)
+    return Image.fromarray(scaled.astype(np.uint8))
+
+
+def _white_level(mode: str, brightest: float) -> float:
+    """The value that stands for white: the smallest usual range that holds the brightest pixel."""
+    if mode.startswith("I;16"):
+        return 65535.0
+    usual = (1.0, 255.0, 65535.0) if mode == "F" else (255.0, 65535.0)
+    return next((white for white in usual if brightest <= white), brightest)
+
+
+def _binary(source: ImageSource) -> AbstractContextManager[BinaryIO]:
+    # Pillow never sees a path: from a path it maps uncompressed TIFFs into memory, and scrambles those
+    # that are to be turned by 90 degrees.
+    if isinstance(source, str | Path):
+        return Path(source).open("rb")
+    return BytesIO(source) if isinstance(source, bytes) else nullcontext(source)
+
+
+def _label(source: ImageSource) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, bytes):
+        return f"<image of {len(source)} bytes>"
+    return str(getattr(source, "name", "<image from an open file>"))
