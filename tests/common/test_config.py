@@ -147,7 +147,7 @@ def test_faulty_option_is_refused(options, text, user_file):
     [
         ("", "is empty"),
         ("- a\n- b\n", "holds a list"),
-        ("just text", "cannot be read as YAML"),
+        ("just text", "has no section `run:`"),
         ("run: {a: 1\nmodel: [", "cannot be read as YAML"),
         ("run: {a: 1}\nrun: {b: 2}", "cannot be read as YAML"),
         ("run: {a: '${oops'}", "user.yaml"),
