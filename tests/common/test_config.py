@@ -168,6 +168,10 @@ def test_faulty_option_is_refused(options, text, user_file):
             MINIMAL.replace("align: {}", "align: {type: mini}"),
             "datasets.cc_sbu_align.type: unknown name 'mini'",
         ),
+        (MINIMAL.replace("align: {}", "align: {build_info: [1]}"), "datasets.cc_sbu_align: does not fit"),
+        (MINIMAL.replace("minigpt4,", "[1],"), "model.arch cannot be [1]"),
+        (MINIMAL.replace("cc_sbu_align: {}", "3: {}"), "datasets.3: unknown dataset"),
+        (MINIMAL + "evaluation_datasets: 3\n", "`evaluation_datasets:` must hold keys"),
     ],
 )
 def test_faulty_file_is_refused_by_name(text, complaint, user_file):

@@ -94,3 +94,30 @@ def test_instructions_all_hold_the_image():
     lines = (REPOSITORY / "prompts/alignment.txt").read_text().splitlines()
     assert len(lines) == len(set(lines)) == 4
     assert all(line.startswith("<Img><ImageHere></Img> ") for line in lines)
+
+
+EVALUATION = """
+model:
+  arch: minigpt4
+  model_type: pretrain_vicuna0
+  max_txt_len: 160
+  end_sym: "###"
+  low_resource: True
+  prompt_template: '###Human: {} ###Assistant: '
+  ckpt: weights/pretrained_minigpt4_7b.pth
+datasets:
+  cc_sbu_align:
+    vis_processor: {train: {name: blip2_image_eval, image_size: 224}}
+    text_processor: {train: {name: blip_caption}}
+run:
+  task: image_text_pretrain
+"""
+
+
+def test_file_with_the_keys_of_the_released_demo_config_binds(tmp_path):
+    user = tmp_path / "user.yaml"
+    user.write_text(EVALUATION)
+    model, datasets, run = _bound(user)
+    assert model.low_resource
+    assert datasets["cc_sbu_align"].vis_processor.train.name == "blip2_image_eval"
+    assert run.init_lr is None
