@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from minigpt4.common.default_files import Catalogue, DefaultFiles, find_default_files
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.hints import hint, nearest
-from minigpt4.common.yaml_files import dropped_option, load_yaml, parse_options, to_plain
+from minigpt4.common.yaml_files import dropped_option, load_yaml, merge, parse_options, to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Config:
         options = parse_options(args.options)
         self._warn_about_dropped(user, args.options)
         self._check_options(options, user)
-        self.config = OmegaConf.merge(*layers, options)
+        self.config = merge(f"--options over {self.source}", *layers, options)
         self.to_dict()  # an unresolvable ${...} fails here, not in the middle of a run
 
     @property
@@ -101,13 +101,14 @@ class Config:
             raise self._unknown("model.arch", arch, known)
         model_type = self._required(section, "model_type", known[arch])
         default = self._default("model.model_type", model_type, known[arch])
-        return OmegaConf.merge(default, {"model": section})
+        return merge(f"{self.source}: model", default, {"model": section})
 
     def _required(self, section: DictConfig, key: str, known: Iterable[str]) -> str:
         value = section.get(key)
-        if value is None:
+        if not isinstance(value, str):
+            fault = "is missing" if value is None else f"cannot be {value!r}"
             raise ConfigError(
-                f"{self.source}: model.{key} is missing; it chooses the default file and must stand in the "
+                f"{self.source}: model.{key} {fault}; it chooses the default file and must stand in the "
                 f"YAML, not in --options. {hint('', known)}"
             )
         return value
@@ -129,7 +130,7 @@ class Config:
         default = self._default(f"{key}.type", section.get("type", "default"), known.get(name, {}))
         if set(default.get("datasets", {})) - {name}:
             raise ConfigError(f"the default file of dataset {name!r} describes {list(default.datasets)}")
-        return OmegaConf.merge(default, {"datasets": {name: section}})
+        return merge(f"{self.source}: {key}", default, {"datasets": {name: section}})
 
     def _evaluation(self, user: DictConfig) -> dict[str, DictConfig]:
         if user.get("evaluation_datasets") is None:
@@ -140,12 +141,12 @@ class Config:
         """The default file of this type; none at all is fine for a class from outside that brings none."""
         if not files:
             return OmegaConf.create({})
-        if kind not in files:
+        if str(kind) not in files:
             raise self._unknown(key, kind, files)
-        return load_yaml(files[kind])
+        return load_yaml(files[str(kind)])
 
     def _unknown(self, key: str, value: Any, known: Iterable[str]) -> ConfigError:
-        return ConfigError(f"{self.source}: {key}: unknown name {value!r}; {hint(str(value), known)}")
+        return ConfigError(f"{self.source}: {key}: unknown name {value!r}; {hint(value, known)}")
 
     def _warn_about_dropped(self, user: DictConfig, options: list[str] | None) -> None:
         dropped = dropped_option(options)
@@ -155,14 +156,14 @@ class Config:
             if name == "preprocess":
                 logger.warning("%s: `preprocess:` is ignored; it comes from the model's defaults", self.source)
             elif name not in USER_SECTIONS:
-                close = nearest(str(name), USER_SECTIONS)
+                close = nearest(name, USER_SECTIONS)
                 question = f"; did you mean `{close}:`?" if close else ""
                 logger.warning("%s: unknown section `%s:` is ignored%s", self.source, name, question)
 
     def _check_options(self, options: DictConfig, user: DictConfig) -> None:
         for name, section in options.items():
             if name not in OPTION_SECTIONS:
-                raise ConfigError(f"--options {name}: unknown section; {hint(str(name), OPTION_SECTIONS)}")
+                raise ConfigError(f"--options {name}: unknown section; {hint(name, OPTION_SECTIONS)}")
             if not isinstance(section, DictConfig):
                 raise ConfigError(f"--options {name}={section}: name a key of the section: {name}.KEY=VALUE")
         _warn_unless_same(options, user, "model.arch", "model.model_type")

@@ -70,6 +70,15 @@ def _check_pair(pair: str) -> None:
         ) from error
 
 
+def merge(place: str, *layers: Any) -> DictConfig:
+    """The layers, later ones over earlier ones; ConfigError with `place` where a list meets a mapping."""
+    try:
+        return OmegaConf.merge(*layers)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"{place}: does not fit what lies under it, list or mapping: {text}") from error
+
+
 def to_plain(config: Any, source: str) -> dict[str, Any]:
     """Dicts, lists and scalars of a config, `${...}` resolved; ConfigError where that fails."""
     try:

@@ -44,18 +44,18 @@ def bind(schema: type[T], node: Mapping[str, Any] | DictConfig, *, section: str,
     values = to_plain(node, source) if isinstance(node, DictConfig) else node
     try:
         return _bind(schema, values, section, source)
-    except _Faults as faults:
+    except _SectionError as faults:
         listed = "\n".join(f"  - {fault}" for fault in faults.args)
         raise ConfigError(f"{source}:\n{listed}") from None
 
 
-class _Faults(ValueError):
+class _SectionError(ValueError):
     """One text per fault, each beginning with its key."""
 
 
 def _bind(schema: type[T], values: Any, section: str, source: str) -> T:
     if not isinstance(values, Mapping):
-        raise _Faults(f"{section}: {values!r} must be keys with values")
+        raise _SectionError(f"{section}: {values!r} must be keys with values")
     fields = {field.name: field for field in dataclasses.fields(schema) if field.init}
     extra = next((name for name, field in fields.items() if field.metadata.get("extra")), None)
     named = {name: field for name, field in fields.items() if name != extra}
@@ -70,11 +70,11 @@ def _bind(schema: type[T], values: Any, section: str, source: str) -> T:
                 arguments[name] = _convert(kinds[name], values[name], key, source)
                 _refuse_placeholders(arguments[name], key, source, is_path="path" in field.metadata)
             elif _is_required(field):
-                raise _Faults(f"{key}: is missing; {_how_to_set(key, source)}")
-        except _Faults as inner:
+                raise _SectionError(f"{key}: is missing; {_how_to_set(key, source)}")
+        except _SectionError as inner:
             faults.extend(inner.args)
     if faults:
-        raise _Faults(*faults)
+        raise _SectionError(*faults)
     return _construct(schema, arguments, section, fields)
 
 
@@ -95,7 +95,7 @@ def _construct(schema: type[T], arguments: dict[str, Any], section: str, fields:
     except ValueError as error:
         text = str(error)
         names_field = re.split(r"\W", text, maxsplit=1)[0] in fields
-        raise _Faults(f"{section}.{text}" if names_field else f"{section}: {text}") from error
+        raise _SectionError(f"{section}.{text}" if names_field else f"{section}: {text}") from error
 
 
 def _is_required(field: dataclasses.Field) -> bool:
@@ -109,11 +109,11 @@ def _how_to_set(key: str, source: str) -> str:
 def _refuse_placeholders(value: Any, key: str, source: str, *, is_path: bool) -> None:
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str | Path) and is_placeholder(str(text), is_path=is_path):
-            raise _Faults(f"{key}: {str(text)!r} is a placeholder; {_how_to_set(key, source)}")
+            raise _SectionError(f"{key}: {str(text)!r} is a placeholder; {_how_to_set(key, source)}")
 
 
 def _convert(kind: Any, value: Any, key: str, source: str) -> Any:
-    """`value` as `kind`, or _Faults. Numbers may stand in quotes, as some YAML writers put them."""
+    """`value` as `kind`, or _SectionError. Numbers may stand in quotes, as some YAML writers put them."""
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
@@ -130,7 +130,7 @@ def _convert(kind: Any, value: Any, key: str, source: str) -> Any:
     wanted, read = _SCALARS[kind]
     converted = read(value)
     if converted is None:
-        raise _Faults(f"{key}: {_show(value)} must be {wanted}")
+        raise _SectionError(f"{key}: {_show(value)} must be {wanted}")
     return converted
 
 
@@ -143,28 +143,28 @@ def _convert_union(kinds: tuple[Any, ...], value: Any, key: str, source: str) ->
             continue
         try:
             return _convert(kind, value, key, source)
-        except _Faults as inner:
+        except _SectionError as inner:
             faults.extend(inner.args)
-    raise _Faults(*faults)
+    raise _SectionError(*faults)
 
 
 def _choice(choices: tuple[Any, ...], value: Any, key: str) -> Any:
     # 1 == True in Python, but not in a YAML file.
     if any(value == choice and type(value) is type(choice) for choice in choices):
         return value
-    raise _Faults(f"{key}: {_show(value)} must be one of {', '.join(map(str, choices))}")
+    raise _SectionError(f"{key}: {_show(value)} must be one of {', '.join(map(str, choices))}")
 
 
 def _convert_list(args: tuple[Any, ...], value: Any, key: str, source: str) -> list[Any]:
     if not isinstance(value, list | tuple):
-        raise _Faults(f"{key}: {_show(value)} must be a list, such as [a, b]")
+        raise _SectionError(f"{key}: {_show(value)} must be a list, such as [a, b]")
     kind = args[0] if args else Any
     return [_convert(kind, item, f"{key}[{index}]", source) for index, item in enumerate(value)]
 
 
 def _convert_dict(args: tuple[Any, ...], value: Any, key: str, source: str) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
-        raise _Faults(f"{key}: {_show(value)} must be keys with values")
+        raise _SectionError(f"{key}: {_show(value)} must be keys with values")
     kind = args[1] if args else Any
     return {name: _convert(kind, item, f"{key}.{name}", source) for name, item in value.items()}
 

@@ -41,7 +41,7 @@ class BuildInfo:
 class VisProcessorConfig:
     """One image processor."""
 
-    name: str = "blip2_image_eval"
+    name: str
     """Registered name: `blip2_image_train` or `blip2_image_eval`, the same here: resize and normalise."""
 
     image_size: int = 224
@@ -62,7 +62,7 @@ class VisProcessorConfig:
 class TextProcessorConfig:
     """One text processor."""
 
-    name: str = "blip_caption"
+    name: str
     """Registered name."""
 
     kwargs: dict[str, Any] = field(default_factory=dict, metadata={"extra": True})
@@ -77,10 +77,10 @@ class TextProcessorConfig:
 class VisProcessors:
     """Image processors of the training split and of the others."""
 
-    train: VisProcessorConfig = field(default_factory=lambda: VisProcessorConfig(name="blip2_image_train"))
+    train: VisProcessorConfig = field(default_factory=lambda: VisProcessorConfig("blip2_image_train"))
     """For the training split."""
 
-    eval: VisProcessorConfig = field(default_factory=VisProcessorConfig)
+    eval: VisProcessorConfig = field(default_factory=lambda: VisProcessorConfig("blip2_image_eval"))
     """For all other splits."""
 
 
@@ -88,10 +88,10 @@ class VisProcessors:
 class TextProcessors:
     """Text processors of the training split and of the others."""
 
-    train: TextProcessorConfig = field(default_factory=TextProcessorConfig)
+    train: TextProcessorConfig = field(default_factory=lambda: TextProcessorConfig("blip_caption"))
     """For the training split."""
 
-    eval: TextProcessorConfig = field(default_factory=TextProcessorConfig)
+    eval: TextProcessorConfig = field(default_factory=lambda: TextProcessorConfig("blip_caption"))
     """For all other splits."""
 
 

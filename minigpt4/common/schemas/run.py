@@ -21,7 +21,6 @@ class RunConfig:
         "iters_per_inner_epoch": "runs count epochs here; set max_epoch and iters_per_epoch",
         "grad_norm_clip": "gradients are not clipped, as in the published recipes",
         "lr_layer_decay": "one learning rate serves all trained parameters",
-        "warmup_start_lr": "is called warmup_lr",
     }
 
     task: str = "image_text_pretrain"
@@ -90,8 +89,8 @@ class RunConfig:
     evaluate: bool = False
     """Evaluate on `test_splits` and do not train."""
 
-    train_splits: list[str] = field(default_factory=list)
-    """Dataset splits to train on, such as [train]."""
+    train_splits: list[str] = field(default_factory=lambda: ["train"])
+    """Dataset splits to train on."""
 
     valid_splits: list[str] = field(default_factory=list)
     """Splits to evaluate after each epoch."""

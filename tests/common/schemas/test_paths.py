@@ -1,0 +1,71 @@
+"""Paths that do not exist are listed by key before anything loads."""
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.schemas.paths import missing_paths, require_paths
+
+
+@dataclass
+class Data:
+    storage: str | None = field(default=None, metadata={"path": "data"})
+
+
+@dataclass
+class Section:
+    weights: str | None = field(default=None, metadata={"path": "file"})
+    llm: str | None = field(default=None, metadata={"path": "dir"})
+    note: str = "no/such/note"
+    data: Data = field(default_factory=Data)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_with_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llm").mkdir()
+    for name in ("w.pth", "0.tar", "1.tar"):
+        (tmp_path / name).touch()
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        Section(),
+        Section(weights="w.pth", llm="llm"),
+        Section(weights="https://example.org/w.pth"),
+        Section(data=Data("{0..1}.tar")),
+        Section(data=Data("llm")),
+        Section(data=Data("pipe:cat nowhere.tar")),
+        Section(data=Data("s3://bucket/{0..9}.tar")),
+    ],
+)
+def test_what_exists_or_is_remote_is_not_missing(section):
+    assert missing_paths({"model": section}) == []
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "path"),
+    [
+        (Section(weights="gone.pth"), "model.weights", "gone.pth"),
+        (Section(weights="llm"), "model.weights", "llm"),
+        (Section(llm="w.pth"), "model.llm", "w.pth"),
+        (Section(data=Data("{0..7}.tar")), "model.data.storage", "7.tar"),
+    ],
+)
+def test_missing_path_is_listed_with_its_key(section, key, path):
+    assert missing_paths({"model": section}) == [(key, path)]
+
+
+def test_missing_paths_of_all_sections_stand_in_one_error():
+    sections = {"model": Section(weights="a.pth"), "datasets.x": Section(data=Data("b"))}
+    with pytest.raises(ConfigError) as error:
+        require_paths(sections, "user.yaml")
+    assert "model.weights: a.pth does not exist" in str(error.value)
+    assert "datasets.x.data.storage: b does not exist" in str(error.value)
+    assert "--options model.weights=..." in str(error.value)
+
+
+def test_complete_configuration_passes():
+    require_paths({"model": Section(weights="w.pth")}, "user.yaml")

@@ -1,0 +1,274 @@
+"""Merging default files, the user's YAML and options: the reference's result, and clear errors around it."""
+
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from minigpt4.common.config import Config
+from minigpt4.common.default_files import PACKAGE, DefaultFiles, find_default_files
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.registry import registry
+
+PARITY = Path(__file__).parents[1] / "data" / "parity"
+GOLDEN = json.loads((PARITY / "golden.json").read_text())["config"]
+MERGED = [case for case in GOLDEN["cases"] if "merged" in case]
+REFUSED = [case for case in GOLDEN["cases"] if "error" in case]
+REPOSITORY = Path(__file__).parents[2]
+
+MINIMAL = "model: {arch: minigpt4, model_type: pretrain_vicuna0}\ndatasets: {cc_sbu_align: {}}\nrun: {}\n"
+
+
+def _merge(file: Path, options: list[str] | None = None, defaults: DefaultFiles | None = None) -> Config:
+    return Config(SimpleNamespace(cfg_path=str(file), options=options), defaults)
+
+
+@pytest.fixture
+def reference_defaults() -> DefaultFiles:
+    """The default files that the reference had when the golden results were made."""
+    return DefaultFiles(
+        models={"minigpt4": {kind: PARITY / file for kind, file in GOLDEN["defaults"]["model"].items()}},
+        datasets={
+            name: {kind: PARITY / file for kind, file in files.items()}
+            for name, files in GOLDEN["defaults"]["datasets"].items()
+        },
+    )
+
+
+@pytest.fixture
+def user_file(tmp_path):
+    """Writes a YAML file and returns its path."""
+
+    def write(text: str, name: str = "user.yaml") -> Path:
+        file = tmp_path / name
+        file.write_text(text)
+        return file
+
+    return write
+
+
+def _case_id(case: dict) -> str:
+    return f"{Path(case['user']).stem}-{(case['options'] or ['no'])[0]}"
+
+
+@pytest.mark.parametrize("case", MERGED, ids=_case_id)
+def test_merged_configuration_is_the_references(case, reference_defaults):
+    merged = _merge(PARITY / case["user"], case["options"], reference_defaults).to_dict()
+    assert merged == case["merged"]
+    # 1 == 1.0 == True in Python; as JSON they differ.
+    assert json.dumps(merged, sort_keys=True) == json.dumps(case["merged"], sort_keys=True)
+
+
+@pytest.mark.parametrize(
+    ("case", "text"),
+    zip(
+        REFUSED,
+        [
+            "--options model.prompt_template=[INST] {} [/INST] : the value is not YAML",
+            "has no section `datasets:`",
+            "model.model_type is missing",
+            "model.model_type: unknown name 'nope'",
+            "not in --options",
+        ],
+        strict=True,
+    ),
+    ids=lambda value: _case_id(value) if isinstance(value, dict) else None,
+)
+def test_what_the_reference_cannot_merge_is_an_error_that_says_why(case, text, reference_defaults):
+    with pytest.raises(ConfigError) as error:
+        _merge(PARITY / case["user"], case["options"], reference_defaults)
+    assert text in str(error.value)
+
+
+def test_sections_are_reachable_by_the_lavis_names(reference_defaults):
+    cfg = _merge(PARITY / "config/user_multi.yaml", None, reference_defaults)
+    assert cfg.run_cfg.plain_int == 5000
+    assert cfg.model_cfg.model_type == "pretrain_llama2"
+    assert list(cfg.datasets_cfg) == ["laion", "cc_sbu_align", "llava_detail"]
+    assert cfg.evaluation_datasets_cfg.vizwiz.batch_size == 10
+    assert "plain_int: 5000" in cfg.pretty()
+
+
+def test_absent_evaluation_datasets_are_an_empty_section(user_file):
+    assert dict(_merge(user_file(MINIMAL)).evaluation_datasets_cfg) == {}
+
+
+def test_dropped_section_is_warned_of_with_the_nearest_name(user_file, caplog):
+    with caplog.at_level(logging.WARNING):
+        merged = _merge(user_file(MINIMAL + "modle: {arch: x}\npreprocess: {a: 1}\n")).to_dict()
+    assert set(merged) == {"run", "model", "datasets"}
+    assert "unknown section `modle:` is ignored; did you mean `model:`?" in caplog.text
+    assert "`preprocess:` is ignored" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["run.seed", "7", "run.odd"], "'run.odd' has no value"),
+        (["model.model_type=pretrain_llama2"], "model.model_type=pretrain_llama2: changes the value, but"),
+        (["datasets.cc_sbu_align.type=mini"], "datasets.cc_sbu_align.type=mini: changes the value, but"),
+        (["datasets.laion.batch_size=3"], "datasets.laion: not in"),
+    ],
+)
+def test_option_with_less_effect_than_it_seems_is_warned_of(options, text, user_file, caplog):
+    with caplog.at_level(logging.WARNING):
+        _merge(user_file(MINIMAL), options)
+    assert text in caplog.text
+
+
+def test_ordinary_configuration_warns_of_nothing(user_file, caplog):
+    with caplog.at_level(logging.WARNING):
+        _merge(user_file(MINIMAL), ["run.seed=7", "datasets.cc_sbu_align.batch_size=2"])
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["rnu.seed=7"], "--options rnu: unknown section; did you mean 'run'?"),
+        (["run=7"], "name a key of the section"),
+        (["run.seed=7", "run.amp"], "--options run.amp: write KEY=VALUE"),
+        (["=7"], "write KEY=VALUE"),
+        (["run.seed=${nowhere.at.all}"], "nowhere"),
+    ],
+)
+def test_faulty_option_is_refused(options, text, user_file):
+    with pytest.raises(ConfigError) as error:
+        _merge(user_file(MINIMAL), options)
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "is empty"),
+        ("- a\n- b\n", "holds a list"),
+        ("just text", "has no section `run:`"),
+        ("run: {a: 1\nmodel: [", "cannot be read as YAML"),
+        ("run: {a: 1}\nrun: {b: 2}", "cannot be read as YAML"),
+        ("run: {a: '${oops'}", "user.yaml"),
+        (MINIMAL.replace("run: {}", "run:"), "write `run: {}` for none"),
+        (MINIMAL.replace("{cc_sbu_align: {}}", "{cc_sbu_align: }"), "write `cc_sbu_align: {}` for none"),
+        (MINIMAL.replace("run: {}", ""), "has no section `run:`"),
+        (MINIMAL.replace("arch: minigpt4, ", ""), "model.arch is missing"),
+        (
+            MINIMAL.replace("minigpt4,", "minigtp4,"),
+            "model.arch: unknown name 'minigtp4'; did you mean 'minigpt4'?",
+        ),
+        (
+            MINIMAL.replace("vicuna0", "vicuna"),
+            "did you mean 'pretrain_vicuna0'? Known: pretrain_llama2, pretrain_vic",
+        ),
+        (MINIMAL.replace("cc_sbu_align", "cc_sbu_aling"), "did you mean 'cc_sbu_align'?"),
+        (
+            MINIMAL.replace("align: {}", "align: {type: mini}"),
+            "datasets.cc_sbu_align.type: unknown name 'mini'",
+        ),
+        (MINIMAL.replace("align: {}", "align: {build_info: [1]}"), "datasets.cc_sbu_align: does not fit"),
+        (MINIMAL.replace("minigpt4,", "[1],"), "model.arch cannot be [1]"),
+        (MINIMAL.replace("cc_sbu_align: {}", "3: {}"), "datasets.3: unknown dataset"),
+        (MINIMAL + "evaluation_datasets: 3\n", "`evaluation_datasets:` must hold keys"),
+    ],
+)
+def test_faulty_file_is_refused_by_name(text, complaint, user_file):
+    with pytest.raises(ConfigError) as error:
+        _merge(user_file(text))
+    assert "user.yaml" in str(error.value)
+    assert complaint in str(error.value)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="gone.yaml: no such file"):
+        _merge(tmp_path / "gone.yaml")
+
+
+def test_file_that_is_not_text_is_named(tmp_path):
+    file = tmp_path / "weights.yaml"
+    file.write_bytes(b"\x80\x02\xff\xfe")
+    with pytest.raises(ConfigError, match="weights.yaml: cannot be read as YAML"):
+        _merge(file)
+
+
+def test_dataset_of_ones_own_needs_a_format_and_no_default_file(user_file):
+    own = MINIMAL.replace("cc_sbu_align: {}", "birds: {builder: image_caption_json, batch_size: 2}")
+    assert _merge(user_file(own)).to_dict()["datasets"] == {
+        "birds": {"builder": "image_caption_json", "batch_size": 2}
+    }
+
+
+def test_shipped_defaults_lie_under_the_users_values(user_file):
+    merged = _merge(user_file(MINIMAL.replace("align: {}", "align: {batch_size: 5}"))).to_dict()
+    assert merged["model"]["image_size"] == 224
+    assert merged["datasets"]["cc_sbu_align"]["batch_size"] == 5
+    assert merged["datasets"]["cc_sbu_align"]["build_info"] == {"storage": "cc_sbu_align"}
+
+
+def test_shipped_defaults_are_found_by_convention():
+    files = find_default_files()
+    assert set(files.models["minigpt4"]) == {"pretrain_vicuna0", "pretrain_llama2"}
+    assert {"laion", "cc_sbu", "cc_sbu_align", "flickr30k_grounded_detail"} <= set(files.datasets)
+    assert files.datasets["laion"]["default"] == PACKAGE / "configs/datasets/laion/default.yaml"
+
+
+OWN_CODE = """
+from minigpt4.common.registry import registry
+
+@registry.register_model("{name}_model")
+class Model:
+    PRETRAINED_MODEL_CONFIG_DICT = {{"small": "model.yaml"}}
+
+@registry.register_builder("{name}_data")
+class Data:
+    DATASET_CONFIG_DICT = {{"default": "data.yaml"}}
+
+@registry.register_builder("{name}_bare")
+class Bare:
+    pass
+"""
+
+
+def test_imported_code_brings_names_and_default_files(tmp_path, user_file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != ""])
+    user_file(OWN_CODE.format(name="outside"), "outside_code.py")
+    user_file("model: {arch: outside_model, width: 3}", "model.yaml")
+    user_file("datasets: {outside_data: {limit: 4}}", "data.yaml")
+    file = user_file(
+        "imports: [outside_code]\nmodel: {arch: outside_model, model_type: small}\n"
+        "datasets: {outside_data: {batch_size: 1}, outside_bare: {}}\nrun: {}\n"
+    )
+    assert _merge(file).to_dict() == {
+        "run": {},
+        "model": {"arch": "outside_model", "model_type": "small", "width": 3},
+        "datasets": {"outside_data": {"limit": 4, "batch_size": 1}, "outside_bare": {}},
+    }
+    assert "outside_model" in registry.list_models()
+
+
+@pytest.mark.parametrize(
+    ("imports", "code", "complaint"),
+    [
+        ("[no_such_module_here]", "", "cannot import 'no_such_module_here': ModuleNotFoundError"),
+        ("[broken_code]", "1 / 0", "cannot import 'broken_code': ZeroDivisionError"),
+        ("broken_code", "", "must be a list of modules"),
+    ],
+)
+def test_failing_import_names_module_and_file(imports, code, complaint, tmp_path, user_file, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    user_file(code, "broken_code.py")
+    with pytest.raises(ConfigError) as error:
+        _merge(user_file(f"imports: {imports}\n{MINIMAL}"))
+    assert complaint in str(error.value)
+    assert "user.yaml" in str(error.value)
+
+
+def test_configuration_is_read_without_torch():
+    modules = "config, schedules, schemas.binding, schemas.run, schemas.datasets, schemas.model"
+    code = "; ".join(f"import minigpt4.common.{name}" for name in modules.split(", "))
+    code += "; import sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
