@@ -33,7 +33,7 @@ class TokenizerConversation(Turns):
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ConfigError(
-                f"the tokenizer {_name(tokenizer)} has no chat template; "
+                f"the tokenizer '{_name(tokenizer)}' has no chat template; "
                 "choose a conversation template by name (such as vicuna0) instead"
             )
         self.tokenizer = tokenizer
@@ -88,7 +88,7 @@ def prompt_template_from_tokenizer(tokenizer: "PreTrainedTokenizerBase", system:
     parts = conversation.get_prompt().split(_INSTRUCTION)
     if len(parts) != 2:
         raise ConfigError(
-            f"the chat template of {_name(tokenizer)} holds the user's message {len(parts) - 1} times, "
+            f"the chat template of '{_name(tokenizer)}' holds the user's message {len(parts) - 1} times, "
             "not once; write the prompt template by hand"
         )
     return "{}".join(part.replace("{", "{{").replace("}", "}}") for part in parts)
@@ -106,10 +106,10 @@ def _render(
         )
     except TemplateError as error:
         raise ConfigError(
-            f"the chat template of {_name(tokenizer)} refuses this conversation: {error}"
+            f"the chat template of '{_name(tokenizer)}' refuses this conversation: {error}"
         ) from error
     return prompt.removeprefix(tokenizer.bos_token or "")
 
 
 def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
-    return repr(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__

@@ -131,13 +131,13 @@ def test_from_config_leaves_the_config_as_it_was():
 
 def test_unknown_key_is_named_with_the_nearest_valid_one():
     with pytest.raises(
-        ConfigError, match="blip2_image_eval: unknown key 'img_size'; did you mean 'image_size'?"
+        ConfigError, match=r"blip2_image_eval: unknown key 'img_size'; did you mean 'image_size'\?"
     ):
         Blip2ImageEvalProcessor.from_config({"name": "blip2_image_eval", "img_size": 224})
 
 
 def test_unknown_key_without_a_near_one_lists_the_valid_keys():
-    with pytest.raises(ConfigError, match=r"unknown key 'zzz' \(valid keys: name, prompt, max_words\)"):
+    with pytest.raises(ConfigError, match="unknown key 'zzz'; Known: max_words, name, prompt"):
         BlipCaptionProcessor.from_config({"zzz": 1})
 
 
