@@ -67,6 +67,7 @@ def test_custom_size_mean_and_std_meet_the_reference(parity_dir, golden, golden_
 def test_default_config_gives_the_published_shape(golden, processor_class):
     result = processor_class.from_config(None)(Image.new("RGB", (31, 77)))
     assert list(result.shape) == golden["images"]["default_config_shape"]
+    assert result.is_contiguous()
 
 
 @pytest.mark.parametrize(
