@@ -8,12 +8,12 @@ conversation.get_prompt()  # "...###Human: <Img><ImageHere></Img> What is this?#
 """
 
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from enum import Enum, auto
 from itertools import cycle
 from typing import Any, Self
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.hints import hint
 from minigpt4.conversation.turns import Turns
 
 
@@ -114,6 +114,4 @@ def get_template(name: str) -> Conversation:
     """A fresh conversation of the template; ConfigError lists the names when there is no such template."""
     if name in _TEMPLATES:
         return _TEMPLATES[name].copy()
-    nearest = get_close_matches(str(name), _TEMPLATES, n=1)
-    hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
-    raise ConfigError(f"unknown conversation template '{name}'{hint} (known: {', '.join(_TEMPLATES)})")
+    raise ConfigError(f"unknown conversation template '{name}'; {hint(str(name), _TEMPLATES)}")

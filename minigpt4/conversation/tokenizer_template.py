@@ -33,7 +33,7 @@ class TokenizerConversation(Turns):
     def __init__(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise ConfigError(
-                f"the tokenizer {_name(tokenizer)} has no chat template; "
+                f"the tokenizer '{_name(tokenizer)}' has no chat template; "
                 "choose a conversation template by name (such as vicuna0) instead"
             )
         self.tokenizer = tokenizer
@@ -88,7 +88,7 @@ def prompt_template_from_tokenizer(tokenizer: "PreTrainedTokenizerBase", system:
     parts = conversation.get_prompt().split(_INSTRUCTION)
     if len(parts) != 2:
         raise ConfigError(
-            f"the chat template of {_name(tokenizer)} holds the user's message {len(parts) - 1} times, "
+            f"the chat template of '{_name(tokenizer)}' holds the user's message {len(parts) - 1} times, "
             "not once; write the prompt template by hand"
         )
     return "{}".join(part.replace("{", "{{").replace("}", "}}") for part in parts)
@@ -101,9 +101,15 @@ def _render(tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]], ad
     try:
         prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
+<<<<<<< HEAD
         raise ConfigError(f"the chat template of {_name(tokenizer)} refuses this conversation: {error}") from error
+=======
+        raise ConfigError(
+            f"the chat template of '{_name(tokenizer)}' refuses this conversation: {error}"
+        ) from error
+>>>>>>> text
     return prompt.removeprefix(tokenizer.bos_token or "")
 
 
 def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
-    return repr(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
+    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__

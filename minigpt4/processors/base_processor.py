@@ -3,12 +3,12 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from typing import Any, Self
 
 from omegaconf import DictConfig, OmegaConf
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.hints import hint
 
 
 @dataclass
@@ -35,7 +35,7 @@ class BaseProcessor(ABC):
         known = [field.name for field in fields(cls)]
         for key in section:
             if key not in known:
-                raise ConfigError(f"{title}: unknown key '{key}'{_hint(key, known)}")
+                raise ConfigError(f"{title}: unknown key '{key}'; {hint(str(key), ['name', *known])}")
         try:
             return cls(**{key: value for key, value in section.items() if value is not None})
         except ConfigError as error:
@@ -51,9 +51,3 @@ def _plain_mapping(cls: type, cfg: Mapping[str, Any] | DictConfig | None) -> dic
     if not isinstance(cfg, Mapping):
         raise ConfigError(f"{cls.__name__}: expected a section of keys and values, got {cfg!r}")
     return dict(cfg)
-
-
-def _hint(key: Any, known: list[str]) -> str:
-    nearest = get_close_matches(str(key), known, n=1)
-    suggestion = f"; did you mean '{nearest[0]}'?" if nearest else ""
-    return f"{suggestion} (valid keys: {', '.join(['name', *known])})"

@@ -195,9 +195,7 @@ def test_file_that_is_not_text_is_named(tmp_path):
 
 def test_dataset_of_ones_own_needs_a_format_and_no_default_file(user_file):
     own = MINIMAL.replace("cc_sbu_align: {}", "birds: {builder: image_caption_json, batch_size: 2}")
-    assert _merge(user_file(own)).to_dict()["datasets"] == {
-        "birds": {"builder": "image_caption_json", "batch_size": 2}
-    }
+    assert _merge(user_file(own)).to_dict()["datasets"] == {"birds": {"builder": "image_caption_json", "batch_size": 2}}
 
 
 def test_shipped_defaults_lie_under_the_users_values(user_file):

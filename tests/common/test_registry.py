@@ -21,9 +21,7 @@ def test_registered_class_is_found_and_listed_under_its_kind_only(kind):
     registry = Registry()
     assert getattr(registry, f"register_{kind}")("thing")(Walker) is Walker
     assert getattr(registry, f"get_{kind}_class")("thing") is Walker
-    assert {k: getattr(registry, f"list_{k}s")() for k in KINDS} == {
-        k: ["thing"] if k == kind else [] for k in KINDS
-    }
+    assert {k: getattr(registry, f"list_{k}s")() for k in KINDS} == {k: ["thing"] if k == kind else [] for k in KINDS}
 
 
 def test_unknown_name_lists_known_names_and_the_nearest():

@@ -83,9 +83,7 @@ def test_shipped_dataset_default_is_complete_by_itself(name, file, tmp_path):
 
 def test_llama2_model_type_differs_from_vicuna_as_published(tmp_path):
     user = tmp_path / "user.yaml"
-    user.write_text(
-        "model: {arch: minigpt4, model_type: pretrain_llama2}\ndatasets: {cc_sbu_align: {}}\nrun: {}\n"
-    )
+    user.write_text("model: {arch: minigpt4, model_type: pretrain_llama2}\ndatasets: {cc_sbu_align: {}}\nrun: {}\n")
     model, _, _ = _bound(user)
     assert (model.has_qformer, model.end_sym, model.prompt_template) == (False, "</s>", "[INST] {} [/INST] ")
 

@@ -176,6 +176,11 @@ def test_open_image_reads_paths_strings_bytes_and_open_files(tmp_path):
     assert all(np.array_equal(pixels(result), colours) for result in results)
 
 
+def test_opened_image_lets_go_of_its_decoder(tmp_path):
+    Image.fromarray(noise((5, 7, 3))).save(tmp_path / "plain.png")
+    assert type(open_image(tmp_path / "plain.png")) is Image.Image
+
+
 def test_reference_rgb_pixels_are_met(parity_dir, golden, golden_tensors):
     for index, entry in enumerate(golden["images"]["files"]):
         expected = golden_tensors[f"images/img{index}/rgb_uint8"].numpy()

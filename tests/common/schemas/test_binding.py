@@ -164,8 +164,6 @@ def test_placeholder_is_refused_with_the_way_to_set_it(key, value):
     assert f"is a placeholder; set it in user.yaml or with --options run.{key}=..." in text
 
 
-@pytest.mark.parametrize(
-    "text", ["</s>", "###", "<Img><ImageHere></Img>", "a/footpath/to/x", "/data/todo_list"]
-)
+@pytest.mark.parametrize("text", ["</s>", "###", "<Img><ImageHere></Img>", "a/footpath/to/x", "/data/todo_list"])
 def test_ordinary_text_is_no_placeholder(text):
     assert _bind({"needed": 1, "text": text}).text == text

@@ -89,8 +89,6 @@ def test_training_needs_rate_and_length():
         _bind(max_epoch=2).require_training_keys("user.yaml")
 
 
-@pytest.mark.parametrize(
-    "values", [{"evaluate": True}, {"init_lr": 1e-4, "max_epoch": 1, "iters_per_epoch": 1}]
-)
+@pytest.mark.parametrize("values", [{"evaluate": True}, {"init_lr": 1e-4, "max_epoch": 1, "iters_per_epoch": 1}])
 def test_evaluation_or_a_complete_run_needs_nothing_more(values):
     _bind(**values).require_training_keys("user.yaml")
