@@ -101,13 +101,7 @@ def _render(tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]], ad
     try:
         prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
-<<<<<<< HEAD
-        raise ConfigError(f"the chat template of {_name(tokenizer)} refuses this conversation: {error}") from error
-=======
-        raise ConfigError(
-            f"the chat template of '{_name(tokenizer)}' refuses this conversation: {error}"
-        ) from error
->>>>>>> text
+        raise ConfigError(f"the chat template of '{_name(tokenizer)}' refuses this conversation: {error}") from error
     return prompt.removeprefix(tokenizer.bos_token or "")
 
 
