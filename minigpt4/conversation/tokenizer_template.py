@@ -102,7 +102,12 @@ def _render(tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]], ad
         prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
         raise ConfigError(f"the chat template of '{_name(tokenizer)}' refuses this conversation: {error}") from error
-    return prompt.removeprefix(tokenizer.bos_token or "")
+    return prompt.removeprefix(tokenizer.bos_token) if _adds_bos(tokenizer) else prompt
+
+
+def _adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether bos comes with every encoded text; ChatML models name their `<|im_start|>` bos and add none."""
+    return tokenizer.bos_token is not None and tokenizer.bos_token_id in tokenizer("")["input_ids"]
 
 
 def _name(tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -77,9 +77,8 @@ class MiniGPT4(nn.Module):
         if not cfg.llama_model:
             raise ConfigError("model.llama_model: not set; it must be the directory of the frozen LLM")
         device = _llm_device(cfg, torch.device(device))
-        llm.read_llm_config(Path(cfg.llama_model))
+        tokenizer = load_tokenizer(cfg.llama_model)  # first: what is cheap to find wrong
         visual_encoder, ln_vision, q_former = load_vision(cfg)
-        tokenizer = load_tokenizer(cfg.llama_model)
         language_model = llm.load_llm(cfg.llama_model, cfg.llm_storage, device, grad_checkpoint=cfg.llm_grad_checkpoint)
         llm.set_token_ids(language_model, tokenizer)
         if cfg.llm_sanity_check:

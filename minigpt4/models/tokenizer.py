@@ -14,6 +14,7 @@ from tokenizers import AddedToken, normalizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerBase
 
 from minigpt4.common.errors import WeightsError
+from minigpt4.models.llm import read_llm_config
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     """
     directory = Path(directory)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = AutoTokenizer.from_pretrained(directory, config=read_llm_config(directory))
     except (OSError, ValueError, TypeError, KeyError) as error:
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(

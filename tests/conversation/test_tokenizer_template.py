@@ -1,7 +1,7 @@
 """Prompts by the chat template of a real tokenizer, one in ChatML's manner and one in LLaMA-2's."""
 
 import pytest
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
 from minigpt4.common.errors import ConfigError
@@ -25,10 +25,13 @@ BRACKETS = (
 )
 
 
-def make_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
+def make_tokenizer(chat_template: str | None, *, adds_bos: bool = True) -> PreTrainedTokenizerFast:
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    if adds_bos:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")),
+        tokenizer_object=backend,
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
@@ -85,6 +88,11 @@ def test_prompt_asks_for_an_answer_only_when_one_is_open(chatml, last):
 
 def test_leading_bos_is_left_to_the_model(brackets):
     assert asked(brackets).get_prompt() == "[INST] <Img><ImageHere></Img> What is this? [/INST]"
+
+
+def test_leading_bos_stays_where_the_tokenizer_adds_none():
+    tokenizer = make_tokenizer(BRACKETS, adds_bos=False)
+    assert asked(tokenizer).get_prompt() == "<s>[INST] <Img><ImageHere></Img> What is this? [/INST]"
 
 
 def test_bos_inside_the_prompt_stays(brackets):

@@ -184,8 +184,14 @@ class MiniGPT4Config:
     def _check_template(self) -> None:
         if self.prompt_template in ("", "tokenizer"):
             return
-        if self.prompt_template.count("{}") != 1:
-            raise ValueError(f"prompt_template: {self.prompt_template!r} must hold exactly one {{}}")
+        try:
+            filled = self.prompt_template.format("instruction")
+        except (IndexError, KeyError, ValueError):
+            filled = ""
+        if filled.count("instruction") - self.prompt_template.count("instruction") != 1:
+            raise ValueError(
+                f"prompt_template: {self.prompt_template!r} must hold exactly one {{}}, other braces doubled"
+            )
 
     @property
     def llm_storage(self) -> str:
