@@ -8,6 +8,8 @@ import logging
 import math
 import pickle
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +81,7 @@ def load_llm(
     _refuse_delta_weights(directory, model)
     freeze(model)
     if grad_checkpoint:
-        enable_llm_grad_checkpoint(model)
+        enable_recomputation(model)
     return model
 
 
@@ -146,13 +148,27 @@ def _refuse_partial(directory: Path, report: Any) -> None:
         )
 
 
-def enable_llm_grad_checkpoint(model: nn.Module) -> None:
-    """Recompute layer activations in the backward pass; transformers does so in train mode only, and a frozen
-    model has no dropout that train mode would switch on."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for part in model.modules():
-        if hasattr(part, "gradient_checkpointing"):
-            part.training = True
+def enable_recomputation(model: nn.Module) -> None:
+    """Prepare the layers for `recomputed`; by itself this changes nothing."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # renamed in transformers 5, positional in both
+
+
+@contextmanager
+def recomputed(model: nn.Module, active: bool) -> Iterator[None]:
+    """Inside, layers keep no activations for the backward pass but compute them again.
+
+    transformers does so in train mode only and then refuses a key-value cache, so the layers, and they alone
+    (there is no dropout to switch on), are in train mode for the time of a training forward.
+    """
+    layers = [part for part in model.modules() if active and hasattr(part, "gradient_checkpointing")]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
 
 
 def set_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -243,12 +243,13 @@ class MiniGPT4(nn.Module):
 
     def _loss(self, embeds_BTD: Tensor, batch: sequence.Batch, reduction: str) -> Tensor:
         columns_K = sequence.target_columns(batch)
-        logits_BKV = self.llama_model(
-            inputs_embeds=embeds_BTD,
-            attention_mask=batch.attention_mask_BT,
-            use_cache=False,
-            logits_to_keep=columns_K,
-        ).logits
+        with llm.recomputed(self.llama_model, self.cfg.llm_grad_checkpoint and torch.is_grad_enabled()):
+            logits_BKV = self.llama_model(
+                inputs_embeds=embeds_BTD,
+                attention_mask=batch.attention_mask_BT,
+                use_cache=False,
+                logits_to_keep=columns_K,
+            ).logits
         targets_BK = batch.targets_BT[:, columns_K + 1]
         if reduction == "mean":
             return nn.functional.cross_entropy(logits_BKV.flatten(0, 1).float(), targets_BK.flatten())

@@ -1,0 +1,74 @@
+"""The three sections of a configuration, bound to their schemas and checked against each other."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from minigpt4.common.config import Config
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.registry import registry
+from minigpt4.common.schemas.binding import bind
+from minigpt4.common.schemas.datasets import DatasetConfig
+from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.common.schemas.run import RunConfig
+
+# Known without importing the model, so that a typo is reported before torch is loaded.
+MODEL_SCHEMAS = {"minigpt4": MiniGPT4Config}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A whole configuration, typed."""
+
+    model: Any
+    """The schema of the model's `arch`."""
+
+    datasets: dict[str, DatasetConfig]
+    run: RunConfig
+    source: str
+    """The user's YAML file, for errors."""
+
+    def sections(self) -> dict[str, object]:
+        """Schemas by section name, as `schemas.paths` takes them."""
+        return {"model": self.model, "run": self.run} | {
+            f"datasets.{name}": dataset for name, dataset in self.datasets.items()
+        }
+
+    def batch_size(self) -> int:
+        """Samples of one iteration on one GPU; an iteration reads one dataset, so the largest counts."""
+        sizes = [d.batch_size or self.run.batch_size_train for d in self.datasets.values()]
+        if not sizes or None in sizes:
+            raise ConfigError(f"{self.source}: no batch size; set datasets.NAME.batch_size or run.batch_size_train")
+        return max(sizes)
+
+
+def read_experiment(config: Config) -> Experiment:
+    """Bind every section for a run that trains; raises ConfigError with key, file and the nearest valid key."""
+    source = config.source
+    run = bind(RunConfig, config.run_cfg, section="run", source=source)
+    run.require_training_keys(source)
+    datasets = {
+        name: bind(DatasetConfig, config.datasets_cfg[name], section=f"datasets.{name}", source=source)
+        for name in config.datasets_cfg
+    }
+    model = bind(_model_schema(config.model_cfg.arch), config.model_cfg, section="model", source=source)
+    experiment = Experiment(model, datasets, run, source)
+    _check_image_sizes(experiment)
+    return experiment
+
+
+def _model_schema(arch: str) -> type:
+    if arch in MODEL_SCHEMAS:
+        return MODEL_SCHEMAS[arch]
+    return registry.get_model_class(arch).config_class
+
+
+def _check_image_sizes(experiment: Experiment) -> None:
+    """Model and processors must agree; the original fails in the first step, after minutes of loading."""
+    wanted = getattr(experiment.model, "image_size", None)
+    for name, dataset in experiment.datasets.items():
+        processor = dataset.vis_processor.train
+        if wanted is not None and processor is not None and processor.image_size != wanted:
+            raise ConfigError(
+                f"{experiment.source}: datasets.{name}.vis_processor.train.image_size: {processor.image_size} must "
+                f"equal model.image_size: {wanted}"
+            )
