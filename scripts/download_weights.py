@@ -1,13 +1,13 @@
 """Download the published weights: resumed after a break, checked, listed in weights/manifest.json.
 
-    python scripts/download_weights.py --list                 # what there is
-    python scripts/download_weights.py 7b --dry-run           # what would be fetched; no network, no file touched
-    python scripts/download_weights.py 7b                     # all that the 7B model needs, into weights/
+    python scripts/download_weights.py --list  # what there is
+    python scripts/download_weights.py 7b --dry-run  # what would be fetched; no network, nothing written
+    python scripts/download_weights.py 7b  # all that the 7B model needs, into weights/
     python scripts/download_weights.py eva_vit_g aligned_13b --dir /data/weights
-    python scripts/download_weights.py 7b --verify            # read everything again and compare the hashes
+    python scripts/download_weights.py 7b --verify  # read everything again and compare the hashes
 
 The same command again goes on where the last one stopped, and does nothing where all is there. Llama-2 is
-gated: accept its licence on Hugging Face and run `hf auth login` first. docs/weights.md tells what goes with what.
+gated: accept its licence on Hugging Face and run `hf auth login` first. See docs/weights.md.
 """
 
 import argparse
@@ -20,9 +20,10 @@ from minigpt4.common.downloads_table import (
     TABLE,
     WeightsEntry,
     WeightsTable,
+    files_markdown,
     human,
+    llms_markdown,
     load_table,
-    markdown,
     web_page,
 )
 from minigpt4.common.errors import MiniGPT4Error
@@ -65,7 +66,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace, table: WeightsTable) -> int:
     if args.markdown:
-        print(markdown(table))
+        print(files_markdown(table), llms_markdown(table), sep="\n\n")
         return 0
     if args.list:
         return show(table)

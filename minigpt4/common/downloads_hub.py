@@ -1,4 +1,4 @@
-"""Fetch a Hugging Face repository with huggingface_hub, and check each file against what the Hub says of it."""
+"""Fetch a Hugging Face repository with huggingface_hub, and check each file against what the Hub says."""
 
 import logging
 import shutil

@@ -130,22 +130,19 @@ def web_page(source: str) -> str:
     return pages[scheme].format(rest) if scheme in pages else source
 
 
-def markdown(table: WeightsTable) -> str:
-    """The tables of docs/weights.md."""
-    return "\n\n".join([_files_markdown(table), _llms_markdown(table), _presets_markdown(table)])
-
-
-def _files_markdown(table: WeightsTable) -> str:
+def files_markdown(table: WeightsTable) -> str:
+    """The tables of files and presets in docs/weights.md."""
     rows = [("name", "file", "from", "size", "sha256", "goes with")]
     for entry in table.files.values():
         links = ", ".join(f"[{_host(source)}]({web_page(source)})" for source in entry.sources)
         digest = f"`{entry.sha256[:12]}...`" if entry.sha256 else "not published"
         size = f"{human(entry.bytes or entry.about)} ({entry.size})"
         rows.append((f"`{entry.name}`", f"`{entry.path}`", links, size, digest, entry.goes_with))
-    return _grid(rows)
+    return _grid(rows) + "\n\n" + _presets_markdown(table)
 
 
-def _llms_markdown(table: WeightsTable) -> str:
+def llms_markdown(table: WeightsTable) -> str:
+    """The table of LLMs in docs/weights.md."""
     rows = [
         (
             "LLM",
