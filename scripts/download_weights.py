@@ -31,8 +31,7 @@ from minigpt4.common.errors import MiniGPT4Error
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 --verify found a changed file, 2 an error to read, 130 stopped by Ctrl-C."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     args = parse_args(argv)
     try:
         return run(args, load_table(args.table))

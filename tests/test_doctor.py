@@ -184,7 +184,8 @@ def test_installed_package_without_a_checkout_reads_its_own_metadata(tmp_path):
 
 
 def test_doctor_itself_imports_neither_torch_nor_transformers():
-    code = "import sys; import minigpt4.doctor; print(sorted({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
+    heavy = {"torch", "transformers", "numpy"}
+    code = f"import sys; import minigpt4.doctor; print(sorted({heavy} & set(sys.modules)))"
     line = [sys.executable, "-c", code]
     done = subprocess.run(
         line, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True

@@ -25,7 +25,8 @@ from minigpt4.common.errors import WeightsError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-FAULTS = HfHubHTTPError.__bases__  # OSError, and the base of whichever HTTP library this huggingface_hub uses
+# OSError, the base of the HTTP library that this huggingface_hub uses, and what its storage client raises.
+FAULTS = (*HfHubHTTPError.__bases__, RuntimeError)
 IGNORED = (".gitattributes", "*.msgpack", "*.h5", "original/*")  # other frameworks' copies of the weights
 
 

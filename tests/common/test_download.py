@@ -244,6 +244,24 @@ def test_killed_download_goes_on_where_it_was(server, weights, target):
     assert server.ranges("/a.pth") == [None, f"bytes={len(weights) // 2}-"]
 
 
+def test_disk_that_takes_no_more_bytes_is_an_error_and_the_part_is_resumed(server, weights, target):
+    url = server.put("/a.pth", weights)
+    code = f"""
+import resource
+from pathlib import Path
+from minigpt4.common.download import fetch
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000000, 1000000))
+fetch({url!r}, Path({str(target)!r}))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "WeightsError" in done.stderr
+    assert "cannot write (File too large). 1.0 MB are kept; run the same command again" in done.stderr
+    fetch(url, target, retry=QUICK)
+    assert target.read_bytes() == weights
+    assert server.ranges("/a.pth") == [None, "bytes=1000000-"]
+
+
 def test_part_that_is_whole_already_is_only_checked(server, weights, target):
     url = server.put("/a.pth", weights)
     target.parent.mkdir()

@@ -229,6 +229,14 @@ def test_gated_hub_repository_says_how_to_get_access(command, server):
     assert "is gated: accept its licence at https://huggingface.co/owner/secret" in done.stderr
 
 
+def test_hub_that_is_busy_is_asked_again(command, server, tmp_path):
+    hub(server, "llm", {"model.safetensors": WEIGHTS})
+    server.pages["/api/models/owner/llm"].steps.append("503")
+    done = quietly(command, "llm")
+    assert done.returncode == 0, done.stderr
+    assert "trying again" in done.stderr
+
+
 def test_hub_repository_that_is_not_there_is_named(command, server):
     server.put("/api/models/owner/llm", steps=["404"], headers={"X-Error-Code": "RepoNotFound"})
     done = quietly(command, "llm")
