@@ -5,7 +5,6 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,20 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from minigpt4.common.download import Expected, Retry, fetch
-from minigpt4.common.downloads_checks import check_opens, digest
-from minigpt4.common.downloads_folder import WeightsFolder
 from minigpt4.common.downloads_http import drive_url
-from minigpt4.common.downloads_table import (
-    WeightsEntry,
-    files_markdown,
-    human,
-    llms_markdown,
-    load_table,
-)
-from minigpt4.common.errors import ConfigError, WeightsError
+from minigpt4.common.errors import WeightsError
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("weights_server", ROOT / "tests" / "weights_server.py")
@@ -307,139 +296,3 @@ def test_google_drive_quota_page_says_what_to_do(server, target):
             retry=QUICK,
             source="gdrive:F",
         )
-
-
-def test_file_larger_than_the_free_disk_is_refused_before_it_is_fetched(server, weights, target):
-    entry = WeightsEntry("a", "a.pth", (server.put("/a.pth", weights),), 10**18, "made up", "nothing")
-    with pytest.raises(WeightsError, match=r"about 1000000000\.0 GB still to come, .* free on this disk"):
-        WeightsFolder(target.parent).need_room([entry])
-
-
-def test_checks_know_torch_zip_old_torch_and_safetensors(tmp_path):
-    tensors = {"w": torch.ones(3)}
-    torch.save(tensors, tmp_path / "new.pth")
-    torch.save(tensors, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
-    save_file(tensors, tmp_path / "a.safetensors")
-    for path in tmp_path.iterdir():
-        check_opens(path)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS pointer"),
-        ("a.pth", b"hello", "neither a torch file nor safetensors"),
-        ("a.pth", b"PK\x03\x04" + bytes(600), "whose end is missing"),
-        ("a.safetensors", b"\xff" * 600, "not a safetensors file"),
-        ("a.safetensors", (9).to_bytes(8, "little") + b"[1, 2, 3]", "broken safetensors header"),
-    ],
-)
-def test_checks_refuse_what_is_not_weights(tmp_path, name, content, message):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(WeightsError, match=message):
-        check_opens(tmp_path / name)
-
-
-def test_checks_refuse_safetensors_that_are_cut_short(tmp_path):
-    save_file({"w": torch.ones(300)}, tmp_path / "a.safetensors")
-    os.truncate(tmp_path / "a.safetensors", 1000)
-    with pytest.raises(WeightsError, match="1000 bytes long, its header says"):
-        check_opens(tmp_path / "a.safetensors")
-
-
-def test_checks_refuse_another_zip(tmp_path):
-    import zipfile
-
-    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
-        archive.writestr("readme.txt", "hello")
-    with pytest.raises(WeightsError, match="not one that torch.save wrote"):
-        check_opens(tmp_path / "a.pth")
-
-
-def test_digest_is_the_sha256_of_the_content(tmp_path):
-    (tmp_path / "a").write_bytes(b"abc" * 10**6)
-    assert digest(tmp_path / "a") == sha256(b"abc" * 10**6)
-
-
-def test_folder_takes_a_file_put_there_by_hand_if_it_is_the_published_one(tmp_path, weights):
-    entry = WeightsEntry("a", "a.pth", ("http://127.0.0.1:9/a",), 1, "made up", "x", sha256=sha256(weights))
-    (tmp_path / "a.pth").write_bytes(weights)
-    folder = WeightsFolder(tmp_path, QUICK)
-    assert folder.get(entry)[0].source == "already there"
-    assert folder.has(entry)
-    assert folder.get(entry) == []
-
-
-def test_folder_refuses_a_file_put_there_by_hand_that_is_another(tmp_path, weights):
-    entry = WeightsEntry("a", "a.pth", ("http://127.0.0.1:9/a",), 1, "made up", "x", sha256="0" * 64)
-    (tmp_path / "a.pth").write_bytes(weights)
-    with pytest.raises(WeightsError, match="not the published a .*move it away"):
-        WeightsFolder(tmp_path, QUICK).get(entry)
-    assert (tmp_path / "a.pth").read_bytes() == weights
-
-
-def test_folder_tries_the_sources_in_order(server, weights, tmp_path):
-    sources = (server.url("/gone.pth"), server.put("/a.pth", weights))
-    entry = WeightsEntry("a", "a.pth", sources, 1, "made up", "x")
-    assert WeightsFolder(tmp_path, QUICK).get(entry)[0].source == sources[1]
-    record = json.loads((tmp_path / "manifest.json").read_text())["files"]["a.pth"]
-    assert record == {"name": "a", "source": sources[1], "bytes": len(weights), "sha256": sha256(weights)}
-
-
-def test_folder_names_every_source_that_failed(server, tmp_path):
-    entry = WeightsEntry("a", "a.pth", (server.url("/1"), server.url("/2")), 1, "made up", "x")
-    with pytest.raises(WeightsError, match=r"(?s)no source gave it.*/1 is not there.*/2 is not there"):
-        WeightsFolder(tmp_path, QUICK).get(entry)
-
-
-def test_table_refuses_paths_outside_and_unknown_sources():
-    with pytest.raises(ConfigError, match="below the weights folder"):
-        WeightsEntry("a", "../a.pth", ("https://x/a",), 1, "", "")
-    with pytest.raises(ConfigError, match="sources"):
-        WeightsEntry("a", "a.pth", ("ftp://x/a",), 1, "", "")
-
-
-def test_table_names_the_unknown_key_of_a_file(tmp_path):
-    (tmp_path / "t.yaml").write_text("files: {a: {path: a, sources: ['hf:a/b'], about: 1, sice: 1}}")
-    with pytest.raises(ConfigError, match=r"t\.yaml: .*sice"):
-        load_table(tmp_path / "t.yaml")
-
-
-def test_shipped_table_is_whole():
-    table = load_table()
-    assert {entry.path for entry in table.files.values()} >= {
-        "eva_vit_g.pth",
-        "blip2_pretrained_flant5xxl.pth",
-    }
-    assert len({entry.path for entry in table.files.values()}) == len(table.files)
-    for entry in table.files.values():
-        assert entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256)
-        assert entry.bytes in (None, entry.about)
-    for llm in table.llms:
-        assert {llm.llm, *filter(None, (llm.stage1, llm.aligned))} <= set(table.files)
-
-
-def test_computed_sizes_of_projectors_follow_from_their_widths():
-    table = load_table()
-    for llm in table.llms:
-        width, hidden = llm.projector
-        for name in filter(None, (llm.stage1, llm.aligned)):
-            parameters = width * hidden + hidden
-            assert f"{parameters:,} fp32 parameters" in table.files[name].size
-            assert table.files[name].about == parameters * 4 * 3
-
-
-def test_doc_shows_the_table():
-    doc, table = (ROOT / "docs" / "weights.md").read_text(), load_table()
-    assert f"<!-- weights table -->\n\n{files_markdown(table)}\n\n<!-- end of weights table -->" in doc
-    assert f"<!-- llm table -->\n\n{llms_markdown(table)}\n\n<!-- end of llm table -->" in doc
-
-
-def test_sizes_are_readable():
-    assert [human(size) for size in (0, 999, 1000, 433481467, 26031759360)] == [
-        "0 B",
-        "999 B",
-        "1.0 kB",
-        "433.5 MB",
-        "26.0 GB",
-    ]
