@@ -116,9 +116,12 @@ def _advice(
         return
     yield "What changes that:"
     if largest:
-        factor = math.ceil(estimate.batch_size / largest)
-        accumulate = factor * experiment.run.accum_grad_iters
-        yield f"  a batch of at most {largest} with run.accum_grad_iters: {accumulate} keeps the samples per update"
+        batch = max(n for n in range(1, largest + 1) if estimate.batch_size % n == 0)
+        accumulate = estimate.batch_size // batch * experiment.run.accum_grad_iters
+        yield (
+            f"  batch_size: {batch}, run.accum_grad_iters: {accumulate}: fits, with as many samples in an update "
+            f"(the largest batch that fits is {largest})"
+        )
     recomputing = meta.estimate(estimate.batch_size, lengths, recompute=True)
     for keys, other in (
         ("model.llm_grad_checkpoint: True", recomputing),

@@ -136,9 +136,7 @@ def read_packages() -> tuple[list[Package], str]:
     if project:
         table = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         groups = {CORE: table["dependencies"], **table["optional-dependencies"]}
-        return [parse(line, group) for group, lines in groups.items() for line in lines], table[
-            "requires-python"
-        ]
+        return [parse(line, group) for group, lines in groups.items() for line in lines], table["requires-python"]
     metadata = importlib.metadata.metadata(NAME)
     packages = []
     for line in metadata.get_all("Requires-Dist") or []:
@@ -179,9 +177,7 @@ def version_tuple(version: str) -> tuple[int, ...]:
 def probe_torch() -> dict:
     """What a fresh Python says when it imports torch and torchvision: build, GPUs, errors."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS
-        )
+        done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
         return {"gpus": [], "torch_error": f"importing torch took more than {PROBE_SECONDS} s"}
     _, found, answer = done.stdout.rpartition("PROBE")
@@ -255,9 +251,7 @@ def judge(packages: list[Package], torch: dict, java: dict, machine: dict) -> li
 def judge_core(core: Feature, torch: dict, machine: dict) -> None:
     wanted = machine["python_wanted"].removeprefix(">=")
     if version_tuple(machine["python"]) < version_tuple(wanted):
-        core.lacks(
-            f"Python {machine['python']} is older than {wanted}", "conda env create -f environment.yml"
-        )
+        core.lacks(f"Python {machine['python']} is older than {wanted}", "conda env create -f environment.yml")
     if any(problem.startswith("torch is not installed") for problem in core.problems):
         return
     for package in ("torch", "torchvision"):
@@ -281,22 +275,16 @@ def judge_metrics(metrics: Feature, java: dict) -> None:
     spec = importlib.util.find_spec("pycocoevalcap")
     for jar in JARS if spec else ():
         if not (Path(spec.submodule_search_locations[0]) / jar).exists():
-            metrics.lacks(
-                f"pycocoevalcap lacks {jar}", "pip install --force-reinstall --no-deps pycocoevalcap"
-            )
+            metrics.lacks(f"pycocoevalcap lacks {jar}", "pip install --force-reinstall --no-deps pycocoevalcap")
 
 
 def judge_gpu(feature: Feature, torch: dict, machine: dict) -> None:
     if torch["gpus"]:
         return
     if not machine["nvidia_driver"]:
-        feature.lacks(
-            "no NVIDIA GPU (or no driver: nvidia-smi is not there)", "run on a machine with an NVIDIA GPU"
-        )
+        feature.lacks("no NVIDIA GPU (or no driver: nvidia-smi is not there)", "run on a machine with an NVIDIA GPU")
     elif torch.get("cuda_build"):
-        fix = (
-            "update the NVIDIA driver, or install a torch for an older CUDA (https://pytorch.org/get-started)"
-        )
+        fix = "update the NVIDIA driver, or install a torch for an older CUDA (https://pytorch.org/get-started)"
         feature.lacks(f"torch (CUDA {torch['cuda_build']}) sees no GPU: is the driver too old for it?", fix)
     else:
         feature.lacks("torch is a build without CUDA", REINSTALL)

@@ -44,12 +44,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "wanted", nargs="*", metavar="NAME", help="presets (7b, 13b, llama2) or names of --list"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wanted", nargs="*", metavar="NAME", help="presets (7b, 13b, llama2) or names of --list")
     parser.add_argument("--dir", type=Path, default=Path("weights"), help="folder for the files (weights)")
     parser.add_argument("--table", type=Path, default=TABLE, help="another table, say of your own mirror")
     action = parser.add_mutually_exclusive_group()

@@ -28,15 +28,11 @@ cuda = SimpleNamespace(
 """
 
 
-def doctor(
-    *args: str, before: Path | None = None, python: tuple[str, ...] = (), cwd: Path = ROOT, root: Path = ROOT
-):
+def doctor(*args: str, before: Path | None = None, python: tuple[str, ...] = (), cwd: Path = ROOT, root: Path = ROOT):
     """Run the doctor; `before` is a folder whose packages hide the installed ones."""
     path = os.pathsep.join(str(place) for place in (before, root) if place)
     line = [sys.executable, *python, "-m", "minigpt4.doctor", *args]
-    return subprocess.run(
-        line, cwd=cwd, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
-    )
+    return subprocess.run(line, cwd=cwd, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
 
 
 def findings(done) -> dict:
@@ -131,9 +127,7 @@ def test_gpu_is_shown_with_memory_capability_and_bf16(tmp_path):
     fake(tmp_path, "torch", ONE_GPU)
     fake(tmp_path, "torchvision")
     done = doctor(before=tmp_path)
-    assert (
-        "GPU: NVIDIA GeForce RTX 2080 Ti, 11.0 GiB, compute capability 7.5, no bf16: use fp16" in done.stdout
-    )
+    assert "GPU: NVIDIA GeForce RTX 2080 Ti, 11.0 GiB, compute capability 7.5, no bf16: use fp16" in done.stdout
 
 
 def test_low_bit_llm_is_ready_with_a_gpu_and_bitsandbytes(tmp_path):
@@ -187,9 +181,7 @@ def test_doctor_itself_imports_neither_torch_nor_transformers():
     heavy = {"torch", "transformers", "numpy"}
     code = f"import sys; import minigpt4.doctor; print(sorted({heavy} & set(sys.modules)))"
     line = [sys.executable, "-c", code]
-    done = subprocess.run(
-        line, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    done = subprocess.run(line, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.stdout == "[]\n"
 
 

@@ -235,9 +235,7 @@ class _Job:
             self._restart("the part does not fit the file on the server")
         if error.code in BUSY_STATUS:
             asked = error.headers.get("Retry-After") or ""
-            raise _BrokenOffError(
-                f"HTTP {error.code} {error.reason}", float(asked) if asked.isdigit() else None
-            )
+            raise _BrokenOffError(f"HTTP {error.code} {error.reason}", float(asked) if asked.isdigit() else None)
         reason = REFUSALS.get(error.code, error.reason)
         raise WeightsError(f"{self.target.name}: {self.source} {reason} (HTTP {error.code})")
 

@@ -70,9 +70,7 @@ def check_not_text(head: bytes, name: str) -> None:
 def _check_torch_zip(path: Path, name: str) -> None:
     with zipfile.ZipFile(path) as archive:
         if not any(entry.endswith("/data.pkl") or entry == "data.pkl" for entry in archive.namelist()):
-            raise WeightsError(
-                f"{name}: a zip archive, but not one that torch.save wrote (no data.pkl in it)"
-            )
+            raise WeightsError(f"{name}: a zip archive, but not one that torch.save wrote (no data.pkl in it)")
 
 
 def _check_safetensors(path: Path, name: str) -> None:

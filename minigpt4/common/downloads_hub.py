@@ -44,9 +44,7 @@ def fetch_repository(
         repository, retry, lambda: HfApi().model_info(repository, files_metadata=True, timeout=retry.timeout)
     )
     skipped = [*IGNORED, *ignore]
-    files = list(
-        filter_repo_objects(info.siblings or [], ignore_patterns=skipped, key=lambda file: file.rfilename)
-    )
+    files = list(filter_repo_objects(info.siblings or [], ignore_patterns=skipped, key=lambda file: file.rfilename))
     _need_room(folder, files)
     _patiently(
         repository,
@@ -67,9 +65,7 @@ def _patiently(repository: str, retry: Retry, call: Callable[[], T]) -> T:
         except FAULTS as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             lasting = status is not None and 400 <= status < 500 and status not in (408, 429)
-            local = (
-                isinstance(error, OSError) and error.errno and not isinstance(error, LocalEntryNotFoundError)
-            )
+            local = isinstance(error, OSError) and error.errno and not isinstance(error, LocalEntryNotFoundError)
             failures += 1
             if lasting or local or failures >= retry.tries:
                 raise WeightsError(f"Hugging Face repository {repository}: {error}") from error
@@ -117,7 +113,5 @@ def _check(folder: Path, file: RepoSibling, source: str) -> Fetched:
             check_opens(path)
     except WeightsError as error:
         path.unlink()
-        raise WeightsError(
-            f"{error} (from {source}; the file was deleted, run the same command again)"
-        ) from error
+        raise WeightsError(f"{error} (from {source}; the file was deleted, run the same command again)") from error
     return Fetched(path, source, size, sha256)

@@ -40,9 +40,7 @@ class WeightsEntry:
         if unknown or not self.sources:
             raise ConfigError(f"weights table, {self.name}.sources: {unknown or 'empty'}; known: {SCHEMES}")
         if Path(self.path).is_absolute() or ".." in Path(self.path).parts:
-            raise ConfigError(
-                f"weights table, {self.name}.path: {self.path} must lie below the weights folder"
-            )
+            raise ConfigError(f"weights table, {self.name}.path: {self.path} must lie below the weights folder")
 
     @property
     def is_repository(self) -> bool:

@@ -183,9 +183,7 @@ def test_etag_of_another_server_is_not_taken_for_a_hash(server, weights, target)
 
 
 def test_file_that_changed_on_the_server_is_not_joined_to_the_old_part(server, weights, target):
-    url = server.put(
-        "/a.pth", bytes(len(weights)), headers={"ETag": '"old"'}, steps=["drop", "503", "503", "503"]
-    )
+    url = server.put("/a.pth", bytes(len(weights)), headers={"ETag": '"old"'}, steps=["drop", "503", "503", "503"])
     with pytest.raises(WeightsError):
         fetch(url, target, retry=QUICK)
     server.put("/a.pth", weights, headers={"ETag": '"new"'})
@@ -215,9 +213,7 @@ def test_killed_download_goes_on_where_it_was(server, weights, target):
     url = server.put("/a.pth", weights, steps=["stall"])
     fetching = f"fetch({url!r}, Path({str(target)!r}))"
     code = f"from pathlib import Path; from minigpt4.common.download import fetch; {fetching}"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
     part = target.with_name("a.pth.part")
     assert server.stalled.wait(60)
     deadline = time.monotonic() + 60
@@ -269,9 +265,7 @@ def test_google_drive_form_with_its_token_is_followed(server, weights, target):
     server.put("/file", weights, query={"id": "F", "confirm": "t0k"}, page=PAGE)
     server.put("/download", query={"never": "1"}, page=form.encode())
     find = partial(drive_url, file_id="F", base=server.url("/download"))
-    fetched = fetch(
-        lambda opener, timeout: find(opener, timeout=timeout), target, retry=QUICK, source="gdrive:F"
-    )
+    fetched = fetch(lambda opener, timeout: find(opener, timeout=timeout), target, retry=QUICK, source="gdrive:F")
     assert target.read_bytes() == weights
     assert fetched.source == "gdrive:F"
 
