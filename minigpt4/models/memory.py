@@ -168,21 +168,25 @@ class MetaModel:
         self.projection.to(self.llm.dtype)
 
     def _step(self, batch_size: int, lengths: Lengths, recompute: bool) -> int:
-        features_BQV = self._vision(batch_size)
-        image_BQD = self.projection(features_BQV.to(self.llm.dtype))
-        text = torch.empty(
-            batch_size, 1 + lengths.prompt + lengths.answer, image_BQD.shape[2], dtype=self.llm.dtype, device="meta"
-        )
-        embeds_BTD = torch.cat([image_BQD, text], dim=1)
-        columns = torch.arange(lengths.answer, device="meta")
+        embeds_BTD = self._embeds(batch_size, lengths)
+        self._loss(embeds_BTD, lengths.answer, recompute).backward()
+        return embeds_BTD.shape[1]
+
+    def _embeds(self, batch_size: int, lengths: Lengths) -> Tensor:
+        image_BQD = self.projection(self._vision(batch_size).to(self.llm.dtype))
+        length, width = 1 + lengths.prompt + lengths.answer, image_BQD.shape[2]
+        text = torch.empty(batch_size, length, width, dtype=self.llm.dtype, device="meta")
+        return torch.cat([image_BQD, text], dim=1)
+
+    def _loss(self, embeds_BTD: Tensor, answer: int, recompute: bool) -> Tensor:
         mask = torch.empty(embeds_BTD.shape[:2], dtype=torch.long, device="meta")
+        columns = torch.arange(answer, device="meta")
         with recomputed(self.llm, recompute):
             logits = self.llm(
                 inputs_embeds=embeds_BTD, attention_mask=mask, use_cache=False, logits_to_keep=columns
             ).logits
-        targets = torch.empty(batch_size * lengths.answer, dtype=torch.long, device="meta")
-        nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets).backward()
-        return embeds_BTD.shape[1]
+        targets = torch.empty(len(embeds_BTD) * answer, dtype=torch.long, device="meta")
+        return nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets)
 
     def _vision(self, batch_size: int) -> Tensor:
         size, dtype = self.cfg.image_size, next(self.encoder.parameters()).dtype

@@ -1,0 +1,163 @@
+"""The memory estimate: its counter, the published sizes, and a real step of a small model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.models.llm import read_llm_config
+from minigpt4.models.memory import GIB, Lengths, MetaModel, StorageCounter, llm_config_for
+from minigpt4.models.minigpt4 import MiniGPT4
+
+FLICKR = Lengths(prompt=35, answer=160)
+PUBLISHED_FLICKR_MIB = 18202
+"""Peak of the published Flickr30k run at batch 2, as its log lines give it."""
+
+
+@pytest.fixture(scope="module")
+def seven_b() -> MetaModel:
+    cfg = MiniGPT4Config(llama_model="weights/vicuna-7b")
+    return MetaModel(cfg, llm_config_for(cfg)[0])
+
+
+def tiny_config(parity_dir: Path, **changes) -> MiniGPT4Config:
+    settings = {
+        "image_size": 56,
+        "vit_weights": str(parity_dir / "eva_vit_tiny.pth"),
+        "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
+        "q_former_model": str(parity_dir / "blip2_tiny.pth"),
+        "num_query_token": 8,
+        "qformer_config": {
+            "hidden_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 96,
+        },
+        "llama_model": str(parity_dir / "vicuna_tiny"),
+        "vit_precision": "fp32",
+        "llm_precision": "fp32",
+        "max_txt_len": 40,
+    }
+    return MiniGPT4Config(**(settings | changes))
+
+
+def real_peak(cfg: MiniGPT4Config, batch_size: int) -> tuple[int, int]:
+    """Peak bytes and sequence length of a training step on real tensors."""
+    model = MiniGPT4.from_config(cfg)
+    samples = {
+        "image": torch.randn(batch_size, 3, 56, 56),
+        "answer": ["several wooden boats are tied to the pier " * 8] * batch_size,
+    }
+    lengths = []
+    model.llama_model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    with StorageCounter(nn.ModuleList([model])) as counter:
+        model(samples)["loss"].backward()
+    return counter.peak, lengths[0]
+
+
+def test_counter_follows_storages_from_birth_to_death():
+    with StorageCounter(nn.ModuleList()) as counter:
+        first = torch.empty(1000, dtype=torch.uint8, device="meta")
+        view = first[:10]
+        second = torch.empty(500, dtype=torch.uint8, device="meta")
+        assert counter.live == 1500
+        del first
+        assert counter.live == 1500, "a view keeps its storage"
+        del view, second
+        assert (counter.live, counter.peak) == (0, 1500)
+
+
+def test_counter_leaves_known_weights_out():
+    layer = nn.Linear(10, 10, bias=False, device="meta")
+    with StorageCounter(nn.ModuleList([layer])) as counter:
+        layer(torch.empty(1, 10, device="meta"))
+    assert counter.peak == 2 * 10 * 4
+
+
+@pytest.mark.parametrize("changes", [{}, {"freeze_qformer": False}, {"has_qformer": False}])
+def test_estimate_is_what_a_real_step_allocates(parity_dir, changes):
+    cfg = tiny_config(parity_dir, **changes)
+    peak, length = real_peak(cfg, batch_size=6)
+    images = 8 if cfg.has_qformer else 4
+    meta = MetaModel(cfg, read_llm_config(parity_dir / "vicuna_tiny"))
+    estimate = meta.estimate(6, Lengths(prompt=length - 1 - images - 40, answer=40))
+    assert estimate.tokens == length
+    assert estimate.activations == pytest.approx(peak, rel=0.02)
+
+
+def test_estimate_with_recomputation_is_what_a_real_step_allocates(parity_dir):
+    cfg = tiny_config(parity_dir, llm_grad_checkpoint=True)
+    peak, length = real_peak(cfg, batch_size=16)
+    meta = MetaModel(cfg, read_llm_config(parity_dir / "vicuna_tiny"))
+    estimate = meta.estimate(16, Lengths(prompt=length - 1 - 8 - 40, answer=40))
+    assert estimate.activations == pytest.approx(peak, rel=0.1)
+
+
+def test_7b_has_the_published_sizes(seven_b):
+    parts = {part.name: part for part in seven_b.parts}
+    assert parts["projection (llama_proj)"].trained == 3_149_824
+    assert parts["LLM"].parameters == 6_738_415_616
+    assert parts["LLM"].weight_bytes == 2 * 6_738_415_616
+    assert sum(part.trained for part in seven_b.parts) == 3_149_824
+
+
+def test_flickr_batch_needs_less_than_the_published_run(seven_b):
+    estimate = seven_b.estimate(2, FLICKR)
+    allocated = (estimate.weights + estimate.optimizer + estimate.activations) / 2**20
+    assert 0.85 * PUBLISHED_FLICKR_MIB < allocated < PUBLISHED_FLICKR_MIB
+
+
+def test_activations_grow_with_the_batch_and_shrink_by_recomputation(seven_b):
+    two, four = seven_b.estimate(2, FLICKR), seven_b.estimate(4, FLICKR)
+    assert four.activations == pytest.approx(2 * two.activations, rel=0.05)
+    assert seven_b.estimate(4, FLICKR, recompute=True).activations < 0.3 * four.activations
+
+
+def test_quantised_llm_is_smaller_by_its_linear_layers(seven_b):
+    estimate = seven_b.estimate(1, FLICKR)
+    linear = 6_738_415_616 - 2 * 32000 * 4096 - 65 * 4096
+    fp16, int8, nf4 = (seven_b.stored_as(estimate, s).parts[-1].weight_bytes for s in ("fp16", "int8", "nf4"))
+    assert fp16 - int8 == linear
+    assert fp16 - nf4 == pytest.approx((2 - 0.5625) * linear, rel=1e-6)
+
+
+def test_trained_parts_are_stored_in_fp32():
+    cfg = MiniGPT4Config(llama_model="weights/vicuna-7b", freeze_vit=False, freeze_qformer=False)
+    parts = MetaModel(cfg, llm_config_for(cfg)[0]).parts
+    assert all(part.weight_bytes == 4 * part.parameters for part in parts if part.trained)
+    assert [part.trained == part.parameters for part in parts] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("vicuna-13b-v0", 5120), ("llama-2-7b-chat-hf", 4096), ("Vicuna_7B", 4096)]
+)
+def test_llm_that_is_not_here_is_sized_by_its_name(name, width):
+    config, origin = llm_config_for(MiniGPT4Config(llama_model=f"somewhere/{name}"))
+    assert config.hidden_size == width
+    assert name in origin
+
+
+@pytest.mark.parametrize("name", ["somewhere/mymodel", "somewhere/phi-17b", ""])
+def test_llm_of_unknown_size_is_an_error_that_says_what_to_do(name):
+    with pytest.raises(ConfigError, match=r"model.llama_model.*config.json"):
+        llm_config_for(MiniGPT4Config(llama_model=name))
+
+
+def test_llm_directory_tells_its_own_size(parity_dir):
+    config, origin = llm_config_for(MiniGPT4Config(llama_model=str(parity_dir / "vicuna_tiny")))
+    assert (config.hidden_size, config.vocab_size) == (96, 513)
+    assert origin.endswith("config.json")
+
+
+def test_weights_of_the_estimate_are_those_of_the_built_model(parity_dir):
+    cfg = tiny_config(parity_dir, vit_precision="bf16", llm_precision="bf16")
+    model = MiniGPT4.from_config(cfg)
+    stored = sum(p.numel() * p.element_size() for p in model.parameters())
+    estimate = MetaModel(cfg, read_llm_config(parity_dir / "vicuna_tiny")).estimate(1, Lengths(4, 4))
+    assert estimate.weights == stored
+    assert estimate.total > estimate.weights + 0.5 * GIB

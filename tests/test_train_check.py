@@ -1,0 +1,83 @@
+"""`train.py --check` as a user runs it: a process of its own, on the shipped files, without weights."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+RECIPES = sorted((REPOSITORY / "train_configs").glob("*.yaml"))
+
+
+def train(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
+def test_check_sizes_every_recipe_without_weights(recipe):
+    result = train("--cfg-path", str(recipe), "--check", "--gpu-gib", "24")
+    assert result.returncode == 0, result.stderr
+    assert "init_lr:" in result.stdout, "the merged configuration is printed"
+    row = next(line for line in result.stdout.splitlines() if line.startswith("sum"))
+    assert row.split()[1:3] == ["7,832,625,024", "3,149,824"]
+    assert "model.llama_model: weights/vicuna-7b" in result.stdout, "what is missing is named"
+
+
+def test_flickr_recipe_fits_in_24_gib():
+    result = train("--cfg-path", "train_configs/minigpt4_flickr_finetune.yaml", "--check", "--gpu-gib", "24")
+    assert "It fits in 24.0 GiB." in result.stdout
+    assert "5 epochs x 500 iterations = 2,500 updates; batch 2 = 5,000 samples on each GPU." in result.stdout
+
+
+def test_what_does_not_fit_comes_with_what_to_change():
+    result = train("--cfg-path", "train_configs/minigpt4_stage2_finetune.yaml", "--check", "--gpu-gib", "24")
+    assert "It does NOT fit in 24.0 GiB." in result.stdout
+    assert "batch_size: 6, run.accum_grad_iters: 2: fits" in result.stdout
+    assert "model.llm_grad_checkpoint: True:" in result.stdout
+
+
+def test_options_go_over_the_file():
+    result = train(
+        "--cfg-path",
+        "train_configs/minigpt4_flickr_finetune.yaml",
+        "--check",
+        "--options",
+        "model.llama_model=weights/vicuna-13b",
+    )
+    assert "3,937,280" in result.stdout, "768 x 5120 + 5120 for the 13B LLM"
+
+
+def test_misspelt_key_is_reported_with_its_nearest_before_torch_loads():
+    started = time.perf_counter()
+    result = train("--cfg-path", "train_configs/minigpt4_flickr_finetune.yaml", "--options", "model.llama_modle=x")
+    assert result.returncode == 2
+    assert "model.llama_modle: unknown key; did you mean 'llama_model'?" in result.stderr
+    assert "minigpt4_flickr_finetune.yaml" in result.stderr
+    assert "Traceback" not in result.stderr
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import sys, minigpt4.common.experiment; sys.exit('torch' in sys.modules)"],
+        cwd=REPOSITORY,
+    )
+    assert loaded.returncode == 0, f"a typo must not wait for torch ({time.perf_counter() - started:.1f} s)"
+
+
+def test_image_sizes_of_model_and_processor_must_agree():
+    result = train(
+        "--cfg-path", "train_configs/minigpt4_flickr_finetune.yaml", "--check", "--options", "model.image_size=448"
+    )
+    assert result.returncode == 2
+    assert "vis_processor.train.image_size: 224 must equal model.image_size: 448" in result.stderr
+
+
+def test_missing_file_is_named():
+    result = train("--cfg-path", "train_configs/nothing.yaml", "--check")
+    assert result.returncode == 2
+    assert "train_configs/nothing.yaml" in result.stderr
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, minigpt4; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'timm', 'PIL')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
