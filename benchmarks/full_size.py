@@ -110,15 +110,20 @@ def run(cfg: MiniGPT4Config, batch_size: int, device: str) -> list[tuple[str, st
         "answer": [ANSWER] * batch_size,
         "instruction_input": ["<Img><ImageHere></Img> Describe this image. "] * batch_size,
     }
+    lengths: list[int] = []
+    model.llama_model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
     loss = model(samples)["loss"]
     times.append(synchronised_time())
     loss.backward()
     times.append(synchronised_time())
     gradient = model.llama_proj.weight.grad
     load, forward, backward = (f"{after - before:.1f}" for before, after in zip(times, times[1:], strict=False))
-    estimate = MetaModel(cfg, LLAMA_7B).estimate(batch_size, Lengths(prompt=16, answer=cfg.max_txt_len))
+    estimate = MetaModel(cfg, LLAMA_7B).estimate(batch_size, Lengths(lengths[0] - 1 - cfg.num_query_token - cfg.max_txt_len, cfg.max_txt_len))
     return [
         ("trained parameters", f"{sum(p.numel() for p in model.trainable_parameters().values()):,}"),
+        ("tokens of a sequence", str(lengths[0])),
         ("load, s", load),
         (f"forward at batch {batch_size}, s", forward),
         ("backward, s", backward),
