@@ -120,7 +120,9 @@ def run(cfg: MiniGPT4Config, batch_size: int, device: str) -> list[tuple[str, st
     times.append(synchronised_time())
     gradient = model.llama_proj.weight.grad
     load, forward, backward = (f"{after - before:.1f}" for before, after in zip(times, times[1:], strict=False))
-    estimate = MetaModel(cfg, LLAMA_7B).estimate(batch_size, Lengths(lengths[0] - 1 - cfg.num_query_token - cfg.max_txt_len, cfg.max_txt_len))
+    estimate = MetaModel(cfg, LLAMA_7B).estimate(
+        batch_size, Lengths(lengths[0] - 1 - cfg.num_query_token - cfg.max_txt_len, cfg.max_txt_len)
+    )
     return [
         ("trained parameters", f"{sum(p.numel() for p in model.trainable_parameters().values()):,}"),
         ("tokens of a sequence", str(lengths[0])),

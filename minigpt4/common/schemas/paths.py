@@ -2,6 +2,7 @@
 
 A schema marks a field with `metadata={"path": kind}`: `file`, `dir`, or `data` for what a dataset reads, a
 file or folder, brace-expanded shards such as `shards/{000..099}.tar`, or a URL. URLs are not looked at.
+`checkpoint` is a file or the word `auto`.
 """
 
 import dataclasses
@@ -16,6 +17,8 @@ from minigpt4.common.errors import ConfigError
 PLACEHOLDER = re.compile(
     r"please set this value|^\?\?\?$|(^|/)path/to(/|$)|^todo\b|^<\s*(your|path|set|fill)\b", re.IGNORECASE
 )
+AUTO = "auto"
+"""In place of a checkpoint: the newest one."""
 ANGLE_BRACKETS = re.compile(r"^<.*>$")
 REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
 
@@ -63,6 +66,8 @@ def _marked(schema: object, section: str) -> Iterator[tuple[str, str, str]]:
 def _missing(kind: str, value: str) -> list[str]:
     if REMOTE.match(value):
         return []
+    if kind == "checkpoint":
+        return [] if value == AUTO or Path(value).is_file() else [value]
     if kind == "file":
         return [] if Path(value).is_file() else [value]
     if kind == "dir":

@@ -19,7 +19,7 @@ class RunConfig:
     REFUSED_KEYS: ClassVar[Mapping[str, str]] = {
         "max_iters": "runs count epochs here; set max_epoch and iters_per_epoch",
         "iters_per_inner_epoch": "runs count epochs here; set max_epoch and iters_per_epoch",
-        "grad_norm_clip": "gradients are not clipped, as in the published recipes",
+        "grad_norm_clip": "it is called max_grad_norm here",
         "lr_layer_decay": "one learning rate serves all trained parameters",
     }
 
@@ -62,6 +62,16 @@ class RunConfig:
     accum_grad_iters: int = 1
     """Iterations whose gradients make one optimizer step."""
 
+    accum_loss: Literal["mean", "sum"] = "mean"
+    """New. `mean`: an update follows the mean over all supervised tokens of its iterations and ranks, however
+    they are cut; `sum`: the published behaviour, the losses of the iterations are added."""
+
+    max_grad_norm: float | None = None
+    """New. Clip the gradient of an update to this norm; null: no clipping, as published."""
+
+    max_nonfinite_steps: int = 10
+    """New. Updates in a row with a loss or gradient that is not finite before the run stops; each is skipped."""
+
     num_workers: int = 4
     """Loader processes per GPU and dataset; 0 loads in the main process."""
 
@@ -83,8 +93,21 @@ class RunConfig:
     amp_dtype: Literal["fp16", "bf16"] = "fp16"
     """Precision under `amp`; fp16 comes with a gradient scaler."""
 
-    resume_ckpt_path: str | None = field(default=None, metadata={"path": "file"})
-    """Checkpoint of an earlier run to go on from, optimizer and epoch included."""
+    save_every_iters: int | None = None
+    """New. Also save a checkpoint after each so many iterations; null: at the end of each epoch only."""
+
+    keep_last: int | None = None
+    """New. Keep this many checkpoints of `save_every_iters`; those of epochs and the best stay. Null: all."""
+
+    resume_ckpt_path: str | None = field(default=None, metadata={"path": "checkpoint"})
+    """Checkpoint of an earlier run to go on from, optimizer, data position and random state included; `auto`:
+    the newest whole one of this job in `output_dir`, or a start from scratch if there is none."""
+
+    max_bad_share: float = 0.01
+    """New. Share of samples that may be unreadable before the run stops."""
+
+    max_bad_in_a_row: int = 100
+    """New. Unreadable samples in a row before the run stops."""
 
     evaluate: bool = False
     """Evaluate on `test_splits` and do not train."""
@@ -116,6 +139,9 @@ class RunConfig:
     wandb_log: bool = False
     """Log to Weights & Biases too, from rank 0."""
 
+    tensorboard_log: bool = False
+    """New. Write TensorBoard event files into the run's folder too, from rank 0."""
+
     job_name: str = "minigpt4"
     """Name of the run for Weights & Biases."""
 
@@ -125,7 +151,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         at_least(self, 0, "min_lr", "warmup_steps", "weight_decay", "num_workers", "seed")
         at_least(self, 1, "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "world_size")
-        at_least(self, 1, "batch_size_train", "batch_size_eval")
+        at_least(self, 1, "batch_size_train", "batch_size_eval", "save_every_iters", "keep_last")
+        at_least(self, 1, "max_nonfinite_steps", "max_bad_in_a_row")
+        require(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "between 0 and 1")
+        norm = self.max_grad_norm
+        require(norm is None or norm > 0, "max_grad_norm", norm, "above 0")
         require(0 < self.beta2 < 1, "beta2", self.beta2, "between 0 and 1")
         decay = self.lr_decay_rate
         require(decay is None or 0 < decay <= 1, "lr_decay_rate", decay, "above 0 and at most 1")
