@@ -42,14 +42,25 @@ PUBLISHED_KEYS = {
     "job_name",
     "log_freq",
 }
+NEW_KEYS = {
+    "amp_dtype",
+    "accum_loss",
+    "max_grad_norm",
+    "max_nonfinite_steps",
+    "save_every_iters",
+    "keep_last",
+    "max_bad_share",
+    "max_bad_in_a_row",
+    "tensorboard_log",
+}
 
 
 def _bind(**values) -> RunConfig:
     return bind(RunConfig, values, section="run", source="user.yaml")
 
 
-def test_keys_are_the_published_ones_and_the_precision_of_amp():
-    assert {field.name for field in dataclasses.fields(RunConfig)} == PUBLISHED_KEYS | {"amp_dtype"}
+def test_keys_are_the_published_ones_and_the_new_ones():
+    assert {field.name for field in dataclasses.fields(RunConfig)} == PUBLISHED_KEYS | NEW_KEYS
 
 
 def test_training_runs_of_the_reference_are_bound_unchanged(golden):
