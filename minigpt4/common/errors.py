@@ -25,3 +25,7 @@ class WeightsError(MiniGPT4Error, RuntimeError):
 
 class SampleError(MiniGPT4Error, ValueError):
     """A sample given to the model cannot be used; the text names the sample and the field."""
+
+
+class RunError(MiniGPT4Error, RuntimeError):
+    """A run cannot go on; the text says why, and how to go on."""

@@ -190,7 +190,7 @@ class MiniGPT4(nn.Module):
 
     # Training
 
-    def forward(self, samples: Mapping[str, Any], reduction: str = "mean") -> dict[str, Tensor]:
+    def forward(self, samples: Mapping[str, Any], reduction: str = "mean") -> dict[str, Any]:
         """Loss of the answers, nats a token.
 
         Args:
@@ -199,13 +199,20 @@ class MiniGPT4(nn.Module):
             reduction: "mean" over the targets of the batch, or "none": per sample (B,), the sum over its targets
                 divided by the padded length, as published.
 
+        Returns:
+            "loss", and "num_tokens": how many targets the batch has (int).
+
         Raises:
             SampleError: a sample without targets, or whose placeholders and images do not match.
         """
         batch, image_tokens_MD = self._training_batch(read_samples(samples))
+        num_tokens = batch.num_targets
         batch = batch.to(self.device)
         embeds_BTD = sequence.embed(batch, self.llama_model.get_input_embeddings(), image_tokens_MD)
-        return {"loss": self._loss(embeds_BTD, batch, reduction)}
+        loss = self._loss(embeds_BTD, batch, reduction)
+        if image_tokens_MD is None:  # text alone: the trained parts stay in the graph, or other ranks wait for them
+            loss = loss + 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
+        return {"loss": loss, "num_tokens": num_tokens}
 
     def _training_batch(self, samples: Samples) -> tuple[sequence.Batch, Tensor | None]:
         """The batch on the CPU, and the image tokens (M, D) that go into it."""

@@ -79,6 +79,11 @@ class Batch:
     image_source: Tensor
     """Index of that image token in the flat list, (M',)."""
 
+    @property
+    def num_targets(self) -> int:
+        """Positions trained on; reads the targets, so ask before `to` moves them to a GPU."""
+        return int((self.targets_BT != IGNORE).sum())
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
         return Batch(

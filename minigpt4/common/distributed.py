@@ -1,0 +1,125 @@
+"""Processes of a run: one, or several launched by torchrun, accelerate or srun (plain environment variables)."""
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from minigpt4.common.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT = timedelta(minutes=30)
+"""Ranks load their weights at different speeds; afterwards a step never takes this long."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0, which writes files."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over ranks, in place; on the value's device, without waiting on the host."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; every rank must call it, and the host waits."""
+        if self.world_size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Plain objects of all ranks on rank 0, None elsewhere; every rank must call it."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, gathered)
+        return gathered
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's plain object on every rank; every rank must call it."""
+        if self.world_size == 1:
+            return value
+        box = [value if self.is_main else None]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def start_processes(device: str = "cuda", distributed: bool = True, dist_url: str = "env://") -> Processes:
+    """Join the processes that the launcher started, or be alone; nccl on GPUs, gloo elsewhere.
+
+    Raises ConfigError if the launcher's variables do not fit together.
+    """
+    rank, local_rank, world_size = _from_environment()
+    chosen = _device(device, local_rank, world_size)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size == 1:
+        return Processes(0, 0, 1, chosen)
+    if not distributed:
+        raise ConfigError(f"run.distributed: False, but {world_size} processes were launched; start one or set it True")
+    dist.init_process_group(
+        backend="nccl" if chosen.type == "cuda" else "gloo",
+        init_method=dist_url,
+        rank=rank,
+        world_size=world_size,
+        timeout=START_TIMEOUT,
+    )
+    return Processes(rank, local_rank, world_size, chosen)
+
+
+def stop_processes() -> None:
+    """Leave the group; no collective, so it is safe after an error on one rank."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _from_environment() -> tuple[int, int, int]:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+        os.environ.setdefault("MASTER_PORT", "29500")
+    if names[0] not in os.environ:
+        return 0, 0, 1
+    try:
+        rank, local_rank, world_size = (int(os.environ[name]) for name in names)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"the launcher's variables {', '.join(names)} are incomplete: {error}") from error
+    return rank, local_rank, world_size
+
+
+def _device(wanted: str, local_rank: int, world_size: int) -> torch.device:
+    if not wanted.startswith("cuda"):
+        return torch.device(wanted)
+    if not torch.cuda.is_available():
+        log.warning("run.device is %s, but there is no GPU: the run goes on the CPU", wanted)
+        return torch.device("cpu")
+    if world_size > 1 or ":" not in wanted:
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"local rank {local_rank} has no GPU of its own: {torch.cuda.device_count()} GPUs are visible; "
+                "start at most so many processes (--nproc-per-node)"
+            )
+        return torch.device("cuda", local_rank)
+    return torch.device(wanted)

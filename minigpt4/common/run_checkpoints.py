@@ -1,0 +1,126 @@
+"""Checkpoints of a run on disk: written so that a kill at any moment leaves whole files only.
+
+A checkpoint is `NAME.pth` in the published layout (`model`, `optimizer`, `scaler`, `config`, `epoch`) plus a
+`state` entry for exact resume, plain types and tensors only. Its card `NAME.json`, written last, says what the
+file is and holds its sha256: a file without a fitting card was being written when the run died.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt4.common.checkpoint import read_weights
+from minigpt4.common.errors import WeightsError
+
+log = logging.getLogger(__name__)
+
+ITERATION_PATTERN = "checkpoint_iter_*.pth"
+BEST = "checkpoint_best.pth"
+
+
+def card_path(checkpoint: Path) -> Path:
+    """The JSON card beside a checkpoint."""
+    return checkpoint.with_suffix(".json")
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any], card: Mapping[str, Any]) -> None:
+    """Write file and card, each by temporary file, fsync and rename, the card last.
+
+    Raises WeightsError if the disk refuses; what was there before stays whole.
+    """
+    try:
+        card_path(path).unlink(missing_ok=True)  # from here on an older file of this name does not count as new
+        _write(path, lambda file: torch.save(dict(content), file))
+        text = json.dumps({**card, "file": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}, indent=2)
+        _write(card_path(path), lambda file: file.write(text.encode()))
+    except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
+        raise WeightsError(
+            f"{path}: could not be saved: {error}. Earlier checkpoints are untouched; free some space and go on "
+            "with run.resume_ckpt_path=auto"
+        ) from error
+
+
+def _write(path: Path, write: Callable[[Any], Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable; some file systems offer no such call."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        log.debug("%s cannot be synchronised", folder)
+    finally:
+        os.close(descriptor)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Content of a checkpoint; WeightsError if it is broken or is not what its card says."""
+    card = read_card(path)
+    if card is not None and card["sha256"] != _sha256(path):
+        raise WeightsError(f"{path}: its content is not what {card_path(path).name} says; take an earlier checkpoint")
+    return read_weights(path)
+
+
+def read_card(path: Path) -> dict[str, Any] | None:
+    """The card of a checkpoint, or None if it has none that can be read."""
+    try:
+        card = json.loads(card_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return card if isinstance(card, dict) and "sha256" in card else None
+
+
+def newest_checkpoint(output_dir: Path, job_name: str) -> Path | None:
+    """The checkpoint of this job in `output_dir/*/` that is furthest on in its latest run, whole by its card.
+
+    What is broken or half written is passed over, with a warning.
+    """
+    found = []
+    for path in output_dir.glob("*/checkpoint_*.pth"):
+        card = read_card(path) if path.name != BEST else None
+        if card is not None and card.get("job_name") == job_name:
+            found.append((card["run_started"], card["iteration"], path))
+    for _, _, path in sorted(found, reverse=True):
+        if read_card(path)["sha256"] == _sha256(path):
+            return path
+        log.warning("%s is damaged and is passed over", path)
+    return None
+
+
+def drop_old(folder: Path, keep: int | None) -> None:
+    """Delete all but the newest `keep` checkpoints of `save_every_iters`, cards first."""
+    if keep is None:
+        return
+    cards = ((read_card(path), path) for path in folder.glob(ITERATION_PATTERN))
+    whole = sorted((card["iteration"], path) for card, path in cards if card is not None)
+    for _, path in whole[:-keep]:
+        card_path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,145 @@
+"""From micro-batches to optimizer updates: accumulation, all-reduce, mixed precision, skipping what is not finite.
+
+Nothing here waits for a GPU except `FiniteWatch`, which reads the flag of the update before the last.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from minigpt4.common.distributed import Processes
+from minigpt4.common.schemas.run import RunConfig
+from minigpt4.runners.finite import FiniteWatch
+
+AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+ADAM_EPS = 1e-8
+TOKEN_UNIT = 1024
+"""Losses are weighted by tokens / TOKEN_UNIT until the tokens of the whole update are known; about 1 in practice,
+so that fp16 gradients keep their range, and a power of two, so that nothing is rounded."""
+
+
+class Updater:
+    """Owns optimizer, gradient scaler and the gradients of one update, which may span several micro-batches.
+
+    With `accum_loss: mean` an update follows the mean loss over all supervised tokens of its micro-batches on all
+    ranks, however they are cut; with `sum` the mean losses of the micro-batches are added and averaged over ranks.
+    """
+
+    def __init__(self, model: nn.Module, run: RunConfig, processes: Processes, finite: FiniteWatch) -> None:
+        self.run = run
+        self.processes = processes
+        self.finite = finite
+        self.parameters: dict[str, nn.Parameter] = model.trainable_parameters()
+        self.optimizer = torch.optim.AdamW(
+            model.get_optimizer_params(run.weight_decay),
+            lr=run.init_lr,
+            betas=(0.9, run.beta2),
+            eps=ADAM_EPS,
+            fused=True,  # the implementation that can skip an update without asking the host
+        )
+        self.scaler = torch.amp.GradScaler(processes.device.type, enabled=run.amp and run.amp_dtype == "fp16")
+        self.model = distribute(model, processes, self.parameters)
+        self._start_update()
+
+    @property
+    def pending(self) -> bool:
+        """Whether gradients wait for an update."""
+        return self._tokens > 0
+
+    def backward(self, samples: Mapping[str, Any], *, closes_update: bool) -> Tensor:
+        """Add the gradient of one micro-batch; returns its mean loss, on the device.
+
+        Ranks exchange gradients only in the micro-batch that closes the update.
+        """
+        with self._exchange(closes_update):
+            with torch.autocast(self.processes.device.type, AMP_DTYPES[self.run.amp_dtype], enabled=self.run.amp):
+                output = self.model(samples)
+            loss, tokens = output["loss"], output["num_tokens"]
+            weight = tokens / TOKEN_UNIT if self.run.accum_loss == "mean" else 1.0
+            self.scaler.scale(loss * weight).backward()
+        detached = loss.detach()
+        self._tokens += tokens
+        self._bad_losses += (~detached.isfinite()).float()
+        self._ids += samples.get("image_id") or []
+        return detached
+
+    def update(self) -> None:
+        """One optimizer step from the gradients so far; skipped on all ranks if any of them is not finite."""
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        self.scaler.unscale_(self.optimizer)
+        if self.run.accum_loss == "mean":
+            torch._foreach_mul_(gradients, self._mean_factor())
+        norm = nn.utils.get_total_norm(gradients)
+        if self.run.max_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(self.parameters.values(), self.run.max_grad_norm, norm)
+        bad_gradient = ~norm.isfinite()  # the same on all ranks, for they have the same gradients
+        if not self.scaler.is_enabled():
+            self.optimizer.found_inf = bad_gradient.float()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.finite.watch(bad_gradient, self._bad_losses > 0, self._ids)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._start_update()
+
+    def state(self) -> dict[str, Any]:
+        """Optimizer and scaler in the published layout."""
+        scaler = self.scaler.state_dict() if self.scaler.is_enabled() else None
+        return {"optimizer": self.optimizer.state_dict(), "scaler": scaler}
+
+    def load_state(self, optimizer: dict[str, Any], scaler: dict[str, Any] | None) -> None:
+        """Go on from `state()` or from a published checkpoint."""
+        own = self.optimizer.state_dict()["param_groups"]
+        for group, ours in zip(optimizer["param_groups"], own, strict=True):
+            group["fused"], group["foreach"] = ours["fused"], ours["foreach"]
+        self.optimizer.load_state_dict(optimizer)
+        if scaler and self.scaler.is_enabled():
+            self.scaler.load_state_dict(scaler)
+
+    def pending_state(self) -> dict[str, Any] | None:
+        """This rank's gradients between two updates, None if there are none."""
+        if not self.pending:
+            return None
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        return {"gradients": gradients, "tokens": self._tokens, "ids": [str(id_) for id_ in self._ids]}
+
+    def load_pending(self, state: Mapping[str, Any] | None) -> None:
+        """Take up `pending_state()`."""
+        if state is None:
+            return
+        for name, gradient in state["gradients"].items():
+            self.parameters[name].grad = gradient.to(self.processes.device)
+        self._tokens, self._ids = state["tokens"], list(state["ids"])
+
+    def _start_update(self) -> None:
+        self._tokens = 0
+        self._bad_losses = torch.zeros((), device=self.processes.device)
+        self._ids: list[Any] = []
+
+    def _exchange(self, closes_update: bool) -> AbstractContextManager:
+        if closes_update or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def _mean_factor(self) -> Tensor:
+        """From the ranks' averaged, TOKEN_UNIT-weighted sums to the mean over all tokens of the update."""
+        tokens = torch.tensor(float(self._tokens), device=self.processes.device)
+        return TOKEN_UNIT * self.processes.world_size / self.processes.sum(tokens)
+
+
+def distribute(model: nn.Module, processes: Processes, trained: Mapping[str, nn.Parameter]) -> nn.Module:
+    """The model as DDP over its trained parameters only; as it is in a single process.
+
+    DDP would otherwise send 15 GB of frozen weights around at the start.
+    """
+    if processes.world_size == 1:
+        return model
+    own = {id(parameter) for parameter in trained.values()}
+    ignored = [name for name, parameter in model.named_parameters() if id(parameter) not in own]
+    ignored += [name for name, _ in model.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+    devices = [processes.device] if processes.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)

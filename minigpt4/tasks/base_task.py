@@ -1,0 +1,36 @@
+"""What a run does with a batch; the runner owns the loop, a task owns the steps."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from minigpt4.common.experiment import Experiment
+from minigpt4.common.registry import registry
+
+
+class BaseTask:
+    """The steps of training and validation; subclass it and register the subclass under a name of your own."""
+
+    @classmethod
+    def setup_task(cls, cfg: Experiment) -> "BaseTask":
+        """The task of a configuration."""
+        return cls()
+
+    def build_model(self, cfg: Experiment, device: torch.device | str = "cpu") -> nn.Module:
+        """The registered model of `model.arch` with its weights, on `device`."""
+        return registry.get_model_class(cfg.model.arch).from_config(cfg.model, device=device)
+
+    def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> dict[str, Any]:
+        """Forward pass of a training batch: "loss" (mean over targets, nats) and "num_tokens" (targets)."""
+        return model(samples)
+
+    @torch.no_grad()
+    def valid_step(self, model: nn.Module, samples: Mapping[str, Any]) -> dict[str, Any]:
+        """The same for a validation batch."""
+        return model(samples)
+
+    def sample_outputs(self, model: nn.Module, samples: Mapping[str, Any]) -> list[str]:
+        """A few lines that show what the model says to these samples; none by default."""
+        return []
