@@ -24,6 +24,9 @@ class Experiment:
 
     datasets: dict[str, DatasetConfig]
     run: RunConfig
+    merged: dict[str, Any]
+    """The merged configuration in plain types, for checkpoints and `run.json`."""
+
     source: str
     """The user's YAML file, for errors."""
 
@@ -51,7 +54,7 @@ def read_experiment(config: Config) -> Experiment:
         for name in config.datasets_cfg
     }
     model = bind(_model_schema(config.model_cfg.arch), config.model_cfg, section="model", source=source)
-    experiment = Experiment(model, datasets, run, source)
+    experiment = Experiment(model, datasets, run, config.to_dict(), source)
     _check_image_sizes(experiment)
     return experiment
 

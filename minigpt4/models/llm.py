@@ -4,6 +4,7 @@ Any causal LM that transformers reads from a local directory works; Vicuna v0, L
 published checkpoints were trained with.
 """
 
+import hashlib
 import logging
 import math
 import pickle
@@ -35,6 +36,7 @@ UNIFORM_MARGIN = 0.05
 WEAK_SHARE = 0.75
 DELTA_NORM_LIMIT = 0.02
 """Mean absolute RMSNorm weight of a delta file (the difference of two finetuned models) stays far below."""
+FINGERPRINT_ROWS = 256
 _QUANTISED = ("int8", "nf4")
 
 
@@ -187,6 +189,18 @@ def _fill_id(tokenizer: PreTrainedTokenizerBase, stored: GenerationConfig | None
     """Id after the end of a row; generation_config.json's, as published, else the pad id."""
     fill = getattr(stored, "pad_token_id", None)
     return fill if fill is not None and fill >= 0 else tokenizer.pad_token_id
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Short hash of what an LLM is: its first embeddings and its norms, rounded to bf16.
+
+    The same for all file formats and 16-bit precisions of one LLM, another one for another finetuning.
+    """
+    digest = hashlib.sha256()
+    vectors = [p for name, p in sorted(model.named_parameters()) if p.ndim == 1 and name.endswith("norm.weight")]
+    for tensor in (model.get_input_embeddings().weight[:FINGERPRINT_ROWS], *vectors):
+        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def english_loss(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> float:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from minigpt4.common.checkpoint import copy_strict, drop_keys, find_weights, read_state_dict
 from minigpt4.common.errors import WeightsError
+from minigpt4.common.run_checkpoints import read_card
 from minigpt4.common.schemas.model import EVA_CLIP_G, QFORMER_FILE, MiniGPT4Config
 from minigpt4.models.eva_vit import VisionEncoder, build_vision_encoder, load_vision_encoder
 from minigpt4.models.qformer import QFormer, build_qformer, load_blip2
@@ -61,12 +62,22 @@ def build_projection(cfg: MiniGPT4Config, vision_width: int, llm_width: int) -> 
     return nn.Sequential(*(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)))
 
 
-def load_trained(target: Mapping[str, Tensor], path: str | Path, cfg: MiniGPT4Config) -> None:
+def refuse_other_llm(path: Path, fingerprint: str, cfg: MiniGPT4Config) -> None:
+    """WeightsError if the card beside a checkpoint names another LLM; published files have no card."""
+    card = read_card(path) or {}
+    if card.get("llm_fingerprint", fingerprint) != fingerprint:
+        raise WeightsError(
+            f"{path}: was trained with the LLM {card.get('llm')} (fingerprint {card['llm_fingerprint']}), but "
+            f"model.llama_model is {cfg.llama_model} ({fingerprint}). A projection speaks one LLM's language; set "
+            "model.ckpt_any_llm: True to load it all the same."
+        )
+
+
+def load_trained(target: Mapping[str, Tensor], path: Path, cfg: MiniGPT4Config) -> None:
     """Copy the trained weights of a MiniGPT-4 checkpoint into `target`, whose keys must be the file's.
 
     Raises WeightsError with the difference, and with the reason where it is another LLM's projection.
     """
-    path = find_weights(str(path), "model.ckpt", Path(path).name)
     state = drop_keys(read_state_dict(path), PUBLISHED_BUFFERS)
     _refuse_other_projection(state, target, path, cfg)
     tolerated = cfg.ckpt_allow_keys

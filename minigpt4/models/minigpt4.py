@@ -13,6 +13,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from minigpt4.common.checkpoint import find_weights
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.binding import bind
@@ -21,7 +22,7 @@ from minigpt4.conversation import clean_generated, prompt_template_from_tokenize
 from minigpt4.models import eva_vit, llm, qformer, sequence
 from minigpt4.models.freeze import DTYPES, freeze, is_trained, store_matmuls
 from minigpt4.models.generation import Decoding, cut_at_stop, generate_ids
-from minigpt4.models.loading import build_projection, load_trained, load_vision
+from minigpt4.models.loading import build_projection, load_trained, load_vision, refuse_other_llm
 from minigpt4.models.samples import Samples, read_samples
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.training_text import TextRules, read_prompts, start_ids
@@ -142,7 +143,10 @@ class MiniGPT4(nn.Module):
 
         Raises WeightsError with the difference, and with the reason where it is another LLM's projection.
         """
-        load_trained(self.trainable_parameters(), path, self.cfg)
+        file = find_weights(str(path), "model.ckpt", Path(path).name)
+        if not self.cfg.ckpt_any_llm:
+            refuse_other_llm(file, llm.fingerprint(self.llama_model), self.cfg)
+        load_trained(self.trainable_parameters(), file, self.cfg)
 
     # Images
 

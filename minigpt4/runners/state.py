@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from minigpt4.common.checkpoint import copy_strict, drop_keys
 from minigpt4.common.errors import WeightsError
 from minigpt4.common.run_checkpoints import read_checkpoint
+from minigpt4.models.llm import fingerprint
 from minigpt4.models.loading import PUBLISHED_BUFFERS
 
 log = logging.getLogger(__name__)
@@ -49,18 +50,21 @@ def content(
         "model": {name: p.detach().cpu().clone() for name, p in model.trainable_parameters().items()},
         **updates,
         "config": dict(config),
-        "epoch": position.epoch,
+        "epoch": position.epoch - 1,  # the last whole one, as published
         "state": {"position": asdict(position), "ranks": ranks},
     }
 
 
-def card(model: nn.Module, config: Mapping[str, Any], position: Position, iteration: int, **more: Any) -> dict[str, Any]:
+def card(
+    model: nn.Module, config: Mapping[str, Any], position: Position, iteration: int, **more: Any
+) -> dict[str, Any]:
     """What anyone may want to know of a 12 MB file without opening it."""
     section = dict(config["model"])
     return {
         "arch": section.get("arch"),
         "model_type": section.get("model_type"),
         "llm": section.get("llama_model"),
+        "llm_fingerprint": fingerprint(model.llama_model),
         "vision": section.get("vit_model", "eva_clip_g"),
         "trained": {name: list(p.shape) for name, p in model.trainable_parameters().items()},
         "epoch": position.epoch,

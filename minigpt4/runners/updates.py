@@ -3,7 +3,7 @@
 Nothing here waits for a GPU except `FiniteWatch`, which reads the flag of the update before the last.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -29,10 +29,18 @@ class Updater:
     ranks, however they are cut; with `sum` the mean losses of the micro-batches are added and averaged over ranks.
     """
 
-    def __init__(self, model: nn.Module, run: RunConfig, processes: Processes, finite: FiniteWatch) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        run: RunConfig,
+        processes: Processes,
+        finite: FiniteWatch,
+        step: Callable[[nn.Module, Mapping[str, Any]], dict[str, Any]],
+    ) -> None:
         self.run = run
         self.processes = processes
         self.finite = finite
+        self.step = step
         self.parameters: dict[str, nn.Parameter] = model.trainable_parameters()
         self.optimizer = torch.optim.AdamW(
             model.get_optimizer_params(run.weight_decay),
@@ -56,8 +64,8 @@ class Updater:
         Ranks exchange gradients only in the micro-batch that closes the update.
         """
         with self._exchange(closes_update):
-            with torch.autocast(self.processes.device.type, AMP_DTYPES[self.run.amp_dtype], enabled=self.run.amp):
-                output = self.model(samples)
+            with self.autocast():
+                output = self.step(self.model, samples)
             loss, tokens = output["loss"], output["num_tokens"]
             weight = tokens / TOKEN_UNIT if self.run.accum_loss == "mean" else 1.0
             self.scaler.scale(loss * weight).backward()
@@ -66,6 +74,10 @@ class Updater:
         self._bad_losses += (~detached.isfinite()).float()
         self._ids += samples.get("image_id") or []
         return detached
+
+    def autocast(self) -> AbstractContextManager:
+        """The run's mixed precision."""
+        return torch.autocast(self.processes.device.type, AMP_DTYPES[self.run.amp_dtype], enabled=self.run.amp)
 
     def update(self) -> None:
         """One optimizer step from the gradients so far; skipped on all ranks if any of them is not finite."""

@@ -107,6 +107,9 @@ class MiniGPT4Config:
     ckpt_allow_keys: list[str] = field(default_factory=list)
     """New. Shell patterns of checkpoint keys that may be missing or left over; others are errors."""
 
+    ckpt_any_llm: bool = False
+    """New. Load a checkpoint although its card says that it was trained with another LLM."""
+
     prompt: str = ""
     """Published and without effect there; only the empty string is accepted."""
 

@@ -1,0 +1,216 @@
+"""`runner_base`: the loop of a run, from building to the last checkpoint, in order.
+
+One epoch is `iters_per_epoch` iterations of an endless loader; an iteration is one micro-batch.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minigpt4.common.distributed import Processes
+from minigpt4.common.errors import MiniGPT4Error, RunError
+from minigpt4.common.experiment import Experiment
+from minigpt4.common.registry import registry
+from minigpt4.common.rng import rng_state, set_rng_state
+from minigpt4.common.run_checkpoints import BEST, drop_old, save_checkpoint
+from minigpt4.common.signals import StopRequest
+from minigpt4.runners import state
+from minigpt4.runners.finite import FiniteWatch
+from minigpt4.runners.updates import Updater
+from minigpt4.tasks import BaseTask
+
+log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = (
+    "The GPU's memory is full. train.py --check says what fits: a smaller batch_size with more "
+    "run.accum_grad_iters, model.llm_grad_checkpoint: True, or model.llm_precision: nf4."
+)
+CUDA_STOP_INTERVAL = 10
+"""Iterations between two looks at the stop flag on GPUs, where a look waits for the queue."""
+
+
+@registry.register_runner("runner_base")
+class RunnerBase:
+    """Trains `model` on `datasets` as `cfg.run` says.
+
+    Args:
+        cfg: the typed configuration.
+        job_id: name of the run's folder in `output_dir`.
+        task: what a step is.
+        model: on the device of `processes`.
+        datasets: what `task.build_datasets` returned.
+        processes: this process among the run's.
+    """
+
+    def __init__(
+        self, cfg: Experiment, job_id: str, task: BaseTask, model: nn.Module, datasets: Any, processes: Processes
+    ) -> None:
+        self.cfg, self.run, self.task = cfg, cfg.run, task
+        self.processes = processes
+        self.folder = Path(cfg.run.output_dir) / job_id
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.model = model.train()
+        finite = FiniteWatch(self.folder, self.run.max_nonfinite_steps, processes.rank)
+        self.updater = Updater(self.model, self.run, processes, finite, task.train_step)
+        self.schedule = self.build_schedule()
+        self.loader = self.build_train_loader(datasets)
+        self.valid_loaders = self.build_valid_loaders(datasets)
+        self.run_log = self.build_run_log()
+        self.position = state.Position()
+
+    # The loop
+
+    def train(self) -> bool:
+        """Run to the last epoch; False if a signal asked to save and stop before."""
+        self.resume()
+        self._announce()
+        try:
+            with StopRequest() as stop:
+                return self._train_epochs(stop)
+        except torch.OutOfMemoryError as error:
+            raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error
+
+    def _train_epochs(self, stop: StopRequest) -> bool:
+        while self.position.epoch < self.run.max_epoch:
+            if not self._train_epoch(stop):
+                return False
+            epoch, best = self.position.epoch, self._validate()
+            self.position = state.Position(epoch + 1, 0, self._better(best))
+            self._save(f"checkpoint_{epoch}.pth")
+            if best is not None and best == self.position.best:
+                self._save(BEST)
+            if self.processes.any(bool(stop)) and self.position.epoch < self.run.max_epoch:
+                return False
+        return True
+
+    def _train_epoch(self, stop: StopRequest) -> bool:
+        """The iterations of this epoch that are left; False if the run was asked to stop."""
+        epoch, iterations, batches = self.position.epoch, self.run.iters_per_epoch, iter(self.loader)
+        log.info("Start training epoch %d, %d iters per inner epoch.", epoch, iterations)
+        with self.run_log.epoch(epoch, iterations, first=self.position.iteration) as epoch_log:
+            for iteration in range(self.position.iteration, iterations):
+                with epoch_log.waiting_for_data():
+                    samples = next(batches)
+                rate = self.schedule.step(epoch, iteration)
+                closes = self._closes_update(iteration)
+                loss = self.updater.backward(samples, closes_update=closes)
+                if closes:
+                    self.updater.update()
+                self.position.iteration = iteration + 1
+                epoch_log.step(loss, rate, num_samples=len(samples["image_id"]))
+                if iteration + 1 < iterations and not self._save_and_go_on(stop):
+                    return False
+        self.updater.finite.settle()
+        return True
+
+    def _closes_update(self, iteration: int) -> bool:
+        """Every `accum_grad_iters` iterations; with the published sum the rest of an epoch waits for the next."""
+        last = self.run.accum_loss == "mean" and iteration + 1 == self.run.iters_per_epoch
+        return last or (iteration + 1) % self.run.accum_grad_iters == 0
+
+    # Validation
+
+    @torch.no_grad()
+    def _validate(self) -> float | None:
+        """Mean validation loss, nats a token over all splits; None if the run has none."""
+        if not self.valid_loaders:
+            return None
+        self.model.eval()
+        totals = torch.zeros(2, dtype=torch.float64, device=self.processes.device)
+        shown: list[str] = []
+        for loader in self.valid_loaders:
+            for number, samples in enumerate(loader):
+                with self.updater.autocast():
+                    output = self.task.valid_step(self.model, samples)
+                tokens = output["num_tokens"]
+                totals += torch.stack([output["loss"].double() * tokens, totals.new_tensor(float(tokens))])
+                if number == 0 and self.processes.is_main:
+                    with self.updater.autocast():
+                        shown += self.task.sample_outputs(self.model, samples)
+        self.model.train()
+        loss = (self.processes.sum(totals)[0] / totals[1]).item()
+        self.run_log.validation(self.position.epoch, loss, shown)
+        return loss
+
+    def _better(self, loss: float | None) -> float | None:
+        best = self.position.best
+        return best if loss is None or (best is not None and best <= loss) else loss
+
+    # Checkpoints
+
+    def _save_and_go_on(self, stop: StopRequest) -> bool:
+        """Between two iterations: save if it is time or if any rank was asked to stop; False to stop."""
+        done = self._iterations_done()
+        looks = self.processes.device.type != "cuda" or done % CUDA_STOP_INTERVAL == 0
+        asked = looks and self.processes.any(bool(stop))
+        every = self.run.save_every_iters
+        if asked or (every and done % every == 0):
+            self._save(f"checkpoint_iter_{done}.pth")
+        if asked:
+            log.warning("Stopped by a signal after %d iterations; run.resume_ckpt_path=auto goes on from here", done)
+        return not asked
+
+    def _iterations_done(self) -> int:
+        return self.position.epoch * self.run.iters_per_epoch + self.position.iteration
+
+    def _save(self, name: str) -> None:
+        """Every rank must call it; rank 0 writes, and all ranks stop together if it could not."""
+        self.updater.finite.settle()
+        own = {"rng": rng_state(), "data": self.loader.state_dict(), "pending": self.updater.pending_state()}
+        ranks = self.processes.gather(own)
+        failure: MiniGPT4Error | None = None
+        if self.processes.is_main:
+            try:
+                self._write(name, ranks)
+            except MiniGPT4Error as error:
+                failure = error
+        if self.processes.any(failure is not None):
+            raise failure or RunError(f"rank 0 could not save {name}")
+
+    def _write(self, name: str, ranks: list[Any]) -> None:
+        config = self.cfg.merged
+        content = state.content(self.model, self.updater.state(), config, self.position, ranks)
+        card = state.card(
+            self.model,
+            config,
+            self.position,
+            self._iterations_done(),
+            job_name=self.run.job_name,
+            run_started=self.run_log.started,
+        )
+        save_checkpoint(self.folder / name, content, card)
+        log.info("Saved %s", self.folder / name)
+        drop_old(self.folder, self.run.keep_last)
+
+    def resume(self) -> None:
+        """Go on from `run.resume_ckpt_path`, if it is set."""
+        if not self.run.resume_ckpt_path:
+            return
+        path = Path(self.run.resume_ckpt_path)
+        resumed = state.resume(path, self.model, self.processes.rank, self.processes.world_size)
+        self.updater.load_state(resumed.optimizer, resumed.scaler)
+        self.position = resumed.position
+        if resumed.rank is not None:
+            self.loader.load_state_dict(resumed.rank["data"])
+            self.updater.load_pending(resumed.rank["pending"])
+            set_rng_state(resumed.rank["rng"])
+        log.info("Going on from %s at epoch %d, iteration %d", path, self.position.epoch, self.position.iteration)
+
+    # Parts that a subclass may build in another way
+
+    def build_schedule(self) -> Any:
+        """The schedule that `run.lr_sched` names."""
+        run = self.run
+        return registry.get_lr_scheduler_class(run.lr_sched)(
+            optimizer=self.updater.optimizer,
+            max_epoch=run.max_epoch,
+            iters_per_epoch=run.iters_per_epoch,
+            min_lr=run.min_lr,
+            init_lr=run.init_lr,
+            warmup_steps=run.warmup_steps,
+            warmup_start_lr=run.warmup_lr,
+            decay_rate=run.lr_decay_rate,
+        )
