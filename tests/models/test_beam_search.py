@@ -17,6 +17,15 @@ from minigpt4.models.tokenizer import load_tokenizer
 BOS, EOS, PAD = 1, 2, 0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """More are slower on tensors as small as these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def tokenizer(parity_dir):
     return load_tokenizer(parity_dir / "vicuna_tiny")
@@ -158,7 +167,7 @@ def test_prompt_runs_once_a_row_and_done_rows_leave(short_llm, tokenizer, prompt
     assert sizes[-1] < 3 * len(prompts)
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_row_is_searched_for_as_many_steps_as_in_plain_search(short_llm, tokenizer, prompts, length_penalty):
     decoding = Decoding(num_beams=2, max_new_tokens=24, length_penalty=length_penalty)
     expected = [plain_search(short_llm, prompt, decoding)[1] for prompt in prompts]
