@@ -1,9 +1,9 @@
-"""Text from prompt embeddings, through transformers' public `generate`, with the counts of transformers 4.30.
+"""Text from prompt embeddings with the counts of transformers 4.30, on which MiniGPT-4's published decoding ran.
 
-MiniGPT-4's published decoding ran on transformers 4.30, where an output from embeddings starts with a bos token
-that counts for `min_length`, for the repetition penalty and in the length of a beam. Here bos is passed as the
-first output id, and the processors that later versions changed are passed explicitly; docs/design.md
-("Generation") has the arithmetic.
+There an output from embeddings starts with a bos token that counts for `min_length`, for the repetition penalty
+and in the length of a beam. One beam goes through transformers' public `generate`, with bos as the first output
+id and the processors that later versions changed passed explicitly; several beams go through beam_search.py,
+for their rules changed. docs/design.md ("Generation") has the arithmetic.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    ForcedEOSTokenLogitsProcessor,
     GenerationConfig,
     LogitsProcessorList,
     MinLengthLogitsProcessor,
@@ -20,7 +20,13 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteria,
     StoppingCriteriaList,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
 )
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.models.beam_search import BeamSearch
 
 TOP_K = 50
 """Candidates that sampling keeps: the default of transformers 4.30, which the published code never changed."""
@@ -42,13 +48,13 @@ class Decoding:
     def __post_init__(self) -> None:
         for name in ("num_beams", "max_new_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must be at least 1")
+                raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
         if self.do_sample and self.temperature <= 0:
-            raise ValueError("temperature: must be above 0; for the most likely answer set do_sample to False")
+            raise ConfigError("temperature: must be above 0; for the most likely answer set do_sample to False")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: {self.top_p} must be in (0, 1]")
+            raise ConfigError(f"top_p: {self.top_p} must be in (0, 1]")
         if self.repetition_penalty <= 0:
-            raise ValueError(f"repetition_penalty: {self.repetition_penalty} must be above 0")
+            raise ConfigError(f"repetition_penalty: {self.repetition_penalty} must be above 0")
 
 
 class StopOnText(StoppingCriteria):
@@ -58,6 +64,8 @@ class StopOnText(StoppingCriteria):
     """
 
     def __init__(self, stop: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+        if not all(stop):
+            raise ConfigError("stop: an empty string would end every answer at once; leave it out")
         self.stop = list(stop)
         self.tokenizer = tokenizer
         self.tail = 1 + max(len(text.encode()) for text in stop)  # a token holds at least one byte of text
@@ -87,36 +95,42 @@ def generate_ids(
 
     `embeds_BTD` is padded on the left with mask 0; position ids follow the mask.
     """
-    config = _generation_config(llm, decoding)
-    first = config.bos_token_id if config.bos_token_id is not None else config.pad_token_id
-    eos = _as_list(config.eos_token_id)
+    ids = llm.generation_config
+    first = ids.bos_token_id if ids.bos_token_id is not None else ids.pad_token_id
+    eos = _as_list(ids.eos_token_id)
+    processors = _processors(decoding, eos, embeds_BTD.device)
+    stopping = StoppingCriteriaList([StopOnText(stop, tokenizer)] if stop else [])
+    if decoding.num_beams > 1:
+        search = BeamSearch(
+            decoding.num_beams,
+            decoding.max_new_tokens,
+            decoding.length_penalty,
+            eos,
+            processors,
+            stopping,
+            _warpers(decoding) if decoding.do_sample else None,
+        )
+        rows = [torch.tensor(row) for row in search.run(llm, embeds_BTD, attention_mask_BT, first)]
+        return pad_sequence(rows, batch_first=True, padding_value=ids.pad_token_id).to(embeds_BTD.device)
     output = llm.generate(
         input_ids=torch.full((embeds_BTD.shape[0], 1), first, device=embeds_BTD.device),
         inputs_embeds=embeds_BTD,
         attention_mask=attention_mask_BT,
-        generation_config=config,
-        logits_processor=_processors(decoding, eos, embeds_BTD.device),
-        stopping_criteria=StoppingCriteriaList([StopOnText(stop, tokenizer)] if stop else []),
+        generation_config=_generation_config(ids, decoding),
+        logits_processor=processors,
+        stopping_criteria=stopping,
     )
-    return _fill_after_end(output[:, : 1 + decoding.max_new_tokens], eos, config.pad_token_id)
+    return _fill_after_end(output, eos, ids.pad_token_id)
 
 
-def _generation_config(llm: nn.Module, decoding: Decoding) -> GenerationConfig:
-    ids = llm.generation_config
-    beams = decoding.num_beams > 1
+def _generation_config(ids: GenerationConfig, decoding: Decoding) -> GenerationConfig:
     settings = {
         "bos_token_id": ids.bos_token_id,
         "eos_token_id": ids.eos_token_id,
         "pad_token_id": ids.pad_token_id,
         "do_sample": decoding.do_sample,
-        "num_beams": decoding.num_beams,
-        # A beam that reaches the limit is ended by force one step later, so that its score is divided by the
-        # same length as that of a beam which ended there by itself.
-        "max_new_tokens": decoding.max_new_tokens + beams,
+        "max_new_tokens": decoding.max_new_tokens,
     }
-    if beams:
-        settings["length_penalty"] = float(decoding.length_penalty)
-        settings["early_stopping"] = False
     if decoding.do_sample:
         settings |= {"temperature": float(decoding.temperature), "top_p": float(decoding.top_p), "top_k": TOP_K}
     return GenerationConfig(**settings)
@@ -128,10 +142,19 @@ def _processors(decoding: Decoding, eos: list[int], device: torch.device) -> Log
         processors.append(RepetitionPenaltyLogitsProcessor(float(decoding.repetition_penalty)))
     if eos and decoding.min_length > 0:
         processors.append(MinLengthLogitsProcessor(decoding.min_length, eos, device=str(device)))
-    if eos and decoding.num_beams > 1:
-        last = 2 + decoding.max_new_tokens  # bos, the answer, the forced end
-        processors.append(ForcedEOSTokenLogitsProcessor(last, eos[:1], device=str(device)))
     return processors
+
+
+def _warpers(decoding: Decoding) -> LogitsProcessorList:
+    """What sampling does to the scores of several beams; `generate` does it for one."""
+    keep = {"min_tokens_to_keep": 2}  # as in transformers 4.30
+    return LogitsProcessorList(
+        [
+            TemperatureLogitsWarper(float(decoding.temperature)),
+            TopKLogitsWarper(TOP_K, **keep),
+            TopPLogitsWarper(float(decoding.top_p), **keep),
+        ]
+    )
 
 
 def _fill_after_end(ids_BL: Tensor, eos: list[int], fill: int) -> Tensor:

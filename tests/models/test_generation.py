@@ -1,0 +1,337 @@
+import copy
+import json
+import shutil
+
+import pytest
+import torch
+
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.models.generation import TOP_K, Decoding, StopOnText, cut_at_stop, generate_ids
+from minigpt4.models.llm import load_llm, set_token_ids
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.tokenizer import load_tokenizer
+
+BOS, EOS, PAD = 1, 2, 0
+CPU = torch.device("cpu")
+TEXTS = [
+    "###Human: Hi ###Assistant: ",
+    "###Human: Describe the picture with all the people, the boats and the objects in it. ###Assistant: ",
+    "Give me boats and people",
+    "###Human: What is this? Please tell me all about it. ###Assistant: ",
+]
+WITH_IMAGE = "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
+WITH_TWO = "###Human: <Img><ImageHere></Img> and <Img><ImageHere></Img> differ in ###Assistant: "
+
+
+def build(parity_dir, **changes):
+    section = {
+        "arch": "minigpt4",
+        "image_size": 56,
+        "vit_weights": str(parity_dir / "eva_vit_tiny.pth"),
+        "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
+        "num_query_token": 8,
+        "qformer_config": {
+            "hidden_size": 48,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 96,
+        },
+        "q_former_model": str(parity_dir / "blip2_tiny.pth"),
+        "llama_model": str(parity_dir / "vicuna_tiny"),
+        "ckpt": str(parity_dir / "minigpt4_tiny.pth"),
+        "vit_precision": "fp32",
+        "llm_precision": "fp32",
+    }
+    return MiniGPT4.from_config(section | changes)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """More are slower on tensors as small as these."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model(parity_dir):
+    return build(parity_dir).eval()
+
+
+@pytest.fixture(scope="module")
+def llm(model):
+    return model.llama_model
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model):
+    return model.llama_tokenizer
+
+
+@pytest.fixture(scope="module")
+def pixels(golden_tensors):
+    return torch.stack([golden_tensors[f"images/img{i}/train"] for i in range(3)])
+
+
+@pytest.fixture(scope="module")
+def batch(model):
+    """Left-padded embeddings of TEXTS and their mask."""
+    return model._prompt_embeds(TEXTS, [[] for _ in TEXTS])
+
+
+def row(batch, index):
+    """One prompt alone, without padding."""
+    embeds_BTD, mask_BT = batch
+    return embeds_BTD[index][mask_BT[index].bool()][None], mask_BT[index][mask_BT[index].bool()][None]
+
+
+def answer(ids):
+    """Ids of one output row after bos, without end token and filling."""
+    ids = ids[1:]
+    return ids[: ids.index(EOS)] if EOS in ids else ids
+
+
+def ends_first(llm, embeds_1TD):
+    """A copy of the LLM whose answer to this prompt ends at once."""
+    copied = copy.deepcopy(llm)
+    hidden = llm.model(inputs_embeds=embeds_1TD).last_hidden_state[0, -1].detach()
+    copied.lm_head.weight.data[EOS] = hidden * ((llm.lm_head.weight @ hidden).max().detach() + 1) / (hidden @ hidden)
+    return copied
+
+
+@torch.no_grad()
+def plain_greedy(llm, embeds_1TD, decoding):
+    """Without cache; bos is the first id that the penalty and the length know."""
+    ids = [BOS]
+    while len(ids) <= decoding.max_new_tokens and (len(ids) == 1 or ids[-1] != EOS):
+        own = llm.get_input_embeddings()(torch.tensor([ids[1:]], dtype=torch.long))
+        logits = llm(inputs_embeds=torch.cat([embeds_1TD, own], dim=1), use_cache=False).logits[0, -1]
+        for token in set(ids):
+            logits[token] *= decoding.repetition_penalty ** (1 if logits[token] < 0 else -1)
+        if len(ids) < decoding.min_length:
+            logits[EOS] = float("-inf")
+        ids.append(logits.argmax().item())
+    return ids
+
+
+@pytest.mark.parametrize("name", ["greedy", "greedy_rep", "greedy_minlen", "beam4", "beam4_lp2", "beam2_lpneg"])
+def test_golden_ids(llm, tokenizer, golden, golden_tensors, name):
+    case = next(case for case in golden["generate"]["cases"] if case["name"] == name)
+    inputs = [golden_tensors[f"generate/{name}/{key}"] for key in ("inputs_embeds", "attention_mask")]
+    assert generate_ids(llm, tokenizer, *inputs, Decoding(**case["kwargs"])).tolist() == case["output_ids"]
+
+
+@pytest.mark.parametrize("repetition_penalty", [1.0, 1.05, 1.3])
+@pytest.mark.parametrize("min_length", [1, 8])
+def test_greedy_equals_plain_greedy(llm, tokenizer, batch, repetition_penalty, min_length):
+    decoding = Decoding(max_new_tokens=16, repetition_penalty=repetition_penalty, min_length=min_length)
+    rows = generate_ids(llm, tokenizer, *batch, decoding).tolist()
+    for index, ids in enumerate(rows):
+        assert answer(ids) == answer(plain_greedy(llm, row(batch, index)[0], decoding))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_batch_equals_one_by_one(llm, tokenizer, batch, num_beams):
+    decoding = Decoding(num_beams=num_beams, max_new_tokens=16, repetition_penalty=1.05)
+    together = generate_ids(llm, tokenizer, *batch, decoding).tolist()
+    alone = [generate_ids(llm, tokenizer, *row(batch, i), decoding).tolist()[0] for i in range(len(TEXTS))]
+    assert [answer(ids) for ids in together] == [answer(ids) for ids in alone]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_stop_strings_end_rows_one_by_one(model, num_beams):
+    kwargs = {"num_beams": num_beams, "max_new_tokens": 16, "stop": ["a", "in", "T"]}
+    together = model.generate(None, TEXTS, **kwargs)
+    assert together == [model.generate(None, [text], **kwargs)[0] for text in TEXTS]
+    assert together != model.generate(None, TEXTS, num_beams=num_beams, max_new_tokens=16)
+    assert not any(stop in text for text in together for stop in kwargs["stop"])
+
+
+def test_stop_across_tokens_ends_its_own_row_only(llm, tokenizer, batch):
+    """The second answer begins `2? raining`, in pieces `2`, `?` and ` raining`."""
+    decoding = Decoding(max_new_tokens=12)
+    free = generate_ids(llm, tokenizer, *batch, decoding).tolist()
+    stopped = generate_ids(llm, tokenizer, *batch, decoding, ["? rain"]).tolist()
+    assert stopped[1] == free[1][:4] + [PAD] * 9
+    assert [stopped[i] for i in (0, 2, 3)] == [free[i] for i in (0, 2, 3)]
+
+
+@pytest.mark.parametrize("text", ["###", "word###", "a# ###", "##\n###"])
+def test_stop_string_is_found_however_its_tokens_split_it(tokenizer, text):
+    ids = torch.tensor([[BOS, *tokenizer.encode(text, add_special_tokens=False)]])
+    criterion = StopOnText(["###"], tokenizer)
+    assert criterion(ids, None).tolist() == [True]
+    assert criterion(ids[:, :-1], None).tolist() == [False]
+
+
+def test_unfinished_stop_string_ends_nothing(tokenizer):
+    ids = torch.tensor([[BOS, *tokenizer.encode("word##", add_special_tokens=False)]])
+    assert StopOnText(["###"], tokenizer)(ids, None).tolist() == [False]
+    assert cut_at_stop("word##", ["###"]) == "word##"
+
+
+def test_stop_string_of_single_hashes_is_found(tokenizer):
+    hash_id = tokenizer.encode("a#", add_special_tokens=False)[-1]
+    rows = torch.tensor([[BOS, 50, hash_id, hash_id, hash_id], [BOS, hash_id, 50, hash_id, hash_id]])
+    assert StopOnText(["###"], tokenizer)(rows, None).tolist() == [True, False]
+
+
+def test_bos_is_no_part_of_the_stop_text(tokenizer):
+    assert StopOnText(["<s>"], tokenizer)(torch.tensor([[BOS, 60]]), None).tolist() == [False]
+
+
+def test_text_is_cut_at_the_earliest_stop_string():
+    assert cut_at_stop("one ### two </s> three", ["</s>", "###", "none"]) == "one "
+    assert cut_at_stop("one", []) == "one"
+
+
+@pytest.mark.parametrize(("min_length", "ends"), [(8, True), (9, False)])
+def test_min_length_counts_bos(model, golden, pixels, min_length, ends):
+    """The golden answer has seven tokens, so eight ids stand before its end."""
+    case = next(case for case in golden["generate"]["cases"] if case["name"] == "greedy_single")
+    (text,) = model.generate(pixels[1:2], case["texts"], max_new_tokens=24, min_length=min_length)
+    assert (text == case["answers"][0]) == ends
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_repetition_penalty_counts_bos(llm, tokenizer, batch, num_beams):
+    """A copy whose likeliest first token is bos takes another once bos is penalised, with nothing else written."""
+    prompt = row(batch, 0)
+    copied = ends_first(llm, prompt[0])
+    copied.lm_head.weight.data[[BOS, EOS]] = copied.lm_head.weight.data[[EOS, BOS]]
+    first = [
+        generate_ids(copied, tokenizer, *prompt, Decoding(num_beams, 1, repetition_penalty=penalty))[0, 1].item()
+        for penalty in (1.0, 99.0)
+    ]
+    assert first[0] == BOS != first[1]
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_one_new_token(llm, tokenizer, batch, num_beams):
+    assert generate_ids(llm, tokenizer, *batch, Decoding(num_beams, max_new_tokens=1)).shape == (len(TEXTS), 2)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_row_that_ends_at_once_is_filled_while_others_go_on(llm, tokenizer, batch, num_beams):
+    copied = ends_first(llm, row(batch, 2)[0])
+    decoding = Decoding(num_beams, max_new_tokens=8, length_penalty=-1.0)
+    ids = generate_ids(copied, tokenizer, *batch, decoding).tolist()
+    assert ids[2] == [BOS, EOS] + [PAD] * (len(ids[2]) - 2)
+    assert answer(ids[0]) == answer(generate_ids(copied, tokenizer, *row(batch, 0), decoding).tolist()[0]) != []
+
+
+def test_answer_without_tokens_is_an_empty_text(model, golden, pixels):
+    case = next(case for case in golden["generate"]["cases"] if case["name"] == "beam2_lpneg")
+    assert model.generate(pixels, case["texts"], **case["kwargs"]) == case["answers"]
+    assert case["answers"][2] == ""
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_any_end_token_of_a_list_ends_a_row(llm, tokenizer, batch, num_beams):
+    free = generate_ids(llm, tokenizer, *row(batch, 1), Decoding(num_beams, max_new_tokens=8)).tolist()[0]
+    copied = copy.deepcopy(llm)
+    copied.generation_config.eos_token_id = [EOS, free[3]]
+    decoding = Decoding(num_beams, max_new_tokens=8, length_penalty=-9.0)
+    ids = generate_ids(copied, tokenizer, *batch, decoding).tolist()
+    ends = [[i for i, token in enumerate(r) if i and token in (EOS, free[3])] for r in ids]
+    assert ends[1]
+    assert all(len(at) <= 1 and set(r[at[0] + 1 :] if at else []) <= {PAD} for at, r in zip(ends, ids, strict=True))
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_tokenizer_without_bos(llm, tokenizer, batch, num_beams):
+    copied = copy.deepcopy(llm)
+    copied.generation_config.bos_token_id = None
+    both = [generate_ids(m, tokenizer, *batch, Decoding(num_beams, max_new_tokens=8)) for m in (llm, copied)]
+    assert both[1][:, 0].tolist() == [PAD] * len(TEXTS)
+    assert torch.equal(both[0][:, 1:], both[1][:, 1:])
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_sampling_repeats_with_its_seed_within_the_likeliest_tokens(llm, tokenizer, batch, num_beams):
+    decoding = Decoding(num_beams, max_new_tokens=1, temperature=50.0, top_p=1.0, do_sample=True)
+    logits = llm(inputs_embeds=batch[0], attention_mask=batch[1]).logits[:, -1]
+    drawn = []
+    for seed in (0, 0, 1, 2, 3):
+        torch.manual_seed(seed)
+        drawn.append(generate_ids(llm, tokenizer, *batch, decoding)[:, 1])
+        assert (logits.topk(TOP_K).indices == drawn[-1][:, None]).any(dim=1).all()
+    assert torch.equal(drawn[0], drawn[1])
+    assert len({tuple(ids.tolist()) for ids in drawn}) > 2
+
+
+def test_narrow_top_p_samples_the_likeliest_token(llm, tokenizer, batch):
+    sampled = generate_ids(llm, tokenizer, *batch, Decoding(max_new_tokens=8, top_p=1e-6, do_sample=True))
+    assert torch.equal(sampled, generate_ids(llm, tokenizer, *batch, Decoding(max_new_tokens=8)))
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"temperature": 0, "do_sample": True}, "temperature: .* set do_sample to False"),
+        ({"num_beams": 0}, "num_beams: 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens: 0"),
+        ({"top_p": 0.0}, "top_p: 0.0"),
+        ({"top_p": 1.5}, "top_p: 1.5"),
+        ({"repetition_penalty": 0}, "repetition_penalty: 0"),
+        ({"stop": ["###", ""]}, "stop: an empty string"),
+    ],
+)
+def test_impossible_settings_are_refused_by_name(model, values, text):
+    with pytest.raises(ConfigError, match=text):
+        model.generate(None, TEXTS, **values)
+
+
+def test_temperature_zero_does_not_matter_without_sampling(model):
+    assert model.generate(None, TEXTS, temperature=0) == model.generate(None, TEXTS)
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_bf16(parity_dir, pixels, num_beams):
+    model = build(parity_dir, llm_precision="bf16", vit_precision="bf16")
+    texts = model.generate(pixels[:2], [WITH_IMAGE, WITH_IMAGE], num_beams=num_beams, max_new_tokens=4)
+    assert len(texts) == 2
+
+
+def test_prompts_with_none_one_and_two_images_in_one_batch(model, pixels):
+    images, texts = [None, pixels[0], pixels[1:3]], [TEXTS[0], WITH_IMAGE, WITH_TWO]
+    alone = [model.generate([image], [text])[0] for image, text in zip(images, texts, strict=True)]
+    assert model.generate(images, texts) == alone
+    assert model.generate([None], TEXTS[:1]) == model.generate(None, TEXTS[:1])
+
+
+def test_five_dimensional_images_are_several_a_prompt(model, pixels):
+    stacked = torch.stack([pixels[:2], pixels[1:]])
+    assert model.generate(stacked, [WITH_TWO] * 2) == model.generate([pixels[:2], pixels[1:]], [WITH_TWO] * 2)
+
+
+def test_images_that_do_not_fit_the_prompts_are_errors(model, pixels):
+    with pytest.raises(SampleError, match=r"texts\[1\]: the prompt has 1 <ImageHere>, but 2 images"):
+        model.generate([pixels[0], pixels[:2]], [WITH_IMAGE, WITH_IMAGE])
+    with pytest.raises(SampleError, match="images: 3 entries for 1 texts"):
+        model.generate(pixels, [WITH_IMAGE])
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_generation_keeps_no_gradient(model, pixels, num_beams):
+    recorded = []
+    hook = model.llama_model.lm_head.register_forward_hook(lambda module, args, out: recorded.append(out.requires_grad))
+    model.generate(pixels[:1], [WITH_IMAGE], num_beams=num_beams, max_new_tokens=3)
+    hook.remove()
+    assert recorded == [False] * 3
+
+
+def test_settings_stored_with_the_llm_do_not_count(parity_dir, tmp_path, llm, tokenizer, batch):
+    shutil.copytree(parity_dir / "vicuna_tiny", tmp_path / "llm")
+    stored = {"bos_token_id": 7, "eos_token_id": 2, "pad_token_id": 0, "do_sample": True, "temperature": 0.1}
+    stored |= {"top_k": 1, "repetition_penalty": 3.0, "max_length": 3, "num_beams": 2, "min_length": 9}
+    (tmp_path / "llm" / "generation_config.json").write_text(json.dumps(stored))
+    other = load_llm(tmp_path / "llm", "fp32", CPU)
+    set_token_ids(other, load_tokenizer(tmp_path / "llm"))
+    for decoding in (Decoding(max_new_tokens=9), Decoding(3, 9), Decoding(max_new_tokens=9, do_sample=True)):
+        ids = []
+        for each in (llm, other):
+            torch.manual_seed(4)
+            ids.append(generate_ids(each, tokenizer, *batch, decoding))
+        assert torch.equal(*ids)
