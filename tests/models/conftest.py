@@ -14,6 +14,15 @@ from minigpt4.models.minigpt4 import MiniGPT4
 POOL = 6
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Threads cost more than they give on matrices of this size, and much more on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_section(parity_dir) -> Callable[..., dict[str, Any]]:
     """`model:` section of the reference's tiny model in fp32, with changes by keyword."""
