@@ -47,6 +47,8 @@ def read_llm_config(directory: Path) -> PretrainedConfig:
         raise WeightsError(f"model.llama_model: {directory} has no config.json")
     try:
         raw, _ = PretrainedConfig.get_config_dict(directory)
+        if "model_type" not in raw:
+            raise ValueError("it names no model_type")
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         return AutoConfig.for_model(**(raw | ids))
     except (OSError, ValueError, KeyError) as error:
@@ -70,6 +72,7 @@ def load_llm(
             config=config,
             device_map={"": device},
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `_refuse_partial` names them
             local_files_only=True,
             **_storage(precision, device),
         )
