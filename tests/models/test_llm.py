@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import pickle
 from pathlib import Path
 
@@ -109,7 +110,7 @@ def test_several_end_tokens_of_a_chat_model_all_count(llm_copy):
 
 def layer_runs_in_a_training_step(model) -> int:
     runs = []
-    model.model.layers[0].mlp.register_forward_hook(lambda *_: runs.append(1))
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
     embeds = torch.randn(1, 5, 96, generator=torch.Generator().manual_seed(0)).requires_grad_()
     model(inputs_embeds=embeds, use_cache=False).logits.sum().backward()
     return len(runs)
@@ -172,20 +173,22 @@ def test_broken_bin_file_is_named(llm_copy, content):
     assert f"model.llama_model: {directory} does not load: " in refusal(directory)
 
 
-class Touch:
-    """Creates a file when it is unpickled."""
+class MakesDirectory:
+    """Makes a directory when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __reduce__(self):
-        return Path.touch, (self.path,)
+        return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda content, file: file.write_bytes(pickle.dumps(content))])
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda content, file: file.write_bytes(pickle.dumps(content, protocol=2))]
+)
 def test_code_in_a_pickle_does_not_run(llm_copy, tmp_path, save):
     directory = llm_copy()
-    save({"model.norm.weight": Touch(tmp_path / "ran")}, directory / "pytorch_model.bin")
+    save({"model.norm.weight": MakesDirectory(tmp_path / "ran")}, directory / "pytorch_model.bin")
     assert f"model.llama_model: {directory} does not load: " in refusal(directory)
     assert not (tmp_path / "ran").exists()
 
