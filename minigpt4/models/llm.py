@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from minigpt4.common.checkpoint import read_weights
 from minigpt4.common.errors import WeightsError
 from minigpt4.models.freeze import DTYPES, freeze
 
@@ -76,14 +77,27 @@ def load_llm(
             local_files_only=True,
             **_storage(precision, device),
         )
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except (OSError, ValueError, torch.OutOfMemoryError) as error:
         raise WeightsError(f"model.llama_model: {directory} does not load: {error}") from error
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+        fault = _broken_file(directory) or f"{directory} does not load: {error}"
+        raise WeightsError(f"model.llama_model: {fault}") from error
     _refuse_partial(directory, report)
     _refuse_delta_weights(directory, model)
     freeze(model)
     if grad_checkpoint:
         enable_llm_grad_checkpoint(model)
     return model
+
+
+def _broken_file(directory: Path) -> str | None:
+    """What is wrong with the first weights file that cannot be read; transformers' errors name none."""
+    for path in sorted([*directory.glob("model*.safetensors"), *directory.glob("pytorch_model*.bin")]):
+        try:
+            read_weights(path)
+        except WeightsError as error:
+            return str(error)
+    return None
 
 
 def _storage(precision: str, device: torch.device) -> dict[str, Any]:
