@@ -162,15 +162,17 @@ def test_truncated_safetensors_are_named(llm_copy):
     directory = llm_copy("vicuna_tiny_safetensors")
     file = directory / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    assert f"model.llama_model: {directory} does not load: " in refusal(directory)
+    assert f"model.llama_model: {file}: broken or truncated" in refusal(directory)
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", None], ids=["empty", "text", "truncated"])
-def test_broken_bin_file_is_named(llm_copy, content):
-    directory = llm_copy()
-    file = directory / "pytorch_model.bin"
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"hello", None])
+def test_broken_shard_is_named(llm_copy, content):
+    directory = llm_copy("vicuna_tiny_sharded")
+    file = directory / "pytorch_model-00002-of-00002.bin"
     file.write_bytes(file.read_bytes()[:1000] if content is None else content)
-    assert f"model.llama_model: {directory} does not load: " in refusal(directory)
+    text = refusal(directory)
+    assert f"model.llama_model: {file}: broken" in text
+    assert text.endswith("Get it again.")
 
 
 class MakesDirectory:
@@ -189,7 +191,9 @@ class MakesDirectory:
 def test_code_in_a_pickle_does_not_run(llm_copy, tmp_path, save):
     directory = llm_copy()
     save({"model.norm.weight": MakesDirectory(tmp_path / "ran")}, directory / "pytorch_model.bin")
-    assert f"model.llama_model: {directory} does not load: " in refusal(directory)
+    text = refusal(directory)
+    assert f"model.llama_model: {directory / 'pytorch_model.bin'}: refused, the pickle asks to run code" in text
+    assert "mkdir" in text
     assert not (tmp_path / "ran").exists()
 
 
