@@ -1,11 +1,13 @@
 """Vision files, projections and checkpoints of other models are refused with the reason."""
 
+import shutil
+
 import pytest
 import torch
 from torch import nn
 
 from minigpt4.common.errors import WeightsError
-from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.common.schemas.model import QFORMER_FILE, MiniGPT4Config
 from minigpt4.models.loading import build_projection, load_trained, load_vision
 
 VICUNA_7B, VICUNA_13B, QFORMER = 4096, 5120, 768
@@ -53,6 +55,32 @@ def test_projection_of_another_vision_side_is_refused(build_model, parity_dir):
 def test_checkpoint_without_any_trained_weight_is_refused(build_model, parity_dir):
     with pytest.raises(WeightsError, match=r"missing: llama_proj.bias, llama_proj.weight\n  not expected: "):
         build_model(ckpt=str(parity_dir / "eva_vit_tiny.pth"))
+
+
+@pytest.mark.parametrize("place", ["weights", "torch_home/hub/checkpoints"])
+def test_published_names_are_found_where_the_original_code_kept_them(
+    tiny_section, parity_dir, tmp_path, monkeypatch, place
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    (tmp_path / place).mkdir(parents=True)
+    for source, name in (("eva_vit_tiny.pth", "eva_vit_g.pth"), ("blip2_tiny.pth", QFORMER_FILE)):
+        shutil.copy(parity_dir / source, tmp_path / place / name)
+    url = f"https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/{QFORMER_FILE}"
+    encoder, _, q_former = load_vision(MiniGPT4Config(**tiny_section(vit_weights=None, q_former_model=url)))
+    stored = torch.load(parity_dir / "blip2_tiny.pth", weights_only=True)["model"]
+    assert torch.equal(q_former.query_tokens, stored["query_tokens"])
+    assert encoder.model.cls_token.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [("vit_weights", "eva_vit_g.pth"), ("q_former_model", "blip2_pretrained_flant5xxl.pth")]
+)
+def test_unset_file_that_is_nowhere_is_refused_by_key_and_name(tiny_section, tmp_path, monkeypatch, key, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(WeightsError, match=rf"model\.{key}: {name} was not found .* set model\.{key} to it"):
+        load_vision(MiniGPT4Config(**tiny_section(**{key: None})))
 
 
 def test_one_layer_is_the_published_projection():
