@@ -6,6 +6,7 @@ Formats: bare state dicts (`eva_vit_g.pth`), LAVIS files (`{"model": {...}}`), p
 
 import fnmatch
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -58,22 +59,21 @@ def read_weights(path: str | Path) -> dict[str, Any]:
         raise WeightsError(_unpickling_text(path, error)) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         size = path.stat().st_size
-        raise WeightsError(
-            f"{path}: broken or truncated ({size:,} bytes): {error}. Download or copy the file again."
-        ) from error
+        raise WeightsError(f"{path}: broken or truncated ({size:,} bytes): {error}. Get it again.") from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
     return dict(content)
 
 
 def _unpickling_text(path: Path, error: Exception) -> str:
-    first_line = str(error).splitlines()[0]
-    if "GLOBAL" in str(error) or "Unsupported" in str(error):
+    """torch's own text is about switching its safety off; what it refused stands somewhere in there."""
+    refused = re.search(r"GLOBAL (\S+)|Can only .*", str(error))
+    if refused:
         return (
             f"{path}: refused, the pickle asks to run code or to build objects that are not plain tensors "
-            f"({first_line}). If you trust its author, load it elsewhere and save only the tensors."
+            f"({refused[1] or refused[0]}). If you trust its author, load it elsewhere and save only the tensors."
         )
-    return f"{path}: broken, truncated or not a weights file ({first_line}). Download or copy it again."
+    return f"{path}: broken, truncated or not a weights file ({path.stat().st_size:,} bytes). Get it again."
 
 
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:

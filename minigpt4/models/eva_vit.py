@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from minigpt4.common.checkpoint import copy_strict, find_weights, read_state_dict
 from minigpt4.common.errors import ConfigError, WeightsError
+from minigpt4.common.hints import nearest
 from minigpt4.common.schemas.model import EVA_CLIP_G, VIT_FILE, MiniGPT4Config
 
 log = logging.getLogger(__name__)
@@ -81,8 +82,8 @@ def _build_eva(cfg: MiniGPT4Config) -> Eva:
 
 def _build_timm(cfg: MiniGPT4Config) -> nn.Module:
     if not timm.is_model(cfg.vit_model):
-        close = timm.list_models(f"*{cfg.vit_model}*")[:3]
-        near = f"; near: {', '.join(close)}" if close else ""
+        close = timm.list_models(f"*{cfg.vit_model}*")[:3] or [nearest(cfg.vit_model, timm.list_models())]
+        near = f"; near: {', '.join(close)}" if close[0] else ""
         raise ConfigError(f"model.vit_model: {cfg.vit_model!r} is neither {EVA_CLIP_G} nor a timm model{near}")
     arguments: dict[str, Any] = {"drop_path_rate": cfg.drop_path_rate, **cfg.vit_config}
     try:

@@ -25,6 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from minigpt4.common.checkpoint import read_weights
 from minigpt4.common.errors import WeightsError
 from minigpt4.models.freeze import DTYPES, freeze
 
@@ -51,6 +52,8 @@ def read_llm_config(directory: Path) -> PretrainedConfig:
         raise WeightsError(f"model.llama_model: {directory} has no config.json")
     try:
         raw, _ = PretrainedConfig.get_config_dict(directory)
+        if "model_type" not in raw:
+            raise ValueError("it names no model_type")
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         return AutoConfig.for_model(**(raw | ids))
     except (OSError, ValueError, KeyError) as error:
@@ -74,17 +77,31 @@ def load_llm(
             config=config,
             device_map={"": device},
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # `_refuse_partial` names them
             local_files_only=True,
             **_storage(precision, device),
         )
-    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+    except (OSError, ValueError, torch.OutOfMemoryError) as error:
         raise WeightsError(f"model.llama_model: {directory} does not load: {error}") from error
+    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
+        fault = _broken_file(directory) or f"{directory} does not load: {error}"
+        raise WeightsError(f"model.llama_model: {fault}") from error
     _refuse_partial(directory, report)
     _refuse_delta_weights(directory, model)
     freeze(model)
     if grad_checkpoint:
         enable_recomputation(model)
     return model
+
+
+def _broken_file(directory: Path) -> str | None:
+    """What is wrong with the first weights file that cannot be read; transformers' errors name none."""
+    for path in sorted([*directory.glob("model*.safetensors"), *directory.glob("pytorch_model*.bin")]):
+        try:
+            read_weights(path)
+        except WeightsError as error:
+            return str(error)
+    return None
 
 
 def _storage(precision: str, device: torch.device) -> dict[str, Any]:

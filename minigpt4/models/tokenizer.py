@@ -42,10 +42,11 @@ class LlamaPieceTokenizer(LlamaTokenizer):
         tokenizer = cls.from_pretrained(directory)
         tokenizer.pieces = sentencepiece.SentencePieceProcessor(model_file=str(directory / "tokenizer.model"))
         backend = tokenizer.backend_tokenizer
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend(_BLANK), normalizers.Replace(" ", _BLANK)])
-        backend.pre_tokenizer = None
+        # Before the normalizer is set: tokens that it has touched once keep its blank in their names.
         specials = (tokenizer.unk_token, tokenizer.bos_token, tokenizer.eos_token)
         backend.add_special_tokens([AddedToken(str(t), normalized=False, special=True) for t in specials])
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend(_BLANK), normalizers.Replace(" ", _BLANK)])
+        backend.pre_tokenizer = None
         return tokenizer
 
     def agrees_with_pieces(self) -> bool:

@@ -114,6 +114,8 @@ def read_prompts(path: str | None, template: str) -> list[str]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ConfigError(f"model.prompt_path: {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"model.prompt_path: {path} is not UTF-8 text ({error.reason})") from error
     prompts = [apply_template(template, line) for line in lines if IMAGE_PLACEHOLDER in line]
     if not prompts:
         raise ConfigError(f"model.prompt_path: no line of {path} contains {IMAGE_PLACEHOLDER}")

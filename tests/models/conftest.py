@@ -1,0 +1,115 @@
+"""Tiny models built from the parity files; a build takes a fraction of a second on a CPU."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from minigpt4.models.minigpt4 import MiniGPT4
+
+POOL = 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Threads cost more than they give on matrices of this size, and much more on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_section(parity_dir) -> Callable[..., dict[str, Any]]:
+    """`model:` section of the reference's tiny model in fp32, with changes by keyword."""
+
+    def section(**changes: Any) -> dict[str, Any]:
+        published = "minigpt4_tiny.pth" if changes.get("has_qformer", True) else "minigpt4_tiny_noqformer.pth"
+        return {
+            "image_size": 56,
+            "vit_weights": str(parity_dir / "eva_vit_tiny.pth"),
+            "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
+            "vit_precision": "fp32",
+            "q_former_model": str(parity_dir / "blip2_tiny.pth"),
+            "qformer_config": {
+                "hidden_size": 48,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "intermediate_size": 96,
+            },
+            "num_query_token": 8,
+            "llama_model": str(parity_dir / "vicuna_tiny"),
+            "llm_precision": "fp32",
+            "ckpt": str(parity_dir / published),
+            "truncate_end_sym": True,  # as the reference does
+        } | changes
+
+    return section
+
+
+@pytest.fixture(scope="session")
+def build_model(tiny_section) -> Callable[..., MiniGPT4]:
+    """A model of its own for the test, from `tiny_section(**changes)`."""
+
+    def build(**changes: Any) -> MiniGPT4:
+        return MiniGPT4.from_config(tiny_section(**changes))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def shared_model(build_model) -> Callable[..., MiniGPT4]:
+    """The same as `build_model`, built once for the whole run; nobody changes it."""
+    built: dict[str, MiniGPT4] = {}
+
+    def shared(**changes: Any) -> MiniGPT4:
+        key = repr(sorted(changes.items()))
+        if key not in built:
+            built[key] = build_model(**changes).eval()
+        return built[key]
+
+    return shared
+
+
+@pytest.fixture(scope="session")
+def pool(golden_tensors) -> Tensor:
+    """The reference's processed images, (6, 3, 56, 56)."""
+    return torch.stack([golden_tensors[f"images/img{index}/train"] for index in range(POOL)])
+
+
+@pytest.fixture(scope="session")
+def assert_near() -> Callable[[Tensor, Tensor, float], None]:
+    """`assert_near(actual, expected, atol)`: shapes equal, no number further apart than `atol`."""
+
+    def check(actual: Tensor, expected: Tensor, atol: float) -> None:
+        torch.testing.assert_close(actual.detach().to(expected.dtype), expected, rtol=0, atol=atol)
+
+    return check
+
+
+@pytest.fixture
+def llm_copy(parity_dir, tmp_path) -> Callable[..., Path]:
+    """A writable copy of one of the LLM directories."""
+
+    def copy(source: str = "vicuna_tiny", name: str = "llm") -> Path:
+        return Path(shutil.copytree(parity_dir / source, tmp_path / name))
+
+    return copy
+
+
+@pytest.fixture
+def changed_weights(tmp_path) -> Callable[..., Path]:
+    """`changed_weights(file, change)`: a copy of a `.pth` file after `change(state_dict)` edited its weights."""
+
+    def change_file(file: Path, change: Callable[[dict[str, Tensor]], Any]) -> Path:
+        content = torch.load(file, weights_only=True)
+        change(content.get("model", content))
+        path = tmp_path / f"changed_{Path(file).name}"
+        torch.save(content, path)
+        return path
+
+    return change_file

@@ -1,0 +1,300 @@
+"""The LLM directory loads whole and frozen, or is refused with the reason and the file."""
+
+import json
+import logging
+import math
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from minigpt4.common.errors import WeightsError
+from minigpt4.models.llm import (
+    SANITY_SENTENCE,
+    check_llm,
+    english_loss,
+    load_llm,
+    read_llm_config,
+    set_token_ids,
+)
+from minigpt4.models.tokenizer import load_tokenizer
+
+CPU = torch.device("cpu")
+LAYER = "model.layers.1.mlp.up_proj.weight"
+
+
+def load(directory, precision="fp32", **options):
+    return load_llm(directory, precision, CPU, **options)
+
+
+def refusal(directory) -> str:
+    """What `load_llm` says about a directory that it does not take."""
+    with pytest.raises(WeightsError) as error:
+        load(directory)
+    return str(error.value)
+
+
+@pytest.fixture
+def changed_llm(llm_copy):
+    """A copy of the LLM whose safetensors went through `change(tensors)`."""
+
+    def build(change, name="llm") -> Path:
+        directory = llm_copy("vicuna_tiny_safetensors", name)
+        tensors = load_file(directory / "model.safetensors")
+        save_file(change(tensors) or tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        return directory
+
+    return build
+
+
+# Loading
+
+
+def test_all_three_formats_hold_the_same_weights(parity_dir):
+    bin_, safe, sharded = (
+        load(parity_dir / name).state_dict()
+        for name in ("vicuna_tiny", "vicuna_tiny_safetensors", "vicuna_tiny_sharded")
+    )
+    assert bin_.keys() == safe.keys() == sharded.keys()
+    assert all(torch.equal(bin_[name], safe[name]) and torch.equal(bin_[name], sharded[name]) for name in bin_)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("fp32", torch.float32), ("fp16", torch.float16), ("bf16", torch.bfloat16)]
+)
+def test_weights_are_stored_in_the_precision_asked_for(parity_dir, precision, dtype):
+    model = load(parity_dir / "vicuna_tiny", precision)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+def test_llm_is_frozen(parity_dir):
+    model = load(parity_dir / "vicuna_tiny")
+    model.train()
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not any(module.training for module in model.modules())
+
+
+def test_rotary_table_comes_from_the_architecture_and_not_from_the_file(parity_dir, golden):
+    model = load(parity_dir / "vicuna_tiny")
+    torch.testing.assert_close(model.model.rotary_emb.inv_freq, 10000 ** (-torch.arange(0, 24, 2) / 24))
+
+
+def test_token_ids_of_config_json_are_not_read(parity_dir):
+    raw = json.loads((parity_dir / "vicuna_tiny" / "config.json").read_text())
+    config = read_llm_config(parity_dir / "vicuna_tiny")
+    assert (raw["bos_token_id"], raw["eos_token_id"], raw["pad_token_id"]) == (0, 1, -1)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (None, None, None)
+
+
+def test_generation_ids_are_those_of_the_tokenizer_and_of_generation_config(parity_dir, golden):
+    directory = parity_dir / "vicuna_tiny"
+    model = load(directory)
+    set_token_ids(model, load_tokenizer(directory))
+    expected = golden["generate"]["generation_config"]
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    assert {name: getattr(model.generation_config, name) for name in names} == {name: expected[name] for name in names}
+
+
+def test_several_end_tokens_of_a_chat_model_all_count(llm_copy):
+    directory = llm_copy()
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 17], "temperature": 0.2}))
+    model, tokenizer = load(directory), load_tokenizer(directory)
+    set_token_ids(model, tokenizer)
+    assert model.generation_config.eos_token_id == [2, 17]
+    assert model.generation_config.pad_token_id == tokenizer.pad_token_id
+    assert model.generation_config.temperature != 0.2
+
+
+def layer_runs_in_a_training_step(model) -> int:
+    runs = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
+    embeds = torch.randn(1, 5, 96, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    model(inputs_embeds=embeds, use_cache=False).logits.sum().backward()
+    return len(runs)
+
+
+@pytest.mark.parametrize(("grad_checkpoint", "runs"), [(False, 1), (True, 2)])
+def test_gradient_checkpointing_runs_the_layers_again_in_the_backward_pass(parity_dir, grad_checkpoint, runs):
+    model = load(parity_dir / "vicuna_tiny", grad_checkpoint=grad_checkpoint)
+    assert layer_runs_in_a_training_step(model) == runs
+
+
+# Directories that are no LLM
+
+
+def test_directory_that_does_not_exist_is_named(tmp_path):
+    text = refusal(tmp_path / "vicuna")
+    assert f"model.llama_model: {tmp_path / 'vicuna'} is not a directory" in text
+    assert "config.json, tokenizer.model, weights" in text
+
+
+def test_directory_without_config_is_named(llm_copy):
+    directory = llm_copy()
+    (directory / "config.json").unlink()
+    assert refusal(directory) == f"model.llama_model: {directory} has no config.json"
+
+
+@pytest.mark.parametrize("content", ["{not json", '{"model_type": "no_such_model"}', "{}"])
+def test_config_that_cannot_be_read_is_named(llm_copy, content):
+    directory = llm_copy()
+    (directory / "config.json").write_text(content)
+    assert f"model.llama_model: {directory / 'config.json'}: " in refusal(directory)
+
+
+def test_directory_without_weights_is_named(llm_copy):
+    directory = llm_copy()
+    (directory / "pytorch_model.bin").unlink()
+    assert f"model.llama_model: {directory} does not load: " in refusal(directory)
+
+
+def test_missing_shard_is_named(llm_copy):
+    directory = llm_copy("vicuna_tiny_sharded")
+    (directory / "pytorch_model-00002-of-00002.bin").unlink()
+    text = refusal(directory)
+    assert f"model.llama_model: {directory} does not load: " in text
+    assert "pytorch_model-00002-of-00002.bin" in text
+
+
+def test_truncated_safetensors_are_named(llm_copy):
+    directory = llm_copy("vicuna_tiny_safetensors")
+    file = directory / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    assert f"model.llama_model: {file}: broken or truncated" in refusal(directory)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"hello", None])
+def test_broken_shard_is_named(llm_copy, content):
+    directory = llm_copy("vicuna_tiny_sharded")
+    file = directory / "pytorch_model-00002-of-00002.bin"
+    file.write_bytes(file.read_bytes()[:1000] if content is None else content)
+    text = refusal(directory)
+    assert f"model.llama_model: {file}: broken" in text
+    assert text.endswith("Get it again.")
+
+
+class MakesDirectory:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda content, file: file.write_bytes(pickle.dumps(content, protocol=2))]
+)
+def test_code_in_a_pickle_does_not_run(llm_copy, tmp_path, save):
+    directory = llm_copy()
+    save({"model.norm.weight": MakesDirectory(tmp_path / "ran")}, directory / "pytorch_model.bin")
+    text = refusal(directory)
+    assert f"model.llama_model: {directory / 'pytorch_model.bin'}: refused, the pickle asks to run code" in text
+    assert "mkdir" in text
+    assert not (tmp_path / "ran").exists()
+
+
+# Weights that do not fit
+
+
+def test_missing_tensor_is_named(changed_llm):
+    directory = changed_llm(lambda tensors: {name: tensors[name] for name in tensors if name != LAYER})
+    expected = f"model.llama_model: the weights in {directory} do not fit its config.json: missing {LAYER} (1)"
+    assert refusal(directory) == expected
+
+
+def test_tensor_of_another_shape_is_named(changed_llm):
+    directory = changed_llm(lambda tensors: tensors.update({LAYER: torch.zeros(96, 96)}))
+    expected = f"model.llama_model: the weights in {directory} do not fit its config.json: wrong shape {LAYER} (1)"
+    assert refusal(directory) == expected
+
+
+def test_tensors_that_are_not_expected_are_named_and_counted(changed_llm):
+    extra = {f"model.layers.1.adapter{index}.weight": torch.ones(1) for index in range(6)}
+    text = refusal(changed_llm(lambda tensors: tensors.update(extra)))
+    assert "not expected model.layers.1.adapter0.weight, " in text
+    assert text.endswith("... (6)")
+
+
+def test_old_rotary_tables_in_the_file_are_no_fault(changed_llm):
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    load(changed_llm(lambda tensors: tensors.update({name: torch.zeros(12)})))
+
+
+@pytest.mark.parametrize("name", ["vicuna-7b-delta-v0", "vicuna-13b-delta-v1.1", "Vicuna_Delta"])
+def test_delta_is_known_by_its_name(llm_copy, name):
+    text = refusal(llm_copy(name=name))
+    assert "is a delta, not a model (its name says so)" in text
+    assert "python -m fastchat.model.apply_delta --base LLAMA_DIR --delta DELTA_DIR --target VICUNA_DIR" in text
+
+
+def test_delta_is_known_by_the_name_in_its_config(llm_copy):
+    directory = llm_copy()
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"_name_or_path": "/data/vicuna-7b-delta-v0"}))
+    assert "is a delta, not a model (its name says so)" in refusal(directory)
+
+
+def test_delta_is_known_by_its_numbers(changed_llm):
+    generator = torch.Generator().manual_seed(0)
+
+    def finetuned_minus_base(tensors):
+        def finetuned(tensor):
+            return tensor.float() + 0.002 * torch.randn(tensor.shape, generator=generator)
+
+        return {name: (finetuned(tensor) - tensor.float()).half() for name, tensor in tensors.items()}
+
+    text = refusal(changed_llm(finetuned_minus_base))
+    assert "is a delta, not a model (the mean size of its norm weights is 0.00" in text
+
+
+# Weights that fit and say nothing
+
+
+def filled(value):
+    return lambda tensors: {name: torch.full_like(tensor, value) for name, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(("value", "loss"), [(0.0, f"{math.log(513):.3f}"), (float("nan"), "nan")])
+def test_weights_without_information_fail_on_the_sanity_sentence(changed_llm, value, loss):
+    directory = changed_llm(filled(value))
+    model, tokenizer = load(directory), load_tokenizer(directory)
+    with pytest.raises(WeightsError) as error:
+        check_llm(model, tokenizer, directory)
+    text = str(error.value)
+    assert f"model.llama_model: {directory} (model.safetensors) cannot be right" in text
+    assert f"loss on an English sentence is {loss}, a uniform guess has {math.log(513):.3f}" in text
+
+
+def test_sanity_sentence_stops_the_build_of_the_model_unless_switched_off(changed_llm, build_model):
+    directory = str(changed_llm(filled(0.0)))
+    with pytest.raises(WeightsError, match="cannot be right"):
+        build_model(llama_model=directory)
+    build_model(llama_model=directory, llm_sanity_check=False)
+
+
+def test_loss_far_above_that_of_a_trained_llm_is_warned_of(parity_dir, caplog):
+    directory = parity_dir / "vicuna_tiny"
+    model, tokenizer = load(directory), load_tokenizer(directory)
+    with caplog.at_level(logging.WARNING, logger="minigpt4.models.llm"):
+        loss = check_llm(model, tokenizer, directory)
+    assert loss == english_loss(model, tokenizer)
+    assert f"reads English with a loss of {loss:.2f} (a uniform guess has 6.24)" in caplog.text
+
+
+def test_llm_that_knows_the_sentence_passes_without_a_word(parity_dir, caplog):
+    directory = parity_dir / "vicuna_tiny"
+    model, tokenizer = load(directory), load_tokenizer(directory)
+    model.requires_grad_(True)
+    ids = tokenizer(SANITY_SENTENCE, return_tensors="pt").input_ids
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(15):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with caplog.at_level(logging.WARNING, logger="minigpt4.models.llm"):
+        assert check_llm(model, tokenizer, directory) < 4.5
+    assert not caplog.records

@@ -1,0 +1,186 @@
+"""Wrong sections, files and samples end in an error that says what, where and what to do."""
+
+import pytest
+import torch
+
+from minigpt4.common.errors import ConfigError, SampleError, WeightsError
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.samples import read_samples
+
+TEMPLATE = "###Human: {} ###Assistant: "
+
+
+# Sections
+
+
+def test_unknown_key_names_the_nearest_one(build_model):
+    with pytest.raises(ConfigError) as error:
+        build_model(freeze_qfromer=True)
+    assert "model.freeze_qfromer: unknown key; did you mean 'freeze_qformer'?" in str(error.value)
+
+
+def test_placeholder_path_is_refused_before_anything_loads(build_model):
+    with pytest.raises(ConfigError) as error:
+        build_model(llama_model="/path/to/vicuna/", vit_weights="/nowhere.pth")
+    assert "model.llama_model: '/path/to/vicuna/' is a placeholder" in str(error.value)
+    assert "--options model.llama_model=" in str(error.value)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_llm_directory_must_be_set(build_model, value):
+    with pytest.raises(ConfigError, match=r"model\.llama_model: not set; it must be the directory of the frozen LLM"):
+        build_model(llama_model=value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"llm_precision": "int8"}, "int8 needs a CUDA GPU (bitsandbytes), but the model goes to cpu"),
+        ({"llm_precision": "nf4"}, "nf4 needs a CUDA GPU (bitsandbytes), but the model goes to cpu"),
+        ({"low_resource": True}, "use bf16 or fp32 there (and low_resource: False)"),
+    ],
+)
+def test_quantised_llm_on_a_cpu_is_refused(build_model, changes, text):
+    with pytest.raises(WeightsError) as error:
+        build_model(**changes)
+    assert text in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [("vit_weights", "eva.pth"), ("q_former_model", "blip2.pth"), ("ckpt", "stage1.pth")]
+)
+def test_missing_weights_file_names_its_key(build_model, tmp_path, key, name):
+    with pytest.raises(WeightsError) as error:
+        build_model(**{key: str(tmp_path / name)})
+    assert f"model.{key}: there is no file {tmp_path / name}" in str(error.value)
+    assert "python scripts/download_weights.py --list" in str(error.value)
+
+
+def test_missing_prompt_file_names_its_key(build_model, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        build_model(prompt_path=str(tmp_path / "none.txt"))
+    assert f"model.prompt_path: {tmp_path / 'none.txt'} cannot be read: No such file" in str(error.value)
+
+
+def test_prompt_file_without_placeholder_is_refused(build_model, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("Describe it.\n<Img></Img>\n")
+    with pytest.raises(ConfigError) as error:
+        build_model(prompt_path=str(path))
+    assert f"model.prompt_path: no line of {path} contains <ImageHere>" in str(error.value)
+
+
+def test_prompt_file_that_is_no_text_is_refused(build_model, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("<Img><ImageHere></Img> déjà vu".encode("latin-1"))
+    with pytest.raises(ConfigError) as error:
+        build_model(prompt_path=str(path))
+    assert f"model.prompt_path: {path} is not UTF-8 text" in str(error.value)
+
+
+def test_tokenizer_template_of_a_tokenizer_without_one_is_refused(build_model):
+    with pytest.raises(ConfigError, match="has no chat template"):
+        build_model(prompt_template="tokenizer")
+
+
+@pytest.mark.parametrize("kind", ["answer", "conversation"])
+def test_max_txt_len_without_room_beside_the_end_symbol_is_refused(shared_model, pool, kind):
+    model = shared_model(max_txt_len=2, end_sym="###", prompt_template=TEMPLATE)
+    samples = {
+        "answer": {"image": pool[:1], "answer": ["a dog"]},
+        "conversation": {"conv_q": ["What? "], "conv_a": ["a dog"], "connect_sym": ["!@#"]},
+    }[kind]
+    with pytest.raises(ConfigError, match=r"model\.max_txt_len: 2 leaves no room beside end_sym '###'"):
+        model(samples)
+
+
+# Samples
+
+
+def sample(pool, **changes):
+    entry = {"image": pool[:2], "answer": ["a dog", "a cat"], "image_id": ["41", "42"]}
+    return {name: value for name, value in (entry | changes).items() if value is not None}
+
+
+def test_image_without_placeholder_names_the_sample(shared_model, pool):
+    instructions = ["<Img><ImageHere></Img> What? ", "What is it? "]
+    with pytest.raises(SampleError) as error:
+        shared_model()(sample(pool, instruction_input=instructions))
+    expected = "sample 1 of the batch (image_id 42): the prompt has 0 <ImageHere>, but 1 images were given"
+    assert str(error.value) == expected
+
+
+def test_more_placeholders_than_images_names_the_sample(shared_model, pool):
+    instructions = ["<Img><ImageHere></Img> and <Img><ImageHere></Img> ", "<Img><ImageHere></Img> What? "]
+    with pytest.raises(SampleError) as error:
+        shared_model()(sample(pool, instruction_input=instructions, image_id=None))
+    assert str(error.value) == "sample 0 of the batch: the prompt has 2 <ImageHere>, but 1 images were given"
+
+
+def test_placeholder_without_any_image_names_the_sample(shared_model, pool):
+    with pytest.raises(SampleError, match=r"image_id 41\): the prompt has 1 <ImageHere>, but 0 images were given"):
+        shared_model()(sample(pool, image=None, instruction_input="<Img><ImageHere></Img> What? "))
+
+
+def test_fewer_images_by_length_than_placeholders_names_the_sample(shared_model, pool):
+    text = "<Img><ImageHere></Img> and <Img><ImageHere></Img> "
+    batch = sample(pool, image=pool.unflatten(0, (2, 3)), length=torch.tensor([2, 1]), instruction_input=text)
+    with pytest.raises(SampleError, match=r"sample 1 .*: the prompt has 2 <ImageHere>, but 1 images were given"):
+        shared_model()(batch)
+
+
+def test_sample_with_nothing_to_train_on_names_its_image(shared_model, pool):
+    with pytest.raises(SampleError) as error:
+        shared_model(end_sym="")(sample(pool, answer=["a dog", ""]))
+    expected = "sample 1 of the batch (image_id 42): nothing to train on, its answer and end_sym are empty"
+    assert str(error.value) == expected
+
+
+# What the reference fails on (forward.reference_failures); generation's are in test_minigpt4_generate.py
+
+
+def test_conversation_without_template_works_and_takes_questions_as_they_are(shared_model, pool):
+    model = shared_model(max_txt_len=160, end_sym="###")
+    conversation = {
+        "image": pool[:1],
+        "conv_q": ["<Img><ImageHere></Img> Who? !@#Why? "],
+        "conv_a": ["A man.!@#No idea."],
+        "connect_sym": ["!@#"],
+    }
+    batch, _ = model._training_batch(read_samples(conversation))
+    tokens = [model.llama_tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Why? ", "No idea.###")]
+    assert batch.ids_BT[0].tolist()[-len(tokens[1]) - len(tokens[0]) - 1 :] == [1, *tokens[0], *tokens[1]]
+    assert model(conversation)["loss"].isfinite()
+
+
+@pytest.mark.parametrize("text", ["<Img><ImageHere>", "<ImageHere></Img> What? ", "<ImageHere>"])
+def test_prompt_may_start_or_end_with_the_image(shared_model, pool, text):
+    model = shared_model()
+    samples = sample(pool, instruction_input=text)
+    batch, _ = model._training_batch(read_samples(samples))
+    before, after = (
+        model.llama_tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split("<ImageHere>")
+    )
+    columns = batch.image_at[1][batch.image_at[0] == 0]
+    assert columns.tolist() == list(range(1 + len(before), 1 + len(before) + 8))
+    assert batch.ids_BT[0, 9 + len(before) : 9 + len(before) + len(after)].tolist() == after
+    assert model(samples)["loss"].isfinite()
+
+
+def test_training_image_of_another_size_is_refused(shared_model):
+    with pytest.raises(SampleError, match=r"image: shape \(1, 3, 70, 70\) does not fit"):
+        shared_model()({"image": torch.zeros(1, 3, 70, 70), "answer": ["a"]})
+
+
+def test_all_answers_empty_with_an_end_symbol_teach_the_end_alone(shared_model, pool):
+    model = shared_model(end_sym="###")
+    batch, _ = model._training_batch(read_samples(sample(pool, answer=["", ""])))
+    end = model.llama_tokenizer("###", add_special_tokens=False)["input_ids"]
+    assert [row[row != -100].tolist() for row in batch.targets_BT] == [end, end]
+
+
+def test_section_may_be_plain_yaml_of_omegaconf(tiny_section):
+    from omegaconf import OmegaConf
+
+    model = MiniGPT4.from_config(OmegaConf.create(tiny_section(max_txt_len=77)))
+    assert model.max_txt_len == 77

@@ -1,0 +1,198 @@
+"""Training batches: embeddings, masks, targets, loss and gradients are the reference's, case by case."""
+
+import copy
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minigpt4.models.samples import read_samples
+
+EMBEDS_ATOL = LOSS_ATOL = GRAD_ATOL = 1e-5
+LOGITS_ATOL = 1e-4
+SAMPLED_LOGITS = 16
+GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "parity" / "golden.json").read_text())["forward"]
+CASES = [case["name"] for case in GOLDEN["cases"]]
+
+
+def section_of(case, parity_dir):
+    """Changes of the `model:` section that put the tiny model in the state of a case."""
+    return {
+        "has_qformer": case["has_qformer"],
+        "max_txt_len": case["max_txt_len"],
+        "max_context_len": case["max_context_len"],
+        "end_sym": case["end_sym"],
+        "prompt_path": str(parity_dir / case["prompt_file"]) if case["prompt_file"] else None,
+        "prompt_template": case["prompt_template_arg"] or case["prompt_template_attribute"],
+    }
+
+
+def samples_of(case, pool):
+    samples = copy.deepcopy(case["samples"])
+    if case["image_pool_index"] is not None:
+        samples["image"] = pool[torch.tensor(case["image_pool_index"])]
+    if "length" in samples:
+        samples["length"] = torch.tensor(samples["length"])
+    return samples
+
+
+@pytest.fixture(scope="module")
+def results(build_model, parity_dir, pool):
+    """What the model computed in a case; each case runs once."""
+    finished = {}
+
+    def result(name: str) -> SimpleNamespace:
+        if name not in finished:
+            case = next(case for case in GOLDEN["cases"] if case["name"] == name)
+            finished[name] = run_case(build_model(**section_of(case, parity_dir)).train(), case, pool)
+        return finished[name]
+
+    return result
+
+
+def run_case(model, case, pool) -> SimpleNamespace:
+    if case["chosen_prompt"]:
+        assert case["chosen_prompt"] in model.prompt_list
+        model.prompt_list = [case["chosen_prompt"]]
+    given = {}
+    model.llama_model.register_forward_pre_hook(lambda _, args, kwargs: given.update(kwargs), with_kwargs=True)
+    samples = samples_of(case, pool)
+    loss = model(samples, reduction=case["reduction"])["loss"]
+    if loss.requires_grad:
+        loss.sum().backward()
+    batch, _ = model._training_batch(read_samples(samples))
+    return SimpleNamespace(
+        model=model,
+        case=case,
+        loss=loss.detach(),
+        embeds=given["inputs_embeds"].detach(),
+        mask=given["attention_mask"],
+        targets=batch.targets_BT,
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_embeddings_given_to_the_llm_meet_the_reference(results, golden_tensors, assert_near, name):
+    assert_near(results(name).embeds, golden_tensors[f"forward/{name}/inputs_embeds"], EMBEDS_ATOL)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_attention_mask_meets_the_reference(results, golden_tensors, name):
+    assert torch.equal(results(name).mask, golden_tensors[f"forward/{name}/attention_mask"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_targets_meet_the_reference(results, golden_tensors, name):
+    assert torch.equal(results(name).targets, golden_tensors[f"forward/{name}/targets"])
+
+
+@pytest.mark.parametrize("name", CASES)
+@torch.no_grad()
+def test_logits_meet_the_reference(results, golden_tensors, assert_near, name):
+    result = results(name)
+    logits = result.model.llama_model(inputs_embeds=result.embeds, attention_mask=result.mask).logits
+    assert_near(logits[..., :SAMPLED_LOGITS], golden_tensors[f"forward/{name}/logits_sample"], LOGITS_ATOL)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_loss_meets_the_reference(results, golden_tensors, assert_near, name):
+    result = results(name)
+    assert_near(result.loss, golden_tensors[f"forward/{name}/loss"], LOSS_ATOL)
+    assert_near(result.loss, torch.tensor(result.case["loss"]), LOSS_ATOL)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_of_the_projection_meet_the_reference(results, golden_tensors, assert_near, name):
+    projection = results(name).model.llama_proj
+    for part in ("weight", "bias"):
+        expected = golden_tensors.get(f"forward/{name}/grad_llama_proj_{part}")
+        grad = getattr(projection, part).grad
+        if expected is None:  # text_only: nothing of the projection is used
+            assert grad is None
+            assert name == "text_only"
+        else:
+            assert_near(grad, expected, GRAD_ATOL)
+
+
+# Prompts
+
+
+@pytest.mark.parametrize("kind", ["vicuna", "llama2"])
+def test_prompt_list_meets_the_reference(build_model, parity_dir, kind):
+    expected = GOLDEN["prompt_list_from_config"][kind]
+    path = str(parity_dir / "prompts_tiny.txt")
+    model = build_model(prompt_path=path, prompt_template=expected["prompt_template"])
+    assert model.prompt_list == expected["prompt_list"]
+
+
+def test_prompts_are_drawn_in_the_order_of_the_reference(build_model, parity_dir, pool):
+    drawn = [int(choice[1:]) for choice in GOLDEN["python_random_seed42_choice_of_4"]]
+    random.seed(42)
+    model = build_model(prompt_path=str(parity_dir / "prompts_tiny.txt"))  # the constructor draws the first
+    ends = [ids_after_image(model, prompt) for prompt in model.prompt_list]
+    samples = {"image": pool[:2], "answer": ["a", "b"]}
+    used = []
+    for _ in drawn[1:]:
+        batch, _ = model._training_batch(read_samples(samples))
+        rows = [[end for end in ends if contains(row, end)] for row in batch.ids_BT.tolist()]
+        assert rows[0] == rows[1]  # one prompt for the whole batch
+        used.append(ends.index(rows[0][0]))
+    assert used == drawn[1:]
+
+
+def ids_after_image(model, prompt):
+    return model.llama_tokenizer(prompt.split("<ImageHere>")[1], add_special_tokens=False)["input_ids"]
+
+
+def contains(row, part):
+    return any(row[start : start + len(part)] == part for start in range(len(row)))
+
+
+def test_shared_instruction_may_be_one_string(shared_model, pool):
+    model = shared_model(end_sym="###")
+    samples = {"image": pool[:2], "answer": ["a dog", "a cat"]}
+    text = "<Img><ImageHere></Img> Name it. "
+    one = model({**samples, "instruction_input": text})["loss"]
+    each = model({**samples, "instruction_input": [text, text]})["loss"]
+    assert torch.equal(one, each)
+
+
+# Candidates
+
+
+@pytest.mark.parametrize(("field", "num_cand"), [("ranks", None), ("ranks_num_cand", "num_cand")])
+def test_multi_select_ranks_meet_the_reference(shared_model, pool, field, num_cand):
+    case = GOLDEN["multi_select"]
+    model = shared_model(end_sym=case["end_sym"], max_txt_len=160)
+    images = pool[torch.tensor(case["image_pool_index"])]
+    ranks = model.multi_select(images, case["texts"], case["answers"], case[num_cand] if num_cand else None)
+    assert ranks == case[field]
+
+
+def test_candidates_beyond_num_cand_are_ranked_last(shared_model, pool):
+    case = GOLDEN["multi_select"]
+    model = shared_model(end_sym=case["end_sym"], max_txt_len=160)
+    images = pool[torch.tensor(case["image_pool_index"])]
+    full = model.multi_select(images, case["texts"], case["answers"])
+    first_two = model.multi_select(images, case["texts"], case["answers"], [2, 1])
+    assert first_two[0] == [index for index in full[0] if index < 2] + [2]
+    assert first_two[1][0] == 0
+
+
+def test_reduction_none_is_the_sum_over_targets_by_the_padded_length(shared_model, pool):
+    model = shared_model(end_sym="###")
+    samples = {"image": pool[:1], "answer": ["a brown dog"]}
+    batch, _ = model._training_batch(read_samples(samples))
+    targets = int((batch.targets_BT != -100).sum())
+    mean = model(samples)["loss"]
+    each = model(samples, reduction="none")["loss"]
+    assert each.shape == (1,)
+    torch.testing.assert_close(each[0], mean * targets / (batch.targets_BT.shape[1] - 1))
+
+
+def test_unknown_reduction_is_refused(shared_model, pool):
+    with pytest.raises(ValueError, match="reduction: 'sum' is neither 'mean' nor 'none'"):
+        shared_model()({"image": pool[:1], "answer": ["a"]}, reduction="sum")

@@ -1,0 +1,179 @@
+"""Answers of `generate`, and a chat's embeddings and answers, are the reference's."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt4.common.errors import SampleError
+from minigpt4.conversation import clean_answer
+from minigpt4.models.generation import Decoding, generate_ids
+
+ATOL = 1e-5
+GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "parity" / "golden.json").read_text())
+CASES = [case["name"] for case in GOLDEN["generate"]["cases"]]
+CHATS = ("vicuna0", "llama2")
+PROMPT = "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
+
+
+@pytest.fixture
+def case(request):
+    return next(case for case in GOLDEN["generate"]["cases"] if case["name"] == request.param)
+
+
+def images_of(case, pool):
+    return pool[torch.tensor(case["image_pool_index"])]
+
+
+@pytest.mark.parametrize("case", CASES, indirect=True)
+def test_answers_meet_the_reference(shared_model, pool, case):
+    model = shared_model(has_qformer=case["has_qformer"])
+    assert model.generate(images_of(case, pool), case["texts"], **case["kwargs"]) == case["answers"]
+
+
+@pytest.mark.parametrize("case", CASES, indirect=True)
+def test_left_padded_prompts_meet_the_reference(shared_model, pool, golden_tensors, assert_near, monkeypatch, case):
+    model = shared_model(has_qformer=case["has_qformer"])
+    given, decode = {}, model.llama_model.generate
+    monkeypatch.setattr(model.llama_model, "generate", lambda **kwargs: given.update(kwargs) or decode(**kwargs))
+    model.generate(images_of(case, pool), case["texts"], max_new_tokens=1)
+    assert_near(given["inputs_embeds"], golden_tensors[f"generate/{case['name']}/inputs_embeds"], ATOL)
+    assert torch.equal(given["attention_mask"], golden_tensors[f"generate/{case['name']}/attention_mask"])
+
+
+# What `images` may be
+
+
+def test_a_list_of_images_is_the_same_as_a_batch(shared_model, pool):
+    model = shared_model()
+    assert model.generate(list(pool[:2]), [PROMPT, PROMPT]) == model.generate(pool[:2], [PROMPT, PROMPT])
+
+
+def test_each_prompt_may_have_its_own_number_of_images(shared_model, pool):
+    model = shared_model()
+    two = "<Img><ImageHere></Img> and <Img><ImageHere></Img> differ in what? "
+    texts = ["Say something. ", PROMPT, two]
+    together = model.generate([None, pool[0], pool[1:3]], texts)
+    alone = [
+        model.generate(None, texts[:1])[0],
+        model.generate(pool[:1], texts[1:2])[0],
+        model.generate(pool[1:3][None], texts[2:])[0],
+    ]
+    assert together == alone
+
+
+def test_no_image_at_all_may_be_none_for_the_batch_or_for_each(shared_model):
+    model = shared_model()
+    assert model.generate([None, None], ["Hello. ", "Bye. "]) == model.generate(None, ["Hello. ", "Bye. "])
+
+
+def test_number_of_images_and_texts_must_be_equal(shared_model, pool):
+    with pytest.raises(SampleError, match="images: 2 entries for 1 texts"):
+        shared_model().generate(pool[:2], [PROMPT])
+
+
+def test_prompt_whose_placeholders_do_not_match_its_images_is_named(shared_model, pool):
+    with pytest.raises(SampleError, match=r"texts\[1\]: the prompt has 0 <ImageHere>, but 1 images were given"):
+        shared_model().generate(pool[:2], [PROMPT, "no placeholder"])
+
+
+def test_answer_is_cut_before_a_stop_string_given_alone_or_in_a_list(shared_model, pool):
+    model = shared_model()
+    answer = model.generate(pool[:1], [PROMPT])[0]
+    stop = answer[2]
+    assert model.generate(pool[:1], [PROMPT], stop=stop) == [answer.split(stop)[0].strip()]
+    assert model.generate(pool[:1], [PROMPT], stop=[stop, "never"]) == [answer.split(stop)[0].strip()]
+
+
+# Chat
+
+
+@pytest.fixture
+def chat(request, shared_model, golden_tensors):
+    """Model, expected values and tensors of a conversation template."""
+    expected = GOLDEN["chat"][request.param]
+    tensors = {
+        name: golden_tensors[f"chat/{request.param}/{name}"]
+        for name in ("image_emb", "embs_turn1", "embs_turn2", "embs_turn2_left_cut")
+    }
+    return shared_model(has_qformer=expected["has_qformer"]), expected, tensors
+
+
+@pytest.mark.parametrize("chat", CHATS, indirect=True)
+@torch.no_grad()
+def test_image_of_a_chat_meets_the_reference(chat, pool, assert_near):
+    model, _, tensors = chat
+    assert_near(model.encode_img(pool[:1])[0], tensors["image_emb"], ATOL)
+
+
+@pytest.mark.parametrize("turn", ["turn1", "turn2"])
+@pytest.mark.parametrize("chat", CHATS, indirect=True)
+def test_context_of_a_chat_meets_the_reference(chat, assert_near, turn):
+    model, expected, tensors = chat
+    embeds = model.get_context_emb(expected[f"prompt_{turn}"], [tensors["image_emb"]])
+    assert_near(embeds, tensors[f"embs_{turn}"], ATOL)
+
+
+@pytest.mark.parametrize("chat", CHATS, indirect=True)
+def test_context_cut_on_the_left_meets_the_reference(chat, assert_near):
+    model, expected, tensors = chat
+    embeds = model.get_context_emb(expected["prompt_turn2"], [tensors["image_emb"]])
+    assert embeds.shape[1] == expected["left_cut"]["full"]
+    assert_near(embeds[:, -expected["left_cut"]["kept"] :], tensors["embs_turn2_left_cut"], ATOL)
+
+
+def answer_ids(model, embeds, kwargs, stop=()):
+    mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+    decoding = Decoding(**kwargs)
+    return generate_ids(model.llama_model, model.llama_tokenizer, embeds, mask, decoding, stop)[0].tolist()
+
+
+def answer_text(model, ids):
+    return clean_answer(model.llama_tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@pytest.mark.parametrize("chat", CHATS, indirect=True)
+def test_deterministic_answer_of_a_chat_meets_the_reference(chat):
+    model, expected, tensors = chat
+    ids = answer_ids(model, tensors["embs_turn2"], expected["answer"]["kwargs"])
+    assert ids == expected["answer"]["ids"]
+    assert answer_text(model, ids) == expected["answer"]["text"]
+
+
+# Text that the ids of the reference's stop sequence have completed when they come.
+STOPS = [
+    ("vicuna0", "answer_stop1", "o\ufffd"),
+    ("vicuna0", "answer_stop2", "\ufffdter"),
+    ("llama2", "answer_stop1", "\u0134"),
+    ("llama2", "answer_stop2", "\u0134\x12"),
+]
+
+
+@pytest.mark.parametrize(("chat", "stopped", "stop"), STOPS, indirect=["chat"])
+def test_chat_stops_at_the_text_of_the_reference_stop_ids(chat, stopped, stop):
+    model, expected, tensors = chat
+    ids = answer_ids(model, tensors["embs_turn2"], expected["answer"]["kwargs"], [stop])
+    assert ids == expected[stopped]["ids"]
+    assert answer_text(model, ids) == expected[stopped]["text"]
+
+
+# Prompts on which the reference raises
+
+
+@pytest.mark.parametrize("prompt", ["<ImageHere>", "<ImageHere> what is it?", "what is it? <ImageHere>"])
+def test_placeholder_may_stand_at_either_end_of_a_context(shared_model, pool, prompt):
+    model = shared_model()
+    image = model.encode_img(pool[:1])[0].detach()
+    tokenizer, table = model.llama_tokenizer, model.llama_model.get_input_embeddings().weight
+    before, after = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in prompt.split("<ImageHere>"))
+    expected = torch.cat([table[[1, *before]], image[0], table[after]])[None]
+    assert torch.equal(model.get_context_emb(prompt, [image]), expected)
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_context_with_another_number_of_images_than_placeholders_is_refused(shared_model, pool, count):
+    model = shared_model()
+    images = [model.encode_img(pool[:1])[0]] * count
+    with pytest.raises(SampleError, match=f"the prompt has 1 <ImageHere>, but {count} images were given"):
+        model.get_context_emb("look: <ImageHere>", images)

@@ -1,0 +1,219 @@
+"""What is trained, how the optimizer groups it, and which checkpoints fill it."""
+
+import hashlib
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from minigpt4.common.errors import WeightsError
+
+CASES = {
+    "freeze_all": {},
+    "qformer_trainable": {"freeze_qformer": False},
+    "vit_trainable": {"freeze_vit": False},
+    "vit_trainable_noqformer": {"freeze_vit": False, "has_qformer": False},
+}
+PROJECTION = ["llama_proj.weight", "llama_proj.bias"]
+
+
+def names_of(model, parameters) -> list[str]:
+    names = {id(parameter): name for name, parameter in model.trainable_parameters().items()}
+    return [names[id(parameter)] for parameter in parameters]
+
+
+def digests(tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {
+        name: hashlib.sha256(tensor.detach().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+        for name, tensor in tensors.items()
+    }
+
+
+def frozen_tensors(model) -> dict[str, Tensor]:
+    """All parameters and buffers of the whole model that are not trained."""
+    trained = {id(parameter) for parameter in model.trainable_parameters().values()}
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return {name: tensor for name, tensor in named if id(tensor) not in trained}
+
+
+def train_steps(model, pool, steps=3):
+    model.train()
+    optimizer = torch.optim.AdamW(model.get_optimizer_params(0.05), lr=1e-2)
+    for _ in range(steps):
+        model({"image": pool[:2], "answer": ["a dog", "a cat on a mat"]})["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+# Names
+
+
+def test_projection_alone_is_trained_by_default(shared_model, golden):
+    model = shared_model()
+    assert list(model.trainable_parameters()) == golden["checkpoints"]["trainable_parameters"] == PROJECTION
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_weight_decay_groups_meet_the_reference_in_names_and_order(build_model, golden, case):
+    expected = golden["train"]["weight_decay_groups"][case]
+    model = build_model(ckpt=None, **CASES[case])
+    decayed, plain = model.get_optimizer_params(weight_decay=0.05)
+    assert names_of(model, decayed["params"]) == expected["decay"]
+    assert names_of(model, plain["params"]) == expected["no_decay"]
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trainable_parameters_are_all_that_take_gradients(build_model, case):
+    model = build_model(ckpt=None, **CASES[case])
+    trained = {id(parameter) for parameter in model.trainable_parameters().values()}
+    assert trained == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+
+
+# Frozen stays frozen
+
+
+def test_training_changes_the_projection_and_no_frozen_tensor(build_model, pool):
+    model = build_model()
+    before, projection = digests(frozen_tensors(model)), digests(model.trainable_parameters())
+    train_steps(model, pool)
+    assert {name.split(".")[0] for name in before} == {"visual_encoder", "ln_vision", "Qformer", "llama_model"}
+    assert digests(frozen_tensors(model)) == before
+    after = digests(model.trainable_parameters())
+    assert all(after[name] != projection[name] for name in PROJECTION)
+
+
+def test_a_trained_qformer_changes_beside_the_projection_and_nothing_else(build_model, pool):
+    model = build_model(ckpt=None, freeze_qformer=False)
+    before, trained = digests(frozen_tensors(model)), digests(model.trainable_parameters())
+    train_steps(model, pool)
+    assert digests(frozen_tensors(model)) == before
+    after = digests(model.trainable_parameters())
+    assert after.keys() == trained.keys()
+    assert not [name for name in trained if after[name] == trained[name]]
+
+
+def test_a_trained_vit_changes_with_ln_vision_and_nothing_else(build_model, pool):
+    model = build_model(ckpt=None, freeze_vit=False)
+    before, trained = digests(frozen_tensors(model)), digests(model.trainable_parameters())
+    train_steps(model, pool)
+    assert digests(frozen_tensors(model)) == before
+    after = digests(model.trainable_parameters())
+    assert not [name for name in trained if after[name] == trained[name]]
+
+
+def test_frozen_parts_stay_in_eval_mode(build_model):
+    model = build_model(freeze_vit=True).train()
+    frozen = (model.visual_encoder, model.ln_vision, model.Qformer, model.llama_model)
+    assert model.training
+    assert not [type(module).__name__ for part in frozen for module in part.modules() if module.training]
+    assert [module.p for module in model.Qformer.modules() if isinstance(module, nn.Dropout) and module.p > 0]
+
+
+def test_frozen_parts_have_no_dropout_after_train(build_model, pool):
+    model = build_model(drop_path_rate=0.5)
+    expected = model.eval().encode_img(pool)[0]
+    assert torch.equal(model.train().encode_img(pool)[0], expected)
+
+
+def test_a_trained_qformer_has_dropout_in_train_mode_only(build_model, pool):
+    model = build_model(ckpt=None, freeze_qformer=False)
+    model.train()
+    assert not torch.equal(model.encode_img(pool)[0], model.encode_img(pool)[0])
+    model.eval()
+    assert torch.equal(model.encode_img(pool)[0], model.encode_img(pool)[0])
+
+
+# Checkpoints
+
+
+@pytest.mark.parametrize(
+    ("file", "has_qformer"),
+    [("minigpt4_tiny.pth", True), ("train_main_checkpoint_0.pth", True), ("minigpt4_tiny_noqformer.pth", False)],
+)
+def test_checkpoints_of_the_reference_load(build_model, parity_dir, file, has_qformer):
+    path = parity_dir / file
+    model = build_model(has_qformer=has_qformer, ckpt=str(path))
+    stored = torch.load(path, weights_only=True)["model"]
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.trainable_parameters().items())
+
+
+def test_buffers_of_published_checkpoints_are_not_read(build_model, golden, parity_dir, changed_weights):
+    buffers = golden["checkpoints"]["buffers_kept_in_checkpoints"]
+
+    def spoil(state):
+        for name in buffers:
+            state[name] = torch.zeros(1)
+
+    model = build_model(ckpt=str(changed_weights(parity_dir / "minigpt4_tiny.pth", spoil)))
+    inverse = model.llama_model.model.rotary_emb.inv_freq
+    torch.testing.assert_close(inverse, 10000 ** (-torch.arange(0, 24, 2) / 24))
+
+
+def test_load_checkpoint_swaps_the_projection_of_a_built_model(build_model, parity_dir):
+    model = build_model()
+    path = parity_dir / "train_main_checkpoint_0.pth"
+    model.load_checkpoint(path)
+    stored = torch.load(path, weights_only=True)["model"]
+    assert torch.equal(model.llama_proj.weight, stored["llama_proj.weight"])
+
+
+def test_a_trained_qformer_is_loaded_from_its_checkpoint(build_model, tmp_path):
+    trained = build_model(ckpt=None, freeze_qformer=False)
+    with torch.no_grad():
+        for parameter in trained.trainable_parameters().values():
+            parameter.add_(1)
+    state = {name: parameter.detach() for name, parameter in trained.trainable_parameters().items()}
+    torch.save({"model": state}, tmp_path / "trained.pth")
+    model = build_model(ckpt=str(tmp_path / "trained.pth"), freeze_qformer=False)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.trainable_parameters().items())
+
+
+@pytest.mark.parametrize(
+    ("frozen", "hint"),
+    [
+        ("freeze_qformer", "It also holds a trained Q-Former: set model.freeze_qformer: False."),
+        ("freeze_vit", "It also holds a trained vision encoder: set model.freeze_vit: False."),
+    ],
+)
+def test_checkpoint_with_more_trained_parts_than_this_run_says_what_to_set(build_model, tmp_path, frozen, hint):
+    trained = build_model(ckpt=None, **{frozen: False})
+    torch.save({"model": dict(trained.trainable_parameters())}, tmp_path / "more.pth")
+    with pytest.raises(WeightsError) as error:
+        build_model(ckpt=str(tmp_path / "more.pth"))
+    assert f"{tmp_path / 'more.pth'} does not fit the model.\n  not expected: " in str(error.value)
+    assert hint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda state: state.pop("llama_proj.bias"), "missing: llama_proj.bias"),
+        (lambda state: state.update({"lora.weight": torch.ones(1)}), "not expected: lora.weight"),
+        (
+            lambda state: state.update({"llama_proj.bias": torch.ones(7)}),
+            "wrong shape: llama_proj.bias is (7,) in the file, (96,) in the model",
+        ),
+    ],
+    ids=["missing", "extra", "shape"],
+)
+def test_checkpoint_that_does_not_fit_is_refused_with_the_difference(
+    build_model, parity_dir, changed_weights, change, text
+):
+    path = changed_weights(parity_dir / "minigpt4_tiny.pth", change)
+    with pytest.raises(WeightsError) as error:
+        build_model(ckpt=str(path))
+    assert f"{path} does not fit the model.\n  {text}" in str(error.value)
+    assert "model.ckpt_allow_keys" in str(error.value)
+
+
+def test_named_keys_may_be_missing_or_left_over(build_model, parity_dir, changed_weights):
+    def change(state):
+        del state["llama_proj.bias"]
+        state["lora.weight"] = torch.ones(1)
+
+    path = changed_weights(parity_dir / "minigpt4_tiny.pth", change)
+    torch.manual_seed(0)
+    model = build_model(ckpt=str(path), ckpt_allow_keys=["lora.*", "llama_proj.bias"])
+    stored = torch.load(path, weights_only=True)["model"]
+    assert torch.equal(model.llama_proj.weight, stored["llama_proj.weight"])

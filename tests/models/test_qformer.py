@@ -1,0 +1,252 @@
+"""The Q-Former gives the reference's hidden states, and those of transformers' own BLIP-2."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import Blip2Config, Blip2Model, Blip2QFormerConfig, Blip2VisionConfig, OPTConfig
+
+from minigpt4.common.errors import WeightsError
+from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.models.loading import load_vision
+from minigpt4.models.qformer import build_qformer
+
+ATOL = 2e-5
+NORM_ATOL = 1e-5
+POSITION_IDS = "Qformer.bert.embeddings.position_ids"  # a table of 0, 1, 2, ... that no query needs
+
+
+@pytest.fixture(scope="module")
+def load(tiny_section):
+    """Vision encoder, `ln_vision` and Q-Former of a section with changes, in eval mode."""
+
+    def load_parts(**changes):
+        parts = load_vision(MiniGPT4Config(**tiny_section(**changes)))
+        return tuple(part.eval() for part in parts)
+
+    return load_parts
+
+
+@pytest.fixture(scope="module")
+def parts(load):
+    return load()
+
+
+def lavis_tensors(ln_vision, q_former):
+    """What a BLIP-2 file fills, by its names."""
+    return dict(q_former.lavis_parameters()) | {f"ln_vision.{n}": p for n, p in ln_vision.named_parameters()}
+
+
+@torch.no_grad()
+def test_ln_vision_meets_the_reference(parts, golden_tensors, assert_near):
+    tokens = golden_tensors["vision/qformer/visual_encoder"]
+    assert_near(parts[1](tokens), golden_tensors["vision/qformer/ln_vision"], ATOL)
+
+
+@pytest.mark.parametrize("index", range(5))
+@torch.no_grad()
+def test_every_hidden_state_meets_the_reference(parts, golden_tensors, assert_near, index):
+    q_former, seen = parts[2], []
+    module = q_former.bert.layernorm if index == 0 else q_former.bert.encoder.layer[index - 1]
+    handle = module.register_forward_hook(lambda module, args, output: seen.append(output))
+    q_former(golden_tensors["vision/qformer/ln_vision"])
+    handle.remove()
+    hidden = seen[0][0] if isinstance(seen[0], tuple) else seen[0]
+    assert_near(hidden, golden_tensors[f"vision/qformer/qformer_hidden{index}"], ATOL)
+
+
+@torch.no_grad()
+def test_last_hidden_state_meets_the_reference(parts, golden_tensors, assert_near):
+    output = parts[2](golden_tensors["vision/qformer/ln_vision"])
+    assert_near(output, golden_tensors["vision/qformer/qformer_last_hidden_state"], ATOL)
+
+
+@torch.no_grad()
+def test_norms_have_the_epsilons_of_the_reference(parts, golden_tensors, assert_near):
+    _, ln_vision, q_former = parts
+    norms = {"ln_vision": ln_vision, "qformer_embeddings_layernorm": q_former.bert.layernorm}
+    for name, norm in norms.items():
+        probe = f"vision/eps_probe/{name}"
+        assert_near(norm(golden_tensors[f"{probe}_in"]), golden_tensors[f"{probe}_out"], NORM_ATOL)
+
+
+def test_keys_that_the_reference_uses_fill_the_module_of_that_name(parts, golden, parity_dir):
+    stored = torch.load(parity_dir / "blip2_tiny.pth", weights_only=True)["model"]
+    loaded = lavis_tensors(*parts[1:])
+    assert loaded.keys() == set(golden["checkpoints"]["blip2_used_by_reference"]) - {POSITION_IDS}
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in loaded.items())
+
+
+def test_keys_that_the_reference_ignores_have_no_effect(load, parts, golden, parity_dir, changed_weights):
+    ignored = golden["checkpoints"]["blip2_ignored_by_reference"]
+    path = changed_weights(
+        parity_dir / "blip2_tiny.pth", lambda state: [state[name].fill_(float("nan")) for name in ignored]
+    )
+    loaded = lavis_tensors(*load(q_former_model=str(path))[1:])
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in lavis_tensors(*parts[1:]).items())
+
+
+def test_keys_that_the_reference_ignores_may_be_absent(load, parts, golden, parity_dir, changed_weights):
+    ignored = [*golden["checkpoints"]["blip2_ignored_by_reference"], POSITION_IDS]
+    path = changed_weights(parity_dir / "blip2_tiny.pth", lambda state: [state.pop(name) for name in ignored])
+    loaded = lavis_tensors(*load(q_former_model=str(path))[1:])
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in lavis_tensors(*parts[1:]).items())
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            lambda state: state.pop("Qformer.bert.encoder.layer.2.crossattention.self.key.bias"),
+            "missing: Qformer.bert.encoder.layer.2.crossattention.self.key.bias",
+        ),
+        (lambda state: state.pop("query_tokens"), "missing: query_tokens"),
+        (
+            lambda state: state.update({"Qformer.bert.encoder.layer.1.adapter.weight": torch.ones(1)}),
+            "not expected: Qformer.bert.encoder.layer.1.adapter.weight",
+        ),
+        (
+            lambda state: state.update({"query_tokens": torch.ones(1, 32, 48)}),
+            "wrong shape: query_tokens is (1, 32, 48) in the file, (1, 8, 48) in the model",
+        ),
+        (lambda state: state.update({"ln_vision.weight": torch.ones(1408)}), "wrong shape: ln_vision.weight"),
+    ],
+    ids=["missing", "no_queries", "extra", "shape", "other_vit"],
+)
+def test_file_that_does_not_fit_is_refused_with_the_difference(load, parity_dir, changed_weights, change, text):
+    path = changed_weights(parity_dir / "blip2_tiny.pth", change)
+    with pytest.raises(WeightsError) as error:
+        load(q_former_model=str(path))
+    assert str(error.value).startswith(f"{path} does not fit the model")
+    assert text in str(error.value)
+    assert "do num_query_token, qformer_config and the width of the vision encoder fit it?" in str(error.value)
+
+
+def test_file_with_more_layers_than_configured_is_refused(load, tiny_section):
+    sizes = tiny_section()["qformer_config"] | {"num_hidden_layers": 3}
+    with pytest.raises(WeightsError, match=r"not expected: Qformer\.bert\.encoder\.layer\.3\.") as error:
+        load(qformer_config=sizes)
+    assert "blip2_tiny.pth" in str(error.value)
+
+
+def test_published_sizes_are_those_of_blip2():
+    with torch.device("meta"):
+        q_former = build_qformer(MiniGPT4Config(), vision_width=1408)
+    shapes = {name: tuple(parameter.shape) for name, parameter in q_former.lavis_parameters()}
+    layer = "Qformer.bert.encoder.layer"
+    assert shapes["query_tokens"] == (1, 32, 768)
+    assert shapes[f"{layer}.10.crossattention.self.key.weight"] == (768, 1408)
+    assert shapes[f"{layer}.11.intermediate_query.dense.weight"] == (3072, 768)
+    crossing = {name.split(".")[4] for name in shapes if "crossattention" in name}
+    assert crossing == {"0", "2", "4", "6", "8", "10"}
+
+
+# The same weights in transformers' Blip2Model
+
+BLOCK_NAMES = {
+    "layer_norm1": "norm1",
+    "layer_norm2": "norm2",
+    "self_attn.projection": "attn.proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
+
+@pytest.fixture(scope="module")
+def blip2():
+    """A small BLIP-2 with random numbers everywhere, no key bias in the ViT, eps of ln_vision as in LAVIS."""
+    torch.manual_seed(0)
+    config = Blip2Config(
+        vision_config=Blip2VisionConfig(
+            hidden_size=32,
+            intermediate_size=80,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=28,
+            patch_size=7,
+            layer_norm_eps=1e-6,
+        ).to_dict(),
+        qformer_config=Blip2QFormerConfig(
+            hidden_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=3,
+            intermediate_size=40,
+            cross_attention_frequency=2,
+            encoder_hidden_size=32,
+        ).to_dict(),
+        text_config=OPTConfig(
+            vocab_size=16,
+            hidden_size=16,
+            num_hidden_layers=1,
+            ffn_dim=16,
+            num_attention_heads=2,
+            word_embed_proj_dim=16,
+        ).to_dict(),
+        num_query_tokens=5,
+    )
+    model = Blip2Model(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        for layer in model.vision_model.encoder.layers:
+            layer.self_attn.qkv.bias.view(3, -1)[1] = 0
+    model.vision_model.post_layernorm.eps = 1e-5
+    return model
+
+
+def eva_names(vision: nn.Module) -> dict[str, torch.Tensor]:
+    """A Blip2VisionModel under the names of eva_vit_g.pth."""
+    embeddings = vision.embeddings
+    state = {
+        "cls_token": embeddings.class_embedding,
+        "pos_embed": embeddings.position_embedding,
+        "patch_embed.proj.weight": embeddings.patch_embedding.weight,
+        "patch_embed.proj.bias": embeddings.patch_embedding.bias,
+    }
+    for index, layer in enumerate(vision.encoder.layers):
+        for theirs, eva in BLOCK_NAMES.items():
+            module = layer.get_submodule(theirs)
+            state[f"blocks.{index}.{eva}.weight"] = module.weight
+            state[f"blocks.{index}.{eva}.bias"] = module.bias
+        query_bias, _, value_bias = layer.self_attn.qkv.bias.chunk(3)
+        state[f"blocks.{index}.attn.qkv.weight"] = layer.self_attn.qkv.weight
+        state[f"blocks.{index}.attn.q_bias"] = query_bias
+        state[f"blocks.{index}.attn.v_bias"] = value_bias
+    return state
+
+
+def lavis_names(model: Blip2Model) -> dict[str, torch.Tensor]:
+    """Q-Former, queries and last vision norm of a Blip2Model under LAVIS's names."""
+    norm = model.vision_model.post_layernorm
+    state = {"query_tokens": model.query_tokens, "ln_vision.weight": norm.weight, "ln_vision.bias": norm.bias}
+    for name, tensor in model.qformer.state_dict().items():
+        parts = name.split(".")
+        if parts[0] == "layernorm":
+            parts = ["embeddings", "LayerNorm", parts[1]]
+        elif parts[4] == "attention":  # encoder.layer.N.attention.attention.query.weight
+            parts[4] = "self"
+        state[".".join(["Qformer", "bert", *parts])] = tensor
+    return state
+
+
+@torch.no_grad()
+def test_same_output_as_blip2_of_transformers_through_files_in_lavis_names(blip2, load, tmp_path, assert_near):
+    torch.save({n: t.detach().clone() for n, t in eva_names(blip2.vision_model).items()}, tmp_path / "eva_vit.pth")
+    torch.save({"model": {n: t.detach().clone() for n, t in lavis_names(blip2).items()}}, tmp_path / "blip2.pth")
+    encoder, ln_vision, q_former = load(
+        image_size=28,
+        vit_weights=str(tmp_path / "eva_vit.pth"),
+        vit_config={"embed_dim": 32, "depth": 2, "num_heads": 4, "patch_size": 7, "mlp_ratio": 2.5},
+        q_former_model=str(tmp_path / "blip2.pth"),
+        qformer_config={
+            "hidden_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "intermediate_size": 40,
+            "cross_attention_frequency": 2,
+        },
+        num_query_token=5,
+    )
+    images = torch.randn(3, 3, 28, 28)
+    tokens = ln_vision(encoder(images))
+    assert_near(tokens, blip2.vision_model(images).last_hidden_state, ATOL)
+    assert_near(q_former(tokens), blip2.get_qformer_features(images), ATOL)

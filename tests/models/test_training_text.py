@@ -1,0 +1,234 @@
+"""Samples become rows of the right text: prompts in their template, answers with their end symbol."""
+
+import logging
+import random
+
+import pytest
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.models.samples import read_samples
+from minigpt4.models.tokenizer import end_symbol_ids, load_tokenizer
+from minigpt4.models.training_text import TextRules, apply_template, read_prompts, start_ids
+
+TEMPLATE = "###Human: {} ###Assistant: "
+IMAGE = "<Img><ImageHere></Img>"
+ANSWER = "A boat on a lake."
+QUESTION = "And then? "
+
+
+@pytest.fixture(scope="module")
+def tokenizer(parity_dir):
+    return load_tokenizer(parity_dir / "vicuna_tiny")
+
+
+@pytest.fixture(scope="module")
+def ids(tokenizer):
+    return lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def rules(tokenizer):
+    def build(**changes) -> TextRules:
+        fields = {
+            "tokenizer": tokenizer,
+            "prompt_list": [],
+            "prompt_template": "",
+            "chat_template": False,
+            "max_txt_len": 160,
+            "max_context_len": 3800,
+            "end_sym": "###",
+            "truncate_end_sym": False,
+        }
+        return TextRules(**fields | changes)
+
+    return build
+
+
+def conversation(answers=(ANSWER, ANSWER)):
+    return read_samples(
+        {"conv_q": [f"{IMAGE} What? !@#{QUESTION}"], "conv_a": ["!@#".join(answers)], "connect_sym": "!@#"}
+    )
+
+
+# Conditions
+
+
+def test_condition_without_any_prompt_is_the_image_alone(rules):
+    (row,) = rules().condition_rows(read_samples({"answer": ["a"]}), [[(0, 8)]])
+    assert row.images == list(range(8))
+
+
+def test_one_prompt_is_drawn_for_the_whole_batch(rules):
+    prompts = [f"{number} {IMAGE}" for number in range(50)]
+    samples = read_samples({"answer": ["a"] * 4})
+    random.seed(3)
+    rows = rules(prompt_list=prompts).condition_rows(samples, [[(0, 2)]] * 4)
+    assert rows[0] == rows[1] == rows[2] == rows[3]
+    random.seed(3)
+    again = random.choice(prompts)
+    assert rows == rules(prompt_list=[again]).condition_rows(samples, [[(0, 2)]] * 4)
+
+
+@pytest.mark.parametrize(("chat_template", "before"), [(False, "Look: "), (True, "###Human: Look: ")])
+def test_instructions_go_into_the_template_only_where_asked_for(rules, ids, chat_template, before):
+    samples = read_samples({"answer": ["a"], "instruction_input": "Look: <ImageHere>"})
+    build = rules(prompt_template=TEMPLATE, chat_template=chat_template)
+    (row,) = build.condition_rows(samples, [[(0, 2)]])
+    after = " ###Assistant: " if chat_template else ""
+    assert row.ids == [*ids(before), 0, 0, *ids(after)]
+
+
+def test_instructions_come_before_the_prompt_list(rules, ids):
+    samples = read_samples({"answer": ["a"], "instruction_input": "Hello. "})
+    (row,) = rules(prompt_list=["never"]).condition_rows(samples, [[]])
+    assert row.ids == ids("Hello. ")
+
+
+def test_first_question_of_a_conversation_is_in_the_template(rules, ids):
+    (row,) = rules(prompt_template=TEMPLATE).condition_rows(conversation(), [[(0, 2)]])
+    assert row.ids == [*ids("###Human: <Img>"), 0, 0, *ids("</Img> What?  ###Assistant: ")]
+
+
+def test_condition_is_cut_on_the_right(rules):
+    samples = read_samples({"answer": ["a"], "instruction_input": f"Look at {IMAGE} and say much. "})
+    whole = rules().condition_rows(samples, [[(0, 8)]])[0]
+    cut = rules(max_context_len=10).condition_rows(samples, [[(0, 8)]])[0]
+    assert (cut.ids, cut.images) == (whole.ids[:10], whole.images[:10])
+    assert 0 < sum(source >= 0 for source in cut.images) < 8
+
+
+# Answers at the exact boundary
+
+
+def single(build):
+    return build.answer_rows(read_samples({"answer": [ANSWER]}))[0]
+
+
+def test_answer_that_just_fits_is_whole(rules, ids):
+    whole = ids(ANSWER + "###")
+    assert single(rules(max_txt_len=len(whole))).targets == whole
+
+
+def test_answer_one_token_too_long_keeps_its_end_symbol(rules, ids, tokenizer):
+    whole, end = ids(ANSWER + "###"), end_symbol_ids(tokenizer, "###")
+    targets = single(rules(max_txt_len=len(whole) - 1)).targets
+    assert targets == [*whole[: -len(end) - 1], *end]
+    assert tokenizer.decode(targets).endswith("###")
+
+
+def test_answer_one_token_too_long_loses_its_end_symbol_under_the_switch(rules, ids):
+    whole = ids(ANSWER + "###")
+    assert single(rules(max_txt_len=len(whole) - 1, truncate_end_sym=True)).targets == whole[:-1]
+
+
+def test_smallest_room_holds_one_token_and_the_end_symbol(rules, ids, tokenizer):
+    end = end_symbol_ids(tokenizer, "###")
+    assert single(rules(max_txt_len=len(end) + 1)).targets == [ids(ANSWER)[0], *end]
+    with pytest.raises(ConfigError, match=f"max_txt_len: {len(end)} leaves no room beside end_sym '###'"):
+        single(rules(max_txt_len=len(end)))
+
+
+def chain_row(build):
+    return build.answer_rows(conversation())[0]
+
+
+@pytest.fixture(scope="module")
+def chain(ids):
+    """Ids of answer, bos and question, answer."""
+    return ids(ANSWER + "###"), [1, *ids(TEMPLATE.format(QUESTION))], ids(ANSWER + "###")
+
+
+def test_conversation_that_just_fits_is_whole(rules, chain):
+    length = sum(map(len, chain))
+    row = chain_row(rules(prompt_template=TEMPLATE, max_txt_len=length))
+    assert row.ids == [token for part in chain for token in part]
+    assert row.num_targets == len(chain[0]) + len(chain[2])
+
+
+def test_conversation_one_token_too_long_keeps_the_end_symbol(rules, chain, tokenizer):
+    length, end = sum(map(len, chain)), end_symbol_ids(tokenizer, "###")
+    row = chain_row(rules(prompt_template=TEMPLATE, max_txt_len=length - 1))
+    assert row.ids == [*chain[0], *chain[1], *chain[2][: -len(end) - 1], *end]
+    assert row.targets[-len(end) :] == end
+
+
+def test_conversation_one_token_too_long_is_cut_anywhere_under_the_switch(rules, chain):
+    length = sum(map(len, chain))
+    row = chain_row(rules(prompt_template=TEMPLATE, max_txt_len=length - 1, truncate_end_sym=True))
+    assert row.ids == [token for part in chain for token in part][:-1]
+
+
+def test_question_goes_with_an_answer_of_which_nothing_fits(rules, chain, tokenizer):
+    end = end_symbol_ids(tokenizer, "###")
+    room = len(chain[0]) + len(chain[1]) + len(end)
+    assert chain_row(rules(prompt_template=TEMPLATE, max_txt_len=room)).ids == chain[0]
+    longer = chain_row(rules(prompt_template=TEMPLATE, max_txt_len=room + 1)).ids
+    assert longer == [*chain[0], *chain[1], chain[2][0], *end]
+
+
+def test_padding_piece_in_an_answer_is_no_target(rules, ids, tokenizer):
+    row = rules().answer_rows(read_samples({"answer": ["a$$b"]}))[0]
+    assert tokenizer.pad_token_id in row.ids
+    assert tokenizer.pad_token_id not in row.targets
+    assert row.attend == [1] * len(row)
+
+
+def test_padding_piece_in_a_conversation_is_a_target_and_not_attended_to(rules, tokenizer):
+    row = rules().answer_rows(conversation(("a$$b", "c")))[0]
+    where = row.ids.index(tokenizer.pad_token_id)
+    assert (row.targets[where], row.attend[where]) == (tokenizer.pad_token_id, 0)
+
+
+# Prompts and templates
+
+
+def test_prompts_are_the_lines_with_a_placeholder_without_line_ends(tmp_path, caplog):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(f"{IMAGE} one \r\n\r\nnothing\n{IMAGE} dos ñ".encode())
+    with caplog.at_level(logging.INFO, logger="minigpt4.models.training_text"):
+        prompts = read_prompts(str(path), "[INST] {} [/INST] ")
+    assert prompts == [f"[INST] {IMAGE} one  [/INST] ", f"[INST] {IMAGE} dos ñ [/INST] "]
+    assert "2 training prompts, for example: [INST]" in caplog.text
+
+
+def test_no_prompt_file_means_no_prompts_and_draws_nothing():
+    random.seed(0)
+    state = random.getstate()
+    assert read_prompts(None, TEMPLATE) == read_prompts("", TEMPLATE) == []
+    assert random.getstate() == state
+
+
+def test_reading_prompts_draws_once(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text(f"{IMAGE}\n{IMAGE} two\n")
+    random.seed(0)
+    read_prompts(str(path), "")
+    state = random.getstate()
+    random.seed(0)
+    random.choice([1, 2])
+    assert random.getstate() == state
+
+
+@pytest.mark.parametrize(
+    ("template", "text", "expected"),
+    [
+        ("", "a {} b", "a {} b"),
+        ("<{}>", "a", "<a>"),
+        ("<{}>", "{x}", "<{x}>"),
+        ("{{}}{}", "a", "{}a"),
+    ],
+)
+def test_template_takes_the_text_as_it_is(template, text, expected):
+    assert apply_template(template, text) == expected
+
+
+def test_llama_starts_with_bos(tokenizer):
+    assert start_ids(tokenizer) == [1]
+
+
+def test_tokenizer_that_adds_no_bos_starts_with_nothing(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE({"a": 0, "<s>": 1}, []))
+    assert start_ids(PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")) == []
