@@ -4,7 +4,7 @@ Shapes: B samples, S pixels a side, N vision tokens of width V, Q image tokens, 
 Zhu et al., "MiniGPT-4" (arXiv 2304.10592), section 3; the ablations are those of its Table 5.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.binding import bind
 from minigpt4.common.schemas.model import MiniGPT4Config
-from minigpt4.conversation import clean_generated, prompt_template_from_tokenizer
+from minigpt4.conversation import prompt_template_from_tokenizer
 from minigpt4.models import eva_vit, llm, qformer, sequence
+from minigpt4.models.answering import Answering
 from minigpt4.models.freeze import DTYPES, freeze, is_trained, store_matmuls
-from minigpt4.models.generation import Decoding, cut_at_stop, generate_ids
 from minigpt4.models.loading import build_projection, load_trained, load_vision, refuse_other_llm
 from minigpt4.models.samples import Samples, read_samples
 from minigpt4.models.tokenizer import load_tokenizer
@@ -32,7 +32,7 @@ JOINED_PATCHES = 4
 
 
 @registry.register_model("minigpt4")
-class MiniGPT4(nn.Module):
+class MiniGPT4(Answering, nn.Module):
     """The model of the paper; build it with `from_config`.
 
     Attributes that LAVIS users know: `visual_encoder`, `ln_vision`, `Qformer`, `llama_proj`, `llama_model`,
@@ -77,8 +77,10 @@ class MiniGPT4(nn.Module):
             cfg = bind(MiniGPT4Config, cfg, section="model", source="the configuration")
         if not cfg.llama_model:
             raise ConfigError("model.llama_model: not set; it must be the directory of the frozen LLM")
+        if cfg.ckpt:  # what is cheap to find wrong comes first
+            find_weights(cfg.ckpt, "model.ckpt", Path(cfg.ckpt).name)
         device = _llm_device(cfg, torch.device(device))
-        tokenizer = load_tokenizer(cfg.llama_model)  # first: what is cheap to find wrong
+        tokenizer = load_tokenizer(cfg.llama_model)
         visual_encoder, ln_vision, q_former = load_vision(cfg)
         language_model = llm.load_llm(cfg.llama_model, cfg.llm_storage, device, grad_checkpoint=cfg.llm_grad_checkpoint)
         llm.set_token_ids(language_model, tokenizer)
@@ -269,112 +271,6 @@ class MiniGPT4(nn.Module):
         losses_BK = nn.functional.cross_entropy(logits_BKV.transpose(1, 2).float(), targets_BK, reduction="none")
         return losses_BK.sum(dim=1) / (embeds_BTD.shape[1] - 1)
 
-    # Generation
-
-    def get_context_emb(self, prompt: str, img_list: Sequence[Tensor]) -> Tensor:
-        """Embeddings (1, T, D) of a prompt whose n-th `<ImageHere>` stands for `img_list[n]`, (1, Q, D) each.
-
-        Raises SampleError unless there are as many placeholders as images.
-        """
-        embeds, _ = self._prompt_embeds([prompt], [list(img_list)])
-        return embeds
-
-    def _prompt_embeds(self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
-        """Left-padded embeddings (B, T, D), zero where padded, and their mask (B, T), from image embeddings."""
-        rules, start = self._text_rules(), start_ids(self.llama_tokenizer)
-        rows, tokens, first = [], [], 0
-        for index, (prompt, own) in enumerate(zip(prompts, images, strict=True)):
-            spans = []
-            for embeds_1QD in own:
-                tokens.append(embeds_1QD.flatten(0, -2).to(self.device))
-                spans.append((first, tokens[-1].shape[0]))
-                first += spans[-1][1]
-            try:
-                rows.append(sequence.prompt_row(rules.encode(sequence.split_prompt(prompt)), spans, start=start))
-            except ValueError as error:
-                raise SampleError(f"texts[{index}]: {error}") from error
-        batch = sequence.collate_prompts(rows, self.llama_tokenizer.pad_token_id).to(self.device)
-        embeds_BTD = sequence.embed(
-            batch, self.llama_model.get_input_embeddings(), torch.cat(tokens) if tokens else None
-        )
-        mask_BT = batch.attention_mask_BT
-        return embeds_BTD * mask_BT.unsqueeze(-1).to(embeds_BTD.dtype), mask_BT
-
-    @torch.no_grad()
-    def generate(
-        self,
-        images: Tensor | Sequence[Tensor | None] | None,
-        texts: Sequence[str],
-        num_beams: int = 1,
-        max_new_tokens: int = 20,
-        min_length: int = 1,
-        top_p: float = 0.9,
-        repetition_penalty: float = 1.0,
-        length_penalty: float = 1.0,
-        temperature: float = 1.0,
-        do_sample: bool = False,
-        stop: Sequence[str] = (),
-    ) -> list[str]:
-        """Answers to prompts, one a prompt, decoded together with left padding.
-
-        Args:
-            images: (B, 3, S, S), one a prompt; or (B, n, 3, S, S); or a list with a tensor (3, S, S) or
-                (n, 3, S, S) or None for each prompt; or None for text alone.
-            texts: whole prompts, `<ImageHere>` where an image belongs.
-            min_length: tokens before an answer may end, bos counted as in transformers 4.30.
-            stop: strings that end an answer; each row stops by itself and is cut before the string.
-            Others: as in transformers' `generate`.
-        """
-        decoding = Decoding(
-            num_beams, max_new_tokens, min_length, top_p, repetition_penalty, length_penalty, temperature, do_sample
-        )
-        stop = [stop] if isinstance(stop, str) else list(stop)
-        embeds_BTD, mask_BT = self._prompt_embeds(texts, self._image_lists(images, len(texts)))
-        ids_BL = generate_ids(self.llama_model, self.llama_tokenizer, embeds_BTD, mask_BT, decoding, stop)
-        decoded = self.llama_tokenizer.batch_decode(ids_BL.tolist(), skip_special_tokens=True)
-        return [clean_generated(cut_at_stop(text, stop)) for text in decoded]
-
-    def _image_lists(self, images: Any, count: int) -> list[list[Tensor]]:
-        """Image embeddings (1, Q, D) of each prompt; all images are encoded in one batch."""
-        if images is None:
-            return [[] for _ in range(count)]
-        own = [_as_stack(image) for image in images]
-        if len(own) != count:
-            raise SampleError(f"images: {len(own)} entries for {count} texts")
-        pixels = [stack for stack in own if stack is not None]
-        if not pixels:
-            return [[] for _ in range(count)]
-        embeds = iter(self.encode_img(torch.cat(pixels))[0])
-        return [[next(embeds)[None] for _ in range(0 if stack is None else len(stack))] for stack in own]
-
-    @torch.no_grad()
-    def multi_select(
-        self,
-        images: Tensor,
-        texts: Sequence[str],
-        answers: Sequence[Sequence[str]],
-        num_cand: Sequence[int] | None = None,
-    ) -> list[list[int]]:
-        """Candidate answers of each prompt from most to least likely, as indices.
-
-        Args:
-            images: (B, 3, S, S).
-            texts: B prompts.
-            answers: candidates, `answers[c][b]` is number c for prompt b.
-            num_cand: how many candidates of each prompt count; the others are ranked last.
-
-        A candidate's score is its summed loss over the padded length of the batch (`reduction="none"`).
-        """
-        columns = []
-        for candidates in answers:
-            samples = {"image": images, "instruction_input": list(texts), "answer": list(candidates)}
-            columns.append(self(samples, reduction="none")["loss"].float())
-        losses_BC = torch.stack(columns, dim=1)
-        if num_cand is not None:
-            for row, count in zip(losses_BC, num_cand, strict=True):
-                row[count:] = float("inf")
-        return losses_BC.argsort(dim=1, stable=True).tolist()
-
 
 def _resolve_template(template: str, tokenizer: Any) -> str:
     return prompt_template_from_tokenizer(tokenizer) if template == "tokenizer" else template
@@ -384,9 +280,3 @@ def _llm_device(cfg: MiniGPT4Config, device: torch.device) -> torch.device:
     if cfg.llm_storage in ("int8", "nf4") and device.type == "cuda" and device.index is None:
         return torch.device("cuda", cfg.device_8bit)
     return device
-
-
-def _as_stack(image: Tensor | None) -> Tensor | None:
-    if image is None or image.ndim == 4:
-        return image
-    return image.unsqueeze(0)

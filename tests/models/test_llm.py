@@ -18,6 +18,7 @@ from minigpt4.models.llm import (
     english_loss,
     load_llm,
     read_llm_config,
+    recomputed,
     set_token_ids,
 )
 from minigpt4.models.tokenizer import load_tokenizer
@@ -116,10 +117,18 @@ def layer_runs_in_a_training_step(model) -> int:
     return len(runs)
 
 
-@pytest.mark.parametrize(("grad_checkpoint", "runs"), [(False, 1), (True, 2)])
-def test_gradient_checkpointing_runs_the_layers_again_in_the_backward_pass(parity_dir, grad_checkpoint, runs):
-    model = load(parity_dir / "vicuna_tiny", grad_checkpoint=grad_checkpoint)
-    assert layer_runs_in_a_training_step(model) == runs
+@pytest.mark.parametrize(("active", "runs"), [(False, 1), (True, 2)])
+def test_recomputed_layers_run_again_in_the_backward_pass(parity_dir, active, runs):
+    model = load(parity_dir / "vicuna_tiny", grad_checkpoint=True)
+    with recomputed(model, active):
+        assert layer_runs_in_a_training_step(model) == runs
+
+
+def test_recomputation_leaves_the_layers_in_eval_mode(parity_dir):
+    model = load(parity_dir / "vicuna_tiny", grad_checkpoint=True)
+    with recomputed(model, True):
+        assert any(part.training for part in model.modules())
+    assert not any(part.training for part in model.modules())
 
 
 # Directories that are no LLM

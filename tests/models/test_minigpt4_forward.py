@@ -110,9 +110,9 @@ def test_gradients_of_the_projection_meet_the_reference(results, golden_tensors,
     for part in ("weight", "bias"):
         expected = golden_tensors.get(f"forward/{name}/grad_llama_proj_{part}")
         grad = getattr(projection, part).grad
-        if expected is None:  # text_only: nothing of the projection is used
-            assert grad is None
+        if expected is None:  # text alone: the projection is in the graph, so that DDP does not wait for it
             assert name == "text_only"
+            assert not grad.any()
         else:
             assert_near(grad, expected, GRAD_ATOL)
 
