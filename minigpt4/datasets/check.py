@@ -4,8 +4,8 @@
     python -m minigpt4.datasets.check CFG --full   reads and decodes everything
     python -m minigpt4.datasets.check CFG --options datasets.birds.build_info.ann_path=birds.jsonl
 
-Prints a sample and the counts of each dataset, in each split that the run uses, and every bad record with its line. Exit status: 0 all
-good, 1 something is bad, 2 the configuration is wrong.
+Prints a sample and the counts of each dataset, in each split that the run uses, and every bad record with its
+line. Exit status: 0 all good, 1 something is bad, 2 the configuration is wrong.
 """
 
 import argparse

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from webdataset.gopen import gopen
-from webdataset.tariterators import base_plus_ext, tar_file_iterator
+from webdataset.tariterators import base_plus_ext
 
 from minigpt4.common.errors import SampleError
 
@@ -78,7 +78,22 @@ def _members(url: str) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _named_members(stream: BinaryIO) -> Iterator[tuple[str, str, bytes]]:
-    for member in tar_file_iterator(stream):
-        key, suffix = base_plus_ext(member["fname"])
-        if key is not None:
-            yield key, suffix.lower(), member["data"]
+    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as tar:
+        for member in tar:
+            tar.members = []  # tarfile would keep them all
+            key, suffix = base_plus_ext(member.name)
+            if member.isreg() and key is not None:
+                yield key, suffix.lower(), tar.extractfile(member).read()
+
+
+class _StrictHeader(tarfile.TarInfo):
+    """Anything but a header or the mark at the end is an error; tarfile takes it for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
