@@ -12,7 +12,7 @@ JSON = "image_caption_json"
 
 @dataclass
 class BuildInfo:
-    """Where the data lies: `storage`, or `ann_path` with `image_path`."""
+    """Where the data lies, `storage`, or `ann_path` with `image_path`, and what its fields are called."""
 
     REFUSED_KEYS: ClassVar[Mapping[str, str]] = {
         "annotations": "LAVIS's nested form is not read; set ann_path",
@@ -22,11 +22,42 @@ class BuildInfo:
     storage: str | None = field(default=None, metadata={"path": "data"})
     """Tar shards as `shards/{000..099}.tar` or a URL; or the folder with `filter_cap.json` and `image/`."""
 
+    val_storage: str | None = None
+    """New. Tar shards of the split `val`."""
+
+    test_storage: str | None = None
+    """New. Tar shards of the split `test`."""
+
     ann_path: str | None = field(default=None, metadata={"path": "file"})
-    """File with the captions."""
+    """File with the captions: `.json`, `.jsonl`, `.csv` or `.tsv`."""
+
+    val_ann_path: str | None = None
+    """New. The same for the split `val`. Like `test_ann_path` it is looked for only when a run uses the split."""
+
+    test_ann_path: str | None = None
+    """New. The same for the split `test`."""
 
     image_path: str | None = field(default=None, metadata={"path": "dir"})
-    """Folder of the images."""
+    """Folder of the images, of all splits."""
+
+    caption_field: str = "caption"
+    """New. Field of the caption, in the records of the file or in the `.json` members of the shards."""
+
+    id_field: str = "image_id"
+    """New. Field of the name of a sample."""
+
+    image_field: str = "image"
+    """New. Field of the image's file name in `image_path`; a record without it has the image `<id><image_suffix>`."""
+
+    image_suffix: str = ".jpg"
+    """New. Ending of the images whose records give only an id."""
+
+    conversation_field: str | None = None
+    """New. Field of the turns of a conversation, `[{"from": "human", "value": "..."}, {"from": "gpt", ...}]`;
+    set: the records are conversations, and `caption_field` is not read."""
+
+    split_field: str | None = None
+    """New. Field that says of each record of `ann_path` which split it belongs to; null: each split has a file."""
 
     def __post_init__(self) -> None:
         pair = [self.ann_path, self.image_path]
@@ -35,6 +66,8 @@ class BuildInfo:
             raise ValueError(f"{lacking}: is missing; ann_path and image_path go together")
         if self.storage and any(pair):
             raise ValueError("storage: cannot stand beside ann_path and image_path; set storage: null")
+        if self.split_field and (self.val_ann_path or self.test_ann_path):
+            raise ValueError("split_field: cannot stand beside val_ann_path and test_ann_path; set one or the other")
 
 
 @dataclass
@@ -86,7 +119,11 @@ class VisProcessors:
 
 @dataclass
 class TextProcessors:
-    """Text processors of the training split and of the others."""
+    """Text processors of the training split and of the others.
+
+    They clean the captions of tar shards. Captions and conversations of JSON, JSONL and CSV files keep their
+    case and punctuation, whatever stands here, as in the published stage 2, whose file names `blip_caption` too.
+    """
 
     train: TextProcessorConfig = field(default_factory=lambda: TextProcessorConfig("blip_caption"))
     """For the training split."""
@@ -100,7 +137,7 @@ class DatasetConfig:
     """One dataset: a format (`builder`), where the data lies, and how much of a batch mix it is."""
 
     builder: str
-    """Registered name of the format: `image_caption_shards` or `image_caption_json`."""
+    """Registered name of the format: `image_caption_shards`, `image_caption_json`, or one of your own."""
 
     type: str = "default"
     """Which default file lies under this section."""

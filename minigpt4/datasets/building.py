@@ -1,0 +1,28 @@
+"""From the sections under `datasets:` to datasets."""
+
+from collections.abc import Mapping, Sequence
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.registry import registry
+from minigpt4.common.schemas.datasets import DatasetConfig
+from minigpt4.datasets.base import BaseBuilder, Dataset
+
+
+def builder_of(name: str, section: DatasetConfig) -> BaseBuilder:
+    """The builder that the section's `builder` names; RegistryError if there is none of that name."""
+    return registry.get_builder_class(section.builder)(name, section)
+
+
+def build_datasets(sections: Mapping[str, DatasetConfig], splits: Sequence[str]) -> dict[str, dict[str, Dataset]]:
+    """{dataset name: {split: dataset}}, without the splits that a dataset does not have.
+
+    ConfigError when no dataset has a split, or files cannot be used.
+    """
+    datasets = {name: builder_of(name, section).build_datasets(splits) for name, section in sections.items()}
+    for split in splits:
+        if not any(split in own for own in datasets.values()):
+            raise ConfigError(
+                f"datasets: {', '.join(sections) or 'none'}: no split {split!r}; set build_info.{split}_ann_path "
+                f"(build_info.{split}_storage for shards) of at least one dataset, or leave the split out of run"
+            )
+    return datasets

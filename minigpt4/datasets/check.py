@@ -1,0 +1,92 @@
+"""Look through the datasets of a YAML before training on them.
+
+    python -m minigpt4.datasets.check CFG          texts of all records, images that must be there; one shard
+    python -m minigpt4.datasets.check CFG --full   reads and decodes everything
+    python -m minigpt4.datasets.check CFG --options datasets.birds.build_info.ann_path=birds.jsonl
+
+Prints a sample and the counts of each dataset, in each split that the run uses, and every bad record with its
+line. Exit status: 0 all good, 1 something is bad, 2 the configuration is wrong.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+from minigpt4.common.config import Config
+from minigpt4.common.errors import MiniGPT4Error, SampleError
+from minigpt4.common.schemas.binding import bind
+from minigpt4.common.schemas.datasets import DatasetConfig
+from minigpt4.common.schemas.paths import require_paths
+from minigpt4.common.schemas.run import RunConfig
+from minigpt4.datasets import build_datasets, first_sample
+from minigpt4.datasets.base import Dataset, Step
+from minigpt4.datasets.order import Slot
+from minigpt4.datasets.packets import walk_once
+
+
+def datasets_of(config: Config) -> Iterator[Dataset]:
+    """Every dataset, in the splits that the run uses; ConfigError for faults and missing paths."""
+    sections = {
+        name: bind(DatasetConfig, node, section=f"datasets.{name}", source=config.source)
+        for name, node in config.datasets_cfg.items()
+    }
+    run = bind(RunConfig, config.run_cfg, section="run", source=config.source)
+    require_paths({f"datasets.{name}": section for name, section in sections.items()}, config.source)
+    splits = dict.fromkeys([*run.train_splits, *run.valid_splits, *run.test_splits])
+    for own in build_datasets(sections, list(splits)).values():
+        yield from own.values()
+
+
+def check_dataset(dataset: Dataset, full: bool) -> tuple[int, list[str]]:
+    """Number of good samples, and the reason of every bad one."""
+    good, faults = 0, []
+    for step in _steps(dataset, full):
+        try:
+            step.load()
+            good += 1
+        except SampleError as error:
+            faults.append(str(error))
+    return good, faults
+
+
+def _steps(dataset: Dataset, full: bool) -> Iterator[Step]:
+    return (step for _, step in walk_once(dataset, Slot(0, 1))) if full else dataset.quick_steps()
+
+
+def report(dataset: Dataset, full: bool) -> tuple[list[str], bool]:
+    """Lines about a dataset, and whether all of it is good."""
+    try:
+        first = first_sample(dataset)
+    except SampleError as error:
+        first = str(error)
+    good, faults = check_dataset(dataset, full)
+    how = "read" if full else "looked at (--full reads everything)"
+    summary = f"{dataset.label}: {good + len(faults):,} samples {how}: {good:,} good, {len(faults):,} bad"
+    return [first, *(f"  bad: {fault}" for fault in faults), summary], not faults
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cfg_path", metavar="CFG", help="YAML file of a run")
+    parser.add_argument("--full", action="store_true", help="decode every image and read every shard")
+    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s [%(levelname)s] %(message)s")
+    all_good = True
+    try:
+        config = Config(SimpleNamespace(cfg_path=args.cfg_path, options=args.options))
+        for dataset in datasets_of(config):
+            lines, good = report(dataset, args.full)
+            all_good = all_good and good
+            sys.stdout.write("\n".join(lines) + "\n")
+    except MiniGPT4Error as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0 if all_good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""The format `image_caption_json`: a JSON, JSONL or CSV file of captions or conversations, and a folder of images.
+
+    [{"image_id": "1000092795", "grounded_caption": "Two young guys ..."}]        images in image_path/<id>.jpg
+    {"annotations": [{"image_id": "2", "caption": "The image shows ..."}]}        storage/image/<id>.jpg
+    {"id": "7", "image": "coco/7.png", "conversations": [{"from": "human", ...}]} images in image_path/coco/7.png
+
+`build_info` says what the fields are called. Texts are given to the model as they are: the published code
+cleans captions in stage 1 only, so `text_processor` has no effect here, though published files name one.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from minigpt4.common.errors import SampleError
+from minigpt4.common.registry import registry
+from minigpt4.common.schemas.datasets import BuildInfo
+from minigpt4.datasets.base import TRAIN, BaseBuilder, Dataset, Step, failing
+from minigpt4.datasets.conversations import conversation_fields
+from minigpt4.datasets.records import Records
+from minigpt4.processors import BaseProcessor, open_image
+
+STORAGE_ANNOTATIONS = "filter_cap.json"
+STORAGE_IMAGES = "image"
+
+
+class ImageCaptionJson(Dataset):
+    """Samples by index; each is a unit of its own.
+
+    Args:
+        records: the annotation file.
+        selection: (N,) int64, the records of this split.
+        images: folder of the images.
+        info: what the fields are called.
+        vis_processor: PIL image -> (3, S, S).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        records: Records,
+        selection: np.ndarray,
+        images: Path,
+        info: BuildInfo,
+        vis_processor: BaseProcessor,
+    ) -> None:
+        super().__init__(name, split)
+        self.records = records
+        self.selection = selection
+        self.images = images
+        self.info = info
+        self.vis_processor = vis_processor
+
+    @property
+    def size(self) -> int:
+        return len(self.selection)
+
+    def units(self, slots: int) -> int:
+        return self.size
+
+    def open(self, unit: int, slots: int, random: np.random.Generator | None) -> Iterator[Step]:
+        yield self._step(unit, self._load)
+
+    def quick_steps(self) -> Iterator[Step]:
+        return (self._step(unit, self._look) for unit in range(self.size))
+
+    def describe(self) -> str:
+        return f"{self.size:,} records"
+
+    def _step(self, unit: int, read: Callable[[dict[str, Any], str], dict[str, Any]]) -> Step:
+        index = int(self.selection[unit])
+        where = self.records.where(index)
+        try:
+            record = self.records[index]
+        except SampleError as error:
+            return Step("", where, failing(error))
+        return Step(str(record.get(self.info.id_field, "")), where, functools.partial(read, record, where))
+
+    def _load(self, record: dict[str, Any], where: str) -> dict[str, Any]:
+        sample = self._look(record, where)
+        return {"image": self._image(self._image_file(record, where), where), **sample}
+
+    def _look(self, record: dict[str, Any], where: str) -> dict[str, Any]:
+        """All of a sample but its image, which only has to be there."""
+        texts = self._texts(record, where)
+        file = self._image_file(record, where)
+        if not file.is_file():
+            raise SampleError(f"{where}: the image {file} does not exist")
+        identity = record.get(self.info.id_field)
+        return {"image_id": file.stem if identity in (None, "") else str(identity), **texts}
+
+    def _texts(self, record: dict[str, Any], where: str) -> dict[str, str]:
+        split_field = self.info.split_field
+        if split_field and record.get(split_field) in (None, ""):
+            raise SampleError(f"{where}: the field {split_field!r} is missing, the split of the record")
+        field = self.info.conversation_field or self.info.caption_field
+        if record.get(field) is None:
+            raise SampleError(f"{where}: the field {field!r} is missing; it has {', '.join(record) or 'none'}")
+        if self.info.conversation_field:
+            return self._conversation(record[field], where)
+        return {"answer": _caption(record[field], where)}
+
+    def _conversation(self, turns: Any, where: str) -> dict[str, str]:
+        try:
+            return conversation_fields(turns)
+        except SampleError as error:
+            raise SampleError(f"{where}: {error}") from None
+
+    def _image_file(self, record: dict[str, Any], where: str) -> Path:
+        name = record.get(self.info.image_field)
+        if name is None and record.get(self.info.id_field) not in (None, ""):
+            name = f"{record[self.info.id_field]}{self.info.image_suffix}"
+        if not isinstance(name, str) or not name or "\0" in name:
+            fields = f"{self.info.image_field!r} or {self.info.id_field!r}"
+            raise SampleError(f"{where}: no image; set the field {fields}")
+        return self.images / name
+
+    def _image(self, file: Path, where: str) -> torch.Tensor:
+        try:
+            return self.vis_processor(open_image(file))
+        except SampleError as error:
+            raise SampleError(f"{where}: {error}") from error
+
+
+def _caption(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise SampleError(f"{where}: the caption must be text, it is {value!r:.80}")
+    if not value.strip():
+        raise SampleError(f"{where}: the caption is empty")
+    return value
+
+
+@registry.register_builder("flickr30k_grounded_detail")
+@registry.register_builder("cc_sbu_align")
+@registry.register_builder("image_caption_json")
+class ImageCaptionJsonBuilder(BaseBuilder):
+    """Builds `ImageCaptionJson`: a file for each split, or one file with `split_field`."""
+
+    SPLIT_KEYS: ClassVar[dict[str, str]] = {TRAIN: "ann_path", "val": "val_ann_path", "test": "test_ann_path"}
+
+    def build(self, split: str) -> ImageCaptionJson:
+        info = self.config.build_info
+        records = Records(self._annotations(split))
+        selection = self._selection(records, split)
+        if not len(selection):
+            raise self.error(f"{records.file} has no records of the split {split!r}")
+        images = Path(info.storage) / STORAGE_IMAGES if info.storage else Path(self._required_images())
+        return ImageCaptionJson(self.name, split, records, selection, images, info, self.vis_processor(split))
+
+    def splits(self) -> list[str]:
+        info = self.config.build_info
+        if info.split_field:
+            return sorted({self._split(record) for record in self._parsed(Records(self._annotations(TRAIN)))})
+        own = [TRAIN] if info.storage else []
+        return own + super().splits()
+
+    def _required_images(self) -> str:
+        path = self.config.build_info.image_path
+        if not path:
+            raise self.error("build_info.image_path: is missing; set ann_path and image_path, or storage")
+        return path
+
+    def _annotations(self, split: str) -> Path:
+        info = self.config.build_info
+        file_split = TRAIN if info.split_field else split
+        if info.storage and file_split == TRAIN:
+            file = Path(info.storage) / STORAGE_ANNOTATIONS
+        else:
+            file = Path(self.require_files(file_split))
+        if not file.is_file():
+            raise self.error(f"{file} does not exist; it holds the captions of the split {split!r}")
+        return file
+
+    def _selection(self, records: Records, split: str) -> np.ndarray:
+        if not self.config.build_info.split_field:
+            return np.arange(len(records))
+        chosen = [index for index, record in enumerate(self._parsed(records)) if self._split(record) == split]
+        return np.array(chosen, dtype=np.int64)
+
+    def _parsed(self, records: Records) -> Iterator[dict[str, Any]]:
+        for index in range(len(records)):
+            try:
+                yield records[index]
+            except SampleError:
+                yield {}
+
+    def _split(self, record: dict[str, Any]) -> str:
+        """Split of a record; one that cannot be told is reported as a bad record of the training split."""
+        return str(record.get(self.config.build_info.split_field) or TRAIN)

@@ -1,0 +1,149 @@
+"""The format `image_caption_shards`: tar shards of image and caption, as img2dataset writes them.
+
+A sample is NAME.jpg (or .png, .webp, ...) beside NAME.json, whose field `build_info.caption_field` is the
+caption, or NAME.txt, which is read where the JSON has no caption. Captions go through `text_processor`.
+`build_info.storage` is `laion_dataset/{00000..10488}.tar`, or any URL that webdataset opens.
+"""
+
+import functools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from webdataset.shardlists import expand_urls
+
+from minigpt4.common.errors import SampleError
+from minigpt4.common.registry import registry
+from minigpt4.datasets.base import TRAIN, BaseBuilder, Dataset, Step, failing
+from minigpt4.datasets.order import shuffled
+from minigpt4.datasets.tar_shards import RawSample, read_tar
+from minigpt4.processors import BaseProcessor, open_image
+
+SHUFFLE_BUFFER = 1000
+"""Samples, still encoded, among which the next one is drawn."""
+
+
+class ImageCaptionShards(Dataset):
+    """Samples of a list of tars; a unit is a shard, or a part of one where readers outnumber shards.
+
+    Args:
+        urls: the shards.
+        caption_field: field of the caption in the `.json` members.
+        vis_processor: PIL image -> (3, S, S).
+        text_processor: caption -> answer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        urls: list[str],
+        caption_field: str,
+        vis_processor: BaseProcessor,
+        text_processor: BaseProcessor,
+    ) -> None:
+        super().__init__(name, split)
+        self.urls = urls
+        self.caption_field = caption_field
+        self.vis_processor = vis_processor
+        self.text_processor = text_processor
+
+    @property
+    def size(self) -> None:
+        return None
+
+    def units(self, slots: int) -> int:
+        return len(self.urls) * self._parts(slots)
+
+    def open(self, unit: int, slots: int, random: np.random.Generator | None) -> Iterator[Step]:
+        parts = self._parts(slots)
+        shard, part = divmod(unit, parts)
+        return self._steps(self.urls[shard], part, parts, random)
+
+    def quick_steps(self) -> Iterator[Step]:
+        yield from self.open(0, 1, None)
+        for url in self.urls[1:]:
+            if "://" not in url and not url.startswith("pipe:") and not Path(url).is_file():
+                yield Step("", url, failing(SampleError(f"{url}: the shard does not exist")))
+
+    def describe(self) -> str:
+        return f"{len(self.urls):,} shards, number of samples unknown"
+
+    def _parts(self, slots: int) -> int:
+        return max(1, -(-slots // len(self.urls)))
+
+    def _steps(self, url: str, part: int, parts: int, random: np.random.Generator | None) -> Iterator[Step]:
+        """Every `parts`-th sample of a shard; its fault, if it has one, last and in the first part only."""
+        faults: list[SampleError] = []
+        raws = _every(parts, part, _until_fault(url, faults))
+        for raw in raws if random is None else shuffled(raws, random, SHUFFLE_BUFFER):
+            yield Step(raw.key, url, functools.partial(self._load, raw, url))
+        if faults and part == 0:
+            yield Step("", url, failing(faults[0]))
+
+    def _load(self, raw: RawSample, url: str) -> dict[str, Any]:
+        where = f"{url}/{raw.key}"
+        suffix = raw.image_suffix()
+        if suffix is None:
+            raise SampleError(f"{where}: no image; the sample has {', '.join(raw.files)}")
+        answer = self.text_processor(_caption(raw, self.caption_field, where))
+        if not answer.strip():
+            raise SampleError(f"{where}: nothing is left of the caption once it is cleaned")
+        image = open_image(raw.files[suffix], name=f"{where}.{suffix}")
+        return {"image": self.vis_processor(image), "image_id": raw.key, "answer": answer}
+
+
+def _until_fault(url: str, faults: list[SampleError]) -> Iterator[RawSample]:
+    try:
+        yield from read_tar(url)
+    except SampleError as error:
+        faults.append(error)
+
+
+def _every(parts: int, part: int, raws: Iterator[RawSample]) -> Iterator[RawSample]:
+    return (raw for index, raw in enumerate(raws) if index % parts == part)
+
+
+def _caption(raw: RawSample, field: str, where: str) -> str:
+    """The raw caption; SampleError when there is none, it is empty or the JSON is wrong."""
+    caption = _json_caption(raw.files["json"], field, where) if "json" in raw.files else None
+    if caption is None and "txt" in raw.files:
+        caption = raw.files["txt"].decode("utf-8", errors="replace")
+    if caption is None:
+        raise SampleError(f"{where}: no caption; neither a .json with the field {field!r} nor a .txt")
+    if not isinstance(caption, str):
+        raise SampleError(f"{where}: the caption must be text, it is {caption!r:.80}")
+    if not caption.strip():
+        raise SampleError(f"{where}: the caption is empty")
+    return caption
+
+
+def _json_caption(content: bytes, field: str, where: str) -> Any:
+    try:
+        record = json.loads(content)
+    except ValueError as error:
+        raise SampleError(f"{where}.json: not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise SampleError(f"{where}.json: must be an object with the field {field!r}")
+    return record.get(field)
+
+
+@registry.register_builder("cc_sbu")
+@registry.register_builder("laion")
+@registry.register_builder("image_caption_shards")
+class ImageCaptionShardsBuilder(BaseBuilder):
+    """Builds `ImageCaptionShards`."""
+
+    SPLIT_KEYS: ClassVar[dict[str, str]] = {TRAIN: "storage", "val": "val_storage", "test": "test_storage"}
+
+    def build(self, split: str) -> ImageCaptionShards:
+        return ImageCaptionShards(
+            self.name,
+            split,
+            expand_urls(self.require_files(split)),
+            self.config.build_info.caption_field,
+            self.vis_processor(split),
+            self.text_processor(split),
+        )

@@ -1,0 +1,38 @@
+"""A look at the data before anything heavy loads."""
+
+from itertools import islice
+from typing import Any
+
+from minigpt4.common.errors import SampleError
+from minigpt4.datasets.base import Dataset
+from minigpt4.datasets.conversations import SEPARATOR
+from minigpt4.datasets.order import Slot
+from minigpt4.datasets.packets import walk_once
+
+TRIES = 100
+TEXT_SHOWN = 60
+
+
+def first_sample(dataset: Dataset) -> str:
+    """One line that describes the dataset and its first good sample.
+
+    SampleError when none of its first 100 samples can be read.
+    """
+    errors = []
+    for _, step in islice(walk_once(dataset, Slot(0, 1)), TRIES):
+        try:
+            return f"{dataset.label}: {dataset.describe()}; first: {describe_sample(step.load())}"
+        except SampleError as error:
+            errors.append(error)
+    raise SampleError(
+        f"{dataset.label}: nothing to train on or evaluate; none of the first {len(errors)} samples can be "
+        f"read ({dataset.describe()}). The first: {errors[0]}"
+    )
+
+
+def describe_sample(sample: dict[str, Any]) -> str:
+    """`image_id 2, image 224 x 224, 'The image shows a man fishing ...'`."""
+    text = sample["answer"] if "answer" in sample else sample["conv_a"].replace(SEPARATOR, " | ")
+    shown = text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN].rstrip() + " ..."
+    height, width = sample["image"].shape[-2:]
+    return f"image_id {sample['image_id']}, image {width} x {height}, {shown!r}"

@@ -1,0 +1,160 @@
+"""Real files to read: images of every kind, tars, annotation files; and loaders over them."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from minigpt4.common.schemas.binding import bind
+from minigpt4.common.schemas.datasets import DatasetConfig
+from minigpt4.datasets import BadSampleLedger, Dataset, EvalLoader, TrainLoader, TrainSource, builder_of
+
+SIZE = 4
+
+
+def picture(seed: int = 0, mode: str = "RGB", kind: str = "PNG", size: tuple[int, int] = (6, 5), **save: Any) -> bytes:
+    """An encoded image whose pixels depend on `seed`."""
+    width, height = size
+    pixels = bytes((seed * 37 + place * 11) % 256 for place in range(3 * width * height))
+    file = io.BytesIO()
+    Image.frombytes("RGB", size, pixels).convert(mode).save(file, kind, **save)
+    return file.getvalue()
+
+
+class Files:
+    """Writes data into one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def tar(self, name: str, members: Iterable[tuple[str, bytes]]) -> Path:
+        """A tar of these members, in this order."""
+        path = self.folder / name
+        with tarfile.open(path, "w") as tar:
+            for member, content in members:
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+        return path
+
+    def shard(self, name: str, keys: Iterable[int]) -> Path:
+        """A shard of good samples as img2dataset writes them."""
+        return self.tar(name, (member for key in keys for member in self.pair(key)))
+
+    @staticmethod
+    def pair(key: int) -> list[tuple[str, bytes]]:
+        caption = json.dumps({"caption": f"A photo of {key}."}).encode()
+        return [(f"{key:09d}.png", picture(key)), (f"{key:09d}.json", caption)]
+
+    def images(self, keys: Iterable[Any]) -> Path:
+        folder = self.folder / "images"
+        folder.mkdir(exist_ok=True)
+        for seed, key in enumerate(keys):
+            (folder / f"{key}.jpg").write_bytes(picture(seed))
+        return folder
+
+    def json(self, name: str, content: Any) -> Path:
+        path = self.folder / name
+        path.write_text(json.dumps(content))
+        return path
+
+    def shards(self, sizes: Iterable[int], name: str = "birds") -> Dataset:
+        """A dataset of shards of these sizes, keys counted from 0."""
+        first, number = 0, -1
+        for number, size in enumerate(sizes):
+            self.shard(f"{name}-{number}.tar", range(first, first + size))
+            first += size
+        return self.dataset("image_caption_shards", name, storage=f"{self.folder}/{name}-{{0..{number}}}.tar")
+
+    def records(self, count: int, name: str = "cats", missing: Iterable[int] = ()) -> Dataset:
+        """A dataset of a JSON file; the images of `missing` do not exist."""
+        images = self.images(key for key in range(count) if key not in set(missing))
+        records = [{"image_id": str(key), "caption": f"Cat {key}."} for key in range(count)]
+        return self.dataset(
+            "image_caption_json", name, ann_path=str(self.json(f"{name}.json", records)), image_path=str(images)
+        )
+
+    def dataset(self, builder: str, name: str = "birds", split: str = "train", **info: Any) -> Dataset:
+        return builder_of(name, self.section(builder, **info)).build(split)
+
+    @staticmethod
+    def section(builder: str, **info: Any) -> DatasetConfig:
+        vision = {part: {"name": f"blip2_image_{part}", "image_size": SIZE} for part in ("train", "eval")}
+        values = {"builder": builder, "build_info": info, "vis_processor": vision}
+        return bind(DatasetConfig, values, section="datasets.test", source="test.yaml")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+class Loaders:
+    """Makes loaders and closes them after the test."""
+
+    def __init__(self) -> None:
+        self._open: list[TrainLoader] = []
+
+    def train(
+        self,
+        *sources: Dataset | TrainSource,
+        batch_size: int = 3,
+        num_workers: int = 0,
+        seed: int = 7,
+        ledger: BadSampleLedger | None = None,
+        **keys: Any,
+    ) -> TrainLoader:
+        mixed = [s if isinstance(s, TrainSource) else TrainSource(s, batch_size) for s in sources]
+        ledger = ledger or lenient_ledger()
+        loader = TrainLoader(mixed, num_workers=num_workers, seed=seed, ledger=ledger, **keys)
+        self._open.append(loader)
+        return loader
+
+    @staticmethod
+    def evaluate(dataset: Dataset, batch_size: int = 3, num_workers: int = 0, **keys: Any) -> EvalLoader:
+        keys.setdefault("ledger", lenient_ledger())
+        return EvalLoader(dataset, batch_size, num_workers=num_workers, **keys)
+
+    def close(self) -> None:
+        for loader in self._open:
+            loader.close()
+
+
+@pytest.fixture
+def loaders() -> Iterator[Loaders]:
+    made = Loaders()
+    yield made
+    made.close()
+
+
+def lenient_ledger(folder: Path | None = None) -> BadSampleLedger:
+    return BadSampleLedger(folder, max_share=1.0, max_in_a_row=1000)
+
+
+def take(loader: Iterable[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    return list(islice(loader, count))
+
+
+def ids(batches: Iterable[dict[str, Any]]) -> list[str]:
+    return [identity for batch in batches for identity in batch["image_id"]]
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Equal batches, images bit for bit."""
+    rest = [{key: value for key, value in batch.items() if key != "image"} for batch in (first, second)]
+    return rest[0] == rest[1] and torch.equal(first["image"], second["image"])
+
+
+@pytest.fixture
+def tools() -> Any:
+    """The functions above, for test modules."""
+    from types import SimpleNamespace
+
+    return SimpleNamespace(picture=picture, take=take, ids=ids, same=same, lenient_ledger=lenient_ledger, size=SIZE)

@@ -1,0 +1,161 @@
+"""A loader that goes on from a state gives exactly the batches that would have come."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from minigpt4.datasets import DevicePrefetcher, TrainSource
+
+BATCHES = 22
+
+
+def _sources(kind, files):
+    """Datasets with bad samples in them, whose passes end several times within the batches read here."""
+    records = files.records(11, missing=[3, 4])
+    members = [member for key in range(9) for member in files.pair(key)]
+    members[5] = (members[5][0], b'{"caption": ""}')
+    files.tar("birds-0.tar", members)
+    files.shard("birds-1.tar", range(9, 11))
+    cut = files.shard("birds-2.tar", range(11, 15))
+    cut.write_bytes(cut.read_bytes()[:3000])
+    shards = files.dataset("image_caption_shards", storage=f"{files.folder}/birds-{{0..2}}.tar")
+    return {
+        "records": [TrainSource(records, 3)],
+        "shards": [TrainSource(shards, 3)],
+        "mixed": [TrainSource(records, 2, ratio=2.0), TrainSource(shards, 3)],
+    }[kind]
+
+
+def _run(loader, count):
+    """Batches, and the state after each as a checkpoint would hold it; the first is the state before all."""
+    states, batches = [loader.state_dict()], []
+    for _ in range(count):
+        batches.append(next(loader))
+        states.append(json.loads(json.dumps(loader.state_dict())))
+    return batches, states
+
+
+@pytest.mark.parametrize("kind", ["records", "shards", "mixed"])
+@pytest.mark.parametrize(("workers", "positions"), [(0, range(18)), (2, (0, 1, 4, 7, 12)), (3, (2, 5))])
+def test_resumed_loader_goes_on_bit_for_bit(kind, workers, positions, files, loaders, tools):
+    sources = _sources(kind, files)
+    batches, states = _run(loaders.train(*sources, num_workers=workers, rank=1, world_size=2), BATCHES)
+    assert states[-1]["counts"] and all(bad for _, bad in states[-1]["counts"].values())
+    for position in positions:
+        resumed = loaders.train(*sources, num_workers=workers, rank=1, world_size=2)
+        resumed.load_state_dict(states[position])
+        again, later = _run(resumed, 4)
+        resumed.close()
+        assert all(map(tools.same, again, batches[position : position + 4]))
+        assert later == states[position : position + 5]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_in_use_goes_back_to_a_state(workers, files, loaders, tools):
+    loader = loaders.train(*_sources("shards", files), num_workers=workers)
+    batches, states = _run(loader, 8)
+    loader.load_state_dict(states[3])
+    assert all(map(tools.same, tools.take(loader, 5), batches[3:]))
+
+
+def test_chain_of_resumes_repeats_the_whole_run(files, loaders, tools):
+    sources = _sources("mixed", files)
+    batches, states = _run(loaders.train(*sources, num_workers=2), 9)
+    state = states[0]
+    for batch in batches:
+        loader = loaders.train(*sources, num_workers=2)
+        loader.load_state_dict(state)
+        assert tools.same(next(loader), batch)
+        state = loader.state_dict()
+        loader.close()
+
+
+def test_state_is_small_and_plain(files, loaders, tools):
+    loader = loaders.train(*_sources("mixed", files), num_workers=2)
+    tools.take(loader, 6)
+    state = loader.state_dict()
+    assert json.loads(json.dumps(state)) == state
+    assert len(json.dumps(state)) < 1000
+
+
+def test_state_handed_out_does_not_change_later(files, loaders, tools):
+    loader = loaders.train(*_sources("mixed", files))
+    state = loader.state_dict()
+    before = json.dumps(state)
+    tools.take(loader, 5)
+    assert json.dumps(state) == before
+
+
+def test_prefetcher_states_the_batch_it_handed_out(files, loaders, tools):
+    sources = _sources("mixed", files)
+    batches, states = _run(DevicePrefetcher(loaders.train(*sources, num_workers=2), torch.device("cpu")), 10)
+    assert all(map(tools.same, batches, tools.take(loaders.train(*sources, num_workers=2), 10)))
+    resumed = DevicePrefetcher(loaders.train(*sources, num_workers=2), torch.device("cpu"))
+    resumed.load_state_dict(states[6])
+    assert all(map(tools.same, tools.take(resumed, 4), batches[6:]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_prefetcher_on_a_gpu_gives_the_same_batches_and_states(workers, files, loaders, tools):
+    sources = _sources("mixed", files)
+    batches, states = _run(loaders.train(*sources, num_workers=workers), 10)
+    loader = loaders.train(*sources, num_workers=workers, pin_memory=True)
+    prefetcher = DevicePrefetcher(loader, torch.device("cuda"))
+    ahead, ahead_states = _run(prefetcher, 10)
+    assert all(batch["image"].is_cuda for batch in ahead)
+    ahead = [{**batch, "image": batch["image"].cpu()} for batch in ahead]
+    assert all(map(tools.same, ahead, batches))
+    assert ahead_states == states
+    prefetcher.load_state_dict(states[4])
+    assert next(prefetcher)["image_id"] == batches[4]["image_id"]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"world_size": 2}, "world_size (1 -> 2)"),
+        ({"num_workers": 2}, "num_workers (0 -> 2)"),
+        ({"seed": 8}, "seed (7 -> 8)"),
+    ],
+)
+def test_changed_run_warns_and_goes_on_with_a_new_pass(change, named, files, loaders, tools, caplog):
+    dataset = files.records(8)
+    loader = loaders.train(dataset, batch_size=2)
+    before = tools.ids(tools.take(loader, 3))
+    ranks = range(change.get("world_size", 1))
+    read = []
+    for rank in ranks:
+        resumed = loaders.train(dataset, batch_size=2, rank=rank, **change)
+        with caplog.at_level(logging.WARNING):
+            resumed.load_state_dict(loader.state_dict())
+        read += tools.ids(tools.take(resumed, 4 // len(ranks)))
+    assert named in caplog.text
+    assert sorted(read) == [str(key) for key in range(8)]
+    assert read[:6] != before
+
+
+def test_changed_data_warns_of_the_source_and_the_others_go_on(files, loaders, tools, caplog):
+    cats, birds = files.records(8), files.shards([3, 3])
+    loader = loaders.train(TrainSource(cats, 2), TrainSource(birds, 2))
+    tools.take(loader, 6)
+    state = loader.state_dict()
+    longer = files.records(9)
+    resumed = loaders.train(TrainSource(longer, 2), TrainSource(birds, 2))
+    resumed.load_state_dict(state)
+    assert "cats/train: units (8 -> 9)" in caplog.text
+    assert "birds" not in caplog.text
+    wanted = next(batch for batch in loader if batch["source"] == "birds")
+    assert tools.same(next(batch for batch in resumed if batch["source"] == "birds"), wanted)
+
+
+def test_source_that_the_checkpoint_does_not_know_starts_from_its_beginning(files, loaders, tools, caplog):
+    cats, birds = files.records(8), files.shards([3, 3])
+    loader = loaders.train(TrainSource(cats, 2))
+    tools.take(loader, 2)
+    resumed = loaders.train(TrainSource(cats, 2), TrainSource(birds, 2))
+    resumed.load_state_dict(loader.state_dict())
+    assert "birds/train: not in the checkpoint" in caplog.text
+    assert {batch["source"] for batch in tools.take(resumed, 10)} == {"cats", "birds"}
