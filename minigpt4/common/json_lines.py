@@ -44,8 +44,11 @@ class JsonLines:
             return
         lines = [line for line in text.splitlines() if (record := _parse(line)) is not None and wanted(record)]
         part = self.path.with_name(self.path.name + ".part")
-        part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        part.replace(self.path)
+        try:
+            part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            part.replace(self.path)
+        except OSError as error:
+            self._warn(error)
 
 
 def _parse(line: str) -> Mapping[str, Any] | None:

@@ -1,6 +1,5 @@
 """The folder of one run: unique, never overwritten, with `run.json` to say what ran."""
 
-import getpass
 import json
 import os
 import platform
@@ -86,6 +85,9 @@ class RunFolder:
             config: the merged configuration, plain types.
             seed: `run.seed`.
             world_size: number of processes.
+
+        Raises:
+            ConfigError: the disk refuses.
         """
         self._write({**self._identity(), **_start(world_size), "seed": seed, "config": config, "resumed": []})
 
@@ -100,8 +102,11 @@ class RunFolder:
 
     def _write(self, facts: Mapping[str, Any]) -> None:
         part = self.run_json.with_suffix(".part")
-        part.write_text(json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-        part.replace(self.run_json)
+        try:
+            part.write_text(json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+            part.replace(self.run_json)
+        except OSError as error:
+            raise ConfigError(f"run.output_dir: cannot write {self.run_json}: {error.strerror}") from error
 
 
 def _made(path: Path) -> bool:
@@ -123,19 +128,11 @@ def _start(world_size: int) -> dict[str, Any]:
         "command": shlex.join([sys.executable, *sys.argv]),
         "folder": str(Path.cwd()),
         "host": platform.node(),
-        "user": _user(),
         "world_size": world_size,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "git": _git(),
         "versions": _versions(),
     }
-
-
-def _user() -> str | None:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container may run under an id without a name
-        return None
 
 
 def _versions() -> dict[str, str | None]:

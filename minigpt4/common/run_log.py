@@ -72,8 +72,8 @@ class Outputs(NullOutputs):
 
     def __init__(self, run: RunConfig, folder: RunFolder, config: Mapping[str, Any], world_size: int) -> None:
         self._run, self._folder, self._config, self._world_size = run, folder, config, world_size
-        self._log_txt = JsonLines(folder.path / "log.txt")
-        self._metrics = JsonLines(folder.path / "metrics.jsonl")
+        self._log_txt = JsonLines(folder.log_txt)
+        self._metrics = JsonLines(folder.metrics)
         self._tracker: Tracker = NullTracker()
         if not folder.facts():
             folder.describe(config, seed=run.seed, world_size=world_size)
