@@ -1,0 +1,169 @@
+"""The folder of one run: unique, never overwritten, with `run.json` to say what ran."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+from minigpt4.common.errors import ConfigError
+
+PACKAGES = ("torch", "torchvision", "transformers", "timm", "webdataset", "omegaconf", "safetensors", "pillow")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`output_dir/<job_id>/`; the job id is the time of the start, to the second, `20250608_111442`."""
+
+    path: Path
+
+    @classmethod
+    def create(cls, output_dir: Path) -> Self:
+        """Make a new folder; only rank 0 does. A name that is taken gets a number: `20250608_111442_2`.
+
+        Raises:
+            ConfigError: it cannot be made.
+        """
+        stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
+        path, number = output_dir / stamp, 1
+        while not _made(path):
+            number += 1
+            path = output_dir / f"{stamp}_{number}"
+        return cls(path)
+
+    @classmethod
+    def existing(cls, path: Path) -> Self:
+        """The folder of a run to go on with.
+
+        Raises:
+            ConfigError: it is not there.
+        """
+        if not path.is_dir():
+            raise ConfigError(f"{path}: no such run folder; check run.resume_ckpt_path")
+        return cls(path)
+
+    @property
+    def job_id(self) -> str:
+        """Name of the folder."""
+        return self.path.name
+
+    @property
+    def log_txt(self) -> Path:
+        """One JSON object per epoch, as published."""
+        return self.path / "log.txt"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per line of the training log."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def run_json(self) -> Path:
+        """Configuration, versions, seed, command."""
+        return self.path / "run.json"
+
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says; empty if there is none that can be read."""
+        try:
+            facts = json.loads(self.run_json.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
+
+    def describe(self, config: Mapping[str, Any], *, seed: int, world_size: int) -> None:
+        """Write `run.json` at the start of a run.
+
+        Args:
+            config: the merged configuration, plain types.
+            seed: `run.seed`.
+            world_size: number of processes.
+
+        Raises:
+            ConfigError: the disk refuses.
+        """
+        self._write({**self._identity(), **_start(world_size), "seed": seed, "config": config, "resumed": []})
+
+    def note_resume(self, checkpoint: Path, *, world_size: int) -> None:
+        """Add to `run.json` that the run goes on from `checkpoint`; what stood there stays."""
+        facts = self.facts() or self._identity()
+        facts.setdefault("resumed", []).append({"checkpoint": str(checkpoint), **_start(world_size)})
+        self._write(facts)
+
+    def _identity(self) -> dict[str, str]:
+        return {"id": uuid.uuid4().hex[:12], "job_id": self.job_id}
+
+    def _write(self, facts: Mapping[str, Any]) -> None:
+        part = self.run_json.with_suffix(".part")
+        try:
+            part.write_text(json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+            part.replace(self.run_json)
+        except OSError as error:
+            raise ConfigError(f"run.output_dir: cannot write {self.run_json}: {error.strerror}") from error
+
+
+def _made(path: Path) -> bool:
+    """Make the folder; False if the name is taken. Of two processes only one can make it."""
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        if path.exists():
+            return False
+        raise ConfigError(
+            f"run.output_dir: cannot make {path}: {error.strerror}; choose a folder that can be written to"
+        ) from error
+    return True
+
+
+def _start(world_size: int) -> dict[str, Any]:
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "command": shlex.join([sys.executable, *sys.argv]),
+        "folder": str(Path.cwd()),
+        "host": platform.node(),
+        "world_size": world_size,
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "git": _git(),
+        "versions": _versions(),
+    }
+
+
+def _versions() -> dict[str, str | None]:
+    import torch
+
+    from minigpt4 import __version__
+
+    versions = {"minigpt4": __version__, "python": platform.python_version(), "cuda": torch.version.cuda}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    versions["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return versions
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the checkout that this file belongs to, and whether tracked files differ from it; None without one."""
+    here = Path(__file__)
+    try:
+        _ask_git(
+            here.parent, "ls-files", "--error-unmatch", here.name
+        )  # an installed copy may lie in another's checkout
+        commit = _ask_git(here.parent, "rev-parse", "HEAD")
+        changed = _ask_git(here.parent, "status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit, "changed": bool(changed)}
+
+
+def _ask_git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -1,0 +1,41 @@
+"""JSON lines under kills and full disks."""
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from minigpt4.common.json_lines import JsonLines
+
+
+def test_every_line_is_strict_json(tmp_path):
+    lines = JsonLines(tmp_path / "log.txt")
+    lines.append({"train_lr": "0.001", "train_loss": "7.861"})
+    lines.append({"loss": float("nan"), "best": float("-inf"), "caption": "café"})
+    text = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert text[0] == '{"train_lr": "0.001", "train_loss": "7.861"}'
+    assert json.loads(text[1], parse_constant=pytest.fail) == {"loss": None, "best": None, "caption": "café"}
+
+
+def test_keep_drops_what_is_refused_and_what_a_kill_cut_off(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 5}\n[1]\n{"ste')
+    JsonLines(file).keep(lambda record: record["step"] < 5)
+    assert file.read_text() == '{"step": 1}\n'
+
+
+def test_keep_of_a_missing_file_makes_none(tmp_path):
+    JsonLines(tmp_path / "log.txt").keep(lambda record: True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_full_disk_costs_the_lines_and_is_said_once(caplog):
+    caplog.set_level(logging.WARNING)
+    lines = JsonLines(Path("/dev/full"))
+    lines.append({"step": 1})
+    lines.append({"step": 2})
+    assert [record.message for record in caplog.records] == [
+        "/dev/full: cannot be written (No space left on device); its lines are lost until that is mended"
+    ]

@@ -1,0 +1,105 @@
+"""The folder of a run: unique, found again, and described by run.json."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.run_folder import RunFolder
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_name_is_the_time_of_the_start(tmp_path):
+    folder = RunFolder.create(tmp_path / "output" / "stage2")
+    assert folder.path.is_dir()
+    assert re.fullmatch(r"20\d{6}_\d{6}", folder.job_id)
+
+
+def test_runs_started_together_get_folders_of_their_own(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        folders = list(pool.map(lambda _: RunFolder.create(tmp_path), range(24)))
+    assert len({folder.path for folder in folders}) == 24
+
+
+def test_output_dir_that_is_a_file_is_named_in_the_error(tmp_path):
+    (tmp_path / "output").write_text("")
+    with pytest.raises(ConfigError, match=r"run\.output_dir: cannot make .*output.*: Not a directory"):
+        RunFolder.create(tmp_path / "output")
+
+
+def test_folder_of_an_earlier_run_is_found_again(tmp_path):
+    folder = RunFolder.create(tmp_path)
+    assert RunFolder.existing(folder.path) == folder
+
+
+def test_folder_that_is_not_there_is_named_in_the_error(tmp_path):
+    with pytest.raises(ConfigError, match=r"20250608_111442: no such run folder; check run\.resume_ckpt_path"):
+        RunFolder.existing(tmp_path / "20250608_111442")
+
+
+def test_run_json_says_what_ran(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--cfg-path", "a file.yaml"])
+    folder = RunFolder.create(tmp_path)
+    folder.describe({"run": {"init_lr": 3e-5}, "model": {"ckpt": Path("weights/é.pth")}}, seed=42, world_size=4)
+    facts = json.loads(folder.run_json.read_text(encoding="utf-8"))
+    assert facts == folder.facts()
+    assert facts["config"] == {"run": {"init_lr": 3e-5}, "model": {"ckpt": "weights/é.pth"}}
+    assert (facts["seed"], facts["world_size"], facts["job_id"]) == (42, 4, folder.job_id)
+    assert facts["command"].endswith("train.py --cfg-path 'a file.yaml'")
+    assert facts["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert facts["started"].endswith("+00:00")
+
+
+def test_run_json_names_the_commit_and_whether_files_differ_from_it(tmp_path):
+    package = tmp_path / "copy" / "minigpt4"
+    shutil.copytree(REPOSITORY / "minigpt4", package, ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "copy/.gitignore").write_text("__pycache__\n")
+    git = ["git", "-C", str(tmp_path / "copy"), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *arguments], check=True)
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    assert _git_of(tmp_path) == {"commit": commit, "changed": False}
+    (package / "__init__.py").write_text('__version__ = "0"\n')
+    assert _git_of(tmp_path) == {"commit": commit, "changed": True}
+
+
+def _git_of(tmp_path) -> dict:
+    code = (
+        "from pathlib import Path; from minigpt4.common.run_folder import RunFolder as F; "
+        "f = F.create(Path('.')); f.describe({}, seed=1, world_size=1); print(f.run_json)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "copy")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+    )
+    return json.loads((tmp_path / done.stdout.strip()).read_text())["git"]
+
+
+def test_resume_is_noted_beside_what_stood_there(tmp_path):
+    folder = RunFolder.create(tmp_path)
+    folder.describe({"run": {}}, seed=42, world_size=2)
+    before = folder.facts()
+    folder.note_resume(folder.path / "checkpoint_0.pth", world_size=1)
+    folder.note_resume(folder.path / "checkpoint_1.pth", world_size=2)
+    after = folder.facts()
+    resumed = after.pop("resumed")
+    assert {**after, "resumed": []} == before
+    assert [Path(entry["checkpoint"]).name for entry in resumed] == ["checkpoint_0.pth", "checkpoint_1.pth"]
+    assert [entry["world_size"] for entry in resumed] == [1, 2]
+
+
+def test_broken_run_json_counts_as_none(tmp_path):
+    folder = RunFolder.create(tmp_path)
+    folder.run_json.write_text('{"id": "0')
+    assert folder.facts() == {}
+    folder.note_resume(tmp_path / "checkpoint_0.pth", world_size=1)
+    assert len(folder.facts()["resumed"]) == 1

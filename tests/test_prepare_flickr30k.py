@@ -1,0 +1,183 @@
+"""prepare_flickr30k.py on small CSV files of the real form."""
+
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+TRAIN = "flickr30k_grounded_detail.json"
+VAL, TEST = "flickr30k_grounded_detail_val.json", "flickr30k_grounded_detail_test.json"
+
+ROWS = [
+    # captions, split, file
+    (
+        ["Two men, one with a hat, look on .", 'A sign says "Stop", in red.', "Third.", "Fourth.", "Fifth."],
+        "train",
+        "1",
+    ),
+    (["Ein Mädchen läuft – schnell.", "日本語", "c", "d", "e"], "train", "22"),
+    (["Line\nbreak", "b", "c", "d", "e"], "val", "333"),
+    (["Its file is missing."] * 5, "train", "4444"),
+    (["a", "b", "c", "d", "e"], "test", "55555"),
+]
+
+
+@pytest.fixture(scope="module")
+def command():
+    """The script's `main`."""
+    spec = importlib.util.spec_from_file_location("prepare_flickr30k", REPOSITORY / "prepare_flickr30k.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module.main
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    _write_csv(tmp_path, [_record(i, *row) for i, row in enumerate(ROWS)])
+    (tmp_path / "flickr30k-images").mkdir()
+    for name in ("1", "22", "333", "55555"):
+        (tmp_path / f"flickr30k-images/{name}.jpg").write_bytes(b"")
+    return tmp_path
+
+
+def _record(number: int, captions: list[str], split: str, name: str) -> dict[str, str]:
+    sentids = json.dumps(list(range(5 * number, 5 * number + 5)))
+    raw = json.dumps(captions, ensure_ascii=False)
+    return {"raw": raw, "sentids": sentids, "split": split, "filename": f"{name}.jpg", "img_id": str(number)}
+
+
+def _write_csv(root: Path, records: list[dict], columns=("raw", "sentids", "split", "filename", "img_id")) -> None:
+    with (root / "flickr_annotations_30k.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(records)
+
+
+def _ids(file: Path) -> list[str]:
+    return [entry["image_id"] for entry in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def test_captions_are_joined_in_order_with_a_blank(root, command):
+    assert command(["--root", str(root)]) == 0
+    assert json.loads((root / TRAIN).read_text(encoding="utf-8")) == [
+        {
+            "image_id": "1",
+            "grounded_caption": 'Two men, one with a hat, look on . A sign says "Stop", in red. Third. Fourth. Fifth.',
+        },
+        {"image_id": "22", "grounded_caption": "Ein Mädchen läuft – schnell. 日本語 c d e"},
+    ]
+
+
+def test_blank_caption_leaves_no_second_blank(root, command):
+    _edited(root, 1, "raw", '["a", "", "c"]')
+    assert command(["--root", str(root)]) == 0
+    assert json.loads((root / TRAIN).read_text(encoding="utf-8"))[1]["grounded_caption"] == "a c"
+
+
+def test_splits_go_to_files_of_their_own(root, command):
+    assert command(["--root", str(root)]) == 0
+    assert [_ids(root / name) for name in (TRAIN, VAL, TEST)] == [["1", "22"], ["333"], ["55555"]]
+
+
+def test_all_puts_every_split_into_the_training_file(root, command, caplog):
+    assert command(["--root", str(root), "--splits", "all"]) == 0
+    assert [_ids(root / name) for name in (TRAIN, VAL, TEST)] == [["1", "22", "333", "55555"], ["333"], ["55555"]]
+    assert "holds val and test" in caplog.text
+
+
+def test_missing_image_is_left_out_counted_and_named(root, command, caplog):
+    assert command(["--root", str(root)]) == 0
+    assert "1 images are missing and were left out: 4444.jpg" in caplog.text
+
+
+def test_command_finds_flickr30k_in_the_working_folder_and_shows_a_bar(root, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work")
+    root.rename(folder / "flickr30k")
+    done = subprocess.run(
+        [sys.executable, str(REPOSITORY / "prepare_flickr30k.py")], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert "Flickr30k: 5 images" in done.stderr
+    assert _ids(folder / "flickr30k" / TRAIN) == ["1", "22"]
+
+
+def _edited(root: Path, number: int, column: str, value: str) -> None:
+    records = [_record(i, *row) for i, row in enumerate(ROWS)]
+    records[number][column] = value
+    _write_csv(root, records)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("raw", '["a", "b"', "line 3, column raw: not JSON"),
+        ("raw", "['a', 'b']", "line 3, column raw: not JSON"),
+        ("raw", '{"a": 1}', "line 3, column raw: must be a JSON list of captions"),
+        ("raw", "[]", "line 3, column raw: must be a JSON list of captions"),
+        ("raw", '["", " "]', "line 3, column raw: every caption is blank"),
+        ("raw", '["a", 7]', "line 3, column raw: caption 2 is 7"),
+        ("split", "validation", "line 3, column split: 'validation' is none of train, val, test"),
+        ("filename", "", "line 3, column filename: is empty"),
+        ("filename", "1.jpg", "line 3, column filename: 1.jpg stands in line 2 already"),
+    ],
+)
+def test_wrong_value_is_named_by_line_and_column(root, command, caplog, column, value, message):
+    _edited(root, 1, column, value)
+    assert command(["--root", str(root)]) == 2
+    assert f"flickr_annotations_30k.csv: {message}" in caplog.text
+    assert not (root / TRAIN).exists()
+
+
+def test_missing_columns_are_named(root, command, caplog):
+    _write_csv(root, [_record(i, *row) for i, row in enumerate(ROWS)], columns=("sentids", "split", "img_id"))
+    assert command(["--root", str(root)]) == 2
+    assert "line 1: no column raw, filename; it has sentids, split, img_id" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('raw,split,filename\n"[""a""]",train\n', "line 2, column filename: is missing"),
+        ('raw,split,filename\n["a", "b"],train,1.jpg\n', "line 2: more fields than columns"),
+        ('raw,split,filename\n"[""a""],train,1.jpg\n', "the record after line 1 is not CSV: unexpected end of data"),
+        ("", "line 1: no column raw, split, filename; it has nothing at all"),
+    ],
+)
+def test_broken_csv_is_named_by_line(root, command, caplog, text, message):
+    (root / "flickr_annotations_30k.csv").write_text(text)
+    assert command(["--root", str(root)]) == 2
+    assert message in caplog.text
+
+
+def test_csv_with_a_byte_order_mark_is_read(root, command):
+    file = root / "flickr_annotations_30k.csv"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert command(["--root", str(root)]) == 0
+
+
+def test_csv_in_another_encoding_is_refused(root, command, caplog):
+    (root / "flickr_annotations_30k.csv").write_bytes("raw,split,filename\nMädchen,train,1.jpg".encode("latin-1"))
+    assert command(["--root", str(root)]) == 2
+    assert "is not UTF-8 text" in caplog.text
+
+
+def test_missing_csv_and_missing_images_are_named(root, command, caplog):
+    (root / "flickr_annotations_30k.csv").unlink()
+    assert command(["--root", str(root)]) == 2
+    assert "flickr_annotations_30k.csv: No such file or directory; name its folder with --root" in caplog.text
+    (root / "flickr30k-images").rename(root / "images")
+    assert command(["--root", str(root)]) == 2
+    assert "flickr30k-images: no such folder" in caplog.text
+
+
+def test_folder_without_any_of_the_images_is_refused(root, command, caplog):
+    for image in (root / "flickr30k-images").iterdir():
+        image.unlink()
+    assert command(["--root", str(root)]) == 2
+    assert "holds none of the 5 images" in caplog.text
