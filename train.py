@@ -2,8 +2,11 @@
 
 Look before you load, on any machine, no weights needed:
     python train.py --cfg-path train_configs/minigpt4_flickr_finetune.yaml --check
-Change single values:
-    python train.py --cfg-path FILE --check --options model.llm_grad_checkpoint=True run.seed=7
+One process (a GPU, or the CPU if there is none), then 4 GPUs:
+    python train.py --cfg-path FILE
+    torchrun --nproc-per-node 4 train.py --cfg-path FILE
+Change single values; go on after a stop or a crash:
+    torchrun --nproc-per-node 4 train.py --cfg-path FILE --options run.seed=7 run.resume_ckpt_path=auto
 """
 
 import argparse
@@ -11,8 +14,12 @@ import logging
 import sys
 
 from minigpt4.common.config import Config
-from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.common.experiment import read_experiment
+from minigpt4.common.console import setup_logging
+from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.common.experiment import Experiment, read_experiment
+from minigpt4.common.schemas.paths import require_paths
+
+log = logging.getLogger("train")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -25,18 +32,40 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def train(config: Config, experiment: Experiment) -> None:
+    """Build everything in order, the cheap and fallible first, and train."""
+    from minigpt4 import launch
+
+    processes = launch.start_processes(experiment.run.device, experiment.run.distributed, experiment.run.dist_url)
+    setup_logging(processes.rank)
+    experiment, folder = launch.choose_folder(experiment, processes)
+    launch.seed_everything(experiment.run.seed + processes.rank)
+    log.info("Configuration of %s:\n%s", experiment.source, config.pretty())
+    task = launch.setup_task(experiment)
+    datasets = task.build_datasets(experiment)
+    launch.show_first_samples(datasets)
+    model = task.build_model(experiment, processes.device)
+    runner_class = launch.registry.get_runner_class(experiment.run.runner)
+    runner = runner_class(experiment, folder.job_id, task, model, datasets, processes)
+    finished = runner.train()
+    log.info("%s; everything is in %s", "Training finished" if finished else "Training stopped", folder.path)
+    launch.stop_processes()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for an error that the user can mend."""
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s [%(levelname)s] %(message)s")
+    setup_logging(rank=0)
     try:
         config = Config(args)
-        read_experiment(config)  # faults of the file first, before torch loads
-        if not args.check:
-            raise ConfigError("this version checks configurations and builds models; training comes with the runner")
-        from minigpt4.check import check
+        experiment = read_experiment(config)  # faults of the file first, before torch loads
+        if args.check:
+            from minigpt4.check import check
 
-        print(check(config, args.gpu_gib))
+            print(check(config, args.gpu_gib))
+            return 0
+        require_paths(experiment.sections(), experiment.source)
+        train(config, experiment)
     except MiniGPT4Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

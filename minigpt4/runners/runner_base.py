@@ -4,6 +4,8 @@ One epoch is `iters_per_epoch` iterations of an endless loader; an iteration is 
 """
 
 import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,19 @@ from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.common.rng import rng_state, set_rng_state
 from minigpt4.common.run_checkpoints import BEST, drop_old, save_checkpoint
+from minigpt4.common.run_folder import RunFolder
+from minigpt4.common.run_log import RunLog
 from minigpt4.common.signals import StopRequest
+from minigpt4.datasets import BadSampleLedger, Dataset, DevicePrefetcher, EvalLoader, TrainLoader, TrainSource
 from minigpt4.runners import state
 from minigpt4.runners.finite import FiniteWatch
 from minigpt4.runners.updates import Updater
 from minigpt4.tasks import BaseTask
 
 log = logging.getLogger(__name__)
+
+Datasets = Mapping[str, Mapping[str, Dataset]]
+"""Datasets by name and split."""
 
 OUT_OF_MEMORY = (
     "The GPU's memory is full. train.py --check says what fits: a smaller batch_size with more "
@@ -46,19 +54,19 @@ class RunnerBase:
     """
 
     def __init__(
-        self, cfg: Experiment, job_id: str, task: BaseTask, model: nn.Module, datasets: Any, processes: Processes
+        self, cfg: Experiment, job_id: str, task: BaseTask, model: nn.Module, datasets: Datasets, processes: Processes
     ) -> None:
         self.cfg, self.run, self.task = cfg, cfg.run, task
         self.processes = processes
-        self.folder = Path(cfg.run.output_dir) / job_id
-        self.folder.mkdir(parents=True, exist_ok=True)
+        folder = RunFolder.existing(Path(cfg.run.output_dir) / job_id)
+        self.folder = folder.path
         self.model = model.train()
         finite = FiniteWatch(self.folder, self.run.max_nonfinite_steps, processes.rank)
         self.updater = Updater(self.model, self.run, processes, finite, task.train_step)
         self.schedule = self.build_schedule()
         self.loader = self.build_train_loader(datasets)
         self.valid_loaders = self.build_valid_loaders(datasets)
-        self.run_log = self.build_run_log()
+        self.run_log = RunLog(self.run, folder, processes, cfg.merged)
         self.position = state.Position()
 
     # The loop
@@ -72,6 +80,9 @@ class RunnerBase:
                 return self._train_epochs(stop)
         except torch.OutOfMemoryError as error:
             raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error
+        finally:
+            self.loader.close()
+            self.run_log.close()
 
     def _train_epochs(self, stop: StopRequest) -> bool:
         while self.position.epoch < self.run.max_epoch:
@@ -94,17 +105,20 @@ class RunnerBase:
             for iteration in range(self.position.iteration, iterations):
                 with epoch_log.waiting_for_data():
                     samples = next(batches)
-                rate = self.schedule.step(epoch, iteration)
+                self.schedule.step(epoch, iteration)
                 closes = self._closes_update(iteration)
                 loss = self.updater.backward(samples, closes_update=closes)
                 if closes:
                     self.updater.update()
                 self.position.iteration = iteration + 1
-                epoch_log.step(loss, rate, num_samples=len(samples["image_id"]))
+                epoch_log.step(loss, self._rate(), num_samples=len(samples["image_id"]))
                 if iteration + 1 < iterations and not self._save_and_go_on(stop):
                     return False
         self.updater.finite.settle()
         return True
+
+    def _rate(self) -> float:
+        return self.updater.optimizer.param_groups[0]["lr"]
 
     def _closes_update(self, iteration: int) -> bool:
         """Every `accum_grad_iters` iterations; with the published sum the rest of an epoch waits for the next."""
@@ -159,7 +173,12 @@ class RunnerBase:
     def _save(self, name: str) -> None:
         """Every rank must call it; rank 0 writes, and all ranks stop together if it could not."""
         self.updater.finite.settle()
-        own = {"rng": rng_state(), "data": self.loader.state_dict(), "pending": self.updater.pending_state()}
+        own = {
+            "rng": rng_state(),
+            "data": self.loader.state_dict(),
+            "pending": self.updater.pending_state(),
+            "log": self.run_log.state_dict(),
+        }
         ranks = self.processes.gather(own)
         failure: MiniGPT4Error | None = None
         if self.processes.is_main:
@@ -188,6 +207,7 @@ class RunnerBase:
     def resume(self) -> None:
         """Go on from `run.resume_ckpt_path`, if it is set."""
         if not self.run.resume_ckpt_path:
+            self.run_log.begin()
             return
         path = Path(self.run.resume_ckpt_path)
         resumed = state.resume(path, self.model, self.processes.rank, self.processes.world_size)
@@ -196,10 +216,67 @@ class RunnerBase:
         if resumed.rank is not None:
             self.loader.load_state_dict(resumed.rank["data"])
             self.updater.load_pending(resumed.rank["pending"])
+            self.run_log.load_state_dict(resumed.rank["log"])
             set_rng_state(resumed.rank["rng"])
+        self.run_log.begin(self.position.epoch, self.position.iteration, path)
         log.info("Going on from %s at epoch %d, iteration %d", path, self.position.epoch, self.position.iteration)
 
+    def _announce(self) -> None:
+        """What is trained, and on how much."""
+        run, names = self.run, self.updater.parameters
+        log.info("number of trainable parameters: %d", sum(p.numel() for p in names.values()))
+        log.info("Trained: %s", _summary(names))
+        updates = run.max_epoch * math.ceil(run.iters_per_epoch / run.accum_grad_iters)
+        samples = self.cfg.batch_size() * self.processes.world_size * run.accum_grad_iters
+        log.info("%s steps x %d = %s samples", f"{updates:,}", samples, _millions(updates * samples))
+        log.info("Start training")
+
     # Parts that a subclass may build in another way
+
+    def build_train_loader(self, datasets: Datasets) -> DevicePrefetcher:
+        """Endless batches of the training splits on the device, mixed by `sample_ratio`."""
+        run, processes = self.run, self.processes
+        sources = [
+            TrainSource(own[split], section.batch_size or run.batch_size_train, section.sample_ratio)
+            for name, section in self.cfg.datasets.items()
+            for own in (datasets[name],)
+            for split in run.train_splits
+            if split in own
+        ]
+        loader = TrainLoader(
+            sources,
+            num_workers=run.num_workers,
+            seed=run.seed,
+            ledger=self._ledger(),
+            rank=processes.rank,
+            world_size=processes.world_size,
+            pin_memory=processes.device.type == "cuda",
+        )
+        return DevicePrefetcher(loader, processes.device)
+
+    def build_valid_loaders(self, datasets: Datasets) -> list[EvalLoader]:
+        """One finite loader for each dataset and validation split."""
+        run, processes = self.run, self.processes
+        shared = run.use_dist_eval_sampler
+        return [
+            EvalLoader(
+                datasets[name][split],
+                run.batch_size_eval or section.batch_size or run.batch_size_train,
+                num_workers=run.num_workers,
+                ledger=self._ledger(),
+                rank=processes.rank if shared else 0,
+                world_size=processes.world_size if shared else 1,
+            )
+            for name, section in self.cfg.datasets.items()
+            for split in run.valid_splits
+            if split in datasets[name]
+        ]
+
+    def _ledger(self) -> BadSampleLedger:
+        run = self.run
+        return BadSampleLedger(
+            self.folder, max_share=run.max_bad_share, max_in_a_row=run.max_bad_in_a_row, rank=self.processes.rank
+        )
 
     def build_schedule(self) -> Any:
         """The schedule that `run.lr_sched` names."""
@@ -214,3 +291,17 @@ class RunnerBase:
             warmup_start_lr=run.warmup_lr,
             decay_rate=run.lr_decay_rate,
         )
+
+
+def _millions(number: int) -> str:
+    """`5.12 M`, and small numbers as they are."""
+    return f"{number / 1e6:.4g} M" if number >= 1_000_000 else f"{number:,}"
+
+
+def _summary(parameters: Mapping[str, nn.Parameter]) -> str:
+    """`llama_proj 3,149,824`: parameters by the first part of their names."""
+    counts: dict[str, int] = {}
+    for name, parameter in parameters.items():
+        part = name.split(".")[0]
+        counts[part] = counts.get(part, 0) + parameter.numel()
+    return ", ".join(f"{part} {count:,}" for part, count in counts.items())

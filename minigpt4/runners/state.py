@@ -67,7 +67,7 @@ def card(
         "llm_fingerprint": fingerprint(model.llama_model),
         "vision": section.get("vit_model", "eva_clip_g"),
         "trained": {name: list(p.shape) for name, p in model.trainable_parameters().items()},
-        "epoch": position.epoch,
+        "epoch": position.epoch - 1,
         "iteration": iteration,
         "best_loss": position.best,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

@@ -8,6 +8,7 @@ from torch import nn
 
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
+from minigpt4.datasets import Dataset, build_datasets
 
 
 class BaseTask:
@@ -17,6 +18,11 @@ class BaseTask:
     def setup_task(cls, cfg: Experiment) -> "BaseTask":
         """The task of a configuration."""
         return cls()
+
+    def build_datasets(self, cfg: Experiment) -> dict[str, dict[str, Dataset]]:
+        """Datasets by name and split, for the splits that the run names; nothing is decoded yet."""
+        splits = list(dict.fromkeys([*cfg.run.train_splits, *cfg.run.valid_splits]))
+        return build_datasets(cfg.datasets, splits)
 
     def build_model(self, cfg: Experiment, device: torch.device | str = "cpu") -> nn.Module:
         """The registered model of `model.arch` with its weights, on `device`."""

@@ -1,0 +1,72 @@
+"""What `train.py` does before the loop: processes, seeds, the run's folder, a look at the data."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from minigpt4 import models, runners
+from minigpt4.common import schedules
+from minigpt4.common.distributed import Processes, start_processes, stop_processes
+from minigpt4.common.errors import MiniGPT4Error, RunError
+from minigpt4.common.experiment import Experiment
+from minigpt4.common.registry import registry
+from minigpt4.common.rng import seed_everything
+from minigpt4.common.run_checkpoints import newest_checkpoint
+from minigpt4.common.run_folder import RunFolder
+from minigpt4.common.schemas.paths import AUTO
+from minigpt4.datasets import Dataset, first_sample
+from minigpt4.tasks import setup_task
+
+__all__ = [
+    "choose_folder",
+    "registry",
+    "seed_everything",
+    "setup_task",
+    "show_first_samples",
+    "start_processes",
+    "stop_processes",
+]
+
+log = logging.getLogger(__name__)
+
+SHIPPED = (models, runners, schedules)
+"""Importing these registers what a YAML may name; tasks and datasets are imported above."""
+
+
+def choose_folder(experiment: Experiment, processes: Processes) -> tuple[Experiment, RunFolder]:
+    """The run's folder, the same on all ranks, and the experiment with `auto` replaced by what was found.
+
+    `auto` goes on in the folder of the checkpoint it finds; everything else gets a new folder.
+    """
+    found: tuple[str | None, str] | None = None
+    failure = None
+    if processes.is_main:
+        try:
+            found = _choose(experiment)
+        except MiniGPT4Error as error:
+            failure = str(error)
+    found, failure = processes.share((found, failure))
+    if failure is not None:
+        raise RunError(failure)
+    checkpoint, folder = found
+    run = replace(experiment.run, resume_ckpt_path=checkpoint)
+    return replace(experiment, run=run), RunFolder.existing(Path(folder))
+
+
+def _choose(experiment: Experiment) -> tuple[str | None, str]:
+    run, output = experiment.run, Path(experiment.run.output_dir)
+    if run.resume_ckpt_path == AUTO:
+        newest = newest_checkpoint(output, run.job_name)
+        if newest is not None:
+            return str(newest), str(newest.parent)
+        log.info("No checkpoint of job %s in %s yet: starting from scratch", run.job_name, output)
+        return None, str(RunFolder.create(output).path)
+    return run.resume_ckpt_path, str(RunFolder.create(output).path)
+
+
+def show_first_samples(datasets: Mapping[str, Mapping[str, Dataset]]) -> None:
+    """Read and log one sample of every source, before minutes of loading; SampleError if one has none."""
+    for splits in datasets.values():
+        for dataset in splits.values():
+            log.info("%s", first_sample(dataset))

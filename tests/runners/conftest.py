@@ -1,0 +1,160 @@
+"""Whole runs of `train.py` on tiny weights: as processes of their own, alone or under torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[2]
+CAPTIONS = (
+    "A brown dog sleeps on a red blanket.",
+    "Two people walk along the river.",
+    "The table is set for dinner.",
+    "A yellow bus waits at the station.",
+    "There are many boats in the harbour.",
+)
+
+RECIPE = """
+model:
+  arch: minigpt4
+  model_type: pretrain_vicuna0
+  image_size: 56
+  vit_weights: {parity}/eva_vit_tiny.pth
+  vit_config: {{embed_dim: 64, depth: 3, num_heads: 4}}
+  q_former_model: {parity}/blip2_tiny.pth
+  num_query_token: 8
+  qformer_config: {{hidden_size: 48, num_hidden_layers: 4, num_attention_heads: 4, intermediate_size: 96}}
+  llama_model: {parity}/vicuna_tiny
+  vit_precision: fp32
+  llm_precision: fp32
+  ckpt: {parity}/minigpt4_tiny.pth
+  prompt_path: {parity}/prompts_tiny.txt
+  prompt_template: '###Human: {{}} ###Assistant: '
+  max_txt_len: 60
+  end_sym: '###'
+datasets:
+  cc_sbu_align:
+    batch_size: 2
+    build_info: {{storage: {folder}/cc_sbu_align}}
+    vis_processor: {{train: {{name: blip2_image_train, image_size: 56}}}}
+run:
+  task: image_text_pretrain
+  init_lr: 2e-3
+  min_lr: 2e-4
+  warmup_lr: 1e-5
+  warmup_steps: 5
+  max_epoch: 2
+  iters_per_epoch: 10
+  num_workers: 0
+  log_freq: 1
+  output_dir: {folder}/output
+  device: cpu
+  amp: False
+"""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A folder with data and a recipe, and how to run it."""
+
+    folder: Path
+    recipe: Path
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "output"
+
+    def command(self, *options: str, processes: int = 1, launcher: tuple[str, ...] = ()) -> list[str]:
+        """`train.py` with these options, under torchrun if there are several processes."""
+        script = [str(REPOSITORY / "train.py"), "--cfg-path", str(self.recipe)]
+        script += ["--options", *options] if options else []
+        if processes == 1 and not launcher:
+            return [sys.executable, *script]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        return [*torchrun, "--master-port", "0", *launcher, *script]
+
+    def train(self, *options: str, processes: int = 1, env: dict[str, str] | None = None, **more):
+        """Run to the end; asserts success."""
+        result = subprocess.run(
+            self.command(*options, processes=processes, **more),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env=environment(env),
+            cwd=self.folder,
+        )
+        assert result.returncode == 0, result.stderr[-6000:]
+        return result
+
+    def start(self, *options: str, processes: int = 1, env: dict[str, str] | None = None, **more) -> subprocess.Popen:
+        """Run in the background, stderr and stdout together."""
+        return subprocess.Popen(
+            self.command(*options, processes=processes, **more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment(env),
+            cwd=self.folder,
+        )
+
+    def runs(self) -> list[Path]:
+        """Run folders, oldest first."""
+        return sorted(path for path in self.output.iterdir() if path.is_dir())
+
+
+def environment(more: dict[str, str] | None = None) -> dict[str, str]:
+    """This environment with one thread a process, and the package on the path."""
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **(more or {})}
+
+
+def losses(run: Path) -> dict[int, float]:
+    """Loss of rank 0 by global step, from `metrics.jsonl` (log_freq 1)."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return {record["step"]: record["loss"] for record in map(json.loads, lines)}
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Trained weights of a checkpoint."""
+    return torch.load(checkpoint, weights_only=True)["model"]
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Bit for bit."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, parity_dir: Path) -> Tiny:
+    """24 images with captions and a stage-2 recipe of 2 x 10 iterations."""
+    return make_tiny(tmp_path, parity_dir)
+
+
+@pytest.fixture(scope="session")
+def tools() -> dict[str, Callable]:
+    """Helpers that tests cannot import from here."""
+    return {"losses": losses, "weights": weights, "same": same, "environment": environment, "make_tiny": make_tiny}
+
+
+def make_tiny(folder: Path, parity: Path, count: int = 24) -> Tiny:
+    """Write data and recipe into `folder`."""
+    random = np.random.default_rng(0)
+    images = folder / "cc_sbu_align" / "image"
+    images.mkdir(parents=True)
+    annotations = []
+    for number in range(count):
+        Image.fromarray(random.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(images / f"{number}.jpg")
+        caption = f"{CAPTIONS[number % len(CAPTIONS)]} It is number {number}."
+        annotations.append({"image_id": str(number), "caption": caption})
+    (images.parent / "filter_cap.json").write_text(json.dumps({"annotations": annotations}))
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(RECIPE.format(parity=parity, folder=folder))
+    return Tiny(folder, recipe)
