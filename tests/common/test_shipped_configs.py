@@ -1,5 +1,7 @@
-"""Every shipped recipe merges and binds, and says what the published recipe says."""
+"""Every shipped recipe merges and binds, says what the published recipe says, and names weights that exist."""
 
+import itertools
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,6 +9,7 @@ import pytest
 
 from minigpt4.common.config import Config
 from minigpt4.common.default_files import find_default_files
+from minigpt4.common.downloads_table import load_table
 from minigpt4.common.schemas.binding import bind
 from minigpt4.common.schemas.datasets import DatasetConfig
 from minigpt4.common.schemas.model import MiniGPT4Config
@@ -16,20 +19,23 @@ from minigpt4.common.schemas.run import RunConfig
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = sorted((REPOSITORY / "train_configs").glob("*.yaml"))
 
-# lr (init, min, warm-up), warm-up steps, epochs, iterations an epoch, batch per GPU, end symbol, text length
+# lr (init, min, warm-up), warm-up steps, epochs, iterations an epoch, batch per GPU, text length
 PUBLISHED = {
-    "minigpt4_stage1_pretrain": (1e-4, 8e-5, 1e-6, 5000, 4, 5000, 64, "\n", 32),
-    "minigpt4_stage2_finetune": (3e-5, 1e-5, 1e-6, 200, 5, 200, 12, "###", 160),
-    "minigpt4_flickr_finetune": (3e-5, 1e-5, 1e-6, 200, 5, 500, 2, "###", 160),
+    "stage1_pretrain": (1e-4, 8e-5, 1e-6, 5000, 4, 5000, 64, 32),
+    "stage2_finetune": (3e-5, 1e-5, 1e-6, 200, 5, 200, 12, 160),
+    "flickr_finetune": (3e-5, 1e-5, 1e-6, 200, 5, 500, 2, 160),
 }
+LLMS = {"7b": "vicuna_7b", "13b": "vicuna_13b", "llama2": "llama2_7b_chat"}
+VARIANTS = list(itertools.product(LLMS, PUBLISHED))
 
 
-def _config(file: Path) -> Config:
-    return Config(SimpleNamespace(cfg_path=str(file), options=None))
+def _recipe(llm: str, stage: str) -> Path:
+    """File of a recipe; those of the 7B model have the published names, without a size."""
+    return REPOSITORY / "train_configs" / f"minigpt4_{stage if llm == '7b' else f'{llm}_{stage}'}.yaml"
 
 
-def _bound(file: Path) -> tuple[MiniGPT4Config, dict[str, DatasetConfig], RunConfig]:
-    cfg = _config(file)
+def _bound(file: Path, options: list[str] | None = None) -> tuple[MiniGPT4Config, dict[str, DatasetConfig], RunConfig]:
+    cfg = Config(SimpleNamespace(cfg_path=str(file), options=options))
     datasets = {
         name: bind(DatasetConfig, node, section=f"datasets.{name}", source=cfg.source)
         for name, node in cfg.datasets_cfg.items()
@@ -38,23 +44,82 @@ def _bound(file: Path) -> tuple[MiniGPT4Config, dict[str, DatasetConfig], RunCon
     return model, datasets, bind(RunConfig, cfg.run_cfg, section="run", source=cfg.source)
 
 
+def test_every_llm_has_every_recipe_and_no_file_is_untested():
+    assert sorted(_recipe(llm, stage) for llm, stage in VARIANTS) == RECIPES
+
+
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_recipe_binds_and_can_train(file):
-    model, _, run = _bound(file)
+    _, _, run = _bound(file)
     run.require_training_keys(str(file))
-    assert model.llama_model == "weights/vicuna-7b"
     assert run.amp
     assert not run.wandb_log
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_recipe_has_the_published_numbers(file):
-    model, datasets, run = _bound(file)
+@pytest.mark.parametrize(("llm", "stage"), VARIANTS)
+def test_recipe_has_the_published_numbers(llm, stage):
+    model, datasets, run = _bound(_recipe(llm, stage))
     lengths = (run.warmup_steps, run.max_epoch, run.iters_per_epoch)
     for dataset in datasets.values():
-        text = (model.end_sym, model.max_txt_len)
-        found = (run.init_lr, run.min_lr, run.warmup_lr, *lengths, dataset.batch_size, *text)
-        assert found == PUBLISHED[file.stem]
+        found = (run.init_lr, run.min_lr, run.warmup_lr, *lengths, dataset.batch_size, model.max_txt_len)
+        assert found == PUBLISHED[stage]
+
+
+@pytest.mark.parametrize(("llm", "stage"), VARIANTS)
+def test_recipe_joins_what_belongs_together(llm, stage):
+    model, _, _ = _bound(_recipe(llm, stage))
+    table = load_table()
+    pairing = next(pairing for pairing in table.llms if pairing.llm == LLMS[llm])
+    assert model.llama_model == f"weights/{table.files[pairing.llm].path}"
+    assert (model.model_type, model.has_qformer) == (pairing.model_type, pairing.qformer)
+    if stage == "stage1_pretrain":
+        assert (model.ckpt, model.prompt_path) == (None, None)
+        assert model.end_sym == ("</s>" if llm == "llama2" else "\n")
+        return
+    start = pairing.stage1 if stage == "stage2_finetune" and pairing.stage1 else pairing.aligned
+    assert model.ckpt == f"weights/{table.files[start].path}"
+    assert (model.prompt_template, model.end_sym) == (pairing.prompt_template, pairing.end_sym)
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_weights_of_a_recipe_are_files_of_the_table(file):
+    named = re.findall(r"weights/([\w.-]+)", file.read_text())
+    assert named
+    assert set(named) <= {entry.path for entry in load_table().files.values()}
+
+
+def test_recipes_write_into_folders_of_their_own():
+    runs = [_bound(file)[2] for file in RECIPES]
+    assert len({run.output_dir for run in runs}) == len({run.job_name for run in runs}) == len(RECIPES)
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+def test_options_named_in_the_comments_are_keys_of_the_recipe(file):
+    options = re.findall(r"\b(?:run|datasets|model)\.[\w.]+=\S+", _comments(file))
+    for option in options:
+        _bound(file, [option])
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "samples"),
+    [
+        ("stage1_pretrain", "run.accum_grad_iters=4 run.iters_per_epoch=20000 run.warmup_steps=20000", 256),
+        ("stage2_finetune", "run.accum_grad_iters=4 run.iters_per_epoch=800 run.warmup_steps=800", 12),
+        ("flickr_finetune", "run.accum_grad_iters=7 run.iters_per_epoch=3500 run.warmup_steps=1400", 14),
+    ],
+)
+def test_one_gpu_makes_the_published_updates_with_the_options_of_the_comment(stage, options, samples):
+    file = _recipe("7b", stage)
+    line = next(line for line in _comments(file).splitlines() if options in line)
+    _, datasets, run = _bound(file, [word for word in line.split() if "=" in word])
+    published = PUBLISHED[stage]
+    assert next(iter(datasets.values())).batch_size * run.accum_grad_iters == samples
+    assert run.iters_per_epoch == published[5] * run.accum_grad_iters
+    assert run.warmup_steps == published[3] * run.accum_grad_iters
+
+
+def _comments(file: Path) -> str:
+    return "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
 
 
 def test_stage_1_mixes_its_sources_as_published():

@@ -1,0 +1,132 @@
+"""The converter of BLIP's caption files: streaming, strict about JSON, lenient about entries."""
+
+import csv
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts/convert_stage1_captions.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("convert_stage1_captions", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _rows(file: Path) -> list[list[str]]:
+    with file.open(newline="", encoding="utf-8") as text:
+        return list(csv.reader(text, delimiter="\t"))
+
+
+PAIRS = [
+    ("http://a.b/1.jpg?x=[1]&y={2}", "a dog, running"),
+    ("http://a.b/2.jpg", 'a sign that says "stop"'),
+    ("http://a.b/3.jpg", '"quoted" at the start'),
+    ("http://a.b/4.jpg", "Straße – 東京 🗼"),
+]
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_pairs_become_rows_with_a_header(tmp_path, script, indent):
+    source = tmp_path / "ccs_synthetic_filtered_large.json"
+    source.write_text(json.dumps([{"caption": c, "url": u} for u, c in PAIRS], indent=indent))
+    assert script.main([str(source)]) == 0
+    assert _rows(tmp_path / "ccs_synthetic_filtered_large.tsv") == [["url", "caption"], *map(list, PAIRS)]
+
+
+def test_tabs_and_line_breaks_become_blanks(tmp_path, script):
+    source = tmp_path / "in.json"
+    source.write_text(json.dumps([{"url": " http://a.b/1.jpg\n", "caption": "a\tdog\r\nruns"}]))
+    script.main([str(source), "-o", str(tmp_path / "out.tsv")])
+    assert (tmp_path / "out.tsv").read_bytes() == b"url\tcaption\nhttp://a.b/1.jpg\ta dog runs\n"
+
+
+def test_rows_are_read_whole_by_the_reader_of_img2dataset(tmp_path, script):
+    read = pytest.importorskip("pyarrow.csv")
+    source = tmp_path / "in.json"
+    source.write_text(json.dumps([{"url": u, "caption": c} for u, c in PAIRS]))
+    script.main([str(source)])
+    table = read.read_csv(tmp_path / "in.tsv", parse_options=read.ParseOptions(delimiter="\t"))
+    assert list(zip(*table.to_pydict().values(), strict=True)) == PAIRS
+
+
+def test_entries_without_url_or_caption_are_left_out_and_counted(tmp_path, script, capsys):
+    source = tmp_path / "in.json"
+    broken = [{"url": "u"}, {"url": "", "caption": "c"}, {"url": "u", "caption": None}, "text", 7, {}]
+    source.write_text(json.dumps([*broken, {"url": "u", "caption": "c"}]))
+    assert script.main([str(source)]) == 0
+    out = capsys.readouterr().out
+    assert "1 pairs; 6 entries left out" in out
+    assert 'left out: {"url": "u"}' in out
+
+
+def test_empty_list_gives_a_header_alone(tmp_path, script):
+    (tmp_path / "in.json").write_text(" [ ] ")
+    assert script.main([str(tmp_path / "in.json")]) == 0
+    assert _rows(tmp_path / "in.tsv") == [["url", "caption"]]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_entries_are_whole_wherever_the_chunks_end(tmp_path, script, monkeypatch, chunk):
+    monkeypatch.setattr(script, "CHUNK", chunk)
+    source = tmp_path / "in.json"
+    source.write_text(json.dumps([{"url": u, "caption": c} for u, c in PAIRS], indent=1))
+    assert script.main([str(source)]) == 0
+    assert _rows(tmp_path / "in.tsv")[1:] == [list(pair) for pair in PAIRS]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('[{"url": "u", "caption": "c"}, {"url": "u", "cap', "character 31: "),
+        ('[{"url": "u", "caption": "c"}', "the file ends in the middle of the list"),
+        ('[{"url": "u", "caption": "c"} {"url"', "character 30: ',' expected, '{' found"),
+        ('{"annotations": []}', "character 0: '[' expected, '{' found"),
+        ("<html>", "character 0: '[' expected"),
+        ("", "the file ends in the middle of the list"),
+    ],
+)
+def test_broken_json_is_named_by_its_place_and_leaves_no_output(tmp_path, script, capsys, text, place):
+    source = tmp_path / "in.json"
+    source.write_text(text)
+    assert script.main([str(source)]) == 2
+    assert place in capsys.readouterr().err
+    assert not (tmp_path / "in.tsv").exists()
+
+
+def test_missing_file_is_named(tmp_path, script, capsys):
+    assert script.main([str(tmp_path / "none.json")]) == 2
+    assert "none.json: No such file or directory" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory from Linux's /proc")
+def test_file_larger_than_the_memory_allowed_is_converted(tmp_path):
+    source = tmp_path / "in.json"
+    entry = json.dumps({"url": "http://a.b/1.jpg", "caption": "word " * 100})
+    count = 300_000  # 165 MB of text
+    with source.open("w") as file:
+        file.write("[" + entry)
+        for _ in range(count - 1):
+            file.write(", " + entry)
+        file.write("]")
+    code = (
+        "import re, runpy\n"
+        f"try: runpy.run_path({str(SCRIPT)!r}, run_name='__main__')\n"
+        "finally: print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(source)],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(SCRIPT.parents[1])},
+    )
+    assert f"{count:,} pairs; 0 entries left out" in done.stdout
+    assert int(done.stdout.split()[-1]) * 1024 < 100e6 < source.stat().st_size
