@@ -15,10 +15,12 @@ from minigpt4.common.rng import seed_everything
 from minigpt4.common.run_checkpoints import newest_checkpoint
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.schemas.paths import AUTO
+from minigpt4.common.trackers import check_trackers
 from minigpt4.datasets import Dataset, first_sample
 from minigpt4.tasks import setup_task
 
 __all__ = [
+    "check_trackers",
     "choose_folder",
     "registry",
     "seed_everything",
