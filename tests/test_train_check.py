@@ -4,8 +4,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from minigpt4.check import check
+from minigpt4.common.config import Config
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "train_configs").glob("*.yaml"))
@@ -16,14 +20,27 @@ def train(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
 
 
+def trained_parameters(recipe: Path) -> str:
+    """What the projection of a recipe must have: 768 or 4 x 1408 channels in, 4096 or 5120 out, and biases."""
+    if "llama2" in recipe.stem:
+        return "23,072,768"
+    return "3,937,280" if "13b" in recipe.stem else "3,149,824"
+
+
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
-def test_check_sizes_every_recipe_without_weights(recipe):
-    result = train("--cfg-path", str(recipe), "--check", "--gpu-gib", "24")
+def test_every_recipe_is_sized_without_weights(recipe):
+    report = check(Config(SimpleNamespace(cfg_path=str(recipe), options=None)), gpu_gib=24)
+    row = next(line for line in report.splitlines() if line.startswith("sum"))
+    assert row.split()[2] == trained_parameters(recipe)
+    assert "  model.llama_model: weights/" in report, "what is missing is named"
+
+
+def test_check_prints_the_merged_configuration_and_the_published_count():
+    result = train("--cfg-path", "train_configs/minigpt4_flickr_finetune.yaml", "--check", "--gpu-gib", "24")
     assert result.returncode == 0, result.stderr
-    assert "init_lr:" in result.stdout, "the merged configuration is printed"
+    assert "init_lr:" in result.stdout
     row = next(line for line in result.stdout.splitlines() if line.startswith("sum"))
     assert row.split()[1:3] == ["7,832,625,024", "3,149,824"]
-    assert "model.llama_model: weights/vicuna-7b" in result.stdout, "what is missing is named"
 
 
 def test_flickr_recipe_fits_in_24_gib():
