@@ -35,7 +35,7 @@ def test_sources_are_drawn_by_their_weights():
 
 
 def test_nothing_touches_the_global_generators():
-    before = (random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[1].tolist())  # noqa: NPY002
+    before = (random.getstate(), torch.get_rng_state().tolist(), np.random.get_state()[1].tolist())
     Shuffle(1, "a").order(10, 0)
     list(shuffled(range(10), generator(1), 3))
     draw([1, 2], 3, 4)
