@@ -23,7 +23,7 @@ class EvalLoader:
         batch_size: samples of a batch.
         num_workers: processes; 0: read here.
         rank, world_size: which part is read here; 0 and 1 for all of it.
-        ledger: counts bad samples and judges them, in each pass anew where it is a new one.
+        ledger: counts bad samples and judges them; its counts add up over the passes.
     """
 
     def __init__(

@@ -15,16 +15,17 @@ from minigpt4.datasets.order import Shuffle, Slot
 
 @dataclass(frozen=True)
 class Cursor:
-    """Position of a slot: so many units are behind it, so many samples of the next one are done."""
+    """Position of a slot: so many units are behind it, so many samples of the next one are done.
+
+    A batch ends with a good sample, so there is no run of bad ones to remember.
+    """
 
     unit: int = 0
     done: int = 0
-    bad_in_a_row: int = 0
-    """Bad samples just before this position."""
 
     def as_list(self) -> list[int]:
         """Plain, for a state."""
-        return [self.unit, self.done, self.bad_in_a_row]
+        return [self.unit, self.done]
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,13 @@ def packets(
     batch_size: int,
     patience: int,
     worker: int = 0,
-    bad_in_a_row: int = 0,
 ) -> Iterator[Packet]:
     """Batches of the steps; bad samples are left out and reported.
 
     After `patience` bad samples in a row a packet goes out with what there is, so that no reader searches
     for ever. Errors that are no SampleError are bugs and pass through.
     """
-    draft = _Draft(dataset, worker, bad_in_a_row)
+    draft = _Draft(dataset, worker)
     for position, step in walk:
         draft.read(position, step)
         if len(draft.good) == batch_size or (draft.run and draft.run % patience == 0):
@@ -102,10 +102,10 @@ def packets(
 class _Draft:
     """A packet in the making."""
 
-    def __init__(self, dataset: Dataset, worker: int, bad_in_a_row: int) -> None:
+    def __init__(self, dataset: Dataset, worker: int) -> None:
         self.dataset = dataset
         self.worker = worker
-        self.run = bad_in_a_row
+        self.run = 0
         self.position = Cursor()
         self._begin()
 
@@ -127,8 +127,7 @@ class _Draft:
     def packet(self) -> Packet:
         """What was read since the last packet."""
         batch = collate(self.good, self.dataset.name) if self.good else None
-        cursor = replace(self.position, bad_in_a_row=self.run)
-        packet = Packet(self.worker, cursor, batch, len(self.good), self.bad, self.longest)
+        packet = Packet(self.worker, self.position, batch, len(self.good), self.bad, self.longest)
         self._begin()
         return packet
 

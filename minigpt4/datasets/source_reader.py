@@ -3,7 +3,7 @@
 import functools
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from minigpt4.datasets.base import Dataset
@@ -146,13 +146,5 @@ def _make_packets(
     patience: int,
 ) -> Iterator[Packet]:
     """What a worker process runs."""
-    cursor = cursors[worker]
-    walk = walk_forever(source.dataset, geometry.slot(worker), shuffle, replace(cursor, bad_in_a_row=0))
-    return packets(
-        source.dataset,
-        walk,
-        batch_size=source.batch_size,
-        patience=patience,
-        worker=worker,
-        bad_in_a_row=cursor.bad_in_a_row,
-    )
+    walk = walk_forever(source.dataset, geometry.slot(worker), shuffle, cursors[worker])
+    return packets(source.dataset, walk, batch_size=source.batch_size, patience=patience, worker=worker)

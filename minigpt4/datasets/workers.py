@@ -1,7 +1,9 @@
 """Worker processes that make packets, or none at all, behind one iterator."""
 
 import signal
+import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ from minigpt4.datasets.packets import Packet
 
 PREFETCH = 2
 """Packets that each worker makes ahead."""
+
+_SAVE_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def read_packets(
@@ -23,9 +27,17 @@ def read_packets(
         num_workers: processes; 0: read here, when asked.
         first: the reader whose turn it is.
         pin_memory: put images into page-locked memory, in a thread.
+
+    An error in a worker is a RuntimeError here, with the worker's traceback.
     """
     if num_workers == 0:
         return make(0)
+    return _checked(_start(make, num_workers, first, pin_memory))
+
+
+def _start(
+    make: Callable[[int], Iterator[Packet]], num_workers: int, first: int, pin_memory: bool
+) -> Iterator["Packet | _Failure"]:
     loader = DataLoader(
         _Turns(make, first, num_workers),
         batch_size=None,
@@ -37,7 +49,26 @@ def read_packets(
         # torch would draw a seed for the workers from the global generator, which belongs to the model.
         generator=torch.Generator().manual_seed(0),
     )
-    return iter(loader)
+    # Signals wait until the new process has said what to do with them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SAVE_SIGNALS)
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _checked(packets: Iterator["Packet | _Failure"]) -> Iterator[Packet]:
+    for packet in packets:
+        if isinstance(packet, _Failure):
+            raise RuntimeError(f"a data worker failed; its traceback:\n{packet.traceback}")
+        yield packet
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """The last word of a worker. A worker that lets torch pass the error on holds its end up by ten seconds."""
+
+    traceback: str
 
 
 class _Turns(IterableDataset):
@@ -48,11 +79,14 @@ class _Turns(IterableDataset):
         self._first = first
         self._num_workers = num_workers
 
-    def __iter__(self) -> Iterator[Packet]:
-        return self._make((self._first + get_worker_info().id) % self._num_workers)
+    def __iter__(self) -> Iterator[Packet | _Failure]:
+        try:
+            yield from self._make((self._first + get_worker_info().id) % self._num_workers)
+        except Exception:
+            yield _Failure(traceback.format_exc())
 
 
-def _unchanged(packet: Packet) -> Packet:
+def _unchanged(packet: Packet | _Failure) -> Packet | _Failure:
     return packet
 
 
@@ -65,6 +99,7 @@ def _outlive_signals(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _next_one_ends)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SAVE_SIGNALS)
 
 
 def _next_one_ends(number: int, frame: Any) -> None:

@@ -51,10 +51,10 @@ def test_evaluation_reads_every_sample_once(kind, count, files):
 def test_slot_goes_on_from_any_cursor(kind, files):
     dataset = _dataset(kind, files)
 
-    def walk(cursor=Cursor()):
+    def walk(cursor):
         return walk_forever(dataset, Slot(1, 2), Shuffle(5, dataset.label), cursor)
 
-    steps = walk()
+    steps = walk(Cursor())
     whole = [next(steps) for _ in range(40)]
     for position in range(30):
         rest = walk(whole[position][0])
