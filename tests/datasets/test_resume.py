@@ -97,15 +97,15 @@ def test_prefetcher_states_the_batch_it_handed_out(files, loaders, tools):
     assert all(map(tools.same, tools.take(resumed, 4), batches[6:]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("workers", [0, 2])
-def test_prefetcher_on_a_gpu_gives_the_same_batches_and_states(workers, files, loaders, tools):
+@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def test_prefetcher_gives_the_same_batches_and_states_on_every_device(device, workers, files, loaders, tools):
     sources = _sources("mixed", files)
     batches, states = _run(loaders.train(*sources, num_workers=workers), 10)
-    loader = loaders.train(*sources, num_workers=workers, pin_memory=True)
-    prefetcher = DevicePrefetcher(loader, torch.device("cuda"))
+    loader = loaders.train(*sources, num_workers=workers, pin_memory=device == "cuda")
+    prefetcher = DevicePrefetcher(loader, torch.device(device))
     ahead, ahead_states = _run(prefetcher, 10)
-    assert all(batch["image"].is_cuda for batch in ahead)
+    assert all(batch["image"].device.type == device for batch in ahead)
     ahead = [{**batch, "image": batch["image"].cpu()} for batch in ahead]
     assert all(map(tools.same, ahead, batches))
     assert ahead_states == states
