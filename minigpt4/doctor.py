@@ -136,14 +136,20 @@ def read_packages() -> tuple[list[Package], str]:
     if project:
         table = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         groups = {CORE: table["dependencies"], **table["optional-dependencies"]}
-        return [parse(line, group) for group, lines in groups.items() for line in lines], table["requires-python"]
+        packages = [parse(line, group) for group, lines in groups.items() for line in lines]
+        return _others(packages), table["requires-python"]
     metadata = importlib.metadata.metadata(NAME)
     packages = []
     for line in metadata.get_all("Requires-Dist") or []:
         requirement, _, marker = line.partition(";")
         extra = re.search(r"extra\s*==\s*[\"']([\w-]+)", marker)
         packages.append(parse(requirement, extra[1] if extra else CORE))
-    return packages, metadata["Requires-Python"]
+    return _others(packages), metadata["Requires-Python"]
+
+
+def _others(packages: list[Package]) -> list[Package]:
+    """Without the project itself, which an extra names to take in other extras."""
+    return [package for package in packages if package.name != NAME]
 
 
 def checkout() -> Path | None:

@@ -64,7 +64,7 @@ def test_json_holds_every_package_of_pyproject():
     found = findings(doctor("--json"))
     assert found["usable"] is True
     extras = [line for lines in PYPROJECT["optional-dependencies"].values() for line in lines]
-    wanted = {re.split("[>=<]", line)[0] for line in PYPROJECT["dependencies"] + extras}
+    wanted = {re.split("[>=<[]", line)[0] for line in PYPROJECT["dependencies"] + extras} - {"minigpt4"}
     assert {package["name"] for package in found["packages"]} == wanted
 
 
