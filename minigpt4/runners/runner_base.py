@@ -25,6 +25,7 @@ from minigpt4.datasets import BadSampleLedger, Dataset, DevicePrefetcher, EvalLo
 from minigpt4.runners import state
 from minigpt4.runners.finite import FiniteWatch
 from minigpt4.runners.updates import Updater
+from minigpt4.runners.validation import validate
 from minigpt4.tasks import BaseTask
 
 log = logging.getLogger(__name__)
@@ -127,27 +128,15 @@ class RunnerBase:
 
     # Validation
 
-    @torch.no_grad()
     def _validate(self) -> float | None:
-        """Mean validation loss, nats a token over all splits; None if the run has none."""
+        """Validation loss, nats a token over all splits; None if the run has none."""
         if not self.valid_loaders:
             return None
-        self.model.eval()
-        totals = torch.zeros(2, dtype=torch.float64, device=self.processes.device)
-        shown: list[str] = []
-        for loader in self.valid_loaders:
-            for number, samples in enumerate(loader):
-                with self.updater.autocast():
-                    output = self.task.valid_step(self.model, samples)
-                tokens = output["num_tokens"]
-                totals += torch.stack([output["loss"].double() * tokens, totals.new_tensor(float(tokens))])
-                if number == 0 and self.processes.is_main:
-                    with self.updater.autocast():
-                        shown += self.task.sample_outputs(self.model, samples)
-        self.model.train()
-        loss = (self.processes.sum(totals)[0] / totals[1]).item()
-        self.run_log.validation(self.position.epoch, loss, shown)
-        return loss
+        result = validate(
+            self.model, self.task, self.valid_loaders, self.updater, self.processes, self.run.valid_captions
+        )
+        self.run_log.validation(self.position.epoch, result.loss, result.shown, **result.scores)
+        return result.loss
 
     def _better(self, loss: float | None) -> float | None:
         best = self.position.best

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
@@ -37,6 +37,6 @@ class BaseTask:
         """The same for a validation batch."""
         return model(samples)
 
-    def sample_outputs(self, model: nn.Module, samples: Mapping[str, Any]) -> list[str]:
-        """A few lines that show what the model says to these samples; none by default."""
+    def caption(self, model: nn.Module, images: Tensor) -> list[str]:
+        """What the model says to images (B, 3, S, S), for the log and the metrics; nothing by default."""
         return []

@@ -1,28 +1,20 @@
 """`image_text_pretrain`: the model learns to say the text that belongs to an image; all three recipes."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from torch import nn
+from torch import Tensor, nn
 
 from minigpt4.common.registry import registry
+from minigpt4.models.sequence import IMAGE_PLACEHOLDER
 from minigpt4.tasks.base_task import BaseTask
 
-SHOWN = 2
-SHOWN_TOKENS = 60
+CAPTION_TOKENS = 100
 
 
 @registry.register_task("image_text_pretrain")
 class ImageTextPretrainTask(BaseTask):
-    """Next-token loss on the answers; after each epoch a few greedy captions of validation images."""
+    """Next-token loss on the answers; greedy captions of validation images with the first prompt."""
 
-    def sample_outputs(self, model: nn.Module, samples: Mapping[str, Any]) -> list[str]:
-        """`image_id: caption` for the first images of a batch, decoded greedily with the first prompt."""
-        if samples.get("image") is None:
-            return []
-        images = samples["image"][:SHOWN]
-        prompt = model.prompt_list[0] if model.prompt_list else "<ImageHere>"
-        stop = [model.end_sym] if model.end_sym.strip() else []
-        captions = model.generate(images, [prompt] * len(images), max_new_tokens=SHOWN_TOKENS, stop=stop)
-        names = samples.get("image_id") or range(len(captions))
-        return [f"{name}: {caption}" for name, caption in zip(names, captions, strict=False)]
+    def caption(self, model: nn.Module, images: Tensor) -> list[str]:
+        """Greedy captions of images (B, 3, S, S), at most CAPTION_TOKENS tokens each."""
+        prompt = model.prompt_list[0] if model.prompt_list else IMAGE_PLACEHOLDER
+        stop = [model.end_sym] if model.end_sym else []
+        return model.generate(images, [prompt] * len(images), max_new_tokens=CAPTION_TOKENS, stop=stop)

@@ -118,6 +118,10 @@ class RunConfig:
     valid_splits: list[str] = field(default_factory=list)
     """Splits to evaluate after each epoch."""
 
+    valid_captions: int = 0
+    """New. Validation images that are captioned and scored (BLEU, CIDEr, ROUGE-L) after each epoch; 0: two
+    captions are shown in the log, none is scored."""
+
     test_splits: list[str] = field(default_factory=list)
     """Splits to evaluate at the end, or alone with `evaluate`."""
 
@@ -149,7 +153,7 @@ class RunConfig:
     """Iterations between two lines of the training log."""
 
     def __post_init__(self) -> None:
-        at_least(self, 0, "min_lr", "warmup_steps", "weight_decay", "num_workers", "seed")
+        at_least(self, 0, "min_lr", "warmup_steps", "weight_decay", "num_workers", "seed", "valid_captions")
         at_least(self, 1, "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "world_size")
         at_least(self, 1, "batch_size_train", "batch_size_eval", "save_every_iters", "keep_last")
         at_least(self, 1, "max_nonfinite_steps", "max_bad_in_a_row")

