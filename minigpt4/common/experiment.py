@@ -55,7 +55,7 @@ def read_experiment(config: Config) -> Experiment:
     }
     model = bind(_model_schema(config.model_cfg.arch), config.model_cfg, section="model", source=source)
     experiment = Experiment(model, datasets, run, config.to_dict(), source)
-    _check_image_sizes(experiment)
+    _set_image_sizes(experiment)
     return experiment
 
 
@@ -65,13 +65,18 @@ def _model_schema(arch: str) -> type:
     return registry.get_model_class(arch).config_class
 
 
-def _check_image_sizes(experiment: Experiment) -> None:
-    """Model and processors must agree; the original fails in the first step, after minutes of loading."""
+def _set_image_sizes(experiment: Experiment) -> None:
+    """Processors take the model's image size; one of its own is an error, which the original finds in step 1 only."""
     wanted = getattr(experiment.model, "image_size", None)
+    if wanted is None:
+        return
     for name, dataset in experiment.datasets.items():
-        processor = dataset.vis_processor.train
-        if wanted is not None and processor is not None and processor.image_size != wanted:
-            raise ConfigError(
-                f"{experiment.source}: datasets.{name}.vis_processor.train.image_size: {processor.image_size} must "
-                f"equal model.image_size: {wanted}"
-            )
+        for split in ("train", "eval"):
+            processor = getattr(dataset.vis_processor, split)
+            if processor.image_size is None:
+                processor.image_size = wanted
+            if processor.image_size != wanted:
+                raise ConfigError(
+                    f"{experiment.source}: datasets.{name}.vis_processor.{split}.image_size: "
+                    f"{processor.image_size} must equal model.image_size: {wanted}"
+                )

@@ -73,6 +73,18 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def amend_card(path: Path, **facts: Any) -> None:
+    """Add what became known later to the card of a checkpoint; WeightsError if the disk refuses."""
+    card = read_card(path)
+    if card is None:
+        return
+    text = json.dumps(card | facts, indent=2)
+    try:
+        _write(card_path(path), lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise WeightsError(f"{card_path(path)}: could not be written: {error}") from error
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Content of a checkpoint; WeightsError if it is broken or is not what its card says."""
     card = read_card(path)

@@ -17,7 +17,7 @@ from minigpt4.common.errors import MiniGPT4Error, RunError
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.common.rng import rng_state, set_rng_state
-from minigpt4.common.run_checkpoints import BEST, drop_old, save_checkpoint
+from minigpt4.common.run_checkpoints import BEST, amend_card, drop_old, read_card, save_checkpoint
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
 from minigpt4.common.signals import StopRequest
@@ -89,11 +89,9 @@ class RunnerBase:
         while self.position.epoch < self.run.max_epoch:
             if not self._train_epoch(stop):
                 return False
-            epoch, best = self.position.epoch, self._validate()
-            self.position = state.Position(epoch + 1, 0, self._better(best))
-            self._save(f"checkpoint_{epoch}.pth")
-            if best is not None and best == self.position.best:
-                self._save(BEST)
+            self.position = state.Position(self.position.epoch + 1, 0, self.position.best)
+            self._save(self._epoch_name())
+            self._validate()
             if self.processes.any(bool(stop)) and self.position.epoch < self.run.max_epoch:
                 return False
         return True
@@ -128,19 +126,25 @@ class RunnerBase:
 
     # Validation
 
-    def _validate(self) -> float | None:
-        """Validation loss, nats a token over all splits; None if the run has none."""
+    def _validate(self) -> None:
+        """Validate the epoch that has just been saved, note the loss in its card, and keep it if it is the best."""
         if not self.valid_loaders:
-            return None
+            return
+        before = rng_state()  # a run that goes on from the checkpoint must not depend on whether this was done
         result = validate(
             self.model, self.task, self.valid_loaders, self.updater, self.processes, self.run.valid_captions
         )
-        self.run_log.validation(self.position.epoch, result.loss, result.shown, **result.scores)
-        return result.loss
-
-    def _better(self, loss: float | None) -> float | None:
+        set_rng_state(before)
+        self.run_log.validation(self.position.epoch - 1, result.loss, result.shown, **result.scores)
         best = self.position.best
-        return best if loss is None or (best is not None and best <= loss) else loss
+        if best is None or result.loss < best:
+            self.position.best = result.loss
+            self._save(BEST)
+        if self.processes.is_main:
+            amend_card(self.folder / self._epoch_name(), valid_loss=result.loss, **result.scores)
+
+    def _epoch_name(self) -> str:
+        return f"checkpoint_{self.position.epoch - 1}.pth"
 
     # Checkpoints
 
@@ -208,7 +212,17 @@ class RunnerBase:
             self.run_log.load_state_dict(resumed.rank["log"])
             set_rng_state(resumed.rank["rng"])
         self.run_log.begin(self.position.epoch, self.position.iteration, path)
+        self._take_up_validation(path)
         log.info("Going on from %s at epoch %d, iteration %d", path, self.position.epoch, self.position.iteration)
+
+    def _take_up_validation(self, path: Path) -> None:
+        """The best loss so far, from the card of the best checkpoint; and the validation that a stop cut off."""
+        best = (read_card(path.parent / BEST) or {}).get("best_loss")
+        if best is not None and (self.position.best is None or best < self.position.best):
+            self.position.best = best
+        at_epoch = self.position.iteration == 0 and self.position.epoch > 0
+        if at_epoch and path.parent == self.folder and "valid_loss" not in (read_card(path) or {}):
+            self._validate()
 
     def _announce(self) -> None:
         """What is trained, and on how much."""

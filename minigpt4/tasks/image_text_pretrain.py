@@ -1,5 +1,9 @@
 """`image_text_pretrain`: the model learns to say the text that belongs to an image; all three recipes."""
 
+from collections.abc import Mapping
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from minigpt4.common.registry import registry
@@ -12,6 +16,16 @@ CAPTION_TOKENS = 100
 @registry.register_task("image_text_pretrain")
 class ImageTextPretrainTask(BaseTask):
     """Next-token loss on the answers; greedy captions of validation images with the first prompt."""
+
+    @torch.no_grad()
+    def valid_step(self, model: nn.Module, samples: Mapping[str, Any]) -> dict[str, Any]:
+        """Loss with the first prompt, not one drawn at random: the same for any number of processes."""
+        prompts = model.prompt_list
+        model.prompt_list = prompts[:1]
+        try:
+            return model(samples)
+        finally:
+            model.prompt_list = prompts
 
     def caption(self, model: nn.Module, images: Tensor) -> list[str]:
         """Greedy captions of images (B, 3, S, S), at most CAPTION_TOKENS tokens each."""

@@ -77,8 +77,8 @@ class VisProcessorConfig:
     name: str
     """Registered name: `blip2_image_train` or `blip2_image_eval`, the same here: resize and normalise."""
 
-    image_size: int = 224
-    """Side of the square image, pixels; the model's `image_size`."""
+    image_size: int | None = None
+    """Side of the square image, pixels; null: the model's `image_size`, which it must equal."""
 
     kwargs: dict[str, Any] = field(default_factory=dict, metadata={"extra": True})
     """Every other key, for the processor's constructor."""
@@ -88,7 +88,8 @@ class VisProcessorConfig:
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the processor's constructor."""
-        return {"image_size": self.image_size, **self.kwargs}
+        size = {} if self.image_size is None else {"image_size": self.image_size}
+        return {**size, **self.kwargs}
 
 
 @dataclass
