@@ -8,7 +8,6 @@ that transformers builds. Attention is counted as a fused kernel (flash or memor
 import re
 import weakref
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -204,9 +203,9 @@ class MetaModel:
 def llm_config_for(cfg: MiniGPT4Config) -> tuple[PretrainedConfig, str]:
     """The LLM's config.json, or where the directory is not here the LLaMA of the size in its name; and which.
 
-    Raises ConfigError if neither tells the size.
+    Raises ConfigError if `llama_model` is not set or neither tells the size.
     """
-    directory = Path(cfg.llama_model or "").expanduser()
+    directory = cfg.llm_directory()
     if (directory / "config.json").is_file():
         return read_llm_config(directory), f"{directory}/config.json"
     size = re.search(r"(?<!\d)(7|13)b(?![a-z])", directory.name.lower())
