@@ -71,6 +71,7 @@ def load_llm(
     directory = Path(directory).expanduser()
     config = read_llm_config(directory)
     _refuse_delta_name(directory, config)
+    storage = _storage(precision, device)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -79,7 +80,7 @@ def load_llm(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `_refuse_partial` names them
             local_files_only=True,
-            **_storage(precision, device),
+            **storage,
         )
     except (OSError, ValueError, torch.OutOfMemoryError) as error:
         raise WeightsError(f"model.llama_model: {directory} does not load: {error}") from error
