@@ -21,7 +21,7 @@ from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.conversation import prompt_template_from_tokenizer
 from minigpt4.models import eva_vit, llm, qformer, sequence
 from minigpt4.models.answering import Answering
-from minigpt4.models.freeze import DTYPES, freeze, is_trained, store_matmuls
+from minigpt4.models.freeze import DTYPES, freeze, is_trained
 from minigpt4.models.loading import build_projection, load_trained, load_vision, refuse_other_llm
 from minigpt4.models.samples import Samples, read_samples
 from minigpt4.models.tokenizer import load_tokenizer
@@ -114,12 +114,11 @@ class MiniGPT4(Answering, nn.Module):
         return self.llama_model.get_input_embeddings().weight.shape[1]
 
     def _freeze_parts(self) -> None:
-        dtype = DTYPES[self.cfg.vit_precision]
         if self.cfg.freeze_vit:
-            store_matmuls(freeze(self.visual_encoder), dtype)
+            freeze(self.visual_encoder)
             freeze(self.ln_vision)
         if self.Qformer is not None and self.cfg.freeze_qformer:
-            store_matmuls(freeze(self.Qformer), dtype)
+            freeze(self.Qformer)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Everything that is trained, under the names of published checkpoints; the one place that decides it."""
