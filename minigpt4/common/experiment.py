@@ -1,5 +1,6 @@
 """The three sections of a configuration, bound to their schemas and checked against each other."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,12 @@ def read_experiment(config: Config) -> Experiment:
 def _model_schema(arch: str) -> type:
     if arch in MODEL_SCHEMAS:
         return MODEL_SCHEMAS[arch]
-    return registry.get_model_class(arch).config_class
+    cls = registry.get_model_class(arch)
+    if not dataclasses.is_dataclass(getattr(cls, "config_class", None)):
+        raise ConfigError(
+            f"model.arch: {arch}: {cls.__qualname__} needs a `config_class`, the dataclass of its section"
+        )
+    return cls.config_class
 
 
 def _set_image_sizes(experiment: Experiment) -> None:

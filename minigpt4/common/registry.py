@@ -9,11 +9,11 @@ A class becomes known when its module is imported; a YAML's top-level `imports: 
 that for code outside this package.
 """
 
-import difflib
 from collections.abc import Callable
 from typing import TypeVar
 
 from minigpt4.common.errors import RegistryError
+from minigpt4.common.hints import nearest
 
 C = TypeVar("C", bound=type)
 KINDS = ("model", "task", "runner", "builder", "processor", "lr_scheduler")
@@ -110,8 +110,8 @@ class Registry:
         classes = self._classes[kind]
         if name in classes:
             return classes[name]
-        close = difflib.get_close_matches(str(name), classes, n=1)
-        question = f"did you mean {close[0]!r}? " if close else ""
+        close = nearest(name, classes)
+        question = f"did you mean {close!r}? " if close else ""
         raise RegistryError(
             f"no {kind} is registered as {name!r}; {question}Known: {', '.join(sorted(classes)) or 'none'}. "
             "A class of your own is found when `imports:` in the YAML names its module."

@@ -76,6 +76,10 @@ class Answering:
         decoding = Decoding(
             num_beams, max_new_tokens, min_length, top_p, repetition_penalty, length_penalty, temperature, do_sample
         )
+        if isinstance(texts, str):
+            raise SampleError("texts: must be a list of prompts, one an image; put a single one in brackets")
+        if not texts:
+            return []
         stop = [stop] if isinstance(stop, str) else list(stop)
         embeds_BTD, mask_BT = self._prompt_embeds(texts, self._image_lists(images, len(texts)))
         ids_BL = generate_ids(self.llama_model, self.llama_tokenizer, embeds_BTD, mask_BT, decoding, stop)
@@ -86,9 +90,10 @@ class Answering:
         """Image embeddings (1, Q, D) of each prompt; all images are encoded in one batch."""
         if images is None:
             return [[] for _ in range(count)]
+        if len(images) != count:
+            shape = f" (shape {tuple(images.shape)})" if isinstance(images, Tensor) else ""
+            raise SampleError(f"images: {len(images)} entries{shape} for {count} texts")
         own = [_as_stack(image) for image in images]
-        if len(own) != count:
-            raise SampleError(f"images: {len(own)} entries for {count} texts")
         pixels = [stack for stack in own if stack is not None]
         if not pixels:
             return [[] for _ in range(count)]

@@ -27,6 +27,7 @@ from transformers import (
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.models.beam_search import BeamSearch
+from minigpt4.models.llm import compute_as_stored
 
 TOP_K = 50
 """Candidates that sampling keeps: the default of transformers 4.30, which the published code never changed."""
@@ -110,16 +111,18 @@ def generate_ids(
             stopping,
             _warpers(decoding) if decoding.do_sample else None,
         )
-        rows = [torch.tensor(row) for row in search.run(llm, embeds_BTD, attention_mask_BT, first)]
+        with compute_as_stored(llm):
+            rows = [torch.tensor(row) for row in search.run(llm, embeds_BTD, attention_mask_BT, first)]
         return pad_sequence(rows, batch_first=True, padding_value=ids.pad_token_id).to(embeds_BTD.device)
-    output = llm.generate(
-        input_ids=torch.full((embeds_BTD.shape[0], 1), first, device=embeds_BTD.device),
-        inputs_embeds=embeds_BTD,
-        attention_mask=attention_mask_BT,
-        generation_config=_generation_config(ids, decoding),
-        logits_processor=processors,
-        stopping_criteria=stopping,
-    )
+    with compute_as_stored(llm):
+        output = llm.generate(
+            input_ids=torch.full((embeds_BTD.shape[0], 1), first, device=embeds_BTD.device),
+            inputs_embeds=embeds_BTD,
+            attention_mask=attention_mask_BT,
+            generation_config=_generation_config(ids, decoding),
+            logits_processor=processors,
+            stopping_criteria=stopping,
+        )
     return _fill_after_end(output, eos, ids.pad_token_id)
 
 

@@ -10,7 +10,7 @@ import math
 import pickle
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ def load_llm(
     directory = Path(directory).expanduser()
     config = read_llm_config(directory)
     _refuse_delta_name(directory, config)
+    storage = _storage(precision, device)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,
@@ -79,7 +80,7 @@ def load_llm(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `_refuse_partial` names them
             local_files_only=True,
-            **_storage(precision, device),
+            **storage,
         )
     except (OSError, ValueError, torch.OutOfMemoryError) as error:
         raise WeightsError(f"model.llama_model: {directory} does not load: {error}") from error
@@ -188,6 +189,18 @@ def recomputed(model: nn.Module, active: bool) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
+
+
+def compute_as_stored(model: nn.Module) -> AbstractContextManager:
+    """Inside, a 16-bit LLM computes in its own type; one in fp32 follows the caller's autocast.
+
+    Autocast to the other 16-bit type (`run.amp_dtype`) would copy every weight and keep the copies for the backward
+    pass: the LLM's memory once more.
+    """
+    weight = model.get_input_embeddings().weight
+    if weight.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(weight.device.type, enabled=False)
 
 
 def set_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:

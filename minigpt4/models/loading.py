@@ -13,6 +13,7 @@ from minigpt4.common.errors import WeightsError
 from minigpt4.common.run_checkpoints import read_card
 from minigpt4.common.schemas.model import EVA_CLIP_G, QFORMER_FILE, MiniGPT4Config
 from minigpt4.models.eva_vit import VisionEncoder, build_vision_encoder, load_vision_encoder
+from minigpt4.models.freeze import DTYPES, store_matmuls
 from minigpt4.models.qformer import QFormer, build_qformer, load_blip2
 
 log = logging.getLogger(__name__)
@@ -23,21 +24,29 @@ _LLM_OF_WIDTH = {4096: "a 7B LLaMA", 5120: "a 13B LLaMA"}
 
 
 def load_vision(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QFormer | None]:
-    """Vision encoder, `ln_vision` and Q-Former with the weights of their files, on the CPU in fp32.
+    """Vision encoder, `ln_vision` and Q-Former with the weights of their files, on the CPU, stored as they stay.
 
     Without Q-Former no file holds `ln_vision`, and it keeps its initial ones and zeros, as published.
     """
     # Other timm models may compute buffers when they are built.
     build = _unfilled if cfg.vit_model == EVA_CLIP_G else _built
-    encoder = build(lambda: build_vision_encoder(cfg))
+    encoder = build(lambda: store_frozen(build_vision_encoder(cfg), cfg.freeze_vit, cfg))
     load_vision_encoder(encoder, cfg)
     ln_vision = nn.LayerNorm(encoder.num_features)
     if not cfg.has_qformer:
         return encoder, ln_vision, None
     path = find_weights(cfg.q_former_model, "model.q_former_model", QFORMER_FILE)
-    q_former = _unfilled(lambda: build_qformer(cfg, encoder.num_features))
+    q_former = _unfilled(lambda: store_frozen(build_qformer(cfg, encoder.num_features), cfg.freeze_qformer, cfg))
     load_blip2(q_former, ln_vision, read_state_dict(path), path)
     return encoder, ln_vision, q_former
+
+
+def store_frozen(module: nn.Module, frozen: bool, cfg: MiniGPT4Config) -> nn.Module:
+    """A frozen part of the vision side in `vit_precision`; what is trained stays in fp32.
+
+    Done before the weights are read, so that no process holds a fp32 copy of a billion numbers (4 GB).
+    """
+    return store_matmuls(module, DTYPES[cfg.vit_precision]) if frozen else module
 
 
 def _built(build: Callable[[], Any]) -> Any:

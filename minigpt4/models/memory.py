@@ -8,7 +8,6 @@ that transformers builds. Attention is counted as a fused kernel (flash or memor
 import re
 import weakref
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +19,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.models.eva_vit import build_vision_encoder
-from minigpt4.models.freeze import DTYPES, store_matmuls
+from minigpt4.models.freeze import DTYPES
 from minigpt4.models.llm import enable_recomputation, read_llm_config, recomputed
-from minigpt4.models.loading import build_projection
+from minigpt4.models.loading import build_projection, store_frozen
 from minigpt4.models.minigpt4 import JOINED_PATCHES
 from minigpt4.models.qformer import build_qformer
 
@@ -147,11 +146,9 @@ class MetaModel:
         return replace(estimate, parts=(*estimate.parts[:-1], llm))
 
     def _parts(self) -> tuple[Part, ...]:
-        vision_dtype = DTYPES[self.cfg.vit_precision]
-        if self.cfg.freeze_vit:
-            store_matmuls(self.encoder, vision_dtype)
-        if self.qformer is not None and self.cfg.freeze_qformer:
-            store_matmuls(self.qformer, vision_dtype)
+        store_frozen(self.encoder, self.cfg.freeze_vit, self.cfg)
+        if self.qformer is not None:
+            store_frozen(self.qformer, self.cfg.freeze_qformer, self.cfg)
         rows = [_part("vision encoder, ln_vision", self.encoder, self.ln_vision)]
         if self.qformer is not None:
             rows.append(_part("Q-Former", self.qformer))
@@ -204,9 +201,9 @@ class MetaModel:
 def llm_config_for(cfg: MiniGPT4Config) -> tuple[PretrainedConfig, str]:
     """The LLM's config.json, or where the directory is not here the LLaMA of the size in its name; and which.
 
-    Raises ConfigError if neither tells the size.
+    Raises ConfigError if `llama_model` is not set or neither tells the size.
     """
-    directory = Path(cfg.llama_model or "").expanduser()
+    directory = cfg.llm_directory()
     if (directory / "config.json").is_file():
         return read_llm_config(directory), f"{directory}/config.json"
     size = re.search(r"(?<!\d)(7|13)b(?![a-z])", directory.name.lower())

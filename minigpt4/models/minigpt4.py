@@ -14,14 +14,14 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from minigpt4.common.checkpoint import find_weights
-from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.errors import SampleError
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.binding import bind
 from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.conversation import prompt_template_from_tokenizer
 from minigpt4.models import eva_vit, llm, qformer, sequence
 from minigpt4.models.answering import Answering
-from minigpt4.models.freeze import DTYPES, freeze, is_trained, store_matmuls
+from minigpt4.models.freeze import DTYPES, freeze, is_trained
 from minigpt4.models.loading import build_projection, load_trained, load_vision, refuse_other_llm
 from minigpt4.models.samples import Samples, read_samples
 from minigpt4.models.tokenizer import load_tokenizer
@@ -75,17 +75,16 @@ class MiniGPT4(Answering, nn.Module):
         """
         if not isinstance(cfg, MiniGPT4Config):
             cfg = bind(MiniGPT4Config, cfg, section="model", source="the configuration")
-        if not cfg.llama_model:
-            raise ConfigError("model.llama_model: not set; it must be the directory of the frozen LLM")
+        directory = cfg.llm_directory()
         if cfg.ckpt:  # what is cheap to find wrong comes first
             find_weights(cfg.ckpt, "model.ckpt", Path(cfg.ckpt).name)
         device = _llm_device(cfg, torch.device(device))
-        tokenizer = load_tokenizer(cfg.llama_model)
+        tokenizer = load_tokenizer(directory)
         visual_encoder, ln_vision, q_former = load_vision(cfg)
-        language_model = llm.load_llm(cfg.llama_model, cfg.llm_storage, device, grad_checkpoint=cfg.llm_grad_checkpoint)
+        language_model = llm.load_llm(directory, cfg.llm_storage, device, grad_checkpoint=cfg.llm_grad_checkpoint)
         llm.set_token_ids(language_model, tokenizer)
         if cfg.llm_sanity_check:
-            llm.check_llm(language_model, tokenizer, cfg.llama_model)
+            llm.check_llm(language_model, tokenizer, directory)
         model = cls(cfg, visual_encoder, ln_vision, q_former, language_model, tokenizer)
         for part in (model.visual_encoder, model.ln_vision, model.Qformer, model.llama_proj):
             if part is not None:
@@ -115,12 +114,11 @@ class MiniGPT4(Answering, nn.Module):
         return self.llama_model.get_input_embeddings().weight.shape[1]
 
     def _freeze_parts(self) -> None:
-        dtype = DTYPES[self.cfg.vit_precision]
         if self.cfg.freeze_vit:
-            store_matmuls(freeze(self.visual_encoder), dtype)
+            freeze(self.visual_encoder)
             freeze(self.ln_vision)
         if self.Qformer is not None and self.cfg.freeze_qformer:
-            store_matmuls(freeze(self.Qformer), dtype)
+            freeze(self.Qformer)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Everything that is trained, under the names of published checkpoints; the one place that decides it."""
@@ -175,22 +173,29 @@ class MiniGPT4(Answering, nn.Module):
                 f"image: shape {tuple(image.shape)} does not fit; expected (B, 3, {size}, {size}) or "
                 f"(B, n, 3, {size}, {size}) from model.image_size: {size} (the processor's image_size must be equal)"
             )
-        return image.flatten(0, -4).to(self.device)
+        return image.flatten(0, -4).to(self.device, non_blocking=True)
 
     def _vision_features(self, image_B3SS: Tensor) -> Tensor:
         """What the projection reads: Q-Former output (B, Q, H), or joined patches (B, N // 4, 4 V)."""
         trained = is_trained(self.visual_encoder, self.ln_vision, self.Qformer)
-        with nullcontext() if trained else torch.no_grad(), self._vision_autocast():
-            tokens_BNV = self.ln_vision(self.visual_encoder(image_B3SS).float())
+        with nullcontext() if trained else torch.no_grad():
+            with self._vision_autocast(self.visual_encoder):
+                tokens_BNV = self.visual_encoder(image_B3SS)
+            tokens_BNV = self.ln_vision(tokens_BNV.float())
             if self.Qformer is not None:
-                return self.Qformer(tokens_BNV)
+                with self._vision_autocast(self.Qformer):
+                    return self.Qformer(tokens_BNV)
             patches_BNV = tokens_BNV[:, self.visual_encoder.num_prefix_tokens :]
             usable = patches_BNV.shape[1] // JOINED_PATCHES * JOINED_PATCHES
             return patches_BNV[:, :usable].unflatten(1, (-1, JOINED_PATCHES)).flatten(2)
 
-    def _vision_autocast(self) -> AbstractContextManager:
-        """16-bit compute for a 16-bit encoder; for fp32 whatever the caller has set."""
-        if self.cfg.vit_precision == "fp32":
+    def _vision_autocast(self, part: nn.Module) -> AbstractContextManager:
+        """16-bit compute for a part stored in 16 bits; whatever the caller has set for one in fp32.
+
+        A trained part is in fp32 and so follows `run.amp_dtype`: under bf16 there is no gradient scaler, and fp16
+        here would lose small gradients.
+        """
+        if self.cfg.vit_precision == "fp32" or is_trained(part):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.cfg.vit_precision])
 
@@ -212,11 +217,11 @@ class MiniGPT4(Answering, nn.Module):
             SampleError: a sample without targets, or whose placeholders and images do not match.
         """
         batch, image_tokens_MD = self._training_batch(read_samples(samples))
-        num_tokens = batch.num_targets
-        batch = batch.to(self.device)
+        num_tokens, columns_K = batch.num_targets, sequence.target_columns(batch)  # on the CPU: no wait for the GPU
+        batch, columns_K = batch.to(self.device), columns_K.to(self.device, non_blocking=True)
         embeds_BTD = sequence.embed(batch, self.llama_model.get_input_embeddings(), image_tokens_MD)
-        loss = self._loss(embeds_BTD, batch, reduction)
-        if image_tokens_MD is None:  # text alone: the trained parts stay in the graph, or other ranks wait for them
+        loss = self._loss(embeds_BTD, batch, columns_K, reduction)
+        if not len(batch.image_source):  # text alone: the trained parts stay in the graph, or other ranks wait for them
             loss = loss + 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
         return {"loss": loss, "num_tokens": num_tokens}
 
@@ -254,9 +259,9 @@ class MiniGPT4(Answering, nn.Module):
         ]
         return embeds_BQD.flatten(0, 1), images
 
-    def _loss(self, embeds_BTD: Tensor, batch: sequence.Batch, reduction: str) -> Tensor:
-        columns_K = sequence.target_columns(batch)
-        with llm.recomputed(self.llama_model, self.cfg.llm_grad_checkpoint and torch.is_grad_enabled()):
+    def _loss(self, embeds_BTD: Tensor, batch: sequence.Batch, columns_K: Tensor, reduction: str) -> Tensor:
+        recompute = self.cfg.llm_grad_checkpoint and torch.is_grad_enabled()
+        with llm.recomputed(self.llama_model, recompute), llm.compute_as_stored(self.llama_model):
             logits_BKV = self.llama_model(
                 inputs_embeds=embeds_BTD,
                 attention_mask=batch.attention_mask_BT,

@@ -89,7 +89,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
 
     Raises WeightsError if the directory has no tokenizer files.
     """
-    directory = Path(directory)
+    directory = Path(directory).expanduser()
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, config=read_llm_config(directory))
     except (OSError, ValueError, TypeError, KeyError) as error:

@@ -199,8 +199,9 @@ def test_dataset_of_ones_own_needs_a_format_and_no_default_file(user_file):
 
 
 def test_shipped_defaults_lie_under_the_users_values(user_file):
-    merged = _merge(user_file(MINIMAL.replace("align: {}", "align: {batch_size: 5}"))).to_dict()
-    assert merged["model"]["image_size"] == 224
+    text = MINIMAL.replace("align: {}", "align: {batch_size: 5}").replace("vicuna0", "llama2")
+    merged = _merge(user_file(text)).to_dict()
+    assert merged["model"]["has_qformer"] is False
     assert merged["datasets"]["cc_sbu_align"]["batch_size"] == 5
     assert merged["datasets"]["cc_sbu_align"]["build_info"] == {"storage": "cc_sbu_align"}
 

@@ -74,7 +74,7 @@ def test_recipe_joins_what_belongs_together(llm, stage):
     assert (model.model_type, model.has_qformer) == (pairing.model_type, pairing.qformer)
     if stage == "stage1_pretrain":
         assert (model.ckpt, model.prompt_path) == (None, None)
-        assert model.end_sym == ("</s>" if llm == "llama2" else "\n")
+        assert (model.prompt_template, model.end_sym) == ("", "\n")
         return
     start = pairing.stage1 if stage == "stage2_finetune" and pairing.stage1 else pairing.aligned
     assert model.ckpt == f"weights/{table.files[start].path}"
@@ -150,7 +150,7 @@ def test_llama2_model_type_differs_from_vicuna_as_published(tmp_path):
     user = tmp_path / "user.yaml"
     user.write_text("model: {arch: minigpt4, model_type: pretrain_llama2}\ndatasets: {cc_sbu_align: {}}\nrun: {}\n")
     model, _, _ = _bound(user)
-    assert (model.has_qformer, model.end_sym, model.prompt_template) == (False, "</s>", "[INST] {} [/INST] ")
+    assert (model.has_qformer, model.end_sym, model.prompt_template) == (False, "\n", "")
 
 
 def test_instructions_all_hold_the_image():

@@ -309,7 +309,7 @@ def test_five_dimensional_images_are_several_a_prompt(model, pixels):
 def test_images_that_do_not_fit_the_prompts_are_errors(model, pixels):
     with pytest.raises(SampleError, match=r"texts\[1\]: the prompt has 1 <ImageHere>, but 2 images"):
         model.generate([pixels[0], pixels[:2]], [WITH_IMAGE, WITH_IMAGE])
-    with pytest.raises(SampleError, match="images: 3 entries for 1 texts"):
+    with pytest.raises(SampleError, match=r"images: 3 entries .* for 1 texts"):
         model.generate(pixels, [WITH_IMAGE])
 
 

@@ -102,6 +102,15 @@ def test_ln_vision_without_qformer_keeps_ones_and_zeros(tiny_section):
     assert torch.equal(ln_vision.bias, torch.zeros(64))
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_vision_is_filled_in_its_16_bits_and_trained_vision_in_fp32(tiny_section, frozen):
+    section = tiny_section(vit_precision="bf16", freeze_vit=frozen, freeze_qformer=frozen)
+    encoder, _, q_former = load_vision(MiniGPT4Config(**section))
+    expected = torch.bfloat16 if frozen else torch.float32
+    for part in (encoder, q_former):
+        assert {m.weight.dtype for m in part.modules() if isinstance(m, nn.Linear)} == {expected}
+
+
 def test_the_only_numbers_from_no_file_are_the_zero_key_biases_of_the_vit(tiny_section):
     encoder, ln_vision, q_former = load_vision(MiniGPT4Config(**tiny_section()))
     assert [name for name, _ in encoder.model.named_buffers()] == [f"blocks.{i}.attn.k_bias" for i in range(3)]

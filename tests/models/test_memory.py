@@ -142,10 +142,15 @@ def test_llm_that_is_not_here_is_sized_by_its_name(name, width):
     assert name in origin
 
 
-@pytest.mark.parametrize("name", ["somewhere/mymodel", "somewhere/phi-17b", ""])
+@pytest.mark.parametrize("name", ["somewhere/mymodel", "somewhere/phi-17b"])
 def test_llm_of_unknown_size_is_an_error_that_says_what_to_do(name):
     with pytest.raises(ConfigError, match=r"model.llama_model.*config.json"):
         llm_config_for(MiniGPT4Config(llama_model=name))
+
+
+def test_llm_that_is_not_set_is_an_error():
+    with pytest.raises(ConfigError, match="model.llama_model: not set"):
+        llm_config_for(MiniGPT4Config())
 
 
 def test_llm_directory_tells_its_own_size(parity_dir):

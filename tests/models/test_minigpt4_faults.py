@@ -43,6 +43,7 @@ def test_llm_directory_must_be_set(build_model, value):
 def test_quantised_llm_on_a_cpu_is_refused(build_model, changes, text):
     with pytest.raises(WeightsError) as error:
         build_model(**changes)
+    assert str(error.value).startswith("model.llm_precision: "), "it is no fault of the files"
     assert text in str(error.value)
 
 

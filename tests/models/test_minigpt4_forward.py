@@ -193,6 +193,13 @@ def test_reduction_none_is_the_sum_over_targets_by_the_padded_length(shared_mode
     torch.testing.assert_close(each[0], mean * targets / (batch.targets_BT.shape[1] - 1))
 
 
+def test_batch_whose_samples_have_none_of_the_images_keeps_the_trained_parts_in_the_graph(build_model, pool):
+    model = build_model()
+    batch = {"image": pool[:4].unflatten(0, (2, 2)), "length": [0, 0], "answer": ["a", "b"]}
+    model(batch | {"instruction_input": ["Say a.", "Say b."]})["loss"].backward()
+    assert all(not p.grad.any() for p in model.trainable_parameters().values())
+
+
 def test_unknown_reduction_is_refused(shared_model, pool):
     with pytest.raises(ValueError, match="reduction: 'sum' is neither 'mean' nor 'none'"):
         shared_model()({"image": pool[:1], "answer": ["a"]}, reduction="sum")

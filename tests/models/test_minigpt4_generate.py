@@ -69,8 +69,22 @@ def test_no_image_at_all_may_be_none_for_the_batch_or_for_each(shared_model):
 
 
 def test_number_of_images_and_texts_must_be_equal(shared_model, pool):
-    with pytest.raises(SampleError, match="images: 2 entries for 1 texts"):
+    with pytest.raises(SampleError, match=r"images: 2 entries \(shape \(2, 3, 56, 56\)\) for 1 texts"):
         shared_model().generate(pool[:2], [PROMPT])
+
+
+def test_image_without_batch_dimension_is_refused_with_its_shape(shared_model, pool):
+    with pytest.raises(SampleError, match=r"images: 3 entries \(shape \(3, 56, 56\)\) for 1 texts"):
+        shared_model().generate(pool[0], [PROMPT])
+
+
+def test_prompt_outside_a_list_is_refused(shared_model, pool):
+    with pytest.raises(SampleError, match="texts: must be a list of prompts"):
+        shared_model().generate(pool[:1], PROMPT)
+
+
+def test_no_prompt_has_no_answer(shared_model):
+    assert shared_model().generate(None, []) == []
 
 
 def test_prompt_whose_placeholders_do_not_match_its_images_is_named(shared_model, pool):

@@ -92,6 +92,42 @@ def test_llm_in_16_bits_trains_the_fp32_projection(build_model, samples, precisi
     torch.testing.assert_close(loss, expected, rtol=2 * UNIT_ROUNDOFF[precision], atol=0)
 
 
+@pytest.mark.parametrize(("precision", "stored", "other"), [("fp16", FP16, BF16), ("bf16", BF16, FP16)])
+def test_llm_in_16_bits_computes_as_stored_under_another_autocast(build_model, samples, pool, precision, stored, other):
+    model, computed = build_model(llm_precision=precision), set()
+    layer = model.llama_model.model.layers[0].mlp.up_proj
+    layer.register_forward_hook(lambda _, inputs, output: computed.update((inputs[0].dtype, output.dtype)))
+    with torch.autocast("cpu", dtype=other):
+        model(samples)
+        for num_beams in (1, 2):
+            model.generate(pool[:1], ["<Img><ImageHere></Img>"], num_beams=num_beams, max_new_tokens=2)
+    assert computed == {stored}
+
+
+def test_llm_in_fp32_follows_autocast(build_model, samples):
+    model, computed = build_model(), set()
+    layer = model.llama_model.model.layers[0].mlp.up_proj
+    layer.register_forward_hook(lambda _, inputs, output: computed.add(output.dtype))
+    with torch.autocast("cpu", dtype=BF16):
+        model(samples)
+    assert computed == {BF16}
+
+
+@pytest.mark.parametrize(("amp", "expected"), [(True, BF16), (False, torch.float32)])
+def test_a_trained_qformer_computes_as_the_run_says_beside_a_frozen_fp16_vit(build_model, samples, amp, expected):
+    model = build_model(vit_precision="fp16", freeze_qformer=False, ckpt=None)
+    computed = {}
+    parts = {"vit": model.visual_encoder.model.blocks[0].mlp.fc1}
+    parts["qformer"] = model.Qformer.bert.encoder.layer[0].attention.attention.query
+    for name, part in parts.items():
+        part.register_forward_hook(lambda _, inputs, output, name=name: computed.update({name: output.dtype}))
+    with torch.autocast("cpu", dtype=BF16, enabled=amp):
+        loss, grads = backward(model, samples)
+    assert computed == {"vit": torch.float16, "qformer": expected}
+    assert loss.isfinite()
+    assert grads["query_tokens"].dtype == torch.float32
+
+
 def test_gradient_checkpointing_of_the_llm_changes_no_number(build_model, samples):
     loss, grads = backward(build_model(), samples)
     again, regrads = backward(build_model(llm_grad_checkpoint=True), samples)

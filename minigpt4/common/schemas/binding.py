@@ -4,7 +4,7 @@ Types are checked here rather than by OmegaConf's structured configs, which turn
 refuse `1e3` for an integer, and stop at the first fault.
 
 A schema may say more about a field in its metadata:
-    {"path": "file" | "dir" | "data"}   see `schemas.paths`
+    {"path": "file" | "dir" | ...}      see `schemas.paths`; a leading ~ becomes the home directory
     {"extra": True}                     a dict that takes the keys which no other field has
 and about keys that people know from elsewhere, in `REFUSED_KEYS: ClassVar = {key: reason}`: such a key is
 refused with the reason, unless its value is empty, zero or false and so asks for nothing.
@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.hints import hint
-from minigpt4.common.schemas.paths import is_placeholder
+from minigpt4.common.schemas.paths import expand_home, is_placeholder
 from minigpt4.common.yaml_files import to_plain
 
 T = TypeVar("T")
@@ -67,8 +67,10 @@ def _bind(schema: type[T], values: Any, section: str, source: str) -> T:
         key = f"{section}.{name}"
         try:
             if name in values:
-                arguments[name] = _convert(kinds[name], values[name], key, source)
-                _refuse_placeholders(arguments[name], key, source, is_path="path" in field.metadata)
+                is_path = "path" in field.metadata
+                value = _convert(kinds[name], values[name], key, source)
+                _refuse_placeholders(value, key, source, is_path=is_path)
+                arguments[name] = expand_home(value) if is_path and value else value
             elif _is_required(field):
                 raise _SectionError(f"{key}: is missing; {_how_to_set(key, source)}")
         except _SectionError as inner:

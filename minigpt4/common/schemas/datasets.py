@@ -22,19 +22,19 @@ class BuildInfo:
     storage: str | None = field(default=None, metadata={"path": "data"})
     """Tar shards as `shards/{000..099}.tar` or a URL; or the folder with `filter_cap.json` and `image/`."""
 
-    val_storage: str | None = None
+    val_storage: str | None = field(default=None, metadata={"path": "later"})
     """New. Tar shards of the split `val`."""
 
-    test_storage: str | None = None
+    test_storage: str | None = field(default=None, metadata={"path": "later"})
     """New. Tar shards of the split `test`."""
 
     ann_path: str | None = field(default=None, metadata={"path": "file"})
     """File with the captions: `.json`, `.jsonl`, `.csv` or `.tsv`."""
 
-    val_ann_path: str | None = None
+    val_ann_path: str | None = field(default=None, metadata={"path": "later"})
     """New. The same for the split `val`. Like `test_ann_path` it is looked for only when a run uses the split."""
 
-    test_ann_path: str | None = None
+    test_ann_path: str | None = field(default=None, metadata={"path": "later"})
     """New. The same for the split `test`."""
 
     image_path: str | None = field(default=None, metadata={"path": "dir"})

@@ -5,7 +5,10 @@ Path fields carry `metadata={"path": ...}` so that a missing file is reported be
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from minigpt4.common.errors import ConfigError
 
 VISION_PRECISIONS = ("fp16", "bf16", "fp32")
 LLM_PRECISIONS = ("fp16", "bf16", "fp32", "int8", "nf4")
@@ -52,7 +55,7 @@ class MiniGPT4Config:
 
     vit_precision: str = "fp16"
     """Storage and compute of the frozen vision encoder and Q-Former: `fp16`, `bf16` or `fp32`. LayerNorms and
-    embeddings stay fp32, as in the original; a part that is trained is stored in fp32."""
+    embeddings stay fp32, as in the original; a part that is trained is stored in fp32 and follows `run.amp`."""
 
     drop_path_rate: float = 0.0
     """Stochastic depth of the ViT, 0 to 1; acts only while the ViT is trained."""
@@ -195,6 +198,12 @@ class MiniGPT4Config:
             raise ValueError(
                 f"prompt_template: {self.prompt_template!r} must hold exactly one {{}}, other braces doubled"
             )
+
+    def llm_directory(self) -> Path:
+        """Where the LLM is; ConfigError if `llama_model` is not set."""
+        if not self.llama_model:
+            raise ConfigError("model.llama_model: not set; it must be the directory of the frozen LLM")
+        return Path(self.llama_model).expanduser()
 
     @property
     def llm_storage(self) -> str:

@@ -2,7 +2,7 @@
 
 A schema marks a field with `metadata={"path": kind}`: `file`, `dir`, or `data` for what a dataset reads, a
 file or folder, brace-expanded shards such as `shards/{000..099}.tar`, or a URL. URLs are not looked at.
-`checkpoint` is a file or the word `auto`.
+`checkpoint` is a file or the word `auto`; `later` need not exist when a run starts.
 """
 
 import dataclasses
@@ -29,6 +29,11 @@ def is_placeholder(text: str, *, is_path: bool = False) -> bool:
     Other texts may well be `<...>`: the end symbol `</s>` is.
     """
     return bool(PLACEHOLDER.search(text) or (is_path and ANGLE_BRACKETS.search(text)))
+
+
+def expand_home(path: str | Path) -> str | Path:
+    """`~/x` below the home directory, of the same type; everything else, URLs and braces too, as it is."""
+    return type(path)(Path(path).expanduser()) if str(path).startswith("~") else path
 
 
 def missing_paths(sections: Mapping[str, object]) -> list[tuple[str, str]]:
@@ -64,7 +69,7 @@ def _marked(schema: object, section: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _missing(kind: str, value: str) -> list[str]:
-    if REMOTE.match(value):
+    if kind == "later" or REMOTE.match(value):
         return []
     if kind == "checkpoint":
         return [] if value == AUTO or Path(value).is_file() else [value]

@@ -84,7 +84,7 @@ class RunConfig:
     seed: int = 42
     """Seed of everything random; the rank is added to it."""
 
-    output_dir: str = "output"
+    output_dir: str = field(default="output", metadata={"path": "later"})
     """Folder of runs; each makes a folder of its own in it, named by its job id."""
 
     amp: bool = False

@@ -1,11 +1,13 @@
 """Paths that do not exist are listed by key before anything loads."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schemas.paths import missing_paths, require_paths
+from minigpt4.common.schemas.binding import bind
+from minigpt4.common.schemas.paths import expand_home, missing_paths, require_paths
 
 
 @dataclass
@@ -17,6 +19,7 @@ class Data:
 class Section:
     weights: str | None = field(default=None, metadata={"path": "file"})
     llm: str | None = field(default=None, metadata={"path": "dir"})
+    output: str = field(default="no/such/output", metadata={"path": "later"})
     note: str = "no/such/note"
     data: Data = field(default_factory=Data)
 
@@ -69,3 +72,25 @@ def test_missing_paths_of_all_sections_stand_in_one_error():
 
 def test_complete_configuration_passes():
     require_paths({"model": Section(weights="w.pth")}, "user.yaml")
+
+
+@pytest.mark.parametrize(
+    ("path", "expanded"),
+    [
+        ("~/vicuna-7b", "/home/me/vicuna-7b"),
+        (Path("~/x.pth"), Path("/home/me/x.pth")),
+        ("~/shards/{00..09}.tar", "/home/me/shards/{00..09}.tar"),
+        ("https://example.org/~me/x.pth", "https://example.org/~me/x.pth"),
+        ("weights/x.pth", "weights/x.pth"),
+    ],
+)
+def test_tilde_is_the_home_directory(monkeypatch, path, expanded):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expand_home(path) == expanded
+
+
+def test_tilde_is_expanded_in_path_fields_only(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    values = {"llm": "~/llm", "output": "~/out", "note": "~/note", "data": {"storage": "~/d"}}
+    section = bind(Section, values, section="model", source="a.yaml")
+    assert section == Section(llm="/home/me/llm", output="/home/me/out", note="~/note", data=Data("/home/me/d"))
