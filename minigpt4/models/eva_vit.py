@@ -89,7 +89,10 @@ def _build_timm(cfg: MiniGPT4Config) -> nn.Module:
     try:
         model = timm.create_model(cfg.vit_model, num_classes=0, img_size=cfg.image_size, **arguments)
     except TypeError:  # families without position embedding take any size and know no img_size
-        model = timm.create_model(cfg.vit_model, num_classes=0, **arguments)
+        try:
+            model = timm.create_model(cfg.vit_model, num_classes=0, **arguments)
+        except TypeError as error:
+            raise ConfigError(f"model.vit_config: {sorted(cfg.vit_config)} for {cfg.vit_model}: {error}") from error
     if cfg.use_grad_checkpoint:
         model.set_grad_checkpointing(True)
     return model

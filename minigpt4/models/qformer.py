@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from minigpt4.common.checkpoint import copy_strict
+from minigpt4.common.errors import ConfigError
 from minigpt4.common.schemas.model import MiniGPT4Config
 
 # LAVIS name <-> transformers name of the same module.
@@ -61,8 +62,13 @@ class QFormer(nn.Module):
 
 
 def build_qformer(cfg: MiniGPT4Config, vision_width: int) -> QFormer:
-    """A Q-Former with fresh weights for vision tokens of `vision_width` channels."""
+    """A Q-Former with fresh weights for vision tokens of `vision_width` channels; ConfigError for odd sizes."""
     config = Blip2QFormerConfig(encoder_hidden_size=vision_width, **cfg.qformer_config)
+    if config.hidden_size % config.num_attention_heads:
+        raise ConfigError(
+            f"model.qformer_config: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
+            f"{config.num_attention_heads}"
+        )
     return QFormer(config, cfg.num_query_token)
 
 

@@ -198,6 +198,12 @@ def test_unknown_timm_name_lists_names_near_it(tiny_section):
     assert "vit_tiny_patch16_224" in text
 
 
+def test_override_that_a_timm_model_does_not_know_is_refused(tiny_section):
+    section = tiny_section(vit_model="resnet10t", vit_config={"depth": 3})
+    with pytest.raises(ConfigError, match=r"model.vit_config: \['depth'\] for resnet10t: .*'depth'"):
+        build_vision_encoder(MiniGPT4Config(**section))
+
+
 def test_misspelt_timm_name_gets_the_name_near_it(tiny_section):
     cfg = MiniGPT4Config(**tiny_section(vit_model="vit_tinny_patch16_224", vit_config={}))
     with pytest.raises(ConfigError, match="near: .*vit_tiny_patch16_224"):

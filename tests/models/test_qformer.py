@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import Blip2Config, Blip2Model, Blip2QFormerConfig, Blip2VisionConfig, OPTConfig
 
-from minigpt4.common.errors import WeightsError
+from minigpt4.common.errors import ConfigError, WeightsError
 from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.models.loading import load_vision
 from minigpt4.models.qformer import build_qformer
@@ -126,6 +126,11 @@ def test_file_with_more_layers_than_configured_is_refused(load, tiny_section):
     with pytest.raises(WeightsError, match=r"not expected: Qformer\.bert\.encoder\.layer\.3\.") as error:
         load(qformer_config=sizes)
     assert "blip2_tiny.pth" in str(error.value)
+
+
+def test_width_that_heads_do_not_divide_is_refused():
+    with pytest.raises(ConfigError, match="hidden_size 50 is not a multiple of num_attention_heads 4"):
+        build_qformer(MiniGPT4Config(qformer_config={"hidden_size": 50, "num_attention_heads": 4}), 64)
 
 
 def test_published_sizes_are_those_of_blip2():

@@ -50,7 +50,7 @@ class MiniGPT4Config:
     """New. File of the vision encoder's weights (`eva_vit_g.pth`); unset: that name in `weights/` or torch's
     download cache, where the original code kept it."""
 
-    vit_config: dict[str, Any] = field(default_factory=dict)
+    vit_config: dict[str, int | float] = field(default_factory=dict)
     """New. Overrides of the ViT's sizes: `embed_dim`, `depth`, `num_heads`, `patch_size`, `mlp_ratio`."""
 
     vit_precision: str = "fp16"
@@ -73,7 +73,7 @@ class MiniGPT4Config:
     """File of the BLIP-2 weights (Q-Former, query tokens, `ln_vision`): path or the published URL, which
     is looked up by its file name like `vit_weights`."""
 
-    qformer_config: dict[str, Any] = field(default_factory=dict)
+    qformer_config: dict[str, int] = field(default_factory=dict)
     """New. Overrides of the Q-Former's sizes: `hidden_size`, `num_hidden_layers`, `num_attention_heads`,
     `intermediate_size`, `cross_attention_frequency`."""
 
@@ -186,6 +186,9 @@ class MiniGPT4Config:
             unknown = sorted(set(getattr(self, key)) - set(known))
             if unknown:
                 raise ValueError(f"{key}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
+            for name, value in getattr(self, key).items():
+                if value <= 0 or (name != "mlp_ratio" and value != int(value)):
+                    raise ValueError(f"{key}: {name}: {value} must be a whole number above 0 (mlp_ratio: any above 0)")
 
     def _check_template(self) -> None:
         if self.prompt_template in ("", "tokenizer"):
