@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging(rank=0)
     try:
         config = Config(args)
-        experiment = read_experiment(config)  # faults of the file first, before torch loads
+        experiment = read_experiment(config, training=not args.check)  # faults of the file first, before torch loads
         if args.check:
             from minigpt4.check import check
 

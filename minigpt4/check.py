@@ -23,12 +23,14 @@ def check(config: Config, gpu_gib: float | None = None) -> str:
 
     `gpu_gib`: memory of the GPU to fit in, GiB; unset: the GPU of this machine, else 24.
     """
-    experiment = read_experiment(config)
+    experiment = read_experiment(config, training=False)
+    trains = experiment.run.max_epoch is not None and experiment.run.iters_per_epoch is not None
+    batch_size = experiment.batch_size() if trains else 1
     model = experiment.model
     llm_config, llm_origin = llm_config_for(model)
     meta = MetaModel(model, llm_config)
     lengths = expected_lengths(model)
-    estimate = meta.estimate(experiment.batch_size(), lengths)
+    estimate = meta.estimate(batch_size, lengths)
     capacity = gpu_gib or _gpu_gib()
     lines = [
         config.pretty(),
@@ -38,7 +40,7 @@ def check(config: Config, gpu_gib: float | None = None) -> str:
         *_memory_table(estimate, model, lengths, capacity),
         *_advice(experiment, meta, lengths, estimate, capacity),
         "",
-        _samples_line(experiment),
+        _samples_line(experiment) if trains else "The file has no max_epoch and iters_per_epoch: sized as one sample.",
         *_missing(experiment),
     ]
     return "\n".join(lines)

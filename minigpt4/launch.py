@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from minigpt4 import models, runners
-from minigpt4.common import schedules
 from minigpt4.common.distributed import Processes, start_processes, stop_processes
 from minigpt4.common.errors import MiniGPT4Error, RunError
 from minigpt4.common.experiment import Experiment
@@ -34,7 +33,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-SHIPPED = (models, runners, schedules)
+SHIPPED = (models, runners)
 """Importing these registers what a YAML may name; tasks and datasets are imported above."""
 
 

@@ -45,11 +45,15 @@ class Experiment:
         return max(sizes)
 
 
-def read_experiment(config: Config) -> Experiment:
-    """Bind every section for a run that trains; raises ConfigError with key, file and the nearest valid key."""
+def read_experiment(config: Config, *, training: bool = True) -> Experiment:
+    """Bind every section; raises ConfigError with key, file and the nearest valid key.
+
+    `training`: the run needs learning rate, epochs and iterations; demo and evaluation files have none.
+    """
     source = config.source
     run = bind(RunConfig, config.run_cfg, section="run", source=source)
-    run.require_training_keys(source)
+    if training:
+        run.require_training_keys(source)
     datasets = {
         name: bind(DatasetConfig, config.datasets_cfg[name], section=f"datasets.{name}", source=source)
         for name in config.datasets_cfg

@@ -4,6 +4,7 @@ Shapes: B samples, S pixels a side, N vision tokens of width V, Q image tokens, 
 Zhu et al., "MiniGPT-4" (arXiv 2304.10592), section 3; the ablations are those of its Table 5.
 """
 
+import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -14,7 +15,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from minigpt4.common.checkpoint import find_weights
-from minigpt4.common.errors import SampleError
+from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.binding import bind
 from minigpt4.common.schemas.model import MiniGPT4Config
@@ -26,6 +27,8 @@ from minigpt4.models.loading import build_projection, load_trained, load_vision,
 from minigpt4.models.samples import Samples, read_samples
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.training_text import TextRules, read_prompts, start_ids
+
+log = logging.getLogger(__name__)
 
 JOINED_PATCHES = 4
 """Neighbouring patch tokens that become one image token without Q-Former."""
@@ -282,6 +285,10 @@ def _resolve_template(template: str, tokenizer: Any) -> str:
 
 
 def _llm_device(cfg: MiniGPT4Config, device: torch.device) -> torch.device:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"the model is to go to {device}, but torch sees no GPU: python -m minigpt4.doctor says why")
+    if device.type == "cpu" and cfg.llm_storage == "fp16":
+        log.info("On a CPU model.llm_precision: bf16 or fp32 is faster than fp16")
     if cfg.llm_storage in ("int8", "nf4") and device.type == "cuda" and device.index is None:
         return torch.device("cuda", cfg.device_8bit)
     return device

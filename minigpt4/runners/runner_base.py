@@ -232,7 +232,17 @@ class RunnerBase:
         updates = run.max_epoch * math.ceil(run.iters_per_epoch / run.accum_grad_iters)
         samples = self.cfg.batch_size() * self.processes.world_size * run.accum_grad_iters
         log.info("%s steps x %d = %s samples", f"{updates:,}", samples, _millions(updates * samples))
+        if self._lacks_scaler():
+            log.warning(
+                "The frozen model computes in fp16, but no gradient scaler is active: small gradients are lost. Set "
+                "run.amp: True with amp_dtype: fp16, or model.llm_precision and vit_precision: bf16"
+            )
         log.info("Start training")
+
+    def _lacks_scaler(self) -> bool:
+        """Whether gradients pass 16-bit floats of small range without being scaled."""
+        half = any(p.dtype == torch.float16 for p in self.model.parameters())
+        return half and not self.updater.scaler.is_enabled()
 
     # Parts that a subclass may build in another way
 
