@@ -79,7 +79,7 @@ class Tiny:
         if processes == 1 and not launcher:
             return [sys.executable, *script]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        return [*torchrun, "--master-port", "0", *launcher, *script]
+        return [*torchrun, "--standalone", *launcher, *script]
 
     def train(self, *options: str, processes: int = 1, env: dict[str, str] | None = None, **more):
         """Run to the end; asserts success."""
