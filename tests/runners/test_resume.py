@@ -64,7 +64,7 @@ def _of_case(run: Path, step: int) -> Path:
     return run / (f"checkpoint_{step // EPOCH - 1}.pth" if step % EPOCH == 0 else f"checkpoint_iter_{step}.pth")
 
 
-@pytest.mark.parametrize("step", [1, 5, 7, 11])
+@pytest.mark.parametrize("step", [4, 7])
 def test_resume_from_a_path_repeats_the_rest_in_a_new_folder(step, whole, warm, tools, tmp_path):
     tiny, case, run = whole
     options = (f"run.resume_ckpt_path={_of_case(run, step)}", f"run.output_dir={tmp_path}")

@@ -8,6 +8,7 @@ A line on stdin is a request, a line on stdout its answer, both JSON:
 import json
 import os
 import sys
+import traceback
 
 import train
 from minigpt4 import launch  # noqa: F401  train.py imports it late
@@ -26,7 +27,16 @@ def start(request):
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     sys.argv = ["train.py", *request["argv"]]
-    sys.exit(train.main(request["argv"]))
+    os._exit(run(request["argv"]))  # taking everything that was imported apart again would take longer than the run
+
+
+def run(argv):
+    """Exit status as of a process of its own."""
+    try:
+        return train.main(argv)
+    except BaseException:
+        traceback.print_exc()
+        return 1
 
 
 def poll(pid):
