@@ -17,7 +17,7 @@ from minigpt4.common.errors import MiniGPT4Error, RunError
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.common.rng import rng_state, set_rng_state
-from minigpt4.common.run_checkpoints import BEST, drop_old, save_checkpoint
+from minigpt4.common.run_checkpoints import BEST, drop_leftovers, drop_old, save_checkpoint
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
 from minigpt4.common.signals import StopRequest
@@ -206,6 +206,8 @@ class RunnerBase:
 
     def resume(self) -> None:
         """Go on from `run.resume_ckpt_path`, if it is set."""
+        if self.processes.is_main:
+            drop_leftovers(self.folder)
         if not self.run.resume_ckpt_path:
             self.run_log.begin()
             return
