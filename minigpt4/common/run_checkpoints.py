@@ -114,11 +114,15 @@ def newest_checkpoint(output_dir: Path, job_name: str) -> Path | None:
     """
     found = []
     for path in output_dir.glob("*/checkpoint_*.pth"):
-        card = read_card(path) if path.name != BEST else None
-        if card is not None and card.get("job_name") == job_name:
-            found.append((card["run_started"], card["iteration"], path))
-    for _, _, path in sorted(found, reverse=True):
-        if read_card(path)["sha256"] == _sha256(path):
+        if path.name == BEST:
+            continue
+        card = read_card(path)
+        if card is None:
+            log.warning("%s has no card that can be read: half written or not of a run; it is passed over", path)
+        elif card.get("job_name") == job_name:
+            found.append((card.get("run_started") or "", card.get("iteration", 0), path, card["sha256"]))
+    for _, _, path, sha256 in sorted(found, reverse=True):
+        if sha256 == _sha256(path):
             return path
         log.warning("%s is damaged and is passed over", path)
     return None

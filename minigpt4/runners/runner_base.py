@@ -215,8 +215,9 @@ class RunnerBase:
         resumed = state.resume(path, self.model, self.processes.rank, self.processes.world_size)
         self.updater.load_state(resumed.optimizer, resumed.scaler)
         self.position = resumed.position
+        if resumed.data is not None:
+            self.loader.load_state_dict(resumed.data)
         if resumed.rank is not None:
-            self.loader.load_state_dict(resumed.rank["data"])
             self.updater.load_pending(resumed.rank["pending"])
             self.run_log.load_state_dict(resumed.rank["log"])
             set_rng_state(resumed.rank["rng"])
