@@ -2,21 +2,15 @@
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import tarfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 REPOSITORY = Path(__file__).parents[2]
@@ -147,8 +141,7 @@ def tiny(tmp_path: Path, parity_dir: Path) -> Tiny:
 @pytest.fixture(scope="session")
 def tools() -> dict[str, Callable]:
     """Helpers that tests cannot import from here."""
-    functions = (losses, weights, same, environment, make_tiny, make_tricky, change, alike, free_port)
-    return {function.__name__: function for function in functions}
+    return {"losses": losses, "weights": weights, "same": same, "environment": environment, "make_tiny": make_tiny}
 
 
 def make_tiny(folder: Path, parity: Path, count: int = 24) -> Tiny:
@@ -165,172 +158,3 @@ def make_tiny(folder: Path, parity: Path, count: int = 24) -> Tiny:
     recipe = folder / "recipe.yaml"
     recipe.write_text(RECIPE.format(parity=parity, folder=folder))
     return Tiny(folder, recipe)
-
-
-def change(tiny: Tiny, **sections: object) -> Tiny:
-    """Replace whole sections of the recipe, and keys of `run`."""
-    recipe = yaml.safe_load(tiny.recipe.read_text())
-    recipe["run"].update(sections.pop("run", {}))
-    tiny.recipe.write_text(yaml.safe_dump({**recipe, **sections}))
-    return tiny
-
-
-def make_tricky(folder: Path, parity: Path, kind: str) -> Tiny:
-    """A recipe on data with bad samples: `json` (cc_sbu_align), `shards` (laion) or `mixed`, 2 epochs of 7."""
-    tiny = make_tiny(folder, parity, count=11)
-    images = folder / "cc_sbu_align" / "image"
-    shards = [_shard(folder / f"{number}.tar", sorted(images.iterdir())[number::3]) for number in range(3)]
-    shards[2].write_bytes(shards[2].read_bytes()[:-6000])
-    (images / "3.jpg").unlink()
-    (images / "4.jpg").write_bytes((images / "5.jpg").read_bytes()[:700])
-    datasets = yaml.safe_load(tiny.recipe.read_text())["datasets"]
-    align = datasets["cc_sbu_align"]
-    laion = {**align, "build_info": {"storage": f"{folder}/{{0..2}}.tar"}, "sample_ratio": 2}
-    chosen = {"json": {"cc_sbu_align": align}, "shards": {"laion": laion}}
-    chosen["mixed"] = {**chosen["json"], **chosen["shards"]}
-    return change(tiny, datasets=chosen[kind], run={"max_bad_share": 0.6, "iters_per_epoch": 7})
-
-
-def _shard(path: Path, images: list[Path]) -> Path:
-    """A tar of these images with captions; the caption of the first is empty."""
-    with tarfile.open(path, "w") as tar:
-        for number, image in enumerate(images):
-            caption = image.with_suffix(".txt")
-            caption.write_text(f"A photo of {image.stem}." if number else " ")
-            tar.add(image, image.name)
-            tar.add(caption, caption.name)
-            caption.unlink()
-    return path
-
-
-def alike(first: object, second: object) -> bool:
-    """Equal, tensors bit for bit, whatever lies in what."""
-    if isinstance(first, torch.Tensor):
-        return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(alike(first[key], second[key]) for key in first)
-    if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(alike, first, second))
-    return first == second
-
-
-WAIT = 120.0
-"""Seconds after which a test gives up on a process."""
-
-
-def until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
-    """Look again and again until it holds; fails with `what` when it takes too long."""
-    end = time.monotonic() + WAIT
-    while not condition():
-        if time.monotonic() > end:
-            pytest.fail(f"timeout: {what()}")
-        time.sleep(0.002)
-
-
-@dataclass
-class WarmRun:
-    """The processes of one run, by rank, and what they wrote."""
-
-    server: "WarmServer"
-    pids: list[int]
-    log: Path
-
-    def __post_init__(self) -> None:
-        self.statuses: list[int | None] = [None] * len(self.pids)
-
-    def text(self) -> str:
-        return self.log.read_text(errors="replace") if self.log.exists() else ""
-
-    def alive(self) -> bool:
-        """Whether any process still runs."""
-        for rank, pid in enumerate(self.pids):
-            if self.statuses[rank] is None:
-                self.statuses[rank] = self.server.ask({"poll": pid})
-        return None in self.statuses
-
-    def wait_for(self, *texts: str) -> None:
-        """Until the log holds one of the texts; fails if the run ends before."""
-
-        def seen() -> bool:
-            alive = self.alive()
-            found = any(text in self.text() for text in texts)
-            assert found or alive, f"ended without {texts}: {self.text()[-4000:]}"
-            return found
-
-        until(seen, lambda: f"no {texts} in {self.text()[-4000:]}")
-
-    def send(self, number: signal.Signals, rank: int = 0) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.pids[rank], number)
-
-    def kill(self) -> None:
-        """Kill -9 for every process, workers of the loaders included."""
-        for pid in self.pids:
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-        self.wait()
-
-    def wait(self) -> list[int | None]:
-        """Exit statuses by rank."""
-        until(lambda: not self.alive(), lambda: f"still running: {self.text()[-4000:]}")
-        return self.statuses
-
-
-class WarmServer:
-    """Starts `train.py` in a tenth of the time, from a process that has imported everything (see warm_server.py)."""
-
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
-        self._runs: list[WarmRun] = []
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("warm_server.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment(),
-        )
-
-    def ask(self, request: dict) -> int | None:
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
-    def start(self, tiny: Tiny, *options: str, processes: int = 1) -> WarmRun:
-        """A run in the background; several processes are launched by environment variables, as srun does."""
-        log = self._logs / f"{len(self._runs)}.log"
-        argv = ["--cfg-path", str(tiny.recipe), *(["--options", *options] if options else [])]
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
-        pids = []
-        for rank in range(processes):
-            env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-            pids.append(self.ask({"argv": argv, "env": env, "cwd": str(tiny.folder), "log": str(log)}))
-        self._runs.append(WarmRun(self, pids, log))
-        return self._runs[-1]
-
-    def train(self, tiny: Tiny, *options: str, processes: int = 1) -> WarmRun:
-        """Run to the end; asserts success."""
-        run = self.start(tiny, *options, processes=processes)
-        assert run.wait() == [0] * processes, run.text()[-6000:]
-        return run
-
-    def close(self) -> None:
-        for run in self._runs:
-            if run.alive():
-                run.kill()
-        self._process.stdin.close()
-        self._process.wait(10)
-
-
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmServer]:
-    """Starts runs of a Tiny quickly."""
-    server = WarmServer(tmp_path_factory.mktemp("warm"))
-    yield server
-    server.close()

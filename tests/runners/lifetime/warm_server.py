@@ -47,4 +47,6 @@ def poll(pid):
 
 for line in sys.stdin:
     request = json.loads(line)
-    print(json.dumps(poll(request["poll"]) if "poll" in request else start(request)), flush=True)
+    answer = poll(request["poll"]) if "poll" in request else start(request)
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()

@@ -1,12 +1,10 @@
 """A run that goes on from a checkpoint repeats the uninterrupted run bit for bit."""
 
-import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import torch
 
 STEPS = 14
 EPOCH = 7
@@ -41,23 +39,13 @@ CASES = {
 
 
 @pytest.fixture(scope="module", params=CASES)
-def whole(request, warm, tools, parity_dir, tmp_path_factory):
+def whole(request, warm, make):
     """An uninterrupted run that saved after every iteration: (tiny, case, its folder)."""
     case = CASES[request.param]
-    tiny = tools["make_tricky"](tmp_path_factory.mktemp("whole"), parity_dir, case.kind)
+    tiny = make(case.kind)
     warm.train(tiny, *case.start(), "run.save_every_iters=1", processes=case.processes)
     (run,) = tiny.runs()
     return tiny, case, run
-
-
-def _logged(run: Path) -> list[tuple]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [(line["step"], line["loss"], line["lr"]) for line in lines]
-
-
-def _final(run: Path) -> dict:
-    content = torch.load(run / "checkpoint_1.pth", weights_only=True)
-    return {key: value for key, value in content.items() if key != "config"}
 
 
 def _of_case(run: Path, step: int) -> Path:
@@ -70,9 +58,9 @@ def test_resume_from_a_path_repeats_the_rest_in_a_new_folder(step, whole, warm, 
     options = (f"run.resume_ckpt_path={_of_case(run, step)}", f"run.output_dir={tmp_path}")
     warm.train(tiny, *case.start(), *options, processes=case.processes)
     (resumed,) = tmp_path.iterdir()
-    assert _logged(resumed) == _logged(run)[step:]
+    assert tools["logged"](resumed) == tools["logged"](run)[step:]
     assert (resumed / "log.txt").read_text().splitlines() == (run / "log.txt").read_text().splitlines()[step // EPOCH :]
-    assert tools["alike"](_final(resumed), _final(run))
+    assert tools["alike"](tools["final"](resumed), tools["final"](run))
 
 
 def test_auto_goes_on_in_the_same_folder_and_logs_every_step_once(whole, warm, tools, tmp_path):
@@ -80,17 +68,15 @@ def test_auto_goes_on_in_the_same_folder_and_logs_every_step_once(whole, warm, t
     copy = shutil.copytree(run, tmp_path / run.name)
     for path in [*copy.glob("checkpoint_iter_1[0-3].*"), *copy.glob("checkpoint_1.*")]:
         path.unlink()
-    warm.train(
-        tiny, *case.start(), "run.resume_ckpt_path=auto", f"run.output_dir={tmp_path}", processes=case.processes
-    )
+    warm.train(tiny, *case.start(), "run.resume_ckpt_path=auto", f"run.output_dir={tmp_path}", processes=case.processes)
     assert list(tmp_path.iterdir()) == [copy]
-    assert [step for step, _, _ in _logged(copy)] == list(range(STEPS))
-    assert _logged(copy) == _logged(run)
+    assert [step for step, _, _ in tools["logged"](copy)] == list(range(STEPS))
+    assert tools["logged"](copy) == tools["logged"](run)
     assert (copy / "log.txt").read_text() == (run / "log.txt").read_text()
-    assert tools["alike"](_final(copy), _final(run))
+    assert tools["alike"](tools["final"](copy), tools["final"](run))
 
 
-def test_data_of_the_case_has_bad_samples(whole):
+def test_data_of_the_case_has_bad_samples(whole, tools):
     _, _, run = whole
-    state = _final(run)["state"]["ranks"][0]["data"]["counts"]
+    state = tools["final"](run)["state"]["ranks"][0]["data"]["counts"]
     assert all(bad > 0 for _, bad in state.values())
