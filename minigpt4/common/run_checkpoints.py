@@ -21,6 +21,7 @@ from minigpt4.common.errors import WeightsError
 log = logging.getLogger(__name__)
 
 ITERATION_PATTERN = "checkpoint_iter_*.pth"
+TEMPORARY_PATTERN = ".checkpoint_*.tmp"
 BEST = "checkpoint_best.pth"
 
 
@@ -30,33 +31,49 @@ def card_path(checkpoint: Path) -> Path:
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any], card: Mapping[str, Any]) -> None:
-    """Write file and card, each by temporary file, fsync and rename, the card last.
+    """Write file and card as temporary files, then rename them, the card last.
 
-    Raises WeightsError if the disk refuses; what was there before stays whole.
+    Raises WeightsError if the disk refuses; what was there before, even under this name, stays whole.
     """
+    new, new_card = _temporary(path), _temporary(card_path(path))
     try:
-        card_path(path).unlink(missing_ok=True)  # from here on an older file of this name does not count as new
-        _write(path, lambda file: torch.save(dict(content), file))
-        text = json.dumps({**card, "file": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}, indent=2)
-        _write(card_path(path), lambda file: file.write(text.encode()))
+        _write(new, lambda file: torch.save(dict(content), file))
+        text = json.dumps({**card, "file": path.name, "bytes": new.stat().st_size, "sha256": _sha256(new)}, indent=2)
+        _write(new_card, lambda file: file.write(text.encode()))
+        card_path(path).unlink(missing_ok=True)  # an older card must not stand beside the new file
+        _rename(new, path)
+        _rename(new_card, card_path(path))
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
         raise WeightsError(
             f"{path}: could not be saved: {error}. Earlier checkpoints are untouched; free some space and go on "
             "with run.resume_ckpt_path=auto"
         ) from error
+    finally:
+        new.unlink(missing_ok=True)
+        new_card.unlink(missing_ok=True)
+
+
+def drop_leftovers(folder: Path) -> None:
+    """Delete the temporary files of a process that was killed while it saved."""
+    for path in folder.glob(TEMPORARY_PATTERN):
+        log.info("%s was left by a save that did not end; it is deleted", path)
+        path.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _write(path: Path, write: Callable[[Any], Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _rename(old: Path, new: Path) -> None:
+    old.replace(new)
+    _sync_folder(new.parent)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -78,11 +95,14 @@ def amend_card(path: Path, **facts: Any) -> None:
     card = read_card(path)
     if card is None:
         return
-    text = json.dumps(card | facts, indent=2)
+    new = _temporary(card_path(path))
     try:
-        _write(card_path(path), lambda file: file.write(text.encode()))
+        _write(new, lambda file: file.write(json.dumps(card | facts, indent=2).encode()))
+        _rename(new, card_path(path))
     except OSError as error:
         raise WeightsError(f"{card_path(path)}: could not be written: {error}") from error
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -109,11 +129,15 @@ def newest_checkpoint(output_dir: Path, job_name: str) -> Path | None:
     """
     found = []
     for path in output_dir.glob("*/checkpoint_*.pth"):
-        card = read_card(path) if path.name != BEST else None
-        if card is not None and card.get("job_name") == job_name:
-            found.append((card["run_started"], card["iteration"], path))
-    for _, _, path in sorted(found, reverse=True):
-        if read_card(path)["sha256"] == _sha256(path):
+        if path.name == BEST:
+            continue
+        card = read_card(path)
+        if card is None:
+            log.warning("%s has no card that can be read: half written or not of a run; it is passed over", path)
+        elif card.get("job_name") == job_name:
+            found.append((card.get("run_started") or "", card.get("iteration", 0), path, card["sha256"]))
+    for _, _, path, sha256 in sorted(found, reverse=True):
+        if sha256 == _sha256(path):
             return path
         log.warning("%s is damaged and is passed over", path)
     return None

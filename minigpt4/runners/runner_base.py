@@ -17,7 +17,14 @@ from minigpt4.common.errors import MiniGPT4Error, RunError
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.common.rng import rng_state, set_rng_state
-from minigpt4.common.run_checkpoints import BEST, amend_card, drop_old, read_card, save_checkpoint
+from minigpt4.common.run_checkpoints import (
+    BEST,
+    amend_card,
+    drop_leftovers,
+    drop_old,
+    read_card,
+    save_checkpoint,
+)
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
 from minigpt4.common.signals import StopRequest
@@ -199,6 +206,8 @@ class RunnerBase:
 
     def resume(self) -> None:
         """Go on from `run.resume_ckpt_path`, if it is set."""
+        if self.processes.is_main:
+            drop_leftovers(self.folder)
         if not self.run.resume_ckpt_path:
             self.run_log.begin()
             return
@@ -206,8 +215,9 @@ class RunnerBase:
         resumed = state.resume(path, self.model, self.processes.rank, self.processes.world_size)
         self.updater.load_state(resumed.optimizer, resumed.scaler)
         self.position = resumed.position
+        if resumed.data is not None:
+            self.loader.load_state_dict(resumed.data)
         if resumed.rank is not None:
-            self.loader.load_state_dict(resumed.rank["data"])
             self.updater.load_pending(resumed.rank["pending"])
             self.run_log.load_state_dict(resumed.rank["log"])
             set_rng_state(resumed.rank["rng"])

@@ -39,7 +39,10 @@ class Resumed:
     optimizer: dict[str, Any]
     scaler: dict[str, Any] | None
     rank: dict[str, Any] | None
-    """This rank's random state, data position and pending gradients; None if the file has none."""
+    """This rank's random state, pending gradients and log; None if the file has none or has other ranks."""
+
+    data: dict[str, Any] | None
+    """Position in the data, None if the file has none; the loader finds out itself whether it is of other ranks."""
 
 
 def content(
@@ -93,11 +96,17 @@ def resume(path: Path, model: nn.Module, rank: int, world_size: int) -> Resumed:
     state = saved.get("state")
     if state is None:
         log.warning("%s holds no random state and no data position: the run goes on at the next epoch", path)
-        return Resumed(Position(saved["epoch"] + 1), saved["optimizer"], saved.get("scaler"), None)
+        return Resumed(Position(saved["epoch"] + 1), saved["optimizer"], saved.get("scaler"), None, None)
     ranks = state["ranks"]
-    if len(ranks) != world_size:
+    same = len(ranks) == world_size
+    if not same:
         log.warning(
-            "%s was saved by %d processes, this run has %d: the order of samples changes", path, len(ranks), world_size
+            "%s was saved by %d processes, this run has %d: it goes on with the same weights and optimizer, but the "
+            "order of the samples changes, and gradients that waited for an update are lost",
+            path,
+            len(ranks),
+            world_size,
         )
-    own = ranks[rank] if len(ranks) == world_size else None
-    return Resumed(Position(**state["position"]), saved["optimizer"], saved.get("scaler"), own)
+    own = ranks[rank] if same else None
+    data = ranks[rank if same else 0]["data"]
+    return Resumed(Position(**state["position"]), saved["optimizer"], saved.get("scaler"), own, data)

@@ -115,7 +115,7 @@ class Updater:
         """This rank's gradients between two updates, None if there are none."""
         if not self.pending:
             return None
-        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        gradients = {name: p.grad.cpu() for name, p in self.parameters.items() if p.grad is not None}
         return {"gradients": gradients, "tokens": self._tokens, "ids": [str(id_) for id_ in self._ids]}
 
     def load_pending(self, state: Mapping[str, Any] | None) -> None:

@@ -1,0 +1,105 @@
+"""Kills at any moment, crashes and errors of one rank: nothing is lost, nothing hangs."""
+
+import random
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from minigpt4.common.run_checkpoints import newest_checkpoint, read_card, read_checkpoint
+
+AUTO = "run.resume_ckpt_path=auto"
+SAVING = ("run.save_every_iters=1", "run.keep_last=3", "run.iters_per_epoch=40")
+PHASES = ("half a file", "before the new file", "new file without card")
+
+
+def _compare(run: Path, whole: Path, tools) -> None:
+    assert tools["alike"](tools["final"](run), tools["final"](whole))
+    assert tools["logged"](run) == tools["logged"](whole)
+    assert (run / "log.txt").read_text() == (whole / "log.txt").read_text()
+
+
+def _iterations(tiny) -> int:
+    """Iterations in the checkpoint that `auto` takes, which must be whole."""
+    newest = newest_checkpoint(tiny.output, "minigpt4") if tiny.output.exists() else None
+    if newest is None:
+        return 0
+    read_checkpoint(newest)
+    return read_card(newest)["iteration"]
+
+
+def _kill_in(run, phase: str, count: int) -> None:
+    """Kill -9 when the run is in this part of a save for the `count`-th time."""
+    run.wait_for(phase, count=count)
+    run.kill()
+    said = re.findall("slow disk: (.*)", run.text())
+    assert said[-1] == phase, "the kill came too late"
+
+
+def _kill_after(run, seconds: float) -> None:
+    """Kill -9 so long after training began."""
+    run.wait_for("Start training")
+    time.sleep(seconds)
+    run.kill()
+
+
+@pytest.mark.parametrize(
+    ("processes", "kills", "options"),
+    [(1, 20, ("run.num_workers=0",)), (2, 8, ("run.num_workers=1", "run.accum_grad_iters=3"))],
+)
+def test_kill_9_at_random_moments_loses_nothing(processes, kills, options, warm, make, tools):
+    chance = random.Random(processes)
+    undisturbed, tiny = make("mixed"), tools["plug_in"](make("mixed"), "slow_disk")
+    warm.train(undisturbed, *options, *SAVING, processes=processes)
+    done = 0
+    for kill in range(kills):
+        run = warm.start(tiny, *options, *SAVING, AUTO, processes=processes)
+        if kill % 2:
+            _kill_after(run, chance.uniform(0, 0.4))
+        else:
+            _kill_in(run, PHASES[kill // 2 % len(PHASES)], chance.randint(1, 3))
+        before, done = done, _iterations(tiny)
+        assert done >= before
+    warm.train(tiny, *options, *SAVING, AUTO, processes=processes)
+    folder = max(tiny.runs(), key=lambda path: len(list(path.iterdir())))
+    _compare(folder, undisturbed.runs()[0], tools)
+    assert not list(folder.glob(".*"))
+
+
+def test_kill_9_of_one_rank_ends_the_others_and_auto_goes_on(warm, make, tools):
+    tiny = make("json")
+    options = ("run.iters_per_epoch=40", "run.save_every_iters=1")
+    run = warm.start(tiny, *options, processes=2)
+    run.wait_for("[ 5/40]")
+    run.send(signal.SIGKILL, rank=1)
+    statuses = run.wait()
+    assert statuses[0] not in (0, None)
+    assert statuses[1] == -signal.SIGKILL
+    assert _iterations(tiny) >= 5
+    warm.train(tiny, *options, AUTO, processes=2)
+    other = make("json")
+    warm.train(other, *options, processes=2)
+    _compare(tiny.runs()[0], other.runs()[0], tools)
+
+
+def test_rank_that_crashes_once_is_started_again_by_torchrun(warm, make, tools):
+    options = ("run.save_every_iters=2", "run.num_workers=1", "run.accum_grad_iters=3")
+    undisturbed, tiny = make("mixed"), tools["plug_in"](make("mixed"), "failing", task="crashing_once")
+    warm.train(undisturbed, *options, processes=2)
+    launcher = ("--max-restarts", "1")
+    result = tiny.train(*options, AUTO, processes=2, launcher=launcher, env={"FAIL_AT": "6"})
+    assert "Going on from" in result.stderr
+    (run,) = tiny.runs()
+    _compare(run, undisturbed.runs()[0], tools)
+
+
+def test_error_of_one_rank_ends_the_whole_run_with_its_message(make, tools):
+    tiny = tools["plug_in"](make("json"), "failing", task="raising")
+    began = time.monotonic()
+    process = tiny.start(processes=2, env={"FAIL_AT": "3"})
+    output, _ = process.communicate(timeout=90)
+    assert process.returncode != 0
+    assert "ValueError: the step of rank 1 is broken" in output
+    assert time.monotonic() - began < 60
