@@ -19,14 +19,16 @@ def wait(what):
     time.sleep(SECONDS)
 
 
-def slow_save(content, file):
+def slow_save(content, file, **options):
+    if options:  # not a checkpoint: a tensor on its way to another process
+        return fast_save(content, file, **options)
     memory = io.BytesIO()
     fast_save(content, memory)
     whole = memory.getvalue()
     file.write(whole[: len(whole) // 2])
     file.flush()
     wait("half a file")
-    file.write(whole[len(whole) // 2 :])
+    return file.write(whole[len(whole) // 2 :])
 
 
 def slow_replace(old, new):
