@@ -81,7 +81,7 @@ def start_processes(device: str = "cuda", distributed: bool = True, dist_url: st
         raise ConfigError(f"run.distributed: False, but {world_size} processes were launched; start one or set it True")
     dist.init_process_group(
         backend="nccl" if chosen.type == "cuda" else "gloo",
-        init_method=dist_url,
+        store=_store(dist_url, rank, world_size),
         rank=rank,
         world_size=world_size,
         timeout=START_TIMEOUT,
@@ -93,6 +93,19 @@ def stop_processes() -> None:
     """Leave the group; no collective, so it is safe after an error on one rank."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _store(dist_url: str, rank: int, world_size: int) -> dist.Store:
+    """Where the processes find each other.
+
+    torchrun keeps one store over all its restarts, with the addresses of processes that have died: each restart
+    needs names of its own. With several nodes torchrun's count of restarts differs between them, so there
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has to make it start a new store.
+    """
+    store, _, _ = next(dist.rendezvous(dist_url, rank, world_size, timeout=START_TIMEOUT))
+    one_node = os.environ.get("LOCAL_WORLD_SIZE") == str(world_size)
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_node else "0"
+    return dist.PrefixStore(f"start_{restarts}", store)
 
 
 def _from_environment() -> tuple[int, int, int]:

@@ -20,7 +20,7 @@ def wait(what):
 
 
 def slow_save(content, file, **options):
-    if isinstance(file, io.BytesIO):  # a tensor on its way to another process, not a checkpoint
+    if options:  # not a checkpoint: a tensor on its way to another process
         return fast_save(content, file, **options)
     memory = io.BytesIO()
     fast_save(content, memory)
