@@ -144,7 +144,7 @@ class RunnerBase:
         set_rng_state(before)
         self.run_log.validation(self.position.epoch - 1, result.loss, result.shown, **result.scores)
         best = self.position.best
-        if best is None or result.loss < best:
+        if math.isfinite(result.loss) and (best is None or result.loss < best):
             self.position.best = result.loss
             self._save(BEST)
         if self.processes.is_main:
@@ -239,9 +239,10 @@ class RunnerBase:
         run, names = self.run, self.updater.parameters
         log.info("number of trainable parameters: %d", sum(p.numel() for p in names.values()))
         log.info("Trained: %s", _summary(names))
-        updates = run.max_epoch * math.ceil(run.iters_per_epoch / run.accum_grad_iters)
-        samples = self.cfg.batch_size() * self.processes.world_size * run.accum_grad_iters
-        log.info("%s steps x %d = %s samples", f"{updates:,}", samples, _millions(updates * samples))
+        updates, size = self._updates(), self.cfg.batch_size() * self.processes.world_size * run.accum_grad_iters
+        samples = min(updates * size, run.max_epoch * run.iters_per_epoch * size // run.accum_grad_iters)
+        times = "x" if samples == updates * size else "x up to"
+        log.info("%s steps %s %d = %s samples", f"{updates:,}", times, size, _millions(samples))
         if self._lacks_scaler():
             log.warning(
                 "The frozen model computes in fp16, but no gradient scaler is active: small gradients are lost. Set "
@@ -253,6 +254,13 @@ class RunnerBase:
         """Whether gradients pass 16-bit floats of small range without being scaled."""
         half = any(p.dtype == torch.float16 for p in self.model.parameters())
         return half and not self.updater.scaler.is_enabled()
+
+    def _updates(self) -> int:
+        """Optimizer steps of the whole run; with the published sum what is left at its end makes none."""
+        run = self.run
+        if run.accum_loss == "sum":
+            return run.max_epoch * run.iters_per_epoch // run.accum_grad_iters
+        return run.max_epoch * math.ceil(run.iters_per_epoch / run.accum_grad_iters)
 
     # Parts that a subclass may build in another way
 

@@ -67,9 +67,11 @@ class Updater:
             with self.autocast():
                 output = self.step(self.model, samples)
             loss, tokens = output["loss"], output["num_tokens"]
+            detached = loss.detach()
             weight = tokens / TOKEN_UNIT if self.run.accum_loss == "mean" else 1.0
-            self.scaler.scale(loss * weight).backward()
-        detached = loss.detach()
+            # NaN if the loss is not finite, else 0: such a loss can have a finite gradient, and every rank must skip it
+            poison = detached - detached
+            self.scaler.scale(loss * (weight + poison)).backward()
         self._tokens += tokens
         self._bad_losses += (~detached.isfinite()).float()
         self._ids += samples.get("image_id") or []

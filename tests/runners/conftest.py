@@ -1,5 +1,6 @@
 """Whole runs of `train.py` on tiny weights: as processes of their own, alone or under torchrun."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -130,6 +132,44 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     """Bit for bit."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture(scope="session")
+def building() -> ModuleType:
+    """The module `building.py`, which builds runners inside this process."""
+    spec = importlib.util.spec_from_file_location("building", Path(__file__).with_name("building.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def validated(tmp_path_factory: pytest.TempPathFactory, parity_dir: Path) -> Tiny:
+    """A tiny recipe whose dataset also has 5 validation samples, of very different lengths; others only read it."""
+    tiny = make_tiny(tmp_path_factory.mktemp("validated"), parity_dir)
+    records = [{"image_id": str(n), "caption": " ".join(CAPTIONS[: n + 1])} for n in range(5)]
+    (tiny.folder / "val.json").write_text(json.dumps(records))
+    recipe = tiny.recipe.read_text()
+    storage = f"{{storage: {tiny.folder}/cc_sbu_align}}"
+    both = f"{{storage: {tiny.folder}/cc_sbu_align, val_ann_path: {tiny.folder}/val.json}}"
+    recipe = recipe.replace(storage, both).replace("{name: blip2_image_train, image_size: 56}}", VISION)
+    tiny.recipe.write_text(recipe)
+    return tiny
+
+
+VISION = "{name: blip2_image_train, image_size: 56}, eval: {name: blip2_image_eval, image_size: 56}}"
+
+
+@pytest.fixture(scope="session")
+def two_ranks(validated: Tiny) -> list[dict]:
+    """What the scenarios of `two_ranks.py` returned, for rank 0 and rank 1."""
+    script = [str(Path(__file__).with_name("two_ranks.py")), str(validated.recipe), str(validated.folder)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    result = subprocess.run(
+        [*torchrun, *script], capture_output=True, text=True, timeout=300, env=environment(), cwd=validated.folder
+    )
+    assert result.returncode == 0, result.stderr[-6000:]
+    return [torch.load(validated.folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.fixture

@@ -1,0 +1,230 @@
+"""The reference's training runs through the real runner: every step, its logs, its checkpoints."""
+
+import fnmatch
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from minigpt4.models.loading import PUBLISHED_BUFFERS
+from minigpt4.runners import RunnerBase
+from minigpt4.tasks import ImageTextPretrainTask
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "data/parity/golden.json").read_text())
+RUNS = {run["name"]: run for run in GOLDEN["train"]["runs"]}
+PROJECTION = ("llama_proj.weight", "llama_proj.bias")
+ATOL = 2e-5
+FIRST_EPOCH = "train_main_checkpoint_0.pth"
+PUBLISHED_ENTRIES = {"model", "optimizer", "config", "scaler", "epoch"}
+
+
+class GoldenTask(ImageTextPretrainTask):
+    """Gives the model the prompt that the reference drew, and notes the weights before each step."""
+
+    def __init__(self) -> None:
+        self.norms: list[list[float]] = []
+
+    def train_step(self, model, samples):
+        model.prompt_list = [samples["prompt"]]
+        trained = model.trainable_parameters()
+        self.norms.append([trained[name].detach().double().norm().item() for name in PROJECTION])
+        return super().train_step(model, samples)
+
+
+@dataclass
+class Replay:
+    """A run of ours on the reference's batches."""
+
+    name: str
+    runner: RunnerBase
+    norms: list[list[float]]
+    groups: list[dict]
+    """Parameter groups before the first step, parameters by name."""
+
+    @property
+    def metrics(self) -> list[dict]:
+        return [json.loads(line) for line in (self.runner.folder / "metrics.jsonl").read_text().splitlines()]
+
+    @property
+    def golden(self) -> dict:
+        return RUNS[self.name]
+
+
+def _recipe(golden: dict, tiny, parity: Path) -> Path:
+    """The tiny recipe with the run's own settings."""
+    recipe = yaml.safe_load(tiny.recipe.read_text())
+    recipe["model"] |= {
+        "has_qformer": golden["has_qformer"],
+        "ckpt": str(parity / golden["init_ckpt"]),
+        "max_txt_len": GOLDEN["train"]["max_txt_len"],
+        "truncate_end_sym": True,
+    }
+    resume = golden["run"]["resume_ckpt_path"]
+    recipe["run"] = golden["run"] | {
+        "accum_loss": "sum",
+        "log_freq": 1,
+        "output_dir": str(tiny.output),
+        "resume_ckpt_path": resume and str(parity / resume),
+    }
+    tiny.recipe.write_text(yaml.safe_dump(recipe))
+    return tiny.recipe
+
+
+def _batches(tensors: dict[str, torch.Tensor]) -> list[dict]:
+    """The reference's batches, each with the prompt that it drew."""
+    train = GOLDEN["train"]
+    prompts = [train["prompt_template_arg"].format(prompt) for prompt in train["prompts_filtered"]]
+    return [
+        {
+            "image": torch.stack([tensors[f"images/img{index}/train"] for index in entry["image_pool_index"]]),
+            "answer": entry["answers"],
+            "image_id": entry["image_pool_index"],
+            "prompt": prompts[entry["prompt_choice"]],
+        }
+        for entry in train["batches"]
+    ]
+
+
+def _groups(runner: RunnerBase) -> list[dict]:
+    names = {id(p): name for name, p in runner.updater.parameters.items()}
+    return [
+        {**group, "params": [names[id(p)] for p in group["params"]]} for group in runner.updater.optimizer.param_groups
+    ]
+
+
+@pytest.fixture(scope="module")
+def replays(building, tools, parity_dir, golden_tensors, tmp_path_factory):
+    """Runs by name, each made once."""
+    made: dict[str, Replay] = {}
+
+    def replay(name: str) -> Replay:
+        if name not in made:
+            tiny = tools["make_tiny"](tmp_path_factory.mktemp(name), parity_dir, 1)
+            recipe, task = _recipe(RUNS[name], tiny, parity_dir), GoldenTask()
+            given = building.fed(_batches(golden_tensors)[RUNS[name]["first_batch"] :])
+            runner = building.build(recipe, runner=given, task=task)
+            made[name] = Replay(name, runner, task.norms, _groups(runner))
+            assert runner.train()
+        return made[name]
+
+    return replay
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def replay(request, replays) -> Replay:
+    return replays(request.param)
+
+
+@pytest.fixture(scope="module")
+def main(replays) -> Replay:
+    return replays("main")
+
+
+def _near(actual, expected: torch.Tensor, *, atol: float = ATOL, rtol: float = 0.0) -> None:
+    torch.testing.assert_close(torch.as_tensor(actual, dtype=expected.dtype), expected, atol=atol, rtol=rtol)
+
+
+# Step by step
+
+
+def test_loss_of_every_step_is_the_references(replay, golden_tensors):
+    _near([line["loss"] for line in replay.metrics], golden_tensors[f"train/{replay.name}/loss"])
+
+
+def test_rate_of_every_step_is_the_references(replay, golden_tensors):
+    _near([line["lr"] for line in replay.metrics], golden_tensors[f"train/{replay.name}/lr"], atol=0, rtol=1e-12)
+
+
+def test_weights_before_every_step_have_the_references_norms(replay, golden_tensors):
+    _near(replay.norms, golden_tensors[f"train/{replay.name}/weight_norm_before_step"])
+
+
+def test_final_weights_are_the_references(replay, golden_tensors):
+    trained = replay.runner.model.trainable_parameters()
+    _near(trained["llama_proj.weight"].detach(), golden_tensors[f"train/{replay.name}/final_llama_proj_weight"])
+    _near(trained["llama_proj.bias"].detach(), golden_tensors[f"train/{replay.name}/final_llama_proj_bias"])
+
+
+def test_parameter_groups_at_the_start_are_the_references(replay):
+    expected = replay.golden["param_groups_at_start"]
+    found = [{key: group[key] for key in want} for group, want in zip(replay.groups, expected, strict=True)]
+    assert [{**group, "betas": list(group["betas"])} for group in found] == expected
+
+
+def test_log_txt_holds_the_references_means(replay):
+    lines = [json.loads(line) for line in (replay.runner.folder / "log.txt").read_text().splitlines()]
+    expected = replay.golden["log_txt"]
+    assert [{key: line[key] for key in want} for line, want in zip(lines, expected, strict=True)] == expected
+
+
+def test_resumed_run_begins_at_the_second_epoch(replays):
+    lines = replays("resume_after_epoch0").metrics
+    assert (lines[0]["epoch"], lines[0]["iteration"], lines[0]["step"], len(lines)) == (1, 0, 10, 10)
+
+
+# Checkpoints
+
+
+@pytest.fixture(scope="module")
+def saved(main) -> dict:
+    """Our checkpoint after the first epoch."""
+    return torch.load(main.runner.folder / "checkpoint_0.pth", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def published(parity_dir) -> dict:
+    """The reference's."""
+    return torch.load(parity_dir / FIRST_EPOCH, weights_only=True)
+
+
+def test_checkpoint_has_the_published_entries_and_one_for_exact_resume(saved):
+    assert set(saved) == PUBLISHED_ENTRIES | {"state"}
+    assert saved["epoch"] == 0
+    assert saved["scaler"] is None
+
+
+def test_checkpoint_holds_the_published_weights_without_the_buffers(saved, published):
+    kept = {
+        name: tensor
+        for name, tensor in published["model"].items()
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in PUBLISHED_BUFFERS)
+    }
+    assert set(kept) == set(saved["model"]) == set(PROJECTION)
+    for name, tensor in kept.items():
+        assert saved["model"][name].dtype == tensor.dtype
+        _near(saved["model"][name], tensor)
+
+
+def test_optimizer_state_has_the_published_layout_and_numbers(saved, published):
+    ours, theirs = saved["optimizer"], published["optimizer"]
+    assert ours["state"].keys() == theirs["state"].keys()
+    for index, state in theirs["state"].items():
+        assert ours["state"][index].keys() == state.keys()
+        for key, tensor in state.items():
+            _near(ours["state"][index][key], tensor, atol=1e-5)
+    implementation = {"fused", "foreach"}
+    for group, want in zip(ours["param_groups"], theirs["param_groups"], strict=True):
+        assert want.keys() <= group.keys()
+        assert {key: group[key] for key in want.keys() - implementation - {"lr"}} == {
+            key: want[key] for key in want.keys() - implementation - {"lr"}
+        }
+        assert group["lr"] == pytest.approx(want["lr"], rel=1e-12)
+
+
+def test_config_in_the_checkpoint_is_the_merged_one(saved, main):
+    assert set(saved["config"]) >= {"model", "datasets", "run"}
+    assert saved["config"]["run"]["init_lr"] == main.golden["run"]["init_lr"]
+    assert set(GOLDEN["checkpoints"][FIRST_EPOCH]["config_keys"]["run"]) <= set(saved["config"]["run"])
+
+
+def test_original_torch_optimizer_takes_our_state(saved):
+    parameters = [torch.nn.Parameter(saved["model"][name].clone()) for name in PROJECTION]
+    optimizer = torch.optim.AdamW([{"params": [p]} for p in parameters], lr=1.0)
+    optimizer.load_state_dict(saved["optimizer"])
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert all(optimizer.state[parameter]["step"] == 11 for parameter in parameters)

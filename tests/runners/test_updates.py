@@ -1,0 +1,225 @@
+"""Updates from micro-batches: accumulation, clipping, what processes exchange, what is trained."""
+
+import copy
+import logging
+import math
+
+import pytest
+import torch
+
+from minigpt4.common.errors import RunError
+from minigpt4.tasks import ImageTextPretrainTask
+
+UPDATES = 3
+PROJECTION = [[96], [96, 48]]
+
+
+def _distance(first: dict, second: dict) -> float:
+    """Largest relative difference, by norm."""
+    return max(((first[name] - second[name]).norm() / first[name].norm()).item() for name in first)
+
+
+def _run(building, tiny, batches, *options, task=None):
+    """A built runner on these batches, one epoch of them, without prompts."""
+    lengths = ("run.max_epoch=1", f"run.iters_per_epoch={len(batches)}", building.WITHOUT_PROMPTS)
+    options = (*building.CONSTANT_RATE, *options)
+    return building.build(tiny.recipe, *lengths, *options, runner=building.fed(batches), task=task)
+
+
+def _gradients(runner) -> list[dict[str, torch.Tensor]]:
+    """The gradients of every optimizer step, filled while the runner trains."""
+    steps = []
+
+    def note(*_):
+        steps.append({name: p.grad.clone() for name, p in runner.updater.parameters.items()})
+
+    runner.updater.optimizer.register_step_pre_hook(note)
+    return steps
+
+
+# How an update is cut
+
+
+@pytest.fixture(scope="module")
+def alone(building, validated):
+    """The run that `two_ranks` made with two processes, made by one: 3 updates of 4 micro-batches."""
+    runner = _run(building, validated, building.cut(0, 1, 4, UPDATES), "run.accum_grad_iters=4")
+    runner.train()
+    return building.trained(runner)
+
+
+@pytest.mark.parametrize("cut", ["two_micro_batches", "double_batch"])
+def test_update_does_not_depend_on_processes_and_accumulation(two_ranks, alone, cut):
+    for rank in two_ranks:
+        assert _distance(alone, rank[cut]["weights"]) < 1e-6
+
+
+def test_one_large_batch_makes_the_same_update(building, validated, alone):
+    runner = _run(building, validated, building.cut(0, 1, 1, UPDATES))
+    runner.train()
+    assert _distance(alone, building.trained(runner)) < 1e-6
+
+
+def test_published_sum_depends_on_the_cut(building, validated, alone):
+    runner = _run(building, validated, building.cut(0, 1, 4, UPDATES), "run.accum_grad_iters=4", "run.accum_loss=sum")
+    runner.train()
+    assert _distance(alone, building.trained(runner)) > 1e-6
+
+
+def test_mean_makes_a_shorter_update_at_the_end_of_an_epoch(building, validated):
+    batches = building.cut(0, 1, 1, 5)
+    runner = _run(building, validated, batches, "run.accum_grad_iters=3")
+    steps = _gradients(runner)
+    before, model = [], runner.model
+
+    def weights(*_):
+        before.append(copy.deepcopy(model.llama_proj.state_dict()))
+
+    runner.updater.optimizer.register_step_pre_hook(weights)
+    runner.train()
+    assert len(steps) == 2
+    model.llama_proj.load_state_dict(before[1])
+    losses = [model(batch) for batch in batches[3:]]
+    tokens = sum(output["num_tokens"] for output in losses)
+    sum(output["loss"] * output["num_tokens"] / tokens for output in losses).backward()
+    assert _distance(steps[1], {name: p.grad for name, p in runner.updater.parameters.items()}) < 1e-6
+
+
+def test_published_sum_carries_the_rest_of_an_epoch_into_the_next(building, validated):
+    options = ("run.accum_grad_iters=3", "run.accum_loss=sum", "run.max_epoch=2", "run.iters_per_epoch=4")
+    runner = _run(building, validated, [building.batch(2 * n, 2) for n in range(8)], *options)
+    steps = _gradients(runner)
+    runner.train()
+    assert len(steps) == 2  # after iterations 2 of both epochs, as published: the second holds four micro-batches
+    assert runner.updater.pending
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("run.accum_grad_iters=5",), "4 steps x 10 = 40 samples"),
+        (("run.accum_grad_iters=3",), "8 steps x up to 6 = 40 samples"),
+        (("run.accum_grad_iters=3", "run.accum_loss=sum"), "6 steps x 6 = 36 samples"),
+    ],
+)
+def test_start_counts_steps_and_samples(building, validated, caplog, options, line):
+    runner = building.build(validated.recipe, *options)
+    with caplog.at_level(logging.INFO):
+        runner._announce()
+    runner.loader.close()
+    assert line in caplog.messages
+
+
+# What processes exchange
+
+
+def test_only_trained_parameters_are_exchanged(two_ranks):
+    for _, buckets in two_ranks[0]["double_batch"]["exchanged"]:
+        assert sorted(buckets) == PROJECTION
+
+
+def test_gradients_are_exchanged_once_an_update(two_ranks):
+    for rank in two_ranks:
+        run = rank["two_micro_batches"]
+        assert [iteration for iteration, _ in run["exchanged"]] == [1, 3, 5]
+        assert run["collectives_in_backward"] == [0, 1] * UPDATES
+
+
+def test_start_broadcasts_trained_weights_and_leaves_frozen_ones_alone(two_ranks):
+    first, second = (rank["start"] for rank in two_ranks)
+    equal = {name for name in first if first[name] == second[name]}
+    parameters = {name for name in first if "inv_freq" not in name and "position_ids" not in name}
+    assert equal & parameters == {"llama_proj.weight", "llama_proj.bias"}
+
+
+def test_text_without_image_on_one_rank_holds_nobody_up(two_ranks):
+    first, second = (rank["text_only"] for rank in two_ranks)
+    assert first["finished"]
+    assert second["finished"]
+    assert _distance(first["weights"], second["weights"]) == 0
+
+
+def test_ranks_draw_prompts_of_their_own_and_keep_equal_weights(two_ranks):
+    first, second = (rank["prompts_by_rank"] for rank in two_ranks)
+    assert first["drawn"] != second["drawn"]
+    assert _distance(first["weights"], second["weights"]) == 0
+
+
+# What is trained
+
+
+def test_training_changes_the_projection_and_nothing_else_under_ddp(two_ranks):
+    for rank in two_ranks:
+        assert sorted(rank["double_batch"]["changed"]) == ["llama_proj.bias", "llama_proj.weight"]
+
+
+def test_training_changes_no_frozen_weight(building, validated):
+    runner = building.build(validated.recipe, "run.max_epoch=1", "run.iters_per_epoch=3")
+    before = building.digests(runner.model)
+    runner.train()
+    after = building.digests(runner.model)
+    assert sorted(name for name in before if before[name] != after[name]) == ["llama_proj.bias", "llama_proj.weight"]
+
+
+def test_trained_qformer_changes_and_the_rest_does_not(building, validated, parity_dir):
+    whole = ("model.freeze_qformer=False", "model.ckpt=null", "run.max_epoch=1", "run.iters_per_epoch=3")
+    runner = building.build(validated.recipe, *whole)
+    before = building.digests(runner.model)
+    trained = {id(p) for p in runner.model.trainable_parameters().values()}
+    names = {name for name, p in runner.model.named_parameters() if id(p) in trained}
+    runner.train()
+    after = building.digests(runner.model)
+    assert {name for name in before if before[name] != after[name]} == names
+    assert {name.split(".")[0] for name in names} == {"Qformer", "llama_proj"}
+
+
+# Clipping
+
+
+def _expected_gradients(runner, samples, max_norm) -> dict[str, torch.Tensor]:
+    """Of the runner's first step, by torch's own clipping."""
+    model = copy.deepcopy(runner.model)
+    with runner.updater.autocast():
+        loss = model(samples)["loss"]
+    runner.updater.scaler.scale(loss).backward()
+    parameters = model.trainable_parameters()
+    for parameter in parameters.values():
+        parameter.grad.div_(runner.updater.scaler.get_scale())
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(parameters.values(), max_norm)
+    return {name: p.grad for name, p in parameters.items()}
+
+
+@pytest.mark.parametrize("max_norm", [None, 0.5, 1e9])
+@pytest.mark.parametrize("amp", [False, True])
+def test_gradient_is_clipped_as_by_torch_after_unscaling(building, validated, max_norm, amp):
+    samples = building.batch(0, 2)
+    options = ("run.max_grad_norm=null" if max_norm is None else f"run.max_grad_norm={max_norm}", f"run.amp={amp}")
+    runner = _run(building, validated, [samples], *options)
+    expected, steps = _expected_gradients(runner, samples, max_norm), _gradients(runner)
+    runner.train()
+    assert _distance(expected, steps[0]) < (1e-3 if amp else 1e-6)
+    norm = math.sqrt(sum(gradient.double().pow(2).sum().item() for gradient in steps[0].values()))
+    assert norm == pytest.approx(0.5, rel=1e-3) if max_norm == 0.5 else norm > 5
+
+
+def test_no_clipping_is_the_default(building, validated):
+    assert building.read(validated.recipe).run.max_grad_norm is None
+
+
+# Errors
+
+
+class _Hungry(ImageTextPretrainTask):
+    def train_step(self, model, samples):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_full_gpu_memory_is_an_error_with_proposals(building, validated):
+    runner = _run(building, validated, [building.batch(0, 2)], task=_Hungry())
+    with pytest.raises(RunError) as caught:
+        runner.train()
+    text = str(caught.value)
+    assert "Tried to allocate 2.00 GiB" in text
+    for proposal in ("batch_size", "run.accum_grad_iters", "model.llm_grad_checkpoint: True", "llm_precision: nf4"):
+        assert proposal in text

@@ -1,0 +1,237 @@
+"""What two processes do together; `torchrun --nproc-per-node 2 two_ranks.py RECIPE FOLDER` runs all of it.
+
+Every function named `scenario_...` is one run, of the real runner; what it returns is saved by rank for the tests.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from building import CONSTANT_RATE, WITHOUT_PROMPTS, batch, build, cut, digests, fed, trained
+from torch import Tensor, nn
+
+from minigpt4.common.distributed import Processes, start_processes, stop_processes
+from minigpt4.tasks import ImageTextPretrainTask
+
+UPDATES = 3
+FAULTY = 2
+"""Iteration at which rank 1 fails, of 5."""
+
+
+class FaultyTask(ImageTextPretrainTask):
+    """One iteration goes wrong on rank 1."""
+
+    def __init__(self, rank: int, fault: Callable[[Tensor, nn.Module], Tensor], at: int = FAULTY) -> None:
+        self.rank, self.fault, self.at = rank, fault, at
+        self.done = 0
+
+    def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> dict[str, Any]:
+        output = super().train_step(model, samples)
+        if self.rank == 1 and self.done == self.at:
+            output = {**output, "loss": self.fault(output["loss"], model)}
+        self.done += 1
+        return output
+
+
+def nan_loss(loss: Tensor, model: nn.Module) -> Tensor:
+    return loss * float("nan")
+
+
+def nan_added(loss: Tensor, model: nn.Module) -> Tensor:
+    """The gradient of this loss is finite."""
+    return loss + float("nan")
+
+
+def infinite_gradient(loss: Tensor, model: nn.Module) -> Tensor:
+    """The loss stays as it is."""
+    weight = model.module.llama_proj.weight
+    handle = weight.register_hook(lambda gradient: (handle.remove(), gradient * float("inf"))[1])
+    return loss
+
+
+def _accumulated(recipe: Path, processes: Processes, accumulation: int) -> dict[str, Any]:
+    """Runs `UPDATES` updates and notes the gradient exchanges of every iteration."""
+    options = [*CONSTANT_RATE, WITHOUT_PROMPTS, "run.max_epoch=1", f"run.iters_per_epoch={UPDATES * accumulation}"]
+    options.append(f"run.accum_grad_iters={accumulation}")
+    given = fed(cut(processes.rank, processes.world_size, accumulation, UPDATES))
+    runner = build(recipe, *options, runner=given, processes=processes)
+    exchanged: list[tuple[int, list[list[int]]]] = []
+
+    def exchange(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        exchanged.append((runner.position.iteration, [list(p.shape) for p in bucket.parameters()]))
+        average = bucket.buffer().div_(processes.world_size)
+        return dist.all_reduce(average, async_op=True).get_future().then(lambda done: done.value()[0])
+
+    runner.updater.model.register_comm_hook(None, exchange)
+    before = digests(runner.model)
+    with collectives() as counted:
+        original, per_iteration = runner.updater.backward, []
+
+        def backward(*arguments: Any, **keys: Any) -> Tensor:
+            count = len(counted)
+            loss = original(*arguments, **keys)
+            per_iteration.append(len(counted) - count)
+            return loss
+
+        runner.updater.backward = backward
+        runner.train()
+    return {
+        "weights": trained(runner),
+        "exchanged": exchanged,
+        "collectives_in_backward": per_iteration,
+        "changed": [name for name, digest in digests(runner.model).items() if digest != before[name]],
+    }
+
+
+@contextmanager
+def collectives() -> Any:
+    """The calls of `dist.all_reduce` in this block."""
+    calls, original = [], dist.all_reduce
+
+    def counting(tensor: Tensor, *arguments: Any, **keys: Any) -> Any:
+        calls.append(tensor.numel())
+        return original(tensor, *arguments, **keys)
+
+    dist.all_reduce = counting
+    try:
+        yield calls
+    finally:
+        dist.all_reduce = original
+
+
+def scenario_two_micro_batches(recipe: Path, processes: Processes) -> dict[str, Any]:
+    return _accumulated(recipe, processes, 2)
+
+
+def scenario_double_batch(recipe: Path, processes: Processes) -> dict[str, Any]:
+    return _accumulated(recipe, processes, 1)
+
+
+def scenario_prompts_by_rank(recipe: Path, processes: Processes) -> dict[str, Any]:
+    """Prompts are drawn: what each rank drew."""
+    drawn = []
+
+    class Noting(ImageTextPretrainTask):
+        def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> dict[str, Any]:
+            import random
+
+            state = random.getstate()
+            drawn.append(random.choice(model.module.prompt_list))
+            random.setstate(state)
+            return super().train_step(model, samples)
+
+    given = fed([batch(0, 2)] * 8)
+    runner = build(recipe, "run.max_epoch=1", "run.iters_per_epoch=8", runner=given, task=Noting(), processes=processes)
+    runner.train()
+    return {"drawn": drawn, "weights": trained(runner)}
+
+
+def scenario_start(recipe: Path, processes: Processes) -> dict[str, Any]:
+    """Rank 1 begins with other weights, trained and frozen: which of them does rank 0 replace?"""
+
+    class Perturbed(ImageTextPretrainTask):
+        def build_model(self, *arguments: Any) -> nn.Module:
+            model = super().build_model(*arguments)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(processes.rank)
+            return model
+
+    return digests(build(recipe, task=Perturbed(), processes=processes).model)
+
+
+def scenario_text_only(recipe: Path, processes: Processes) -> dict[str, Any]:
+    """Rank 1 has no image in the middle batch."""
+    batches = [batch(2 * number, 2) for number in range(3)]
+    if processes.rank == 1:
+        del batches[1]["image"]
+    options = (WITHOUT_PROMPTS, "run.max_epoch=1", "run.iters_per_epoch=3")
+    runner = build(recipe, *options, runner=fed(batches), processes=processes)
+    return {"finished": runner.train(), "weights": trained(runner)}
+
+
+def _faulty(
+    recipe: Path, processes: Processes, fault: Callable[[Tensor, nn.Module], Tensor], *options: str
+) -> dict[str, Any]:
+    """5 iterations, the third of them bad on rank 1."""
+    batches = [batch(100 * processes.rank + 2 * number, 2) for number in range(5)]
+    return _five(recipe, processes, batches, FaultyTask(processes.rank, fault), *options)
+
+
+def _five(recipe: Path, processes: Processes, batches: list, task: Any, *options: str) -> dict[str, Any]:
+    lengths = ("run.max_epoch=1", f"run.iters_per_epoch={len(batches)}", WITHOUT_PROMPTS, *CONSTANT_RATE)
+    runner = build(recipe, *lengths, *options, runner=fed(batches), task=task, processes=processes)
+    original, scales, weights = runner.updater.update, [runner.updater.scaler.get_scale()], [trained(runner)]
+
+    def update() -> None:
+        original()
+        scales.append(runner.updater.scaler.get_scale())
+        weights.append(trained(runner))
+
+    runner.updater.update = update
+    runner.train()
+    return {
+        "weights": weights,
+        "scales": scales,
+        "skipped": runner.updater.finite.skipped,
+        "folder": str(runner.folder),
+        "adam_steps": [int(state["step"]) for state in runner.updater.optimizer.state.values()],
+    }
+
+
+def scenario_nan_loss(recipe: Path, processes: Processes) -> dict[str, Any]:
+    return _faulty(recipe, processes, nan_loss)
+
+
+def scenario_nan_added(recipe: Path, processes: Processes) -> dict[str, Any]:
+    return _faulty(recipe, processes, nan_added)
+
+
+def scenario_infinite_gradient(recipe: Path, processes: Processes) -> dict[str, Any]:
+    return _faulty(recipe, processes, infinite_gradient)
+
+
+def scenario_nan_in_first_micro_batch(recipe: Path, processes: Processes) -> dict[str, Any]:
+    return _faulty(recipe, processes, nan_loss, "run.accum_grad_iters=2")
+
+
+def scenario_nan_with_published_sum(recipe: Path, processes: Processes) -> dict[str, Any]:
+    return _faulty(recipe, processes, nan_loss, "run.accum_loss=sum")
+
+
+def scenario_nan_fp16(recipe: Path, processes: Processes) -> dict[str, Any]:
+    return _faulty(recipe, processes, nan_loss, "run.amp=True")
+
+
+def scenario_without_the_faulty_batch(recipe: Path, processes: Processes) -> dict[str, Any]:
+    """What a skipped update must be equal to."""
+    batches = [batch(100 * processes.rank + 2 * number, 2) for number in range(5) if number != FAULTY]
+    return _five(recipe, processes, batches, ImageTextPretrainTask())
+
+
+def scenario_validation(recipe: Path, processes: Processes) -> dict[str, Any]:
+    """5 validation samples in batches of 2: three on rank 0, two on rank 1."""
+    runner = build(recipe, "run.valid_splits=[val]", "run.iters_per_epoch=2", processes=processes)
+    runner.train()
+    return {"folder": str(runner.folder), "seen": [len(list(loader)) for loader in runner.valid_loaders]}
+
+
+def main(recipe: str, folder: str) -> None:
+    """Run the scenarios one after another and save what they return."""
+    processes = start_processes("cpu")
+    results = {
+        name.removeprefix("scenario_"): scenario(Path(recipe), processes)
+        for name, scenario in globals().items()
+        if name.startswith("scenario_")
+    }
+    torch.save(results, Path(folder) / f"rank{processes.rank}.pt")
+    processes.wait()
+    stop_processes()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
