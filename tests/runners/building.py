@@ -19,7 +19,26 @@ from minigpt4.tasks import BaseTask
 ALONE = Processes(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 CONSTANT_RATE = ("run.lr_sched=linear_warmup_step_lr", "run.warmup_steps=0", "run.warmup_lr=-1")
 WITHOUT_PROMPTS = "model.prompt_path=null"
-WORDS = "a small brown dog runs along the quiet river and two people watch it from the old bridge".split()
+WORDS = [
+    "a",
+    "small",
+    "brown",
+    "dog",
+    "runs",
+    "along",
+    "the",
+    "quiet",
+    "river",
+    "and",
+    "two",
+    "people",
+    "watch",
+    "it",
+    "from",
+    "the",
+    "old",
+    "bridge",
+]
 
 
 def read(recipe: Path, *options: str) -> Experiment:
