@@ -45,12 +45,19 @@ def save_checkpoint(path: Path, content: Mapping[str, Any], card: Mapping[str, A
         _rename(new_card, card_path(path))
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
         raise WeightsError(
-            f"{path}: could not be saved: {error}. Earlier checkpoints are untouched; free some space and go on "
-            "with run.resume_ckpt_path=auto"
+            f"{path}: could not be saved: {_cause(error)}. Earlier checkpoints are untouched; free some space and go "
+            "on with run.resume_ckpt_path=auto"
         ) from error
     finally:
         new.unlink(missing_ok=True)
         new_card.unlink(missing_ok=True)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The system's own error; torch hides it behind "unexpected pos 640 vs 534"."""
+    while not isinstance(error, OSError) and error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def drop_leftovers(folder: Path) -> None:

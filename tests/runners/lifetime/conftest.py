@@ -78,9 +78,9 @@ def logged(run: Path) -> list[tuple]:
     return [(line["step"], line["loss"], line["lr"]) for line in lines]
 
 
-def final(run: Path, epoch: int = 1) -> dict:
-    """Content of the checkpoint of an epoch, all but the configuration."""
-    content = torch.load(run / f"checkpoint_{epoch}.pth", weights_only=True)
+def final(run: Path, name: str = "checkpoint_1.pth") -> dict:
+    """Content of the last checkpoint, all but the configuration."""
+    content = torch.load(run / name, weights_only=True)
     return {key: value for key, value in content.items() if key != "config"}
 
 

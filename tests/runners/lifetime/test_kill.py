@@ -47,7 +47,7 @@ def _kill_after(run, seconds: float) -> None:
 
 @pytest.mark.parametrize(
     ("processes", "kills", "options"),
-    [(1, 20, ("run.num_workers=0",)), (2, 8, ("run.num_workers=1", "run.accum_grad_iters=3"))],
+    [(1, 20, ("run.num_workers=0",)), (2, 6, ("run.num_workers=1", "run.accum_grad_iters=3"))],
 )
 def test_kill_9_at_random_moments_loses_nothing(processes, kills, options, warm, make, tools):
     chance = random.Random(processes)
