@@ -19,26 +19,7 @@ from minigpt4.tasks import BaseTask
 ALONE = Processes(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 CONSTANT_RATE = ("run.lr_sched=linear_warmup_step_lr", "run.warmup_steps=0", "run.warmup_lr=-1")
 WITHOUT_PROMPTS = "model.prompt_path=null"
-WORDS = [
-    "a",
-    "small",
-    "brown",
-    "dog",
-    "runs",
-    "along",
-    "the",
-    "quiet",
-    "river",
-    "and",
-    "two",
-    "people",
-    "watch",
-    "it",
-    "from",
-    "the",
-    "old",
-    "bridge",
-]
+TEXT = "a small brown dog runs along the quiet river and two people watch it from the old bridge"
 
 
 def read(recipe: Path, *options: str) -> Experiment:
@@ -100,7 +81,7 @@ def batch(first: int, count: int, size: int = 56) -> dict[str, Any]:
     """The samples `first`, `first + 1`, ...: images that depend on the number, answers of very different lengths."""
     numbers = range(first, first + count)
     images = [torch.randn(3, size, size, generator=torch.Generator().manual_seed(number)) for number in numbers]
-    answers = [" ".join(WORDS[: 1 + number * 7 % len(WORDS)]) for number in numbers]
+    answers = [TEXT[: 3 + number * 29 % len(TEXT)] for number in numbers]
     return {"image": torch.stack(images), "answer": answers, "image_id": [str(number) for number in numbers]}
 
 
