@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,14 @@ class FiniteWatch:
                 f"{self.in_a_row} updates in a row were not finite and were skipped; their samples are in {self.path}. "
                 "With fp16 try run.amp_dtype: bf16; look at the samples; lower run.init_lr."
             )
+
+    def state_dict(self) -> dict[str, int]:
+        """Counts so far; settle first."""
+        return {"updates": self.updates, "skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Count on from there."""
+        self.updates, self.skipped, self.in_a_row = state["updates"], state["skipped"], state["in_a_row"]
 
     def _report(self, flags: _Flags, bad_loss: bool) -> None:
         where = "loss" if bad_loss else "gradient"

@@ -177,6 +177,7 @@ class RunnerBase:
             "rng": rng_state(),
             "data": self.loader.state_dict(),
             "pending": self.updater.pending_state(),
+            "finite": self.updater.finite.state_dict(),
             "log": self.run_log.state_dict(),
         }
         ranks = self.processes.gather(own)
@@ -219,6 +220,7 @@ class RunnerBase:
             self.loader.load_state_dict(resumed.data)
         if resumed.rank is not None:
             self.updater.load_pending(resumed.rank["pending"])
+            self.updater.finite.load_state_dict(resumed.rank["finite"])
             self.run_log.load_state_dict(resumed.rank["log"])
             set_rng_state(resumed.rank["rng"])
         self.run_log.begin(self.position.epoch, self.position.iteration, path)

@@ -91,3 +91,13 @@ def test_damaged_newest_checkpoint_is_passed_over_by_auto_and_refused_by_its_pat
     assert f"{damaged} is damaged and is passed over" in again.text()
     assert f"Going on from {run / 'checkpoint_iter_12.pth'} at epoch 1, iteration 5" in again.text()
     assert tools["alike"](tools["final"](run), whole)
+
+
+def test_count_of_updates_that_were_not_finite_goes_on(warm, make, tools):
+    tiny = tools["plug_in"](make("json"), "not_finite", task="not_finite")
+    options = ("run.save_every_iters=1", "run.max_nonfinite_steps=5")
+    warm.train(tiny, *options, "run.iters_per_epoch=3", "run.max_epoch=1")
+    run = warm.start(tiny, *options, "run.iters_per_epoch=3", "run.max_epoch=4", AUTO)
+    assert run.wait() == [2]
+    assert "update 4 was skipped: its loss is not finite (4 so far)" in run.text()
+    assert "5 updates in a row were not finite" in run.text()
