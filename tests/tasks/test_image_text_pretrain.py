@@ -69,8 +69,7 @@ def test_training_draws_from_all_prompts(model, samples):
 
 def test_validation_always_uses_the_first_prompt(model, samples):
     losses = {TASK.valid_step(model, samples)["loss"].item() for _ in range(8)}
-    assert losses == {pytest.approx(_loss(model, samples, model.prompt_list[0]), abs=1e-6)}
-    assert len(losses) == 1
+    assert losses == {_loss(model, samples, model.prompt_list[0])}
 
 
 def test_validation_needs_no_gradient_and_leaves_the_prompts(model, samples):
