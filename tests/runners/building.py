@@ -90,6 +90,17 @@ def trained(runner: RunnerBase) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in runner.model.trainable_parameters().items()}
 
 
+def gradients(runner: RunnerBase) -> list[dict[str, torch.Tensor]]:
+    """The gradients of every optimizer step, filled while the runner trains."""
+    steps: list[dict[str, torch.Tensor]] = []
+
+    def note(*_: Any) -> None:
+        steps.append({name: p.grad.clone() for name, p in runner.updater.parameters.items()})
+
+    runner.updater.optimizer.register_step_pre_hook(note)
+    return steps
+
+
 def digests(model: nn.Module) -> dict[str, str]:
     """A hash of every parameter and buffer."""
     return {

@@ -26,17 +26,6 @@ def _run(building, tiny, batches, *options, task=None):
     return building.build(tiny.recipe, *lengths, *options, runner=building.fed(batches), task=task)
 
 
-def _gradients(runner) -> list[dict[str, torch.Tensor]]:
-    """The gradients of every optimizer step, filled while the runner trains."""
-    steps = []
-
-    def note(*_):
-        steps.append({name: p.grad.clone() for name, p in runner.updater.parameters.items()})
-
-    runner.updater.optimizer.register_step_pre_hook(note)
-    return steps
-
-
 # How an update is cut
 
 
@@ -44,32 +33,41 @@ def _gradients(runner) -> list[dict[str, torch.Tensor]]:
 def alone(building, validated):
     """The run that `two_ranks` made with two processes, made by one: 3 updates of 4 micro-batches."""
     runner = _run(building, validated, building.cut(0, 1, 4, UPDATES), "run.accum_grad_iters=4")
+    steps = building.gradients(runner)
     runner.train()
-    return building.trained(runner)
+    return {"weights": building.trained(runner), "gradients": steps}
 
 
 @pytest.mark.parametrize("cut", ["two_micro_batches", "double_batch"])
 def test_update_does_not_depend_on_processes_and_accumulation(two_ranks, alone, cut):
     for rank in two_ranks:
-        assert _distance(alone, rank[cut]["weights"]) < 1e-6
+        assert _distance(alone["weights"], rank[cut]["weights"]) < 1e-6
+
+
+@pytest.mark.parametrize("cut", ["two_micro_batches", "double_batch"])
+def test_gradient_does_not_depend_on_processes_and_accumulation(two_ranks, alone, cut):
+    """AdamW hides a constant factor, but `max_grad_norm` would not."""
+    for rank in two_ranks:
+        for expected, found in zip(alone["gradients"], rank[cut]["gradients"], strict=True):
+            assert _distance(expected, found) < 1e-5
 
 
 def test_one_large_batch_makes_the_same_update(building, validated, alone):
     runner = _run(building, validated, building.cut(0, 1, 1, UPDATES))
     runner.train()
-    assert _distance(alone, building.trained(runner)) < 1e-6
+    assert _distance(alone["weights"], building.trained(runner)) < 1e-6
 
 
 def test_published_sum_depends_on_the_cut(building, validated, alone):
     runner = _run(building, validated, building.cut(0, 1, 4, UPDATES), "run.accum_grad_iters=4", "run.accum_loss=sum")
     runner.train()
-    assert _distance(alone, building.trained(runner)) > 1e-6
+    assert _distance(alone["weights"], building.trained(runner)) > 1e-6
 
 
 def test_mean_makes_a_shorter_update_at_the_end_of_an_epoch(building, validated):
     batches = building.cut(0, 1, 1, 5)
     runner = _run(building, validated, batches, "run.accum_grad_iters=3")
-    steps = _gradients(runner)
+    steps = building.gradients(runner)
     before, model = [], runner.model
 
     def weights(*_):
@@ -88,7 +86,7 @@ def test_mean_makes_a_shorter_update_at_the_end_of_an_epoch(building, validated)
 def test_published_sum_carries_the_rest_of_an_epoch_into_the_next(building, validated):
     options = ("run.accum_grad_iters=3", "run.accum_loss=sum", "run.max_epoch=2", "run.iters_per_epoch=4")
     runner = _run(building, validated, [building.batch(2 * n, 2) for n in range(8)], *options)
-    steps = _gradients(runner)
+    steps = building.gradients(runner)
     runner.train()
     assert len(steps) == 2  # after iterations 2 of both epochs, as published: the second holds four micro-batches
     assert runner.updater.pending
@@ -196,7 +194,7 @@ def test_gradient_is_clipped_as_by_torch_after_unscaling(building, validated, ma
     samples = building.batch(0, 2)
     options = ("run.max_grad_norm=null" if max_norm is None else f"run.max_grad_norm={max_norm}", f"run.amp={amp}")
     runner = _run(building, validated, [samples], *options)
-    expected, steps = _expected_gradients(runner, samples, max_norm), _gradients(runner)
+    expected, steps = _expected_gradients(runner, samples, max_norm), building.gradients(runner)
     runner.train()
     assert _distance(expected, steps[0]) < (1e-3 if amp else 1e-6)
     norm = math.sqrt(sum(gradient.double().pow(2).sum().item() for gradient in steps[0].values()))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from building import CONSTANT_RATE, WITHOUT_PROMPTS, batch, build, cut, digests, fed, trained
+from building import CONSTANT_RATE, WITHOUT_PROMPTS, batch, build, cut, digests, fed, gradients, trained
 from torch import Tensor, nn
 
 from minigpt4.common.distributed import Processes, start_processes, stop_processes
@@ -67,7 +67,7 @@ def _accumulated(recipe: Path, processes: Processes, accumulation: int) -> dict[
         return dist.all_reduce(average, async_op=True).get_future().then(lambda done: done.value()[0])
 
     runner.updater.model.register_comm_hook(None, exchange)
-    before = digests(runner.model)
+    before, steps = digests(runner.model), gradients(runner)
     with collectives() as counted:
         original, per_iteration = runner.updater.backward, []
 
@@ -81,6 +81,7 @@ def _accumulated(recipe: Path, processes: Processes, accumulation: int) -> dict[
         runner.train()
     return {
         "weights": trained(runner),
+        "gradients": steps,
         "exchanged": exchanged,
         "collectives_in_backward": per_iteration,
         "changed": [name for name, digest in digests(runner.model).items() if digest != before[name]],
