@@ -118,12 +118,12 @@ class WarmRun:
                 self.statuses[rank] = self.server.ask({"poll": pid})
         return None in self.statuses
 
-    def wait_for(self, text: str, count: int = 1) -> None:
-        """Until the log holds the text so many times; fails if the run ends before."""
+    def wait_for(self, text: str) -> None:
+        """Until the log holds the text; fails if the run ends before."""
 
         def seen() -> bool:
             alive = self.alive()
-            found = self.text().count(text) >= count
+            found = text in self.text()
             assert found or alive, f"ended without {text!r}: {self.text()[-4000:]}"
             return found
 

@@ -1,7 +1,6 @@
 """Kills at any moment, crashes and errors of one rank: nothing is lost, nothing hangs."""
 
 import random
-import re
 import signal
 import time
 from pathlib import Path
@@ -30,12 +29,11 @@ def _iterations(tiny) -> int:
     return read_card(newest)["iteration"]
 
 
-def _kill_in(run, phase: str, count: int) -> None:
-    """Kill -9 when the run is in this part of a save for the `count`-th time."""
-    run.wait_for(phase, count=count)
-    run.kill()
-    said = re.findall("slow disk: (.*)", run.text())
-    assert said[-1] == phase, "the kill came too late"
+def _hold(tiny, kill: int, chance: random.Random) -> str | None:
+    """Have every second start held in a part of a save; returns the part."""
+    hold, part = tiny.folder / "hold", PHASES[kill // 2 % len(PHASES)]
+    hold.write_text("" if kill % 2 else f"{part} {chance.randint(1, 3)}")
+    return None if kill % 2 else part
 
 
 def _kill_after(run, seconds: float) -> None:
@@ -55,13 +53,16 @@ def test_kill_9_at_random_moments_loses_nothing(processes, kills, options, warm,
     warm.train(undisturbed, *options, *SAVING, processes=processes)
     done = 0
     for kill in range(kills):
+        part = _hold(tiny, kill, chance)
         run = warm.start(tiny, *options, *SAVING, AUTO, processes=processes)
-        if kill % 2:
+        if part is None:
             _kill_after(run, chance.uniform(0, 0.4))
         else:
-            _kill_in(run, PHASES[kill // 2 % len(PHASES)], chance.randint(1, 3))
+            run.wait_for(f"held: {part}")
+            run.kill()
         before, done = done, _iterations(tiny)
         assert done >= before
+    (tiny.folder / "hold").unlink()
     warm.train(tiny, *options, *SAVING, AUTO, processes=processes)
     folder = max(tiny.runs(), key=lambda path: len(list(path.iterdir())))
     _compare(folder, undisturbed.runs()[0], tools)
@@ -97,9 +98,10 @@ def test_rank_that_crashes_once_is_started_again_by_torchrun(warm, make, tools):
 
 def test_error_of_one_rank_ends_the_whole_run_with_its_message(make, tools):
     tiny = tools["plug_in"](make("json"), "failing", task="raising")
-    began = time.monotonic()
     process = tiny.start(processes=2, env={"FAIL_AT": "3"})
-    output, _ = process.communicate(timeout=90)
+    try:
+        output, _ = process.communicate(timeout=90)
+    finally:
+        process.terminate()
     assert process.returncode != 0
     assert "ValueError: the step of rank 1 is broken" in output
-    assert time.monotonic() - began < 60
