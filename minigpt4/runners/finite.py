@@ -90,5 +90,8 @@ class FiniteWatch:
         where = "loss" if bad_loss else "gradient"
         log.warning("update %d was skipped: its %s is not finite (%d so far)", flags.update, where, self.skipped)
         record = {"update": flags.update, "rank": self.rank, "what": where, "image_ids": [str(i) for i in flags.ids]}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            log.warning("%s: cannot be written (%s); its samples: %s", self.path, error.strerror, record["image_ids"])
