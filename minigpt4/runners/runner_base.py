@@ -241,6 +241,8 @@ class RunnerBase:
         run, names = self.run, self.updater.parameters
         log.info("number of trainable parameters: %d", sum(p.numel() for p in names.values()))
         log.info("Trained: %s", _summary(names))
+        frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
+        log.info("Frozen: %s", _summary(frozen) or "nothing")
         updates, size = self._updates(), self.cfg.batch_size() * self.processes.world_size * run.accum_grad_iters
         samples = min(updates * size, run.max_epoch * run.iters_per_epoch * size // run.accum_grad_iters)
         times = "x" if samples == updates * size else "x up to"

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt4.evaluation import METRICS, score_captions
+from minigpt4.tasks.image_text_pretrain import CAPTION_TOKENS
+
 EPOCHS = 3
 LEARNING = ("run.valid_splits=[val]", f"run.max_epoch={EPOCHS}", "run.iters_per_epoch=2", "run.init_lr=0.01")
 
@@ -132,3 +135,51 @@ def test_captions_of_validation_images_are_in_the_log(building, validated, caplo
     said = runner.task.caption(runner.model.eval(), next(iter(runner.valid_loaders[0]))["image"])
     assert (first, second) == (f"  0: {said[0]}", f"  1: {said[1]}")
     assert said[0]
+
+
+# Scored captions
+
+SCORED = ("run.valid_splits=[val]", "run.max_epoch=1", "run.iters_per_epoch=2", "run.valid_captions=5")
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    """Caption metrics of the only epoch, from `log.txt`."""
+    lines = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    (line,) = [line for line in lines if "val_loss" in line]
+    return {name: line[f"val_{name}"] for name in METRICS}
+
+
+def _scores_by_hand(runner) -> dict[str, float]:
+    """Greedy captions of all validation images, one at a time, scored together."""
+    said, wanted = {}, {}
+    model = runner.model.eval()
+    for samples in runner.valid_loaders[0]:
+        for image, image_id, answer in zip(samples["image"], samples["image_id"], samples["answer"], strict=True):
+            (said[image_id],) = model.generate(
+                image[None], [model.prompt_list[0]], max_new_tokens=CAPTION_TOKENS, stop=[model.end_sym]
+            )
+            wanted[image_id] = [answer]
+    return score_captions(said, wanted)
+
+
+def test_captions_are_scored_as_by_hand_and_noted_in_the_card(building, validated):
+    runner = building.build(validated.recipe, *SCORED)
+    runner.train()
+    scores = _scores(runner.folder)
+    assert scores == pytest.approx(_scores_by_hand(runner), rel=1e-9)
+    card = json.loads((runner.folder / "checkpoint_0.json").read_text())
+    assert {name: card[name] for name in METRICS} == scores
+    assert card["valid_loss"] == _losses(runner.folder)[0]
+
+
+def test_scores_are_the_same_for_one_and_two_processes(validated):
+    found = []
+    for processes in (1, 2):
+        # One update of rate almost 0: both runs validate the same weights.
+        options = (*SCORED, "run.iters_per_epoch=1", "run.init_lr=1e-12", "run.min_lr=0", "run.warmup_lr=-1")
+        output = validated.folder / f"scored_{processes}"
+        validated.train(*options, f"run.output_dir={output}", processes=processes)
+        (run,) = output.iterdir()
+        found.append(_scores(run))
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    assert max(found[0].values()) > 0
