@@ -10,6 +10,7 @@ and epochs count as in the published recipes, with three traits that users' logs
 """
 
 import math
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from minigpt4.common.registry import registry
@@ -33,7 +34,7 @@ def step_lr(epoch: int, init_lr: float, min_lr: float, decay_rate: float) -> flo
     return max(min_lr, init_lr * decay_rate**epoch)
 
 
-class _Schedule:
+class _Schedule(ABC):
     """What both schedules share; the runner gives each of them the same arguments.
 
     Args:
@@ -68,9 +69,9 @@ class _Schedule:
         self.warmup_start_lr = init_lr if no_ramp else warmup_start_lr
         self.decay_rate = 1.0 if decay_rate is None else decay_rate
 
+    @abstractmethod
     def lr_at(self, cur_epoch: int, cur_step: int) -> float:
         """Rate at iteration `cur_step` of epoch `cur_epoch`, both counted from 0."""
-        raise NotImplementedError
 
     def step(self, cur_epoch: int, cur_step: int) -> None:
         """Write the rate to every parameter group; called before each forward pass."""

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.models.beam_search import BeamSearch
+from minigpt4.models.beam_search import BeamSearch, _Pool
 from minigpt4.models.generation import Decoding, generate_ids
 from minigpt4.models.llm import load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
@@ -217,3 +217,24 @@ def test_logits_that_are_not_finite_are_an_error(llm, tokenizer, prompts):
     model.lm_head.weight.data.fill_(float("nan"))
     with pytest.raises(MiniGPT4Error, match="not finite"):
         generate_ids(model, tokenizer, *left_pad(prompts), Decoding(num_beams=2))
+
+
+# By hand, where transformers 5 decides otherwise (docs/design.md, "Generation")
+
+BOS, WORD, END = 1, 5, 2
+
+
+def test_cut_answer_beats_an_ended_one_by_hand():
+    pool = _Pool(size=2, length_penalty=1.0)
+    pool.add([BOS, END], -2.0, length=1)  # bos and no token before the end: -2.0 / 1
+    pool.add([BOS, WORD], -2.1, length=2)  # bos and one token: -2.1 / 2 = -1.05; transformers 5: -2.1 / 1
+    assert pool.best() == [BOS, WORD]
+    assert [score for score, _ in pool.entries] == pytest.approx([-1.05, -2.0])
+
+
+def test_row_goes_on_where_the_best_candidate_may_still_win_by_hand():
+    pool = _Pool(size=1, length_penalty=1.0)
+    pool.add([BOS, WORD, END], -2.2, length=2)  # -1.1
+    # Two tokens so far, -3.0 together: -3.0 / 3 = -1.0 may still win; transformers 5 stops at -3.0 / 2 = -1.5.
+    assert not pool.is_settled(-3.0, length=3)
+    assert pool.is_settled(-3.0, length=2)

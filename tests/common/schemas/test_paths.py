@@ -77,20 +77,20 @@ def test_complete_configuration_passes():
 @pytest.mark.parametrize(
     ("path", "expanded"),
     [
-        ("~/vicuna-7b", "/home/me/vicuna-7b"),
-        (Path("~/x.pth"), Path("/home/me/x.pth")),
-        ("~/shards/{00..09}.tar", "/home/me/shards/{00..09}.tar"),
+        ("~/vicuna-7b", "/users/me/vicuna-7b"),
+        (Path("~/x.pth"), Path("/users/me/x.pth")),
+        ("~/shards/{00..09}.tar", "/users/me/shards/{00..09}.tar"),
         ("https://example.org/~me/x.pth", "https://example.org/~me/x.pth"),
         ("weights/x.pth", "weights/x.pth"),
     ],
 )
 def test_tilde_is_the_home_directory(monkeypatch, path, expanded):
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/users/me")
     assert expand_home(path) == expanded
 
 
 def test_tilde_is_expanded_in_path_fields_only(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/users/me")
     values = {"llm": "~/llm", "output": "~/out", "note": "~/note", "data": {"storage": "~/d"}}
     section = bind(Section, values, section="model", source="a.yaml")
-    assert section == Section(llm="/home/me/llm", output="/home/me/out", note="~/note", data=Data("/home/me/d"))
+    assert section == Section(llm="/users/me/llm", output="/users/me/out", note="~/note", data=Data("/users/me/d"))
