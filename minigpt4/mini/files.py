@@ -1,0 +1,147 @@
+"""The mini world on disk, in the formats of the real data sets.
+
+data/mini/
+  stage1/{00000..}.tar              tar shards as img2dataset writes them: NNNNNNNNN.jpg, .json, .txt
+  cc_sbu_align/                     filter_cap.json and image/
+  flickr30k/                        flickr_annotations_30k.csv and flickr30k-images/
+  scenes_test.json                  what the test images really show, by image id
+  world.json                        sizes and seed; written last
+"""
+
+import csv
+import io
+import json
+import logging
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from minigpt4.mini.captions import alt_text, detailed_description, five_captions
+from minigpt4.mini.drawing import ATTRIBUTION, SIDE, draw
+from minigpt4.mini.scenes import Scene, sample_scene
+
+log = logging.getLogger(__name__)
+
+WORLD_FILE = "world.json"
+TRUTH_FILE = "scenes_test.json"
+_FORMAT = 1  # counts up when the same sizes and seed would give other files
+_JPEG_QUALITY = 90
+
+
+@dataclass(frozen=True)
+class WorldSize:
+    """How many scenes of each kind, and the seed of all of them."""
+
+    stage1: int = 3200
+    stage2: int = 600
+    flickr_train: int = 1600
+    flickr_val: int = 40
+    flickr_test: int = 100
+    per_shard: int = 800
+    seed: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.stage1 + self.stage2 + self.flickr_train + self.flickr_val + self.flickr_test
+
+
+def write_world(folder: Path, size: WorldSize) -> bool:
+    """Draw and write everything; False if `folder` holds this world already.
+
+    A world of other sizes, and one that was not finished, are written anew.
+    """
+    wanted = {"format": _FORMAT, **asdict(size)}
+    card = folder / WORLD_FILE
+    if card.is_file() and json.loads(card.read_text(encoding="utf-8")) == wanted:
+        return False
+    card.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tqdm(total=size.total, desc="Drawing scenes", unit=" scenes") as bar:
+        starts = np.cumsum([0, size.stage1, size.stage2])
+        _write_shards(_fresh(folder / "stage1"), _scenes("train", starts[0], size.stage1, size.seed, bar.update), size)
+        _write_detailed(
+            _fresh(folder / "cc_sbu_align"), _scenes("train", starts[1], size.stage2, size.seed, bar.update)
+        )
+        parts = [("train", starts[2], size.flickr_train), ("val", 0, size.flickr_val), ("test", 0, size.flickr_test)]
+        rows = [(part[0], scene) for part in parts for scene in _scenes(*part, size.seed, bar.update)]
+        truth = _write_flickr(_fresh(folder / "flickr30k"), rows)
+    _write_json(folder / TRUTH_FILE, truth)
+    (folder / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
+    _write_json(card, wanted)
+    return True
+
+
+def _scenes(split: str, first: int, count: int, seed: int, tick: Callable[[], object]) -> Iterator[Scene]:
+    for index in range(first, first + count):
+        yield sample_scene(split, int(index), seed)
+        tick()
+
+
+def _fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _jpeg(scene: Scene) -> bytes:
+    file = io.BytesIO()
+    draw(scene)[0].save(file, "JPEG", quality=_JPEG_QUALITY)
+    return file.getvalue()
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_shards(folder: Path, scenes: Iterator[Scene], size: WorldSize) -> None:
+    for number, shard in enumerate(_batched(scenes, size.per_shard)):
+        with tarfile.open(folder / f"{number:05d}.tar", "w") as file:
+            for place, scene in enumerate(shard):
+                _add_sample(file, f"{number:05d}{place:04d}", scene)
+
+
+def _batched(scenes: Iterator[Scene], count: int) -> Iterator[list[Scene]]:
+    while batch := list(islice(scenes, count)):
+        yield batch
+
+
+def _add_sample(shard: tarfile.TarFile, key: str, scene: Scene) -> None:
+    caption = alt_text(scene, np.random.default_rng([scene.seed]))
+    card = {"caption": caption, "key": key, "status": "success", "width": SIDE, "height": SIDE}
+    for ending, content in {"jpg": _jpeg(scene), "json": json.dumps(card).encode(), "txt": caption.encode()}.items():
+        entry = tarfile.TarInfo(f"{key}.{ending}")
+        entry.size = len(content)
+        shard.addfile(entry, io.BytesIO(content))
+
+
+def _write_detailed(folder: Path, scenes: Iterator[Scene]) -> None:
+    (folder / "image").mkdir()
+    annotations = []
+    for index, scene in enumerate(scenes):
+        (folder / "image" / f"{index}.jpg").write_bytes(_jpeg(scene))
+        annotations.append({"image_id": str(index), "caption": detailed_description(scene)})
+    _write_json(folder / "filter_cap.json", {"annotations": annotations})
+
+
+def _write_flickr(folder: Path, rows: list[tuple[str, Scene]]) -> dict[str, dict]:
+    """CSV and images; returns what the test images show, by image id."""
+    images = folder / "flickr30k-images"
+    images.mkdir()
+    truth = {}
+    with (folder / "flickr_annotations_30k.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["raw", "sentids", "split", "filename", "img_id"])
+        for number, (split, scene) in enumerate(rows):
+            image_id = f"{1_000_000 + number}"
+            (images / f"{image_id}.jpg").write_bytes(_jpeg(scene))
+            sentence_ids = json.dumps(list(range(5 * number, 5 * number + 5)))
+            writer.writerow([json.dumps(five_captions(scene)), sentence_ids, split, f"{image_id}.jpg", number])
+            if split == "test":
+                truth[image_id] = scene.record()
+    return truth

@@ -1,0 +1,243 @@
+"""How the shipped mini vision encoder and Q-Former were made: both learn to say what scenes show.
+
+The queries predict the words of `vision.words`, the patches of the ViT what they lie on (which makes the ViT learn many
+times faster); the two linear heads for that are thrown away. Shapes: B scenes, N patches, Q queries, W words.
+"""
+
+import io
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.layers import set_fused_attn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.mini import vision
+from minigpt4.mini.drawing import draw
+from minigpt4.mini.scenes import sample_scene
+from minigpt4.models.eva_vit import build_vision_encoder
+from minigpt4.models.qformer import build_qformer
+from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
+
+log = logging.getLogger(__name__)
+
+PRETRAINING_SEED = 1
+"""Seed of the scenes here; the quickstart's data sets use another one."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a pretraining run depends on; `steps` of `batch_size` scenes, drawn from `scenes` different ones."""
+
+    scenes: int = 60_000
+    steps: int = 6_000
+    batch_size: int = 48
+    lr: float = 1e-3
+    warmup_steps: int = 500
+    weight_decay: float = 0.05
+    test_scenes: int = 1_000
+    log_every: int = 100
+    save_every: int = 500
+    seed: int = PRETRAINING_SEED
+
+
+@dataclass(frozen=True)
+class DrawnScenes:
+    """Pictures (n, S, S, 3) uint8, patch ids (n, N) and word ids (n, Q) uint8."""
+
+    pictures: np.ndarray
+    patch_ids: np.ndarray
+    word_ids: np.ndarray
+
+    def batch(self, indices: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Normalised images (B, 3, S, S) float32, patch ids (B, N), word ids (B, Q) int64."""
+        image = torch.from_numpy(self.pictures[indices]).to(device).permute(0, 3, 1, 2).float() / 255
+        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
+        ids = (torch.from_numpy(ids[indices]).to(device).long() for ids in (self.patch_ids, self.word_ids))
+        return (image - mean) / std, *ids
+
+
+def _draw_one(task: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    scene = sample_scene(*task)
+    picture, pasted = draw(scene)
+    file = io.BytesIO()  # stage-1 shards hold JPEG files: the encoder should know their noise
+    picture.save(file, "JPEG", quality=90)
+    small = Image.open(file).resize((vision.IMAGE_SIZE, vision.IMAGE_SIZE), Image.Resampling.BICUBIC)
+    return np.asarray(small), vision.patch_ids(scene, pasted), vision.word_ids(scene)
+
+
+def draw_scenes(split: str, count: int, seed: int, processes: int) -> DrawnScenes:
+    """The first `count` scenes of a split as arrays; 37 KB each."""
+    side, grid = vision.IMAGE_SIZE, vision.IMAGE_SIZE // vision.PATCH_SIZE
+    drawn = DrawnScenes(
+        np.empty((count, side, side, 3), np.uint8),
+        np.empty((count, grid * grid), np.uint8),
+        np.empty((count, vision.QUERIES), np.uint8),
+    )
+    tasks = ((split, index, seed) for index in range(count))
+    with get_context("spawn").Pool(processes) as pool:
+        for index, parts in enumerate(pool.imap(_draw_one, tasks, chunksize=200)):
+            drawn.pictures[index], drawn.patch_ids[index], drawn.word_ids[index] = parts
+    return drawn
+
+
+class Pretrainer(nn.Module):
+    """Vision encoder, `ln_vision` and Q-Former as MiniGPT4 builds them, and two heads over the words."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        cfg = MiniGPT4Config(
+            image_size=vision.IMAGE_SIZE,
+            vit_config=dict(vision.VIT_SIZES),
+            qformer_config=dict(vision.QFORMER_SIZES),
+            num_query_token=vision.QUERIES,
+        )
+        self.vit = build_vision_encoder(cfg)
+        self.ln_vision = nn.LayerNorm(self.vit.num_features)
+        self.qformer = build_qformer(cfg, self.vit.num_features)
+        self.patch_head = nn.Linear(self.vit.num_features, len(vision.WORDS))
+        self.word_head = nn.Linear(self.qformer.hidden_size, len(vision.WORDS))
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+
+    def forward(self, image_B3SS: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of patches (B, N, W) and of queries (B, Q, W)."""
+        tokens_BND = self.ln_vision(self.vit(image_B3SS))
+        return self.patch_head(tokens_BND[:, 1:]), self.word_head(self.qformer(tokens_BND))
+
+    def save(self, vit_file: Path, qformer_file: Path) -> None:
+        """LAVIS's two files, 16 bits."""
+        vit = {name: p.detach().half().cpu() for name, p in self.vit.model.state_dict().items()}
+        blip2 = dict(self.qformer.lavis_parameters())
+        blip2 |= {f"ln_vision.{name}": p for name, p in self.ln_vision.named_parameters()}
+        torch.save(vit, vit_file)
+        torch.save({"model": {name: p.detach().half().cpu() for name, p in blip2.items()}}, qformer_file)
+
+
+def lr_at(step: int, settings: Settings) -> float:
+    """Linear warm-up, then cosine to zero."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    return settings.lr * 0.5 * (1 + np.cos(np.pi * done))
+
+
+def orders(settings: Settings, first_step: int) -> Iterator[np.ndarray]:
+    """Indices of each step's scenes from `first_step` on: passes over all scenes, each in an order of its own."""
+    steps_a_pass = settings.scenes // settings.batch_size
+    for step in range(first_step, settings.steps):
+        number, place = divmod(step, steps_a_pass)
+        if place == 0 or step == first_step:
+            order = np.random.default_rng([settings.seed, number]).permutation(settings.scenes)
+        yield order[place * settings.batch_size : (place + 1) * settings.batch_size]
+
+
+@torch.no_grad()
+def accuracy(model: Pretrainer, drawn: DrawnScenes, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Share of right words by kind of query, over the scenes where there is something to say."""
+    model.eval()
+    right = []
+    for start in range(0, len(drawn.pictures), 100):
+        image, _, ids = drawn.batch(np.arange(start, min(start + 100, len(drawn.pictures))), device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            right.append((model(image)[1].argmax(-1) == ids).cpu())
+    model.train()
+    hit_nQ, said_nQ = torch.cat(right).numpy(), drawn.word_ids != 0
+    parts = {
+        "background": slice(0, 1),
+        "layout": slice(1, 2),
+        "things": slice(2, None, 2),
+        "amounts": slice(3, None, 2),
+    }
+    return {name: round(float(hit_nQ[:, part][said_nQ[:, part]].mean()), 4) for name, part in parts.items()}
+
+
+def pretrain(settings: Settings, folder: Path, device: torch.device, dtype: torch.dtype, processes: int) -> dict:
+    """Train, or go on with what `folder` holds; returns the accuracies on scenes of new combinations.
+
+    Writes `state.pth` (to go on from), `log.jsonl`, and the two weights files at every save.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    log.info("Drawing %d scenes", settings.scenes + settings.test_scenes)
+    train = draw_scenes("train", settings.scenes, settings.seed, processes)
+    test = draw_scenes("test", settings.test_scenes, settings.seed, processes)
+    torch.manual_seed(settings.seed)
+    set_fused_attn(device.type != "cpu")  # on CPUs the backward pass of the fused one is slower
+    model = Pretrainer().to(device).train()
+    betas, decay = (0.9, 0.98), settings.weight_decay
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=betas, weight_decay=decay, fused=True)
+    step = _resume(folder, model, optimizer, device)
+    started, sums = time.monotonic(), torch.zeros(2)
+    for indices in orders(settings, step):
+        sums += _update(model, optimizer, train.batch(indices, device), lr_at(step, settings), dtype)
+        step += 1
+        if step % settings.log_every:
+            continue
+        patch_mean, word_mean = (sums / settings.log_every).tolist()
+        record = {"step": step, "patch_loss": round(patch_mean, 4), "word_loss": round(word_mean, 4)}
+        if step % settings.save_every == 0:
+            record |= accuracy(model, test, device, dtype)
+            _save(folder, model, optimizer, step)
+        _log(folder, record | {"seconds": round(time.monotonic() - started, 1)})
+        sums.zero_()
+    result = accuracy(model, test, device, dtype)
+    model.save(folder / vision.VIT_FILE.name, folder / vision.QFORMER_FILE.name)
+    facts = asdict(settings) | {"dtype": str(dtype).removeprefix("torch."), "accuracy": result}
+    (folder / "settings.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def _update(
+    model: Pretrainer,
+    optimizer: torch.optim.Optimizer,
+    batch: tuple[Tensor, Tensor, Tensor],
+    lr: float,
+    dtype: torch.dtype,
+) -> Tensor:
+    """One optimizer step; returns the two losses (2,), of patches and of queries, nats."""
+    image, patch_ids, word_ids = batch
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
+        patches, queries = model(image)
+        patch_loss = F.cross_entropy(patches.flatten(0, 1), patch_ids.flatten())
+        word_loss = F.cross_entropy(queries.flatten(0, 1), word_ids.flatten())
+    optimizer.zero_grad()
+    (patch_loss + word_loss).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return torch.stack((patch_loss, word_loss)).detach().float().cpu()
+
+
+def _log(folder: Path, record: dict) -> None:
+    log.info("%s", record)
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _resume(folder: Path, model: Pretrainer, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
+    path = folder / "state.pth"
+    if not path.is_file():
+        return 0
+    state = torch.load(path, map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    log.info("Going on after step %d of %s", state["step"], path)
+    return state["step"]
+
+
+def _save(folder: Path, model: Pretrainer, optimizer: torch.optim.Optimizer, step: int) -> None:
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    torch.save(state, folder / "state.tmp")
+    (folder / "state.tmp").replace(folder / "state.pth")
+    model.save(folder / vision.VIT_FILE.name, folder / vision.QFORMER_FILE.name)

@@ -1,0 +1,264 @@
+"""The whole method on the mini world: `bash quickstart.sh` runs this after the installation.
+
+    python -m minigpt4.mini.quickstart           # about ten minutes on two cores; run again to go on after a stop
+    python -m minigpt4.mini.quickstart --fast    # a small run, to see that everything works
+
+Draws the scenes, writes the language model, trains the three recipes by torchrun, captions the test scenes with every
+checkpoint, and reports. What is done is not done again. Everything is below data/mini and output/mini.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.common.run_checkpoints import card_path, newest_checkpoint
+from minigpt4.mini import commands
+from minigpt4.mini.files import WorldSize, write_world
+from minigpt4.mini.language_model import write_language_model
+from minigpt4.mini.precision import faster_precision
+from minigpt4.mini.progress import Progress
+from minigpt4.mini.report import write_report
+
+log = logging.getLogger(__name__)
+
+FAST_SIZE = WorldSize(stage1=160, stage2=48, flickr_train=64, flickr_val=8, flickr_test=8, per_shard=40)
+FAST_RUNS = {
+    "stage1": ["run.iters_per_epoch=12", "run.warmup_steps=2", "run.log_freq=2"],
+    "stage2": ["run.iters_per_epoch=6", "run.warmup_steps=2", "run.log_freq=2"],
+    "flickr30k": ["run.iters_per_epoch=3", "run.warmup_steps=2", "run.log_freq=1"],
+}
+EPOCHS = 5
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where things are, and how large they are to be."""
+
+    fast: bool
+    processes: int
+
+    @property
+    def data(self) -> Path:
+        return Path("data/mini/fast") if self.fast else Path("data/mini")
+
+    @property
+    def output(self) -> Path:
+        return Path("output/mini/fast") if self.fast else Path("output/mini")
+
+    @property
+    def llm(self) -> Path:
+        return Path("data/mini/smollm2-135m-instruct")
+
+    @property
+    def size(self) -> WorldSize:
+        return FAST_SIZE if self.fast else WorldSize()
+
+    @property
+    def evaluation(self) -> Path:
+        return self.output / "evaluation"
+
+    def trained(self, name: str) -> Path:
+        """The projection that a recipe ends with, under a name that stays."""
+        return self.output / f"{name}.pth"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One line of the quickstart."""
+
+    title: str
+    seconds: float
+    """On two cores, for the estimate."""
+
+    is_done: Callable[[], bool]
+    run: Callable[[Progress], str]
+    """Does it and says in a few words what came out."""
+
+
+def steps(place: Place, precision: str) -> list[Step]:
+    """All steps in order."""
+    return [
+        Step("scenes", 15, lambda: False, lambda _: _scenes(place)),
+        Step("language model", 20, lambda: False, lambda _: _language_model(place)),
+        _training(place, precision, "stage1", "stage 1: alt-texts", 110, _stage1_data(place)),
+        _training(place, precision, "stage2", "stage 2: detailed descriptions", 80, _stage2_data(place)),
+        _training(place, precision, "flickr30k", "Flickr30k finetune", 190, _flickr_data(place)),
+        Step("captions and metrics", 120, lambda: False, lambda p: _evaluate(place, precision, p)),
+        Step("report", 5, lambda: False, lambda _: write_report(place.output, place.evaluation, place.data)),
+    ]
+
+
+def _scenes(place: Place) -> str:
+    new = write_world(place.data, place.size)
+    flickr = place.data / "flickr30k"
+    if new or not (flickr / "flickr30k_grounded_detail.json").is_file():
+        prepare = [sys.executable, "prepare_flickr30k.py", "--root", str(flickr)]
+        commands.run_command(prepare, place.output / "logs" / "prepare.txt")
+    return f"{place.size.total} scenes in {place.data}" + ("" if new else ", drawn before")
+
+
+def _language_model(place: Place) -> str:
+    return f"{place.llm}" + ("" if write_language_model(place.llm) else ", written before")
+
+
+def _stage1_data(place: Place) -> list[str]:
+    last = -(-place.size.stage1 // place.size.per_shard) - 1
+    return [f"datasets.cc_sbu.build_info.storage={place.data}/stage1/{{00000..{last:05d}}}.tar"]
+
+
+def _stage2_data(place: Place) -> list[str]:
+    return [f"datasets.cc_sbu_align.build_info.storage={place.data}/cc_sbu_align", _start(place, "stage1")]
+
+
+def _flickr_data(place: Place) -> list[str]:
+    return [*_flickr_files(place), _start(place, "stage2")]
+
+
+def _flickr_files(place: Place) -> list[str]:
+    info, root = "datasets.flickr30k_grounded_detail.build_info", place.data / "flickr30k"
+    return [
+        f"{info}.ann_path={root}/flickr30k_grounded_detail.json",
+        f"{info}.val_ann_path={root}/flickr30k_grounded_detail_val.json",
+        f"{info}.test_ann_path={root}/flickr30k_grounded_detail_test.json",
+        f"{info}.image_path={root}/flickr30k-images",
+    ]
+
+
+def _start(place: Place, recipe: str) -> str:
+    return f"model.ckpt={place.trained(recipe)}"
+
+
+RECIPES = {
+    "stage1": "train_configs/mini_stage1_pretrain.yaml",
+    "stage2": "train_configs/mini_stage2_finetune.yaml",
+    "flickr30k": "train_configs/mini_flickr_finetune.yaml",
+}
+EVALUATION = "eval_configs/mini_flickr_eval.yaml"
+
+
+def _training(place: Place, precision: str, name: str, title: str, seconds: float, data: list[str]) -> Step:
+    output = place.output / name
+    options = [
+        *data,
+        f"model.llama_model={place.llm}",
+        f"model.llm_precision={precision}",
+        f"run.output_dir={output}",
+        "run.resume_ckpt_path=auto",
+        *(FAST_RUNS[name] if place.fast else []),
+    ]
+
+    def run(progress: Progress) -> str:
+        command = ["train.py", "--cfg-path", RECIPES[name], "--options", *options]
+        logs = place.output / "logs" / f"{name}.txt"
+        losses: list[float] = []
+        commands.run_command(
+            commands.torchrun(place.processes, *command), logs, lambda line: _show_loss(line, name, losses, progress)
+        )
+        checkpoint = newest_checkpoint(output, f"mini_{name.removesuffix('30k')}")
+        if checkpoint is None:
+            raise MiniGPT4Error(f"{output}: training left no checkpoint; {logs} says why")
+        _keep(checkpoint, place.trained(name))
+        return f"loss {losses[0]:.2f} -> {losses[-1]:.2f}; {place.trained(name)}" if losses else "done"
+
+    return Step(title, seconds, place.trained(name).is_file, run)
+
+
+def _show_loss(line: str, name: str, losses: list[float], progress: Progress) -> None:
+    match = commands.TRAIN_LINE.search(line)
+    if match is None:
+        return
+    epochs = EPOCHS if name == "flickr30k" else 1
+    done = (int(match["epoch"]) + (int(match["it"]) + 1) / int(match["its"])) / epochs
+    losses.append(float(match["loss"]))
+    progress.at(done, f"{done:.0%}, loss {losses[-1]:.3f}")
+
+
+def _keep(checkpoint: Path, place: Path) -> None:
+    """Copy a checkpoint and its card to a name that stays; the checkpoint last, for it marks the step as done."""
+    shutil.copy(card_path(checkpoint), card_path(place))
+    part = place.with_suffix(".part")
+    shutil.copy(checkpoint, part)
+    part.replace(place)
+
+
+def epochs_of(place: Place) -> dict[str, Path]:
+    """Checkpoints of the finetune by name: `pretrained`, `epoch 0`, ..."""
+    last = newest_checkpoint(place.output / "flickr30k", "mini_flickr")
+    if last is None:
+        raise MiniGPT4Error(
+            f"{place.output / 'flickr30k'}: no checkpoint; delete {place.trained('flickr30k')} to train"
+        )
+    names = {"pretrained": place.trained("stage2")}
+    return names | {f"epoch {epoch}": last.parent / f"checkpoint_{epoch}.pth" for epoch in range(EPOCHS)}
+
+
+def _evaluate(place: Place, precision: str, progress: Progress) -> str:
+    checkpoints = [f"{name}={path}" for name, path in epochs_of(place).items()]
+    options = [*_flickr_files(place), f"model.llama_model={place.llm}", f"model.llm_precision={precision}"]
+    script = ["eval_scripts/eval_flickr30k.py", "--cfg-path", EVALUATION, "--save_path", str(place.evaluation)]
+    command = commands.torchrun(place.processes, *script, "--ckpt", *checkpoints, "--options", *options)
+    done = 0
+
+    def on_line(line: str) -> None:
+        nonlocal done
+        if "captioned" in line:
+            done += 1
+            progress.at(done / len(checkpoints), f"{done} of {len(checkpoints)} checkpoints")
+
+    commands.run_command(command, place.output / "logs" / "evaluation.txt", on_line)
+    return f"{place.evaluation}"
+
+
+def read_precision(output: Path) -> str:
+    """The precision that an earlier start chose, or the faster one of this machine, kept for the next start."""
+    file = output / "precision.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))["llm_precision"]
+    precision = faster_precision()
+    output.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"llm_precision": precision}) + "\n", encoding="utf-8")
+    return precision
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done, 2 an error to read, 130 stopped by Ctrl-C."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fast", action="store_true", help="few scenes and steps: does everything work here?")
+    parser.add_argument("--processes", type=int, default=1, help="training processes, at most one for each GPU (1)")
+    args = parser.parse_args(argv)
+    place = Place(args.fast, args.processes)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        todo = steps(place, read_precision(place.output))
+        progress = Progress([0 if step.is_done() else step.seconds for step in todo])
+        for step in todo:
+            if step.is_done():
+                progress.skip(step.title)
+                continue
+            progress.start(step.title)
+            progress.finish(step.run(progress))
+    except KeyboardInterrupt:
+        sys.stdout.write("\nStopped. The same command goes on from here.\n")
+        return 130
+    except MiniGPT4Error as error:
+        sys.stderr.write(f"\nerror: {error}\n")
+        return 2
+    sys.stdout.write("\n" + (place.output / "report.txt").read_text(encoding="utf-8"))
+    return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

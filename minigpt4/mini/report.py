@@ -1,0 +1,131 @@
+"""What the quickstart ends with: the table of metrics, how true the captions are, a figure, and what to do next.
+
+Reads the captions and metrics of the evaluation and `scenes_test.json`; writes `report.md`, `report.txt` (the same
+for a terminal), `report.json` and `scenes.png`.
+"""
+
+import json
+import math
+import textwrap
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from minigpt4.evaluation import score_captions
+from minigpt4.mini.files import TRUTH_FILE
+from minigpt4.mini.measures import Measures, measure, shuffled
+
+COLUMNS = {
+    "things_named": "things named",
+    "things_wrong": "named, not there",
+    "left_right": "left/right",
+    "above_below": "above/below",
+    "background": "background",
+}
+_SHOWN = 6
+_TILE, _TEXT, _GAP, _LINE = 224, 150, 16, 15
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Whether the last checkpoint looks at the picture: CIDEr with the images as they are, and shuffled."""
+
+    cider: float
+    cider_shuffled: float
+
+    @property
+    def lost(self) -> float:
+        """Share of the CIDEr that shuffling costs; NaN if there was none."""
+        return 1 - self.cider_shuffled / self.cider if self.cider else math.nan
+
+
+def write_report(output: Path, evaluation: Path, data: Path) -> str:
+    """Write all of it into `output`; returns what came out in a few words."""
+    metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+    truth = json.loads((data / TRUTH_FILE).read_text(encoding="utf-8"))
+    captions = {name: _captions(evaluation, name) for name in metrics["checkpoints"]}
+    measures = {name: measure(said, truth) for name, said in captions.items()}
+    last = list(captions)[-1]
+    references = _references(data)
+    looks = _looks(captions[last], references)
+    images = data / "flickr30k" / "flickr30k-images"
+    draw_figure(output / "scenes.png", images, captions[last])
+    text = _markdown(output, evaluation, measures, looks, len(truth))
+    (output / "report.md").write_text(text, encoding="utf-8")
+    (output / "report.txt").write_text(text.replace("`", ""), encoding="utf-8")
+    content = {
+        "measures": {name: asdict(m) for name, m in measures.items()},
+        "looks": {**asdict(looks), "lost": looks.lost},
+        "images": len(truth),
+        "metrics": metrics["scores"] if "scores" in metrics else metrics["checkpoints"],
+    }
+    (output / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return str(output / "report.md")
+
+
+def _captions(evaluation: Path, name: str) -> dict[str, str]:
+    file = evaluation / f"captions_{name.replace(' ', '_')}.json"
+    return {entry["image_id"]: entry["caption"] for entry in json.loads(file.read_text(encoding="utf-8"))}
+
+
+def _references(data: Path) -> dict[str, list[str]]:
+    file = data / "flickr30k" / "flickr30k_grounded_detail_test.json"
+    return {e["image_id"]: [e["grounded_caption"]] for e in json.loads(file.read_text(encoding="utf-8"))}
+
+
+def _looks(captions: dict[str, str], references: dict[str, list[str]]) -> Looks:
+    plain, moved = (score_captions(said, references)["CIDEr"] for said in (captions, shuffled(captions)))
+    return Looks(plain, moved)
+
+
+def _markdown(output: Path, evaluation: Path, measures: dict[str, Measures], looks: Looks, images: int) -> str:
+    table = (evaluation / "metrics.md").read_text(encoding="utf-8").strip()
+    last = list(measures)[-1]
+    rows = [f"| checkpoint | {' | '.join(COLUMNS.values())} |", "| --- |" + " --- |" * len(COLUMNS)]
+    for name, values in measures.items():
+        cells = " | ".join(_percent(getattr(values, field)) for field in COLUMNS)
+        rows.append(f"| {name} | {cells} |")
+    return "\n".join(
+        [
+            "# The mini world",
+            "",
+            table,
+            "",
+            f"How true the captions of {images} test scenes are, all of combinations that no training scene has:",
+            "",
+            *rows,
+            "",
+            f"Does `{last}` look at the picture? CIDEr {looks.cider:.3f}; with the images shuffled among the test "
+            f"scenes {looks.cider_shuffled:.3f}, {_percent(looks.lost)} less.",
+            "",
+            f"- scenes with their captions: `{output / 'scenes.png'}`",
+            f"- metrics over epochs: `{evaluation / 'metrics.png'}`",
+            f"- captions: `{evaluation}/captions_*.json`",
+            f"- checkpoints: `{output}/stage1.pth`, `stage2.pth`, `flickr30k.pth`; logs: `{output}/logs`",
+            "- ask about a picture: `python demo.py --cli --cfg-path eval_configs/mini_eval.yaml --image FILE`",
+            "",
+        ]
+    )
+
+
+def _percent(share: float) -> str:
+    return "-" if math.isnan(share) else f"{100 * share:.0f}%"
+
+
+def draw_figure(path: Path, images: Path, captions: dict[str, str]) -> None:
+    """The first test scenes with what the model said about them, as PNG."""
+    ids = sorted(captions)[:_SHOWN]
+    columns = min(3, len(ids))
+    rows = math.ceil(len(ids) / columns)
+    figure = Image.new("RGB", (columns * (_TILE + _GAP) + _GAP, rows * (_TILE + _TEXT) + _GAP), "white")
+    pen, font = ImageDraw.Draw(figure), ImageFont.load_default(size=12)
+    for index, image_id in enumerate(ids):
+        row, column = divmod(index, columns)
+        left, top = _GAP + column * (_TILE + _GAP), _GAP + row * (_TILE + _TEXT)
+        with Image.open(images / f"{image_id}.jpg") as scene:
+            figure.paste(scene, (left, top))
+        pen.rectangle((left, top, left + _TILE - 1, top + _TILE - 1), outline="gray")
+        for line, words in enumerate(textwrap.wrap(captions[image_id], 38)[:9]):
+            pen.text((left, top + _TILE + 4 + line * _LINE), words, fill="black", font=font)
+    figure.save(path)
