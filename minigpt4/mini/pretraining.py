@@ -1,12 +1,15 @@
 """How the shipped mini vision encoder and Q-Former were made: both learn to say what scenes show.
 
-The queries predict the words of `vision.words`, the patches of the ViT what they lie on (which makes the ViT learn many
-times faster); the two linear heads for that are thrown away. Shapes: B scenes, N patches, Q queries, W words.
+The queries predict the words of `vision.words`: channel w of a query's output is the logit of word w. So words lie in
+directions of their own, equally far apart, and the linear layer to the LLM, which reads these outputs, learns in a few
+hundred steps. The patches of the ViT predict what they lie on, which makes the ViT learn many times faster; that head is
+thrown away. Shapes: B scenes, N patches, Q queries, W words.
 """
 
 import io
 import json
 import logging
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -39,7 +42,7 @@ class Settings:
     """What a pretraining run depends on; `steps` of `batch_size` scenes, drawn from `scenes` different ones."""
 
     scenes: int = 60_000
-    steps: int = 6_000
+    steps: int = 4_500
     batch_size: int = 48
     lr: float = 1e-3
     warmup_steps: int = 500
@@ -91,7 +94,7 @@ def draw_scenes(split: str, count: int, seed: int, processes: int) -> DrawnScene
 
 
 class Pretrainer(nn.Module):
-    """Vision encoder, `ln_vision` and Q-Former as MiniGPT4 builds them, and two heads over the words."""
+    """Vision encoder, `ln_vision` and Q-Former as MiniGPT4 builds them, and a head over the words for patches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -105,7 +108,6 @@ class Pretrainer(nn.Module):
         self.ln_vision = nn.LayerNorm(self.vit.num_features)
         self.qformer = build_qformer(cfg, self.vit.num_features)
         self.patch_head = nn.Linear(self.vit.num_features, len(vision.WORDS))
-        self.word_head = nn.Linear(self.qformer.hidden_size, len(vision.WORDS))
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
@@ -113,7 +115,7 @@ class Pretrainer(nn.Module):
     def forward(self, image_B3SS: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of patches (B, N, W) and of queries (B, Q, W)."""
         tokens_BND = self.ln_vision(self.vit(image_B3SS))
-        return self.patch_head(tokens_BND[:, 1:]), self.word_head(self.qformer(tokens_BND))
+        return self.patch_head(tokens_BND[:, 1:]), self.qformer(tokens_BND)[..., : len(vision.WORDS)]
 
     def save(self, vit_file: Path, qformer_file: Path) -> None:
         """LAVIS's two files, 16 bits."""
@@ -129,7 +131,7 @@ def lr_at(step: int, settings: Settings) -> float:
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
     done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return settings.lr * 0.5 * (1 + np.cos(np.pi * done))
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def orders(settings: Settings, first_step: int) -> Iterator[np.ndarray]:
