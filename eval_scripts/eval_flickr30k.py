@@ -20,10 +20,9 @@ from minigpt4.common.console import setup_logging
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.experiment import Experiment, read_experiment
 from minigpt4.common.schemas.paths import require_paths
+from minigpt4.evaluation.caption_metrics import FAMILIES
 
 log = logging.getLogger("eval_flickr30k")
-
-METRICS = ("BLEU", "CIDEr", "ROUGE-L", "METEOR", "SPICE")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -40,7 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default="joined",
         help="score against the one string that training used, or against each caption of an image (joined)",
     )
-    parser.add_argument("--metrics", nargs="+", choices=METRICS, default=METRICS, help="what to compute (all)")
+    parser.add_argument("--metrics", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="what to compute (all)")
     parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
     return parser.parse_args(argv)
 
@@ -49,6 +48,7 @@ def evaluate(args: argparse.Namespace, config: Config, experiment: Experiment) -
     """Check what can be wrong, the cheap first, then caption, score and write the report."""
     from minigpt4 import launch
     from minigpt4.evaluation import caption_metrics, caption_run, checkpoint_list, figure
+    from minigpt4.evaluation.report import summary
 
     experiment = caption_run.for_evaluation(experiment)
     require_paths(experiment.sections(), experiment.source)
@@ -63,11 +63,10 @@ def evaluate(args: argparse.Namespace, config: Config, experiment: Experiment) -
     for note in notes:
         log.info("%s", note)
     plan = caption_run.CaptionRun(experiment, checkpoints, args.save_path, args.reference_mode, families, notes)
-    report = caption_run.evaluate(plan, processes)
-    if report is not None:
-        report.write(args.save_path)
-        print(f"{report.headline}\n\n{report.table}")
-        log.info("Everything is in %s", args.save_path)
+    facts = caption_run.evaluate(plan, processes)
+    if facts is not None:
+        print(summary(facts))
+        log.info("Everything is in %s; open report.html there", args.save_path)
     launch.stop_processes()
 
 

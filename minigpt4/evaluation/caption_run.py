@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -19,14 +20,15 @@ from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import versions
 from minigpt4.datasets import ImageCaptionJson, build_datasets
 from minigpt4.evaluation.caption_data import CaptionData, ReferenceMode
-from minigpt4.evaluation.caption_metrics import CaptionScorer
+from minigpt4.evaluation.caption_metrics import CaptionScorer, metric_versions
 from minigpt4.evaluation.captioning import Captioner, CaptionRules
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
 from minigpt4.evaluation.predictions import Predictions
-from minigpt4.evaluation.report import CaptionReport, ScoredCheckpoint
+from minigpt4.evaluation.report import CaptionReport, ScoredCheckpoint, finished
 
 log = logging.getLogger(__name__)
 
+REPORTED_OF_MODEL = ("arch", "model_type", "llama_model", "llm_precision", "vit_model", "vit_precision", "image_size")
 SAMPLED_BYTES = 1 << 20
 OUT_OF_MEMORY = "The GPU's memory is full: a smaller run.batch_size_eval, or fewer beams, needs less."
 
@@ -56,8 +58,8 @@ def for_evaluation(cfg: Experiment) -> Experiment:
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, ckpt=None), datasets=datasets)
 
 
-def evaluate(run: CaptionRun, processes: Processes) -> CaptionReport | None:
-    """Caption, score and report; every rank must call it. The report, on rank 0.
+def evaluate(run: CaptionRun, processes: Processes) -> dict[str, Any] | None:
+    """Caption, score and report; every rank must call it. The content of `metrics.json`, on rank 0.
 
     Raises:
         MiniGPT4Error: something is wrong with configuration, data or checkpoints; the text says what.
@@ -69,14 +71,20 @@ def evaluate(run: CaptionRun, processes: Processes) -> CaptionReport | None:
     batches = data.batches(_batch_size(run.cfg))
     stores = _stores(run, data, batches, rules, processes)
     _complete(run, data, batches, rules, stores, processes)
-    own = [
-        {number: store.done[number] for number in _share(batches, processes)} for store in stores
-    ]  # a rank need not see the files of another node
+    # A rank need not see the files of another node.
+    own = [{number: store.done[number] for number in _share(batches, processes)} for store in stores]
     gathered = processes.gather(own)
     if gathered is None:
         return None
-    said = [_in_order(data, [rank[index] for rank in gathered]) for index in range(len(run.checkpoints))]
-    return _report(run, data, rules, references, said)
+    said = [_in_order(data, [rank[index] for rank in gathered]) for index in range(len(stores))]
+    setup = _setup(run, rules)
+    key = _key(run, setup, references, said)
+    facts = finished(run.folder, key)
+    if facts is None:
+        report = _report(run, data, setup, references, said, key)
+        report.write(run.folder)
+        facts = report.facts
+    return facts
 
 
 # Data
@@ -220,34 +228,43 @@ def _in_order(data: CaptionData, parts: Sequence[Mapping[int, Mapping[str, str]]
 # Scores
 
 
+def _setup(run: CaptionRun, rules: CaptionRules) -> dict[str, Any]:
+    """What is the same for all checkpoints, for the report."""
+    model = dataclasses.asdict(run.cfg.model)
+    return {
+        "decoding": dataclasses.asdict(rules.decoding),
+        "prompt": rules.prompt,
+        "stop": rules.stop,
+        "seed": rules.seed if rules.decoding.do_sample else None,
+        "batch_size": _batch_size(run.cfg),
+        "model": {key: model.get(key) for key in REPORTED_OF_MODEL},
+        "versions": versions() | metric_versions(),
+    }
+
+
+def _key(run: CaptionRun, setup: Mapping[str, Any], *data: Any) -> str:
+    """Hash of everything that a report depends on."""
+    plan = [run.reference_mode, run.families, run.notes]
+    checkpoints = [[one.name, str(one.path), one.sha256, one.card] for one in run.checkpoints]
+    text = json.dumps([plan, checkpoints, setup, data], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _report(
     run: CaptionRun,
     data: CaptionData,
-    rules: CaptionRules,
+    setup: Mapping[str, Any],
     references: Mapping[str, Sequence[str]],
     said: Sequence[Mapping[str, str]],
+    key: str,
 ) -> CaptionReport:
     scorer = CaptionScorer(references, run.families)
-    rows = []
-    for checkpoint, captions in zip(run.checkpoints, said, strict=True):
-        scores = scorer.score(captions)
-        rows.append(ScoredCheckpoint(checkpoint, captions, scores))
-    model = dataclasses.asdict(run.cfg.model)
+    log.info("Scoring %d captions of %d checkpoints", len(data), len(said))
+    rows = [
+        ScoredCheckpoint(checkpoint, captions, scorer.score(captions))
+        for checkpoint, captions in zip(run.checkpoints, said, strict=True)
+    ]
+    title = f"{data.dataset.name}, {data.dataset.split}"
     return CaptionReport(
-        title=f"{data.dataset.name}, {data.dataset.split}",
-        images=len(data),
-        reference_mode=run.reference_mode,
-        metrics=scorer.metrics,
-        rows=rows,
-        setup={
-            "decoding": dataclasses.asdict(rules.decoding),
-            "prompt": rules.prompt,
-            "stop": rules.stop,
-            "seed": rules.seed if rules.decoding.do_sample else None,
-            "model": {
-                key: model.get(key) for key in ("arch", "model_type", "llama_model", "llm_precision", "vit_model")
-            },
-            "versions": versions(),
-        },
-        notes=list(run.notes),
+        title, key, data.items, references, run.reference_mode, scorer.metrics, rows, setup, list(run.notes)
     )
