@@ -6,8 +6,8 @@
 
 Reads `flickr_annotations_30k.csv` and looks for its images in `flickr30k-images/`. Writes
 `flickr30k_grounded_detail.json` for training, `[{"image_id": "1000092795", "grounded_caption": "..."}]`, and the splits
-kept from it, `flickr30k_grounded_detail_val.json` and `flickr30k_grounded_detail_test.json`. An image whose file is
-missing is left out and counted.
+kept from it, `flickr30k_grounded_detail_val.json` and `flickr30k_grounded_detail_test.json`, whose entries also hold
+the five captions as a list, `captions`. An image whose file is missing is left out and counted.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -28,6 +29,7 @@ IMAGES = "flickr30k-images"
 OUTPUT = "flickr30k_grounded_detail"
 COLUMNS = ("raw", "split", "filename")
 SPLITS = ("train", "val", "test")
+TRAINING_FIELDS = ("image_id", "grounded_caption")
 
 log = logging.getLogger("prepare_flickr30k")
 
@@ -48,16 +50,17 @@ class Row:
         """The file's name without its ending, as the published file has it; the column `img_id` only counts rows."""
         return Path(self.filename).stem
 
-    def annotation(self) -> dict[str, str]:
-        """The entry of the training file."""
-        return {"image_id": self.image_id, "grounded_caption": " ".join(self.captions)}
+    def annotation(self) -> dict[str, Any]:
+        """The entry of an evaluation file; that of the training file is without `captions`."""
+        joined = " ".join(self.captions)
+        return {"image_id": self.image_id, "grounded_caption": joined, "captions": self.captions}
 
 
 @dataclass
 class Prepared:
     """What the CSV and the image folder gave."""
 
-    annotations: dict[str, list[dict[str, str]]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    annotations: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {split: [] for split in SPLITS})
     """By split."""
 
     missing: list[str] = field(default_factory=list)
@@ -170,7 +173,7 @@ def write_all(prepared: Prepared, root: Path, *, everything: bool) -> None:
     """Write the three files and say what is in them."""
     splits = prepared.annotations
     train = [entry for split in SPLITS for entry in splits[split]] if everything else splits["train"]
-    _write(root / f"{OUTPUT}.json", train)
+    _write(root / f"{OUTPUT}.json", [{key: entry[key] for key in TRAINING_FIELDS} for entry in train])
     for split in ("val", "test"):
         _write(root / f"{OUTPUT}_{split}.json", splits[split])
     if everything:
@@ -181,7 +184,7 @@ def write_all(prepared: Prepared, root: Path, *, everything: bool) -> None:
         log.warning("%d images are missing and were left out: %s", len(prepared.missing), examples)
 
 
-def _write(path: Path, annotations: list[dict[str, str]]) -> None:
+def _write(path: Path, annotations: list[dict[str, Any]]) -> None:
     part = path.with_suffix(".part")
     try:
         part.write_text(json.dumps(annotations, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -33,6 +33,14 @@ class JsonLines:
             )
         self._warned = True
 
+    def read(self) -> list[Mapping[str, Any]]:
+        """The whole lines; none if there is no file."""
+        try:
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        return [record for line in text.splitlines() if (record := _parse(line)) is not None]
+
     def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         """Drop the lines that `wanted` refuses, and one that a kill cut off; a missing file is fine.
 

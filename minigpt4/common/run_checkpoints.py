@@ -38,7 +38,9 @@ def save_checkpoint(path: Path, content: Mapping[str, Any], card: Mapping[str, A
     new, new_card = _temporary(path), _temporary(card_path(path))
     try:
         _write(new, lambda file: torch.save(dict(content), file))
-        text = json.dumps({**card, "file": path.name, "bytes": new.stat().st_size, "sha256": _sha256(new)}, indent=2)
+        text = json.dumps(
+            {**card, "file": path.name, "bytes": new.stat().st_size, "sha256": file_sha256(new)}, indent=2
+        )
         _write(new_card, lambda file: file.write(text.encode()))
         card_path(path).unlink(missing_ok=True)  # an older card must not stand beside the new file
         _rename(new, path)
@@ -115,7 +117,7 @@ def amend_card(path: Path, **facts: Any) -> None:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Content of a checkpoint; WeightsError if it is broken or is not what its card says."""
     card = read_card(path)
-    if card is not None and card["sha256"] != _sha256(path):
+    if card is not None and card["sha256"] != file_sha256(path):
         raise WeightsError(f"{path}: its content is not what {card_path(path).name} says; take an earlier checkpoint")
     return read_weights(path)
 
@@ -144,7 +146,7 @@ def newest_checkpoint(output_dir: Path, job_name: str) -> Path | None:
         elif card.get("job_name") == job_name:
             found.append((card.get("run_started") or "", card.get("iteration", 0), path, card["sha256"]))
     for _, _, path, sha256 in sorted(found, reverse=True):
-        if sha256 == _sha256(path):
+        if sha256 == file_sha256(path):
             return path
         log.warning("%s is damaged and is passed over", path)
     return None
@@ -161,7 +163,8 @@ def drop_old(folder: Path, keep: int | None) -> None:
         path.unlink(missing_ok=True)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -131,23 +131,24 @@ def _start(world_size: int) -> dict[str, Any]:
         "world_size": world_size,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
         "git": _git(),
-        "versions": _versions(),
+        "versions": versions(),
     }
 
 
-def _versions() -> dict[str, str | None]:
+def versions() -> dict[str, str | None]:
+    """Of this package, Python, CUDA, the GPU and the packages whose numbers matter."""
     import torch
 
     from minigpt4 import __version__
 
-    versions = {"minigpt4": __version__, "python": platform.python_version(), "cuda": torch.version.cuda}
+    found = {"minigpt4": __version__, "python": platform.python_version(), "cuda": torch.version.cuda}
     for package in PACKAGES:
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = None
-    versions["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return versions
+            found[package] = None
+    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return found
 
 
 def _git() -> dict[str, Any] | None:

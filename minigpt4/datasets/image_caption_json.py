@@ -72,6 +72,17 @@ class ImageCaptionJson(Dataset):
     def describe(self) -> str:
         return f"{self.size:,} records"
 
+    def look(self, unit: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The record of a unit, and its sample without the image; SampleError if it is bad."""
+        index = int(self.selection[unit])
+        record = self.records[index]
+        return record, self._look(record, self.records.where(index))
+
+    def image_file(self, unit: int) -> Path:
+        """File of the image of a unit; SampleError if its record names none."""
+        index = int(self.selection[unit])
+        return self._image_file(self.records[index], self.records.where(index))
+
     def _step(self, unit: int, read: Callable[[dict[str, Any], str], dict[str, Any]]) -> Step:
         index = int(self.selection[unit])
         where = self.records.where(index)

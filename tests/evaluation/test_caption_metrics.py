@@ -61,9 +61,10 @@ def test_empty_caption_scores_and_costs():
 @pytest.mark.parametrize(
     ("predictions", "references", "text"),
     [
-        ({}, {}, "ids must be the same"),
+        ({}, {}, "there is no image to score"),
         ({"1": "a"}, {"2": ["a"]}, "ids must be the same"),
-        ({"1": "a"}, {"1": []}, "no"),
+        ({"1": "a"}, {"1": []}, "1 of 1 images have no reference, such as 1"),
+        ({"1": "a"}, {"1": [" "]}, "1 of 1 images have no reference, such as 1"),
     ],
 )
 def test_what_cannot_be_scored_is_an_error(predictions, references, text):

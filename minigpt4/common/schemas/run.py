@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schemas.checks import at_least, require
+from minigpt4.common.schemas.generation import GenerationSettings
 
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 TRAINING_KEYS = ("init_lr", "max_epoch", "iters_per_epoch")
@@ -124,6 +125,9 @@ class RunConfig:
 
     test_splits: list[str] = field(default_factory=list)
     """Splits to evaluate at the end, or alone with `evaluate`."""
+
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
+    """New. How captions are decoded in an evaluation, the same for all checkpoints."""
 
     device: str = "cuda"
     """`cuda`, `cuda:N`, `cpu` or `mps`."""

@@ -53,6 +53,7 @@ NEW_KEYS = {
     "max_bad_in_a_row",
     "tensorboard_log",
     "valid_captions",
+    "generation",
 }
 
 

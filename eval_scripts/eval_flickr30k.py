@@ -1,0 +1,88 @@
+"""Caption the test images with several checkpoints and score the captions.
+
+One checkpoint, then all of a run on 4 GPUs:
+    python eval_scripts/eval_flickr30k.py --cfg-path eval_configs/minigpt4_flickr_eval.yaml \
+        --ckpt weights/prerained_minigpt4_7b.pth --save_path output/flickr_eval
+    torchrun --standalone --nproc-per-node 4 eval_scripts/eval_flickr30k.py \
+        --cfg-path eval_configs/minigpt4_flickr_eval.yaml \
+        --ckpt pretrained=weights/prerained_minigpt4_7b.pth RUN/checkpoint_0.pth RUN/checkpoint_1.pth \
+        --save_path output/flickr_eval
+The frozen parts load once. The same command again goes on after a kill, and generates nothing when all is there.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from minigpt4.common.config import Config
+from minigpt4.common.console import setup_logging
+from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.common.experiment import Experiment, read_experiment
+from minigpt4.common.schemas.paths import require_paths
+from minigpt4.evaluation.caption_metrics import FAMILIES
+
+log = logging.getLogger("eval_flickr30k")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg-path", required=True, help="YAML file of the evaluation")
+    parser.add_argument(
+        "--ckpt", required=True, nargs="+", metavar="[NAME=]PATH", help="checkpoints, in the order of the table"
+    )
+    parser.add_argument("--save_path", "--save-path", required=True, type=Path, help="folder for all results")
+    parser.add_argument(
+        "--reference-mode",
+        choices=("joined", "separate"),
+        default="joined",
+        help="score against the one string that training used, or against each caption of an image (joined)",
+    )
+    parser.add_argument("--metrics", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="what to compute (all)")
+    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
+    return parser.parse_args(argv)
+
+
+def evaluate(args: argparse.Namespace, config: Config, experiment: Experiment) -> None:
+    """Check what can be wrong, the cheap first, then caption, score and write the report."""
+    from minigpt4 import launch
+    from minigpt4.evaluation import caption_metrics, caption_run, checkpoint_list, figure
+    from minigpt4.evaluation.report import summary
+
+    experiment = caption_run.for_evaluation(experiment)
+    require_paths(experiment.sections(), experiment.source)
+    caption_metrics.require_caption_metrics("--metrics")
+    figure.require_figures("metrics.png")
+    families, notes = caption_metrics.usable_families(args.metrics)
+    checkpoints = checkpoint_list.read_checkpoint_list(args.ckpt)
+    run = experiment.run
+    processes = launch.start_processes(run.device, run.distributed, run.dist_url)
+    setup_logging(processes.rank)
+    log.info("Configuration of %s:\n%s", experiment.source, config.pretty())
+    for note in notes:
+        log.info("%s", note)
+    plan = caption_run.CaptionRun(experiment, checkpoints, args.save_path, args.reference_mode, families, notes)
+    facts = caption_run.evaluate(plan, processes)
+    if facts is not None:
+        print(summary(facts))
+        log.info("Everything is in %s; open report.html there", args.save_path)
+    launch.stop_processes()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for an error that the user can mend."""
+    args = parse_args(argv)
+    setup_logging(rank=0)
+    try:
+        config = Config(args)
+        experiment = read_experiment(config, training=False)
+        evaluate(args, config, experiment)
+    except MiniGPT4Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

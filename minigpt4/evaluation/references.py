@@ -1,0 +1,144 @@
+"""References and results of captions in the forms that people have.
+
+    COCO         {"annotations": [{"image_id": 42, "caption": "..."}, ...]}, also captions_val2014.json and the like
+    ours         [{"image_id": "1000092795", "grounded_caption": "...", "captions": ["...", ...]}]
+    Flickr30k    flickr_annotations_30k.csv with the columns raw, split, filename
+    results      [{"image_id": 42, "caption": "..."}], COCO's form
+
+Also as JSON lines, CSV and TSV. Image ids are compared as text.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minigpt4.common.errors import SampleError
+from minigpt4.datasets.records import Records
+from minigpt4.evaluation.caption_data import CAPTIONS, ReferenceMode
+
+JOINED_FIELDS = ("grounded_caption", "caption")
+FLICKR_COLUMNS = {"raw", "split", "filename"}
+SHOWN = 3
+
+
+@dataclass
+class _Image:
+    """What is known of one image."""
+
+    captions: list[str] = field(default_factory=list)
+    joined: list[str] = field(default_factory=list)
+    """Texts of records without a list of captions: single captions, or one that was joined."""
+
+    is_joined: bool = False
+    """Whether such a text is several captions in one."""
+
+
+def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dict[str, list[str]]:
+    """References by image id.
+
+    Args:
+        mode: `separate`: each caption; `joined`: all captions of an image in one string.
+        split: of a Flickr30k CSV; other files are read as a whole.
+
+    Raises:
+        SampleError: a record is bad, or has no single captions though they are asked for.
+    """
+    images: dict[str, _Image] = {}
+    for record, where in _records(path):
+        if record.keys() >= FLICKR_COLUMNS:
+            if record["split"].strip() == split:
+                name = Path(record["filename"].strip()).stem
+                images.setdefault(name, _Image()).captions += _list(record["raw"], where)
+        else:
+            _add(images.setdefault(_image_id(record, where), _Image()), record, where)
+    if not images:
+        raise SampleError(f"{path}: holds no references (of the split {split!r}, if it is a Flickr30k CSV)")
+    return {image_id: _texts(image, mode, f"{path}: image {image_id}") for image_id, image in images.items()}
+
+
+def read_results(path: Path) -> dict[str, str]:
+    """Captions by image id; SampleError for a bad record or an image that comes twice."""
+    results: dict[str, str] = {}
+    for record, where in _records(path):
+        image_id, caption = _image_id(record, where), record.get("caption")
+        if not isinstance(caption, str):
+            raise SampleError(f"{where}: the field 'caption' must be text; it is {caption!r:.80}")
+        if image_id in results:
+            raise SampleError(f"{where}: the image {image_id} has a caption already")
+        results[image_id] = caption
+    if not results:
+        raise SampleError(f"{path}: holds no captions")
+    return results
+
+
+def match(
+    results: Mapping[str, str], references: Mapping[str, Sequence[str]], *, partial: bool
+) -> dict[str, Sequence[str]]:
+    """The references of the images in `results`.
+
+    Raises SampleError for captions without references, and, unless `partial`, for references without a caption.
+    """
+    unknown = [image_id for image_id in results if image_id not in references]
+    if unknown:
+        raise SampleError(f"{len(unknown)} of {len(results)} images have no reference: {_some(unknown)}")
+    missing = [image_id for image_id in references if image_id not in results]
+    if missing and not partial:
+        raise SampleError(
+            f"{len(missing)} of {len(references)} images of the references have no caption: {_some(missing)}; with "
+            "--partial the others are scored alone"
+        )
+    return {image_id: references[image_id] for image_id in results}
+
+
+def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    records = Records(path)
+    for index in range(len(records)):
+        yield records[index], records.where(index)
+
+
+def _image_id(record: Mapping[str, Any], where: str) -> str:
+    image_id = record.get("image_id")
+    if isinstance(image_id, bool) or not isinstance(image_id, str | int) or image_id == "":
+        raise SampleError(f"{where}: the field 'image_id' must be text or a number; it is {image_id!r:.80}")
+    return str(image_id)
+
+
+def _add(image: _Image, record: Mapping[str, Any], where: str) -> None:
+    name = next((name for name in JOINED_FIELDS if record.get(name)), None)
+    if record.get(CAPTIONS):
+        image.captions += _list(record[CAPTIONS], where)
+    elif name is None:
+        raise SampleError(f"{where}: no reference; it needs one of {CAPTIONS}, {', '.join(JOINED_FIELDS)}")
+    if name is not None:
+        if not isinstance(record[name], str):
+            raise SampleError(f"{where}: the field {name!r} must be text; it is {record[name]!r:.80}")
+        image.joined.append(record[name])
+        image.is_joined |= name == JOINED_FIELDS[0]
+
+
+def _list(value: Any, where: str) -> list[str]:
+    """Captions of a list, which CSV files hold as JSON."""
+    try:
+        captions = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise SampleError(f"{where}: the captions are not JSON: {error}") from error
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise SampleError(f"{where}: the captions must be a list of texts; they are {captions!r:.80}")
+    return [caption for caption in captions if caption.strip()]
+
+
+def _texts(image: _Image, mode: ReferenceMode, where: str) -> list[str]:
+    if mode == "joined":
+        return [" ".join(image.joined or image.captions)]
+    if not image.captions and image.is_joined:
+        raise SampleError(
+            f"{where}: has one joined caption, but no list {CAPTIONS!r} for --reference-mode separate; "
+            "prepare_flickr30k.py writes it"
+        )
+    return image.captions or image.joined
+
+
+def _some(image_ids: Sequence[str]) -> str:
+    return ", ".join(image_ids[:SHOWN]) + (", ..." if len(image_ids) > SHOWN else "")
