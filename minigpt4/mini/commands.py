@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from minigpt4.common.errors import MiniGPT4Error
 
 TRAIN_LINE = re.compile(r"epoch: \[(?P<epoch>\d+)\]\s+\[\s*(?P<it>\d+)/(?P<its>\d+)\].*? loss: (?P<loss>\S+)")
-_LAST_LINES = 15
+CAPTION_LINE = re.compile(r"(?P<name>[^:]+):.*?(?P<images>\d+)/(?P<all>\d+) \[")
+_LAUNCHER_LINE = re.compile(r"[EW]\d{4} .*torch/distributed")
+_KEPT_LINES, _SHOWN_LINES = 200, 15
 _GRACE = 60.0  # seconds that a command gets to save and stop
 
 
@@ -36,14 +39,26 @@ def run_command(command: Sequence[str], log: Path, on_line: Callable[[str], None
             for line in process.stdout:
                 file.write(line)
                 file.flush()
-                last = [*last, line.rstrip()][-_LAST_LINES:]
+                last = [*last, line.rstrip()][-_KEPT_LINES:]
                 on_line(line)
         except KeyboardInterrupt:
             _stop(process)
             raise
         status = process.wait()
     if status:
-        raise MiniGPT4Error("\n".join([*last, f"{' '.join(command)} failed (exit {status}); all of it is in {log}"]))
+        raise MiniGPT4Error(
+            f"{_script(command)} failed (exit {status}); all that it said is in {log}:\n{_reason(last)}"
+        )
+
+
+def _script(command: Sequence[str]) -> str:
+    return next((part for part in command if part.endswith(".py")), command[0])
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """The last lines of the script itself, without what the launcher says about its end."""
+    own = list(takewhile(lambda line: not _LAUNCHER_LINE.match(line), lines)) or list(lines)
+    return "\n".join(own[-_SHOWN_LINES:])
 
 
 def _stop(process: subprocess.Popen) -> None:

@@ -1,9 +1,9 @@
 """How the shipped mini vision encoder and Q-Former were made: both learn to say what scenes show.
 
-The queries predict the words of `vision.words`: channel w of a query's output is the logit of word w. So words lie in
-directions of their own, equally far apart, and the linear layer to the LLM, which reads these outputs, learns in a few
-hundred steps. The patches of the ViT predict what they lie on, which makes the ViT learn many times faster; that head is
-thrown away. Shapes: B scenes, N patches, Q queries, W words.
+The queries predict the words of `vision.words`: channel w of a query's output is the logit of word w. So words lie
+in directions of their own, equally far apart, and the linear layer to the LLM, which reads these outputs, learns in a
+few hundred steps. The patches of the ViT predict what they lie on, which makes the ViT learn many times faster; that
+head is thrown away. Shapes: B scenes, N patches, Q queries, W words.
 """
 
 import io
@@ -42,7 +42,7 @@ class Settings:
     """What a pretraining run depends on; `steps` of `batch_size` scenes, drawn from `scenes` different ones."""
 
     scenes: int = 60_000
-    steps: int = 4_500
+    steps: int = 3_500
     batch_size: int = 48
     lr: float = 1e-3
     warmup_steps: int = 500

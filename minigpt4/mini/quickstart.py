@@ -90,9 +90,17 @@ def steps(place: Place, precision: str) -> list[Step]:
         _training(place, precision, "stage1", "stage 1: alt-texts", 110, _stage1_data(place)),
         _training(place, precision, "stage2", "stage 2: detailed descriptions", 80, _stage2_data(place)),
         _training(place, precision, "flickr30k", "Flickr30k finetune", 190, _flickr_data(place)),
-        Step("captions and metrics", 120, lambda: False, lambda p: _evaluate(place, precision, p)),
-        Step("report", 5, lambda: False, lambda _: write_report(place.output, place.evaluation, place.data)),
+        Step("captions and metrics", 120, _scores(place).is_file, lambda p: _evaluate(place, precision, p)),
+        Step("report", 5, _report(place).is_file, lambda _: write_report(place.output, place.evaluation, place.data)),
     ]
+
+
+def _scores(place: Place) -> Path:
+    return place.evaluation / "metrics.json"
+
+
+def _report(place: Place) -> Path:
+    return place.output / "report.txt"
 
 
 def _scenes(place: Place) -> str:
@@ -204,13 +212,13 @@ def _evaluate(place: Place, precision: str, progress: Progress) -> str:
     options = [*_flickr_files(place), f"model.llama_model={place.llm}", f"model.llm_precision={precision}"]
     script = ["eval_scripts/eval_flickr30k.py", "--cfg-path", EVALUATION, "--save_path", str(place.evaluation)]
     command = commands.torchrun(place.processes, *script, "--ckpt", *checkpoints, "--options", *options)
-    done = 0
+    names = list(epochs_of(place))
 
     def on_line(line: str) -> None:
-        nonlocal done
-        if "captioned" in line:
-            done += 1
-            progress.at(done / len(checkpoints), f"{done} of {len(checkpoints)} checkpoints")
+        match = commands.CAPTION_LINE.match(line)
+        if match is not None and match["name"] in names:
+            done = (names.index(match["name"]) + int(match["images"]) / int(match["all"])) / len(names)
+            progress.at(done, f"{done:.0%}, {match['name']}")
 
     commands.run_command(command, place.output / "logs" / "evaluation.txt", on_line)
     return f"{place.evaluation}"

@@ -13,6 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from minigpt4.evaluation import score_captions
+from minigpt4.evaluation.report import summary
 from minigpt4.mini.files import TRUTH_FILE
 from minigpt4.mini.measures import Measures, measure, shuffled
 
@@ -44,28 +45,27 @@ def write_report(output: Path, evaluation: Path, data: Path) -> str:
     """Write all of it into `output`; returns what came out in a few words."""
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     truth = json.loads((data / TRUTH_FILE).read_text(encoding="utf-8"))
-    captions = {name: _captions(evaluation, name) for name in metrics["checkpoints"]}
+    captions = {one["name"]: _captions(evaluation / one["captions"]) for one in metrics["checkpoints"]}
     measures = {name: measure(said, truth) for name, said in captions.items()}
     last = list(captions)[-1]
     references = _references(data)
     looks = _looks(captions[last], references)
     images = data / "flickr30k" / "flickr30k-images"
     draw_figure(output / "scenes.png", images, captions[last])
-    text = _markdown(output, evaluation, measures, looks, len(truth))
+    text = _markdown(output, evaluation, summary(metrics), measures, looks)
     (output / "report.md").write_text(text, encoding="utf-8")
-    (output / "report.txt").write_text(text.replace("`", ""), encoding="utf-8")
     content = {
         "measures": {name: asdict(m) for name, m in measures.items()},
         "looks": {**asdict(looks), "lost": looks.lost},
         "images": len(truth),
-        "metrics": metrics["scores"] if "scores" in metrics else metrics["checkpoints"],
+        "scores": {one["name"]: one["scores"] for one in metrics["checkpoints"]},
     }
     (output / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (output / "report.txt").write_text(text.replace("`", ""), encoding="utf-8")
     return str(output / "report.md")
 
 
-def _captions(evaluation: Path, name: str) -> dict[str, str]:
-    file = evaluation / f"captions_{name.replace(' ', '_')}.json"
+def _captions(file: Path) -> dict[str, str]:
     return {entry["image_id"]: entry["caption"] for entry in json.loads(file.read_text(encoding="utf-8"))}
 
 
@@ -79,8 +79,7 @@ def _looks(captions: dict[str, str], references: dict[str, list[str]]) -> Looks:
     return Looks(plain, moved)
 
 
-def _markdown(output: Path, evaluation: Path, measures: dict[str, Measures], looks: Looks, images: int) -> str:
-    table = (evaluation / "metrics.md").read_text(encoding="utf-8").strip()
+def _markdown(output: Path, evaluation: Path, table: str, measures: dict[str, Measures], looks: Looks) -> str:
     last = list(measures)[-1]
     rows = [f"| checkpoint | {' | '.join(COLUMNS.values())} |", "| --- |" + " --- |" * len(COLUMNS)]
     for name, values in measures.items():
@@ -90,9 +89,9 @@ def _markdown(output: Path, evaluation: Path, measures: dict[str, Measures], loo
         [
             "# The mini world",
             "",
-            table,
+            table.strip(),
             "",
-            f"How true the captions of {images} test scenes are, all of combinations that no training scene has:",
+            "How true the captions are; the test scenes hold combinations that no training scene has:",
             "",
             *rows,
             "",
@@ -100,7 +99,8 @@ def _markdown(output: Path, evaluation: Path, measures: dict[str, Measures], loo
             f"scenes {looks.cider_shuffled:.3f}, {_percent(looks.lost)} less.",
             "",
             f"- scenes with their captions: `{output / 'scenes.png'}`",
-            f"- metrics over epochs: `{evaluation / 'metrics.png'}`",
+            f"- metrics over epochs: `{evaluation / 'metrics.png'}`; everything to look through: "
+            f"`{evaluation / 'report.html'}`",
             f"- captions: `{evaluation}/captions_*.json`",
             f"- checkpoints: `{output}/stage1.pth`, `stage2.pth`, `flickr30k.pth`; logs: `{output}/logs`",
             "- ask about a picture: `python demo.py --cli --cfg-path eval_configs/mini_eval.yaml --image FILE`",

@@ -61,7 +61,12 @@ def read_llm_config(directory: Path) -> PretrainedConfig:
 
 
 def load_llm(
-    directory: str | Path, precision: str, device: torch.device, *, grad_checkpoint: bool = False
+    directory: str | Path,
+    precision: str,
+    device: torch.device,
+    *,
+    attention: str | None = None,
+    grad_checkpoint: bool = False,
 ) -> nn.Module:
     """The frozen causal LM of `directory` in fp16, bf16, fp32, int8 or nf4 on `device`.
 
@@ -80,6 +85,7 @@ def load_llm(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `_refuse_partial` names them
             local_files_only=True,
+            attn_implementation=attention,
             **storage,
         )
     except (OSError, ValueError, torch.OutOfMemoryError) as error:

@@ -84,7 +84,8 @@ class MiniGPT4(Answering, nn.Module):
         device = _llm_device(cfg, torch.device(device))
         tokenizer = load_tokenizer(directory)
         visual_encoder, ln_vision, q_former = load_vision(cfg)
-        language_model = llm.load_llm(directory, cfg.llm_storage, device, grad_checkpoint=cfg.llm_grad_checkpoint)
+        switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint}
+        language_model = llm.load_llm(directory, cfg.llm_storage, device, **switches)
         llm.set_token_ids(language_model, tokenizer)
         if cfg.llm_sanity_check:
             llm.check_llm(language_model, tokenizer, directory)

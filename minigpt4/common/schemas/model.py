@@ -6,7 +6,7 @@ Path fields carry `metadata={"path": ...}` so that a missing file is reported be
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from minigpt4.common.errors import ConfigError
 
@@ -97,6 +97,10 @@ class MiniGPT4Config:
 
     device_8bit: int = 0
     """CUDA device of a quantised LLM when the caller names no device."""
+
+    llm_attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    """New. The LLM's attention code; null: what transformers takes. On CPUs `eager` is faster for short texts, for the
+    fused backward pass is slow there."""
 
     llm_grad_checkpoint: bool = False
     """New. Recompute the LLM's activations in the backward pass: less memory, about a third more time."""

@@ -1,0 +1,54 @@
+import os
+import signal
+import sys
+import threading
+
+import pytest
+
+from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.mini.commands import CAPTION_LINE, TRAIN_LINE, run_command
+
+
+def test_the_lines_of_training_and_captioning_are_understood():
+    train = TRAIN_LINE.search(
+        "Train: data epoch: [3]  [ 50/500]  eta: 0:04:39  lr: 0.000008  loss: 2.8966  time: 0.4717  data: 0.0000"
+    )
+    assert (train["epoch"], train["it"], train["its"], train["loss"]) == ("3", "50", "500", "2.8966")
+    caption = CAPTION_LINE.match("epoch 4:  50%|#####     | 50/100 [00:07<00:07,  6.9image/s]")
+    assert (caption["name"], caption["images"], caption["all"]) == ("epoch 4", "50", "100")
+
+
+def test_every_line_goes_to_the_log_and_to_the_listener(tmp_path):
+    heard = []
+    run_command([sys.executable, "-c", "print('one'); print('two')"], tmp_path / "logs" / "log.txt", heard.append)
+    assert heard == ["one\n", "two\n"]
+    assert (tmp_path / "logs" / "log.txt").read_text() == "one\ntwo\n"
+
+
+def test_a_failure_shows_what_the_script_said_and_not_what_the_launcher_said(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text(
+        "import sys\nprint('error: no such shard')\n"
+        "print('E1121 12:01:39.373 22767 torch/distributed/elastic/multiprocessing/api.py:1002] failed')\nsys.exit(3)\n"
+    )
+    with pytest.raises(MiniGPT4Error) as error:
+        run_command([sys.executable, str(script)], tmp_path / "log.txt")
+    assert "error: no such shard" in str(error.value)
+    assert "fails.py failed (exit 3)" in str(error.value)
+    assert "elastic" not in str(error.value)
+
+
+def test_ctrl_c_asks_the_command_to_stop_and_waits_for_it(tmp_path):
+    script = tmp_path / "waits.py"
+    script.write_text(
+        "import pathlib, signal, sys\n"
+        "def stop(*_):\n    pathlib.Path(sys.argv[1]).write_text('saved'); sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, stop)\nprint('ready', flush=True)\nsignal.pause()\n"
+    )
+
+    def interrupt(line: str) -> None:
+        threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGINT]).start()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_command([sys.executable, str(script), str(tmp_path / "state")], tmp_path / "log.txt", interrupt)
+    assert (tmp_path / "state").read_text() == "saved"
