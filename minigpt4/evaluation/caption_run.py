@@ -71,9 +71,7 @@ def evaluate(run: CaptionRun, processes: Processes) -> dict[str, Any] | None:
     batches = data.batches(_batch_size(run.cfg))
     stores = _stores(run, data, batches, rules, processes)
     _complete(run, data, batches, rules, stores, processes)
-    # A rank need not see the files of another node.
-    own = [{number: store.done[number] for number in _share(batches, processes)} for store in stores]
-    gathered = processes.gather(own)
+    gathered = processes.gather([store.done for store in stores])  # a rank need not see the files of another node
     if gathered is None:
         return None
     said = [_in_order(data, [rank[index] for rank in gathered]) for index in range(len(stores))]
@@ -161,11 +159,6 @@ def file_sample(path: Path) -> list[Any]:
 # Captions
 
 
-def _share(batches: Sequence[Any], processes: Processes) -> range:
-    """Numbers of the batches of this rank."""
-    return range(processes.rank, len(batches), processes.world_size)
-
-
 def _complete(
     run: CaptionRun,
     data: CaptionData,
@@ -175,8 +168,8 @@ def _complete(
     processes: Processes,
 ) -> None:
     """Make the captions that are missing; the model is built only if there are any."""
-    own = _share(batches, processes)
-    if not processes.any(any(_missing(own, store) for store in stores)):
+    missing = _missing(stores, len(batches), processes)
+    if not any(missing):
         log.info("All captions of %d checkpoints are there; nothing is generated", len(stores))
         return
     model_class = registry.get_model_class(run.cfg.model.arch)
@@ -185,14 +178,21 @@ def _complete(
         model, data, batches, rules, keep_features=len(stores) > 1, num_workers=run.cfg.run.num_workers
     )
     try:
-        for checkpoint, store in zip(run.checkpoints, stores, strict=True):
-            _caption(captioner, checkpoint, store, _missing(own, store), processes)
+        for checkpoint, store, numbers in zip(run.checkpoints, stores, missing, strict=True):
+            own = [number for number in numbers[processes.rank :: processes.world_size] if number not in store.done]
+            _caption(captioner, checkpoint, store, own, processes)
     except torch.OutOfMemoryError as error:
         raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error
 
 
-def _missing(own: Sequence[int], store: Predictions) -> list[int]:
-    return [number for number in own if number not in store.done]
+def _missing(stores: Sequence[Predictions], batches: int, processes: Processes) -> list[list[int]]:
+    """Numbers of the batches that no rank has, of each checkpoint; the same on every rank, which shares them out."""
+    gathered = processes.gather([list(store.done) for store in stores])
+    missing = None
+    if gathered is not None:
+        found = [set().union(*(rank[index] for rank in gathered)) for index in range(len(stores))]
+        missing = [[number for number in range(batches) if number not in done] for done in found]
+    return processes.share(missing)
 
 
 def _caption(
