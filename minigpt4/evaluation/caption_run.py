@@ -29,6 +29,7 @@ from minigpt4.evaluation.report import CaptionReport, ScoredCheckpoint, finished
 log = logging.getLogger(__name__)
 
 REPORTED_OF_MODEL = ("arch", "model_type", "llama_model", "llm_precision", "vit_model", "vit_precision", "image_size")
+SECONDS_BETWEEN_LINES = 60
 SAMPLED_BYTES = 1 << 20
 OUT_OF_MEMORY = "The GPU's memory is full: a smaller run.batch_size_eval, or fewer beams, needs less."
 
@@ -68,6 +69,7 @@ def evaluate(run: CaptionRun, processes: Processes) -> dict[str, Any] | None:
     data = _read_data(run.cfg)
     references = data.references(run.reference_mode)
     rules = CaptionRules.of(run.cfg.model, cfg.generation, cfg.seed)
+    log.info("%d images; prompt %r; stop %s; %s", len(data), rules.prompt, rules.stop, rules.decoding)
     batches = data.batches(_batch_size(run.cfg))
     stores = _stores(run, data, batches, rules, processes)
     _complete(run, data, batches, rules, stores, processes)
@@ -206,16 +208,20 @@ def _caption(
     if not wanted:
         log.info("%s: all captions are there", checkpoint.name)
         return
-    start = time.monotonic()
     captioner.load(checkpoint.path)
     items, batches = captioner.data.items, captioner.batches
     total = sum(len(batches[number]) for number in wanted)
-    bar = tqdm(total=total, desc=checkpoint.name, unit="image", disable=None if processes.is_main else True)
-    with bar:
+    start = said = time.monotonic()
+    with tqdm(total=total, desc=checkpoint.name, unit="image", disable=None if processes.is_main else True) as bar:
+        done = 0
         for number, captions in captioner.captions(wanted):
             ids = [items[place].image_id for place in batches[number]]
             store.add(number, dict(zip(ids, captions, strict=True)))
             bar.update(len(ids))
+            done += len(ids)
+            if (now := time.monotonic()) - said > SECONDS_BETWEEN_LINES:
+                log.info("%s: %d of %d images of this process", checkpoint.name, done, total)
+                said = now
     log.info("%s: %d captions in %.1f s on this process", checkpoint.name, total, time.monotonic() - start)
 
 
