@@ -85,6 +85,18 @@ def test_splits_go_to_files_of_their_own(root, command):
     assert [_ids(root / name) for name in (TRAIN, VAL, TEST)] == [["1", "22"], ["333"], ["55555"]]
 
 
+def test_files_of_evaluations_also_hold_the_single_captions(root, command):
+    assert command(["--root", str(root)]) == 0
+    (entry,) = json.loads((root / TEST).read_text(encoding="utf-8"))
+    assert entry == {"image_id": "55555", "grounded_caption": "a b c d e", "captions": ["a", "b", "c", "d", "e"]}
+
+
+def test_training_file_has_the_published_fields_alone(root, command):
+    assert command(["--root", str(root), "--splits", "all"]) == 0
+    entries = json.loads((root / TRAIN).read_text(encoding="utf-8"))
+    assert all(list(entry) == ["image_id", "grounded_caption"] for entry in entries)
+
+
 def test_all_puts_every_split_into_the_training_file(root, command, caplog):
     assert command(["--root", str(root), "--splits", "all"]) == 0
     assert [_ids(root / name) for name in (TRAIN, VAL, TEST)] == [["1", "22", "333", "55555"], ["333"], ["55555"]]

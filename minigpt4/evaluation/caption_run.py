@@ -29,6 +29,7 @@ from minigpt4.evaluation.report import CaptionReport, ScoredCheckpoint, finished
 log = logging.getLogger(__name__)
 
 REPORTED_OF_MODEL = ("arch", "model_type", "llama_model", "llm_precision", "vit_model", "vit_precision", "image_size")
+SECONDS_BETWEEN_LINES = 60
 SAMPLED_BYTES = 1 << 20
 OUT_OF_MEMORY = "The GPU's memory is full: a smaller run.batch_size_eval, or fewer beams, needs less."
 
@@ -68,12 +69,11 @@ def evaluate(run: CaptionRun, processes: Processes) -> dict[str, Any] | None:
     data = _read_data(run.cfg)
     references = data.references(run.reference_mode)
     rules = CaptionRules.of(run.cfg.model, cfg.generation, cfg.seed)
+    log.info("%d images; prompt %r; stop %s; %s", len(data), rules.prompt, rules.stop, rules.decoding)
     batches = data.batches(_batch_size(run.cfg))
     stores = _stores(run, data, batches, rules, processes)
     _complete(run, data, batches, rules, stores, processes)
-    # A rank need not see the files of another node.
-    own = [{number: store.done[number] for number in _share(batches, processes)} for store in stores]
-    gathered = processes.gather(own)
+    gathered = processes.gather([store.done for store in stores])  # a rank need not see the files of another node
     if gathered is None:
         return None
     said = [_in_order(data, [rank[index] for rank in gathered]) for index in range(len(stores))]
@@ -161,11 +161,6 @@ def file_sample(path: Path) -> list[Any]:
 # Captions
 
 
-def _share(batches: Sequence[Any], processes: Processes) -> range:
-    """Numbers of the batches of this rank."""
-    return range(processes.rank, len(batches), processes.world_size)
-
-
 def _complete(
     run: CaptionRun,
     data: CaptionData,
@@ -175,8 +170,8 @@ def _complete(
     processes: Processes,
 ) -> None:
     """Make the captions that are missing; the model is built only if there are any."""
-    own = _share(batches, processes)
-    if not processes.any(any(_missing(own, store) for store in stores)):
+    missing = _missing(stores, len(batches), processes)
+    if not any(missing):
         log.info("All captions of %d checkpoints are there; nothing is generated", len(stores))
         return
     model_class = registry.get_model_class(run.cfg.model.arch)
@@ -185,14 +180,21 @@ def _complete(
         model, data, batches, rules, keep_features=len(stores) > 1, num_workers=run.cfg.run.num_workers
     )
     try:
-        for checkpoint, store in zip(run.checkpoints, stores, strict=True):
-            _caption(captioner, checkpoint, store, _missing(own, store), processes)
+        for checkpoint, store, numbers in zip(run.checkpoints, stores, missing, strict=True):
+            own = [number for number in numbers[processes.rank :: processes.world_size] if number not in store.done]
+            _caption(captioner, checkpoint, store, own, processes)
     except torch.OutOfMemoryError as error:
         raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error
 
 
-def _missing(own: Sequence[int], store: Predictions) -> list[int]:
-    return [number for number in own if number not in store.done]
+def _missing(stores: Sequence[Predictions], batches: int, processes: Processes) -> list[list[int]]:
+    """Numbers of the batches that no rank has, of each checkpoint; the same on every rank, which shares them out."""
+    gathered = processes.gather([list(store.done) for store in stores])
+    missing = None
+    if gathered is not None:
+        found = [set().union(*(rank[index] for rank in gathered)) for index in range(len(stores))]
+        missing = [[number for number in range(batches) if number not in done] for done in found]
+    return processes.share(missing)
 
 
 def _caption(
@@ -206,16 +208,20 @@ def _caption(
     if not wanted:
         log.info("%s: all captions are there", checkpoint.name)
         return
-    start = time.monotonic()
     captioner.load(checkpoint.path)
     items, batches = captioner.data.items, captioner.batches
     total = sum(len(batches[number]) for number in wanted)
-    bar = tqdm(total=total, desc=checkpoint.name, unit="image", disable=None if processes.is_main else True)
-    with bar:
+    start = said = time.monotonic()
+    with tqdm(total=total, desc=checkpoint.name, unit="image", disable=None if processes.is_main else True) as bar:
+        done = 0
         for number, captions in captioner.captions(wanted):
             ids = [items[place].image_id for place in batches[number]]
             store.add(number, dict(zip(ids, captions, strict=True)))
             bar.update(len(ids))
+            done += len(ids)
+            if (now := time.monotonic()) - said > SECONDS_BETWEEN_LINES:
+                log.info("%s: %d of %d images of this process", checkpoint.name, done, total)
+                said = now
     log.info("%s: %d captions in %.1f s on this process", checkpoint.name, total, time.monotonic() - start)
 
 

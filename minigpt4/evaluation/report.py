@@ -76,10 +76,8 @@ class CaptionReport:
             draw_metrics(folder / CHART, self.scores, self.metrics, headline(self.facts))
         except OSError as error:
             raise _refused(folder / CHART, error) from error
-        _write(
-            folder / PAGE,
-            page(headline(self.facts), self.facts, self.tables, self.remarks, folder / CHART, self._gallery()),
-        )
+        chart = (folder / CHART).read_bytes()
+        _write(folder / PAGE, page(headline(self.facts), self.facts, self.tables, chart, self._gallery()))
         _write(folder / JSON, _json(self.facts))
 
     @property

@@ -95,11 +95,9 @@ def page(
     images: Sequence[GalleryImage],
 ) -> str:
     """The page; `tables` are by heading, `facts` the content of `metrics.json`."""
+    notes = list(facts["notes"])
     if len(images) < facts["images"]:
-        remarks = [
-            *remarks,
-            f"The gallery shows {len(images):,} images, the best and the worst of the last checkpoint.",
-        ]
+        notes.append(f"The gallery shows {len(images):,} images, the best and the worst of the last checkpoint.")
     data = {
         "checkpoints": [one["name"] for one in facts["checkpoints"]],
         "metrics": gallery_metrics(facts["metrics"]),

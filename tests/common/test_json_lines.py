@@ -25,6 +25,13 @@ def test_keep_drops_what_is_refused_and_what_a_kill_cut_off(tmp_path):
     assert file.read_text() == '{"step": 1}\n'
 
 
+def test_read_gives_the_whole_lines(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    assert JsonLines(file).read() == []
+    file.write_text('{"step": 1}\n[1]\n{"step": 2}\n{"ste')
+    assert JsonLines(file).read() == [{"step": 1}, {"step": 2}]
+
+
 def test_keep_of_a_missing_file_makes_none(tmp_path):
     JsonLines(tmp_path / "log.txt").keep(lambda record: True)
     assert list(tmp_path.iterdir()) == []

@@ -12,12 +12,14 @@ from minigpt4.common.default_files import find_default_files
 from minigpt4.common.downloads_table import load_table
 from minigpt4.common.schemas.binding import bind
 from minigpt4.common.schemas.datasets import DatasetConfig
+from minigpt4.common.schemas.generation import GenerationSettings
 from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.common.schemas.paths import missing_paths
 from minigpt4.common.schemas.run import RunConfig
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = sorted((REPOSITORY / "train_configs").glob("*.yaml"))
+FLICKR_EVALUATION = REPOSITORY / "eval_configs" / "minigpt4_flickr_eval.yaml"
 
 # lr (init, min, warm-up), warm-up steps, epochs, iterations an epoch, batch per GPU, text length
 PUBLISHED = {
@@ -81,7 +83,7 @@ def test_recipe_joins_what_belongs_together(llm, stage):
     assert (model.prompt_template, model.end_sym) == (pairing.prompt_template, pairing.end_sym)
 
 
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*RECIPES, FLICKR_EVALUATION], ids=lambda file: file.stem)
 def test_weights_of_a_recipe_are_files_of_the_table(file):
     named = re.findall(r"weights/([\w.-]+)", file.read_text())
     assert named
@@ -175,6 +177,19 @@ datasets:
 run:
   task: image_text_pretrain
 """
+
+
+def test_flickr_evaluation_asks_the_model_that_the_recipe_trains():
+    trained, _, _ = _bound(_recipe("7b", "flickr_finetune"))
+    evaluated, datasets, run = _bound(FLICKR_EVALUATION)
+    differing = {name for name, value in vars(trained).items() if vars(evaluated)[name] != value}
+    assert differing == {"ckpt"}
+    assert datasets["flickr30k_grounded_detail"].build_info.test_ann_path.endswith("_test.json")
+    assert run.test_splits == ["test"]
+
+
+def test_flickr_evaluation_spells_out_the_default_decoding():
+    assert _bound(FLICKR_EVALUATION)[2].generation == GenerationSettings()
 
 
 def test_file_with_the_keys_of_the_released_demo_config_binds(tmp_path):

@@ -1,13 +1,17 @@
 """Caption metrics: pycocoevalcap's own numbers, numbers by hand, and input that trips metrics up."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 
 from minigpt4.common import java
 from minigpt4.common.errors import ConfigError
 from minigpt4.evaluation import METRICS, require_caption_metrics, score_captions
-from minigpt4.evaluation.caption_metrics import tokenize
+from minigpt4.evaluation.caption_metrics import CaptionScorer, java_on_path, tokenize, usable_families
+
+HAND = json.loads((Path(__file__).parents[1] / "data" / "captions" / "hand.json").read_text())
 
 REFERENCES = {
     "1": ["A brown dog sleeps on a red blanket.", "A dog is sleeping."],
@@ -46,6 +50,65 @@ def test_bleu_and_rouge_by_hand():
     precision, recall, beta = 3 / 4, 3 / 5, 1.2
     f_score = (1 + beta**2) * precision * recall / (recall + beta**2 * precision)
     assert scores["ROUGE-L"] == pytest.approx(f_score, rel=1e-9)
+
+
+def _f_score(precision: float, recall: float) -> float:
+    return (1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision)
+
+
+@pytest.mark.parametrize("case", HAND["cases"], ids=lambda case: case["caption"])
+def test_bleu_and_rouge_of_a_case_counted_by_hand(case):
+    scores = score_captions({"1": case["caption"]}, {"1": case["references"]})
+    penalty = min(1, math.exp(1 - case["wanted"] / case["said"][0]))
+    precision = 1
+    for order in range(4):
+        precision *= case["matches"][order] / case["said"][order]
+        expected = penalty * precision ** (1 / (order + 1))
+        assert scores[f"BLEU-{order + 1}"] == pytest.approx(expected, rel=1e-6, abs=1e-3 if precision == 0 else 0)
+    best_precision = max(lcs / case["said"][0] for lcs in case["lcs"])
+    best_recall = max(lcs / words for lcs, words in zip(case["lcs"], case["reference_words"], strict=True))
+    assert scores["ROUGE-L"] == pytest.approx(_f_score(best_precision, best_recall), rel=1e-9)
+
+
+def test_bleu_of_the_corpus_counted_by_hand_sums_over_images():
+    cases = {str(number): case for number, case in enumerate(HAND["cases"])}
+    captions = {key: case["caption"] for key, case in cases.items()}
+    scores = score_captions(captions, {key: case["references"] for key, case in cases.items()})
+    for order, (above, below) in enumerate(HAND["corpus"].values(), start=1):
+        assert scores[f"BLEU-{order}"] == pytest.approx((above / below) ** (1 / order), rel=1e-6)
+
+
+def test_all_scores_are_those_of_pycocoevalcap_to_the_last_digit():
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    ours = CaptionScorer(REFERENCES, ["BLEU", "CIDEr", "ROUGE-L", "METEOR"]).score(PREDICTIONS)
+    with java_on_path():
+        tokenizer, meteor = PTBTokenizer(), Meteor()
+        words = tokenizer.tokenize({key: [{"caption": text} for text in texts] for key, texts in REFERENCES.items()})
+        said = tokenizer.tokenize({key: [{"caption": text}] for key, text in PREDICTIONS.items()})
+        bleu, _ = Bleu(4).compute_score(words, said, verbose=0)
+        single = [scorer.compute_score(words, said) for scorer in (Cider(), Rouge(), meteor)]
+    assert list(ours.corpus.values()) == [*bleu, *(score for score, _ in single)]
+    assert list(ours.corpus) == [*METRICS, "METEOR"]
+    assert ours.per_image["CIDEr"].tolist() == list(single[0][1])
+    assert ours.per_image["ROUGE-L"].tolist() == list(single[1][1])
+
+
+def test_missing_models_of_spice_are_a_line_that_says_so():
+    families, notes = usable_families(["SPICE", "BLEU"])
+    assert families == ["BLEU"]
+    assert len(notes) == 1
+    assert "SPICE is left out: " in notes[0]
+    assert "lacks stanford-corenlp-3.6.0.jar" in notes[0]
+
+
+def test_captions_that_are_all_empty_score_zero():
+    scores = score_captions(dict.fromkeys(REFERENCES, ""), REFERENCES)
+    assert list(scores.values()) == pytest.approx([0] * 6, abs=1e-12)
 
 
 def test_scores_do_not_depend_on_the_order_of_images():

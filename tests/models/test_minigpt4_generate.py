@@ -191,3 +191,17 @@ def test_context_with_another_number_of_images_than_placeholders_is_refused(shar
     images = [model.encode_img(pool[:1])[0]] * count
     with pytest.raises(SampleError, match=f"the prompt has 1 <ImageHere>, but {count} images were given"):
         model.get_context_emb("look: <ImageHere>", images)
+
+
+# Images that are encoded already
+
+
+@torch.no_grad()
+def test_encoded_images_give_the_answers_of_pixels(shared_model, pool):
+    model = shared_model()
+    embeds = model.project(model.image_features(pool[:3]))
+    texts = [PROMPT, "<Img><ImageHere></Img> A longer question about this image? ", PROMPT]
+    decoding = Decoding(max_new_tokens=12, num_beams=2)
+    images = [[embeds_1QD] for embeds_1QD in embeds.split(1)]
+    answers = model.generate_from_embeds(images, texts, decoding, ["###"])
+    assert answers == model.generate(pool[:3], texts, max_new_tokens=12, num_beams=2, stop=["###"])

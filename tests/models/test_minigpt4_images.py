@@ -78,3 +78,23 @@ def test_projection_alone_takes_gradients_from_image_tokens(build_model, pool):
         "llama_proj.weight",
         "llama_proj.bias",
     }
+
+
+# Features that are kept
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_kept_features_give_the_image_tokens_of_every_projection(build_model, pool, variant):
+    model = build_model(has_qformer=VARIANTS[variant]).eval()
+    features = model.image_features(pool[:2])
+    before = model.encode_img(pool[:2])[0]
+    assert torch.equal(model.project(features), before)
+    model.llama_proj.weight.mul_(0.5)
+    assert torch.equal(model.project(features), model.encode_img(pool[:2])[0])
+    assert not torch.equal(model.project(features), before)
+
+
+def test_vision_is_frozen_unless_a_part_of_it_is_trained(shared_model):
+    assert shared_model().vision_is_frozen
+    assert not shared_model(freeze_qformer=False, ckpt_allow_keys=["Qformer.*", "query_tokens"]).vision_is_frozen

@@ -1,0 +1,176 @@
+"""Whole evaluations on tiny weights: in this process, or as processes of their own."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPTS = REPOSITORY / "eval_scripts"
+CONFIG = REPOSITORY / "eval_configs" / "minigpt4_flickr_eval.yaml"
+IMAGES = 11
+CAPTIONS = (
+    "A brown dog sleeps on a red blanket .",
+    "Two people walk along the river .",
+    "The table is set for dinner .",
+    "A yellow bus waits at the station .",
+)
+FAST = ("--metrics", "BLEU", "CIDEr", "ROUGE-L")
+"""METEOR takes eight seconds to start."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A folder with data, checkpoints and a configuration, and how to evaluate them."""
+
+    folder: Path
+    config: Path
+    script: ModuleType
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The pretrained one and two epochs, as `--ckpt` takes them."""
+        return [f"pretrained={self.folder}/start.pth", *(f"{self.folder}/checkpoint_{n}.pth" for n in (0, 1))]
+
+    def arguments(self, name: str, *more: str, checkpoints: list[str] | None = None) -> list[str]:
+        """The command line; `name` is that of the folder for the results."""
+        chosen = self.checkpoints if checkpoints is None else checkpoints
+        return ["--cfg-path", str(self.config), "--ckpt", *chosen, "--save_path", str(self.folder / name), *more]
+
+    def run(self, name: str, *more: str, checkpoints: list[str] | None = None) -> Path:
+        """Evaluate in this process; asserts success and returns the folder of the results."""
+        assert self.script.main(self.arguments(name, *FAST, *more, checkpoints=checkpoints)) == 0
+        return self.folder / name
+
+    def start(self, name: str, *more: str, processes: int = 1) -> subprocess.CompletedProcess:
+        """Evaluate in processes of their own."""
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        script = [str(SCRIPTS / "eval_flickr30k.py"), *self.arguments(name, *FAST, *more)]
+        command = [sys.executable, *(launcher if processes > 1 else []), *script]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(self.folder))
+
+    def with_plugin(self, name: str) -> "Evaluation":
+        """The same with a configuration that imports plugins/NAME.py."""
+        shutil.copy(Path(__file__).with_name("plugins") / f"{name}.py", self.folder)
+        config = self.config.with_name(f"{name}.yaml")
+        config.write_text(yaml.safe_dump({"imports": [name], **yaml.safe_load(self.config.read_text())}))
+        return replace(self, config=config)
+
+    def change(self, **sections: Any) -> None:
+        """Change keys of `model`, `run` or the dataset."""
+        config = yaml.safe_load(self.config.read_text())
+        for section, keys in sections.items():
+            target = config["datasets"]["flickr30k_grounded_detail"] if section == "dataset" else config[section]
+            target.update(keys)
+        self.config.write_text(yaml.safe_dump(config))
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """This environment with one thread a process, the package and the plugins of `folder` on the path."""
+    path = os.pathsep.join([str(REPOSITORY), str(folder), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
+
+
+def load_script(name: str) -> ModuleType:
+    """A command as a module."""
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def make_evaluation(folder: Path, parity: Path) -> Evaluation:
+    """Data, three checkpoints, and the shipped configuration with other paths and sizes."""
+    torch.set_num_threads(1)
+    _write_data(folder)
+    _write_checkpoints(folder, parity)
+    evaluation = Evaluation(folder, folder / "evaluation.yaml", load_script("eval_flickr30k"))
+    shutil.copy(CONFIG, evaluation.config)
+    evaluation.change(
+        model={
+            "image_size": 56,
+            "vit_weights": str(parity / "eva_vit_tiny.pth"),
+            "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
+            "q_former_model": str(parity / "blip2_tiny.pth"),
+            "num_query_token": 8,
+            "qformer_config": {
+                "hidden_size": 48,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "intermediate_size": 96,
+            },
+            "llama_model": str(parity / "vicuna_tiny"),
+            "vit_precision": "fp32",
+            "llm_precision": "fp32",
+            "prompt_path": str(parity / "prompts_tiny.txt"),
+        },
+        dataset={
+            "build_info": {
+                "ann_path": "nobody/needs/the/training/file.json",
+                "test_ann_path": str(folder / "test.json"),
+                "image_path": str(folder / "images"),
+            },
+            "vis_processor": {},
+        },
+        run={"batch_size_eval": 3, "num_workers": 0, "device": "cpu", "generation": {"max_new_tokens": 12}},
+    )
+    return evaluation
+
+
+def _write_data(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    (folder / "images").mkdir()
+    records = []
+    for number in range(IMAGES):
+        pixels = random.integers(0, 255, (60, 80, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"10{number}.jpg")
+        captions = [CAPTIONS[(number + place) % 4] for place in range(1 + number % 5)]
+        records.append({"image_id": f"10{number}", "grounded_caption": " ".join(captions), "captions": captions})
+    (folder / "test.json").write_text(json.dumps(records))
+
+
+def _write_checkpoints(folder: Path, parity: Path) -> None:
+    published = torch.load(parity / "minigpt4_tiny.pth", weights_only=True)["model"]
+    start = {name: tensor for name, tensor in published.items() if name.startswith("llama_proj")}
+    for number, name in enumerate(("start", "checkpoint_0", "checkpoint_1")):
+        noise = torch.Generator().manual_seed(number)
+        changed = {key: t + 0.05 * number * torch.randn(t.shape, generator=noise) for key, t in start.items()}
+        torch.save({"model": changed}, folder / f"{name}.pth")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, parity_dir: Path) -> Evaluation:
+    """An evaluation whose data nobody changes."""
+    return make_evaluation(tmp_path_factory.mktemp("evaluation"), parity_dir)
+
+
+@pytest.fixture
+def own(tmp_path: Path, parity_dir: Path) -> Evaluation:
+    """An evaluation of the test's own."""
+    return make_evaluation(tmp_path, parity_dir)
+
+
+@pytest.fixture(scope="session")
+def complete(shared: Evaluation) -> Path:
+    """The results of all three checkpoints by one process."""
+    return shared.run("complete")
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[[str], ModuleType]:
+    """`command("score_captions")`: that script as a module."""
+    return load_script

@@ -1,0 +1,73 @@
+"""Scores of a results file without a model: the evaluation's own numbers, and every form of references."""
+
+import json
+
+import pytest
+
+from minigpt4.evaluation import score_captions
+
+RESULTS = [{"image_id": 42, "caption": "A dog sleeps."}, {"image_id": 7, "caption": ""}]
+COCO = {
+    "annotations": [
+        {"image_id": 42, "caption": "A dog sleeps on a blanket."},
+        {"image_id": 42, "caption": "A sleeping dog."},
+        {"image_id": 7, "caption": "Two people walk."},
+    ]
+}
+FAST = ("--metrics", "BLEU", "CIDEr", "ROUGE-L")
+
+
+@pytest.fixture
+def main(command):
+    return command("score_captions").main
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    (tmp_path / "coco.json").write_text(json.dumps(COCO))
+    return str(tmp_path / "results.json"), str(tmp_path / "coco.json")
+
+
+def test_coco_results_are_scored_against_coco_annotations(main, files, tmp_path, capsys):
+    assert main([*files, *FAST, "--output", str(tmp_path / "scores.json")]) == 0
+    scored = json.loads((tmp_path / "scores.json").read_text())
+    captions = {"42": "A dog sleeps.", "7": ""}
+    references = {"42": ["A dog sleeps on a blanket.", "A sleeping dog."], "7": ["Two people walk."]}
+    assert scored["scores"] == score_captions(captions, references)
+    assert (scored["images"], scored["empty_captions"], scored["reference_mode"]) == (2, 1, "separate")
+    assert set(scored["intervals"]) == set(scored["scores"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("2 images, references separate, 1 empty captions\n")
+    assert f"| results | {scored['scores']['BLEU-1']:.4f} |" in shown
+
+
+def test_scores_of_an_evaluation_come_out_again(main, complete, shared, tmp_path):
+    output = tmp_path / "scores.json"
+    arguments = [str(complete / "captions_epoch_0.json"), str(shared.folder / "test.json"), "--output", str(output)]
+    assert main([*arguments, *FAST, "--reference-mode", "joined"]) == 0
+    facts = json.loads((complete / "metrics.json").read_text())
+    (epoch,) = [one for one in facts["checkpoints"] if one["name"] == "epoch 0"]
+    scored = json.loads(output.read_text())
+    assert scored["scores"] == epoch["scores"]
+    assert scored["intervals"] == epoch["intervals"]
+
+
+def test_one_image_is_scored_without_intervals(main, tmp_path, capsys):
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS[:1]))
+    (tmp_path / "coco.json").write_text(json.dumps(COCO))
+    assert main([str(tmp_path / "results.json"), str(tmp_path / "coco.json"), *FAST, "--partial"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("1 images")
+    assert "95%" not in shown
+
+
+def test_part_of_the_references_needs_a_word(main, files, tmp_path, capsys):
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS[:1]))
+    assert main([*files, *FAST]) == 2
+    assert "1 of 2 images of the references have no caption: 7" in capsys.readouterr().err
+
+
+def test_missing_file_is_an_error_to_read(main, files, capsys):
+    assert main(["nowhere.json", files[1], *FAST]) == 2
+    assert "error: nowhere.json: cannot be read" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+"""Images of an evaluation in batches that depend on the data alone, with the references of either mode."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.schemas.binding import bind
+from minigpt4.common.schemas.datasets import DatasetConfig
+from minigpt4.datasets import build_datasets
+from minigpt4.evaluation.caption_data import CaptionData
+
+RECORDS = [
+    {"image_id": "a", "caption": "one two", "captions": ["one", "two"]},
+    {"image_id": "b", "caption": "one two three four", "captions": ["one two", "three four"]},
+    {"image_id": "c", "caption": "one", "captions": ["one"]},
+    {"image_id": "d", "caption": "four three two one", "captions": ["four three", "two one"]},
+]
+
+
+@pytest.fixture
+def read(tmp_path):
+    """The data of records in a file of that kind."""
+
+    def read(records, name: str = "test.json") -> CaptionData:
+        for image_id in "abcd":
+            Image.new("RGB", (8, 8)).save(tmp_path / f"{image_id}.jpg")
+        (tmp_path / name).write_text(records if isinstance(records, str) else json.dumps(records))
+        info = {"ann_path": f"{tmp_path}/{name}", "test_ann_path": f"{tmp_path}/{name}", "image_path": str(tmp_path)}
+        section = {"builder": "image_caption_json", "build_info": info}
+        config = bind(DatasetConfig, section, section="datasets.mine", source="eval.yaml")
+        return CaptionData(build_datasets({"mine": config}, ["test"])["mine"]["test"])
+
+    return read
+
+
+def test_batches_hold_every_image_once_longest_first(read):
+    assert read(RECORDS).batches(3) == [[1, 3, 0], [2]]
+
+
+def test_batches_of_equal_length_keep_the_order_of_the_data(read):
+    assert read(RECORDS).batches(1) == [[1], [3], [0], [2]]
+
+
+def test_joined_reference_is_the_text_of_training(read):
+    assert read(RECORDS).references("joined")["b"] == ["one two three four"]
+
+
+def test_separate_references_are_the_single_captions(read):
+    assert read(RECORDS).references("separate")["b"] == ["one two", "three four"]
+
+
+def test_blank_captions_are_no_references(read):
+    data = read([{"image_id": "a", "caption": "one", "captions": ["one", " "]}])
+    assert data.references("separate") == {"a": ["one"]}
+    with pytest.raises(ConfigError, match="record 1: --reference-mode separate needs the field 'captions'"):
+        read([{"image_id": "a", "caption": "one", "captions": [" "]}]).references("separate")
+
+
+def test_csv_file_holds_single_captions_as_json(read):
+    data = read('image_id,caption,captions\na,one two,"[""one"", ""two""]"\n', "test.csv")
+    assert data.references("separate") == {"a": ["one", "two"]}
+
+
+def test_record_without_a_caption_is_named(read):
+    with pytest.raises(SampleError, match=r"record 2: the field 'caption' is missing"):
+        read([RECORDS[0], {"image_id": "b"}])

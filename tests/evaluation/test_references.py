@@ -1,0 +1,111 @@
+"""References and results in every form that people have, with the place of what is wrong."""
+
+import csv
+import json
+
+import pytest
+
+from minigpt4.common.errors import SampleError
+from minigpt4.evaluation.references import match, read_references, read_results
+
+COCO = {
+    "images": [{"id": 42, "file_name": "42.jpg"}],
+    "annotations": [
+        {"image_id": 42, "id": 1, "caption": "A dog."},
+        {"image_id": 7, "id": 2, "caption": "A cat."},
+        {"image_id": 42, "id": 3, "caption": "An animal."},
+    ],
+}
+OURS = [{"image_id": "10", "grounded_caption": "One . Two .", "captions": ["One .", "Two ."]}]
+
+
+def _file(tmp_path, content, name="references.json"):
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def _flickr(tmp_path):
+    path = tmp_path / "flickr.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["raw", "sentids", "split", "filename", "img_id"])
+        writer.writerow(['["One.", "Two."]', "[0, 1]", "test", "10.jpg", "0"])
+        writer.writerow(['["Three.", " "]', "[2, 3]", "val", "11.jpg", "1"])
+    return path
+
+
+def test_coco_annotations_are_grouped_by_image(tmp_path):
+    path = _file(tmp_path, COCO)
+    assert read_references(path, "separate") == {"42": ["A dog.", "An animal."], "7": ["A cat."]}
+    assert read_references(path, "joined") == {"42": ["A dog. An animal."], "7": ["A cat."]}
+
+
+def test_our_files_hold_both_modes(tmp_path):
+    path = _file(tmp_path, OURS)
+    assert read_references(path, "separate") == {"10": ["One .", "Two ."]}
+    assert read_references(path, "joined") == {"10": ["One . Two ."]}
+
+
+def test_flickr_csv_is_read_by_split(tmp_path):
+    path = _flickr(tmp_path)
+    assert read_references(path, "separate") == {"10": ["One.", "Two."]}
+    assert read_references(path, "joined", "val") == {"11": ["Three."]}
+
+
+def test_split_without_images_is_an_error(tmp_path):
+    with pytest.raises(SampleError, match="holds no references .*'dev'"):
+        read_references(_flickr(tmp_path), "joined", "dev")
+
+
+def test_joined_caption_alone_is_no_set_of_references(tmp_path):
+    path = _file(tmp_path, [{"image_id": "10", "grounded_caption": "One . Two ."}])
+    assert read_references(path, "joined") == {"10": ["One . Two ."]}
+    with pytest.raises(SampleError, match=r"image 10: has one joined caption, but no list 'captions'"):
+        read_references(path, "separate")
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ({"caption": "a"}, "record 1: the field 'image_id' must be text or a number; it is None"),
+        ({"image_id": True, "caption": "a"}, "'image_id' must be text or a number; it is True"),
+        ({"image_id": 1}, "record 1: no reference"),
+        ({"image_id": 1, "caption": 5}, "the field 'caption' must be text; it is 5"),
+        ({"image_id": 1, "captions": [3]}, "must be a list of texts"),
+        ({"image_id": 1, "captions": "[3"}, "are not JSON"),
+    ],
+)
+def test_bad_reference_is_named_with_its_place(tmp_path, record, text):
+    with pytest.raises(SampleError, match=text):
+        read_references(_file(tmp_path, [record]), "separate")
+
+
+def test_results_are_captions_by_image_and_may_be_empty(tmp_path):
+    path = _file(tmp_path, [{"image_id": 42, "caption": "A dog."}, {"image_id": "7", "caption": ""}])
+    assert read_results(path) == {"42": "A dog.", "7": ""}
+
+
+@pytest.mark.parametrize(
+    ("results", "text"),
+    [
+        ([], "holds no captions"),
+        ([{"image_id": 1}], "record 1: the field 'caption' must be text; it is None"),
+        ([{"image_id": 1, "caption": "a"}, {"image_id": "1", "caption": "b"}], "record 2: the image 1 has a caption"),
+    ],
+)
+def test_bad_result_is_named_with_its_place(tmp_path, results, text):
+    with pytest.raises(SampleError, match=text):
+        read_results(_file(tmp_path, results))
+
+
+def test_images_without_reference_are_an_error():
+    with pytest.raises(SampleError, match="1 of 2 images have no reference: 8"):
+        match({"7": "a", "8": "b"}, {"7": ["a"]}, partial=True)
+
+
+def test_images_without_caption_are_an_error_unless_a_part_is_wanted():
+    references = {"7": ["a"], "8": ["b"]}
+    with pytest.raises(SampleError, match="1 of 2 images of the references have no caption: 8; with --partial"):
+        match({"7": "a"}, references, partial=False)
+    assert match({"7": "a"}, references, partial=True) == {"7": ["a"]}
