@@ -19,6 +19,7 @@ from pathlib import Path
 
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.run_checkpoints import card_path, newest_checkpoint
+from minigpt4.evaluation.caption_metrics import PUBLISHED_FAMILIES
 from minigpt4.mini import commands
 from minigpt4.mini.files import WorldSize, write_world
 from minigpt4.mini.language_model import write_language_model
@@ -211,13 +212,14 @@ def _evaluate(place: Place, precision: str, progress: Progress) -> str:
     checkpoints = [f"{name}={path}" for name, path in epochs_of(place).items()]
     options = [*_flickr_files(place), f"model.llama_model={place.llm}", f"model.llm_precision={precision}"]
     script = ["eval_scripts/eval_flickr30k.py", "--cfg-path", EVALUATION, "--save_path", str(place.evaluation)]
+    script += ["--metrics", *PUBLISHED_FAMILIES]
     command = commands.torchrun(place.processes, *script, "--ckpt", *checkpoints, "--options", *options)
     names = list(epochs_of(place))
 
     def on_line(line: str) -> None:
-        match = commands.CAPTION_LINE.match(line)
+        match = commands.CAPTION_LINE.search(line)
         if match is not None and match["name"] in names:
-            done = (names.index(match["name"]) + int(match["images"]) / int(match["all"])) / len(names)
+            done = (names.index(match["name"]) + 1) / len(names)
             progress.at(done, f"{done:.0%}, {match['name']}")
 
     commands.run_command(command, place.output / "logs" / "evaluation.txt", on_line)

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from minigpt4.mini.captions import alt_text, detailed_description, five_captions
@@ -14,35 +13,29 @@ ALONE_SCENE = Scene("white", ALONE, (Group(NAMED["duck"], 3, LARGE),), 0)
 
 def test_five_captions_of_a_row():
     assert five_captions(ROW_SCENE) == [
-        "Two cats and an owl on an orange background.",
+        "Two cats to the left of an owl on an orange background.",
         "Two cats to the left of an owl.",
-        "Two small cats, one large owl.",
-        "Orange background, cats left, owl right.",
-        "Three things on orange.",
+        "Two small cats to the left of a large owl.",
+        "A picture of two cats and an owl.",
+        "An orange background with two cats and an owl.",
     ]
 
 
 def test_five_captions_of_a_column():
     captions = five_captions(COLUMN_SCENE)
     assert captions[1] == "A bus above a key above a pear."
-    assert captions[3] == "Blue background, bus top, key middle, pear bottom."
+    assert captions[3] == "A picture of a bus, a key and a pear."
 
 
 def test_a_detailed_description_has_several_sentences():
     assert detailed_description(ALONE_SCENE) == (
-        "The picture shows three ducks on a plain white background. The ducks in the middle are large. "
-        "There are three things in the picture."
+        "The picture shows three ducks on a white background. The ducks in the middle are large."
     )
 
 
-def test_alt_texts_have_all_four_forms_and_fit_the_32_tokens_of_stage_1():
-    texts = {alt_text(COLUMN_SCENE, np.random.default_rng(seed)) for seed in range(100)}
-    assert texts == {
-        "a small bus at the top, a small key in the middle, a small pear at the bottom, blue background",
-        "a bus above a key above a pear, on blue",
-        "a small bus, a small key and a small pear on a blue background",
-        "blue picture of a bus, a key and a pear",
-    }
+def test_an_alt_text_says_what_is_where():
+    assert alt_text(COLUMN_SCENE) == "a bus above a key above a pear on a blue background"
+    assert alt_text(ALONE_SCENE) == "three ducks on a white background"
 
 
 @pytest.mark.parametrize("write", [detailed_description, lambda scene: " ".join(five_captions(scene))])
@@ -54,6 +47,5 @@ def test_every_text_is_true_by_the_measures(write):
 
 
 def test_alt_texts_name_all_things():
-    for index, scene in enumerate(sample_scenes("train", 300, seed=0)):
-        text = alt_text(scene, np.random.default_rng(index))
-        assert named_things(text) == {group.thing.name for group in scene.groups}
+    for scene in sample_scenes("train", 300, seed=0):
+        assert named_things(alt_text(scene)) == {group.thing.name for group in scene.groups}

@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 
 REPOSITORY = Path(__file__).parents[2]
-NEEDED = "minigpt4 train.py prepare_flickr30k.py quickstart.sh train_configs eval_configs eval_scripts prompts".split()
+NEEDED = (
+    *("minigpt4", "train_configs", "eval_configs", "eval_scripts", "prompts"),
+    *("train.py", "prepare_flickr30k.py", "quickstart.sh"),
+)
 ROWS = ["pretrained", *(f"epoch {number}" for number in range(5))]
 
 pytestmark = pytest.mark.timeout(1800)

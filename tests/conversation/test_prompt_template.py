@@ -1,0 +1,45 @@
+from minigpt4.conversation.prompt_template import TemplateConversation
+
+VICUNA = "###Human: {} ###Assistant: "
+
+
+def test_one_question_is_the_prompt_of_training():
+    talk = TemplateConversation(VICUNA, "###")
+    talk.add_image()
+    talk.ask("What is this?")
+    talk.open_answer()
+    assert talk.get_prompt() == "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
+
+
+def test_a_second_question_follows_the_ended_answer():
+    talk = TemplateConversation(VICUNA, "###")
+    talk.ask("Hello")
+    talk.open_answer()
+    talk.fill_answer("Hi.")
+    talk.ask("Who?")
+    talk.open_answer()
+    assert talk.get_prompt() == "###Human: Hello ###Assistant: Hi.######Human: Who? ###Assistant: "
+
+
+def test_an_empty_template_leaves_the_words_alone():
+    talk = TemplateConversation("", "\n")
+    talk.ask("Hello")
+    assert talk.get_prompt() == "Hello"
+
+
+def test_braces_in_an_answer_or_question_stay():
+    talk = TemplateConversation(VICUNA, "###")
+    talk.ask("{x}")
+    talk.open_answer()
+    talk.fill_answer("{}")
+    assert talk.get_prompt() == "###Human: {x} ###Assistant: {}###"
+
+
+def test_a_copy_goes_on_by_itself():
+    talk = TemplateConversation(VICUNA, "###")
+    talk.ask("Hello")
+    twin = talk.copy()
+    twin.open_answer()
+    twin.fill_answer("Hi.")
+    assert talk.get_prompt() == "###Human: Hello ###Assistant: "
+    assert twin.dict()["messages"] == [["user", "Hello"], ["assistant", "Hi."]]
