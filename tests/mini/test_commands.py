@@ -38,6 +38,15 @@ def test_a_failure_shows_what_the_script_said_and_not_what_the_launcher_said(tmp
     assert "elastic" not in str(error.value)
 
 
+@pytest.fixture
+def ctrl_c_interrupts():
+    """As in a terminal; a process that was started in the background ignores Ctrl-C, and so do its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_ctrl_c_asks_the_command_to_stop_and_waits_for_it(tmp_path):
     script = tmp_path / "waits.py"
     script.write_text(

@@ -28,7 +28,11 @@ def start(folder: Path) -> subprocess.Popen:
         "PYTHONPATH": str(folder),
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(["bash", "quickstart.sh", "--fast"], cwd=folder, env=environment, **pipes)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # children inherit only that it is ignored
+    try:
+        return subprocess.Popen(["bash", "quickstart.sh", "--fast"], cwd=folder, env=environment, **pipes)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def files(folder: Path) -> dict[str, tuple[int, str]]:
