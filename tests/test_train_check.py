@@ -12,7 +12,7 @@ from minigpt4.check import check
 from minigpt4.common.config import Config
 
 REPOSITORY = Path(__file__).parents[1]
-RECIPES = sorted((REPOSITORY / "train_configs").glob("*.yaml"))
+RECIPES = sorted((REPOSITORY / "train_configs").glob("minigpt4_*.yaml"))  # the mini ones need the LLM to be sized
 
 
 def train(*arguments: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:

@@ -62,6 +62,7 @@ def _download_gguf(folder: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """GGUF -> config.json, 16-bit model.safetensors, tokenizer files."""
+    transformers.utils.logging.disable_progress_bar()
     log.info("Writing its weights as 16-bit safetensors")
     place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     unpack = {}

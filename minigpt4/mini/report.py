@@ -37,8 +37,8 @@ class Looks:
 
     @property
     def lost(self) -> float:
-        """Share of the CIDEr that shuffling costs; NaN if there was none."""
-        return 1 - self.cider_shuffled / self.cider if self.cider else math.nan
+        """Share of the CIDEr that shuffling costs; NaN where the captions are as bad as shuffled ones."""
+        return 1 - self.cider_shuffled / self.cider if self.cider > self.cider_shuffled else math.nan
 
 
 def write_report(output: Path, evaluation: Path, data: Path) -> str:
@@ -96,7 +96,7 @@ def _markdown(output: Path, evaluation: Path, table: str, measures: dict[str, Me
             *rows,
             "",
             f"Does `{last}` look at the picture? CIDEr {looks.cider:.3f}; with the images shuffled among the test "
-            f"scenes {looks.cider_shuffled:.3f}, {_percent(looks.lost)} less.",
+            f"scenes {looks.cider_shuffled:.3f}{_less(looks.lost)}.",
             "",
             f"- scenes with their captions: `{output / 'scenes.png'}`",
             f"- metrics over epochs: `{evaluation / 'metrics.png'}`; everything to look through: "
@@ -107,6 +107,10 @@ def _markdown(output: Path, evaluation: Path, table: str, measures: dict[str, Me
             "",
         ]
     )
+
+
+def _less(lost: float) -> str:
+    return ": no more than by chance" if math.isnan(lost) else f", {_percent(lost)} less"
 
 
 def _percent(share: float) -> str:

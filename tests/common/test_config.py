@@ -161,7 +161,7 @@ def test_faulty_option_is_refused(options, text, user_file):
         ),
         (
             MINIMAL.replace("vicuna0", "vicuna"),
-            "did you mean 'pretrain_vicuna0'? Known: pretrain_llama2, pretrain_vic",
+            "did you mean 'pretrain_vicuna0'? Known: pretrain_llama2, pretrain_mini, pretrain_vic",
         ),
         (MINIMAL.replace("cc_sbu_align", "cc_sbu_aling"), "did you mean 'cc_sbu_align'?"),
         (
@@ -208,7 +208,7 @@ def test_shipped_defaults_lie_under_the_users_values(user_file):
 
 def test_shipped_defaults_are_found_by_convention():
     files = find_default_files()
-    assert set(files.models["minigpt4"]) == {"pretrain_vicuna0", "pretrain_llama2"}
+    assert set(files.models["minigpt4"]) == {"pretrain_vicuna0", "pretrain_llama2", "pretrain_mini"}
     assert {"laion", "cc_sbu", "cc_sbu_align", "flickr30k_grounded_detail"} <= set(files.datasets)
     assert files.datasets["laion"]["default"] == PACKAGE / "configs/datasets/laion/default.yaml"
 

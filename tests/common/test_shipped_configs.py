@@ -18,7 +18,8 @@ from minigpt4.common.schemas.paths import missing_paths
 from minigpt4.common.schemas.run import RunConfig
 
 REPOSITORY = Path(__file__).parents[2]
-RECIPES = sorted((REPOSITORY / "train_configs").glob("*.yaml"))
+RECIPES = sorted((REPOSITORY / "train_configs").glob("minigpt4_*.yaml"))
+MINI_RECIPES = sorted((REPOSITORY / "train_configs").glob("mini_*.yaml"))
 FLICKR_EVALUATION = REPOSITORY / "eval_configs" / "minigpt4_flickr_eval.yaml"
 
 # lr (init, min, warm-up), warm-up steps, epochs, iterations an epoch, batch per GPU, text length
@@ -48,6 +49,14 @@ def _bound(file: Path, options: list[str] | None = None) -> tuple[MiniGPT4Config
 
 def test_every_llm_has_every_recipe_and_no_file_is_untested():
     assert sorted(_recipe(llm, stage) for llm, stage in VARIANTS) == RECIPES
+    assert sorted([*RECIPES, *MINI_RECIPES]) == sorted((REPOSITORY / "train_configs").iterdir())
+
+
+@pytest.mark.parametrize("file", MINI_RECIPES, ids=lambda file: file.stem)
+def test_mini_recipe_binds_and_can_train(file):
+    model, _, run = _bound(file)
+    run.require_training_keys(str(file))
+    assert model.model_type == "pretrain_mini"
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
