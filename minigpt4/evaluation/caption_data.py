@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -81,10 +81,6 @@ class CaptionData:
                     "of texts; prepare_flickr30k.py writes it (run it again), or score with --reference-mode joined"
                 )
         return {item.image_id: list(item.captions or []) for item in self.items}
-
-    def facts(self) -> list[list[Any]]:
-        """Id, file name and size in bytes of each image: what predictions depend on."""
-        return [[item.image_id, item.file.name, item.file.stat().st_size] for item in self.items]
 
 
 def _item(dataset: ImageCaptionJson, number: int) -> CaptionItem:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from minigpt4.mini.captions import alt_text, detailed_description, five_captions
 from minigpt4.mini.drawing import ATTRIBUTION, SIDE, draw
-from minigpt4.mini.scenes import Scene, sample_scene
+from minigpt4.mini.scenes import Scene, sample_scenes
 
 log = logging.getLogger(__name__)
 
@@ -78,8 +78,8 @@ def write_world(folder: Path, size: WorldSize) -> bool:
 
 
 def _scenes(split: str, first: int, count: int, seed: int, tick: Callable[[], object]) -> Iterator[Scene]:
-    for index in range(first, first + count):
-        yield sample_scene(split, int(index), seed)
+    for scene in sample_scenes(split, count, seed, int(first)):
+        yield scene
         tick()
 
 

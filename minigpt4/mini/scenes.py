@@ -5,6 +5,7 @@ training (of the vision weights as well) never hold a reserved combination; ever
 least one.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 from zlib import crc32
@@ -74,12 +75,13 @@ def is_new_combination(scene: Scene) -> bool:
     return any(is_reserved_pair(one, other) for one, other in combinations(things, 2))
 
 
-def sample_scenes(split: str, count: int, seed: int) -> list[Scene]:
-    """`count` scenes of `train`, `val` or `test`; scene i depends on (seed, split, i) alone."""
-    return [sample_scene(split, index, seed) for index in range(count)]
+def sample_scenes(split: str, count: int, seed: int, first: int = 0) -> Iterator[Scene]:
+    """`count` scenes of `train`, `val` or `test`, from number `first` on."""
+    return (sample_scene(split, index, seed) for index in range(first, first + count))
 
 
 def sample_scene(split: str, index: int, seed: int) -> Scene:
+    """Scene number `index` of a split; it depends on (seed, split, index) alone."""
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     while True:
         scene = _draw_scene(rng)

@@ -15,9 +15,9 @@ from minigpt4.mini.things import THINGS
 
 
 def test_the_same_seed_gives_the_same_scenes_whatever_was_drawn_before():
-    scenes = sample_scenes("train", 5, seed=3)
+    scenes = list(sample_scenes("train", 5, seed=3))
     assert scenes[4] == sample_scene("train", 4, seed=3)
-    assert scenes != sample_scenes("train", 5, seed=4)
+    assert scenes != list(sample_scenes("train", 5, seed=4))
 
 
 def test_scene_zero_of_seed_zero_is_the_same_on_every_machine():
@@ -30,7 +30,7 @@ def test_scene_zero_of_seed_zero_is_the_same_on_every_machine():
 
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_every_held_out_scene_has_a_combination_that_no_training_scene_has(split):
-    train = sample_scenes("train", 3000, seed=0)
+    train = list(sample_scenes("train", 3000, seed=0))
     pairs = {frozenset(p) for s in train for p in combinations([g.thing for g in s.groups], 2)}
     grounds = {(g.thing, s.background) for s in train for g in s.groups}
     for scene in sample_scenes(split, 200, seed=0):
