@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from minigpt4.mini import vision
+from minigpt4.mini.language_model import word_embeddings, write_language_model
 from minigpt4.mini.pretraining import Settings, pretrain
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -20,6 +22,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, default=Path("output/mini_vision"), help="what it writes")
+    parser.add_argument("--llm", type=Path, default=Path("data/mini/smollm2-135m-instruct"), help="written if missing")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="bf16 pays where the processor has it")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that draw scenes")
     for field in fields(Settings):
@@ -28,7 +31,9 @@ def main() -> None:
     settings = Settings(**{field.name: arguments[field.name] for field in fields(Settings)})
     logging.basicConfig(level=logging.INFO, format="%(asctime)s [%(levelname)s] %(message)s")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result = pretrain(settings, arguments["dir"], device, DTYPES[arguments["dtype"]], arguments["processes"])
+    write_language_model(arguments["llm"])
+    codes = vision.word_codes(word_embeddings(arguments["llm"], vision.WORDS))
+    result = pretrain(settings, codes, arguments["dir"], device, DTYPES[arguments["dtype"]], arguments["processes"])
     print(result)
 
 

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minigpt4.common.errors import MiniGPT4Error
@@ -41,6 +43,15 @@ def write_language_model(folder: Path) -> bool:
         shutil.rmtree(folder, ignore_errors=True)
         ready.replace(folder)
     return True
+
+
+@torch.no_grad()
+def word_embeddings(folder: Path, words: Sequence[str]) -> Tensor:
+    """(W, E) float32: what the LLM reads for each word, the mean over its tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    table = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).get_input_embeddings()
+    ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
+    return torch.stack([table(torch.tensor(word_ids)).mean(0) for word_ids in ids])
 
 
 def _download_gguf(folder: Path) -> Path:

@@ -1,9 +1,9 @@
 """How the shipped mini vision encoder and Q-Former were made: both learn to say what scenes show.
 
-The queries predict the words of `vision.words`: channel w of a query's output is the logit of word w. So words lie
-in directions of their own, equally far apart, and the linear layer to the LLM, which reads these outputs, learns in a
-few hundred steps. The patches of the ViT predict what they lie on, which makes the ViT learn many times faster; that
-head is thrown away. Shapes: B scenes, N patches, Q queries, W words.
+As BLIP-2's Q-Former was trained with a frozen LLM behind it, these queries learn to say words of `vision.words` in the
+LLM's terms: a query's output is drawn to the code of its word and place (`vision.word_codes`), by distance and by being
+nearer to it than to other words' codes. The patches of the ViT predict what they lie on, which makes the ViT learn many
+times faster; that head is thrown away. Shapes: B scenes, N patches, Q queries, W words, D channels.
 """
 
 import io
@@ -42,7 +42,7 @@ class Settings:
     """What a pretraining run depends on; `steps` of `batch_size` scenes, drawn from `scenes` different ones."""
 
     scenes: int = 60_000
-    steps: int = 3_500
+    steps: int = 4_000
     batch_size: int = 48
     lr: float = 1e-3
     warmup_steps: int = 500
@@ -51,6 +51,10 @@ class Settings:
     log_every: int = 100
     save_every: int = 500
     seed: int = PRETRAINING_SEED
+    sharpness: float = 0.15
+    """Of the choice between words: factor of the product of output and code."""
+
+    distance_weight: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,11 @@ def draw_scenes(split: str, count: int, seed: int, processes: int) -> DrawnScene
 class Pretrainer(nn.Module):
     """Vision encoder, `ln_vision` and Q-Former as MiniGPT4 builds them, and a head over the words for patches."""
 
-    def __init__(self) -> None:
+    codes_QWD: Tensor
+
+    def __init__(self, codes_QWD: Tensor) -> None:
         super().__init__()
+        self.register_buffer("codes_QWD", codes_QWD, persistent=False)
         cfg = MiniGPT4Config(
             image_size=vision.IMAGE_SIZE,
             vit_config=dict(vision.VIT_SIZES),
@@ -107,15 +114,19 @@ class Pretrainer(nn.Module):
         self.vit = build_vision_encoder(cfg)
         self.ln_vision = nn.LayerNorm(self.vit.num_features)
         self.qformer = build_qformer(cfg, self.vit.num_features)
-        self.patch_head = nn.Linear(self.vit.num_features, len(vision.WORDS))
+        self.patch_head = nn.Linear(self.vit.num_features, codes_QWD.shape[1])
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
 
     def forward(self, image_B3SS: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of patches (B, N, W) and of queries (B, Q, W)."""
+        """Logits of patches (B, N, W), and what the queries say (B, Q, D)."""
         tokens_BND = self.ln_vision(self.vit(image_B3SS))
-        return self.patch_head(tokens_BND[:, 1:]), self.qformer(tokens_BND)[..., : len(vision.WORDS)]
+        return self.patch_head(tokens_BND[:, 1:]), self.qformer(tokens_BND)
+
+    def word_scores(self, said_BQD: Tensor) -> Tensor:
+        """(B, Q, W) float32; the largest belongs to the nearest code, for all are equally long."""
+        return torch.einsum("bqd,qwd->bqw", said_BQD.float(), self.codes_QWD)
 
     def save(self, vit_file: Path, qformer_file: Path) -> None:
         """LAVIS's two files, 16 bits."""
@@ -152,7 +163,7 @@ def accuracy(model: Pretrainer, drawn: DrawnScenes, device: torch.device, dtype:
     for start in range(0, len(drawn.pictures), 100):
         image, _, ids = drawn.batch(np.arange(start, min(start + 100, len(drawn.pictures))), device)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            right.append((model(image)[1].argmax(-1) == ids).cpu())
+            right.append((model.word_scores(model(image)[1]).argmax(-1) == ids).cpu())
     model.train()
     hit_nQ, said_nQ = torch.cat(right).numpy(), drawn.word_ids != 0
     parts = {
@@ -164,10 +175,13 @@ def accuracy(model: Pretrainer, drawn: DrawnScenes, device: torch.device, dtype:
     return {name: round(float(hit_nQ[:, part][said_nQ[:, part]].mean()), 4) for name, part in parts.items()}
 
 
-def pretrain(settings: Settings, folder: Path, device: torch.device, dtype: torch.dtype, processes: int) -> dict:
+def pretrain(
+    settings: Settings, codes_QWD: Tensor, folder: Path, device: torch.device, dtype: torch.dtype, processes: int
+) -> dict:
     """Train, or go on with what `folder` holds; returns the accuracies on scenes of new combinations.
 
-    Writes `state.pth` (to go on from), `log.jsonl`, and the two weights files at every save.
+    `codes_QWD` is from `vision.word_codes`. Writes `state.pth` (to go on from), `log.jsonl`, and the two weights files
+    at every save.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log.info("Drawing %d scenes", settings.scenes + settings.test_scenes)
@@ -175,18 +189,20 @@ def pretrain(settings: Settings, folder: Path, device: torch.device, dtype: torc
     test = draw_scenes("test", settings.test_scenes, settings.seed, processes)
     torch.manual_seed(settings.seed)
     set_fused_attn(device.type != "cpu")  # on CPUs the backward pass of the fused one is slower
-    model = Pretrainer().to(device).train()
+    model = Pretrainer(codes_QWD).to(device).train()
     betas, decay = (0.9, 0.98), settings.weight_decay
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=betas, weight_decay=decay, fused=True)
     step = _resume(folder, model, optimizer, device)
-    started, sums = time.monotonic(), torch.zeros(2)
+    started, sums = time.monotonic(), torch.zeros(3)
     for indices in orders(settings, step):
-        sums += _update(model, optimizer, train.batch(indices, device), lr_at(step, settings), dtype)
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, settings)
+        sums += _update(model, optimizer, train.batch(indices, device), settings, dtype)
         step += 1
         if step % settings.log_every:
             continue
-        patch_mean, word_mean = (sums / settings.log_every).tolist()
-        record = {"step": step, "patch_loss": round(patch_mean, 4), "word_loss": round(word_mean, 4)}
+        means = (round(mean, 4) for mean in (sums / settings.log_every).tolist())
+        record = {"step": step, **dict(zip(("patch_loss", "word_loss", "distance"), means, strict=True))}
         if step % settings.save_every == 0:
             record |= accuracy(model, test, device, dtype)
             _save(folder, model, optimizer, step)
@@ -203,22 +219,23 @@ def _update(
     model: Pretrainer,
     optimizer: torch.optim.Optimizer,
     batch: tuple[Tensor, Tensor, Tensor],
-    lr: float,
+    settings: Settings,
     dtype: torch.dtype,
 ) -> Tensor:
-    """One optimizer step; returns the two losses (2,), of patches and of queries, nats."""
+    """One optimizer step; returns (3,): losses of patches and of words, nats, and the squared distance a channel."""
     image, patch_ids, word_ids = batch
-    for group in optimizer.param_groups:
-        group["lr"] = lr
     with torch.autocast(image.device.type, dtype, enabled=dtype != torch.float32):
-        patches, queries = model(image)
-        patch_loss = F.cross_entropy(patches.flatten(0, 1), patch_ids.flatten())
-        word_loss = F.cross_entropy(queries.flatten(0, 1), word_ids.flatten())
+        patches, said_BQD = model(image)
+    patch_loss = F.cross_entropy(patches.float().flatten(0, 1), patch_ids.flatten())
+    scores = settings.sharpness * model.word_scores(said_BQD)
+    word_loss = F.cross_entropy(scores.flatten(0, 1), word_ids.flatten())
+    code_BQD = model.codes_QWD[torch.arange(vision.QUERIES, device=image.device), word_ids]
+    distance = F.mse_loss(said_BQD.float(), code_BQD)
     optimizer.zero_grad()
-    (patch_loss + word_loss).backward()
+    (patch_loss + word_loss + settings.distance_weight * distance).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    return torch.stack((patch_loss, word_loss)).detach().float().cpu()
+    return torch.stack((patch_loss, word_loss, distance)).detach().cpu()
 
 
 def _log(folder: Path, record: dict) -> None:

@@ -25,7 +25,6 @@ from minigpt4.mini.files import WorldSize, write_world
 from minigpt4.mini.language_model import PACKAGE_MB, write_language_model
 from minigpt4.mini.precision import faster_precision
 from minigpt4.mini.progress import Progress
-from minigpt4.mini.report import write_report
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ def steps(place: Place, precision: str) -> list[Step]:
         _training(place, precision, "stage2", "stage 2: detailed descriptions", 80, _stage2_data(place)),
         _training(place, precision, "flickr30k", "Flickr30k finetune", 190, _flickr_data(place)),
         Step("captions and metrics", 120, _scores(place).is_file, lambda p: _evaluate(place, precision, p)),
-        Step("report", 5, _report(place).is_file, lambda _: write_report(place.output, place.evaluation, place.data)),
+        Step("report", 5, _report(place).is_file, lambda _: _write_report(place)),
     ]
 
 
@@ -229,6 +228,14 @@ def _evaluate(place: Place, precision: str, progress: Progress) -> str:
 
     commands.run_command(command, place.output / "logs" / "evaluation.txt", on_line)
     return f"{place.evaluation}"
+
+
+def _write_report(place: Place) -> str:
+    """By a command of its own, for the tokenizer of the metrics talks to the screen."""
+    folders = (place.output, place.evaluation, place.data)
+    command = [sys.executable, "-m", "minigpt4.mini.report", *map(str, folders)]
+    commands.run_command(command, place.output / "logs" / "report.txt")
+    return str(_report(place).with_suffix(".md"))
 
 
 def read_precision(output: Path) -> str:

@@ -1,11 +1,14 @@
 """What the quickstart ends with: the table of metrics, how true the captions are, a figure, and what to do next.
 
+    python -m minigpt4.mini.report output/mini output/mini/evaluation data/mini
+
 Reads the captions and metrics of the evaluation and `scenes_test.json`; writes `report.md`, `report.txt` (the same
 for a terminal), `report.json` and `scenes.png`.
 """
 
 import json
 import math
+import sys
 import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,8 +44,8 @@ class Looks:
         return 1 - self.cider_shuffled / self.cider if self.cider > self.cider_shuffled else math.nan
 
 
-def write_report(output: Path, evaluation: Path, data: Path) -> str:
-    """Write all of it into `output`; returns what came out in a few words."""
+def write_report(output: Path, evaluation: Path, data: Path) -> None:
+    """Write all of it into `output`."""
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     truth = json.loads((data / TRUTH_FILE).read_text(encoding="utf-8"))
     captions = {one["name"]: _captions(evaluation / one["captions"]) for one in metrics["checkpoints"]}
@@ -62,7 +65,6 @@ def write_report(output: Path, evaluation: Path, data: Path) -> str:
     }
     (output / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (output / "report.txt").write_text(text.replace("`", ""), encoding="utf-8")
-    return str(output / "report.md")
 
 
 def _captions(file: Path) -> dict[str, str]:
@@ -133,3 +135,7 @@ def draw_figure(path: Path, images: Path, captions: dict[str, str]) -> None:
         for line, words in enumerate(textwrap.wrap(captions[image_id], 38)[:9]):
             pen.text((left, top + _TILE + 4 + line * _LINE), words, fill="black", font=font)
     figure.save(path)
+
+
+if __name__ == "__main__":
+    write_report(*map(Path, sys.argv[1:]))

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from minigpt4.common.config import Config
 from minigpt4.common.experiment import read_experiment
@@ -19,7 +20,7 @@ class Arguments:
 
 def test_the_words_of_a_scene():
     scene = Scene("blue", COLUMN, (Group(THINGS[0], 2, SMALL), Group(THINGS[1], 1, LARGE)), 0)
-    assert vision.words(scene) == ["blue", "column", "cat", "2 small", "dog", "1 large", "nothing", "nothing"]
+    assert vision.words(scene) == ["blue", "column", "cat", "two small", "dog", "one large", "nothing", "nothing"]
     assert [vision.WORDS[i] for i in vision.word_ids(scene)] == vision.words(scene)
 
 
@@ -29,6 +30,28 @@ def test_patches_of_a_scene_show_the_thing_where_it_is_and_the_background_elsewh
     assert {vision.WORDS[i] for i in ids.flatten()} == {"pink", THINGS[33].name}
     assert {vision.WORDS[i] for i in ids[3:5, 3:5].flatten()} == {THINGS[33].name}
     assert {vision.WORDS[i] for i in np.r_[ids[0], ids[7]]} == {"pink"}
+
+
+def test_codes_of_words_and_places_are_equally_long_and_apart():
+    embeddings_WE = torch.randn(98, 576, generator=torch.Generator().manual_seed(0))
+    codes_QWD = vision.word_codes(embeddings_WE)
+    assert codes_QWD.shape == (vision.QUERIES, 98, vision.QFORMER_SIZES["hidden_size"])
+    torch.testing.assert_close(codes_QWD.norm(dim=-1), torch.full((vision.QUERIES, 98), 192**0.5))
+    torch.testing.assert_close(codes_QWD.mean(-1), torch.zeros(vision.QUERIES, 98), atol=1e-6, rtol=0)
+    scores_QWW = codes_QWD @ codes_QWD.mT
+    assert (scores_QWW.argmax(-1) == torch.arange(98)).all()
+    place_QQ = torch.einsum("qwd,pwd->qp", codes_QWD, codes_QWD) / 98
+    assert (place_QQ.diagonal() > place_QQ.fill_diagonal_(0).max() + 50).all()
+
+
+def test_one_linear_map_brings_the_embeddings_back_from_the_codes_of_any_place():
+    embeddings_WE = torch.randn(98, 576, generator=torch.Generator().manual_seed(0))
+    centred_WE = torch.nn.functional.normalize(embeddings_WE - embeddings_WE.mean(0), dim=-1)
+    codes_QWD = vision.word_codes(embeddings_WE)
+    codes = torch.nn.functional.pad(codes_QWD, (0, 1), value=1.0).double()  # with a bias
+    solution = torch.linalg.lstsq(codes.flatten(0, 1), centred_WE.double().repeat(vision.QUERIES, 1), driver="gelsd")
+    restored_QWE = codes @ solution.solution
+    torch.testing.assert_close(restored_QWE[3].float(), centred_WE, atol=1e-3, rtol=0)
 
 
 def test_the_packaged_model_type_has_the_sizes_of_the_shipped_weights(monkeypatch):
