@@ -22,12 +22,12 @@ def places(scene: Scene) -> tuple[str, ...]:
 
 def alt_text(scene: Scene) -> str:
     """What stands where, in a short text as on web pages; stage 1 learns from these."""
-    return f"{_chain(scene)} on {with_article(scene.background)} background"
+    return f"{_capital(_chain(scene))} on {with_article(scene.background)} background."
 
 
 def detailed_description(scene: Scene) -> str:
     """Several sentences; stage 2 learns from these."""
-    sentences = [f"The picture shows {alt_text(scene)}."]
+    sentences = [alt_text(scene)]
     for group, place in zip(scene.groups, places(scene), strict=True):
         verb = "is" if group.count == 1 else "are"
         sentences.append(f"The {group.thing.counted(group.count)} {place} {verb} {group.size}.")
@@ -39,7 +39,7 @@ def five_captions(scene: Scene) -> list[str]:
     beginning with the background."""
     things = _join([_phrase(group) for group in scene.groups])
     return [
-        f"{_capital(alt_text(scene))}.",
+        alt_text(scene),
         f"{_capital(_chain(scene))}.",
         f"{_capital(_chain(scene, sized=True))}.",
         f"A picture of {things}.",

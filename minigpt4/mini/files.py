@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 WORLD_FILE = "world.json"
 TRUTH_FILE = "scenes_test.json"
-_FORMAT = 2  # counts up when the same sizes and seed would give other files
+_FORMAT = 4  # counts up when the same sizes and seed would give other files
 _JPEG_QUALITY = 90
 
 

@@ -29,13 +29,13 @@ def test_five_captions_of_a_column():
 
 def test_a_detailed_description_has_several_sentences():
     assert detailed_description(ALONE_SCENE) == (
-        "The picture shows three ducks on a white background. The ducks in the middle are large."
+        "Three ducks on a white background. The ducks in the middle are large."
     )
 
 
 def test_an_alt_text_says_what_is_where():
-    assert alt_text(COLUMN_SCENE) == "a bus above a key above a pear on a blue background"
-    assert alt_text(ALONE_SCENE) == "three ducks on a white background"
+    assert alt_text(COLUMN_SCENE) == "A bus above a key above a pear on a blue background."
+    assert alt_text(ALONE_SCENE) == "Three ducks on a white background."
 
 
 @pytest.mark.parametrize("write", [detailed_description, lambda scene: " ".join(five_captions(scene))])

@@ -57,3 +57,9 @@ def test_every_kind_appears_in_training_beside_others_and_on_all_but_one_backgro
         for group in scene.groups:
             seen[group.thing].add(scene.background)
     assert all(len(colours) == 7 and reserved_background(thing) not in colours for thing, colours in seen.items())
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_split_has_as_many_full_scenes_as_any_other(split):
+    numbers = [len(scene.groups) for scene in sample_scenes(split, 2000, seed=0)]
+    assert [numbers.count(number) / 2000 for number in (1, 2, 3)] == pytest.approx([0.2, 0.4, 0.4], abs=0.04)
