@@ -1,4 +1,4 @@
-"""The two tasks of the failure rate, each with one fixed instruction."""
+"""The tasks of the failure rate; `run.failure_prompts` has the fixed prompt of each."""
 
 from dataclasses import dataclass
 
@@ -8,21 +8,21 @@ from minigpt4.evaluation.failure_rules import Form
 
 @dataclass(frozen=True)
 class Task:
-    """What every image is asked."""
+    """What is asked for."""
 
     name: str
+    """As on the command line and in `run.failure_prompts`."""
+
     title: str
     """Of its column."""
 
-    instruction: str
-    """Without the image; `run.generation.prompt` says how the two go together."""
-
     form: Form
+    """Of a good answer."""
 
 
 TASKS = (
-    Task("detail", "detailed description", "Describe this image in detail.", "prose"),
-    Task("poem", "poem", "Write a poem about this image.", "verse"),
+    Task("detail", "detailed description", "prose"),
+    Task("poem", "poem", "verse"),
 )
 
 
