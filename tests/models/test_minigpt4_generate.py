@@ -210,12 +210,11 @@ def test_encoded_images_give_the_answers_of_pixels(shared_model, pool):
 # How answers end
 
 
-@pytest.mark.parametrize("num_beams", [1, 2])
 @torch.no_grad()
-def test_answer_tells_whether_a_stop_string_or_the_limit_ended_it(shared_model, pool, num_beams):
+def test_answer_tells_whether_a_stop_string_or_the_limit_ended_it(shared_model, pool):
     model = shared_model()
     images = [[embeds_1QD] for embeds_1QD in model.encode_img(pool[:2])[0].split(1)]
-    decoding = Decoding(max_new_tokens=12, num_beams=num_beams)
+    decoding = Decoding(max_new_tokens=12)
     first, second = model.answers_from_embeds(images, [PROMPT] * 2, decoding)
     assert (first.ended, second.ended) == (False, False)
     stop = next(piece for piece in first.text[2:] if piece not in second.text)
@@ -223,6 +222,17 @@ def test_answer_tells_whether_a_stop_string_or_the_limit_ended_it(shared_model, 
     assert stopped.ended
     assert stop not in stopped.text
     assert other == second
+
+
+@torch.no_grad()
+def test_best_beam_tells_whether_it_ended(shared_model, pool):
+    model, decoding = shared_model(), Decoding(max_new_tokens=12, num_beams=2)
+    images = [[embeds_1QD] for embeds_1QD in model.encode_img(pool[:2])[0].split(1)]
+    embeds, mask = model._prompt_embeds([PROMPT] * 2, images)
+    ids = generate_ids(model.llama_model, model.llama_tokenizer, embeds, mask, decoding).tolist()
+    end = model.llama_model.generation_config.eos_token_id
+    answers = model.answers_from_embeds(images, [PROMPT] * 2, decoding)
+    assert [answer.ended for answer in answers] == [end in row[1:] for row in ids] == [True, False]
 
 
 @torch.no_grad()
