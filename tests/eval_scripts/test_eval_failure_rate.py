@@ -226,7 +226,8 @@ def test_judge_sees_image_instruction_and_answer_and_adds_two_kinds(chat_server,
 def test_judge_that_rambles_finds_nothing_and_is_counted(chat_server, complete, measurement, copied, tmp_path):
     chat_server.answer = lambda request: "What a lovely picture!"
     facts = _facts(measurement.run(copied, *_judge(chat_server, tmp_path)))
-    assert facts["judge"]["unread_replies"] == len([a for a in _answers(complete) if a["text"].strip()])
+    empty = [rate["kinds"].get("empty", 0) for one in facts["checkpoints"] for rate in one["tasks"].values()]
+    assert facts["judge"]["unread_replies"] == len(_answers(complete)) - sum(empty) == len(chat_server.requests)
     assert [one["tasks"] for one in facts["checkpoints"]] == [one["tasks"] for one in _facts(complete)["checkpoints"]]
     assert any("could not be read" in note for note in facts["notes"])
 
