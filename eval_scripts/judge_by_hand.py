@@ -10,11 +10,12 @@ the same command goes on after a stop. Needs gradio: pip install -e ".[demo]"
 import argparse
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.evaluation.failure_answers import read_answers
+from minigpt4.evaluation.failure_answers import AskedAnswer, read_answers
 from minigpt4.evaluation.failure_report import ANSWERS
 from minigpt4.evaluation.failure_rules import KINDS
 from minigpt4.evaluation.verdicts import FILE, Sitting
@@ -80,6 +81,15 @@ def _with_kinds(judge: Any, kinds: list[str]) -> Any:
     return clicked
 
 
+def _require_images(file: Path, answers: Sequence[AskedAnswer]) -> None:
+    missing = [image for image in dict.fromkeys(answer.image for answer in answers) if not Path(image).is_file()]
+    if missing:
+        raise ConfigError(
+            f"{file}: {len(missing)} images are not there, the first of them {missing[0]}; after they were moved, "
+            "run eval_failure_rate.py again with --images where they are now"
+        )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for an error that the user can mend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -91,7 +101,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if importlib.util.find_spec("gradio") is None:
             raise ConfigError('gradio is not installed; run: pip install -e ".[demo]"')
-        sitting = Sitting(read_answers(args.folder / ANSWERS), args.folder / FILE, args.seed)
+        answers = read_answers(args.folder / ANSWERS)
+        _require_images(args.folder / ANSWERS, answers)
+        sitting = Sitting(answers, args.folder / FILE, args.seed)
     except MiniGPT4Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

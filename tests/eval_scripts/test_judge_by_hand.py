@@ -123,6 +123,14 @@ def test_folder_without_answers_is_an_error(script, tmp_path, capsys):
     assert "answers.json: cannot be read" in capsys.readouterr().err
 
 
+def test_images_that_are_gone_are_named_before_the_page_opens(script, answers, tmp_path, capsys):
+    pytest.importorskip("gradio")
+    write_answers(tmp_path / "answers.json", answers)
+    (tmp_path / "green.png").unlink()
+    assert script.main([str(tmp_path)]) == 2
+    assert f"1 images are not there, the first of them {tmp_path / 'green.png'}" in capsys.readouterr().err
+
+
 def test_answers_are_read_as_they_were_written(answers, tmp_path):
     write_answers(tmp_path / "answers.json", answers)
     assert read_answers(tmp_path / "answers.json") == answers
