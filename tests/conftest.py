@@ -1,7 +1,11 @@
-"""Shared fixtures: the golden numbers of the reference implementation (see tests/data/parity/README.md)."""
+"""Shared fixtures: the golden numbers of the reference implementation (see tests/data/parity/README.md), a judge."""
 
+import importlib.util
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,3 +32,16 @@ def golden_tensors() -> dict:
     for file in sorted(PARITY.glob("golden_*.safetensors")):
         tensors.update(load_file(file))
     return tensors
+
+
+@pytest.fixture
+def chat_server() -> Iterator[Any]:
+    """A fresh chat endpoint on this machine; see judge_server.py."""
+    name = "judge_server"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    server = sys.modules[name].ChatServer()
+    yield server
+    server.stop()

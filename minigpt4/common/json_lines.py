@@ -39,7 +39,7 @@ class JsonLines:
             text = self.path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return []
-        return [record for line in text.splitlines() if (record := _parse(line)) is not None]
+        return [record for line in text.split("\n") if (record := _parse(line)) is not None]
 
     def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         """Drop the lines that `wanted` refuses, and one that a kill cut off; a missing file is fine.
@@ -50,7 +50,7 @@ class JsonLines:
             text = self.path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return
-        lines = [line for line in text.splitlines() if (record := _parse(line)) is not None and wanted(record)]
+        lines = [line for line in text.split("\n") if (record := _parse(line)) is not None and wanted(record)]
         part = self.path.with_name(self.path.name + ".part")
         try:
             part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
