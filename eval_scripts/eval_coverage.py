@@ -59,7 +59,7 @@ def show(scored: dict) -> str:
     ends = f" (95% {interval[0]:.4f} - {interval[1]:.4f})" if interval else ""
     lines = [
         f"coverage, protocol {name}: {'-' if value is None else f'{value:.4f}'}{ends}; {RANGES[name]}",
-        f"{scored['images']} images, judge {scored['judge']['model']}, {scored['empty_descriptions']} empty descriptions",
+        f"{scored['images']} images, judge {scored['judge']['model']}; {scored['empty_descriptions']} empty texts",
     ]
     if scored["images_with_fewer_captions"]:
         lines.append(f"{scored['images_with_fewer_captions']} images have fewer than 5 captions; they can cover fewer")

@@ -32,8 +32,8 @@ And here are captions that people wrote for the same image:
 {captions}
 
 Decide for each caption whether the description covers it, that is, whether what the caption says can also be learnt \
-from the description. The words may differ, and the description may say more. A caption of which the description misses \
-or contradicts an important part is not covered.
+from the description. The words may differ, and the description may say more. A caption is not covered if the \
+description misses or contradicts an important part of it.
 
 Answer with exactly {count} lines, one for each caption in their order: its number, a full stop, and yes or no.
 """

@@ -65,7 +65,7 @@ class ObjectNames:
             self._of.setdefault((*words[:-1], last), name)
 
     def mentions(self, text: str) -> list[str]:
-        """The name of the object of every mention, in the order of the text; of words that overlap, the longest count."""
+        """The object of every mention, in the order of the text; of words that overlap, the longest count."""
         words, found, start = _words(text), [], 0
         while start < len(words):
             length = next((n for n in range(self._longest, 0, -1) if words[start : start + n] in self._of), 0)

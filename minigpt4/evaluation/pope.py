@@ -42,7 +42,14 @@ class ObjectQuestion:
 
 
 def make_questions(
-    truth: Truth, negatives: Negatives, *, pairs: int = 3, least_objects: int = 1, seed: int = 0, suffix: str = ".jpg"
+    truth: Truth,
+    negatives: Negatives,
+    *,
+    pairs: int = 3,
+    least_objects: int = 1,
+    images: int | None = None,
+    seed: int = 0,
+    suffix: str = ".jpg",
 ) -> list[ObjectQuestion]:
     """As many questions about objects that are there as about others, for every image.
 
@@ -51,35 +58,57 @@ def make_questions(
             `adversarial`: those that are most often together with the objects of this image.
         pairs: questions of each of the two kinds an image, fewer where it has fewer objects.
         least_objects: images with fewer objects are left out.
+        images: draw so many of the others; None: all.
         suffix: of image files, where the truth does not name them: id + suffix.
 
     Raises:
-        ConfigError: no image has enough objects.
+        ConfigError: there are not so many images with so many objects.
     """
-    frequency = Counter(name for own in truth.objects.values() for name in own)
-    together = Counter(pair for own in truth.objects.values() for pair in permutations(sorted(own), 2))
+    if pairs < 1:
+        raise ConfigError(f"--pairs: {pairs} must be at least 1")
     random = np.random.Generator(np.random.PCG64(seed))
+    rank = _Ranking(truth, negatives, random)
     questions: list[ObjectQuestion] = []
-    for image_id, own in truth.objects.items():
-        if len(own) < max(1, least_objects):
-            continue
-        there, others = sorted(own), [name for name in truth.names.names if name not in own]
-        if negatives == "popular":
-            others.sort(key=lambda name: -frequency[name])
-        elif negatives == "adversarial":
-            others.sort(key=lambda name: (-sum(together[one, name] for one in own), -frequency[name]))
-        else:
-            random.shuffle(others)
+    for image_id in _drawn(truth, max(1, least_objects), images, random):
+        there = sorted(truth.objects[image_id])
         asked = random.permutation(there)[:pairs].tolist()
         file = truth.files.get(image_id, image_id + suffix)
-        for one, other in zip(asked, others, strict=False):
-            questions += [
-                ObjectQuestion(len(questions) + 1 + place, file, question_text(name), label)
-                for place, (name, label) in enumerate(((one, YES), (other, NO)))
-            ]
-    if not questions:
-        raise ConfigError(f"no image has {max(1, least_objects)} objects or more; ask for fewer with --least-objects")
+        for one, other in zip(asked, rank.absent(there), strict=False):  # few objects, or few others
+            for name, label in ((one, YES), (other, NO)):
+                questions.append(ObjectQuestion(len(questions) + 1, file, question_text(name), label))
     return questions
+
+
+def _drawn(truth: Truth, least_objects: int, images: int | None, random: np.random.Generator) -> list[str]:
+    """Ids of the images to ask about, in the order of the truth."""
+    fit = [image_id for image_id, own in truth.objects.items() if len(own) >= least_objects]
+    if len(fit) < (images or 1):
+        raise ConfigError(
+            f"{len(fit)} images have {least_objects} objects or more, {images or 1} are needed; see --least-objects"
+        )
+    if images is None:
+        return fit
+    return [fit[place] for place in sorted(random.choice(len(fit), size=images, replace=False))]
+
+
+class _Ranking:
+    """Objects that an image does not show, the ones to ask about first."""
+
+    def __init__(self, truth: Truth, negatives: Negatives, random: np.random.Generator) -> None:
+        self._names, self._negatives, self._random = truth.names.names, negatives, random
+        self._frequency = Counter(name for own in truth.objects.values() for name in own)
+        self._together = Counter(pair for own in truth.objects.values() for pair in permutations(sorted(own), 2))
+
+    def absent(self, there: Sequence[str]) -> list[str]:
+        """Of equals the one that stands first in the list of names goes first."""
+        others = [name for name in self._names if name not in there]
+        if self._negatives == "random":
+            return self._random.permutation(others).tolist()
+        if self._negatives == "popular":
+            return sorted(others, key=lambda name: -self._frequency[name])
+        return sorted(
+            others, key=lambda name: (-sum(self._together[one, name] for one in there), -self._frequency[name])
+        )
 
 
 def question_text(name: str) -> str:

@@ -14,7 +14,7 @@ UNSURE = re.compile(
 )
 SHOWS = r"(?:show|have|has|contain|feature|include|depict|see)s?"
 DENIAL = re.compile(
-    rf"\bthere (?:(?:is|are|was|were) (?:no|not)|(?:is|are|was|were)n't)\b|\bthere's (?:no|not)\b|\b{SHOWS} (?:no|not)\b|"
+    rf"\bthere (?:is|are|was|were)(?: no| not|n't)\b|\bthere's (?:no|not)\b|\b{SHOWS} (?:no|not)\b|"
     rf"\b(?:does not|doesn't|do not|don't|cannot|can't|can not) (?:\w+ )?(?:{SHOWS}|appear)\b"
 )
 AFFIRMATION = re.compile(
