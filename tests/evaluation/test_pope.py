@@ -118,10 +118,10 @@ def test_questions_come_back_from_their_file(tmp_path):
 
 
 def test_published_form_is_read(tmp_path):
-    line = '{"question_id": 1, "image": "COCO_val2014_1.jpg", "text": "Is there a snowboard in the image?", "label": "yes"}'
+    line = '{"question_id": 1, "image": "COCO_val2014_1.jpg", "text": "Is there a car in the image?", "label": "yes"}'
     (tmp_path / "coco_pope_random.json").write_text(line + "\n\n" + line.replace(": 1,", ": 2,"))
     first, second = read_questions(tmp_path / "coco_pope_random.json")
-    assert first == ObjectQuestion(1, "COCO_val2014_1.jpg", "Is there a snowboard in the image?", "yes")
+    assert first == ObjectQuestion(1, "COCO_val2014_1.jpg", "Is there a car in the image?", "yes")
     assert second.question_id == 2
 
 
