@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,7 @@ from minigpt4.common.rng import seed_everything
 from minigpt4.common.schemas.generation import GenerationSettings
 from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.conversation import prompt_template_from_tokenizer
-from minigpt4.evaluation.caption_data import CaptionData
-from minigpt4.models.generation import Decoding
+from minigpt4.models.generation import Answer, Decoding
 from minigpt4.models.sequence import IMAGE_PLACEHOLDER
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.training_text import apply_template, read_prompts
@@ -27,6 +27,26 @@ from minigpt4.models.training_text import apply_template, read_prompts
 log = logging.getLogger(__name__)
 
 DECODING_FIELDS = tuple(field.name for field in dataclasses.fields(Decoding))
+
+
+class ImageItem(Protocol):
+    """One image to be described."""
+
+    @property
+    def image_id(self) -> str: ...
+
+    @property
+    def file(self) -> Path: ...
+
+
+class Images(Protocol):
+    """What can be described, such as `CaptionData`."""
+
+    @property
+    def items(self) -> Sequence[ImageItem]: ...
+
+    def images(self, numbers: Sequence[int]) -> Tensor:
+        """Pixels of several images, (B, 3, S, S) float32; SampleError for one that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +62,16 @@ class CaptionRules:
     """Of sampling."""
 
     @classmethod
-    def of(cls, model: MiniGPT4Config, settings: GenerationSettings, seed: int) -> "CaptionRules":
-        """The rules of a configuration; ConfigError for a prompt without an image."""
+    def of(
+        cls, model: MiniGPT4Config, settings: GenerationSettings, seed: int, key: str = "run.generation.prompt"
+    ) -> "CaptionRules":
+        """The rules of a configuration; ConfigError, which names `key`, for a prompt without an image."""
         stop = settings.stop if settings.stop is not None else [model.end_sym] if model.end_sym else []
         decoding = Decoding(**{name: getattr(settings, name) for name in DECODING_FIELDS})
-        return cls(decoding, caption_prompt(model, settings.prompt), list(stop), seed)
+        return cls(decoding, caption_prompt(model, settings.prompt, key), list(stop), seed)
 
 
-def caption_prompt(model: MiniGPT4Config, instruction: str | None) -> str:
+def caption_prompt(model: MiniGPT4Config, instruction: str | None, key: str) -> str:
     """The prompt of all images: `instruction`, or the first of the prompt file, or the image alone."""
     template = model.prompt_template
     if template == "tokenizer":
@@ -58,7 +80,7 @@ def caption_prompt(model: MiniGPT4Config, instruction: str | None) -> str:
         prompts = read_prompts(model.prompt_path, template)
         return prompts[0] if prompts else IMAGE_PLACEHOLDER
     if instruction.count(IMAGE_PLACEHOLDER) != 1:
-        raise ConfigError(f"run.generation.prompt: {instruction!r} must hold {IMAGE_PLACEHOLDER} exactly once")
+        raise ConfigError(f"{key}: {instruction!r} must hold {IMAGE_PLACEHOLDER} exactly once")
     return apply_template(template, instruction)
 
 
@@ -74,14 +96,13 @@ class Captioner:
     def __init__(
         self,
         model: nn.Module,
-        data: CaptionData,
+        data: Images,
         batches: Sequence[Sequence[int]],
-        rules: CaptionRules,
         *,
         keep_features: bool,
         num_workers: int,
     ) -> None:
-        self.model, self.data, self.batches, self.rules = model, data, batches, rules
+        self.model, self.data, self.batches = model, data, batches
         self._num_workers = num_workers
         self._features: dict[int, Tensor] = {}
         self._keep = keep_features and model.vision_is_frozen
@@ -95,18 +116,18 @@ class Captioner:
         self.model.load_checkpoint(checkpoint)
 
     @torch.inference_mode()
-    def captions(self, wanted: Sequence[int]) -> Iterator[tuple[int, list[str]]]:
+    def captions(self, rules: CaptionRules, wanted: Sequence[int]) -> Iterator[tuple[int, list[Answer]]]:
         """Number of each batch of `wanted`, and its captions in the order of its images.
 
         Raises SampleError for an image that cannot be read.
         """
-        prompt, rules = self.rules.prompt, self.rules
         for number, features_BQV in self._batch_features(wanted):
             embeds_BQD = self.model.project(features_BQV.to(self.model.device))
             if rules.decoding.do_sample:
                 seed_everything(rules.seed + number)  # whichever process draws, and whatever it drew before
             images = [[embeds_1QD] for embeds_1QD in embeds_BQD.split(1)]
-            yield number, self.model.generate_from_embeds(images, [prompt] * len(images), rules.decoding, rules.stop)
+            prompts = [rules.prompt] * len(images)
+            yield number, self.model.answers_from_embeds(images, prompts, rules.decoding, rules.stop)
 
     def _batch_features(self, wanted: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
         """What the projection reads of each batch, (B, Q, V)."""
@@ -140,7 +161,7 @@ class Captioner:
 class _Sheets(torch.utils.data.Dataset):
     """Batches of images by index; the text of the error in place of a batch that cannot be read."""
 
-    def __init__(self, data: CaptionData, batches: Sequence[Sequence[int]]) -> None:
+    def __init__(self, data: Images, batches: Sequence[Sequence[int]]) -> None:
         self.data, self.batches = data, batches
 
     def __len__(self) -> int:

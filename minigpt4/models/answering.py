@@ -12,7 +12,7 @@ from torch import Tensor
 from minigpt4.common.errors import SampleError
 from minigpt4.conversation import clean_generated
 from minigpt4.models import sequence
-from minigpt4.models.generation import Decoding, cut_at_stop, generate_ids
+from minigpt4.models.generation import Answer, Decoding, cut_at_stop, end_tokens, generate_ids
 from minigpt4.models.training_text import start_ids
 
 
@@ -82,7 +82,6 @@ class Answering:
             return []
         return self.generate_from_embeds(self._image_lists(images, len(texts)), texts, decoding, stop)
 
-    @torch.no_grad()
     def generate_from_embeds(
         self,
         images: Sequence[Sequence[Tensor]],
@@ -91,11 +90,29 @@ class Answering:
         stop: Sequence[str] = (),
     ) -> list[str]:
         """`generate` where the images are encoded already: the embeddings (1, Q, D) of each prompt's images."""
+        return [answer.text for answer in self.answers_from_embeds(images, texts, decoding, stop)]
+
+    @torch.no_grad()
+    def answers_from_embeds(
+        self,
+        images: Sequence[Sequence[Tensor]],
+        texts: Sequence[str],
+        decoding: Decoding,
+        stop: Sequence[str] = (),
+    ) -> list[Answer]:
+        """`generate_from_embeds` that also tells whether each answer was ended or cut."""
         stop = [stop] if isinstance(stop, str) else list(stop)
         embeds_BTD, mask_BT = self._prompt_embeds(texts, images)
         ids_BL = generate_ids(self.llama_model, self.llama_tokenizer, embeds_BTD, mask_BT, decoding, stop)
-        decoded = self.llama_tokenizer.batch_decode(ids_BL.tolist(), skip_special_tokens=True)
-        return [clean_generated(cut_at_stop(text, stop)) for text in decoded]
+        rows, tokenizer = ids_BL.tolist(), self.llama_tokenizer
+        ends = set(end_tokens(self.llama_model))
+        whole = tokenizer.batch_decode(rows)  # a stop string may be a special token
+        ended = [
+            not ends.isdisjoint(row[1:]) or any(s in text for s in stop) for row, text in zip(rows, whole, strict=True)
+        ]
+        decoded = tokenizer.batch_decode(rows, skip_special_tokens=True)
+        texts = [clean_generated(cut_at_stop(text, stop)) for text in decoded]
+        return [Answer(*answer) for answer in zip(texts, ended, strict=True)]
 
     def _image_lists(self, images: Any, count: int) -> list[list[Tensor]]:
         """Image embeddings (1, Q, D) of each prompt; all images are encoded in one batch."""

@@ -58,6 +58,15 @@ class Decoding:
             raise ConfigError(f"repetition_penalty: {self.repetition_penalty} must be above 0")
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a model said."""
+
+    text: str
+    ended: bool | None
+    """True: an end token or a stop string came; False: the token limit did; None: nobody wrote it down."""
+
+
 class StopOnText(StoppingCriteria):
     """Ends a row, and that row alone, as soon as its own output contains one of the stop strings.
 
@@ -98,7 +107,7 @@ def generate_ids(
     """
     ids = llm.generation_config
     first = ids.bos_token_id if ids.bos_token_id is not None else ids.pad_token_id
-    eos = _as_list(ids.eos_token_id)
+    eos = end_tokens(llm)
     processors = _processors(decoding, eos, embeds_BTD.device)
     stopping = StoppingCriteriaList([StopOnText(stop, tokenizer)] if stop else [])
     if decoding.num_beams > 1:
@@ -169,6 +178,11 @@ def _fill_after_end(ids_BL: Tensor, eos: list[int], fill: int) -> Tensor:
     ended_before = (is_end.cumsum(dim=1) - is_end.long()) > 0
     longest = int((~ended_before).sum(dim=1).max())
     return ids_BL.masked_fill(ended_before, fill)[:, :longest]
+
+
+def end_tokens(llm: nn.Module) -> list[int]:
+    """Ids that end an answer of this LLM."""
+    return _as_list(llm.generation_config.eos_token_id)
 
 
 def _as_list(ids: int | list[int] | None) -> list[int]:

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schemas.checks import at_least, require
+from minigpt4.common.schemas.failure_prompts import FailurePrompts
 from minigpt4.common.schemas.generation import GenerationSettings
 
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
@@ -128,6 +129,9 @@ class RunConfig:
 
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """New. How captions are decoded in an evaluation, the same for all checkpoints."""
+
+    failure_prompts: FailurePrompts = field(default_factory=FailurePrompts)
+    """New. What `eval_scripts/eval_failure_rate.py` asks about every image."""
 
     device: str = "cuda"
     """`cuda`, `cuda:N`, `cpu` or `mps`."""

@@ -1,0 +1,97 @@
+"""How often answers fail: "describe in detail" and "write a poem" about images, several checkpoints.
+
+The published table, before and after stage 2, on 100 images of a folder:
+    python eval_scripts/eval_failure_rate.py --cfg-path eval_configs/minigpt4_failure_eval.yaml \
+        --ckpt "before stage 2=weights/minigpt4_stage1_7b.pth" "after stage 2=weights/prerained_minigpt4_7b.pth" \
+        --images coco/test2014 --limit 100 --save_path output/failures
+On 4 GPUs: torchrun --standalone --nproc-per-node 4 eval_scripts/eval_failure_rate.py ... (the same arguments).
+With a judge who sees the images: --judge-url http://localhost:8000/v1 --judge-model NAME
+With a person: python eval_scripts/judge_by_hand.py output/failures, then this again with
+    --verdicts output/failures/verdicts.jsonl
+The same command again goes on after a kill, and generates nothing when all is there. The rules: docs/failure_rate.md.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from minigpt4.common.config import Config
+from minigpt4.common.console import setup_logging
+from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.common.experiment import Experiment, read_experiment
+from minigpt4.common.schemas.paths import require_paths
+from minigpt4.evaluation.failure_tasks import TASKS, task_called
+from minigpt4.evaluation.judge import add_judge_arguments, judge_of
+
+log = logging.getLogger("eval_failure_rate")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    names = [task.name for task in TASKS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg-path", required=True, help="YAML file of the evaluation")
+    parser.add_argument(
+        "--ckpt", required=True, nargs="+", metavar="[NAME=]PATH", help="checkpoints, in the order of the table"
+    )
+    parser.add_argument(
+        "--images", required=True, type=Path, metavar="PATH", help="folder, or JSON list of files or annotations"
+    )
+    parser.add_argument("--image-folder", type=Path, metavar="DIR", help="where the files of a list are (beside it)")
+    parser.add_argument("--save_path", "--save-path", required=True, type=Path, help="folder for all results")
+    parser.add_argument("--tasks", nargs="+", choices=names, default=names, help=f"what to ask ({' '.join(names)})")
+    parser.add_argument("--limit", type=int, metavar="N", help="draw N images by run.seed (all)")
+    parser.add_argument("--verdicts", type=Path, metavar="FILE", help="a person's, in place of rules and judge")
+    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
+    add_judge_arguments(parser, required=False)
+    args = parser.parse_args(argv)
+    if args.limit is not None and args.limit < 1:
+        parser.error("--limit must be at least 1")
+    return args
+
+
+def evaluate(args: argparse.Namespace, config: Config, experiment: Experiment) -> None:
+    """Check what can be wrong, the cheap first, then ask, find failures and write the report."""
+    from minigpt4 import launch
+    from minigpt4.evaluation import checkpoint_list, failure_run, image_list, verdicts
+    from minigpt4.evaluation.failure_report import summary
+
+    experiment = failure_run.for_failures(experiment)
+    require_paths(experiment.sections(), experiment.source)
+    if args.verdicts is not None:
+        verdicts.read_verdicts(args.verdicts)
+    images = image_list.find_images(args.images, args.image_folder, args.limit, experiment.run.seed)
+    judge = judge_of(args)
+    checkpoints = checkpoint_list.read_checkpoint_list(args.ckpt)
+    run = experiment.run
+    processes = launch.start_processes(run.device, run.distributed, run.dist_url)
+    setup_logging(processes.rank)
+    log.info("Configuration of %s:\n%s", experiment.source, config.pretty())
+    tasks = [task_called(name) for name in dict.fromkeys(args.tasks)]
+    plan = failure_run.FailureRun(
+        experiment, checkpoints, images, tasks, args.save_path, judge, args.judge_at_once, args.verdicts
+    )
+    facts = failure_run.evaluate(plan, processes)
+    if facts is not None:
+        print(summary(facts))
+        log.info("Everything is in %s; read failures.md there", args.save_path)
+    launch.stop_processes()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for an error that the user can mend."""
+    args = parse_args(argv)
+    setup_logging(rank=0)
+    try:
+        config = Config(args)
+        experiment = read_experiment(config, training=False)
+        evaluate(args, config, experiment)
+    except MiniGPT4Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

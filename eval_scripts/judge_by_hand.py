@@ -1,0 +1,104 @@
+"""A person as judge: a page that shows image, instruction and answer, and takes verdicts.
+
+    python eval_scripts/judge_by_hand.py output/failures              # a folder of eval_failure_rate.py
+    python eval_scripts/eval_failure_rate.py ... --verdicts output/failures/verdicts.jsonl
+
+The page does not say which checkpoint an answer is from, and the order is shuffled. Every verdict is written at once;
+the same command goes on after a stop. Needs gradio: pip install -e ".[demo]"
+"""
+
+import argparse
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minigpt4.common.errors import ConfigError, MiniGPT4Error
+from minigpt4.evaluation.failure_answers import read_answers
+from minigpt4.evaluation.failure_report import ANSWERS
+from minigpt4.evaluation.failure_rules import KINDS
+from minigpt4.evaluation.verdicts import FILE, Sitting
+from minigpt4.processors import open_image
+
+if TYPE_CHECKING:
+    import gradio
+
+FINE = "fine"
+HELP = """Is this a good answer? **fine**, or what is wrong with it, the worst first: **empty**; **cut off** before its
+end; **repetition** that no writer would want, which a refrain in a poem is not; a **fragment** of a text, or one with
+debris in it; **not English**; **off the image**: mostly about things that are not there; **off the instruction**: not
+what was asked for."""
+
+
+def page(sitting: Sitting) -> "gradio.Blocks":
+    """The page; each button is an API of its name too, with `_` for blanks."""
+    import gradio as gr
+
+    def show(place: int) -> list[Any]:
+        done = f"{sitting.judged} of {len(sitting.answers)} answers judged"
+        buttons = [gr.update(interactive=place < len(sitting.answers))] * (1 + len(KINDS))
+        if place >= len(sitting.answers):
+            return [place, done, None, "Thank you: nothing is left.", "", *buttons]
+        answer = sitting.answers[place]
+        instruction = f"**{answer.instruction}**"
+        return [place, done, open_image(Path(answer.image)), instruction, answer.text, *buttons]
+
+    def judge(place: int, kinds: list[str]) -> list[Any]:
+        if place < len(sitting.answers):
+            sitting.judge(place, kinds)
+        return show(sitting.next_after(place))
+
+    with gr.Blocks(title="Judge answers", analytics_enabled=False) as blocks:
+        place = gr.State(0)
+        done = gr.Markdown()
+        with gr.Row():
+            image = gr.Image(label="image", interactive=False, height=420)
+            with gr.Column():
+                instruction = gr.Markdown()
+                text = gr.Textbox(label="answer", lines=12, interactive=False)
+        with gr.Row():
+            buttons = {name: gr.Button(name, variant="primary" if name == FINE else "secondary") for name in _names()}
+        back = gr.Button("back to the answer before", size="sm")
+        gr.Markdown(HELP)
+        outputs = [place, done, image, instruction, text, *buttons.values()]
+        for name, button in buttons.items():
+            kinds = [] if name == FINE else [name]
+            button.click(_with_kinds(judge, kinds), place, outputs, api_name=name.replace(" ", "_"))
+        back.click(lambda place: show(max(0, place - 1)), place, outputs, api_name="back")
+        blocks.load(lambda: show(sitting.next_after(-1)), None, outputs, api_name="start")
+    return blocks
+
+
+def _names() -> tuple[str, ...]:
+    return (FINE, *KINDS)
+
+
+def _with_kinds(judge: Any, kinds: list[str]) -> Any:
+    def clicked(place: int) -> list[Any]:
+        return judge(place, kinds)
+
+    return clicked
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for an error that the user can mend."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of eval_failure_rate.py")
+    parser.add_argument("--seed", type=int, default=0, help="of the order (0)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0: all (127.0.0.1)")
+    parser.add_argument("--port", type=int, help="(the first free one from 7860)")
+    args = parser.parse_args(argv)
+    try:
+        if importlib.util.find_spec("gradio") is None:
+            raise ConfigError('gradio is not installed; run: pip install -e ".[demo]"')
+        sitting = Sitting(read_answers(args.folder / ANSWERS), args.folder / FILE, args.seed)
+    except MiniGPT4Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{sitting.judged} of {len(sitting.answers)} answers are judged; verdicts go to {args.folder / FILE}")
+    page(sitting).launch(server_name=args.host, server_port=args.port)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
