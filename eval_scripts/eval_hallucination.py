@@ -7,8 +7,9 @@ CHAIR of captions, no model needed:
 Questions with yes or no, as in POPE: made from the truth, asked, scored:
     python eval_scripts/eval_hallucination.py pope-questions instances_val2014.json --negatives adversarial \
         --output questions.jsonl
-    python eval_scripts/eval_hallucination.py pope --cfg-path eval_configs/minigpt4_flickr_eval.yaml --ckpt CKPT.pth \
-        --questions questions.jsonl --image-path coco/val2014 --save_path output/pope
+    python eval_scripts/eval_hallucination.py pope --cfg-path eval_configs/minigpt4_failure_eval.yaml --ckpt CKPT.pth \
+        --questions questions.jsonl --image-path coco/val2014 --save_path output/pope \
+        --options run.generation.max_new_tokens=20
     python eval_scripts/eval_hallucination.py pope-score output/pope/answers_CKPT.jsonl questions.jsonl
 """
 
@@ -34,6 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     _chair_arguments(commands.add_parser("chair", help="objects in captions that the images do not show"))
     _questions_arguments(commands.add_parser("pope-questions", help="make questions about objects from the truth"))
+    _pope_arguments(commands.add_parser("pope", help="ask checkpoints such questions and score their answers"))
     _score_arguments(commands.add_parser("pope-score", help="score answers to such questions"))
     return parser.parse_args(argv)
 
@@ -69,6 +71,21 @@ def _questions_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--suffix", default=".jpg", help="of image files that the truth does not name (.jpg)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="the questions")
     parser.set_defaults(run=run_questions)
+
+
+def _pope_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cfg-path", required=True, help="YAML file of the evaluation")
+    parser.add_argument(
+        "--ckpt", required=True, nargs="+", metavar="[NAME=]PATH", help="checkpoints, in the order of the table"
+    )
+    parser.add_argument("--questions", required=True, type=Path, metavar="FILE.jsonl", help="a question a line")
+    parser.add_argument("--image-path", required=True, type=Path, metavar="DIR", help="folder of the images")
+    parser.add_argument("--save_path", "--save-path", required=True, type=Path, help="folder for all results")
+    parser.add_argument(
+        "--prompt", metavar="TEXT", help="with <ImageHere> and {} for the question, before the model's template"
+    )
+    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
+    parser.set_defaults(run=run_pope)
 
 
 def _score_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,6 +126,33 @@ def run_questions(args: argparse.Namespace) -> None:
     pope.write_lines(args.output, questions)
     images = len({question.image for question in questions})
     print(f"{len(questions)} questions about {images} images ({args.negatives}) are in {args.output}")
+
+
+def run_pope(args: argparse.Namespace) -> None:
+    """Answers and scores of checkpoints; the cheap checks come first."""
+    from minigpt4 import launch
+    from minigpt4.common.config import Config
+    from minigpt4.common.experiment import read_experiment
+    from minigpt4.common.schemas.paths import require_paths
+    from minigpt4.evaluation import pope_run
+    from minigpt4.evaluation.checkpoint_list import read_checkpoint_list
+
+    experiment = pope_run.for_questions(read_experiment(Config(args), training=False))
+    require_paths(experiment.sections(), experiment.source)
+    questions = pope.read_questions(args.questions)
+    pope_run.question_files(questions, args.image_path)
+    checkpoints = read_checkpoint_list(args.ckpt)
+    run = experiment.run
+    processes = launch.start_processes(run.device, run.distributed, run.dist_url)
+    setup_logging(processes.rank)
+    prompt = args.prompt or pope_run.PROMPT
+    plan = pope_run.PopeRun(experiment, checkpoints, questions, args.image_path, args.save_path, prompt)
+    facts = pope_run.evaluate(plan, processes)
+    if facts is not None:
+        print(pope_run.table(facts).markdown())
+        for row in facts["checkpoints"]:
+            print(f"{row['name']}: {pope_summary(row)}")
+    launch.stop_processes()
 
 
 def run_score(args: argparse.Namespace) -> None:
