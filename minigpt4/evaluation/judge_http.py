@@ -55,8 +55,12 @@ class JudgeEndpoint:
     """Seconds before the second attempt; doubled before each later one, where the server names no time."""
 
     def __post_init__(self) -> None:
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            is_url = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and " " not in self.url
+        except ValueError:  # of a port that is no number, for instance
+            is_url = False
+        if not is_url:
             raise ConfigError(f"--judge-url: {self.url!r} is no URL such as http://localhost:8000/v1")
         if parts.query or parts.username or parts.password:
             raise ConfigError("--judge-url: give the key in the environment, not in the URL; see --judge-key-variable")

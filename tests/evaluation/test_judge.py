@@ -191,7 +191,8 @@ def test_refused_request_has_the_servers_words(chat_server, make):
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://host/v1", "", "https://user:word@host/v1", "http://h/v1?key=a"]
+    "url",
+    ["localhost:8000", "ftp://host/v1", "", "http://host:80x/v1", "https://user:word@host/v1", "http://h/v1?key=a"],
 )
 def test_url_that_cannot_be_is_refused_before_anything(url):
     with pytest.raises(ConfigError, match="--judge-url"):
