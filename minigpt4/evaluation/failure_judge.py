@@ -24,7 +24,7 @@ words where a detailed description was asked for, or prose where a poem was aske
 Reply with exactly two lines, each with yes or no and a short reason:
 IMAGE: yes or no - reason
 INSTRUCTION: yes or no - reason"""
-LINE = re.compile(r"^\W*(?:\d\W+)?(IMAGE|INSTRUCTION)\W+(yes|no)\b[\W_]*(.*)$", re.IGNORECASE | re.MULTILINE)
+LINE = re.compile(r"^\W*(?:\d\W+)?(IMAGE|INSTRUCTION)\W+(yes|no)\b(?:[^\w\n]|_)*(.*)$", re.IGNORECASE | re.MULTILINE)
 KIND_OF = {"IMAGE": OFF_IMAGE, "INSTRUCTION": OFF_INSTRUCTION}
 
 
@@ -44,7 +44,8 @@ def ask_judge(judge: Judge, answers: Sequence[AskedAnswer], at_once: int) -> tup
         reply = replies.get(id(answer))
         found = [] if reply is None else read_reply(reply)
         if found is None:
-            log.warning("%s, %s: the judge's reply cannot be read: %.80r", answer.image_id, answer.task, reply)
+            if not unread:
+                log.warning("A reply of the judge cannot be read: %.200r", reply)
             unread += 1
         judged.append(answer.and_failures(found or []))
     return judged, unread

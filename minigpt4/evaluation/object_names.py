@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.mini.things import THINGS
 
 COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
+MINI_OBJECTS = Path(__file__).with_name("mini_objects.txt")
 IRREGULAR = {
     "calf": "calves",
     "child": "children",
@@ -116,11 +116,6 @@ def read_synonyms(path: Path) -> ObjectNames:
         return ObjectNames(synonyms, others)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-
-
-def mini_names() -> ObjectNames:
-    """The things of the mini world, which have no synonyms."""
-    return ObjectNames({thing.name: [thing.plural] for thing in THINGS})
 
 
 def _words(text: str) -> Words:

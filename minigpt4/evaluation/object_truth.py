@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.evaluation.object_names import COCO_OBJECTS, ObjectNames, mini_names, read_synonyms
+from minigpt4.evaluation.object_names import COCO_OBJECTS, MINI_OBJECTS, ObjectNames, read_synonyms
 
 SHOWN = 3
 
@@ -56,14 +56,14 @@ def read_truth(path: Path, synonyms: Path | None = None) -> Truth:
     """
     content = _read(path)
     if "categories" in content and "annotations" in content:
-        objects, files, default = *_coco(content, path), _coco_names
+        objects, files, default = *_coco(content, path), COCO_OBJECTS
     elif any(isinstance(entry, dict) and "groups" in entry for entry in content.values()):
-        objects, files, default = _scenes(content, path), {}, mini_names
+        objects, files, default = _scenes(content, path), {}, MINI_OBJECTS
     else:
-        objects, files, default = *_lists(content, path), _coco_names
+        objects, files, default = *_lists(content, path), COCO_OBJECTS
     if not objects:
         raise ConfigError(f"{path}: holds no image")
-    names = read_synonyms(synonyms) if synonyms else default()
+    names = read_synonyms(synonyms or default)
     return Truth(_named(objects, names, path), names, files)
 
 
@@ -77,10 +77,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError(f'{path}: expected {{"image id": ["object", ...]}}, or COCO\'s instances')
     return content
-
-
-def _coco_names() -> ObjectNames:
-    return read_synonyms(COCO_OBJECTS)
 
 
 def _coco(content: Mapping[str, Any], path: Path) -> tuple[dict[str, list[str]], dict[str, str]]:

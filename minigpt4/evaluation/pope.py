@@ -20,7 +20,6 @@ from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.evaluation.object_truth import Truth
 from minigpt4.evaluation.proportions import wilson
 from minigpt4.evaluation.yes_no import yes_no
-from minigpt4.mini.things import with_article
 
 Negatives = Literal["random", "popular", "adversarial"]
 NEGATIVES: tuple[Negatives, ...] = ("random", "popular", "adversarial")
@@ -113,9 +112,9 @@ class _Ranking:
 
 def question_text(name: str) -> str:
     """`Is there a dog in the image?`"""
-    return (
-        f"Are there any {name} in the image?" if name in ARE_PLURAL else f"Is there {with_article(name)} in the image?"
-    )
+    if name in ARE_PLURAL:
+        return f"Are there any {name} in the image?"
+    return f"Is there {'an' if name[0] in 'aeiou' else 'a'} {name} in the image?"
 
 
 def read_questions(path: Path) -> list[ObjectQuestion]:

@@ -174,3 +174,9 @@ def complete(shared: Evaluation) -> Path:
 def command() -> Callable[[str], ModuleType]:
     """`command("score_captions")`: that script as a module."""
     return load_script
+
+
+@pytest.fixture(scope="session")
+def environment_of() -> Callable[[Path], dict[str, str]]:
+    """`environment_of(folder)`: of a process that finds the package and the plugins of a folder."""
+    return environment

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.evaluation.failure_answers import AskedAnswer, write_answers
+from minigpt4.evaluation.failure_answers import AskedAnswer, read_answers, write_answers
 from minigpt4.evaluation.verdicts import FILE, Sitting, read_verdicts
 
 TEXTS = {"before": ("A red thing. " * 9, "A thing."), "after": ("A red square on a wall.", "A green square.")}
@@ -124,7 +124,5 @@ def test_folder_without_answers_is_an_error(script, tmp_path, capsys):
 
 
 def test_answers_are_read_as_they_were_written(answers, tmp_path):
-    from minigpt4.evaluation.failure_answers import read_answers
-
     write_answers(tmp_path / "answers.json", answers)
     assert read_answers(tmp_path / "answers.json") == answers

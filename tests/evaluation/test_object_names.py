@@ -3,7 +3,7 @@
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.evaluation.object_names import COCO_OBJECTS, ObjectNames, mini_names, read_synonyms
+from minigpt4.evaluation.object_names import COCO_OBJECTS, MINI_OBJECTS, ObjectNames, read_synonyms
 from minigpt4.mini.things import THINGS
 
 COCO = (  # the 80 names of the published annotations
@@ -60,8 +60,8 @@ def test_every_mention_counts(coco):
 
 
 def test_every_mini_thing_is_found_alone_and_in_plural():
-    names = mini_names()
-    assert len(names.names) == len(THINGS) == 80
+    names = read_synonyms(MINI_OBJECTS)
+    assert names.names == [thing.name for thing in THINGS]
     for thing in THINGS:
         assert names.mentions(f"A picture of two {thing.plural} and a {thing.name}.") == [thing.name] * 2
 

@@ -205,3 +205,45 @@ def test_encoded_images_give_the_answers_of_pixels(shared_model, pool):
     images = [[embeds_1QD] for embeds_1QD in embeds.split(1)]
     answers = model.generate_from_embeds(images, texts, decoding, ["###"])
     assert answers == model.generate(pool[:3], texts, max_new_tokens=12, num_beams=2, stop=["###"])
+
+
+# How answers end
+
+
+@torch.no_grad()
+def test_answer_tells_whether_a_stop_string_or_the_limit_ended_it(shared_model, pool):
+    model = shared_model()
+    images = [[embeds_1QD] for embeds_1QD in model.encode_img(pool[:2])[0].split(1)]
+    decoding = Decoding(max_new_tokens=12)
+    first, second = model.answers_from_embeds(images, [PROMPT] * 2, decoding)
+    assert (first.ended, second.ended) == (False, False)
+    stop = next(piece for piece in first.text[2:] if piece not in second.text)
+    stopped, other = model.answers_from_embeds(images, [PROMPT] * 2, decoding, [stop])
+    assert stopped.ended
+    assert stop not in stopped.text
+    assert other == second
+
+
+@torch.no_grad()
+def test_best_beam_tells_whether_it_ended(shared_model, pool):
+    model, decoding = shared_model(), Decoding(max_new_tokens=12, num_beams=2)
+    images = [[embeds_1QD] for embeds_1QD in model.encode_img(pool[:2])[0].split(1)]
+    embeds, mask = model._prompt_embeds([PROMPT] * 2, images)
+    ids = generate_ids(model.llama_model, model.llama_tokenizer, embeds, mask, decoding).tolist()
+    end = model.llama_model.generation_config.eos_token_id
+    answers = model.answers_from_embeds(images, [PROMPT] * 2, decoding)
+    assert [answer.ended for answer in answers] == [end in row[1:] for row in ids] == [True, False]
+
+
+@torch.no_grad()
+def test_answer_that_an_end_token_ends_has_ended_even_at_the_limit(shared_model, pool, monkeypatch):
+    model = shared_model()
+    images = [[model.encode_img(pool[:1])[0]]]
+    ids = generate_ids(
+        model.llama_model, model.llama_tokenizer, *model._prompt_embeds([PROMPT], images), Decoding(max_new_tokens=6)
+    )
+    last = int(ids[0, -1])
+    limit = 1 + ids[0, 1:].tolist().index(last)
+    assert not model.answers_from_embeds(images, [PROMPT], Decoding(max_new_tokens=limit))[0].ended
+    monkeypatch.setattr(model.llama_model.generation_config, "eos_token_id", last)
+    assert model.answers_from_embeds(images, [PROMPT], Decoding(max_new_tokens=limit))[0].ended

@@ -1,0 +1,301 @@
+"""Measurements of the failure rate: the published table, whole files, the same bytes however they are made."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from minigpt4.common.config import Config
+from minigpt4.common.experiment import read_experiment
+from minigpt4.evaluation.failure_answers import read_answers
+from minigpt4.evaluation.failure_rules import find_failures
+from minigpt4.evaluation.proportions import wilson
+from minigpt4.evaluation.verdicts import FILE, Sitting
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.processors import open_image
+from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
+
+REPOSITORY = Path(__file__).parents[2]
+FILES = ("failures.json", "failures.md", "answers.json")
+FORMS = {"detail": "prose", "poem": "verse"}
+IMAGES = 11
+LIMIT = 12
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A configuration, two checkpoints and images, and how to measure on them."""
+
+    folder: Path
+    config: Path
+    script: ModuleType
+
+    def arguments(self, name: str, *more: str) -> list[str]:
+        """The command line; `name` is that of the folder for the results."""
+        checkpoints = [f"before stage 2={self.folder}/start.pth", f"after stage 2={self.folder}/checkpoint_1.pth"]
+        where = ["--images", str(self.folder / "images"), "--save_path", str(self.folder / name)]
+        return ["--cfg-path", str(self.config), "--ckpt", *checkpoints, *where, *more]
+
+    def run(self, name: str, *more: str) -> Path:
+        """Measure in this process; asserts success and returns the folder of the results."""
+        assert self.script.main(self.arguments(name, *more)) == 0
+        return self.folder / name
+
+    def start(
+        self, name: str, environment: dict[str, str], config: Path, processes: int
+    ) -> subprocess.CompletedProcess:
+        """Measure in processes of their own."""
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        arguments = [str(config) if part == str(self.config) else part for part in self.arguments(name)]
+        script = [str(REPOSITORY / "eval_scripts" / "eval_failure_rate.py"), *arguments]
+        command = [sys.executable, *(launcher if processes > 1 else []), *script]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+
+
+@pytest.fixture(scope="module")
+def measurement(shared, command) -> Measurement:
+    """The shipped configuration with tiny weights and eleven images."""
+    config = yaml.safe_load((REPOSITORY / "eval_configs" / "minigpt4_failure_eval.yaml").read_text())
+    config["model"] = yaml.safe_load(shared.config.read_text())["model"]
+    config["run"] |= {"batch_size_eval": 3, "num_workers": 0, "device": "cpu"}
+    config["run"]["generation"]["max_new_tokens"] = LIMIT
+    file = shared.folder / "failure.yaml"
+    file.write_text(yaml.safe_dump(config))
+    return Measurement(shared.folder, file, command("eval_failure_rate"))
+
+
+@pytest.fixture(scope="module")
+def complete(measurement) -> Path:
+    """The results of both checkpoints by one process."""
+    return measurement.run("failures")
+
+
+def _facts(folder: Path) -> dict:
+    return json.loads((folder / "failures.json").read_text())
+
+
+def _answers(folder: Path) -> list[dict]:
+    return json.loads((folder / "answers.json").read_text())
+
+
+def _content(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FILES}
+
+
+# The table
+
+
+def test_every_image_is_asked_everything_of_every_checkpoint(complete, measurement):
+    asked = [(one["checkpoint"], one["task"], one["image_id"]) for one in _answers(complete)]
+    names = sorted(file.name for file in (measurement.folder / "images").iterdir())
+    rows = ("before stage 2", "after stage 2")
+    assert asked == [(row, task, name) for row in rows for task in FORMS for name in names]
+
+
+def test_rates_count_the_answers_in_which_the_rules_find_something(complete):
+    for one in _facts(complete)["checkpoints"]:
+        for task, rate in one["tasks"].items():
+            own = [a for a in _answers(complete) if (a["checkpoint"], a["task"]) == (one["name"], task)]
+            failed = sum(bool(find_failures(a["text"], FORMS[task], a["ended"])) for a in own)
+            assert (rate["failed"], rate["images"]) == (failed, IMAGES)
+            assert rate["rate"] == failed / IMAGES
+            assert rate["interval"] == list(wilson(failed, IMAGES))
+
+
+def test_failures_are_listed_by_kind_with_text_and_evidence(complete):
+    facts, markdown = _facts(complete), (complete / "failures.md").read_text()
+    assert facts["failures"]
+    for failure in facts["failures"]:
+        for kind, evidence in failure["kinds"].items():
+            assert f"\n## {kind}: " in markdown
+            line = f"**{failure['checkpoint']}**, {failure['task']}, {failure['image_id']}: {evidence}"
+            assert line in markdown
+            assert failure["text"].splitlines()[0] in markdown.split(line)[1]
+
+
+def test_console_shows_the_published_table(complete, measurement, capsys):
+    measurement.run("failures")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Failure rate, 11 images"
+    assert lines[2:4] == ["| checkpoint | detailed description | poem |", "| --- | --- | --- |"]
+    for line, one in zip(lines[4:6], _facts(complete)["checkpoints"], strict=True):
+        cells = [f"{rate['rate']:.1%} ({rate['interval'][0]:.1%} - " for rate in one["tasks"].values()]
+        assert line.startswith(f"| {one['name']} | {cells[0]}")
+        assert f"| {cells[1]}" in line
+
+
+def test_answers_are_those_of_generate_and_say_whether_they_ended(complete, measurement):
+    config = Config(measurement.script.parse_args(measurement.arguments("unused")))
+    model = MiniGPT4.from_config(read_experiment(config, training=False).model).eval()
+    model.load_checkpoint(measurement.folder / "checkpoint_1.pth")
+    pixels = Blip2ImageEvalProcessor(image_size=56)(open_image(measurement.folder / "images" / "104.jpg"))
+    prompt = "###Human: <Img><ImageHere></Img> Write a poem about this image. ###Assistant: "
+    settings = {"max_new_tokens": LIMIT, "stop": ["###"]}
+    (alone,) = model.generate(pixels[None], [prompt], **settings)
+    (longer,) = model.generate(pixels[None], [prompt], **(settings | {"max_new_tokens": LIMIT + 1}))
+    (found,) = [
+        one
+        for one in _answers(complete)
+        if (one["checkpoint"], one["task"], one["image_id"]) == ("after stage 2", "poem", "104.jpg")
+    ]
+    assert found["text"] == alone
+    assert found["instruction"] == "Write a poem about this image."
+    assert found["ended"] == (longer == alone)
+
+
+def test_chosen_task_and_number_of_images(complete, measurement, monkeypatch):
+    folder = measurement.run("few", "--tasks", "poem", "--limit", "4")
+    facts = _facts(folder)
+    assert (facts["images"], list(facts["tasks"])) == (4, ["poem"])
+    again = measurement.run("few_again", "--tasks", "poem", "--limit", "4")
+    assert _content(again) == _content(folder)
+    other = measurement.run("others", "--tasks", "poem", "--limit", "4", "--options", "run.seed=7")
+    assert {a["image_id"] for a in _answers(other)} != {a["image_id"] for a in _answers(folder)}
+
+
+# Processes and kills
+
+
+def test_images_are_encoded_once_for_all_checkpoints_and_tasks(measurement, monkeypatch):
+    encoded = []
+    encode = MiniGPT4.image_features
+    monkeypatch.setattr(
+        MiniGPT4, "image_features", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels)
+    )
+    measurement.run("counted")
+    assert sum(encoded) == IMAGES
+
+
+def test_two_processes_leave_the_same_bytes_as_one(complete, measurement, environment_of):
+    result = measurement.start("two_failures", environment_of(measurement.folder), measurement.config, processes=2)
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert _content(measurement.folder / "two_failures") == _content(complete)
+
+
+def test_killed_measurement_goes_on_and_leaves_the_same_bytes(complete, measurement, environment_of):
+    shutil.copy(Path(__file__).with_name("plugins") / "dying.py", measurement.folder)
+    config = measurement.folder / "dying_failure.yaml"
+    config.write_text(yaml.safe_dump({"imports": ["dying"], **yaml.safe_load(measurement.config.read_text())}))
+    killed = measurement.start("killed_failures", environment_of(measurement.folder), config, processes=1)
+    assert killed.returncode == -9
+    assert not (measurement.folder / "killed_failures" / "failures.json").exists()
+    assert _content(measurement.run("killed_failures")) == _content(complete)
+
+
+# Judge and person
+
+
+@pytest.fixture
+def copied(complete, measurement, monkeypatch) -> str:
+    """Name of a folder with all answers, where a model would be a waste."""
+    shutil.rmtree(measurement.folder / "copied", ignore_errors=True)
+    shutil.copytree(complete, measurement.folder / "copied")
+    monkeypatch.setattr(MiniGPT4, "from_config", None)
+    return "copied"
+
+
+def _judge(chat_server, tmp_path: Path) -> list[str]:
+    return ["--judge-url", chat_server.url, "--judge-model", "tiny", "--judge-cache", str(tmp_path / "cache.jsonl")]
+
+
+def test_judge_sees_image_instruction_and_answer_and_adds_two_kinds(chat_server, measurement, copied, tmp_path):
+    chat_server.answer = lambda request: (
+        "IMAGE: no - there is no such thing\nINSTRUCTION: "
+        + ("no - prose" if "Write a poem" in request["messages"][-1]["content"][0]["text"] else "yes - fine")
+    )
+    facts = _facts(measurement.run(copied, *_judge(chat_server, tmp_path)))
+    for one in facts["checkpoints"]:
+        asked = {task: IMAGES - rate["kinds"].get("empty", 0) for task, rate in one["tasks"].items()}
+        assert one["tasks"]["detail"]["kinds"]["off the image"] == asked["detail"]
+        assert "off the instruction" not in one["tasks"]["detail"]["kinds"]
+        assert one["tasks"]["poem"]["kinds"]["off the instruction"] == asked["poem"]
+        assert [rate["failed"] for rate in one["tasks"].values()] == [IMAGES] * 2
+    assert facts["failures"][0]["kinds"]["off the image"] == "the judge: there is no such thing"
+    text, image = chat_server.requests[0]["messages"][-1]["content"]
+    assert "Describe this image in detail." in text["text"]
+    assert image["image_url"]["url"].startswith("data:image/jpeg;base64,")
+
+
+def test_judge_that_rambles_finds_nothing_and_is_counted(chat_server, complete, measurement, copied, tmp_path):
+    chat_server.answer = lambda request: "What a lovely picture!"
+    facts = _facts(measurement.run(copied, *_judge(chat_server, tmp_path)))
+    empty = [rate["kinds"].get("empty", 0) for one in facts["checkpoints"] for rate in one["tasks"].values()]
+    assert facts["judge"]["unread_replies"] == len(_answers(complete)) - sum(empty) == len(chat_server.requests)
+    assert [one["tasks"] for one in facts["checkpoints"]] == [one["tasks"] for one in _facts(complete)["checkpoints"]]
+    assert any("could not be read" in note for note in facts["notes"])
+
+
+def test_verdicts_of_a_person_count_in_place_of_the_rules(complete, measurement, copied):
+    folder = measurement.folder / copied
+    sitting = Sitting(read_answers(folder / "answers.json"), folder / FILE, seed=0)
+    poems = [place for place, answer in enumerate(sitting.answers) if answer.task == "poem"]
+    for place in poems:
+        sitting.judge(place, [])
+    sitting.judge(poems[0], ["off the image"])
+    facts = _facts(measurement.run(copied, "--verdicts", str(folder / FILE)))
+    before = _facts(complete)["checkpoints"]
+    assert [one["tasks"]["detail"] for one in facts["checkpoints"]] == [one["tasks"]["detail"] for one in before]
+    kinds = [one["tasks"]["poem"]["kinds"] for one in facts["checkpoints"]]
+    assert {kind for own in kinds for kind in own} == {"off the image"}
+    assert facts["judged_by_hand"] == 2 * IMAGES
+    assert any("A person judged 22 of 44 answers" in note for note in facts["notes"])
+
+
+# Images and errors
+
+
+def _error(measurement, capsys, *more: str) -> str:
+    assert measurement.script.main(measurement.arguments("errors", *more)) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ('["a.jpg"]', r"entry 1: the image .*a\.jpg does not exist; --image-folder says"),
+        ('[{"file": "a.jpg"}]', "entry 1: names no image"),
+        ('{"images": []}', "must hold a list of files"),
+        ("[]", "has no images"),
+        ("[", "neither a folder nor JSON"),
+    ],
+)
+def test_list_that_names_no_images_is_an_error(measurement, capsys, tmp_path, entries, message, monkeypatch):
+    monkeypatch.setattr(MiniGPT4, "from_config", None)
+    file = tmp_path / "list.json"
+    file.write_text(entries)
+    assert re.search(message, _error(measurement, capsys, "--images", str(file)))
+
+
+def test_list_of_annotations_takes_its_images_from_a_folder(complete, measurement):
+    test = str(measurement.folder / "test.json")
+    folder = measurement.run(
+        "listed", "--images", test, "--image-folder", str(measurement.folder / "images"), "--tasks", "detail"
+    )
+    texts = {a["image_id"] + ".jpg": a["text"] for a in _answers(folder)}
+    rows = [a for a in _answers(complete) if a["task"] == "detail"]
+    assert texts == {a["image_id"]: a["text"] for a in rows}
+
+
+def test_prompt_without_an_image_is_named_by_its_key(measurement, capsys):
+    message = _error(measurement, capsys, "--options", "run.failure_prompts.poem=Sing.")
+    assert "run.failure_prompts.poem: 'Sing.' must hold <ImageHere> exactly once" in message
+
+
+def test_missing_verdicts_are_named_before_anything_loads(measurement, capsys, monkeypatch):
+    monkeypatch.setattr(MiniGPT4, "from_config", None)
+    assert "--verdicts: there is no file nowhere.jsonl" in _error(measurement, capsys, "--verdicts", "nowhere.jsonl")
+
+
+def test_mini_configuration_asks_the_mini_model(measurement):
+    arguments = ["--cfg-path", str(REPOSITORY / "eval_configs" / "mini_failure_eval.yaml")]
+    config = Config(measurement.script.parse_args([*arguments, *measurement.arguments("unused")[2:]]))
+    experiment = read_experiment(config, training=False)
+    assert experiment.model.end_sym == "<|im_end|>"
+    assert experiment.run.failure_prompts.poem == "<ImageHere> Write a poem about the picture."

@@ -1,0 +1,71 @@
+"""Images without texts: which files, under which names."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.evaluation.image_list import ImageList, find_images
+from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three images, one in a subfolder, and a text."""
+    (tmp_path / "more").mkdir()
+    for name in ("b.png", "a.JPG", "more/a.jpg"):
+        Image.new("RGB", (20, 10), "red").save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("no image")
+    return tmp_path
+
+
+def test_folder_gives_its_images_and_those_of_subfolders_by_name(folder):
+    assert [item.image_id for item in find_images(folder, None, None, 0)] == ["a.JPG", "b.png", "more/a.jpg"]
+
+
+def test_list_keeps_its_order_and_its_ids(folder):
+    file = folder / "list.json"
+    file.write_text(json.dumps(["b.png", {"image": "more/a.jpg", "image_id": 7}]))
+    assert [(i.image_id, i.file) for i in find_images(file, None, None, 0)] == [
+        ("b.png", folder / "b.png"),
+        ("7", folder / "more" / "a.jpg"),
+    ]
+
+
+def test_id_alone_is_the_name_of_a_jpg_in_the_folder_of_images(folder):
+    file = folder / "list.json"
+    file.write_text('[{"image_id": "a", "caption": "A red field."}]')
+    assert find_images(file, folder / "more", None, 0)[0].file == folder / "more" / "a.jpg"
+
+
+def test_id_that_comes_twice_is_an_error(folder):
+    file = folder / "list.json"
+    file.write_text('["b.png", {"image": "a.JPG", "image_id": "b.png"}]')
+    with pytest.raises(SampleError, match=r"list\.json, entry 2: the image id 'b\.png' comes twice"):
+        find_images(file, None, None, 0)
+
+
+def test_limit_draws_by_the_seed_and_keeps_the_order(tmp_path):
+    for number in range(20):
+        (tmp_path / f"{number:02}.jpg").write_bytes(b"")
+    drawn = [[item.image_id for item in find_images(tmp_path, None, 5, seed)] for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert all(len(own) == 5 and own == sorted(own) for own in drawn)
+    assert len(find_images(tmp_path, None, 100, 0)) == 20
+
+
+def test_folder_without_images_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="--images: .* has no images; known endings: .bmp"):
+        find_images(tmp_path, None, None, 0)
+    with pytest.raises(ConfigError, match="--images: .*none: cannot be read"):
+        find_images(tmp_path / "none", None, None, 0)
+
+
+def test_batches_hold_every_image_once_and_damaged_ones_are_named(folder):
+    images = ImageList(find_images(folder, None, None, 0), Blip2ImageEvalProcessor(image_size=28))
+    assert images.batches(2) == [[0, 1], [2]]
+    assert images.images([0, 2]).shape == (2, 3, 28, 28)
+    (folder / "b.png").write_bytes(b"no image")
+    with pytest.raises(SampleError, match=r"b\.png: not an image"):
+        images.images([1])
