@@ -176,7 +176,8 @@ class Asking:
 
 
 def _of(rules: CaptionRules) -> dict[str, Any]:
-    return {
+    own = {"own_prompts": dict(rules.own_prompts)} if rules.own_prompts else {}
+    return own | {
         "decoding": dataclasses.asdict(rules.decoding),
         "prompt": rules.prompt,
         "stop": rules.stop,

@@ -1,12 +1,12 @@
 """From checkpoints to captions: frozen parts load once, each image is encoded once, projections are swapped.
 
-Shapes: B images, S pixels a side, Q image tokens, V channels before the projection.
+Shapes: B images of U different files, S pixels a side, Q image tokens, V channels before the projection.
 """
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -60,6 +60,9 @@ class CaptionRules:
     stop: list[str]
     seed: int
     """Of sampling."""
+
+    own_prompts: Mapping[str, str] = field(default_factory=dict)
+    """Prompts, in the model's template, of images that have one of their own, by image id."""
 
     @classmethod
     def of(
@@ -121,30 +124,31 @@ class Captioner:
 
         Raises SampleError for an image that cannot be read.
         """
-        for number, features_BQV in self._batch_features(wanted):
-            embeds_BQD = self.model.project(features_BQV.to(self.model.device))
+        for number, features_UQV in self._batch_features(wanted):
+            batch = [self.data.items[place] for place in self.batches[number]]
+            embeds_BQD = self.model.project(features_UQV.to(self.model.device))[_places(batch)]
             if rules.decoding.do_sample:
                 seed_everything(rules.seed + number)  # whichever process draws, and whatever it drew before
             images = [[embeds_1QD] for embeds_1QD in embeds_BQD.split(1)]
-            prompts = [rules.prompt] * len(images)
+            prompts = [rules.own_prompts.get(item.image_id, rules.prompt) for item in batch]
             yield number, self.model.answers_from_embeds(images, prompts, rules.decoding, rules.stop)
 
     def _batch_features(self, wanted: Sequence[int]) -> Iterator[tuple[int, Tensor]]:
-        """What the projection reads of each batch, (B, Q, V)."""
+        """What the projection reads of the different files of each batch, (U, Q, V)."""
         unknown = [number for number in wanted if number not in self._features]
         images = iter(self._images(unknown))
         for number in wanted:
             if number in self._features:
                 yield number, self._features[number]
                 continue
-            features_BQV = self.model.image_features(next(images))
+            features_UQV = self.model.image_features(next(images))
             if self._keep:
-                self._features[number] = features_BQV.cpu()
-            yield number, features_BQV
+                self._features[number] = features_UQV.cpu()
+            yield number, features_UQV
 
     def _images(self, wanted: Sequence[int]) -> Iterator[Tensor]:
-        """Pixels of each batch, (B, 3, S, S)."""
-        sheets = _Sheets(self.data, [self.batches[number] for number in wanted])
+        """Pixels of the different files of each batch, (U, 3, S, S)."""
+        sheets = _Sheets(self.data, [_firsts(self.data.items, self.batches[number]) for number in wanted])
         loader = DataLoader(
             sheets,
             batch_size=None,
@@ -172,6 +176,20 @@ class _Sheets(torch.utils.data.Dataset):
             return self.data.images(self.batches[index])
         except SampleError as error:
             return str(error)
+
+
+def _firsts(items: Sequence[ImageItem], batch: Sequence[int]) -> list[int]:
+    """The numbers of a batch without those whose file came before: an image is encoded once, whatever is asked."""
+    firsts: dict[Path, int] = {}
+    for number in batch:
+        firsts.setdefault(items[number].file, number)
+    return list(firsts.values())
+
+
+def _places(batch: Sequence[ImageItem]) -> list[int]:
+    """The place of each image's file among the different files of its batch."""
+    places: dict[Path, int] = {}
+    return [places.setdefault(item.file, len(places)) for item in batch]
 
 
 def _unchanged(images: Tensor | str) -> Tensor | str:

@@ -55,11 +55,10 @@ class JudgeEndpoint:
     """Seconds before the second attempt; doubled before each later one, where the server names no time."""
 
     def __post_init__(self) -> None:
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"--judge-url: {self.url!r} is no URL such as http://localhost:8000/v1")
-        if parts.query or parts.username or parts.password:
+        if "@" in self.url or "?" in self.url:
             raise ConfigError("--judge-url: give the key in the environment, not in the URL; see --judge-key-variable")
+        if not _is_url(self.url):
+            raise ConfigError(f"--judge-url: {self.url!r} is no URL such as http://localhost:8000/v1")
         if not self.model:
             raise ConfigError("--judge-model: name the model that the endpoint is to answer with")
         if self.attempts < 1 or self.max_tokens < 1 or self.timeout <= 0 or self.first_wait < 0:
@@ -218,6 +217,14 @@ class JudgeServer:
 
     def _error(self, what: str) -> RunError:
         return RunError(f"judge {self.endpoint.address}: {what}")
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in text
+    except ValueError:  # of a port that is no number, for instance
+        return False
 
 
 def _read(response: http.client.HTTPResponse, end: float) -> bytes:

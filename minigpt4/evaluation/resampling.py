@@ -121,6 +121,22 @@ def _compare(difference: float, drawn_R: np.ndarray) -> Comparison:
     return Comparison(difference, _interval(drawn_R), p)
 
 
+def ratio_interval(above_N: Sequence[float], below_N: Sequence[float]) -> tuple[float, float] | None:
+    """95% interval of sum(above) / sum(below) over images; a mean where `below_N` is all ones.
+
+    None for fewer than two images, or where a draw has nothing below: so few images say nothing.
+    """
+    pairs_N2 = np.array([above_N, below_N], dtype=np.float64).T
+    images = len(pairs_N2)
+    if images < 2:
+        return None
+    random = np.random.Generator(np.random.PCG64(SEED))
+    sums_R2 = np.stack([random.multinomial(images, np.full(images, 1 / images)) @ pairs_N2 for _ in range(DRAWS)])
+    if not sums_R2[:, 1].all():
+        return None
+    return _interval(sums_R2[:, 0] / sums_R2[:, 1])
+
+
 def intervals_of(scores: CaptionScores, images: int) -> Mapping[str, tuple[float, float]]:
     """95% intervals of one set of captions; none for a single image."""
     return Bootstrap([scores], images).intervals(0) if images > 1 else {}

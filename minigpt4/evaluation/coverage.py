@@ -1,0 +1,141 @@
+"""How much of people's captions a description covers, by a judge: the two published protocols.
+
+    captions   for each of an image's five captions, whether the description covers it; the score is the mean number of
+               covered captions, 0 to 5 (the paper's Table 2, its appendix A.3)
+    objects    whether the description covers all objects and relations of one caption, the first; the score is the
+               share of such images (earlier versions of the paper)
+
+The words of the published prompts are not used; these are our own, and stand in the results.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from minigpt4.common.errors import SampleError
+from minigpt4.evaluation.judge import Judge, Question
+from minigpt4.evaluation.proportions import wilson
+from minigpt4.evaluation.resampling import ratio_interval
+from minigpt4.evaluation.yes_no import yes_no, yes_no_lines
+
+Protocol = Literal["captions", "objects"]
+MOST_CAPTIONS = 5
+SYSTEM = (
+    "You compare texts about images. You read carefully and answer in the form that is asked for, and nothing else."
+)
+CAPTIONS_PROMPT = """Here is a description of an image:
+<description>
+{description}
+</description>
+
+And here are captions that people wrote for the same image:
+{captions}
+
+Decide for each caption whether the description covers it, that is, whether what the caption says can also be learnt \
+from the description. The words may differ, and the description may say more. A caption is not covered if the \
+description misses or contradicts an important part of it.
+
+Answer with exactly {count} lines, one for each caption in their order: its number, a full stop, and yes or no.
+"""
+OBJECTS_PROMPT = """Here is a description of an image:
+<description>
+{description}
+</description>
+
+And here is a caption that a person wrote for the same image:
+<caption>
+{caption}
+</caption>
+
+Does the description mention all objects of the caption, and all relations between them that the caption tells? The \
+words may differ, and the description may say more.
+
+Answer with one word: yes or no.
+"""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One image."""
+
+    image_id: str
+    answer: str
+    """Of the judge, as it came."""
+
+    covered: list[bool] | None
+    """By caption; None where the answer could not be read."""
+
+
+def coverage(
+    judge: Judge,
+    descriptions: Mapping[str, str],
+    captions: Mapping[str, Sequence[str]],
+    protocol: Protocol,
+    at_once: int,
+) -> list[Judged]:
+    """Ask the judge about every description; one question an image.
+
+    Raises:
+        SampleError: an image has no captions.
+        RunError: the judge gives no answers.
+    """
+    bare = [image_id for image_id in descriptions if not captions.get(image_id)]
+    if bare:
+        raise SampleError(f"{len(bare)} images have no captions, such as {bare[0]}")
+    used = {
+        image_id: list(captions[image_id])[: 1 if protocol == "objects" else MOST_CAPTIONS] for image_id in descriptions
+    }
+    ask: Callable[[str, Sequence[str]], str] = _about_objects if protocol == "objects" else _about_captions
+    questions = [Question(ask(descriptions[key], used[key]), system=SYSTEM) for key in descriptions]
+    answers = judge.ask_all(questions, at_once=at_once, title="coverage")
+    return [
+        Judged(image_id, answer, _read(answer, len(used[image_id]), protocol))
+        for image_id, answer in zip(descriptions, answers, strict=True)
+    ]
+
+
+def score(judged: Sequence[Judged], protocol: Protocol) -> dict[str, Any]:
+    """The score over the images whose answers could be read, its 95% interval, and which could not.
+
+    The interval is Wilson's for `objects`, and a bootstrap over images for `captions`.
+    """
+    rows = [one.covered for one in judged if one.covered is not None]
+    counts = [sum(row) for row in rows]
+    if protocol == "objects":
+        interval = wilson(sum(counts), len(counts)) if counts else None
+    else:
+        interval = ratio_interval(counts, [1] * len(counts))
+    return {
+        "protocol": protocol,
+        "score": sum(counts) / len(counts) if counts else None,
+        "interval": interval,
+        "covered": sum(counts),
+        "images": len(rows),
+        "images_with_fewer_captions": 0 if protocol == "objects" else sum(len(row) < MOST_CAPTIONS for row in rows),
+        "unparsable": [one.image_id for one in judged if one.covered is None],
+    }
+
+
+def prompt_of(protocol: Protocol) -> str:
+    """The prompt with its blanks, for the results."""
+    return OBJECTS_PROMPT if protocol == "objects" else CAPTIONS_PROMPT
+
+
+def _about_captions(description: str, captions: Sequence[str]) -> str:
+    lines = "\n".join(f"{number}. {_line(caption)}" for number, caption in enumerate(captions, start=1))
+    return CAPTIONS_PROMPT.format(description=description.strip(), captions=lines, count=len(captions))
+
+
+def _about_objects(description: str, captions: Sequence[str]) -> str:
+    return OBJECTS_PROMPT.format(description=description.strip(), caption=_line(captions[0]))
+
+
+def _line(caption: str) -> str:
+    return " ".join(caption.split())
+
+
+def _read(answer: str, count: int, protocol: Protocol) -> list[bool] | None:
+    if protocol == "captions":
+        return yes_no_lines(answer, count)
+    whole = yes_no(answer)
+    return None if whole is None else [whole]

@@ -1,0 +1,212 @@
+"""CHAIR and questions about objects as commands: on files, and with a model of tiny weights."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from minigpt4.common.config import Config
+from minigpt4.common.experiment import read_experiment
+from minigpt4.mini.captions import alt_text
+from minigpt4.mini.scenes import sample_scenes
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.processors import open_image
+from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
+
+SCENES = {str(1000 + number): scene for number, scene in enumerate(sample_scenes("test", 30, seed=5))}
+PROMPT = "<Img><ImageHere></Img> {} Yes or no?"
+OBJECTS = (["dog", "cat"], ["bus", "person"], ["cup", "fork", "knife"], ["bird"])
+
+
+@pytest.fixture
+def main(command):
+    return command("eval_hallucination").main
+
+
+@pytest.fixture
+def truth(tmp_path):
+    path = tmp_path / "scenes_test.json"
+    path.write_text(json.dumps({image_id: scene.record() for image_id, scene in SCENES.items()}))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def questions(shared, command):
+    """Questions about the images of the tiny evaluation; two questions or more an image."""
+    truth = {f"10{number}": OBJECTS[number % 4] for number in range(11)}
+    (shared.folder / "truth.json").write_text(json.dumps(truth))
+    file = shared.folder / "questions.jsonl"
+    assert (
+        command("eval_hallucination").main(["pope-questions", str(shared.folder / "truth.json"), "--output", str(file)])
+        == 0
+    )
+    return file
+
+
+@pytest.fixture(scope="module")
+def arguments(shared, questions):
+    """`arguments(name, *more)`: the command that asks the tiny checkpoints; `name` is that of the results' folder."""
+
+    def arguments(name, *more):
+        given = {"--cfg-path": shared.config, "--questions": questions, "--image-path": shared.folder / "images"}
+        given |= {"--save_path": shared.folder / name, "--prompt": PROMPT}
+        flat = [str(part) for pair in given.items() for part in pair]
+        return ["pope", *flat, "--ckpt", *shared.checkpoints, *more]
+
+    return arguments
+
+
+@pytest.fixture(scope="module")
+def asked(shared, arguments, command):
+    """The folder of a whole run."""
+    assert command("eval_hallucination").main(arguments("pope")) == 0
+    return shared.folder / "pope"
+
+
+def _lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# CHAIR
+
+
+def test_true_captions_of_mini_scenes_have_no_wrong_objects(main, truth, tmp_path, capsys):
+    results = [{"image_id": image_id, "caption": alt_text(scene)} for image_id, scene in SCENES.items()]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert main(["chair", str(tmp_path / "results.json"), truth, "--output", str(tmp_path / "chair.json")]) == 0
+    found = json.loads((tmp_path / "chair.json").read_text())
+    assert (found["scores"]["CHAIR-i"], found["scores"]["CHAIR-s"], found["scores"]["recall"]) == (0, 0, 1)
+    assert found["wrong"] == []
+    assert "30 captions, 0 with an object that is not there" in capsys.readouterr().out
+
+
+def test_wrong_objects_are_listed_unless_people_named_them(main, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps([{"image_id": 1, "caption": "A puppy and a hot dog"}]))
+    (tmp_path / "truth.json").write_text(json.dumps({"1": ["dog"]}))
+    (tmp_path / "captions.json").write_text(json.dumps([{"image_id": 1, "captions": ["A dog eats hot dogs"]}]))
+    output = tmp_path / "chair.json"
+    files = [str(tmp_path / "results.json"), str(tmp_path / "truth.json"), "--output", str(output)]
+    assert main(["chair", *files]) == 0
+    found = json.loads(output.read_text())
+    assert found["scores"]["CHAIR-i"] == 0.5
+    assert found["wrong"] == [
+        {"image_id": "1", "caption": "A puppy and a hot dog", "wrong": ["hot dog"], "shown": ["dog"]}
+    ]
+    assert main(["chair", *files, "--captions", str(tmp_path / "captions.json")]) == 0
+    assert json.loads(output.read_text())["scores"]["CHAIR-i"] == 0
+
+
+def test_captions_of_some_images_need_a_word(main, truth, tmp_path, capsys):
+    (tmp_path / "results.json").write_text(json.dumps([{"image_id": "1000", "caption": "A cat"}]))
+    assert main(["chair", str(tmp_path / "results.json"), truth]) == 2
+    assert "--partial" in capsys.readouterr().err
+    assert main(["chair", str(tmp_path / "results.json"), truth, "--partial"]) == 0
+
+
+def test_unknown_object_is_an_error_to_read(main, tmp_path, capsys):
+    (tmp_path / "results.json").write_text(json.dumps([{"image_id": 1, "caption": "A unicorn"}]))
+    (tmp_path / "truth.json").write_text(json.dumps({"1": ["unicorn"]}))
+    assert main(["chair", str(tmp_path / "results.json"), str(tmp_path / "truth.json")]) == 2
+    assert "give --synonyms" in capsys.readouterr().err
+
+
+# Questions
+
+
+@pytest.mark.parametrize("negatives", ["random", "popular", "adversarial"])
+def test_a_model_that_knows_the_mini_scenes_answers_all_questions(main, truth, tmp_path, negatives, capsys):
+    questions, answers = tmp_path / "questions.jsonl", tmp_path / "answers.jsonl"
+    assert main(["pope-questions", truth, "--negatives", negatives, "--output", str(questions)]) == 0
+    things = {image_id: {group.thing.name for group in scene.groups} for image_id, scene in SCENES.items()}
+    asked = _lines(questions)
+    assert len(asked) == 2 * sum(map(len, things.values()))
+    with answers.open("w") as file:
+        for line in asked:
+            there = any(f" {name} in the" in line["text"] for name in things[line["image"].removesuffix(".jpg")])
+            file.write(json.dumps({"question_id": line["question_id"], "answer": "Yes." if there else "No."}) + "\n")
+    assert main(["pope-score", str(answers), str(questions), "--output", str(tmp_path / "scores.json")]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())["scores"]
+    assert scores == {"accuracy": 1, "precision": 1, "recall": 1, "yes share": 0.5, "F1": 1}
+    assert "0 answers are neither yes nor no" in capsys.readouterr().out
+
+
+# A model is asked
+
+
+def test_every_checkpoint_answers_every_question(asked, questions):
+    wanted = _lines(questions)
+    said = [_lines(asked / f"answers_{name}.jsonl") for name in ("pretrained", "epoch_0", "epoch_1")]
+    for answers in said:
+        assert [(one["question_id"], one["question"]) for one in answers] == [
+            (one["question_id"], one["text"]) for one in wanted
+        ]
+    assert said[0] != said[1] != said[2]
+    facts = json.loads((asked / "pope.json").read_text())
+    assert [row["name"] for row in facts["checkpoints"]] == ["pretrained", "epoch 0", "epoch 1"]
+    assert (facts["images"], facts["checkpoints"][0]["questions"]) == (11, len(wanted))
+    assert "{}" in facts["setup"]["prompt"]
+
+
+def test_answers_are_those_of_generate(asked, shared):
+    config = Config(shared.script.parse_args(shared.arguments("unused")))
+    model = MiniGPT4.from_config(read_experiment(config, training=False).model).eval()
+    model.load_checkpoint(shared.folder / "checkpoint_1.pth")
+    for line in _lines(asked / "answers_epoch_1.jsonl")[4:8]:
+        pixels = Blip2ImageEvalProcessor(image_size=56)(open_image(shared.folder / "images" / line["image"]))
+        prompt = f"###Human: {PROMPT.format(line['question'])} ###Assistant: "
+        (alone,) = model.generate(pixels[None], [prompt], max_new_tokens=12, stop=["###"])
+        assert line["answer"] == alone
+
+
+def test_written_answers_score_the_same_without_a_model(main, asked, questions, tmp_path):
+    output = tmp_path / "scores.json"
+    assert main(["pope-score", str(asked / "answers_epoch_0.jsonl"), str(questions), "--output", str(output)]) == 0
+    (row,) = [row for row in json.loads((asked / "pope.json").read_text())["checkpoints"] if row["name"] == "epoch 0"]
+    scored = json.loads(output.read_text())
+    assert (scored["scores"], scored["unparsable"]) == (row["scores"], row["unparsable"])
+
+
+def test_two_processes_give_the_same_answers_as_one(asked, shared, arguments, command):
+    script = command("eval_hallucination").__file__
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    path = os.pathsep.join([str(shared.folder), *sys.path])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    result = subprocess.run(
+        [*launcher, script, *arguments("pope_two")], capture_output=True, text=True, timeout=500, env=environment
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    for name in ("answers_pretrained.jsonl", "answers_epoch_1.jsonl", "pope.json"):
+        assert (shared.folder / "pope_two" / name).read_bytes() == (asked / name).read_bytes()
+
+
+def test_second_run_generates_nothing(asked, arguments, main, capsys):
+    before = (asked / "pope.json").read_bytes()
+    assert main(arguments("pope")) == 0
+    assert (asked / "pope.json").read_bytes() == before
+    assert "All answers of 3 checkpoints are there; nothing is generated" in capsys.readouterr().err
+
+
+def test_an_image_is_encoded_once_for_all_its_questions_and_checkpoints(arguments, main, monkeypatch):
+    encoded = []
+    encode = MiniGPT4.image_features
+
+    def counted(model, image):
+        encoded.append(len(image))
+        return encode(model, image)
+
+    monkeypatch.setattr(MiniGPT4, "image_features", counted)
+    assert main(arguments("counted", "--options", "run.batch_size_eval=100")) == 0
+    assert encoded == [11]
+
+
+def test_missing_images_are_named_before_the_model_loads(main, arguments, tmp_path, capsys):
+    assert main([*arguments("missing"), "--image-path", str(tmp_path)]) == 2
+    assert "11 of 11 images are not in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("prompt", ["<Img><ImageHere></Img> Is it?", "{} without an image"])
+def test_prompt_needs_image_and_question(main, arguments, prompt, capsys):
+    assert main([*arguments("prompts"), "--prompt", prompt]) == 2
+    assert "--prompt" in capsys.readouterr().err
