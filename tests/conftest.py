@@ -1,10 +1,15 @@
-"""Shared fixtures: the golden numbers of the reference implementation (see tests/data/parity/README.md)."""
+"""Shared fixtures: the golden numbers of the reference implementation (see tests/data/parity/README.md), a browser."""
 
+import importlib.util
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 
+BROWSER_TESTS = "MINIGPT4_BROWSER_TESTS"
+"""Set to `required`, as `.ci/run` does, a missing browser is a failure; else the tests are skipped with the reason."""
 PARITY = Path(__file__).parent / "data" / "parity"
 
 
@@ -28,3 +33,18 @@ def golden_tensors() -> dict:
     for file in sorted(PARITY.glob("golden_*.safetensors")):
         tensors.update(load_file(file))
     return tensors
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of Debian's Chromium, which playwright drives."""
+    found = shutil.which("chromium")
+    lack = None if found else "there is no chromium on the PATH"
+    if importlib.util.find_spec("playwright") is None:
+        lack = "the package playwright is missing"
+    if lack is None:
+        return found
+    reason = f'{lack}: apt-get install chromium; pip install -e ".[dev]"'
+    if os.environ.get(BROWSER_TESTS) == "required":
+        pytest.fail(f"{BROWSER_TESTS} is 'required', but {reason}")
+    return pytest.skip(reason)
