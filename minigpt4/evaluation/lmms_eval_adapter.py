@@ -32,10 +32,10 @@ from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.processors.images import to_rgb
 
 try:
-    from lmms_eval.api.instance import Instance
+    from lmms_eval.api.instance import GenerationResult, Instance
     from lmms_eval.api.model import lmms
 except ImportError as error:
-    raise ConfigError(f"the adapter for lmms-eval needs that package: pip install lmms-eval ({error})") from error
+    raise ConfigError(f"the adapter for lmms-eval needs that package, 0.7: pip install lmms-eval ({error})") from error
 
 log = logging.getLogger(__name__)
 
@@ -114,23 +114,27 @@ class MiniGPT4Lmms(lmms):
                     answers[request.index] = answer
         return answers
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Summed log-probability of each continuation in nats, and whether greedy decoding would give it.
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Of each continuation (loss, greedy): minus its log-probability, nats summed over its tokens, and whether
+        greedy decoding would give it.
 
-        Blanks before a continuation go: answers are trained as texts of their own, after a prompt that ends in one.
+        A loss, for lmms-eval takes the choice with the smallest number, whatever it calls it; in a GenerationResult,
+        for its evaluator makes a text of a bare pair (0.7.3). Blanks before a continuation go: answers are trained as
+        texts of their own, after a prompt that ends in one.
         """
         found, continuations = [], []
         for index, request in enumerate(requests):
             context, continuation, *place = request.args
             found.append(self._request(index, context, place))
             continuations.append(continuation(self._document(place)) if callable(continuation) else continuation)
-        scores: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+        losses: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
         for batch in self._batches(found):
             images, texts = self._inputs(batch)
             answers = [str(continuations[request.index]).lstrip(" ") for request in batch]
-            for request, score in zip(batch, self.model.log_likelihoods(images, texts, answers), strict=True):
-                scores[request.index] = score
-        return scores
+            scores = self.model.log_likelihoods(images, texts, answers)
+            for request, (score, greedy) in zip(batch, scores, strict=True):
+                losses[request.index] = (-score, greedy)
+        return [GenerationResult(loss) for loss in losses]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """ConfigError: tasks that look at an answer before they ask on are not supported."""

@@ -76,7 +76,7 @@ def single(folder: Path) -> dict[str, Any]:
     return {
         "answers": answers,
         "drawn": drawn,
-        "likelihoods": model.loglikelihood(targets),
+        "losses": [result.text for result in model.loglikelihood(targets)],
         "prompt_template": model.model.prompt_template,
         "errors": errors(model, folder, settings["plain"]),
     }
