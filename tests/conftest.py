@@ -1,7 +1,10 @@
-"""Shared fixtures: the golden numbers of the reference implementation (see tests/data/parity/README.md), a judge."""
+"""Shared fixtures: the golden numbers of the reference implementation (see tests/data/parity/README.md), a chat server,
+a browser."""
 
 import importlib.util
 import json
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +12,8 @@ from typing import Any
 
 import pytest
 
+BROWSER_TESTS = "MINIGPT4_BROWSER_TESTS"
+"""Set to `required`, as `.ci/run` does, a missing browser is a failure; else the tests are skipped with the reason."""
 PARITY = Path(__file__).parent / "data" / "parity"
 
 
@@ -45,3 +50,18 @@ def chat_server() -> Iterator[Any]:
     server = sys.modules[name].ChatServer()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """Path of Debian's Chromium, which playwright drives."""
+    found = shutil.which("chromium")
+    lack = None if found else "there is no chromium on the PATH"
+    if importlib.util.find_spec("playwright") is None:
+        lack = "the package playwright is missing"
+    if lack is None:
+        return found
+    reason = f'{lack}: apt-get install chromium; pip install -e ".[dev]"'
+    if os.environ.get(BROWSER_TESTS) == "required":
+        pytest.fail(f"{BROWSER_TESTS} is 'required', but {reason}")
+    return pytest.skip(reason)

@@ -3,7 +3,10 @@
     [{"image_id": "1000092795", "grounded_caption": "Two young guys ..."}]        images in image_path/<id>.jpg
     {"annotations": [{"image_id": "2", "caption": "The image shows ..."}]}        storage/image/<id>.jpg
     {"id": "7", "image": "coco/7.png", "conversations": [{"from": "human", ...}]} images in image_path/coco/7.png
+    image,captions                                                                images in image_path/dogs/1.jpg
+    dogs/1.jpg,"[""A dog."", ""A brown dog.""]"                                   a list in place of a caption is joined
 
+COCO's annotations and Karpathy's split files are read, too (foreign.py).
 `build_info` says what the fields are called. Texts are given to the model as they are: the published code
 cleans captions in stage 1 only, so `text_processor` has no effect here, though published files name one.
 """
@@ -20,7 +23,9 @@ from minigpt4.common.errors import SampleError
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.datasets import BuildInfo
 from minigpt4.datasets.base import TRAIN, BaseBuilder, Dataset, Step, failing
+from minigpt4.datasets.captions import CAPTIONS, caption_list
 from minigpt4.datasets.conversations import conversation_fields
+from minigpt4.datasets.foreign import SPLIT_FIELD, tells_split
 from minigpt4.datasets.records import Records
 from minigpt4.processors import BaseProcessor, open_image
 
@@ -110,6 +115,8 @@ class ImageCaptionJson(Dataset):
         if split_field and record.get(split_field) in (None, ""):
             raise SampleError(f"{where}: the field {split_field!r} is missing, the split of the record")
         field = self.info.conversation_field or self.info.caption_field
+        if record.get(field) is None and record.get(CAPTIONS) and not self.info.conversation_field:
+            return {"answer": _caption(" ".join(caption_list(record[CAPTIONS], where)), where)}
         if record.get(field) is None:
             raise SampleError(f"{where}: the field {field!r} is missing; it has {', '.join(record) or 'none'}")
         if self.info.conversation_field:
@@ -157,6 +164,10 @@ class ImageCaptionJsonBuilder(BaseBuilder):
     def build(self, split: str) -> ImageCaptionJson:
         info = self.config.build_info
         records = Records(self._annotations(split))
+        if not info.split_field and tells_split(next(self._parsed(records), {})):
+            raise self.error(
+                f"{records.file} holds all splits; name it by ann_path, and set split_field: {SPLIT_FIELD}"
+            )
         selection = self._selection(records, split)
         if not len(selection):
             raise self.error(f"{records.file} has no records of the split {split!r}")

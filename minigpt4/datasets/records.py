@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.datasets.foreign import coco_records, is_karpathy, karpathy_records
 
 Entry = tuple[int, bytes]
 """Line or record number, and the record as JSON."""
@@ -21,8 +22,9 @@ Entry = tuple[int, bytes]
 class Records:
     """The records of an annotation file, by index; `len()` counts the bad ones too.
 
-    JSON holds a list of objects, or an object with such a list under `annotations`; JSON lines hold an object
-    a line; CSV and TSV begin with a line of names. ConfigError when the file as a whole cannot be read.
+    JSON holds a list of objects, or an object with such a list under `annotations`, or is one of the forms of
+    `foreign`; JSON lines hold an object a line; CSV and TSV begin with a line of names. ConfigError when the file as
+    a whole cannot be read.
     """
 
     def __init__(self, file: Path) -> None:
@@ -77,12 +79,20 @@ def _read_json(file: Path) -> Iterator[Entry]:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error}") from error
-    if isinstance(content, dict):
-        content = content.get("annotations")
-    if not isinstance(content, list):
-        raise ValueError("expected a list of records, or an object with such a list under 'annotations'")
-    for number, record in enumerate(content, start=1):
+    for number, record in enumerate(_json_records(content), start=1):
         yield number, json.dumps(record).encode()
+
+
+def _json_records(content: Any) -> Iterable[Any]:
+    if isinstance(content, list):
+        return content
+    if is_karpathy(content):
+        return karpathy_records(content)
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        return coco_records(content)
+    raise ValueError(
+        "expected a list of records, an object with such a list under 'annotations', or a Karpathy file with 'images'"
+    )
 
 
 def _read_lines(file: Path) -> Iterator[Entry]:

@@ -1,6 +1,5 @@
 """The images of a caption evaluation, each once, with their references, in batches that depend on the data alone."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +10,7 @@ from torch import Tensor
 
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.datasets import ImageCaptionJson
-
-CAPTIONS = "captions"
-"""Field of an annotation with the single captions of its image."""
+from minigpt4.datasets.captions import CAPTIONS, JOINED, caption_list
 
 ReferenceMode = Literal["joined", "separate"]
 """`joined`: the one string that training used; `separate`: each caption of the image is a reference."""
@@ -29,32 +26,33 @@ class CaptionItem:
     """The text that training would use."""
 
     captions: list[str] | None
-    """The single captions, if the annotation has them."""
+    """The single captions, if the annotations have them."""
+
+    unit: int = 0
+    """Which record of the dataset it is, the first where there are several."""
 
 
 class CaptionData:
-    """All images of one split, in the order of its file.
+    """All images of one split, in the order of its file; several records of an image are its single captions.
 
     Raises:
-        SampleError: a record is bad, an image file is missing or an image id comes twice. An evaluation on some
-            of the images would be one on other images.
+        SampleError: a record is bad, an image file is missing, or an image id comes twice, with lists of captions or
+            with other files. An evaluation on some of the images would be one on other images.
     """
 
     def __init__(self, dataset: ImageCaptionJson) -> None:
         self.dataset = dataset
-        self.items = [_item(dataset, number) for number in range(dataset.size)]
-        seen: dict[str, int] = {}
-        for number, item in enumerate(self.items):
-            first = seen.setdefault(item.image_id, number)
-            if first != number:
-                raise SampleError(f"{_where(dataset, number)}: the image id {item.image_id!r} comes twice")
+        units: dict[str, list[int]] = {}
+        for unit in range(dataset.size):
+            units.setdefault(dataset.look(unit)[1]["image_id"], []).append(unit)
+        self.items = [_item(dataset, own) for own in units.values()]
 
     def __len__(self) -> int:
         return len(self.items)
 
     def image(self, number: int) -> Tensor:
         """Pixels of one image as the model reads them, (3, S, S) float32."""
-        (step,) = self.dataset.open(number, len(self), None)
+        (step,) = self.dataset.open(self.items[number].unit, self.dataset.size, None)
         return step.load()["image"]
 
     def images(self, numbers: Sequence[int]) -> Tensor:
@@ -74,27 +72,33 @@ class CaptionData:
         """References by image id; ConfigError if the annotations have no single captions."""
         if mode == "joined":
             return {item.image_id: [item.answer] for item in self.items}
-        for number, item in enumerate(self.items):
+        for item in self.items:
             if not item.captions:
                 raise ConfigError(
-                    f"{_where(self.dataset, number)}: --reference-mode separate needs the field {CAPTIONS!r}, a list "
-                    "of texts; prepare_flickr30k.py writes it (run it again), or score with --reference-mode joined"
+                    f"{_where(self.dataset, item.unit)}: --reference-mode separate needs the field {CAPTIONS!r}, a "
+                    "list of texts; prepare_flickr30k.py writes it (run it again), or use --reference-mode joined"
                 )
         return {item.image_id: list(item.captions or []) for item in self.items}
 
 
-def _item(dataset: ImageCaptionJson, number: int) -> CaptionItem:
-    record, look = dataset.look(number)
-    captions = record.get(CAPTIONS)
-    if isinstance(captions, str) and captions.startswith("["):  # a CSV file holds the list as JSON
-        try:
-            captions = json.loads(captions)
-        except ValueError:
-            captions = None
-    texts = [text for text in captions if isinstance(text, str) and text.strip()] if isinstance(captions, list) else []
-    if "answer" not in look:
-        raise SampleError(f"{_where(dataset, number)}: is a conversation; an evaluation of captions needs captions")
-    return CaptionItem(look["image_id"], dataset.image_file(number), look["answer"], texts or None)
+def _item(dataset: ImageCaptionJson, units: Sequence[int]) -> CaptionItem:
+    """One image of its records."""
+    looks = [dataset.look(unit) for unit in units]
+    file, where = dataset.image_file(units[0]), _where(dataset, units[-1])
+    if any("answer" not in look for _, look in looks):
+        raise SampleError(f"{where}: is a conversation; an evaluation of captions needs captions")
+    image_id, answers = looks[0][1]["image_id"], [look["answer"] for _, look in looks]
+    is_joined = dataset.info.caption_field == JOINED
+    if len(units) == 1:
+        record, _ = looks[0]
+        captions = caption_list(record[CAPTIONS], where) if record.get(CAPTIONS) else [] if is_joined else answers
+        return CaptionItem(image_id, file, answers[0], captions or None, units[0])
+    if is_joined or any(record.get(CAPTIONS) for record, _ in looks):
+        raise SampleError(f"{where}: the image id {image_id!r} comes twice")
+    others = [other for unit in units if (other := dataset.image_file(unit)) != file]
+    if others:
+        raise SampleError(f"{where}: {others[0]} and {file} have the same id {image_id!r}; give them a field image_id")
+    return CaptionItem(image_id, file, " ".join(answers), answers, units[0])
 
 
 def _where(dataset: ImageCaptionJson, number: int) -> str:

@@ -43,7 +43,7 @@ def for_evaluation(cfg: Experiment) -> Experiment:
     for name, section in cfg.datasets.items():
         info = section.build_info
         own = getattr(info, f"{split}_ann_path", None)
-        info = dataclasses.replace(info, ann_path=own) if own and info.ann_path else info
+        info = dataclasses.replace(info, ann_path=own) if own and info.image_path else info
         datasets[name] = dataclasses.replace(section, build_info=info)
     return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, ckpt=None), datasets=datasets)
 

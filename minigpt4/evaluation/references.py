@@ -1,25 +1,28 @@
 """References and results of captions in the forms that people have.
 
     COCO         {"annotations": [{"image_id": 42, "caption": "..."}, ...]}, also captions_val2014.json and the like
+    Karpathy     {"images": [{"cocoid": 42, "split": "test", "sentences": [{"raw": "..."}, ...]}]}
     ours         [{"image_id": "1000092795", "grounded_caption": "...", "captions": ["...", ...]}]
     Flickr30k    flickr_annotations_30k.csv with the columns raw, split, filename
     results      [{"image_id": 42, "caption": "..."}], COCO's form
 
-Also as JSON lines, CSV and TSV. Image ids are compared as text.
+Also as JSON lines, CSV and TSV. Image ids are compared as text; a record without one has the name of its `image`,
+without folder and ending. Of records that have a field `split` only those of one split are read.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import SampleError
+from minigpt4.datasets.captions import CAPTIONS, JOINED, caption_list
+from minigpt4.datasets.foreign import SPLIT_FIELD
 from minigpt4.datasets.records import Records
-from minigpt4.evaluation.caption_data import CAPTIONS, ReferenceMode
+from minigpt4.evaluation.caption_data import ReferenceMode
 
-JOINED_FIELDS = ("grounded_caption", "caption")
-FLICKR_COLUMNS = {"raw", "split", "filename"}
+TEXT_FIELDS = (JOINED, "caption")
+FLICKR_COLUMNS = {"raw", SPLIT_FIELD, "filename"}
 SHOWN = 3
 
 
@@ -40,21 +43,22 @@ def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dic
 
     Args:
         mode: `separate`: each caption; `joined`: all captions of an image in one string.
-        split: of a Flickr30k CSV; other files are read as a whole.
+        split: of a file whose records say theirs; other files are read as a whole.
 
     Raises:
         SampleError: a record is bad, or has no single captions though they are asked for.
     """
     images: dict[str, _Image] = {}
     for record, where in _records(path):
+        if SPLIT_FIELD in record and str(record[SPLIT_FIELD]).strip() != split:
+            continue
         if record.keys() >= FLICKR_COLUMNS:
-            if record["split"].strip() == split:
-                name = Path(record["filename"].strip()).stem
-                images.setdefault(name, _Image()).captions += _list(record["raw"], where)
+            name = Path(record["filename"].strip()).stem
+            images.setdefault(name, _Image()).captions += caption_list(record["raw"], where)
         else:
             _add(images.setdefault(_image_id(record, where), _Image()), record, where)
     if not images:
-        raise SampleError(f"{path}: holds no references (of the split {split!r}, if it is a Flickr30k CSV)")
+        raise SampleError(f"{path}: holds no references (of the split {split!r}, if its records have one)")
     return {image_id: _texts(image, mode, f"{path}: image {image_id}") for image_id, image in images.items()}
 
 
@@ -100,33 +104,24 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _image_id(record: Mapping[str, Any], where: str) -> str:
     image_id = record.get("image_id")
+    if image_id is None and isinstance(record.get("image"), str):
+        image_id = Path(record["image"]).stem
     if isinstance(image_id, bool) or not isinstance(image_id, str | int) or image_id == "":
         raise SampleError(f"{where}: the field 'image_id' must be text or a number; it is {image_id!r:.80}")
     return str(image_id)
 
 
 def _add(image: _Image, record: Mapping[str, Any], where: str) -> None:
-    name = next((name for name in JOINED_FIELDS if record.get(name)), None)
+    name = next((name for name in TEXT_FIELDS if record.get(name)), None)
     if record.get(CAPTIONS):
-        image.captions += _list(record[CAPTIONS], where)
+        image.captions += caption_list(record[CAPTIONS], where)
     elif name is None:
-        raise SampleError(f"{where}: no reference; it needs one of {CAPTIONS}, {', '.join(JOINED_FIELDS)}")
+        raise SampleError(f"{where}: no reference; it needs one of {CAPTIONS}, {', '.join(TEXT_FIELDS)}")
     if name is not None:
         if not isinstance(record[name], str):
             raise SampleError(f"{where}: the field {name!r} must be text; it is {record[name]!r:.80}")
         image.joined.append(record[name])
-        image.is_joined |= name == JOINED_FIELDS[0]
-
-
-def _list(value: Any, where: str) -> list[str]:
-    """Captions of a list, which CSV files hold as JSON."""
-    try:
-        captions = json.loads(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise SampleError(f"{where}: the captions are not JSON: {error}") from error
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise SampleError(f"{where}: the captions must be a list of texts; they are {captions!r:.80}")
-    return [caption for caption in captions if caption.strip()]
+        image.is_joined |= name == JOINED
 
 
 def _texts(image: _Image, mode: ReferenceMode, where: str) -> list[str]:

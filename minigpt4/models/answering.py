@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt4.common.errors import SampleError
 from minigpt4.conversation import clean_generated
-from minigpt4.models import sequence
+from minigpt4.models import llm, sequence
 from minigpt4.models.generation import Answer, Decoding, cut_at_stop, end_tokens, generate_ids
 from minigpt4.models.training_text import start_ids
 
@@ -29,6 +29,16 @@ class Answering:
 
     def _prompt_embeds(self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
         """Left-padded embeddings (B, T, D), zero where padded, and their mask (B, T), from image embeddings."""
+        rows, tokens_MD = self._prompt_rows(prompts, images)
+        batch = sequence.collate_prompts(rows, self.llama_tokenizer.pad_token_id).to(self.device)
+        embeds_BTD = sequence.embed(batch, self.llama_model.get_input_embeddings(), tokens_MD)
+        mask_BT = batch.attention_mask_BT
+        return embeds_BTD * mask_BT.unsqueeze(-1).to(embeds_BTD.dtype), mask_BT
+
+    def _prompt_rows(
+        self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]
+    ) -> tuple[list[sequence.Row], Tensor | None]:
+        """Prompts as rows that begin with bos, and the image tokens (M, D) that go into them."""
         rules, start = self._text_rules(), start_ids(self.llama_tokenizer)
         rows, tokens, first = [], [], 0
         for index, (prompt, own) in enumerate(zip(prompts, images, strict=True)):
@@ -41,12 +51,7 @@ class Answering:
                 rows.append(sequence.prompt_row(rules.encode(sequence.split_prompt(prompt)), spans, start=start))
             except ValueError as error:
                 raise SampleError(f"texts[{index}]: {error}") from error
-        batch = sequence.collate_prompts(rows, self.llama_tokenizer.pad_token_id).to(self.device)
-        embeds_BTD = sequence.embed(
-            batch, self.llama_model.get_input_embeddings(), torch.cat(tokens) if tokens else None
-        )
-        mask_BT = batch.attention_mask_BT
-        return embeds_BTD * mask_BT.unsqueeze(-1).to(embeds_BTD.dtype), mask_BT
+        return rows, torch.cat(tokens) if tokens else None
 
     @torch.no_grad()
     def generate(
@@ -113,6 +118,42 @@ class Answering:
         decoded = tokenizer.batch_decode(rows, skip_special_tokens=True)
         texts = [clean_generated(cut_at_stop(text, stop)) for text in decoded]
         return [Answer(*answer) for answer in zip(texts, ended, strict=True)]
+
+    @torch.no_grad()
+    def log_likelihoods(
+        self,
+        images: Tensor | Sequence[Tensor | None] | None,
+        texts: Sequence[str],
+        answers: Sequence[str],
+    ) -> list[tuple[float, bool]]:
+        """How likely an answer to each prompt is, nats summed over its tokens, and whether it is the greedy one.
+
+        Prompt and answer become tokens by themselves, as in training; no end symbol is added.
+
+        Args:
+            images, texts: as in `generate`.
+            answers: one a prompt; an empty one has probability 1.
+        """
+        if not texts:
+            return []
+        rows, tokens_MD = self._prompt_rows(texts, self._image_lists(images, len(texts)))
+        wanted = [sequence.Row().add_text(ids, train=True) for ids in self._text_rules().encode(answers)]
+        batch = sequence.collate_training(rows, wanted, [], self.llama_tokenizer.pad_token_id)
+        columns_K = sequence.target_columns(batch)
+        if not len(columns_K):
+            return [(0.0, True)] * len(texts)
+        batch, columns_K = batch.to(self.device), columns_K.to(self.device)
+        with llm.compute_as_stored(self.llama_model):
+            logits_BKV = self.llama_model(
+                inputs_embeds=sequence.embed(batch, self.llama_model.get_input_embeddings(), tokens_MD),
+                attention_mask=batch.attention_mask_BT,
+                use_cache=False,
+                logits_to_keep=columns_K,
+            ).logits.float()
+        targets_BK = batch.targets_BT[:, columns_K + 1]
+        losses_BK = nn.functional.cross_entropy(logits_BKV.transpose(1, 2), targets_BK, reduction="none")
+        greedy_BK = (logits_BKV.argmax(dim=-1) == targets_BK) | (targets_BK == sequence.IGNORE)
+        return list(zip((-losses_BK.sum(dim=1)).tolist(), greedy_BK.all(dim=1).tolist(), strict=True))
 
     def _image_lists(self, images: Any, count: int) -> list[list[Tensor]]:
         """Image embeddings (1, Q, D) of each prompt; all images are encoded in one batch."""

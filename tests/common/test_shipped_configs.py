@@ -1,5 +1,6 @@
 """Every shipped recipe merges and binds, says what the published recipe says, and names weights that exist."""
 
+import dataclasses
 import itertools
 import re
 from pathlib import Path
@@ -21,6 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 RECIPES = sorted((REPOSITORY / "train_configs").glob("minigpt4_*.yaml"))
 MINI_RECIPES = sorted((REPOSITORY / "train_configs").glob("mini_*.yaml"))
 FLICKR_EVALUATION = REPOSITORY / "eval_configs" / "minigpt4_flickr_eval.yaml"
+COCO_EVALUATION = REPOSITORY / "eval_configs" / "minigpt4_coco_eval.yaml"
 
 # lr (init, min, warm-up), warm-up steps, epochs, iterations an epoch, batch per GPU, text length
 PUBLISHED = {
@@ -92,7 +94,7 @@ def test_recipe_joins_what_belongs_together(llm, stage):
     assert (model.prompt_template, model.end_sym) == (pairing.prompt_template, pairing.end_sym)
 
 
-@pytest.mark.parametrize("file", [*RECIPES, FLICKR_EVALUATION], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*RECIPES, FLICKR_EVALUATION, COCO_EVALUATION], ids=lambda file: file.stem)
 def test_weights_of_a_recipe_are_files_of_the_table(file):
     named = re.findall(r"weights/([\w.-]+)", file.read_text())
     assert named
@@ -194,6 +196,16 @@ def test_flickr_evaluation_asks_the_model_that_the_recipe_trains():
     differing = {name for name, value in vars(trained).items() if vars(evaluated)[name] != value}
     assert differing == {"ckpt"}
     assert datasets["flickr30k_grounded_detail"].build_info.test_ann_path.endswith("_test.json")
+    assert run.test_splits == ["test"]
+
+
+def test_coco_evaluation_differs_in_data_and_prompt_alone():
+    flickr, _, _ = _bound(FLICKR_EVALUATION)
+    coco, datasets, run = _bound(COCO_EVALUATION)
+    assert {name for name, value in vars(flickr).items() if vars(coco)[name] != value} == {"prompt_path"}
+    assert datasets["coco_karpathy"].build_info.split_field == "split"
+    ours = {"prompt": run.generation.prompt, "max_new_tokens": 60}
+    assert run.generation == dataclasses.replace(GenerationSettings(), **ours)
     assert run.test_splits == ["test"]
 
 

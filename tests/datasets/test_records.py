@@ -47,6 +47,7 @@ def test_line_of_csv_counts_lines_inside_quotes(tmp_path):
     [
         ("a.json", '[{"x": 1},', "a.json: not JSON: .*line 1 column 11"),
         ("a.json", '{"images": []}', "under 'annotations'"),
+        ("a.json", '"text"', "expected a list of records"),
         ("a.csv", "", "the first line must name the fields"),
         ("a.xlsx", "", "annotations are read from .json"),
     ],

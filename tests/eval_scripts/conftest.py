@@ -1,5 +1,6 @@
 """Whole evaluations on tiny weights: in this process, or as processes of their own."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -73,7 +74,7 @@ class Evaluation:
         """Change keys of `model`, `run` or the dataset."""
         config = yaml.safe_load(self.config.read_text())
         for section, keys in sections.items():
-            target = config["datasets"]["flickr30k_grounded_detail"] if section == "dataset" else config[section]
+            target = next(iter(config["datasets"].values())) if section == "dataset" else config[section]
             target.update(keys)
         self.config.write_text(yaml.safe_dump(config))
 
@@ -99,7 +100,23 @@ def make_evaluation(folder: Path, parity: Path) -> Evaluation:
     _write_data(folder)
     _write_checkpoints(folder, parity)
     evaluation = Evaluation(folder, folder / "evaluation.yaml", load_script("eval_flickr30k"))
-    shutil.copy(CONFIG, evaluation.config)
+    shrink(evaluation, CONFIG, parity)
+    evaluation.change(
+        dataset={
+            "build_info": {
+                "ann_path": "nobody/needs/the/training/file.json",
+                "test_ann_path": str(folder / "test.json"),
+                "image_path": str(folder / "images"),
+            },
+        },
+    )
+    return evaluation
+
+
+def shrink(evaluation: Evaluation, shipped: Path, parity: Path) -> Evaluation:
+    """Give `evaluation` a shipped configuration with tiny weights; the paths of the data stay as shipped."""
+    shutil.copy(shipped, evaluation.config)
+    decoding = yaml.safe_load(shipped.read_text())["run"]["generation"]
     evaluation.change(
         model={
             "image_size": 56,
@@ -118,15 +135,8 @@ def make_evaluation(folder: Path, parity: Path) -> Evaluation:
             "llm_precision": "fp32",
             "prompt_path": str(parity / "prompts_tiny.txt"),
         },
-        dataset={
-            "build_info": {
-                "ann_path": "nobody/needs/the/training/file.json",
-                "test_ann_path": str(folder / "test.json"),
-                "image_path": str(folder / "images"),
-            },
-            "vis_processor": {},
-        },
-        run={"batch_size_eval": 3, "num_workers": 0, "device": "cpu", "generation": {"max_new_tokens": 12}},
+        dataset={"vis_processor": {}},
+        run={"batch_size_eval": 3, "num_workers": 0, "device": "cpu", "generation": {**decoding, "max_new_tokens": 12}},
     )
     return evaluation
 
@@ -168,6 +178,12 @@ def own(tmp_path: Path, parity_dir: Path) -> Evaluation:
 def complete(shared: Evaluation) -> Path:
     """The results of all three checkpoints by one process."""
     return shared.run("complete")
+
+
+@pytest.fixture(scope="session")
+def shrunk(parity_dir: Path) -> Callable[[Evaluation, Path], Evaluation]:
+    """`shrunk(evaluation, file)`: the evaluation with that shipped configuration on tiny weights."""
+    return functools.partial(shrink, parity=parity_dir)
 
 
 @pytest.fixture(scope="session")

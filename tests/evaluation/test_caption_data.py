@@ -66,3 +66,28 @@ def test_csv_file_holds_single_captions_as_json(read):
 def test_record_without_a_caption_is_named(read):
     with pytest.raises(SampleError, match=r"record 2: the field 'caption' is missing"):
         read([RECORDS[0], {"image_id": "b"}])
+
+
+def test_several_records_of_an_image_are_its_single_captions(read):
+    data = read("image,caption\nb.jpg,one\na.jpg,two\nb.jpg,three\n", "test.csv")
+    assert data.references("separate") == {"b": ["one", "three"], "a": ["two"]}
+    assert data.references("joined") == {"b": ["one three"], "a": ["two"]}
+    assert data.image(1).shape == (3, 224, 224)
+
+
+def test_list_of_captions_needs_no_joined_one(read):
+    data = read([{"image": "a.jpg", "captions": ["one", "two"]}])
+    assert data.references("joined") == {"a": ["one two"]}
+    assert data.references("separate") == {"a": ["one", "two"]}
+
+
+def test_images_of_different_files_must_not_share_an_id(read, tmp_path):
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "more" / "a.jpg")
+    with pytest.raises(SampleError, match=r"more/a.jpg and \S+/a.jpg have the same id 'a'; give them a field image_id"):
+        read([{"image": "a.jpg", "caption": "one"}, {"image": "more/a.jpg", "caption": "two"}])
+
+
+def test_list_that_comes_twice_is_refused(read):
+    with pytest.raises(SampleError, match="record 2: the image id 'a' comes twice"):
+        read([RECORDS[0], RECORDS[0]])

@@ -53,6 +53,31 @@ def test_flickr_csv_is_read_by_split(tmp_path):
     assert read_references(path, "joined", "val") == {"11": ["Three."]}
 
 
+KARPATHY = {
+    "images": [
+        {"cocoid": 42, "filename": "a.jpg", "split": "test", "sentences": [{"raw": "One."}, {"raw": "Two."}]},
+        {"filename": "b.jpg", "split": "restval", "sentences": [{"raw": "Three."}]},
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "split", "references"),
+    [
+        ("separate", "test", {"42": ["One.", "Two."]}),
+        ("joined", "test", {"42": ["One. Two."]}),
+        ("separate", "train", {"b": ["Three."]}),
+    ],
+)
+def test_karpathy_file_is_read_by_split(tmp_path, mode, split, references):
+    assert read_references(_file(tmp_path, KARPATHY), mode, split) == references
+
+
+def test_image_without_an_id_is_named_by_its_file(tmp_path):
+    path = _file(tmp_path, "image,caption\ndogs/10.jpg,One.\ndogs/10.jpg,Two.\n", "references.csv")
+    assert read_references(path, "separate") == {"10": ["One.", "Two."]}
+
+
 def test_split_without_images_is_an_error(tmp_path):
     with pytest.raises(SampleError, match="holds no references .*'dev'"):
         read_references(_flickr(tmp_path), "joined", "dev")

@@ -60,11 +60,12 @@ class BuildInfo:
     """New. Field that says of each record of `ann_path` which split it belongs to; null: each split has a file."""
 
     def __post_init__(self) -> None:
-        pair = [self.ann_path, self.image_path]
-        if any(pair) and not all(pair):
-            lacking = "image_path" if self.ann_path else "ann_path"
-            raise ValueError(f"{lacking}: is missing; ann_path and image_path go together")
-        if self.storage and any(pair):
+        annotations = self.ann_path or self.val_ann_path or self.test_ann_path
+        if self.image_path and not annotations:
+            raise ValueError("ann_path: is missing; ann_path (val_ann_path, test_ann_path) and image_path go together")
+        if self.ann_path and not self.image_path:
+            raise ValueError("image_path: is missing; ann_path and image_path go together")
+        if self.storage and (self.ann_path or self.image_path):
             raise ValueError("storage: cannot stand beside ann_path and image_path; set storage: null")
         if self.split_field and (self.val_ann_path or self.test_ann_path):
             raise ValueError("split_field: cannot stand beside val_ann_path and test_ann_path; set one or the other")
@@ -167,5 +168,5 @@ class DatasetConfig:
         info = self.build_info
         if self.builder == SHARDS and not info.storage:
             raise ValueError("build_info.storage: is missing; it says where the tar shards are")
-        if self.builder == JSON and not (info.storage or info.ann_path):
+        if self.builder == JSON and not (info.storage or info.image_path):
             raise ValueError("build_info.ann_path: is missing; set ann_path and image_path, or storage")

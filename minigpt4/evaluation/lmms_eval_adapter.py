@@ -1,0 +1,206 @@
+"""MiniGPT-4 as a model of lmms-eval (https://github.com/EvolvingLMMs-Lab/lmms-eval), `--model minigpt4`.
+
+    pip install lmms-eval && pip install -e .
+    python -m lmms_eval --model minigpt4 --tasks mme --batch_size 8 \
+        --model_args cfg_path=eval_configs/minigpt4_eval.yaml,ckpt=weights/prerained_minigpt4_7b.pth
+
+Images come before the text, or where the text says `<image>`, and all of it goes into `model.prompt_template`. Only
+lmms-eval imports this module; nothing else here needs that package.
+"""
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from minigpt4.common.config import Config
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.experiment import read_experiment
+from minigpt4.common.schemas.paths import require_paths
+from minigpt4.models import MiniGPT4
+from minigpt4.models.generation import Decoding
+from minigpt4.models.sequence import IMAGE_PLACEHOLDER
+from minigpt4.models.training_text import apply_template
+from minigpt4.processors import Blip2ImageEvalProcessor
+from minigpt4.processors.images import to_rgb
+
+try:
+    from lmms_eval.api.instance import GenerationResult, Instance
+    from lmms_eval.api.model import lmms
+except ImportError as error:
+    raise ConfigError(f"the adapter for lmms-eval needs that package, 0.7: pip install lmms-eval ({error})") from error
+
+log = logging.getLogger(__name__)
+
+IMAGE_MARK = "<image>"
+"""What tasks write into their texts where an image belongs."""
+IMAGE_TAG = f"<Img>{IMAGE_PLACEHOLDER}</Img>"
+MAX_NEW_TOKENS = 160
+"""Longest answer where a task does not say: `max_txt_len` of the published recipes."""
+DECODING_KEYS = ("num_beams", "max_new_tokens", "top_p", "repetition_penalty", "length_penalty")
+OTHER_KEYS = ("until", "do_sample", "temperature")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of lmms-eval, its images not yet read."""
+
+    index: int
+    """Its place in the order of the answers."""
+
+    text: str
+    visuals: Callable[[], list[Any] | None]
+    where: str
+    """Task, split and number, for errors."""
+
+
+class MiniGPT4Lmms(lmms):
+    """A model that lmms-eval builds from `--model_args`.
+
+    Args:
+        cfg_path: YAML with the section `model:`, such as `eval_configs/minigpt4_eval.yaml`.
+        ckpt: goes over `model.ckpt`.
+        batch_size: requests at once; `--batch_size`.
+        device: `cuda`, `cuda:N` or `cpu`; default: a GPU if there is one. Under `accelerate launch` each process takes
+            its own.
+
+    Raises:
+        ConfigError: an argument or the YAML is wrong.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        cfg_path: str = "",
+        ckpt: str | None = None,
+        batch_size: int | str = 1,
+        device: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        if unknown or not cfg_path:
+            wrong = f"unknown: {', '.join(unknown)}" if unknown else "cfg_path is missing"
+            raise ConfigError(f"--model_args: {wrong}; they are cfg_path=FILE and ckpt=FILE")
+        options = [f"model.ckpt={ckpt}"] if ckpt else []
+        experiment = read_experiment(Config(SimpleNamespace(cfg_path=cfg_path, options=options)), training=False)
+        require_paths({"model": experiment.model}, experiment.source)
+        if not str(batch_size).isdecimal() or int(batch_size) < 1:
+            raise ConfigError(f"--batch_size: {batch_size!r} must be a number, 1 or more")
+        self.batch_size = int(batch_size)
+        self.device = _device(device)
+        self.model = MiniGPT4.from_config(experiment.model, device=self.device).eval()
+        self.processor = Blip2ImageEvalProcessor(image_size=experiment.model.image_size)
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Answers in the order of the requests; each ends at a string of `until` or at `model.end_sym`."""
+        groups: dict[tuple[Decoding, tuple[str, ...]], list[Request]] = {}
+        for index, request in enumerate(requests):
+            context, settings, *place = request.args
+            groups.setdefault(self._decoding(settings), []).append(self._request(index, context, place))
+        answers = [""] * len(requests)
+        for (decoding, stop), own in groups.items():
+            for batch in self._batches(own):
+                images, texts = self._inputs(batch)
+                said = self.model.generate(images, texts, **dataclasses.asdict(decoding), stop=stop)
+                for request, answer in zip(batch, said, strict=True):
+                    answers[request.index] = answer
+        return answers
+
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
+        """Of each continuation (loss, greedy): minus its log-probability, nats summed over its tokens, and whether
+        greedy decoding would give it.
+
+        A loss, for lmms-eval takes the choice with the smallest number, whatever it calls it; in a GenerationResult,
+        for its evaluator makes a text of a bare pair (0.7.3). Blanks before a continuation go: answers are trained as
+        texts of their own, after a prompt that ends in one.
+        """
+        found, continuations = [], []
+        for index, request in enumerate(requests):
+            context, continuation, *place = request.args
+            found.append(self._request(index, context, place))
+            continuations.append(continuation(self._document(place)) if callable(continuation) else continuation)
+        losses: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
+        for batch in self._batches(found):
+            images, texts = self._inputs(batch)
+            answers = [str(continuations[request.index]).lstrip(" ") for request in batch]
+            scores = self.model.log_likelihoods(images, texts, answers)
+            for request, (score, greedy) in zip(batch, scores, strict=True):
+                losses[request.index] = (-score, greedy)
+        return [GenerationResult(loss) for loss in losses]
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """ConfigError: tasks that look at an answer before they ask on are not supported."""
+        raise ConfigError("the adapter for lmms-eval has no tasks of several rounds; leave them out of --tasks")
+
+    def _request(self, index: int, context: str, place: Sequence[Any]) -> Request:
+        """`place`: what finds the images, number of the document, task and split; or nothing, for text alone."""
+        if not place:
+            return Request(index, context, lambda: None, f"request {index}")
+        visuals, number, task, split = place
+        return Request(index, context, lambda: visuals(self._document(place)), f"{task}, {split}, document {number}")
+
+    def _document(self, place: Sequence[Any]) -> Any:
+        _, number, task, split = place
+        return self.task_dict[task][split][number]
+
+    def _batches(self, requests: Sequence[Request]) -> list[list[Request]]:
+        """Requests of like length together, the longest first."""
+        order = sorted(requests, key=lambda request: (-len(request.text), request.index))
+        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+
+    def _inputs(self, batch: Sequence[Request]) -> tuple[list[Tensor | None], list[str]]:
+        """Pixels (n, 3, S, S) or None, and the whole prompt, of each request."""
+        images, texts = [], []
+        for request in batch:
+            visuals = request.visuals() or []
+            wrong = next((one for one in visuals if not isinstance(one, Image.Image)), None)
+            if wrong is not None:
+                raise SampleError(f"{request.where}: only images can be shown, not {type(wrong).__name__}")
+            images.append(torch.stack([self.processor(to_rgb(one)) for one in visuals]) if visuals else None)
+            texts.append(apply_template(self.model.prompt_template, _with_images(request, len(visuals))))
+        return images, texts
+
+    def _decoding(self, settings: dict[str, Any]) -> tuple[Decoding, tuple[str, ...]]:
+        """Decoding and stop strings of a task's `generation_kwargs`."""
+        ignored = settings.keys() - {*DECODING_KEYS, *OTHER_KEYS}
+        if ignored:
+            log.warning("generation_kwargs without effect here: %s", ", ".join(sorted(ignored)))
+        until = settings.get("until") or []
+        stop = [*([until] if isinstance(until, str) else until), self.model.end_sym]
+        # Tasks write 0 or null for what they do not set, and a temperature above 0 where they want sampling.
+        given = {key: settings[key] for key in DECODING_KEYS if settings.get(key)}
+        temperature, do_sample = settings.get("temperature"), settings.get("do_sample")
+        if temperature is None:
+            temperature = 1.0 if do_sample else 0.0
+        do_sample = temperature > 0 and do_sample is not False
+        decoding = Decoding(
+            **({"max_new_tokens": MAX_NEW_TOKENS, "top_p": 1.0} | given),
+            do_sample=do_sample,
+            temperature=temperature if do_sample else 1.0,
+        )
+        return decoding, tuple(dict.fromkeys(filter(None, stop)))
+
+
+def _with_images(request: Request, count: int) -> str:
+    """The text with a tag for each image: where it says so, else before it."""
+    marks = request.text.count(IMAGE_MARK)
+    if marks == count:
+        return request.text.replace(IMAGE_MARK, IMAGE_TAG)
+    if marks:
+        raise SampleError(f"{request.where}: the text has {marks} {IMAGE_MARK}, but {count} images belong to it")
+    return " ".join([*[IMAGE_TAG] * count, request.text])
+
+
+def _device(name: str | None) -> torch.device:
+    """The device of this process."""
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    local = os.environ.get("LOCAL_RANK") if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
+    return torch.device(f"cuda:{local}" if name == "cuda" and local else name)

@@ -1,0 +1,69 @@
+"""A picture of a `report.html` of an evaluation: its top, its tables and the first images of the gallery.
+
+    python scripts/screenshot_report.py RUN/evaluation/report.html docs/report.png
+    python scripts/screenshot_report.py report.html worst.png --order "worst first" --images 5 --search dog
+Needs Chromium, a font and playwright: apt-get install chromium fonts-dejavu-core; pip install playwright
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from minigpt4.common.errors import ConfigError, MiniGPT4Error
+
+HIDE = "#gallery article:nth-child(n + {first}), #more {{ display: none }} .controls {{ position: static !important }}"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("report", type=Path, help="report.html of an evaluation")
+    parser.add_argument("picture", type=Path, help="PNG file to write")
+    parser.add_argument("--images", type=int, default=3, help="images of the gallery in the picture (3)")
+    parser.add_argument("--order", help="order of the gallery, as the page names it (best first)")
+    parser.add_argument("--search", help="words for the gallery's search")
+    parser.add_argument("--width", type=int, default=1100, help="of the window, pixels (1100)")
+    return parser.parse_args(argv)
+
+
+def take(args: argparse.Namespace) -> None:
+    """Write the picture; ConfigError without a report or a browser."""
+    if not args.report.is_file():
+        raise ConfigError(f"there is no file {args.report}")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        raise ConfigError("there is no chromium on the PATH: apt-get install chromium")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError as error:
+        raise ConfigError("the package playwright is missing: pip install playwright") from error
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--disable-dev-shm-usage"])
+        page = browser.new_page(viewport={"width": args.width, "height": 900})
+        page.goto(args.report.resolve().as_uri())
+        if args.order:
+            page.locator("#order").select_option(label=args.order)
+        if args.search:
+            page.locator("#search").fill(args.search)
+        page.evaluate(
+            "css => document.head.append(Object.assign(document.createElement('style'), {textContent: css}))",
+            HIDE.format(first=args.images + 1),
+        )
+        page.screenshot(path=args.picture, full_page=True)
+        browser.close()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done, 2 an error to read."""
+    args = parse_args(argv)
+    try:
+        take(args)
+    except MiniGPT4Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

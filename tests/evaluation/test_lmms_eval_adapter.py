@@ -1,0 +1,226 @@
+"""The adapter in lmms-eval's own evaluator, on two tasks on disk and tiny weights: the answers are the model's own."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from minigpt4.common.experiment import MODEL_SCHEMAS
+from minigpt4.common.schemas.binding import bind
+from minigpt4.models import MiniGPT4
+from minigpt4.processors import Blip2ImageEvalProcessor
+
+REPOSITORY = Path(__file__).parents[2]
+RUN = Path(__file__).with_name("lmms_eval_run")
+REQUIRED = "MINIGPT4_LMMS_EVAL_TESTS"
+"""Set to `required`, as `.ci/run` does, a missing lmms-eval is a failure; else the tests are skipped."""
+TEMPLATE = "###Human: {} ###Assistant: "
+TAG = "<Img><ImageHere></Img>"
+DOCUMENTS = [
+    {"question": "Which one?", "images": 1, "answer": 1, "choices": ["cat", "two dogs", "a"]},
+    {"question": "Is <image> in <image> or not at all, what do you think?", "images": 2, "answer": 0},
+    {"question": "Say something.", "images": 0, "answer": 0},
+    {"question": "What do these have in common?", "images": 2, "answer": 1},
+    {"question": "Why?", "images": 1, "answer": 0},
+]
+CHOICES = ["no", "yes, it is"]
+PROMPTS = [
+    f"{TAG} Which one?",
+    f"Is {TAG} in {TAG} or not at all, what do you think?",
+    "Say something.",
+    f"{TAG} {TAG} What do these have in common?",
+    f"{TAG} Why?",
+]
+
+
+def _lack() -> str | None:
+    if importlib.util.find_spec("lmms_eval") is None:
+        return "lmms-eval is not installed: pip install lmms-eval"
+    known = importlib.metadata.entry_points(group="lmms_eval.models")
+    return None if "minigpt4" in known.names else "this checkout is not installed: pip install -e ."
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, parity_dir) -> Path:
+    """Images, documents, tasks and the configuration of a tiny model."""
+    folder = tmp_path_factory.mktemp("lmms")
+    random = np.random.default_rng(0)
+    for number in range(2):
+        Image.fromarray(random.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    lines = [
+        {"choices": CHOICES, **document, "images": [str(folder / f"{n}.png") for n in range(document["images"])]}
+        for document in DOCUMENTS
+    ]
+    (folder / "documents.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.copytree(RUN, folder / "tasks", ignore=shutil.ignore_patterns("run.py", "__pycache__"))
+    for task in (folder / "tasks").glob("*.yaml"):
+        task.write_text(task.read_text().replace("DOCUMENTS", str(folder / "documents.jsonl")))
+    start = torch.load(parity_dir / "minigpt4_tiny.pth", weights_only=True)["model"]
+    torch.save({"model": {name: 1.5 * tensor for name, tensor in start.items()}}, folder / "other.pth")
+    config = {"model": _section(parity_dir), "datasets": {}, "run": {"task": "image_text_pretrain"}}
+    (folder / "model.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def _section(parity: Path) -> dict:
+    sizes = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
+    return {
+        "arch": "minigpt4",
+        "model_type": "pretrain_vicuna0",
+        "image_size": 56,
+        "vit_weights": str(parity / "eva_vit_tiny.pth"),
+        "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
+        "vit_precision": "fp32",
+        "q_former_model": str(parity / "blip2_tiny.pth"),
+        "qformer_config": sizes,
+        "num_query_token": 8,
+        "llama_model": str(parity / "vicuna_tiny"),
+        "llm_precision": "fp32",
+        "ckpt": str(parity / "minigpt4_tiny.pth"),
+        "end_sym": "###",
+        "prompt_template": TEMPLATE,
+    }
+
+
+@pytest.fixture(scope="module")
+def found(folder) -> dict:
+    """What lmms_eval_run/run.py found out."""
+    lack = _lack()
+    if lack and os.environ.get(REQUIRED) == "required":
+        pytest.fail(f"{REQUIRED} is 'required', but {lack}")
+    if lack:
+        pytest.skip(lack)
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache"), "HF_DATASETS_CACHE": str(folder / "cache")}
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, **offline, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, str(RUN / "run.py"), str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+    assert result.returncode == 0, result.stderr[-6000:]
+    return json.loads((folder / "found.json").read_text())
+
+
+def _build(folder: Path, **changes) -> MiniGPT4:
+    section = yaml.safe_load((folder / "model.yaml").read_text())["model"] | changes
+    return MiniGPT4.from_config(bind(MODEL_SCHEMAS["minigpt4"], section, section="model", source="model.yaml")).eval()
+
+
+@pytest.fixture(scope="module")
+def model(folder) -> MiniGPT4:
+    """The same model without lmms-eval."""
+    return _build(folder)
+
+
+@pytest.fixture(scope="module")
+def other(folder) -> MiniGPT4:
+    """The model with the checkpoint that `--model_args` names."""
+    return _build(folder, ckpt=str(folder / "other.pth"))
+
+
+@pytest.fixture(scope="module")
+def pixels(folder) -> torch.Tensor:
+    """Both images, (2, 3, 56, 56)."""
+    processor = Blip2ImageEvalProcessor(image_size=56)
+    return torch.stack([processor(Image.open(folder / f"{number}.png")) for number in range(2)])
+
+
+def _images(pixels: torch.Tensor, count: int) -> list[torch.Tensor | None]:
+    return [pixels[:count] if count else None]
+
+
+def _answer(model: MiniGPT4, pixels: torch.Tensor, text: str, **keys) -> str:
+    keys = {"max_new_tokens": 6, "stop": ["###"], "top_p": 1.0, **keys}
+    return model.generate(_images(pixels, text.count(TAG)), [TEMPLATE.format(text)], **keys)[0]
+
+
+# In lmms-eval's evaluator
+
+
+def test_answers_of_a_task_are_those_of_generate_in_the_order_of_the_documents(found, model, pixels):
+    samples = sorted(found["evaluated"]["samples"]["tiny_answers"], key=lambda sample: sample["doc_id"])
+    wanted = [_answer(model, pixels, prompt, max_new_tokens=8, stop=[".", "###"]) for prompt in PROMPTS]
+    assert [sample["filtered_resps"][0] for sample in samples] == wanted
+    assert len(set(wanted)) > 1
+    mean = found["evaluated"]["results"]["tiny_answers"]["length,none"]
+    assert mean == pytest.approx(sum(map(len, wanted)) / len(wanted))
+
+
+def test_likeliest_choice_of_a_task_is_taken(found, model, pixels):
+    samples = sorted(found["evaluated"]["samples"]["tiny_choices"], key=lambda sample: sample["doc_id"])
+    right = 0
+    for sample, document, prompt in zip(samples, DOCUMENTS, PROMPTS, strict=True):
+        choices = document.get("choices", CHOICES)
+        images = _images(pixels, document["images"]) * len(choices)
+        wanted = model.log_likelihoods(images, [TEMPLATE.format(prompt)] * len(choices), choices)
+        losses = [loss for loss, _ in sample["filtered_resps"]]
+        assert losses == pytest.approx([-score for score, _ in wanted], abs=1e-4)
+        right += int(np.argmax([score for score, _ in wanted])) == document["answer"]
+    assert found["evaluated"]["results"]["tiny_choices"]["acc,none"] == pytest.approx(right / len(DOCUMENTS))
+
+
+# Single requests
+
+
+def test_requests_with_different_decodings_may_come_together(found, other, pixels):
+    answers = found["single"]["answers"]
+    text = f"{TAG} What is it?"
+    assert answers["plain"] == _answer(other, pixels, text)
+    assert answers["stopped"] == _answer(other, pixels, text, stop=["e", "###"])
+    assert answers["beams"] == _answer(other, pixels, text, num_beams=2)
+    assert answers["unknown"] == answers["plain"]
+
+
+def test_images_stand_where_the_text_says_or_before_it(found, other, pixels):
+    answers = found["single"]["answers"]
+    assert answers["marked"] == _answer(other, pixels, f"First {TAG} then {TAG}?")
+    assert answers["before"] == _answer(other, pixels, f"{TAG} {TAG} Which differ?")
+    assert answers["text"] == _answer(other, pixels, "Say it.")
+
+
+def test_temperature_above_zero_draws(found):
+    first, second = found["single"]["drawn"]
+    assert first != second
+
+
+def test_losses_of_targets_and_of_text_alone(found, other, pixels):
+    two, one = TEMPLATE.format(f"{TAG} {TAG} What?"), TEMPLATE.format(f"{TAG} What?")
+    wanted = [
+        *other.log_likelihoods([pixels], [two], ["2 images"]),
+        *other.log_likelihoods([pixels[:1]], [one], ["no"]),
+        *other.log_likelihoods(None, [TEMPLATE.format("")], ["no"]),
+    ]
+    losses = found["single"]["losses"]
+    assert [loss for loss, _ in losses] == pytest.approx([-score for score, _ in wanted], abs=1e-4)
+    assert [greedy for _, greedy in losses] == [greedy for _, greedy in wanted]
+
+
+@pytest.mark.parametrize(
+    ("attempt", "text"),
+    [
+        ("sound", "SampleError: drawn, test, document 3: only images can be shown, not str"),
+        ("marks", "SampleError: drawn, test, document 1: the text has 1 <image>, but 2 images belong to it"),
+        ("rounds", "ConfigError: the adapter for lmms-eval has no tasks of several rounds"),
+        ("argument", "ConfigError: --model_args: unknown: chekpoint; they are cfg_path=FILE and ckpt=FILE"),
+        ("no file", "ConfigError: --model_args: cfg_path is missing"),
+        ("batch", "ConfigError: --batch_size: 'auto' must be a number, 1 or more"),
+        ("checkpoint", "model.ckpt: gone.pth does not exist"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_with_its_reason(found, attempt, text):
+    assert text in found["single"]["errors"][attempt]
+
+
+def test_missing_lmms_eval_is_named_with_the_way_out():
+    code = "import sys; sys.modules['lmms_eval'] = None; import minigpt4.evaluation.lmms_eval_adapter"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "the adapter for lmms-eval needs that package, 0.7: pip install lmms-eval" in result.stderr
