@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.evaluation.failure_rules import RULED_KINDS, find_failures
-from minigpt4.evaluation.failure_tasks import task_called
+from minigpt4.evaluation.failures.rules import RULED_KINDS, find_failures
+from minigpt4.evaluation.failures.tasks import task_called
 from minigpt4.evaluation.tables import Table
 
 LABELS = Path(__file__).parents[1] / "tests" / "data" / "failures.jsonl"

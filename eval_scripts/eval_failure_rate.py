@@ -21,7 +21,7 @@ from minigpt4.common.console import setup_logging
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.experiment import Experiment, read_experiment
 from minigpt4.common.schemas.paths import require_paths
-from minigpt4.evaluation.failure_tasks import TASKS, task_called
+from minigpt4.evaluation.failures.tasks import TASKS, task_called
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
 
 log = logging.getLogger("eval_failure_rate")
@@ -54,8 +54,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def evaluate(args: argparse.Namespace, config: Config, experiment: Experiment) -> None:
     """Check what can be wrong, the cheap first, then ask, find failures and write the report."""
     from minigpt4 import launch
-    from minigpt4.evaluation import checkpoint_list, failure_run, image_list, verdicts
-    from minigpt4.evaluation.failure_report import summary
+    from minigpt4.evaluation import checkpoint_list, image_list
+    from minigpt4.evaluation.failures import run as failure_run
+    from minigpt4.evaluation.failures import verdicts
+    from minigpt4.evaluation.failures.report import summary
 
     experiment = failure_run.for_failures(experiment)
     require_paths(experiment.sections(), experiment.source)

@@ -22,8 +22,8 @@ from typing import Any
 
 from minigpt4.common.console import setup_logging
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.evaluation import chair, pope
-from minigpt4.evaluation.object_truth import read_truth
+from minigpt4.evaluation.hallucination import chair, pope
+from minigpt4.evaluation.hallucination.object_truth import read_truth
 from minigpt4.evaluation.references import match, read_references, read_results
 
 UNREAD_SHOWN = 5
@@ -134,8 +134,8 @@ def run_pope(args: argparse.Namespace) -> None:
     from minigpt4.common.config import Config
     from minigpt4.common.experiment import read_experiment
     from minigpt4.common.schemas.paths import require_paths
-    from minigpt4.evaluation import pope_run
     from minigpt4.evaluation.checkpoint_list import read_checkpoint_list
+    from minigpt4.evaluation.hallucination import pope_run
 
     experiment = pope_run.for_questions(read_experiment(Config(args), training=False))
     require_paths(experiment.sections(), experiment.source)

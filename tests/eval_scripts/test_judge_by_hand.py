@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.evaluation.failure_answers import AskedAnswer, read_answers, write_answers
-from minigpt4.evaluation.verdicts import FILE, Sitting, read_verdicts
+from minigpt4.evaluation.failures.answers import AskedAnswer, read_answers, write_answers
+from minigpt4.evaluation.failures.verdicts import FILE, Sitting, read_verdicts
 
 TEXTS = {"before": ("A red thing. " * 9, "A thing."), "after": ("A red square on a wall.", "A green square.")}
 
@@ -32,15 +32,15 @@ def script(command):
 @pytest.fixture
 def open_page(script, answers, tmp_path):
     """`open_page()`: a client of a page that has just started."""
-    pytest.importorskip("gradio")
-    client = pytest.importorskip("gradio_client")
+    from gradio_client import Client
+
     pages = []
 
     def open_page():
         page = script.page(Sitting(answers, tmp_path / FILE, seed=0))
         _, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
         pages.append(page)
-        return client.Client(url, verbose=False)
+        return Client(url, verbose=False)
 
     yield open_page
     for page in pages:
@@ -118,13 +118,11 @@ def test_broken_line_is_dropped_and_the_last_verdict_counts(answers, tmp_path):
 
 
 def test_folder_without_answers_is_an_error(script, tmp_path, capsys):
-    pytest.importorskip("gradio")
     assert script.main([str(tmp_path)]) == 2
     assert "answers.json: cannot be read" in capsys.readouterr().err
 
 
 def test_images_that_are_gone_are_named_before_the_page_opens(script, answers, tmp_path, capsys):
-    pytest.importorskip("gradio")
     write_answers(tmp_path / "answers.json", answers)
     (tmp_path / "green.png").unlink()
     assert script.main([str(tmp_path)]) == 2

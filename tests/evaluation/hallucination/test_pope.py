@@ -5,9 +5,9 @@ import json
 import pytest
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.evaluation.object_names import ObjectNames
-from minigpt4.evaluation.object_truth import Truth
-from minigpt4.evaluation.pope import (
+from minigpt4.evaluation.hallucination.object_names import ObjectNames
+from minigpt4.evaluation.hallucination.object_truth import Truth
+from minigpt4.evaluation.hallucination.pope import (
     ObjectQuestion,
     make_questions,
     question_text,

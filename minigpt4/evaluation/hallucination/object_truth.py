@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.evaluation.object_names import COCO_OBJECTS, MINI_OBJECTS, ObjectNames, read_synonyms
+from minigpt4.evaluation.hallucination.object_names import COCO_OBJECTS, MINI_OBJECTS, ObjectNames, read_synonyms
 
 SHOWN = 3
 

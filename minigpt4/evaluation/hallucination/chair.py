@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from minigpt4.evaluation.object_truth import Truth
+from minigpt4.evaluation.hallucination.object_truth import Truth
 from minigpt4.evaluation.proportions import wilson
 from minigpt4.evaluation.resampling import ratio_interval
 

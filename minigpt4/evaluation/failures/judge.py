@@ -5,8 +5,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from minigpt4.evaluation.failure_answers import AskedAnswer
-from minigpt4.evaluation.failure_rules import EMPTY, OFF_IMAGE, OFF_INSTRUCTION, Failure
+from minigpt4.evaluation.failures.answers import AskedAnswer
+from minigpt4.evaluation.failures.rules import EMPTY, OFF_IMAGE, OFF_INSTRUCTION, Failure
 from minigpt4.evaluation.judge import Judge, Question
 
 log = logging.getLogger(__name__)

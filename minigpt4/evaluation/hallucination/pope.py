@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.evaluation.object_truth import Truth
+from minigpt4.evaluation.hallucination.object_truth import Truth
 from minigpt4.evaluation.proportions import wilson
 from minigpt4.evaluation.yes_no import yes_no
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
-from minigpt4.evaluation.failure_answers import AskedAnswer, write_answers, write_json, write_text
-from minigpt4.evaluation.failure_rules import JUDGED_KINDS, KINDS, RULED_KINDS
-from minigpt4.evaluation.failure_tasks import Task
+from minigpt4.evaluation.failures.answers import AskedAnswer, write_answers, write_json, write_text
+from minigpt4.evaluation.failures.rules import JUDGED_KINDS, KINDS, RULED_KINDS
+from minigpt4.evaluation.failures.tasks import Task
 from minigpt4.evaluation.proportions import wilson
 from minigpt4.evaluation.tables import Table
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.json_lines import JsonLines
-from minigpt4.evaluation.failure_answers import AskedAnswer
-from minigpt4.evaluation.failure_rules import KINDS
+from minigpt4.evaluation.failures.answers import AskedAnswer
+from minigpt4.evaluation.failures.rules import KINDS
 
 FILE = "verdicts.jsonl"
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.evaluation.failure_rules import Form
+from minigpt4.evaluation.failures.rules import Form
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from minigpt4.evaluation.chair import chair, compare, listed
-from minigpt4.evaluation.object_names import ObjectNames
-from minigpt4.evaluation.object_truth import Truth, read_truth
+from minigpt4.evaluation.hallucination.chair import chair, compare, listed
+from minigpt4.evaluation.hallucination.object_names import ObjectNames
+from minigpt4.evaluation.hallucination.object_truth import Truth, read_truth
 from minigpt4.mini.captions import alt_text, detailed_description, five_captions
 from minigpt4.mini.measures import measure
 from minigpt4.mini.scenes import sample_scenes

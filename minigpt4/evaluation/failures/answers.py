@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.evaluation.failure_rules import Failure, find_failures
-from minigpt4.evaluation.failure_tasks import task_called
+from minigpt4.evaluation.failures.rules import Failure, find_failures
+from minigpt4.evaluation.failures.tasks import task_called
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""How often answers fail: rules, a judge, a person, and the report."""
