@@ -240,6 +240,7 @@ def judge(packages: list[Package], torch: dict, java: dict, machine: dict) -> li
         of("evaluate captions", "eval", "pycocoevalcap"),
         metrics,
         low_bit,
+        of("language model as judge", "judge"),
         of("Gradio demo", "demo"),
         of("Weights & Biases logging", "log", "wandb"),
         of("TensorBoard logging", "log", "tensorboard"),

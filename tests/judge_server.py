@@ -20,6 +20,7 @@ class ChatServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer: Callable[[dict[str, Any]], str | None] = lambda request: "yes"
         self.steps: list[Any] = []
+        self.content_type = "application/json"
         self.headers: dict[str, str] = {}
         self.error: Any = {"message": "so it is"}
         self.requests: list[dict[str, Any]] = []
@@ -74,6 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, content: Any, length: int | None = None) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
+        self.send_header("Content-Type", self.server.content_type)
         self.send_header("Content-Length", str(length or len(body)))
         for name, value in self.server.headers.items():
             self.send_header(name, value)

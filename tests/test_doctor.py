@@ -70,7 +70,7 @@ def test_json_holds_every_package_of_pyproject():
 
 def test_features_are_those_that_people_ask_for():
     names = " ".join(findings(doctor("--json"))["by_name"])
-    for word in ("train", "evaluate", "METEOR", "int8", "nf4", "Gradio", "Biases", "TensorBoard", "tests"):
+    for word in ("train", "evaluate", "METEOR", "int8", "nf4", "judge", "Gradio", "Biases", "TensorBoard", "tests"):
         assert word in names
 
 

@@ -10,12 +10,10 @@ import base64
 import hashlib
 import io
 import json
-import logging
-import os
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +23,8 @@ from tqdm import tqdm
 
 from minigpt4.common.errors import ConfigError, RunError
 from minigpt4.common.json_lines import JsonLines
-from minigpt4.evaluation.judge_http import KEY_VARIABLE, JudgeEndpoint, JudgeServer, Refused
+from minigpt4.evaluation.judge_client import KEY_VARIABLE, JudgeClient, JudgeEndpoint
 from minigpt4.processors.images import open_image
-
-log = logging.getLogger(__name__)
 
 SENT_AS_IT_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 """Formats that every endpoint reads; others, and those that are to be turned, are sent as PNG."""
@@ -55,40 +51,21 @@ class Judge:
     def __init__(self, endpoint: JudgeEndpoint, cache: Path) -> None:
         self.endpoint = endpoint
         self.answers = AnswerCache(cache)
-        self._server = JudgeServer(endpoint)
-        self._length_field = "max_tokens"
-        self._has_temperature = True
+        self._client = JudgeClient(endpoint)
 
-    def ask(self, text: str, image: Path | None = None, system: str = "") -> str:
-        """The answer to one question; empty where the judge says nothing, which is asked again the next time.
+    def ask_all(self, questions: Sequence[Question], *, at_once: int = AT_ONCE, title: str = "judge") -> list[str]:
+        """The answers in the order of the questions; equal ones are asked once.
+
+        An answer is empty where the judge says nothing, which is asked again the next time. The first error ends it.
 
         Raises:
             RunError: the endpoint gives no answer; the text says what to do.
-            SampleError: the image cannot be read.
+            SampleError: an image cannot be read.
         """
-        return self._answer(Question(text, image, system))
-
-    def ask_all(self, questions: Sequence[Question], *, at_once: int = AT_ONCE, title: str = "judge") -> list[str]:
-        """The answers in the order of the questions; equal ones are asked once. The first error ends it."""
-        self._server.start()
         different = list(dict.fromkeys(questions))
-        with (
-            tqdm(total=len(different), desc=title, unit="question", disable=None) as bar,
-            ThreadPoolExecutor(max_workers=at_once) as threads,
-        ):
-            tasks = [threads.submit(self._answer, question) for question in different]
-            for task in tasks:
-                task.add_done_callback(lambda _: bar.update())
-            try:
-                wait(tasks, return_when=FIRST_EXCEPTION)
-                failed = next((error for task in tasks if task.done() and (error := task.exception())), None)
-                if failed is not None:
-                    raise failed
-            except BaseException:
-                self._server.stop()
-                threads.shutdown(wait=False, cancel_futures=True)
-                raise
-        answers = {question: task.result() for question, task in zip(different, tasks, strict=True)}
+        with ThreadPool(at_once) as threads:  # an error, or Ctrl-C, does not wait for requests under way
+            pairs = threads.imap_unordered(lambda question: (question, self._answer(question)), different)
+            answers = dict(tqdm(pairs, desc=title, total=len(different), unit="question", disable=None))
         return [answers[question] for question in questions]
 
     def _answer(self, question: Question) -> str:
@@ -96,7 +73,7 @@ class Judge:
         key = self._key(messages)
         answer = self.answers.get(key)
         if answer is None:
-            answer = self._new_answer(messages)
+            answer = self._client.complete(messages)
             if answer:
                 self.answers.put(key, answer, {"model": self.endpoint.model, "question": question.text})
         return answer
@@ -105,50 +82,6 @@ class Judge:
         endpoint = self.endpoint
         whole = [endpoint.address, endpoint.model, endpoint.max_tokens, endpoint.temperature, messages]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
-
-    def _new_answer(self, messages: list[dict[str, Any]]) -> str:
-        while True:
-            payload = {"model": self.endpoint.model, "messages": messages, self._length_field: self.endpoint.max_tokens}
-            if self._has_temperature:
-                payload["temperature"] = self.endpoint.temperature
-            try:
-                return self._text_of(self._server.post(payload))
-            except Refused as refusal:
-                self._adapt(refusal, payload)
-
-    def _adapt(self, refusal: Refused, payload: Mapping[str, Any]) -> None:
-        """Newer models call the length otherwise, and some take no temperature; RunError for any other complaint."""
-        if refusal.field == "max_tokens" and "max_tokens" in payload:
-            self._length_field = "max_completion_tokens"
-        elif refusal.field == "temperature" and "temperature" in payload:
-            if self._has_temperature:
-                log.warning("%s takes no temperature; its answers may differ from run to run", self.endpoint.model)
-            self._has_temperature = False
-        else:
-            raise RunError(
-                f"judge {self.endpoint.address}: the model {self.endpoint.model!r} refuses the request ({refusal}); if "
-                "it has images, the model must read them"
-            ) from refusal
-
-    def _text_of(self, content: Mapping[str, Any]) -> str:
-        """The answer's text, which is empty where the judge declines or has used up its tokens for thought."""
-        try:
-            choice = content["choices"][0]
-            text = choice["message"]["content"]
-        except (KeyError, IndexError, TypeError) as error:
-            raise self._strange(content) from error
-        if not isinstance(text, str | None):
-            raise self._strange(content)
-        if choice.get("finish_reason") == "length":
-            log.warning("An answer of %s is cut off at %d tokens", self.endpoint.model, self.endpoint.max_tokens)
-        return (text or "").strip()
-
-    def _strange(self, content: Mapping[str, Any]) -> RunError:
-        shown = json.dumps(content)[:200]
-        return RunError(
-            f"judge {self.endpoint.address}: no choices[0].message.content in its answer {shown}; is it an "
-            "OpenAI-compatible chat endpoint?"
-        )
 
 
 class AnswerCache:
@@ -176,9 +109,6 @@ class AnswerCache:
             if isinstance(record.get("key"), str) and isinstance(record.get("answer"), str)
         }
 
-    def __len__(self) -> int:
-        return len(self._answers)
-
     def get(self, key: str) -> str | None:
         return self._answers.get(key)
 
@@ -187,11 +117,8 @@ class AnswerCache:
         line = json.dumps({"key": key, "answer": answer, **about}, ensure_ascii=False).encode(errors="replace") + b"\n"
         with self._lock:
             try:
-                file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-                try:
-                    written = os.write(file, line)
-                finally:
-                    os.close(file)
+                with self._path.open("ab", buffering=0) as file:
+                    written = file.write(line)
             except OSError as error:
                 raise RunError(f"{self._path}: answers cannot be kept ({error.strerror})") from error
             if written < len(line):

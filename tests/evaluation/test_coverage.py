@@ -20,7 +20,7 @@ DESCRIPTIONS = {"1": "A red dog.", "2": "A cat, a bus and a car.", "3": "A dog."
 
 @pytest.fixture
 def judge(chat_server, tmp_path):
-    return Judge(JudgeEndpoint(chat_server.url, "tiny-judge", first_wait=0.01), tmp_path / "answers.jsonl")
+    return Judge(JudgeEndpoint(chat_server.url, "tiny-judge"), tmp_path / "answers.jsonl")
 
 
 def _words(request) -> tuple[str, list[str]]:
