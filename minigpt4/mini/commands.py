@@ -11,7 +11,7 @@ from pathlib import Path
 from minigpt4.common.errors import MiniGPT4Error
 
 TRAIN_LINE = re.compile(r"epoch: \[(?P<epoch>\d+)\]\s+\[\s*(?P<it>\d+)/(?P<its>\d+)\].*? loss: (?P<loss>\S+)")
-CAPTION_LINE = re.compile(r"\[INFO\] (?P<name>.+): \d+ captions in ")
+ANSWER_LINE = re.compile(r"\[INFO\] (?P<name>.+): \d+ answers in ")
 _LAUNCHER_LINE = re.compile(r"[EW]\d{4} .*torch/distributed")
 _KEPT_LINES, _SHOWN_LINES = 200, 15
 _GRACE = 60.0  # seconds that a command gets to save and stop

@@ -92,10 +92,10 @@ def steps(place: Place, precision: str) -> list[Step]:
             lambda: False,
             lambda _: _language_model(place),
         ),
-        _training(place, precision, "stage1", "stage 1: alt-texts", 110, _stage1_data(place)),
-        _training(place, precision, "stage2", "stage 2: detailed descriptions", 80, _stage2_data(place)),
-        _training(place, precision, "flickr30k", "Flickr30k finetune", 190, _flickr_data(place)),
-        Step("captions and metrics", 120, _scores(place).is_file, lambda p: _evaluate(place, precision, p)),
+        _training(place, precision, "stage1", "stage 1: alt-texts", 150, _stage1_data(place)),
+        _training(place, precision, "stage2", "stage 2: detailed descriptions", 45, _stage2_data(place)),
+        _training(place, precision, "flickr30k", "Flickr30k finetune", 240, _flickr_data(place)),
+        Step("captions and metrics", 110, _scores(place).is_file, lambda p: _evaluate(place, precision, p)),
         Step("report", 5, _report(place).is_file, lambda _: _write_report(place)),
     ]
 
@@ -221,7 +221,7 @@ def _evaluate(place: Place, precision: str, progress: Progress) -> str:
     names = list(epochs_of(place))
 
     def on_line(line: str) -> None:
-        match = commands.CAPTION_LINE.search(line)
+        match = commands.ANSWER_LINE.search(line)
         if match is not None and match["name"] in names:
             done = (names.index(match["name"]) + 1) / len(names)
             progress.at(done, f"{done:.0%}, {match['name']}")

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.mini.commands import CAPTION_LINE, TRAIN_LINE, run_command
+from minigpt4.mini.commands import ANSWER_LINE, TRAIN_LINE, run_command
 
 
 def test_the_lines_of_training_and_captioning_are_understood():
@@ -14,7 +14,7 @@ def test_the_lines_of_training_and_captioning_are_understood():
         "Train: data epoch: [3]  [ 50/500]  eta: 0:04:39  lr: 0.000008  loss: 2.8966  time: 0.4717  data: 0.0000"
     )
     assert (train["epoch"], train["it"], train["its"], train["loss"]) == ("3", "50", "500", "2.8966")
-    caption = CAPTION_LINE.search("2026-11-21 12:01:22,331 [INFO] epoch 4: 100 captions in 13.6 s on this process")
+    caption = ANSWER_LINE.search("2026-11-21 12:01:22,331 [INFO] epoch 4: 100 answers in 13.6 s on this process")
     assert caption["name"] == "epoch 4"
 
 

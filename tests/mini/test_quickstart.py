@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from minigpt4.mini.commands import ANSWER_LINE, TRAIN_LINE
+
 REPOSITORY = Path(__file__).parents[2]
 NEEDED = (
     *("minigpt4", "train_configs", "eval_configs", "eval_scripts", "prompts"),
@@ -93,6 +95,13 @@ def test_losses_fall(finished, folder, recipe):
     losses = [record["loss"] for line in metrics.read_text().splitlines() if "loss" in (record := json.loads(line))]
     third = max(1, len(losses) // 3)
     assert sum(losses[-third:]) / third < sum(losses[:third]) / third
+
+
+def test_progress_finds_its_lines_in_the_logs(finished, folder):
+    logs = folder / "output/mini/fast/logs"
+    answers = [match["name"] for line in (logs / "evaluation.txt").open() if (match := ANSWER_LINE.search(line))]
+    assert answers == ROWS
+    assert TRAIN_LINE.search((logs / "flickr30k.txt").read_text())["its"] == "3"
 
 
 def test_the_report_is_complete(finished, folder):
