@@ -152,7 +152,7 @@ def section(args: argparse.Namespace, facts: dict[str, Any], timings: Sequence[T
         f"{count} checkpoints on {facts['images']} images ({facts['data']}, `{Path(args.cfg_path).name}`, beams "
         f"{facts['decoding']['num_beams']}, at most {facts['decoding']['max_new_tokens']} tokens, batches of "
         f"{facts['batch_size']}), scored with {', '.join(facts['metrics'])}. Whole processes, from start to exit; "
-        f"{len(timings)} repeats, the two ways in turn. Captions and scores of both ways are identical.",
+        f"{_times(len(timings))}, the two ways in turn. Captions and scores of both ways are identical.",
         "",
         f"    python benchmarks/evaluate_checkpoints.py {_command(args)}",
         "",
@@ -163,6 +163,10 @@ def section(args: argparse.Namespace, facts: dict[str, Any], timings: Sequence[T
         *(f"| {name} | {statistics.median(v):.{n}f} | {min(v):.{n}f} | {max(v):.{n}f} |" for name, v, n in rows),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _times(count: int) -> str:
+    return "measured once" if count == 1 else f"measured {count} times"
 
 
 def _command(args: argparse.Namespace) -> str:
