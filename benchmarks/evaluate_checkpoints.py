@@ -23,8 +23,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from minigpt4.common.command_line import exit_status
 from minigpt4.common.config import Config
-from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError
+from minigpt4.common.errors import ConfigError, RunError
 from minigpt4.common.experiment import read_experiment
 from minigpt4.common.run_folder import versions
 from minigpt4.datasets.records import Records
@@ -205,15 +206,15 @@ def write(path: Path, text: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
-    try:
-        text = measure(args)
-        print(text)
-        if args.write:
-            write(args.write, text)
-    except MiniGPT4Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """The section for the terminal and, if asked for, in a file."""
+    text = measure(args)
+    print(text)
+    if args.write:
+        write(args.write, text)
 
 
 if __name__ == "__main__":

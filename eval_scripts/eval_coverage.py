@@ -10,13 +10,12 @@ asks nothing, and goes on after a kill.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from minigpt4.common.command_line import exit_status, write_json
 from minigpt4.common.console import setup_logging
-from minigpt4.common.errors import ConfigError, MiniGPT4Error
 from minigpt4.evaluation.coverage import SYSTEM, coverage, prompt_of, score
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
 from minigpt4.evaluation.references import match, read_references, read_results
@@ -73,23 +72,15 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
     setup_logging(rank=0)
-    try:
-        scored = judge(args)
-        print(show(scored))
-        if args.output:
-            write(args.output, scored)
-    except MiniGPT4Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(args))
 
 
-def write(path: Path, scored: dict) -> None:
-    """The scores as JSON; ConfigError if the disk refuses."""
-    try:
-        path.write_text(json.dumps(scored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--output: cannot write {path}: {error.strerror}") from error
+def run(args: argparse.Namespace) -> None:
+    """Scores for the terminal and, if asked for, as JSON."""
+    scored = judge(args)
+    print(show(scored))
+    if args.output:
+        write_json(args.output, scored)
 
 
 if __name__ == "__main__":

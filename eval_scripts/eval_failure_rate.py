@@ -16,10 +16,10 @@ import logging
 import sys
 from pathlib import Path
 
+from minigpt4.common.command_line import exit_status
 from minigpt4.common.config import Config
 from minigpt4.common.console import setup_logging
-from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.common.experiment import Experiment, read_experiment
+from minigpt4.common.experiment import read_experiment
 from minigpt4.common.schemas.paths import require_paths
 from minigpt4.evaluation.failures.tasks import TASKS, task_called
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def evaluate(args: argparse.Namespace, config: Config, experiment: Experiment) -> None:
+def evaluate(args: argparse.Namespace) -> None:
     """Check what can be wrong, the cheap first, then ask, find failures and write the report."""
     from minigpt4 import launch
     from minigpt4.evaluation import checkpoint_list, image_list
@@ -59,7 +59,8 @@ def evaluate(args: argparse.Namespace, config: Config, experiment: Experiment) -
     from minigpt4.evaluation.failures import verdicts
     from minigpt4.evaluation.failures.report import summary
 
-    experiment = failure_run.for_failures(experiment)
+    config = Config(args)
+    experiment = failure_run.for_failures(read_experiment(config, training=False))
     require_paths(experiment.sections(), experiment.source)
     if args.verdicts is not None:
         verdicts.read_verdicts(args.verdicts)
@@ -85,14 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for an error that the user can mend."""
     args = parse_args(argv)
     setup_logging(rank=0)
-    try:
-        config = Config(args)
-        experiment = read_experiment(config, training=False)
-        evaluate(args, config, experiment)
-    except MiniGPT4Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: evaluate(args))
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ import logging
 import sys
 from pathlib import Path
 
+from minigpt4.common.command_line import exit_status
 from minigpt4.common.config import Config
 from minigpt4.common.console import setup_logging
-from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.common.experiment import Experiment, read_experiment
+from minigpt4.common.experiment import read_experiment
 from minigpt4.common.schemas.paths import require_paths
 from minigpt4.evaluation.caption_metrics import FAMILIES
 
@@ -44,13 +44,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def evaluate(args: argparse.Namespace, config: Config, experiment: Experiment) -> None:
+def evaluate(args: argparse.Namespace) -> None:
     """Check what can be wrong, the cheap first, then caption, score and write the report."""
     from minigpt4 import launch
     from minigpt4.evaluation import caption_metrics, caption_run, checkpoint_list, figure
     from minigpt4.evaluation.report import summary
 
-    experiment = caption_run.for_evaluation(experiment)
+    config = Config(args)
+    experiment = caption_run.for_evaluation(read_experiment(config, training=False))
     require_paths(experiment.sections(), experiment.source)
     caption_metrics.require_caption_metrics("--metrics")
     figure.require_figures("metrics.png")
@@ -74,14 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for an error that the user can mend."""
     args = parse_args(argv)
     setup_logging(rank=0)
-    try:
-        config = Config(args)
-        experiment = read_experiment(config, training=False)
-        evaluate(args, config, experiment)
-    except MiniGPT4Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: evaluate(args))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,13 @@ Questions with yes or no, as in POPE: made from the truth, asked, scored:
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from minigpt4.common.command_line import exit_status, write_json
 from minigpt4.common.console import setup_logging
-from minigpt4.common.errors import ConfigError, MiniGPT4Error
 from minigpt4.evaluation.hallucination import chair, pope
 from minigpt4.evaluation.hallucination.object_truth import read_truth
 from minigpt4.evaluation.references import match, read_references, read_results
@@ -108,7 +107,8 @@ def run_chair(args: argparse.Namespace) -> None:
     print(f"{counts['captions']} captions, {counts['captions_wrong']} with an object that is not there")
     print(f"{counts['mentions']} mentions of objects, {counts['mentions_wrong']} of them wrong")
     sources = {"results": str(args.results), "truth": str(args.truth), "captions": args.captions and str(args.captions)}
-    _write(args.output, {**sources, **found, "wrong": chair.listed(images, results)})
+    if args.output:
+        write_json(args.output, {**sources, **found, "wrong": chair.listed(images, results)})
 
 
 def run_questions(args: argparse.Namespace) -> None:
@@ -160,7 +160,8 @@ def run_score(args: argparse.Namespace) -> None:
     found = pope.score(pope.read_questions(args.questions), pope.read_answers(args.answers))
     print(_table(found))
     print(pope_summary(found))
-    _write(args.output, {"answers": str(args.answers), "questions_file": str(args.questions), **found})
+    if args.output:
+        write_json(args.output, {"answers": str(args.answers), "questions_file": str(args.questions), **found})
 
 
 def pope_summary(found: dict[str, Any]) -> str:
@@ -181,26 +182,12 @@ def _table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _write(path: Path | None, content: dict[str, Any]) -> None:
-    if path is None:
-        return
-    try:
-        path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--output: cannot write {path}: {error.strerror}") from error
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
     setup_logging(rank=0)
     run: Callable[[argparse.Namespace], None] = args.run
-    try:
-        run(args)
-    except MiniGPT4Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ References: COCO annotations, files of prepare_flickr30k.py, or the Flickr30k CS
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
-from minigpt4.common.errors import ConfigError, MiniGPT4Error
+from minigpt4.common.command_line import exit_status, write_json
 from minigpt4.evaluation.caption_metrics import FAMILIES, CaptionScorer, require_caption_metrics, usable_families
 from minigpt4.evaluation.references import match, read_references, read_results
 from minigpt4.evaluation.resampling import intervals_of
@@ -73,23 +72,15 @@ def show(scored: dict) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
-    try:
-        scored = score(args)
-        print(show(scored))
-        if args.output:
-            write(args.output, scored)
-    except MiniGPT4Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(args))
 
 
-def write(path: Path, scored: dict) -> None:
-    """The scores as JSON; ConfigError if the disk refuses."""
-    try:
-        path.write_text(json.dumps(scored, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--output: cannot write {path}: {error.strerror}") from error
+def run(args: argparse.Namespace) -> None:
+    """Scores for the terminal and, if asked for, as JSON."""
+    scored = score(args)
+    print(show(scored))
+    if args.output:
+        write_json(args.output, scored)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from minigpt4.common.errors import ConfigError, MiniGPT4Error
+from minigpt4.common.command_line import exit_status
+from minigpt4.common.errors import ConfigError
 
 COLOURS = 64
 """In the picture: a third of the bytes, and no eye sees it."""
@@ -64,12 +65,7 @@ def take(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
-    try:
-        take(args)
-    except MiniGPT4Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: take(args))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Questions about objects from configuration to scores: `eval_hallucination.py pope` in steps."""
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minigpt4.common.command_line import write_json
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.experiment import Experiment
@@ -76,7 +76,7 @@ def evaluate(run: PopeRun, processes: Processes) -> dict[str, Any] | None:
     setup = setup_facts(run.cfg, dataclasses.replace(rules, own_prompts={}))
     rows = [_row(run, checkpoint, own) for checkpoint, (own,) in zip(run.checkpoints, said, strict=True)]
     facts = {"setup": setup, "images": len({file.file for file in files}), "checkpoints": rows}
-    _write(run.folder / "pope.json", facts)
+    write_json(run.folder / "pope.json", facts, "--save_path")
     return facts
 
 
@@ -103,10 +103,3 @@ def _row(run: PopeRun, checkpoint: NamedCheckpoint, answers: Mapping[str, Answer
     write_lines(file, lines)
     found = score(run.questions, {key: answer.text for key, answer in answers.items()})
     return {"name": checkpoint.name, "file": str(checkpoint.path), "sha256": checkpoint.sha256, **found}
-
-
-def _write(path: Path, facts: Mapping[str, Any]) -> None:
-    try:
-        path.write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--save_path: cannot write {path}: {error.strerror}") from error
