@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +65,31 @@ def chromium() -> str:
     if os.environ.get(BROWSER_TESTS) == "required":
         pytest.fail(f"{BROWSER_TESTS} is 'required', but {reason}")
     return pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def tiny_section(parity_dir) -> Callable[..., dict[str, Any]]:
+    """`model:` section of the reference's tiny model in fp32, with changes by keyword."""
+
+    def section(**changes: Any) -> dict[str, Any]:
+        published = "minigpt4_tiny.pth" if changes.get("has_qformer", True) else "minigpt4_tiny_noqformer.pth"
+        return {
+            "image_size": 56,
+            "vit_weights": str(parity_dir / "eva_vit_tiny.pth"),
+            "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
+            "vit_precision": "fp32",
+            "q_former_model": str(parity_dir / "blip2_tiny.pth"),
+            "qformer_config": {
+                "hidden_size": 48,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "intermediate_size": 96,
+            },
+            "num_query_token": 8,
+            "llama_model": str(parity_dir / "vicuna_tiny"),
+            "llm_precision": "fp32",
+            "ckpt": str(parity_dir / published),
+            "truncate_end_sym": True,  # as the reference does
+        } | changes
+
+    return section

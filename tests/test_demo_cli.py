@@ -11,27 +11,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def config(tmp_path, parity_dir):
-    model = {
-        "arch": "minigpt4",
-        "model_type": "pretrain_vicuna0",
-        "image_size": 56,
-        "vit_weights": str(parity_dir / "eva_vit_tiny.pth"),
-        "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
-        "vit_precision": "fp32",
-        "q_former_model": str(parity_dir / "blip2_tiny.pth"),
-        "qformer_config": {
-            "hidden_size": 48,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "intermediate_size": 96,
-        },
-        "num_query_token": 8,
-        "llama_model": str(parity_dir / "vicuna_tiny"),
-        "llm_precision": "fp32",
-        "ckpt": str(parity_dir / "minigpt4_tiny.pth"),
-        "end_sym": "###",
-    }
+def config(tmp_path, tiny_section):
+    model = tiny_section(arch="minigpt4", model_type="pretrain_vicuna0", end_sym="###")
     path = tmp_path / "eval.yaml"
     path.write_text(yaml.safe_dump({"model": model, "datasets": {}, "run": {"task": "image_text_pretrain"}}))
     return path

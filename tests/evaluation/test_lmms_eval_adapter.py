@@ -51,7 +51,7 @@ def _lack() -> str | None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, parity_dir) -> Path:
+def folder(tmp_path_factory, parity_dir, tiny_section) -> Path:
     """Images, documents, tasks and the configuration of a tiny model."""
     folder = tmp_path_factory.mktemp("lmms")
     random = np.random.default_rng(0)
@@ -67,29 +67,10 @@ def folder(tmp_path_factory, parity_dir) -> Path:
         task.write_text(task.read_text().replace("DOCUMENTS", str(folder / "documents.jsonl")))
     start = torch.load(parity_dir / "minigpt4_tiny.pth", weights_only=True)["model"]
     torch.save({"model": {name: 1.5 * tensor for name, tensor in start.items()}}, folder / "other.pth")
-    config = {"model": _section(parity_dir), "datasets": {}, "run": {"task": "image_text_pretrain"}}
+    model = tiny_section(arch="minigpt4", model_type="pretrain_vicuna0", end_sym="###", prompt_template=TEMPLATE)
+    config = {"model": model, "datasets": {}, "run": {"task": "image_text_pretrain"}}
     (folder / "model.yaml").write_text(yaml.safe_dump(config))
     return folder
-
-
-def _section(parity: Path) -> dict:
-    sizes = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
-    return {
-        "arch": "minigpt4",
-        "model_type": "pretrain_vicuna0",
-        "image_size": 56,
-        "vit_weights": str(parity / "eva_vit_tiny.pth"),
-        "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
-        "vit_precision": "fp32",
-        "q_former_model": str(parity / "blip2_tiny.pth"),
-        "qformer_config": sizes,
-        "num_query_token": 8,
-        "llama_model": str(parity / "vicuna_tiny"),
-        "llm_precision": "fp32",
-        "ckpt": str(parity / "minigpt4_tiny.pth"),
-        "end_sym": "###",
-        "prompt_template": TEMPLATE,
-    }
 
 
 @pytest.fixture(scope="module")

@@ -24,34 +24,6 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session")
-def tiny_section(parity_dir) -> Callable[..., dict[str, Any]]:
-    """`model:` section of the reference's tiny model in fp32, with changes by keyword."""
-
-    def section(**changes: Any) -> dict[str, Any]:
-        published = "minigpt4_tiny.pth" if changes.get("has_qformer", True) else "minigpt4_tiny_noqformer.pth"
-        return {
-            "image_size": 56,
-            "vit_weights": str(parity_dir / "eva_vit_tiny.pth"),
-            "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
-            "vit_precision": "fp32",
-            "q_former_model": str(parity_dir / "blip2_tiny.pth"),
-            "qformer_config": {
-                "hidden_size": 48,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 4,
-                "intermediate_size": 96,
-            },
-            "num_query_token": 8,
-            "llama_model": str(parity_dir / "vicuna_tiny"),
-            "llm_precision": "fp32",
-            "ckpt": str(parity_dir / published),
-            "truncate_end_sym": True,  # as the reference does
-        } | changes
-
-    return section
-
-
-@pytest.fixture(scope="session")
 def build_model(tiny_section) -> Callable[..., MiniGPT4]:
     """A model of its own for the test, from `tiny_section(**changes)`."""
 

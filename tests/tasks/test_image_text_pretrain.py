@@ -1,5 +1,6 @@
 """The task of the three recipes: which prompt a step uses, and the captions it shows."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,30 +15,11 @@ TASK = ImageTextPretrainTask()
 
 
 @pytest.fixture(scope="module")
-def model(parity_dir: Path) -> MiniGPT4:
+def model(parity_dir: Path, tiny_section: Callable) -> MiniGPT4:
     """The reference's tiny model with its four prompts."""
-    return MiniGPT4.from_config(
-        {
-            "image_size": 56,
-            "vit_weights": str(parity_dir / "eva_vit_tiny.pth"),
-            "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
-            "vit_precision": "fp32",
-            "q_former_model": str(parity_dir / "blip2_tiny.pth"),
-            "qformer_config": {
-                "hidden_size": 48,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 4,
-                "intermediate_size": 96,
-            },
-            "num_query_token": 8,
-            "llama_model": str(parity_dir / "vicuna_tiny"),
-            "llm_precision": "fp32",
-            "ckpt": str(parity_dir / "minigpt4_tiny.pth"),
-            "prompt_path": str(parity_dir / "prompts_tiny.txt"),
-            "prompt_template": "###Human: {} ###Assistant: ",
-            "end_sym": "###",
-        }
-    ).eval()
+    prompts = str(parity_dir / "prompts_tiny.txt")
+    section = tiny_section(prompt_path=prompts, prompt_template="###Human: {} ###Assistant: ", end_sym="###")
+    return MiniGPT4.from_config(section).eval()
 
 
 @pytest.fixture(scope="module")
