@@ -54,6 +54,7 @@ NEW_KEYS = {
     "tensorboard_log",
     "valid_captions",
     "generation",
+    "failure_prompts",
 }
 
 
