@@ -55,12 +55,13 @@ def evaluate(args: argparse.Namespace) -> None:
     """Check what can be wrong, the cheap first, then ask, find failures and write the report."""
     from minigpt4 import launch
     from minigpt4.evaluation import checkpoint_list, image_list
+    from minigpt4.evaluation.asking import without_datasets
     from minigpt4.evaluation.failures import run as failure_run
     from minigpt4.evaluation.failures import verdicts
     from minigpt4.evaluation.failures.report import summary
 
     config = Config(args)
-    experiment = failure_run.for_failures(read_experiment(config, training=False))
+    experiment = without_datasets(read_experiment(config, training=False))
     require_paths(experiment.sections(), experiment.source)
     if args.verdicts is not None:
         verdicts.read_verdicts(args.verdicts)

@@ -19,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.command_line import exit_status, write_json
+from minigpt4.common.command_line import exit_status
 from minigpt4.common.console import setup_logging
+from minigpt4.common.output_files import write_json
 from minigpt4.evaluation.hallucination import chair, pope
 from minigpt4.evaluation.hallucination.object_truth import read_truth
 from minigpt4.evaluation.references import match, read_references, read_results
@@ -134,10 +135,11 @@ def run_pope(args: argparse.Namespace) -> None:
     from minigpt4.common.config import Config
     from minigpt4.common.experiment import read_experiment
     from minigpt4.common.schemas.paths import require_paths
+    from minigpt4.evaluation.asking import without_datasets
     from minigpt4.evaluation.checkpoint_list import read_checkpoint_list
     from minigpt4.evaluation.hallucination import pope_run
 
-    experiment = pope_run.for_questions(read_experiment(Config(args), training=False))
+    experiment = without_datasets(read_experiment(Config(args), training=False))
     require_paths(experiment.sections(), experiment.source)
     questions = pope.read_questions(args.questions)
     pope_run.question_files(questions, args.image_path)

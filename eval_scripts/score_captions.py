@@ -11,7 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from minigpt4.common.command_line import exit_status, write_json
+from minigpt4.common.command_line import exit_status
+from minigpt4.common.output_files import write_json
 from minigpt4.evaluation.caption_metrics import FAMILIES, CaptionScorer, require_caption_metrics, usable_families
 from minigpt4.evaluation.references import match, read_references, read_results
 from minigpt4.evaluation.resampling import intervals_of

@@ -17,7 +17,7 @@ from minigpt4.common.errors import RunError
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import versions
-from minigpt4.evaluation.captioning import Captioner, CaptionRules, Images
+from minigpt4.evaluation.answerer import Answerer, Images, PromptRules
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
 from minigpt4.evaluation.predictions import Predictions
 from minigpt4.models.generation import Answer
@@ -39,7 +39,7 @@ class Asking:
     batches: Sequence[Sequence[int]]
     """Numbers of images that are answered together."""
 
-    rules: Sequence[CaptionRules]
+    rules: Sequence[PromptRules]
     """One a prompt."""
 
     checkpoints: Sequence[NamedCheckpoint]
@@ -107,7 +107,7 @@ class Asking:
             return
         model_class = registry.get_model_class(self.cfg.model.arch)
         model = model_class.from_config(self.cfg.model, device=processes.device).eval()
-        captioner = Captioner(
+        answerer = Answerer(
             model,
             self.images,
             self.batches,
@@ -116,7 +116,7 @@ class Asking:
         )
         try:
             for checkpoint, own, numbers in zip(self.checkpoints, stores, wanted, strict=True):
-                self._ask(captioner, checkpoint, own, numbers, processes)
+                self._ask(answerer, checkpoint, own, numbers, processes)
         except torch.OutOfMemoryError as error:
             raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error
 
@@ -131,7 +131,7 @@ class Asking:
 
     def _ask(
         self,
-        captioner: Captioner,
+        answerer: Answerer,
         checkpoint: NamedCheckpoint,
         stores: Sequence[Predictions],
         missing: Sequence[Sequence[int]],
@@ -145,14 +145,14 @@ class Asking:
                 log.info("%s: all answers are there", checkpoint.name)
                 continue
             if not is_loaded:
-                captioner.load(checkpoint.path)
+                answerer.load(checkpoint.path)
                 is_loaded = True
-            self._answer(captioner, rules, checkpoint.name, store, own, processes.is_main)
+            self._answer(answerer, rules, checkpoint.name, store, own, processes.is_main)
 
     def _answer(
         self,
-        captioner: Captioner,
-        rules: CaptionRules,
+        answerer: Answerer,
+        rules: PromptRules,
         name: str,
         store: Predictions,
         wanted: Sequence[int],
@@ -164,7 +164,7 @@ class Asking:
         start = said = time.monotonic()
         with tqdm(total=total, desc=name, unit="image", disable=None if show else True) as bar:
             done = 0
-            for number, answers in captioner.captions(rules, wanted):
+            for number, answers in answerer.answers(rules, wanted):
                 ids = [items[place].image_id for place in self.batches[number]]
                 store.add(number, dict(zip(ids, answers, strict=True)))
                 bar.update(len(ids))
@@ -175,7 +175,7 @@ class Asking:
         log.info("%s: %d answers in %.1f s on this process", name, total, time.monotonic() - start)
 
 
-def _of(rules: CaptionRules) -> dict[str, Any]:
+def _of(rules: PromptRules) -> dict[str, Any]:
     own = {"own_prompts": dict(rules.own_prompts)} if rules.own_prompts else {}
     return own | {
         "decoding": dataclasses.asdict(rules.decoding),
@@ -185,7 +185,7 @@ def _of(rules: CaptionRules) -> dict[str, Any]:
     }
 
 
-def setup_facts(cfg: Experiment, rules: CaptionRules) -> dict[str, Any]:
+def setup_facts(cfg: Experiment, rules: PromptRules) -> dict[str, Any]:
     """What is the same for all checkpoints, for the report."""
     model = dataclasses.asdict(cfg.model)
     return {
@@ -194,6 +194,11 @@ def setup_facts(cfg: Experiment, rules: CaptionRules) -> dict[str, Any]:
         "model": {key: model.get(key) for key in REPORTED_OF_MODEL},
         "versions": versions(),
     }
+
+
+def without_datasets(cfg: Experiment) -> Experiment:
+    """The experiment of a command whose images come by an option: no `model.ckpt`, no datasets."""
+    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, ckpt=None), datasets={})
 
 
 def batch_size(cfg: Experiment) -> int:

@@ -13,10 +13,10 @@ from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.experiment import Experiment
 from minigpt4.datasets import ImageCaptionJson, build_datasets
+from minigpt4.evaluation.answerer import PromptRules
 from minigpt4.evaluation.asking import Asking, batch_size, setup_facts
 from minigpt4.evaluation.caption_data import CaptionData, ReferenceMode
 from minigpt4.evaluation.caption_metrics import CaptionScorer, metric_versions
-from minigpt4.evaluation.captioning import CaptionRules
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
 from minigpt4.evaluation.report import CaptionReport, ScoredCheckpoint, finished
 
@@ -57,7 +57,7 @@ def evaluate(run: CaptionRun, processes: Processes) -> dict[str, Any] | None:
     cfg = run.cfg.run
     data = _read_data(run.cfg)
     references = data.references(run.reference_mode)
-    rules = CaptionRules.of(run.cfg.model, cfg.generation, cfg.seed)
+    rules = PromptRules.of(run.cfg.model, cfg.generation, cfg.seed)
     log.info("%d images; prompt %r; stop %s; %s", len(data), rules.prompt, rules.stop, rules.decoding)
     asking = Asking(run.cfg, data, data.batches(batch_size(run.cfg)), [rules], run.checkpoints, run.folder)
     answers = asking.answers(processes)

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.output_files import as_json, refused, write_whole
 from minigpt4.evaluation.caption_data import CaptionItem, ReferenceMode
 from minigpt4.evaluation.caption_metrics import CaptionScores
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
@@ -69,16 +69,16 @@ class CaptionReport:
         """Write every file, `metrics.json` last; ConfigError if the disk refuses."""
         for row in self.rows:
             results = [{"image_id": image_id, "caption": text} for image_id, text in row.captions.items()]
-            _write(folder / row.captions_file, _json(results))
-        _write(folder / CSV, csv_table(self.scores, self.metrics, self.reference_mode, len(self.items)))
-        _write(folder / MARKDOWN, self.markdown())
+            write_whole(folder / row.captions_file, as_json(results))
+        write_whole(folder / CSV, csv_table(self.scores, self.metrics, self.reference_mode, len(self.items)))
+        write_whole(folder / MARKDOWN, self.markdown())
         try:
             draw_metrics(folder / CHART, self.scores, self.metrics, headline(self.facts))
         except OSError as error:
-            raise _refused(folder / CHART, error) from error
+            raise refused(folder / CHART, error, "--save_path") from error
         chart = (folder / CHART).read_bytes()
-        _write(folder / PAGE, page(headline(self.facts), self.facts, self.tables, chart, self._gallery()))
-        _write(folder / JSON, _json(self.facts))
+        write_whole(folder / PAGE, page(headline(self.facts), self.facts, self.tables, chart, self._gallery()))
+        write_whole(folder / JSON, as_json(self.facts))
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
@@ -201,20 +201,3 @@ def finished(folder: Path, key: str) -> dict[str, Any] | None:
 
 def _empty(row: ScoredCheckpoint) -> int:
     return sum(not text.strip() for text in row.captions.values())
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise _refused(path, error) from error
-
-
-def _refused(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"--save_path: cannot write {path}: {error.strerror}")

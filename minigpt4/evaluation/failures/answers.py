@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.output_files import as_json, write_whole
 from minigpt4.evaluation.failures.rules import Failure, find_failures
 from minigpt4.evaluation.failures.tasks import task_called
 
@@ -55,7 +55,7 @@ class AskedAnswer:
 def write_answers(file: Path, answers: Sequence[AskedAnswer]) -> None:
     """Write answers, without their failures, as JSON; ConfigError if the disk refuses."""
     entries = [{key: value for key, value in asdict(one).items() if key != "failures"} for one in answers]
-    write_json(file, entries)
+    write_whole(file, as_json(entries))
 
 
 def read_answers(file: Path) -> list[AskedAnswer]:
@@ -66,18 +66,3 @@ def read_answers(file: Path) -> list[AskedAnswer]:
         raise ConfigError(f"{file}: cannot be read: {error.strerror}; eval_failure_rate.py writes it") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{file}: not a file of answers: {error}") from error
-
-
-def write_json(file: Path, value: Sequence[Any] | Mapping[str, Any]) -> None:
-    """Write a whole JSON file or none; ConfigError if the disk refuses."""
-    write_text(file, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a whole file or none; ConfigError if the disk refuses."""
-    part = file.with_name(file.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(file)
-    except OSError as error:
-        raise ConfigError(f"--save_path: cannot write {file}: {error.strerror}") from error

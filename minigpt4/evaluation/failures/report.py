@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from minigpt4.common.output_files import as_json, write_whole
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
-from minigpt4.evaluation.failures.answers import AskedAnswer, write_answers, write_json, write_text
+from minigpt4.evaluation.failures.answers import AskedAnswer, write_answers
 from minigpt4.evaluation.failures.rules import JUDGED_KINDS, KINDS, RULED_KINDS
 from minigpt4.evaluation.failures.tasks import Task
 from minigpt4.evaluation.proportions import wilson
@@ -35,8 +36,8 @@ class FailureReport:
     def write(self, folder: Path) -> None:
         """Write every file, `failures.json` last; ConfigError if the disk refuses."""
         write_answers(folder / ANSWERS, self.answers)
-        write_text(folder / MARKDOWN, self.markdown())
-        write_json(folder / JSON, self.facts)
+        write_whole(folder / MARKDOWN, self.markdown())
+        write_whole(folder / JSON, as_json(self.facts))
 
     @cached_property
     def facts(self) -> dict[str, Any]:

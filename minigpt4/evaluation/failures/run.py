@@ -10,8 +10,8 @@ from typing import Any
 
 from minigpt4.common.distributed import Processes
 from minigpt4.common.experiment import Experiment
+from minigpt4.evaluation.answerer import PromptRules
 from minigpt4.evaluation.asking import Asking, batch_size, setup_facts
-from minigpt4.evaluation.captioning import CaptionRules
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
 from minigpt4.evaluation.failures.answers import AskedAnswer
 from minigpt4.evaluation.failures.judge import ask_judge
@@ -47,11 +47,6 @@ class FailureRun:
         return getattr(self.cfg.run.failure_prompts, task.name)
 
 
-def for_failures(cfg: Experiment) -> Experiment:
-    """The experiment without what this does not read: `model.ckpt` and the datasets."""
-    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, ckpt=None), datasets={})
-
-
 def evaluate(run: FailureRun, processes: Processes) -> dict[str, Any] | None:
     """Ask, find failures and report; every rank must call it. The content of `failures.json`, on rank 0.
 
@@ -74,9 +69,9 @@ def evaluate(run: FailureRun, processes: Processes) -> dict[str, Any] | None:
     return report.facts
 
 
-def _rules(run: FailureRun, task: Task) -> CaptionRules:
+def _rules(run: FailureRun, task: Task) -> PromptRules:
     settings = dataclasses.replace(run.cfg.run.generation, prompt=run.prompt(task))
-    return CaptionRules.of(run.cfg.model, settings, run.cfg.run.seed, key=f"run.failure_prompts.{task.name}")
+    return PromptRules.of(run.cfg.model, settings, run.cfg.run.seed, key=f"run.failure_prompts.{task.name}")
 
 
 def _asked(run: FailureRun, said: Sequence[Sequence[dict[str, Answer]]]) -> list[AskedAnswer]:
@@ -113,7 +108,7 @@ def _judged(answers: list[AskedAnswer], run: FailureRun) -> tuple[list[AskedAnsw
     return answers, facts
 
 
-def _setup(run: FailureRun, rules: Sequence[CaptionRules]) -> dict[str, Any]:
+def _setup(run: FailureRun, rules: Sequence[PromptRules]) -> dict[str, Any]:
     setup = setup_facts(run.cfg, rules[0])
     del setup["prompt"]
     return {"prompts": {task.name: own.prompt for task, own in zip(run.tasks, rules, strict=True)}, **setup}

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.command_line import write_json
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.experiment import Experiment
+from minigpt4.common.output_files import write_json
+from minigpt4.evaluation.answerer import PromptRules
 from minigpt4.evaluation.asking import Asking, batch_size, setup_facts
-from minigpt4.evaluation.captioning import CaptionRules
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
 from minigpt4.evaluation.hallucination.pope import ObjectQuestion, score, write_lines
 from minigpt4.evaluation.image_list import ImageFile, ImageList
@@ -42,11 +42,6 @@ class PopeRun:
 
     prompt: str = PROMPT
     """With `<ImageHere>` and `{}` for the question, before it is put into the model's template."""
-
-
-def for_questions(cfg: Experiment) -> Experiment:
-    """The experiment without what this does not read: `model.ckpt` and the datasets."""
-    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, ckpt=None), datasets={})
 
 
 def question_files(questions: Sequence[ObjectQuestion], images: Path) -> list[ImageFile]:
@@ -85,11 +80,11 @@ def table(facts: Mapping[str, Any]) -> Table:
     return score_table({row["name"]: row["scores"] for row in facts["checkpoints"]}, METRICS)
 
 
-def _rules(run: PopeRun) -> CaptionRules:
+def _rules(run: PopeRun) -> PromptRules:
     if run.prompt.count(QUESTION_PLACE) != 1:
         raise ConfigError(f"--prompt: {run.prompt!r} must hold {QUESTION_PLACE} exactly once, where the question goes")
     settings = dataclasses.replace(run.cfg.run.generation, prompt=run.prompt)
-    rules = CaptionRules.of(run.cfg.model, settings, run.cfg.run.seed, key="--prompt")
+    rules = PromptRules.of(run.cfg.model, settings, run.cfg.run.seed, key="--prompt")
     prompts = {str(one.question_id): rules.prompt.replace(QUESTION_PLACE, one.text) for one in run.questions}
     return dataclasses.replace(rules, own_prompts=prompts)
 

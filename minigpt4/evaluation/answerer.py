@@ -1,4 +1,4 @@
-"""From checkpoints to captions: frozen parts load once, each image is encoded once, projections are swapped.
+"""From checkpoints to answers: frozen parts load once, each image is encoded once, projections are swapped.
 
 Shapes: B images of U different files, S pixels a side, Q image tokens, V channels before the projection.
 """
@@ -30,7 +30,7 @@ DECODING_FIELDS = tuple(field.name for field in dataclasses.fields(Decoding))
 
 
 class ImageItem(Protocol):
-    """One image to be described."""
+    """One image that is asked about."""
 
     @property
     def image_id(self) -> str: ...
@@ -40,7 +40,7 @@ class ImageItem(Protocol):
 
 
 class Images(Protocol):
-    """What can be described, such as `CaptionData`."""
+    """What can be asked about, such as `CaptionData`."""
 
     @property
     def items(self) -> Sequence[ImageItem]: ...
@@ -50,8 +50,8 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class CaptionRules:
-    """What is said to the model and how its captions are decoded, the same for all checkpoints."""
+class PromptRules:
+    """What is said to the model and how its answers are decoded, the same for all checkpoints."""
 
     decoding: Decoding
     prompt: str
@@ -67,14 +67,14 @@ class CaptionRules:
     @classmethod
     def of(
         cls, model: MiniGPT4Config, settings: GenerationSettings, seed: int, key: str = "run.generation.prompt"
-    ) -> "CaptionRules":
+    ) -> "PromptRules":
         """The rules of a configuration; ConfigError, which names `key`, for a prompt without an image."""
         stop = settings.stop if settings.stop is not None else [model.end_sym] if model.end_sym else []
         decoding = Decoding(**{name: getattr(settings, name) for name in DECODING_FIELDS})
-        return cls(decoding, caption_prompt(model, settings.prompt, key), list(stop), seed)
+        return cls(decoding, whole_prompt(model, settings.prompt, key), list(stop), seed)
 
 
-def caption_prompt(model: MiniGPT4Config, instruction: str | None, key: str) -> str:
+def whole_prompt(model: MiniGPT4Config, instruction: str | None, key: str) -> str:
     """The prompt of all images: `instruction`, or the first of the prompt file, or the image alone."""
     template = model.prompt_template
     if template == "tokenizer":
@@ -87,8 +87,8 @@ def caption_prompt(model: MiniGPT4Config, instruction: str | None, key: str) -> 
     return apply_template(template, instruction)
 
 
-class Captioner:
-    """Captions batches of images with one checkpoint after the other.
+class Answerer:
+    """Answers about batches of images, with one checkpoint after the other.
 
     Args:
         model: a `MiniGPT4` on its device, in eval mode.
@@ -119,8 +119,8 @@ class Captioner:
         self.model.load_checkpoint(checkpoint)
 
     @torch.inference_mode()
-    def captions(self, rules: CaptionRules, wanted: Sequence[int]) -> Iterator[tuple[int, list[Answer]]]:
-        """Number of each batch of `wanted`, and its captions in the order of its images.
+    def answers(self, rules: PromptRules, wanted: Sequence[int]) -> Iterator[tuple[int, list[Answer]]]:
+        """Number of each batch of `wanted`, and its answers in the order of its images.
 
         Raises SampleError for an image that cannot be read.
         """
