@@ -9,6 +9,7 @@ Shapes: B rows still searched, K beams, N = B * K, C candidates a row, L ids so 
 T prompt positions, D channels of the LLM.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from math import inf
 
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
 
 from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.models.llm import compute_as_stored
+from minigpt4.models.row_decoder import NOT_FINITE
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,12 @@ class BeamSearch:
     """With warpers, which change the sums, candidates are drawn by probability; else the likeliest are taken."""
 
     @torch.no_grad()
-    def run(self, llm: nn.Module, embeds_BTD: Tensor, mask_BT: Tensor, first_id: int) -> list[list[int]]:
-        """The best hypothesis of each row: `first_id`, the answer, its end token if it ended by itself.
+    def steps(
+        self, llm: nn.Module, embeds_BTD: Tensor, mask_BT: Tensor, first_id: int
+    ) -> Generator[None, None, list[list[int]]]:
+        """Yields after each token, so that a caller can do other things, or give up, between two.
 
+        Returns the best hypothesis of each row: `first_id`, the answer, its end token if it ended by itself.
         `embeds_BTD` is padded on the left with mask 0.
         """
         pools = [_Pool(self.num_beams, self.length_penalty) for _ in range(len(embeds_BTD))]
@@ -54,10 +60,20 @@ class BeamSearch:
             if not open_rows:
                 break
             beams.select([candidate for row in open_rows for candidate in chosen[row]])
+            yield
         for row, own in zip(open_rows, beams.hypotheses(), strict=False):
             for ids, total in own:
                 pools[row].add(ids, total, length=len(ids))
         return [pool.best() for pool in pools]
+
+    def run(self, llm: nn.Module, embeds_BTD: Tensor, mask_BT: Tensor, first_id: int) -> list[list[int]]:
+        """`steps` to their end."""
+        steps = self.steps(llm, embeds_BTD, mask_BT, first_id)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
 
     def _candidates(self, beams: "_Beams") -> list[list["_Candidate"]]:
         """The next C candidates of each row, best first: enough for K beams where as many end tokens come first."""
@@ -127,10 +143,7 @@ class _Pool:
 
     def best(self) -> list[int]:
         if not self.entries:
-            raise MiniGPT4Error(
-                "the LLM's logits are not finite numbers, so there is no answer: its weights are broken, or "
-                "model.llm_precision: fp16 overflows where bf16 or fp32 would not"
-            )
+            raise MiniGPT4Error(NOT_FINITE)
         return self.entries[0][1]
 
 
@@ -168,9 +181,10 @@ class _Beams:
         self.logits_NV = self._forward(input_ids=self.ids_NL[:, -1:], position_ids=position_ids_N1)
 
     def _forward(self, **inputs: Tensor) -> Tensor:
-        logits = self.llm(
-            **inputs, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, logits_to_keep=1
-        ).logits
+        with compute_as_stored(self.llm):
+            logits = self.llm(
+                **inputs, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, logits_to_keep=1
+            ).logits
         return logits[:, -1].float()
 
     def hypotheses(self) -> list[list[tuple[list[int], float]]]:

@@ -33,11 +33,11 @@ def test_answers_meet_the_reference(shared_model, pool, case):
 
 
 @pytest.mark.parametrize("case", CASES, indirect=True)
-def test_left_padded_prompts_meet_the_reference(shared_model, pool, golden_tensors, assert_near, monkeypatch, case):
-    model = shared_model(has_qformer=case["has_qformer"])
-    given, decode = {}, model.llama_model.generate
-    monkeypatch.setattr(model.llama_model, "generate", lambda **kwargs: given.update(kwargs) or decode(**kwargs))
+def test_left_padded_prompts_meet_the_reference(shared_model, pool, golden_tensors, assert_near, case):
+    model, given = shared_model(has_qformer=case["has_qformer"]), {}
+    hook = model.llama_model.register_forward_pre_hook(lambda llm, args, kwargs: given.update(kwargs), with_kwargs=True)
     model.generate(images_of(case, pool), case["texts"], max_new_tokens=1)
+    hook.remove()
     assert_near(given["inputs_embeds"], golden_tensors[f"generate/{case['name']}/inputs_embeds"], ATOL)
     assert torch.equal(given["attention_mask"], golden_tensors[f"generate/{case['name']}/attention_mask"])
 

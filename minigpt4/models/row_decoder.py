@@ -1,0 +1,243 @@
+"""Token by token, for rows that come and go: prompts join a running batch, and rows that ended leave it.
+
+What a row says depends on its own prompt and settings; its neighbours change no more than the rounding.
+Shapes: B rows, T prompt positions, P positions in the cache, D channels of the LLM, V vocabulary.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    DynamicCache,
+    LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.conversation.decoding import Decoding
+from minigpt4.models.llm import compute_as_stored
+
+TOP_K = 50
+"""Candidates that sampling keeps: the default of transformers 4.30, which the published code never changed."""
+
+NOT_FINITE = (
+    "the LLM's logits are not finite numbers, so there is no answer: its weights are broken, or "
+    "model.llm_precision: fp16 overflows where bf16 or fp32 would not"
+)
+
+
+@dataclass(eq=False)
+class DecodedRow:
+    """An answer in the making."""
+
+    ids: list[int]
+    """What is there: bos, the answer so far, its end token if it ended by one."""
+    decoding: Decoding
+    stop: Sequence[str] = ()
+    generator: torch.Generator | None = None
+    """Of this row's sampling, on the LLM's device; None: the global one."""
+    ended: bool | None = field(default=None, init=False)
+    """None while it goes on; True: an end token or a stop string came; False: the token limit did."""
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens that the LLM has said."""
+        return len(self.ids) - 1
+
+
+class RowDecoder:
+    """Decodes rows with one beam each.
+
+    Args:
+        llm: a causal LM of transformers.
+        end_ids: tokens that end an answer.
+    """
+
+    def __init__(self, llm: nn.Module, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> None:
+        self.llm, self.tokenizer, self.end_ids = llm, tokenizer, list(end_ids)
+        self.rows: list[DecodedRow] = []
+        """Those that go on, in the order of the batch."""
+        self._cache = DynamicCache()
+        self._mask_BP: Tensor | None = None
+        self._logits_BV: Tensor | None = None  # None: the newest tokens are not read yet
+
+    @torch.no_grad()
+    def add(self, rows: Sequence[DecodedRow], embeds_BTD: Tensor, mask_BT: Tensor) -> None:
+        """Rows join with their prompts, which are padded on the left with mask 0."""
+        if self.rows:
+            self._read_newest()
+        cache = DynamicCache()
+        position_ids_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+        logits_BV = self._forward(cache, mask_BT, inputs_embeds=embeds_BTD, position_ids=position_ids_BT)
+        if self.rows:
+            cache, mask_BT = self._joined(cache, mask_BT)
+            logits_BV = torch.cat([self._logits_BV, logits_BV])
+        self._cache, self._mask_BP, self._logits_BV = cache, mask_BT, logits_BV
+        self.rows = [*self.rows, *rows]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Every row says one token; those that ended leave.
+
+        Raises MiniGPT4Error where logits are not finite numbers.
+        """
+        self._read_newest()
+        for row, token in zip(self.rows, self._chosen_tokens(), strict=True):
+            row.ids.append(token)
+        self._logits_BV = None
+        self._mask_BP = nn.functional.pad(self._mask_BP, (0, 1), value=1)
+        self._notice_ends()
+        self._keep([index for index, row in enumerate(self.rows) if row.ended is None])
+
+    def remove(self, rows: Iterable[DecodedRow]) -> None:
+        """Rows leave before their end."""
+        leaving = {id(row) for row in rows}
+        self._keep([index for index, row in enumerate(self.rows) if id(row) not in leaving])
+
+    # Reading
+
+    def _read_newest(self) -> None:
+        if self._logits_BV is not None:
+            return
+        newest_B1 = torch.tensor([[row.ids[-1]] for row in self.rows], device=self._mask_BP.device)
+        position_ids_B1 = self._mask_BP.sum(dim=1, keepdim=True) - 1
+        self._logits_BV = self._forward(self._cache, self._mask_BP, input_ids=newest_B1, position_ids=position_ids_B1)
+
+    def _forward(self, cache: DynamicCache, mask_BP: Tensor, **inputs: Tensor) -> Tensor:
+        last = torch.tensor([next(iter(inputs.values())).shape[1] - 1], device=mask_BP.device)
+        with compute_as_stored(self.llm):
+            # An index, not a number: a slice would not be contiguous, and CPUs copy the head's weights for it.
+            logits_B1V = self.llm(
+                **inputs, attention_mask=mask_BP, past_key_values=cache, use_cache=True, logits_to_keep=last
+            ).logits
+        return logits_B1V[:, 0].float()
+
+    # Choosing
+
+    def _chosen_tokens(self) -> list[int]:
+        tokens_B = torch.empty(len(self.rows), dtype=torch.long, device=self._logits_BV.device)
+        for members in self._alike():
+            first = self.rows[members[0]]
+            scores_MV = self._logits_BV if len(members) == len(self.rows) else self._logits_BV[members]
+            processors = penalties(first.decoding, self.end_ids, scores_MV.device)
+            if processors:
+                ids_ML = torch.tensor([self.rows[index].ids for index in members], device=scores_MV.device)
+                scores_MV = processors(ids_ML, scores_MV)
+            tokens_B[members] = _choose(scores_MV, first)
+        finite_B = self._logits_BV.isfinite().all(dim=1).long()
+        tokens, finite = torch.stack([tokens_B, finite_B]).tolist()  # the one time that the host waits for the device
+        if not all(finite):
+            raise MiniGPT4Error(NOT_FINITE)
+        return tokens
+
+    def _alike(self) -> list[list[int]]:
+        """Indices of rows whose tokens can be chosen together."""
+
+        def kind(index: int) -> tuple:
+            row = self.rows[index]
+            decoding = row.decoding
+            plain = decoding.repetition_penalty == 1 and decoding.min_length <= 1
+            own = id(row.generator) if decoding.do_sample and row.generator is not None else 0
+            return repr(decoding), 0 if plain else len(row.ids), own
+
+        return [list(group) for _, group in groupby(sorted(range(len(self.rows)), key=kind), key=kind)]
+
+    # Ending
+
+    def _notice_ends(self) -> None:
+        stopped = self._stopped()
+        for row, is_stopped in zip(self.rows, stopped, strict=True):
+            if is_stopped or row.ids[-1] in self.end_ids:
+                row.ended = True
+            elif row.num_new_tokens >= row.decoding.max_new_tokens:
+                row.ended = False
+
+    def _stopped(self) -> list[bool]:
+        """Whether the newest token completed a stop string of its row."""
+        tails = [row.ids[max(1, len(row.ids) - tail_length(row.stop)) :] if row.stop else [] for row in self.rows]
+        if not any(tails):
+            return [False] * len(tails)
+        texts = self.tokenizer.batch_decode(tails)
+        return [any(stop in text for stop in row.stop) for row, text in zip(self.rows, texts, strict=True)]
+
+    # The batch
+
+    def _keep(self, indices: list[int]) -> None:
+        if len(indices) == len(self.rows):
+            return
+        self.rows = [self.rows[index] for index in indices]
+        if not indices:
+            self._cache, self._mask_BP, self._logits_BV = DynamicCache(), None, None
+            return
+        chosen = torch.tensor(indices, device=self._mask_BP.device)
+        self._cache.batch_select_indices(chosen)
+        self._mask_BP = self._mask_BP[chosen]
+        if self._logits_BV is not None:
+            self._logits_BV = self._logits_BV[chosen]
+        self._trim()
+
+    def _trim(self) -> None:
+        """Drop positions on the left that are padding in every row that is left."""
+        unused = int(self._mask_BP.any(dim=0).int().argmax())
+        if not unused:
+            return
+        self._mask_BP = self._mask_BP[:, unused:]
+        for layer in self._cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
+
+    def _joined(self, cache: DynamicCache, mask_BT: Tensor) -> tuple[DynamicCache, Tensor]:
+        """The running rows' cache and mask above those of new rows, all padded on the left to one length."""
+        width = max(self._mask_BP.shape[1], mask_BT.shape[1])
+        both = DynamicCache()
+        for number, (old, new) in enumerate(zip(self._cache.layers, cache.layers, strict=True)):
+            keys = torch.cat([_padded(old.keys, width), _padded(new.keys, width)])
+            both.update(keys, torch.cat([_padded(old.values, width), _padded(new.values, width)]), number)
+        masks = [nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask in (self._mask_BP, mask_BT)]
+        return both, torch.cat(masks)
+
+
+def _padded(states_BHPE: Tensor, width: int) -> Tensor:
+    return nn.functional.pad(states_BHPE, (0, 0, width - states_BHPE.shape[2], 0))
+
+
+def _choose(scores_MV: Tensor, row: DecodedRow) -> Tensor:
+    """The next token of each row, (M,); all are decoded as `row` is."""
+    if not row.decoding.do_sample:
+        return scores_MV.argmax(dim=-1)
+    kept_MV = warpers(row.decoding, min_tokens_to_keep=1)(None, scores_MV)
+    return torch.multinomial(kept_MV.softmax(dim=-1).nan_to_num(), 1, generator=row.generator).squeeze(1)
+
+
+def penalties(decoding: Decoding, end_ids: list[int], device: torch.device) -> LogitsProcessorList:
+    """What changes the scores before a token is chosen, whether it is sampled or not."""
+    processors = LogitsProcessorList()
+    if decoding.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(float(decoding.repetition_penalty)))
+    if end_ids and decoding.min_length > 1:  # the bos token counts, so 1 is always reached
+        processors.append(MinLengthLogitsProcessor(decoding.min_length, end_ids, device=str(device)))
+    return processors
+
+
+def warpers(decoding: Decoding, min_tokens_to_keep: int) -> LogitsProcessorList:
+    """What sampling does to the scores; transformers 4.30 kept two tokens with several beams, one without."""
+    keep = {"min_tokens_to_keep": min_tokens_to_keep}
+    return LogitsProcessorList(
+        [
+            TemperatureLogitsWarper(float(decoding.temperature)),
+            TopKLogitsWarper(TOP_K, **keep),
+            TopPLogitsWarper(float(decoding.top_p), **keep),
+        ]
+    )
+
+
+def tail_length(stop: Sequence[str]) -> int:
+    """Newest tokens that have to be looked at to see a stop string end: a token holds at least one byte of text."""
+    return 1 + max(len(text.encode()) for text in stop)
