@@ -34,15 +34,16 @@ def talk(args: argparse.Namespace, experiment: Experiment) -> None:
     """Load the model, show it the image, and answer."""
     import torch
 
-    from minigpt4.conversation.chat import Chat, conversation_for
+    from minigpt4.conversation.chat import Chat
+    from minigpt4.conversation.decoding import Decoding
+    from minigpt4.inference import Engine
     from minigpt4.models import MiniGPT4
-    from minigpt4.models.generation import Decoding
     from minigpt4.processors import Blip2ImageEvalProcessor, open_image
 
     image = open_image(args.image)
     device = f"cuda:{args.gpu_id}" if torch.cuda.is_available() else "cpu"
     model = MiniGPT4.from_config(experiment.model, device).eval()
-    chat = Chat(model, Blip2ImageEvalProcessor(image_size=experiment.model.image_size), conversation_for(model))
+    chat = Chat(Engine(model, Blip2ImageEvalProcessor(image_size=experiment.model.image_size)))
     chat.show(image)
     decoding = Decoding(num_beams=args.num_beams, max_new_tokens=args.max_new_tokens)
     if args.prompt:

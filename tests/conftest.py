@@ -93,3 +93,29 @@ def tiny_section(parity_dir) -> Callable[..., dict[str, Any]]:
         } | changes
 
     return section
+
+
+@pytest.fixture(scope="session")
+def build_model(tiny_section) -> Callable[..., Any]:
+    """A model of its own for the test, from `tiny_section(**changes)`."""
+
+    def build(**changes: Any) -> Any:
+        from minigpt4.models.minigpt4 import MiniGPT4
+
+        return MiniGPT4.from_config(tiny_section(**changes))
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def shared_model(build_model) -> Callable[..., Any]:
+    """The same as `build_model`, built once for the whole run; nobody changes it."""
+    built: dict[str, Any] = {}
+
+    def shared(**changes: Any) -> Any:
+        key = repr(sorted(changes.items()))
+        if key not in built:
+            built[key] = build_model(**changes).eval()
+        return built[key]
+
+    return shared

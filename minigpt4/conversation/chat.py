@@ -1,61 +1,108 @@
-"""Talking about images: a conversation, its images' embeddings, and a model that answers."""
+"""Talking about images: one conversation, the images that were shown, and whoever runs the model.
 
+chat = Chat(engine)
+chat.show(image)
+print(chat.ask("What is unusual about this image?"))
+for piece in chat.stream("Tell me more."):
+    print(piece, end="")
+"""
+
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from PIL import Image
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from minigpt4.common.errors import SampleError
-from minigpt4.conversation.prompt_template import TemplateConversation
-from minigpt4.conversation.templates import get_template
-from minigpt4.conversation.turns import Turns
-from minigpt4.models.generation import Decoding
-from minigpt4.processors.base_processor import BaseProcessor
-from minigpt4.processors.images import to_rgb
+from minigpt4.conversation.decoding import Decoding
+from minigpt4.conversation.requests import Backend, Picture, Reply, Request
+from minigpt4.conversation.turns import IMAGE_PLACEHOLDER, Turns
 
-_PUBLISHED = {"pretrain_vicuna0": "vicuna0", "pretrain_llama2": "llama2"}
+if TYPE_CHECKING:
+    from PIL import Image
 
+PUBLISHED_CHAT = Decoding(max_new_tokens=300, do_sample=True, top_p=0.9, repetition_penalty=1.05)
+"""How the published demo answers."""
 
-def conversation_for(model: Any) -> Turns:
-    """An empty conversation as this model knows it: the published one of its type, else the template of training."""
-    published = _PUBLISHED.get(model.cfg.model_type)
-    if published is not None:
-        return get_template(published)
-    return TemplateConversation(model.prompt_template, model.end_sym)
+GREEDY = Decoding(max_new_tokens=300)
 
 
 @dataclass
 class Chat:
-    """One conversation with one model.
+    """One conversation.
 
     Fields:
-        model: a `MiniGPT4`.
-        processor: PIL image -> (3, S, S).
-        conversation: what was said; empty at first.
-        images: embeddings (1, Q, D) of the images that were shown, each encoded once.
+        backend: runs the model, such as an `Engine`.
+        conversation: what was said; by default empty, in the model's template.
+        pictures: the images that were shown, in the order of the conversation's placeholders.
+        checkpoint: name of the checkpoint that answers; None: the backend's first.
+        reply: the answer that was asked for last: tokens, turns that were left out, how it ended.
     """
 
-    model: Any
-    processor: BaseProcessor
-    conversation: Turns
-    images: list[Tensor] = field(default_factory=list)
+    backend: Backend
+    conversation: Turns = None
+    pictures: list[Picture] = field(default_factory=list)
+    checkpoint: str | None = None
+    reply: Reply | None = None
 
-    def show(self, image: Image.Image) -> None:
-        """The user shows an image; the next question is about it, and about those before."""
-        pixels_13SS = self.processor(to_rgb(image)).unsqueeze(0)
-        with torch.no_grad():
-            self.images.append(self.model.encode_img(pixels_13SS)[0])
+    def __post_init__(self) -> None:
+        if self.conversation is None:
+            self.conversation = self.backend.new_conversation()
+
+    def show(self, image: "Image.Image") -> str:
+        """The user shows an image; the next question is about it, and about those before. Returns its id."""
+        picture = self.backend.look(image)
+        self.pictures.append(picture)
         self.conversation.add_image()
+        return picture.image_id
 
-    def ask(self, question: str, decoding: Decoding) -> str:
-        """The model's answer, which becomes part of the conversation; SampleError for an empty question."""
+    def ask(self, question: str, decoding: Decoding = GREEDY) -> str:
+        """The whole answer of `stream`."""
+        return "".join(self.stream(question, decoding))
+
+    def stream(self, question: str, decoding: Decoding = GREEDY, seed: int | None = None) -> Iterator[str]:
+        """The answer, piece by piece; joined it becomes part of the conversation.
+
+        A caller that stops reading ends the answer there: what was said so far stays in the conversation. Where
+        nothing was said the question is not kept either.
+
+        Raises:
+            SampleError: the question is empty, holds an image's placeholder, or does not fit into the LLM's context.
+                The conversation is as before.
+        """
         if not question.strip():
             raise SampleError("the question is empty")
-        self.conversation.ask(question.strip())
-        self.conversation.open_answer()
-        prompt, stop = self.conversation.get_prompt(), [self.conversation.answer_end]
-        answer = self.model.generate_from_embeds([self.images], [prompt], decoding, list(filter(None, stop)))[0]
-        self.conversation.fill_answer(answer)
-        return answer
+        return self._answer(question.strip(), decoding, seed, before=self.conversation.copy())
+
+    def regenerate(self, decoding: Decoding = GREEDY, seed: int | None = None) -> Iterator[str]:
+        """Another answer to the last question, in place of the one there is; SampleError if nothing was asked."""
+        before = self.conversation.copy()
+        question = self.take_back()
+        if question is None:
+            raise SampleError("nothing was asked yet, so there is no answer to give anew")
+        return self._answer(question, decoding, seed, before)
+
+    def take_back(self) -> str | None:
+        """Forget the last question and its answer, and return the question; images stay. None: nothing was asked."""
+        return self.conversation.take_back()
+
+    def restart(self) -> None:
+        """Forget everything."""
+        self.conversation, self.pictures, self.reply = self.backend.new_conversation(), [], None
+
+    def _answer(self, question: str, decoding: Decoding, seed: int | None, before: Turns) -> Iterator[str]:
+        said = ""
+        try:
+            self.conversation.ask(question)
+            self.conversation.open_answer()
+            self.reply = self.backend.submit(
+                Request(self.conversation.copy(), tuple(self.pictures), decoding, checkpoint=self.checkpoint, seed=seed)
+            )
+            with closing(self.reply):
+                for piece in self.reply:
+                    said += piece
+                    yield piece
+        finally:
+            if said:  # the model's words must not open a place for an image
+                self.conversation.fill_answer(said.replace(IMAGE_PLACEHOLDER, ""))
+            else:
+                self.conversation = before

@@ -1,11 +1,13 @@
 """The turns of a conversation and how they join, the same for every kind of template."""
 
-from typing import Any
+import re
+from typing import Any, Self
 
 from minigpt4.common.errors import SampleError
 
 IMAGE_PLACEHOLDER = "<ImageHere>"  # where the image's embeddings go
 IMAGE_MESSAGE = f"<Img>{IMAGE_PLACEHOLDER}</Img>"
+_IMAGES_BEFORE = re.compile(f"^(?:{re.escape(IMAGE_MESSAGE)} ?)*")
 
 
 class Turns:
@@ -51,6 +53,40 @@ class Turns:
             raise ValueError("there is no answer to fill in; call open_answer() first")
         self.messages[-1][1] = text
 
+    def without_oldest_turn(self) -> Self | None:
+        """A copy without its first answer and what was said before it, images excepted; None: there is no such turn.
+
+        The last message does not count: it is what is being answered.
+        """
+        answered = [i for i, (role, text) in enumerate(self.messages[:-1]) if role == self.roles[1] and text]
+        if not answered:
+            return None
+        shorter = self.copy()
+        old, shorter.messages = shorter.messages[: answered[0] + 1], []
+        for _ in range(sum(_num_images(text) for role, text in old if role == self.roles[0])):
+            shorter.add_image()
+        for role, text in self.messages[answered[0] + 1 :]:
+            if role == self.roles[0] and _question(text) == text and shorter._image_was_just_shown():
+                shorter.messages[-1][1] = f"{shorter.messages[-1][1]} {text}"
+            else:
+                shorter.append_message(role, text)
+        return shorter
+
+    def take_back(self) -> str | None:
+        """Remove the last question and its answer, if there is one, and return the question; images stay.
+
+        None, and nothing changes, where no question was asked.
+        """
+        asked = [i for i, (role, text) in enumerate(self.messages) if role == self.roles[0] and _question(text)]
+        if not asked:
+            return None
+        last = asked[-1]
+        text = self.messages[last][1]
+        shown = text.removesuffix(_question(text)).rstrip()
+        later = [message for message in self.messages[last + 1 :] if message[0] == self.roles[0]]
+        self.messages[last:] = ([[self.roles[0], shown]] if shown else []) + later
+        return _question(text)
+
     def to_gradio_chatbot(self) -> list[list[str | None]]:
         """Pairs [question, answer] of the messages after the first `offset`, as published."""
         shown = [text for _, text in self.messages[self.offset :]]
@@ -65,3 +101,12 @@ class Turns:
 
     def _copied_messages(self) -> list[list[Any]]:
         return [list(message) for message in self.messages]
+
+
+def _num_images(text: str | None) -> int:
+    return (text or "").count(IMAGE_PLACEHOLDER)
+
+
+def _question(text: str | None) -> str:
+    """What a user's message says, without the images before it."""
+    return _IMAGES_BEFORE.sub("", text or "")

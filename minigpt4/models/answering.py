@@ -24,16 +24,26 @@ class Answering:
 
         Raises SampleError unless there are as many placeholders as images.
         """
-        embeds, _ = self._prompt_embeds([prompt], [list(img_list)])
+        embeds, _ = self.prompt_embeds([prompt], [list(img_list)])
         return embeds
 
-    def _prompt_embeds(self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+    def prompt_embeds(self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
         """Left-padded embeddings (B, T, D), zero where padded, and their mask (B, T), from image embeddings."""
         rows, tokens_MD = self._prompt_rows(prompts, images)
         batch = sequence.collate_prompts(rows, self.llama_tokenizer.pad_token_id).to(self.device)
         embeds_BTD = sequence.embed(batch, self.llama_model.get_input_embeddings(), tokens_MD)
         mask_BT = batch.attention_mask_BT
         return embeds_BTD * mask_BT.unsqueeze(-1).to(embeds_BTD.dtype), mask_BT
+
+    def prompt_length(self, prompt: str, image_tokens: Sequence[int]) -> int:
+        """Positions that a prompt takes, where its n-th image takes `image_tokens[n]` of them."""
+        texts = self._text_rules().encode(sequence.split_prompt(prompt))
+        return len(start_ids(self.llama_tokenizer)) + sum(map(len, texts)) + sum(image_tokens)
+
+    @property
+    def context_length(self) -> int:
+        """Positions that prompt and answer may take together."""
+        return self.llama_model.config.max_position_embeddings
 
     def _prompt_rows(
         self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]
@@ -107,7 +117,7 @@ class Answering:
     ) -> list[Answer]:
         """`generate_from_embeds` that also tells whether each answer was ended or cut."""
         stop = [stop] if isinstance(stop, str) else list(stop)
-        embeds_BTD, mask_BT = self._prompt_embeds(texts, images)
+        embeds_BTD, mask_BT = self.prompt_embeds(texts, images)
         ids_BL = generate_ids(self.llama_model, self.llama_tokenizer, embeds_BTD, mask_BT, decoding, stop)
         rows, tokenizer = ids_BL.tolist(), self.llama_tokenizer
         ends = set(end_tokens(self.llama_model))

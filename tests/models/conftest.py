@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from minigpt4.models.minigpt4 import MiniGPT4
-
 POOL = 6
 
 
@@ -21,30 +19,6 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="session")
-def build_model(tiny_section) -> Callable[..., MiniGPT4]:
-    """A model of its own for the test, from `tiny_section(**changes)`."""
-
-    def build(**changes: Any) -> MiniGPT4:
-        return MiniGPT4.from_config(tiny_section(**changes))
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def shared_model(build_model) -> Callable[..., MiniGPT4]:
-    """The same as `build_model`, built once for the whole run; nobody changes it."""
-    built: dict[str, MiniGPT4] = {}
-
-    def shared(**changes: Any) -> MiniGPT4:
-        key = repr(sorted(changes.items()))
-        if key not in built:
-            built[key] = build_model(**changes).eval()
-        return built[key]
-
-    return shared
 
 
 @pytest.fixture(scope="session")

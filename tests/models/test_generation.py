@@ -78,7 +78,7 @@ def pixels(golden_tensors):
 @pytest.fixture(scope="module")
 def batch(model):
     """Left-padded embeddings of TEXTS and their mask."""
-    return model._prompt_embeds(TEXTS, [[] for _ in TEXTS])
+    return model.prompt_embeds(TEXTS, [[] for _ in TEXTS])
 
 
 def row(batch, index):

@@ -228,7 +228,7 @@ def test_answer_tells_whether_a_stop_string_or_the_limit_ended_it(shared_model, 
 def test_best_beam_tells_whether_it_ended(shared_model, pool):
     model, decoding = shared_model(), Decoding(max_new_tokens=12, num_beams=2)
     images = [[embeds_1QD] for embeds_1QD in model.encode_img(pool[:2])[0].split(1)]
-    embeds, mask = model._prompt_embeds([PROMPT] * 2, images)
+    embeds, mask = model.prompt_embeds([PROMPT] * 2, images)
     ids = generate_ids(model.llama_model, model.llama_tokenizer, embeds, mask, decoding).tolist()
     end = model.llama_model.generation_config.eos_token_id
     answers = model.answers_from_embeds(images, [PROMPT] * 2, decoding)
@@ -240,7 +240,7 @@ def test_answer_that_an_end_token_ends_has_ended_even_at_the_limit(shared_model,
     model = shared_model()
     images = [[model.encode_img(pool[:1])[0]]]
     ids = generate_ids(
-        model.llama_model, model.llama_tokenizer, *model._prompt_embeds([PROMPT], images), Decoding(max_new_tokens=6)
+        model.llama_model, model.llama_tokenizer, *model.prompt_embeds([PROMPT], images), Decoding(max_new_tokens=6)
     )
     last = int(ids[0, -1])
     limit = 1 + ids[0, 1:].tolist().index(last)

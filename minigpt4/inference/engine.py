@@ -1,0 +1,301 @@
+"""One model, many conversations: waiting requests join the running batch, answers leave it when they end.
+
+engine = Engine(model, processor)
+print(Chat(engine).ask("Hello?"))          # works while it is read
+engine.start()                             # or in a thread of its own, for many readers at once
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from minigpt4.common.errors import MiniGPT4Error, RunError
+from minigpt4.conversation.context import fit
+from minigpt4.conversation.model_template import conversation_for
+from minigpt4.conversation.requests import Picture, Request
+from minigpt4.conversation.turns import Turns
+from minigpt4.inference.pictures import PictureEncoder, look
+from minigpt4.inference.reply import EngineReply
+from minigpt4.models.generation import beam_search, check_stop, end_tokens, first_token
+from minigpt4.models.row_decoder import DecodedRow, RowDecoder
+from minigpt4.processors.base_processor import BaseProcessor
+
+log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = "the GPU's memory is full: fewer answers at once, shorter answers, or fewer beams need less"
+
+
+class BusyError(MiniGPT4Error):
+    """Too many requests wait already."""
+
+
+class Engine:
+    """Answers requests, several together; a `Backend` of chats.
+
+    Args:
+        model: a `MiniGPT4` on its device, in eval mode.
+        processor: PIL image -> (3, S, S).
+        checkpoints: further checkpoints of the same model by name; they share its frozen parts.
+        name: what the checkpoint that `model` holds is called.
+        max_rows: answers in the making at once; more wait. A search with several beams counts as so many.
+        max_waiting: requests that may wait.
+        keep_images: encoded images that are remembered.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: BaseProcessor,
+        checkpoints: Mapping[str, Path] | None = None,
+        name: str = "minigpt4",
+        *,
+        max_rows: int = 8,
+        max_waiting: int = 64,
+        keep_images: int = 64,
+    ) -> None:
+        self.model, self.processor = model, processor
+        self.max_rows, self.max_waiting = max_rows, max_waiting
+        self._encoder = PictureEncoder(model, name, checkpoints or {}, keep_images)
+        self._decoder = RowDecoder(model.llama_model, model.llama_tokenizer, end_tokens(model.llama_model))
+        self._waiting: deque[EngineReply] = deque()
+        self._running: list[_Row | _Search] = []
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._stops = False
+
+    # For those who ask
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """Names of the checkpoints, the first one first."""
+        return self._encoder.names
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait."""
+        return len(self._waiting)
+
+    @property
+    def num_running(self) -> int:
+        """Answers in the making."""
+        return len(self._running)
+
+    def look(self, image: Image.Image) -> Picture:
+        """The image as the model reads it; SampleError if its pixels cannot be read."""
+        return look(image, self.processor)
+
+    def new_conversation(self) -> Turns:
+        """An empty conversation in the model's template."""
+        return conversation_for(self.model)
+
+    def submit(self, request: Request, notify: Callable[[], None] | None = None) -> EngineReply:
+        """Ask for an answer.
+
+        Args:
+            notify: called, in the engine's thread, whenever there is something new to read.
+
+        Raises:
+            BusyError: too many requests wait.
+            ConfigError: there is no such checkpoint, or a stop string is empty.
+        """
+        self._encoder.name(request.checkpoint)
+        check_stop(request.stop)
+        with self._changed:
+            if len(self._waiting) >= self.max_waiting:
+                raise BusyError(f"{self.max_waiting} requests wait already; try again later")
+            if self._stops:
+                raise RunError("the engine was stopped")
+            reply = EngineReply(request, drive=None if self._thread else self.tick, notify=notify)
+            self._waiting.append(reply)
+            self._changed.notify()
+        return reply
+
+    # A thread of its own
+
+    def start(self) -> "Engine":
+        """Answer in a thread of its own until `stop`."""
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """End the thread; answers in the making end with an error."""
+        with self._changed:
+            self._stops = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+        self._fail(RunError("the engine was stopped"), [*self._replies(), *self._waiting])
+
+    def __enter__(self) -> "Engine":
+        return self.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._stops or self._waiting or self._running)
+                if self._stops:
+                    return
+            self.tick()
+
+    # The work
+
+    @torch.inference_mode()
+    def tick(self) -> None:
+        """Let waiting requests join, and every answer grow by a token."""
+        try:
+            self._leave()
+            self._admit()
+            self._step()
+        except Exception as error:  # whatever it is must reach the readers, and the next request finds an empty batch
+            log.exception("The answers in the making are lost")
+            self._fail(_readable(error), self._replies())
+
+    def _leave(self) -> None:
+        """Answers that nobody wants any more, or that took too long."""
+        now = time.monotonic()
+        for reply in [*self._replies(), *self._waiting]:
+            if reply.deadline is not None and now > reply.deadline:
+                reply.fail(TimeoutError(f"the answer took longer than {reply.request.timeout:g} s"))
+        over = [job for job in self._running if job.reply.is_over]
+        self._decoder.remove([job.row for job in over if isinstance(job, _Row)])
+        self._running = [job for job in self._running if not job.reply.is_over]
+
+    def _admit(self) -> None:
+        """Waiting requests in their order, as long as there is room."""
+        rows, prompts = [], []
+        for reply in self._take_waiting():
+            try:
+                prompt = self._read(reply)
+                if reply.request.decoding.num_beams > 1:
+                    self._running.append(self._search(reply, prompt))
+                else:
+                    rows.append(self._row(reply))
+                    prompts.append(prompt)
+            except Exception as error:  # of this request alone
+                reply.fail(_readable(error))
+        if rows:
+            self._running += rows
+            self._decoder.add([job.row for job in rows], *self._embedded(prompts))
+
+    def _take_waiting(self) -> list[EngineReply]:
+        taken: list[EngineReply] = []
+        rows = sum(job.reply.request.decoding.num_beams for job in self._running)
+        with self._changed:
+            while self._waiting:
+                reply = self._waiting[0]
+                rows += reply.request.decoding.num_beams
+                if rows > self.max_rows and (taken or self._running):
+                    break
+                self._waiting.popleft()
+                if not reply.is_over:
+                    taken.append(reply)
+        return taken
+
+    def _read(self, reply: EngineReply) -> "_Prompt":
+        """The prompt of a request, with the images' embeddings; SampleError if it does not fit into the context."""
+        request = reply.request
+        embeds = self._encoder.embeds(request.pictures, self._encoder.name(request.checkpoint))
+        image_tokens = [embeds_1QD.shape[1] for embeds_1QD in embeds]
+
+        def length(prompt: str) -> int:
+            return self.model.prompt_length(prompt, image_tokens)
+
+        fitted, reply.dropped_turns = fit(
+            request.conversation, length, request.decoding.max_new_tokens, self.model.context_length
+        )
+        text = fitted.get_prompt()
+        reply.prompt_tokens = length(text)
+        return _Prompt(text, embeds)
+
+    def _embedded(self, prompts: Sequence["_Prompt"]) -> tuple[Tensor, Tensor]:
+        return self.model.prompt_embeds([prompt.text for prompt in prompts], [prompt.images for prompt in prompts])
+
+    def _row(self, reply: EngineReply) -> "_Row":
+        request, generator = reply.request, None
+        if request.decoding.do_sample and request.seed is not None:
+            generator = torch.Generator(self.model.device).manual_seed(request.seed)
+        row = DecodedRow([first_token(self.model.llama_model)], request.decoding, reply.stop, generator)
+        return _Row(reply, row)
+
+    def _search(self, reply: EngineReply, prompt: "_Prompt") -> "_Search":
+        llm = self.model.llama_model
+        search = beam_search(llm, self.model.llama_tokenizer, reply.request.decoding, reply.stop)
+        return _Search(reply, search.steps(llm, *self._embedded([prompt]), first_token(llm)))
+
+    def _step(self) -> None:
+        if self._decoder.rows:
+            self._decoder.step()
+        for job in self._running:
+            if isinstance(job, _Row):
+                self._say(job.reply, job.row.ids, job.row.ended)
+            else:
+                self._search_on(job)
+
+    def _search_on(self, job: "_Search") -> None:
+        """One token further in a search, which has nothing to say before its end."""
+        try:
+            next(job.steps)
+        except StopIteration as end:
+            (ids,) = end.value
+            self._say(job.reply, ids, ended=self._has_ended(ids, job.reply.stop))
+
+    def _has_ended(self, ids: Sequence[int], stop: Sequence[str]) -> bool:
+        text = self.model.llama_tokenizer.decode(ids[1:])
+        return ids[-1] in self._decoder.end_ids or any(end in text for end in stop)
+
+    def _say(self, reply: EngineReply, ids: Sequence[int], ended: bool | None) -> None:
+        text = self.model.llama_tokenizer.decode(ids[1:], skip_special_tokens=True)
+        if ended is None:
+            reply.grow(text, len(ids) - 1)
+        else:
+            reply.finish(text, len(ids) - 1, ended)
+
+    def _replies(self) -> list[EngineReply]:
+        return [job.reply for job in self._running]
+
+    def _fail(self, error: Exception, replies: Sequence[EngineReply]) -> None:
+        """Nothing more comes to any of these, and nothing is left in the making."""
+        for reply in replies:
+            reply.fail(error)
+        self._running = []
+        self._decoder.remove(list(self._decoder.rows))
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    text: str
+    images: list[Tensor]
+    """Embeddings (1, Q, D) each."""
+
+
+@dataclass(frozen=True)
+class _Row:
+    """An answer with one beam."""
+
+    reply: EngineReply
+    row: DecodedRow
+
+
+@dataclass(frozen=True)
+class _Search:
+    """An answer with several beams."""
+
+    reply: EngineReply
+    steps: Generator[None, None, list[list[int]]]
+
+
+def _readable(error: Exception) -> Exception:
+    return RunError(f"{OUT_OF_MEMORY} ({error})") if isinstance(error, torch.OutOfMemoryError) else error
