@@ -1,5 +1,6 @@
 """Conversations that outgrow the LLM's context: the oldest turns go, images stay."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 
 from minigpt4.common.errors import SampleError
@@ -15,13 +16,16 @@ def fit(conversation: Turns, length: Callable[[str], int], max_new_tokens: int, 
 
     Raises SampleError if the last question does not fit by itself.
     """
-    dropped = 0
-    while (needed := length(conversation.get_prompt())) + max_new_tokens > context:
-        shorter = conversation.without_oldest_turn()
-        if shorter is None:
-            raise SampleError(
-                f"the question and its images take {needed} positions and the answer may take {max_new_tokens}, but "
-                f"this LLM reads {context} in all: ask a shorter question, or lower the maximum of new tokens"
-            )
-        conversation, dropped = shorter, dropped + 1
-    return conversation, dropped
+
+    def needed(turns: int) -> int:
+        return length(conversation.without_oldest(turns).get_prompt()) + max_new_tokens
+
+    every = range(conversation.num_answered + 1)
+    dropped = bisect_left(every, True, key=lambda turns: needed(turns) <= context)
+    if dropped == len(every):
+        raise SampleError(
+            f"the question and its images take {needed(every[-1]) - max_new_tokens} positions and the answer may take "
+            f"{max_new_tokens}, but this LLM reads {context} in all: ask a shorter question, show fewer images, or "
+            "lower the maximum of new tokens"
+        )
+    return conversation.without_oldest(dropped), dropped

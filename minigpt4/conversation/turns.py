@@ -53,24 +53,32 @@ class Turns:
             raise ValueError("there is no answer to fill in; call open_answer() first")
         self.messages[-1][1] = text
 
-    def without_oldest_turn(self) -> Self | None:
-        """A copy without its first answer and what was said before it, images excepted; None: there is no such turn.
+    @property
+    def num_answered(self) -> int:
+        """Answers that were given; the last message is still being answered and does not count."""
+        return len(self._answered())
 
-        The last message does not count: it is what is being answered.
+    def without_oldest(self, turns: int) -> Self:
+        """A copy without the first `turns` answers, at most `num_answered`, and what was said before them.
+
+        Images stay: each as a message of its own, the last one joined by the question that follows it.
         """
-        answered = [i for i, (role, text) in enumerate(self.messages[:-1]) if role == self.roles[1] and text]
-        if not answered:
-            return None
+        if not turns:
+            return self.copy()
+        first_kept = self._answered()[turns - 1] + 1
         shorter = self.copy()
-        old, shorter.messages = shorter.messages[: answered[0] + 1], []
-        for _ in range(sum(_num_images(text) for role, text in old if role == self.roles[0])):
+        shorter.messages = []
+        for _ in range(sum(_num_images(text) for role, text in self.messages[:first_kept] if role == self.roles[0])):
             shorter.add_image()
-        for role, text in self.messages[answered[0] + 1 :]:
+        for role, text in self.messages[first_kept:]:
             if role == self.roles[0] and _question(text) == text and shorter._image_was_just_shown():
                 shorter.messages[-1][1] = f"{shorter.messages[-1][1]} {text}"
             else:
                 shorter.append_message(role, text)
         return shorter
+
+    def _answered(self) -> list[int]:
+        return [i for i, (role, text) in enumerate(self.messages[:-1]) if role == self.roles[1] and text]
 
     def take_back(self) -> str | None:
         """Remove the last question and its answer, if there is one, and return the question; images stay.

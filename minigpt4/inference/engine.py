@@ -169,9 +169,12 @@ class Engine:
         for reply in [*self._replies(), *self._waiting]:
             if reply.deadline is not None and now > reply.deadline:
                 reply.fail(TimeoutError(f"the answer took longer than {reply.request.timeout:g} s"))
+        self._forget_over()
+
+    def _forget_over(self) -> None:
         over = [job for job in self._running if job.reply.is_over]
         self._decoder.remove([job.row for job in over if isinstance(job, _Row)])
-        self._running = [job for job in self._running if not job.reply.is_over]
+        self._running = [job for job in self._running if job not in over]
 
     def _admit(self) -> None:
         """Waiting requests in their order, as long as there is room."""
@@ -243,6 +246,7 @@ class Engine:
                 self._say(job.reply, job.row.ids, job.row.ended)
             else:
                 self._search_on(job)
+        self._forget_over()
 
     def _search_on(self, job: "_Search") -> None:
         """One token further in a search, which has nothing to say before its end."""

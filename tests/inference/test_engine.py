@@ -1,0 +1,263 @@
+"""The engine on the tiny model: inline, and in a thread of its own."""
+
+import threading
+
+import pytest
+import torch
+from PIL import Image
+
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, SampleError, WeightsError
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.decoding import Decoding
+from minigpt4.conversation.requests import Request
+from minigpt4.inference import BusyError, Engine
+from minigpt4.processors import Blip2ImageEvalProcessor
+
+SHORT = Decoding(max_new_tokens=6)
+ENDLESS = Decoding(max_new_tokens=1500)
+QUESTIONS = ["What is this?", "Tell me all about the people and the boats in it.", "Why?", "Describe it."]
+
+
+@pytest.fixture
+def model(shared_model):
+    return shared_model(model_type="pretrain_vicuna0", end_sym="###")
+
+
+@pytest.fixture
+def make(model):
+    """An engine that works while its replies are read."""
+    return lambda *args, **kwargs: Engine(model, Blip2ImageEvalProcessor(image_size=56), *args, **kwargs)
+
+
+@pytest.fixture
+def images(parity_dir):
+    return [Image.open(parity_dir / "images" / name) for name in ("img1_rgba.png", "img3_rgb.png")]
+
+
+@pytest.fixture
+def encoded(model):
+    """How many images each call of the vision encoder got."""
+    counts = []
+    hook = model.visual_encoder.register_forward_hook(lambda part, args, out: counts.append(len(args[0])))
+    yield counts
+    hook.remove()
+
+
+def request(engine, question="What is this?", decoding=SHORT, images=(), **more):
+    talk, pictures = engine.new_conversation(), [engine.look(image) for image in images]
+    for _ in pictures:
+        talk.add_image()
+    talk.ask(question)
+    talk.open_answer()
+    return Request(talk, pictures, decoding, **more)
+
+
+def generated(engine, asked):
+    """What the model's own `generate` says to a request."""
+    pixels = torch.stack([picture.pixels_3SS for picture in asked.pictures])[None] if asked.pictures else None
+    decoding = {"max_new_tokens": asked.decoding.max_new_tokens, "num_beams": asked.decoding.num_beams}
+    return engine.model.generate(pixels, [asked.conversation.get_prompt()], stop=["###", *asked.stop], **decoding)[0]
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_an_answer_is_that_of_generate(make, images, beams):
+    engine = make()
+    asked = request(engine, images=images, decoding=Decoding(beams, max_new_tokens=9))
+    reply = engine.submit(asked)
+    assert "".join(reply) == generated(engine, asked)
+    assert reply.completion_tokens == 9
+    assert reply.finish_reason == "length"
+    assert (
+        reply.prompt_tokens
+        == engine.model.get_context_emb(
+            asked.conversation.get_prompt(), engine._encoder.embeds(asked.pictures, "minigpt4")
+        ).shape[1]
+    )
+
+
+def test_requests_that_are_answered_together_get_the_answers_they_get_alone(make, images):
+    engine = make()
+    asked = [request(engine, question, images=images[:1]) for question in QUESTIONS]
+    asked.append(request(engine, "With beams?", Decoding(3, max_new_tokens=6)))
+    replies = [engine.submit(each) for each in asked]
+    engine.tick()
+    assert engine.num_running == 5
+    assert ["".join(reply) for reply in replies] == [generated(engine, each) for each in asked]
+    assert engine.num_running == 0
+
+
+def test_readers_in_threads_of_their_own_each_get_their_own_answer(make):
+    with make(max_rows=3) as engine:
+        asked = [request(engine, f"{question} {n}") for n, question in enumerate(QUESTIONS * 3)]
+        said = {}
+
+        def read(number):
+            said[number] = "".join(engine.submit(asked[number]))
+
+        threads = [threading.Thread(target=read, args=(number,)) for number in range(len(asked))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+    assert [said[number] for number in range(len(asked))] == [generated(engine, each) for each in asked]
+
+
+def test_no_more_answers_than_allowed_are_in_the_making(make):
+    engine = make(max_rows=4)
+    replies = [engine.submit(request(engine)) for _ in range(5)]
+    beams = engine.submit(request(engine, decoding=Decoding(4, max_new_tokens=3)))
+    engine.tick()
+    assert (engine.num_running, engine.num_waiting) == (4, 2)
+    assert len({"".join(reply) for reply in replies}) == 1
+    assert "".join(beams)
+
+
+def test_a_search_wider_than_the_engine_runs_by_itself(make):
+    engine = make(max_rows=2)
+    asked = request(engine, decoding=Decoding(4, max_new_tokens=3))
+    assert "".join(engine.submit(asked)) == generated(engine, asked)
+
+
+# Ending before the end
+
+
+@pytest.mark.parametrize("decoding", [ENDLESS, Decoding(2, max_new_tokens=1500)])
+def test_closing_a_reply_frees_its_place_at_once(make, decoding):
+    engine = make()
+    reply, other = engine.submit(request(engine, decoding=decoding)), engine.submit(request(engine))
+    engine.tick()
+    reply.close()
+    engine.tick()
+    assert engine.num_running == 1
+    assert reply.finish_reason == "cancelled"
+    assert reply.completion_tokens < 3
+    assert "".join(other) == generated(engine, other.request)
+
+
+def test_a_reply_that_is_closed_while_it_waits_is_never_begun(make, encoded, images):
+    engine = make()
+    reply = engine.submit(request(engine, images=images))
+    reply.close()
+    assert list(reply) == []
+    engine.tick()
+    assert (engine.num_running, engine.num_waiting, encoded) == (0, 0, [])
+
+
+def test_an_answer_that_takes_too_long_ends_with_an_error(make):
+    engine = make()
+    late = engine.submit(request(engine, decoding=ENDLESS, timeout=0.01))
+    with pytest.raises(TimeoutError, match=r"longer than 0.01 s"):
+        list(late)
+    engine.tick()
+    assert engine.num_running == 0
+
+
+def test_stopping_the_engine_ends_every_reply(make):
+    engine = make(max_rows=1).start()
+    replies = [engine.submit(request(engine, decoding=ENDLESS)) for _ in range(2)]
+    next(iter(replies[0]))
+    engine.stop()
+    for reply in replies:
+        with pytest.raises(RunError, match="stopped"):
+            list(reply)
+    with pytest.raises(RunError, match="stopped"):
+        engine.submit(request(engine))
+
+
+# Faults
+
+
+def test_a_full_queue_is_said_at_once(make):
+    engine = make(max_waiting=2)
+    waiting = [engine.submit(request(engine)) for _ in range(2)]
+    with pytest.raises(BusyError, match="2 requests wait"):
+        engine.submit(request(engine))
+    assert all("".join(reply) for reply in waiting)
+
+
+def test_a_request_that_does_not_fit_fails_alone(make):
+    engine = make()
+    good = engine.submit(request(engine))
+    bad = engine.submit(request(engine, decoding=Decoding(max_new_tokens=1 << 20)))
+    with pytest.raises(SampleError, match="lower the maximum of new tokens"):
+        list(bad)
+    assert "".join(good) == generated(engine, good.request)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"), [({"checkpoint": "last"}, "no checkpoint 'last'.*minigpt4"), ({"stop": [""]}, "empty string")]
+)
+def test_impossible_wishes_are_refused_at_once(make, change, text):
+    engine = make()
+    with pytest.raises(ConfigError, match=text):
+        engine.submit(request(engine, **change))
+
+
+def test_an_error_in_the_model_reaches_all_readers_and_the_next_request_is_answered(make, model):
+    engine = make()
+    replies = [engine.submit(request(engine)) for _ in range(2)]
+
+    def break_logits(part, args, out):
+        out.logits.fill_(float("nan"))
+
+    hook = model.llama_model.register_forward_hook(break_logits)
+    for reply in replies:
+        with pytest.raises(MiniGPT4Error, match="not finite"):
+            list(reply)
+    hook.remove()
+    assert "".join(engine.submit(request(engine)))
+
+
+# Images and checkpoints
+
+
+def test_an_image_is_encoded_once_however_often_it_is_asked_about(make, encoded, images):
+    chat = Chat(make())
+    assert chat.show(images[0]) == chat.show(images[0].copy()) != chat.show(images[1])
+    first = chat.ask("What is this?", SHORT)
+    assert "".join(chat.regenerate(SHORT)) == first
+    chat.ask("And this?", SHORT)
+    assert sum(encoded) == 2
+
+
+def test_images_of_one_request_are_encoded_together_and_forgotten_ones_again(make, encoded, images):
+    engine = make(keep_images=1)
+    for _ in range(2):
+        "".join(engine.submit(request(engine, images=images)))
+    assert encoded == [2, 1]
+
+
+@pytest.fixture
+def other_checkpoint(model, tmp_path):
+    """A checkpoint with another projection."""
+    torch.manual_seed(3)
+    weights = {name: torch.randn_like(p) for name, p in model.trainable_parameters().items()}
+    torch.save({"model": weights}, tmp_path / "other.pth")
+    return tmp_path / "other.pth"
+
+
+@pytest.fixture
+def own_model(build_model):
+    return build_model(model_type="pretrain_vicuna0", end_sym="###").eval()
+
+
+def test_checkpoints_share_the_frozen_parts_and_may_be_asked_at_the_same_time(own_model, images, other_checkpoint):
+    engine = Engine(own_model, Blip2ImageEvalProcessor(image_size=56), {"other": other_checkpoint}, name="first")
+    assert engine.checkpoints == ["first", "other"]
+    encoded = []
+    own_model.visual_encoder.register_forward_hook(lambda part, args, out: encoded.append(len(args[0])))
+    asked = [request(engine, images=images[:1], checkpoint=name) for name in ("other", None, "other")]
+    said = ["".join(reply) for reply in [engine.submit(each) for each in asked]]
+    assert sum(encoded) == 1
+    alone = []
+    for name in ("other", "first"):
+        engine._encoder._load(name)
+        alone.append(generated(engine, asked[0]))
+    assert said == [alone[0], alone[1], alone[0]]
+    assert alone[0] != alone[1]
+
+
+def test_a_checkpoint_that_does_not_fit_is_found_at_the_start(own_model, tmp_path):
+    torch.save({"model": {"llama_proj.weight": torch.zeros(3, 3)}}, tmp_path / "bad.pth")
+    with pytest.raises(WeightsError, match="bad.pth"):
+        Engine(own_model, Blip2ImageEvalProcessor(image_size=56), {"bad": tmp_path / "bad.pth"})

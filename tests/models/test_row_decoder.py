@@ -1,0 +1,138 @@
+"""Rows that come and go say what each says alone."""
+
+import copy
+
+import pytest
+import torch
+
+from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.conversation.decoding import Decoding
+from minigpt4.models.generation import end_tokens, first_token, generate_ids
+from minigpt4.models.row_decoder import DecodedRow, RowDecoder
+
+PROMPTS = [
+    "###Human: Hi ###Assistant: ",
+    "###Human: Describe the picture with all the people, the boats and the objects in it. ###Assistant: ",
+    "Give me boats and people",
+]
+LONG = Decoding(max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def model(shared_model):
+    return shared_model()
+
+
+@pytest.fixture
+def decoder(model):
+    return RowDecoder(model.llama_model, model.llama_tokenizer, end_tokens(model.llama_model))
+
+
+@pytest.fixture
+def join(model, decoder):
+    """Let a prompt join the decoder; returns its row."""
+
+    def add(prompt, decoding=LONG, stop=(), generator=None):
+        row = DecodedRow([first_token(model.llama_model)], decoding, stop, generator)
+        decoder.add([row], *model.prompt_embeds([prompt], [[]]))
+        return row
+
+    return add
+
+
+@pytest.fixture
+def alone(model):
+    """Ids that a prompt gets by itself."""
+
+    def decode(prompt, decoding=LONG, stop=()):
+        embeds, mask = model.prompt_embeds([prompt], [[]])
+        return generate_ids(model.llama_model, model.llama_tokenizer, embeds, mask, decoding, stop)[0].tolist()
+
+    return decode
+
+
+def exhaust(decoder):
+    while decoder.rows:
+        decoder.step()
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [1, 0, 2], [2, 1, 0]])
+def test_rows_that_join_a_running_batch_say_what_they_say_alone(decoder, join, alone, order):
+    rows = {}
+    for number in order:
+        rows[number] = join(PROMPTS[number])
+        for _ in range(3):
+            decoder.step()
+    exhaust(decoder)
+    assert [rows[number].ids for number in range(3)] == [alone(prompt) for prompt in PROMPTS]
+
+
+def test_a_row_that_leaves_changes_nothing_for_the_others(decoder, join, alone):
+    rows = [join(prompt) for prompt in PROMPTS]
+    decoder.step()
+    decoder.remove([rows[1]])
+    exhaust(decoder)
+    assert [rows[0].ids, rows[2].ids] == [alone(PROMPTS[0]), alone(PROMPTS[2])]
+    assert len(rows[1].ids) == 2
+    assert rows[1].ended is None
+
+
+def test_room_that_no_row_needs_any_more_is_given_back(decoder, join):
+    short = join(PROMPTS[0])
+    before = decoder._cache.get_seq_length()
+    long = join(PROMPTS[1])
+    assert decoder._cache.get_seq_length() > before
+    decoder.remove([long])
+    assert decoder._cache.get_seq_length() == before
+    decoder.remove([short])
+    assert decoder._cache.get_seq_length() == 0
+
+
+def test_each_row_has_its_own_limit_and_stop_string(model, decoder, join, alone):
+    free = alone(PROMPTS[1])
+    stop = model.llama_tokenizer.decode(free[1:5])[-2:]
+    cut, stopped = join(PROMPTS[1], Decoding(max_new_tokens=3)), join(PROMPTS[1], LONG, [stop])
+    whole = join(PROMPTS[1])
+    exhaust(decoder)
+    assert (cut.ids, cut.ended) == (free[:4], False)
+    assert (stopped.ids, stopped.ended) == (alone(PROMPTS[1], stop=[stop]), True)
+    assert whole.ids == free
+
+
+def test_an_end_token_ends_its_row(model, alone):
+    free = alone(PROMPTS[1])
+    ending = RowDecoder(model.llama_model, model.llama_tokenizer, end_ids=[free[3]])
+    row = DecodedRow([first_token(model.llama_model)], LONG)
+    ending.add([row], *model.prompt_embeds([PROMPTS[1]], [[]]))
+    exhaust(ending)
+    assert (row.ids, row.ended) == (free[: free.index(free[3]) + 1], True)
+
+
+def test_penalties_count_the_tokens_of_their_own_row(decoder, join, alone):
+    penalised = Decoding(max_new_tokens=12, repetition_penalty=0.1)
+    first = join(PROMPTS[1], penalised)
+    decoder.step()
+    second, plain = join(PROMPTS[1], penalised), join(PROMPTS[1])
+    exhaust(decoder)
+    assert first.ids == second.ids == alone(PROMPTS[1], penalised) != plain.ids
+
+
+def test_sampling_with_a_seed_of_its_own_does_not_depend_on_the_neighbours(decoder, join):
+    hot = Decoding(max_new_tokens=8, do_sample=True, temperature=5.0, top_p=1.0)
+    first = join(PROMPTS[0], hot, generator=torch.Generator().manual_seed(7))
+    exhaust(decoder)
+    others = [join(PROMPTS[1], hot), join(PROMPTS[2])]
+    again = join(PROMPTS[0], hot, generator=torch.Generator().manual_seed(7))
+    other = join(PROMPTS[0], hot, generator=torch.Generator().manual_seed(8))
+    exhaust(decoder)
+    assert again.ids == first.ids != other.ids
+    assert all(row.ended is not None for row in others)
+
+
+def test_logits_that_are_not_finite_are_an_error(model):
+    broken = copy.deepcopy(model.llama_model)
+    broken.lm_head.weight.data.fill_(float("nan"))
+    decoder = RowDecoder(broken, model.llama_tokenizer, [])
+    decoder.add([DecodedRow([1], LONG)], *model.prompt_embeds(PROMPTS[:1], [[]]))
+    with pytest.raises(MiniGPT4Error, match="not finite"):
+        decoder.step()
