@@ -58,3 +58,86 @@ def test_published_types_have_the_published_conversation_and_others_that_of_trai
     other = conversation_for(shared_model(prompt_template="USER: {} BOT: ", end_sym="</s>"))
     assert isinstance(other, TemplateConversation)
     assert (other.template, other.answer_end) == ("USER: {} BOT: ", "</s>")
+
+
+# Streams
+
+
+def test_streamed_and_whole_answers_are_the_same(chat, image):
+    chat.show(image)
+    pieces = list(chat.stream("What is this?", DECODING))
+    assert len(pieces) > 1
+    assert "".join(pieces) == "".join(chat.regenerate(DECODING)) == chat.conversation.messages[-1][1]
+
+
+def test_a_reader_that_stops_ends_the_generation_and_keeps_what_was_said(chat):
+    stream = chat.stream("What is this?", Decoding(max_new_tokens=1500))
+    said = next(stream)
+    stream.close()
+    chat.backend.tick()
+    assert chat.backend.num_running == 0
+    assert chat.conversation.messages[-1] == ["Assistant: ", said]
+    assert chat.reply.finish_reason == "cancelled"
+    assert chat.ask("And now?", DECODING)
+    assert len(chat.conversation.messages) == 4
+
+
+def test_an_error_leaves_the_conversation_as_it_was(chat, image):
+    chat.show(image)
+    chat.ask("What is this?", DECODING)
+    before = chat.conversation.get_prompt()
+    for failing in (chat.stream, lambda question, decoding: chat.regenerate(decoding)):
+        with pytest.raises(SampleError, match="this LLM reads"):
+            list(failing("And this?", Decoding(max_new_tokens=5000)))
+        assert chat.conversation.get_prompt() == before
+    with pytest.raises(SampleError, match="<ImageHere>"):
+        chat.ask("<ImageHere>", DECODING)
+    assert chat.conversation.get_prompt() == before
+
+
+def test_nothing_can_be_given_anew_before_a_question(chat, image):
+    chat.show(image)
+    with pytest.raises(SampleError, match="nothing was asked"):
+        chat.regenerate(DECODING)
+
+
+def test_sampling_repeats_with_its_seed(chat):
+    hot = Decoding(max_new_tokens=12, do_sample=True, temperature=5.0, top_p=1.0)
+    said = ["".join(chat.stream("Hello?", hot, seed)) for seed in (1,)]
+    said += ["".join(chat.regenerate(hot, seed)) for seed in (1, 2)]
+    assert said[0] == said[1] != said[2]
+
+
+def test_a_long_conversation_drops_its_oldest_turns_and_says_so(chat, image):
+    chat.show(image)
+    for _ in range(3):
+        chat.ask("Tell me more about it. " * 60, DECODING)
+    chat.ask("And now?", Decoding(max_new_tokens=400))
+    assert 0 < chat.reply.dropped_turns < 3
+    assert chat.reply.prompt_tokens + 400 <= chat.backend.model.context_length
+    assert len(chat.conversation.messages) == 8
+
+
+def test_after_a_restart_nothing_is_left(chat, image):
+    chat.show(image)
+    chat.ask("What is this?", DECODING)
+    chat.restart()
+    assert (chat.conversation.messages, chat.pictures) == ([], [])
+    chat.ask("Hello?", DECODING)
+
+
+def test_a_placeholder_that_the_model_says_is_not_taken_for_an_image(chat, monkeypatch):
+    monkeypatch.setattr(type(chat.backend), "submit", lambda self, request: _Saying("An <ImageHere> indeed."))
+    assert chat.ask("Hello?", DECODING) == "An <ImageHere> indeed."
+    assert chat.conversation.messages[-1][1] == "An  indeed."
+
+
+class _Saying:
+    def __init__(self, text):
+        self.text = text
+
+    def __iter__(self):
+        return iter([self.text])
+
+    def close(self):
+        pass
