@@ -1,0 +1,148 @@
+"""Models of named sizes with seeded random weights, written in the published formats and loaded as a user's are."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.models.eva_vit import EVA_CLIP_G_SIZES, build_vision_encoder
+from minigpt4.models.memory import GIB
+from minigpt4.models.qformer import build_qformer
+
+TOKENIZER = Path(__file__).parent.parent / "tests" / "data" / "parity" / "vicuna_tiny"
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+SHARD_BYTES = 2 * GIB
+STD = 0.02
+PUBLISHED_EXTRA_BLOCK = 1
+"""eva_vit_g.pth holds one block more than is used."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Widths and depths."""
+
+    llm: dict[str, int]
+    """As in a LLaMA's config.json."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """Keys of the section `model:`."""
+
+    def llm_config(self) -> LlamaConfig:
+        """The LLM's config.json."""
+        return LlamaConfig(architectures=["LlamaForCausalLM"], **self.llm)
+
+    def section(self, folder: Path, precision: str, **changes: Any) -> dict[str, Any]:
+        """The section `model:` whose weights `write_weights` put into `folder`."""
+        return {
+            "vit_weights": str(folder / "eva_vit_g.pth"),
+            "q_former_model": str(folder / "blip2.pth"),
+            "llama_model": str(folder / "llm"),
+            "vit_precision": precision,
+            "llm_precision": precision,
+            "max_txt_len": 160,
+            "end_sym": "###",
+            **self.model,
+            **changes,
+        }
+
+
+def _llama(width: int, layers: int, heads: int, inner: int, vocabulary: int) -> dict[str, int]:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+
+
+SIZES = {
+    "tiny": Size(
+        _llama(96, 3, 4, 192, 513),
+        {
+            "image_size": 56,
+            "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
+            "num_query_token": 8,
+            "qformer_config": {
+                "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96
+            },
+        },
+    ),
+    "mid": Size(
+        _llama(512, 8, 8, 1376, 32000),
+        {
+            "vit_config": {"embed_dim": 384, "depth": 8, "num_heads": 6},
+            "qformer_config": {
+                "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536
+            },
+        },
+    ),
+    "7b": Size(_llama(4096, 32, 32, 11008, 32001)),
+}
+
+
+def write_weights(folder: Path, size: Size, dtype: torch.dtype) -> None:
+    """The files of `Size.section`; those that are there stay."""
+    if (folder / "llm" / "model.safetensors.index.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    _write_vision(folder, MiniGPT4Config(**size.model))
+    _write_llm(folder / "llm", size.llm_config(), dtype)
+
+
+def _write_vision(folder: Path, cfg: MiniGPT4Config) -> None:
+    """eva_vit_g.pth with a block too many and a head, as published, and the BLIP-2 file."""
+    depth = cfg.vit_config.get("depth", EVA_CLIP_G_SIZES["depth"]) + PUBLISHED_EXTRA_BLOCK
+    deep = MiniGPT4Config(image_size=cfg.image_size, vit_config={**cfg.vit_config, "depth": depth})
+    with torch.device("meta"):
+        encoder = build_vision_encoder(deep).model
+        qformer = build_qformer(cfg, encoder.num_features)
+    state = {n: random_like(p, n, torch.float16) for n, p in encoder.named_parameters()}
+    state |= {"head.weight": torch.zeros(1000, encoder.num_features), "head.bias": torch.zeros(1000)}
+    torch.save(state, folder / "eva_vit_g.pth")
+    blip2 = {n: random_like(p, n, torch.float32) for n, p in qformer.lavis_parameters()}
+    blip2 |= {"ln_vision.weight": torch.ones(encoder.num_features), "ln_vision.bias": torch.zeros(encoder.num_features)}
+    torch.save({"model": blip2}, folder / "blip2.pth")
+
+
+def _write_llm(folder: Path, config: LlamaConfig, dtype: torch.dtype) -> None:
+    """config.json, tokenizer and sharded safetensors; the index comes last."""
+    folder.mkdir(exist_ok=True)
+    config.save_pretrained(folder)
+    for name in TOKENIZER_FILES:
+        (folder / name).write_bytes((TOKENIZER / name).read_bytes())
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    weight_map = {}
+    for number, shard in enumerate(_shards(model, dtype), start=1):
+        file = f"model-{number:05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def _shards(model: nn.Module, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
+    """Random weights, about SHARD_BYTES at a time."""
+    shard: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        shard[name] = random_like(parameter, name, dtype)
+        if sum(t.nbytes for t in shard.values()) > SHARD_BYTES:
+            yield shard
+            shard = {}
+    if shard:
+        yield shard
+
+
+def random_like(tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    """Ones for norm weights, zeros for biases, else normal values."""
+    if tensor.ndim == 1:
+        return torch.full(tensor.shape, float(name.endswith("weight")), dtype=dtype)
+    return torch.randn(tensor.shape, dtype=dtype).mul_(STD)
