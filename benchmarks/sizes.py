@@ -70,7 +70,10 @@ SIZES = {
             "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
             "num_query_token": 8,
             "qformer_config": {
-                "hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96
+                "hidden_size": 48,
+                "num_hidden_layers": 4,
+                "num_attention_heads": 4,
+                "intermediate_size": 96,
             },
         },
     ),
@@ -79,7 +82,10 @@ SIZES = {
         {
             "vit_config": {"embed_dim": 384, "depth": 8, "num_heads": 6},
             "qformer_config": {
-                "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 1536
+                "hidden_size": 384,
+                "num_hidden_layers": 6,
+                "num_attention_heads": 6,
+                "intermediate_size": 1536,
             },
         },
     ),

@@ -1,0 +1,243 @@
+"""Rows of numbers by the hash of an image file, in append-only files that any number of processes share.
+
+A folder holds pairs of files. `NAME.rows`: rows of Q x V numbers, one after the other, nothing else. `NAME.index`: for
+each row 20 bytes, the image's digest (16) and the CRC-32 of the row (4, little-endian). A writer has a pair of its own,
+writes rows first and their index after them; what a kill leaves behind is a row without index or a piece of either,
+and both are passed over. Readers map the files into memory.
+"""
+
+import hashlib
+import logging
+import os
+import time
+import uuid
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigpt4.common.errors import RunError
+
+log = logging.getLogger(__name__)
+
+DIGEST_BYTES = 16
+ENTRY = np.dtype([("digest", "V16"), ("crc", "<u4")])
+SECONDS_BETWEEN_LOOKS = 10.0
+ROW_BITS = 40
+MERGE_SHARE = 0.05
+"""Rows are sorted in when so many are new: looking through the new ones takes time, and so does sorting."""
+
+
+def image_digest(content: bytes) -> bytes:
+    """16 bytes that stand for the bytes of an image file."""
+    return hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest()
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """What a row is."""
+
+    tokens: int
+    width: int
+    dtype: str
+    """`float16` or `float32`."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a row."""
+        return self.tokens * self.width * np.dtype(self.dtype).itemsize
+
+
+class FeatureStore:
+    """The rows of one folder, to read and to add to; pickles, and each process may go on with a copy.
+
+    Args:
+        folder: made if it is not there.
+        shape: of its rows.
+    """
+
+    def __init__(self, folder: Path, shape: RowShape) -> None:
+        self.folder, self.shape = folder, shape
+        self._parts: list[_Part] = []
+        self._places = _Places()
+        self._damaged: set[bytes] = set()
+        self._looked = 0.0
+        self._writer: _Writer | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+        self.look_again()
+
+    def __len__(self) -> int:
+        """Rows, those that were written twice counted twice."""
+        return sum(len(part) for part in self._parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_writer": None}
+
+    def get(self, digest: bytes) -> np.ndarray | None:
+        """The row (Q, V) of an image; None if there is none, or if its bytes are not what was written."""
+        row = self._read(digest)
+        if row is None and time.monotonic() - self._looked > SECONDS_BETWEEN_LOOKS:
+            self.look_again()  # other processes add rows
+            row = self._read(digest)
+        return row
+
+    def add(self, digest: bytes, row: np.ndarray) -> None:
+        """Keep a row (Q, V); RunError if it cannot be written."""
+        if row.shape != (self.shape.tokens, self.shape.width):
+            raise ValueError(f"row: shape {row.shape} is not {(self.shape.tokens, self.shape.width)}")
+        if self._writer is None:
+            self._writer = _Writer(self.folder)
+        self._writer.add(digest, np.ascontiguousarray(row, dtype=self.shape.dtype))
+
+    def flush(self) -> None:
+        """Everything that was added can be read by all processes, this one included."""
+        if self._writer is not None:
+            self._writer.flush()
+            self.look_again()
+
+    def look_again(self) -> None:
+        """Take in rows that were added since the last look."""
+        self._looked = time.monotonic()
+        known = {part.index: number for number, part in enumerate(self._parts)}
+        for index in sorted(self.folder.glob("*.index")):
+            if index not in known:
+                known[index] = len(self._parts)
+                self._parts.append(_Part(index))
+            number = known[index]
+            first, digests = self._parts[number].new_digests()
+            if len(digests):
+                self._places.add(digests, number, first)
+                self._damaged.difference_update(map(bytes, digests))
+
+    def _read(self, digest: bytes) -> np.ndarray | None:
+        if digest in self._damaged:
+            return None
+        for number, row in self._places.of(digest):
+            part = self._parts[number]
+            if part.digest(row) != digest:  # places know half of a digest only
+                continue
+            content = part.row(row, self.shape)
+            if content is not None and zlib.crc32(content) == part.crc(row):
+                return content
+            log.warning("%s: row %d is damaged; its image is encoded again", part.rows, row)
+        if next(self._places.of(digest), None) is not None:
+            self._damaged.add(digest)
+        return None
+
+
+class _Places:
+    """Part and row of each digest, 16 bytes a row: some caches hold millions."""
+
+    def __init__(self) -> None:
+        self._keys = np.empty(0, np.uint64)
+        self._places = np.empty(0, np.int64)
+        self._new: list[tuple[np.ndarray, np.ndarray]] = []
+        self._num_new = 0
+
+    def add(self, digests: np.ndarray, part: int, first: int) -> None:
+        """Rows `first`, first + 1, ... of a part."""
+        rows = np.arange(first, first + len(digests), dtype=np.int64)
+        self._new.append((_keys(digests), (part << ROW_BITS) | rows))
+        self._num_new += len(digests)
+        if self._num_new > MERGE_SHARE * len(self._keys):
+            self._merge()
+
+    def of(self, digest: bytes) -> Iterator[tuple[int, int]]:
+        """(part, row) that may be those of a digest, the newest first."""
+        key = _keys(np.frombuffer(digest, "V16"))[0]
+        for keys, places in reversed(self._new):
+            yield from map(_split, places[np.flatnonzero(keys == key)][::-1])
+        first, last = np.searchsorted(self._keys, key, "left"), np.searchsorted(self._keys, key, "right")
+        yield from map(_split, self._places[first:last][::-1])
+
+    def _merge(self) -> None:
+        keys = np.concatenate([self._keys, *(keys for keys, _ in self._new)])
+        places = np.concatenate([self._places, *(places for _, places in self._new)])
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._places, self._new, self._num_new = keys[order], places[order], [], 0
+
+
+def _keys(digests: np.ndarray) -> np.ndarray:
+    """The first half of each digest."""
+    return np.ascontiguousarray(digests).view(np.uint64).reshape(-1, 2)[:, 0]
+
+
+def _split(place: np.int64) -> tuple[int, int]:
+    return int(place) >> ROW_BITS, int(place) & ((1 << ROW_BITS) - 1)
+
+
+class _Part:
+    """One pair of files."""
+
+    def __init__(self, index: Path) -> None:
+        self.index, self.rows = index, index.with_suffix(".rows")
+        self._entries = np.empty(0, ENTRY)
+        self._map: np.memmap | None = None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_map": None}
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def new_digests(self) -> tuple[int, np.ndarray]:
+        """Digests (N,) of entries that are new, and the row of the first of them."""
+        known, total = len(self._entries), self.index.stat().st_size // ENTRY.itemsize
+        if total > known:
+            with self.index.open("rb") as file:
+                file.seek(known * ENTRY.itemsize)
+                content = file.read((total - known) * ENTRY.itemsize)
+            whole = len(content) // ENTRY.itemsize * ENTRY.itemsize
+            self._entries = np.concatenate([self._entries, np.frombuffer(content[:whole], ENTRY)])
+        return known, self._entries["digest"][known:]
+
+    def digest(self, row: int) -> bytes:
+        return bytes(self._entries["digest"][row])
+
+    def crc(self, row: int) -> int:
+        return int(self._entries["crc"][row])
+
+    def row(self, row: int, shape: RowShape) -> np.ndarray | None:
+        """The row, or None where the file ends before it."""
+        start = row * shape.nbytes
+        if self._map is None or len(self._map) < start + shape.nbytes:
+            if self.rows.stat().st_size < start + shape.nbytes:
+                return None
+            self._map = np.memmap(self.rows, np.uint8, mode="r")
+        return self._map[start : start + shape.nbytes].view(shape.dtype).reshape(shape.tokens, shape.width)
+
+
+class _Writer:
+    """Adds to a pair of files that no one else writes."""
+
+    def __init__(self, folder: Path) -> None:
+        stem = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        try:
+            self._rows = stem.with_suffix(".rows").open("xb")
+            self._index = stem.with_suffix(".index").open("xb")
+        except OSError as error:
+            raise RunError(f"{folder}: cannot be written to: {error.strerror}") from error
+        self._entries = b""
+
+    def add(self, digest: bytes, row: np.ndarray) -> None:
+        content = row.tobytes()
+        try:
+            self._rows.write(content)
+        except OSError as error:
+            raise self._full(error) from error
+        self._entries += digest + zlib.crc32(content).to_bytes(4, "little")
+
+    def flush(self) -> None:
+        try:
+            self._rows.flush()
+            self._index.write(self._entries)
+            self._index.flush()
+        except OSError as error:
+            raise self._full(error) from error
+        self._entries = b""
+
+    def _full(self, error: OSError) -> RunError:
+        return RunError(f"{self._rows.name}: {error.strerror}; what was written before stays usable")
