@@ -10,6 +10,8 @@ import numpy as np
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.datasets import DatasetConfig
+from minigpt4.datasets.images import ImageReader
+from minigpt4.features import FeatureCache
 from minigpt4.processors import BaseProcessor
 
 TRAIN = "train"
@@ -79,14 +81,16 @@ class BaseBuilder(ABC):
     Args:
         name: the section's name.
         config: the section; ConfigError if this format needs more than it says.
+        cache: features of images that are known already.
     """
 
     SPLIT_KEYS: ClassVar[dict[str, str]]
     """Key of `build_info` that holds the files of a split."""
 
-    def __init__(self, name: str, config: DatasetConfig) -> None:
+    def __init__(self, name: str, config: DatasetConfig, cache: FeatureCache | None = None) -> None:
         self.name = name
         self.config = config
+        self.cache = cache
 
     @abstractmethod
     def build(self, split: str) -> Dataset:
@@ -105,6 +109,11 @@ class BaseBuilder(ABC):
         """The image processor of a split."""
         section = self.config.vis_processor.train if split == TRAIN else self.config.vis_processor.eval
         return registry.get_processor_class(section.name).from_config({"name": section.name, **section.arguments()})
+
+    def image_reader(self, split: str) -> ImageReader:
+        """How images of a split are read: decoded, or from `self.cache` where they are known."""
+        processor = self.vis_processor(split)
+        return ImageReader(processor, self.cache.store(processor) if self.cache is not None else None)
 
     def text_processor(self, split: str) -> BaseProcessor:
         """The text processor of a split."""

@@ -6,19 +6,24 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.datasets import DatasetConfig
 from minigpt4.datasets.base import BaseBuilder, Dataset
+from minigpt4.features import FeatureCache
 
 
-def builder_of(name: str, section: DatasetConfig) -> BaseBuilder:
+def builder_of(name: str, section: DatasetConfig, cache: FeatureCache | None = None) -> BaseBuilder:
     """The builder that the section's `builder` names; RegistryError if there is none of that name."""
-    return registry.get_builder_class(section.builder)(name, section)
+    return registry.get_builder_class(section.builder)(name, section, cache)
 
 
-def build_datasets(sections: Mapping[str, DatasetConfig], splits: Sequence[str]) -> dict[str, dict[str, Dataset]]:
+def build_datasets(
+    sections: Mapping[str, DatasetConfig], splits: Sequence[str], cache: FeatureCache | None = None
+) -> dict[str, dict[str, Dataset]]:
     """{dataset name: {split: dataset}}, without the splits that a dataset does not have.
+
+    `cache`: features of images that are known already; those need not be decoded.
 
     ConfigError when no dataset has a split, or files cannot be used.
     """
-    datasets = {name: builder_of(name, section).build_datasets(splits) for name, section in sections.items()}
+    datasets = {name: builder_of(name, section, cache).build_datasets(splits) for name, section in sections.items()}
     for split in splits:
         if not any(split in own for own in datasets.values()):
             raise ConfigError(

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from minigpt4.common.errors import SampleError
 from minigpt4.common.registry import registry
@@ -26,8 +26,9 @@ from minigpt4.datasets.base import TRAIN, BaseBuilder, Dataset, Step, failing
 from minigpt4.datasets.captions import CAPTIONS, caption_list
 from minigpt4.datasets.conversations import conversation_fields
 from minigpt4.datasets.foreign import SPLIT_FIELD, tells_split
+from minigpt4.datasets.images import ImageReader
 from minigpt4.datasets.records import Records
-from minigpt4.processors import BaseProcessor, open_image
+from minigpt4.features import ImageRow
 
 STORAGE_ANNOTATIONS = "filter_cap.json"
 STORAGE_IMAGES = "image"
@@ -41,7 +42,7 @@ class ImageCaptionJson(Dataset):
         selection: (N,) int64, the records of this split.
         images: folder of the images.
         info: what the fields are called.
-        vis_processor: PIL image -> (3, S, S).
+        reader: reads an image file.
     """
 
     def __init__(
@@ -52,14 +53,14 @@ class ImageCaptionJson(Dataset):
         selection: np.ndarray,
         images: Path,
         info: BuildInfo,
-        vis_processor: BaseProcessor,
+        reader: ImageReader,
     ) -> None:
         super().__init__(name, split)
         self.records = records
         self.selection = selection
         self.images = images
         self.info = info
-        self.vis_processor = vis_processor
+        self.reader = reader
 
     @property
     def size(self) -> int:
@@ -138,9 +139,9 @@ class ImageCaptionJson(Dataset):
             raise SampleError(f"{where}: no image; set the field {fields}")
         return self.images / name
 
-    def _image(self, file: Path, where: str) -> torch.Tensor:
+    def _image(self, file: Path, where: str) -> Tensor | ImageRow:
         try:
-            return self.vis_processor(open_image(file))
+            return self.reader.read(file)
         except SampleError as error:
             raise SampleError(f"{where}: {error}") from error
 
@@ -172,7 +173,7 @@ class ImageCaptionJsonBuilder(BaseBuilder):
         if not len(selection):
             raise self.error(f"{records.file} has no records of the split {split!r}")
         images = Path(info.storage) / STORAGE_IMAGES if info.storage else Path(self._required_images())
-        return ImageCaptionJson(self.name, split, records, selection, images, info, self.vis_processor(split))
+        return ImageCaptionJson(self.name, split, records, selection, images, info, self.image_reader(split))
 
     def splits(self) -> list[str]:
         info = self.config.build_info

@@ -17,9 +17,10 @@ from webdataset.shardlists import expand_urls
 from minigpt4.common.errors import SampleError
 from minigpt4.common.registry import registry
 from minigpt4.datasets.base import TRAIN, BaseBuilder, Dataset, Step, failing
+from minigpt4.datasets.images import ImageReader
 from minigpt4.datasets.order import shuffled
 from minigpt4.datasets.tar_shards import RawSample, read_tar
-from minigpt4.processors import BaseProcessor, open_image
+from minigpt4.processors import BaseProcessor
 
 SHUFFLE_BUFFER = 1000
 """Samples, still encoded, among which the next one is drawn."""
@@ -31,7 +32,7 @@ class ImageCaptionShards(Dataset):
     Args:
         urls: the shards.
         caption_field: field of the caption in the `.json` members.
-        vis_processor: PIL image -> (3, S, S).
+        reader: reads an image file's bytes.
         text_processor: caption -> answer.
     """
 
@@ -41,13 +42,13 @@ class ImageCaptionShards(Dataset):
         split: str,
         urls: list[str],
         caption_field: str,
-        vis_processor: BaseProcessor,
+        reader: ImageReader,
         text_processor: BaseProcessor,
     ) -> None:
         super().__init__(name, split)
         self.urls = urls
         self.caption_field = caption_field
-        self.vis_processor = vis_processor
+        self.reader = reader
         self.text_processor = text_processor
 
     @property
@@ -91,8 +92,8 @@ class ImageCaptionShards(Dataset):
         answer = self.text_processor(_caption(raw, self.caption_field, where))
         if not answer.strip():
             raise SampleError(f"{where}: nothing is left of the caption once it is cleaned")
-        image = open_image(raw.files[suffix], name=f"{where}.{suffix}")
-        return {"image": self.vis_processor(image), "image_id": raw.key, "answer": answer}
+        image = self.reader.read(raw.files[suffix], name=f"{where}.{suffix}")
+        return {"image": image, "image_id": raw.key, "answer": answer}
 
 
 def _until_fault(url: str, faults: list[SampleError]) -> Iterator[RawSample]:
@@ -144,6 +145,6 @@ class ImageCaptionShardsBuilder(BaseBuilder):
             split,
             expand_urls(self.require_files(split)),
             self.config.build_info.caption_field,
-            self.vis_processor(split),
+            self.image_reader(split),
             self.text_processor(split),
         )

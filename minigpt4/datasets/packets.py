@@ -11,6 +11,7 @@ from minigpt4.common.errors import SampleError
 from minigpt4.datasets.bad_samples import BadSample
 from minigpt4.datasets.base import Dataset, Step
 from minigpt4.datasets.order import Shuffle, Slot
+from minigpt4.features import ImageRow, PartialFeatures
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ class _Draft:
 
 
 def collate(samples: list[dict[str, Any]], source: str) -> dict[str, Any]:
-    """{"image": (B, 3, S, S) float32, "source": str, every other key: list of B}."""
+    """{"image": (B, 3, S, S) float32 or rows of a feature cache, "source": str, every other key: list of B}."""
     batch = {key: [sample[key] for sample in samples] for key in samples[0]}
-    return {**batch, "image": torch.stack(batch["image"]), "source": source}
+    images = batch["image"]
+    joined = PartialFeatures.of(images) if isinstance(images[0], ImageRow) else torch.stack(images)
+    return {**batch, "image": joined, "source": source}

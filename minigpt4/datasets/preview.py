@@ -3,11 +3,14 @@
 from itertools import islice
 from typing import Any
 
+from torch import Tensor
+
 from minigpt4.common.errors import SampleError
 from minigpt4.datasets.base import Dataset
 from minigpt4.datasets.conversations import SEPARATOR
 from minigpt4.datasets.order import Slot
 from minigpt4.datasets.packets import walk_once
+from minigpt4.features import ImageRow
 
 TRIES = 100
 TEXT_SHOWN = 60
@@ -34,5 +37,11 @@ def describe_sample(sample: dict[str, Any]) -> str:
     """`image_id 2, image 224 x 224, 'The image shows a man fishing ...'`."""
     text = sample["answer"] if "answer" in sample else sample["conv_a"].replace(SEPARATOR, " | ")
     shown = text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN].rstrip() + " ..."
-    height, width = sample["image"].shape[-2:]
-    return f"image_id {sample['image_id']}, image {width} x {height}, {shown!r}"
+    return f"image_id {sample['image_id']}, {_shown_image(sample['image'])}, {shown!r}"
+
+
+def _shown_image(image: Tensor | ImageRow) -> str:
+    if isinstance(image, ImageRow) and image.pixels_3SS is None:
+        return "image known to the feature cache"
+    height, width = (image.pixels_3SS if isinstance(image, ImageRow) else image).shape[-2:]
+    return f"image {width} x {height}"

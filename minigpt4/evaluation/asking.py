@@ -1,7 +1,6 @@
 """Prompts about images, answered by several checkpoints: resumable, shared out over processes, whole on rank 0."""
 
 import dataclasses
-import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import RunError
 from minigpt4.common.experiment import Experiment
+from minigpt4.common.file_sample import file_sample
 from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import versions
 from minigpt4.evaluation.answerer import Answerer, Images, PromptRules
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 REPORTED_OF_MODEL = ("arch", "model_type", "llama_model", "llm_precision", "vit_model", "vit_precision", "image_size")
 SECONDS_BETWEEN_LINES = 60
-SAMPLED_BYTES = 1 << 20
 OUT_OF_MEMORY = "The GPU's memory is full: a smaller run.batch_size_eval, or fewer beams, needs less."
 
 
@@ -204,14 +203,3 @@ def without_datasets(cfg: Experiment) -> Experiment:
 def batch_size(cfg: Experiment) -> int:
     """Images that are answered together."""
     return cfg.run.batch_size_eval or cfg.batch_size()
-
-
-def file_sample(path: Path) -> list[Any]:
-    """Name, size and hash of beginning, middle and end of a file; 13 GB are known in an instant, if not proved."""
-    size = path.stat().st_size
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for start in sorted({0, max(0, size // 2), max(0, size - SAMPLED_BYTES)}):
-            file.seek(start)
-            digest.update(file.read(SAMPLED_BYTES))
-    return [path.name, size, digest.hexdigest()[:16]]

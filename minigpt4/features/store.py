@@ -50,6 +50,10 @@ class RowShape:
         """Bytes of a row."""
         return self.tokens * self.width * np.dtype(self.dtype).itemsize
 
+    def empty(self) -> np.ndarray:
+        """A row of zeros."""
+        return np.zeros((self.tokens, self.width), self.dtype)
+
 
 class FeatureStore:
     """The rows of one folder, to read and to add to; pickles, and each process may go on with a copy.

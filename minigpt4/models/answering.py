@@ -13,6 +13,7 @@ from minigpt4.common.errors import SampleError
 from minigpt4.conversation import clean_generated
 from minigpt4.models import llm, sequence
 from minigpt4.models.generation import Answer, Decoding, cut_at_stop, end_tokens, generate_ids
+from minigpt4.models.samples import ImageFeatures
 from minigpt4.models.training_text import start_ids
 
 
@@ -82,7 +83,7 @@ class Answering:
 
         Args:
             images: (B, 3, S, S), one a prompt; or (B, n, 3, S, S); or a list with a tensor (3, S, S) or
-                (n, 3, S, S) or None for each prompt; or None for text alone.
+                (n, 3, S, S) or None for each prompt; or features of one image a prompt; or None for text alone.
             texts: whole prompts, `<ImageHere>` where an image belongs.
             min_length: tokens before an answer may end, bos counted as in transformers 4.30.
             stop: strings that end an answer; each row stops by itself and is cut before the string.
@@ -172,6 +173,8 @@ class Answering:
         if len(images) != count:
             shape = f" (shape {tuple(images.shape)})" if isinstance(images, Tensor) else ""
             raise SampleError(f"images: {len(images)} entries{shape} for {count} texts")
+        if isinstance(images, ImageFeatures):
+            return [[embeds_1QD] for embeds_1QD in self.encode_img(images)[0].split(1)]
         own = [_as_stack(image) for image in images]
         pixels = [stack for stack in own if stack is not None]
         if not pixels:

@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 
 # Buffers that published checkpoints hold beside the trained weights; the numbers come from the architecture.
 PUBLISHED_BUFFERS = ("llama_model.*rotary_emb.inv_freq", "Qformer.bert.embeddings.position_ids")
+JOINED_PATCHES = 4
+"""Neighbouring patch tokens that become one image token without Q-Former."""
 _LLM_OF_WIDTH = {4096: "a 7B LLaMA", 5120: "a 13B LLaMA"}
 
 
@@ -39,6 +41,30 @@ def load_vision(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QForm
     q_former = _unfilled(lambda: store_frozen(build_qformer(cfg, encoder.num_features), cfg.freeze_qformer, cfg))
     load_blip2(q_former, ln_vision, read_state_dict(path), path)
     return encoder, ln_vision, q_former
+
+
+def vision_to_come(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QFormer | None]:
+    """The same modules without weights, on the meta device."""
+    with torch.device("meta"):
+        encoder = build_vision_encoder(cfg)
+        q_former = build_qformer(cfg, encoder.num_features) if cfg.has_qformer else None
+        return encoder, nn.LayerNorm(encoder.num_features), q_former
+
+
+def vision_shape(cfg: MiniGPT4Config) -> tuple[int, int]:
+    """(Q, V) of what the projection reads of an image, without weights."""
+    encoder, _, q_former = vision_to_come(cfg)
+    if q_former is not None:
+        return cfg.num_query_token, q_former.hidden_size
+    with torch.device("meta"):
+        tokens_1NV = encoder(torch.empty(1, 3, cfg.image_size, cfg.image_size))
+    return join_patches(tokens_1NV[:, encoder.num_prefix_tokens :]).shape[1:]
+
+
+def join_patches(patches_BNV: Tensor) -> Tensor:
+    """(B, N // 4, 4 V): four neighbours in the place of each; what is left over at the end is dropped."""
+    usable = patches_BNV.shape[1] // JOINED_PATCHES * JOINED_PATCHES
+    return patches_BNV[:, :usable].unflatten(1, (-1, JOINED_PATCHES)).flatten(2)
 
 
 def store_frozen(module: nn.Module, frozen: bool, cfg: MiniGPT4Config) -> nn.Module:

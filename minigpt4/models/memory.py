@@ -21,8 +21,7 @@ from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.models.eva_vit import build_vision_encoder
 from minigpt4.models.freeze import DTYPES
 from minigpt4.models.llm import enable_recomputation, read_llm_config, recomputed
-from minigpt4.models.loading import build_projection, store_frozen
-from minigpt4.models.minigpt4 import JOINED_PATCHES
+from minigpt4.models.loading import JOINED_PATCHES, build_projection, join_patches, store_frozen
 from minigpt4.models.qformer import build_qformer
 
 GIB = 2**30
@@ -194,8 +193,7 @@ class MetaModel:
             if self.qformer is not None:
                 return self.qformer(tokens_BNV)
             patches = tokens_BNV[:, self.encoder.num_prefix_tokens :]
-            usable = patches.shape[1] // JOINED_PATCHES * JOINED_PATCHES
-            return patches[:, :usable].unflatten(1, (-1, JOINED_PATCHES)).flatten(2)
+            return join_patches(patches)
 
 
 def llm_config_for(cfg: MiniGPT4Config) -> tuple[PretrainedConfig, str]:

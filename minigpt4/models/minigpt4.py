@@ -23,15 +23,20 @@ from minigpt4.conversation import prompt_template_from_tokenizer
 from minigpt4.models import eva_vit, llm, qformer, sequence
 from minigpt4.models.answering import Answering
 from minigpt4.models.freeze import DTYPES, freeze, is_trained
-from minigpt4.models.loading import build_projection, load_trained, load_vision, refuse_other_llm
-from minigpt4.models.samples import Samples, read_samples
+from minigpt4.models.loading import (
+    JOINED_PATCHES,
+    build_projection,
+    join_patches,
+    load_trained,
+    load_vision,
+    refuse_other_llm,
+    vision_to_come,
+)
+from minigpt4.models.samples import ImageFeatures, Samples, read_samples
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.training_text import TextRules, read_prompts, start_ids
 
 log = logging.getLogger(__name__)
-
-JOINED_PATCHES = 4
-"""Neighbouring patch tokens that become one image token without Q-Former."""
 
 
 @registry.register_model("minigpt4")
@@ -70,9 +75,16 @@ class MiniGPT4(Answering, nn.Module):
 
     @classmethod
     def from_config(
-        cls, cfg: MiniGPT4Config | Mapping[str, Any] | DictConfig, device: torch.device | str = "cpu"
+        cls,
+        cfg: MiniGPT4Config | Mapping[str, Any] | DictConfig,
+        device: torch.device | str = "cpu",
+        *,
+        vision_waits: bool = False,
     ) -> "MiniGPT4":
         """Build the model of a `model:` section on `device` and load every weights file that it names.
+
+        `vision_waits`: read the frozen vision side when the first image has to be encoded, if ever, for a cache may
+        know them all.
 
         Raises ConfigError for a wrong section, WeightsError for files that are missing, broken or do not fit.
         """
@@ -83,16 +95,16 @@ class MiniGPT4(Answering, nn.Module):
             find_weights(cfg.ckpt, "model.ckpt", Path(cfg.ckpt).name)
         device = _llm_device(cfg, torch.device(device))
         tokenizer = load_tokenizer(directory)
-        visual_encoder, ln_vision, q_former = load_vision(cfg)
+        visual_encoder, ln_vision, q_former = (vision_to_come if vision_waits else load_vision)(cfg)
         switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint}
         language_model = llm.load_llm(directory, cfg.llm_storage, device, **switches)
         llm.set_token_ids(language_model, tokenizer)
         if cfg.llm_sanity_check:
             llm.check_llm(language_model, tokenizer, directory)
         model = cls(cfg, visual_encoder, ln_vision, q_former, language_model, tokenizer)
-        for part in (model.visual_encoder, model.ln_vision, model.Qformer, model.llama_proj):
-            if part is not None:
-                part.to(device)
+        model.llama_proj.to(device)
+        if not vision_waits:
+            model._vision_to_device()
         if cfg.ckpt:
             model.load_checkpoint(cfg.ckpt)
         return model
@@ -108,6 +120,20 @@ class MiniGPT4(Answering, nn.Module):
     def query_tokens(self) -> nn.Parameter:
         """Learned queries of the Q-Former, (1, Q, H)."""
         return self.Qformer.query_tokens
+
+    def _vision_to_device(self) -> None:
+        for part in (self.visual_encoder, self.ln_vision, self.Qformer):
+            if part is not None:
+                part.to(self.device)
+
+    def _need_vision(self) -> None:
+        """Load the vision side if it waits to be needed."""
+        if next(self.visual_encoder.parameters()).device.type != "meta":
+            return
+        log.info("An image is to be encoded: loading the vision encoder now")
+        self.visual_encoder, self.ln_vision, self.Qformer = load_vision(self.cfg)
+        self._freeze_parts()
+        self._vision_to_device()
 
     def _projection_width(self) -> int:
         if self.Qformer is not None:
@@ -154,16 +180,18 @@ class MiniGPT4(Answering, nn.Module):
 
     # Images
 
-    def encode_img(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def encode_img(self, image: Tensor | ImageFeatures) -> tuple[Tensor, Tensor]:
         """Image tokens of the LLM.
 
         Args:
-            image: normalised pixels, (B, 3, S, S) or (B, n, 3, S, S); leading dimensions are flattened.
+            image: normalised pixels, (B, 3, S, S) or (B, n, 3, S, S), whose leading dimensions are flattened; or
+                what `image_features` gave.
 
         Returns:
             embeds (B, Q, D) in the projection's compute dtype, and atts (B, Q) of ones, int64.
         """
-        embeds_BQD = self.project(self.image_features(image))
+        is_known = isinstance(image, ImageFeatures)
+        embeds_BQD = self.project(image.features.to(self.device) if is_known else self.image_features(image))
         return embeds_BQD, torch.ones(embeds_BQD.shape[:2], dtype=torch.long, device=embeds_BQD.device)
 
     def image_features(self, image: Tensor) -> Tensor:
@@ -171,6 +199,7 @@ class MiniGPT4(Answering, nn.Module):
 
         With `vision_is_frozen` the same for all checkpoints, so it can be kept. `image` is that of `encode_img`.
         """
+        self._need_vision()
         return self._vision_features(self._check_image(image))
 
     def project(self, features_BQV: Tensor) -> Tensor:
@@ -202,8 +231,7 @@ class MiniGPT4(Answering, nn.Module):
                 with self._vision_autocast(self.Qformer):
                     return self.Qformer(tokens_BNV)
             patches_BNV = tokens_BNV[:, self.visual_encoder.num_prefix_tokens :]
-            usable = patches_BNV.shape[1] // JOINED_PATCHES * JOINED_PATCHES
-            return patches_BNV[:, :usable].unflatten(1, (-1, JOINED_PATCHES)).flatten(2)
+            return join_patches(patches_BNV)
 
     def _vision_autocast(self, part: nn.Module) -> AbstractContextManager:
         """16-bit compute for a part stored in 16 bits; whatever the caller has set for one in fp32.
@@ -268,7 +296,7 @@ class MiniGPT4(Answering, nn.Module):
             return None, [[] for _ in range(len(samples))]
         embeds_BQD, _ = self.encode_img(samples.image)
         count = embeds_BQD.shape[1]
-        per_sample = samples.image.shape[1] if samples.image.ndim == 5 else 1
+        per_sample = samples.max_images
         lengths = samples.lengths or [per_sample] * len(samples)
         images = [
             [((index * per_sample + n) * count, count) for n in range(length)] for index, length in enumerate(lengths)

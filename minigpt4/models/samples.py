@@ -11,6 +11,20 @@ from minigpt4.common.errors import SampleError
 
 
 @dataclass(frozen=True)
+class ImageFeatures:
+    """What the projection reads, in the place of pixels wherever a `MiniGPT4` takes images, one image a sample."""
+
+    features: Tensor
+    """(B, Q, V)."""
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, chosen: slice) -> "ImageFeatures":
+        return ImageFeatures(self.features[chosen])
+
+
+@dataclass(frozen=True)
 class Conversation:
     """Questions and answers of one sample, as many of one as of the other."""
 
@@ -22,8 +36,8 @@ class Conversation:
 class Samples:
     """A batch for training; exactly one of `answers` and `conversations` is filled."""
 
-    image: Tensor | None
-    """(B, 3, S, S) or (B, n, 3, S, S)."""
+    image: Tensor | ImageFeatures | None
+    """(B, 3, S, S) or (B, n, 3, S, S), or features of one image a sample."""
 
     lengths: list[int] | None
     """Images that exist in each sample, of n."""
@@ -35,6 +49,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.conversations or self.answers)
+
+    @property
+    def max_images(self) -> int:
+        """Images that `image` has room for in each sample."""
+        return self.image.shape[1] if isinstance(self.image, Tensor) and self.image.ndim == 5 else 1
 
     def name(self, index: int) -> str:
         """What to call a sample in an error."""
@@ -97,10 +116,10 @@ def _first(value: str | Sequence[str]) -> str:
     return value if isinstance(value, str) else value[0]
 
 
-def _read_lengths(samples: Mapping[str, Any], image: Tensor | None, count: int) -> list[int] | None:
+def _read_lengths(samples: Mapping[str, Any], image: Tensor | ImageFeatures | None, count: int) -> list[int] | None:
     if samples.get("length") is None:
         return None
-    if image is None or image.ndim != 5:
+    if not isinstance(image, Tensor) or image.ndim != 5:
         raise SampleError("length: needs image of shape (B, n, 3, S, S)")
     lengths = torch.as_tensor(samples["length"]).tolist()
     for index, length in enumerate(lengths):

@@ -65,6 +65,11 @@ class _Blip2ImageProcessor(BaseProcessor):
         pixels_CHW = torch.from_numpy(pixels_HWC.transpose(2, 0, 1).copy())
         return pixels_CHW.float().div_(255).sub_(self._mean_311).div_(self._std_311)
 
+    @property
+    def feature_key(self) -> dict[str, Any]:
+        """What the pixels depend on besides the image: the same values, the same pixels."""
+        return {"kind": "blip2", "image_size": self.image_size, "mean": self.mean, "std": self.std}
+
     def _resize(self, image: Image.Image) -> Image.Image:
         # Width first, then height: newer Pillow releases choose the order of the two passes by the shape
         # of the image, which moves pixels by one level against the published preprocessing.

@@ -29,6 +29,7 @@ from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
 from minigpt4.common.signals import StopRequest
 from minigpt4.datasets import BadSampleLedger, Dataset, DevicePrefetcher, EvalLoader, TrainLoader, TrainSource
+from minigpt4.features import FeatureFiller
 from minigpt4.runners import state
 from minigpt4.runners.finite import FiniteWatch
 from minigpt4.runners.updates import Updater
@@ -71,6 +72,7 @@ class RunnerBase:
         self.model = model.train()
         finite = FiniteWatch(self.folder, self.run.max_nonfinite_steps, processes.rank)
         self.updater = Updater(self.model, self.run, processes, finite, task.train_step)
+        self.features = FeatureFiller(self.model, task.feature_cache(cfg))
         self.schedule = self.build_schedule()
         self.loader = self.build_train_loader(datasets)
         self.valid_loaders = self.build_valid_loaders(datasets)
@@ -111,6 +113,7 @@ class RunnerBase:
             for iteration in range(self.position.iteration, iterations):
                 with epoch_log.waiting_for_data():
                     samples = next(batches)
+                samples = self.features.complete_batch(samples)
                 self.schedule.step(epoch, iteration)
                 closes = self._closes_update(iteration)
                 loss = self.updater.backward(samples, closes_update=closes)
@@ -139,7 +142,13 @@ class RunnerBase:
             return
         before = rng_state()  # a run that goes on from the checkpoint must not depend on whether this was done
         result = validate(
-            self.model, self.task, self.valid_loaders, self.updater, self.processes, self.run.valid_captions
+            self.model,
+            self.task,
+            self.valid_loaders,
+            self.updater,
+            self.processes,
+            self.run.valid_captions,
+            self.features,
         )
         set_rng_state(before)
         self.run_log.validation(self.position.epoch - 1, result.loss, result.shown, **result.scores)

@@ -10,6 +10,7 @@ from torch import nn
 from minigpt4.common.distributed import Processes
 from minigpt4.datasets import EvalLoader, to_device
 from minigpt4.evaluation import score_captions
+from minigpt4.features import FeatureFiller
 from minigpt4.runners.updates import Updater
 from minigpt4.tasks import BaseTask
 
@@ -47,12 +48,14 @@ def validate(
     updater: Updater,
     processes: Processes,
     captions: int,
+    features: FeatureFiller,
 ) -> Validation:
     """Run all loaders once, each sample on one rank; every rank must call it.
 
     Args:
         model: put into eval mode, and back into train mode.
         captions: how many images (over all ranks) are captioned and scored; 0: a few are shown, none scored.
+        features: makes features of a cache whole.
     """
     model.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=processes.device)
@@ -60,7 +63,7 @@ def validate(
     said: list[_Said] = []
     for loader in loaders:
         for batch in loader:
-            samples = to_device(batch, processes.device)
+            samples = features.complete_batch(to_device(batch, processes.device))
             with updater.autocast():
                 output = task.valid_step(model, samples)
                 if len(said) < wanted and (captions or processes.is_main):

@@ -55,6 +55,6 @@ def test_limits_stop_an_evaluation(files, loaders):
 
 def test_mistake_in_code_is_loud_in_workers_too(files, loaders):
     dataset = files.records(3)
-    dataset.vis_processor = len
+    dataset.reader.processor = len
     with pytest.raises(RuntimeError, match="has no len"):
         list(loaders.evaluate(dataset, num_workers=1))

@@ -101,7 +101,7 @@ def test_global_random_states_are_left_alone(workers, files, loaders, tools):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_mistake_in_code_is_loud(workers, files, loaders):
     dataset = files.records(5)
-    dataset.vis_processor = len
+    dataset.reader.processor = len
     error, text = (TypeError, "has no len") if workers == 0 else (RuntimeError, "(?s)Traceback.*TypeError.*has no len")
     with pytest.raises(error, match=text):
         next(loaders.train(dataset, num_workers=workers))

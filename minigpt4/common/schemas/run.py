@@ -95,6 +95,10 @@ class RunConfig:
     amp_dtype: Literal["fp16", "bf16"] = "fp16"
     """Precision under `amp`; fp16 comes with a gradient scaler."""
 
+    feature_cache: str | None = field(default=None, metadata={"path": "later"})
+    """New. Folder where what the frozen vision side gives for each image is kept, for all ranks, epochs, runs and
+    evaluations; null: images are encoded each time."""
+
     save_every_iters: int | None = None
     """New. Also save a checkpoint after each so many iterations; null: at the end of each epoch only."""
 

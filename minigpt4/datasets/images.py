@@ -1,0 +1,44 @@
+"""How a dataset reads an image: from a file to pixels, or from a cache of features without decoding anything."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from minigpt4.common.errors import SampleError
+from minigpt4.features import FeatureStore, ImageRow, image_digest
+from minigpt4.processors import BaseProcessor, open_image
+
+
+class ImageReader:
+    """Reads the images of one split.
+
+    Args:
+        processor: PIL image -> (3, S, S).
+        features: rows of images that went through `processor`; None: there is no cache.
+    """
+
+    def __init__(self, processor: BaseProcessor, features: FeatureStore | None = None) -> None:
+        self.processor, self._features = processor, features
+
+    def read(self, source: Path | bytes, name: str | None = None) -> Tensor | ImageRow:
+        """Pixels (3, S, S) float32, or the image's row of the cache; SampleError if the image cannot be read.
+
+        `name`: how errors call it, if it is not a file.
+        """
+        if self._features is None:
+            return self.processor(open_image(source, name))
+        content = source if isinstance(source, bytes) else _read(source)
+        digest, store = image_digest(content), self._features
+        row_QV = store.get(digest)
+        if row_QV is not None:
+            return ImageRow(str(store.folder), digest, torch.from_numpy(row_QV.copy()))
+        pixels_3SS = self.processor(open_image(content, name or str(source)))
+        return ImageRow(str(store.folder), digest, torch.from_numpy(store.shape.empty()), pixels_3SS)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise SampleError(f"{file}: cannot be opened ({error.strerror}); check the image path") from error

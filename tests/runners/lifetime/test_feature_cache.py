@@ -1,0 +1,66 @@
+"""Training from a cache of features: the same losses, fewer encodings, whatever was killed in between."""
+
+import math
+
+import pytest
+
+LOADS_VISION = "loading the vision encoder now"
+KNOWN = "image known to the feature cache"
+
+
+def cached(folder, *options):
+    return (f"run.feature_cache={folder}", *options)
+
+
+@pytest.mark.parametrize(("kind", "processes", "workers"), [("json", 1, 0), ("mixed", 2, 1)])
+def test_losses_are_those_without_a_cache_and_the_second_run_encodes_nothing(
+    kind, processes, workers, warm, make, tools, tmp_path
+):
+    options = (f"run.num_workers={workers}",)
+    plain, first, second = make(kind), make(kind), make(kind)
+    warm.train(plain, *options, processes=processes)
+    filling = warm.train(first, *cached(tmp_path, *options), processes=processes)
+    reading = warm.train(second, *cached(tmp_path, *options), processes=processes)
+    without, filled, read = (tools["logged"](tiny.runs()[0]) for tiny in (plain, first, second))
+    assert filled == read
+    for (step, loss, rate), (step_read, loss_read, rate_read) in zip(without, read, strict=True):
+        assert (step, rate) == (step_read, rate_read)
+        assert math.isclose(loss, loss_read, rel_tol=1e-5)
+    assert LOADS_VISION in filling.text()
+    assert LOADS_VISION not in reading.text()
+    assert KNOWN in reading.text()
+
+
+def test_a_run_killed_while_it_fills_the_cache_goes_on_to_the_same_end(warm, make, tools, tmp_path):
+    undisturbed, tiny = make("json"), make("json")
+    warm.train(undisturbed, *cached(tmp_path / "a"))
+    run = warm.start(tiny, *cached(tmp_path / "b", "run.save_every_iters=1"))
+    run.wait_for("[3/7]")
+    run.kill()
+    warm.train(tiny, *cached(tmp_path / "b", "run.resume_ckpt_path=auto"))
+    assert tools["final"](tiny.runs()[0])["model"].keys() == tools["final"](undisturbed.runs()[0])["model"].keys()
+    assert tools["alike"](tools["final"](tiny.runs()[0])["model"], tools["final"](undisturbed.runs()[0])["model"])
+
+
+def test_features_of_other_settings_are_not_found(warm, make, tmp_path):
+    tiny = make("json")
+    warm.train(tiny, *cached(tmp_path))
+    other = warm.train(tiny, *cached(tmp_path, "model.vit_precision=bf16"))
+    assert LOADS_VISION in other.text()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_damaged_cache_is_mended(warm, make, tools, tmp_path):
+    first, second = make("json"), make("json")
+    warm.train(first, *cached(tmp_path))
+    for rows in tmp_path.glob("*/*.rows"):
+        rows.write_bytes(rows.read_bytes()[:-2000])
+    mended = warm.train(second, *cached(tmp_path))
+    assert "is damaged; its image is encoded again" in mended.text()
+    assert tools["logged"](second.runs()[0]) == tools["logged"](first.runs()[0])
+
+
+def test_a_trained_vision_side_cannot_be_cached(warm, make, tmp_path):
+    run = warm.start(make("json"), *cached(tmp_path, "model.freeze_qformer=False"))
+    assert run.wait() == [2]
+    assert "model.freeze_qformer is False" in run.text()
