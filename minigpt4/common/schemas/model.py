@@ -102,6 +102,10 @@ class MiniGPT4Config:
     """New. The LLM's attention code; null: what transformers takes. On CPUs `eager` is faster for short texts, for the
     fused backward pass is slow there."""
 
+    llm_logits: Literal["targets", "all"] = "targets"
+    """New. Positions whose logits a training step computes: `targets` only, or `all`, as the original does; the loss
+    is the same."""
+
     llm_grad_checkpoint: bool = False
     """New. Recompute the LLM's activations in the backward pass: less memory, about a third more time."""
 

@@ -1,0 +1,206 @@
+"""One training step, the plain way and with each saving: seconds, ratio, memory, share of the machine's matrix rate.
+
+    python benchmarks/step.py                                        # size mid, batch 16, long captions
+    python benchmarks/step.py --size mid --batch-size 16 --captions short --write docs/performance.md
+    python benchmarks/step.py --size 7b --batch-size 12 --precision bf16 --dir /tmp/7b      # on a GPU; 17 GB of files
+Random weights (seed 0) in the published formats. "Plain" is what the original computes, in fp32: logits at all
+positions, unfused attention, the image encoded in each step. Every row is measured in turn, in the same process, on the
+same batches; a ratio is the median of the rounds' own ratios.
+"""
+
+import argparse
+import dataclasses
+import random
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from sizes import SIZES, Size, write_weights
+from tables import machine, matrix_rate, ratio, seconds_in_turn, table, write_section
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from minigpt4.common.command_line import exit_status
+from minigpt4.models.memory import StorageCounter
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.samples import ImageFeatures
+
+WORDS = ("brown", "dog", "sleeps", "on", "a", "red", "blanket", "wooden", "boats", "are", "tied", "to", "the", "pier")
+CAPTION_WORDS = {"short": (4, 12), "long": (40, 60)}
+"""Lowest and highest number of words: alt-texts of stage 1, descriptions of stage 2."""
+PROMPT = "###Human: <Img><ImageHere></Img> Describe this image in detail. ###Assistant: "
+ROUND = 4
+"""Batches that are trained on in turn."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a step is computed."""
+
+    name: str
+    precision: str = "fp32"
+    llm_logits: str = "all"
+    fused_attention: bool = False
+    features: bool = False
+
+
+def ways(precision: str) -> list[Way]:
+    """The plain way, each saving by itself, and all of them."""
+    plain = Way("plain")
+    own = [
+        dataclasses.replace(plain, name="logits at targets", llm_logits="targets"),
+        dataclasses.replace(plain, name="fused attention", fused_attention=True),
+        dataclasses.replace(plain, name="features from the cache", features=True),
+        dataclasses.replace(plain, name=precision, precision=precision),
+    ]
+    everything = Way("all without cache", precision, "targets", True)
+    return [plain, *own, everything, dataclasses.replace(everything, name="all", features=True)]
+
+
+class Step:
+    """A model that computes one way, and its training step."""
+
+    def __init__(self, way: Way, size: Size, folder: Path, device: str) -> None:
+        attention = "sdpa" if way.fused_attention else "eager"
+        section = size.section(folder, way.precision, llm_attention=attention, llm_logits=way.llm_logits)
+        self.model = MiniGPT4.from_config(section, device=device).train()
+        self.way = way
+        _set_vision_attention(self.model, way.fused_attention)
+        self.optimizer = torch.optim.AdamW(self.model.trainable_parameters().values(), lr=1e-4, fused=True)
+
+    def features(self, image: torch.Tensor) -> ImageFeatures:
+        """What a cache would hold."""
+        return ImageFeatures(self.model.image_features(image))
+
+    def __call__(self, batch: dict[str, Any]) -> None:
+        loss = self.model(batch)["loss"]
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def peak_bytes(self, batch: dict[str, Any]) -> int:
+        """Weights and all that a step makes, at its peak."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            self(batch)
+            return torch.cuda.max_memory_allocated() - before + _bytes(self.model)
+        with StorageCounter(nn.ModuleList([self.model])) as counter:
+            self(batch)
+        return _bytes(self.model) + counter.peak
+
+    def flops(self, batch: dict[str, Any]) -> int:
+        """Floating-point operations of matrix products."""
+        with FlopCounterMode(display=False) as counter:
+            self(batch)
+        return counter.get_total_flops()
+
+
+def _set_vision_attention(model: MiniGPT4, fused: bool) -> None:
+    for part in model.visual_encoder.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = fused
+    model.Qformer.bert.set_attn_implementation("sdpa" if fused else "eager")
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def batches(size: int, image_size: int, captions: str, device: str) -> Iterator[dict[str, Any]]:
+    """Batches of random images and captions."""
+    words = random.Random(0)
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        texts = [" ".join(words.choices(WORDS, k=words.randint(*CAPTION_WORDS[captions]))) for _ in range(size)]
+        image = torch.randn(size, 3, image_size, image_size, generator=generator).to(device)
+        yield {"image": image, "answer": texts, "instruction_input": [PROMPT] * size}
+
+
+def measure(args: argparse.Namespace, folder: Path) -> str:
+    """The Markdown section."""
+    size, device = SIZES[args.size], "cuda" if torch.cuda.is_available() else "cpu"
+    write_weights(folder, size, torch.float32 if args.size != "7b" else torch.bfloat16)
+    chosen = [way for way in ways(args.precision) if not args.only or way.name in args.only]
+    steps = {way.name: Step(way, size, folder, device) for way in chosen}
+    source = batches(args.batch_size, size.section(folder, "fp32").get("image_size", 224), args.captions, device)
+    drawn = [next(source) for _ in range(ROUND)]
+    given = {name: [_given(step, batch) for batch in drawn] for name, step in steps.items()}
+
+    def run(name: str) -> None:
+        for batch in given[name]:
+            steps[name](batch)
+
+    seconds = seconds_in_turn({name: lambda name=name: run(name) for name in steps}, args.repeats)
+    rows, plain = [], chosen[0].name
+    plain_peak = steps[plain].peak_bytes(given[plain][0])
+    for name, step in steps.items():
+        peak = step.peak_bytes(given[name][0])
+        rate = matrix_rate(next(step.model.llama_model.parameters()).dtype, torch.device(device))
+        done = sum(step.flops(batch) for batch in given[name]) / statistics.median(seconds[name])
+        rows.append(
+            (
+                name,
+                f"{statistics.median(seconds[name]) / ROUND:.3f}",
+                f"{ratio(seconds[plain], seconds[name]):.2f}",
+                f"{peak / 2**30:.2f}",
+                f"{peak / plain_peak:.0%}",
+                f"{done / rate:.0%}",
+            )
+        )
+    return _section(args, rows)
+
+
+def _given(step: Step, batch: dict[str, Any]) -> dict[str, Any]:
+    return {**batch, "image": step.features(batch["image"])} if step.way.features else batch
+
+
+def _section(args: argparse.Namespace, rows: list[tuple[str, ...]]) -> str:
+    head = ("step", "median, s", "times faster", "peak memory, GiB", "of plain", "of matrix rate")
+    low, high = CAPTION_WORDS[args.captions]
+    return (
+        f"### Training step, size {args.size}, batch {args.batch_size}, {args.captions} captions\n\n"
+        f"Captions of {low} to {high} words; median of {args.repeats} rounds of {ROUND} steps. The fp32 rows compute "
+        f'with `torch.set_float32_matmul_precision("{torch.get_float32_matmul_precision()}")`.\n\n'
+        f"    python benchmarks/step.py --size {args.size} --batch-size {args.batch_size} --captions {args.captions} "
+        f"--precision {args.precision} --repeats {args.repeats}\n\n"
+        f"Machine: {machine()}, {torch.get_num_threads()} threads.\n\n{table(head, rows)}"
+    )
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="mid")
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--captions", choices=CAPTION_WORDS, default="long")
+    parser.add_argument("--precision", choices=("bf16", "fp16"), default="bf16", help="of the 16-bit rows (bf16)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
+    parser.add_argument("--only", nargs="*", help="names of rows; the first is what the others are compared with")
+    parser.add_argument("--dir", type=Path, help="where the weights go, to be used again (a folder that is deleted)")
+    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the section into this file, too")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print, write."""
+    with tempfile.TemporaryDirectory() as temporary:
+        text = measure(args, args.dir or Path(temporary))
+    print(text)
+    if args.write:
+        write_section(args.write, f"step {args.size} {args.batch_size} {args.captions}", text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done, 2 an error to read."""
+    args = parse_args(argv)
+    return exit_status(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

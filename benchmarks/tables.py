@@ -1,0 +1,84 @@
+"""What all benchmarks print: the machine, a Markdown table, and its place in docs/performance.md."""
+
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.run_folder import versions
+
+REPOSITORY = Path(__file__).parents[1]
+MATRIX = 2048
+
+
+def machine() -> str:
+    """Processor, GPU and versions."""
+    known = versions()
+    cpu = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else []
+    cores = f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.processor()}"
+    packages = ", ".join(f"{name} {known[name]}" for name in ("python", "torch", "transformers"))
+    return f"{cores}, {known['gpu'] or 'no GPU'}, {packages}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def write_section(path: Path, name: str, text: str) -> None:
+    """Put `text` between the marks of `name` in a file, or at its end; ConfigError if the disk refuses."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    block = f"{begin}\n{text.rstrip()}\n{end}\n"
+    try:
+        before = path.read_text(encoding="utf-8") if path.exists() else ""
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}\n", re.DOTALL)
+        after = pattern.sub(lambda _: block, before) if pattern.search(before) else f"{before}\n{block}".lstrip("\n")
+        path.write_text(after, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--write: {path}: {error.strerror}") from error
+
+
+def synchronised_time() -> float:
+    """Seconds, with all GPU work done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds_in_turn(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each way, measured in turn so that what else the machine does meets all of them; once unmeasured."""
+    for way in ways.values():
+        way()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(repeats):
+        names = list(ways) if number % 2 == 0 else list(ways)[::-1]
+        for name in names:
+            start = synchronised_time()
+            ways[name]()
+            seconds[name].append(synchronised_time() - start)
+    return seconds
+
+
+def ratio(plain: Sequence[float], other: Sequence[float]) -> float:
+    """How many times faster `other` is: the median of the rounds' own ratios."""
+    return statistics.median(a / b for a, b in zip(plain, other, strict=True))
+
+
+def matrix_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """FLOP/s of square matrix products of this type, the best of ten."""
+    a, b = (torch.randn(MATRIX, MATRIX, device=device).to(dtype) for _ in range(2))
+    a @ b
+    best = float("inf")
+    for _ in range(10):
+        start = synchronised_time()
+        a @ b
+        best = min(best, synchronised_time() - start)
+    return 2 * MATRIX**3 / best
