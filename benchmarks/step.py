@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sizes import SIZES, Size, write_weights
+from sizes import SIZES, TOKENIZER, Size, write_weights
 from tables import machine, matrix_rate, ratio, seconds_in_turn, table, write_section
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,10 +29,11 @@ from minigpt4.common.command_line import exit_status
 from minigpt4.models.memory import StorageCounter
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.samples import ImageFeatures
+from minigpt4.models.tokenizer import load_tokenizer
 
 WORDS = ("brown", "dog", "sleeps", "on", "a", "red", "blanket", "wooden", "boats", "are", "tied", "to", "the", "pier")
-CAPTION_WORDS = {"short": (4, 12), "long": (40, 60)}
-"""Lowest and highest number of words: alt-texts of stage 1, descriptions of stage 2."""
+CAPTION_TOKENS = {"short": (8, 24), "long": (60, 120)}
+"""Lowest and highest number of tokens: alt-texts of stage 1, descriptions of stage 2."""
 PROMPT = "###Human: <Img><ImageHere></Img> Describe this image in detail. ###Assistant: "
 ROUND = 4
 """Batches that are trained on in turn."""
@@ -114,12 +115,20 @@ def _bytes(model: nn.Module) -> int:
 
 def batches(size: int, image_size: int, captions: str, device: str) -> Iterator[dict[str, Any]]:
     """Batches of random images and captions."""
-    words = random.Random(0)
+    chance, tokenizer = random.Random(0), load_tokenizer(TOKENIZER)
     generator = torch.Generator().manual_seed(0)
     while True:
-        texts = [" ".join(words.choices(WORDS, k=words.randint(*CAPTION_WORDS[captions]))) for _ in range(size)]
+        texts = [_text(tokenizer, chance.randint(*CAPTION_TOKENS[captions]), chance) for _ in range(size)]
         image = torch.randn(size, 3, image_size, image_size, generator=generator).to(device)
         yield {"image": image, "answer": texts, "instruction_input": [PROMPT] * size}
+
+
+def _text(tokenizer: Any, tokens: int, chance: random.Random) -> str:
+    """Words of about so many tokens; benchmarks' tokenizer is small and cuts words into pieces."""
+    text = chance.choice(WORDS)
+    while len(tokenizer(text)["input_ids"]) < tokens:
+        text += f" {chance.choice(WORDS)}"
+    return text
 
 
 def measure(args: argparse.Namespace, folder: Path) -> str:
@@ -162,10 +171,10 @@ def _given(step: Step, batch: dict[str, Any]) -> dict[str, Any]:
 
 def _section(args: argparse.Namespace, rows: list[tuple[str, ...]]) -> str:
     head = ("step", "median, s", "times faster", "peak memory, GiB", "of plain", "of matrix rate")
-    low, high = CAPTION_WORDS[args.captions]
+    low, high = CAPTION_TOKENS[args.captions]
     return (
         f"### Training step, size {args.size}, batch {args.batch_size}, {args.captions} captions\n\n"
-        f"Captions of {low} to {high} words; median of {args.repeats} rounds of {ROUND} steps. The fp32 rows compute "
+        f"Captions of {low} to {high} tokens; median of {args.repeats} rounds of {ROUND} steps. The fp32 rows compute "
         f'with `torch.set_float32_matmul_precision("{torch.get_float32_matmul_precision()}")`.\n\n'
         f"    python benchmarks/step.py --size {args.size} --batch-size {args.batch_size} --captions {args.captions} "
         f"--precision {args.precision} --repeats {args.repeats}\n\n"
@@ -178,7 +187,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="mid")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--captions", choices=CAPTION_WORDS, default="long")
+    parser.add_argument("--captions", choices=CAPTION_TOKENS, default="long")
     parser.add_argument("--precision", choices=("bf16", "fp16"), default="bf16", help="of the 16-bit rows (bf16)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--only", nargs="*", help="names of rows; the first is what the others are compared with")
