@@ -98,15 +98,21 @@ class Supervised:
 def abort(pids: Callable[[], list[int]], log: IO[bytes], text: Callable[[], str]) -> str:
     """End processes that hang, one after the other, each with its stacks; returns the end of their log with these.
 
+    All are stopped first and the youngest ends first: none reacts to the end of another before its own turn.
+
     Args:
         pids: the processes, oldest first.
         log: where they write.
         text: what they wrote.
     """
     before = len(text())
-    for pid in pids():
-        os.write(log.fileno(), f"\n== {describe(pid)}\n".encode())
+    found = [(pid, describe(pid)) for pid in pids()]
+    for pid, _ in found:
+        _send(pid, signal.SIGSTOP)
+    for pid, description in reversed(found):
+        os.write(log.fileno(), f"\n== {description}\n".encode())
         _send(pid, signal.SIGABRT)
+        _send(pid, signal.SIGCONT)
         _wait_for_end(pid)
     kill(pids)
     whole = text()
