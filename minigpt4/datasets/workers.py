@@ -7,6 +7,7 @@ a run hanging, on this machine or on those of the other ranks.
 import atexit
 import ctypes
 import functools
+import logging
 import multiprocessing
 import os
 import signal
@@ -23,11 +24,17 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from minigpt4.common.errors import RunError
 from minigpt4.datasets.packets import Packet
 
+log = logging.getLogger(__name__)
+
 PREFETCH = 2
 """Packets that each worker makes ahead."""
 
-PATIENCE = 1800.0
-"""Seconds to wait for a packet; the other ranks do not wait longer for this one either."""
+LOOK = 60.0
+"""Seconds of waiting for a packet after which a warning tells of it."""
+
+PATIENCE = 30
+"""Such waits in a row before it is an error; the other ranks do not wait longer for this one either. They are counted,
+not measured, so that a job that a scheduler suspends and wakes up goes on."""
 
 _SAVE_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1
@@ -71,7 +78,7 @@ def _start(
         collate_fn=_unchanged,
         pin_memory=pin_memory,
         prefetch_factor=PREFETCH,
-        timeout=PATIENCE,
+        timeout=LOOK,
         worker_init_fn=functools.partial(_settle, os.getpid()),
         # torch would draw a seed for the workers from the global generator, which belongs to the model.
         generator=torch.Generator().manual_seed(0),
@@ -94,16 +101,26 @@ def _checked(packets: Iterator["Packet | _Failure"], source: str) -> Iterator[Pa
 
 
 def _patiently(packets: Iterator["Packet | _Failure"], source: str) -> Iterator["Packet | _Failure"]:
-    try:
-        yield from packets
-    except RuntimeError as error:
-        if "timed out after" not in str(error):
-            raise
-        raise RunError(
-            f"{source}: a data worker has given no batch for {PATIENCE / 60:.3g} minutes: does the storage hang? "
-            "run.resume_ckpt_path=auto goes on from the last checkpoint; with run.num_workers=0 the reading happens in "
-            "the main process, where a debugger sees it"
-        ) from error
+    looks = 0
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "timed out after" not in str(error):
+                raise
+            looks += 1
+            waited = f"{source}: no batch for {looks * LOOK / 60:.3g} minutes"
+            if looks == PATIENCE:
+                raise RunError(
+                    f"{waited}: a data worker hangs. Look whether the storage answers; run.resume_ckpt_path=auto goes "
+                    "on from the last checkpoint"
+                ) from error
+            log.warning("%s; the data workers are slow, or the storage does not answer", waited)
+        else:
+            looks = 0
+            yield packet
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from minigpt4.datasets import workers
+
 REPOSITORY = Path(__file__).parents[2]
 
 READER = """
@@ -54,7 +56,7 @@ ONE_HANGS = """
 def wait_for_second(worker):
     time.sleep(3600)
 
-workers.PATIENCE = 1.2
+workers.LOOK, workers.PATIENCE = 0.6, 2
 for packet in read_packets(make, source="cats/train", num_workers=1):
     print(packet)
 """
@@ -69,7 +71,7 @@ def run(tmp_path):
         # Files, not pipes: workers that are left over would keep the reader of a pipe waiting.
         with (tmp_path / "out").open("w") as out, (tmp_path / "err").open("w") as err:
             result = subprocess.run(
-                [sys.executable, "script.py"], cwd=tmp_path, env=environment, stdout=out, stderr=err, timeout=120
+                [sys.executable, "script.py"], cwd=tmp_path, env=environment, stdout=out, stderr=err, timeout=300
             )
         result.stdout, result.stderr = (tmp_path / "out").read_text(), (tmp_path / "err").read_text()
         return result, _workers(tmp_path)
@@ -97,12 +99,12 @@ def _has_ended(pid: int) -> bool:
 
 
 def test_death_of_one_worker_ends_the_process_though_another_hangs(run):
-    result, workers = run(ONE_DIES)
+    result, pids = run(ONE_DIES)
     assert result.returncode == 1
     assert result.stdout == "first packet first packet\n"
     assert "is killed by signal: Killed" in result.stderr
     assert "Exception ignored" not in result.stderr
-    assert all(map(_has_ended, workers))
+    assert all(map(_has_ended, pids))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux does it")
@@ -112,8 +114,26 @@ def test_workers_that_hang_die_with_their_process(run):
     assert _has_ended(worker)
 
 
-def test_worker_that_hangs_ends_the_reading_with_an_error_that_names_the_data(run):
+def test_worker_that_hangs_is_told_of_and_then_an_error_that_names_the_data(run):
     result, pids = run(ONE_HANGS)
     assert result.returncode == 1
-    assert "RunError: cats/train: a data worker has given no batch for 0.02 minutes" in result.stderr
+    assert "cats/train: no batch for 0.01 minutes; the data workers are slow" in result.stderr
+    assert "RunError: cats/train: no batch for 0.02 minutes: a data worker hangs" in result.stderr
     assert all(map(_has_ended, pids))
+
+
+def test_reading_goes_on_after_a_wait(tmp_path, monkeypatch, caplog):
+    def make(worker):
+        while not (tmp_path / "told").exists():
+            time.sleep(0.01)
+        yield "packet"
+
+    def told(record):
+        (tmp_path / "told").touch()
+        return True
+
+    monkeypatch.setattr(workers, "LOOK", 0.2)
+    monkeypatch.setattr(workers, "PATIENCE", 1000)
+    caplog.handler.addFilter(told)
+    assert list(workers.read_packets(make, source="cats/train", num_workers=1)) == ["packet"]
+    assert "cats/train: no batch for 0.00333 minutes; the data workers are slow" in caplog.text
