@@ -112,7 +112,7 @@ def _patiently(packets: Iterator["Packet | _Failure"], source: str) -> Iterator[
                 raise
             looks += 1
             waited = f"{source}: no batch for {looks * LOOK / 60:.3g} minutes"
-            if looks == PATIENCE:
+            if looks >= PATIENCE:
                 raise RunError(
                     f"{waited}: a data worker hangs. Look whether the storage answers; run.resume_ckpt_path=auto goes "
                     "on from the last checkpoint"
