@@ -10,9 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, RunError
 
 log = logging.getLogger(__name__)
+
+MEETING_TIMEOUT = timedelta(minutes=10)
+"""Processes are launched together, and only imports lie before they meet; torchrun waits as long for its nodes."""
 
 START_TIMEOUT = timedelta(minutes=30)
 """Ranks load their weights at different speeds; afterwards a step never takes this long."""
@@ -69,7 +72,7 @@ class Processes:
 def start_processes(device: str = "cuda", distributed: bool = True, dist_url: str = "env://") -> Processes:
     """Join the processes that the launcher started, or be alone; nccl on GPUs, gloo elsewhere.
 
-    Raises ConfigError if the launcher's variables do not fit together.
+    Raises ConfigError if the launcher's variables do not fit together, RunError if a process does not come.
     """
     rank, local_rank, world_size = _from_environment()
     chosen = _device(device, local_rank, world_size)
@@ -102,7 +105,14 @@ def _store(dist_url: str, rank: int, world_size: int) -> dist.Store:
     needs names of its own. With several nodes torchrun's count of restarts differs between them, so there
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has to make it start a new store.
     """
-    store, _, _ = next(dist.rendezvous(dist_url, rank, world_size, timeout=START_TIMEOUT))
+    try:
+        store, _, _ = next(dist.rendezvous(dist_url, rank, world_size, timeout=MEETING_TIMEOUT))
+    except dist.DistError as error:
+        where = [os.environ.get(name, "not set") for name in ("MASTER_ADDR", "MASTER_PORT")]
+        raise RunError(
+            f"rank {rank} of {world_size} waited for the other processes in vain: {error}. Look whether all were "
+            f"started and none has died, and whether all can reach MASTER_ADDR ({where[0]}), MASTER_PORT ({where[1]})"
+        ) from error
     one_node = os.environ.get("LOCAL_WORLD_SIZE") == str(world_size)
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_node else "0"
     return dist.PrefixStore(f"start_{restarts}", store)

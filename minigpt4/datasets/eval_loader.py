@@ -44,7 +44,7 @@ class EvalLoader:
         self.world_size = world_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for packet in read_packets(self._maker(), num_workers=self.num_workers):
+        for packet in read_packets(self._maker(), source=self.dataset.label, num_workers=self.num_workers):
             self.ledger.add(self.dataset.label, packet.good, packet.bad, packet.longest_bad_run)
             if packet.batch is not None:
                 yield packet.batch

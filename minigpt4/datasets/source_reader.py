@@ -130,6 +130,7 @@ class SourceReader:
                 cursors=tuple(self._cursors),
                 patience=self._patience,
             ),
+            source=self.label,
             num_workers=geometry.num_workers,
             first=self._turn,
             pin_memory=self._pin_memory,

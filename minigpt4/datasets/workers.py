@@ -1,38 +1,71 @@
-"""Worker processes that make packets, or none at all, behind one iterator."""
+"""Worker processes that make packets, or none at all, behind one iterator.
 
+No worker outlives the process that started it, and that process never waits for a worker to end: both would leave
+a run hanging, on this machine or on those of the other ranks.
+"""
+
+import atexit
+import ctypes
+import functools
+import logging
+import multiprocessing
+import os
 import signal
+import sys
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing.process import BaseProcess
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from minigpt4.common.errors import RunError
 from minigpt4.datasets.packets import Packet
+
+log = logging.getLogger(__name__)
 
 PREFETCH = 2
 """Packets that each worker makes ahead."""
 
+LOOK = 60.0
+"""Seconds of waiting for a packet after which a warning tells of it."""
+
+PATIENCE = 30
+"""Such waits in a row before it is an error; the other ranks do not wait longer for this one either. They are counted,
+not measured, so that a job that a scheduler suspends and wakes up goes on."""
+
 _SAVE_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl: the signal that a process gets when the thread that forked it ends."""
+
+_running: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
+os.register_at_fork(after_in_child=_running.clear)
 
 
 def read_packets(
-    make: Callable[[int], Iterator[Packet]], *, num_workers: int, first: int = 0, pin_memory: bool = False
+    make: Callable[[int], Iterator[Packet]],
+    *,
+    source: str,
+    num_workers: int,
+    first: int = 0,
+    pin_memory: bool = False,
 ) -> Iterator[Packet]:
     """Packets of the readers in turn: first, first + 1, ..., round and round until all have ended.
 
     Args:
         make: the packets of reader `worker`, 0 <= worker < max(1, num_workers).
-        num_workers: processes; 0: read here, when asked.
+        source: what is read, for errors.
+        num_workers: processes, which end with the thread that calls this; 0: read here, when asked.
         first: the reader whose turn it is.
         pin_memory: put images into page-locked memory, in a thread.
 
-    An error in a worker is a RuntimeError here, with the worker's traceback.
+    An error in a worker is a RuntimeError here, with the worker's traceback; RunError if a worker hangs.
     """
     if num_workers == 0:
         return make(0)
-    return _checked(_start(make, num_workers, first, pin_memory))
+    return _checked(_start(make, num_workers, first, pin_memory), source)
 
 
 def _start(
@@ -45,23 +78,49 @@ def _start(
         collate_fn=_unchanged,
         pin_memory=pin_memory,
         prefetch_factor=PREFETCH,
-        worker_init_fn=_outlive_signals,
+        timeout=LOOK,
+        worker_init_fn=functools.partial(_settle, os.getpid()),
         # torch would draw a seed for the workers from the global generator, which belongs to the model.
         generator=torch.Generator().manual_seed(0),
     )
     # Signals wait until the new process has said what to do with them.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SAVE_SIGNALS)
+    others = set(multiprocessing.active_children())
     try:
         return iter(loader)
     finally:
+        _running.update(set(multiprocessing.active_children()) - others)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _checked(packets: Iterator["Packet | _Failure"]) -> Iterator[Packet]:
-    for packet in packets:
+def _checked(packets: Iterator["Packet | _Failure"], source: str) -> Iterator[Packet]:
+    for packet in _patiently(packets, source):
         if isinstance(packet, _Failure):
             raise RuntimeError(f"a data worker failed; its traceback:\n{packet.traceback}")
         yield packet
+
+
+def _patiently(packets: Iterator["Packet | _Failure"], source: str) -> Iterator["Packet | _Failure"]:
+    looks = 0
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "timed out after" not in str(error):
+                raise
+            looks += 1
+            waited = f"{source}: no batch for {looks * LOOK / 60:.3g} minutes"
+            if looks >= PATIENCE:
+                raise RunError(
+                    f"{waited}: a data worker hangs. Look whether the storage answers; run.resume_ckpt_path=auto goes "
+                    "on from the last checkpoint"
+                ) from error
+            log.warning("%s; the data workers are slow, or the storage does not answer", waited)
+        else:
+            looks = 0
+            yield packet
 
 
 @dataclass(frozen=True)
@@ -90,17 +149,40 @@ def _unchanged(packet: Packet | _Failure) -> Packet | _Failure:
     return packet
 
 
-def _outlive_signals(worker: int) -> None:
-    """Schedulers and terminals signal every process; the run must be able to save before its workers die.
+def _settle(parent: int, worker: int) -> None:
+    """Stay until the process `parent` ends, whatever else happens, and not longer."""
+    _outlive_signals()
+    _die_with(parent)
 
-    The first SIGTERM is let pass, the second ends the process: at the end of a run torch and then
-    multiprocessing send one each to a worker that hangs in a read.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _next_one_ends)
+
+def _outlive_signals() -> None:
+    """Schedulers and terminals signal every process; the run must be able to save before its workers die."""
+    for number in _SAVE_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SAVE_SIGNALS)
 
 
-def _next_one_ends(number: int, frame: Any) -> None:
-    signal.signal(number, signal.SIG_DFL)
+def _die_with(parent: int) -> None:
+    """Have this process killed when its parent dies.
+
+    A worker that is left over keeps the sockets of its rank open, and the other ranks wait for an answer. By itself
+    it looks for its parent only every few seconds, and never while it hangs in a read.
+    """
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was too fast
+        os._exit(1)
+
+
+@atexit.register
+def _kill_workers() -> None:
+    """At the end of the process, before multiprocessing asks them by SIGTERM, which they ignore, and waits for ever.
+
+    That a loader has ended its workers before is not certain: the traceback of an error may hold it.
+    """
+    left = [process for process in _running if process.is_alive()]
+    if left:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report each as a failure
+    for process in left:
+        process.kill()

@@ -4,13 +4,15 @@ import os
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 
+from minigpt4.common import distributed
 from minigpt4.common.distributed import Processes, start_processes
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, RunError
 
 REPOSITORY = Path(__file__).parents[2]
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
@@ -35,12 +37,16 @@ def _no_launcher(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def _talk(*environments: dict[str, str]) -> list[str]:
-    """What processes with these variables find out."""
+def _port() -> str:
+    """One that nobody listens at."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        return str(probe.getsockname()[1])
+
+
+def _talk(*environments: dict[str, str]) -> list[str]:
+    """What processes with these variables find out."""
+    common = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port()}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", TALK],
@@ -77,6 +83,15 @@ def test_two_processes_talk_when_srun_started_them():
     first, second = _talk(*({"SLURM_PROCID": str(r), "SLURM_LOCALID": str(r), "SLURM_NTASKS": "2"} for r in range(2)))
     assert first.startswith("[0, 0, 2, True, [2.0, 1.0]")
     assert second.startswith("[1, 1, 2, False, [2.0, 1.0]")
+
+
+def test_process_that_never_comes_ends_the_wait_with_an_error(monkeypatch):
+    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port()}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed, "MEETING_TIMEOUT", timedelta(seconds=1))
+    with pytest.raises(RunError, match=r"rank 0 of 2 waited .* 1/2 clients joined.* MASTER_ADDR \(127\.0\.0\.1\)"):
+        start_processes("cpu")
 
 
 def test_variables_that_do_not_fit_together_are_named(monkeypatch):

@@ -5,10 +5,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,29 +83,23 @@ class Tiny:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
         return [*torchrun, "--standalone", *launcher, *script]
 
-    def train(self, *options: str, processes: int = 1, env: dict[str, str] | None = None, **more):
+    def run(
+        self,
+        *options: str,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        timeout: float = 300,
+        **more: Any,
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run to the end, well or not; fails with stacks after `timeout` seconds."""
+        command = self.command(*options, **more)
+        return supervised.run(command, env=environment(env), cwd=cwd or self.folder, timeout=timeout)
+
+    def train(self, *options: str, **more: Any) -> "subprocess.CompletedProcess[str]":
         """Run to the end; asserts success."""
-        result = subprocess.run(
-            self.command(*options, processes=processes, **more),
-            capture_output=True,
-            text=True,
-            timeout=300,
-            env=environment(env),
-            cwd=self.folder,
-        )
+        result = self.run(*options, **more)
         assert result.returncode == 0, result.stderr[-6000:]
         return result
-
-    def start(self, *options: str, processes: int = 1, env: dict[str, str] | None = None, **more) -> subprocess.Popen:
-        """Run in the background, stderr and stdout together."""
-        return subprocess.Popen(
-            self.command(*options, processes=processes, **more),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment(env),
-            cwd=self.folder,
-        )
 
     def runs(self) -> list[Path]:
         """Run folders, oldest first."""
@@ -116,6 +110,18 @@ def environment(more: dict[str, str] | None = None) -> dict[str, str]:
     """This environment with one thread a process, and the package on the path."""
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **(more or {})}
+
+
+def load(name: str) -> ModuleType:
+    """A module beside this file, which tests cannot import by its name."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+supervised = load("supervised")
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -137,10 +143,7 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 @pytest.fixture(scope="session")
 def building() -> ModuleType:
     """The module `building.py`, which builds runners inside this process."""
-    spec = importlib.util.spec_from_file_location("building", Path(__file__).with_name("building.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("building")
 
 
 @pytest.fixture(scope="session")
@@ -165,9 +168,7 @@ def two_ranks(validated: Tiny) -> list[dict]:
     """What the scenarios of `two_ranks.py` returned, for rank 0 and rank 1."""
     script = [str(Path(__file__).with_name("two_ranks.py")), str(validated.recipe), str(validated.folder)]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    result = subprocess.run(
-        [*torchrun, *script], capture_output=True, text=True, timeout=300, env=environment(), cwd=validated.folder
-    )
+    result = supervised.run([*torchrun, *script], env=environment(), cwd=validated.folder, timeout=300)
     assert result.returncode == 0, result.stderr[-6000:]
     return [torch.load(validated.folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
@@ -179,9 +180,10 @@ def tiny(tmp_path: Path, parity_dir: Path) -> Tiny:
 
 
 @pytest.fixture(scope="session")
-def tools() -> dict[str, Callable]:
+def tools() -> dict[str, Any]:
     """Helpers that tests cannot import from here."""
-    return {"losses": losses, "weights": weights, "same": same, "environment": environment, "make_tiny": make_tiny}
+    functions = (losses, weights, same, environment, make_tiny)
+    return {"supervised": supervised, **{function.__name__: function for function in functions}}
 
 
 def make_tiny(folder: Path, parity: Path, count: int = 24) -> Tiny:

@@ -97,14 +97,7 @@ def stopped(tmp_path_factory, parity_dir, tools) -> tuple[subprocess.CompletedPr
     (tiny.folder / "spoiled.py").write_text(FAULTY_MODULE)
     tiny.recipe.write_text(f"imports: [spoiled]\n{tiny.recipe.read_text()}")
     options = ("run.task=spoiled", "run.max_nonfinite_steps=3", "run.iters_per_epoch=50")
-    result = subprocess.run(
-        tiny.command(*options, processes=2),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=tools["environment"](),
-        cwd=tiny.folder,
-    )
+    result = tiny.run(*options, processes=2, timeout=120)
     (run,) = tiny.runs()
     return result, run
 

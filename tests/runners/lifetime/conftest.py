@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -127,7 +128,7 @@ class WarmRun:
             assert found or alive, f"ended without {text!r}: {self.text()[-4000:]}"
             return found
 
-        until(seen, lambda: f"no {text!r} in {self.text()[-4000:]}")
+        until(seen, lambda: f"no {text!r} in {self.abort()}")
 
     def send(self, number: signal.Signals, rank: int = 0) -> None:
         with suppress(ProcessLookupError):
@@ -142,14 +143,20 @@ class WarmRun:
 
     def wait(self) -> list[int | None]:
         """Exit statuses by rank."""
-        until(lambda: not self.alive(), lambda: f"still running: {self.text()[-4000:]}")
+        until(lambda: not self.alive(), lambda: f"still running: {self.abort()}")
         return self.statuses
+
+    def abort(self) -> str:
+        """End a run that hangs; returns the end of its log, with the stacks of all its processes."""
+        with self.log.open("ab") as log:
+            return self.server.supervised.abort(lambda: self.server.supervised.in_groups(self.pids), log, self.text)
 
 
 class WarmServer:
     """Starts `train.py` in a tenth of the time, from a process that has imported everything (see warm_server.py)."""
 
-    def __init__(self, logs: Path, environment: dict[str, str]) -> None:
+    def __init__(self, logs: Path, environment: dict[str, str], supervised: ModuleType) -> None:
+        self.supervised = supervised
         self._logs = logs
         self._runs: list[WarmRun] = []
         self._process = subprocess.Popen(
@@ -157,7 +164,7 @@ class WarmServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env={**environment, **supervised.STACKS},
         )
 
     def ask(self, request: dict) -> int | None:
@@ -201,7 +208,7 @@ def free_port() -> int:
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory, tools: dict[str, Any]) -> Iterator[WarmServer]:
     """Starts runs of a Tiny quickly."""
-    server = WarmServer(tmp_path_factory.mktemp("warm"), tools["environment"]())
+    server = WarmServer(tmp_path_factory.mktemp("warm"), tools["environment"](), tools["supervised"])
     yield server
     server.close()
 

@@ -98,10 +98,6 @@ def test_rank_that_crashes_once_is_started_again_by_torchrun(warm, make, tools):
 
 def test_error_of_one_rank_ends_the_whole_run_with_its_message(make, tools):
     tiny = tools["plug_in"](make("json"), "failing", task="raising")
-    process = tiny.start(processes=2, env={"FAIL_AT": "3"})
-    try:
-        output, _ = process.communicate(timeout=90)
-    finally:
-        process.terminate()
-    assert process.returncode != 0
-    assert "ValueError: the step of rank 1 is broken" in output
+    result = tiny.run(processes=2, env={"FAIL_AT": "3"}, timeout=90)
+    assert result.returncode != 0
+    assert "ValueError: the step of rank 1 is broken" in result.stderr

@@ -1,7 +1,8 @@
 """A signal to any process of a run: all ranks save together and stop, and the run goes on as if nothing had been."""
 
+import os
 import signal
-import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -80,25 +81,18 @@ def _rank_pids(torchrun: int) -> dict[int, int]:
     return pids
 
 
-def _start_and_wait(tiny, tools, *options: str) -> subprocess.Popen:
-    """A torchrun whose two ranks pause; its output goes to a file `log`."""
-    log = tiny.folder / "log"
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            tiny.command(*options, processes=2),
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            env=tools["environment"](),
-            cwd=tiny.folder,
-        )
-    _wait_for_both(tiny, tools, process, "pauses")
-    return process
+@contextmanager
+def _torchrun_in_pause(tiny, tools, *options: str):
+    """A torchrun whose two ranks pause."""
+    command = tiny.command(*options, processes=2)
+    with tools["supervised"].started(command, env=tools["environment"](), cwd=tiny.folder) as run:
+        _wait_for_both(tools, run, "pauses")
+        yield run
 
 
-def _wait_for_both(tiny, tools, process: subprocess.Popen, what: str) -> None:
-    log = tiny.folder / "log"
-    tools["until"](lambda: all(f"rank {rank} {what}" in log.read_text() for rank in range(2)), log.read_text)
-    assert process.poll() is None
+def _wait_for_both(tools, run, what: str) -> None:
+    tools["until"](lambda: all(f"rank {rank} {what}" in run.text() for rank in range(2)), run.abort)
+    assert run.process.poll() is None
 
 
 def test_torchrun_ends_whole_after_a_signal_to_one_rank_or_to_itself(warm, make, tools):
@@ -107,19 +101,18 @@ def test_torchrun_ends_whole_after_a_signal_to_one_rank_or_to_itself(warm, make,
     (run,) = tiny.runs()
     tools["plug_in"](tiny, "pausing", task="pausing", output_dir=str(tiny.folder / "stopped"))
     _pause(tiny, 3)
-    process = _start_and_wait(tiny, tools, *OPTIONS, AUTO)
-    pid = _rank_pids(process.pid)[1]
-    subprocess.run(["kill", "-TERM", str(pid)], check=True)
-    _go(tiny)
-    assert process.wait(60) == 0, (tiny.folder / "log").read_text()
+    with _torchrun_in_pause(tiny, tools, *OPTIONS, AUTO) as torchrun:
+        os.kill(_rank_pids(torchrun.process.pid)[1], signal.SIGTERM)
+        _go(tiny)
+        assert torchrun.wait(60) == 0, torchrun.text()
     (stopped,) = (tiny.folder / "stopped").iterdir()
     assert _stopped_at(stopped) == 4
     _pause(tiny, 5)
-    process = _start_and_wait(tiny, tools, *OPTIONS, AUTO)
-    process.terminate()
-    _wait_for_both(tiny, tools, process, "is asked to stop")
-    _go(tiny)
-    process.wait(60)
+    with _torchrun_in_pause(tiny, tools, *OPTIONS, AUTO) as torchrun:
+        torchrun.process.terminate()
+        _wait_for_both(tools, torchrun, "is asked to stop")
+        _go(tiny)
+        torchrun.wait(60)
     assert _stopped_at(stopped) == 10
     warm.train(tiny, *OPTIONS, AUTO, processes=2)
     assert tools["logged"](stopped) == tools["logged"](run)
