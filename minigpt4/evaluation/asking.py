@@ -1,7 +1,6 @@
 """Prompts about images, answered by several checkpoints: resumable, shared out over processes, whole on rank 0."""
 
 import dataclasses
-import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -17,16 +16,18 @@ from minigpt4.common.errors import RunError
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import versions
-from minigpt4.evaluation.answerer import Answerer, Images, PromptRules
+from minigpt4.evaluation.answerer import Answerer
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
 from minigpt4.evaluation.predictions import Predictions
+from minigpt4.inference.image_batches import Images
+from minigpt4.inference.origin import file_sample, frozen_files
+from minigpt4.inference.prompt_rules import PromptRules
 from minigpt4.models.generation import Answer
 
 log = logging.getLogger(__name__)
 
 REPORTED_OF_MODEL = ("arch", "model_type", "llama_model", "llm_precision", "vit_model", "vit_precision", "image_size")
 SECONDS_BETWEEN_LINES = 60
-SAMPLED_BYTES = 1 << 20
 OUT_OF_MEMORY = "The GPU's memory is full: a smaller run.batch_size_eval, or fewer beams, needs less."
 
 
@@ -72,11 +73,11 @@ class Asking:
     def _stores(self, processes: Processes) -> list[list[Predictions]]:
         """The answers of each checkpoint to each prompt, as far as they are there."""
         ids = [[self.images.items[number].image_id for number in batch] for batch in self.batches]
-        common = self._made_from(processes)
+        common = self._made_from(processes) | {"batches": ids}
         hashes = [checkpoint.sha256 for checkpoint in self.checkpoints]
         by_hash = {
             sha: [
-                Predictions(self.folder, common | _of(rules) | {"batches": ids, "checkpoint": sha}, ids, processes.rank)
+                Predictions(self.folder, common | rules.facts() | {"checkpoint": sha}, ids, processes.rank)
                 for rules in self.rules
             ]
             for sha in dict.fromkeys(hashes)
@@ -84,12 +85,9 @@ class Asking:
         return [by_hash[sha] for sha in hashes]
 
     def _made_from(self, processes: Processes) -> dict[str, Any]:
-        model = dataclasses.asdict(self.cfg.model)
-        frozen = sorted(self.cfg.model.llm_directory().iterdir())
-        frozen += [Path(path) for key in ("vit_weights", "q_former_model") if (path := model.get(key))]
         return {
-            "model": model,
-            "frozen_files": [file_sample(path) for path in frozen if path.is_file()],
+            "model": dataclasses.asdict(self.cfg.model),
+            "frozen_files": frozen_files(self.cfg.model),
             "images": [[item.image_id, *file_sample(item.file)] for item in self.images.items],
             "versions": processes.share(versions()),
             "device": processes.device.type,
@@ -175,21 +173,11 @@ class Asking:
         log.info("%s: %d answers in %.1f s on this process", name, total, time.monotonic() - start)
 
 
-def _of(rules: PromptRules) -> dict[str, Any]:
-    own = {"own_prompts": dict(rules.own_prompts)} if rules.own_prompts else {}
-    return own | {
-        "decoding": dataclasses.asdict(rules.decoding),
-        "prompt": rules.prompt,
-        "stop": rules.stop,
-        "seed": rules.seed if rules.decoding.do_sample else None,
-    }
-
-
 def setup_facts(cfg: Experiment, rules: PromptRules) -> dict[str, Any]:
     """What is the same for all checkpoints, for the report."""
     model = dataclasses.asdict(cfg.model)
     return {
-        **_of(rules),
+        **rules.facts(),
         "batch_size": batch_size(cfg),
         "model": {key: model.get(key) for key in REPORTED_OF_MODEL},
         "versions": versions(),
@@ -204,14 +192,3 @@ def without_datasets(cfg: Experiment) -> Experiment:
 def batch_size(cfg: Experiment) -> int:
     """Images that are answered together."""
     return cfg.run.batch_size_eval or cfg.batch_size()
-
-
-def file_sample(path: Path) -> list[Any]:
-    """Name, size and hash of beginning, middle and end of a file; 13 GB are known in an instant, if not proved."""
-    size = path.stat().st_size
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for start in sorted({0, max(0, size // 2), max(0, size - SAMPLED_BYTES)}):
-            file.seek(start)
-            digest.update(file.read(SAMPLED_BYTES))
-    return [path.name, size, digest.hexdigest()[:16]]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.evaluation.image_list import ImageList, find_images
+from minigpt4.inference.image_list import ImageList, find_images
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
 
 
@@ -65,7 +65,7 @@ def test_folder_without_images_is_an_error(tmp_path):
 def test_batches_hold_every_image_once_and_damaged_ones_are_named(folder):
     images = ImageList(find_images(folder, None, None, 0), Blip2ImageEvalProcessor(image_size=28))
     assert images.batches(2) == [[0, 1], [2]]
-    assert images.images([0, 2]).shape == (2, 3, 28, 28)
+    assert images.image(2).shape == (3, 28, 28)
     (folder / "b.png").write_bytes(b"no image")
     with pytest.raises(SampleError, match=r"b\.png: not an image"):
-        images.images([1])
+        images.image(1)
