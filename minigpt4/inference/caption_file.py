@@ -7,8 +7,10 @@
 The lines of a batch are written together; a line that a kill cut off is dropped when the next run begins.
 """
 
+import errno
 import json
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,10 +79,13 @@ class CaptionFile:
         return found
 
     def add(self, lines: Iterable[Line]) -> None:
-        """Write the lines of a batch, at once; ConfigError if the disk refuses."""
+        """Write the lines of a batch, in one write: those of several processes do not mix; ConfigError if the disk
+        refuses."""
+        text = _as_text(lines).encode()
         try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_as_text(lines))
+            with self.path.open("ab", buffering=0) as file:
+                if file.write(text) < len(text):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise refused(self.path, error, OPTION) from error
 
