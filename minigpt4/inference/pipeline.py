@@ -22,11 +22,12 @@ from minigpt4.common.errors import ConfigError, SampleError, WeightsError
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.paths import require_paths
-from minigpt4.conversation.chat import Chat, conversation_for
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.decoding import Answer
 from minigpt4.inference.checkpoint_switch import CheckpointSwitch
+from minigpt4.inference.engine import Engine
 from minigpt4.inference.prompt_rules import PromptRules, changed_settings
 from minigpt4.inference.source import read_source
-from minigpt4.models.generation import Answer
 from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor, open_image
 
 log = logging.getLogger(__name__)
@@ -76,16 +77,20 @@ class Pipeline:
         self.model = model_class.from_config(start, device=_device(device)).eval()
         self.checkpoint: Path | None = None
         self._switch = CheckpointSwitch(self.model)
+        self._engine = Engine(self.model, self.processor, switch=self._switch)
+        self._name: str | None = None
         if cfg.model.ckpt:
             self.use_checkpoint(cfg.model.ckpt)
 
     def use_checkpoint(self, path: str | Path) -> None:
-        """Swap the trained weights; the frozen parts stay as they are.
+        """Swap the trained weights; the frozen parts stay as they are, and chats go on with what they began with.
 
         WeightsError, and the weights as before, if the file is missing or does not fit.
         """
         self._switch.load(path)
         self.checkpoint = Path(path)
+        self._name = f"{len(self._switch.names)}: {path}"  # the same file may have other weights the next time
+        self._switch.keep(self._name)
 
     def caption(
         self,
@@ -123,11 +128,13 @@ class Pipeline:
     def chat(self) -> Chat:
         """A new conversation: `show` it an image, `ask` it a question; WeightsError without a checkpoint."""
         self._require_checkpoint()
-        return Chat(self.model, self.processor, conversation_for(self.model))
+        return Chat(self._engine, checkpoint=self._name)
 
     @torch.inference_mode()
     def answers(self, pixels_B3SS: Tensor, rules: PromptRules, *, batch: int | None = None) -> list[Answer]:
         """An answer an image of a batch; `batch`, its number, seeds sampling."""
+        if self._name is not None:
+            self._switch.use(self._name)  # a chat may have used another one since
         embeds_BQD = self.model.project(self.model.image_features(pixels_B3SS))
         return rules.answers(self.model, embeds_BQD, batch=batch)
 

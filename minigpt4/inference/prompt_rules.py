@@ -16,7 +16,7 @@ from minigpt4.common.schemas.binding import bind
 from minigpt4.common.schemas.generation import GenerationSettings
 from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.conversation import prompt_template_from_tokenizer
-from minigpt4.models.generation import Answer, Decoding
+from minigpt4.conversation.decoding import Answer, Decoding
 from minigpt4.models.sequence import IMAGE_PLACEHOLDER
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.training_text import apply_template, read_prompts

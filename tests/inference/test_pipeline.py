@@ -10,9 +10,10 @@ from PIL import Image
 
 import minigpt4
 from minigpt4.common.errors import ConfigError, SampleError, WeightsError
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.decoding import Decoding
 from minigpt4.inference.pipeline import Pipeline, image_processor, pipeline
 from minigpt4.inference.source import read_source
-from minigpt4.models.generation import Decoding
 from minigpt4.processors import open_image
 
 REPOSITORY = Path(__file__).parents[2]
@@ -99,7 +100,25 @@ def test_every_chat_is_a_conversation_of_its_own(tiny, files):
     first.show(open_image(files[0]))
     said = first.ask("What is this?", Decoding(max_new_tokens=6))
     assert [text for _, text in first.conversation.messages][1] == said
-    assert (second.images, second.conversation.messages) == ([], [])
+    assert (second.pictures, second.conversation.messages) == ([], [])
+
+
+def test_chat_goes_on_with_its_checkpoint_whatever_is_used_since(tiny, files, other_checkpoint):
+    start, captions = tiny.checkpoint, tiny.caption(files)
+    said = _asked(tiny.chat(), files)
+    chat = tiny.chat()
+    tiny.use_checkpoint(other_checkpoint)
+    others = tiny.caption(files)
+    assert _asked(chat, files) == said != _asked(tiny.chat(), files)
+    assert tiny.caption(files) == others != captions
+    tiny.use_checkpoint(start)
+    assert tiny.caption(files) == captions
+    assert _asked(tiny.chat(), files) == said
+
+
+def _asked(chat: Chat, files: list[Path]) -> str:
+    chat.show(open_image(files[0]))
+    return chat.ask("What is this?", Decoding(max_new_tokens=12))
 
 
 # Checkpoints
