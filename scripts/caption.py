@@ -85,8 +85,11 @@ def caption(args: argparse.Namespace) -> int:
     stop_processes()
     if counts is None:
         return 0
-    print(f"{counts.captioned} captions, {counts.failed} images failed; {counts.new} of them new: {args.output}")
-    return FAILED_IMAGES if counts.failed else 0
+    print(f"{counts.captioned} captions, {counts.failed} failed ({counts.new} new): {args.output}")
+    if not counts.failed:
+        return 0
+    log.warning("%d images have no caption; their lines say why, and --retry-failed tries them again", counts.failed)
+    return FAILED_IMAGES
 
 
 def main(argv: list[str] | None = None) -> int:

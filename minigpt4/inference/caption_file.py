@@ -63,7 +63,9 @@ class CaptionFile:
             kept = {image: line for image, line in lines.items() if not (retry_failed and "error" in line)}
             mended = _as_text(kept.values())
             if mended != text:
-                log.info("%s: %d of %d lines are kept", self.path, len(kept), text.count("\n"))
+                log.info(
+                    "%s: goes on after %d lines; what was cut off or is tried again is dropped", self.path, len(kept)
+                )
                 write_whole(self.path, mended, OPTION)
             return kept
         self._write_origin({**made_from, "about": about})

@@ -97,7 +97,7 @@ def test_every_image_of_a_folder_has_the_caption_of_the_python_api(place, capsys
     assert [line["image_id"] for line in lines] == [f"10{number}" for number in range(IMAGES)]
     model = pipeline(place.folder / "tiny.yaml", device="cpu")
     assert [line["caption"] for line in lines] == model.caption([place.images / name for name in names], batch_size=2)
-    assert capsys.readouterr().out.startswith(f"{IMAGES} captions, 0 images failed; {IMAGES} of them new: ")
+    assert capsys.readouterr().out.startswith(f"{IMAGES} captions, 0 failed ({IMAGES} new): ")
 
 
 def test_bad_image_is_a_line_with_its_error_and_the_others_have_captions(place, capsys):
