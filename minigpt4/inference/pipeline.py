@@ -117,6 +117,8 @@ class Pipeline:
             WeightsError: there is no checkpoint yet.
         """
         rules = rules_of(self.cfg, prompt, source="caption()", **decoding)
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"caption(): batch_size: {batch_size} must be at least 1")
         self._require_checkpoint()
         if not isinstance(images, list | tuple):
             return self.answers(self._pixels([images]), rules)[0].text

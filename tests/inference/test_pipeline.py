@@ -70,6 +70,7 @@ def test_images_are_prepared_as_in_the_evaluation_of_the_only_dataset(config):
         ({"num_beam": 3}, "decoding.num_beam: .*did you mean 'num_beams'"),
         ({"num_beams": 0}, "num_beams: 0 must be at least 1"),
         ({"num_beams": "many"}, "decoding.num_beams"),
+        ({"batch_size": 0}, "batch_size: 0 must be at least 1"),
         ({"prompt": "What is this?"}, r"'What is this\?' must hold <ImageHere> exactly once"),
     ],
 )
