@@ -140,7 +140,9 @@ def _json(source: Path, text: str) -> list[Any]:
     try:
         entries = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"--images: {source}: neither a folder nor a .txt nor JSON: {error}") from error
+        raise ConfigError(
+            f"--images: {source}: neither a folder nor JSON (a list with a file a line ends in .txt): {error}"
+        ) from error
     if not isinstance(entries, list):
         raise ConfigError(f"--images: {source}: must hold a list of files")
     return entries
