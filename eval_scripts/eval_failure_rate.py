@@ -54,11 +54,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def evaluate(args: argparse.Namespace) -> None:
     """Check what can be wrong, the cheap first, then ask, find failures and write the report."""
     from minigpt4 import launch
-    from minigpt4.evaluation import checkpoint_list, image_list
+    from minigpt4.evaluation import checkpoint_list
     from minigpt4.evaluation.asking import without_datasets
     from minigpt4.evaluation.failures import run as failure_run
     from minigpt4.evaluation.failures import verdicts
     from minigpt4.evaluation.failures.report import summary
+    from minigpt4.inference import image_list
 
     config = Config(args)
     experiment = without_datasets(read_experiment(config, training=False))

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from minigpt4.common.default_files import Catalogue, DefaultFiles, find_default_files
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.hints import hint, nearest
+from minigpt4.common.run_folder import RUN_JSON
 from minigpt4.common.yaml_files import dropped_option, load_yaml, merge, parse_options, to_plain
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ class Config:
     """The merged configuration.
 
     Args:
-        args: anything with `cfg_path` and `options`.
+        args: anything with `cfg_path` and `options`; the path is that of a YAML file or of a run's `run.json`.
         default_files: where defaults come from; unset: the shipped ones and those of registered classes.
 
     Raises:
@@ -45,7 +46,7 @@ class Config:
 
     def __init__(self, args: Arguments, default_files: DefaultFiles | None = None) -> None:
         self.source = str(args.cfg_path)
-        user = load_yaml(Path(args.cfg_path))
+        user = _user_file(Path(args.cfg_path))
         import_modules(user.pop("imports", None), self.source)
         defaults = default_files or find_default_files()
         layers = (
@@ -171,6 +172,16 @@ class Config:
             if OmegaConf.select(user, f"datasets.{name}") is None:
                 logger.warning("--options datasets.%s: not in %s, so no default file lies under it", name, self.source)
             _warn_unless_same(options, user, f"datasets.{name}.type")
+
+
+def _user_file(file: Path) -> DictConfig:
+    """What a YAML file says, or the merged configuration of the run whose `run.json` this is."""
+    content = load_yaml(file)
+    if file.name != RUN_JSON:
+        return content
+    if not isinstance(content.get("config"), DictConfig):
+        raise ConfigError(f"{file}: has no `config`, which a run writes into it when it starts")
+    return content.config
 
 
 def _warn_unless_same(options: DictConfig, user: DictConfig, *keys: str) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +136,28 @@ def newest_checkpoint(output_dir: Path, job_name: str) -> Path | None:
 
     What is broken or half written is passed over, with a warning.
     """
+    return _furthest(_numbered(output_dir, "*/"), job_name)
+
+
+def best_checkpoint(folder: Path) -> Path | None:
+    """What the folder of a run offers to use: `checkpoint_best.pth`, else the checkpoint that is furthest on; whole by
+    its card."""
+    best = folder / BEST
+    return (_furthest([best]) if best.is_file() else None) or _furthest(_numbered(folder))
+
+
+def _numbered(folder: Path, below: str = "") -> list[Path]:
+    return [path for path in folder.glob(f"{below}checkpoint_*.pth") if path.name != BEST]
+
+
+def _furthest(paths: Iterable[Path], job_name: str | None = None) -> Path | None:
+    """Of the whole checkpoints, of one job if it is named, the one that is furthest on in the latest run."""
     found = []
-    for path in output_dir.glob("*/checkpoint_*.pth"):
-        if path.name == BEST:
-            continue
+    for path in paths:
         card = read_card(path)
         if card is None:
             log.warning("%s has no card that can be read: half written or not of a run; it is passed over", path)
-        elif card.get("job_name") == job_name:
+        elif job_name in (None, card.get("job_name")):
             found.append((card.get("run_started") or "", card.get("iteration", 0), path, card["sha256"]))
     for _, _, path, sha256 in sorted(found, reverse=True):
         if sha256 == file_sha256(path):

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from minigpt4.common.errors import ConfigError
 
+RUN_JSON = "run.json"
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "webdataset", "omegaconf", "safetensors", "pillow")
 
 
@@ -68,7 +69,7 @@ class RunFolder:
     @property
     def run_json(self) -> Path:
         """Configuration, versions, seed, command."""
-        return self.path / "run.json"
+        return self.path / RUN_JSON
 
     def facts(self) -> dict[str, Any]:
         """What `run.json` says; empty if there is none that can be read."""

@@ -17,9 +17,12 @@ from minigpt4.common.experiment import Experiment
 from minigpt4.common.file_sample import file_sample
 from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import versions
-from minigpt4.evaluation.answerer import Answerer, Images, PromptRules
+from minigpt4.evaluation.answerer import Answerer
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
 from minigpt4.evaluation.predictions import Predictions
+from minigpt4.inference.image_batches import Images
+from minigpt4.inference.origin import file_sample, frozen_files
+from minigpt4.inference.prompt_rules import PromptRules
 from minigpt4.models.generation import Answer
 
 log = logging.getLogger(__name__)
@@ -71,11 +74,11 @@ class Asking:
     def _stores(self, processes: Processes) -> list[list[Predictions]]:
         """The answers of each checkpoint to each prompt, as far as they are there."""
         ids = [[self.images.items[number].image_id for number in batch] for batch in self.batches]
-        common = self._made_from(processes)
+        common = self._made_from(processes) | {"batches": ids}
         hashes = [checkpoint.sha256 for checkpoint in self.checkpoints]
         by_hash = {
             sha: [
-                Predictions(self.folder, common | _of(rules) | {"batches": ids, "checkpoint": sha}, ids, processes.rank)
+                Predictions(self.folder, common | rules.facts() | {"checkpoint": sha}, ids, processes.rank)
                 for rules in self.rules
             ]
             for sha in dict.fromkeys(hashes)
@@ -83,12 +86,9 @@ class Asking:
         return [by_hash[sha] for sha in hashes]
 
     def _made_from(self, processes: Processes) -> dict[str, Any]:
-        model = dataclasses.asdict(self.cfg.model)
-        frozen = sorted(self.cfg.model.llm_directory().iterdir())
-        frozen += [Path(path) for key in ("vit_weights", "q_former_model") if (path := model.get(key))]
         return {
-            "model": model,
-            "frozen_files": [file_sample(path) for path in frozen if path.is_file()],
+            "model": dataclasses.asdict(self.cfg.model),
+            "frozen_files": frozen_files(self.cfg.model),
             "images": [[item.image_id, *file_sample(item.file)] for item in self.images.items],
             "versions": processes.share(versions()),
             "device": processes.device.type,
@@ -174,21 +174,11 @@ class Asking:
         log.info("%s: %d answers in %.1f s on this process", name, total, time.monotonic() - start)
 
 
-def _of(rules: PromptRules) -> dict[str, Any]:
-    own = {"own_prompts": dict(rules.own_prompts)} if rules.own_prompts else {}
-    return own | {
-        "decoding": dataclasses.asdict(rules.decoding),
-        "prompt": rules.prompt,
-        "stop": rules.stop,
-        "seed": rules.seed if rules.decoding.do_sample else None,
-    }
-
-
 def setup_facts(cfg: Experiment, rules: PromptRules) -> dict[str, Any]:
     """What is the same for all checkpoints, for the report."""
     model = dataclasses.asdict(cfg.model)
     return {
-        **_of(rules),
+        **rules.facts(),
         "batch_size": batch_size(cfg),
         "model": {key: model.get(key) for key in REPORTED_OF_MODEL},
         "versions": versions(),

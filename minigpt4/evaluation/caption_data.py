@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from minigpt4.common.errors import ConfigError, SampleError
@@ -54,10 +53,6 @@ class CaptionData:
         """Pixels of one image as the model reads them, (3, S, S) float32."""
         (step,) = self.dataset.open(self.items[number].unit, self.dataset.size, None)
         return step.load()["image"]
-
-    def images(self, numbers: Sequence[int]) -> Tensor:
-        """Pixels of several images, (B, 3, S, S) float32."""
-        return torch.stack([self.image(number) for number in numbers])
 
     def batches(self, batch_size: int) -> list[list[int]]:
         """Numbers of images, cut into batches: those with long references first, with others like them.

@@ -13,12 +13,12 @@ from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.experiment import Experiment
 from minigpt4.datasets import ImageCaptionJson, build_datasets
-from minigpt4.evaluation.answerer import PromptRules
 from minigpt4.evaluation.asking import Asking, batch_size, setup_facts
 from minigpt4.evaluation.caption_data import CaptionData, ReferenceMode
 from minigpt4.evaluation.caption_metrics import CaptionScorer, metric_versions
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
 from minigpt4.evaluation.report import CaptionReport, ScoredCheckpoint, finished
+from minigpt4.inference.prompt_rules import PromptRules
 
 log = logging.getLogger(__name__)
 

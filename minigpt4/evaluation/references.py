@@ -4,7 +4,7 @@
     Karpathy     {"images": [{"cocoid": 42, "split": "test", "sentences": [{"raw": "..."}, ...]}]}
     ours         [{"image_id": "1000092795", "grounded_caption": "...", "captions": ["...", ...]}]
     Flickr30k    flickr_annotations_30k.csv with the columns raw, split, filename
-    results      [{"image_id": 42, "caption": "..."}], COCO's form
+    results      [{"image_id": 42, "caption": "..."}], COCO's form, and files of scripts/caption.py
 
 Also as JSON lines, CSV and TSV. Image ids are compared as text; a record without one has the name of its `image`,
 without folder and ending. Of records that have a field `split` only those of one split are read.
@@ -63,9 +63,14 @@ def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dic
 
 
 def read_results(path: Path) -> dict[str, str]:
-    """Captions by image id; SampleError for a bad record or an image that comes twice."""
+    """Captions by image id; SampleError for a bad record or an image that comes twice.
+
+    A record with an `error` in place of the caption is left out: the image is one without a caption.
+    """
     results: dict[str, str] = {}
     for record, where in _records(path):
+        if "error" in record and "caption" not in record:
+            continue
         image_id, caption = _image_id(record, where), record.get("caption")
         if not isinstance(caption, str):
             raise SampleError(f"{where}: the field 'caption' must be text; it is {caption!r:.80}")

@@ -1,4 +1,4 @@
-"""Using a trained model: answers to many conversations at once."""
+"""Using a trained model: the Python API, answers to many conversations at once, captions of many images."""
 
 from minigpt4.inference.engine import BusyError, Engine
 

@@ -23,6 +23,7 @@ from minigpt4.conversation.context import fit
 from minigpt4.conversation.model_template import conversation_for
 from minigpt4.conversation.requests import Picture, Request
 from minigpt4.conversation.turns import Turns
+from minigpt4.inference.checkpoint_switch import CheckpointSwitch
 from minigpt4.inference.pictures import PictureEncoder, look
 from minigpt4.inference.reply import EngineReply
 from minigpt4.models.generation import beam_search, check_stop, end_tokens, first_token
@@ -49,6 +50,9 @@ class Engine:
         max_rows: answers in the making at once; more wait. A search with several beams counts as so many.
         max_waiting: requests that may wait.
         keep_images: encoded images that are remembered.
+        switch: the model's checkpoints, where somebody else swaps them too; in place of `checkpoints` and `name`.
+
+    Raises WeightsError for a checkpoint that does not fit the model.
     """
 
     def __init__(
@@ -61,10 +65,12 @@ class Engine:
         max_rows: int = 8,
         max_waiting: int = 64,
         keep_images: int = 64,
+        switch: CheckpointSwitch | None = None,
     ) -> None:
         self.model, self.processor = model, processor
         self.max_rows, self.max_waiting = max_rows, max_waiting
-        self._encoder = PictureEncoder(model, name, checkpoints or {}, keep_images)
+        self._switch = switch or _checkpoints(model, name, checkpoints or {})
+        self._encoder = PictureEncoder(self._switch, keep_images)
         self._decoder = RowDecoder(model.llama_model, model.llama_tokenizer, end_tokens(model.llama_model))
         self._waiting: deque[EngineReply] = deque()
         self._running: list[_Row | _Search] = []
@@ -77,7 +83,7 @@ class Engine:
     @property
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints, the first one first."""
-        return self._encoder.names
+        return self._switch.names
 
     @property
     def num_waiting(self) -> int:
@@ -107,7 +113,7 @@ class Engine:
             BusyError: too many requests wait.
             ConfigError: there is no such checkpoint, or a stop string is empty.
         """
-        self._encoder.name(request.checkpoint)
+        self._switch.name(request.checkpoint)
         check_stop(request.stop)
         with self._changed:
             if len(self._waiting) >= self.max_waiting:
@@ -210,7 +216,7 @@ class Engine:
     def _read(self, reply: EngineReply) -> "_Prompt":
         """The prompt of a request, with the images' embeddings; SampleError if it does not fit into the context."""
         request = reply.request
-        embeds = self._encoder.embeds(request.pictures, self._encoder.name(request.checkpoint))
+        embeds = self._encoder.embeds(request.pictures, self._switch.name(request.checkpoint))
         image_tokens = [embeds_1QD.shape[1] for embeds_1QD in embeds]
 
         def length(prompt: str) -> int:
@@ -299,6 +305,14 @@ class _Search:
 
     reply: EngineReply
     steps: Generator[None, None, list[list[int]]]
+
+
+def _checkpoints(model: Any, name: str, others: Mapping[str, Path]) -> CheckpointSwitch:
+    switch = CheckpointSwitch(model, name)
+    for other, path in others.items():
+        switch.load(path)
+        switch.keep(other)
+    return switch
 
 
 def _readable(error: Exception) -> Exception:

@@ -5,23 +5,22 @@ Shapes: B images, S pixels a side, Q image tokens, V channels before the project
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from minigpt4.common.errors import ConfigError
 from minigpt4.conversation.requests import Picture
+from minigpt4.inference.checkpoint_switch import CheckpointSwitch
 from minigpt4.processors.base_processor import BaseProcessor
-from minigpt4.processors.images import to_rgb
+from minigpt4.processors.images import open_image
 
 
 def look(image: Image.Image, processor: BaseProcessor) -> Picture:
     """The image as a model reads it; SampleError if its pixels cannot be read."""
-    pixels_3SS = processor(to_rgb(image))
+    pixels_3SS = processor(open_image(image))
     return Picture(hashlib.sha256(pixels_3SS.numpy().tobytes()).hexdigest()[:16], pixels_3SS)
 
 
@@ -29,43 +28,19 @@ class PictureEncoder:
     """Image tokens, kept for the images that were asked about last.
 
     Args:
-        model: a `MiniGPT4` in eval mode, with the weights of the first checkpoint.
-        checkpoints: further checkpoints by name; all are read now.
-        first: name of what `model` holds.
+        switch: the checkpoints of a `MiniGPT4` in eval mode.
         keep: images that are remembered.
-
-    Raises WeightsError for a checkpoint that does not fit the model.
     """
 
-    def __init__(self, model: Any, first: str, checkpoints: Mapping[str, Path], keep: int) -> None:
-        self.model, self._keep = model, keep
-        self._weights = {first: self._snapshot()}
-        self._loaded = first
-        for name, path in checkpoints.items():
-            self._load(first)  # what a file may leave out is then the first one's
-            model.load_checkpoint(path)
-            self._weights[name] = self._snapshot()
-            self._loaded = name
+    def __init__(self, switch: CheckpointSwitch, keep: int) -> None:
+        self.switch, self.model, self._keep = switch, switch.model, keep
         self._features: OrderedDict[str, Tensor] = OrderedDict()
         self._embeds: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
-
-    @property
-    def names(self) -> list[str]:
-        """The checkpoints, the first one first."""
-        return list(self._weights)
-
-    def name(self, wanted: str | None) -> str:
-        """A checkpoint's name, the first one's for None; ConfigError if there is no such checkpoint."""
-        if wanted is None:
-            return self.names[0]
-        if wanted not in self._weights:
-            raise ConfigError(f"there is no checkpoint '{wanted}'; there are: {', '.join(self.names)}")
-        return wanted
 
     @torch.inference_mode()
     def embeds(self, pictures: Sequence[Picture], checkpoint: str) -> list[Tensor]:
         """Embeddings (1, Q, D) of each picture."""
-        self._load(checkpoint)
+        self.switch.use(checkpoint)
         missing = {p.image_id: p for p in pictures if (checkpoint, p.image_id) not in self._embeds}
         own = {p.image_id: self._embeds[checkpoint, p.image_id] for p in pictures if p.image_id not in missing}
         if missing:
@@ -89,17 +64,6 @@ class PictureEncoder:
 
     def _seen(self, pictures: Sequence[Picture]) -> Tensor:
         return self.model.image_features(torch.stack([picture.pixels_3SS for picture in pictures]))
-
-    def _snapshot(self) -> dict[str, Tensor]:
-        return {name: p.detach().cpu().clone() for name, p in self.model.trainable_parameters().items()}
-
-    def _load(self, name: str) -> None:
-        if name == self._loaded:
-            return
-        with torch.no_grad():
-            for key, parameter in self.model.trainable_parameters().items():
-                parameter.copy_(self._weights[name][key])
-        self._loaded = name
 
 
 def _remember(memory: OrderedDict, key: Any, value: Tensor, keep: int) -> None:

@@ -2,7 +2,8 @@
 
 import struct
 import zlib
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +14,7 @@ from PIL.ExifTags import Base as ExifTag
 
 from minigpt4.common.errors import SampleError
 
-ImageSource = str | Path | bytes | BinaryIO
+ImageSource = str | Path | bytes | BinaryIO | Image.Image
 
 # What decoders are known to raise on damaged bytes; anything else is a mistake in code and stays loud.
 _DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, struct.error, zlib.error)
@@ -35,13 +36,13 @@ _ORIENTATION_CARRIERS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.
 def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
     """Read a whole image as upright RGB, 8 bits a channel (the first frame of an animation).
 
-    `source` is a path, the bytes of a file or an open binary file, which stays open. `name` is how errors
-    call the image where the source does not tell, for instance "shard.tar/000012.jpg".
+    `source` is a path, the bytes of a file, an open binary file, which stays open, or a Pillow image. `name` is
+    how errors call the image where the source does not tell, for instance "shard.tar/000012.jpg".
     SampleError when the file is missing, damaged, cut off, no image or larger than Pillow's limit.
     """
     label = name or _label(source)
     try:
-        with _binary(source) as file, Image.open(file) as image:
+        with _opened(source) as image:
             rgb = to_rgb(image)
             # A copy of its own lets go of the decoder and the compressed bytes that it may hold.
             return rgb.copy() if rgb is image else rgb
@@ -103,7 +104,16 @@ def _white_level(mode: str, brightest: float) -> float:
     return next((white for white in usual if brightest <= white), brightest)
 
 
-def _binary(source: ImageSource) -> AbstractContextManager[BinaryIO]:
+@contextmanager
+def _opened(source: ImageSource) -> Iterator[Image.Image]:
+    if isinstance(source, Image.Image):
+        yield source
+        return
+    with _binary(source) as file, Image.open(file) as image:
+        yield image
+
+
+def _binary(source: str | Path | bytes | BinaryIO) -> AbstractContextManager[BinaryIO]:
     # Pillow never sees a path: from a path it maps uncompressed TIFFs into memory, and scrambles those
     # that are to be turned by 90 degrees.
     if isinstance(source, str | Path):
@@ -116,4 +126,6 @@ def _label(source: ImageSource) -> str:
         return str(source)
     if isinstance(source, bytes):
         return f"<image of {len(source)} bytes>"
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", None) or f"<image of {source.width} x {source.height} pixels>")
     return str(getattr(source, "name", "<image from an open file>"))

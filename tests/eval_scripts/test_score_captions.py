@@ -71,3 +71,18 @@ def test_part_of_the_references_needs_a_word(main, files, tmp_path, capsys):
 def test_missing_file_is_an_error_to_read(main, files, capsys):
     assert main(["nowhere.json", files[1], *FAST]) == 2
     assert "error: nowhere.json: cannot be read" in capsys.readouterr().err
+
+
+def test_file_of_caption_py_has_the_captions_and_scores_of_the_evaluation(main, complete, shared, command, tmp_path):
+    images, file = str(shared.folder / "test.json"), tmp_path / "captions.jsonl"
+    where = ["--images", images, "--image-folder", str(shared.folder / "images"), "--output", str(file)]
+    arguments = ["--cfg-path", str(shared.config), "--ckpt", f"{shared.folder}/checkpoint_0.pth", *where]
+    assert command("../scripts/caption").main(arguments) == 0
+    said = [json.loads(line) for line in file.read_text().splitlines()]
+    evaluated = json.loads((complete / "captions_epoch_0.json").read_text())
+    assert [{"image_id": line["image_id"], "caption": line["caption"]} for line in said] == evaluated
+    output = tmp_path / "scores.json"
+    assert main([str(file), images, *FAST, "--reference-mode", "joined", "--output", str(output)]) == 0
+    facts = json.loads((complete / "metrics.json").read_text())
+    (epoch,) = [one for one in facts["checkpoints"] if one["name"] == "epoch 0"]
+    assert json.loads(output.read_text())["scores"] == epoch["scores"]

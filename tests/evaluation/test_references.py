@@ -111,6 +111,11 @@ def test_results_are_captions_by_image_and_may_be_empty(tmp_path):
     assert read_results(path) == {"42": "A dog.", "7": ""}
 
 
+def test_image_that_failed_is_one_without_a_caption(tmp_path):
+    failed = {"image_id": 7, "image": "7.jpg", "error": "7.jpg: not an image"}
+    assert read_results(_file(tmp_path, [failed, {"image_id": 42, "caption": "A dog."}])) == {"42": "A dog."}
+
+
 @pytest.mark.parametrize(
     ("results", "text"),
     [

@@ -10,7 +10,6 @@ from typing import Any
 
 from minigpt4.common.distributed import Processes
 from minigpt4.common.experiment import Experiment
-from minigpt4.evaluation.answerer import PromptRules
 from minigpt4.evaluation.asking import Asking, batch_size, setup_facts
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
 from minigpt4.evaluation.failures.answers import AskedAnswer
@@ -18,8 +17,9 @@ from minigpt4.evaluation.failures.judge import ask_judge
 from minigpt4.evaluation.failures.report import FailureReport
 from minigpt4.evaluation.failures.tasks import Task
 from minigpt4.evaluation.failures.verdicts import read_verdicts
-from minigpt4.evaluation.image_list import ImageFile, ImageList
 from minigpt4.evaluation.judge import AT_ONCE, Judge
+from minigpt4.inference.image_list import ImageFile, ImageList
+from minigpt4.inference.prompt_rules import PromptRules
 from minigpt4.models.generation import Answer
 from minigpt4.processors import Blip2ImageEvalProcessor
 

@@ -11,12 +11,12 @@ from minigpt4.common.distributed import Processes
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.output_files import write_json
-from minigpt4.evaluation.answerer import PromptRules
 from minigpt4.evaluation.asking import Asking, batch_size, setup_facts
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
 from minigpt4.evaluation.hallucination.pope import ObjectQuestion, score, write_lines
-from minigpt4.evaluation.image_list import ImageFile, ImageList
 from minigpt4.evaluation.tables import Table, score_table
+from minigpt4.inference.image_list import ImageFile, ImageList
+from minigpt4.inference.prompt_rules import PromptRules
 from minigpt4.models.generation import Answer
 from minigpt4.processors import Blip2ImageEvalProcessor
 

@@ -1,12 +1,13 @@
 """Images without texts: which files, under which names."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.evaluation.image_list import ImageList, find_images
+from minigpt4.inference.image_list import ImageList, find_images, images_to_caption
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
 
 
@@ -65,7 +66,49 @@ def test_folder_without_images_is_an_error(tmp_path):
 def test_batches_hold_every_image_once_and_damaged_ones_are_named(folder):
     images = ImageList(find_images(folder, None, None, 0), Blip2ImageEvalProcessor(image_size=28))
     assert images.batches(2) == [[0, 1], [2]]
-    assert images.images([0, 2]).shape == (2, 3, 28, 28)
+    assert images.image(2).shape == (3, 28, 28)
     (folder / "b.png").write_bytes(b"no image")
     with pytest.raises(SampleError, match=r"b\.png: not an image"):
-        images.images([1])
+        images.image(1)
+
+
+# Images to caption
+
+
+def _named(*arguments):
+    base, found = images_to_caption(*arguments)
+    return base, [(item.image_id, item.name) for item in found]
+
+
+def test_ids_of_captions_are_names_without_folder_and_ending_where_no_two_share_one(folder):
+    assert _named([folder]) == (folder, [("a.JPG", "a.JPG"), ("b", "b.png"), ("more/a.jpg", "more/a.jpg")])
+
+
+def test_text_list_has_a_file_a_line_and_may_name_files_that_are_missing(folder):
+    file = folder / "list.txt"
+    file.write_text("b.png\n\n  more/a.jpg \nnothing.png\n")
+    assert _named([file]) == (folder, [("b", "b.png"), ("a", "more/a.jpg"), ("nothing", "nothing.png")])
+    assert _named([file], folder / "more") == (folder / "more", _named([file])[1])
+    with pytest.raises(SampleError, match=r"list\.txt, line 4: the image .*nothing\.png does not exist"):
+        find_images(file, None, None, 0)
+
+
+def test_json_list_keeps_the_ids_that_it_gives(folder):
+    file = folder / "list.json"
+    file.write_text('[{"image": "b.png", "image_id": 7}, {"image_id": "a"}]')
+    assert _named([file])[1] == [("7", "b.png"), ("a", "a.jpg")]
+
+
+def test_several_files_are_images_by_their_paths(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert _named([Path("b.png"), Path("more/a.jpg")]) == (folder, [("b", "b.png"), ("a", "more/a.jpg")])
+    assert _named([Path("b.png")])[1] == [("b", "b.png")]
+    with pytest.raises(ConfigError, match=r"notes\.txt is no image file"):
+        images_to_caption([Path("b.png"), Path("notes.txt")])
+
+
+def test_image_to_caption_that_comes_twice_is_an_error(folder):
+    file = folder / "list.json"
+    file.write_text('[{"image": "b.png", "image_id": 1}, {"image": "b.png", "image_id": 2}]')
+    with pytest.raises(SampleError, match=r"list\.json, entry 2: the image 'b\.png' comes twice"):
+        images_to_caption([file])

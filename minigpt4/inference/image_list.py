@@ -1,0 +1,173 @@
+"""Images without texts: a folder, a list of files, or files by name."""
+
+import dataclasses
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.processors import BaseProcessor, open_image
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """One image."""
+
+    image_id: str
+    file: Path
+    name: str = ""
+    """As its folder or list calls it."""
+
+
+class ImageList:
+    """Images as a model reads them.
+
+    Args:
+        vis_processor: PIL image -> (3, S, S).
+    """
+
+    def __init__(self, items: Sequence[ImageFile], vis_processor: BaseProcessor) -> None:
+        self.items = items
+        self._vis_processor = vis_processor
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def image(self, number: int) -> Tensor:
+        """Pixels of one image, (3, S, S) float32; SampleError if it cannot be read."""
+        return self._vis_processor(open_image(self.items[number].file))
+
+    def batches(self, batch_size: int) -> list[list[int]]:
+        """Numbers of images in their order, cut into batches."""
+        return cut(range(len(self)), batch_size)
+
+
+def cut(numbers: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Numbers in their order, in batches; the last may be smaller."""
+    return [list(numbers[start : start + batch_size]) for start in range(0, len(numbers), batch_size)]
+
+
+def find_images(source: Path, folder: Path | None, limit: int | None, seed: int) -> list[ImageFile]:
+    """The images of a folder, its subfolders too, by name; or of a list, in its order.
+
+    A list is a text (.txt) with a file a line, or JSON, whose entries are a file or {"image": file, "image_id": name};
+    without `image` the file is `<image_id>.jpg`.
+
+    Args:
+        folder: where the files of a list are; None: beside it.
+        limit: if there are more, so many are drawn by `seed`.
+
+    Raises:
+        ConfigError: there is no such folder or list, or it names no image.
+        SampleError: an entry is bad, its file is missing, or an image id comes twice.
+    """
+    found = _in_source(source, folder)
+    for where, item in found:
+        if not item.file.is_file():
+            raise SampleError(f"{where}: the image {item.file} does not exist; --image-folder says where images are")
+    if limit is None or limit >= len(found):
+        return [item for _, item in found]
+    chosen = random.Random(seed).sample(range(len(found)), limit)
+    return [found[number][1] for number in sorted(chosen)]
+
+
+def images_to_caption(sources: Sequence[Path], folder: Path | None = None) -> tuple[Path, list[ImageFile]]:
+    """Where the names of images begin; and the images of a folder or a list, as in `find_images`, or several files.
+
+    The id of an image is what its list says, else its name without folder and ending, as references call it; names
+    that would share one stay whole. A file that is missing is found when it is read.
+
+    Raises:
+        ConfigError: there is no such folder or list, or it names no image.
+        SampleError: an entry is bad, or an image or an image id comes twice.
+    """
+    first = sources[0]
+    if len(sources) == 1 and not _has_image_name(first):
+        base = first if first.is_dir() else folder or first.parent
+        found = _in_source(first, folder)
+    else:
+        wrong = next((path for path in sources if not _has_image_name(path)), None)
+        if wrong is not None:
+            raise ConfigError(f"--images: takes one folder, or one list, or image files; {wrong} is no image file")
+        base = Path.cwd()
+        found = [(f"--images: {path}", ImageFile(str(path), path, str(path))) for path in sources]
+    _refuse_doubles([(where, "image", item.name) for where, item in found])
+    return base.resolve(), _with_short_ids([item for _, item in found])
+
+
+def _has_image_name(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+
+
+def _in_source(source: Path, folder: Path | None) -> list[tuple[str, ImageFile]]:
+    """The images of a folder or a list, each with its place for errors."""
+    found = _in_folder(source) if source.is_dir() else _in_list(source, folder or source.parent)
+    if not found:
+        raise ConfigError(f"--images: {source} has no images; known endings: {', '.join(sorted(SUFFIXES))}")
+    _refuse_doubles([(where, "image id", item.image_id) for where, item in found])
+    return found
+
+
+def _in_folder(folder: Path) -> list[tuple[str, ImageFile]]:
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    names = [file.relative_to(folder).as_posix() for file in files]
+    return [(str(file), ImageFile(name, file, name)) for name, file in zip(names, files, strict=True)]
+
+
+def _in_list(source: Path, folder: Path) -> list[tuple[str, ImageFile]]:
+    try:
+        text = source.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"--images: {source}: cannot be read: {reason}") from error
+    if source.suffix.lower() == ".txt":
+        lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
+        entries = [(f"{source}, line {number}", line) for number, line in lines if line]
+    else:
+        entries = [(f"{source}, entry {number}", entry) for number, entry in enumerate(_json(source, text), start=1)]
+    return [(where, _entry(where, entry, folder)) for where, entry in entries]
+
+
+def _json(source: Path, text: str) -> list[Any]:
+    try:
+        entries = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"--images: {source}: neither a folder nor JSON (a list with a file a line ends in .txt): {error}"
+        ) from error
+    if not isinstance(entries, list):
+        raise ConfigError(f"--images: {source}: must hold a list of files")
+    return entries
+
+
+def _entry(where: str, entry: Any, folder: Path) -> ImageFile:
+    name, image_id = (entry.get("image"), entry.get("image_id")) if isinstance(entry, dict) else (entry, None)
+    if name is None and image_id not in (None, ""):
+        name = f"{image_id}.jpg"
+    if not isinstance(name, str) or not name:
+        raise SampleError(f"{where}: names no image; write a file, or {{'image': file}}")
+    return ImageFile(name if image_id in (None, "") else str(image_id), folder / name, name)
+
+
+def _refuse_doubles(named: Sequence[tuple[str, str, str]]) -> None:
+    """SampleError for the first of (place, kind, name) whose name came before."""
+    seen: set[str] = set()
+    for where, kind, name in named:
+        if name in seen:
+            raise SampleError(f"{where}: the {kind} {name!r} comes twice")
+        seen.add(name)
+
+
+def _with_short_ids(items: Sequence[ImageFile]) -> list[ImageFile]:
+    ids = [Path(item.name).stem if item.image_id == item.name else item.image_id for item in items]
+    times = Counter(ids)
+    pairs = zip(ids, items, strict=True)
+    return [item if times[own] > 1 else dataclasses.replace(item, image_id=own) for own, item in pairs]

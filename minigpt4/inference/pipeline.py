@@ -1,0 +1,190 @@
+"""The Python API: a model that captions images and talks about them.
+
+from minigpt4 import pipeline
+
+model = pipeline("eval_configs/minigpt4_eval.yaml")   # or the folder of a run
+model.caption(Image.open("photo.jpg"))
+
+Shapes: B images, S pixels a side.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from minigpt4.common.errors import ConfigError, SampleError, WeightsError
+from minigpt4.common.experiment import Experiment
+from minigpt4.common.registry import registry
+from minigpt4.common.schemas.paths import require_paths
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.decoding import Answer
+from minigpt4.inference.checkpoint_switch import CheckpointSwitch
+from minigpt4.inference.engine import Engine
+from minigpt4.inference.prompt_rules import PromptRules, changed_settings
+from minigpt4.inference.source import read_source
+from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor, open_image
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 8
+"""Images that are answered together where neither the caller nor `run.batch_size_eval` says."""
+
+AnyImage = Image.Image | str | Path
+
+
+def pipeline(source: str | Path, options: Sequence[str] = (), device: torch.device | str | None = None) -> "Pipeline":
+    """Load a model to ask.
+
+    Args:
+        source: a YAML file such as `eval_configs/minigpt4_eval.yaml`, or the folder of a run of `train.py`: then with
+            the run's configuration and its `checkpoint_best.pth`, or its newest checkpoint; the log says which.
+        options: KEY=VALUE each, as after `--options`.
+        device: None: the first GPU, or the CPU where there is none.
+
+    Raises:
+        ConfigError: source, option or device is wrong, or a file that the configuration names is missing.
+        WeightsError: weights are missing, broken or made for another model.
+    """
+    return Pipeline(read_source(source, options), device)
+
+
+class Pipeline:
+    """A model with what it needs to caption images and to talk about them.
+
+    Args:
+        cfg: `model.ckpt` may be unset; then `use_checkpoint` comes before the first question.
+        device: None: the first GPU, or the CPU where there is none.
+
+    Attributes:
+        cfg: the configuration.
+        model: the `MiniGPT4`, in eval mode.
+        processor: PIL image -> (3, S, S), that of the evaluation.
+        checkpoint: where the trained weights are from; None before there are any.
+    """
+
+    def __init__(self, cfg: Experiment, device: torch.device | str | None = None) -> None:
+        require_paths({"model": cfg.model}, cfg.source)
+        self.cfg = cfg
+        self.processor = image_processor(cfg)
+        model_class = registry.get_model_class(cfg.model.arch)
+        start = dataclasses.replace(cfg.model, ckpt=None)
+        self.model = model_class.from_config(start, device=_device(device)).eval()
+        self.checkpoint: Path | None = None
+        self._switch = CheckpointSwitch(self.model)
+        self._engine = Engine(self.model, self.processor, switch=self._switch)
+        self._name: str | None = None
+        if cfg.model.ckpt:
+            self.use_checkpoint(cfg.model.ckpt)
+
+    def use_checkpoint(self, path: str | Path) -> None:
+        """Swap the trained weights; the frozen parts stay as they are, and chats go on with what they began with.
+
+        WeightsError, and the weights as before, if the file is missing or does not fit.
+        """
+        self._switch.load(path)
+        self.checkpoint = Path(path)
+        self._name = f"{len(self._switch.names)}: {path}"  # the same file may have other weights the next time
+        self._switch.keep(self._name)
+
+    def caption(
+        self,
+        images: AnyImage | Sequence[AnyImage],
+        prompt: str | None = None,
+        *,
+        batch_size: int | None = None,
+        **decoding: Any,
+    ) -> str | list[str]:
+        """The caption of an image, or a list of captions of several.
+
+        Prompt and decoding are those of the configuration, as in an evaluation, where nothing else is said. Sampling
+        draws from torch's random stream: `torch.manual_seed` repeats it.
+
+        Args:
+            images: a PIL image, a path, or several of them.
+            prompt: instruction with one `<ImageHere>`, put into `model.prompt_template`.
+            batch_size: images that are answered together; None: `run.batch_size_eval`, or 8.
+            decoding: fields of `run.generation`, such as `num_beams=5`.
+
+        Raises:
+            ConfigError: prompt or decoding is wrong.
+            SampleError: an image cannot be read.
+            WeightsError: there is no checkpoint yet.
+        """
+        rules = rules_of(self.cfg, prompt, source="caption()", **decoding)
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"caption(): batch_size: {batch_size} must be at least 1")
+        self._require_checkpoint()
+        if not isinstance(images, list | tuple):
+            return self.answers(self._pixels([images]), rules)[0].text
+        size = batch_size or images_at_once(self.cfg)
+        starts = range(0, len(images), size)
+        batches = (self._pixels(images[start : start + size], start) for start in starts)
+        return [answer.text for batch in batches for answer in self.answers(batch, rules)]
+
+    def chat(self) -> Chat:
+        """A new conversation: `show` it an image, `ask` it a question; WeightsError without a checkpoint."""
+        self._require_checkpoint()
+        return Chat(self._engine, checkpoint=self._name)
+
+    @torch.inference_mode()
+    def answers(self, pixels_B3SS: Tensor, rules: PromptRules, *, batch: int | None = None) -> list[Answer]:
+        """An answer an image of a batch; `batch`, its number, seeds sampling."""
+        if self._name is not None:
+            self._switch.use(self._name)  # a chat may have used another one since
+        embeds_BQD = self.model.project(self.model.image_features(pixels_B3SS))
+        return rules.answers(self.model, embeds_BQD, batch=batch)
+
+    def _pixels(self, images: Sequence[AnyImage], first: int = 0) -> Tensor:
+        """(B, 3, S, S); errors call an image by its path or by its number, counted from `first`."""
+        return torch.stack([self._read(image, f"images[{first + place}]") for place, image in enumerate(images)])
+
+    def _read(self, image: AnyImage, name: str) -> Tensor:
+        if isinstance(image, str | Path):
+            return self.processor(open_image(image))
+        if not isinstance(image, Image.Image):
+            raise SampleError(f"{name}: must be a PIL image or a path, not {type(image).__name__}")
+        return self.processor(open_image(image, name))
+
+    def _require_checkpoint(self) -> None:
+        if self.checkpoint is None:
+            raise WeightsError(
+                f"{self.cfg.source}: model.ckpt is not set, so what is trained has random weights; give the option "
+                "model.ckpt=FILE, or call use_checkpoint(FILE)"
+            )
+
+
+def rules_of(cfg: Experiment, prompt: str | None = None, *, source: str, **decoding: Any) -> PromptRules:
+    """Prompt and decoding of a configuration with changes; ConfigError, which names `source`, for wrong ones."""
+    changes = decoding if prompt is None else decoding | {"prompt": prompt}
+    settings = changed_settings(cfg.run.generation, changes, source)
+    key = "run.generation.prompt" if prompt is None else source
+    return PromptRules.of(cfg.model, settings, cfg.run.seed, key=key)
+
+
+def images_at_once(cfg: Experiment) -> int:
+    """Images that are answered together."""
+    return cfg.run.batch_size_eval or BATCH_SIZE
+
+
+def image_processor(cfg: Experiment) -> BaseProcessor:
+    """What the evaluation of the configuration's dataset does to images; the usual where there is not exactly one."""
+    sections = [dataset.vis_processor.eval for dataset in cfg.datasets.values()]
+    if len(sections) != 1:
+        return Blip2ImageEvalProcessor(image_size=cfg.model.image_size)
+    (section,) = sections
+    return registry.get_processor_class(section.name).from_config({"name": section.name, **section.arguments()})
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {device!r} must be cuda, cuda:N, cpu or mps") from error

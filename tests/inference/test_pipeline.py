@@ -1,0 +1,171 @@
+"""The Python API on tiny weights."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import minigpt4
+from minigpt4.common.errors import ConfigError, SampleError, WeightsError
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.decoding import Decoding
+from minigpt4.inference.pipeline import Pipeline, image_processor, pipeline
+from minigpt4.inference.source import read_source
+from minigpt4.processors import open_image
+
+REPOSITORY = Path(__file__).parents[2]
+WHOLE = "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
+
+
+def _generated(model: Pipeline, file: Path, prompt: str = WHOLE, **decoding) -> str:
+    pixels = model.processor(open_image(file))[None]
+    return model.model.generate(pixels, [prompt], **({"max_new_tokens": 6} | decoding), stop=["###"])[0]
+
+
+# Captions
+
+
+def test_caption_is_what_the_model_generates_for_the_prompt_of_the_configuration(tiny, files):
+    assert tiny.caption(files[0]) == _generated(tiny, files[0])
+    assert tiny.caption(str(files[0])) == tiny.caption(Image.open(files[0]))
+
+
+def test_prompt_and_decoding_of_the_call_go_over_the_configuration(tiny, files):
+    said = tiny.caption(files[0], "<ImageHere> Where?", max_new_tokens=9, num_beams=3)
+    prompt = "###Human: <ImageHere> Where? ###Assistant: "
+    assert said == _generated(tiny, files[0], prompt, max_new_tokens=9, num_beams=3)
+    assert said != tiny.caption(files[0])
+
+
+def test_several_images_have_a_list_in_their_order_whatever_the_batch(tiny, files):
+    alone = [tiny.caption(file) for file in files]
+    assert len(set(alone)) > 1
+    assert tiny.caption(files) == tiny.caption(files, batch_size=2) == alone
+    assert tiny.caption([files[0]]) == alone[:1]
+    assert tiny.caption([]) == []
+
+
+def test_sampling_repeats_with_the_seed_of_the_caller(tiny, files):
+    draws = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        draws.append(tiny.caption(files, do_sample=True, temperature=3.0))
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_images_are_prepared_as_in_the_evaluation_of_the_only_dataset(config):
+    name = "datasets.flickr30k_grounded_detail"
+    info = [f"{name}.{key}" for key in ("builder=image_caption_json", "build_info.storage=birds")]
+    changed = read_source(config, [*info, f"{name}.vis_processor.eval={{name: blip2_image_eval, mean: [0, 0, 0]}}"])
+    assert list(image_processor(changed).mean) == [0, 0, 0]
+    assert image_processor(changed).image_size == image_processor(read_source(config)).image_size == 56
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"num_beam": 3}, "decoding.num_beam: .*did you mean 'num_beams'"),
+        ({"num_beams": 0}, "num_beams: 0 must be at least 1"),
+        ({"num_beams": "many"}, "decoding.num_beams"),
+        ({"batch_size": 0}, "batch_size: 0 must be at least 1"),
+        ({"prompt": "What is this?"}, r"'What is this\?' must hold <ImageHere> exactly once"),
+    ],
+)
+def test_wrong_prompt_or_decoding_is_refused_by_name(tiny, files, change, complaint):
+    with pytest.raises(ConfigError, match=rf"(?s)caption\(\):.*{complaint}"):
+        tiny.caption(files[0], **change)
+
+
+def test_image_that_cannot_be_read_is_named(tiny, files, parity_dir, tmp_path):
+    with pytest.raises(SampleError, match="nothing.png: cannot be opened"):
+        tiny.caption([files[0], "nothing.png"])
+    with pytest.raises(SampleError, match="golden.json: not an image"):
+        tiny.caption(parity_dir / "golden.json")
+    with pytest.raises(SampleError, match=r"images\[2\]: must be a PIL image or a path, not int"):
+        tiny.caption([*files[:2], 7], batch_size=2)
+    whole = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 50).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:-2000])
+    with pytest.raises(SampleError, match=r"images\[1\]: the image is damaged or cut off"):
+        tiny.caption([files[0], Image.open(tmp_path / "cut.png")])
+
+
+# Chat
+
+
+def test_every_chat_is_a_conversation_of_its_own(tiny, files):
+    first, second = tiny.chat(), tiny.chat()
+    first.show(open_image(files[0]))
+    said = first.ask("What is this?", Decoding(max_new_tokens=6))
+    assert [text for _, text in first.conversation.messages][1] == said
+    assert (second.pictures, second.conversation.messages) == ([], [])
+
+
+def test_chat_goes_on_with_its_checkpoint_whatever_is_used_since(tiny, files, other_checkpoint):
+    start, captions = tiny.checkpoint, tiny.caption(files)
+    said = _asked(tiny.chat(), files)
+    chat = tiny.chat()
+    tiny.use_checkpoint(other_checkpoint)
+    others = tiny.caption(files)
+    assert _asked(chat, files) == said != _asked(tiny.chat(), files)
+    assert tiny.caption(files) == others != captions
+    tiny.use_checkpoint(start)
+    assert tiny.caption(files) == captions
+    assert _asked(tiny.chat(), files) == said
+
+
+def _asked(chat: Chat, files: list[Path]) -> str:
+    chat.show(open_image(files[0]))
+    return chat.ask("What is this?", Decoding(max_new_tokens=12))
+
+
+# Checkpoints
+
+
+def test_checkpoints_are_swapped_and_nothing_else_loads(tiny, files, other_checkpoint):
+    start, frozen = tiny.checkpoint, tiny.model.llama_model
+    before = tiny.caption(files)
+    tiny.use_checkpoint(other_checkpoint)
+    assert tiny.checkpoint == other_checkpoint
+    assert tiny.caption(files) != before
+    tiny.use_checkpoint(start)
+    assert tiny.caption(files) == before
+    assert tiny.model.llama_model is frozen
+
+
+def test_checkpoint_that_does_not_fit_leaves_the_one_before(tiny, files, parity_dir):
+    start, before = tiny.checkpoint, tiny.caption(files)
+    for wrong in (parity_dir / "eva_vit_tiny.pth", "nothing.pth"):
+        with pytest.raises(WeightsError, match=Path(wrong).name):
+            tiny.use_checkpoint(wrong)
+    assert (tiny.checkpoint, tiny.caption(files)) == (start, before)
+
+
+def test_without_a_checkpoint_nothing_is_answered_until_there_is_one(config, tiny, files, other_checkpoint):
+    model = pipeline(config, ["model.ckpt=null"], "cpu")
+    for ask in (model.chat, lambda: model.caption(files[0])):
+        with pytest.raises(WeightsError, match=r"model\.ckpt is not set.*use_checkpoint"):
+            ask()
+    model.use_checkpoint(tiny.checkpoint)
+    assert model.caption(files[0]) == tiny.caption(files[0])
+
+
+# Loading
+
+
+def test_missing_weights_and_unknown_devices_are_named_before_anything_loads(config):
+    with pytest.raises(ConfigError, match=r"model\.ckpt: nothing\.pth does not exist"):
+        pipeline(config, ["model.ckpt=nothing.pth"])
+    with pytest.raises(ConfigError, match="device: 'gpu' must be cuda"):
+        pipeline(config, device="gpu")
+
+
+def test_importing_the_package_is_cheap_and_pipeline_comes_when_it_is_asked_for():
+    code = "import minigpt4, sys; sys.exit(any(name in sys.modules for name in ('torch', 'omegaconf', 'PIL')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+    assert minigpt4.pipeline is pipeline
+    with pytest.raises(AttributeError, match="no attribute 'pipelines'"):
+        minigpt4.pipelines  # noqa: B018
