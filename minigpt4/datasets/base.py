@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -11,8 +11,10 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.datasets import DatasetConfig
 from minigpt4.datasets.images import ImageReader
-from minigpt4.features import FeatureCache
 from minigpt4.processors import BaseProcessor
+
+if TYPE_CHECKING:
+    from minigpt4.features.cache import FeatureCache
 
 TRAIN = "train"
 
@@ -87,7 +89,7 @@ class BaseBuilder(ABC):
     SPLIT_KEYS: ClassVar[dict[str, str]]
     """Key of `build_info` that holds the files of a split."""
 
-    def __init__(self, name: str, config: DatasetConfig, cache: FeatureCache | None = None) -> None:
+    def __init__(self, name: str, config: DatasetConfig, cache: "FeatureCache | None" = None) -> None:
         self.name = name
         self.config = config
         self.cache = cache

@@ -1,21 +1,24 @@
 """From the sections under `datasets:` to datasets."""
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.datasets import DatasetConfig
 from minigpt4.datasets.base import BaseBuilder, Dataset
-from minigpt4.features import FeatureCache
+
+if TYPE_CHECKING:
+    from minigpt4.features.cache import FeatureCache
 
 
-def builder_of(name: str, section: DatasetConfig, cache: FeatureCache | None = None) -> BaseBuilder:
+def builder_of(name: str, section: DatasetConfig, cache: "FeatureCache | None" = None) -> BaseBuilder:
     """The builder that the section's `builder` names; RegistryError if there is none of that name."""
     return registry.get_builder_class(section.builder)(name, section, cache)
 
 
 def build_datasets(
-    sections: Mapping[str, DatasetConfig], splits: Sequence[str], cache: FeatureCache | None = None
+    sections: Mapping[str, DatasetConfig], splits: Sequence[str], cache: "FeatureCache | None" = None
 ) -> dict[str, dict[str, Dataset]]:
     """{dataset name: {split: dataset}}, without the splits that a dataset does not have.
 

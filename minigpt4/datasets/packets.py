@@ -5,13 +5,11 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-import torch
-
 from minigpt4.common.errors import SampleError
 from minigpt4.datasets.bad_samples import BadSample
 from minigpt4.datasets.base import Dataset, Step
 from minigpt4.datasets.order import Shuffle, Slot
-from minigpt4.features import ImageRow, PartialFeatures
+from minigpt4.features import join_images
 
 
 @dataclass(frozen=True)
@@ -136,6 +134,4 @@ class _Draft:
 def collate(samples: list[dict[str, Any]], source: str) -> dict[str, Any]:
     """{"image": (B, 3, S, S) float32 or rows of a feature cache, "source": str, every other key: list of B}."""
     batch = {key: [sample[key] for sample in samples] for key in samples[0]}
-    images = batch["image"]
-    joined = PartialFeatures.of(images) if isinstance(images[0], ImageRow) else torch.stack(images)
-    return {**batch, "image": joined, "source": source}
+    return {**batch, "image": join_images(batch["image"]), "source": source}

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from minigpt4.common.errors import SampleError
+from minigpt4.features import PartialFeatures
+from minigpt4.features.cache import FeatureFiller
 from minigpt4.inference.checkpoint_switch import CheckpointSwitch
 from minigpt4.inference.image_batches import ImageItem, Images, read_batches
 from minigpt4.inference.prompt_rules import PromptRules
@@ -39,6 +41,7 @@ class Answerer:
         self._features: dict[int, Tensor] = {}
         self._keep = keep_features and model.vision_is_frozen
         self._switch = CheckpointSwitch(model)
+        self._filler = FeatureFiller(model)
 
     def load(self, checkpoint: Path) -> None:
         """Take the trained weights of a checkpoint; WeightsError if they do not fit."""
@@ -63,13 +66,13 @@ class Answerer:
             if number in self._features:
                 yield number, self._features[number]
                 continue
-            features_UQV = self.model.image_features(next(images))
+            features_UQV = self._filler.features(next(images))
             if self._keep:
                 self._features[number] = features_UQV.cpu()
             yield number, features_UQV
 
-    def _images(self, wanted: Sequence[int]) -> Iterator[Tensor]:
-        """Pixels of the different files of each batch, (U, 3, S, S)."""
+    def _images(self, wanted: Sequence[int]) -> Iterator[Tensor | PartialFeatures]:
+        """The different files of each batch, as pixels (U, 3, S, S) or rows of a cache."""
         batches = [_firsts(self.data.items, self.batches[number]) for number in wanted]
         for batch in read_batches(self.data, batches, self._num_workers):
             if batch.errors:

@@ -20,8 +20,9 @@ from minigpt4.common.run_folder import versions
 from minigpt4.evaluation.answerer import Answerer
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
 from minigpt4.evaluation.predictions import Predictions
+from minigpt4.features.cache import cached_numbers, waiting_vision
 from minigpt4.inference.image_batches import Images
-from minigpt4.inference.origin import file_sample, frozen_files
+from minigpt4.inference.origin import frozen_files
 from minigpt4.inference.prompt_rules import PromptRules
 from minigpt4.models.generation import Answer
 
@@ -92,6 +93,7 @@ class Asking:
             "images": [[item.image_id, *file_sample(item.file)] for item in self.images.items],
             "versions": processes.share(versions()),
             "device": processes.device.type,
+            **cached_numbers(self.cfg),
         }
 
     # Making them
@@ -105,7 +107,7 @@ class Asking:
             log.info("All answers of %d checkpoints are there; nothing is generated", len(stores))
             return
         model_class = registry.get_model_class(self.cfg.model.arch)
-        model = model_class.from_config(self.cfg.model, device=processes.device).eval()
+        model = model_class.from_config(self.cfg.model, device=processes.device, **waiting_vision(self.cfg)).eval()
         answerer = Answerer(
             model,
             self.images,

@@ -18,6 +18,7 @@ from minigpt4.evaluation.caption_data import CaptionData, ReferenceMode
 from minigpt4.evaluation.caption_metrics import CaptionScorer, metric_versions
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
 from minigpt4.evaluation.report import CaptionReport, ScoredCheckpoint, finished
+from minigpt4.features.cache import feature_cache
 from minigpt4.inference.prompt_rules import PromptRules
 
 log = logging.getLogger(__name__)
@@ -90,7 +91,7 @@ def _read_data(cfg: Experiment) -> CaptionData:
         names = ", ".join(cfg.datasets) or "none"
         raise ConfigError(f"{cfg.source}: datasets: {names}: an evaluation of captions takes exactly one dataset")
     split = _split(cfg)
-    ((name, own),) = build_datasets(cfg.datasets, [split]).items()
+    ((name, own),) = build_datasets(cfg.datasets, [split], feature_cache(cfg)).items()
     if not isinstance(own[split], ImageCaptionJson):
         raise ConfigError(f"{cfg.source}: datasets.{name}.builder: captions are evaluated on image_caption_json only")
     return CaptionData(own[split])

@@ -3,7 +3,7 @@
 Shapes: B images, M of them unknown, S pixels a side, Q image tokens, V channels before the projection.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +22,13 @@ class ImageRow:
     """In the cache's type; anything where `pixels_3SS` is given."""
     pixels_3SS: Tensor | None = None
     """Float32; None: the features are known."""
+
+
+def join_images(images: "Sequence[Tensor] | Sequence[ImageRow]") -> "Tensor | PartialFeatures":
+    """A batch of images: (B, 3, S, S), or rows of a cache; an empty tensor for none."""
+    if images and isinstance(images[0], ImageRow):
+        return PartialFeatures.of(images)
+    return torch.stack(list(images)) if images else torch.empty(0)
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,20 @@ class PartialFeatures:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def with_rows(self, rows: Mapping[int, Tensor]) -> "PartialFeatures":
+        """The same with features (Q, V) of some that were missing, by their number among those."""
+        features = self.features.clone()
+        for number, row_QV in rows.items():
+            features[self.missing[number]] = row_QV.to(features.device)
+        left = [number for number in range(len(self.missing)) if number not in rows]
+        return replace(
+            self,
+            features=features,
+            missing=[self.missing[number] for number in left],
+            digests=[self.digests[number] for number in left],
+            pixels=self.pixels[left],
+        )
 
     # What loaders do with a tensor of images
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.experiment import Experiment
 from minigpt4.common.file_sample import file_sample
 from minigpt4.common.output_files import as_json, write_whole
 from minigpt4.common.schemas.model import MiniGPT4Config
@@ -58,7 +59,7 @@ class FeatureCache:
                 raise ConfigError(f"run.feature_cache: model.{key} is False; only frozen features can be kept")
         self._root, self._cfg = root, cfg
         tokens, width = vision_shape(cfg)
-        self._shape = RowShape(tokens, width, "float32" if cfg.vit_precision == "fp32" else "float16")
+        self._shape = RowShape(tokens, width, _dtype(cfg))
         self._stores: dict[str, FeatureStore] = {}
 
     def store(self, processor: BaseProcessor) -> FeatureStore:
@@ -72,10 +73,6 @@ class FeatureCache:
         if key not in self._stores:
             self._stores[key] = self._opened(self._root / key, made_from)
         return self._stores[key]
-
-    def of_folder(self, folder: str) -> FeatureStore:
-        """The store whose rows a `PartialFeatures` holds."""
-        return next(store for store in self._stores.values() if str(store.folder) == folder)
 
     def _opened(self, folder: Path, made_from: dict[str, Any]) -> FeatureStore:
         try:
@@ -109,16 +106,35 @@ def _facts(processor: BaseProcessor) -> Any:
     return facts
 
 
+def feature_cache(cfg: Experiment) -> FeatureCache | None:
+    """The cache of `run.feature_cache`, if there is to be one."""
+    return FeatureCache(Path(cfg.run.feature_cache), cfg.model) if cfg.run.feature_cache else None
+
+
+def waiting_vision(cfg: Experiment) -> dict[str, bool]:
+    """What a model's `from_config` is told where a cache may know all images."""
+    return {"vision_waits": True} if cfg.run.feature_cache else {}
+
+
+def cached_numbers(cfg: Experiment) -> dict[str, str]:
+    """What is to be told of answers whose features a cache rounded; nothing without one."""
+    return {"features": _dtype(cfg.model)} if cfg.run.feature_cache else {}
+
+
+def _dtype(cfg: MiniGPT4Config) -> str:
+    return "float32" if cfg.vit_precision == "fp32" else "float16"
+
+
 class FeatureFiller:
     """Makes features whole: what is missing is computed and kept.
 
     Args:
-        model: a `MiniGPT4` with a frozen vision side.
-        cache: None: images stay images.
+        model: a `MiniGPT4`, with a frozen vision side where there is a cache.
     """
 
-    def __init__(self, model: Any, cache: FeatureCache | None) -> None:
-        self.model, self._cache = model, cache
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._stores: dict[str, FeatureStore] = {}
 
     def complete_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """`complete` for the "image" of a loader's batch."""
@@ -133,10 +149,29 @@ class FeatureFiller:
         if not isinstance(image, PartialFeatures):
             return image
         if image.missing:
+            image = image.with_rows(self._known(image))
+        if image.missing:
             new_MQV = self.model.image_features(image.pixels).cpu().to(image.features.dtype)
-            store = self._cache.of_folder(image.folder)
+            store = self._store(image)
             for digest, features_QV in zip(image.digests, new_MQV.numpy(), strict=True):
                 store.add(digest, features_QV)
             store.flush()
-            image.features[image.missing] = new_MQV.to(image.features.device)
+            image = image.with_rows(dict(enumerate(new_MQV)))
         return ImageFeatures(image.features.to(self.model.device, non_blocking=True))
+
+    def features(self, image: Tensor | PartialFeatures) -> Tensor:
+        """What the projection reads of a batch, (B, Q, V), whatever is known of it."""
+        known = self.complete(image)
+        return known.features if isinstance(known, ImageFeatures) else self.model.image_features(known)
+
+    def _known(self, image: PartialFeatures) -> dict[int, Tensor]:
+        """Missing rows that this process has made since the loader looked."""
+        rows = {number: self._store(image).get(digest) for number, digest in enumerate(image.digests)}
+        return {number: torch.from_numpy(row.copy()) for number, row in rows.items() if row is not None}
+
+    def _store(self, image: PartialFeatures) -> FeatureStore:
+        if image.folder not in self._stores:
+            _, tokens, width = image.features.shape
+            dtype = str(image.features.dtype).removeprefix("torch.")
+            self._stores[image.folder] = FeatureStore(Path(image.folder), RowShape(tokens, width, dtype))
+        return self._stores[image.folder]

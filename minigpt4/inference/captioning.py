@@ -16,6 +16,7 @@ from minigpt4.common.errors import RunError
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.run_checkpoints import file_sha256
 from minigpt4.common.run_folder import versions
+from minigpt4.features.cache import cached_numbers, feature_cache
 from minigpt4.inference.caption_file import CaptionFile
 from minigpt4.inference.image_batches import ImageBatch, read_batches
 from minigpt4.inference.image_list import ImageFile, ImageList, cut
@@ -83,6 +84,7 @@ class Captioning:
             "checkpoint": file_sha256(self._checkpoint()),
             "image_folder": str(self.base),
             **self.rules.facts(),
+            **cached_numbers(self.cfg),
             "model": dataclasses.asdict(model),
             "frozen_files": {name: facts for name, *facts in frozen_files(model)},
         }
@@ -96,7 +98,7 @@ class Captioning:
 
     def _caption(self, batches: Sequence[Sequence[int]], processes: Processes) -> None:
         pipeline = Pipeline(self.cfg, processes.device)
-        images = ImageList(self.items, pipeline.processor)
+        images = ImageList(self.items, pipeline.processor, feature_cache(self.cfg))
         total = sum(map(len, batches))
         with tqdm(total=total, desc="captions", unit="image", disable=None if processes.is_main else True) as bar:
             read = read_batches(images, batches, self.cfg.run.num_workers)

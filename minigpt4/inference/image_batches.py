@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from minigpt4.common.errors import SampleError
+from minigpt4.features import ImageRow, PartialFeatures, join_images
 
 
 class ImageItem(Protocol):
@@ -31,8 +32,8 @@ class Images(Protocol):
     @property
     def items(self) -> Sequence[ImageItem]: ...
 
-    def image(self, number: int) -> Tensor:
-        """Pixels of one image, (3, S, S) float32; SampleError if it cannot be read."""
+    def image(self, number: int) -> Tensor | ImageRow:
+        """Pixels of one image, (3, S, S) float32, or its row of a cache; SampleError if it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class ImageBatch:
     numbers: list[int]
     """Of the images that could be read, in the order of the batch."""
 
-    pixels: Tensor
-    """(B, 3, S, S) float32; empty if no image could be read."""
+    pixels: Tensor | PartialFeatures
+    """(B, 3, S, S) float32, or rows of a cache; empty if no image could be read."""
 
     errors: dict[int, str] = field(default_factory=dict)
     """By number of the image; the text names the file."""
@@ -75,14 +76,14 @@ class _Reader(torch.utils.data.Dataset):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> ImageBatch:
-        pixels: dict[int, Tensor] = {}
+        pixels: dict[int, Tensor | ImageRow] = {}
         errors: dict[int, str] = {}
         for number in self.batches[index]:
             try:
                 pixels[number] = self.images.image(number)
             except SampleError as error:
                 errors[number] = str(error)
-        return ImageBatch(list(pixels), torch.stack(list(pixels.values())) if pixels else torch.empty(0), errors)
+        return ImageBatch(list(pixels), join_images(list(pixels.values())), errors)
 
 
 def _unchanged(batch: ImageBatch) -> ImageBatch:

@@ -12,7 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.processors import BaseProcessor, open_image
+from minigpt4.datasets.images import ImageReader
+from minigpt4.features import ImageRow
+from minigpt4.features.cache import FeatureCache
+from minigpt4.processors import BaseProcessor
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
@@ -32,18 +35,21 @@ class ImageList:
 
     Args:
         vis_processor: PIL image -> (3, S, S).
+        cache: features of images that are known already.
     """
 
-    def __init__(self, items: Sequence[ImageFile], vis_processor: BaseProcessor) -> None:
+    def __init__(
+        self, items: Sequence[ImageFile], vis_processor: BaseProcessor, cache: FeatureCache | None = None
+    ) -> None:
         self.items = items
-        self._vis_processor = vis_processor
+        self._reader = ImageReader(vis_processor, cache.store(vis_processor) if cache is not None else None)
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def image(self, number: int) -> Tensor:
-        """Pixels of one image, (3, S, S) float32; SampleError if it cannot be read."""
-        return self._vis_processor(open_image(self.items[number].file))
+    def image(self, number: int) -> Tensor | ImageRow:
+        """Pixels of one image, (3, S, S) float32, or its row of the cache; SampleError if it cannot be read."""
+        return self._reader.read(self.items[number].file)
 
     def batches(self, batch_size: int) -> list[list[int]]:
         """Numbers of images in their order, cut into batches."""

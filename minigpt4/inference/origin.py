@@ -1,10 +1,9 @@
 """What answers are made from, in plain types, so that a later run knows its own files again."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
-SAMPLED_BYTES = 1 << 20
+from minigpt4.common.file_sample import file_sample
 
 
 def frozen_files(model: Any) -> list[list[Any]]:
@@ -12,14 +11,3 @@ def frozen_files(model: Any) -> list[list[Any]]:
     files = sorted(model.llm_directory().iterdir())
     files += [Path(path) for key in ("vit_weights", "q_former_model") if (path := getattr(model, key, None))]
     return [file_sample(path) for path in files if path.is_file()]
-
-
-def file_sample(path: Path) -> list[Any]:
-    """Name, size and hash of beginning, middle and end of a file; 13 GB are known in an instant, if not proved."""
-    size = path.stat().st_size
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for start in sorted({0, max(0, size // 2), max(0, size - SAMPLED_BYTES)}):
-            file.seek(start)
-            digest.update(file.read(SAMPLED_BYTES))
-    return [path.name, size, digest.hexdigest()[:16]]

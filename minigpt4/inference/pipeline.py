@@ -24,6 +24,8 @@ from minigpt4.common.registry import registry
 from minigpt4.common.schemas.paths import require_paths
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.decoding import Answer
+from minigpt4.features import PartialFeatures
+from minigpt4.features.cache import FeatureFiller, waiting_vision
 from minigpt4.inference.checkpoint_switch import CheckpointSwitch
 from minigpt4.inference.engine import Engine
 from minigpt4.inference.prompt_rules import PromptRules, changed_settings
@@ -74,7 +76,8 @@ class Pipeline:
         self.processor = image_processor(cfg)
         model_class = registry.get_model_class(cfg.model.arch)
         start = dataclasses.replace(cfg.model, ckpt=None)
-        self.model = model_class.from_config(start, device=_device(device)).eval()
+        self.model = model_class.from_config(start, device=_device(device), **waiting_vision(cfg)).eval()
+        self._filler = FeatureFiller(self.model)
         self.checkpoint: Path | None = None
         self._switch = CheckpointSwitch(self.model)
         self._engine = Engine(self.model, self.processor, switch=self._switch)
@@ -133,11 +136,13 @@ class Pipeline:
         return Chat(self._engine, checkpoint=self._name)
 
     @torch.inference_mode()
-    def answers(self, pixels_B3SS: Tensor, rules: PromptRules, *, batch: int | None = None) -> list[Answer]:
-        """An answer an image of a batch; `batch`, its number, seeds sampling."""
+    def answers(
+        self, images: Tensor | PartialFeatures, rules: PromptRules, *, batch: int | None = None
+    ) -> list[Answer]:
+        """An answer an image: pixels (B, 3, S, S) or rows of a cache; `batch`, the batch's number, seeds sampling."""
         if self._name is not None:
             self._switch.use(self._name)  # a chat may have used another one since
-        embeds_BQD = self.model.project(self.model.image_features(pixels_B3SS))
+        embeds_BQD = self.model.project(self._filler.features(images))
         return rules.answers(self.model, embeds_BQD, batch=batch)
 
     def _pixels(self, images: Sequence[AnyImage], first: int = 0) -> Tensor:

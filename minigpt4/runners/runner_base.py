@@ -29,7 +29,7 @@ from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
 from minigpt4.common.signals import StopRequest
 from minigpt4.datasets import BadSampleLedger, Dataset, DevicePrefetcher, EvalLoader, TrainLoader, TrainSource
-from minigpt4.features import FeatureFiller
+from minigpt4.features.cache import FeatureFiller
 from minigpt4.runners import state
 from minigpt4.runners.finite import FiniteWatch
 from minigpt4.runners.updates import Updater
@@ -72,7 +72,7 @@ class RunnerBase:
         self.model = model.train()
         finite = FiniteWatch(self.folder, self.run.max_nonfinite_steps, processes.rank)
         self.updater = Updater(self.model, self.run, processes, finite, task.train_step)
-        self.features = FeatureFiller(self.model, task.feature_cache(cfg))
+        self.features = FeatureFiller(self.model)
         self.schedule = self.build_schedule()
         self.loader = self.build_train_loader(datasets)
         self.valid_loaders = self.build_valid_loaders(datasets)

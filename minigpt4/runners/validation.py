@@ -10,7 +10,7 @@ from torch import nn
 from minigpt4.common.distributed import Processes
 from minigpt4.datasets import EvalLoader, to_device
 from minigpt4.evaluation import score_captions
-from minigpt4.features import FeatureFiller
+from minigpt4.features.cache import FeatureFiller
 from minigpt4.runners.updates import Updater
 from minigpt4.tasks import BaseTask
 

@@ -1,7 +1,6 @@
 """What a run does with a batch; the runner owns the loop, a task owns the steps."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,13 +9,11 @@ from torch import Tensor, nn
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.datasets import Dataset, build_datasets
-from minigpt4.features import FeatureCache
+from minigpt4.features.cache import feature_cache, waiting_vision
 
 
 class BaseTask:
     """The steps of training and validation; subclass it and register the subclass under a name of your own."""
-
-    _cache: FeatureCache | None = None
 
     @classmethod
     def setup_task(cls, cfg: Experiment) -> "BaseTask":
@@ -26,20 +23,12 @@ class BaseTask:
     def build_datasets(self, cfg: Experiment) -> dict[str, dict[str, Dataset]]:
         """Datasets by name and split, for the splits that the run names; nothing is decoded yet."""
         splits = list(dict.fromkeys([*cfg.run.train_splits, *cfg.run.valid_splits]))
-        return build_datasets(cfg.datasets, splits, self.feature_cache(cfg))
-
-    def feature_cache(self, cfg: Experiment) -> FeatureCache | None:
-        """The cache of `run.feature_cache`, the same each time it is asked for."""
-        if cfg.run.feature_cache is None:
-            return None
-        if self._cache is None:
-            self._cache = FeatureCache(Path(cfg.run.feature_cache), cfg.model)
-        return self._cache
+        return build_datasets(cfg.datasets, splits, feature_cache(cfg))
 
     def build_model(self, cfg: Experiment, device: torch.device | str = "cpu") -> nn.Module:
         """The registered model of `model.arch` with its weights, on `device`."""
-        waits = {"vision_waits": True} if cfg.run.feature_cache else {}
-        return registry.get_model_class(cfg.model.arch).from_config(cfg.model, device=device, **waits)
+        model_class = registry.get_model_class(cfg.model.arch)
+        return model_class.from_config(cfg.model, device=device, **waiting_vision(cfg))
 
     def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> dict[str, Any]:
         """Forward pass of a training batch: "loss" (mean over targets, nats) and "num_tokens" (targets)."""

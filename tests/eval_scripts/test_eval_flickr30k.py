@@ -103,6 +103,17 @@ def test_drawn_captions_do_not_depend_on_what_was_drawn_before(own):
     assert (other_seed / CAPTION_FILES[2]).read_bytes() != (alone / CAPTION_FILES[2]).read_bytes()
 
 
+def test_captions_from_a_feature_cache_are_the_same_and_a_full_one_needs_no_vision_encoder(
+    complete, shared, monkeypatch
+):
+    option = ("--options", f"run.feature_cache={shared.folder / 'features'}")
+    filling = shared.run("filling", *option)
+    monkeypatch.setattr("minigpt4.models.minigpt4.load_vision", None)
+    reading = shared.run("reading", *option)
+    for name in CAPTION_FILES:
+        assert (filling / name).read_bytes() == (complete / name).read_bytes() == (reading / name).read_bytes()
+
+
 def test_batch_size_changes_no_caption(complete, shared):
     folder = shared.run("batches", "--options", "run.batch_size_eval=7")
     assert [_captions(folder / name) for name in CAPTION_FILES] == [

@@ -112,6 +112,15 @@ def test_bad_image_is_a_line_with_its_error_and_the_others_have_captions(place, 
     assert place.run("captions", "--retry-failed") == lines[:3] + lines[4:] + [good[3]]
 
 
+def test_a_feature_cache_changes_no_caption_and_a_bad_image_is_still_one(place, monkeypatch):
+    place.damage("103.jpg")
+    plain = place.run("plain", status=1)
+    option = ("--options", f"run.feature_cache={place.folder / 'features'}")
+    assert place.run("filling", *option, status=1) == plain
+    monkeypatch.setattr("minigpt4.models.minigpt4.load_vision", None)
+    assert place.run("reading", *option, status=1) == plain
+
+
 def test_second_run_captions_what_came_since_and_loads_no_model_for_nothing(place, monkeypatch):
     moved = (place.images / "102.jpg").rename(place.folder / "102.jpg")
     lines = place.run("captions")

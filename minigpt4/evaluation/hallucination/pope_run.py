@@ -15,6 +15,7 @@ from minigpt4.evaluation.asking import Asking, batch_size, setup_facts
 from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
 from minigpt4.evaluation.hallucination.pope import ObjectQuestion, score, write_lines
 from minigpt4.evaluation.tables import Table, score_table
+from minigpt4.features.cache import feature_cache
 from minigpt4.inference.image_list import ImageFile, ImageList
 from minigpt4.inference.prompt_rules import PromptRules
 from minigpt4.models.generation import Answer
@@ -63,7 +64,7 @@ def evaluate(run: PopeRun, processes: Processes) -> dict[str, Any] | None:
     rules = _rules(run)
     log.info("%d questions; prompt %r; stop %s; %s", len(run.questions), rules.prompt, rules.stop, rules.decoding)
     files = question_files(run.questions, run.images)
-    items = ImageList(files, Blip2ImageEvalProcessor(image_size=run.cfg.model.image_size))
+    items = ImageList(files, Blip2ImageEvalProcessor(image_size=run.cfg.model.image_size), feature_cache(run.cfg))
     asking = Asking(run.cfg, items, items.batches(batch_size(run.cfg)), [rules], run.checkpoints, run.folder)
     said = asking.answers(processes)
     if said is None:
