@@ -55,6 +55,7 @@ NEW_KEYS = {
     "valid_captions",
     "generation",
     "failure_prompts",
+    "feature_cache",
 }
 
 
