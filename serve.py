@@ -7,10 +7,12 @@ Several checkpoints by name, on one GPU, for other machines (the key stands in t
 """
 
 import argparse
+import importlib.util
 import logging
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minigpt4.common.command_line import exit_status
 from minigpt4.common.config import Config
@@ -19,7 +21,12 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.experiment import Experiment, read_experiment
 from minigpt4.common.schemas.paths import require_paths
 
+if TYPE_CHECKING:
+    from minigpt4.inference import Engine
+
 log = logging.getLogger(__name__)
+
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "httpcore2")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +50,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load(args: argparse.Namespace, experiment: Experiment, max_waiting: int):
+def require_packages() -> None:
+    """ConfigError with the command that brings what is missing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f'the server needs {", ".join(missing)}; pip install -e ".[serve]" brings it')
+
+
+def load(args: argparse.Namespace, experiment: Experiment, max_waiting: int) -> "Engine":
     """The engine, which does not run yet; the model's own checkpoint is called after its file."""
     import torch
 
@@ -67,12 +81,15 @@ def load(args: argparse.Namespace, experiment: Experiment, max_waiting: int):
 
 def serve(args: argparse.Namespace) -> None:
     """Load, listen, and answer until a signal comes."""
+    require_packages()
     from minigpt4.serving.api.access import Access
     from minigpt4.serving.api.app import build_app
     from minigpt4.serving.api.limits import ApiLimits
     from minigpt4.serving.api.remote import AllowedHosts, RemoteImages
     from minigpt4.serving.api.server import KEY_VARIABLE, address_of, api_key, bind, is_local, make_server
 
+    if args.max_rows < 1:
+        raise ConfigError(f"--max-rows: {args.max_rows} must be above 0")
     limits = ApiLimits.changed(args.limits)
     key, hosts = api_key(), AllowedHosts(args.allow_image_host)
     experiment = read_experiment(Config(args), training=False)

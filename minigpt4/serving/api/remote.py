@@ -27,6 +27,8 @@ REDIRECTS = (301, 302, 303, 307, 308)
 HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "minigpt4", "Connection": "close"}
 INVALID = "invalid_image_url"
 PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
+NOT_PUBLIC = [ipaddress.ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20")]
+"""Reserved ranges that some versions of Python's tables call global."""
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
@@ -34,6 +36,8 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 def is_public(address: str) -> bool:
     """Whether an IP address is one of the open internet: no inner, multicast or reserved one, no wrapped IPv4."""
     ip = ipaddress.ip_address(address)
+    if any(ip in network for network in NOT_PUBLIC):
+        return False
     if isinstance(ip, ipaddress.IPv6Address):  # mapped, site-local, NAT64 and multicast ones are outside 2000::/3
         return ip.is_global and ip in PUBLIC_IPV6 and ip.sixtofour is None and ip.teredo is None
     return ip.is_global and not ip.is_multicast and not ip.is_reserved

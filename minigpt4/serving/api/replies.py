@@ -94,6 +94,7 @@ class EventStream(Response):
 
     def __init__(self, completion: Completion, trace: Trace, seconds: float) -> None:
         super().__init__(None, headers=STREAM_HEADERS)
+        del self.headers["content-length"]
         self._completion, self._trace, self._seconds = completion, trace, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
