@@ -1,13 +1,16 @@
 """`python serve.py` on tiny weights: a process of its own, asked by the official client, ended by a signal."""
 
 import importlib.util
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import urlopen
 
 import openai
 import pytest
@@ -42,6 +45,10 @@ class Process:
                 self._is_up.set()
         self._is_up.set()
 
+    def health(self):
+        with urlopen(f"{self.url}/healthz") as answer:
+            return json.load(answer)
+
     def ended(self):
         """Exit status."""
         status = self.process.wait(PATIENCE)
@@ -60,7 +67,10 @@ def command():
 
 @pytest.fixture
 def config(tmp_path, tiny_section):
-    model = tiny_section(arch="minigpt4", model_type="pretrain_vicuna0", end_sym="###")
+    model = tiny_section(arch="minigpt4", model_type="pretrain_mini", llm_attention="sdpa")
+    model["vit_config"] |= {"mlp_ratio": 4.3637}  # the others of pretrain_mini are those of the tiny model
+    model["qformer_config"] |= {"cross_attention_frequency": 2}
+    model |= {"prompt_template": "###Human: {} ###Assistant: ", "end_sym": "@@@@"}  # which it never says
     path = tmp_path / "eval.yaml"
     path.write_text(yaml.safe_dump({"model": model, "datasets": {}, "run": {"task": "image_text_pretrain"}}))
     return path
@@ -69,7 +79,7 @@ def config(tmp_path, tiny_section):
 @pytest.fixture
 def process(config, parity_dir):
     second = f"second={parity_dir / 'train_main_checkpoint_0.pth'}"
-    started = Process("--cfg-path", str(config), "--ckpt", second, "--limits", "shutdown_seconds=0.3")
+    started = Process("--cfg-path", str(config), "--ckpt", second, "--limits", "shutdown_seconds=0.01")
     yield started
     started.process.kill()
     started.process.wait()
@@ -80,12 +90,20 @@ def test_the_command_serves_until_a_signal_and_logs_no_contents(process):
     assert [model.id for model in client.models.list()] == ["minigpt4_tiny", "second"]
     question = [{"role": "user", "content": "Zebras in pyjamas?"}]
     answer = client.chat.completions.create(model="second", messages=question, max_tokens=5)
-    long = {"messages": [{"role": "user", "content": "Hello?"}], "max_tokens": 1000, "temperature": 0, "n": 8}
+    question = [{"role": "user", "content": "What is this?"}]  # answered in more than 500 tokens
+    long = {"messages": question, "max_tokens": 1000, "temperature": 0, "n": 8}
     stream = client.chat.completions.create(model="minigpt4_tiny", **long, stream=True)
     next(iter(stream))
-    process.process.send_signal(signal.SIGTERM)
-    with pytest.raises(openai.APIError, match="shutting down"):
-        list(stream)
+    with ThreadPoolExecutor(1) as pool:
+        impatient = client.with_options(max_retries=0)
+        whole = pool.submit(impatient.chat.completions.create, model="second", **long)
+        while not process.health()["waiting"] and not whole.done():
+            pass
+        process.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(stream)
+        with pytest.raises(openai.InternalServerError, match="shutting down"):
+            whole.result()
     assert process.ended() == 0
     tokens = f"{answer.usage.prompt_tokens}\\+{answer.usage.completion_tokens}"
     assert re.search(rf"POST /v1/chat/completions 200 [\d.]+ s model=second tokens={tokens}\n", process.log)

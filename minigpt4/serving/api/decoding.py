@@ -24,6 +24,8 @@ def read_decoding(request: ChatRequest, limits: ApiLimits) -> Decoding:
             raise wrong(f"stop[{number}]: longer than {limits.stop_chars} characters", f"stop[{number}]")
     default = PUBLISHED_CHAT
     temperature = default.temperature if request.temperature is None else request.temperature
+    if request.seed is not None and (request.num_beams or 1) > 1 and temperature >= COLD:
+        raise wrong("seed: has no effect on sampling with several beams; leave one of them out", "seed")
     return Decoding(
         num_beams=request.num_beams or default.num_beams,
         max_new_tokens=request.max_new_tokens or min(default.max_new_tokens, limits.new_tokens),

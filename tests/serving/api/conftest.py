@@ -49,8 +49,8 @@ class PacedEngine(Engine):
         super().tick()
 
     @contextmanager
-    def slowed(self, pause: float = 0.02) -> Iterator[None]:
-        """Inside, a thousand tokens take so many thousand times `pause`."""
+    def slowed(self, pause: float = 0.3) -> Iterator[None]:
+        """Inside, a token takes so many seconds."""
         self.pause = pause
         try:
             yield

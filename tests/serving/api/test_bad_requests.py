@@ -53,6 +53,7 @@ WRONG_FIELDS = {
     "an empty stop": ({"stop": ""}, "stop[0]", "at least 1"),
     "a long stop": ({"stop": ["a", "b" * 201]}, "stop[1]", "200"),
     "a seed": ({"seed": 2**63}, "seed", "less than"),
+    "a seed without effect": ({"seed": 1, "num_beams": 2, "temperature": 1}, "seed", "several beams"),
     "stream_options": ({"stream_options": {}}, None, "stream: true"),
     "two lengths": ({"max_tokens": 3, "max_completion_tokens": 4}, None, "different numbers"),
     "an unknown field": ({"temprature": 1}, "temprature", "did you mean 'temperature'"),

@@ -107,7 +107,7 @@ def test_eight_clients_at_once_get_the_answers_that_they_get_alone(server, engin
     contents = [[tools.picture(images[n % 2]), tools.said(QUESTIONS[n % len(QUESTIONS)])] for n in range(8)]
     alone = [server.chat(content, **PLAIN).text for content in contents]
     most = 0
-    with engine.slowed(), ThreadPoolExecutor(8) as pool:
+    with engine.slowed(0.02), ThreadPoolExecutor(8) as pool:
         barrier = threading.Barrier(8)
 
         def ask(content):

@@ -12,7 +12,7 @@ import pytest
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 LONG = {"max_tokens": 1000, "temperature": 0}
-"""Twenty seconds at least where the engine is slowed."""
+"""To "Hello?" the tiny model answers in 75 tokens: 22 seconds where the engine is slowed."""
 
 
 @contextmanager
@@ -160,12 +160,12 @@ def test_a_slow_body_does_not_delay_others(serve):
 
 def test_a_client_that_does_not_read_is_cut_off_and_its_place_is_free(serve, engine, tools):
     server = serve(write_seconds=0.3, send_buffer=4096)
-    body = json.dumps(tools.asked(**LONG, stream=True, n=8)).encode()
+    # 195 tokens eight times: more events than the buffers of both sides hold.
+    body = json.dumps(tools.asked("What is this?", **LONG, repetition_penalty=1, stream=True, n=8)).encode()
     with connected(server, receive_buffer=2048) as client:
         client.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        with engine.slowed(0.001):
-            tools.wait_until(lambda: engine.num_running == 8)
-            tools.wait_until(lambda: engine.num_running == 0)
+        tools.wait_until(lambda: b'completions",status="499"} 1.0' in server.get("/metrics").content)
+        tools.wait_until(lambda: engine.num_running == 0)
         assert b"[DONE]" not in everything(client)
     assert server.chat().status == 200
 
@@ -182,7 +182,7 @@ def test_a_client_that_goes_away_frees_its_place(server, engine, tools, is_strea
             tools.wait_until(lambda: engine.num_running == 2)
         started = time.monotonic()
         tools.wait_until(lambda: engine.num_running == 0)
-        assert time.monotonic() - started < 15  # of twenty that the answer takes at least
+        assert time.monotonic() - started < 15
 
 
 def test_a_client_that_goes_away_while_it_waits_is_forgotten(serve, make_engine, tools):
