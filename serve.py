@@ -63,8 +63,8 @@ def load(args: argparse.Namespace, experiment: Experiment, max_waiting: int) -> 
 
     from minigpt4.evaluation.checkpoint_list import read_checkpoint_list
     from minigpt4.inference import Engine
+    from minigpt4.inference.pipeline import image_processor
     from minigpt4.models import MiniGPT4
-    from minigpt4.processors import Blip2ImageEvalProcessor
 
     section = experiment.model
     checkpoints = {checkpoint.name: checkpoint.path for checkpoint in read_checkpoint_list(args.ckpt)}
@@ -75,8 +75,9 @@ def load(args: argparse.Namespace, experiment: Experiment, max_waiting: int) -> 
         raise ConfigError(f"--ckpt: '{name}' is the name of model.ckpt already; give another one: NAME=FILE")
     device = f"cuda:{args.gpu_id}" if torch.cuda.is_available() else "cpu"
     model = MiniGPT4.from_config(section, device).eval()
-    processor = Blip2ImageEvalProcessor(image_size=section.image_size)
-    return Engine(model, processor, checkpoints, name, max_rows=args.max_rows, max_waiting=max_waiting)
+    return Engine(
+        model, image_processor(experiment), checkpoints, name, max_rows=args.max_rows, max_waiting=max_waiting
+    )
 
 
 def serve(args: argparse.Namespace) -> None:

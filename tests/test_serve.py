@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -127,3 +128,12 @@ def test_what_cannot_be_served_is_an_error_before_the_model_loads(config, parity
     given = [argument.format(ckpt=parity_dir / "minigpt4_tiny.pth") for argument in arguments]
     with pytest.raises(MiniGPT4Error, match=re.escape(reason)):
         command.serve(command.parse_args(["--cfg-path", str(config), "--port", "0", *given]))
+
+
+@pytest.mark.parametrize(("file", "calls"), [("README.md", 1), ("docs/serve.md", 2), ("serve.py", 2)])
+def test_commands_of_the_text_have_arguments_of_the_command(command, file, calls):
+    text = re.sub(r"\\\n\s*", "", (REPOSITORY / file).read_text(encoding="utf-8"))
+    found = re.findall(r"^ {4}(?:\S+=\S+ )?python serve\.py (.*)$", text, re.MULTILINE)
+    assert len(found) == calls
+    for call in found:
+        assert (REPOSITORY / command.parse_args(shlex.split(call, comments=True)).cfg_path).is_file()

@@ -17,6 +17,7 @@ class GuardedConnection(H11Protocol):
     limits = ApiLimits()
     _idle: asyncio.TimerHandle | None = None
     _stuck: asyncio.TimerHandle | None = None
+    _is_lost = False
 
     @classmethod
     def within(cls, limits: ApiLimits) -> type["GuardedConnection"]:
@@ -26,23 +27,22 @@ class GuardedConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:
         """The clock runs from the first moment."""
         super().connection_made(transport)
-        self._idle = self._abort_after(self.limits.header_seconds)
+        self._mind()
 
     def data_received(self, data: bytes) -> None:
         """It stops when a request is there."""
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.response_complete:
-            self._idle = _cancelled(self._idle)
+        self._mind()
 
     def on_response_complete(self) -> None:
         """It runs again, also where uvicorn closes the connection but the last bytes are not fetched."""
-        self._idle = _cancelled(self._idle) or self._abort_after(self.limits.header_seconds)
-        super().on_response_complete()
+        super().on_response_complete()  # begins the next request, if the client sent it ahead
+        self._mind()
 
     def pause_writing(self) -> None:
         """The client does not read."""
         super().pause_writing()
-        self._stuck = _cancelled(self._stuck) or self._abort_after(self.limits.write_seconds)
+        self._stuck = self._stuck or self._abort_after(self.limits.write_seconds)
 
     def resume_writing(self) -> None:
         """It does again."""
@@ -51,8 +51,15 @@ class GuardedConnection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Nothing to wait for any more."""
+        self._is_lost = True
         self._idle, self._stuck = _cancelled(self._idle), _cancelled(self._stuck)
         super().connection_lost(exc)
+
+    def _mind(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._idle = _cancelled(self._idle)
+        elif self._idle is None and not self._is_lost:
+            self._idle = self._abort_after(self.limits.header_seconds)
 
     def _abort_after(self, seconds: float) -> asyncio.TimerHandle:
         return self.loop.call_later(seconds, self.transport.abort)

@@ -138,6 +138,16 @@ def test_headers_of_a_second_request_have_no_more_time(serve):
         assert drip(client, b"a", seconds=60)
 
 
+def test_a_request_that_was_sent_ahead_has_all_the_time_that_it_needs(serve, engine, tools):
+    body = json.dumps(tools.asked(max_tokens=4)).encode()
+    with engine.slowed(), connected(serve(header_seconds=0.4)) as client:
+        health = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        client.sendall(health + HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        received = everything(client)
+    assert received.count(b"HTTP/1.1 200 OK") == 2
+    assert b'"finish_reason":"length"' in received
+
+
 @pytest.mark.parametrize("sends", [b"", b" "])
 def test_a_client_that_never_ends_its_body_is_told_and_holds_no_place(serve, engine, sends):
     server = serve(body_seconds=0.4)
