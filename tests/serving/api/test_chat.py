@@ -105,21 +105,20 @@ def test_a_stream_is_server_sent_events_that_end_in_done(server):
 
 def test_eight_clients_at_once_get_the_answers_that_they_get_alone(server, engine, tools, images):
     contents = [[tools.picture(images[n % 2]), tools.said(QUESTIONS[n % len(QUESTIONS)])] for n in range(8)]
-    alone = [server.chat(content, **PLAIN).text for content in contents]
-    most = 0
-    with engine.slowed(0.02), ThreadPoolExecutor(8) as pool:
-        barrier = threading.Barrier(8)
+    clients = [server.client() for _ in contents]
+    barrier = threading.Barrier(8)
 
-        def ask(content):
+    def ask(client, content, together=True):
+        if together:
             barrier.wait()
-            return server.chat(content, **PLAIN).text
+        answer = client.chat.completions.create(**tools.asked(content, max_tokens=12))
+        return answer.choices[0].message.content
 
-        answers = [pool.submit(ask, content) for content in contents]
-        while not all(answer.done() for answer in answers):
-            most = max(most, engine.num_running)
-        together = [answer.result() for answer in answers]
-    assert together == alone
-    assert most > 1
+    alone = [ask(client, content, together=False) for client, content in zip(clients, contents, strict=True)]
+    with engine.slowed(0.02), ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(ask, *one) for one in zip(clients, contents, strict=True)]
+        tools.wait_until(lambda: engine.num_running > 1)
+        assert [answer.result() for answer in answers] == alone
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
