@@ -93,8 +93,13 @@ def load(args: argparse.Namespace, experiment: Experiment) -> "Engine":
     device = f"cuda:{args.gpu_id}" if torch.cuda.is_available() else "cpu"
     model = MiniGPT4.from_config(experiment.model, device).eval()
     processor = Blip2ImageEvalProcessor(image_size=experiment.model.image_size)
-    name = Path(experiment.model.ckpt).stem if experiment.model.ckpt else experiment.model.model_type
+    name = first_checkpoint(experiment)
     return Engine(model, processor, further_checkpoints(args.ckpt, name), name)
+
+
+def first_checkpoint(experiment: Experiment) -> str:
+    """What the page calls the checkpoint of the YAML."""
+    return Path(experiment.model.ckpt).stem if experiment.model.ckpt else experiment.model.model_type
 
 
 def further_checkpoints(wanted: Sequence[str], first: str) -> dict[str, Path]:
@@ -146,7 +151,7 @@ def serve(args: argparse.Namespace, experiment: Experiment) -> int:
         raise ConfigError('gradio is not installed; run: pip install -e ".[demo]", or talk in the terminal: --cli')
     auth = credentials(args.auth or os.environ.get(AUTH_VARIABLE))
     require_free_port(args.server_name, args.port)
-    further_checkpoints(args.ckpt, first="")
+    further_checkpoints(args.ckpt, first_checkpoint(experiment))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, and later
     from minigpt4.serving.limits import MIB, Limits
     from minigpt4.serving.page import ChatPage, launch
@@ -179,6 +184,8 @@ def credentials(text: str | None) -> tuple[str, str] | None:
 def require_free_port(host: str, port: int | None) -> None:
     """ConfigError for an address that cannot be listened at, before anything heavy loads."""
     try:
+        if port is not None and not 0 < port < 65536:
+            raise OverflowError("ports are 1 to 65535")
         family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -19,7 +19,7 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
-from minigpt4.common.errors import ConfigError, MiniGPT4Error
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError
 from minigpt4.inference import Engine
 from minigpt4.serving.limits import Limits
 from minigpt4.serving.page_examples import examples
@@ -201,12 +201,12 @@ class ChatPage:
         try:
             for _ in session.answer(decoding(self.limits, *values), checkpoint):
                 yield self._view(session)
-        except PROBLEMS as error:
-            _warn(str(error))
-            yield self._view(session, **_handed_back(session))
-        except Exception:
-            log.exception("An answer failed")
-            _warn("something went wrong on this side, and was noted; please try again")
+        except Exception as error:
+            if not isinstance(error, PROBLEMS):
+                log.exception("An answer failed")
+                error = RunError("something went wrong on this side, and was noted; please try again")
+            gr.Warning(html.escape(str(error)))
+            session.stop()  # if it had not even begun
             yield self._view(session, **_handed_back(session))
         else:
             yield self._view(session)
@@ -240,7 +240,7 @@ class ChatPage:
         try:
             self._session(request).check(path)
         except PROBLEMS as error:
-            _warn(str(error))
+            gr.Warning(html.escape(str(error)))
             return None
         return gr.skip()
 
@@ -311,13 +311,9 @@ def _handed_back(session: PageSession) -> dict[str, Any]:
     return {} if draft is None else {"question": draft.question, "image": draft.upload}
 
 
-def _warn(text: str) -> None:
-    gr.Warning(html.escape(text), title="Not like this")
-
-
 def _told(error: Exception) -> gr.Error:
     """The error for the visitor's eyes."""
-    return gr.Error(html.escape(str(error)), title="Not like this", print_exception=False)
+    return gr.Error(html.escape(str(error)), print_exception=False)
 
 
 def launch(page: ChatPage, *, host: str, port: int | None, auth: tuple[str, str] | None, share: bool) -> str:
