@@ -159,6 +159,7 @@ def serve(args: argparse.Namespace, experiment: Experiment) -> int:
     limits = Limits(image_bytes=int(args.max_image_mib * MIB), image_pixels=args.max_image_pixels)
     if args.server_name not in LOOPBACK and auth is None:
         log.warning("Who reaches %s can use the page; --auth asks for a password", args.server_name)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own server whether it is there
     over = threading.Event()
     with load(args, experiment) as engine:
         page = ChatPage(engine, limits)

@@ -32,10 +32,11 @@ log = logging.getLogger(__name__)
 TITLE = "MiniGPT-4"
 HEAD = "# MiniGPT-4\nAsk about a picture. A language model answers, and may be wrong: look for yourself."
 EMPTY = "Give an image, ask about it, and ask on.\n\nMore images may follow later in the conversation."
+FIRST_QUESTION, PLACEHOLDER = "Describe this image in detail.", "What is unusual about this image?"
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
 CODE_FONTS = ("ui-monospace", "DejaVu Sans Mono", "monospace")
 CSS = """
-.gradio-container { max-width: 1280px !important; margin: auto }
+.gradio-container { max-width: 1240px !important; width: 100%; margin: auto }
 #note { min-height: 1.6em; opacity: .75 }
 #chat button[title=Share] { display: none }
 """
@@ -78,7 +79,8 @@ class ChatPage:
         self.folder = Path(tempfile.mkdtemp(prefix="minigpt4-page-"))
         self.visitors = Visitors(lambda: PageSession(engine, limits, self.folder))
         # A deleted file is at most twice as old as it may be.
-        with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEEP_FILES, KEEP_FILES)) as self.blocks:
+        keep = (KEEP_FILES, KEEP_FILES)
+        with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=keep) as self.blocks:
             self._lay_out()
             self._wire()
         for block in (self.image, self.question, self.checkpoint, *self.sliders):
@@ -105,10 +107,11 @@ class ChatPage:
             label="Image for the next question",
             sources=["upload", "clipboard", "webcam"],
             type="filepath",
-            height=260,
+            height=240,
             buttons=[],
             elem_id="image",
         )
+        gr.Examples([[str(path)] for path in examples(self.folder)], [self.image], label="Examples")
         names = self.engine.checkpoints
         self.checkpoint = gr.Dropdown(names, value=names[0], label="Checkpoint", visible=len(names) > 1)
         self.sliders = []
@@ -121,7 +124,7 @@ class ChatPage:
     def _lay_out_conversation(self) -> None:
         self.chat = gr.Chatbot(
             label="Conversation",
-            height=480,
+            height=600,
             placeholder=EMPTY,
             editable="user",
             buttons=["copy"],
@@ -133,16 +136,12 @@ class ChatPage:
             elem_id="chat",
         )
         self.note = gr.Markdown(elem_id="note")
-        self.question = gr.Textbox(
-            label="Question", placeholder="What is unusual about this image?", lines=1, max_lines=6
-        )
+        self.question = gr.Textbox(FIRST_QUESTION, label="Question", placeholder=PLACEHOLDER, lines=1, max_lines=6)
         with gr.Row():
             self.ask = gr.Button("Ask", variant="primary")
             self.stop = gr.Button("Stop", variant="stop", interactive=False)
             self.again = gr.Button("Regenerate")
             self.restart = gr.Button("Restart")
-        shown = [[str(path), question] for path, question in examples(self.folder)]
-        gr.Examples(shown, [self.image, self.question], label="Examples")
 
     # Which button does what
 

@@ -9,18 +9,12 @@ from minigpt4.mini.files import TRUTH_FILE
 
 WORLD = Path("data/mini")
 SHOWN = 4
-QUESTIONS = (
-    "Describe this image in detail.",
-    "What is in this picture?",
-    "Write a short story about this image.",
-    "Which colours do you see?",
-)
 _SIDE = 448
 
 
-def examples(folder: Path, world: Path = WORLD) -> list[tuple[Path, str]]:
-    """Images with a question each; drawings are put into `folder`."""
-    return list(zip(_test_scenes(world) or _drawings(folder), QUESTIONS, strict=False))
+def examples(folder: Path, world: Path = WORLD) -> list[Path]:
+    """The images' files; drawings are put into `folder`."""
+    return _test_scenes(world) or _drawings(folder)
 
 
 def _test_scenes(world: Path) -> list[Path]:

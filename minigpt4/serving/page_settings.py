@@ -34,12 +34,12 @@ def sliders(limits: Limits, context: int) -> list[Slider]:
             limits.beams,
             1,
             start.num_beams,
-            "With more than one the answer appears as a whole, at its end, and the page is slower.",
+            "More than one: the answer appears at once, at its end.",
         ),
         Slider("Temperature", 0.0, 2.0, 0.1, start.temperature, "0: the most likely answer, always the same."),
-        Slider("Top-p", 0.05, 1.0, 0.05, start.top_p, "How unlikely words may be, when the temperature is above 0."),
+        Slider("Top-p", 0.05, 1.0, 0.05, start.top_p, "Less: only the likelier words are chosen from."),
         Slider("Maximum of tokens", 1, tokens, 1, min(start.max_new_tokens, tokens), "The longest answer."),
-        Slider("Repetition penalty", 1.0, 2.0, 0.05, start.repetition_penalty, "Above 1, words are not said so often."),
+        Slider("Repetition penalty", 1.0, 2.0, 0.05, start.repetition_penalty, "Above 1: words are not said so often."),
     ]
 
 

@@ -55,8 +55,8 @@ class Visit:
 
         self.expect, self.host = expect, urlsplit(address).netloc
         self.context = browser.new_context(viewport={"width": 1280, "height": 1000})
-        self.context.set_default_timeout(60_000)
-        expect.set_options(timeout=60_000)
+        self.context.set_default_timeout(120_000)
+        expect.set_options(timeout=120_000)
         self.outside, self.errors = [], []
         self.page = self.context.new_page()
         self.page.on("request", self._note_request)
@@ -224,7 +224,7 @@ def test_what_is_no_image_or_too_large_is_told_and_the_page_goes_on(visit, tmp_p
         visitor.expect(visitor.box).to_have_count(0)
         visitor.page.get_by_label("Close").click()
         visitor.expect(visitor.toast).to_have_count(0)
-    visitor.button("Ask").click()
+    visitor.ask(" ")
     visitor.expect(visitor.toast).to_contain_text("write a question")
     visitor.ask("What is this?", images[0])
     assert visitor.wait_for_answer(1)
@@ -232,8 +232,9 @@ def test_what_is_no_image_or_too_large_is_told_and_the_page_goes_on(visit, tmp_p
 
 def test_an_example_is_asked_and_words_that_look_like_pages_stay_words(visit):
     visitor = visit()
-    visitor.page.get_by_role("row", name="Describe this image").click()
+    visitor.page.locator(".gallery-item").first.click()
     visitor.expect(visitor.box).to_be_visible()
+    visitor.expect(visitor.question).to_have_value("Describe this image in detail.")
     visitor.button("Ask").click()
     visitor.wait_for_answer(1)
     nasty = "<script>alert(1)</script> ![x](http://192.0.2.1/x.png) <img src=http://192.0.2.1/y.png>"
@@ -270,7 +271,7 @@ def test_demo_py_serves_the_page_behind_a_password_until_it_is_told_to_end(brows
     with process(config, "--port", str(port), second, MINIGPT4_AUTH="me:secret") as (running, address):
         assert address == f"http://127.0.0.1:{port}/"
         page = browser.new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.goto(address)
         page.get_by_label("username").fill("me")
         page.get_by_label("password").fill("secret")
@@ -283,5 +284,5 @@ def test_demo_py_serves_the_page_behind_a_password_until_it_is_told_to_end(brows
         page.get_by_test_id("bot").wait_for()
         page.close()
         running.send_signal(signal.SIGTERM)
-        assert running.wait(60) == 0
+        assert running.wait(120) == 0
         assert "Traceback" not in running.stderr.read()
