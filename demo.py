@@ -154,7 +154,8 @@ def serve(args: argparse.Namespace, experiment: Experiment) -> int:
     further_checkpoints(args.ckpt, first_checkpoint(experiment))
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, and later
     from minigpt4.serving.limits import MIB, Limits
-    from minigpt4.serving.page import ChatPage, launch
+    from minigpt4.serving.page import ChatPage
+    from minigpt4.serving.page_server import launch
 
     limits = Limits(image_bytes=int(args.max_image_mib * MIB), image_pixels=args.max_image_pixels)
     if args.server_name not in LOOPBACK and auth is None:

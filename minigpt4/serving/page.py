@@ -1,7 +1,6 @@
 """The chat page, on Gradio: what it looks like, and which button does what.
 
-    with Engine(model, processor) as engine:
-        launch(chat_page(engine, Limits()), Limits())
+    page = ChatPage(engine, Limits())      # page_server.launch serves it
 
 A question goes through two steps: the first checks it and shows it at once, the second waits in Gradio's queue, as long
 as others are answered, and writes the answer.
@@ -17,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from starlette.middleware import Middleware
 
-from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError
+from minigpt4.common.errors import MiniGPT4Error, RunError
 from minigpt4.inference import Engine
 from minigpt4.serving.limits import Limits
 from minigpt4.serving.page_examples import examples
@@ -33,42 +31,17 @@ TITLE = "MiniGPT-4"
 HEAD = "# MiniGPT-4\nAsk about a picture. A language model answers, and may be wrong: look for yourself."
 EMPTY = "Give an image, ask about it, and ask on.\n\nMore images may follow later in the conversation."
 FIRST_QUESTION, PLACEHOLDER = "Describe this image in detail.", "What is unusual about this image?"
-FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
-CODE_FONTS = ("ui-monospace", "DejaVu Sans Mono", "monospace")
-CSS = """
-.gradio-container { max-width: 1240px !important; width: 100%; margin: auto }
-#note { min-height: 1.6em; opacity: .75 }
-#chat button[title=Share] { display: none }
-"""
-KEEP_FILES = 86400
-"""Seconds that uploaded images stay on disk."""
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
-    "form-action 'self'; base-uri 'self'; object-src 'none'"
-)
-"""What the browser may ask for: this server alone, whatever an answer names."""
+KEEP_FILES = (3600, 86400)
+"""Seconds: how often images on disk are looked through, and how old they may be."""
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+READING: dict[str, Any] = {"concurrency_id": "reading", "concurrency_limit": 4}
+"""Images that are decoded at once, for each may take hundreds of megabytes."""
 TAG = re.compile(r"<(?=[A-Za-z/!])|!(?=\[)")
+"""What Markdown takes for the beginning of a tag or of an image."""
 LITERAL = {"<": "&lt;", "!": "&excl;"}
 CODE = re.compile(r"(```.*?(?:```|\Z))", re.DOTALL)
 PROBLEMS = (MiniGPT4Error, TimeoutError)
 """Their texts are for the visitor."""
-
-
-class OwnRequestsOnly:
-    """Sends `POLICY` with everything."""
-
-    def __init__(self, app: Any) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"content-security-policy", POLICY.encode())]
-            await send(message)
-
-        await self._app(scope, receive, send_with_policy)
 
 
 class ChatPage:
@@ -76,11 +49,11 @@ class ChatPage:
 
     def __init__(self, engine: Engine, limits: Limits) -> None:
         self.engine, self.limits = engine, limits
-        self.folder = Path(tempfile.mkdtemp(prefix="minigpt4-page-"))
+        files = Path(gr.utils.get_upload_folder())
+        files.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="page-", dir=files))  # there Gradio deletes what is old
         self.visitors = Visitors(lambda: PageSession(engine, limits, self.folder))
-        # A deleted file is at most twice as old as it may be.
-        keep = (KEEP_FILES, KEEP_FILES)
-        with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=keep) as self.blocks:
+        with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=KEEP_FILES) as self.blocks:
             self._lay_out()
             self._wire()
         for block in (self.image, self.question, self.checkpoint, *self.sliders):
@@ -157,12 +130,12 @@ class ChatPage:
         gr.on([self.stop.click, self.restart.click, self.chat.clear], None, cancels=answers, queue=False)
         gr.on([self.restart.click, self.chat.clear], self._restart, None, view, queue=False, **HIDDEN)
         self.chat.undo(self._take_back, None, view, queue=False, **HIDDEN)
-        self.image.input(self._check, self.image, self.image, preprocess=False, **HIDDEN)
+        self.image.input(self._check, self.image, self.image, preprocess=False, **READING, **HIDDEN)
         self.blocks.unload(self._leave)
 
     def _asks(self, triggers: list[Any], put: Callable, inputs: list[Any], view: list[Any]) -> Any:
         """Put a question, then wait in the queue for its answer."""
-        return gr.on(triggers, put, inputs, view, preprocess=False, concurrency_limit=None, **HIDDEN).success(
+        return gr.on(triggers, put, inputs, view, preprocess=False, **READING, **HIDDEN).success(
             self._answer,
             [self.checkpoint, *self.sliders],
             view,
@@ -174,10 +147,11 @@ class ChatPage:
         )
 
     def _put(self, question: str | None, upload: dict[str, Any] | None, request: gr.Request) -> list[Any]:
-        return self._asked(request, lambda session: session.put(question or "", _path(upload)))
+        session = self._put_by(request, lambda session: session.put(question or "", _path(upload)))
+        return self._view(session, question="", image=None)
 
     def _put_again(self, request: gr.Request) -> list[Any]:
-        return self._asked(request, lambda session: session.put_again())
+        return self._view(self._put_by(request, lambda session: session.put_again()))
 
     def _put_edited(self, edit: gr.EditData, request: gr.Request) -> list[Any]:
         def put(session: PageSession) -> None:
@@ -185,15 +159,15 @@ class ChatPage:
             number = messages[edit.index].turn if 0 <= edit.index < len(messages) else -1
             session.put_edited(number, _written(str(edit.value)))
 
-        return self._asked(request, put)
+        return self._view(self._put_by(request, put))
 
-    def _asked(self, request: gr.Request, put: Callable[[PageSession], None]) -> list[Any]:
+    def _put_by(self, request: gr.Request, put: Callable[[PageSession], None]) -> PageSession:
         session = self._session(request)
         try:
             put(session)
         except PROBLEMS as error:
             raise _told(error) from error
-        return self._view(session, question="", image=None)
+        return session
 
     def _answer(self, request: gr.Request, checkpoint: str, *values: float) -> Iterator[list[Any]]:
         session = self._session(request)
@@ -313,31 +287,3 @@ def _handed_back(session: PageSession) -> dict[str, Any]:
 def _told(error: Exception) -> gr.Error:
     """The error for the visitor's eyes."""
     return gr.Error(html.escape(str(error)), print_exception=False)
-
-
-def launch(page: ChatPage, *, host: str, port: int | None, auth: tuple[str, str] | None, share: bool) -> str:
-    """Serve the page, and return its address; ConfigError if that cannot be."""
-    theme = gr.themes.Soft(primary_hue="blue", font=FONTS, font_mono=CODE_FONTS)
-    try:
-        _, local, public = page.blocks.launch(
-            server_name=host,
-            server_port=port,
-            auth=auth,
-            share=share,
-            theme=theme,
-            css=CSS,
-            max_file_size=page.limits.image_bytes,
-            max_threads=page.engine.max_rows + 40,
-            prevent_thread_lock=True,
-            quiet=True,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            enable_monitoring=False,
-            run_history=False,
-            footer_links=[],
-            app_kwargs={"middleware": [Middleware(OwnRequestsOnly)]},
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the page cannot be served: {error}") from error
-    return public or local

@@ -9,7 +9,7 @@ from minigpt4.serving.page_session import NotNowError, PageSession
 
 KEEP = 600.0
 """Seconds that the conversation of a closed tab is kept: a connection that broke may come back."""
-MOST = 1000
+MOST = 200
 """Conversations; those that were used longest ago go first."""
 
 

@@ -12,12 +12,13 @@ from minigpt4.serving.limits import Limits
 gradio = pytest.importorskip("gradio")
 
 from minigpt4.serving import page as page_module  # noqa: E402 - needs gradio
+from minigpt4.serving.page_server import launch  # noqa: E402
 
 
 @pytest.fixture(scope="module")
 def page(make_engine):
     page = page_module.ChatPage(make_engine(), Limits())
-    page.address = page_module.launch(page, host="127.0.0.1", port=None, auth=None, share=False)
+    page.address = launch(page, host="127.0.0.1", port=None, auth=None, share=False)
     yield page
     page.close()
 
@@ -52,7 +53,7 @@ def test_a_port_that_is_taken_is_an_error(page):
         port = taken.getsockname()[1]
         other = page_module.ChatPage(page.engine, Limits())
         with pytest.raises(ConfigError, match=str(port)):
-            page_module.launch(other, host="127.0.0.1", port=port, auth=None, share=False)
+            launch(other, host="127.0.0.1", port=port, auth=None, share=False)
         other.close()
 
 

@@ -35,7 +35,8 @@ def engine(make_engine):
 @pytest.fixture(scope="module")
 def address(engine, chromium):
     """Of a page that is served in this process; without a browser nothing is started."""
-    from minigpt4.serving.page import ChatPage, launch
+    from minigpt4.serving.page import ChatPage
+    from minigpt4.serving.page_server import launch
 
     page = ChatPage(engine, Limits())
     yield launch(page, host="127.0.0.1", port=None, auth=None, share=False)
