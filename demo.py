@@ -1,77 +1,213 @@
-"""Talk to MiniGPT-4 about a picture, in the terminal.
+"""Talk to MiniGPT-4 about pictures: a page in the browser, or the terminal.
 
-The checkpoint that the quickstart made, on a CPU:
+The checkpoint that the quickstart made, on a CPU; then open the address that is printed:
+    python demo.py --cfg-path eval_configs/mini_eval.yaml
+The published model on the first GPU, for all machines of the network, behind a password:
+    MINIGPT4_AUTH=me:secret python demo.py --cfg-path eval_configs/minigpt4_eval.yaml --gpu-id 0 --server-name 0.0.0.0
+Two checkpoints to choose from, which share the frozen parts:
+    python demo.py --cfg-path eval_configs/mini_eval.yaml --ckpt stage1=output/mini/stage1.pth
+The terminal; one answer and no conversation:
     python demo.py --cli --cfg-path eval_configs/mini_eval.yaml --image data/mini/flickr30k/flickr30k-images/1001640.jpg
-One answer and no conversation:
     python demo.py --cli --cfg-path eval_configs/minigpt4_eval.yaml --image photo.jpg --prompt "What is funny here?"
+The page needs gradio: pip install -e ".[demo]"
 """
 
 import argparse
+import importlib.util
+import logging
+import os
+import signal
+import socket
 import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minigpt4.common.config import Config
 from minigpt4.common.console import setup_logging
-from minigpt4.common.errors import MiniGPT4Error, SampleError
+from minigpt4.common.errors import ConfigError, MiniGPT4Error
 from minigpt4.common.experiment import Experiment, read_experiment
 from minigpt4.common.schemas.paths import require_paths
 
+if TYPE_CHECKING:
+    from minigpt4.inference import Engine
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+log = logging.getLogger(__name__)
+
+AUTH_VARIABLE = "MINIGPT4_AUTH"
+"""USER:PASSWORD, for an option would stand in the list of processes."""
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg-path", required=True, help="YAML file with the model")
     parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
     parser.add_argument("--gpu-id", type=int, default=0, help="GPU to use, where there is one (0)")
-    parser.add_argument("--cli", action="store_true", required=True, help="talk in the terminal")
-    parser.add_argument("--image", required=True, help="picture to talk about")
-    parser.add_argument("--prompt", help="one question; without it, questions are read until an empty line")
-    parser.add_argument("--num-beams", type=int, default=1, help="beams (1)")
-    parser.add_argument("--max-new-tokens", type=int, default=300, help="longest answer, tokens (300)")
-    return parser.parse_args(argv)
+    _add_page_arguments(parser.add_argument_group("page"))
+    _add_terminal_arguments(parser.add_argument_group("terminal"))
+    args = parser.parse_args(argv)
+    args.cli = args.cli or args.prompt is not None
+    if args.image and not args.cli:
+        parser.error("--image belongs to --cli; the page takes images in the browser")
+    return args
 
 
-def talk(args: argparse.Namespace, experiment: Experiment) -> None:
-    """Load the model, show it the image, and answer."""
+def _add_page_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--ckpt",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="a further checkpoint to choose from; may be repeated",
+    )
+    group.add_argument("--server-name", default="127.0.0.1", help="address to listen at; 0.0.0.0: all (127.0.0.1)")
+    group.add_argument("--port", type=int, help="(the first free one from 7860)")
+    group.add_argument("--auth", metavar="USER:PASSWORD", help=f"who may come in; better as variable {AUTH_VARIABLE}")
+    group.add_argument("--share", action="store_true", help="a public address, through a tunnel of Gradio's")
+    group.add_argument("--max-image-mib", type=float, default=20, metavar="N", help="largest image file, MiB (20)")
+    group.add_argument("--max-image-pixels", type=int, default=50_000_000, metavar="N", help="largest image (50000000)")
+
+
+def _add_terminal_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--cli", action="store_true", help="talk in the terminal")
+    group.add_argument("--image", action="append", default=[], help="picture to talk about; may be repeated")
+    group.add_argument("--prompt", help="one question; without it, questions are read until an empty line")
+    group.add_argument("--num-beams", type=int, default=1, help="beams (1)")
+    group.add_argument("--temperature", type=float, default=0.0, help="0: the most likely answer (0)")
+    group.add_argument("--top-p", type=float, default=0.9, help="how unlikely words may be, above temperature 0 (0.9)")
+    group.add_argument("--max-new-tokens", type=int, default=300, help="longest answer, tokens (300)")
+    group.add_argument("--seed", type=int, help="of the sampling; without it, each run is another")
+
+
+def load(args: argparse.Namespace, experiment: Experiment) -> "Engine":
+    """The model on its device; WeightsError for files that do not fit it."""
     import torch
 
-    from minigpt4.conversation.chat import Chat
-    from minigpt4.conversation.decoding import Decoding
     from minigpt4.inference import Engine
     from minigpt4.models import MiniGPT4
-    from minigpt4.processors import Blip2ImageEvalProcessor, open_image
+    from minigpt4.processors import Blip2ImageEvalProcessor
 
-    image = open_image(args.image)
     device = f"cuda:{args.gpu_id}" if torch.cuda.is_available() else "cpu"
     model = MiniGPT4.from_config(experiment.model, device).eval()
-    chat = Chat(Engine(model, Blip2ImageEvalProcessor(image_size=experiment.model.image_size)))
-    chat.show(image)
-    decoding = Decoding(num_beams=args.num_beams, max_new_tokens=args.max_new_tokens)
-    if args.prompt:
-        print(chat.ask(args.prompt, decoding))
-        return
-    while question := _read_question():
-        print(chat.ask(question, decoding))
+    processor = Blip2ImageEvalProcessor(image_size=experiment.model.image_size)
+    name = first_checkpoint(experiment)
+    return Engine(model, processor, further_checkpoints(args.ckpt, name), name)
 
 
-def _read_question() -> str:
+def first_checkpoint(experiment: Experiment) -> str:
+    """What the page calls the checkpoint of the YAML."""
+    return Path(experiment.model.ckpt).stem if experiment.model.ckpt else experiment.model.model_type
+
+
+def further_checkpoints(wanted: Sequence[str], first: str) -> dict[str, Path]:
+    """Files by name, of `NAME=FILE` each; ConfigError for a name that is taken, or a file that is not there."""
+    files: dict[str, Path] = {}
+    for value in wanted:
+        name, sign, file = value.partition("=")
+        if not (name and sign and file):
+            raise ConfigError(f"--ckpt {value}: write NAME=FILE")
+        if name == first or name in files:
+            raise ConfigError(f"--ckpt {value}: there is a checkpoint '{name}' already; take another name")
+        if not Path(file).is_file():
+            raise ConfigError(f"--ckpt {value}: there is no file {file}")
+        files[name] = Path(file)
+    return files
+
+
+# The terminal
+
+
+def talk(args: argparse.Namespace, experiment: Experiment) -> int:
+    """Answer in the terminal; the exit status."""
+    from minigpt4.conversation.chat import Chat
+    from minigpt4.conversation.decoding import Decoding
+    from minigpt4.processors import open_image
+    from minigpt4.serving.terminal import Terminal
+
+    images = [open_image(path) for path in args.image]
+    decoding = Decoding(
+        num_beams=args.num_beams,
+        max_new_tokens=args.max_new_tokens,
+        top_p=args.top_p,
+        temperature=args.temperature or 1.0,
+        do_sample=args.temperature != 0,
+    )
+    with load(args, experiment) as engine:
+        terminal = Terminal(Chat(engine), decoding, args.seed)
+        for image in images:
+            terminal.chat.show(image)
+        return terminal.talk() if args.prompt is None else terminal.answer(args.prompt)
+
+
+# The page
+
+
+def serve(args: argparse.Namespace, experiment: Experiment) -> int:
+    """Show the page until Ctrl-C or SIGTERM; the exit status."""
+    if importlib.util.find_spec("gradio") is None:
+        raise ConfigError('gradio is not installed; run: pip install -e ".[demo]", or talk in the terminal: --cli')
+    auth = credentials(args.auth or os.environ.get(AUTH_VARIABLE))
+    require_free_port(args.server_name, args.port)
+    further_checkpoints(args.ckpt, first_checkpoint(experiment))
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, and later
+    from minigpt4.serving.limits import MIB, Limits
+    from minigpt4.serving.page import ChatPage
+    from minigpt4.serving.page_server import launch
+
+    limits = Limits(image_bytes=int(args.max_image_mib * MIB), image_pixels=args.max_image_pixels)
+    if args.server_name not in LOOPBACK and auth is None:
+        log.warning("Who reaches %s can use the page; --auth asks for a password", args.server_name)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own server whether it is there
+    over = threading.Event()
+    with load(args, experiment) as engine:
+        page = ChatPage(engine, limits)
+        address = launch(page, host=args.server_name, port=args.port, auth=auth, share=args.share)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: over.set())
+        print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
+        over.wait()
+        page.close()
+    return 0
+
+
+def credentials(text: str | None) -> tuple[str, str] | None:
+    """User and password of `USER:PASSWORD`."""
+    if not text:
+        return None
+    user, sign, password = text.partition(":")
+    if not (user and sign and password):
+        raise ConfigError(f"--auth and {AUTH_VARIABLE}: write USER:PASSWORD")
+    return user, password
+
+
+def require_free_port(host: str, port: int | None) -> None:
+    """ConfigError for an address that cannot be listened at, before anything heavy loads."""
     try:
-        return input("you: ").strip()
-    except (EOFError, KeyboardInterrupt):
-        return ""
+        if port is not None and not 0 < port < 65536:
+            raise OverflowError("ports are 1 to 65535")
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, OverflowError) as error:
+        named = f"--server-name {host}" if port is None else f"--server-name {host} --port {port}"
+        raise ConfigError(f"{named}: cannot listen there ({error}); another --port may be free") from error
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, or 2 for an error that the user can mend."""
+    """Exit status: 0, 2 for an error that the user can mend, 130 for an answer that Ctrl-C ended."""
     args = parse_args(argv)
     setup_logging(rank=0)
     try:
         experiment = read_experiment(Config(args), training=False)
         require_paths({"model": experiment.model}, experiment.source)
-        talk(args, experiment)
-    except (MiniGPT4Error, SampleError) as error:
+        return (talk if args.cli else serve)(args, experiment)
+    except MiniGPT4Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,37 @@ def chromium() -> str:
     if os.environ.get(BROWSER_TESTS) == "required":
         pytest.fail(f"{BROWSER_TESTS} is 'required', but {reason}")
     return pytest.skip(reason)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium: str) -> Iterator[Any]:
+    """Headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Containers give little shared memory, and Chromium's own sandbox refuses to run as root.
+        browser = playwright.chromium.launch(
+            executable_path=chromium, args=["--disable-dev-shm-usage", "--disable-gpu"], timeout=300_000
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="session")
+def make_png() -> Callable[[int, int], bytes]:
+    """`make_png(width, height)`: a valid PNG of one grey bit a pixel, made row by row, which takes no memory."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+    def png(width: int, height: int) -> bytes:
+        header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([1, 0, 0, 0, 0])
+        packer = zlib.compressobj()
+        row = bytes(1 + (width + 7) // 8)
+        rows = b"".join([packer.compress(row) for _ in range(height)]) + packer.flush()
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+    return png
 
 
 @pytest.fixture(scope="session")

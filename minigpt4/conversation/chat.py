@@ -35,6 +35,7 @@ class Chat:
         conversation: what was said; by default empty, in the model's template.
         pictures: the images that were shown, in the order of the conversation's placeholders.
         checkpoint: name of the checkpoint that answers; None: the backend's first.
+        timeout: seconds that an answer may take, waiting included; then reading it raises a TimeoutError.
         reply: the answer that was asked for last: tokens, turns that were left out, how it ended.
     """
 
@@ -42,6 +43,7 @@ class Chat:
     conversation: Turns = None
     pictures: list[Picture] = field(default_factory=list)
     checkpoint: str | None = None
+    timeout: float | None = None
     reply: Reply | None = None
 
     def __post_init__(self) -> None:
@@ -95,7 +97,14 @@ class Chat:
             self.conversation.ask(question)
             self.conversation.open_answer()
             self.reply = self.backend.submit(
-                Request(self.conversation.copy(), tuple(self.pictures), decoding, checkpoint=self.checkpoint, seed=seed)
+                Request(
+                    self.conversation.copy(),
+                    tuple(self.pictures),
+                    decoding,
+                    checkpoint=self.checkpoint,
+                    seed=seed,
+                    timeout=self.timeout,
+                )
             )
             with closing(self.reply):
                 for piece in self.reply:

@@ -61,6 +61,10 @@ class Reply(Protocol):
 class Backend(Protocol):
     """Who runs the model."""
 
+    @property
+    def context_length(self) -> int:
+        """Positions that the LLM reads, prompt and answer together."""
+
     def look(self, image: "Image.Image") -> Picture:
         """The image as the model reads it."""
 

@@ -86,6 +86,11 @@ class Engine:
         return self._switch.names
 
     @property
+    def context_length(self) -> int:
+        """Positions that the LLM reads, prompt and answer together."""
+        return self.model.context_length
+
+    @property
     def num_waiting(self) -> int:
         """Requests that wait."""
         return len(self._waiting)

@@ -105,7 +105,8 @@ def _markdown(output: Path, evaluation: Path, table: str, measures: dict[str, Me
             f"`{evaluation / 'report.html'}`",
             f"- captions: `{evaluation}/captions_*.json`",
             f"- checkpoints: `{output}/stage1.pth`, `stage2.pth`, `flickr30k.pth`; logs: `{output}/logs`",
-            "- ask about a picture: `python demo.py --cli --cfg-path eval_configs/mini_eval.yaml --image FILE`",
+            "- ask about a picture: `python demo.py --cfg-path eval_configs/mini_eval.yaml`, or in the terminal, with "
+            "`--cli --image FILE`",
             "",
         ]
     )

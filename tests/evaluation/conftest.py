@@ -29,20 +29,6 @@ class Watched:
         return self
 
 
-@pytest.fixture(scope="module")
-def browser(chromium: str) -> Iterator[Any]:
-    """Headless Chromium."""
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        # Containers give little shared memory, and Chromium's own sandbox refuses to run as root.
-        browser = playwright.chromium.launch(
-            executable_path=chromium, args=["--disable-dev-shm-usage", "--disable-gpu"], timeout=300_000
-        )
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def watched(browser: Any) -> Iterator[Watched]:
     """A fresh page that notes requests and errors."""

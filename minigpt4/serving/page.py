@@ -1,0 +1,289 @@
+"""The chat page, on Gradio: what it looks like, and which button does what.
+
+    page = ChatPage(engine, Limits())      # page_server.launch serves it
+
+A question goes through two steps: the first checks it and shows it at once, the second waits in Gradio's queue, as long
+as others are answered, and writes the answer.
+"""
+
+import html
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from minigpt4.common.errors import MiniGPT4Error, RunError
+from minigpt4.inference import Engine
+from minigpt4.serving.limits import Limits
+from minigpt4.serving.page_examples import examples
+from minigpt4.serving.page_session import Message, PageSession
+from minigpt4.serving.page_settings import Slider, decoding, sliders
+from minigpt4.serving.page_visitors import Visitors
+
+log = logging.getLogger(__name__)
+
+TITLE = "MiniGPT-4"
+HEAD = "# MiniGPT-4\nAsk about a picture. A language model answers, and may be wrong: look for yourself."
+EMPTY = "Give an image, ask about it, and ask on.\n\nMore images may follow later in the conversation."
+FIRST_QUESTION, PLACEHOLDER = "Describe this image in detail.", "What is unusual about this image?"
+KEEP_FILES = (3600, 86400)
+"""Seconds: how often images on disk are looked through, and how old they may be."""
+HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+READING: dict[str, Any] = {"concurrency_id": "reading", "concurrency_limit": 4}
+"""Images that are decoded at once, for each may take hundreds of megabytes."""
+TAG = re.compile(r"<(?=[A-Za-z/!])|!(?=\[)")
+"""What Markdown takes for the beginning of a tag or of an image."""
+LITERAL = {"<": "&lt;", "!": "&excl;"}
+CODE = re.compile(r"(```.*?(?:```|\Z))", re.DOTALL)
+PROBLEMS = (MiniGPT4Error, TimeoutError)
+"""Their texts are for the visitor."""
+
+
+class ChatPage:
+    """The page over one engine; `blocks` is what Gradio shows."""
+
+    def __init__(self, engine: Engine, limits: Limits) -> None:
+        self.engine, self.limits = engine, limits
+        files = Path(gr.utils.get_upload_folder())
+        files.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="page-", dir=files))  # there Gradio deletes what is old
+        self.visitors = Visitors(lambda: PageSession(engine, limits, self.folder))
+        with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=KEEP_FILES) as self.blocks:
+            self._lay_out()
+            self._wire()
+        for block in (self.image, self.question, self.checkpoint, *self.sliders):
+            _take_uploads_only(block)
+        self.blocks.queue(max_size=limits.waiting, api_open=False)
+
+    def close(self) -> None:
+        """Stop serving, and forget the images that visitors sent."""
+        self.blocks.close(verbose=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # What it looks like
+
+    def _lay_out(self) -> None:
+        gr.Markdown(HEAD)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                self._lay_out_inputs()
+            with gr.Column(scale=3, min_width=420):
+                self._lay_out_conversation()
+
+    def _lay_out_inputs(self) -> None:
+        self.image = gr.Image(
+            label="Image for the next question",
+            sources=["upload", "clipboard", "webcam"],
+            type="filepath",
+            height=240,
+            buttons=[],
+            elem_id="image",
+        )
+        gr.Examples([[str(path)] for path in examples(self.folder)], [self.image], label="Examples")
+        names = self.engine.checkpoints
+        self.checkpoint = gr.Dropdown(names, value=names[0], label="Checkpoint", visible=len(names) > 1)
+        self.sliders = []
+        with gr.Group():
+            *usual, rare = sliders(self.limits, self.engine.context_length)
+            self.sliders += [_slider(slider) for slider in usual]
+        with gr.Accordion("More", open=False):
+            self.sliders.append(_slider(rare))
+
+    def _lay_out_conversation(self) -> None:
+        self.chat = gr.Chatbot(
+            label="Conversation",
+            height=600,
+            placeholder=EMPTY,
+            editable="user",
+            buttons=["copy"],
+            latex_delimiters=[],
+            allow_tags=False,
+            feedback_options=None,
+            group_consecutive_messages=False,
+            allow_file_downloads=False,
+            elem_id="chat",
+        )
+        self.note = gr.Markdown(elem_id="note")
+        self.question = gr.Textbox(FIRST_QUESTION, label="Question", placeholder=PLACEHOLDER, lines=1, max_lines=6)
+        with gr.Row():
+            self.ask = gr.Button("Ask", variant="primary")
+            self.stop = gr.Button("Stop", variant="stop", interactive=False)
+            self.again = gr.Button("Regenerate")
+            self.restart = gr.Button("Restart")
+
+    # Which button does what
+
+    def _wire(self) -> None:
+        view = [self.chat, self.note, self.question, self.image, self.stop]
+        answers = [
+            self._asks([self.ask.click, self.question.submit], self._put, [self.question, self.image], view),
+            self._asks([self.again.click, self.chat.retry], self._put_again, [], view),
+            self._asks([self.chat.edit], self._put_edited, [], view),
+        ]
+        gr.on([self.stop.click], self._stop, None, view, queue=False, **HIDDEN)
+        # Apart from what stops it, for cancelling may take as long as the answer that it is to end.
+        gr.on([self.stop.click, self.restart.click, self.chat.clear], None, cancels=answers, queue=False)
+        gr.on([self.restart.click, self.chat.clear], self._restart, None, view, queue=False, **HIDDEN)
+        self.chat.undo(self._take_back, None, view, queue=False, **HIDDEN)
+        self.image.input(self._check, self.image, self.image, preprocess=False, **READING, **HIDDEN)
+        self.blocks.unload(self._leave)
+
+    def _asks(self, triggers: list[Any], put: Callable, inputs: list[Any], view: list[Any]) -> Any:
+        """Put a question, then wait in the queue for its answer."""
+        return gr.on(triggers, put, inputs, view, preprocess=False, **READING, **HIDDEN).success(
+            self._answer,
+            [self.checkpoint, *self.sliders],
+            view,
+            concurrency_id="answers",
+            concurrency_limit=self.engine.max_rows,
+            show_progress="minimal",
+            show_progress_on=self.chat,
+            api_visibility="private",
+        )
+
+    def _put(self, question: str | None, upload: dict[str, Any] | None, request: gr.Request) -> list[Any]:
+        session = self._put_by(request, lambda session: session.put(question or "", _path(upload)))
+        return self._view(session, question="", image=None)
+
+    def _put_again(self, request: gr.Request) -> list[Any]:
+        return self._view(self._put_by(request, lambda session: session.put_again()))
+
+    def _put_edited(self, edit: gr.EditData, request: gr.Request) -> list[Any]:
+        def put(session: PageSession) -> None:
+            messages = session.messages
+            number = messages[edit.index].turn if 0 <= edit.index < len(messages) else -1
+            session.put_edited(number, _written(str(edit.value)))
+
+        return self._view(self._put_by(request, put))
+
+    def _put_by(self, request: gr.Request, put: Callable[[PageSession], None]) -> PageSession:
+        session = self._session(request)
+        try:
+            put(session)
+        except PROBLEMS as error:
+            raise _told(error) from error
+        return session
+
+    def _answer(self, request: gr.Request, checkpoint: str, *values: float) -> Iterator[list[Any]]:
+        session = self._session(request)
+        try:
+            for _ in session.answer(decoding(self.limits, *values), checkpoint):
+                yield self._view(session)
+        except Exception as error:
+            if not isinstance(error, PROBLEMS):
+                log.exception("An answer failed")
+                error = RunError("something went wrong on this side, and was noted; please try again")
+            gr.Warning(html.escape(str(error)))
+            session.stop()  # if it had not even begun
+            yield self._view(session, **_handed_back(session))
+        else:
+            yield self._view(session)
+
+    def _stop(self, request: gr.Request) -> list[Any]:
+        session = self._session(request)
+        session.stop()
+        return self._view(session, **_handed_back(session))
+
+    def _take_back(self, request: gr.Request) -> list[Any]:
+        session = self._session(request)
+        try:
+            session.take_back()
+        except PROBLEMS as error:
+            raise _told(error) from error
+        return self._view(session, **_handed_back(session))
+
+    def _restart(self, request: gr.Request) -> list[Any]:
+        session = self._session(request)
+        try:
+            session.restart()
+        except PROBLEMS as error:
+            raise _told(error) from error
+        return self._view(session, question="", image=None)
+
+    def _check(self, upload: dict[str, Any] | None, request: gr.Request) -> Any:
+        """Say at once what is wrong with an image, and take it out of the box."""
+        path = _path(upload)
+        if path is None:
+            return gr.skip()
+        try:
+            self._session(request).check(path)
+        except PROBLEMS as error:
+            gr.Warning(html.escape(str(error)))
+            return None
+        return gr.skip()
+
+    def _leave(self, request: gr.Request) -> None:
+        self.visitors.leave(request.session_hash)
+
+    def _session(self, request: gr.Request) -> PageSession:
+        try:
+            return self.visitors.session(request.session_hash)
+        except PROBLEMS as error:
+            raise _told(error) from error
+
+    def _view(self, session: PageSession, **inputs: Any) -> list[Any]:
+        """What the page shows: conversation, note, question, image, stop button; inputs that are not given stay."""
+        messages = [_shown(message) for message in session.messages]
+        question, image = inputs.get("question", gr.skip()), inputs.get("image", gr.skip())
+        return [messages, session.note, question, image, gr.update(interactive=session.is_busy)]
+
+
+def _take_uploads_only(block: gr.components.Component) -> None:
+    """Gradio fetches a file from any address that a request holds; here nothing is fetched for strangers."""
+    move = block.async_move_resource_to_block_cache
+
+    async def move_upload(source: str | Path | None) -> str | None:
+        if "://" in str(source):
+            raise gr.Error("send the image itself, not its address", print_exception=False)
+        return await move(source)
+
+    block.async_move_resource_to_block_cache = move_upload
+
+
+def _slider(slider: Slider) -> gr.Slider:
+    return gr.Slider(
+        slider.least, slider.most, slider.start, step=slider.step, label=slider.label, info=slider.info, buttons=[]
+    )
+
+
+def _shown(message: Message) -> dict[str, Any]:
+    if isinstance(message.content, Path):
+        content: Any = {"path": str(message.content), "alt_text": "image"}
+    else:
+        content = _literal(message.content)
+    return {"role": "user" if message.is_user else "assistant", "content": content}
+
+
+def _path(upload: dict[str, Any] | None) -> Path | None:
+    """The file of an image box, as it was sent: Gradio's own reading decodes before its size is known."""
+    return Path(upload["path"]) if upload and upload.get("path") else None
+
+
+def _literal(text: str) -> str:
+    """Markdown that shows tags and images as they were written; in a block of code it does so anyway."""
+    return "".join(
+        part if part.startswith("```") else TAG.sub(lambda found: LITERAL[found[0]], part) for part in CODE.split(text)
+    )
+
+
+def _written(text: str) -> str:
+    """What `_literal` was made from."""
+    for sign, entity in LITERAL.items():
+        text = text.replace(entity, sign)
+    return text
+
+
+def _handed_back(session: PageSession) -> dict[str, Any]:
+    """Inputs with what was not answered, if there is something."""
+    draft = session.take_draft()
+    return {} if draft is None else {"question": draft.question, "image": draft.upload}
+
+
+def _told(error: Exception) -> gr.Error:
+    """The error for the visitor's eyes."""
+    return gr.Error(html.escape(str(error)), print_exception=False)

@@ -1,0 +1,293 @@
+"""One visitor's conversation on the page: what was said and is being said; pages and browsers are not known here."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from minigpt4.common.errors import MiniGPT4Error, SampleError
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.decoding import Decoding
+from minigpt4.conversation.requests import Backend, Picture, Reply
+from minigpt4.conversation.turns import IMAGE_PLACEHOLDER, Turns
+from minigpt4.serving.limits import Limits, read_image
+
+SHOWN_SIDE = 768
+"""Longest side of an image in the conversation, pixels."""
+PATIENCE = 20.0
+"""Seconds that a stopped answer has to end in: it notices between two tokens."""
+
+
+class NotNowError(MiniGPT4Error):
+    """Something that has to wait for the end of an answer."""
+
+
+@dataclass(eq=False)
+class Turn:
+    """A question, the image that was shown with it, and the answer as far as it has come."""
+
+    question: str
+    upload: Path | None
+    """The image as the visitor sent it."""
+    shown: Path | None
+    """The image as the page shows it."""
+    before: "Moment"
+    answer: str = ""
+    is_over: bool = False
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A state of a conversation, to go back to."""
+
+    turns: tuple[Turn, ...]
+    conversation: Turns
+    pictures: tuple[Picture, ...]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """What goes back into the visitor's hands, because it was not answered."""
+
+    question: str
+    upload: Path | None
+
+
+@dataclass(frozen=True)
+class Message:
+    """A line of the conversation as the page shows it: a text or an image."""
+
+    is_user: bool
+    content: str | Path
+    turn: int
+    """Number of the turn it belongs to."""
+
+
+class PageSession:
+    """A visitor's conversation; its methods may be called from any thread.
+
+    First `put`, `put_again` or `put_edited`, which check what was sent and show it; then `answer`, which may come
+    later, because answers wait in a queue. What gets no answer becomes a draft again.
+
+    Args:
+        backend: runs the model, such as an `Engine` that was started.
+        folder: where images are kept for the page to show.
+    """
+
+    def __init__(self, backend: Backend, limits: Limits, folder: Path) -> None:
+        self.limits, self._backend, self._folder = limits, backend, folder
+        self._lock = threading.RLock()
+        self._idle = threading.Event()
+        self._idle.set()
+        self._clear()
+
+    def _clear(self) -> None:
+        self.turns: list[Turn] = []
+        self.note = ""
+        self._chat = Chat(self._backend, timeout=self.limits.seconds)
+        self._waits = False
+        self._saved = self._now()
+        self._draft: Draft | None = None
+
+    # What the page shows
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation, in order."""
+        found = []
+        for number, turn in enumerate(self.turns):
+            if turn.shown is not None:
+                found.append(Message(True, turn.shown, number))
+            found.append(Message(True, turn.question, number))
+            if turn.answer or turn.is_over:
+                found.append(Message(False, turn.answer or "(no answer)", number))
+        return found
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer waits or is being written."""
+        return self._waits or not self._idle.is_set()
+
+    def take_draft(self) -> Draft | None:
+        """What was not answered, once."""
+        draft, self._draft = self._draft, None
+        return draft
+
+    # Asking
+
+    def check(self, upload: Path) -> None:
+        """Whether an image can be used; TooLargeError or SampleError if not."""
+        read_image(upload, self.limits)
+
+    def put(self, question: str, upload: Path | None = None) -> None:
+        """Ask about an image, or about those before.
+
+        Raises:
+            NotNowError: an answer is being written.
+            SampleError: nothing was asked, or the image cannot be used.
+        """
+        with self._lock:
+            self._begin_to_put(question)
+            image = None if upload is None else self._read(upload)
+            before = self._now()
+            shown = None if image is None else self._show(image)
+            self._put(Turn(question.strip(), upload, shown, before))
+
+    def put_again(self) -> None:
+        """Ask the last question once more, in place of its answer; else as `put`."""
+        with self._lock:
+            if not self.turns:
+                raise SampleError("nothing was asked yet")
+            self.put_edited(len(self.turns) - 1, self.turns[-1].question)
+
+    def put_edited(self, number: int, question: str) -> None:
+        """Ask another question in the place of an earlier one; what was said since is forgotten. Else as `put`."""
+        with self._lock:
+            self._begin_to_put(question)
+            if not 0 <= number < len(self.turns):
+                raise SampleError("this question is not there any more")
+            old, saved = self.turns[number], self._now()
+            picture = self._picture_of(number)
+            self._go_to(old.before)
+            if picture is not None:
+                self._chat.pictures.append(picture)
+                self._chat.conversation.add_image()
+            self._put(Turn(question.strip(), old.upload, old.shown, old.before), saved)
+
+    def _begin_to_put(self, question: str) -> None:
+        self._refuse_while_busy()
+        if self._waits:  # its place in the queue was lost
+            self._withdraw()
+            self._draft = None
+        if not question.strip():
+            raise SampleError("write a question")
+        if len(question) > self.limits.question_chars:
+            raise SampleError(
+                f"the question has {len(question):,} characters; {self.limits.question_chars:,} are the most"
+            )
+        if IMAGE_PLACEHOLDER in question:
+            raise SampleError(f"a question must not hold {IMAGE_PLACEHOLDER}, which stands for an image")
+        if 2 * len(self.turns) >= self.limits.turns:
+            raise SampleError("this conversation is as long as it may be; start over")
+
+    def _read(self, upload: Path) -> Image.Image:
+        if len(self._chat.pictures) >= self.limits.images:
+            raise SampleError(f"{self.limits.images} images are the most in one conversation; start over")
+        return read_image(upload, self.limits)
+
+    def _show(self, image: Image.Image) -> Path:
+        shown = self._folder / f"{self._chat.show(image)}.jpg"
+        if not shown.exists():
+            small = image.copy()
+            small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+            self._folder.mkdir(parents=True, exist_ok=True)
+            small.save(shown, quality=90)
+        return shown
+
+    def _picture_of(self, number: int) -> Picture | None:
+        """The image that the model saw in a turn."""
+        if self.turns[number].shown is None:
+            return None
+        return self._chat.pictures[len(self.turns[number].before.pictures)]
+
+    def _put(self, turn: Turn, saved: Moment | None = None) -> None:
+        self._saved = saved or turn.before
+        self.turns.append(turn)
+        self._waits, self.note = True, ""
+
+    # Answering
+
+    def answer(self, decoding: Decoding, checkpoint: str | None = None, seed: int | None = None) -> Iterator[None]:
+        """Write the answer to what was put, and yield whenever it has grown; nothing, if it was withdrawn meanwhile.
+
+        Closing the iterator stops the answer.
+
+        Raises:
+            MiniGPT4Error: there is no answer, and what was asked is a draft again.
+            TimeoutError: it took too long; what was said so far stays.
+        """
+        with self._lock:
+            if not self._waits:
+                return
+            self._waits, turn, chat = False, self.turns[-1], self._chat
+            self._idle.clear()
+        chat.checkpoint, chat.reply = checkpoint, None
+        try:
+            with closing(chat.stream(turn.question, decoding, seed)) as pieces:
+                for piece in pieces:
+                    turn.answer += piece
+                    self.note = _note(chat.reply, self._backend)
+                    yield
+        finally:
+            with self._lock:
+                self._end(turn, chat.reply)
+                self._idle.set()
+
+    def _end(self, turn: Turn, reply: Reply | None) -> None:
+        if turn.answer or (reply is not None and reply.finish_reason in ("stop", "length")):
+            turn.is_over, self.note = True, _note(reply, self._backend)
+        else:
+            self._withdraw()
+
+    def stop(self) -> None:
+        """End the answer in the making; without a word of it the question is a draft again."""
+        with self._lock:
+            if self._waits:
+                self._withdraw()
+        self._interrupt()
+
+    def restart(self) -> None:
+        """Forget everything."""
+        self._interrupt()
+        with self._lock:
+            self._refuse_while_busy()
+            self._clear()
+
+    def take_back(self) -> None:
+        """Make the last question a draft again, and forget its answer; NotNowError while it is being written."""
+        with self._lock:
+            self._refuse_while_busy()
+            if self.turns:
+                self._saved = self.turns[-1].before
+                self._withdraw()
+                self.note = ""
+
+    def _interrupt(self) -> None:
+        """Wait for the end of the answer in the making, which is told to end."""
+        for _ in range(int(PATIENCE / 0.05)):
+            reply = self._chat.reply  # a thread that has only just begun to answer has none yet
+            if reply is not None and not self._idle.is_set():
+                reply.close()
+            if self._idle.wait(0.05):
+                return
+
+    def _refuse_while_busy(self) -> None:
+        if not self._idle.is_set():
+            raise NotNowError("an answer is being written; stop it first")
+
+    def _withdraw(self) -> None:
+        turn, self._waits = self.turns[-1], False
+        self._draft = Draft(turn.question, turn.upload)
+        self._go_to(self._saved)
+
+    def _now(self) -> Moment:
+        return Moment(tuple(self.turns), self._chat.conversation.copy(), tuple(self._chat.pictures))
+
+    def _go_to(self, moment: Moment) -> None:
+        self.turns = list(moment.turns)
+        self._chat.conversation, self._chat.pictures = moment.conversation.copy(), list(moment.pictures)
+
+
+def _note(reply: Reply | None, backend: Backend) -> str:
+    """What there is to know about an answer."""
+    if reply is None:
+        return ""
+    parts = [f"{reply.prompt_tokens:,} tokens read, {reply.completion_tokens:,} written"]
+    if reply.dropped_turns:
+        turns = "turn was" if reply.dropped_turns == 1 else f"{reply.dropped_turns} turns were"
+        parts.append(f"the oldest {turns} left out: this LLM reads {backend.context_length:,} positions")
+    ends = {"length": "ended at the limit of tokens", "cancelled": "stopped"}
+    return " · ".join([*parts, *filter(None, [ends.get(reply.finish_reason)])])

@@ -1,0 +1,67 @@
+"""An engine on the tiny model whose answers a test can hold."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from minigpt4.inference import Engine
+from minigpt4.processors import Blip2ImageEvalProcessor
+
+
+class HeldEngine(Engine):
+    """Writes as fast as it can, or as many tokens as it is let."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._permits = None
+        self._counting = threading.Lock()
+
+    def hold(self):
+        """From now on, only what is let."""
+        self._permits = 0
+
+    def let(self, tokens):
+        with self._counting:
+            self._permits += tokens
+
+    def release(self):
+        self._permits = None
+
+    def _step(self):
+        with self._counting:
+            if self._permits == 0:
+                go = False
+            else:
+                go = True
+                self._permits = None if self._permits is None else self._permits - 1
+        if go:
+            super()._step()
+        else:
+            time.sleep(0.002)
+
+    def wait_for(self, running):
+        """Until so many answers are in the making."""
+        until = time.monotonic() + 60
+        while self.num_running != running:
+            assert time.monotonic() < until, f"{self.num_running} answers are in the making, not {running}"
+            time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def make_engine(shared_model):
+    """`make_engine(**changes)`: an engine that was started."""
+    threads, engines = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+
+    def make(**changes):
+        model = shared_model(model_type="pretrain_vicuna0", end_sym="###")
+        engines.append(HeldEngine(model, Blip2ImageEvalProcessor(image_size=56), **changes).start())
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.release()
+        engine.stop()
+    torch.set_num_threads(threads)

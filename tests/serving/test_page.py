@@ -1,0 +1,68 @@
+"""The page's own parts, without a browser."""
+
+import asyncio
+import socket
+
+import httpx
+import pytest
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.serving.limits import Limits
+
+gradio = pytest.importorskip("gradio")
+
+from minigpt4.serving import page as page_module  # noqa: E402 - needs gradio
+from minigpt4.serving.page_server import launch  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def page(make_engine):
+    page = page_module.ChatPage(make_engine(), Limits())
+    page.address = launch(page, host="127.0.0.1", port=None, auth=None, share=False)
+    yield page
+    page.close()
+
+
+def test_an_address_in_place_of_an_image_is_not_fetched(page):
+    for block in (page.image, page.question, page.checkpoint, *page.sliders):
+        with pytest.raises(gradio.Error, match="not its address"):
+            asyncio.run(block.async_move_resource_to_block_cache("http://192.0.2.1/x.png"))
+
+
+def test_the_browser_is_told_to_ask_nobody_else(page):
+    for path in ("", "config", "gradio_api/startup-events"):
+        assert "default-src 'self'" in httpx.get(page.address + path).headers["content-security-policy"]
+
+
+def test_a_caller_without_a_session_gets_no_conversation(page):
+    put = next(number for number, call in page.blocks.fns.items() if call.fn.__name__ == "_put")
+    before = len(page.visitors)
+    reply = httpx.post(f"{page.address}gradio_api/run/predict", json={"data": ["Hello?", None], "fn_index": put})
+    assert reply.status_code >= 400
+    assert "Traceback" not in reply.text
+    assert len(page.visitors) == before
+
+
+def test_a_file_that_is_too_large_is_refused_by_the_server_too(page):
+    reply = httpx.post(f"{page.address}gradio_api/upload", files={"files": ("heavy.png", bytes(30 << 20))})
+    assert reply.status_code == 413
+
+
+def test_a_port_that_is_taken_is_an_error(page):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        other = page_module.ChatPage(page.engine, Limits())
+        with pytest.raises(ConfigError, match=str(port)):
+            launch(other, host="127.0.0.1", port=port, auth=None, share=False)
+        other.close()
+
+
+@pytest.mark.parametrize("text", ["a <b>c</b>", "1 < 2 & 3", "![x](y)", "<!-- -->", "one!"])
+def test_a_question_is_edited_as_it_was_written(text):
+    assert page_module._written(page_module._literal(text)) == text
+
+
+def test_tags_are_words_except_in_code_where_they_are_so_anyway():
+    answer = "A <b>cat</b>:\n```html\n<b>cat</b>\n```\n<i>"
+    assert page_module._literal(answer) == "A &lt;b>cat&lt;/b>:\n```html\n<b>cat</b>\n```\n&lt;i>"
+    assert page_module._literal("```html\n<b>still being wr") == "```html\n<b>still being wr"

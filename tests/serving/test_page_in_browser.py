@@ -1,0 +1,289 @@
+"""The chat page in a real browser: Debian's Chromium, driven by playwright, against a page on the tiny model."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from PIL import Image
+
+pytest.importorskip("gradio")
+
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.decoding import Decoding
+from minigpt4.serving.limits import Limits
+
+REPOSITORY = Path(__file__).parents[2]
+LONG = "Which colours?"
+"""Of the second image the tiny model has much to say about it."""
+DECODING = Decoding(max_new_tokens=60, repetition_penalty=1.05)
+ROWS = 2
+
+
+@pytest.fixture(scope="module")
+def engine(make_engine):
+    return make_engine(max_rows=ROWS)
+
+
+@pytest.fixture(scope="module")
+def address(engine, chromium):
+    """Of a page that is served in this process; without a browser nothing is started."""
+    from minigpt4.serving.page import ChatPage
+    from minigpt4.serving.page_server import launch
+
+    page = ChatPage(engine, Limits())
+    yield launch(page, host="127.0.0.1", port=None, auth=None, share=False)
+    page.close()
+
+
+@pytest.fixture
+def images(parity_dir):
+    return [parity_dir / "images" / name for name in ("img0_rgb_nonsquare.png", "img1_rgba.png")]
+
+
+class Visit:
+    """A visitor's open tab; greedy answers of at most 60 tokens."""
+
+    def __init__(self, browser, address):
+        from playwright.sync_api import expect
+
+        self.expect, self.host = expect, urlsplit(address).netloc
+        self.context = browser.new_context(viewport={"width": 1280, "height": 1000})
+        self.context.set_default_timeout(120_000)
+        expect.set_options(timeout=120_000)
+        self.outside, self.errors = [], []
+        self.page = self.context.new_page()
+        self.page.on("request", self._note_request)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.goto(address)
+        chat = self.page.locator("#chat")
+        self.answers, self.said = chat.get_by_test_id("bot"), chat.get_by_test_id("user")
+        self.pictures = chat.locator("img")
+        self.question, self.note = self.page.get_by_label("Question"), self.page.locator("#note p")
+        self.box, self.toast = self.page.locator("#image img"), self.page.locator(".toast-body")
+        self.set("Temperature", 0)
+        self.set("Maximum of tokens", DECODING.max_new_tokens)
+
+    def _note_request(self, request):
+        if urlsplit(request.url).netloc != self.host and not request.url.startswith(("data:", "blob:")):
+            self.outside.append(request.url)
+
+    def set(self, slider, value):
+        number = self.page.get_by_label(f"number input for {slider}")
+        number.fill(str(value))
+        number.press("Enter")
+
+    def button(self, name):
+        return self.page.get_by_role("button", name=name, exact=True)
+
+    def give(self, image):
+        self.page.locator("#image input[type=file]").set_input_files(image)
+
+    def ask(self, question, image=None):
+        if image is not None:
+            self.give(image)
+            self.expect(self.box).to_be_visible()
+        self.question.fill(question)
+        self.button("Ask").click()
+
+    def wait_for_answer(self, number):
+        """Until the conversation has so many answers and the last is whole."""
+        self.expect(self.answers).to_have_count(number)
+        self.expect(self.button("Stop")).to_be_disabled()
+        return self.answers.nth(number - 1).inner_text()
+
+    def wait_for_more_than(self, text):
+        self.page.wait_for_function(
+            "n => [...document.querySelectorAll('#chat [data-testid=bot]')].at(-1)?.innerText.length > n", arg=len(text)
+        )
+        return self.answers.last.inner_text()
+
+
+@pytest.fixture
+def visit(browser, address, engine):
+    """`visit()`: a visitor; when the test is over, nobody asked any other host for anything, and no script failed."""
+    engine.release()
+    visits = []
+
+    def enter():
+        visits.append(Visit(browser, address))
+        return visits[-1]
+
+    yield enter
+    engine.release()
+    for visit in visits:
+        assert visit.outside == []
+        assert visit.errors == []
+        visit.context.close()
+
+
+def letters(text):
+    """What neither Markdown nor a browser changes."""
+    return re.sub(r"[^A-Za-z]", "", text)
+
+
+def test_an_answer_grows_and_can_be_stopped_and_the_talk_goes_on(visit, engine, images):
+    visitor = visit()
+    engine.hold()
+    visitor.ask(LONG, images[1])
+    visitor.expect(visitor.said).to_have_count(2)  # at once: image and question
+    visitor.expect(visitor.pictures).to_have_count(1)
+    visitor.expect(visitor.question).to_have_value("")
+    seen = [""]
+    for _ in range(2):
+        engine.let(6)
+        seen.append(visitor.wait_for_more_than(seen[-1]))
+    visitor.question.fill("Too early?")
+    visitor.button("Ask").click()
+    visitor.expect(visitor.toast).to_contain_text("stop it first")
+    visitor.button("Stop").click()
+    visitor.expect(visitor.note).to_contain_text("stopped")
+    engine.release()
+    chat = Chat(engine)
+    chat.show(Image.open(images[1]))
+    whole = letters(chat.ask(LONG, DECODING))
+    assert all(whole.startswith(letters(text)) for text in seen)
+    assert len(letters(seen[-1])) < len(whole)
+    visitor.button("Ask").click()
+    visitor.wait_for_answer(2)
+    visitor.expect(visitor.said.last).to_have_text("Too early?")
+
+
+def test_a_conversation_on_the_page_is_that_of_a_script(visit, engine, images):
+    visitor, chat = visit(), Chat(engine)
+    for number, (image, question) in enumerate(zip(images, ("What is this?", "And this?"), strict=True), start=1):
+        visitor.ask(question, image)
+        chat.show(Image.open(image))
+        assert letters(visitor.wait_for_answer(number)) == letters(chat.ask(question, DECODING))
+    visitor.expect(visitor.pictures).to_have_count(2)
+    again = visitor.answers.last.inner_text()
+    visitor.button("Regenerate").click()
+    visitor.expect(visitor.answers).to_have_count(1)
+    assert visitor.wait_for_answer(2) == again
+
+    chat.take_back()
+    visitor.page.get_by_label("Edit").last.click()
+    visitor.page.locator("#chat textarea").fill("And <b>that</b>?")
+    visitor.page.get_by_label("Submit").click()
+    visitor.expect(visitor.said.last).to_have_text("And <b>that</b>?")
+    assert letters(visitor.wait_for_answer(2)) == letters(chat.ask("And <b>that</b>?", DECODING))
+
+    visitor.page.get_by_label("Undo").last.click()
+    visitor.expect(visitor.question).to_have_value("And <b>that</b>?")
+    visitor.expect(visitor.box).to_be_visible()
+    visitor.button("Restart").click()
+    visitor.expect(visitor.said).to_have_count(0)
+    visitor.ask("And now?")
+    assert letters(visitor.wait_for_answer(1)) == letters(Chat(engine).ask("And now?", DECODING))
+
+
+def test_visitors_at_once_see_their_own_words_and_others_wait_in_a_queue(visit, engine):
+    visitors, chats = [visit() for _ in range(ROWS)], ["First question", "What is this?"]
+    engine.hold()
+    for visitor, question in zip(visitors, chats, strict=True):
+        visitor.ask(question)
+    engine.wait_for(running=ROWS)
+    engine.let(10)
+    for visitor in visitors:
+        visitor.wait_for_more_than("")
+    third = visit()
+    third.ask("Who is there?")
+    third.expect(third.page.locator("#chat")).to_contain_text("queue: 1/1")
+    third.button("Stop").click()
+    third.expect(third.question).to_have_value("Who is there?")
+    third.button("Ask").click()
+    third.expect(third.said).to_have_count(1)
+    visitors[0].context.close()  # in mid-answer: its place is free, the other's answer is not touched
+    engine.let(1)  # Gradio notices between two pieces
+    engine.wait_for(running=ROWS)
+    engine.release()
+    for visitor, question in ((visitors[1], chats[1]), (third, "Who is there?")):
+        assert letters(visitor.wait_for_answer(1)) == letters(Chat(engine).ask(question, DECODING))
+        assert visitor.said.all_inner_texts() == [question]
+    visitors[1].page.reload()
+    visitors[1].expect(visitors[1].button("Ask")).to_be_visible()
+    visitors[1].expect(visitors[1].said).to_have_count(0)
+
+
+def test_what_is_no_image_or_too_large_is_told_and_the_page_goes_on(visit, tmp_path, make_png, images):
+    visitor = visit()
+    (tmp_path / "page.png").write_text("<html></html>")
+    (tmp_path / "wide.png").write_bytes(make_png(20_000, 20_000))
+    (tmp_path / "heavy.png").write_bytes(bytes(30 << 20))
+    told = {"page.png": "not an image", "wide.png": "more pixels than 50,000,000", "heavy.png": "20.0 Mb"}
+    for name, message in told.items():
+        visitor.give(tmp_path / name)
+        visitor.expect(visitor.toast).to_contain_text(message)
+        assert str(tmp_path) not in visitor.toast.inner_text()
+        visitor.expect(visitor.box).to_have_count(0)
+        visitor.page.get_by_label("Close").click()
+        visitor.expect(visitor.toast).to_have_count(0)
+    visitor.ask(" ")
+    visitor.expect(visitor.toast).to_contain_text("write a question")
+    visitor.ask("What is this?", images[0])
+    assert visitor.wait_for_answer(1)
+
+
+def test_an_example_is_asked_and_words_that_look_like_pages_stay_words(visit):
+    visitor = visit()
+    visitor.page.locator(".gallery-item").first.click()
+    visitor.expect(visitor.box).to_be_visible()
+    visitor.expect(visitor.question).to_have_value("Describe this image in detail.")
+    visitor.button("Ask").click()
+    visitor.wait_for_answer(1)
+    nasty = "<script>alert(1)</script> ![x](http://192.0.2.1/x.png) <img src=http://192.0.2.1/y.png>"
+    visitor.ask(nasty)
+    visitor.expect(visitor.said.last).to_contain_text("<script>alert(1)</script>")
+    visitor.expect(visitor.said.last).to_contain_text("<img src=")
+    assert visitor.said.last.locator("img, script").count() == 0
+
+
+@contextmanager
+def process(config, *arguments, **variables):
+    """`demo.py` as people start it, and the address that it prints."""
+    command = [sys.executable, "demo.py", "--cfg-path", str(config), *arguments]
+    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"} | variables
+    running = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        line = running.stdout.readline()
+        yield running, next(iter(re.findall(r"http://\S+", line)), None)
+    finally:
+        running.kill()
+        running.communicate()
+
+
+def test_demo_py_serves_the_page_behind_a_password_until_it_is_told_to_end(browser, tmp_path, tiny_section):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    model = tiny_section(arch="minigpt4", model_type="pretrain_vicuna0", end_sym="###")
+    config = tmp_path / "eval.yaml"
+    config.write_text(yaml.safe_dump({"model": model, "datasets": {}, "run": {"task": "image_text_pretrain"}}))
+    second = f"--ckpt=second={model['ckpt']}"
+    with process(config, "--port", str(port), second, MINIGPT4_AUTH="me:secret") as (running, address):
+        assert address == f"http://127.0.0.1:{port}/"
+        page = browser.new_page()
+        page.set_default_timeout(120_000)
+        page.goto(address)
+        page.get_by_label("username").fill("me")
+        page.get_by_label("password").fill("secret")
+        page.get_by_role("button", name="Login").click()
+        page.get_by_label("Checkpoint").click()
+        page.get_by_role("option", name="second").click()
+        page.get_by_label("number input for Maximum of tokens").fill("5")
+        page.get_by_label("Question").fill("What is this?")
+        page.get_by_role("button", name="Ask").click()
+        page.get_by_test_id("bot").wait_for()
+        page.close()
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(120) == 0
+        assert "Traceback" not in running.stderr.read()

@@ -1,0 +1,122 @@
+"""The terminal, with an engine that can be held."""
+
+import io
+import os
+import signal
+import threading
+
+import pytest
+
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.decoding import Decoding
+from minigpt4.serving.terminal import INTERRUPTED, Terminal
+
+FEW = Decoding(max_new_tokens=5)
+
+
+@pytest.fixture(scope="module")
+def engine(make_engine):
+    return make_engine()
+
+
+@pytest.fixture
+def terminal(engine):
+    engine.release()
+    return Terminal(Chat(engine), FEW)
+
+
+@pytest.fixture
+def talk(terminal, monkeypatch, capsys):
+    """`talk(*lines)`: exit status, what it printed, what it said to the person."""
+
+    def talk(*lines):
+        monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        status = terminal.talk()
+        return status, *capsys.readouterr()
+
+    return talk
+
+
+class Watched(io.StringIO):
+    """Notices when something was written."""
+
+    def __init__(self):
+        super().__init__()
+        self.has_words = threading.Event()
+
+    def write(self, text):
+        self.has_words.set()
+        return super().write(text)
+
+
+def test_answers_alone_are_printed(talk, engine):
+    status, out, _ = talk("What is this?", "And now?")
+    chat = Chat(engine)
+    assert status == 0
+    assert out == f"{chat.ask('What is this?', FEW)}\n{chat.ask('And now?', FEW)}\n"
+
+
+def test_an_empty_line_ends_the_conversation(talk, terminal):
+    talk("What is this?", "", "And now?")
+    assert len(terminal.chat.conversation.messages) == 2
+
+
+def test_commands_show_images_ask_again_and_restart(talk, terminal, engine, parity_dir):
+    image = parity_dir / "images" / "img0_rgb_nonsquare.png"
+    status, out, err = talk(f"/image {image}", "What is this?", "/again", "/restart", "/help", "What is this?")
+    first, again, fresh = out.splitlines()
+    assert (status, first) == (0, again)
+    assert fresh == Chat(engine).ask("What is this?", FEW) != first
+    assert "/image FILE" in err
+    assert terminal.chat.pictures == []
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"), [("/image nothing.png", "nothing.png"), ("/sing", "no command /sing"), ("/again", "nothing")]
+)
+def test_a_mistake_is_told_and_the_conversation_goes_on(talk, line, reason):
+    status, out, err = talk(line, "What is this?")
+    assert status == 2
+    assert reason in err
+    assert out.strip()
+
+
+def test_words_are_printed_as_they_come_and_ctrl_c_ends_the_answer_alone(terminal, engine, monkeypatch):
+    engine.hold()
+    out = Watched()
+    monkeypatch.setattr("sys.stdout", out)
+
+    def person():
+        engine.wait_for(running=1)
+        engine.let(4)
+        assert out.has_words.wait(60)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=person)
+    thread.start()
+    assert terminal.answer("Which colours?") == INTERRUPTED
+    thread.join()
+    said = out.getvalue()
+    engine.release()
+    assert said.strip()
+    assert terminal.chat.conversation.messages[-1][1] == said.strip("\n")
+    assert terminal.answer("And now?") == 0
+
+
+def test_a_cut_answer_is_said_to_be_cut(talk):
+    _, _, err = talk("What is this?")
+    assert "cut at 5 tokens" in err
+
+
+def test_each_answer_has_a_seed_of_its_own(engine, capsys):
+    def said(seed):
+        terminal = Terminal(Chat(engine), Decoding(max_new_tokens=8, do_sample=True), seed)
+        for _ in range(2):
+            terminal.chat.restart()
+            terminal.answer("What is this?")
+        return capsys.readouterr().out.splitlines()
+
+    first, second = said(1)
+    assert first != second
+    assert said(1) == [first, second]
+    assert said(2)[0] == second
