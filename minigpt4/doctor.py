@@ -242,6 +242,7 @@ def judge(packages: list[Package], torch: dict, java: dict, machine: dict) -> li
         low_bit,
         of("language model as judge", "judge"),
         of("Gradio demo", "demo"),
+        of("server (serve.py)", "serve"),
         of("Weights & Biases logging", "log", "wandb"),
         of("TensorBoard logging", "log", "tensorboard"),
         of("tests", "dev"),

@@ -17,12 +17,22 @@ class Turns:
     """
 
     roles: tuple[str, str]
+    system: str | None
     messages: list[list[str | None]]
     offset: int
 
     def append_message(self, role: str, message: str | None) -> None:
         """Add a message as it is; None leaves it open, to be written by the LLM."""
         self.messages.append([role, message])
+
+    def set_system(self, text: str) -> None:
+        """What the LLM is told before the first message, in place of what the template says there.
+
+        SampleError when the text holds the image placeholder.
+        """
+        if IMAGE_PLACEHOLDER in text:
+            raise SampleError(f"a system text must not hold {IMAGE_PLACEHOLDER}, which stands for an image")
+        self.system = text
 
     def add_image(self) -> None:
         """The user shows an image; a question that follows at once joins this message."""

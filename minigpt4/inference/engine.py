@@ -95,6 +95,11 @@ class Engine:
         """Answers in the making."""
         return len(self._running)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether its own thread runs."""
+        return self._thread is not None and self._thread.is_alive()
+
     def look(self, image: Image.Image) -> Picture:
         """The image as the model reads it; SampleError if its pixels cannot be read."""
         return look(image, self.processor)

@@ -10,6 +10,8 @@ from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.processors import open_image
 
 MIB = 1 << 20
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+"""Kinds of files that are decoded; Pillow knows more, and hands some of them to other programs."""
 
 
 class TooLargeError(SampleError):
@@ -51,23 +53,25 @@ def read_image(source: bytes | Path, limits: Limits, name: str = "the image") ->
 
     Raises:
         TooLargeError: too many bytes or pixels.
-        SampleError: no image, or damaged.
+        SampleError: no image, damaged, or of a kind that is not among `FORMATS`.
     """
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     if size > limits.image_bytes:
         raise TooLargeError(f"{name}: {size / MIB:.1f} MiB are more than {limits.image_bytes / MIB:g} MiB")
     content = source if isinstance(source, bytes) else source.read_bytes()
-    _check_pixels(content, limits, name)
+    _check_head(content, limits, name)
     return open_image(content, name)
 
 
-def _check_pixels(content: bytes, limits: Limits, name: str) -> None:
+def _check_head(content: bytes, limits: Limits, name: str) -> None:
     try:
         with Image.open(BytesIO(content)) as image:
-            width, height = image.size
+            (width, height), kind = image.size, image.format
     except Image.DecompressionBombError as error:
         raise TooLargeError(f"{name}: more pixels than {limits.image_pixels:,}") from error
     except Exception:  # open_image says what is wrong with it
         return
+    if kind not in FORMATS:
+        raise SampleError(f"{name}: {kind} files are not taken; send PNG or JPEG")
     if width * height > limits.image_pixels:
         raise TooLargeError(f"{name}: {width} x {height} pixels are more than {limits.image_pixels:,}; scale it down")

@@ -226,3 +226,18 @@ def test_importing_the_package_needs_neither_torch_nor_transformers():
     code = "import sys, minigpt4.conversation; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     root = Path(minigpt4.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def test_a_system_text_replaces_that_of_the_template():
+    chat = get_template("vicuna0")
+    chat.set_system("Be brief.")
+    chat.ask("Hello")
+    assert chat.get_prompt() == "Be brief.###Human: Hello###"
+    assert get_template("vicuna0").system.startswith("Give the following image")
+
+
+def test_a_system_text_with_an_image_placeholder_is_refused():
+    chat = get_template("vicuna0")
+    with pytest.raises(SampleError, match="ImageHere"):
+        chat.set_system("Look at <ImageHere>.")
+    assert chat.system == get_template("vicuna0").system

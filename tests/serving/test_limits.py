@@ -62,3 +62,18 @@ def test_a_damaged_image_is_an_error():
 def test_a_limit_cannot_be_switched_off():
     with pytest.raises(ConfigError, match="images: 0"):
         Limits(images=0)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_images_of_the_web_are_read(kind):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, kind)
+    assert read_image(buffer.getvalue(), Limits()).size == (8, 8)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX"])
+def test_kinds_that_are_not_of_the_web_are_refused_before_they_are_decoded(kind):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, kind)
+    with pytest.raises(SampleError, match=f"{kind} files are not taken"):
+        read_image(buffer.getvalue(), Limits())

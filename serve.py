@@ -1,0 +1,120 @@
+"""Serve MiniGPT-4 under an API in the words of OpenAI's; docs/serve.md has all of it.
+
+The checkpoint that the quickstart made, on a CPU:
+    python serve.py --cfg-path eval_configs/mini_eval.yaml
+Several checkpoints by name, on one GPU, for other machines (the key stands in the environment, MINIGPT4_API_KEY):
+    python serve.py --cfg-path eval_configs/minigpt4_eval.yaml --ckpt epoch4=RUN/checkpoint_4.pth --host 0.0.0.0
+"""
+
+import argparse
+import importlib.util
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minigpt4.common.command_line import exit_status
+from minigpt4.common.config import Config
+from minigpt4.common.console import setup_logging
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.experiment import Experiment, read_experiment
+from minigpt4.common.schemas.paths import require_paths
+
+if TYPE_CHECKING:
+    from minigpt4.inference import Engine
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "httpcore2")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cfg-path", required=True, help="YAML file with the model")
+    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
+    parser.add_argument("--ckpt", nargs="*", default=[], metavar="NAME=FILE", help="further checkpoints of the model")
+    parser.add_argument("--gpu-id", type=int, default=0, help="GPU to use, where there is one (0)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for any (8000)")
+    parser.add_argument("--max-rows", type=int, default=8, help="answers in the making at once (8)")
+    parser.add_argument("--limits", nargs="*", default=[], metavar="NAME=VALUE", help="limits that differ")
+    parser.add_argument(
+        "--allow-image-host",
+        action="append",
+        default=[],
+        metavar="HOST[:PORT]",
+        help="a host that image URLs may name; without one only data URLs are taken",
+    )
+    return parser.parse_args(argv)
+
+
+def require_packages() -> None:
+    """ConfigError with the command that brings what is missing."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f'the server needs {", ".join(missing)}; pip install -e ".[serve]" brings it')
+
+
+def load(args: argparse.Namespace, experiment: Experiment, max_waiting: int) -> "Engine":
+    """The engine, which does not run yet; the model's own checkpoint is called after its file."""
+    import torch
+
+    from minigpt4.evaluation.checkpoint_list import read_checkpoint_list
+    from minigpt4.inference import Engine
+    from minigpt4.inference.pipeline import image_processor
+    from minigpt4.models import MiniGPT4
+
+    section = experiment.model
+    checkpoints = {checkpoint.name: checkpoint.path for checkpoint in read_checkpoint_list(args.ckpt)}
+    if not section.ckpt:
+        raise ConfigError(f"{experiment.source}: model.ckpt names no checkpoint; set it with --options model.ckpt=FILE")
+    name = Path(section.ckpt).stem
+    if name in checkpoints:
+        raise ConfigError(f"--ckpt: '{name}' is the name of model.ckpt already; give another one: NAME=FILE")
+    device = f"cuda:{args.gpu_id}" if torch.cuda.is_available() else "cpu"
+    model = MiniGPT4.from_config(section, device).eval()
+    return Engine(
+        model, image_processor(experiment), checkpoints, name, max_rows=args.max_rows, max_waiting=max_waiting
+    )
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Load, listen, and answer until a signal comes."""
+    require_packages()
+    from minigpt4.serving.api.access import Access
+    from minigpt4.serving.api.app import build_app
+    from minigpt4.serving.api.limits import ApiLimits
+    from minigpt4.serving.api.remote import AllowedHosts, RemoteImages
+    from minigpt4.serving.api.server import KEY_VARIABLE, address_of, api_key, bind, is_local, make_server
+
+    if args.max_rows < 1:
+        raise ConfigError(f"--max-rows: {args.max_rows} must be above 0")
+    limits = ApiLimits.changed(args.limits)
+    key, hosts = api_key(), AllowedHosts(args.allow_image_host)
+    experiment = read_experiment(Config(args), training=False)
+    require_paths({"model": experiment.model}, experiment.source)
+    with bind(args.host, args.port) as bound:
+        if key is None and not is_local(bound):
+            log.warning("Whoever reaches %s may use this server: set %s", address_of(bound), KEY_VARIABLE)
+        with load(args, experiment, limits.waiting) as engine:
+            app = build_app(engine, limits, Access(key, is_local(bound)), RemoteImages(hosts, limits))
+            log.info("Listening on %s; models: %s", address_of(bound), ", ".join(engine.checkpoints))
+            make_server(app, limits).run(sockets=[bound])
+    log.info("Ended")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 after a signal, 2 for an error that the user can mend."""
+    args = parse_args(argv)
+    setup_logging(rank=0)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end in the same way, while the model loads too
+    try:
+        return exit_status(lambda: serve(args))
+    except KeyboardInterrupt:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

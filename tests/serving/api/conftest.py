@@ -1,0 +1,236 @@
+"""The server over the tiny model, in a thread of this process: real sockets, real clients."""
+
+import base64
+import http.client
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import openai
+import pytest
+import torch
+from PIL import Image
+
+from minigpt4.inference import Engine
+from minigpt4.processors import Blip2ImageEvalProcessor
+from minigpt4.serving.api.access import Access
+from minigpt4.serving.api.app import build_app
+from minigpt4.serving.api.limits import ApiLimits
+from minigpt4.serving.api.remote import RemoteImages
+from minigpt4.serving.api.server import bind, make_server
+
+PATIENCE = 60.0
+"""Seconds that a test waits for what should come at once; machines that run tests are busy."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread():
+    """Threads cost more than they give on matrices of this size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class PacedEngine(Engine):
+    """An engine that can be slowed down, so that an answer is still in the making when a test looks."""
+
+    pause = 0.0
+    """Seconds before each token."""
+
+    def tick(self) -> None:
+        time.sleep(self.pause)
+        super().tick()
+
+    @contextmanager
+    def slowed(self, pause: float = 0.3) -> Iterator[None]:
+        """Inside, a token takes so many seconds."""
+        self.pause = pause
+        try:
+            yield
+        finally:
+            self.pause = 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back."""
+
+    status: int
+    headers: dict[str, str]
+    content: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.content)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return self.json["error"]
+
+    @property
+    def text(self) -> str:
+        return self.json["choices"][0]["message"]["content"]
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that listens, and plain requests to it."""
+
+    engine: PacedEngine
+    port: int
+    key: str | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def client(self, **more: Any) -> openai.OpenAI:
+        """The official client; it does not try again unless told so."""
+        return openai.OpenAI(base_url=self.url, api_key=self.key or "none", **{"max_retries": 0} | more)
+
+    def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        key = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
+        try:
+            connection.request(method, path, body, {"Content-Type": "application/json"} | key | (headers or {}))
+            response = connection.getresponse()
+            return Answer(response.status, {k.lower(): v for k, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **headers: str) -> Answer:
+        return self.ask("GET", path, headers=headers)
+
+    def post(self, body: dict[str, Any] | bytes, **headers: str) -> Answer:
+        """To the chat completions."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.ask("POST", "/v1/chat/completions", content, headers)
+
+    def chat(self, content: Any = "Hello?", **more: Any) -> Answer:
+        """One question, answered greedily in a few words unless told otherwise."""
+        return self.post(asked(content, **more))
+
+
+def asked(content: Any = "Hello?", **more: Any) -> dict[str, Any]:
+    """The body of a request."""
+    default = {"model": "first", "temperature": 0, "max_tokens": 6}
+    return default | {"messages": [{"role": "user", "content": content}]} | more
+
+
+def picture(content: bytes, kind: str = "png") -> dict[str, Any]:
+    """A part with an image as a data URL."""
+    url = f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def said(text: str) -> dict[str, Any]:
+    """A part with text."""
+    return {"type": "text", "text": text}
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    """Until something that another thread does has happened."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """The functions above, for test modules, which cannot import this one."""
+
+    asked = staticmethod(asked)
+    picture = staticmethod(picture)
+    said = staticmethod(said)
+    wait_until = staticmethod(wait_until)
+
+
+@pytest.fixture(scope="session")
+def tools() -> Tools:
+    return Tools()
+
+
+@pytest.fixture(scope="session")
+def images(parity_dir) -> list[bytes]:
+    """Two image files."""
+    return [(parity_dir / "images" / name).read_bytes() for name in ("img1_rgba.png", "img3_rgb.png")]
+
+
+@pytest.fixture(scope="session")
+def small_image() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def make_engine(build_model, parity_dir) -> Callable[..., PacedEngine]:
+    """Engines over one tiny model with the checkpoints `first` and `second`."""
+    model = build_model(model_type="pretrain_vicuna0", end_sym="###").eval()
+    second = parity_dir / "train_main_checkpoint_0.pth"
+
+    def make(**more: Any) -> PacedEngine:
+        return PacedEngine(model, Blip2ImageEvalProcessor(image_size=56), {"second": second}, "first", **more)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def engine(make_engine) -> Iterator[PacedEngine]:
+    with make_engine() as running:
+        yield running
+
+
+@contextmanager
+def listening(
+    engine: PacedEngine, limits: ApiLimits, access: Access, remote: RemoteImages | None = None, send_buffer: int = 0
+) -> Iterator[Server]:
+    """A server in a thread until the end of the block."""
+    bound = bind("127.0.0.1", 0)
+    if send_buffer:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
+    server = make_server(build_app(engine, limits, access, remote), limits)
+    thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
+    thread.start()
+    wait_until(lambda: server.started)
+    yield Server(engine, bound.getsockname()[1], access.key)
+    server.should_exit = True
+    thread.join(PATIENCE)
+    assert not thread.is_alive(), "the server does not end"
+
+
+@pytest.fixture(scope="session")
+def server(engine) -> Iterator[Server]:
+    """A server with the default limits, for tests that leave it as it is."""
+    with listening(engine, ApiLimits(), Access()) as running:
+        yield running
+
+
+@pytest.fixture
+def serve(engine) -> Iterator[Callable[..., Server]]:
+    """`serve(limit=..., access=..., remote=..., engine=..., send_buffer=...)`: a server of the test's own."""
+    open_servers = []
+
+    def start(
+        access: Access | None = None,
+        remote: Callable[[ApiLimits], RemoteImages] | None = None,
+        engine: PacedEngine = engine,
+        send_buffer: int = 0,
+        **limits: Any,
+    ) -> Server:
+        chosen = replace(ApiLimits(shutdown_seconds=0.5), **limits)
+        context = listening(engine, chosen, access or Access(), remote and remote(chosen), send_buffer)
+        open_servers.append(context)
+        return context.__enter__()
+
+    yield start
+    for context in reversed(open_servers):
+        context.__exit__(None, None, None)

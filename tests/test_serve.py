@@ -1,0 +1,139 @@
+"""`python serve.py` on tiny weights: a process of its own, asked by the official client, ended by a signal."""
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.request import urlopen
+
+import openai
+import pytest
+import yaml
+
+from minigpt4.common.errors import MiniGPT4Error
+
+REPOSITORY = Path(__file__).parents[1]
+KEY = "sk-nobody-may-see-this"
+PATIENCE = 120
+
+
+class Process:
+    """A server; its log is read while it runs."""
+
+    def __init__(self, *arguments):
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MINIGPT4_API_KEY": KEY}
+        command = [sys.executable, "serve.py", "--port", "0", *arguments]
+        self.process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
+        self.log, self.url = "", None
+        self._is_up = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._is_up.wait(PATIENCE)
+        assert self.url, self.log
+
+    def _read(self):
+        for line in self.process.stderr:
+            self.log += line
+            if found := re.search(r"Listening on (\S+);", line):
+                self.url = found[1]
+                self._is_up.set()
+        self._is_up.set()
+
+    def health(self):
+        with urlopen(f"{self.url}/healthz") as answer:
+            return json.load(answer)
+
+    def ended(self):
+        """Exit status."""
+        status = self.process.wait(PATIENCE)
+        self._reader.join(PATIENCE)
+        return status
+
+
+@pytest.fixture(scope="module")
+def command():
+    """The command's module."""
+    spec = importlib.util.spec_from_file_location("serve_command", REPOSITORY / "serve.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def config(tmp_path, tiny_section):
+    model = tiny_section(arch="minigpt4", model_type="pretrain_mini", llm_attention="sdpa")
+    model["vit_config"] |= {"mlp_ratio": 4.3637}  # the others of pretrain_mini are those of the tiny model
+    model["qformer_config"] |= {"cross_attention_frequency": 2}
+    model |= {"prompt_template": "###Human: {} ###Assistant: ", "end_sym": "@@@@"}  # which it never says
+    path = tmp_path / "eval.yaml"
+    path.write_text(yaml.safe_dump({"model": model, "datasets": {}, "run": {"task": "image_text_pretrain"}}))
+    return path
+
+
+@pytest.fixture
+def process(config, parity_dir):
+    second = f"second={parity_dir / 'train_main_checkpoint_0.pth'}"
+    started = Process("--cfg-path", str(config), "--ckpt", second, "--limits", "shutdown_seconds=0.01")
+    yield started
+    started.process.kill()
+    started.process.wait()
+
+
+def test_the_command_serves_until_a_signal_and_logs_no_contents(process):
+    client = openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=2)
+    assert [model.id for model in client.models.list()] == ["minigpt4_tiny", "second"]
+    question = [{"role": "user", "content": "Zebras in pyjamas?"}]
+    answer = client.chat.completions.create(model="second", messages=question, max_tokens=5)
+    question = [{"role": "user", "content": "What is this?"}]  # answered in more than 500 tokens
+    long = {"messages": question, "max_tokens": 1000, "temperature": 0, "n": 8}
+    stream = client.chat.completions.create(model="minigpt4_tiny", **long, stream=True)
+    next(iter(stream))
+    with ThreadPoolExecutor(1) as pool:
+        impatient = client.with_options(max_retries=0)
+        whole = pool.submit(impatient.chat.completions.create, model="second", **long)
+        while not process.health()["waiting"] and not whole.done():
+            pass
+        process.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="shutting down"):
+            list(stream)
+        with pytest.raises(openai.InternalServerError, match="shutting down"):
+            whole.result()
+    assert process.ended() == 0
+    tokens = f"{answer.usage.prompt_tokens}\\+{answer.usage.completion_tokens}"
+    assert re.search(rf"POST /v1/chat/completions 200 [\d.]+ s model=second tokens={tokens}\n", process.log)
+    for secret in ("Zebras", KEY, "Traceback"):
+        assert secret not in process.log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--limits", "imagebytes=5"], "there is no limit 'imagebytes'; did you mean 'image_bytes'?"),
+        (["--allow-image-host", "http://x"], "is no host"),
+        (["--ckpt", "other=nowhere.pth"], "there is no file"),
+        (["--ckpt", "minigpt4_tiny={ckpt}"], "is the name of model.ckpt already"),
+        (["--options", "model.ckpt="], "model.ckpt names no checkpoint"),
+        (["--host", "256.1.1.1"], "choose another --port or --host"),
+        (["--max-rows", "0"], "--max-rows: 0 must be above 0"),
+    ],
+)
+def test_what_cannot_be_served_is_an_error_before_the_model_loads(config, parity_dir, command, arguments, reason):
+    given = [argument.format(ckpt=parity_dir / "minigpt4_tiny.pth") for argument in arguments]
+    with pytest.raises(MiniGPT4Error, match=re.escape(reason)):
+        command.serve(command.parse_args(["--cfg-path", str(config), "--port", "0", *given]))
+
+
+@pytest.mark.parametrize(("file", "calls"), [("README.md", 1), ("docs/serve.md", 2), ("serve.py", 2)])
+def test_commands_of_the_text_have_arguments_of_the_command(command, file, calls):
+    text = re.sub(r"\\\n\s*", "", (REPOSITORY / file).read_text(encoding="utf-8"))
+    found = re.findall(r"^ {4}(?:\S+=\S+ )?python serve\.py (.*)$", text, re.MULTILINE)
+    assert len(found) == calls
+    for call in found:
+        assert (REPOSITORY / command.parse_args(shlex.split(call, comments=True)).cfg_path).is_file()
