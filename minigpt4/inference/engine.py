@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minigpt4.common.errors import MiniGPT4Error, RunError
+from minigpt4.common.errors import MiniGPT4Error, RunError, SampleError
 from minigpt4.conversation.context import fit
 from minigpt4.conversation.model_template import conversation_for
 from minigpt4.conversation.requests import Picture, Request
-from minigpt4.conversation.turns import Turns
+from minigpt4.conversation.turns import IMAGE_PLACEHOLDER, Turns
 from minigpt4.inference.checkpoint_switch import CheckpointSwitch
 from minigpt4.inference.pictures import PictureEncoder, look
 from minigpt4.inference.reply import EngineReply
@@ -231,6 +231,10 @@ class Engine:
             request.conversation, length, request.decoding.max_new_tokens, self.model.context_length
         )
         text = fitted.get_prompt()
+        if text.count(IMAGE_PLACEHOLDER) != len(embeds):  # it would end the answers of all who are embedded with it
+            raise SampleError(
+                f"the conversation has room for {text.count(IMAGE_PLACEHOLDER)} images, not {len(embeds)}"
+            )
         reply.prompt_tokens = length(text)
         return _Prompt(text, embeds)
 

@@ -1,6 +1,7 @@
 """The engine on the tiny model: inline, and in a thread of its own."""
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -180,6 +181,15 @@ def test_a_request_that_does_not_fit_fails_alone(make):
     good = engine.submit(request(engine))
     bad = engine.submit(request(engine, decoding=Decoding(max_new_tokens=1 << 20)))
     with pytest.raises(SampleError, match="lower the maximum of new tokens"):
+        list(bad)
+    assert "".join(good) == generated(engine, good.request)
+
+
+def test_a_request_with_too_few_pictures_fails_alone(make, images):
+    engine = make()
+    asked = request(engine, images=images)
+    good, bad = engine.submit(request(engine)), engine.submit(replace(asked, pictures=asked.pictures[:1]))
+    with pytest.raises(SampleError, match="room for 2 images, not 1"):
         list(bad)
     assert "".join(good) == generated(engine, good.request)
 
