@@ -111,7 +111,7 @@ def run(cfg: MiniGPT4Config, batch_size: int, device: str) -> list[tuple[str, st
         "instruction_input": ["<Img><ImageHere></Img> Describe this image. "] * batch_size,
     }
     lengths: list[int] = []
-    model.llama_model.register_forward_pre_hook(
+    model.llama_model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     loss = model(samples)["loss"]

@@ -23,6 +23,7 @@ from minigpt4.models.freeze import DTYPES
 from minigpt4.models.llm import enable_recomputation, read_llm_config, recomputed
 from minigpt4.models.loading import JOINED_PATCHES, build_projection, join_patches, store_frozen
 from minigpt4.models.qformer import build_qformer
+from minigpt4.models.target_loss import target_losses
 
 GIB = 2**30
 OPTIMIZER_BYTES = 4 + 8
@@ -176,13 +177,9 @@ class MetaModel:
 
     def _loss(self, embeds_BTD: Tensor, answer: int, recompute: bool) -> Tensor:
         mask = torch.empty(embeds_BTD.shape[:2], dtype=torch.long, device="meta")
-        columns = torch.arange(answer, device="meta")
-        with recomputed(self.llm, recompute):
-            logits = self.llm(
-                inputs_embeds=embeds_BTD, attention_mask=mask, use_cache=False, logits_to_keep=columns
-            ).logits
         targets = torch.empty(len(embeds_BTD) * answer, dtype=torch.long, device="meta")
-        return nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets)
+        with recomputed(self.llm, recompute):
+            return target_losses(self.llm, embeds_BTD, mask, (targets, targets), targets).mean()
 
     def _vision(self, batch_size: int) -> Tensor:
         size, dtype = self.cfg.image_size, next(self.encoder.parameters()).dtype

@@ -33,6 +33,7 @@ from minigpt4.models.loading import (
     vision_to_come,
 )
 from minigpt4.models.samples import ImageFeatures, Samples, read_samples
+from minigpt4.models.target_loss import target_losses
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.training_text import TextRules, read_prompts, start_ids
 
@@ -261,19 +262,13 @@ class MiniGPT4(Answering, nn.Module):
             SampleError: a sample without targets, or whose placeholders and images do not match.
         """
         batch, image_tokens_MD = self._training_batch(read_samples(samples))
-        num_tokens, columns_K = batch.num_targets, self._logit_columns(batch)  # on the CPU: no wait for the GPU
-        batch, columns_K = batch.to(self.device), columns_K.to(self.device, non_blocking=True)
+        num_tokens, at = batch.num_targets, sequence.target_positions(batch)  # on the CPU: no wait for the GPU
+        batch, at = batch.to(self.device), tuple(index.to(self.device, non_blocking=True) for index in at)
         embeds_BTD = sequence.embed(batch, self.llama_model.get_input_embeddings(), image_tokens_MD)
-        loss = self._loss(embeds_BTD, batch, columns_K, reduction)
+        loss = self._loss(embeds_BTD, batch, at, reduction)
         if not len(batch.image_source):  # text alone: the trained parts stay in the graph, or other ranks wait for them
             loss = loss + 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
         return {"loss": loss, "num_tokens": num_tokens}
-
-    def _logit_columns(self, batch: sequence.Batch) -> Tensor:
-        """Positions (K,) whose logits are computed."""
-        if self.cfg.llm_logits == "all":
-            return torch.arange(batch.ids_BT.shape[1] - 1)
-        return sequence.target_columns(batch)
 
     def _training_batch(self, samples: Samples) -> tuple[sequence.Batch, Tensor | None]:
         """The batch on the CPU, and the image tokens (M, D) that go into it."""
@@ -309,22 +304,26 @@ class MiniGPT4(Answering, nn.Module):
         ]
         return embeds_BQD.flatten(0, 1), images
 
-    def _loss(self, embeds_BTD: Tensor, batch: sequence.Batch, columns_K: Tensor, reduction: str) -> Tensor:
-        recompute = self.cfg.llm_grad_checkpoint and torch.is_grad_enabled()
-        with llm.recomputed(self.llama_model, recompute), llm.compute_as_stored(self.llama_model):
-            logits_BKV = self.llama_model(
-                inputs_embeds=embeds_BTD,
-                attention_mask=batch.attention_mask_BT,
-                use_cache=False,
-                logits_to_keep=columns_K,
-            ).logits
-        targets_BK = batch.targets_BT[:, columns_K + 1]
-        if reduction == "mean":
-            return nn.functional.cross_entropy(logits_BKV.flatten(0, 1).float(), targets_BK.flatten())
-        if reduction != "none":
+    def _loss(self, embeds_BTD: Tensor, batch: sequence.Batch, at: tuple[Tensor, Tensor], reduction: str) -> Tensor:
+        if reduction not in ("mean", "none"):
             raise ValueError(f"reduction: {reduction!r} is neither 'mean' nor 'none'")
-        losses_BK = nn.functional.cross_entropy(logits_BKV.transpose(1, 2).float(), targets_BK, reduction="none")
-        return losses_BK.sum(dim=1) / (embeds_BTD.shape[1] - 1)
+        losses_N = self._target_losses(embeds_BTD, batch, at)
+        if reduction == "mean":
+            return losses_N.mean()
+        sums_B = losses_N.new_zeros(len(embeds_BTD)).index_add(0, at[0], losses_N)
+        return sums_B / (embeds_BTD.shape[1] - 1)
+
+    def _target_losses(self, embeds_BTD: Tensor, batch: sequence.Batch, at: tuple[Tensor, Tensor]) -> Tensor:
+        """Loss of each target, (N,)."""
+        recompute = self.cfg.llm_grad_checkpoint and torch.is_grad_enabled()
+        mask_BT, targets_N = batch.attention_mask_BT, batch.targets_BT[:, 1:][at]
+        with llm.recomputed(self.llama_model, recompute), llm.compute_as_stored(self.llama_model):
+            if self.cfg.llm_logits == "targets":
+                return target_losses(self.llama_model, embeds_BTD, mask_BT, at, targets_N)
+            output = self.llama_model(inputs_embeds=embeds_BTD, attention_mask=mask_BT, use_cache=False)
+            logits_BVT = output.logits[:, :-1].transpose(1, 2).float()
+        losses_BT = nn.functional.cross_entropy(logits_BVT, batch.targets_BT[:, 1:], reduction="none")
+        return losses_BT[at]
 
 
 def _resolve_template(template: str, tokenizer: Any) -> str:

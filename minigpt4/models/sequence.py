@@ -183,6 +183,11 @@ def target_columns(batch: Batch) -> Tensor:
     return (batch.targets_BT[:, 1:] != IGNORE).any(dim=0).nonzero().squeeze(1)
 
 
+def target_positions(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Row and column (N,) of every position whose next token is a target, in order."""
+    return (batch.targets_BT[:, 1:] != IGNORE).nonzero(as_tuple=True)
+
+
 def _join(*rows: Row) -> Row:
     joined = Row()
     for row in rows:

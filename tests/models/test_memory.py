@@ -52,7 +52,7 @@ def real_peak(cfg: MiniGPT4Config, batch_size: int) -> tuple[int, int]:
         "answer": ["several wooden boats are tied to the pier " * 8] * batch_size,
     }
     lengths = []
-    model.llama_model.register_forward_pre_hook(
+    model.llama_model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
     )
     with StorageCounter(nn.ModuleList([model])) as counter:

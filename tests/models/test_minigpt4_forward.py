@@ -58,7 +58,9 @@ def run_case(model, case, pool) -> SimpleNamespace:
         assert case["chosen_prompt"] in model.prompt_list
         model.prompt_list = [case["chosen_prompt"]]
     given = {}
-    model.llama_model.register_forward_pre_hook(lambda _, args, kwargs: given.update(kwargs), with_kwargs=True)
+    model.llama_model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: given.update(kwargs), with_kwargs=True
+    )
     samples = samples_of(case, pool)
     loss = model(samples, reduction=case["reduction"])["loss"]
     if loss.requires_grad:
