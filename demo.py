@@ -21,7 +21,6 @@ import socket
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt4.common.config import Config
@@ -83,38 +82,10 @@ def _add_terminal_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def load(args: argparse.Namespace, experiment: Experiment) -> "Engine":
-    """The model on its device; WeightsError for files that do not fit it."""
-    import torch
+    """The engine, which does not run yet."""
+    from minigpt4.serving.loading import load_engine
 
-    from minigpt4.inference import Engine
-    from minigpt4.models import MiniGPT4
-    from minigpt4.processors import Blip2ImageEvalProcessor
-
-    device = f"cuda:{args.gpu_id}" if torch.cuda.is_available() else "cpu"
-    model = MiniGPT4.from_config(experiment.model, device).eval()
-    processor = Blip2ImageEvalProcessor(image_size=experiment.model.image_size)
-    name = first_checkpoint(experiment)
-    return Engine(model, processor, further_checkpoints(args.ckpt, name), name)
-
-
-def first_checkpoint(experiment: Experiment) -> str:
-    """What the page calls the checkpoint of the YAML."""
-    return Path(experiment.model.ckpt).stem if experiment.model.ckpt else experiment.model.model_type
-
-
-def further_checkpoints(wanted: Sequence[str], first: str) -> dict[str, Path]:
-    """Files by name, of `NAME=FILE` each; ConfigError for a name that is taken, or a file that is not there."""
-    files: dict[str, Path] = {}
-    for value in wanted:
-        name, sign, file = value.partition("=")
-        if not (name and sign and file):
-            raise ConfigError(f"--ckpt {value}: write NAME=FILE")
-        if name == first or name in files:
-            raise ConfigError(f"--ckpt {value}: there is a checkpoint '{name}' already; take another name")
-        if not Path(file).is_file():
-            raise ConfigError(f"--ckpt {value}: there is no file {file}")
-        files[name] = Path(file)
-    return files
+    return load_engine(experiment, args.ckpt, args.gpu_id)
 
 
 # The terminal
@@ -151,7 +122,9 @@ def serve(args: argparse.Namespace, experiment: Experiment) -> int:
         raise ConfigError('gradio is not installed; run: pip install -e ".[demo]", or talk in the terminal: --cli')
     auth = credentials(args.auth or os.environ.get(AUTH_VARIABLE))
     require_free_port(args.server_name, args.port)
-    further_checkpoints(args.ckpt, first_checkpoint(experiment))
+    from minigpt4.serving.loading import checkpoints
+
+    checkpoints(experiment, args.ckpt)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, and later
     from minigpt4.serving.limits import MIB, Limits
     from minigpt4.serving.page import ChatPage

@@ -11,18 +11,17 @@ import importlib.util
 import logging
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minigpt4.common.command_line import exit_status
 from minigpt4.common.config import Config
 from minigpt4.common.console import setup_logging
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.experiment import Experiment, read_experiment
+from minigpt4.common.experiment import read_experiment
 from minigpt4.common.schemas.paths import require_paths
 
 if TYPE_CHECKING:
-    from minigpt4.inference import Engine
+    pass
 
 log = logging.getLogger(__name__)
 
@@ -57,29 +56,6 @@ def require_packages() -> None:
         raise ConfigError(f'the server needs {", ".join(missing)}; pip install -e ".[serve]" brings it')
 
 
-def load(args: argparse.Namespace, experiment: Experiment, max_waiting: int) -> "Engine":
-    """The engine, which does not run yet; the model's own checkpoint is called after its file."""
-    import torch
-
-    from minigpt4.evaluation.checkpoint_list import read_checkpoint_list
-    from minigpt4.inference import Engine
-    from minigpt4.inference.pipeline import image_processor
-    from minigpt4.models import MiniGPT4
-
-    section = experiment.model
-    checkpoints = {checkpoint.name: checkpoint.path for checkpoint in read_checkpoint_list(args.ckpt)}
-    if not section.ckpt:
-        raise ConfigError(f"{experiment.source}: model.ckpt names no checkpoint; set it with --options model.ckpt=FILE")
-    name = Path(section.ckpt).stem
-    if name in checkpoints:
-        raise ConfigError(f"--ckpt: '{name}' is the name of model.ckpt already; give another one: NAME=FILE")
-    device = f"cuda:{args.gpu_id}" if torch.cuda.is_available() else "cpu"
-    model = MiniGPT4.from_config(section, device).eval()
-    return Engine(
-        model, image_processor(experiment), checkpoints, name, max_rows=args.max_rows, max_waiting=max_waiting
-    )
-
-
 def serve(args: argparse.Namespace) -> None:
     """Load, listen, and answer until a signal comes."""
     require_packages()
@@ -88,6 +64,7 @@ def serve(args: argparse.Namespace) -> None:
     from minigpt4.serving.api.limits import ApiLimits
     from minigpt4.serving.api.remote import AllowedHosts, RemoteImages
     from minigpt4.serving.api.server import KEY_VARIABLE, address_of, api_key, bind, is_local, make_server
+    from minigpt4.serving.loading import load_engine
 
     if args.max_rows < 1:
         raise ConfigError(f"--max-rows: {args.max_rows} must be above 0")
@@ -98,7 +75,8 @@ def serve(args: argparse.Namespace) -> None:
     with bind(args.host, args.port) as bound:
         if key is None and not is_local(bound):
             log.warning("Whoever reaches %s may use this server: set %s", address_of(bound), KEY_VARIABLE)
-        with load(args, experiment, limits.waiting) as engine:
+        settings = {"max_rows": args.max_rows, "max_waiting": limits.waiting}
+        with load_engine(experiment, args.ckpt, args.gpu_id, **settings) as engine:
             app = build_app(engine, limits, Access(key, is_local(bound)), RemoteImages(hosts, limits))
             log.info("Listening on %s; models: %s", address_of(bound), ", ".join(engine.checkpoints))
             make_server(app, limits).run(sockets=[bound])

@@ -10,7 +10,6 @@ those of whole processes, from start to exit, in fresh folders. Captions or scor
 import argparse
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -23,19 +22,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tables import REPOSITORY, machine, write_section
+
 from minigpt4.common.command_line import exit_status
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, RunError
 from minigpt4.common.experiment import read_experiment
-from minigpt4.common.run_folder import versions
 from minigpt4.datasets.records import Records
 from minigpt4.evaluation.caption_metrics import FAMILIES
 from minigpt4.evaluation.report import JSON
 
-REPOSITORY = Path(__file__).parents[1]
 SCRIPT = REPOSITORY / "eval_scripts" / "eval_flickr30k.py"
 EPOCH = re.compile(r"checkpoint_(\d+)\.pth")
-BEGIN, END = "<!-- evaluate_checkpoints: begin -->", "<!-- evaluate_checkpoints: end -->"
 SHOWN_OF_ERROR = 3000
 
 
@@ -157,7 +155,7 @@ def section(args: argparse.Namespace, facts: dict[str, Any], timings: Sequence[T
         "",
         f"    python benchmarks/evaluate_checkpoints.py {_command(args)}",
         "",
-        f"Machine: {_machine()}.",
+        f"Machine: {machine()}.",
         "",
         "| what | median | lowest | highest |",
         "| --- | --- | --- | --- |",
@@ -181,28 +179,6 @@ def _short(path: str) -> str:
     return str(full.relative_to(REPOSITORY) if full.is_relative_to(REPOSITORY) else full.name)
 
 
-def _machine() -> str:
-    """Processor, GPU and versions."""
-    known = versions()
-    cpu = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else []
-    cores = f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.processor()}"
-    packages = ", ".join(f"{name} {known[name]}" for name in ("python", "torch", "transformers"))
-    return f"{cores}, {known['gpu'] or 'no GPU'}, {packages}"
-
-
-def write(path: Path, text: str) -> None:
-    """Put `text` between its marks in a file, or at its end."""
-    block = f"{BEGIN}\n{text}{END}\n"
-    try:
-        before = path.read_text(encoding="utf-8") if path.exists() else ""
-        pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}\n", re.DOTALL)
-        after = pattern.sub(lambda _: block, before) if pattern.search(before) else f"{before}\n{block}".lstrip("\n")
-        path.write_text(after, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--write: {path}: {error.strerror}") from error
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
@@ -214,7 +190,7 @@ def run(args: argparse.Namespace) -> None:
     text = measure(args)
     print(text)
     if args.write:
-        write(args.write, text)
+        write_section(args.write, "evaluate_checkpoints", text)
 
 
 if __name__ == "__main__":

@@ -66,10 +66,15 @@ def test_a_password_that_is_none(fails, config, auth, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("value", "reason"), [("x", "NAME=FILE"), ("x=no.pth", "no file no.pth"), ("minigpt4_tiny=x", "already")]
+    ("value", "reason"), [("x", "no file x"), ("x=no.pth", "no file no.pth"), ("minigpt4_tiny={ckpt}", "already")]
 )
-def test_a_further_checkpoint_that_cannot_be(fails, config, value, reason):
+def test_a_further_checkpoint_that_cannot_be(fails, config, value, reason, parity_dir):
+    value = value.format(ckpt=parity_dir / "minigpt4_tiny.pth")
     assert reason in fails("--cfg-path", config, "--ckpt", value)
+
+
+def test_a_configuration_without_checkpoint_is_no_model_to_talk_to(fails, config):
+    assert "model.ckpt names no checkpoint" in fails("--cfg-path", config, "--options", "model.ckpt=")
 
 
 def test_limits_that_are_none(fails, config):

@@ -17,14 +17,7 @@ from minigpt4.common.errors import MiniGPT4Error, RunError
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.common.rng import rng_state, set_rng_state
-from minigpt4.common.run_checkpoints import (
-    BEST,
-    amend_card,
-    drop_leftovers,
-    drop_old,
-    read_card,
-    save_checkpoint,
-)
+from minigpt4.common.run_checkpoints import BEST, amend_card, drop_leftovers, drop_old, read_card, save_checkpoint
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
 from minigpt4.common.signals import StopRequest

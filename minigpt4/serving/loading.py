@@ -1,0 +1,51 @@
+"""From a configuration to an engine: what the page, the terminal and the server have in common."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.experiment import Experiment
+from minigpt4.common.registry import registry
+from minigpt4.evaluation.checkpoint_list import read_checkpoint_list
+from minigpt4.features.cache import waiting_vision
+from minigpt4.inference import Engine
+from minigpt4.inference.pipeline import image_processor
+
+
+def checkpoints(cfg: Experiment, further: Sequence[str]) -> tuple[str, dict[str, Path]]:
+    """What `model.ckpt` is called, after its file, and the further checkpoints by name; nothing is loaded.
+
+    Args:
+        further: PATH or NAME=PATH each, as after `--ckpt`.
+
+    Raises:
+        ConfigError: `model.ckpt` is not set, or a name is taken.
+        WeightsError: a file is not there.
+    """
+    if not cfg.model.ckpt:
+        raise ConfigError(f"{cfg.source}: model.ckpt names no checkpoint; set it with --options model.ckpt=FILE")
+    first = Path(cfg.model.ckpt).stem
+    others = {checkpoint.name: checkpoint.path for checkpoint in read_checkpoint_list(further)}
+    if first in others:
+        raise ConfigError(f"--ckpt: '{first}' is the name of model.ckpt already; give another one: NAME=FILE")
+    return first, others
+
+
+def load_engine(cfg: Experiment, further: Sequence[str], gpu_id: int, **settings: Any) -> Engine:
+    """The engine of a configuration, which does not run yet.
+
+    Args:
+        further: checkpoints besides `model.ckpt`, as in `checkpoints`.
+        gpu_id: where there are GPUs; else the CPU.
+        settings: further arguments of `Engine`.
+
+    Raises WeightsError for files that do not fit the model.
+    """
+    name, others = checkpoints(cfg, further)
+    device = f"cuda:{gpu_id}" if torch.cuda.is_available() else "cpu"
+    model_class = registry.get_model_class(cfg.model.arch)
+    model = model_class.from_config(cfg.model, device, **waiting_vision(cfg)).eval()
+    return Engine(model, image_processor(cfg), others, name, **settings)
