@@ -182,10 +182,14 @@ class Engine:
     def _leave(self) -> None:
         """Answers that nobody wants any more, or that took too long."""
         now = time.monotonic()
-        for reply in [*self._replies(), *self._waiting]:
+        with self._changed:
+            waiting = list(self._waiting)
+        for reply in [*self._replies(), *waiting]:
             if reply.deadline is not None and now > reply.deadline:
                 reply.fail(TimeoutError(f"the answer took longer than {reply.request.timeout:g} s"))
         self._forget_over()
+        with self._changed:  # their places in the queue are for others
+            self._waiting = deque(reply for reply in self._waiting if not reply.is_over)
 
     def _forget_over(self) -> None:
         over = [job for job in self._running if job.reply.is_over]

@@ -144,6 +144,17 @@ def test_a_reply_that_is_closed_while_it_waits_is_never_begun(make, encoded, ima
     assert (engine.num_running, engine.num_waiting, encoded) == (0, 0, [])
 
 
+def test_a_reply_that_is_closed_while_it_waits_gives_its_place_in_the_queue_away(make):
+    engine = make(max_rows=1, max_waiting=1)
+    running = engine.submit(request(engine, decoding=Decoding(max_new_tokens=12)))
+    engine.tick()
+    engine.submit(request(engine)).close()
+    engine.tick()
+    other = engine.submit(request(engine))
+    assert "".join(running)
+    assert "".join(other) == generated(engine, other.request)
+
+
 def test_an_answer_that_takes_too_long_ends_with_an_error(make):
     engine = make()
     late = engine.submit(request(engine, decoding=ENDLESS, timeout=0.01))
