@@ -11,13 +11,13 @@ from minigpt4.common.metric_logger import Progress
 FORMAT = "%(asctime)s [%(levelname)s] %(message)s"
 
 
-class TqdmHandler(logging.StreamHandler):
-    """Writes to stderr without tearing a progress bar apart."""
+class TqdmHandler(logging.Handler):
+    """Writes to stderr, whatever that is at the time, without tearing a progress bar apart."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            tqdm.write(self.format(record), file=self.stream)
-            self.flush()
+            tqdm.write(self.format(record), file=sys.stderr)
+            sys.stderr.flush()
         except Exception:
             self.handleError(record)
 
@@ -28,7 +28,7 @@ def setup_logging(rank: int) -> None:
     Args:
         rank: of this process. Rank 0 logs from INFO on, the others only warnings and errors, with their rank.
     """
-    handler = TqdmHandler(sys.stderr)
+    handler = TqdmHandler()
     handler.setFormatter(logging.Formatter(FORMAT if rank == 0 else FORMAT.replace("%(message)s", _named(rank))))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler], force=True)
 

@@ -137,8 +137,8 @@ class FeatureFiller:
         self._stores: dict[str, FeatureStore] = {}
 
     def complete_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """`complete` for the "image" of a loader's batch."""
-        return {**batch, "image": self.complete(batch["image"])}
+        """`complete` for the "image" of a loader's batch; one of texts alone has none."""
+        return {**batch, "image": self.complete(batch["image"])} if "image" in batch else batch
 
     @torch.no_grad()
     def complete(self, image: Tensor | PartialFeatures) -> Tensor | ImageFeatures:

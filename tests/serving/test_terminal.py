@@ -81,7 +81,15 @@ def test_a_mistake_is_told_and_the_conversation_goes_on(talk, line, reason):
     assert out.strip()
 
 
-def test_words_are_printed_as_they_come_and_ctrl_c_ends_the_answer_alone(terminal, engine, monkeypatch):
+@pytest.fixture
+def ctrl_c():
+    """Presses it; a shell lets what it starts in the background ignore SIGINT, these tests too."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_words_are_printed_as_they_come_and_ctrl_c_ends_the_answer_alone(terminal, engine, monkeypatch, ctrl_c):
     engine.hold()
     out = Watched()
     monkeypatch.setattr("sys.stdout", out)
@@ -90,7 +98,7 @@ def test_words_are_printed_as_they_come_and_ctrl_c_ends_the_answer_alone(termina
         engine.wait_for(running=1)
         engine.let(4)
         assert out.has_words.wait(60)
-        os.kill(os.getpid(), signal.SIGINT)
+        ctrl_c()
 
     thread = threading.Thread(target=person)
     thread.start()
