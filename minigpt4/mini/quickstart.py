@@ -32,7 +32,7 @@ FAST_SIZE = WorldSize(stage1=160, stage2=48, flickr_train=64, flickr_val=8, flic
 FAST_RUNS = {
     "stage1": ["run.iters_per_epoch=12", "run.warmup_steps=2", "run.log_freq=2"],
     "stage2": ["run.iters_per_epoch=20", "run.warmup_steps=2", "run.log_freq=2"],
-    "flickr30k": ["run.iters_per_epoch=3", "run.warmup_steps=2", "run.log_freq=1"],
+    "flickr30k": ["run.iters_per_epoch=8", "run.warmup_steps=2", "run.log_freq=1"],
 }
 EPOCHS = 5
 
