@@ -7,7 +7,7 @@ The published model on the first GPU, for all machines of the network, behind a 
 Two checkpoints to choose from, which share the frozen parts:
     python demo.py --cfg-path eval_configs/mini_eval.yaml --ckpt stage1=output/mini/stage1.pth
 The terminal; one answer and no conversation:
-    python demo.py --cli --cfg-path eval_configs/mini_eval.yaml --image data/mini/flickr30k/flickr30k-images/1001640.jpg
+    python demo.py --cli --cfg-path eval_configs/mini_eval.yaml --image data/mini/flickr30k/flickr30k-images/1000900.jpg
     python demo.py --cli --cfg-path eval_configs/minigpt4_eval.yaml --image photo.jpg --prompt "What is funny here?"
 The page needs gradio: pip install -e ".[demo]"
 """
