@@ -6,12 +6,11 @@ Needs Chromium, a font and playwright: apt-get install chromium fonts-dejavu-cor
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from screenshots import browser_page, take_colours
 
 from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import ConfigError
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 COLOURS = 200
-"""In the picture: a third of the bytes, and no eye sees it."""
+"""In the picture."""
 PATIENCE = 600_000
 """For an answer, ms."""
 
@@ -43,28 +42,22 @@ def take(args: argparse.Namespace) -> None:
     for image in args.image:
         if not image.is_file():
             raise ConfigError(f"there is no file {image}")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        raise ConfigError("there is no chromium on the PATH: apt-get install chromium")
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError as error:
-        raise ConfigError("the package playwright is missing: pip install playwright") from error
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--disable-dev-shm-usage"])
-        page = browser.new_page(viewport={"width": args.width, "height": args.height})
+    with browser_page(args.width, args.height) as page:
         page.set_default_timeout(PATIENCE)
-        try:
-            page.goto(args.address)
-        except Error as error:
-            raise ConfigError(f"{args.address} cannot be opened; start demo.py first") from error
+        _open(page, args.address)
         _talk(page, args)
         page.mouse.move(0, 0)  # what it is over looks different
         page.screenshot(path=args.picture)
-        browser.close()
-    with Image.open(args.picture) as picture:
-        few = picture.convert("RGB").quantize(COLOURS)
-    few.save(args.picture, optimize=True)
+    take_colours(args.picture, COLOURS)
+
+
+def _open(page: "Page", address: str) -> None:
+    from playwright.sync_api import Error
+
+    try:
+        page.goto(address)
+    except Error as error:
+        raise ConfigError(f"{address} cannot be opened; start demo.py first") from error
 
 
 def _talk(page: "Page", args: argparse.Namespace) -> None:

@@ -6,17 +6,18 @@ Needs Chromium, a font and playwright: apt-get install chromium fonts-dejavu-cor
 """
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
-from PIL import Image
+from screenshots import browser_page, take_colours
 
 from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import ConfigError
 
 COLOURS = 64
-"""In the picture: a third of the bytes, and no eye sees it."""
+"""In the picture."""
+HEIGHT = 900
+"""Of the window, pixels; the picture is as high as the page."""
 HIDE = "#gallery article:nth-child(n + {first}), #more {{ display: none }} .controls {{ position: static !important }}"
 
 
@@ -36,16 +37,7 @@ def take(args: argparse.Namespace) -> None:
     """Write the picture; ConfigError without a report or a browser."""
     if not args.report.is_file():
         raise ConfigError(f"there is no file {args.report}")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        raise ConfigError("there is no chromium on the PATH: apt-get install chromium")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError as error:
-        raise ConfigError("the package playwright is missing: pip install playwright") from error
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--disable-dev-shm-usage"])
-        page = browser.new_page(viewport={"width": args.width, "height": 900})
+    with browser_page(args.width, HEIGHT) as page:
         page.goto(args.report.resolve().as_uri())
         if args.order:
             page.locator("#order").select_option(label=args.order)
@@ -56,10 +48,7 @@ def take(args: argparse.Namespace) -> None:
             HIDE.format(first=args.images + 1),
         )
         page.screenshot(path=args.picture, full_page=True)
-        browser.close()
-    with Image.open(args.picture) as picture:
-        few = picture.convert("RGB").quantize(COLOURS)
-    few.save(args.picture, optimize=True)
+    take_colours(args.picture, COLOURS)
 
 
 def main(argv: list[str] | None = None) -> int:

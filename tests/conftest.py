@@ -127,6 +127,17 @@ def tiny_section(parity_dir) -> Callable[..., dict[str, Any]]:
     return section
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Threads cost more than they give on matrices as small as those of the tiny model, most on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def build_model(tiny_section) -> Callable[..., Any]:
     """A model of its own for the test, from `tiny_section(**changes)`."""
@@ -151,3 +162,14 @@ def shared_model(build_model) -> Callable[..., Any]:
         return built[key]
 
     return shared
+
+
+@pytest.fixture
+def demo_config(tmp_path, tiny_section) -> Path:
+    """A YAML file to talk to the tiny model."""
+    import yaml
+
+    model = tiny_section(arch="minigpt4", model_type="pretrain_vicuna0", end_sym="###")
+    path = tmp_path / "eval.yaml"
+    path.write_text(yaml.safe_dump({"model": model, "datasets": {}, "run": {"task": "image_text_pretrain"}}))
+    return path

@@ -5,7 +5,6 @@ import socket
 from pathlib import Path
 
 import pytest
-import yaml
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -19,11 +18,8 @@ def demo():
 
 
 @pytest.fixture
-def config(tmp_path, tiny_section):
-    model = tiny_section(arch="minigpt4", model_type="pretrain_vicuna0", end_sym="###")
-    path = tmp_path / "eval.yaml"
-    path.write_text(yaml.safe_dump({"model": model, "datasets": {}, "run": {"task": "image_text_pretrain"}}))
-    return path
+def config(demo_config):
+    return demo_config
 
 
 @pytest.fixture

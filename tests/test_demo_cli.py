@@ -5,17 +5,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def config(tmp_path, tiny_section):
-    model = tiny_section(arch="minigpt4", model_type="pretrain_vicuna0", end_sym="###")
-    path = tmp_path / "eval.yaml"
-    path.write_text(yaml.safe_dump({"model": model, "datasets": {}, "run": {"task": "image_text_pretrain"}}))
-    return path
+def config(demo_config):
+    return demo_config
 
 
 def demo(config, image, *arguments, questions=""):

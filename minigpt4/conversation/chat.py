@@ -40,7 +40,7 @@ class Chat:
     """
 
     backend: Backend
-    conversation: Turns = None
+    conversation: Turns | None = None
     pictures: list[Picture] = field(default_factory=list)
     checkpoint: str | None = None
     timeout: float | None = None

@@ -13,12 +13,8 @@ POOL = 6
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    """Threads cost more than they give on matrices of this size, and much more on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread):
+    """For all tests here."""
 
 
 @pytest.fixture(scope="session")

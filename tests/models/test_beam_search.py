@@ -17,15 +17,6 @@ from minigpt4.models.tokenizer import load_tokenizer
 BOS, EOS, PAD = 1, 2, 0
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """More are slower on tensors as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def tokenizer(parity_dir):
     return load_tokenizer(parity_dir / "vicuna_tiny")

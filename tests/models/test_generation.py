@@ -46,15 +46,6 @@ def build(parity_dir, **changes):
     return MiniGPT4.from_config(section | changes)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """More are slower on tensors as small as these."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def model(parity_dir):
     return build(parity_dir).eval()

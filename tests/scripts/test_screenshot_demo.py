@@ -28,7 +28,8 @@ function answer() {
 
 
 @pytest.fixture
-def main():
+def main(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # scripts find each other in their own folder
     spec = importlib.util.spec_from_file_location("screenshot_demo", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

@@ -21,7 +21,8 @@ for (let n = 0; n < 9; n++) {
 
 
 @pytest.fixture
-def main():
+def main(monkeypatch):
+    monkeypatch.syspath_prepend(SCRIPT.parent)  # scripts find each other in their own folder
     spec = importlib.util.spec_from_file_location("screenshot_report", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module

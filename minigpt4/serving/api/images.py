@@ -23,7 +23,7 @@ Result = TypeVar("Result")
 HOW = "write it as data:image/png;base64,..."
 
 
-class ImageReader:
+class RequestImages:
     """Reads images in threads, a few at a time.
 
     Args:

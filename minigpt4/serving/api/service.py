@@ -13,7 +13,7 @@ from minigpt4.serving.api.answers import Answers, while_connected
 from minigpt4.serving.api.body import Held, Store, read_body
 from minigpt4.serving.api.decoding import read_decoding
 from minigpt4.serving.api.errors import unknown_model
-from minigpt4.serving.api.images import ImageReader
+from minigpt4.serving.api.images import RequestImages
 from minigpt4.serving.api.limits import ApiLimits
 from minigpt4.serving.api.observing import Trace
 from minigpt4.serving.api.remote import RemoteImages
@@ -48,7 +48,7 @@ class Service:
     def __init__(self, engine: Engine, limits: ApiLimits, remote: RemoteImages) -> None:
         self.engine, self.limits = engine, limits
         self.store = Store(limits.held_bytes)
-        self.images = ImageReader(engine.look, limits, remote)
+        self.images = RequestImages(engine.look, limits, remote)
 
     async def chat(self, request: Request) -> Response:
         """The answer to a request, whole or as a stream."""
