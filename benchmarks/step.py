@@ -39,39 +39,48 @@ ROUND = 4
 """Batches that are trained on in turn."""
 
 
+PLAIN = {"llm_logits": "all", "llm_attention": "eager", "llm_packing": False, "llm_prefix_cache": False}
+"""What the original computes."""
+
+
 @dataclass(frozen=True)
 class Way:
     """How a step is computed."""
 
     name: str
     precision: str = "fp32"
-    llm_logits: str = "all"
-    fused_attention: bool = False
     features: bool = False
+    model: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(PLAIN))
+    """Keys of `model:`."""
 
 
 def ways(precision: str) -> list[Way]:
     """The plain way, each saving by itself, and all of them."""
-    plain = Way("plain")
-    own = [
-        dataclasses.replace(plain, name="logits at targets", llm_logits="targets"),
-        dataclasses.replace(plain, name="fused attention", fused_attention=True),
-        dataclasses.replace(plain, name="features from the cache", features=True),
-        dataclasses.replace(plain, name=precision, precision=precision),
+    plain, attention = Way("plain"), {"llm_attention": None}
+    packing = attention | {"llm_packing": True}
+    prefix = packing | {"llm_prefix_cache": True}
+    everything = prefix | {"llm_logits": "targets"}
+    return [
+        plain,
+        Way("logits at targets", model=PLAIN | {"llm_logits": "targets"}),
+        Way("attention", model=PLAIN | attention),
+        Way("attention, no padding", model=PLAIN | packing),
+        Way("attention, no padding, prefix once", model=PLAIN | prefix),
+        Way("features from the cache", features=True),
+        Way(precision, precision),
+        Way("all without cache", precision, model=everything),
+        Way("all", precision, features=True, model=everything),
     ]
-    everything = Way("all without cache", precision, "targets", True)
-    return [plain, *own, everything, dataclasses.replace(everything, name="all", features=True)]
 
 
 class Step:
     """A model that computes one way, and its training step."""
 
     def __init__(self, way: Way, size: Size, folder: Path, device: str) -> None:
-        attention = "sdpa" if way.fused_attention else "eager"
-        section = size.section(folder, way.precision, llm_attention=attention, llm_logits=way.llm_logits)
+        section = size.section(folder, way.precision, **way.model)
         self.model = MiniGPT4.from_config(section, device=device).train()
         self.way = way
-        _set_vision_attention(self.model, way.fused_attention)
+        _set_vision_attention(self.model, fused=way.model["llm_attention"] is None)
         self.optimizer = torch.optim.AdamW(self.model.trainable_parameters().values(), lr=1e-4, fused=True)
 
     def features(self, image: torch.Tensor) -> ImageFeatures:

@@ -27,6 +27,7 @@ from transformers import (
 
 from minigpt4.common.checkpoint import read_weights
 from minigpt4.common.errors import WeightsError
+from minigpt4.models.attention import attention_for
 from minigpt4.models.freeze import DTYPES, freeze
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def load_llm(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `_refuse_partial` names them
             local_files_only=True,
-            attn_implementation=attention,
+            attn_implementation=attention or attention_for(device),
             **storage,
         )
     except (OSError, ValueError, torch.OutOfMemoryError) as error:

@@ -179,7 +179,8 @@ class MetaModel:
         mask = torch.empty(embeds_BTD.shape[:2], dtype=torch.long, device="meta")
         targets = torch.empty(len(embeds_BTD) * answer, dtype=torch.long, device="meta")
         with recomputed(self.llm, recompute):
-            return target_losses(self.llm, embeds_BTD, mask, (targets, targets), targets).mean()
+            inputs = {"inputs_embeds": embeds_BTD, "attention_mask": mask}
+            return target_losses(self.llm, inputs, (targets, targets), targets).mean()
 
     def _vision(self, batch_size: int) -> Tensor:
         size, dtype = self.cfg.image_size, next(self.encoder.parameters()).dtype

@@ -33,7 +33,7 @@ from minigpt4.models.loading import (
     vision_to_come,
 )
 from minigpt4.models.samples import ImageFeatures, Samples, read_samples
-from minigpt4.models.target_loss import target_losses
+from minigpt4.models.target_pass import TargetPass
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.training_text import TextRules, read_prompts, start_ids
 
@@ -73,6 +73,7 @@ class MiniGPT4(Answering, nn.Module):
         self.end_sym = cfg.end_sym
         self.prompt_template = _resolve_template(cfg.prompt_template, llama_tokenizer)
         self.prompt_list = read_prompts(cfg.prompt_path, self.prompt_template)
+        self._target_pass = TargetPass(cfg)
 
     @classmethod
     def from_config(
@@ -261,11 +262,12 @@ class MiniGPT4(Answering, nn.Module):
         Raises:
             SampleError: a sample without targets, or whose placeholders and images do not match.
         """
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction: {reduction!r} is neither 'mean' nor 'none'")
         batch, image_tokens_MD = self._training_batch(read_samples(samples))
         num_tokens, at = batch.num_targets, sequence.target_positions(batch)  # on the CPU: no wait for the GPU
-        batch, at = batch.to(self.device), tuple(index.to(self.device, non_blocking=True) for index in at)
-        embeds_BTD = sequence.embed(batch, self.llama_model.get_input_embeddings(), image_tokens_MD)
-        loss = self._loss(embeds_BTD, batch, at, reduction)
+        losses_N = self._target_pass.losses(self.llama_model, batch, at, image_tokens_MD)
+        loss = losses_N.mean() if reduction == "mean" else _sample_losses(losses_N, batch, at[0])
         if not len(batch.image_source):  # text alone: the trained parts stay in the graph, or other ranks wait for them
             loss = loss + 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
         return {"loss": loss, "num_tokens": num_tokens}
@@ -304,26 +306,12 @@ class MiniGPT4(Answering, nn.Module):
         ]
         return embeds_BQD.flatten(0, 1), images
 
-    def _loss(self, embeds_BTD: Tensor, batch: sequence.Batch, at: tuple[Tensor, Tensor], reduction: str) -> Tensor:
-        if reduction not in ("mean", "none"):
-            raise ValueError(f"reduction: {reduction!r} is neither 'mean' nor 'none'")
-        losses_N = self._target_losses(embeds_BTD, batch, at)
-        if reduction == "mean":
-            return losses_N.mean()
-        sums_B = losses_N.new_zeros(len(embeds_BTD)).index_add(0, at[0], losses_N)
-        return sums_B / (embeds_BTD.shape[1] - 1)
 
-    def _target_losses(self, embeds_BTD: Tensor, batch: sequence.Batch, at: tuple[Tensor, Tensor]) -> Tensor:
-        """Loss of each target, (N,)."""
-        recompute = self.cfg.llm_grad_checkpoint and torch.is_grad_enabled()
-        mask_BT, targets_N = batch.attention_mask_BT, batch.targets_BT[:, 1:][at]
-        with llm.recomputed(self.llama_model, recompute), llm.compute_as_stored(self.llama_model):
-            if self.cfg.llm_logits == "targets":
-                return target_losses(self.llama_model, embeds_BTD, mask_BT, at, targets_N)
-            output = self.llama_model(inputs_embeds=embeds_BTD, attention_mask=mask_BT, use_cache=False)
-            logits_BVT = output.logits[:, :-1].transpose(1, 2).float()
-        losses_BT = nn.functional.cross_entropy(logits_BVT, batch.targets_BT[:, 1:], reduction="none")
-        return losses_BT[at]
+def _sample_losses(losses_N: Tensor, batch: sequence.Batch, rows_N: Tensor) -> Tensor:
+    """(B,): the sum over a sample's targets, divided by the padded length, as published."""
+    rows, columns = batch.ids_BT.shape
+    rows_N = rows_N.to(losses_N.device, non_blocking=True)
+    return losses_N.new_zeros(rows).index_add(0, rows_N, losses_N) / (columns - 1)
 
 
 def _resolve_template(template: str, tokenizer: Any) -> str:

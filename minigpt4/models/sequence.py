@@ -79,6 +79,9 @@ class Batch:
     image_source: Tensor
     """Index of that image token in the flat list, (M',)."""
 
+    lengths_B: Tensor
+    """Positions of each row before padding on the right, or after padding on the left."""
+
     @property
     def num_targets(self) -> int:
         """Positions trained on; reads the targets, so ask before `to` moves them to a GPU."""
@@ -92,6 +95,7 @@ class Batch:
             self.targets_BT.to(device, non_blocking=True),
             tuple(index.to(device, non_blocking=True) for index in self.image_at),
             self.image_source.to(device, non_blocking=True),
+            self.lengths_B.to(device, non_blocking=True),
         )
 
 
@@ -212,4 +216,5 @@ def _stack(rows: Sequence[Row], width: int, pad_id: int, *, left: bool) -> Batch
         targets_BT=padded([row.targets for row in rows], IGNORE),
         image_at=(at_row, at_column),
         image_source=images_BT[at_row, at_column],
+        lengths_B=torch.tensor([len(row) for row in rows]),
     )

@@ -14,6 +14,15 @@ from minigpt4.models.samples import read_samples
 EMBEDS_ATOL = LOSS_ATOL = GRAD_ATOL = 1e-5
 LOGITS_ATOL = 1e-4
 SAMPLED_LOGITS = 16
+WAYS = {
+    "as the original": {"llm_packing": False, "llm_attention": "eager", "llm_logits": "all"},
+    "padded": {"llm_packing": False},
+    "packed": {"llm_prefix_cache": False},
+    "packed, all logits": {"llm_prefix_cache": False, "llm_logits": "all"},
+    "recomputed": {"llm_grad_checkpoint": True},
+    "everything": {},
+}
+"""Changes of the `model:` section."""
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "parity" / "golden.json").read_text())["forward"]
 CASES = [case["name"] for case in GOLDEN["cases"]]
 
@@ -41,14 +50,15 @@ def samples_of(case, pool):
 
 @pytest.fixture(scope="module")
 def results(build_model, parity_dir, pool):
-    """What the model computed in a case; each case runs once."""
+    """What the model computed in a case; each case runs once each way."""
     finished = {}
 
-    def result(name: str) -> SimpleNamespace:
-        if name not in finished:
+    def result(name: str, way: str = "padded") -> SimpleNamespace:
+        if (name, way) not in finished:
             case = next(case for case in GOLDEN["cases"] if case["name"] == name)
-            finished[name] = run_case(build_model(**section_of(case, parity_dir)).train(), case, pool)
-        return finished[name]
+            model = build_model(**section_of(case, parity_dir), **WAYS[way]).train()
+            finished[name, way] = run_case(model, case, pool)
+        return finished[name, way]
 
     return result
 
@@ -73,6 +83,7 @@ def run_case(model, case, pool) -> SimpleNamespace:
         embeds=given["inputs_embeds"].detach(),
         mask=given["attention_mask"],
         targets=batch.targets_BT,
+        lengths=batch.lengths_B,
     )
 
 
@@ -99,16 +110,18 @@ def test_logits_meet_the_reference(results, golden_tensors, assert_near, name):
     assert_near(logits[..., :SAMPLED_LOGITS], golden_tensors[f"forward/{name}/logits_sample"], LOGITS_ATOL)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CASES)
-def test_loss_meets_the_reference(results, golden_tensors, assert_near, name):
-    result = results(name)
+def test_loss_meets_the_reference(results, golden_tensors, assert_near, name, way):
+    result = results(name, way)
     assert_near(result.loss, golden_tensors[f"forward/{name}/loss"], LOSS_ATOL)
     assert_near(result.loss, torch.tensor(result.case["loss"]), LOSS_ATOL)
 
 
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CASES)
-def test_gradients_of_the_projection_meet_the_reference(results, golden_tensors, assert_near, name):
-    projection = results(name).model.llama_proj
+def test_gradients_of_the_projection_meet_the_reference(results, golden_tensors, assert_near, name, way):
+    projection = results(name, way).model.llama_proj
     for part in ("weight", "bias"):
         expected = golden_tensors.get(f"forward/{name}/grad_llama_proj_{part}")
         grad = getattr(projection, part).grad
@@ -117,6 +130,22 @@ def test_gradients_of_the_projection_meet_the_reference(results, golden_tensors,
             assert not grad.any()
         else:
             assert_near(grad, expected, GRAD_ATOL)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_packing_leaves_the_tokens_of_the_reference_and_no_padding(results, golden_tensors, assert_near, name):
+    expected = golden_tensors[f"forward/{name}/inputs_embeds"]
+    lengths = results(name, "packed").lengths
+    tokens = torch.cat([row[:length] for row, length in zip(expected, lengths.tolist(), strict=True)])
+    assert_near(results(name, "packed").embeds[0], tokens, EMBEDS_ATOL)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_prefix_is_not_among_the_tokens_of_a_step(results, name):
+    whole, behind = results(name, "packed"), results(name, "everything")
+    left_out = whole.embeds.shape[1] - behind.embeds.shape[1]
+    assert left_out > 0
+    assert left_out % len(whole.lengths) == 0
 
 
 # Prompts

@@ -30,12 +30,16 @@ def inputs():
     return torch.randn(3, 6, 16), torch.ones(3, 6, dtype=torch.long), at, torch.tensor([4, 0, 49, 7, 7, 12])
 
 
+def losses_of(llm, embeds, mask, at, targets):
+    return target_losses(llm, {"inputs_embeds": embeds, "attention_mask": mask}, at, targets)
+
+
 def both(llm, inputs, weights=None):
     """(losses, gradient) of the function, and of the logits that the LLM itself gives."""
     embeds, mask, at, targets = inputs
     results = []
     for compute in (
-        lambda e: target_losses(llm, e, mask, at, targets),
+        lambda e: losses_of(llm, e, mask, at, targets),
         lambda e: nn.functional.cross_entropy(
             llm(inputs_embeds=e, attention_mask=mask).logits[at], targets, reduction="none"
         ),
@@ -49,7 +53,7 @@ def both(llm, inputs, weights=None):
 
 @pytest.mark.parametrize("rows", [1, 4, 6, 1000])
 def test_losses_and_gradients_are_those_of_all_logits(llm, inputs, rows, monkeypatch):
-    monkeypatch.setattr(target_loss, "CHUNK_BYTES", rows * 50 * 4)
+    monkeypatch.setattr(target_loss, "CPU_CHUNK_BYTES", rows * 50 * 4)
     (losses, gradient), (expected, expected_gradient) = both(llm, inputs)
     torch.testing.assert_close(losses, expected)
     torch.testing.assert_close(gradient, expected_gradient)
@@ -68,7 +72,7 @@ def test_an_output_layer_with_bias(inputs):
 def test_an_output_layer_that_is_trained_gets_its_gradient(inputs):
     torch.manual_seed(0)
     llm = AutoModelForCausalLM.from_config(CONFIGS["llama"]).eval()
-    target_losses(llm, *inputs).sum().backward()
+    losses_of(llm, *inputs).sum().backward()
     assert llm.lm_head.weight.grad.abs().sum() > 0
 
 
@@ -96,4 +100,4 @@ def test_a_tiny_weight_on_the_loss_does_not_vanish_in_fp16(inputs):
 def test_without_gradients_none_is_made(inputs):
     llm = AutoModelForCausalLM.from_config(CONFIGS["llama"]).requires_grad_(False).eval()
     with torch.no_grad():
-        assert not target_losses(llm, *inputs).requires_grad
+        assert not losses_of(llm, *inputs).requires_grad

@@ -99,8 +99,14 @@ class MiniGPT4Config:
     """CUDA device of a quantised LLM when the caller names no device."""
 
     llm_attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
-    """New. The LLM's attention code; null: what transformers takes. On CPUs `eager` is faster for short texts, for the
-    fused backward pass is slow there."""
+    """New. The LLM's attention code, one of transformers; null: the fused kernel on GPUs and matrix products on CPUs,
+    both without padding."""
+
+    llm_packing: bool = True
+    """New. A training step computes nothing for padding; with `llm_attention: null` and LLaMA-like LLMs."""
+
+    llm_prefix_cache: bool = True
+    """New. The text before the image, the same in each step, is read by the frozen LLM once; with `llm_packing`."""
 
     llm_logits: Literal["targets", "all"] = "targets"
     """New. Positions whose logits a training step computes: `targets` only, or `all`, as the original does; the loss

@@ -1,0 +1,197 @@
+"""The LLM's attention: over rows whose padding nobody else computes, and in a form that is fast on CPUs.
+
+Two functions are registered with transformers: `FUSED` is torch's fused kernel; `PRODUCTS` is two batched matrix
+products and a softmax, because the fused kernel of CPUs is several times slower than that in its backward pass.
+Both also take a `Grid`: then the LLM sees one row with the tokens of all rows behind each other, and only here do they
+stand in rows and columns, so that norms and matrix products spend nothing on padding.
+Shapes: B rows, T columns, N tokens of all rows, P positions of a prefix, H heads, E channels of a head, S = P + T.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+PRODUCTS, FUSED = "minigpt4_products", "minigpt4_fused"
+
+
+def attention_for(device: torch.device) -> str:
+    """Name of the function that is fast on `device`."""
+    return PRODUCTS if device.type == "cpu" else FUSED
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rows and columns of tokens that the LLM sees as one row."""
+
+    cells_BT: Tensor
+    """Which token is in a cell; any number where there is none, int64."""
+
+    tokens_N: Tensor
+    """The cell of each token, counted row by row, int64."""
+
+    visible_BT: Tensor | None = None
+    """1 for cells that later ones may attend to; None: all of them. Cells without a token lie behind their row."""
+
+    prefix: tuple[tuple[Tensor, Tensor], ...] = ()
+    """Keys and values (1, H, P, E) of each layer, of positions before the first column."""
+
+    def to(self, device: torch.device) -> "Grid":
+        """The same on `device`; the prefix is there already."""
+        visible = None if self.visible_BT is None else self.visible_BT.to(device, non_blocking=True)
+        cells, tokens = (index.to(device, non_blocking=True) for index in (self.cells_BT, self.tokens_N))
+        return replace(self, cells_BT=cells, tokens_N=tokens, visible_BT=visible)
+
+    @property
+    def prefix_length(self) -> int:
+        """P."""
+        return self.prefix[0][0].shape[2] if self.prefix else 0
+
+    def rows(self, states_1HNE: Tensor) -> Tensor:
+        """(B, H, T, E); cells without a token hold some other one."""
+        tokens_NC = states_1HNE.transpose(1, 2).flatten(2).flatten(0, 1)
+        cells = _Cells.apply(tokens_NC, self.cells_BT.flatten(), self.tokens_N)
+        heads, channels = states_1HNE.shape[1], states_1HNE.shape[3]
+        return cells.view(*self.cells_BT.shape, heads, channels).transpose(1, 2)
+
+    def tokens(self, states_BHTE: Tensor) -> Tensor:
+        """(1, N, H, E)."""
+        cells = states_BHTE.transpose(1, 2).flatten(2).flatten(0, 1)
+        heads, channels = states_BHTE.shape[1], states_BHTE.shape[3]
+        return _Tokens.apply(cells, self.tokens_N).view(1, len(self.tokens_N), heads, channels)
+
+    def after_prefix(self, layer: int, *states_BHTE: Tensor) -> list[Tensor]:
+        """Keys and values behind those of the prefix, (B, H, S, E)."""
+        if not self.prefix:
+            return list(states_BHTE)
+        before = (part.to(own.dtype) for part, own in zip(self.prefix[layer], states_BHTE, strict=True))
+        rows = len(self.cells_BT)
+        return [torch.cat([b.expand(rows, -1, -1, -1), own], 2) for b, own in zip(before, states_BHTE, strict=True)]
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """True where a column may look, (1, 1, T, S), or (B, 1, T, S) if some cells are not visible."""
+        columns, device = self.cells_BT.shape[1], self.cells_BT.device
+        shape = (columns, self.prefix_length + columns)
+        mask_TS = torch.ones(shape, dtype=torch.bool, device=device).tril(self.prefix_length)
+        if self.visible_BT is None:
+            return mask_TS[None, None]
+        visible_BS = nn.functional.pad(self.visible_BT.bool(), (self.prefix_length, 0), value=True)
+        return mask_TS & visible_BS[:, None, None]
+
+
+class _Cells(torch.autograd.Function):
+    """Tokens (N, C) to cells (M, C). Cells without a token get no gradient, so gathering is enough both ways."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens_NC: Tensor, cells_M: Tensor, tokens_N: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens_N)
+        return tokens_NC.index_select(0, cells_M)
+
+    @staticmethod
+    def backward(ctx: Any, outer_MC: Tensor) -> tuple[Tensor, None, None]:
+        (tokens_N,) = ctx.saved_tensors
+        return outer_MC.index_select(0, tokens_N), None, None
+
+
+class _Tokens(torch.autograd.Function):
+    """Cells (M, C) to tokens (N, C)."""
+
+    @staticmethod
+    def forward(ctx: Any, cells_MC: Tensor, tokens_N: Tensor) -> Tensor:
+        ctx.save_for_backward(tokens_N)
+        ctx.cells = len(cells_MC)
+        return cells_MC.index_select(0, tokens_N)
+
+    @staticmethod
+    def backward(ctx: Any, outer_NC: Tensor) -> tuple[Tensor, None]:
+        (tokens_N,) = ctx.saved_tensors
+        cells_MC = outer_NC.new_zeros(ctx.cells, outer_NC.shape[1])
+        return cells_MC.index_copy_(0, tokens_N, outer_NC), None
+
+
+def _fused(
+    module: nn.Module,
+    query_BHTE: Tensor,
+    key_BHSE: Tensor,
+    value_BHSE: Tensor,
+    attention_mask: Tensor | None,
+    grid: Grid | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    if grid is None:
+        return sdpa_attention_forward(module, query_BHTE, key_BHSE, value_BHSE, attention_mask, **kwargs)
+    query, key, value = _in_rows(module, grid, query_BHTE, key_BHSE, value_BHSE)
+    is_plain = grid.visible_BT is None and not grid.prefix
+    mask = None if is_plain else _lower_right(grid) if grid.visible_BT is None else grid.mask
+    output_BHTE = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_plain, scale=kwargs.get("scaling")
+    )
+    return grid.tokens(output_BHTE), None
+
+
+def _lower_right(grid: Grid) -> Tensor:
+    """The same as `grid.mask`, as a bias that fused kernels know without reading it."""
+    columns = grid.cells_BT.shape[1]
+    return causal_lower_right(columns, grid.prefix_length + columns)
+
+
+def _products(
+    module: nn.Module,
+    query_BHTE: Tensor,
+    key_BHSE: Tensor,
+    value_BHSE: Tensor,
+    attention_mask: Tensor | None,
+    grid: Grid | None = None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    if grid is not None:
+        query, key, value = _in_rows(module, grid, query_BHTE, key_BHSE, value_BHSE)
+        bias = torch.zeros((), dtype=query.dtype).where(grid.mask, _lowest(query.dtype))
+        return grid.tokens(_attend(query, key, value, bias, scaling)), None
+    key, value = (_all_heads(module, states) for states in (key_BHSE, value_BHSE))
+    return _attend(query_BHTE, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float | None) -> Tensor:
+    """(B, H, T, E); `bias` (1 or B, 1, T, S) is added to the scores."""
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    rows, heads = query.shape[:2]
+    flat = (part.reshape(rows * heads, *part.shape[2:]) for part in (query, key, value))
+    query_FTE, key_FSE, value_FSE = flat
+    none = query_FTE.new_empty(())
+    scores = torch.baddbmm(none, query_FTE, key_FSE.transpose(1, 2), beta=0, alpha=scale)
+    scores = scores.view(rows, heads, *scores.shape[1:])
+    if bias is not None:
+        scores += bias
+    shares = scores.softmax(dim=-1).flatten(0, 1)
+    return torch.bmm(shares.to(value_FSE.dtype), value_FSE).view(rows, heads, *query.shape[2:])
+
+
+def _in_rows(module: nn.Module, grid: Grid, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    key, value = grid.after_prefix(module.layer_idx, grid.rows(key), grid.rows(value))
+    return grid.rows(query), _all_heads(module, key), _all_heads(module, value)
+
+
+def _all_heads(module: nn.Module, states_BGSE: Tensor) -> Tensor:
+    """Keys or values of G groups of heads, for each head."""
+    groups = getattr(module, "num_key_value_groups", 1)
+    return states_BGSE if groups == 1 else states_BGSE.repeat_interleave(groups, dim=1)
+
+
+def _lowest(dtype: torch.dtype) -> float:
+    """Half the lowest number, which stays finite in bf16 when autocast makes scores of that type."""
+    return torch.finfo(dtype).min / 2
+
+
+AttentionInterface.register(PRODUCTS, _products)
+AttentionMaskInterface.register(PRODUCTS, eager_mask)
+AttentionInterface.register(FUSED, _fused)
+AttentionMaskInterface.register(FUSED, sdpa_mask)

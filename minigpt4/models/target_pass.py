@@ -1,0 +1,58 @@
+"""From a training batch to the losses of its targets, by the ways that the configuration chooses.
+
+Shapes: B rows, T positions, N targets, M image tokens of the batch, D channels of the LLM.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.models import llm as llms
+from minigpt4.models.packing import Packed, PrefixStates, can_pack, pack, shared_prefix
+from minigpt4.models.sequence import Batch, embed
+from minigpt4.models.target_loss import target_losses
+
+
+class TargetPass:
+    """Runs a frozen LLM over batches; remembers the beginnings that they share."""
+
+    def __init__(self, cfg: MiniGPT4Config) -> None:
+        self.cfg = cfg
+        self._prefixes = PrefixStates()
+
+    def losses(self, llm: nn.Module, batch: Batch, at: tuple[Tensor, Tensor], image_tokens_MD: Tensor | None) -> Tensor:
+        """Loss of each target, nats, (N,) fp32 on the LLM's device.
+
+        Args:
+            batch: on the CPU, so that nothing here waits for a GPU.
+            at: row and column of the position before each target, (N,) each.
+        """
+        recompute = self.cfg.llm_grad_checkpoint and torch.is_grad_enabled()
+        with llms.compute_as_stored(llm):
+            batch, at, inputs = self._inputs(llm, batch, at)
+            inputs["inputs_embeds"] = embed(batch, llm.get_input_embeddings(), image_tokens_MD)
+            with llms.recomputed(llm, recompute):
+                if self.cfg.llm_logits == "targets":
+                    return target_losses(llm, inputs, at, batch.targets_BT[:, 1:][at])
+                return _losses_of_all(llm, inputs, batch)[at]
+
+    def _inputs(
+        self, llm: nn.Module, batch: Batch, at: tuple[Tensor, Tensor]
+    ) -> tuple[Batch, tuple[Tensor, Tensor], dict[str, Any]]:
+        """Batch and positions on the LLM's device, and the arguments of its forward pass."""
+        device = llm.get_input_embeddings().weight.device
+        if not (self.cfg.llm_packing and can_pack(llm)):
+            batch, at = batch.to(device), tuple(index.to(device, non_blocking=True) for index in at)
+            return batch, at, {"attention_mask": batch.attention_mask_BT}
+        prefix = shared_prefix(batch, at) if self.cfg.llm_prefix_cache else []
+        packed: Packed = pack(batch, at, len(prefix)).to(device)
+        return packed.batch, packed.at, packed.inputs(self._prefixes.of(llm, prefix))
+
+
+def _losses_of_all(llm: nn.Module, inputs: Mapping[str, Any], batch: Batch) -> Tensor:
+    """(B, T - 1), from logits at all positions, as the original makes them."""
+    logits_BVT = llm(**inputs, use_cache=False).logits[:, :-1].transpose(1, 2).float()
+    return nn.functional.cross_entropy(logits_BVT, batch.targets_BT[:, 1:], reduction="none")
