@@ -4,8 +4,8 @@
     python benchmarks/step.py --size mid --batch-size 16 --captions short --write docs/performance.md
     python benchmarks/step.py --size 7b --batch-size 12 --precision bf16 --dir /tmp/7b      # on a GPU; 17 GB of files
 Random weights (seed 0) in the published formats. "Plain" is what the original computes, in fp32: logits at all
-positions, unfused attention, the image encoded in each step. Every row is measured in turn, in the same process, on the
-same batches; a ratio is the median of the rounds' own ratios.
+positions, unfused attention, padding, the image encoded in each step. Every row is measured in turn, in the same
+process, on the same batches; a ratio is the median of the rounds' own ratios.
 """
 
 import argparse
@@ -26,9 +26,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt4.common.command_line import exit_status
+from minigpt4.models.compiling import compile_parts
 from minigpt4.models.memory import StorageCounter
 from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.samples import ImageFeatures
+from minigpt4.models.samples import ImageFeatures, read_samples
 from minigpt4.models.tokenizer import load_tokenizer
 
 WORDS = ("brown", "dog", "sleeps", "on", "a", "red", "blanket", "wooden", "boats", "are", "tied", "to", "the", "pier")
@@ -50,16 +51,18 @@ class Way:
     name: str
     precision: str = "fp32"
     features: bool = False
+    compiled: bool = False
     model: dict[str, Any] = dataclasses.field(default_factory=lambda: dict(PLAIN))
     """Keys of `model:`."""
 
 
-def ways(precision: str) -> list[Way]:
-    """The plain way, each saving by itself, and all of them."""
+def ways(precision: str, *, compiled: bool = False) -> list[Way]:
+    """The plain way, each saving by itself, and all of them; with `compiled` also those under torch.compile."""
     plain, attention = Way("plain"), {"llm_attention": None}
     packing = attention | {"llm_packing": True}
     prefix = packing | {"llm_prefix_cache": True}
     everything = prefix | {"llm_logits": "targets"}
+    last = Way("all", precision, features=True, model=everything)
     return [
         plain,
         Way("logits at targets", model=PLAIN | {"llm_logits": "targets"}),
@@ -69,7 +72,8 @@ def ways(precision: str) -> list[Way]:
         Way("features from the cache", features=True),
         Way(precision, precision),
         Way("all without cache", precision, model=everything),
-        Way("all", precision, features=True, model=everything),
+        last,
+        *([dataclasses.replace(last, name="all, compiled", compiled=True)] if compiled else []),
     ]
 
 
@@ -80,6 +84,8 @@ class Step:
         section = size.section(folder, way.precision, **way.model)
         self.model = MiniGPT4.from_config(section, device=device).train()
         self.way = way
+        if way.compiled:
+            compile_parts(self.model)
         _set_vision_attention(self.model, fused=way.model["llm_attention"] is None)
         self.optimizer = torch.optim.AdamW(self.model.trainable_parameters().values(), lr=1e-4, fused=True)
 
@@ -144,7 +150,7 @@ def measure(args: argparse.Namespace, folder: Path) -> str:
     """The Markdown section."""
     size, device = SIZES[args.size], "cuda" if torch.cuda.is_available() else "cpu"
     write_weights(folder, size, torch.float32 if args.size != "7b" else torch.bfloat16)
-    chosen = [way for way in ways(args.precision) if not args.only or way.name in args.only]
+    chosen = [way for way in ways(args.precision, compiled=args.compile) if not args.only or way.name in args.only]
     steps = {way.name: Step(way, size, folder, device) for way in chosen}
     source = batches(args.batch_size, size.section(folder, "fp32").get("image_size", 224), args.captions, device)
     drawn = [next(source) for _ in range(ROUND)]
@@ -155,38 +161,46 @@ def measure(args: argparse.Namespace, folder: Path) -> str:
             steps[name](batch)
 
     seconds = seconds_in_turn({name: lambda name=name: run(name) for name in steps}, args.repeats)
-    rows, plain = [], chosen[0].name
-    plain_peak = steps[plain].peak_bytes(given[plain][0])
+    plain = steps[chosen[0].name]
+    plain_peak = plain.peak_bytes(given[plain.way.name][0])
+    rows = []
     for name, step in steps.items():
-        peak = step.peak_bytes(given[name][0])
-        rate = matrix_rate(next(step.model.llama_model.parameters()).dtype, torch.device(device))
-        done = sum(step.flops(batch) for batch in given[name]) / statistics.median(seconds[name])
-        rows.append(
-            (
-                name,
-                f"{statistics.median(seconds[name]) / ROUND:.3f}",
-                f"{ratio(seconds[plain], seconds[name]):.2f}",
-                f"{peak / 2**30:.2f}",
-                f"{peak / plain_peak:.0%}",
-                f"{done / rate:.0%}",
-            )
-        )
-    return _section(args, rows)
+        faster = ratio(seconds[plain.way.name], seconds[name])
+        row = (name, f"{statistics.median(seconds[name]) / ROUND:.3f}", f"{faster:.2f}")
+        rows.append(row + _resources(step, given[name], statistics.median(seconds[name]), plain_peak))
+    return _section(args, rows, _padding(plain.model, drawn))
+
+
+def _resources(step: Step, batches: list[dict[str, Any]], seconds: float, plain_peak: int) -> tuple[str, ...]:
+    """Memory and share of the matrix rate; not counted for compiled parts, whose operations no counter sees."""
+    if step.way.compiled:
+        return ("", "", "")
+    peak = step.peak_bytes(batches[0])
+    rate = matrix_rate(next(step.model.llama_model.parameters()).dtype, step.model.device)
+    done = sum(step.flops(batch) for batch in batches) / seconds
+    return f"{peak / 2**30:.2f}", f"{peak / plain_peak:.0%}", f"{done / rate:.0%}"
+
+
+def _padding(model: MiniGPT4, drawn: list[dict[str, Any]]) -> float:
+    """Share of positions that a padded batch computes for nothing."""
+    padded = [model._training_batch(read_samples(batch))[0] for batch in drawn]
+    return 1 - sum(int(batch.lengths_B.sum()) for batch in padded) / sum(batch.ids_BT.numel() for batch in padded)
 
 
 def _given(step: Step, batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, "image": step.features(batch["image"])} if step.way.features else batch
 
 
-def _section(args: argparse.Namespace, rows: list[tuple[str, ...]]) -> str:
+def _section(args: argparse.Namespace, rows: list[tuple[str, ...]], padding: float) -> str:
     head = ("step", "median, s", "times faster", "peak memory, GiB", "of plain", "of matrix rate")
     low, high = CAPTION_TOKENS[args.captions]
     return (
         f"### Training step, size {args.size}, batch {args.batch_size}, {args.captions} captions\n\n"
-        f"Captions of {low} to {high} tokens; median of {args.repeats} rounds of {ROUND} steps. The fp32 rows compute "
+        f"Captions of {low} to {high} tokens; median of {args.repeats} rounds of {ROUND} steps. Of the plain way's "
+        f"positions {padding:.0%} are padding, without padding none. The fp32 rows compute "
         f'with `torch.set_float32_matmul_precision("{torch.get_float32_matmul_precision()}")`.\n\n'
         f"    python benchmarks/step.py --size {args.size} --batch-size {args.batch_size} --captions {args.captions} "
-        f"--precision {args.precision} --repeats {args.repeats}\n\n"
+        f"--precision {args.precision} --repeats {args.repeats}{' --compile' if args.compile else ''}\n\n"
         f"Machine: {machine()}, {torch.get_num_threads()} threads.\n\n{table(head, rows)}"
     )
 
@@ -198,6 +212,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--captions", choices=CAPTION_TOKENS, default="long")
     parser.add_argument("--precision", choices=("bf16", "fp16"), default="bf16", help="of the 16-bit rows (bf16)")
+    parser.add_argument("--compile", action="store_true", help="also measure `run.compile`")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--only", nargs="*", help="names of rows; the first is what the others are compared with")
     parser.add_argument("--dir", type=Path, help="where the weights go, to be used again (a folder that is deleted)")

@@ -23,6 +23,7 @@ from minigpt4.common.run_log import RunLog
 from minigpt4.common.signals import StopRequest
 from minigpt4.datasets import BadSampleLedger, Dataset, DevicePrefetcher, EvalLoader, TrainLoader, TrainSource
 from minigpt4.features.cache import FeatureFiller
+from minigpt4.models.compiling import compile_parts
 from minigpt4.runners import state
 from minigpt4.runners.finite import FiniteWatch
 from minigpt4.runners.updates import Updater
@@ -63,6 +64,8 @@ class RunnerBase:
         folder = RunFolder.existing(Path(cfg.run.output_dir) / job_id)
         self.folder = folder.path
         self.model = model.train()
+        if self.run.compile:
+            compile_parts(self.model)
         finite = FiniteWatch(self.folder, self.run.max_nonfinite_steps, processes.rank)
         self.updater = Updater(self.model, self.run, processes, finite, task.train_step)
         self.features = FeatureFiller(self.model)

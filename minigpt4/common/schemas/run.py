@@ -95,6 +95,9 @@ class RunConfig:
     amp_dtype: Literal["fp16", "bf16"] = "fp16"
     """Precision under `amp`; fp16 comes with a gradient scaler."""
 
+    compile: bool = False
+    """New. torch.compile on norms, MLPs and the vision side's blocks: faster steps after a slower first one."""
+
     feature_cache: str | None = field(default=None, metadata={"path": "later"})
     """New. Folder where what the frozen vision side gives for each image is kept, for all ranks, epochs, runs and
     evaluations; null: images are encoded each time."""
