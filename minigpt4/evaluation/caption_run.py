@@ -118,10 +118,7 @@ def _report(
 ) -> CaptionReport:
     scorer = CaptionScorer(references, run.families)
     log.info("Scoring %d captions of %d checkpoints", len(data), len(said))
-    rows = [
-        ScoredCheckpoint(checkpoint, captions, scorer.score(captions))
-        for checkpoint, captions in zip(run.checkpoints, said, strict=True)
-    ]
+    rows = [ScoredCheckpoint(*row) for row in zip(run.checkpoints, said, scorer.score_all(said), strict=True)]
     title = f"{data.dataset.name}, {data.dataset.split}"
     return CaptionReport(
         title, key, data.items, references, run.reference_mode, scorer.metrics, rows, setup, list(run.notes)
