@@ -11,6 +11,7 @@ from itertools import count, groupby
 import torch
 from torch import Tensor, nn
 from transformers import (
+    Cache,
     LogitsProcessorList,
     MinLengthLogitsProcessor,
     PreTrainedTokenizerBase,
@@ -79,7 +80,7 @@ class RowDecoder:
             self._read_newest()
         cache = RowCache()
         position_ids_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-        logits_BV = self._forward(cache, mask_BT, inputs_embeds=embeds_BTD, position_ids=position_ids_BT)
+        logits_BV = next_logits(self.llm, cache, mask_BT, inputs_embeds=embeds_BTD, position_ids=position_ids_BT)
         if self.rows:
             width = max(self._mask_BP.shape[1], mask_BT.shape[1])
             cache = self._cache.joined(cache, width)
@@ -118,16 +119,9 @@ class RowDecoder:
             return
         newest_B1 = torch.tensor([[row.ids[-1]] for row in self.rows], device=self._mask_BP.device)
         position_ids_B1 = self._mask_BP.sum(dim=1, keepdim=True) - 1
-        self._logits_BV = self._forward(self._cache, self._mask_BP, input_ids=newest_B1, position_ids=position_ids_B1)
-
-    def _forward(self, cache: RowCache, mask_BP: Tensor, **inputs: Tensor) -> Tensor:
-        last = torch.tensor([next(iter(inputs.values())).shape[1] - 1], device=mask_BP.device)
-        with compute_as_stored(self.llm):
-            # An index, not a number: a slice would not be contiguous, and CPUs copy the head's weights for it.
-            logits_B1V = self.llm(
-                **inputs, attention_mask=mask_BP, past_key_values=cache, use_cache=True, logits_to_keep=last
-            ).logits
-        return logits_B1V[:, 0].float()
+        self._logits_BV = next_logits(
+            self.llm, self._cache, self._mask_BP, input_ids=newest_B1, position_ids=position_ids_B1
+        )
 
     # Choosing
 
@@ -201,6 +195,17 @@ class RowDecoder:
             return
         self._mask_BP = self._mask_BP[:, unused:]
         self._cache.drop_first(unused)
+
+
+def next_logits(llm: nn.Module, cache: Cache, mask_BP: Tensor, **inputs: Tensor) -> Tensor:
+    """Logits (B, V) float32 after the last position of `inputs`, which the cache takes in; of no other position."""
+    last = torch.tensor([next(iter(inputs.values())).shape[1] - 1], device=mask_BP.device)
+    with compute_as_stored(llm):
+        # An index, not a number: a slice would not be contiguous, and CPUs copy the head's weights for it.
+        logits_B1V = llm(
+            **inputs, attention_mask=mask_BP, past_key_values=cache, use_cache=True, logits_to_keep=last
+        ).logits
+    return logits_B1V[:, 0].float()
 
 
 def _choose(scores_MV: Tensor, row: DecodedRow) -> Tensor:
