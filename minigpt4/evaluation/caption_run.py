@@ -56,7 +56,7 @@ def evaluate(run: CaptionRun, processes: Processes) -> dict[str, Any] | None:
         MiniGPT4Error: something is wrong with configuration, data or checkpoints; the text says what.
     """
     cfg = run.cfg.run
-    data = _read_data(run.cfg)
+    data = read_data(run.cfg)
     references = data.references(run.reference_mode)
     rules = PromptRules.of(run.cfg.model, cfg.generation, cfg.seed)
     log.info("%d images; prompt %r; stop %s; %s", len(data), rules.prompt, rules.stop, rules.decoding)
@@ -86,7 +86,8 @@ def _split(cfg: Experiment) -> str:
     return splits[0]
 
 
-def _read_data(cfg: Experiment) -> CaptionData:
+def read_data(cfg: Experiment) -> CaptionData:
+    """The images of an evaluation; ConfigError unless its one dataset has images and captions."""
     if len(cfg.datasets) != 1:
         names = ", ".join(cfg.datasets) or "none"
         raise ConfigError(f"{cfg.source}: datasets: {names}: an evaluation of captions takes exactly one dataset")
