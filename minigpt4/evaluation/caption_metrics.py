@@ -1,20 +1,21 @@
-"""BLEU-1 to 4, CIDEr, ROUGE-L, METEOR and SPICE by pycocoevalcap, on words from its PTB tokenizer (Java)."""
+"""BLEU-1 to 4, CIDEr, ROUGE-L, METEOR and SPICE, with the numbers and the PTB tokenizer (Java) of pycocoevalcap."""
 
 import functools
 import importlib.metadata
 import importlib.util
 import os
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.java import find_java
+from minigpt4.evaluation.cider import CiderReferences
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr", "ROUGE-L")
 """Those of the published table, in its order; a validation computes these."""
@@ -29,7 +30,12 @@ FAMILIES = {
 PUBLISHED_FAMILIES = ("BLEU", "CIDEr", "ROUGE-L")
 SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
 SPICE_MODELS = "http://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
+Key = TypeVar("Key", bound=Hashable)
 _HOW_TO_GET = 'pip install -e ".[eval]" brings both'
+
+
+Words = dict[str, list[str]]
+"""By image id, texts as words joined by blanks."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def score_captions(
 
 
 class CaptionScorer:
-    """Scores sets of captions against the same references, whose words are found once.
+    """Scores sets of captions against the same references, whose words, n-grams and vectors are made once.
 
     Args:
         references: one or more captions for each image id.
@@ -112,7 +118,7 @@ class CaptionScorer:
             some = ", ".join(lacking[:3])
             raise ValueError(f"{len(lacking)} of {len(references)} images have no reference, such as {some}")
         self.families = [family for family in FAMILIES if family in families]
-        self.words = tokenize({image_id: list(texts) for image_id, texts in references.items()})
+        self._references = _References(tokenize({image_id: list(texts) for image_id, texts in references.items()}))
 
     @property
     def metrics(self) -> list[str]:
@@ -124,26 +130,51 @@ class CaptionScorer:
 
         Raises ValueError unless the image ids are those of the references.
         """
-        if predictions.keys() != self.words.keys():
-            raise ValueError(
-                f"{len(predictions)} predictions, {len(self.words)} references: the image ids must be the same"
-            )
-        said = tokenize({image_id: [predictions[image_id]] for image_id in self.words})
+        return self.score_all([predictions])[0]
+
+    def score_all(self, sets: Sequence[Mapping[str, str]]) -> list[CaptionScores]:
+        """`score` of several sets of captions, whose words are found by one start of Java."""
+        words = self._references.words
+        for predictions in sets:
+            if predictions.keys() != words.keys():
+                raise ValueError(
+                    f"{len(predictions)} predictions, {len(words)} references: the image ids must be the same"
+                )
+        keys = [(number, image_id) for number in range(len(sets)) for image_id in words]
+        said = tokenize({(number, image_id): [sets[number][image_id]] for number, image_id in keys})
+        return [self._score({image_id: said[number, image_id] for image_id in words}) for number in range(len(sets))]
+
+    def _score(self, said: Words) -> CaptionScores:
         scores = CaptionScores({}, {}, {})
         for family in self.families:
-            _SCORERS[family](scores, self.words, said)
+            _SCORERS[family](scores, self._references, said)
         return scores
 
 
-Words = dict[str, list[str]]
+@dataclass(frozen=True)
+class _References:
+    """The side of the references, which is the same for all sets of captions."""
+
+    words: Words
+
+    @functools.cached_property
+    def bleu(self) -> Any:
+        """pycocoevalcap's scorer with their n-grams."""
+        from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+        scorer = BleuScorer(n=4)
+        for texts in self.words.values():
+            scorer.cook_append(None, texts)
+        return scorer
+
+    @functools.cached_property
+    def cider(self) -> CiderReferences:
+        """Their vectors."""
+        return CiderReferences(list(self.words.values()))
 
 
-def _add_bleu(scores: CaptionScores, words: Words, said: Words) -> None:
-    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-
-    scorer = BleuScorer(n=4)
-    for image_id, texts in words.items():
-        scorer += (said[image_id][0], texts)
+def _add_bleu(scores: CaptionScores, references: _References, said: Words) -> None:
+    scorer = references.bleu.retest([said[image_id][0] for image_id in references.words])
     bleu, _ = scorer.compute_score(option="closest")
     scores.corpus.update(zip(FAMILIES["BLEU"], map(float, bleu), strict=True))
     rows = [[*c["correct"], *c["guess"], c["testlen"], _closest(c["reflen"], c["testlen"])] for c in scorer.ctest]
@@ -154,24 +185,22 @@ def _closest(lengths: Sequence[int], wanted: int) -> int:
     return min((abs(length - wanted), length) for length in lengths)[1]
 
 
-def _add_cider(scores: CaptionScores, words: Words, said: Words) -> None:
-    from pycocoevalcap.cider.cider import Cider
-
-    corpus, each = Cider().compute_score(words, said)
-    scores.corpus["CIDEr"], scores.per_image["CIDEr"] = float(corpus), np.array(each, dtype=np.float64)
+def _add_cider(scores: CaptionScores, references: _References, said: Words) -> None:
+    each = references.cider.scores([said[image_id][0] for image_id in references.words])
+    scores.corpus["CIDEr"], scores.per_image["CIDEr"] = float(np.mean(each)), each
 
 
-def _add_rouge(scores: CaptionScores, words: Words, said: Words) -> None:
+def _add_rouge(scores: CaptionScores, references: _References, said: Words) -> None:
     from pycocoevalcap.rouge.rouge import Rouge
 
-    corpus, each = Rouge().compute_score(words, said)
+    corpus, each = Rouge().compute_score(references.words, said)
     scores.corpus["ROUGE-L"], scores.per_image["ROUGE-L"] = float(corpus), np.array(each, dtype=np.float64)
 
 
-def _add_meteor(scores: CaptionScores, words: Words, said: Words) -> None:
+def _add_meteor(scores: CaptionScores, references: _References, said: Words) -> None:
     scorer = _meteor()
     scorer.rows.clear()
-    corpus, _ = scorer.compute_score(words, said)
+    corpus, _ = scorer.compute_score(references.words, said)
     scores.corpus["METEOR"], scores.counts["METEOR"] = corpus, _summable(np.array(scorer.rows))
 
 
@@ -201,16 +230,16 @@ def _summable(counts_NK: np.ndarray) -> np.ndarray:
     return counts_NK
 
 
-def _add_spice(scores: CaptionScores, words: Words, said: Words) -> None:
+def _add_spice(scores: CaptionScores, references: _References, said: Words) -> None:
     from pycocoevalcap.spice.spice import Spice
 
     try:
         with java_on_path():
-            _, each = Spice().compute_score(words, said)
+            _, each = Spice().compute_score(references.words, said)
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(f"SPICE failed ({error}); leave it out of --metrics, the captions are kept") from error
-    by_id = dict(zip(sorted(words), (entry["All"]["f"] for entry in each), strict=True))
-    scores.per_image["SPICE"] = np.array([by_id[image_id] for image_id in words])
+    by_id = dict(zip(sorted(references.words), (entry["All"]["f"] for entry in each), strict=True))
+    scores.per_image["SPICE"] = np.array([by_id[image_id] for image_id in references.words])
     scores.corpus["SPICE"] = float(scores.per_image["SPICE"].mean())
 
 
@@ -223,7 +252,7 @@ _SCORERS = {
 }
 
 
-def tokenize(captions: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def tokenize(captions: Mapping[Key, Sequence[str]]) -> dict[Key, list[str]]:
     """PTB words of each caption, lower case, without punctuation, joined by blanks."""
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 

@@ -56,7 +56,7 @@ def evaluate(run: CaptionRun, processes: Processes) -> dict[str, Any] | None:
         MiniGPT4Error: something is wrong with configuration, data or checkpoints; the text says what.
     """
     cfg = run.cfg.run
-    data = _read_data(run.cfg)
+    data = read_data(run.cfg)
     references = data.references(run.reference_mode)
     rules = PromptRules.of(run.cfg.model, cfg.generation, cfg.seed)
     log.info("%d images; prompt %r; stop %s; %s", len(data), rules.prompt, rules.stop, rules.decoding)
@@ -86,7 +86,8 @@ def _split(cfg: Experiment) -> str:
     return splits[0]
 
 
-def _read_data(cfg: Experiment) -> CaptionData:
+def read_data(cfg: Experiment) -> CaptionData:
+    """The images of an evaluation; ConfigError unless its one dataset has images and captions."""
     if len(cfg.datasets) != 1:
         names = ", ".join(cfg.datasets) or "none"
         raise ConfigError(f"{cfg.source}: datasets: {names}: an evaluation of captions takes exactly one dataset")
@@ -118,10 +119,7 @@ def _report(
 ) -> CaptionReport:
     scorer = CaptionScorer(references, run.families)
     log.info("Scoring %d captions of %d checkpoints", len(data), len(said))
-    rows = [
-        ScoredCheckpoint(checkpoint, captions, scorer.score(captions))
-        for checkpoint, captions in zip(run.checkpoints, said, strict=True)
-    ]
+    rows = [ScoredCheckpoint(*row) for row in zip(run.checkpoints, said, scorer.score_all(said), strict=True)]
     title = f"{data.dataset.name}, {data.dataset.split}"
     return CaptionReport(
         title, key, data.items, references, run.reference_mode, scorer.metrics, rows, setup, list(run.notes)

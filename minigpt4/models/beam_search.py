@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LogitsProcessorList, StoppingCriteriaList
 
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.models.llm import compute_as_stored
-from minigpt4.models.row_decoder import NOT_FINITE
+from minigpt4.models.row_decoder import NOT_FINITE, next_logits
 
 
 @dataclass(frozen=True)
@@ -155,7 +154,7 @@ class _Beams:
         self.cache = DynamicCache(config=llm.config)
         self.mask = mask_BT
         position_ids_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-        logits_BV = self._forward(inputs_embeds=embeds_BTD, position_ids=position_ids_BT)
+        logits_BV = next_logits(llm, self.cache, self.mask, inputs_embeds=embeds_BTD, position_ids=position_ids_BT)
         self.cache.batch_repeat_interleave(num_beams)
         self.mask = mask_BT.repeat_interleave(num_beams, dim=0)
         self.logits_NV = logits_BV.repeat_interleave(num_beams, dim=0)
@@ -178,14 +177,9 @@ class _Beams:
     def forward(self) -> None:
         """Read the newest ids."""
         position_ids_N1 = self.mask.sum(dim=1, keepdim=True) - 1
-        self.logits_NV = self._forward(input_ids=self.ids_NL[:, -1:], position_ids=position_ids_N1)
-
-    def _forward(self, **inputs: Tensor) -> Tensor:
-        with compute_as_stored(self.llm):
-            logits = self.llm(
-                **inputs, attention_mask=self.mask, past_key_values=self.cache, use_cache=True, logits_to_keep=1
-            ).logits
-        return logits[:, -1].float()
+        self.logits_NV = next_logits(
+            self.llm, self.cache, self.mask, input_ids=self.ids_NL[:, -1:], position_ids=position_ids_N1
+        )
 
     def hypotheses(self) -> list[list[tuple[list[int], float]]]:
         """Ids and totals of the running beams of each row."""

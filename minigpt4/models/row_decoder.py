@@ -6,12 +6,12 @@ Shapes: B rows, T prompt positions, P positions in the cache, D channels of the 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import count, groupby
 
 import torch
 from torch import Tensor, nn
 from transformers import (
-    DynamicCache,
+    Cache,
     LogitsProcessorList,
     MinLengthLogitsProcessor,
     PreTrainedTokenizerBase,
@@ -24,6 +24,7 @@ from transformers import (
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.conversation.decoding import Decoding
 from minigpt4.models.llm import compute_as_stored
+from minigpt4.models.row_cache import RowCache
 
 TOP_K = 50
 """Candidates that sampling keeps: the default of transformers 4.30, which the published code never changed."""
@@ -44,6 +45,8 @@ class DecodedRow:
     stop: Sequence[str] = ()
     generator: torch.Generator | None = None
     """Of this row's sampling, on the LLM's device; None: the global one."""
+    number: int = field(default=0, init=False)
+    """Rows that joined the decoder before it: sampled rows draw in this order."""
     ended: bool | None = field(default=None, init=False)
     """None while it goes on; True: an end token or a stop string came; False: the token limit did."""
 
@@ -64,26 +67,32 @@ class RowDecoder:
     def __init__(self, llm: nn.Module, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> None:
         self.llm, self.tokenizer, self.end_ids = llm, tokenizer, list(end_ids)
         self.rows: list[DecodedRow] = []
-        """Those that go on, in the order of the batch."""
-        self._cache = DynamicCache()
+        """Those that go on, in the order of the batch: where one leaves, the last one takes its place."""
+        self._numbers = count()
+        self._cache = RowCache()
         self._mask_BP: Tensor | None = None
         self._logits_BV: Tensor | None = None  # None: the newest tokens are not read yet
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def add(self, rows: Sequence[DecodedRow], embeds_BTD: Tensor, mask_BT: Tensor) -> None:
         """Rows join with their prompts, which are padded on the left with mask 0."""
         if self.rows:
             self._read_newest()
-        cache = DynamicCache()
+        cache = RowCache()
         position_ids_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-        logits_BV = self._forward(cache, mask_BT, inputs_embeds=embeds_BTD, position_ids=position_ids_BT)
+        logits_BV = next_logits(self.llm, cache, mask_BT, inputs_embeds=embeds_BTD, position_ids=position_ids_BT)
         if self.rows:
-            cache, mask_BT = self._joined(cache, mask_BT)
+            width = max(self._mask_BP.shape[1], mask_BT.shape[1])
+            cache = self._cache.joined(cache, width)
+            masks = [nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask in (self._mask_BP, mask_BT)]
+            mask_BT = torch.cat(masks)
             logits_BV = torch.cat([self._logits_BV, logits_BV])
         self._cache, self._mask_BP, self._logits_BV = cache, mask_BT, logits_BV
+        for row in rows:
+            row.number = next(self._numbers)
         self.rows = [*self.rows, *rows]
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self) -> None:
         """Every row says one token; those that ended leave.
 
@@ -97,6 +106,7 @@ class RowDecoder:
         self._notice_ends()
         self._keep([index for index, row in enumerate(self.rows) if row.ended is None])
 
+    @torch.inference_mode()
     def remove(self, rows: Iterable[DecodedRow]) -> None:
         """Rows leave before their end."""
         leaving = {id(row) for row in rows}
@@ -109,16 +119,9 @@ class RowDecoder:
             return
         newest_B1 = torch.tensor([[row.ids[-1]] for row in self.rows], device=self._mask_BP.device)
         position_ids_B1 = self._mask_BP.sum(dim=1, keepdim=True) - 1
-        self._logits_BV = self._forward(self._cache, self._mask_BP, input_ids=newest_B1, position_ids=position_ids_B1)
-
-    def _forward(self, cache: DynamicCache, mask_BP: Tensor, **inputs: Tensor) -> Tensor:
-        last = torch.tensor([next(iter(inputs.values())).shape[1] - 1], device=mask_BP.device)
-        with compute_as_stored(self.llm):
-            # An index, not a number: a slice would not be contiguous, and CPUs copy the head's weights for it.
-            logits_B1V = self.llm(
-                **inputs, attention_mask=mask_BP, past_key_values=cache, use_cache=True, logits_to_keep=last
-            ).logits
-        return logits_B1V[:, 0].float()
+        self._logits_BV = next_logits(
+            self.llm, self._cache, self._mask_BP, input_ids=newest_B1, position_ids=position_ids_B1
+        )
 
     # Choosing
 
@@ -126,13 +129,13 @@ class RowDecoder:
         tokens_B = torch.empty(len(self.rows), dtype=torch.long, device=self._logits_BV.device)
         for members in self._alike():
             first = self.rows[members[0]]
-            scores_MV = self._logits_BV if len(members) == len(self.rows) else self._logits_BV[members]
+            scores_MV = self._logits_BV if members == list(range(len(self.rows))) else self._logits_BV[members]
             processors = penalties(first.decoding, self.end_ids, scores_MV.device)
             if processors:
                 ids_ML = torch.tensor([self.rows[index].ids for index in members], device=scores_MV.device)
                 scores_MV = processors(ids_ML, scores_MV)
             tokens_B[members] = _choose(scores_MV, first)
-        finite_B = self._logits_BV.isfinite().all(dim=1).long()
+        finite_B = self._logits_BV.sum(dim=1).isfinite().long()  # one pass: whatever is not finite spreads to the sum
         tokens, finite = torch.stack([tokens_B, finite_B]).tolist()  # the one time that the host waits for the device
         if not all(finite):
             raise MiniGPT4Error(NOT_FINITE)
@@ -148,7 +151,8 @@ class RowDecoder:
             own = id(row.generator) if decoding.do_sample and row.generator is not None else 0
             return repr(decoding), 0 if plain else len(row.ids), own
 
-        return [list(group) for _, group in groupby(sorted(range(len(self.rows)), key=kind), key=kind)]
+        by_age = sorted(range(len(self.rows)), key=lambda index: self.rows[index].number)
+        return [list(group) for _, group in groupby(sorted(by_age, key=kind), key=kind)]
 
     # Ending
 
@@ -173,12 +177,12 @@ class RowDecoder:
     def _keep(self, indices: list[int]) -> None:
         if len(indices) == len(self.rows):
             return
-        self.rows = [self.rows[index] for index in indices]
         if not indices:
-            self._cache, self._mask_BP, self._logits_BV = DynamicCache(), None, None
+            self.rows, self._cache, self._mask_BP, self._logits_BV = [], RowCache(), None, None
             return
-        chosen = torch.tensor(indices, device=self._mask_BP.device)
-        self._cache.batch_select_indices(chosen)
+        order = self._cache.keep(indices)
+        self.rows = [self.rows[index] for index in order]
+        chosen = torch.tensor(order, device=self._mask_BP.device)
         self._mask_BP = self._mask_BP[chosen]
         if self._logits_BV is not None:
             self._logits_BV = self._logits_BV[chosen]
@@ -190,22 +194,18 @@ class RowDecoder:
         if not unused:
             return
         self._mask_BP = self._mask_BP[:, unused:]
-        for layer in self._cache.layers:
-            layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
-
-    def _joined(self, cache: DynamicCache, mask_BT: Tensor) -> tuple[DynamicCache, Tensor]:
-        """The running rows' cache and mask above those of new rows, all padded on the left to one length."""
-        width = max(self._mask_BP.shape[1], mask_BT.shape[1])
-        both = DynamicCache()
-        for number, (old, new) in enumerate(zip(self._cache.layers, cache.layers, strict=True)):
-            keys = torch.cat([_padded(old.keys, width), _padded(new.keys, width)])
-            both.update(keys, torch.cat([_padded(old.values, width), _padded(new.values, width)]), number)
-        masks = [nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask in (self._mask_BP, mask_BT)]
-        return both, torch.cat(masks)
+        self._cache.drop_first(unused)
 
 
-def _padded(states_BHPE: Tensor, width: int) -> Tensor:
-    return nn.functional.pad(states_BHPE, (0, 0, width - states_BHPE.shape[2], 0))
+def next_logits(llm: nn.Module, cache: Cache, mask_BP: Tensor, **inputs: Tensor) -> Tensor:
+    """Logits (B, V) float32 after the last position of `inputs`, which the cache takes in; of no other position."""
+    last = torch.tensor([next(iter(inputs.values())).shape[1] - 1], device=mask_BP.device)
+    with compute_as_stored(llm):
+        # An index, not a number: a slice would not be contiguous, and CPUs copy the head's weights for it.
+        logits_B1V = llm(
+            **inputs, attention_mask=mask_BP, past_key_values=cache, use_cache=True, logits_to_keep=last
+        ).logits
+    return logits_B1V[:, 0].float()
 
 
 def _choose(scores_MV: Tensor, row: DecodedRow) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 
 from minigpt4.common import java
 from minigpt4.common.errors import ConfigError
-from minigpt4.evaluation import METRICS, require_caption_metrics, score_captions
+from minigpt4.evaluation import METRICS, caption_metrics, require_caption_metrics, score_captions
 from minigpt4.evaluation.caption_metrics import CaptionScorer, java_on_path, tokenize, usable_families
 
 HAND = json.loads((Path(__file__).parents[1] / "data" / "captions" / "hand.json").read_text())
@@ -96,6 +96,29 @@ def test_all_scores_are_those_of_pycocoevalcap_to_the_last_digit():
     assert list(ours.corpus) == [*METRICS, "METEOR"]
     assert ours.per_image["CIDEr"].tolist() == list(single[0][1])
     assert ours.per_image["ROUGE-L"].tolist() == list(single[1][1])
+
+
+SETS = [
+    PREDICTIONS,
+    PREDICTIONS | {"1": "dog dog dog dog on a red red blanket", "3": ""},
+    {key: texts[-1] for key, texts in REFERENCES.items()},
+]
+
+
+def test_a_set_has_the_same_scores_alone_and_between_others():
+    scorer = CaptionScorer(REFERENCES)
+    together, alone = scorer.score_all(SETS)[1], scorer.score(SETS[1])
+    assert together.corpus == alone.corpus != scorer.score(SETS[0]).corpus
+    assert together.counts["BLEU"].tolist() == alone.counts["BLEU"].tolist()
+
+
+def test_references_are_read_once_and_several_sets_together(monkeypatch):
+    texts = []
+    monkeypatch.setattr(caption_metrics, "tokenize", lambda given: texts.append(len(given)) or tokenize(given))
+    scorer = CaptionScorer(REFERENCES, ["CIDEr"])
+    scorer.score(SETS[0])
+    scorer.score_all(SETS[1:])
+    assert texts == [3, 3, 6]
 
 
 def test_missing_models_of_spice_are_a_line_that_says_so():

@@ -129,6 +129,15 @@ def test_sampling_with_a_seed_of_its_own_does_not_depend_on_the_neighbours(decod
     assert all(row.ended is not None for row in others)
 
 
+def test_sampled_rows_draw_in_the_order_in_which_they_joined(decoder, join):
+    hot = Decoding(max_new_tokens=8, do_sample=True)
+    rows = [join(prompt, hot) for prompt in (*PROMPTS, PROMPTS[0])]
+    decoder.remove(rows[:1])
+    assert decoder.rows == [rows[3], rows[1], rows[2]]
+    (together,) = decoder._alike()
+    assert [decoder.rows[index] for index in together] == rows[1:]
+
+
 def test_logits_that_are_not_finite_are_an_error(model):
     broken = copy.deepcopy(model.llama_model)
     broken.lm_head.weight.data.fill_(float("nan"))

@@ -1,10 +1,11 @@
-"""Several checkpoints in one run of eval_flickr30k.py against a process for each: times, ratio, and that both agree.
+"""Several checkpoints evaluated in one run, in a run for each, and in a plain run for each: times, ratios, agreement.
 
-    python benchmarks/evaluate_checkpoints.py --cfg-path eval_configs/mini_flickr_eval.yaml --run RUN \
+    python benchmarks/evaluate.py --cfg-path eval_configs/mini_flickr_eval.yaml --run RUN \
         --images 100 --repeats 3 --metrics BLEU CIDEr ROUGE-L --write docs/performance.md
-    python benchmarks/evaluate_checkpoints.py --cfg-path FILE --ckpt pretrained=a.pth checkpoint_0.pth checkpoint_1.pth
+    python benchmarks/evaluate.py --cfg-path FILE --ckpt pretrained=a.pth checkpoint_0.pth checkpoint_1.pth --skip-plain
 Prints a Markdown section; `--write` puts it between its marks in a file, or at the end of one without them. Times are
-those of whole processes, from start to exit, in fresh folders. Captions or scores that differ are an error.
+those of whole processes, from start to exit, in fresh folders. Captions or scores of eval_flickr30k.py that differ
+between the ways are an error. The plain way is plain_evaluation.py; how many of its captions are the same is said.
 """
 
 import argparse
@@ -17,11 +18,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from plain_evaluation import RESULT, SCORERS
 from tables import REPOSITORY, machine, write_section
 
 from minigpt4.common.command_line import exit_status
@@ -29,10 +31,10 @@ from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, RunError
 from minigpt4.common.experiment import read_experiment
 from minigpt4.datasets.records import Records
-from minigpt4.evaluation.caption_metrics import FAMILIES
 from minigpt4.evaluation.report import JSON
 
 SCRIPT = REPOSITORY / "eval_scripts" / "eval_flickr30k.py"
+PLAIN_SCRIPT = REPOSITORY / "benchmarks" / "plain_evaluation.py"
 EPOCH = re.compile(r"checkpoint_(\d+)\.pth")
 SHOWN_OF_ERROR = 3000
 
@@ -47,10 +49,11 @@ class Timing:
     apart: float
     """A process for each checkpoint, one after the other, summed."""
 
-    @property
-    def ratio(self) -> float:
-        """How many times faster one process is."""
-        return self.apart / self.together
+    plain: float | None = None
+    """A plain process for each checkpoint, summed; None: not measured."""
+
+    same: int = 0
+    """Captions of the plain processes that are those of the others."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -62,7 +65,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     chosen.add_argument("--run", type=Path, help="run folder: its checkpoint_0.pth, checkpoint_1.pth, ...")
     parser.add_argument("--images", type=int, help="the first so many images of the test file (all)")
     parser.add_argument("--repeats", type=int, default=3, help="measure so often, in turn (3)")
-    parser.add_argument("--metrics", nargs="+", choices=FAMILIES, default=["BLEU", "CIDEr", "ROUGE-L"])
+    parser.add_argument("--metrics", nargs="+", choices=SCORERS, default=list(SCORERS))
+    parser.add_argument("--skip-plain", action="store_true", help="do not measure the plain way")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="values over the file's")
     parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the section into this file, too")
     return parser.parse_args(argv)
@@ -106,7 +110,7 @@ def _limit(args: argparse.Namespace, folder: Path) -> list[str]:
 def _repeat(
     args: argparse.Namespace, checkpoints: Sequence[str], options: Sequence[str], folder: Path, *, apart_first: bool
 ) -> Timing:
-    """Both ways once; RunError unless they give the same."""
+    """All ways once; RunError unless one run and several give the same."""
     lists = {"together": list(checkpoints)} | {f"apart_{n}": [one] for n, one in enumerate(checkpoints)}
     order = sorted(lists, key=lambda name: (name == "together") == apart_first)
     seconds = {name: _evaluate(args, lists[name], options, folder / name) for name in order}
@@ -115,13 +119,40 @@ def _repeat(
     for one, other in zip(together, apart, strict=True):
         if one != other:
             raise RunError(f"captions or scores of {one['name']!r} are not those of its own process, {other['name']!r}")
-    return Timing(seconds.pop("together"), sum(seconds.values()))
+    timing = Timing(seconds.pop("together"), sum(seconds.values()))
+    if args.skip_plain:
+        return timing
+    plain, same = 0.0, 0
+    for number, (checkpoint, result) in enumerate(zip(checkpoints, together, strict=True)):
+        plain += _evaluate_plain(args, checkpoint, options, folder / f"plain_{number}")
+        same += _same(result, json.loads((folder / f"plain_{number}" / RESULT).read_text(encoding="utf-8")))
+    return replace(timing, plain=plain, same=same)
+
+
+def _same(ours: dict[str, Any], plain: dict[str, Any]) -> int:
+    """Captions that are the same; RunError if all are and a score is not."""
+    same = sum(plain["captions"][one["image_id"]] == one["caption"] for one in ours["captions"])
+    if same == len(ours["captions"]) and plain["scores"] != {name: ours["scores"][name] for name in plain["scores"]}:
+        raise RunError(
+            f"scores of {ours['name']!r} are not those of pycocoevalcap: {ours['scores']}, {plain['scores']}"
+        )
+    return same
 
 
 def _evaluate(args: argparse.Namespace, checkpoints: Sequence[str], options: Sequence[str], folder: Path) -> float:
-    """Seconds of one process; RunError with the end of what it said if it fails."""
-    command = [sys.executable, str(SCRIPT), "--cfg-path", args.cfg_path, "--ckpt", *checkpoints]
-    command += ["--save_path", str(folder), "--metrics", *args.metrics, *(["--options", *options] if options else [])]
+    """Seconds of a process of eval_flickr30k.py."""
+    return _seconds(args, [str(SCRIPT), "--ckpt", *checkpoints, "--save_path", str(folder)], options)
+
+
+def _evaluate_plain(args: argparse.Namespace, checkpoint: str, options: Sequence[str], folder: Path) -> float:
+    """Seconds of a plain process."""
+    return _seconds(args, [str(PLAIN_SCRIPT), "--ckpt", checkpoint.split("=")[-1], "--save", str(folder)], options)
+
+
+def _seconds(args: argparse.Namespace, script: Sequence[str], options: Sequence[str]) -> float:
+    """Of one process; RunError with the end of what it said if it fails."""
+    command = [sys.executable, *script, "--cfg-path", args.cfg_path, "--metrics", *args.metrics]
+    command += ["--options", *options] if options else []
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     start = time.perf_counter()
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
@@ -141,19 +172,27 @@ def section(args: argparse.Namespace, facts: dict[str, Any], timings: Sequence[T
     """Command, machine and table as Markdown."""
     count = len(facts["checkpoints"])
     rows = [
-        (f"one process, {count} checkpoints, s", [timing.together for timing in timings], 1),
-        (f"{count} processes, one after the other, s", [timing.apart for timing in timings], 1),
-        ("times faster", [timing.ratio for timing in timings], 2),
+        (f"one run, {count} checkpoints, s", [timing.together for timing in timings], 1),
+        (f"{count} runs, one after the other, s", [timing.apart for timing in timings], 1),
+        (f"{count} runs / one run", [timing.apart / timing.together for timing in timings], 2),
     ]
+    if not args.skip_plain:
+        rows += [
+            (f"{count} plain runs, one after the other, s", [timing.plain for timing in timings], 1),
+            (f"{count} plain runs / {count} runs", [timing.plain / timing.apart for timing in timings], 2),
+            (f"{count} plain runs / one run", [timing.plain / timing.together for timing in timings], 2),
+        ]
     lines = [
         "## Several checkpoints in one run",
         "",
         f"{count} checkpoints on {facts['images']} images ({facts['data']}, `{Path(args.cfg_path).name}`, beams "
         f"{facts['decoding']['num_beams']}, at most {facts['decoding']['max_new_tokens']} tokens, batches of "
         f"{facts['batch_size']}), scored with {', '.join(facts['metrics'])}. Whole processes, from start to exit; "
-        f"{_times(len(timings))}, the two ways in turn. Captions and scores of both ways are identical.",
+        f"{_times(len(timings))}. A run is one of `eval_flickr30k.py`; captions and scores of one run and of {count} "
+        "are identical.",
+        *([] if args.skip_plain else _about_plain(facts, timings)),
         "",
-        f"    python benchmarks/evaluate_checkpoints.py {_command(args)}",
+        f"    python benchmarks/evaluate.py {_command(args)}",
         "",
         f"Machine: {machine()}.",
         "",
@@ -164,6 +203,16 @@ def section(args: argparse.Namespace, facts: dict[str, Any], timings: Sequence[T
     return "\n".join(lines) + "\n"
 
 
+def _about_plain(facts: dict[str, Any], timings: Sequence[Timing]) -> list[str]:
+    said = facts["images"] * len(facts["checkpoints"])
+    return [
+        "A plain run is one of `benchmarks/plain_evaluation.py`: the same loading, then an image at a time by "
+        "`generate` of transformers, the prompt once a beam and logits at all its positions, then pycocoevalcap as it "
+        f"is. {min(timing.same for timing in timings)} of its {said} captions are those of the other runs: another "
+        "shape of a batch rounds differently, and in 16 bits a near tie may fall the other way."
+    ]
+
+
 def _times(count: int) -> str:
     return "measured once" if count == 1 else f"measured {count} times"
 
@@ -171,6 +220,7 @@ def _times(count: int) -> str:
 def _command(args: argparse.Namespace) -> str:
     """The arguments without the places of this machine."""
     given = f"--cfg-path {_short(args.cfg_path)} {'--run RUN' if args.run else '--ckpt ...'} --repeats {args.repeats}"
+    given += " --skip-plain" if args.skip_plain else ""
     return given + (f" --images {args.images}" if args.images else "") + f" --metrics {' '.join(args.metrics)}"
 
 
@@ -190,7 +240,7 @@ def run(args: argparse.Namespace) -> None:
     text = measure(args)
     print(text)
     if args.write:
-        write_section(args.write, "evaluate_checkpoints", text)
+        write_section(args.write, "evaluate", text)
 
 
 if __name__ == "__main__":
