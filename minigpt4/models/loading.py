@@ -39,7 +39,7 @@ def load_vision(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QForm
         return encoder, ln_vision, None
     path = find_weights(cfg.q_former_model, "model.q_former_model", QFORMER_FILE)
     q_former = _unfilled(lambda: store_frozen(build_qformer(cfg, encoder.num_features), cfg.freeze_qformer, cfg))
-    load_blip2(q_former, ln_vision, read_state_dict(path), path)
+    load_blip2(q_former, ln_vision, read_state_dict(path, mapped=True), path)
     return encoder, ln_vision, q_former
 
 
