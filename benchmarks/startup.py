@@ -213,10 +213,10 @@ def _section(args: argparse.Namespace, folder: Path, seconds: dict[str, list[Sec
     ]
     gigabytes = sum(file.stat().st_size for file in (folder / SAFE).glob("*.safetensors")) / 1e9
     text = (
-        f"An LLM of {gigabytes:.2f} GB in {args.precision}, loaded by {args.processes} processes at the same time until "
-        f"it has read {TOKENS} tokens; the slowest process, median of {args.repeats} rounds. The files are in memory "
-        "and everything is imported. Memory is the peak of what loading added to all processes together, shared pages "
-        "once; of that, pages of mapped files can be taken back."
+        f"An LLM of {gigabytes:.2f} GB in {args.precision}, loaded by {args.processes} processes at the same time "
+        f"until it has read {TOKENS} tokens; the slowest process, median of {args.repeats} rounds. The files are in "
+        "memory and everything is imported. Memory is the peak of what loading added to all processes together, shared "
+        "pages once; of that, pages of mapped files can be taken back."
     )
     command = f"--size {args.size} --processes {args.processes} --precision {args.precision} --repeats {args.repeats}"
     return (
