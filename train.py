@@ -13,11 +13,13 @@ import argparse
 import logging
 import sys
 
+from minigpt4.common import start_clock
 from minigpt4.common.config import Config
 from minigpt4.common.console import setup_logging
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.experiment import Experiment, read_experiment
 from minigpt4.common.schemas.paths import require_paths
+from minigpt4.common.start_clock import phase
 
 log = logging.getLogger("train")
 
@@ -34,17 +36,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def train(config: Config, experiment: Experiment) -> None:
     """Build everything in order, the cheap and fallible first, and train."""
-    from minigpt4 import launch
+    with phase(start_clock.IMPORTS):
+        from minigpt4 import launch
 
-    processes = launch.start_processes(experiment.run.device, experiment.run.distributed, experiment.run.dist_url)
+    with phase(start_clock.PROCESSES):
+        processes = launch.start_processes(experiment.run.device, experiment.run.distributed, experiment.run.dist_url)
     setup_logging(processes.rank)
     experiment, folder = launch.choose_folder(experiment, processes)
     launch.seed_everything(experiment.run.seed + processes.rank)
     log.info("Configuration of %s:\n%s", experiment.source, config.pretty())
     launch.check_needs(experiment.run)
     task = launch.setup_task(experiment)
-    datasets = task.build_datasets(experiment)
-    launch.show_first_samples(datasets)
+    with phase(start_clock.DATA):
+        datasets = task.build_datasets(experiment)
+        launch.show_first_samples(datasets)
     model = task.build_model(experiment, processes.device)
     runner_class = launch.registry.get_runner_class(experiment.run.runner)
     runner = runner_class(experiment, folder.job_id, task, model, datasets, processes)
@@ -55,11 +60,13 @@ def train(config: Config, experiment: Experiment) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for an error that the user can mend."""
+    start_clock.begin()
     args = parse_args(argv)
     setup_logging(rank=0)
     try:
-        config = Config(args)
-        experiment = read_experiment(config, training=not args.check)  # faults of the file first, before torch loads
+        with phase(start_clock.CONFIGURATION):
+            config = Config(args)
+            experiment = read_experiment(config, training=not args.check)  # faults of the file before torch loads
         if args.check:
             from minigpt4.check import check
 

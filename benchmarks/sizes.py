@@ -90,6 +90,7 @@ SIZES = {
             },
         },
     ),
+    "1gb": Size(_llama(1536, 14, 12, 4096, 32000)),  # 495 million parameters, 0.99 GB in 16 bits
     "7b": Size(_llama(4096, 32, 32, 11008, 32001)),
 }
 
@@ -101,7 +102,7 @@ def write_weights(folder: Path, size: Size, dtype: torch.dtype) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     _write_vision(folder, MiniGPT4Config(**size.model))
-    _write_llm(folder / "llm", size.llm_config(), dtype)
+    write_llm(folder / "llm", size.llm_config(), dtype)
 
 
 def _write_vision(folder: Path, cfg: MiniGPT4Config) -> None:
@@ -119,9 +120,9 @@ def _write_vision(folder: Path, cfg: MiniGPT4Config) -> None:
     torch.save({"model": blip2}, folder / "blip2.pth")
 
 
-def _write_llm(folder: Path, config: LlamaConfig, dtype: torch.dtype) -> None:
+def write_llm(folder: Path, config: LlamaConfig, dtype: torch.dtype) -> None:
     """config.json, tokenizer and sharded safetensors; the index comes last."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     for name in TOKENIZER_FILES:
         (folder / name).write_bytes((TOKENIZER / name).read_bytes())

@@ -7,6 +7,7 @@ Formats: bare state dicts (`eva_vit_g.pth`), LAVIS files (`{"model": {...}}`), p
 import fnmatch
 import pickle
 import re
+import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,11 @@ def find_weights(value: str | None, key: str, published_name: str) -> Path:
     raise WeightsError(f"{key}: {name} was not found (looked for {looked}); set {key} to it. {DOWNLOAD_HINT}")
 
 
-def read_weights(path: str | Path) -> dict[str, Any]:
+def read_weights(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
     """Content of a `.pth`, `.bin` or `.safetensors` file, tensors on the CPU.
+
+    `mapped`: leave the tensors of a pickle on disk until they are read, then in memory that processes share, as those
+    of safetensors always are. Files of torch before 1.6 are read whole all the same.
 
     Raises WeightsError for a missing or truncated file and for a pickle that holds more than plain data.
     """
@@ -54,7 +58,7 @@ def read_weights(path: str | Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_safetensors(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise WeightsError(_unpickling_text(path, error)) from error
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
@@ -76,9 +80,9 @@ def _unpickling_text(path: Path, error: Exception) -> str:
     return f"{path}: broken, truncated or not a weights file ({path.stat().st_size:,} bytes). Get it again."
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a weights file: its `model` entry if it has one, else the file itself."""
-    content = read_weights(path)
+def read_state_dict(path: str | Path, *, mapped: bool = False) -> dict[str, Tensor]:
+    """The tensors of a weights file: its `model` entry if it has one, else the file itself; see `read_weights`."""
+    content = read_weights(path, mapped=mapped)
     state = content.get("model", content)
     if not isinstance(state, Mapping):
         raise WeightsError(f"{path}: its entry 'model' is a {type(state).__name__}, not a dictionary")

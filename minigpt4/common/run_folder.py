@@ -1,6 +1,7 @@
 """The folder of one run: unique, never overwritten, with `run.json` to say what ran."""
 
 import json
+import logging
 import os
 import platform
 import shlex
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from minigpt4.common.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 RUN_JSON = "run.json"
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "webdataset", "omegaconf", "safetensors", "pillow")
@@ -97,6 +100,16 @@ class RunFolder:
         facts = self.facts() or self._identity()
         facts.setdefault("resumed", []).append({"checkpoint": str(checkpoint), **_start(world_size)})
         self._write(facts)
+
+    def note_start_up(self, seconds: Mapping[str, float]) -> None:
+        """Add to the newest start in `run.json` how long it took. A disk that refuses costs a warning."""
+        facts = self.facts()
+        newest = (facts.get("resumed") or [facts])[-1]
+        newest["start_up_seconds"] = dict(seconds)
+        try:
+            self._write(facts)
+        except ConfigError as error:
+            log.warning("%s; the run goes on", error)
 
     def _identity(self) -> dict[str, str]:
         return {"id": uuid.uuid4().hex[:12], "job_id": self.job_id}

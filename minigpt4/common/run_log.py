@@ -23,11 +23,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from minigpt4.common import start_clock
 from minigpt4.common.console import EpochView, NullView, epoch_view
 from minigpt4.common.json_lines import JsonLines
 from minigpt4.common.metric_logger import MetricLogger, Progress, averages_line
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.schemas.run import RunConfig
+from minigpt4.common.start_clock import Breakdown
 from minigpt4.common.trackers import NullTracker, Tracker, build_tracker
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,9 @@ class NullOutputs:
     started: str | None = None
 
     def begin(self, epoch: int, iteration: int, checkpoint: Path | None) -> None:
+        """Nothing."""
+
+    def started_up(self, start: Breakdown) -> None:
         """Nothing."""
 
     def view(self, epoch: int, iterations: int, first: int) -> EpochView:
@@ -89,6 +94,10 @@ class Outputs(NullOutputs):
         if checkpoint is not None:
             self._folder.note_resume(checkpoint, world_size=self._world_size)
         self._tracker = build_tracker(self._run, self._folder, self._config, first_step=step)
+
+    def started_up(self, start: Breakdown) -> None:
+        log.info(start.line())
+        self._folder.note_start_up(start.facts())
 
     def view(self, epoch: int, iterations: int, first: int) -> EpochView:
         return epoch_view(epoch, iterations, first)
@@ -174,6 +183,12 @@ class RunLog:
             checkpoint: what the run goes on from.
         """
         self._outputs.begin(epoch, iteration, checkpoint)
+
+    def started_up(self) -> None:
+        """An iteration is done. After the first, the log and `run.json` say how long it took to come so far."""
+        start = start_clock.finish()
+        if start is not None:
+            self._outputs.started_up(start)
 
     @contextmanager
     def epoch(self, epoch: int, iterations: int, first: int = 0) -> Iterator[EpochLog]:

@@ -12,6 +12,7 @@ cleans captions in stage 1 only, so `text_processor` has no effect here, though 
 """
 
 import functools
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -158,13 +159,13 @@ def _caption(value: Any, where: str) -> str:
 @registry.register_builder("cc_sbu_align")
 @registry.register_builder("image_caption_json")
 class ImageCaptionJsonBuilder(BaseBuilder):
-    """Builds `ImageCaptionJson`: a file for each split, or one file with `split_field`."""
+    """Builds `ImageCaptionJson`: a file for each split, or one file with `split_field`, which is read once for all."""
 
     SPLIT_KEYS: ClassVar[dict[str, str]] = {TRAIN: "ann_path", "val": "val_ann_path", "test": "test_ann_path"}
 
     def build(self, split: str) -> ImageCaptionJson:
         info = self.config.build_info
-        records = Records(self._annotations(split))
+        records = self._records(split)
         if not info.split_field and tells_split(next(self._parsed(records), {})):
             raise self.error(
                 f"{records.file} holds all splits; name it by ann_path, and set split_field: {SPLIT_FIELD}"
@@ -178,7 +179,7 @@ class ImageCaptionJsonBuilder(BaseBuilder):
     def splits(self) -> list[str]:
         info = self.config.build_info
         if info.split_field:
-            return sorted({self._split(record) for record in self._parsed(Records(self._annotations(TRAIN)))})
+            return sorted(self._by_split)
         own = [TRAIN] if info.storage else []
         return own + super().splits()
 
@@ -199,11 +200,26 @@ class ImageCaptionJsonBuilder(BaseBuilder):
             raise self.error(f"{file} does not exist; it holds the captions of the split {split!r}")
         return file
 
+    def _records(self, split: str) -> Records:
+        return self._common_records if self.config.build_info.split_field else Records(self._annotations(split))
+
+    @functools.cached_property
+    def _common_records(self) -> Records:
+        """Of the one file that holds all splits."""
+        return Records(self._annotations(TRAIN))
+
+    @functools.cached_property
+    def _by_split(self) -> dict[str, np.ndarray]:
+        """Of the same file: which records belong to which split."""
+        chosen: dict[str, array] = {}
+        for index, record in enumerate(self._parsed(self._common_records)):
+            chosen.setdefault(self._split(record), array("q")).append(index)
+        return {split: np.frombuffer(indices, dtype=np.int64) for split, indices in chosen.items()}
+
     def _selection(self, records: Records, split: str) -> np.ndarray:
-        if not self.config.build_info.split_field:
-            return np.arange(len(records))
-        chosen = [index for index, record in enumerate(self._parsed(records)) if self._split(record) == split]
-        return np.array(chosen, dtype=np.int64)
+        if self.config.build_info.split_field:
+            return self._by_split.get(split, np.empty(0, dtype=np.int64))
+        return np.arange(len(records))
 
     def _parsed(self, records: Records) -> Iterator[dict[str, Any]]:
         for index in range(len(records)):

@@ -103,7 +103,7 @@ def load_vision_encoder(encoder: VisionEncoder, cfg: MiniGPT4Config) -> None:
     if cfg.vit_model != EVA_CLIP_G and not cfg.vit_weights:
         raise ConfigError(f"model.vit_weights: not set, but vit_model {cfg.vit_model} needs its weights file")
     path = find_weights(cfg.vit_weights, "model.vit_weights", VIT_FILE)
-    state = read_state_dict(path)
+    state = read_state_dict(path, mapped=True)
     if cfg.vit_model == EVA_CLIP_G:
         state = _own_eva_keys(state, depth=len(encoder.model.blocks))
         _fit_position_embedding(state, encoder.model, path)

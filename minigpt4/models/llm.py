@@ -27,6 +27,7 @@ from transformers import (
 
 from minigpt4.common.checkpoint import read_weights
 from minigpt4.common.errors import WeightsError
+from minigpt4.common.llm_conversion import reads_pickles
 from minigpt4.models.attention import attention_for
 from minigpt4.models.freeze import DTYPES, freeze
 
@@ -71,6 +72,9 @@ def load_llm(
 ) -> nn.Module:
     """The frozen causal LM of `directory` in fp16, bf16, fp32, int8 or nf4 on `device`.
 
+    The files are mapped, and each tensor goes from there to the device. On a CPU tensors that the file holds in the
+    type asked for stay mapped: processes share them, and memory that is short takes them back.
+
     Raises WeightsError for what is not a whole, ready-to-use model: a Vicuna delta, missing weight files,
     tensors that do not fit config.json.
     """
@@ -78,6 +82,12 @@ def load_llm(
     config = read_llm_config(directory)
     _refuse_delta_name(directory, config)
     storage = _storage(precision, device)
+    if reads_pickles(directory):
+        log.info(
+            "%s holds pickled weights; python scripts/to_safetensors.py %s converts them once into safetensors",
+            directory,
+            directory,
+        )
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             directory,

@@ -1,4 +1,4 @@
-"""From files to modules: vision side, projection, and the trained weights of a checkpoint."""
+"""From files to modules: vision side, LLM, projection, and the trained weights of a checkpoint."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -7,14 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from minigpt4.common.checkpoint import copy_strict, drop_keys, find_weights, read_state_dict
 from minigpt4.common.errors import WeightsError
 from minigpt4.common.run_checkpoints import read_card
 from minigpt4.common.schemas.model import EVA_CLIP_G, QFORMER_FILE, MiniGPT4Config
+from minigpt4.common.start_clock import LLM, VISION, phase
 from minigpt4.models.eva_vit import VisionEncoder, build_vision_encoder, load_vision_encoder
 from minigpt4.models.freeze import DTYPES, store_matmuls
+from minigpt4.models.llm import check_llm, load_llm, set_token_ids
 from minigpt4.models.qformer import QFormer, build_qformer, load_blip2
+from minigpt4.models.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +29,7 @@ JOINED_PATCHES = 4
 _LLM_OF_WIDTH = {4096: "a 7B LLaMA", 5120: "a 13B LLaMA"}
 
 
+@phase(VISION)
 def load_vision(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QFormer | None]:
     """Vision encoder, `ln_vision` and Q-Former with the weights of their files, on the CPU, stored as they stay.
 
@@ -39,8 +44,22 @@ def load_vision(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QForm
         return encoder, ln_vision, None
     path = find_weights(cfg.q_former_model, "model.q_former_model", QFORMER_FILE)
     q_former = _unfilled(lambda: store_frozen(build_qformer(cfg, encoder.num_features), cfg.freeze_qformer, cfg))
-    load_blip2(q_former, ln_vision, read_state_dict(path), path)
+    load_blip2(q_former, ln_vision, read_state_dict(path, mapped=True), path)
     return encoder, ln_vision, q_former
+
+
+@phase(LLM)
+def load_language_side(
+    cfg: MiniGPT4Config, directory: Path, device: torch.device
+) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The LLM, tried on a sentence, and its tokenizer."""
+    tokenizer = load_tokenizer(directory)
+    switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint}
+    model = load_llm(directory, cfg.llm_storage, device, **switches)
+    set_token_ids(model, tokenizer)
+    if cfg.llm_sanity_check:
+        check_llm(model, tokenizer, directory)
+    return model, tokenizer
 
 
 def vision_to_come(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QFormer | None]:

@@ -14,11 +14,13 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
+from minigpt4.common import start_clock
 from minigpt4.common.checkpoint import find_weights
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.binding import bind
 from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.common.start_clock import phase
 from minigpt4.conversation import prompt_template_from_tokenizer
 from minigpt4.models import eva_vit, llm, qformer, sequence
 from minigpt4.models.answering import Answering
@@ -27,6 +29,7 @@ from minigpt4.models.loading import (
     JOINED_PATCHES,
     build_projection,
     join_patches,
+    load_language_side,
     load_trained,
     load_vision,
     refuse_other_llm,
@@ -34,7 +37,6 @@ from minigpt4.models.loading import (
 )
 from minigpt4.models.samples import ImageFeatures, Samples, read_samples
 from minigpt4.models.target_pass import TargetPass
-from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.training_text import TextRules, read_prompts, start_ids
 
 log = logging.getLogger(__name__)
@@ -96,16 +98,12 @@ class MiniGPT4(Answering, nn.Module):
         if cfg.ckpt:  # what is cheap to find wrong comes first
             find_weights(cfg.ckpt, "model.ckpt", Path(cfg.ckpt).name)
         device = _llm_device(cfg, torch.device(device))
-        tokenizer = load_tokenizer(directory)
-        visual_encoder, ln_vision, q_former = (vision_to_come if vision_waits else load_vision)(cfg)
-        switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint}
-        language_model = llm.load_llm(directory, cfg.llm_storage, device, **switches)
-        llm.set_token_ids(language_model, tokenizer)
-        if cfg.llm_sanity_check:
-            llm.check_llm(language_model, tokenizer, directory)
-        model = cls(cfg, visual_encoder, ln_vision, q_former, language_model, tokenizer)
+        vision_side = (vision_to_come if vision_waits else load_vision)(cfg)
+        model = cls(cfg, *vision_side, *load_language_side(cfg, directory, device))
         model.llama_proj.to(device)
-        if not vision_waits:
+        if vision_waits:
+            start_clock.not_needed(start_clock.VISION, "cache")
+        else:
             model._vision_to_device()
         if cfg.ckpt:
             model.load_checkpoint(cfg.ckpt)
@@ -123,6 +121,7 @@ class MiniGPT4(Answering, nn.Module):
         """Learned queries of the Q-Former, (1, Q, H)."""
         return self.Qformer.query_tokens
 
+    @phase(start_clock.VISION)
     def _vision_to_device(self) -> None:
         for part in (self.visual_encoder, self.ln_vision, self.Qformer):
             if part is not None:
@@ -170,6 +169,7 @@ class MiniGPT4(Answering, nn.Module):
             (plain if exempt else decay).append(parameter)
         return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0}]
 
+    @phase(start_clock.CHECKPOINT)
     def load_checkpoint(self, path: str | Path) -> None:
         """Load trained weights from a MiniGPT-4 checkpoint; its keys must be those that this run trains.
 

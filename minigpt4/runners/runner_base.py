@@ -21,11 +21,13 @@ from minigpt4.common.run_checkpoints import BEST, amend_card, drop_leftovers, dr
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
 from minigpt4.common.signals import StopRequest
+from minigpt4.common.start_clock import CHECKPOINT, FIRST_BATCH, FIRST_STEP, phase
 from minigpt4.datasets import BadSampleLedger, Dataset, DevicePrefetcher, EvalLoader, TrainLoader, TrainSource
 from minigpt4.features.cache import FeatureFiller
 from minigpt4.models.compiling import compile_parts
 from minigpt4.runners import state
 from minigpt4.runners.finite import FiniteWatch
+from minigpt4.runners.summary import counts, millions
 from minigpt4.runners.updates import Updater
 from minigpt4.runners.validation import validate
 from minigpt4.tasks import BaseTask
@@ -107,20 +109,27 @@ class RunnerBase:
         log.info("Start training epoch %d, %d iters per inner epoch.", epoch, iterations)
         with self.run_log.epoch(epoch, iterations, first=self.position.iteration) as epoch_log:
             for iteration in range(self.position.iteration, iterations):
-                with epoch_log.waiting_for_data():
+                with epoch_log.waiting_for_data(), phase(FIRST_BATCH):
                     samples = next(batches)
-                samples = self.features.complete_batch(samples)
-                self.schedule.step(epoch, iteration)
-                closes = self._closes_update(iteration)
-                loss = self.updater.backward(samples, closes_update=closes)
-                if closes:
-                    self.updater.update()
-                self.position.iteration = iteration + 1
-                epoch_log.step(loss, self._rate(), num_samples=len(samples["image_id"]))
+                with phase(FIRST_STEP):
+                    loss = self._iterate(epoch, iteration, samples)
+                    epoch_log.step(loss, self._rate(), num_samples=len(samples["image_id"]))
+                self.run_log.started_up()
                 if iteration + 1 < iterations and not self._save_and_go_on(stop):
                     return False
         self.updater.finite.settle()
         return True
+
+    def _iterate(self, epoch: int, iteration: int, samples: dict[str, Any]) -> torch.Tensor:
+        """Train on a batch; its loss, on the device."""
+        samples = self.features.complete_batch(samples)
+        self.schedule.step(epoch, iteration)
+        closes = self._closes_update(iteration)
+        loss = self.updater.backward(samples, closes_update=closes)
+        if closes:
+            self.updater.update()
+        self.position.iteration = iteration + 1
+        return loss
 
     def _rate(self) -> float:
         return self.updater.optimizer.param_groups[0]["lr"]
@@ -218,7 +227,8 @@ class RunnerBase:
             self.run_log.begin()
             return
         path = Path(self.run.resume_ckpt_path)
-        resumed = state.resume(path, self.model, self.processes.rank, self.processes.world_size)
+        with phase(CHECKPOINT):
+            resumed = state.resume(path, self.model, self.processes.rank, self.processes.world_size)
         self.updater.load_state(resumed.optimizer, resumed.scaler)
         self.position = resumed.position
         if resumed.data is not None:
@@ -245,13 +255,13 @@ class RunnerBase:
         """What is trained, and on how much."""
         run, names = self.run, self.updater.parameters
         log.info("number of trainable parameters: %d", sum(p.numel() for p in names.values()))
-        log.info("Trained: %s", _summary(names))
+        log.info("Trained: %s", counts(names))
         frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
-        log.info("Frozen: %s", _summary(frozen) or "nothing")
+        log.info("Frozen: %s", counts(frozen) or "nothing")
         updates, size = self._updates(), self.cfg.batch_size() * self.processes.world_size * run.accum_grad_iters
         samples = min(updates * size, run.max_epoch * run.iters_per_epoch * size // run.accum_grad_iters)
         times = "x" if samples == updates * size else "x up to"
-        log.info("%s steps %s %d = %s samples", f"{updates:,}", times, size, _millions(samples))
+        log.info("%s steps %s %d = %s samples", f"{updates:,}", times, size, millions(samples))
         if self._lacks_scaler():
             log.warning(
                 "The frozen model computes in fp16, but no gradient scaler is active: small gradients are lost. Set "
@@ -331,17 +341,3 @@ class RunnerBase:
             warmup_start_lr=run.warmup_lr,
             decay_rate=run.lr_decay_rate,
         )
-
-
-def _millions(number: int) -> str:
-    """`5.12 M`, and small numbers as they are."""
-    return f"{number / 1e6:.4g} M" if number >= 1_000_000 else f"{number:,}"
-
-
-def _summary(parameters: Mapping[str, nn.Parameter]) -> str:
-    """`llama_proj 3,149,824`: parameters by the first part of their names."""
-    counts: dict[str, int] = {}
-    for name, parameter in parameters.items():
-        part = name.split(".")[0]
-        counts[part] = counts.get(part, 0) + parameter.numel()
-    return ", ".join(f"{part} {count:,}" for part, count in counts.items())

@@ -97,6 +97,24 @@ def test_resume_is_noted_beside_what_stood_there(tmp_path):
     assert [entry["world_size"] for entry in resumed] == [1, 2]
 
 
+def test_seconds_of_a_start_stand_with_the_newest_start(tmp_path):
+    folder = RunFolder.create(tmp_path)
+    folder.describe({"run": {}}, seed=42, world_size=2)
+    folder.note_start_up({"total": 3.5})
+    folder.note_resume(folder.path / "checkpoint_0.pth", world_size=1)
+    folder.note_start_up({"total": 2.5})
+    facts = folder.facts()
+    assert facts["start_up_seconds"] == {"total": 3.5}
+    assert facts["resumed"][0]["start_up_seconds"] == {"total": 2.5}
+
+
+def test_start_whose_seconds_cannot_be_noted_goes_on(tmp_path, caplog):
+    folder = RunFolder.create(tmp_path)
+    folder.run_json.with_suffix(".part").mkdir()
+    folder.note_start_up({"total": 3.5})
+    assert "cannot write" in caplog.text
+
+
 def test_broken_run_json_counts_as_none(tmp_path):
     folder = RunFolder.create(tmp_path)
     folder.run_json.write_text('{"id": "0')

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from minigpt4.common import start_clock
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
 from minigpt4.common.schemas.run import RunConfig
@@ -283,3 +284,13 @@ def test_lines_go_to_a_file_while_the_terminal_sees_the_bar(tmp_path, monkeypatc
     out = capsys.readouterr().out.splitlines()
     assert [bool(PUBLISHED_LINE.match(line)) for line in out] == [True, True, False]
     assert PUBLISHED_TOTAL.match(out[-1])
+
+
+@pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0)])
+def test_start_is_told_once_by_rank_0(tmp_path, caplog, rank, lines):
+    run_log = _run_log(tmp_path, Ranks(rank=rank))
+    start_clock.begin()
+    with caplog.at_level(logging.INFO):
+        run_log.started_up()
+        run_log.started_up()
+    assert caplog.text.count("Start-up took ") == lines

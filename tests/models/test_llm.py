@@ -71,6 +71,30 @@ def test_weights_are_stored_in_the_precision_asked_for(parity_dir, precision, dt
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
 
 
+def mapped_file(tensor) -> str:
+    """The file, if any, that the memory of a tensor is a part of."""
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        start, end = (int(address, 16) for address in line.split()[0].split("-"))
+        if start <= tensor.data_ptr() < end:
+            return line.partition("/")[2].rpartition("/")[2]
+    return ""
+
+
+@pytest.mark.parametrize(("precision", "file"), [("fp16", "model.safetensors"), ("bf16", "")])
+def test_weights_in_the_type_asked_for_are_not_copied(parity_dir, precision, file):
+    model = load(parity_dir / "vicuna_tiny_safetensors", precision)
+    assert {mapped_file(parameter) for parameter in model.parameters()} == {file}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("vicuna_tiny", 1), ("vicuna_tiny_sharded", 1), ("vicuna_tiny_safetensors", 0)]
+)
+def test_pickled_weights_are_told_how_to_be_converted(parity_dir, caplog, name, said):
+    with caplog.at_level(logging.INFO, logger="minigpt4.models.llm"):
+        load(parity_dir / name)
+    assert caplog.text.count(f"python scripts/to_safetensors.py {parity_dir / name}") == said
+
+
 def test_llm_is_frozen(parity_dir):
     model = load(parity_dir / "vicuna_tiny")
     model.train()

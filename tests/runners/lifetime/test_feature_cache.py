@@ -27,7 +27,9 @@ def test_losses_are_those_without_a_cache_and_the_second_run_encodes_nothing(
         assert (step, rate) == (step_read, rate_read)
         assert math.isclose(loss, loss_read, rel_tol=1e-5)
     assert LOADS_VISION in filling.text()
+    assert "vision side not needed" not in filling.text()
     assert LOADS_VISION not in reading.text()
+    assert reading.text().count("vision side not needed: cache, checkpoint ") == 1
     assert KNOWN in reading.text()
 
 
