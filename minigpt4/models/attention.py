@@ -4,7 +4,8 @@ Two functions are registered with transformers: `FUSED` is torch's fused kernel;
 products and a softmax, because the fused kernel of CPUs is several times slower than that in its backward pass.
 Both also take a `Grid`: then the LLM sees one row with the tokens of all rows behind each other, and only here do they
 stand in rows and columns, so that norms and matrix products spend nothing on padding.
-Shapes: B rows, T columns, N tokens of all rows, P positions of a prefix, H heads, E channels of a head, S = P + T.
+Shapes: B rows, T columns, N tokens of all rows, P positions of a prefix, S = P + T, E channels of a head, H heads in
+G groups that share keys.
 """
 
 from dataclasses import dataclass, replace
@@ -119,19 +120,19 @@ class _Tokens(torch.autograd.Function):
 def _fused(
     module: nn.Module,
     query_BHTE: Tensor,
-    key_BHSE: Tensor,
-    value_BHSE: Tensor,
+    key_BGSE: Tensor,
+    value_BGSE: Tensor,
     attention_mask: Tensor | None,
     grid: Grid | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if grid is None:
-        return sdpa_attention_forward(module, query_BHTE, key_BHSE, value_BHSE, attention_mask, **kwargs)
-    query, key, value = _in_rows(module, grid, query_BHTE, key_BHSE, value_BHSE)
+        return sdpa_attention_forward(module, query_BHTE, key_BGSE, value_BGSE, attention_mask, **kwargs)
+    query, key, value = _in_rows(module, grid, query_BHTE, key_BGSE, value_BGSE)
     is_plain = grid.visible_BT is None and not grid.prefix
     mask = None if is_plain else _lower_right(grid) if grid.visible_BT is None else grid.mask
     output_BHTE = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=is_plain, scale=kwargs.get("scaling")
+        query, _all_heads(module, key), _all_heads(module, value), mask, is_causal=is_plain, scale=kwargs.get("scaling")
     )
     return grid.tokens(output_BHTE), None
 
@@ -142,48 +143,49 @@ def _lower_right(grid: Grid) -> Tensor:
     return causal_lower_right(columns, grid.prefix_length + columns)
 
 
+def _all_heads(module: nn.Module, states_BGSE: Tensor) -> Tensor:
+    """Keys or values of G groups of heads, for each head."""
+    groups = getattr(module, "num_key_value_groups", 1)
+    return states_BGSE if groups == 1 else states_BGSE.repeat_interleave(groups, dim=1)
+
+
 def _products(
     module: nn.Module,
     query_BHTE: Tensor,
-    key_BHSE: Tensor,
-    value_BHSE: Tensor,
+    key_BGSE: Tensor,
+    value_BGSE: Tensor,
     attention_mask: Tensor | None,
     grid: Grid | None = None,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    if grid is not None:
-        query, key, value = _in_rows(module, grid, query_BHTE, key_BHSE, value_BHSE)
-        bias = torch.zeros((), dtype=query.dtype).where(grid.mask, _lowest(query.dtype))
-        return grid.tokens(_attend(query, key, value, bias, scaling)), None
-    key, value = (_all_heads(module, states) for states in (key_BHSE, value_BHSE))
-    return _attend(query_BHTE, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+    if grid is None:
+        output_BHTE = _attend(query_BHTE, key_BGSE, value_BGSE, attention_mask, scaling)
+        return output_BHTE.transpose(1, 2).contiguous(), None
+    query, key, value = _in_rows(module, grid, query_BHTE, key_BGSE, value_BGSE)
+    bias = torch.zeros((), dtype=query.dtype).where(grid.mask, _lowest(query.dtype))
+    return grid.tokens(_attend(query, key, value, bias, scaling)), None
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scaling: float | None) -> Tensor:
-    """(B, H, T, E); `bias` (1 or B, 1, T, S) is added to the scores."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    rows, heads = query.shape[:2]
-    flat = (part.reshape(rows * heads, *part.shape[2:]) for part in (query, key, value))
-    query_FTE, key_FSE, value_FSE = flat
-    none = query_FTE.new_empty(())
-    scores = torch.baddbmm(none, query_FTE, key_FSE.transpose(1, 2), beta=0, alpha=scale)
-    scores = scores.view(rows, heads, *scores.shape[1:])
+def _attend(
+    query_BHTE: Tensor, key_BGSE: Tensor, value_BGSE: Tensor, bias: Tensor | None, scaling: float | None
+) -> Tensor:
+    """(B, H, T, E); `bias` (1 or B, 1, T, S) is added to the scores. Heads of a group share keys without copies."""
+    rows, heads, columns, channels = query_BHTE.shape
+    groups = key_BGSE.shape[1]
+    query_FQE = query_BHTE.reshape(rows * groups, -1, channels)
+    key_FSE, value_FSE = key_BGSE.flatten(0, 1), value_BGSE.flatten(0, 1)
+    scale = channels**-0.5 if scaling is None else scaling
+    scores = torch.baddbmm(query_FQE.new_empty(()), query_FQE, key_FSE.transpose(1, 2), beta=0, alpha=scale)
+    scores = scores.view(rows, heads, columns, -1)
     if bias is not None:
         scores += bias
-    shares = scores.softmax(dim=-1).flatten(0, 1)
-    return torch.bmm(shares.to(value_FSE.dtype), value_FSE).view(rows, heads, *query.shape[2:])
+    shares_FQS = scores.softmax(dim=-1).view(rows * groups, query_FQE.shape[1], -1)
+    return torch.bmm(shares_FQS.to(value_FSE.dtype), value_FSE).view(query_BHTE.shape)
 
 
 def _in_rows(module: nn.Module, grid: Grid, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    key, value = grid.after_prefix(module.layer_idx, grid.rows(key), grid.rows(value))
-    return grid.rows(query), _all_heads(module, key), _all_heads(module, value)
-
-
-def _all_heads(module: nn.Module, states_BGSE: Tensor) -> Tensor:
-    """Keys or values of G groups of heads, for each head."""
-    groups = getattr(module, "num_key_value_groups", 1)
-    return states_BGSE if groups == 1 else states_BGSE.repeat_interleave(groups, dim=1)
+    return grid.rows(query), *grid.after_prefix(module.layer_idx, grid.rows(key), grid.rows(value))
 
 
 def _lowest(dtype: torch.dtype) -> float:
