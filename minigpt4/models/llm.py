@@ -28,6 +28,7 @@ from transformers import (
 from minigpt4.common.checkpoint import read_weights
 from minigpt4.common.errors import WeightsError
 from minigpt4.models.freeze import DTYPES, freeze
+from minigpt4.models.sharded_llm import load_sharded
 
 log = logging.getLogger(__name__)
 
@@ -67,8 +68,11 @@ def load_llm(
     *,
     attention: str | None = None,
     grad_checkpoint: bool = False,
+    sharded: bool = False,
 ) -> nn.Module:
     """The frozen causal LM of `directory` in fp16, bf16, fp32, int8 or nf4 on `device`.
+
+    `sharded`: its layers are spread over the processes of the run, each of which must call this; not for int8 and nf4.
 
     Raises WeightsError for what is not a whole, ready-to-use model: a Vicuna delta, missing weight files,
     tensors that do not fit config.json.
@@ -76,9 +80,24 @@ def load_llm(
     directory = Path(directory).expanduser()
     config = read_llm_config(directory)
     _refuse_delta_name(directory, config)
-    storage = _storage(precision, device)
+    if sharded:
+        model, report = load_sharded(directory, config, DTYPES[precision], device, attention)
+    else:
+        model, report = _load_whole(directory, config, _storage(precision, device), device, attention)
+    _refuse_partial(directory, report)
+    _refuse_delta_weights(directory, model)
+    freeze(model)
+    if grad_checkpoint:
+        enable_recomputation(model)
+    return model
+
+
+def _load_whole(
+    directory: Path, config: PretrainedConfig, storage: dict[str, Any], device: torch.device, attention: str | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, and what its files lack or have too much."""
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        return AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
             device_map={"": device},
@@ -93,12 +112,6 @@ def load_llm(
     except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         fault = _broken_file(directory) or f"{directory} does not load: {error}"
         raise WeightsError(f"model.llama_model: {fault}") from error
-    _refuse_partial(directory, report)
-    _refuse_delta_weights(directory, model)
-    freeze(model)
-    if grad_checkpoint:
-        enable_recomputation(model)
-    return model
 
 
 def _broken_file(directory: Path) -> str | None:

@@ -33,6 +33,7 @@ from minigpt4.models.loading import (
     vision_to_come,
 )
 from minigpt4.models.samples import ImageFeatures, Samples, read_samples
+from minigpt4.models.sharded_llm import is_sharded
 from minigpt4.models.target_loss import target_losses
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.training_text import TextRules, read_prompts, start_ids
@@ -81,11 +82,13 @@ class MiniGPT4(Answering, nn.Module):
         device: torch.device | str = "cpu",
         *,
         vision_waits: bool = False,
+        shard_llm: bool = False,
     ) -> "MiniGPT4":
         """Build the model of a `model:` section on `device` and load every weights file that it names.
 
         `vision_waits`: read the frozen vision side when the first image has to be encoded, if ever, for a cache may
         know them all.
+        `shard_llm`: spread the LLM's layers over the processes of the run, all of which must call this.
 
         Raises ConfigError for a wrong section, WeightsError for files that are missing, broken or do not fit.
         """
@@ -97,7 +100,7 @@ class MiniGPT4(Answering, nn.Module):
         device = _llm_device(cfg, torch.device(device))
         tokenizer = load_tokenizer(directory)
         visual_encoder, ln_vision, q_former = (vision_to_come if vision_waits else load_vision)(cfg)
-        switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint}
+        switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint, "sharded": shard_llm}
         language_model = llm.load_llm(directory, cfg.llm_storage, device, **switches)
         llm.set_token_ids(language_model, tokenizer)
         if cfg.llm_sanity_check:
@@ -140,6 +143,11 @@ class MiniGPT4(Answering, nn.Module):
         if self.Qformer is not None:
             return self.Qformer.hidden_size
         return self.visual_encoder.num_features * JOINED_PATCHES
+
+    @property
+    def llm_is_sharded(self) -> bool:
+        """Whether every pass of the LLM is one of all processes of the run together (`run.parallel: fsdp`)."""
+        return is_sharded(self.llama_model)
 
     def _llm_width(self) -> int:
         return self.llama_model.get_input_embeddings().weight.shape[1]
@@ -265,10 +273,11 @@ class MiniGPT4(Answering, nn.Module):
         num_tokens, at = batch.num_targets, sequence.target_positions(batch)  # on the CPU: no wait for the GPU
         batch, at = batch.to(self.device), tuple(index.to(self.device, non_blocking=True) for index in at)
         embeds_BTD = sequence.embed(batch, self.llama_model.get_input_embeddings(), image_tokens_MD)
-        loss = self._loss(embeds_BTD, batch, at, reduction)
-        if not len(batch.image_source):  # text alone: the trained parts stay in the graph, or other ranks wait for them
-            loss = loss + 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
-        return {"loss": loss, "num_tokens": num_tokens}
+        if not len(
+            batch.image_source
+        ):  # text alone: trained parts and LLM are in the graph, or other ranks wait for them
+            embeds_BTD = embeds_BTD + 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
+        return {"loss": self._loss(embeds_BTD, batch, at, reduction), "num_tokens": num_tokens}
 
     def _training_batch(self, samples: Samples) -> tuple[sequence.Batch, Tensor | None]:
         """The batch on the CPU, and the image tokens (M, D) that go into it."""
