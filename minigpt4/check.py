@@ -26,8 +26,9 @@ def check(config: Config, gpu_gib: float | None = None, gpus: int | None = None)
     experiment = read_experiment(config, training=False)
     trains = experiment.run.max_epoch is not None and experiment.run.iters_per_epoch is not None
     batch_size = experiment.batch_size() if trains else 1
+    gpus = _number_of_gpus(gpus, experiment.run)
     llm_config, llm_origin = llm_config_for(experiment.model)
-    sizing = Sizing(experiment, MetaModel(experiment.model, llm_config), _number_of_gpus(gpus, experiment.run))
+    sizing = Sizing(experiment, MetaModel(experiment.model, llm_config), gpus)
     estimate = sizing.estimate(batch_size)
     capacity = gpu_gib or _gpu_gib()
     lines = [

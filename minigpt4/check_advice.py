@@ -1,7 +1,7 @@
 """What `train.py --check` sizes, the largest batch that fits, and what helps where the configured one does not."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,22 +65,26 @@ def fits(estimate: Estimate, capacity_gib: float) -> bool:
     return estimate.total <= capacity_gib * GIB
 
 
-def largest_batch(sizing: Sizing, estimate: Estimate, capacity_gib: float) -> int:
+def largest_batch(estimate_of: Callable[[int], Estimate], estimate: Estimate, capacity_gib: float) -> int:
     """Largest batch whose estimate stays within the GPU; 0 if not even one sample does.
 
     Memory grows linearly with the batch, so two estimates give the answer and a third one confirms it.
+
+    Args:
+        estimate_of: of a batch size.
+        estimate: of any batch size.
     """
-    doubled = sizing.estimate(2 * estimate.batch_size)
+    doubled = estimate_of(2 * estimate.batch_size)
     slope = (doubled.total - estimate.total) / estimate.batch_size
     batch = max(0, estimate.batch_size + math.floor((capacity_gib * GIB - estimate.total) / slope))
-    while batch and not fits(sizing.estimate(batch), capacity_gib):
+    while batch and not fits(estimate_of(batch), capacity_gib):
         batch -= 1
     return batch
 
 
 def advice(sizing: Sizing, estimate: Estimate, capacity_gib: float) -> Iterator[str]:
     """The largest batch that fits, and where the configured one does not, each switch that helps."""
-    largest = largest_batch(sizing, estimate, capacity_gib)
+    largest = largest_batch(sizing.estimate, estimate, capacity_gib)
     if fits(estimate, capacity_gib):
         yield f"The largest batch that fits is {largest}."
         return

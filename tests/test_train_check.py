@@ -11,6 +11,7 @@ import pytest
 
 from minigpt4.check import check
 from minigpt4.common.config import Config
+from minigpt4.common.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "train_configs").glob("minigpt4_*.yaml"))  # the mini ones need the LLM to be sized
@@ -98,9 +99,8 @@ def test_one_gpu_is_said_to_share_nothing():
 
 
 def test_number_of_gpus_must_be_one_at_least():
-    result = train("--cfg-path", THIRTEEN_B, "--check", "--gpus", "0")
-    assert result.returncode == 2
-    assert "--gpus: 0 must be at least 1" in result.stderr
+    with pytest.raises(ConfigError, match="--gpus: 0 must be at least 1"):
+        checked(gpus=0)
 
 
 def test_precisions_that_do_not_go_with_fsdp_are_no_advice():
@@ -119,10 +119,13 @@ def test_options_go_over_the_file():
         "--cfg-path",
         "train_configs/minigpt4_flickr_finetune.yaml",
         "--check",
+        "--gpus=3",
         "--options",
         "model.llama_model=weights/vicuna-13b",
+        "run.parallel=fsdp",
     )
     assert "3,937,280" in result.stdout, "768 x 5120 + 5120 for the 13B LLM"
+    assert "its layers spread over 3 GPUs" in result.stdout
 
 
 def test_misspelt_key_is_reported_with_its_nearest_before_torch_loads():

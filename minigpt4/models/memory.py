@@ -6,6 +6,7 @@ that transformers builds. Attention is counted as a fused kernel (flash or memor
 `llm_attention` is `eager`.
 """
 
+import copy
 import re
 import weakref
 from collections.abc import Iterable
@@ -252,7 +253,8 @@ def llm_config_for(cfg: MiniGPT4Config) -> tuple[PretrainedConfig, str]:
 
 def _build_llm(cfg: MiniGPT4Config, llm_config: PretrainedConfig) -> nn.Module:
     dtype, attention = DTYPES.get(cfg.llm_storage, torch.float16), sized_attention(cfg.llm_attention)
-    llm = AutoModelForCausalLM.from_config(llm_config, dtype=dtype, attn_implementation=attention)
+    own = copy.deepcopy(llm_config)  # the model writes its attention into it
+    llm = AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attention)
     enable_recomputation(llm)
     return llm.requires_grad_(False).eval()
 

@@ -115,6 +115,14 @@ def test_estimate_with_recomputation_is_what_a_real_step_allocates(parity_dir, c
     assert estimated(cfg, 16, length).activations == pytest.approx(peak, rel=0.1)
 
 
+def test_estimates_of_two_ways_do_not_disturb_each_other(parity_dir):
+    config = read_llm_config(parity_dir / "vicuna_tiny")
+    fused = MetaModel(tiny_config(parity_dir), config)
+    before = fused.estimate(4, Lengths(8, 40))
+    MetaModel(tiny_config(parity_dir, llm_attention="eager"), config)
+    assert fused.estimate(4, Lengths(8, 40)) == before
+
+
 @pytest.mark.parametrize("changes", [{}, {"has_qformer": False}])
 def test_estimate_with_cached_features_is_what_a_real_step_allocates(parity_dir, changes):
     cfg = tiny_config(parity_dir, **changes)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.models.memory import GATHERED_LAYERS
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,13 @@ def test_each_process_holds_half_of_the_layers_and_all_that_is_outside(ranks):
         assert held["is_sharded"]
         assert own_layers == all_layers / 2
         assert own_others == all_others
+
+
+def test_a_step_holds_no_more_gathered_layers_than_the_estimate_says(ranks):
+    for rank in ranks:
+        memory = rank["memory"]
+        gathered = memory["fsdp"] - memory["ddp"]
+        assert memory["layer"] < gathered <= 1.02 * GATHERED_LAYERS * memory["layer"]
 
 
 def test_checkpoint_and_card_are_those_of_ddp(ranks, tools):
