@@ -52,7 +52,7 @@ class Way:
 
     def __add__(self, other: "Way") -> "Way":
         changes, cached = {**self.changes, **other.changes}, self.cached or other.cached
-        return Way(f"{self.name}, {other.name}", changes, cached, max(self.gpus, other.gpus))
+        return Way(f"{self.name} + {other.name}", changes, cached, max(self.gpus, other.gpus))
 
 
 PLAIN = {"vit_precision": "fp32", "llm_logits": "all", "llm_attention": "eager"}
@@ -63,7 +63,7 @@ TO_DEFAULTS = (
     Way("and fused attention (`llm_attention`): the defaults"),
 )
 DEFAULTS = Way("defaults")
-CACHED = Way("`run.feature_cache`, complete", cached=True)
+CACHED = Way("`run.feature_cache` (complete)", cached=True)
 RECOMPUTED = Way("`llm_grad_checkpoint`", {"llm_grad_checkpoint": True})
 INT8, NF4 = (Way(f"`llm_precision: {storage}`", {"llm_precision": storage}) for storage in ("int8", "nf4"))
 SPREAD = tuple(Way(f"`run.parallel: fsdp`, {gpus} GPUs", gpus=gpus) for gpus in (2, 4, 8))
@@ -188,21 +188,18 @@ def _switch_row(
 
 
 def batches_section(recipes: Sequence[str], ways: Sequence[Way], gpu_gib: float) -> str:
-    """The recipes' memory and the largest batch that fits, in each way."""
-    head = ("recipe", "batch", *(way.name for way in ways))
-    memory, largest = [], []
+    """Memory of the recipes at their batch, and the largest batch that fits, in each way."""
+    head, columns = ["step"], [[way.name for way in ways]]
     for name in recipes:
         experiment = _recipe(name)
-        sized = _sized_recipe(experiment)
-        batch = experiment.batch_size()
+        sized, batch = _sized_recipe(experiment), experiment.batch_size()
         estimates = [sized.estimate(way, batch) for way in ways]
-        start = (f"`{name}`", str(batch))
-        memory.append((*start, *(f"{estimate.total / GIB:.1f}" for estimate in estimates)))
-        pairs = zip(ways, estimates, strict=True)
-        largest.append((*start, *(_largest(sized, *pair, gpu_gib) for pair in pairs)))
+        head += [f"`{name}`, batch {batch}, GiB", "largest batch"]
+        columns.append([f"{estimate.total / GIB:.1f}" for estimate in estimates])
+        columns.append([_largest(sized, *pair, gpu_gib) for pair in zip(ways, estimates, strict=True)])
     return (
-        f"Estimated memory of one GPU at the recipe's batch, GiB:\n\n{table(head, memory)}\n"
-        f"Estimated largest batch of one GPU in {gpu_gib:g} GiB; 0: not even one sample:\n\n{table(head, largest)}"
+        "Estimated, for one GPU, at the recipe's batch; and the largest batch of one GPU that is estimated to fit in "
+        f"{gpu_gib:g} GiB (0: not even one sample).\n\n{table(head, list(zip(*columns, strict=True)))}"
     )
 
 

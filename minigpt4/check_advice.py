@@ -68,7 +68,7 @@ def fits(estimate: Estimate, capacity_gib: float) -> bool:
 def largest_batch(estimate_of: Callable[[int], Estimate], estimate: Estimate, capacity_gib: float) -> int:
     """Largest batch whose estimate stays within the GPU; 0 if not even one sample does.
 
-    Memory grows linearly with the batch, so two estimates give the answer and a third one confirms it.
+    Memory grows almost linearly with the batch: two estimates lead near to the answer, a third one to it.
 
     Args:
         estimate_of: of a batch size.
@@ -76,7 +76,13 @@ def largest_batch(estimate_of: Callable[[int], Estimate], estimate: Estimate, ca
     """
     doubled = estimate_of(2 * estimate.batch_size)
     slope = (doubled.total - estimate.total) / estimate.batch_size
-    batch = max(0, estimate.batch_size + math.floor((capacity_gib * GIB - estimate.total) / slope))
+
+    def reached_from(known: Estimate) -> int:
+        return max(0, known.batch_size + math.floor((capacity_gib * GIB - known.total) / slope))
+
+    batch = reached_from(estimate)
+    if batch:
+        batch = max(batch, reached_from(estimate_of(batch)))
     while batch and not fits(estimate_of(batch), capacity_gib):
         batch -= 1
     return batch

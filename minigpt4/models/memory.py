@@ -156,8 +156,9 @@ class MetaModel:
         recompute = self.cfg.llm_grad_checkpoint if recompute is None else recompute
         known = nn.ModuleList(m for m in (self.encoder, self.ln_vision, self.qformer, self.projection, self.llm) if m)
         known.zero_grad(set_to_none=True)
+        feature_shape = vision_shape(self.cfg) if cached else None
         with StorageCounter(known) as counter:
-            tokens = self._step(batch_size, lengths, recompute, cached)
+            tokens = self._step(batch_size, lengths, recompute, feature_shape)
         parts = self.parts[-2:] if cached else self.parts
         return Estimate(parts, batch_size, tokens, counter.peak)
 
@@ -195,8 +196,11 @@ class MetaModel:
                     part.to(DTYPES[self.cfg.vit_precision])
         self.projection.to(self.llm.dtype)
 
-    def _step(self, batch_size: int, lengths: Lengths, recompute: bool, cached: bool) -> int:
-        features_BQV = self._features(batch_size) if cached else self._vision(batch_size)
+    def _step(self, batch_size: int, lengths: Lengths, recompute: bool, feature_shape: tuple[int, int] | None) -> int:
+        if feature_shape:
+            features_BQV = torch.empty(batch_size, *feature_shape, dtype=self.llm.dtype, device="meta")
+        else:
+            features_BQV = self._vision(batch_size)
         embeds_BTD = self._embeds(features_BQV, lengths)
         self._loss(embeds_BTD, lengths.answer, recompute).backward()
         return embeds_BTD.shape[1]
@@ -216,11 +220,6 @@ class MetaModel:
             logits_BTV = self.llm(inputs_embeds=embeds_BTD, attention_mask=mask_BT, use_cache=False).logits
             logits_BVT = logits_BTV[:, :-1].transpose(1, 2).float()
         return nn.functional.cross_entropy(logits_BVT, mask_BT[:, 1:], reduction="none").mean()
-
-    def _features(self, batch_size: int) -> Tensor:
-        """What a cache gives in place of the vision side."""
-        tokens, width = vision_shape(self.cfg)
-        return torch.empty(batch_size, tokens, width, dtype=self.llm.dtype, device="meta")
 
     def _vision(self, batch_size: int) -> Tensor:
         size, dtype = self.cfg.image_size, next(self.encoder.parameters()).dtype

@@ -53,9 +53,9 @@ def test_section_is_written_and_says_what_was_not_measured(memory, tmp_path, cap
     assert all(row.endswith("| not measured yet |") for row in rows)
 
 
-def test_largest_batch_of_a_recipe_fits_and_the_next_one_does_not(memory):
-    table = memory.batches_section(["minigpt4_flickr_finetune"], [memory.RECOMPUTED], 24)
-    largest = int(re.findall(r"^\| `minigpt4_flickr_finetune` \| 2 \| (\d+) \|$", table, re.MULTILINE)[-1])
-    sized = memory._sized_recipe(memory._recipe("minigpt4_flickr_finetune"))
-    assert sized.estimate(memory.RECOMPUTED, largest).total <= 24 * memory.GIB
-    assert sized.estimate(memory.RECOMPUTED, largest + 2).total > 24 * memory.GIB
+def test_recipes_come_with_their_memory_and_largest_batch(memory):
+    text = memory.batches_section(["minigpt4_flickr_finetune"], [memory.DEFAULTS, memory.NF4], 24)
+    rows = re.findall(r"^\| [^|]+ \| ([\d.]+) \| (\d+) \|$", text, re.MULTILINE)
+    (plain_gib, plain_batch), (nf4_gib, nf4_batch) = (tuple(map(float, row)) for row in rows)
+    assert nf4_gib < plain_gib < 24
+    assert 2 < plain_batch < nf4_batch

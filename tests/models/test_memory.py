@@ -152,6 +152,12 @@ def test_activations_grow_with_the_batch_and_shrink_by_recomputation(seven_b):
     assert seven_b.estimate(4, FLICKR, recompute=True).activations < 0.3 * four.activations
 
 
+def test_cached_features_spare_the_vision_side(seven_b):
+    plain, cached = seven_b.estimate(2, FLICKR), seven_b.estimate(2, FLICKR, cached=True)
+    assert cached.activations <= plain.activations
+    assert plain.weights - cached.weights == sum(part.weight_bytes for part in plain.parts[:2])
+
+
 def test_quantised_llm_is_smaller_by_its_linear_layers(seven_b):
     estimate = seven_b.estimate(1, FLICKR)
     linear = 6_738_415_616 - 2 * 32000 * 4096 - 65 * 4096
