@@ -30,6 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cfg-path", required=True, help="YAML file of the run")
     parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
     parser.add_argument("--check", action="store_true", help="validate, print parameters and GPU memory, and stop")
+    parser.add_argument("--gpus", type=int, help="with --check: GPUs of the run (the launcher's, or run.world_size)")
     parser.add_argument("--gpu-gib", type=float, help="with --check: GPU memory to fit in (this GPU's, else 24)")
     return parser.parse_args(argv)
 
@@ -70,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.check:
             from minigpt4.check import check
 
-            print(check(config, args.gpu_gib))
+            print(check(config, args.gpu_gib, args.gpus))
             return 0
         require_paths(experiment.sections(), experiment.source)
         train(config, experiment)

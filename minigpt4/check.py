@@ -1,44 +1,43 @@
 """`train.py --check`: what a configuration would train and whether it fits on the GPU, without any weights."""
 
-import math
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
+from minigpt4.check_advice import Sizing, advice, fits
 from minigpt4.common.config import Config
+from minigpt4.common.errors import ConfigError
 from minigpt4.common.experiment import Experiment, read_experiment
-from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.common.schemas.paths import missing_paths
-from minigpt4.models.memory import CUDA_ALLOWANCE, GIB, Estimate, Lengths, MetaModel, llm_config_for
-from minigpt4.models.sequence import IMAGE_PLACEHOLDER
+from minigpt4.common.schemas.run import RunConfig
+from minigpt4.models.memory import CUDA_ALLOWANCE, GIB, Estimate, MetaModel, llm_config_for
 
 DEFAULT_GPU_GIB = 24.0
-CHARACTERS_PER_TOKEN = 3
-"""Cautious for English prompts; LLaMA's tokenizer makes a token of about 4."""
 
 
-def check(config: Config, gpu_gib: float | None = None) -> str:
+def check(config: Config, gpu_gib: float | None = None, gpus: int | None = None) -> str:
     """The report as text; raises ConfigError for a configuration that cannot run.
 
-    `gpu_gib`: memory of the GPU to fit in, GiB; unset: the GPU of this machine, else 24.
+    Args:
+        gpu_gib: memory of the GPU to fit in, GiB; None: the GPU of this machine, else 24.
+        gpus: processes of the run, for `run.parallel: fsdp`; None: as the launcher or `run.world_size` says.
     """
     experiment = read_experiment(config, training=False)
     trains = experiment.run.max_epoch is not None and experiment.run.iters_per_epoch is not None
     batch_size = experiment.batch_size() if trains else 1
-    model = experiment.model
-    llm_config, llm_origin = llm_config_for(model)
-    meta = MetaModel(model, llm_config)
-    lengths = expected_lengths(model)
-    estimate = meta.estimate(batch_size, lengths)
+    gpus = _number_of_gpus(gpus, experiment.run)
+    llm_config, llm_origin = llm_config_for(experiment.model)
+    sizing = Sizing(experiment, MetaModel(experiment.model, llm_config), gpus)
+    estimate = sizing.estimate(batch_size)
     capacity = gpu_gib or _gpu_gib()
     lines = [
         config.pretty(),
         *_parts_table(estimate),
-        f"The LLM is sized as {llm_origin}.",
+        f"The LLM is sized as {llm_origin}{sizing.spread()}.",
         "",
-        *_memory_table(estimate, model, lengths, capacity),
-        *_advice(experiment, meta, lengths, estimate, capacity),
+        *_memory_table(estimate, sizing, capacity),
+        *advice(sizing, estimate, capacity),
         "",
         _samples_line(experiment) if trains else "The file has no max_epoch and iters_per_epoch: sized as one sample.",
         *_missing(experiment),
@@ -46,40 +45,17 @@ def check(config: Config, gpu_gib: float | None = None) -> str:
     return "\n".join(lines)
 
 
-def expected_lengths(cfg: MiniGPT4Config) -> Lengths:
-    """Longest sequence of a training batch: the longest prompt of the prompt file and a full answer."""
-    path = Path(cfg.prompt_path or "")
-    prompts = [line for line in _lines(path) if IMAGE_PLACEHOLDER in line]
-    longest = max((len(line) - len(IMAGE_PLACEHOLDER) for line in prompts), default=0)
-    template = len(cfg.prompt_template) if prompts else 0
-    return Lengths(prompt=math.ceil((longest + template) / CHARACTERS_PER_TOKEN), answer=cfg.max_txt_len)
-
-
-def largest_batch(meta: MetaModel, lengths: Lengths, estimate: Estimate, capacity_gib: float) -> int:
-    """Largest batch whose estimate stays within the GPU; 0 if not even one sample does.
-
-    Memory grows linearly with the batch, so two estimates give the answer and a third one confirms it.
-    """
-    doubled = meta.estimate(2 * estimate.batch_size, lengths)
-    slope = (doubled.total - estimate.total) / estimate.batch_size
-    batch = max(0, estimate.batch_size + math.floor((capacity_gib * GIB - estimate.total) / slope))
-    while batch and not _fits(meta.estimate(batch, lengths), capacity_gib):
-        batch -= 1
-    return batch
-
-
-def _fits(estimate: Estimate, capacity_gib: float) -> bool:
-    return estimate.total <= capacity_gib * GIB
+def _number_of_gpus(given: int | None, run: RunConfig) -> int:
+    number = given if given is not None else int(os.environ.get("WORLD_SIZE", run.world_size))
+    if number < 1:
+        raise ConfigError(f"--gpus: {number} must be at least 1")
+    return number
 
 
 def _gpu_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory / GIB
     return DEFAULT_GPU_GIB
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
 def _parts_table(estimate: Estimate) -> Iterator[str]:
@@ -90,11 +66,11 @@ def _parts_table(estimate: Estimate) -> Iterator[str]:
     yield f"{'sum':<28}{total:>16,}{estimate.trained:>14,}{estimate.weights / GIB:>9.2f}"
 
 
-def _memory_table(estimate: Estimate, model: MiniGPT4Config, lengths: Lengths, capacity_gib: float) -> Iterator[str]:
-    image = estimate.tokens - 1 - lengths.prompt - lengths.answer
+def _memory_table(estimate: Estimate, sizing: Sizing, capacity_gib: float) -> Iterator[str]:
+    prompt, answer = sizing.lengths.prompt, sizing.lengths.answer
     yield (
         f"Memory of one GPU at batch {estimate.batch_size}, sequences of {estimate.tokens} tokens "
-        f"(bos 1, image {image}, prompt {lengths.prompt}, answer {lengths.answer}):"
+        f"(bos 1, image {estimate.tokens - 1 - prompt - answer}, prompt {prompt}, answer {answer}):"
     )
     for name, size in (
         ("weights", estimate.weights),
@@ -104,36 +80,11 @@ def _memory_table(estimate: Estimate, model: MiniGPT4Config, lengths: Lengths, c
         ("total", estimate.total),
     ):
         yield f"  {name:<24}{size / GIB:>8.2f} GiB"
-    verdict = "fits in" if _fits(estimate, capacity_gib) else "does NOT fit in"
+    verdict = "fits in" if fits(estimate, capacity_gib) else "does NOT fit in"
     yield f"It {verdict} {capacity_gib:.1f} GiB."
-
-
-def _advice(
-    experiment: Experiment, meta: MetaModel, lengths: Lengths, estimate: Estimate, capacity_gib: float
-) -> Iterator[str]:
-    """The largest batch that fits, and where the configured one does not, each switch that helps."""
-    largest = largest_batch(meta, lengths, estimate, capacity_gib)
-    if _fits(estimate, capacity_gib):
-        yield f"The largest batch that fits is {largest}."
-        return
-    yield "What changes that:"
-    if largest:
-        batch = max(n for n in range(1, largest + 1) if estimate.batch_size % n == 0)
-        accumulate = estimate.batch_size // batch * experiment.run.accum_grad_iters
-        yield (
-            f"  batch_size: {batch}, run.accum_grad_iters: {accumulate}: fits, with as many samples in an update "
-            f"(the largest batch that fits is {largest})"
-        )
-    recomputing = meta.estimate(estimate.batch_size, lengths, recompute=True)
-    for keys, other in (
-        ("model.llm_grad_checkpoint: True", recomputing),
-        ("model.llm_precision: int8", meta.stored_as(estimate, "int8")),
-        ("model.llm_precision: nf4", meta.stored_as(estimate, "nf4")),
-        ("model.llm_grad_checkpoint: True, model.llm_precision: nf4", meta.stored_as(recomputing, "nf4")),
-    ):
-        if other.total < estimate.total:
-            verdict = "fits" if _fits(other, capacity_gib) else "still too large"
-            yield f"  {keys}: {other.total / GIB:.2f} GiB, {verdict}"
+    if sizing.experiment.run.feature_cache:
+        cached = sizing.estimate(estimate.batch_size, cached=True)
+        yield f"Once run.feature_cache knows all images the vision side is not loaded: {cached.total / GIB:.2f} GiB."
 
 
 def _samples_line(experiment: Experiment) -> str:

@@ -1,5 +1,6 @@
 """`train.py --check` as a user runs it: a process of its own, on the shipped files, without weights."""
 
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ import pytest
 
 from minigpt4.check import check
 from minigpt4.common.config import Config
+from minigpt4.common.errors import ConfigError
 
 REPOSITORY = Path(__file__).parents[1]
 RECIPES = sorted((REPOSITORY / "train_configs").glob("minigpt4_*.yaml"))  # the mini ones need the LLM to be sized
@@ -56,15 +58,74 @@ def test_what_does_not_fit_comes_with_what_to_change():
     assert "model.llm_grad_checkpoint: True:" in result.stdout
 
 
+THIRTEEN_B = "train_configs/minigpt4_13b_flickr_finetune.yaml"
+
+
+TINY = (
+    f"model.llama_model={REPOSITORY}/tests/data/parity/vicuna_tiny",
+    "model.vit_config={embed_dim: 64, depth: 3, num_heads: 4}",
+    "model.qformer_config={hidden_size: 48, num_hidden_layers: 4, num_attention_heads: 4, intermediate_size: 96}",
+)
+
+
+def checked(*options: str, gpu_gib: float = 24, gpus: int | None = None) -> str:
+    """The report for the 13B Flickr30k recipe."""
+    return check(Config(SimpleNamespace(cfg_path=str(REPOSITORY / THIRTEEN_B), options=list(options))), gpu_gib, gpus)
+
+
+def test_13b_on_small_gpus_is_told_how_many_it_takes():
+    assert "  run.parallel: fsdp on 2 GPUs: 19.38 GiB, fits" in checked()
+
+
+def test_sharded_llm_is_sized_for_the_gpus_of_the_run():
+    report = checked("run.parallel=fsdp", *TINY, gpus=2)
+    assert "its layers spread over 2 GPUs" in report
+    assert re.search(r"^LLM, gathered layers +0 +0 ", report, re.MULTILINE)
+
+
+@pytest.mark.parametrize("way", ["environment", "configuration"])
+def test_number_of_gpus_is_the_launchers_or_the_configurations(way, monkeypatch):
+    options = ("run.parallel=fsdp",)
+    if way == "environment":
+        monkeypatch.setenv("WORLD_SIZE", "4")
+    else:
+        options = (*options, "run.world_size=4")
+    assert "its layers spread over 4 GPUs" in checked(*options, *TINY)
+
+
+def test_one_gpu_is_said_to_share_nothing():
+    report = checked("run.parallel=fsdp", *TINY)
+    assert "one GPU has all of it: --gpus N tells over how many run.parallel: fsdp spreads it" in report
+
+
+def test_number_of_gpus_must_be_one_at_least():
+    with pytest.raises(ConfigError, match="--gpus: 0 must be at least 1"):
+        checked(gpus=0)
+
+
+def test_precisions_that_do_not_go_with_fsdp_are_no_advice():
+    report = checked("run.parallel=fsdp", *TINY, gpu_gib=0.5, gpus=4)
+    assert "does NOT fit" in report
+    assert "nf4" not in report.split("What changes that:")[1]
+
+
+def test_memory_with_a_complete_feature_cache_is_told():
+    report = checked("run.feature_cache=cache", *TINY)
+    assert "Once run.feature_cache knows all images the vision side is not loaded: " in report
+
+
 def test_options_go_over_the_file():
     result = train(
         "--cfg-path",
         "train_configs/minigpt4_flickr_finetune.yaml",
         "--check",
+        "--gpus=3",
         "--options",
         "model.llama_model=weights/vicuna-13b",
+        "run.parallel=fsdp",
     )
     assert "3,937,280" in result.stdout, "768 x 5120 + 5120 for the 13B LLM"
+    assert "its layers spread over 3 GPUs" in result.stdout
 
 
 def test_misspelt_key_is_reported_with_its_nearest_before_torch_loads():

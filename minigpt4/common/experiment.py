@@ -61,6 +61,7 @@ def read_experiment(config: Config, *, training: bool = True) -> Experiment:
     model = bind(_model_schema(config.model_cfg.arch), config.model_cfg, section="model", source=source)
     experiment = Experiment(model, datasets, run, config.to_dict(), source)
     _set_image_sizes(experiment)
+    _check_parallel(experiment)
     return experiment
 
 
@@ -90,3 +91,13 @@ def _set_image_sizes(experiment: Experiment) -> None:
                     f"{experiment.source}: datasets.{name}.vis_processor.{split}.image_size: "
                     f"{processor.image_size} must equal model.image_size: {wanted}"
                 )
+
+
+def _check_parallel(experiment: Experiment) -> None:
+    """bitsandbytes' 8 and 4 bits are no tensors that can be cut into rows."""
+    storage = getattr(experiment.model, "llm_storage", None)
+    if experiment.run.parallel == "fsdp" and storage in ("int8", "nf4"):
+        raise ConfigError(
+            f"{experiment.source}: run.parallel: fsdp does not go with an LLM in {storage}; set model.llm_precision to "
+            "fp16 or bf16 (and low_resource: False), or run.parallel: ddp, where each GPU holds the whole LLM"
+        )

@@ -25,6 +25,8 @@ from minigpt4.inference.image_batches import Images
 from minigpt4.inference.origin import frozen_files
 from minigpt4.inference.prompt_rules import PromptRules
 from minigpt4.models.generation import Answer
+from minigpt4.models.lockstep import in_step
+from minigpt4.models.sharded_llm import sharding
 
 log = logging.getLogger(__name__)
 
@@ -107,7 +109,8 @@ class Asking:
             log.info("All answers of %d checkpoints are there; nothing is generated", len(stores))
             return
         model_class = registry.get_model_class(self.cfg.model.arch)
-        model = model_class.from_config(self.cfg.model, device=processes.device, **waiting_vision(self.cfg)).eval()
+        switches = waiting_vision(self.cfg) | sharding(self.cfg.run)
+        model = model_class.from_config(self.cfg.model, device=processes.device, **switches).eval()
         answerer = Answerer(
             model,
             self.images,
@@ -116,8 +119,9 @@ class Asking:
             num_workers=self.cfg.run.num_workers,
         )
         try:
-            for checkpoint, own, numbers in zip(self.checkpoints, stores, wanted, strict=True):
-                self._ask(answerer, checkpoint, own, numbers, processes)
+            with in_step(model.llama_model):
+                for checkpoint, own, numbers in zip(self.checkpoints, stores, wanted, strict=True):
+                    self._ask(answerer, checkpoint, own, numbers, processes)
         except torch.OutOfMemoryError as error:
             raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error
 

@@ -23,6 +23,8 @@ from minigpt4.inference.image_list import ImageFile, ImageList, cut
 from minigpt4.inference.origin import frozen_files
 from minigpt4.inference.pipeline import Pipeline
 from minigpt4.inference.prompt_rules import PromptRules
+from minigpt4.models.lockstep import in_step
+from minigpt4.models.sharded_llm import sharding
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +70,11 @@ class Captioning:
         """
         missing = processes.share(self._missing() if processes.is_main else None)
         batches = cut(missing, self.batch_size)[processes.rank :: processes.world_size]
-        if batches:
-            self._caption(batches, processes)
+        shared_out = sharding(self.cfg.run)
+        if batches or (missing and shared_out):
+            pipeline = Pipeline(self.cfg, processes.device, **shared_out)
+            with in_step(pipeline.model.llama_model):
+                self._caption(pipeline, batches, processes)
         processes.wait()
         return self._counts(len(missing)) if processes.is_main else None
 
@@ -96,8 +101,7 @@ class Captioning:
     def _about(self) -> dict[str, Any]:
         return {"checkpoint": self.cfg.model.ckpt, "batch_size": self.batch_size, "versions": versions()}
 
-    def _caption(self, batches: Sequence[Sequence[int]], processes: Processes) -> None:
-        pipeline = Pipeline(self.cfg, processes.device)
+    def _caption(self, pipeline: Pipeline, batches: Sequence[Sequence[int]], processes: Processes) -> None:
         images = ImageList(self.items, pipeline.processor, feature_cache(self.cfg))
         total = sum(map(len, batches))
         with tqdm(total=total, desc="captions", unit="image", disable=None if processes.is_main else True) as bar:

@@ -62,6 +62,7 @@ class Pipeline:
     Args:
         cfg: `model.ckpt` may be unset; then `use_checkpoint` comes before the first question.
         device: None: the first GPU, or the CPU where there is none.
+        shard_llm: as in `MiniGPT4.from_config`.
 
     Attributes:
         cfg: the configuration.
@@ -70,13 +71,14 @@ class Pipeline:
         checkpoint: where the trained weights are from; None before there are any.
     """
 
-    def __init__(self, cfg: Experiment, device: torch.device | str | None = None) -> None:
+    def __init__(self, cfg: Experiment, device: torch.device | str | None = None, *, shard_llm: bool = False) -> None:
         require_paths({"model": cfg.model}, cfg.source)
         self.cfg = cfg
         self.processor = image_processor(cfg)
         model_class = registry.get_model_class(cfg.model.arch)
         start = dataclasses.replace(cfg.model, ckpt=None)
-        self.model = model_class.from_config(start, device=_device(device), **waiting_vision(cfg)).eval()
+        switches = waiting_vision(cfg) | ({"shard_llm": True} if shard_llm else {})
+        self.model = model_class.from_config(start, device=_device(device), **switches).eval()
         self._filler = FeatureFiller(self.model)
         self.checkpoint: Path | None = None
         self._switch = CheckpointSwitch(self.model)

@@ -30,6 +30,7 @@ from minigpt4.common.errors import WeightsError
 from minigpt4.common.llm_conversion import reads_pickles
 from minigpt4.models.attention import attention_for
 from minigpt4.models.freeze import DTYPES, freeze
+from minigpt4.models.sharded_llm import load_sharded
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +70,14 @@ def load_llm(
     *,
     attention: str | None = None,
     grad_checkpoint: bool = False,
+    sharded: bool = False,
 ) -> nn.Module:
     """The frozen causal LM of `directory` in fp16, bf16, fp32, int8 or nf4 on `device`.
 
     The files are mapped, and each tensor goes from there to the device. On a CPU tensors that the file holds in the
     type asked for stay mapped: processes share them, and memory that is short takes them back.
+
+    `sharded`: its layers are spread over the processes of the run, each of which must call this; not for int8 and nf4.
 
     Raises WeightsError for what is not a whole, ready-to-use model: a Vicuna delta, missing weight files,
     tensors that do not fit config.json.
@@ -81,7 +85,23 @@ def load_llm(
     directory = Path(directory).expanduser()
     config = read_llm_config(directory)
     _refuse_delta_name(directory, config)
-    storage = _storage(precision, device)
+    attention = attention or attention_for(device)
+    if sharded:
+        model, report = load_sharded(directory, config, DTYPES[precision], device, attention)
+    else:
+        model, report = _load_whole(directory, config, _storage(precision, device), device, attention)
+    _refuse_partial(directory, report)
+    _refuse_delta_weights(directory, model)
+    freeze(model)
+    if grad_checkpoint:
+        enable_recomputation(model)
+    return model
+
+
+def _load_whole(
+    directory: Path, config: PretrainedConfig, storage: dict[str, Any], device: torch.device, attention: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, and what its files lack or have too much."""
     if reads_pickles(directory):
         log.info(
             "%s holds pickled weights; python scripts/to_safetensors.py %s converts them once into safetensors",
@@ -89,14 +109,14 @@ def load_llm(
             directory,
         )
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        return AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
             device_map={"": device},
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # `_refuse_partial` names them
             local_files_only=True,
-            attn_implementation=attention or attention_for(device),
+            attn_implementation=attention,
             **storage,
         )
     except (OSError, ValueError, torch.OutOfMemoryError) as error:
@@ -104,12 +124,6 @@ def load_llm(
     except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
         fault = _broken_file(directory) or f"{directory} does not load: {error}"
         raise WeightsError(f"model.llama_model: {fault}") from error
-    _refuse_partial(directory, report)
-    _refuse_delta_weights(directory, model)
-    freeze(model)
-    if grad_checkpoint:
-        enable_recomputation(model)
-    return model
 
 
 def _broken_file(directory: Path) -> str | None:

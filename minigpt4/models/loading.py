@@ -50,11 +50,11 @@ def load_vision(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QForm
 
 @phase(LLM)
 def load_language_side(
-    cfg: MiniGPT4Config, directory: Path, device: torch.device
+    cfg: MiniGPT4Config, directory: Path, device: torch.device, shard: bool = False
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The LLM, tried on a sentence, and its tokenizer."""
+    """The LLM, tried on a sentence, and its tokenizer; `shard`: as in `load_llm`."""
     tokenizer = load_tokenizer(directory)
-    switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint}
+    switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint, "sharded": shard}
     model = load_llm(directory, cfg.llm_storage, device, **switches)
     set_token_ids(model, tokenizer)
     if cfg.llm_sanity_check:

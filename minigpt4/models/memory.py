@@ -2,11 +2,14 @@
 
 The real modules run forward and backward on the meta device while every storage that an operation makes is
 counted from its birth to its death; so the peak holds what autograd keeps, temporaries and logits, for any LLM
-that transformers builds. Attention is counted as a fused kernel (flash or memory-efficient) keeps it.
+that transformers builds. Attention is counted as a fused kernel (flash or memory-efficient) keeps it, unless
+`llm_attention` is `eager`.
 """
 
+import copy
 import re
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,15 +17,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.models.eva_vit import build_vision_encoder
 from minigpt4.models.freeze import DTYPES
 from minigpt4.models.llm import enable_recomputation, read_llm_config, recomputed
-from minigpt4.models.loading import JOINED_PATCHES, build_projection, join_patches, store_frozen
+from minigpt4.models.loading import JOINED_PATCHES, build_projection, join_patches, store_frozen, vision_shape
 from minigpt4.models.qformer import build_qformer
+from minigpt4.models.sharded_llm import decoder_layers
+from minigpt4.models.sized_attention import sized_attention
 from minigpt4.models.target_loss import target_losses
 
 GIB = 2**30
@@ -35,7 +40,9 @@ _LLAMA_SIZES = {
     7: {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008},
     13: {"hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40, "intermediate_size": 13824},
 }
-_ATTENTION = "minigpt4_fused_size"
+GATHERED_LAYERS = 2
+"""Of a sharded LLM at a time: one that computes, and one that is on its way."""
+_LLM = "LLM"
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,14 @@ class Estimate:
         return self.trained * OPTIMIZER_BYTES
 
     @property
+    def allocated(self) -> int:
+        """What a GPU's allocator counts."""
+        return self.weights + self.optimizer + self.activations
+
+    @property
     def total(self) -> int:
-        return self.weights + self.optimizer + self.activations + CUDA_ALLOWANCE
+        """With what the allocator does not count."""
+        return self.allocated + CUDA_ALLOWANCE
 
 
 class StorageCounter(TorchDispatchMode):
@@ -131,19 +144,38 @@ class MetaModel:
         self.parts = self._parts()  # sized as stored, before the 16-bit copies below
         self._to_compute_dtype()
 
-    def estimate(self, batch_size: int, lengths: Lengths, *, recompute: bool | None = None) -> Estimate:
-        """Run one training step of `batch_size` on meta tensors; `recompute` overrides `llm_grad_checkpoint`."""
+    def estimate(
+        self, batch_size: int, lengths: Lengths, *, recompute: bool | None = None, cached: bool = False
+    ) -> Estimate:
+        """Run one training step of `batch_size` on meta tensors.
+
+        Args:
+            recompute: overrides `llm_grad_checkpoint`.
+            cached: `run.feature_cache` knows all images, and the vision side is not loaded.
+        """
         recompute = self.cfg.llm_grad_checkpoint if recompute is None else recompute
         known = nn.ModuleList(m for m in (self.encoder, self.ln_vision, self.qformer, self.projection, self.llm) if m)
         known.zero_grad(set_to_none=True)
+        feature_shape = vision_shape(self.cfg) if cached else None
         with StorageCounter(known) as counter:
-            tokens = self._step(batch_size, lengths, recompute)
-        return Estimate(self.parts, batch_size, tokens, counter.peak)
+            tokens = self._step(batch_size, lengths, recompute, feature_shape)
+        parts = self.parts[-2:] if cached else self.parts
+        return Estimate(parts, batch_size, tokens, counter.peak)
 
     def stored_as(self, estimate: Estimate, storage: str) -> Estimate:
         """The same step with the LLM stored in another precision; its activations stay in 16 bits."""
-        llm = replace(estimate.parts[-1], weight_bytes=_llm_bytes(self.llm, storage))
-        return replace(estimate, parts=(*estimate.parts[:-1], llm))
+        return _with_llm(estimate, replace(_part(_LLM, self.llm), weight_bytes=_llm_bytes(self.llm, storage)))
+
+    def sharded_over(self, estimate: Estimate, gpus: int) -> Estimate:
+        """The same step with the LLM spread over so many GPUs (`run.parallel: fsdp`), on the fullest of them."""
+        if gpus == 1:
+            return estimate
+        layers = [[p for p in layer.parameters() if p.ndim > 1] for layer in decoder_layers(self.llm)]
+        whole = _bytes(self.llm.parameters()) - sum(map(_bytes, layers))
+        own = sum(-(-len(p) // gpus) * p[0].numel() * p.element_size() for layer in layers for p in layer)
+        llm = replace(_part(_LLM, self.llm), weight_bytes=whole + own)
+        gathered = Part("LLM, gathered layers", 0, 0, GATHERED_LAYERS * max(map(_bytes, layers)))
+        return _with_llm(estimate, llm, gathered)
 
     def _parts(self) -> tuple[Part, ...]:
         store_frozen(self.encoder, self.cfg.freeze_vit, self.cfg)
@@ -153,7 +185,7 @@ class MetaModel:
         if self.qformer is not None:
             rows.append(_part("Q-Former", self.qformer))
         rows.append(_part("projection (llama_proj)", self.projection))
-        rows.append(replace(_part("LLM", self.llm), weight_bytes=_llm_bytes(self.llm, self.cfg.llm_storage)))
+        rows.append(replace(_part(_LLM, self.llm), weight_bytes=_llm_bytes(self.llm, self.cfg.llm_storage)))
         return tuple(rows)
 
     def _to_compute_dtype(self) -> None:
@@ -164,23 +196,31 @@ class MetaModel:
                     part.to(DTYPES[self.cfg.vit_precision])
         self.projection.to(self.llm.dtype)
 
-    def _step(self, batch_size: int, lengths: Lengths, recompute: bool) -> int:
-        embeds_BTD = self._embeds(batch_size, lengths)
+    def _step(self, batch_size: int, lengths: Lengths, recompute: bool, feature_shape: tuple[int, int] | None) -> int:
+        if feature_shape:
+            features_BQV = torch.empty(batch_size, *feature_shape, dtype=self.llm.dtype, device="meta")
+        else:
+            features_BQV = self._vision(batch_size)
+        embeds_BTD = self._embeds(features_BQV, lengths)
         self._loss(embeds_BTD, lengths.answer, recompute).backward()
         return embeds_BTD.shape[1]
 
-    def _embeds(self, batch_size: int, lengths: Lengths) -> Tensor:
-        image_BQD = self.projection(self._vision(batch_size).to(self.llm.dtype))
+    def _embeds(self, features_BQV: Tensor, lengths: Lengths) -> Tensor:
+        image_BQD = self.projection(features_BQV.to(self.llm.dtype))
         length, width = 1 + lengths.prompt + lengths.answer, image_BQD.shape[2]
-        text = torch.empty(batch_size, length, width, dtype=self.llm.dtype, device="meta")
+        text = torch.empty(len(image_BQD), length, width, dtype=self.llm.dtype, device="meta")
         return torch.cat([image_BQD, text], dim=1)
 
     def _loss(self, embeds_BTD: Tensor, answer: int, recompute: bool) -> Tensor:
-        mask = torch.empty(embeds_BTD.shape[:2], dtype=torch.long, device="meta")
-        targets = torch.empty(len(embeds_BTD) * answer, dtype=torch.long, device="meta")
+        mask_BT = torch.empty(embeds_BTD.shape[:2], dtype=torch.long, device="meta")
+        targets_N = torch.empty(len(embeds_BTD) * answer, dtype=torch.long, device="meta")
+        inputs = {"inputs_embeds": embeds_BTD, "attention_mask": mask_BT}
         with recomputed(self.llm, recompute):
-            inputs = {"inputs_embeds": embeds_BTD, "attention_mask": mask}
-            return target_losses(self.llm, inputs, (targets, targets), targets).mean()
+            if self.cfg.llm_logits == "targets":
+                return target_losses(self.llm, inputs, (targets_N, targets_N), targets_N).mean()
+            logits_BTV = self.llm(**inputs, use_cache=False).logits
+            logits_BVT = logits_BTV[:, :-1].transpose(1, 2).float()
+        return nn.functional.cross_entropy(logits_BVT, mask_BT[:, 1:], reduction="none").mean()
 
     def _vision(self, batch_size: int) -> Tensor:
         size, dtype = self.cfg.image_size, next(self.encoder.parameters()).dtype
@@ -212,34 +252,20 @@ def llm_config_for(cfg: MiniGPT4Config) -> tuple[PretrainedConfig, str]:
 
 
 def _build_llm(cfg: MiniGPT4Config, llm_config: PretrainedConfig) -> nn.Module:
-    AttentionInterface.register(_ATTENTION, _sized_attention)
-    AttentionMaskInterface.register(_ATTENTION, lambda *args, **kwargs: None)
-    dtype = DTYPES.get(cfg.llm_storage, torch.float16)
-    llm = AutoModelForCausalLM.from_config(llm_config, dtype=dtype, attn_implementation=_ATTENTION)
+    dtype, attention = DTYPES.get(cfg.llm_storage, torch.float16), sized_attention(cfg.llm_attention)
+    own = copy.deepcopy(llm_config)  # the model writes its attention into it
+    llm = AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attention)
     enable_recomputation(llm)
     return llm.requires_grad_(False).eval()
 
 
-class _FusedAttention(torch.autograd.Function):
-    """Keeps what a fused kernel keeps: queries, keys, values, output, and one fp32 number per query and head."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = torch.empty_like(query)
-        log_sum = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, output, log_sum)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = ctx.saved_tensors[:3]
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+def _with_llm(estimate: Estimate, *llm: Part) -> Estimate:
+    """The estimate with these parts in the place of the LLM."""
+    return replace(estimate, parts=(*(part for part in estimate.parts if not part.name.startswith(_LLM)), *llm))
 
 
-def _sized_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-) -> tuple[Tensor, None]:
-    return _FusedAttention.apply(query, key, value).transpose(1, 2).contiguous(), None
+def _bytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() * p.element_size() for p in parameters)
 
 
 def _part(name: str, *modules: nn.Module) -> Part:
@@ -248,7 +274,7 @@ def _part(name: str, *modules: nn.Module) -> Part:
         name,
         parameters=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in parameters if p.requires_grad),
-        weight_bytes=sum(p.numel() * p.element_size() for p in parameters),
+        weight_bytes=_bytes(parameters),
     )
 
 

@@ -36,6 +36,7 @@ from minigpt4.models.loading import (
     vision_to_come,
 )
 from minigpt4.models.samples import ImageFeatures, Samples, read_samples
+from minigpt4.models.sharded_llm import is_sharded
 from minigpt4.models.target_pass import TargetPass
 from minigpt4.models.training_text import TextRules, read_prompts, start_ids
 
@@ -84,11 +85,13 @@ class MiniGPT4(Answering, nn.Module):
         device: torch.device | str = "cpu",
         *,
         vision_waits: bool = False,
+        shard_llm: bool = False,
     ) -> "MiniGPT4":
         """Build the model of a `model:` section on `device` and load every weights file that it names.
 
         `vision_waits`: read the frozen vision side when the first image has to be encoded, if ever, for a cache may
         know them all.
+        `shard_llm`: spread the LLM's layers over the processes of the run, all of which must call this.
 
         Raises ConfigError for a wrong section, WeightsError for files that are missing, broken or do not fit.
         """
@@ -99,7 +102,7 @@ class MiniGPT4(Answering, nn.Module):
             find_weights(cfg.ckpt, "model.ckpt", Path(cfg.ckpt).name)
         device = _llm_device(cfg, torch.device(device))
         vision_side = (vision_to_come if vision_waits else load_vision)(cfg)
-        model = cls(cfg, *vision_side, *load_language_side(cfg, directory, device))
+        model = cls(cfg, *vision_side, *load_language_side(cfg, directory, device, shard_llm))
         model.llama_proj.to(device)
         if vision_waits:
             start_clock.not_needed(start_clock.VISION, "cache")
@@ -140,6 +143,11 @@ class MiniGPT4(Answering, nn.Module):
         if self.Qformer is not None:
             return self.Qformer.hidden_size
         return self.visual_encoder.num_features * JOINED_PATCHES
+
+    @property
+    def llm_is_sharded(self) -> bool:
+        """Whether every pass of the LLM is one of all processes of the run together (`run.parallel: fsdp`)."""
+        return is_sharded(self.llama_model)
 
     def _llm_width(self) -> int:
         return self.llama_model.get_input_embeddings().weight.shape[1]
@@ -266,10 +274,11 @@ class MiniGPT4(Answering, nn.Module):
             raise ValueError(f"reduction: {reduction!r} is neither 'mean' nor 'none'")
         batch, image_tokens_MD = self._training_batch(read_samples(samples))
         num_tokens, at = batch.num_targets, sequence.target_positions(batch)  # on the CPU: no wait for the GPU
-        losses_N = self._target_pass.losses(self.llama_model, batch, at, image_tokens_MD)
+        anchor = None
+        if not len(batch.image_source):  # text alone: trained parts and LLM are in the graph, or other ranks wait
+            anchor = 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
+        losses_N = self._target_pass.losses(self.llama_model, batch, at, image_tokens_MD, anchor)
         loss = losses_N.mean() if reduction == "mean" else _sample_losses(losses_N, batch, at[0])
-        if not len(batch.image_source):  # text alone: the trained parts stay in the graph, or other ranks wait for them
-            loss = loss + 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
         return {"loss": loss, "num_tokens": num_tokens}
 
     def _training_batch(self, samples: Samples) -> tuple[sequence.Batch, Tensor | None]:

@@ -13,6 +13,7 @@ from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.models import llm as llms
 from minigpt4.models.packing import Packed, PrefixStates, can_pack, pack, shared_prefix
 from minigpt4.models.sequence import Batch, embed
+from minigpt4.models.sharded_llm import is_sharded
 from minigpt4.models.target_loss import target_losses
 
 
@@ -23,17 +24,26 @@ class TargetPass:
         self.cfg = cfg
         self._prefixes = PrefixStates()
 
-    def losses(self, llm: nn.Module, batch: Batch, at: tuple[Tensor, Tensor], image_tokens_MD: Tensor | None) -> Tensor:
+    def losses(
+        self,
+        llm: nn.Module,
+        batch: Batch,
+        at: tuple[Tensor, Tensor],
+        image_tokens_MD: Tensor | None,
+        anchor: Tensor | None = None,
+    ) -> Tensor:
         """Loss of each target, nats, (N,) fp32 on the LLM's device.
 
         Args:
             batch: on the CPU, so that nothing here waits for a GPU.
             at: row and column of the position before each target, (N,) each.
+            anchor: a zero that is added to the embeddings for the sake of its graph.
         """
         recompute = self.cfg.llm_grad_checkpoint and torch.is_grad_enabled()
         with llms.compute_as_stored(llm):
             batch, at, inputs = self._inputs(llm, batch, at)
-            inputs["inputs_embeds"] = embed(batch, llm.get_input_embeddings(), image_tokens_MD)
+            embeds_BTD = embed(batch, llm.get_input_embeddings(), image_tokens_MD)
+            inputs["inputs_embeds"] = embeds_BTD if anchor is None else embeds_BTD + anchor
             with llms.recomputed(llm, recompute):
                 if self.cfg.llm_logits == "targets":
                     return target_losses(llm, inputs, at, batch.targets_BT[:, 1:][at])
@@ -47,7 +57,8 @@ class TargetPass:
         if not (self.cfg.llm_packing and can_pack(llm)):
             batch, at = batch.to(device), tuple(index.to(device, non_blocking=True) for index in at)
             return batch, at, {"attention_mask": batch.attention_mask_BT}
-        prefix = shared_prefix(batch, at) if self.cfg.llm_prefix_cache else []
+        keeps_prefix = self.cfg.llm_prefix_cache and not is_sharded(llm)  # a pass of one process alone would hang
+        prefix = shared_prefix(batch, at) if keeps_prefix else []
         packed: Packed = pack(batch, at, len(prefix)).to(device)
         return packed.batch, packed.at, packed.inputs(self._prefixes.of(llm, prefix))
 

@@ -39,7 +39,7 @@ Datasets = Mapping[str, Mapping[str, Dataset]]
 
 OUT_OF_MEMORY = (
     "The GPU's memory is full. train.py --check says what fits: a smaller batch_size with more "
-    "run.accum_grad_iters, model.llm_grad_checkpoint: True, or model.llm_precision: nf4."
+    "run.accum_grad_iters, model.llm_grad_checkpoint: True, model.llm_precision: nf4, or run.parallel: fsdp."
 )
 CUDA_STOP_INTERVAL = 10
 """Iterations between two looks at the stop flag on GPUs, where a look waits for the queue."""

@@ -11,6 +11,7 @@ from minigpt4.common.distributed import Processes
 from minigpt4.datasets import EvalLoader, to_device
 from minigpt4.evaluation import score_captions
 from minigpt4.features.cache import FeatureFiller
+from minigpt4.models.lockstep import in_step
 from minigpt4.runners.updates import Updater
 from minigpt4.tasks import BaseTask
 
@@ -61,15 +62,16 @@ def validate(
     totals = torch.zeros(2, dtype=torch.float64, device=processes.device)
     wanted = -(-captions // processes.world_size) if captions else SHOWN
     said: list[_Said] = []
-    for loader in loaders:
-        for batch in loader:
-            samples = features.complete_batch(to_device(batch, processes.device))
-            with updater.autocast():
-                output = task.valid_step(model, samples)
-                if len(said) < wanted and (captions or processes.is_main):
-                    said += _caption(task, model, samples, wanted - len(said))
-            tokens = output["num_tokens"]
-            totals += torch.stack([output["loss"].double() * tokens, totals.new_tensor(float(tokens))])
+    with in_step(model.llama_model):
+        for loader in loaders:
+            for batch in loader:
+                samples = features.complete_batch(to_device(batch, processes.device))
+                with updater.autocast():
+                    output = task.valid_step(model, samples)
+                    if len(said) < wanted and (captions or processes.is_main):
+                        said += _caption(task, model, samples, wanted - len(said))
+                tokens = output["num_tokens"]
+                totals += torch.stack([output["loss"].double() * tokens, totals.new_tensor(float(tokens))])
     model.train()
     loss = (processes.sum(totals)[0] / totals[1]).item()
     shown = [f"{one.image_id}: {one.caption}" for one in said[:SHOWN]]

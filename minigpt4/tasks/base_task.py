@@ -10,6 +10,7 @@ from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.datasets import Dataset, build_datasets
 from minigpt4.features.cache import feature_cache, waiting_vision
+from minigpt4.models.sharded_llm import sharding
 
 
 class BaseTask:
@@ -28,7 +29,7 @@ class BaseTask:
     def build_model(self, cfg: Experiment, device: torch.device | str = "cpu") -> nn.Module:
         """The registered model of `model.arch` with its weights, on `device`."""
         model_class = registry.get_model_class(cfg.model.arch)
-        return model_class.from_config(cfg.model, device=device, **waiting_vision(cfg))
+        return model_class.from_config(cfg.model, device=device, **waiting_vision(cfg), **sharding(cfg.run))
 
     def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> dict[str, Any]:
         """Forward pass of a training batch: "loss" (mean over targets, nats) and "num_tokens" (targets)."""

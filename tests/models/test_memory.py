@@ -10,8 +10,9 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.models.attention import FUSED
 from minigpt4.models.llm import read_llm_config
-from minigpt4.models.memory import GIB, Lengths, MetaModel, StorageCounter, llm_config_for
+from minigpt4.models.memory import GIB, Estimate, Lengths, MetaModel, StorageCounter, llm_config_for
 from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.samples import ImageFeatures
 
 FLICKR = Lengths(prompt=35, answer=160)
 PUBLISHED_FLICKR_MIB = 18202
@@ -45,12 +46,21 @@ def tiny_config(parity_dir: Path, **changes) -> MiniGPT4Config:
     return MiniGPT4Config(**(settings | changes))
 
 
-def real_peak(cfg: MiniGPT4Config, batch_size: int) -> tuple[int, int]:
-    """Peak bytes and tokens of a training step on real tensors."""
+def estimated(cfg: MiniGPT4Config, batch_size: int, length: int, **changes: bool) -> Estimate:
+    """The estimate of a step whose sequences have `length` positions, 40 of them an answer."""
+    prompt = length - 1 - 40 - (8 if cfg.has_qformer else 4)
+    meta = MetaModel(cfg, read_llm_config(Path(cfg.llama_model)))
+    return meta.estimate(batch_size, Lengths(prompt=prompt, answer=40), **changes)
+
+
+def real_peak(cfg: MiniGPT4Config, batch_size: int, cached: bool = False) -> tuple[int, int]:
+    """Peak bytes and tokens of a sequence of a training step on real tensors."""
     model = MiniGPT4.from_config(cfg)
-    model.llama_model.set_attn_implementation(FUSED)  # what is estimated, also on a CPU
+    if cfg.llm_attention is None:
+        model.llama_model.set_attn_implementation(FUSED)  # what is estimated, also on a CPU
+    pixels = torch.randn(batch_size, 3, 56, 56)
     samples = {
-        "image": torch.randn(batch_size, 3, 56, 56),
+        "image": ImageFeatures(model.image_features(pixels)) if cached else pixels,
         "answer": ["several wooden boats are tied to the pier " * 8] * batch_size,
     }
     tokens = []
@@ -82,26 +92,48 @@ def test_counter_leaves_known_weights_out():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"freeze_qformer": False}, {"has_qformer": False}, {"llm_packing": False}, {"batch_size": 16}]
+    ("changes", "batch_size"),
+    [
+        ({}, 6),
+        ({"freeze_qformer": False}, 6),
+        ({"has_qformer": False}, 6),
+        ({"llm_logits": "all"}, 6),
+        ({"llm_attention": "eager"}, 6),
+        ({"llm_attention": "eager", "llm_logits": "all"}, 24),
+        ({}, 24),
+        ({"llm_packing": False}, 6),
+    ],
 )
-def test_estimate_is_what_a_real_step_allocates(parity_dir, changes):
-    changes = dict(changes)
-    batch_size = changes.pop("batch_size", 6)
+def test_estimate_is_what_a_real_step_allocates(parity_dir, changes, batch_size):
     cfg = tiny_config(parity_dir, llm_prefix_cache=False, **changes)
     peak, length = real_peak(cfg, batch_size)
-    images = 8 if cfg.has_qformer else 4
-    meta = MetaModel(cfg, read_llm_config(parity_dir / "vicuna_tiny"))
-    estimate = meta.estimate(batch_size, Lengths(prompt=length - 1 - images - 40, answer=40))
+    estimate = estimated(cfg, batch_size, length)
     assert estimate.tokens == length
     assert estimate.activations == pytest.approx(peak, rel=0.02)
 
 
-def test_estimate_with_recomputation_is_what_a_real_step_allocates(parity_dir):
-    cfg = tiny_config(parity_dir, llm_prefix_cache=False, llm_grad_checkpoint=True)
+@pytest.mark.parametrize("changes", [{}, {"llm_attention": "eager"}, {"llm_logits": "all"}])
+def test_estimate_with_recomputation_is_what_a_real_step_allocates(parity_dir, changes):
+    cfg = tiny_config(parity_dir, llm_prefix_cache=False, llm_grad_checkpoint=True, **changes)
     peak, length = real_peak(cfg, batch_size=16)
-    meta = MetaModel(cfg, read_llm_config(parity_dir / "vicuna_tiny"))
-    estimate = meta.estimate(16, Lengths(prompt=length - 1 - 8 - 40, answer=40))
-    assert estimate.activations == pytest.approx(peak, rel=0.1)
+    assert estimated(cfg, 16, length).activations == pytest.approx(peak, rel=0.1)
+
+
+def test_estimates_of_two_ways_do_not_disturb_each_other(parity_dir):
+    config = read_llm_config(parity_dir / "vicuna_tiny")
+    fused = MetaModel(tiny_config(parity_dir), config)
+    before = fused.estimate(4, Lengths(8, 40))
+    MetaModel(tiny_config(parity_dir, llm_attention="eager"), config)
+    assert fused.estimate(4, Lengths(8, 40)) == before
+
+
+@pytest.mark.parametrize("changes", [{}, {"has_qformer": False}])
+def test_estimate_with_cached_features_is_what_a_real_step_allocates(parity_dir, changes):
+    cfg = tiny_config(parity_dir, llm_prefix_cache=False, **changes)
+    peak, length = real_peak(cfg, batch_size=6, cached=True)
+    estimate = estimated(cfg, 6, length, cached=True)
+    assert estimate.activations == pytest.approx(peak, rel=0.02)
+    assert [part.name for part in estimate.parts] == ["projection (llama_proj)", "LLM"]
 
 
 def test_7b_has_the_published_sizes(seven_b):
@@ -122,6 +154,12 @@ def test_activations_grow_with_the_batch_and_shrink_by_recomputation(seven_b):
     two, four = seven_b.estimate(2, FLICKR), seven_b.estimate(4, FLICKR)
     assert four.activations == pytest.approx(2 * two.activations, rel=0.05)
     assert seven_b.estimate(4, FLICKR, recompute=True).activations < 0.3 * four.activations
+
+
+def test_cached_features_spare_the_vision_side(seven_b):
+    plain, cached = seven_b.estimate(2, FLICKR), seven_b.estimate(2, FLICKR, cached=True)
+    assert cached.activations <= plain.activations
+    assert plain.weights - cached.weights == sum(part.weight_bytes for part in plain.parts[:2])
 
 
 def test_quantised_llm_is_smaller_by_its_linear_layers(seven_b):
@@ -172,3 +210,24 @@ def test_weights_of_the_estimate_are_those_of_the_built_model(parity_dir):
     estimate = MetaModel(cfg, read_llm_config(parity_dir / "vicuna_tiny")).estimate(1, Lengths(4, 4))
     assert estimate.weights == stored
     assert estimate.total > estimate.weights + 0.5 * GIB
+
+
+# Spread over GPUs
+
+
+def test_sharded_llm_is_a_share_of_its_layers_and_all_of_the_rest(seven_b):
+    estimate = seven_b.estimate(1, FLICKR)
+    whole = estimate.parts[-1].weight_bytes
+    layer = 2 * (4 * 4096**2 + 3 * 4096 * 11008)
+    outside = whole - 32 * layer
+    for gpus in (2, 4, 8):
+        llm, gathered = seven_b.sharded_over(estimate, gpus).parts[-2:]
+        assert llm.weight_bytes == outside + 32 * layer // gpus
+        assert gathered.weight_bytes == 2 * layer
+    assert seven_b.sharded_over(estimate, 1) == estimate
+
+
+def test_spreading_wider_replaces_the_first_spreading(seven_b):
+    estimate = seven_b.estimate(1, FLICKR)
+    two = seven_b.sharded_over(estimate, 2)
+    assert seven_b.sharded_over(two, 4) == seven_b.sharded_over(estimate, 4)

@@ -166,11 +166,16 @@ VISION = "{name: blip2_image_train, image_size: 56}, eval: {name: blip2_image_ev
 @pytest.fixture(scope="session")
 def two_ranks(validated: Tiny) -> list[dict]:
     """What the scenarios of `two_ranks.py` returned, for rank 0 and rank 1."""
-    script = [str(Path(__file__).with_name("two_ranks.py")), str(validated.recipe), str(validated.folder)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    result = supervised.run([*torchrun, *script], env=environment(), cwd=validated.folder, timeout=300)
+    return run_ranks(validated, "two_ranks.py", "rank")
+
+
+def run_ranks(tiny: Tiny, script: str, saved: str) -> list[dict]:
+    """Run a script beside this file as two processes; what each saved, in `{saved}{rank}.pt`."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    command += [str(Path(__file__).with_name(script)), str(tiny.recipe), str(tiny.folder)]
+    result = supervised.run(command, env=environment(), cwd=tiny.folder, timeout=300)
     assert result.returncode == 0, result.stderr[-6000:]
-    return [torch.load(validated.folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+    return [torch.load(tiny.folder / f"{saved}{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.fixture
@@ -182,7 +187,7 @@ def tiny(tmp_path: Path, parity_dir: Path) -> Tiny:
 @pytest.fixture(scope="session")
 def tools() -> dict[str, Any]:
     """Helpers that tests cannot import from here."""
-    functions = (losses, weights, same, environment, make_tiny)
+    functions = (losses, weights, same, environment, make_tiny, run_ranks)
     return {"supervised": supervised, **{function.__name__: function for function in functions}}
 
 

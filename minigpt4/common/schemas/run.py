@@ -152,6 +152,10 @@ class RunConfig:
     distributed: bool = True
     """Use several processes when the run was launched with several."""
 
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """New. What several processes hold of the frozen LLM: `ddp`: each of them all of it; `fsdp`: its layers are spread
+    over them (torch FSDP2), for an LLM that one GPU does not hold. The trained parameters are whole in both."""
+
     use_dist_eval_sampler: bool = True
     """Split evaluation data over the processes; False: each reads all of it."""
 

@@ -1,0 +1,276 @@
+"""GPU memory of a training step: what each switch gives, the largest batch that fits, and 13B on small cards.
+
+    python benchmarks/memory.py --write docs/performance.md                # estimates; no GPU, no weights
+    python benchmarks/memory.py --measure --dir /tmp/7b --write docs/performance.md      # on a GPU; 17 GB of files
+    python benchmarks/memory.py --measure --size tiny --batch-size 4                     # real steps on a CPU
+The estimates are those of `train.py --check`. `--measure` runs a real step of every row that one device can run, with
+random weights, and writes its peak beside the estimate.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib.util
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from sizes import SIZES, Size, write_weights
+from tables import REPOSITORY, machine, table, write_section
+from torch import nn
+
+from minigpt4.check_advice import expected_lengths, largest_batch
+from minigpt4.common.command_line import exit_status
+from minigpt4.common.config import Config
+from minigpt4.common.experiment import Experiment, read_experiment
+from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.models.memory import CUDA_ALLOWANCE, GIB, Estimate, Lengths, MetaModel, StorageCounter, llm_config_for
+from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.samples import ImageFeatures
+
+STAGE_2 = Lengths(prompt=35, answer=160)
+"""The longest prompt of prompts/alignment.txt, and `max_txt_len`."""
+RECIPES = ("minigpt4_stage1_pretrain", "minigpt4_stage2_finetune", "minigpt4_flickr_finetune")
+RECIPES_13B = ("minigpt4_13b_stage2_finetune", "minigpt4_13b_flickr_finetune")
+NOT_MEASURED = "not measured yet"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a step is computed and where its parts are."""
+
+    name: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Of the section `model:`."""
+    cached: bool = False
+    gpus: int = 1
+
+    def __add__(self, other: "Way") -> "Way":
+        changes, cached = {**self.changes, **other.changes}, self.cached or other.cached
+        return Way(f"{self.name} + {other.name}", changes, cached, max(self.gpus, other.gpus))
+
+
+PLAIN = {"vit_precision": "fp32", "llm_logits": "all", "llm_attention": "eager"}
+TO_DEFAULTS = (
+    Way("plain: vision in fp32, logits everywhere, eager attention", PLAIN),
+    Way("and vision in 16 bits, as published", PLAIN | {"vit_precision": "fp16"}),
+    Way("and logits at targets (`llm_logits`)", {"llm_attention": "eager"}),
+    Way("and fused attention (`llm_attention`): the defaults"),
+)
+DEFAULTS = Way("defaults")
+CACHED = Way("`run.feature_cache` (complete)", cached=True)
+RECOMPUTED = Way("`llm_grad_checkpoint`", {"llm_grad_checkpoint": True})
+INT8, NF4 = (Way(f"`llm_precision: {storage}`", {"llm_precision": storage}) for storage in ("int8", "nf4"))
+SPREAD = tuple(Way(f"`run.parallel: fsdp`, {gpus} GPUs", gpus=gpus) for gpus in (2, 4, 8))
+FURTHER = (CACHED, RECOMPUTED, INT8, NF4, *SPREAD, CACHED + RECOMPUTED, RECOMPUTED + NF4, RECOMPUTED + SPREAD[0])
+BATCHES = (DEFAULTS, CACHED, RECOMPUTED, NF4, SPREAD[0], SPREAD[1], SPREAD[2], RECOMPUTED + NF4)
+BATCHES_13B = (DEFAULTS, NF4, *SPREAD, RECOMPUTED + NF4, *(RECOMPUTED + way for way in SPREAD))
+
+
+class Sized:
+    """A model whose steps are sized in several ways; what ways have in common is sized once."""
+
+    def __init__(self, section: Callable[..., MiniGPT4Config], llm_config: Any, lengths: Lengths) -> None:
+        self._section, self._llm_config, self._lengths = section, llm_config, lengths
+        self._meta = functools.cache(self._built)
+        self._step = functools.cache(self._sized)
+
+    def estimate(self, way: Way, batch_size: int) -> Estimate:
+        """Of one GPU."""
+        changes = dict(way.changes)
+        storage, recompute = changes.pop("llm_precision", None), changes.pop("llm_grad_checkpoint", False)
+        key = tuple(sorted(changes.items()))
+        estimate = self._step(key, batch_size, recompute, way.cached)
+        if storage:
+            return self._meta(key).stored_as(estimate, storage)
+        return self._meta(key).sharded_over(estimate, way.gpus)
+
+    def _built(self, changes: tuple[tuple[str, Any], ...]) -> MetaModel:
+        return MetaModel(self._section(**dict(changes)), self._llm_config)
+
+    def _sized(self, changes: tuple[tuple[str, Any], ...], batch_size: int, recompute: bool, cached: bool) -> Estimate:
+        meta = self._meta(changes)
+        return meta.estimate(batch_size, self._lengths, recompute=recompute, cached=cached)
+
+
+# Real steps
+
+
+def measured(way: Way, size: Size, folder: Path, precision: str, batch_size: int) -> int | None:
+    """Peak bytes of a real step, weights included; None for a way that this machine cannot go."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    quantised = way.changes.get("llm_precision") in ("int8", "nf4")
+    if way.gpus > 1 or (quantised and (device == "cpu" or importlib.util.find_spec("bitsandbytes") is None)):
+        return None
+    changes = {**way.changes, "vit_precision": way.changes.get("vit_precision", precision).replace("fp16", precision)}
+    try:
+        model = MiniGPT4.from_config(size.section(folder, precision, **changes), device=device).train()
+        return _peak(model, _batch(model, batch_size, way.cached), way.cached)
+    except torch.OutOfMemoryError:
+        return None
+
+
+def _batch(model: MiniGPT4, batch_size: int, cached: bool) -> dict[str, Any]:
+    """Samples of the longest prompt and answer."""
+    side = model.visual_encoder.image_size
+    image = torch.randn(batch_size, 3, side, side, device=model.device)
+    words = ""
+    while len(model.llama_tokenizer(words)["input_ids"]) < STAGE_2.prompt:
+        words += " a"
+    return {
+        "image": ImageFeatures(model.image_features(image)) if cached else image,
+        "instruction_input": [f"<ImageHere>{words}"] * batch_size,
+        "answer": [" a" * STAGE_2.answer] * batch_size,
+    }
+
+
+def _peak(model: MiniGPT4, batch: dict[str, Any], cached: bool) -> int:
+    if cached:
+        model.visual_encoder = model.Qformer = model.ln_vision = nn.Identity()
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    device = model.device.type
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        _step(model, batch)
+        return torch.cuda.max_memory_allocated() - before + weights
+    with StorageCounter(nn.ModuleList([model])) as counter:
+        _step(model, batch)
+    return weights + counter.peak
+
+
+def _step(model: MiniGPT4, batch: dict[str, Any]) -> None:
+    with torch.autocast(model.device.type, model.llama_model.dtype):
+        loss = model(batch)["loss"]
+    loss.backward()
+
+
+# Tables
+
+
+def switches_section(args: argparse.Namespace, folder: Path) -> str:
+    """What each switch gives, at one batch."""
+    size = SIZES[args.size]
+
+    def configuration(**changes: Any) -> MiniGPT4Config:
+        return MiniGPT4Config(**size.section(folder, "fp16", **changes))
+
+    sized = Sized(configuration, size.llm_config(), STAGE_2)
+    defaults = sized.estimate(DEFAULTS, args.batch_size)
+    steps = [sized.estimate(way, args.batch_size) for way in TO_DEFAULTS]
+    down = [_switch_row(args, folder, *row) for row in zip(TO_DEFAULTS, steps, [None, *steps[:-1]], strict=True)]
+    further = [_switch_row(args, folder, way, sized.estimate(way, args.batch_size), defaults) for way in FURTHER]
+    head = ("step", "estimated, GiB", "saves, GiB", f"fits in {args.gpu_gib:g} GiB", "measured, GiB")
+    return (
+        f"### Size {args.size}, batch {args.batch_size}, {defaults.tokens} positions\n\n"
+        f"From the original's way to the defaults, each row with those above it:\n\n{table(head, down)}\n"
+        f"On top of the defaults, each by itself:\n\n{table(head, further)}"
+    )
+
+
+def _switch_row(
+    args: argparse.Namespace, folder: Path, way: Way, estimate: Estimate, before: Estimate | None
+) -> tuple[str, ...]:
+    peak = measured(way, SIZES[args.size], folder, args.precision, args.batch_size) if args.measure else None
+    return (
+        way.name,
+        f"{estimate.total / GIB:.2f}",
+        "" if before is None else f"{(before.total - estimate.total) / GIB:.2f}",
+        "yes" if estimate.total <= args.gpu_gib * GIB else "no",
+        NOT_MEASURED if peak is None else f"{(peak + CUDA_ALLOWANCE) / GIB:.2f}",
+    )
+
+
+def batches_section(recipes: Sequence[str], ways: Sequence[Way], gpu_gib: float) -> str:
+    """Memory of the recipes at their batch, and the largest batch that fits, in each way."""
+    head, columns = ["step"], [[way.name for way in ways]]
+    for name in recipes:
+        experiment = _recipe(name)
+        sized, batch = _sized_recipe(experiment), experiment.batch_size()
+        estimates = [sized.estimate(way, batch) for way in ways]
+        head += [f"`{name}`, batch {batch}, GiB", "largest batch"]
+        columns.append([f"{estimate.total / GIB:.1f}" for estimate in estimates])
+        columns.append([_largest(sized, *pair, gpu_gib) for pair in zip(ways, estimates, strict=True)])
+    return (
+        "Estimated, for one GPU, at the recipe's batch; and the largest batch of one GPU that is estimated to fit in "
+        f"{gpu_gib:g} GiB (0: not even one sample).\n\n{table(head, list(zip(*columns, strict=True)))}"
+    )
+
+
+def _recipe(name: str) -> Experiment:
+    path = str(REPOSITORY / "train_configs" / f"{name}.yaml")
+    return read_experiment(Config(SimpleNamespace(cfg_path=path, options=None)))
+
+
+def _sized_recipe(experiment: Experiment) -> Sized:
+    llm_config, _ = llm_config_for(experiment.model)
+    return Sized(
+        lambda **changes: dataclasses.replace(experiment.model, **changes),
+        llm_config,
+        expected_lengths(experiment.model),
+    )
+
+
+def _largest(sized: Sized, way: Way, estimate: Estimate, gpu_gib: float) -> str:
+    return str(largest_batch(lambda batch: sized.estimate(way, batch), estimate, gpu_gib))
+
+
+def section(args: argparse.Namespace, folder: Path) -> str:
+    """All tables as Markdown."""
+    if args.measure:
+        write_weights(folder, SIZES[args.size], torch.bfloat16)
+    where = f"Machine of the measured rows: {machine()}." if args.measure else "No row is measured."
+    parts = [
+        "## What memory goes into\n",
+        "Estimates of `train.py --check` for one GPU, with 0.8 GiB for CUDA itself, which measured rows have too. "
+        f"{where} Rows over several GPUs, and what did not fit, are not measured.\n",
+        f"    python benchmarks/memory.py{' --measure' if args.measure else ''} --size {args.size} "
+        f"--batch-size {args.batch_size}\n",
+        switches_section(args, folder),
+    ]
+    if args.size == "7b":
+        parts += [
+            "### The largest batch, 7B\n",
+            batches_section(RECIPES, BATCHES, args.gpu_gib),
+            "### 13B\n",
+            batches_section(RECIPES_13B, BATCHES_13B, args.gpu_gib),
+        ]
+    return "\n".join(parts)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="7b", help="of the table of switches (7b)")
+    parser.add_argument("--batch-size", type=int, default=12, help="of the table of switches (12, as published)")
+    parser.add_argument("--gpu-gib", type=float, default=24, help="memory of the GPU to fit in (24)")
+    parser.add_argument("--measure", action="store_true", help="run a real step of every row that one device can run")
+    parser.add_argument("--precision", choices=("bf16", "fp16"), default="bf16", help="of measured rows (bf16)")
+    parser.add_argument("--dir", type=Path, help="where the weights go, to be used again (a folder that is deleted)")
+    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the section into this file, too")
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Size, measure, print, write."""
+    with tempfile.TemporaryDirectory() as temporary:
+        text = section(args, args.dir or Path(temporary))
+    print(text)
+    if args.write:
+        write_section(args.write, f"memory {args.size} {args.batch_size}", text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status: 0 done, 2 an error to read."""
+    args = parse_args(argv)
+    return exit_status(lambda: run(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""A frozen LLM whose layers are spread over the processes of a run (torch's FSDP2).
+
+Each process holds a part of the rows of every matrix of the layers; a layer's parts are gathered before it computes
+and let go afterwards. Vectors (norms, biases), embeddings and output layer are whole everywhere: the code reads them
+directly, and they are small. So every forward and backward pass is one of all processes together; `lockstep.py` is for
+places where some have more to do than others.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.schemas.run import RunConfig
+from minigpt4.models.freeze import freeze
+from minigpt4.models.weight_slices import WeightSlices
+
+log = logging.getLogger(__name__)
+
+
+def sharding(run: RunConfig) -> dict[str, bool]:
+    """What a model's `from_config` is told where `run.parallel: fsdp` finds several processes."""
+    if run.parallel != "fsdp":
+        return {}
+    if not dist.is_initialized():
+        log.warning("run.parallel: fsdp has one process only, which holds the whole LLM; start several by torchrun")
+        return {}
+    return {"shard_llm": True}
+
+
+def is_sharded(llm: nn.Module) -> bool:
+    """Whether the layers of an LLM are spread over processes."""
+    return isinstance(llm.base_model, FSDPModule)
+
+
+def load_sharded(
+    directory: Path, config: PretrainedConfig, dtype: torch.dtype, device: torch.device, attention: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The frozen LLM with this process's part of its layers on `device`, and what its files lack or have too much.
+
+    Every process must call it. No process ever holds the whole LLM: it is built without storage, and each one reads
+    the rows that stay with it. The second value is as the `loading_info` of transformers' `from_pretrained`.
+
+    Raises:
+        WeightsError: files are missing or broken.
+        ConfigError: the architecture does not say what its layers are.
+    """
+    weights = WeightSlices(directory)
+    with init_empty_weights(include_buffers=False):  # buffers come from the architecture, not from files
+        llm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    freeze(llm)
+    _shard(llm, DeviceMesh.from_group(dist.group.WORLD, device.type))
+    _allocate(llm, device)
+    report = _fill(llm, weights)
+    empty_pass(llm)  # makes the tensors that gathered layers lie in; made in inference mode they could never train
+    return llm, report
+
+
+@torch.no_grad()
+def empty_pass(llm: nn.Module) -> None:
+    """The cheapest pass: one position, whose result nobody reads."""
+    weight = llm.get_input_embeddings().weight
+    llm.base_model(inputs_embeds=weight.new_zeros(1, 1, weight.shape[1]), use_cache=False)
+
+
+def _shard(llm: nn.Module, mesh: DeviceMesh) -> None:
+    """Spread the layers' matrices; the base model is the root, for some callers pass by the output layer."""
+    layers = decoder_layers(llm)
+    for layer in layers:
+        vectors = {parameter for parameter in layer.parameters() if parameter.ndim < 2}
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=vectors)
+    whole = {parameter for parameter in llm.parameters() if not isinstance(parameter, DTensor)}
+    fully_shard(llm.base_model, mesh=mesh, ignored_params=whole)
+
+
+def decoder_layers(llm: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of an LLM, by the names that its architecture gives; ConfigError if it gives none."""
+    names = set(llm._no_split_modules or ())
+    layers = [part for part in llm.base_model.modules() if type(part).__name__ in names]
+    if not layers:
+        raise ConfigError(
+            f"run.parallel: fsdp: {type(llm).__name__} does not say which of its modules are layers; use ddp"
+        )
+    return layers
+
+
+def _allocate(llm: nn.Module, device: torch.device) -> None:
+    """Storage for this process's parts and for what is whole, still without values; buffers keep theirs."""
+    buffers = {name: buffer.clone() for name, buffer in llm.named_buffers()}
+    llm.to_empty(device=device)
+    for name, buffer in llm.named_buffers():
+        buffer.copy_(buffers[name])
+    llm.tie_weights()
+    llm.requires_grad_(False)
+
+
+@torch.no_grad()
+def _fill(llm: nn.Module, weights: WeightSlices) -> dict[str, Any]:
+    """Copy this process's rows; returns what does not fit."""
+    parameters = dict(llm.named_parameters())  # tied ones once, under their first name
+    known = parameters.keys() | dict(llm.named_parameters(remove_duplicate=False)).keys()
+    found = parameters.keys() & weights.names()
+    fitting = {name for name in found if weights.shape(name) == parameters[name].shape}
+    for name in sorted(fitting):
+        target, first = _own_rows(parameters[name])
+        if len(target):
+            target.copy_(weights.rows(name, first, first + len(target)))
+    return {
+        "missing_keys": parameters.keys() - found,
+        "mismatched_keys": [(name, weights.shape(name), parameters[name].shape) for name in found - fitting],
+        "unexpected_keys": weights.names() - known - dict(llm.named_buffers()).keys(),
+    }
+
+
+def _own_rows(parameter: Tensor) -> tuple[Tensor, int]:
+    """This process's rows of a parameter, and the number of the first; torch gives the last processes fewer or none."""
+    if not isinstance(parameter, DTensor):
+        return parameter, 0
+    local = parameter.to_local()
+    size = -(-len(parameter) // parameter.device_mesh.size())
+    return local, min(size * parameter.device_mesh.get_local_rank(), len(parameter))

@@ -1,0 +1,206 @@
+"""Two processes with an LLM that is spread over them: `torchrun --nproc-per-node 2 sharded_ranks.py RECIPE FOLDER`.
+
+As in `two_ranks.py` every function named `scenario_...` is one run; the pairs `ddp` and `fsdp` are to be equal.
+"""
+
+import dataclasses
+import sys
+import weakref
+from pathlib import Path
+from typing import Any
+
+import torch
+from building import CONSTANT_RATE, WITHOUT_PROMPTS, batch, build, cut, fed, read, trained
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from minigpt4.common.distributed import Processes, start_processes, stop_processes
+from minigpt4.common.errors import RunError
+from minigpt4.evaluation.asking import Asking
+from minigpt4.evaluation.checkpoint_list import read_checkpoint_list
+from minigpt4.inference.caption_file import CaptionFile
+from minigpt4.inference.captioning import Captioning
+from minigpt4.inference.image_list import ImageList, images_to_caption
+from minigpt4.inference.pipeline import rules_of
+from minigpt4.models.llm import fingerprint, load_llm
+from minigpt4.models.lockstep import in_step
+from minigpt4.processors import Blip2ImageEvalProcessor
+from minigpt4.runners import RunnerBase
+from minigpt4.runners.validation import validate
+
+FSDP = "run.parallel=fsdp"
+UPDATES = 4
+TEXT_ONLY = 1
+"""Iteration whose batch has no images on rank 1."""
+
+
+def _batches(rank: int) -> list[dict[str, Any]]:
+    batches = cut(rank, 2, 1, UPDATES)
+    if rank == 1:
+        del batches[TEXT_ONLY]["image"]
+    return batches
+
+
+def _trained(recipe: Path, processes: Processes, *options: str) -> tuple[dict[str, Any], RunnerBase]:
+    """`UPDATES` updates, with a checkpoint after each."""
+    lengths = ("run.max_epoch=1", f"run.iters_per_epoch={UPDATES}", "run.save_every_iters=2", WITHOUT_PROMPTS)
+    given = fed(_batches(processes.rank))
+    runner = build(recipe, *CONSTANT_RATE, *lengths, *options, runner=given, processes=processes)
+    losses, original = [], runner.updater.backward
+    runner.updater.backward = lambda *a, **k: (losses.append(original(*a, **k)), losses[-1])[1]
+    runner.train()
+    result = {"losses": torch.stack(losses), "weights": trained(runner), "folder": str(runner.folder)}
+    return result, runner
+
+
+def scenario_training(recipe: Path, processes: Processes) -> dict[str, Any]:
+    """The same run in both ways, in fp32 and with all that may meet a sharded layer's hooks; and each way's run, taken
+    up in its middle by the other."""
+    ddp, _ = _trained(recipe, processes)
+    fsdp, runner = _trained(recipe, processes, FSDP)
+    bf16 = ("model.llm_precision=bf16", "run.amp=True", "run.amp_dtype=bf16", "model.llm_logits=all")
+    mixed, _ = _trained(recipe, processes, *bf16)
+    mixed_fsdp, _ = _trained(recipe, processes, *bf16, FSDP, "model.llm_grad_checkpoint=True")
+    results = {"ddp": ddp, "fsdp": fsdp, "mixed": mixed, "mixed_fsdp": mixed_fsdp, "held": _held(runner)}
+    for name, begun, options in (("to_fsdp", ddp, (FSDP,)), ("to_ddp", fsdp, ())):
+        middle = f"run.resume_ckpt_path={begun['folder']}/checkpoint_iter_2.pth"
+        results[name] = _trained(recipe, processes, middle, *options)[0]
+    return results
+
+
+def _held(runner: RunnerBase) -> dict[str, Any]:
+    """Numbers in the layers' matrices and in the rest of the LLM: all, and those that this process holds."""
+    llm = runner.model.llama_model
+    counts = {"layers": [0, 0], "others": [0, 0], "is_sharded": runner.model.llm_is_sharded}
+    for name, parameter in llm.named_parameters():
+        own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        count = counts["layers" if ".layers." in name and parameter.ndim > 1 else "others"]
+        count[0] += parameter.numel()
+        count[1] += own.numel()
+    return counts
+
+
+def scenario_validation(recipe: Path, processes: Processes) -> dict[str, Any]:
+    """Three batches on rank 0, which also captions, and two on rank 1, which does not; then a step of training."""
+    results = {}
+    for name, options in {"ddp": (), "fsdp": (FSDP,)}.items():
+        runner = build(recipe, *options, "run.valid_splits=[val]", "run.batch_size_eval=1", processes=processes)
+        found = validate(runner.model, runner.task, runner.valid_loaders, runner.updater, processes, 0, runner.features)
+        runner.updater.backward(batch(processes.rank, 2), closes_update=True)
+        runner.loader.close()
+        results[name] = {"loss": found.loss, "shown": found.shown}
+    return results
+
+
+def scenario_answers(recipe: Path, processes: Processes) -> dict[str, Any]:
+    """Three batches of one image, so two on rank 0: by `Asking`, greedy and by beams, and by `Captioning`."""
+    results = {}
+    for name, options in {"ddp": (), "fsdp": (FSDP, "model.llm_sanity_check=False")}.items():
+        cfg = read(recipe, *options, "run.generation.max_new_tokens=6", "run.num_workers=0")
+        folder = Path(cfg.run.output_dir) / name
+        base, items = images_to_caption([Path(cfg.run.output_dir).parent / "cc_sbu_align" / "image"], None)
+        images = ImageList(items[:3], Blip2ImageEvalProcessor(image_size=56))
+        rules = [rules_of(cfg, source="test", num_beams=beams) for beams in (1, 3)]
+        checkpoints = read_checkpoint_list([cfg.model.ckpt])
+        said = Asking(cfg, images, images.batches(1), rules, checkpoints, folder).answers(processes)
+        file = CaptionFile(folder / "captions.jsonl")
+        counts = Captioning(cfg, rules[0], base, items[:3], 1, file).run(processes)
+        results[name] = [
+            [[[key, one.text] for key, one in own.items()] for own in said[0]] if said else None,
+            dataclasses.astuple(counts) if counts else None,
+            sorted(line["caption"] for line in file.lines().values()),
+        ]
+    return results
+
+
+def scenario_odd_rows(recipe: Path, processes: Processes) -> dict[str, Any]:
+    """An LLM whose matrices do not divide evenly, in both formats of files."""
+    folder = Path(read(recipe).run.output_dir) / "odd"
+    sizes = {"hidden_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 2}
+    if processes.is_main:
+        torch.manual_seed(0)
+        llm = LlamaForCausalLM(LlamaConfig(vocab_size=51, intermediate_size=33, tie_word_embeddings=True, **sizes))
+        llm.save_pretrained(folder / "safetensors")
+        llm.save_pretrained(folder / "bin")
+        (folder / "bin" / "model.safetensors").unlink()
+        torch.save(llm.state_dict(), folder / "bin" / "pytorch_model.bin")
+    processes.wait()
+    results = {}
+    for name in ("safetensors", "bin"):
+        whole, sharded = (load_llm(folder / name, "fp32", processes.device, sharded=way) for way in (False, True))
+        own = sharded.state_dict()
+        results[name] = {
+            "whole": whole.state_dict(),
+            "sharded": {key: t.full_tensor() if isinstance(t, DTensor) else t for key, t in own.items()},
+            "fingerprints": [fingerprint(whole), fingerprint(sharded)],
+            "rows": len(own["model.layers.0.mlp.up_proj.weight"].to_local()),
+        }
+    return results
+
+
+class LivePeak(TorchDispatchMode):
+    """The most bytes of all storages at any time, those of the model left out; FSDP resizes storages, so each operation
+    looks at all of them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        held = (t.to_local() if isinstance(t, DTensor) else t for t in (*model.parameters(), *model.buffers()))
+        self._held = weakref.WeakSet(t.untyped_storage() for t in held)
+        self._seen = weakref.WeakSet()
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for value in tree_leaves((output, args, kwargs)):
+            if isinstance(value, Tensor) and not isinstance(value, DTensor):
+                self._seen.add(value.untyped_storage())
+        self.peak = max(self.peak, sum(s.nbytes() for s in self._seen if s not in self._held))
+        return output
+
+
+def scenario_memory(recipe: Path, processes: Processes) -> dict[str, Any]:
+    """Peak of a training step beside the weights, in both ways, with one text for all samples."""
+    samples = {**batch(0, 2), "answer": ["a small brown dog runs along the quiet river"] * 2}
+    results = {}
+    for name, options in {"ddp": (), "fsdp": (FSDP,)}.items():
+        model = build(recipe, WITHOUT_PROMPTS, *options, processes=processes).model
+        model(samples)["loss"].backward()  # FSDP makes what it keeps
+        model.zero_grad(set_to_none=True)
+        with LivePeak(model) as live:
+            model(samples)["loss"].backward()
+        results[name] = live.peak
+    layer = model.llama_model.base_model.layers[0]
+    results["layer"] = sum(p.numel() * p.element_size() for p in layer.parameters() if p.ndim > 1)
+    return results
+
+
+def left_alone(recipe: Path, processes: Processes, folder: Path) -> None:
+    """Rank 1 dies where rank 0 makes a pass: rank 0 writes down what it is told."""
+    runner = build(recipe, FSDP, processes=processes)
+    if not processes.is_main:
+        return
+    try:
+        with in_step(runner.model.llama_model):
+            runner.model.generate(None, ["a text"])
+    except RunError as error:
+        (folder / "left_alone.txt").write_text(str(error))
+
+
+def main(recipe: str, folder: str) -> None:
+    """Run the scenarios one after another and save what they return."""
+    processes = start_processes("cpu")
+    results = {
+        name.removeprefix("scenario_"): scenario(Path(recipe), processes)
+        for name, scenario in globals().items()
+        if name.startswith("scenario_")
+    }
+    torch.save(results, Path(folder) / f"sharded{processes.rank}.pt")
+    left_alone(Path(recipe), processes, Path(folder))
+    stop_processes()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
