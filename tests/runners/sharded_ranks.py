@@ -194,7 +194,7 @@ def main(recipe: str, folder: str) -> None:
     processes = start_processes("cpu")
     results = {
         name.removeprefix("scenario_"): scenario(Path(recipe), processes)
-        for name, scenario in globals().items()
+        for name, scenario in list(globals().items())
         if name.startswith("scenario_")
     }
     torch.save(results, Path(folder) / f"sharded{processes.rank}.pt")
