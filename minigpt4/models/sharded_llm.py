@@ -6,6 +6,7 @@ directly, and they are small. So every forward and backward pass is one of all p
 places where some have more to do than others.
 """
 
+import inspect
 import logging
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def load_sharded(
 
     Raises:
         WeightsError: files are missing or broken.
-        ConfigError: the architecture does not say what its layers are.
+        ConfigError: the architecture does not say what its layers are, or torch is too old.
     """
     weights = WeightSlices(directory)
     with init_empty_weights(include_buffers=False):  # buffers come from the architecture, not from files
@@ -74,8 +75,9 @@ def empty_pass(llm: nn.Module) -> None:
 
 def _shard(llm: nn.Module, mesh: DeviceMesh) -> None:
     """Spread the layers' matrices; the base model is the root, for some callers pass by the output layer."""
-    layers = decoder_layers(llm)
-    for layer in layers:
+    if "ignored_params" not in inspect.signature(fully_shard).parameters:
+        raise ConfigError(f"run.parallel: fsdp needs a newer torch than {torch.__version__}, or use ddp")
+    for layer in decoder_layers(llm):
         vectors = {parameter for parameter in layer.parameters() if parameter.ndim < 2}
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=vectors)
     whole = {parameter for parameter in llm.parameters() if not isinstance(parameter, DTensor)}

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from minigpt4.common.errors import ConfigError, WeightsError
+from minigpt4.models import sharded_llm
 from minigpt4.models.llm import check_llm, load_llm
 from minigpt4.models.lockstep import in_step
 from minigpt4.models.sharded_llm import decoder_layers, is_sharded
@@ -134,6 +135,12 @@ def test_architecture_without_named_layers_is_refused(parity_dir):
     llm._no_split_modules = None
     with pytest.raises(ConfigError, match="LlamaForCausalLM does not say which of its modules are layers; use ddp"):
         decoder_layers(llm)
+
+
+def test_torch_that_cannot_leave_parameters_whole_is_refused(parity_dir, monkeypatch):
+    monkeypatch.setattr(sharded_llm, "fully_shard", lambda module, *, mesh=None: module)
+    with pytest.raises(ConfigError, match="run.parallel: fsdp needs a newer torch than"):
+        load_llm(parity_dir / "vicuna_tiny", "fp32", CPU, sharded=True)
 
 
 def test_an_error_inside_is_raised_and_waits_for_nobody(parity_dir):

@@ -32,6 +32,8 @@ from minigpt4.runners import RunnerBase
 from minigpt4.runners.validation import validate
 
 FSDP = "run.parallel=fsdp"
+DDP = "model.llm_prefix_cache=False"
+"""A sharded LLM reads the text before the image in each step; another one is to do so, too, for the same roundings."""
 UPDATES = 4
 TEXT_ONLY = 1
 """Iteration whose batch has no images on rank 1."""
@@ -59,13 +61,13 @@ def _trained(recipe: Path, processes: Processes, *options: str) -> tuple[dict[st
 def scenario_training(recipe: Path, processes: Processes) -> dict[str, Any]:
     """The same run in both ways, in fp32 and with all that may meet a sharded layer's hooks; and each way's run, taken
     up in its middle by the other."""
-    ddp, _ = _trained(recipe, processes)
+    ddp, _ = _trained(recipe, processes, DDP)
     fsdp, runner = _trained(recipe, processes, FSDP)
     bf16 = ("model.llm_precision=bf16", "run.amp=True", "run.amp_dtype=bf16", "model.llm_logits=all")
-    mixed, _ = _trained(recipe, processes, *bf16)
+    mixed, _ = _trained(recipe, processes, *bf16, DDP)
     mixed_fsdp, _ = _trained(recipe, processes, *bf16, FSDP, "model.llm_grad_checkpoint=True")
     results = {"ddp": ddp, "fsdp": fsdp, "mixed": mixed, "mixed_fsdp": mixed_fsdp, "held": _held(runner)}
-    for name, begun, options in (("to_fsdp", ddp, (FSDP,)), ("to_ddp", fsdp, ())):
+    for name, begun, options in (("to_fsdp", ddp, (FSDP,)), ("to_ddp", fsdp, (DDP,))):
         middle = f"run.resume_ckpt_path={begun['folder']}/checkpoint_iter_2.pth"
         results[name] = _trained(recipe, processes, middle, *options)[0]
     return results
@@ -86,7 +88,7 @@ def _held(runner: RunnerBase) -> dict[str, Any]:
 def scenario_validation(recipe: Path, processes: Processes) -> dict[str, Any]:
     """Three batches on rank 0, which also captions, and two on rank 1, which does not; then a step of training."""
     results = {}
-    for name, options in {"ddp": (), "fsdp": (FSDP,)}.items():
+    for name, options in {"ddp": (DDP,), "fsdp": (FSDP,)}.items():
         runner = build(recipe, *options, "run.valid_splits=[val]", "run.batch_size_eval=1", processes=processes)
         found = validate(runner.model, runner.task, runner.valid_loaders, runner.updater, processes, 0, runner.features)
         runner.updater.backward(batch(processes.rank, 2), closes_update=True)
@@ -98,7 +100,7 @@ def scenario_validation(recipe: Path, processes: Processes) -> dict[str, Any]:
 def scenario_answers(recipe: Path, processes: Processes) -> dict[str, Any]:
     """Three batches of one image, so two on rank 0: by `Asking`, greedy and by beams, and by `Captioning`."""
     results = {}
-    for name, options in {"ddp": (), "fsdp": (FSDP, "model.llm_sanity_check=False")}.items():
+    for name, options in {"ddp": (DDP,), "fsdp": (FSDP, "model.llm_sanity_check=False")}.items():
         cfg = read(recipe, *options, "run.generation.max_new_tokens=6", "run.num_workers=0")
         folder = Path(cfg.run.output_dir) / name
         base, items = images_to_caption([Path(cfg.run.output_dir).parent / "cc_sbu_align" / "image"], None)
@@ -165,7 +167,7 @@ def scenario_memory(recipe: Path, processes: Processes) -> dict[str, Any]:
     """Peak of a training step beside the weights, in both ways, with one text for all samples."""
     samples = {**batch(0, 2), "answer": ["a small brown dog runs along the quiet river"] * 2}
     results = {}
-    for name, options in {"ddp": (), "fsdp": (FSDP,)}.items():
+    for name, options in {"ddp": (DDP,), "fsdp": (FSDP,)}.items():
         model = build(recipe, WITHOUT_PROMPTS, *options, processes=processes).model
         model(samples)["loss"].backward()  # FSDP makes what it keeps
         model.zero_grad(set_to_none=True)
