@@ -29,6 +29,7 @@ from minigpt4.common.command_line import exit_status
 from minigpt4.common.config import Config
 from minigpt4.common.experiment import Experiment, read_experiment
 from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.models.attention import FUSED
 from minigpt4.models.memory import CUDA_ALLOWANCE, GIB, Estimate, Lengths, MetaModel, StorageCounter, llm_config_for
 from minigpt4.models.minigpt4 import MiniGPT4
 from minigpt4.models.samples import ImageFeatures
@@ -110,6 +111,8 @@ def measured(way: Way, size: Size, folder: Path, precision: str, batch_size: int
     changes = {**way.changes, "vit_precision": way.changes.get("vit_precision", precision).replace("fp16", precision)}
     try:
         model = MiniGPT4.from_config(size.section(folder, precision, **changes), device=device).train()
+        if model.cfg.llm_attention is None:
+            model.llama_model.set_attn_implementation(FUSED)  # what is estimated, also on a CPU
         return _peak(model, _batch(model, batch_size, way.cached), way.cached)
     except torch.OutOfMemoryError:
         return None
