@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
@@ -124,23 +123,21 @@ def _fused(
     value_BGSE: Tensor,
     attention_mask: Tensor | None,
     grid: Grid | None = None,
+    scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     if grid is None:
-        return sdpa_attention_forward(module, query_BHTE, key_BGSE, value_BGSE, attention_mask, **kwargs)
+        states = (query_BHTE, key_BGSE, value_BGSE)
+        return sdpa_attention_forward(module, *states, attention_mask, scaling=scaling, **kwargs)
     query, key, value = _in_rows(module, grid, query_BHTE, key_BGSE, value_BGSE)
-    is_plain = grid.visible_BT is None and not grid.prefix
-    mask = None if is_plain else _lower_right(grid) if grid.visible_BT is None else grid.mask
-    output_BHTE = nn.functional.scaled_dot_product_attention(
-        query, _all_heads(module, key), _all_heads(module, value), mask, is_causal=is_plain, scale=kwargs.get("scaling")
-    )
-    return grid.tokens(output_BHTE), None
-
-
-def _lower_right(grid: Grid) -> Tensor:
-    """The same as `grid.mask`, as a bias that fused kernels know without reading it."""
-    columns = grid.cells_BT.shape[1]
-    return causal_lower_right(columns, grid.prefix_length + columns)
+    key, value = _all_heads(module, key), _all_heads(module, value)
+    if grid.visible_BT is not None:
+        output_BHTE = nn.functional.scaled_dot_product_attention(query, key, value, grid.mask, scale=scaling)
+        return grid.tokens(output_BHTE), None
+    before = grid.prefix_length  # columns without query in front make a square, whose mask fused kernels know
+    query = nn.functional.pad(query, (0, 0, before, 0))
+    output_BHSE = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    return grid.tokens(output_BHSE[:, :, before:]), None
 
 
 def _all_heads(module: nn.Module, states_BGSE: Tensor) -> Tensor:
