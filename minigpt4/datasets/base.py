@@ -30,8 +30,9 @@ class Step:
     """Where it stands: the shard, or the annotation file with line or record."""
 
     load: Callable[[], dict[str, Any]]
-    """Reads the sample: {"image": (3, S, S) float32, "image_id": str, "answer": str, or in place of the
-    answer "conv_q", "conv_a" and "connect_sym"}. SampleError when the data is bad; other errors are bugs."""
+    """Reads the sample: {"image": Levels (3, S, S), or float32 from a processor without levels, or a row of a
+    feature cache, "image_id": str, "answer": str, or in place of the answer "conv_q", "conv_a" and "connect_sym"}.
+    SampleError when the data is bad; other errors are bugs."""
 
 
 class Dataset(ABC):

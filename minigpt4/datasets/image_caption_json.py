@@ -30,6 +30,7 @@ from minigpt4.datasets.foreign import SPLIT_FIELD, tells_split
 from minigpt4.datasets.images import ImageReader
 from minigpt4.datasets.records import Records
 from minigpt4.features import ImageRow
+from minigpt4.processors import Levels
 
 STORAGE_ANNOTATIONS = "filter_cap.json"
 STORAGE_IMAGES = "image"
@@ -140,9 +141,9 @@ class ImageCaptionJson(Dataset):
             raise SampleError(f"{where}: no image; set the field {fields}")
         return self.images / name
 
-    def _image(self, file: Path, where: str) -> Tensor | ImageRow:
+    def _image(self, file: Path, where: str) -> Tensor | Levels | ImageRow:
         try:
-            return self.reader.read(file)
+            return self.reader.read_sample(file)
         except SampleError as error:
             raise SampleError(f"{where}: {error}") from error
 

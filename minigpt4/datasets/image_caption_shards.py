@@ -92,7 +92,7 @@ class ImageCaptionShards(Dataset):
         answer = self.text_processor(_caption(raw, self.caption_field, where))
         if not answer.strip():
             raise SampleError(f"{where}: nothing is left of the caption once it is cleaned")
-        image = self.reader.read(raw.files[suffix], name=f"{where}.{suffix}")
+        image = self.reader.read_sample(raw.files[suffix], name=f"{where}.{suffix}")
         return {"image": image, "image_id": raw.key, "answer": answer}
 
 

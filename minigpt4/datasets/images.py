@@ -7,7 +7,7 @@ from torch import Tensor
 
 from minigpt4.common.errors import SampleError
 from minigpt4.features import FeatureStore, ImageRow, image_digest
-from minigpt4.processors import BaseProcessor, open_image
+from minigpt4.processors import BaseProcessor, Levels, process_image
 
 
 class ImageReader:
@@ -27,14 +27,20 @@ class ImageReader:
         `name`: how errors call it, if it is not a file.
         """
         if self._features is None:
-            return self.processor(open_image(source, name))
+            return process_image(self.processor, source, name)
         content = source if isinstance(source, bytes) else _read(source)
         digest, store = image_digest(content), self._features
         row_QV = store.get(digest)
         if row_QV is not None:
             return ImageRow(str(store.folder), digest, torch.from_numpy(row_QV.copy()))
-        pixels_3SS = self.processor(open_image(content, name or str(source)))
+        pixels_3SS = process_image(self.processor, content, name or str(source))
         return ImageRow(str(store.folder), digest, torch.from_numpy(store.shape.empty()), pixels_3SS)
+
+    def read_sample(self, source: Path | bytes, name: str | None = None) -> Tensor | Levels | ImageRow:
+        """The same for a batch on its way to the device: pixels as `Levels` (3, S, S) if the processor gives them."""
+        if self._features is not None:
+            return self.read(source, name)
+        return process_image(self.processor, source, name, levels=True)
 
 
 def _read(file: Path) -> bytes:

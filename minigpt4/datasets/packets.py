@@ -132,6 +132,6 @@ class _Draft:
 
 
 def collate(samples: list[dict[str, Any]], source: str) -> dict[str, Any]:
-    """{"image": (B, 3, S, S) float32 or rows of a feature cache, "source": str, every other key: list of B}."""
+    """{"image": as `join_images` gives it, "source": str, every other key: list of B}."""
     batch = {key: [sample[key] for sample in samples] for key in samples[0]}
     return {**batch, "image": join_images(batch["image"]), "source": source}

@@ -5,11 +5,16 @@ from typing import Any
 import torch
 
 from minigpt4.datasets.train_loader import TrainLoader
+from minigpt4.processors import Levels
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its image on `device`; the copy does not wait where the image is in pinned memory."""
-    return {**batch, "image": batch["image"].to(device, non_blocking=True)}
+    """The batch of a loader with its image on `device`, and there normalised: (B, 3, S, S) float32, or rows of a cache.
+
+    The copy does not wait where the image is in pinned memory.
+    """
+    image = batch["image"].to(device, non_blocking=True)
+    return {**batch, "image": image.normalised() if isinstance(image, Levels) else image}
 
 
 class DevicePrefetcher:

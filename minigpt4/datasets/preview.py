@@ -11,6 +11,7 @@ from minigpt4.datasets.conversations import SEPARATOR
 from minigpt4.datasets.order import Slot
 from minigpt4.datasets.packets import walk_once
 from minigpt4.features import ImageRow
+from minigpt4.processors import Levels
 
 TRIES = 100
 TEXT_SHOWN = 60
@@ -40,7 +41,7 @@ def describe_sample(sample: dict[str, Any]) -> str:
     return f"image_id {sample['image_id']}, {_shown_image(sample['image'])}, {shown!r}"
 
 
-def _shown_image(image: Tensor | ImageRow) -> str:
+def _shown_image(image: Tensor | Levels | ImageRow) -> str:
     if isinstance(image, ImageRow) and image.pixels_3SS is None:
         return "image known to the feature cache"
     height, width = (image.pixels_3SS if isinstance(image, ImageRow) else image).shape[-2:]

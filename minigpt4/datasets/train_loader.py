@@ -16,10 +16,10 @@ logger = logging.getLogger(__name__)
 class TrainLoader:
     """Iterates for ever over batches.
 
-    A batch is {"image": (B, 3, S, S) float32, "image_id": [str], "source": name of its dataset, "answer": [str]},
-    or with "conv_q", "conv_a" and "connect_sym" in place of "answer". Each iteration draws its dataset by the
-    ratios, the same one on all ranks. The order depends on seed, rank, number of ranks and workers alone; no
-    global random state is read or changed.
+    A batch is {"image": Levels (B, 3, S, S), "image_id": [str], "source": name of its dataset, "answer": [str]},
+    or with "conv_q", "conv_a" and "connect_sym" in place of "answer"; `to_device` makes of it what a model takes.
+    Each iteration draws its dataset by the ratios, the same one on all ranks. The order depends on seed, rank, number
+    of ranks and workers alone; no global random state is read or changed.
 
     Bad samples are left out and go to the ledger; SampleError when it says that they are too many.
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.datasets import ImageCaptionJson
 from minigpt4.datasets.captions import CAPTIONS, JOINED, caption_list
+from minigpt4.features import ImageRow
+from minigpt4.processors import Levels
 
 ReferenceMode = Literal["joined", "separate"]
 """`joined`: the one string that training used; `separate`: each caption of the image is a reference."""
@@ -49,10 +51,11 @@ class CaptionData:
     def __len__(self) -> int:
         return len(self.items)
 
-    def image(self, number: int) -> Tensor:
-        """Pixels of one image as the model reads them, (3, S, S) float32."""
+    def image(self, number: int) -> Tensor | ImageRow:
+        """Pixels of one image as the model reads them, (3, S, S) float32, or its row of a cache."""
         (step,) = self.dataset.open(self.items[number].unit, self.dataset.size, None)
-        return step.load()["image"]
+        image = step.load()["image"]
+        return image.normalised() if isinstance(image, Levels) else image
 
     def batches(self, batch_size: int) -> list[list[int]]:
         """Numbers of images, cut into batches: those with long references first, with others like them.

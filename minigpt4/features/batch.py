@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minigpt4.processors.levels import Levels
+
 
 @dataclass(frozen=True)
 class ImageRow:
@@ -24,10 +26,14 @@ class ImageRow:
     """Float32; None: the features are known."""
 
 
-def join_images(images: "Sequence[Tensor] | Sequence[ImageRow]") -> "Tensor | PartialFeatures":
-    """A batch of images: (B, 3, S, S), or rows of a cache; an empty tensor for none."""
+def join_images(
+    images: "Sequence[Tensor] | Sequence[Levels] | Sequence[ImageRow]",
+) -> "Tensor | Levels | PartialFeatures":
+    """A batch of images: (B, 3, S, S) float32 or levels, or rows of a cache; an empty tensor for none."""
     if images and isinstance(images[0], ImageRow):
         return PartialFeatures.of(images)
+    if images and isinstance(images[0], Levels):
+        return Levels.joined(images)
     return torch.stack(list(images)) if images else torch.empty(0)
 
 

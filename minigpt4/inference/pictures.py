@@ -15,12 +15,12 @@ from torch import Tensor
 from minigpt4.conversation.requests import Picture
 from minigpt4.inference.checkpoint_switch import CheckpointSwitch
 from minigpt4.processors.base_processor import BaseProcessor
-from minigpt4.processors.images import open_image
+from minigpt4.processors.images import process_image
 
 
 def look(image: Image.Image, processor: BaseProcessor) -> Picture:
     """The image as a model reads it; SampleError if its pixels cannot be read."""
-    pixels_3SS = processor(open_image(image))
+    pixels_3SS = process_image(processor, image)
     return Picture(hashlib.sha256(pixels_3SS.numpy().tobytes()).hexdigest()[:16], pixels_3SS)
 
 

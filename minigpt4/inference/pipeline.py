@@ -30,7 +30,7 @@ from minigpt4.inference.checkpoint_switch import CheckpointSwitch
 from minigpt4.inference.engine import Engine
 from minigpt4.inference.prompt_rules import PromptRules, changed_settings
 from minigpt4.inference.source import read_source
-from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor, open_image
+from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor, process_image
 
 log = logging.getLogger(__name__)
 
@@ -153,10 +153,10 @@ class Pipeline:
 
     def _read(self, image: AnyImage, name: str) -> Tensor:
         if isinstance(image, str | Path):
-            return self.processor(open_image(image))
+            return process_image(self.processor, image)
         if not isinstance(image, Image.Image):
             raise SampleError(f"{name}: must be a PIL image or a path, not {type(image).__name__}")
-        return self.processor(open_image(image, name))
+        return process_image(self.processor, image, name)
 
     def _require_checkpoint(self) -> None:
         if self.checkpoint is None:

@@ -6,13 +6,16 @@ from minigpt4.processors.blip_processors import (
     Blip2ImageTrainProcessor,
     BlipCaptionProcessor,
 )
-from minigpt4.processors.images import open_image, to_rgb
+from minigpt4.processors.images import open_image, process_image, to_rgb
+from minigpt4.processors.levels import Levels
 
 __all__ = [
     "BaseProcessor",
     "Blip2ImageEvalProcessor",
     "Blip2ImageTrainProcessor",
     "BlipCaptionProcessor",
+    "Levels",
     "open_image",
+    "process_image",
     "to_rgb",
 ]

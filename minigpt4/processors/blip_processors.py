@@ -11,17 +11,25 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.nn import functional
 
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.registry import registry
 from minigpt4.processors.base_processor import BaseProcessor
 from minigpt4.processors.images import to_rgb
+from minigpt4.processors.levels import Levels
 
 log = logging.getLogger(__name__)
 
 # CLIP's channel statistics (RGB, of pixel values in 0..1), which EVA-CLIP was trained with.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+FAST = ("fast_resize", "fast_decode")
+"""Switches whose pixels are not to the bit those of the published code."""
+DECODED_PER_OUTPUT = 2
+"""Pixels that fast decoding keeps for each of the output, along a side."""
 
 _PUNCTUATION = re.compile(r'[.!"()*#:;~]')
 _WHITESPACE_RUN = re.compile(r"\s{2,}")
@@ -39,6 +47,11 @@ class _Blip2ImageProcessor(BaseProcessor):
         mean, std: three numbers each for R, G, B in 0..1; CLIP's by default.
         min_scale, max_scale: accepted because published files hold them; like in the published code they
             have no effect, since there is no random crop.
+        fast_resize: resize by torch's 8-bit kernel in place of Pillow's, which takes several times as long. On photos
+            0.3% of the values are off by one grey level, none by more.
+        fast_decode: let the JPEG decoder halve, quarter or eighth an image while it stays at least twice as large as
+            the output on both sides: from 896 x 896 for an output of 224. On photos of 1600 x 1200 the values are
+            off by 0.2 to 0.5 grey levels on average and by 5 at most, up to 2% by more than one.
     """
 
     image_size: int = 224
@@ -46,6 +59,8 @@ class _Blip2ImageProcessor(BaseProcessor):
     std: Sequence[float] = CLIP_STD
     min_scale: float | None = None
     max_scale: float | None = None
+    fast_resize: bool = False
+    fast_decode: bool = False
 
     def __post_init__(self) -> None:
         _require_positive_int("image_size", self.image_size)
@@ -55,27 +70,45 @@ class _Blip2ImageProcessor(BaseProcessor):
             raise ConfigError(f"std must be above zero, got {list(self.std)}")
         if (self.min_scale, self.max_scale) != (None, None):
             _warn_that_scale_is_ignored()
-        self._mean_311 = torch.tensor(self.mean).view(3, 1, 1)
-        self._std_311 = torch.tensor(self.std).view(3, 1, 1)
+        for key in FAST:
+            if not isinstance(getattr(self, key), bool):
+                raise ConfigError(f"{key} must be True or False, got {getattr(self, key)!r}")
 
-    def __call__(self, item: Image.Image) -> torch.Tensor:
+    def __call__(self, item: Image.Image) -> Tensor:
+        return self.levels(item).normalised()
+
+    def levels(self, item: Image.Image) -> Levels:
+        """The same before it is normalised, (3, image_size, image_size) uint8."""
         if not isinstance(item, Image.Image):
             raise SampleError(f"an image processor takes a PIL image, got {type(item).__name__}")
-        pixels_HWC = np.asarray(self._resize(to_rgb(item)))
-        pixels_CHW = torch.from_numpy(pixels_HWC.transpose(2, 0, 1).copy())
-        return pixels_CHW.float().div_(255).sub_(self._mean_311).div_(self._std_311)
+        resized_3SS = (self._resize_fast if self.fast_resize else self._resize)(to_rgb(item))
+        return Levels(resized_3SS, self.mean, self.std)
+
+    @property
+    def decode_at_least(self) -> int | None:
+        """Pixels that both sides of an image need when it comes here; None: all that the file has."""
+        return DECODED_PER_OUTPUT * self.image_size if self.fast_decode else None
 
     @property
     def feature_key(self) -> dict[str, Any]:
         """What the pixels depend on besides the image: the same values, the same pixels."""
-        return {"kind": "blip2", "image_size": self.image_size, "mean": self.mean, "std": self.std}
+        fast = {key: True for key in FAST if getattr(self, key)}
+        return {"kind": "blip2", "image_size": self.image_size, "mean": self.mean, "std": self.std, **fast}
 
-    def _resize(self, image: Image.Image) -> Image.Image:
+    def _resize_fast(self, image: Image.Image) -> Tensor:
+        pixels_HW3 = torch.from_numpy(np.array(image))
+        size = (self.image_size, self.image_size)
+        # Channels that vary fastest, as here, are what the 8-bit kernel is fast for.
+        pixels_1CHW = pixels_HW3.permute(2, 0, 1)[None]
+        return functional.interpolate(pixels_1CHW, size, mode="bicubic", antialias=True)[0].contiguous()
+
+    def _resize(self, image: Image.Image) -> Tensor:
         # Width first, then height: newer Pillow releases choose the order of the two passes by the shape
         # of the image, which moves pixels by one level against the published preprocessing.
         size = self.image_size
         widened = image.resize((size, image.height), Image.Resampling.BICUBIC)
-        return widened.resize((size, size), Image.Resampling.BICUBIC)
+        pixels_HWC = np.asarray(widened.resize((size, size), Image.Resampling.BICUBIC))
+        return torch.from_numpy(pixels_HWC.transpose(2, 0, 1).copy())
 
 
 @registry.register_processor("blip2_image_train")

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from minigpt4.common.schemas.binding import bind
 from minigpt4.common.schemas.datasets import DatasetConfig
 from minigpt4.datasets import BadSampleLedger, Dataset, EvalLoader, TrainLoader, TrainSource, builder_of
+from minigpt4.processors import Levels
 
 SIZE = 4
 
@@ -147,9 +149,14 @@ def ids(batches: Iterable[dict[str, Any]]) -> list[str]:
 
 
 def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Equal batches, images bit for bit."""
+    """Equal batches, images bit for bit, on their way to the device or there."""
     rest = [{key: value for key, value in batch.items() if key != "image"} for batch in (first, second)]
-    return rest[0] == rest[1] and torch.equal(first["image"], second["image"])
+    return rest[0] == rest[1] and torch.equal(seen(first["image"]), seen(second["image"]))
+
+
+def seen(image: Tensor | Levels) -> Tensor:
+    """Pixels as the model reads them."""
+    return image.normalised() if isinstance(image, Levels) else image
 
 
 @pytest.fixture
@@ -157,4 +164,5 @@ def tools() -> Any:
     """The functions above, for test modules."""
     from types import SimpleNamespace
 
-    return SimpleNamespace(picture=picture, take=take, ids=ids, same=same, lenient_ledger=lenient_ledger, size=SIZE)
+    functions = (picture, take, ids, same, seen, lenient_ledger)
+    return SimpleNamespace(size=SIZE, **{function.__name__: function for function in functions})

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.datasets import TrainLoader, TrainSource
+from minigpt4.datasets import TrainLoader, TrainSource, to_device
 from minigpt4.models.samples import read_samples
 
 RANKS_AND_WORKERS = [(world, workers) for world in (1, 2, 3) for workers in (0, 1, 2, 3)]
@@ -25,7 +25,7 @@ def _all_ranks(loaders, dataset, batches, world_size, **keys):
 
 
 def test_batch_is_what_the_model_takes(files, loaders, tools):
-    batch = next(loaders.train(files.records(5), batch_size=3))
+    batch = to_device(next(loaders.train(files.records(5), batch_size=3)), torch.device("cpu"))
     assert batch["image"].shape == (3, 3, tools.size, tools.size)
     assert batch["image"].dtype == torch.float32
     assert batch["source"] == "cats"

@@ -1,5 +1,6 @@
 """The processors give the reference's numbers and words, and refuse wrong configuration by name."""
 
+import io
 import logging
 import pickle
 
@@ -16,7 +17,9 @@ from minigpt4.processors import (
     Blip2ImageTrainProcessor,
     BlipCaptionProcessor,
     blip_processors,
+    process_image,
 )
+from minigpt4.processors.blip_processors import FAST
 
 IMAGE_PROCESSORS = [Blip2ImageTrainProcessor, Blip2ImageEvalProcessor]
 
@@ -172,3 +175,78 @@ def test_captions_are_cleaned_as_in_the_reference(golden, index):
 def test_caption_that_is_not_text_is_refused():
     with pytest.raises(SampleError, match="a caption must be text, got NoneType"):
         BlipCaptionProcessor()(None)
+
+
+# The fast ways
+
+
+def photo(width: int, height: int) -> Image.Image:
+    """As in photos, a detail is the weaker the finer it is, and the channels are alike."""
+    chance = np.random.default_rng(0)
+    shape = (height, width)
+    fine = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]).clip(1 / max(width, height))
+    planes = [
+        np.fft.irfft2(
+            chance.normal(size=fine.shape) * np.exp(2j * np.pi * chance.random(fine.shape)) / fine**1.2, shape
+        )
+        for _ in range(4)
+    ]
+    grey, *colours = (50 * plane / plane.std() for plane in planes)
+    levels = [128 + grey + 0.3 * colour for colour in colours]
+    return Image.fromarray(np.stack(levels, axis=-1).clip(0, 255).astype(np.uint8))
+
+
+def jpeg(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def levels(source, **switches) -> torch.Tensor:
+    """Grey levels (3, 224, 224) int16 of an image file's bytes."""
+    processor = Blip2ImageEvalProcessor(**switches)
+    return process_image(processor, source, levels=True).levels.short()
+
+
+def test_fast_resizing_is_within_one_grey_level_of_the_reference(parity_dir, golden, golden_tensors):
+    size = golden["images"]["image_size"]
+    processor = Blip2ImageTrainProcessor(image_size=size, fast_resize=True)
+    for index, entry in enumerate(golden["images"]["files"]):
+        result = processor.levels(reference_image(parity_dir, entry)).levels.permute(1, 2, 0).short()
+        off = (result - golden_tensors[f"images/img{index}/resized_uint8"].short()).abs()
+        assert off.max() <= 1
+        assert (off > 0).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("size", [(900, 700), (60, 80), (230, 1500), (1, 1)])
+def test_fast_resizing_is_within_one_grey_level_at_every_shape(size):
+    content = jpeg(photo(*size))
+    off = (levels(content, fast_resize=True) - levels(content)).abs()
+    assert off.max() <= 1
+
+
+def test_fast_decoding_leaves_images_alone_that_are_not_twice_as_large():
+    content = jpeg(photo(900, 895))
+    assert torch.equal(levels(content, fast_decode=True), levels(content))
+
+
+def test_fast_decoding_of_a_large_photo_differs_as_little_as_documented():
+    content = jpeg(photo(1600, 1200))
+    off = (levels(content, fast_decode=True) - levels(content)).abs().float()
+    assert 0 < off.mean() < 0.5
+    assert off.max() <= 5
+    assert (off > 1).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("switch", FAST)
+def test_fast_ways_are_off_by_default_and_have_caches_of_their_own(switch):
+    plain, fast = Blip2ImageTrainProcessor(), Blip2ImageTrainProcessor.from_config({switch: True})
+    assert not getattr(plain, switch)
+    assert plain.feature_key != fast.feature_key
+    assert switch not in plain.feature_key
+
+
+@pytest.mark.parametrize("switch", FAST)
+def test_fast_ways_take_true_or_false_only(switch):
+    with pytest.raises(ConfigError, match=f"{switch} must be True or False, got 'yes'"):
+        Blip2ImageTrainProcessor.from_config({"name": "blip2_image_train", switch: "yes"})

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import SampleError
-from minigpt4.processors import open_image, to_rgb
+from minigpt4.processors import open_image, process_image, to_rgb
 
 EXIF_ORIENTATION = 0x0112
 # Stored pixels that show the upright picture [[1, 2, 3], [4, 5, 6]] once each orientation is undone;
@@ -179,6 +179,39 @@ def test_open_image_reads_paths_strings_bytes_and_open_files(tmp_path):
 def test_opened_image_lets_go_of_its_decoder(tmp_path):
     Image.fromarray(noise((5, 7, 3))).save(tmp_path / "plain.png")
     assert type(open_image(tmp_path / "plain.png")) is Image.Image
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "MPO"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_processed_images_have_the_pixels_of_opened_ones_in_every_format(kind, mode):
+    file = io.BytesIO()
+    Image.fromarray(noise((40, 30, 3))).convert(mode).save(file, kind)
+    content = file.getvalue()
+    processed = process_image(lambda image: pixels(to_rgb(image)).copy(), content)
+    assert np.array_equal(processed, pixels(open_image(content)))
+
+
+def test_processor_gets_no_copy_and_its_errors_are_its_own():
+    file = io.BytesIO()
+    Image.fromarray(noise((5, 7, 3))).save(file, "JPEG")
+    assert process_image(lambda image: image.format, file.getvalue()) == "JPEG"
+    with pytest.raises(ValueError, match="of the processor"):
+        process_image(lambda image: int("of the processor"), file.getvalue())
+
+
+def test_image_that_somebody_has_is_not_handed_on_or_decoded_smaller():
+    class Halving:
+        decode_at_least = 8
+
+        def __call__(self, image: Image.Image) -> tuple[int, int]:
+            return image.size
+
+    file = io.BytesIO()
+    Image.fromarray(noise((64, 64, 3))).save(file, "JPEG")
+    own = Image.open(file)
+    assert process_image(Halving(), own) == (64, 64)
+    assert process_image(Halving(), file.getvalue()) == (8, 8)
+    assert open_image(own) is not own
 
 
 def test_reference_rgb_pixels_are_met(parity_dir, golden, golden_tensors):

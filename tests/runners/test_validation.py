@@ -2,11 +2,14 @@
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from minigpt4.datasets import EvalLoader, to_device
 from minigpt4.evaluation import METRICS, score_captions
 from minigpt4.tasks.image_text_pretrain import CAPTION_TOKENS
 
@@ -20,6 +23,11 @@ def _losses(folder: str | Path) -> list[float]:
     return [line["val_loss"] for line in lines if "val_loss" in line]
 
 
+def _on_the_cpu(loader: EvalLoader) -> Iterator[dict[str, Any]]:
+    """Its batches as the model takes them."""
+    return (to_device(batch, torch.device("cpu")) for batch in loader)
+
+
 def _by_hand(runner, checkpoint: Path) -> float:
     """Mean over all targets of the validation samples, one at a time, with the first prompt."""
     weights = torch.load(checkpoint, weights_only=True)["model"]
@@ -30,7 +38,7 @@ def _by_hand(runner, checkpoint: Path) -> float:
     model.prompt_list = model.prompt_list[:1]
     total = tokens = 0.0
     (loader,) = runner.valid_loaders
-    for samples in loader:
+    for samples in _on_the_cpu(loader):
         for index, answer in enumerate(samples["answer"]):
             with torch.no_grad():
                 output = model({"image": samples["image"][index : index + 1], "answer": [answer]})
@@ -132,7 +140,7 @@ def test_captions_of_validation_images_are_in_the_log(building, validated, caplo
         runner.train()
     at = next(n for n, text in enumerate(caplog.messages) if text.startswith("Validation (val): loss: "))
     first, second = caplog.messages[at + 1 : at + 3]
-    said = runner.task.caption(runner.model.eval(), next(iter(runner.valid_loaders[0]))["image"])
+    said = runner.task.caption(runner.model.eval(), next(_on_the_cpu(runner.valid_loaders[0]))["image"])
     assert (first, second) == (f"  0: {said[0]}", f"  1: {said[1]}")
     assert said[0]
 
@@ -153,7 +161,7 @@ def _scores_by_hand(runner) -> dict[str, float]:
     """Greedy captions of all validation images, one at a time, scored together."""
     said, wanted = {}, {}
     model = runner.model.eval()
-    for samples in runner.valid_loaders[0]:
+    for samples in _on_the_cpu(runner.valid_loaders[0]):
         for image, image_id, answer in zip(samples["image"], samples["image_id"], samples["answer"], strict=True):
             (said[image_id],) = model.generate(
                 image[None], [model.prompt_list[0]], max_new_tokens=CAPTION_TOKENS, stop=[model.end_sym]
