@@ -18,6 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from minigpt4.models.sequence import sent
+
 PRODUCTS, FUSED = "minigpt4_products", "minigpt4_fused"
 
 
@@ -44,8 +46,8 @@ class Grid:
 
     def to(self, device: torch.device) -> "Grid":
         """The same on `device`; the prefix is there already."""
-        visible = None if self.visible_BT is None else self.visible_BT.to(device, non_blocking=True)
-        cells, tokens = (index.to(device, non_blocking=True) for index in (self.cells_BT, self.tokens_N))
+        visible = None if self.visible_BT is None else sent(self.visible_BT, device)
+        cells, tokens = sent(self.cells_BT, device), sent(self.tokens_N, device)
         return replace(self, cells_BT=cells, tokens_N=tokens, visible_BT=visible)
 
     @property

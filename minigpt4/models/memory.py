@@ -217,7 +217,7 @@ class MetaModel:
         inputs = {"inputs_embeds": embeds_BTD, "attention_mask": mask_BT}
         with recomputed(self.llm, recompute):
             if self.cfg.llm_logits == "targets":
-                return target_losses(self.llm, inputs, (targets_N, targets_N), targets_N).mean()
+                return target_losses(self.llm, inputs, (targets_N, targets_N), targets_N, targets_N[:answer]).mean()
             logits_BTV = self.llm(**inputs, use_cache=False).logits
             logits_BVT = logits_BTV[:, :-1].transpose(1, 2).float()
         return nn.functional.cross_entropy(logits_BVT, mask_BT[:, 1:], reduction="none").mean()

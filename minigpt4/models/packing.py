@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from minigpt4.models.attention import FUSED, PRODUCTS, Grid
-from minigpt4.models.sequence import Batch
+from minigpt4.models.sequence import Batch, sent
 
 PACKED_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types of transformers whose layers hand what they do not know on to the attention function."""
@@ -42,7 +42,7 @@ class Packed:
 
     def to(self, device: torch.device) -> "Packed":
         """The same on `device`."""
-        positions, *at = (index.to(device, non_blocking=True) for index in (self.positions_1N, *self.at))
+        positions, *at = (sent(index, device) for index in (self.positions_1N, *self.at))
         return Packed(self.batch.to(device), positions, tuple(at), self.grid.to(device))
 
     def inputs(self, prefix: States = ()) -> dict[str, object]:

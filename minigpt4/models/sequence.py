@@ -90,13 +90,18 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
         return Batch(
-            self.ids_BT.to(device, non_blocking=True),
-            self.attention_mask_BT.to(device, non_blocking=True),
-            self.targets_BT.to(device, non_blocking=True),
-            tuple(index.to(device, non_blocking=True) for index in self.image_at),
-            self.image_source.to(device, non_blocking=True),
-            self.lengths_B.to(device, non_blocking=True),
+            sent(self.ids_BT, device),
+            sent(self.attention_mask_BT, device),
+            sent(self.targets_BT, device),
+            tuple(sent(index, device) for index in self.image_at),
+            sent(self.image_source, device),
+            sent(self.lengths_B, device),
         )
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on `device`; from page-locked memory to a GPU, for then the host need not wait."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def split_prompt(prompt: str) -> list[str]:

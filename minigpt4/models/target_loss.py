@@ -17,19 +17,22 @@ PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types of transformers whose logits are the output layer's, without scale or cap."""
 
 
-def target_losses(llm: nn.Module, inputs: Mapping[str, Any], at: tuple[Tensor, Tensor], targets_N: Tensor) -> Tensor:
+def target_losses(
+    llm: nn.Module, inputs: Mapping[str, Any], at: tuple[Tensor, Tensor], targets_N: Tensor, columns_K: Tensor
+) -> Tensor:
     """Loss of each target, nats, (N,) fp32.
 
     Args:
         llm: a frozen causal LM of transformers.
         inputs: arguments of its forward pass, `inputs_embeds` (B, T, D) among them.
         at: row and column of the position before each target, (N,) each.
+        columns_K: the columns of `at`, each once, in order.
     """
     inputs = {**inputs, "use_cache": False}
     head = llm.get_output_embeddings()
     if not _is_plain(llm, head):
-        columns_K, place_N = torch.unique(at[1], return_inverse=True)
-        logits_ND = llm(**inputs, logits_to_keep=columns_K).logits[at[0], place_N]
+        logits_BKV = llm(**inputs, logits_to_keep=columns_K).logits
+        logits_ND = logits_BKV[at[0], torch.searchsorted(columns_K, at[1])]
         return nn.functional.cross_entropy(logits_ND.float(), targets_N, reduction="none")
     hidden_BTD = llm.base_model(**inputs).last_hidden_state
     hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, at[0] * hidden_BTD.shape[1] + at[1])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.models import llm as llms
 from minigpt4.models.packing import Packed, PrefixStates, can_pack, pack, shared_prefix
-from minigpt4.models.sequence import Batch, embed
+from minigpt4.models.sequence import Batch, embed, sent
 from minigpt4.models.sharded_llm import is_sharded
 from minigpt4.models.target_loss import target_losses
 
@@ -41,26 +41,33 @@ class TargetPass:
         """
         recompute = self.cfg.llm_grad_checkpoint and torch.is_grad_enabled()
         with llms.compute_as_stored(llm):
-            batch, at, inputs = self._inputs(llm, batch, at)
+            batch, at, columns_K, inputs = self._inputs(llm, batch, at)
             embeds_BTD = embed(batch, llm.get_input_embeddings(), image_tokens_MD)
             inputs["inputs_embeds"] = embeds_BTD if anchor is None else embeds_BTD + anchor
             with llms.recomputed(llm, recompute):
                 if self.cfg.llm_logits == "targets":
-                    return target_losses(llm, inputs, at, batch.targets_BT[:, 1:][at])
+                    return target_losses(llm, inputs, at, batch.targets_BT[:, 1:][at], columns_K)
                 return _losses_of_all(llm, inputs, batch)[at]
 
     def _inputs(
         self, llm: nn.Module, batch: Batch, at: tuple[Tensor, Tensor]
-    ) -> tuple[Batch, tuple[Tensor, Tensor], dict[str, Any]]:
-        """Batch and positions on the LLM's device, and the arguments of its forward pass."""
+    ) -> tuple[Batch, tuple[Tensor, Tensor], Tensor, dict[str, Any]]:
+        """Batch, positions and their columns on the LLM's device, and the arguments of its forward pass."""
         device = llm.get_input_embeddings().weight.device
         if not (self.cfg.llm_packing and can_pack(llm)):
-            batch, at = batch.to(device), tuple(index.to(device, non_blocking=True) for index in at)
-            return batch, at, {"attention_mask": batch.attention_mask_BT}
+            batch, columns_K, at = batch.to(device), _columns(at, device), tuple(sent(index, device) for index in at)
+            return batch, at, columns_K, {"attention_mask": batch.attention_mask_BT}
         keeps_prefix = self.cfg.llm_prefix_cache and not is_sharded(llm)  # a pass of one process alone would hang
         prefix = shared_prefix(batch, at) if keeps_prefix else []
-        packed: Packed = pack(batch, at, len(prefix)).to(device)
-        return packed.batch, packed.at, packed.inputs(self._prefixes.of(llm, prefix))
+        packed: Packed = pack(batch, at, len(prefix))
+        columns_K, packed = _columns(packed.at, device), packed.to(device)
+        return packed.batch, packed.at, columns_K, packed.inputs(self._prefixes.of(llm, prefix))
+
+
+def _columns(at: tuple[Tensor, Tensor], device: torch.device) -> Tensor:
+    """(K,), each column once, in order; found on the CPU, because how many there are is a number that a GPU would be
+    asked for."""
+    return sent(at[1].unique(), device)
 
 
 def _losses_of_all(llm: nn.Module, inputs: Mapping[str, Any], batch: Batch) -> Tensor:

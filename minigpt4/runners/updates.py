@@ -140,7 +140,7 @@ class Updater:
 
     def _mean_factor(self) -> Tensor:
         """From the ranks' averaged, TOKEN_UNIT-weighted sums to the mean over all tokens of the update."""
-        tokens = torch.tensor(float(self._tokens), device=self.processes.device)
+        tokens = torch.full((), float(self._tokens), device=self.processes.device)  # a tensor from a number would wait
         return TOKEN_UNIT * self.processes.world_size / self.processes.sum(tokens)
 
 

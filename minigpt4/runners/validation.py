@@ -71,7 +71,7 @@ def validate(
                     if len(said) < wanted and (captions or processes.is_main):
                         said += _caption(task, model, samples, wanted - len(said))
                 tokens = output["num_tokens"]
-                totals += torch.stack([output["loss"].double() * tokens, totals.new_tensor(float(tokens))])
+                totals += torch.stack([output["loss"].double() * tokens, totals.new_full((), float(tokens))])
     model.train()
     loss = (processes.sum(totals)[0] / totals[1]).item()
     shown = [f"{one.image_id}: {one.caption}" for one in said[:SHOWN]]

@@ -47,7 +47,7 @@ def losses(llm, batch, image_tokens, prefix_length=None):
         inputs = packed.inputs(PrefixStates().of(llm, prefix))
         batch, at = packed.batch, packed.at
     inputs["inputs_embeds"] = embed(batch, llm.get_input_embeddings(), own)
-    result = target_losses(llm, inputs, at, targets)
+    result = target_losses(llm, inputs, at, targets, at[1].unique())
     result.sum().backward()
     return result.detach(), own.grad
 

@@ -31,7 +31,7 @@ def inputs():
 
 
 def losses_of(llm, embeds, mask, at, targets):
-    return target_losses(llm, {"inputs_embeds": embeds, "attention_mask": mask}, at, targets)
+    return target_losses(llm, {"inputs_embeds": embeds, "attention_mask": mask}, at, targets, at[1].unique())
 
 
 def both(llm, inputs, weights=None):

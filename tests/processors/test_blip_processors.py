@@ -218,7 +218,7 @@ def test_fast_resizing_is_within_one_grey_level_of_the_reference(parity_dir, gol
         assert (off > 0).float().mean() < 0.02
 
 
-@pytest.mark.parametrize("size", [(900, 700), (60, 80), (230, 1500), (1, 1)])
+@pytest.mark.parametrize("size", [(900, 700), (60, 80), (230, 1500), (2, 3)])
 def test_fast_resizing_is_within_one_grey_level_at_every_shape(size):
     content = jpeg(photo(*size))
     off = (levels(content, fast_resize=True) - levels(content)).abs()
