@@ -1,10 +1,9 @@
-"""Between two lines of the log the loop reads nothing from the device; tests/models/test_no_waiting.py has the model."""
+"""Between two lines of the log the loop reads nothing from the device; for the model see tests/models."""
 
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch.overrides import TorchFunctionMode
 
 from minigpt4.tasks import ImageTextPretrainTask

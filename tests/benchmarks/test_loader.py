@@ -1,0 +1,63 @@
+"""`benchmarks/loader.py`: every way reads the same pictures, and the section says what was measured."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+NAMES = ["plain", "ours", "fast_resize", "fast_resize, fast_decode"]
+STAGES = ["read the file", "read it from a tar", "decode", "resize", "normalise", "collate", "to the main process"]
+
+
+@pytest.fixture(scope="module")
+def files(script, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    photos, ways = script("photos"), script("loader_ways")
+    contents = list(photos.pictures(60, 40, 2, None))
+    own = ways.Files(folder / "folder", folder / "shard.tar")
+    photos.write_folder(own.folder, contents)
+    photos.write_tar(own.tar, contents)
+    return own
+
+
+def test_every_way_is_measured_and_written_down(script, tmp_path, capsys):
+    document = tmp_path / "performance.md"
+    arguments = ["--sizes", "60x40", "--images", "2", "--batch-size", "2", "--workers", "1", "--repeats", "1"]
+    assert script("loader").main([*arguments, "--seconds", "0.01", "--write", str(document)]) == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"^\| 60x40 \| ([a-z_, ]+) \| \d", shown, re.MULTILINE) == NAMES
+    assert re.findall(r"^\| ([a-z ]+) \| \d+\.\d+ / \d+\.\d+ \|$", shown, re.MULTILINE) == STAGES
+    assert "| this code on a GPU | not measured yet |" in shown
+    assert document.read_text().startswith("<!-- loader: begin -->\n## Data workers\n")
+
+
+@pytest.mark.parametrize("source", ["folder", "tar"])
+def test_ways_give_the_same_pictures(script, files, source):
+    ways, found = script("loader_ways"), []
+    for way in ways.WAYS[:2]:
+        with ways.batches(way, source, files, 2, 0, torch.device("cpu")) as batches:
+            image = next(batches)
+        assert image.shape == (2, 3, 224, 224)
+        found.append(sorted(image, key=lambda one: one.sum().item()))
+    for plain, ours in zip(*found, strict=True):
+        # Newer releases of Pillow resize in another order than the published code, which moves pixels by one level.
+        torch.testing.assert_close(plain, ours, rtol=0, atol=0.02)
+
+
+def test_own_photos_are_read_and_a_folder_without_any_is_an_error(script, tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (content,) = script("photos").pictures(16, 8, 1, tmp_path)
+    (tmp_path / "a.jpg").write_bytes(content)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert (image.size, image.format) == ((16, 8), "JPEG")
+    (tmp_path / "none").mkdir()
+    assert script("loader").main(["--photos", str(tmp_path / "none")]) == 2
+    assert "holds no .jpg" in capsys.readouterr().err
+
+
+def test_a_size_that_is_none_is_an_error(script, capsys):
+    assert script("loader").main(["--sizes", "large"]) == 2
+    assert "'large' is not WIDTHxHEIGHT" in capsys.readouterr().err
