@@ -11,20 +11,26 @@ from pathlib import Path
 import torch
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.run_folder import versions
+from minigpt4.common.run_folder import git_state, versions
 
 REPOSITORY = Path(__file__).parents[1]
 MATRIX = 2048
 
 
 def machine() -> str:
-    """Processor, GPU and versions."""
+    """Processor, GPU, versions and commit."""
     known = versions()
     cpu = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else []
     cores = f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.processor()}"
     packages = ", ".join(f"{name} {known[name]}" for name in ("python", "torch", "transformers"))
-    return f"{cores}, {known['gpu'] or 'no GPU'}, {packages}"
+    return f"{cores}, {known['gpu'] or 'no GPU'}, {packages}, {commit()}"
+
+
+def commit() -> str:
+    """`commit 1a2b3c4d5e`, of the code that runs."""
+    state = git_state()
+    return f"commit {state['commit'][:10]}" if state else "no git checkout"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -144,7 +144,7 @@ def _start(world_size: int) -> dict[str, Any]:
         "host": platform.node(),
         "world_size": world_size,
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
-        "git": _git(),
+        "git": git_state(),
         "versions": versions(),
     }
 
@@ -165,7 +165,7 @@ def versions() -> dict[str, str | None]:
     return found
 
 
-def _git() -> dict[str, Any] | None:
+def git_state() -> dict[str, Any] | None:
     """Commit of the checkout that this file belongs to, and whether tracked files differ from it; None without one."""
     here = Path(__file__)
     try:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import Gemma2Config
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schemas.model import MiniGPT4Config
@@ -231,3 +232,10 @@ def test_spreading_wider_replaces_the_first_spreading(seven_b):
     estimate = seven_b.estimate(1, FLICKR)
     two = seven_b.sharded_over(estimate, 2)
     assert seven_b.sharded_over(two, 4) == seven_b.sharded_over(estimate, 4)
+
+
+def test_llm_whose_logits_are_capped_is_sized(parity_dir):
+    sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
+    llm = Gemma2Config(**sizes, num_attention_heads=2, num_key_value_heads=2)
+    meta = MetaModel(tiny_config(parity_dir), llm)
+    assert meta.estimate(4, Lengths(5, 7)).activations > 1.5 * meta.estimate(2, Lengths(5, 7)).activations

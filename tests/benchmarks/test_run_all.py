@@ -1,0 +1,138 @@
+"""`benchmarks/run_all.sh` calls every benchmark with arguments that it takes, and outlives one that fails."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+SCRIPT = BENCHMARKS / "run_all.sh"
+WRITES = "write_section(args.write"
+
+# Stands for the interpreter: notes its arguments, fails for the benchmark of FAILS, says whether there is a GPU.
+RECORDER = f"""#!{sys.executable}
+import json, os, sys
+if sys.argv[1] == "-c":
+    print(os.environ["GPU"])
+    sys.exit(0)
+with open(os.environ["CALLS"], "a") as file:
+    file.write(json.dumps(sys.argv[1:]) + "\\n")
+sys.exit("error: out of order" if os.environ["FAILS"] in sys.argv[1] else 0)
+"""
+
+
+@pytest.fixture
+def run_all(tmp_path):
+    """`run_all(*arguments)`: the finished process, and what it called: (benchmark, arguments)."""
+    recorder = tmp_path / "python"
+    recorder.write_text(RECORDER)
+    recorder.chmod(0o755)
+
+    def run(*arguments: str, fails: str = "none", gpu: str = "", weights: str = ""):
+        calls = tmp_path / "calls.jsonl"
+        own = {"PYTHON": str(recorder), "CALLS": str(calls), "FAILS": fails, "GPU": gpu, "WEIGHTS": weights}
+        command = ["bash", str(SCRIPT), *arguments]
+        process = subprocess.run(command, env=os.environ | own, capture_output=True, text=True, timeout=60)
+        lines = calls.read_text().splitlines() if calls.exists() else []
+        called = [json.loads(line) for line in lines]
+        calls.unlink(missing_ok=True)
+        return process, [(Path(file).stem, rest) for file, *rest in called]
+
+    return run
+
+
+@pytest.fixture
+def small_matrices(script, monkeypatch):
+    """Of the measured rate of matrix products."""
+    monkeypatch.setattr(script("tables"), "MATRIX", 64)
+
+
+@pytest.fixture
+def parsed(script):
+    """`parsed(name, arguments)`: what the benchmark makes of them. By its file: the repository has another serve.py."""
+    script("tables")
+
+    def parse(name: str, arguments: list[str]):
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module.parse_args(arguments)
+
+    return parse
+
+
+def writers() -> set[str]:
+    """Scripts that write a section."""
+    return {path.stem for path in BENCHMARKS.glob("*.py") if WRITES in path.read_text()}
+
+
+def test_every_benchmark_that_writes_a_section_is_called_with_arguments_that_it_takes(run_all, parsed):
+    for arguments in ({}, {"gpu": "yes", "weights": "/tmp/7b"}):
+        process, called = run_all(**arguments)
+        assert process.returncode == 0, process.stderr
+        assert {name for name, _ in called} == writers()
+        for name, rest in called:
+            assert parsed(name, rest).write == Path("docs/performance.md")
+
+
+def test_a_smoke_run_takes_the_smallest_sizes_and_writes_elsewhere(run_all, parsed, tmp_path):
+    process, called = run_all("--fast", str(tmp_path / "all.md"))
+    assert process.returncode == 0, process.stderr
+    assert {name for name, _ in called} == writers() - {"evaluate", "serve"}  # which need trained weights
+    for name, rest in called:
+        args = parsed(name, rest)
+        assert args.write == tmp_path / "all.md"
+        assert getattr(args, "size", "tiny") == "tiny"
+        assert getattr(args, "repeats", 1) == 1
+
+
+def test_a_gpu_measures_memory_and_full_size(run_all):
+    for gpu, measured in (("", False), ("yes", True)):
+        _, called = run_all(gpu=gpu, weights="/tmp/7b")
+        arguments = dict(called)
+        assert ("--measure" in arguments["memory"]) is measured
+        assert ("/tmp/7b" in arguments["gpu"]) is measured
+
+
+def test_a_benchmark_that_fails_does_not_stop_the_others_but_the_status_tells(run_all):
+    _, all_called = run_all()
+    process, called = run_all(fails="generate")
+    assert process.returncode == 1
+    assert called == all_called
+    assert re.search(r"error: these failed.*: generate generate$", process.stderr, re.MULTILINE)
+
+
+def test_other_arguments_are_refused(run_all):
+    for arguments in (["--fast"], ["--slow", "x.md"], ["--fast", "x.md", "y"]):
+        process, called = run_all(*arguments)
+        assert (process.returncode, called) == (2, [])
+        assert "usage:" in process.stderr
+
+
+def test_header_names_machine_commit_and_matrix_rates(script, tmp_path, capsys, small_matrices):
+    assert script("header").main(["--write", str(tmp_path / "x.md")]) == 0
+    text = (tmp_path / "x.md").read_text()
+    assert re.search(r"^\| commit \| ([0-9a-f]{40}|no git checkout)", text, re.MULTILINE)
+    assert re.search(r"^\| matrix products in bfloat16, TFLOP/s \| \d+\.\d\d \|$", text, re.MULTILINE)
+    assert text.split("\n", 1)[1].startswith(capsys.readouterr().out.splitlines()[0])
+
+
+def test_without_a_gpu_the_rows_of_full_size_say_that_nothing_was_measured(script):
+    gpu = script("gpu")
+    text = gpu.section(gpu.parse_args([]), None)
+    rows = re.findall(r"^\| (.*?) \| \d+ \| \w+ \| (.*) \| .* \|$", text, re.MULTILINE)
+    assert [name for name, _ in rows] == [recipe.name for recipe in gpu.RECIPES]
+    assert all(cells == " | ".join(["not measured yet"] * 4) for _, cells in rows)
+
+
+def test_recipes_are_measured_where_it_is_asked_for(script, tmp_path, capsys, one_thread, small_matrices, monkeypatch):
+    gpu = script("gpu")
+    monkeypatch.setattr(gpu, "RECIPES", gpu.RECIPES[-1:])
+    assert gpu.main(["--size", "tiny", "--measure", "--repeats", "1", "--dir", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^\| Flickr30k \| 2 \| long \| \d+\.\d{3} \| \d+\.\d \| \d+% \| \d+\.\d \| ", shown, re.MULTILINE)
