@@ -23,8 +23,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from command import parser_of, publish
 from plain_evaluation import RESULT, SCORERS
-from tables import REPOSITORY, machine, write_section
+from tables import REPOSITORY, machine
 
 from minigpt4.common.command_line import exit_status
 from minigpt4.common.config import Config
@@ -58,7 +59,7 @@ class Timing:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--cfg-path", required=True, help="YAML file of the evaluation")
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument("--ckpt", nargs="+", metavar="[NAME=]PATH", help="checkpoints, two or more")
@@ -68,7 +69,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--metrics", nargs="+", choices=SCORERS, default=list(SCORERS))
     parser.add_argument("--skip-plain", action="store_true", help="do not measure the plain way")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="values over the file's")
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the section into this file, too")
     return parser.parse_args(argv)
 
 
@@ -238,9 +238,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """The section for the terminal and, if asked for, in a file."""
     text = measure(args)
-    print(text)
-    if args.write:
-        write_section(args.write, "evaluate", text)
+    publish(args, "evaluate", text)
 
 
 if __name__ == "__main__":

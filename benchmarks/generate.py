@@ -13,16 +13,16 @@ import argparse
 import random
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from command import parser_of, publish, weights_folder
 from sizes import SIZES, write_weights
 from step import PROMPT
-from tables import machine, ratio, seconds_in_turn, table, write_section
+from tables import machine, ratio, seconds_in_turn, table
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -220,7 +220,7 @@ def _section(args: argparse.Namespace, work: Work, rows: list[tuple[str, ...]]) 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, weights=True)
     parser.add_argument("--size", choices=SIZES, default="mid")
     parser.add_argument("--images", type=int, default=16, help="images, all in one batch where they go together (16)")
     parser.add_argument("--beams", type=int, default=1)
@@ -230,18 +230,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--only", nargs="*", help="names of rows; the first is what the others are compared with")
-    parser.add_argument("--dir", type=Path, help="where the weights go, to be used again (a folder that is deleted)")
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the section into this file, too")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, write."""
-    with tempfile.TemporaryDirectory() as temporary:
-        text = measure(args, args.dir or Path(temporary))
-    print(text)
-    if args.write:
-        write_section(args.write, f"generate {args.size} {args.images} {args.beams} {args.precision}", text)
+    with weights_folder(args) as folder:
+        text = measure(args, folder)
+    publish(args, f"generate {args.size} {args.images} {args.beams} {args.precision}", text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,14 +9,14 @@ with all savings but the feature cache.
 import argparse
 import statistics
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from command import parser_of, publish, weights_folder
 from sizes import SIZES, write_weights
 from step import ROUND, Step, batches, ways
-from tables import machine, matrix_rate, seconds_in_turn, table, write_section
+from tables import machine, matrix_rate, seconds_in_turn, table
 
 from minigpt4.common.command_line import exit_status
 
@@ -86,12 +86,10 @@ def section(args: argparse.Namespace, rows: list[list[str]] | None) -> str:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, weights=True)
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--measure", action="store_true", help="on a CPU, too")
-    parser.add_argument("--dir", type=Path, help="where the weights go, to be used again (a folder that is deleted)")
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the section into this file, too")
     return parser.parse_args(argv)
 
 
@@ -99,12 +97,10 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print, write."""
     rows = None
     if args.measure or torch.cuda.is_available():
-        with tempfile.TemporaryDirectory() as temporary:
-            rows = measure(args, args.dir or Path(temporary))
+        with weights_folder(args) as folder:
+            rows = measure(args, folder)
     text = section(args, rows)
-    print(text)
-    if args.write:
-        write_section(args.write, MARK, text)
+    publish(args, MARK, text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from tables import machine, matrix_rate, table, write_section
+from command import parser_of, publish
+from tables import machine, matrix_rate, table
 
 from minigpt4.common.command_line import exit_status
 from minigpt4.common.run_folder import git_state, versions
@@ -53,17 +54,14 @@ def _memory(device: torch.device) -> int:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the section into this file, too")
+    parser = parser_of(__doc__)
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, write."""
     text = section()
-    print(text)
-    if args.write:
-        write_section(args.write, MARK, text)
+    publish(args, MARK, text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from command import parser_of, publish
 from loader_stages import STAGES, stages
 from loader_ways import SIZE, SOURCES, WAYS, Files, Way, batches
 from photos import pictures, write_folder, write_tar
-from tables import machine, ratio, synchronised_time, table, write_section
+from tables import machine, ratio, synchronised_time, table
 
 from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import ConfigError
@@ -165,7 +166,7 @@ def _sides(size: str) -> tuple[int, int]:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help=f"of the files ({' '.join(SIZES)})")
     parser.add_argument("--images", type=int, default=64, help="files of each size (64)")
     parser.add_argument("--photos", type=Path, metavar="DIR", help="own photos in place of drawn pictures")
@@ -173,7 +174,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="n of n workers (cores)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of a measurement (2)")
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the section into this file, too")
     return parser.parse_args(argv)
 
 
@@ -183,9 +183,7 @@ def run(args: argparse.Namespace) -> None:
         raise ConfigError("it takes one image, one worker and one round at least")
     with tempfile.TemporaryDirectory() as temporary:
         text = measure(args, Path(temporary))
-    print(text)
-    if args.write:
-        write_section(args.write, MARK, text)
+    publish(args, MARK, text)
 
 
 def main(argv: list[str] | None = None) -> int:

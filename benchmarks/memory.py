@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import importlib.util
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +19,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from command import parser_of, publish, weights_folder
 from sizes import SIZES, Size, write_weights
-from tables import REPOSITORY, machine, table, write_section
+from tables import REPOSITORY, machine, table
 from torch import nn
 
 from minigpt4.check_advice import expected_lengths, largest_batch
@@ -249,24 +249,20 @@ def section(args: argparse.Namespace, folder: Path) -> str:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, weights=True)
     parser.add_argument("--size", choices=SIZES, default="7b", help="of the table of switches (7b)")
     parser.add_argument("--batch-size", type=int, default=12, help="of the table of switches (12, as published)")
     parser.add_argument("--gpu-gib", type=float, default=24, help="memory of the GPU to fit in (24)")
     parser.add_argument("--measure", action="store_true", help="run a real step of every row that one device can run")
     parser.add_argument("--precision", choices=("bf16", "fp16"), default="bf16", help="of measured rows (bf16)")
-    parser.add_argument("--dir", type=Path, help="where the weights go, to be used again (a folder that is deleted)")
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the section into this file, too")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
     """Size, measure, print, write."""
-    with tempfile.TemporaryDirectory() as temporary:
-        text = section(args, args.dir or Path(temporary))
-    print(text)
-    if args.write:
-        write_section(args.write, f"memory {args.size} {args.batch_size}", text)
+    with weights_folder(args) as folder:
+        text = section(args, folder)
+    publish(args, f"memory {args.size} {args.batch_size}", text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import openai
+from command import parser_of, publish
 from PIL import Image
-from tables import REPOSITORY, machine, table, write_section
+from tables import REPOSITORY, machine, table
 
 from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import ConfigError, RunError
@@ -65,7 +66,7 @@ class Round:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument("--cfg-path", default="eval_configs/mini_eval.yaml", help="YAML file of the server's model")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="values over the file's")
     parser.add_argument("--url", help="a server that runs already, http://localhost:8000/v1")
@@ -76,7 +77,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--clients", type=int, default=8, help="clients at once (8)")
     parser.add_argument("--max-tokens", type=int, default=64, help="longest answer (64)")
     parser.add_argument("--repeats", type=int, default=1, help="rounds of each way, in turn (1)")
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the section into this file, too")
     return parser.parse_args(argv)
 
 
@@ -205,9 +205,7 @@ def run(args: argparse.Namespace) -> None:
     if min(args.requests, args.repeats) < 1 or args.clients < 2:
         raise ConfigError("it takes two clients, one request and one round at least")
     text = section(args, measure(args))
-    print(text)
-    if args.write:
-        write_section(args.write, MARK, text)
+    publish(args, MARK, text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,7 +15,6 @@ import multiprocessing
 import re
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +22,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import torch
+from command import parser_of, publish, weights_folder
 from safetensors.torch import load_file
 from sizes import SIZES, write_llm
-from tables import machine, ratio, synchronised_time, table, write_section
+from tables import machine, ratio, synchronised_time, table
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -235,23 +235,19 @@ def _median(own: list[Seconds], name: str) -> float:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, weights=True)
     parser.add_argument("--size", choices=SIZES, default="1gb")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--precision", choices=DTYPES, default="bf16", help="of the files and in memory (bf16)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
-    parser.add_argument("--dir", type=Path, help="where the weights go, to be used again (a folder that is deleted)")
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the section into this file, too")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, write."""
-    with tempfile.TemporaryDirectory() as temporary:
-        text = measure(args, args.dir or Path(temporary))
-    print(text)
-    if args.write:
-        write_section(args.write, f"startup {args.size} {args.processes}", text)
+    with weights_folder(args) as folder:
+        text = measure(args, folder)
+    publish(args, f"startup {args.size} {args.processes}", text)
 
 
 def main(argv: list[str] | None = None) -> int:

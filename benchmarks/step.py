@@ -13,15 +13,15 @@ import dataclasses
 import random
 import statistics
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from command import parser_of, publish, weights_folder
 from sizes import SIZES, TOKENIZER, Size, write_weights
-from tables import machine, matrix_rate, ratio, seconds_in_turn, table, write_section
+from tables import machine, matrix_rate, ratio, seconds_in_turn, table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -207,7 +207,7 @@ def _section(args: argparse.Namespace, rows: list[tuple[str, ...]], padding: flo
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__, weights=True)
     parser.add_argument("--size", choices=SIZES, default="mid")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--captions", choices=CAPTION_TOKENS, default="long")
@@ -215,18 +215,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="also measure `run.compile`")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--only", nargs="*", help="names of rows; the first is what the others are compared with")
-    parser.add_argument("--dir", type=Path, help="where the weights go, to be used again (a folder that is deleted)")
-    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the section into this file, too")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, print, write."""
-    with tempfile.TemporaryDirectory() as temporary:
-        text = measure(args, args.dir or Path(temporary))
-    print(text)
-    if args.write:
-        write_section(args.write, f"step {args.size} {args.batch_size} {args.captions}", text)
+    with weights_folder(args) as folder:
+        text = measure(args, folder)
+    publish(args, f"step {args.size} {args.batch_size} {args.captions}", text)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Benchmarks are scripts: they find each other in their own folder."""
+"""Benchmarks are scripts: they find each other in their own folder. Here they compute on one thread."""
 
 import importlib
 import sys
@@ -21,3 +21,8 @@ def script() -> Callable[[str], ModuleType]:
         return importlib.import_module(name)
 
     return load
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(one_thread):
+    """For all tests here."""

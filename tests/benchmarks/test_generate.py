@@ -3,7 +3,6 @@
 import re
 
 import pytest
-import torch
 
 NAMES = [
     "plain",
@@ -17,10 +16,7 @@ NAMES = [
 
 @pytest.fixture
 def generate(script):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield script("generate")
-    torch.set_num_threads(threads)
+    return script("generate")
 
 
 @pytest.fixture(scope="module")

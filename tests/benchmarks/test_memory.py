@@ -18,10 +18,7 @@ def weights(tmp_path_factory, script):
 
 @pytest.fixture
 def memory(script):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield script("memory")
-    torch.set_num_threads(threads)
+    return script("memory")
 
 
 @pytest.mark.parametrize("name", ["DEFAULTS", "TO_DEFAULTS", "CACHED", "RECOMPUTED"])

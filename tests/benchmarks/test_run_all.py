@@ -12,7 +12,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "run_all.sh"
-WRITES = "write_section(args.write"
+WRITES = "    publish(args, "
 
 # Stands for the interpreter: notes its arguments, fails for the benchmark of FAILS, says whether there is a GPU.
 RECORDER = f"""#!{sys.executable}

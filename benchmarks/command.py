@@ -1,0 +1,34 @@
+"""What the command lines of all benchmarks share."""
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tables import write_section
+
+
+def parser_of(description: str, *, weights: bool = False) -> argparse.ArgumentParser:
+    """A parser with `--write`, and with `--dir` if the benchmark writes weights."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if weights:
+        parser.add_argument(
+            "--dir", type=Path, help="where the weights go, to be used again (a folder that is deleted)"
+        )
+    parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the section into this file, too")
+    return parser
+
+
+@contextmanager
+def weights_folder(args: argparse.Namespace) -> Iterator[Path]:
+    """`--dir`, or a folder that is gone after the block."""
+    with tempfile.TemporaryDirectory() as temporary:
+        yield args.dir or Path(temporary)
+
+
+def publish(args: argparse.Namespace, mark: str, text: str) -> None:
+    """Print a section, and put it between the marks of a file if `--write` says so."""
+    print(text)
+    if args.write:
+        write_section(args.write, mark, text)
