@@ -56,6 +56,7 @@ NEW_KEYS = {
     "generation",
     "failure_prompts",
     "feature_cache",
+    "compile",
     "parallel",
 }
 
