@@ -226,7 +226,7 @@ def main(recipe: str, folder: str) -> None:
     processes = start_processes("cpu")
     results = {
         name.removeprefix("scenario_"): scenario(Path(recipe), processes)
-        for name, scenario in globals().items()
+        for name, scenario in list(globals().items())  # warnings add a name
         if name.startswith("scenario_")
     }
     torch.save(results, Path(folder) / f"rank{processes.rank}.pt")
