@@ -42,7 +42,7 @@ class Grid:
     """1 for cells that later ones may attend to; None: all of them. Cells without a token lie behind their row."""
 
     prefix: tuple[tuple[Tensor, Tensor], ...] = ()
-    """Keys and values (1, H, P, E) of each layer, of positions before the first column."""
+    """Keys and values (1, G, P, E) of each layer, of positions before the first column."""
 
     def to(self, device: torch.device) -> "Grid":
         """The same on `device`; the prefix is there already."""
@@ -68,13 +68,14 @@ class Grid:
         heads, channels = states_BHTE.shape[1], states_BHTE.shape[3]
         return _Tokens.apply(cells, self.tokens_N).view(1, len(self.tokens_N), heads, channels)
 
-    def after_prefix(self, layer: int, *states_BHTE: Tensor) -> list[Tensor]:
-        """Keys and values behind those of the prefix, (B, H, S, E)."""
+    def after_prefix(self, layer: int, key_BGTE: Tensor, value_BGTE: Tensor) -> list[Tensor]:
+        """Keys and values behind those of the prefix, (B, G, S, E) each."""
+        states = (key_BGTE, value_BGTE)
         if not self.prefix:
-            return list(states_BHTE)
-        before = (part.to(own.dtype) for part, own in zip(self.prefix[layer], states_BHTE, strict=True))
-        rows = len(self.cells_BT)
-        return [torch.cat([b.expand(rows, -1, -1, -1), own], 2) for b, own in zip(before, states_BHTE, strict=True)]
+            return list(states)
+        shape = (len(self.cells_BT), -1, -1, -1)
+        pairs = zip(self.prefix[layer], states, strict=True)
+        return [torch.cat([before.to(own.dtype).expand(shape), own], dim=2) for before, own in pairs]
 
     @cached_property
     def mask(self) -> Tensor:
@@ -188,7 +189,7 @@ def _in_rows(module: nn.Module, grid: Grid, query: Tensor, key: Tensor, value: T
 
 
 def _lowest(dtype: torch.dtype) -> float:
-    """Half the lowest number, which stays finite in bf16 when autocast makes scores of that type."""
+    """Half the lowest number of a type; that of fp32 stays finite in bf16, which autocast may make of the scores."""
     return torch.finfo(dtype).min / 2
 
 

@@ -2,7 +2,8 @@
 
 The LLM is frozen, so keys and values of the positions before the first image are the same in each step: they are
 computed once for each such beginning and put before the keys of each row.
-Shapes: B rows, T columns of the padded batch, N tokens that are left, P positions of the prefix, E channels of a head.
+Shapes: B rows, T columns of the padded batch, N tokens that are left, P positions of the prefix, E channels of a head,
+G heads that keys have.
 """
 
 from collections import OrderedDict
@@ -22,7 +23,7 @@ LONGEST_PREFIX = 256
 """Positions; batches of texts alone can share whole prompts."""
 
 States = tuple[tuple[Tensor, Tensor], ...]
-"""Keys and values (1, H, P, E) of each layer."""
+"""Keys and values (1, G, P, E) of each layer."""
 
 
 @dataclass(frozen=True)
