@@ -62,6 +62,7 @@ def read_experiment(config: Config, *, training: bool = True) -> Experiment:
     experiment = Experiment(model, datasets, run, config.to_dict(), source)
     _set_image_sizes(experiment)
     _check_parallel(experiment)
+    _check_kernels(experiment)
     return experiment
 
 
@@ -100,4 +101,13 @@ def _check_parallel(experiment: Experiment) -> None:
         raise ConfigError(
             f"{experiment.source}: run.parallel: fsdp does not go with an LLM in {storage}; set model.llm_precision to "
             "fp16 or bf16 (and low_resource: False), or run.parallel: ddp, where each GPU holds the whole LLM"
+        )
+
+
+def _check_kernels(experiment: Experiment) -> None:
+    """torch.compile and Liger replace the same modules."""
+    if experiment.run.compile and getattr(experiment.model, "llm_kernels", None):
+        raise ConfigError(
+            f"{experiment.source}: run.compile and model.llm_kernels: {experiment.model.llm_kernels} both fuse the "
+            "LLM's norms and MLPs; set one of them"
         )

@@ -5,6 +5,7 @@ published checkpoints were trained with.
 """
 
 import hashlib
+import inspect
 import logging
 import math
 import pickle
@@ -20,6 +21,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    Cache,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedTokenizerBase,
@@ -232,6 +234,16 @@ def compute_as_stored(model: nn.Module) -> AbstractContextManager:
     if weight.dtype == torch.float32:
         return nullcontext()
     return torch.autocast(weight.device.type, enabled=False)
+
+
+def cached(model: nn.Module, cache: Cache) -> dict[str, Any]:
+    """Arguments of a forward pass that reads keys and values of a cache and adds its own.
+
+    transformers 5.24 renamed `past_key_values` to `cache`. A version that knows only one of the names takes the other
+    for an argument of the attention function, and ignores it.
+    """
+    names = inspect.signature(model.forward).parameters
+    return {"use_cache": True, "cache" if "cache" in names else "past_key_values": cache}
 
 
 def set_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:

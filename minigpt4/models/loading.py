@@ -16,6 +16,7 @@ from minigpt4.common.schemas.model import EVA_CLIP_G, QFORMER_FILE, MiniGPT4Conf
 from minigpt4.common.start_clock import LLM, VISION, phase
 from minigpt4.models.eva_vit import VisionEncoder, build_vision_encoder, load_vision_encoder
 from minigpt4.models.freeze import DTYPES, store_matmuls
+from minigpt4.models.liger import require_liger, use_liger
 from minigpt4.models.llm import check_llm, load_llm, set_token_ids
 from minigpt4.models.qformer import QFormer, build_qformer, load_blip2
 from minigpt4.models.tokenizer import load_tokenizer
@@ -55,7 +56,11 @@ def load_language_side(
     """The LLM, tried on a sentence, and its tokenizer; `shard`: as in `load_llm`."""
     tokenizer = load_tokenizer(directory)
     switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint, "sharded": shard}
+    if cfg.llm_kernels == "liger":
+        require_liger(device)
     model = load_llm(directory, cfg.llm_storage, device, **switches)
+    if cfg.llm_kernels == "liger":
+        use_liger(model)
     set_token_ids(model, tokenizer)
     if cfg.llm_sanity_check:
         check_llm(model, tokenizer, directory)

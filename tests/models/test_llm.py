@@ -5,15 +5,18 @@ import logging
 import math
 import os
 import pickle
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from minigpt4.common.errors import WeightsError
 from minigpt4.models.llm import (
     SANITY_SENTENCE,
+    cached,
     check_llm,
     english_loss,
     load_llm,
@@ -332,3 +335,27 @@ def test_llm_that_knows_the_sentence_passes_without_a_word(parity_dir, caplog):
         caplog.clear()
         assert check_llm(model, tokenizer, directory) < 4.5
     assert not caplog.records
+
+
+class _Older(nn.Module):
+    def forward(self, input_ids, past_key_values=None, **kwargs):
+        return past_key_values
+
+
+class _Newer(nn.Module):
+    def forward(self, input_ids, cache=None, **kwargs):
+        return cache
+
+
+@pytest.mark.parametrize("kind", [_Older, _Newer])
+def test_a_cache_reaches_the_llm_under_the_name_that_it_knows(kind):
+    model, cache = kind(), object()
+    assert model(input_ids=None, **cached(model, cache)) is cache
+
+
+def test_decoding_uses_no_name_that_transformers_is_about_to_drop(shared_model, pool):
+    model = shared_model()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)
+        model.generate(pool[:1], ["<Img><ImageHere></Img> What?"], max_new_tokens=2)
+        model.generate(pool[:1], ["<Img><ImageHere></Img> What?"], max_new_tokens=2, num_beams=2)
