@@ -151,7 +151,8 @@ def measure(args: argparse.Namespace, folder: Path) -> str:
     """The Markdown section."""
     size, device = SIZES[args.size], "cuda" if torch.cuda.is_available() else "cpu"
     write_weights(folder, size, torch.float32 if args.size != "7b" else torch.bfloat16)
-    chosen = [way for way in ways(args.precision, compiled=args.compile, liger=args.liger) if not args.only or way.name in args.only]
+    every = ways(args.precision, compiled=args.compile, liger=args.liger)
+    chosen = [way for way in every if not args.only or way.name in args.only]
     steps = {way.name: Step(way, size, folder, device) for way in chosen}
     source = batches(args.batch_size, size.section(folder, "fp32").get("image_size", 224), args.captions, device)
     drawn = [next(source) for _ in range(ROUND)]
@@ -195,13 +196,14 @@ def _given(step: Step, batch: dict[str, Any]) -> dict[str, Any]:
 def _section(args: argparse.Namespace, rows: list[tuple[str, ...]], padding: float) -> str:
     head = ("step", "median, s", "times faster", "peak memory, GiB", "of plain", "of matrix rate")
     low, high = CAPTION_TOKENS[args.captions]
+    switches = (" --compile" if args.compile else "") + (" --liger" if args.liger else "")
     return (
         f"### Training step, size {args.size}, batch {args.batch_size}, {args.captions} captions\n\n"
         f"Captions of {low} to {high} tokens; median of {args.repeats} rounds of {ROUND} steps. Of the plain way's "
         f"positions {padding:.0%} are padding, without padding none. The fp32 rows compute "
         f'with `torch.set_float32_matmul_precision("{torch.get_float32_matmul_precision()}")`.\n\n'
         f"    python benchmarks/step.py --size {args.size} --batch-size {args.batch_size} --captions {args.captions} "
-        f"--precision {args.precision} --repeats {args.repeats}{' --compile' if args.compile else ''}{' --liger' if args.liger else ''}\n\n"
+        f"--precision {args.precision} --repeats {args.repeats}{switches}\n\n"
         f"Machine: {machine()}, {torch.get_num_threads()} threads.\n\n{table(head, rows)}"
     )
 
