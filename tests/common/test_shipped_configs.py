@@ -220,3 +220,11 @@ def test_file_with_the_keys_of_the_released_demo_config_binds(tmp_path):
     assert model.low_resource
     assert datasets["cc_sbu_align"].vis_processor.train.name == "blip2_image_eval"
     assert run.init_lr is None
+
+
+@pytest.mark.parametrize("file", [*RECIPES, *MINI_RECIPES], ids=lambda file: file.stem)
+def test_no_recipe_switches_a_saving_of_the_training_step_off(file):
+    model, _, _ = _bound(file)
+    defaults = MiniGPT4Config()
+    for key in ("llm_attention", "llm_packing", "llm_prefix_cache", "llm_logits"):
+        assert getattr(model, key) == getattr(defaults, key), key
