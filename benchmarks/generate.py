@@ -10,6 +10,7 @@ ones. Random weights end no answer: with one beam each answer has a length of it
 """
 
 import argparse
+import dataclasses
 import random
 import statistics
 import sys
@@ -28,6 +29,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import RunError
+from minigpt4.models.compiling import llm_parts, require_compiler
 from minigpt4.models.generation import Decoding, first_token, generate_ids
 from minigpt4.models.memory import StorageCounter
 from minigpt4.models.minigpt4 import MiniGPT4
@@ -48,6 +50,9 @@ class Way:
     last_logits: bool = False
     """Of the prompt only the last position's; our loop cannot do otherwise."""
 
+    compiled: bool = False
+    """Norms and MLPs of the LLM under torch.compile."""
+
 
 WAYS = (
     Way("plain"),
@@ -57,6 +62,7 @@ WAYS = (
     Way("our loop, an image at a time", own_loop=True, last_logits=True),
     Way("our loop, images together", own_loop=True, together=True, last_logits=True),
 )
+COMPILED = tuple(dataclasses.replace(way, name=f"{way.name}, compiled", compiled=True) for way in WAYS[-2:])
 
 
 class Limits(StoppingCriteria):
@@ -84,9 +90,10 @@ class Work:
 
     def answers(self, way: Way) -> list[list[int]]:
         """Ids that are said about each image."""
-        if way.together:
-            return self._said(way, self.pixels, self.limits)
-        return [self._said(way, self.pixels[n : n + 1], [limit])[0] for n, limit in enumerate(self.limits)]
+        with compiled(self.model.llama_model) if way.compiled else nullcontext():
+            if way.together:
+                return self._said(way, self.pixels, self.limits)
+            return [self._said(way, self.pixels[n : n + 1], [limit])[0] for n, limit in enumerate(self.limits)]
 
     @torch.inference_mode()
     def _said(self, way: Way, pixels: Tensor, limits: list[int]) -> list[list[int]]:
@@ -118,6 +125,19 @@ class Work:
                 do_sample=False,
                 stopping_criteria=StoppingCriteriaList([Limits(limits, mask_BT.device)] if self.beams == 1 else []),
             ).tolist()
+
+
+@contextmanager
+def compiled(llm: nn.Module) -> Iterator[None]:
+    """Inside, norms and MLPs are compiled; torch keeps what it has compiled for the next time."""
+    parts = list(llm_parts(llm))
+    for part in parts:
+        part.compile(dynamic=True)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part._compiled_call_impl = None
 
 
 @contextmanager
@@ -180,7 +200,10 @@ def build(args: argparse.Namespace, folder: Path) -> Work:
 def measure(args: argparse.Namespace, folder: Path) -> str:
     """The Markdown section; RunError if in fp32 an answer is not the plain one."""
     work = build(args, folder)
-    ways = {way.name: way for way in WAYS if not args.only or way.name in args.only}
+    if args.compile:
+        require_compiler(work.model.device)
+    every = [*WAYS, *(COMPILED if args.compile else ())]
+    ways = {way.name: way for way in every if not args.only or way.name in args.only}
     said = {name: work.answers(way) for name, way in ways.items()}
     seconds = seconds_in_turn({name: lambda way=way: work.answers(way) for name, way in ways.items()}, args.repeats)
     plain, rows = next(iter(ways)), []
@@ -205,6 +228,7 @@ def _section(args: argparse.Namespace, work: Work, rows: list[tuple[str, ...]]) 
     head = ("generation", "tokens/s", "times faster", "positions read", "peak beside weights, MiB", "answers as plain")
     low, high = args.tokens
     lengths = f"{low} to {high}" if args.beams == 1 else f"{high}"
+    switch = " --compile" if args.compile else ""
     attention = work.model.llama_model.config._attn_implementation
     return (
         f"### Generation, size {args.size}, {args.images} images, beams {args.beams}\n\n"
@@ -213,7 +237,7 @@ def _section(args: argparse.Namespace, work: Work, rows: list[tuple[str, ...]]) 
         "logits at all its positions; rows without `our loop` change only what they name. A position is one that the "
         "LLM reads, once for each row of its batch.\n\n"
         f"    python benchmarks/generate.py --size {args.size} --images {args.images} --beams {args.beams} "
-        f"--tokens {low} {high} --precision {args.precision} --repeats {args.repeats}\n\n"
+        f"--tokens {low} {high} --precision {args.precision} --repeats {args.repeats}{switch}\n\n"
         f"Machine: {machine()}, {torch.get_num_threads()} threads.\n\n{table(head, rows)}"
     )
 
@@ -228,6 +252,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--tokens", type=int, nargs=2, default=(20, 90), metavar=("LOW", "HIGH"), help="of an answer (20 90)"
     )
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--compile", action="store_true", help="also measure our loop under torch.compile")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--only", nargs="*", help="names of rows; the first is what the others are compared with")
     return parser.parse_args(argv)

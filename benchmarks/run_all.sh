@@ -47,7 +47,7 @@ else
   gpu=$("$python" -c 'import torch; print("yes" if torch.cuda.is_available() else "")')
   bench step --size mid --batch-size 16 --captions long
   bench step --size mid --batch-size 16 --captions short
-  bench generate --size mid
+  bench generate --size mid --compile
   bench generate --size mid --beams 5
   bench loader
   bench startup --size 1gb --repeats 3

@@ -18,6 +18,11 @@ BROWSER_TESTS = "MINIGPT4_BROWSER_TESTS"
 PARITY = Path(__file__).parent / "data" / "parity"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: with `-n` the other processes have all the rest meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_quickstart.py")
+
+
 @pytest.fixture(scope="session")
 def parity_dir() -> Path:
     return PARITY

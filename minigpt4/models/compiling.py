@@ -37,13 +37,14 @@ def require_compiler(device: torch.device) -> None:
 def compile_parts(model: nn.Module) -> None:
     """Let the parts of a `MiniGPT4` compile themselves when they first run; ConfigError without compiler."""
     require_compiler(model.device)
-    parts = [*_llm_parts(model.llama_model), *_vision_blocks(model)]
+    parts = [*llm_parts(model.llama_model), *_vision_blocks(model)]
     for part in parts:
         part.compile(dynamic=True)
     log.info("run.compile: %d parts; the first step takes up to minutes longer", len(parts))
 
 
-def _llm_parts(llm: nn.Module) -> Iterator[nn.Module]:
+def llm_parts(llm: nn.Module) -> Iterator[nn.Module]:
+    """Norms and MLPs of the LLM's layers."""
     for layer in getattr(llm.base_model, "layers", []):
         yield from (part for part in layer.children() if not hasattr(part, "layer_idx"))
 

@@ -1,6 +1,8 @@
 """`benchmarks/generate.py`: every way says the same, and the section says what was measured."""
 
+import os
 import re
+import shutil
 
 import pytest
 
@@ -33,6 +35,20 @@ def test_every_way_is_measured_says_the_same_and_is_written_down(generate, weigh
     assert [name for name, _ in rows] == NAMES
     assert int(rows[-1][1]) < int(rows[2][1])
     assert f"size tiny, 3 images, beams {beams}" in document.read_text()
+
+
+def test_compiled_parts_say_the_same_or_the_compiler_is_named(generate, weights, capsys):
+    ways = ["our loop, images together", "our loop, images together, compiled"]
+    arguments = ["--size", "tiny", "--images", "2", "--tokens", "2", "4", "--repeats", "1", "--dir", str(weights)]
+    status = generate.main([*arguments, "--compile", "--only", *ways])
+    shown = capsys.readouterr()
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        assert status == 2
+        assert "needs a C++ compiler" in shown.err
+        return
+    assert status == 0
+    assert [name for name in ways if f"| {name} |" in shown.out] == ways
+    assert shown.out.count("| 2 of 2 |") == 2
 
 
 def test_answers_that_differ_are_an_error(generate, weights, tmp_path, capsys, monkeypatch):
