@@ -221,7 +221,9 @@ def _command(args: argparse.Namespace) -> str:
     """The arguments without the places of this machine."""
     given = f"--cfg-path {_short(args.cfg_path)} {'--run RUN' if args.run else '--ckpt ...'} --repeats {args.repeats}"
     given += " --skip-plain" if args.skip_plain else ""
-    return given + (f" --images {args.images}" if args.images else "") + f" --metrics {' '.join(args.metrics)}"
+    given += f" --images {args.images}" if args.images else ""
+    given += f" --metrics {' '.join(args.metrics)}"
+    return given + (f" --options {' '.join(args.options)}" if args.options else "")
 
 
 def _short(path: str) -> str:

@@ -42,12 +42,14 @@ if [[ -n $fast ]]; then
   bench memory --size tiny --batch-size 2
   bench gpu --size tiny --measure --repeats 1
 else
+  compile=()
+  ! command -v "${CXX:-g++}" >/dev/null || compile=(--compile)
   weights=()
   [[ -z ${WEIGHTS:-} ]] || weights=(--dir "$WEIGHTS")
   gpu=$("$python" -c 'import torch; print("yes" if torch.cuda.is_available() else "")')
-  bench step --size mid --batch-size 16 --captions long
+  bench step --size mid --batch-size 16 --captions long "${compile[@]}"
   bench step --size mid --batch-size 16 --captions short
-  bench generate --size mid --compile
+  bench generate --size mid "${compile[@]}"
   bench generate --size mid --beams 5
   bench loader
   bench startup --size 1gb --repeats 3

@@ -70,7 +70,7 @@ def ways(precision: str, *, compiled: bool = False, liger: bool = False) -> list
         Way("attention, no padding", model=PLAIN | packing),
         Way("attention, no padding, prefix once", model=PLAIN | prefix),
         Way("features from the cache", features=True),
-        Way(precision, precision),
+        *([Way(precision, precision)] if precision != "fp32" else []),
         Way("all without cache", precision, model=everything),
         last,
         *([dataclasses.replace(last, name="all, compiled", compiled=True)] if compiled else []),
@@ -214,7 +214,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="mid")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--captions", choices=CAPTION_TOKENS, default="long")
-    parser.add_argument("--precision", choices=("bf16", "fp16"), default="bf16", help="of the 16-bit rows (bf16)")
+    parser.add_argument("--precision", choices=("bf16", "fp16", "fp32"), default="bf16", help="of the last rows (bf16)")
     parser.add_argument("--compile", action="store_true", help="also measure `run.compile`")
     parser.add_argument("--liger", action="store_true", help="also measure `model.llm_kernels: liger`; needs a GPU")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
