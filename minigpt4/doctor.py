@@ -138,11 +138,11 @@ def read_packages() -> tuple[list[Package], str]:
     if project:
         table = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         groups = {CORE: table["dependencies"], **table["optional-dependencies"]}
-        packages = [parse(line, group) for group, lines in groups.items() for line in lines]
+        packages = [parse(line, group) for group, lines in groups.items() for line in lines if applies(line)]
         return _others(packages), table["requires-python"]
     metadata = importlib.metadata.metadata(NAME)
     packages = []
-    for line in metadata.get_all("Requires-Dist") or []:
+    for line in filter(applies, metadata.get_all("Requires-Dist") or []):
         requirement, _, marker = line.partition(";")
         extra = re.search(r"extra\s*==\s*[\"']([\w-]+)", marker)
         packages.append(parse(requirement, extra[1] if extra else CORE))
@@ -161,6 +161,12 @@ def checkout() -> Path | None:
     if file.exists() and tomllib.loads(file.read_text(encoding="utf-8"))["project"]["name"] == NAME:
         return root
     return None
+
+
+def applies(requirement: str) -> bool:
+    """Whether a requirement is one of this platform."""
+    platforms = re.search(r"sys_platform\s*==\s*[\"'](\w+)", requirement)
+    return platforms is None or platforms[1] == sys.platform
 
 
 def parse(requirement: str, group: str) -> Package:
@@ -233,13 +239,16 @@ def judge(packages: list[Package], torch: dict, java: dict, machine: dict) -> li
     judge_core(core, torch, machine)
     metrics = of("METEOR and PTB tokenizer (Java)", "eval", "pycocoevalcap")
     judge_metrics(metrics, java)
-    low_bit = of("LLM in 8 bits (int8) or 4 (nf4)", "gpu")
-    judge_gpu(low_bit, torch, machine)
+    low_bit = of("LLM in 8 bits (int8) or 4 (nf4)", "gpu", "bitsandbytes")
+    liger = of("Liger-Kernel (model.llm_kernels: liger)", "gpu", "liger-kernel")
+    for feature in (low_bit, liger):
+        judge_gpu(feature, torch, machine)
     features = [
         core,
         of("evaluate captions", "eval", "pycocoevalcap"),
         metrics,
         low_bit,
+        liger,
         of("language model as judge", "judge"),
         of("Gradio demo", "demo"),
         of("server (serve.py)", "serve"),
