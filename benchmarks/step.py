@@ -198,7 +198,7 @@ def _section(args: argparse.Namespace, rows: list[tuple[str, ...]], padding: flo
     low, high = CAPTION_TOKENS[args.captions]
     switches = (" --compile" if args.compile else "") + (" --liger" if args.liger else "")
     return (
-        f"### Training step, size {args.size}, batch {args.batch_size}, {args.captions} captions\n\n"
+        f"### Training step, size {args.size}, batch {args.batch_size}, {args.captions} captions, {args.precision}\n\n"
         f"Captions of {low} to {high} tokens; median of {args.repeats} rounds of {ROUND} steps. Of the plain way's "
         f"positions {padding:.0%} are padding, without padding none. The fp32 rows compute "
         f'with `torch.set_float32_matmul_precision("{torch.get_float32_matmul_precision()}")`.\n\n'
@@ -226,7 +226,7 @@ def run(args: argparse.Namespace) -> None:
     """Measure, print, write."""
     with weights_folder(args) as folder:
         text = measure(args, folder)
-    publish(args, f"step {args.size} {args.batch_size} {args.captions}", text)
+    publish(args, f"step {args.size} {args.batch_size} {args.captions} {args.precision}", text)
 
 
 def main(argv: list[str] | None = None) -> int:
