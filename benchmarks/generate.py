@@ -12,6 +12,7 @@ ones. Random weights end no answer: with one beam each answer has a length of it
 import argparse
 import dataclasses
 import random
+import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -228,7 +229,7 @@ def _section(args: argparse.Namespace, work: Work, rows: list[tuple[str, ...]]) 
     head = ("generation", "tokens/s", "times faster", "positions read", "peak beside weights, MiB", "answers as plain")
     low, high = args.tokens
     lengths = f"{low} to {high}" if args.beams == 1 else f"{high}"
-    switch = " --compile" if args.compile else ""
+    switch = (" --compile" if args.compile else "") + (f" --only {shlex.join(args.only)}" if args.only else "")
     attention = work.model.llama_model.config._attn_implementation
     return (
         f"### Generation, size {args.size}, {args.images} images, beams {args.beams}\n\n"

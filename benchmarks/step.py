@@ -11,6 +11,7 @@ process, on the same batches; a ratio is the median of the rounds' own ratios.
 import argparse
 import dataclasses
 import random
+import shlex
 import statistics
 import sys
 from collections.abc import Iterator
@@ -197,6 +198,7 @@ def _section(args: argparse.Namespace, rows: list[tuple[str, ...]], padding: flo
     head = ("step", "median, s", "times faster", "peak memory, GiB", "of plain", "of matrix rate")
     low, high = CAPTION_TOKENS[args.captions]
     switches = (" --compile" if args.compile else "") + (" --liger" if args.liger else "")
+    switches += f" --only {shlex.join(args.only)}" if args.only else ""
     return (
         f"### Training step, size {args.size}, batch {args.batch_size}, {args.captions} captions, {args.precision}\n\n"
         f"Captions of {low} to {high} tokens; median of {args.repeats} rounds of {ROUND} steps. Of the plain way's "
