@@ -35,8 +35,8 @@ def section() -> str:
         *((f"matrix products in {name}, TFLOP/s", f"{rate / 1e12:.2f}") for name, rate in rates.items()),
     ]
     return (
-        "## The machine\n\nWhere `benchmarks/header.py` ran last, with `run_all.sh` or by itself; each section names the "
-        f"machine and commit of its own.\n\n{table(('what', 'value'), rows)}"
+        "## The machine\n\nWhere `benchmarks/header.py` ran last, with `run_all.sh` or by itself; each section names "
+        f"the machine and commit of its own.\n\n{table(('what', 'value'), rows)}"
     )
 
 
