@@ -33,11 +33,11 @@ def use_liger(llm: nn.Module) -> int:
 
     Raises ConfigError for an LLM that they do not fit.
     """
-    config = llm.config
-    if config.model_type not in LIGER_TYPES or config.hidden_act != "silu":
+    kind, activation = llm.config.model_type, getattr(llm.config, "hidden_act", None)
+    if kind not in LIGER_TYPES or activation != "silu":
         raise ConfigError(
-            f"model.llm_kernels: liger: made for {', '.join(sorted(LIGER_TYPES))} with silu, but the LLM is "
-            f"{config.model_type} with {config.hidden_act}; set it to null"
+            f"model.llm_kernels: liger: made for {', '.join(sorted(LIGER_TYPES))} with silu, but the LLM is {kind} with "
+            f"{activation}; set it to null"
         )
     count = 0
     for module in llm.base_model.modules():
@@ -51,7 +51,7 @@ def use_liger(llm: nn.Module) -> int:
 def _norm(module: nn.Module, hidden_BTD: Tensor) -> Tensor:
     from liger_kernel.transformers.functional import liger_rms_norm
 
-    # Not in place: the gradient that comes in is also the residual's.
+    # Not in place: whether anybody else reads the gradient that comes in is transformers' business.
     return liger_rms_norm(hidden_BTD, module.weight, module.variance_epsilon, in_place=False)
 
 

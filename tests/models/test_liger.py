@@ -40,9 +40,16 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
         liger.require_liger(torch.device("cuda"))
 
 
-@pytest.mark.parametrize(("kind", "activation"), [("gemma2", "silu"), ("llama", "gelu")])
-def test_an_llm_that_computes_otherwise_is_refused(kind, activation):
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"model_type": "gemma2", "hidden_act": "silu"}, "gemma2 with silu"),
+        ({"model_type": "llama", "hidden_act": "gelu"}, "llama with gelu"),
+        ({"model_type": "gpt2"}, "gpt2 with None"),
+    ],
+)
+def test_an_llm_that_computes_otherwise_is_refused(config, said):
     llm = nn.Module()
-    llm.config = SimpleNamespace(model_type=kind, hidden_act=activation)
-    with pytest.raises(ConfigError, match=f"the LLM is {kind} with {activation}"):
+    llm.config = SimpleNamespace(**config)
+    with pytest.raises(ConfigError, match=f"the LLM is {said}"):
         liger.use_liger(llm)
