@@ -36,8 +36,8 @@ def use_liger(llm: nn.Module) -> int:
     kind, activation = llm.config.model_type, getattr(llm.config, "hidden_act", None)
     if kind not in LIGER_TYPES or activation != "silu":
         raise ConfigError(
-            f"model.llm_kernels: liger: made for {', '.join(sorted(LIGER_TYPES))} with silu, but the LLM is {kind} with "
-            f"{activation}; set it to null"
+            f"model.llm_kernels: liger: made for {', '.join(sorted(LIGER_TYPES))} with silu, but the LLM is {kind} "
+            f"with {activation}; set it to null"
         )
     count = 0
     for module in llm.base_model.modules():
