@@ -1,6 +1,7 @@
 """What the command lines of all benchmarks share."""
 
 import argparse
+import shlex
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,12 @@ def weights_folder(args: argparse.Namespace) -> Iterator[Path]:
     """`--dir`, or a folder that is gone after the block."""
     with tempfile.TemporaryDirectory() as temporary:
         yield args.dir or Path(temporary)
+
+
+def given_switches(args: argparse.Namespace, *names: str) -> str:
+    """For the command that a section shows: those of the named switches that were given, and `--only`."""
+    given = [f" --{name}" for name in names if getattr(args, name)]
+    return "".join([*given, f" --only {shlex.join(args.only)}" if args.only else ""])
 
 
 def publish(args: argparse.Namespace, mark: str, text: str) -> None:

@@ -223,7 +223,12 @@ def _command(args: argparse.Namespace) -> str:
     given += " --skip-plain" if args.skip_plain else ""
     given += f" --images {args.images}" if args.images else ""
     given += f" --metrics {' '.join(args.metrics)}"
-    return given + (f" --options {' '.join(args.options)}" if args.options else "")
+    return given + (f" --options {' '.join(map(_option, args.options))}" if args.options else "")
+
+
+def _option(given: str) -> str:
+    key, _, value = given.partition("=")
+    return f"{key}={_short(value)}" if value.startswith("/") else given
 
 
 def _short(path: str) -> str:

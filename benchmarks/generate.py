@@ -12,7 +12,6 @@ ones. Random weights end no answer: with one beam each answer has a length of it
 import argparse
 import dataclasses
 import random
-import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from command import parser_of, publish, weights_folder
+from command import given_switches, parser_of, publish, weights_folder
 from sizes import SIZES, write_weights
 from step import PROMPT
 from tables import machine, ratio, seconds_in_turn, table
@@ -229,7 +228,6 @@ def _section(args: argparse.Namespace, work: Work, rows: list[tuple[str, ...]]) 
     head = ("generation", "tokens/s", "times faster", "positions read", "peak beside weights, MiB", "answers as plain")
     low, high = args.tokens
     lengths = f"{low} to {high}" if args.beams == 1 else f"{high}"
-    switch = (" --compile" if args.compile else "") + (f" --only {shlex.join(args.only)}" if args.only else "")
     attention = work.model.llama_model.config._attn_implementation
     return (
         f"### Generation, size {args.size}, {args.images} images, beams {args.beams}\n\n"
@@ -238,7 +236,8 @@ def _section(args: argparse.Namespace, work: Work, rows: list[tuple[str, ...]]) 
         "logits at all its positions; rows without `our loop` change only what they name. A position is one that the "
         "LLM reads, once for each row of its batch.\n\n"
         f"    python benchmarks/generate.py --size {args.size} --images {args.images} --beams {args.beams} "
-        f"--tokens {low} {high} --precision {args.precision} --repeats {args.repeats}{switch}\n\n"
+        f"--tokens {low} {high} --precision {args.precision} --repeats {args.repeats}"
+        f"{given_switches(args, 'compile')}\n\n"
         f"Machine: {machine()}, {torch.get_num_threads()} threads.\n\n{table(head, rows)}"
     )
 

@@ -11,7 +11,6 @@ process, on the same batches; a ratio is the median of the rounds' own ratios.
 import argparse
 import dataclasses
 import random
-import shlex
 import statistics
 import sys
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import parser_of, publish, weights_folder
+from command import given_switches, parser_of, publish, weights_folder
 from sizes import SIZES, TOKENIZER, Size, write_weights
 from tables import machine, matrix_rate, ratio, seconds_in_turn, table
 from torch import nn
@@ -197,15 +196,13 @@ def _given(step: Step, batch: dict[str, Any]) -> dict[str, Any]:
 def _section(args: argparse.Namespace, rows: list[tuple[str, ...]], padding: float) -> str:
     head = ("step", "median, s", "times faster", "peak memory, GiB", "of plain", "of matrix rate")
     low, high = CAPTION_TOKENS[args.captions]
-    switches = (" --compile" if args.compile else "") + (" --liger" if args.liger else "")
-    switches += f" --only {shlex.join(args.only)}" if args.only else ""
     return (
         f"### Training step, size {args.size}, batch {args.batch_size}, {args.captions} captions, {args.precision}\n\n"
         f"Captions of {low} to {high} tokens; median of {args.repeats} rounds of {ROUND} steps. Of the plain way's "
         f"positions {padding:.0%} are padding, without padding none. The fp32 rows compute "
         f'with `torch.set_float32_matmul_precision("{torch.get_float32_matmul_precision()}")`.\n\n'
         f"    python benchmarks/step.py --size {args.size} --batch-size {args.batch_size} --captions {args.captions} "
-        f"--precision {args.precision} --repeats {args.repeats}{switches}\n\n"
+        f"--precision {args.precision} --repeats {args.repeats}{given_switches(args, 'compile', 'liger')}\n\n"
         f"Machine: {machine()}, {torch.get_num_threads()} threads.\n\n{table(head, rows)}"
     )
 

@@ -236,7 +236,7 @@ def compute_as_stored(model: nn.Module) -> AbstractContextManager:
     return torch.autocast(weight.device.type, enabled=False)
 
 
-def cached(model: nn.Module, cache: Cache) -> dict[str, Any]:
+def cache_arguments(model: nn.Module, cache: Cache) -> dict[str, Any]:
     """Arguments of a forward pass that reads keys and values of a cache and adds its own.
 
     transformers 5.24 renamed `past_key_values` to `cache`. A version that knows only one of the names takes the other

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from minigpt4.models.attention import FUSED, PRODUCTS, Grid
-from minigpt4.models.llm import cached
+from minigpt4.models.llm import cache_arguments
 from minigpt4.models.sequence import Batch, sent
 
 PACKED_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -133,5 +133,5 @@ class PrefixStates:
 @torch.no_grad()
 def _prefix_states(llm: nn.Module, ids_1P: Tensor) -> States:
     cache = DynamicCache()
-    llm.base_model(input_ids=ids_1P, **cached(llm.base_model, cache))
+    llm.base_model(input_ids=ids_1P, **cache_arguments(llm.base_model, cache))
     return tuple((layer.keys, layer.values) for layer in cache.layers)

@@ -23,7 +23,7 @@ from transformers import (
 
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.conversation.decoding import Decoding
-from minigpt4.models.llm import cached, compute_as_stored
+from minigpt4.models.llm import cache_arguments, compute_as_stored
 from minigpt4.models.row_cache import RowCache
 
 TOP_K = 50
@@ -202,7 +202,7 @@ def next_logits(llm: nn.Module, cache: Cache, mask_BP: Tensor, **inputs: Tensor)
     last = torch.tensor([next(iter(inputs.values())).shape[1] - 1], device=mask_BP.device)
     with compute_as_stored(llm):
         # An index, not a number: a slice would not be contiguous, and CPUs copy the head's weights for it.
-        logits_B1V = llm(**inputs, **cached(llm, cache), attention_mask=mask_BP, logits_to_keep=last).logits
+        logits_B1V = llm(**inputs, **cache_arguments(llm, cache), attention_mask=mask_BP, logits_to_keep=last).logits
     return logits_B1V[:, 0].float()
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from minigpt4.common.errors import WeightsError
 from minigpt4.models.llm import (
     SANITY_SENTENCE,
-    cached,
+    cache_arguments,
     check_llm,
     english_loss,
     load_llm,
@@ -350,7 +350,7 @@ class _Newer(nn.Module):
 @pytest.mark.parametrize("kind", [_Older, _Newer])
 def test_a_cache_reaches_the_llm_under_the_name_that_it_knows(kind):
     model, cache = kind(), object()
-    assert model(input_ids=None, **cached(model, cache)) is cache
+    assert model(input_ids=None, **cache_arguments(model, cache)) is cache
 
 
 def test_decoding_uses_no_name_that_transformers_is_about_to_drop(shared_model, pool):
