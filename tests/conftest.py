@@ -18,6 +18,11 @@ BROWSER_TESTS = "MINIGPT4_BROWSER_TESTS"
 PARITY = Path(__file__).parent / "data" / "parity"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fuzz-factor", type=int, default=1, help="run so many times the cases of tests/fuzz")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="other cases in tests/fuzz")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest file first: with `-n` the other processes have all the rest meanwhile."""
     items.sort(key=lambda item: item.path.name != "test_quickstart.py")

@@ -1,7 +1,11 @@
 """Errors for the person at the terminal: what is wrong, where (file, key, sample), and the way out.
 
-Commands catch `MiniGPT4Error`, print its text without a traceback and exit with status 2.
+Commands catch `MiniGPT4Error`, print its text without a traceback and exit with status 2. What comes from
+outside (configurations, weights, LLM directories, images, annotations) is read inside `errors_as`.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class MiniGPT4Error(Exception):
@@ -29,3 +33,23 @@ class SampleError(MiniGPT4Error, ValueError):
 
 class RunError(MiniGPT4Error, RuntimeError):
     """A run cannot go on; the text says why, and how to go on."""
+
+
+@contextmanager
+def errors_as(kind: type[MiniGPT4Error], text: str) -> Iterator[None]:
+    """Inside, any exception that is not ours becomes `kind`: `text`, a colon, the first line of what went wrong.
+
+    For code that reads what others made: a library may raise anything on it. The original is chained. Also a decorator.
+    """
+    try:
+        yield
+    except MiniGPT4Error:
+        raise
+    except Exception as error:
+        raise kind(f"{text}: {first_line(error)}") from error
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """First line of an exception's text, at most `limit` characters; its type where it has no text."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:limit] if lines else type(error).__name__
