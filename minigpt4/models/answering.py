@@ -14,7 +14,7 @@ from minigpt4.conversation import clean_generated
 from minigpt4.models import llm, sequence
 from minigpt4.models.generation import Answer, Decoding, cut_at_stop, end_tokens, generate_ids
 from minigpt4.models.samples import ImageFeatures
-from minigpt4.models.training_text import start_ids
+from minigpt4.models.tokenizer import start_ids
 
 
 class Answering:

@@ -38,7 +38,8 @@ from minigpt4.models.loading import (
 from minigpt4.models.samples import ImageFeatures, Samples, read_samples
 from minigpt4.models.sharded_llm import is_sharded
 from minigpt4.models.target_pass import TargetPass
-from minigpt4.models.training_text import TextRules, read_prompts, start_ids
+from minigpt4.models.tokenizer import start_ids
+from minigpt4.models.training_text import TextRules, read_prompts
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.models.samples import Conversation, Samples
 from minigpt4.models.sequence import IMAGE_PLACEHOLDER, Row, answer_row, conversation_row, prompt_row, split_prompt
-from minigpt4.models.tokenizer import end_symbol_ids, hidden_pad_id
+from minigpt4.models.tokenizer import end_symbol_ids, hidden_pad_id, start_ids
 
 log = logging.getLogger(__name__)
 
@@ -126,9 +126,3 @@ def read_prompts(path: str | None, template: str) -> list[str]:
 def apply_template(template: str, text: str) -> str:
     """`text` in the place of the template's `{}`; an empty template leaves it as it is."""
     return template.format(text) if template else text
-
-
-def start_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer puts before a text: bos for LLaMA, nothing for tokenizers that add none."""
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and bos in tokenizer("")["input_ids"] else []

@@ -1,11 +1,12 @@
 """Ids and strings are those of the slow SentencePiece tokenizer that MiniGPT-4 was trained with."""
 
-import logging
+import json
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from minigpt4.common.errors import WeightsError
-from minigpt4.models.tokenizer import LlamaPieceTokenizer, end_symbol_ids, hidden_pad_id, load_tokenizer
+from minigpt4.models.tokenizer import end_symbol_ids, hidden_pad_id, load_tokenizer, start_ids
 
 DIRECTORIES = ("vicuna_tiny", "vicuna_tiny_safetensors", "vicuna_tiny_sharded")
 
@@ -120,22 +121,56 @@ def test_damaged_tokenizer_model_is_refused_by_name(llm_copy):
         load_tokenizer(directory)
 
 
-def test_sentencepiece_of_other_options_is_read_as_transformers_reads_it(llm_copy, caplog):
-    import sentencepiece
+@pytest.fixture
+def byte_level(tmp_path):
+    """`byte_level(tokenizer_config, model_type)`: an LLM directory with a tokenizer.json of byte-level BPE like LLaMA 3's,
+    which knows `$$` and puts bos first."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["$$x$$ costs $$ 5", "a dog isn't 123 cats"] * 50, trainer)
+    tokenizer.add_special_tokens(["<|begin|>", "<|end|>", "<|pad|>"])
+    begin = ("<|begin|>", tokenizer.token_to_id("<|begin|>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[begin])
 
-    directory = llm_copy()
-    corpus = directory / "corpus.txt"
-    corpus.write_text("the quick brown fox jumps over the lazy dog\n" * 20)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(corpus),
-        model_prefix=str(directory / "tokenizer"),
-        vocab_size=40,
-        model_type="bpe",
-        add_dummy_prefix=False,
-        minloglevel=2,
-    )
-    with caplog.at_level(logging.WARNING, logger="minigpt4.models.tokenizer"):
-        tokenizer = load_tokenizer(directory)
-    assert not isinstance(tokenizer, LlamaPieceTokenizer)
-    assert "its SentencePiece options are not LLaMA's" in caplog.text
-    assert tokenizer.pad_token == tokenizer.unk_token
+    def make(config: dict | None, model_type: str = "llama"):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type, "vocab_size": 303}))
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        if config is not None:
+            (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        return tmp_path
+
+    return make
+
+
+TOKENS = {"bos_token": "<|begin|>", "eos_token": "<|end|>"}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "gpt2"])
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "LlamaTokenizer", "Qwen2Tokenizer", None])
+def test_byte_level_tokenizer_gives_the_ids_of_its_file(byte_level, kind, model_type):
+    directory = byte_level(TOKENS | ({"tokenizer_class": kind} if kind else {}), model_type)
+    tokenizer, exact = load_tokenizer(directory), Tokenizer.from_file(str(directory / "tokenizer.json"))
+    for text in (" leading", "isn't 123", "a$$b $$", "x<|end|> y", "é日"):
+        assert tokenizer(text)["input_ids"] == exact.encode(text).ids
+    assert start_ids(tokenizer) == [exact.token_to_id("<|begin|>")]
+
+
+def test_start_is_what_the_tokenizer_puts_first_where_nothing_names_bos(byte_level):
+    tokenizer = load_tokenizer(byte_level({"eos_token": "<|end|>"}))
+    assert start_ids(tokenizer) == tokenizer("")["input_ids"] != []
+
+
+def test_pad_of_a_byte_level_tokenizer_is_its_own_and_double_dollars_are_text(byte_level):
+    tokenizer = load_tokenizer(byte_level(TOKENS | {"pad_token": "<|pad|>"}))
+    assert "$$" in tokenizer.get_vocab()
+    assert tokenizer.pad_token == "<|pad|>"
+    assert hidden_pad_id(tokenizer) is None
+
+
+def test_pad_of_a_byte_level_tokenizer_without_one_is_its_end_token_and_hides_nothing(byte_level):
+    tokenizer = load_tokenizer(byte_level(TOKENS))
+    assert tokenizer.pad_token == "<|end|>"
+    assert hidden_pad_id(tokenizer) is None

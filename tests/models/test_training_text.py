@@ -7,8 +7,8 @@ import pytest
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.models.samples import read_samples
-from minigpt4.models.tokenizer import end_symbol_ids, load_tokenizer
-from minigpt4.models.training_text import TextRules, apply_template, read_prompts, start_ids
+from minigpt4.models.tokenizer import end_symbol_ids, load_tokenizer, start_ids
+from minigpt4.models.training_text import TextRules, apply_template, read_prompts
 
 TEMPLATE = "###Human: {} ###Assistant: "
 IMAGE = "<Img><ImageHere></Img>"

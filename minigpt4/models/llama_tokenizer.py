@@ -1,0 +1,390 @@
+"""LLaMA's tokenizer with the ids and strings of the slow one of transformers 4.30, which MiniGPT-4 was trained with.
+
+A text is cut at special and added tokens, and each stretch between them is encoded by SentencePiece on its own, so
+each begins with a blank. transformers 5 encodes a text as a whole, and has other defaults for what a directory omits.
+
+SentencePiece's model comes from `tokenizer.model`, or is rebuilt from a `tokenizer.json` that was converted from one.
+Special tokens are read as 4.30 reads them: text beside a token that `special_tokens_map.json` or `added_tokens.json`
+names without further word loses its blanks, and an empty name means the id that SentencePiece gives it, 0.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizer
+
+log = logging.getLogger(__name__)
+
+BLANK = "▁"
+PROBES = (
+    "The quick brown fox, isn't it?",
+    " leading and trailing ",
+    "two  blanks\n\nand lines\t.",
+    "###Human: <Img></Img> Describe 10:30, $x^2$ and `code()`.",
+    "café 日本 😀 \x00",
+)
+_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+_NAMES = (*_DEFAULTS, "sep_token", "pad_token", "cls_token", "mask_token")
+_KEEPING_BLANKS = (*_DEFAULTS, "pad_token")
+"""Names of tokenizer_config.json beside which blanks stay although it gives plain strings."""
+
+
+class LlamaPieceTokenizer(PreTrainedTokenizer):
+    """SentencePiece between special tokens.
+
+    Args:
+        pieces: the SentencePiece model.
+        added: tokens that texts are cut at, by id; those past the pieces are surrounded by blanks in decoded text.
+        add_bos_token, add_eos_token: whether a text encoded with special tokens begins and ends with them.
+        Others: special tokens and settings of `PreTrainedTokenizer`.
+    """
+
+    model_input_names = ["input_ids", "attention_mask"]
+
+    def __init__(
+        self,
+        pieces: sentencepiece.SentencePieceProcessor,
+        added: Mapping[int, AddedToken],
+        add_bos_token: bool = True,
+        add_eos_token: bool = False,
+        **kwargs,
+    ) -> None:
+        self.pieces, self.add_bos_token, self.add_eos_token = pieces, add_bos_token, add_eos_token
+        self._piece_ids = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
+        self._added_tokens_decoder = dict(added)
+        super().__init__(**kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of pieces, without added tokens."""
+        return len(self._piece_ids)
+
+    def get_vocab(self) -> dict[str, int]:
+        """Ids by piece or added token."""
+        return self._piece_ids | self._added_tokens_encoder
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        """Bos before and eos behind each of the two texts, as far as the directory asks for them."""
+        before = [self.bos_token_id] if self.add_bos_token else []
+        behind = [self.eos_token_id] if self.add_eos_token else []
+        ids = [*before, *token_ids_0, *behind]
+        return ids if token_ids_1 is None else [*ids, *before, *token_ids_1, *behind]
+
+    def tokenize(self, text: str, **kwargs) -> list[str]:
+        """Pieces and added tokens of a text. `$$`, the pad token, is a piece like others."""
+        parts, added = self.tokens_trie.split(text), self._added_tokens_encoder
+        for place, part in enumerate(parts):
+            if part in added:
+                token = self._added_tokens_decoder[added[part]]
+                if token.lstrip and place > 0:
+                    parts[place - 1] = parts[place - 1].rstrip()
+                if token.rstrip and place + 1 < len(parts):
+                    parts[place + 1] = parts[place + 1].lstrip()
+        pieces = ([part] if part in added else self.pieces.encode(part, out_type=str) for part in parts if part)
+        return [piece for run in pieces for piece in run]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.pieces.piece_to_id(token)
+
+    def _convert_id_to_token(self, index: int) -> str:
+        return self.pieces.id_to_piece(index)
+
+    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs) -> str:
+        """Text of the ids. Those that are neither piece nor added token (Vicuna v0's 32000) are left out."""
+        specials, size = set(self.all_special_ids) if skip_special_tokens else (), self.vocab_size
+        parts, run = [], []
+        for index in [token_ids] if isinstance(token_ids, int) else token_ids:
+            if index in specials:
+                continue
+            if index < size:
+                run.append(index)
+            elif index in self._added_tokens_decoder:
+                parts += [self._decode_pieces(run), self._added_tokens_decoder[index].content]
+                run = []
+        text = " ".join(filter(None, [*parts, self._decode_pieces(run)]))
+        return self.clean_up_tokenization(text) if self.clean_up_tokenization_spaces else text
+
+    def _decode_pieces(self, ids: Iterable[int]) -> str:
+        """Text between special pieces, a blank before what such a piece ends, as in 4.30."""
+        text, run, specials = "", [], set(self.all_special_tokens)
+        for index in ids:
+            piece = self.pieces.id_to_piece(index)
+            if piece not in specials:
+                run.append(index)
+                continue
+            text += (f" {self.pieces.decode(run)}" if run else "") + piece
+            run = []
+        return text + self.pieces.decode(run)
+
+
+def read_llama_tokenizer(directory: Path, model_type: str, vocabulary: int | None) -> LlamaPieceTokenizer | None:
+    """The tokenizer of an LLM directory, or None if it is not of LLaMA's kind.
+
+    Args:
+        model_type: of config.json; says what the tokenizer is where its own files do not.
+        vocabulary: rows of the LLM's embeddings; tokens past them are plain text, with a warning.
+
+    Raises ValueError, with the file and its key, for files that contradict each other or themselves.
+    """
+    config = _json(directory / "tokenizer_config.json")
+    converted = _json(directory / "tokenizer.json")
+    pieces = _pieces(directory, str(config.get("tokenizer_class") or model_type), converted)
+    if pieces is None:
+        return None
+    named, extra = _special_tokens(config, _json(directory / "special_tokens_map.json"))
+    added = _added_tokens(directory, config, converted, pieces)
+    tokens: dict[str, AddedToken] = {}
+    for token in filter(None, [*named.values(), *extra]):
+        if token.content and not (token.content in tokens and token.lstrip):
+            tokens[token.content] = token
+    ids = {content: index for content, (index, _) in added.items()}
+    for content in tokens:
+        known = pieces.piece_to_id(content)
+        if known != pieces.unk_id() or content == pieces.id_to_piece(known):
+            ids[content] = known
+        elif content not in ids:
+            ids[content] = max([pieces.get_piece_size() - 1, *ids.values()]) + 1
+    tokens = {content: token for content, (_, token) in added.items()} | tokens
+    past = [content for content in tokens if vocabulary is not None and ids[content] >= vocabulary]
+    _refuse_past(directory, past, named, vocabulary)
+    adds_bos = _adds_bos(config, converted, model_type)
+    if adds_bos and named["bos_token"] is None:
+        raise ValueError('tokenizer_config.json: bos_token is null; set it to "<s>", or add_bos_token to false')
+    if any(token is not None and not token.content for token in named.values()):
+        log.warning(
+            "%s: its tokenizer files name special tokens '', as LLaMA directories of 2023 do. The published code then "
+            "puts id 0 before each text, and so does this; with <s> and </s> in tokenizer_config.json it would be 1",
+            directory,
+        )
+    return LlamaPieceTokenizer(
+        pieces,
+        {ids[content]: token for content, token in tokens.items() if content not in past},
+        add_bos_token=adds_bos,
+        add_eos_token=bool(config.get("add_eos_token", False)),
+        clean_up_tokenization_spaces=bool(config.get("clean_up_tokenization_spaces", False)),
+        chat_template=_chat_template(directory, config),
+        name_or_path=str(directory),
+        extra_special_tokens=[token for token in extra if token.content not in past],
+        **{name: token for name, token in named.items() if token is None or token.content not in past},
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object of the directory, {} if there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name}: is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name}: must be a JSON object, but is a {type(content).__name__}")
+    return content
+
+
+def _pieces(directory: Path, kind: str, converted: dict[str, Any]) -> sentencepiece.SentencePieceProcessor | None:
+    """SentencePiece's model of a LLaMA, whichever file holds it.
+
+    `kind`: name of the tokenizer's class or of the model's type. One with "llama" in it stands for LLaMA's class,
+    with SentencePiece of any options, another one for LLaMA's options alone.
+    """
+    path = directory / "tokenizer.model"
+    if path.is_file():
+        proto = sentencepiece_model_pb2.ModelProto()
+        try:
+            proto.ParseFromString(path.read_bytes())
+            pieces = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+        except Exception as error:
+            if _is_byte_level(converted):
+                return None  # LLaMA 3's file for tiktoken
+            raise ValueError("tokenizer.model: is damaged, or no SentencePiece model") from error
+        return pieces if "llama" in kind.lower() or _has_llama_options(proto) else None
+    return _rebuilt(directory, converted) if _is_converted(converted) else None
+
+
+def _has_llama_options(proto: Any) -> bool:
+    normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
+    return (
+        trainer.model_type == trainer.BPE
+        and trainer.byte_fallback
+        and normalizer.add_dummy_prefix
+        and not normalizer.remove_extra_whitespaces
+        and not normalizer.precompiled_charsmap
+    )
+
+
+def _is_byte_level(converted: dict[str, Any]) -> bool:
+    return "ByteLevel" in json.dumps(converted.get("pre_tokenizer"))
+
+
+def _is_converted(converted: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json is LLaMA's SentencePiece: BPE with bytes, and a blank before a text."""
+    model = converted.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not model.get("byte_fallback"):
+        return False
+    prepended = f'"Prepend", "prepend": "{BLANK}"' in json.dumps(converted.get("normalizer"), ensure_ascii=False)
+    scheme = json.dumps(converted.get("pre_tokenizer"))
+    return prepended or (
+        '"Metaspace"' in scheme and '"never"' not in scheme and '"add_prefix_space": false' not in scheme
+    )
+
+
+def _rebuilt(directory: Path, converted: dict[str, Any]) -> sentencepiece.SentencePieceProcessor:
+    """SentencePiece's model from the vocabulary and merges of a tokenizer.json, tried on sentences.
+
+    A piece's score is the rank of the first merge that makes it, which is the order of the scores it was made from.
+    """
+    model, places = converted["model"], dict(sorted(converted["model"]["vocab"].items(), key=lambda item: item[1]))
+    if list(places.values()) != list(range(len(places))):
+        raise ValueError(
+            "tokenizer.json: the ids of its vocabulary are not 0, 1, 2, ...; put tokenizer.model beside it"
+        )
+    merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+    merges = _first_merge(places, merges, converted) + merges
+    ranks = {"".join(merge): rank for rank, merge in reversed(list(enumerate(merges)))}
+    special = {token["content"]: bool(token.get("special")) for token in converted.get("added_tokens") or []}
+    unknown = model.get("unk_token") or _DEFAULTS["unk_token"]
+    proto = sentencepiece_model_pb2.ModelProto()
+    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+    for piece in places:
+        kind = kinds.NORMAL
+        if piece == unknown:
+            kind = kinds.UNKNOWN
+        elif _BYTE.fullmatch(piece):
+            kind = kinds.BYTE
+        elif piece in special or piece in _DEFAULTS.values():
+            kind = kinds.CONTROL if special.get(piece, True) else kinds.USER_DEFINED
+        proto.pieces.add(piece=piece, score=-ranks.get(piece, len(ranks)), type=kind)
+    trainer, normalizer = proto.trainer_spec, proto.normalizer_spec
+    trainer.model_type, trainer.byte_fallback, trainer.vocab_size = trainer.BPE, True, len(places)
+    trainer.unk_piece, trainer.unk_id = unknown, places[unknown]
+    trainer.bos_id, trainer.eos_id, trainer.pad_id = places.get("<s>", -1), places.get("</s>", -1), -1
+    normalizer.name, normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces = "identity", True, False
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+
+    plain = Tokenizer(BPE(places, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+    plain.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)])
+    for probe in PROBES:
+        if plain.encode(probe).ids != pieces.encode(probe):
+            raise ValueError(
+                f"tokenizer.json: SentencePiece would cut {probe!r} otherwise; put tokenizer.model beside it"
+            )
+    log.info("%s: SentencePiece's model was rebuilt from tokenizer.json", directory)
+    return pieces
+
+
+def _first_merge(
+    vocabulary: Mapping[str, int], merges: list[tuple[str, str]], converted: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """Merges of the first piece, which older transformers left out of the file because its score is 0."""
+    made = {"".join(merge) for merge in merges} | {token["content"] for token in converted.get("added_tokens") or []}
+    splits = {
+        piece: [(piece[:n], piece[n:]) for n in range(1, len(piece)) if {piece[:n], piece[n:]} <= vocabulary.keys()]
+        for piece in vocabulary
+        if piece not in made and not _BYTE.fullmatch(piece) and piece not in _DEFAULTS.values()
+    }
+    left_out = {piece: pairs for piece, pairs in splits.items() if pairs}
+    if len(left_out) > 1:
+        raise ValueError(
+            f"tokenizer.json: no merge makes {', '.join(map(repr, list(left_out)[:4]))}, so the order of the merges "
+            "is not known; put tokenizer.model beside it"
+        )
+    return [pair for pairs in left_out.values() for pair in pairs]
+
+
+def _special_tokens(
+    config: dict[str, Any], special_map: dict[str, Any]
+) -> tuple[dict[str, AddedToken | None], list[AddedToken]]:
+    """Special tokens by name, and those without one."""
+    source = "tokenizer_config.json"
+    named = {
+        name: _token(f"{source}: {name}", config.get(name, _DEFAULTS.get(name)), name in _KEEPING_BLANKS)
+        for name in _NAMES
+    }
+    extra = config.get("additional_special_tokens") or []
+    for key, value in special_map.items():
+        if key in _NAMES:
+            named[key] = _token(f"special_tokens_map.json: {key}", value)
+        elif key == "additional_special_tokens":
+            source, extra = "special_tokens_map.json", value or []
+    tokens = [_token(f"{source}: additional_special_tokens", value) for value in extra]
+    later = config.get("extra_special_tokens") or []  # transformers 5
+    for value in later.values() if isinstance(later, dict) else later:
+        tokens.append(_token("tokenizer_config.json: extra_special_tokens", value, keeps_blanks=True))
+    return named, [token for token in tokens if token is not None]
+
+
+def _token(place: str, value: Any, keeps_blanks: bool = False) -> AddedToken | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        value = {"content": value, "lstrip": not keeps_blanks, "rstrip": not keeps_blanks}
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
+        raise ValueError(f"{place} must be text, but is {value!r:.80}")
+    blanks = {side: bool(value.get(side, False)) for side in ("lstrip", "rstrip")}
+    return AddedToken(value["content"], **blanks, normalized=False, special=bool(value.get("special", True)))
+
+
+def _added_tokens(
+    directory: Path, config: dict[str, Any], converted: dict[str, Any], pieces: sentencepiece.SentencePieceProcessor
+) -> dict[str, tuple[int, AddedToken]]:
+    """Id and token of what was added to the pieces, by content; added_tokens.json's word goes first, as in 4.30."""
+    plain = _json(directory / "added_tokens.json").items()
+    listed = config.get("added_tokens_decoder") or {}
+    found = [("added_tokens.json", index, {"content": text, "lstrip": True, "rstrip": True}) for text, index in plain]
+    found += [("tokenizer_config.json: added_tokens_decoder", index, token) for index, token in listed.items()]
+    found += [("tokenizer.json: added_tokens", token.get("id"), token) for token in converted.get("added_tokens") or []]
+    added: dict[str, tuple[int, AddedToken]] = {}
+    for place, number, value in found:
+        token = _token(place, {"special": False} | dict(value))
+        try:
+            index = int(number)
+        except (TypeError, ValueError):
+            raise ValueError(f"{place}: the id of {token.content!r} is {number!r}, not a number") from None
+        size = pieces.get_piece_size()
+        if not 0 <= index < 1 << 31 or (index < size and pieces.id_to_piece(index) != token.content):
+            raise ValueError(f"{place}: {token.content!r} has id {index}, which is another piece of tokenizer.model")
+        if added.setdefault(token.content, (index, token))[0] != index:
+            raise ValueError(f"{place}: {token.content!r} has id {index}, elsewhere {added[token.content][0]}")
+    return added
+
+
+def _refuse_past(directory: Path, past: list[str], named: dict[str, AddedToken | None], vocabulary: int | None) -> None:
+    for name in ("bos_token", "eos_token"):
+        if named[name] is not None and named[name].content in past:
+            raise ValueError(f"{name} is {named[name].content!r}, which is not among the LLM's {vocabulary} tokens")
+    if past:
+        log.warning("%s: %s are past the LLM's %s tokens, and are plain text here", directory, past, vocabulary)
+
+
+def _adds_bos(config: dict[str, Any], converted: dict[str, Any], model_type: str) -> bool:
+    """Whether bos goes before a text: what the configuration says; else yes for a LLaMA, as in 4.30, and for others
+    what tokenizer.json does."""
+    said = config.get("add_bos_token")
+    if said is not None:
+        return bool(said)
+    processor = converted.get("post_processor")
+    kind = f"{config.get('tokenizer_class')} {model_type}".lower()
+    return "llama" in kind or processor is None or '"SpecialToken"' in json.dumps(processor)
+
+
+def _chat_template(directory: Path, config: dict[str, Any]) -> str | None:
+    """Template of conversations; of several named ones the default."""
+    file = directory / "chat_template.jinja"
+    template = file.read_text(encoding="utf-8-sig") if file.is_file() else config.get("chat_template")
+    if isinstance(template, list):
+        template = {str(one.get("name")): one.get("template") for one in template}.get("default")
+    if template is not None and not isinstance(template, str):
+        raise ValueError(f"tokenizer_config.json: chat_template must be text, but is {template!r:.80}")
+    return template
