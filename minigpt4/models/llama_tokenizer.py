@@ -137,12 +137,12 @@ def read_llama_tokenizer(directory: Path, model_type: str, vocabulary: int | Non
 
     Raises ValueError, with the file and its key, for files that contradict each other or themselves.
     """
-    config = _json(directory / "tokenizer_config.json")
-    converted = _json(directory / "tokenizer.json")
+    config = read_json(directory / "tokenizer_config.json")
+    converted = read_json(directory / "tokenizer.json")
     pieces = _pieces(directory, str(config.get("tokenizer_class") or model_type), converted)
     if pieces is None:
         return None
-    named, extra = _special_tokens(config, _json(directory / "special_tokens_map.json"))
+    named, extra = _special_tokens(config, read_json(directory / "special_tokens_map.json"))
     added = _added_tokens(directory, config, converted, pieces)
     tokens: dict[str, AddedToken] = {}
     for token in filter(None, [*named.values(), *extra]):
@@ -180,7 +180,7 @@ def read_llama_tokenizer(directory: Path, model_type: str, vocabulary: int | Non
     )
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of the directory, {} if there is none."""
     if not path.is_file():
         return {}
@@ -340,7 +340,7 @@ def _added_tokens(
     directory: Path, config: dict[str, Any], converted: dict[str, Any], pieces: sentencepiece.SentencePieceProcessor
 ) -> dict[str, tuple[int, AddedToken]]:
     """Id and token of what was added to the pieces, by content; added_tokens.json's word goes first, as in 4.30."""
-    plain = _json(directory / "added_tokens.json").items()
+    plain = read_json(directory / "added_tokens.json").items()
     listed = config.get("added_tokens_decoder") or {}
     found = [("added_tokens.json", index, {"content": text, "lstrip": True, "rstrip": True}) for text, index in plain]
     found += [("tokenizer_config.json: added_tokens_decoder", index, token) for index, token in listed.items()]

@@ -8,7 +8,6 @@ import hashlib
 import inspect
 import logging
 import math
-import pickle
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     Cache,
@@ -28,7 +27,7 @@ from transformers import (
 )
 
 from minigpt4.common.checkpoint import read_weights
-from minigpt4.common.errors import WeightsError
+from minigpt4.common.errors import WeightsError, errors_as
 from minigpt4.common.llm_conversion import reads_pickles
 from minigpt4.models.attention import attention_for
 from minigpt4.models.freeze import DTYPES, freeze
@@ -44,25 +43,62 @@ DELTA_NORM_LIMIT = 0.02
 """Mean absolute RMSNorm weight of a delta file (the difference of two finetuned models) stays far below."""
 FINGERPRINT_ROWS = 256
 _QUANTISED = ("int8", "nf4")
+_LIMITS = {
+    "vocab_size": 1 << 24,
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 20,
+    "num_hidden_layers": 1 << 10,
+    "num_attention_heads": 1 << 12,
+}
+"""Largest numbers of config.json; the largest LLMs stay far below."""
 
 
 def read_llm_config(directory: Path) -> PretrainedConfig:
-    """config.json of an LLM directory, without its token ids: Vicuna v0's are wrong, the tokenizer's count."""
+    """config.json of an LLM directory, without its token ids: Vicuna v0's are wrong, the tokenizer's count.
+
+    Raises WeightsError for what is no LLM of transformers', or none that is read here: quantised weights, an adapter, a
+    model that brings its own code.
+    """
+    key = "model.llama_model"
     if not directory.is_dir():
         raise WeightsError(
-            f"model.llama_model: {directory} is not a directory. It must hold an LLM as transformers saves it "
+            f"{key}: {directory} is not a directory. It must hold an LLM as transformers saves it "
             "(config.json, tokenizer.model, weights); python scripts/download_weights.py --list names some."
         )
+    if (directory / "adapter_config.json").is_file():
+        raise WeightsError(
+            f"{key}: {directory} has an adapter_config.json: a LoRA adapter. Merge it into its LLM first "
+            "(peft: merge_and_unload, save_pretrained) and take the directory of the result"
+        )
     if not (directory / "config.json").is_file():
-        raise WeightsError(f"model.llama_model: {directory} has no config.json")
-    try:
-        raw, _ = PretrainedConfig.get_config_dict(directory)
+        raise WeightsError(f"{key}: {directory} has no config.json")
+    with errors_as(WeightsError, f"{key}: {directory / 'config.json'}"):
+        raw, _ = PretrainedConfig.get_config_dict(directory, local_files_only=True)
         if "model_type" not in raw:
             raise ValueError("it names no model_type")
+        if quantised := raw.get("quantization_config"):
+            method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else quantised
+            raise ValueError(
+                f"its weights are quantised already ({method}), which is not read here; take those of 16 bits and "
+                "set model.llm_precision: int8 or nf4"
+            )
+        if raw["model_type"] not in CONFIG_MAPPING and "auto_map" in raw:
+            raise ValueError(
+                f"transformers has no model type {raw['model_type']!r}, and code of a directory (auto_map) is never "
+                "run; take an LLM that transformers has"
+            )
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-        return AutoConfig.for_model(**(raw | ids))
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"model.llama_model: {directory / 'config.json'}: {error}") from error
+        config = AutoConfig.for_model(**(raw | ids))
+        _check_sizes(config.get_text_config())
+        return config
+
+
+def _check_sizes(config: PretrainedConfig) -> None:
+    """ValueError for numbers that no LLM has, before a model of that size is built."""
+    for name, limit in _LIMITS.items():
+        value = getattr(config, name, None)
+        if value is not None and not (isinstance(value, int) and 0 < value <= limit):
+            raise ValueError(f"{name}: {value!r:.40} must be a whole number from 1 to {limit:,}")
 
 
 def load_llm(
@@ -88,15 +124,17 @@ def load_llm(
     config = read_llm_config(directory)
     _refuse_delta_name(directory, config)
     attention = attention or attention_for(device)
-    if sharded:
-        model, report = load_sharded(directory, config, DTYPES[precision], device, attention)
-    else:
-        model, report = _load_whole(directory, config, _storage(precision, device), device, attention)
-    _refuse_partial(directory, report)
-    _refuse_delta_weights(directory, model)
-    freeze(model)
-    if grad_checkpoint:
-        enable_recomputation(model)
+    with errors_as(WeightsError, f"model.llama_model: {directory} does not load"):
+        _refuse_small_files(directory, config.get_text_config())
+        if sharded:
+            model, report = load_sharded(directory, config, DTYPES[precision], device, attention)
+        else:
+            model, report = _load_whole(directory, config, _storage(precision, device), device, attention)
+        _refuse_partial(directory, report)
+        _refuse_delta_weights(directory, model)
+        freeze(model)
+        if grad_checkpoint:
+            enable_recomputation(model)
     return model
 
 
@@ -116,16 +154,30 @@ def _load_whole(
             config=config,
             device_map={"": device},
             output_loading_info=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,  # `_refuse_partial` names them
             local_files_only=True,
             attn_implementation=attention,
             **storage,
         )
-    except (OSError, ValueError, torch.OutOfMemoryError) as error:
-        raise WeightsError(f"model.llama_model: {directory} does not load: {error}") from error
-    except (RuntimeError, EOFError, KeyError, pickle.UnpicklingError, SafetensorError) as error:
-        fault = _broken_file(directory) or f"{directory} does not load: {error}"
+    except Exception as error:
+        if (fault := _broken_file(directory)) is None:
+            raise
         raise WeightsError(f"model.llama_model: {fault}") from error
+
+
+def _refuse_small_files(directory: Path, config: PretrainedConfig) -> None:
+    """WeightsError for files that are too small for config.json, whose gaps would be filled with noise of any size."""
+    files = [file for pattern in ("*.safetensors", "*.bin") for file in directory.glob(pattern)]
+    held = sum(file.stat().st_size for file in files)
+    vocabulary, width, inner, layers = (getattr(config, name, None) or 0 for name in list(_LIMITS)[:4])
+    least = width * (vocabulary + layers * inner)
+    if files and least > 2 * held:  # not even half a byte for each number
+        fault = _broken_file(directory) or (
+            f"{directory / 'config.json'} describes more than {least:,} parameters, but the weights files have "
+            f"{held:,} bytes"
+        )
+        raise WeightsError(f"model.llama_model: {fault}")
 
 
 def _broken_file(directory: Path) -> str | None:
@@ -166,11 +218,20 @@ def _refuse_delta_name(directory: Path, config: PretrainedConfig) -> None:
 
 
 def _refuse_delta_weights(directory: Path, model: nn.Module) -> None:
-    """Norm weights of a model are of the order of 0.1 to 1; those of a delta are differences near zero."""
-    norms = [p for name, p in model.named_parameters() if p.ndim == 1 and "norm" in name and name.endswith("weight")]
-    if not norms:
+    """Norms of a model scale by the order of 0.1 to 1; those of a delta are differences near zero.
+
+    What counts is what a norm does to numbers of size 1: Gemma stores w and scales by 1 + w.
+    """
+    sizes = []
+    for name, norm in model.named_modules():
+        weight = getattr(norm, "weight", None)
+        if "norm" in name and isinstance(weight, torch.Tensor) and weight.ndim == 1:
+            signs = torch.ones_like(weight)
+            signs[1::2] = -1  # mean 0, size 1
+            sizes.append(norm(signs[None]).float().abs().mean())
+    if not sizes:
         return
-    mean = torch.stack([p.detach().float().abs().mean() for p in norms]).mean().item()
+    mean = torch.stack(sizes).mean().item()
     embeddings = model.get_input_embeddings().weight
     if mean < DELTA_NORM_LIMIT and bool(embeddings.abs().max() > 0):
         raise WeightsError(_delta_text(directory, f"the mean size of its norm weights is {mean:.4f}"))

@@ -1,13 +1,16 @@
 """The LLM's tokenizer, proved at load: LLaMA's as the reference has it, any other as its tokenizer.json says."""
 
+import json
 import logging
 from pathlib import Path
+from typing import Any
 
+import transformers
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from minigpt4.common.errors import WeightsError, errors_as
-from minigpt4.models.llama_tokenizer import PROBES, LlamaPieceTokenizer, read_llama_tokenizer
+from minigpt4.models.llama_tokenizer import PROBES, LlamaPieceTokenizer, read_json, read_llama_tokenizer
 from minigpt4.models.llm import read_llm_config
 
 log = logging.getLogger(__name__)
@@ -23,6 +26,7 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     directory = Path(directory).expanduser()
     config = read_llm_config(directory)
     with errors_as(WeightsError, f"{directory}: no usable tokenizer"):
+        _refuse_code(read_json(directory / "tokenizer_config.json"))
         vocabulary = getattr(config.get_text_config(), "vocab_size", None)
         tokenizer = read_llama_tokenizer(directory, config.model_type, vocabulary) or _load_other(directory, config)
         tokenizer.padding_side = "right"
@@ -31,8 +35,18 @@ def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _refuse_code(settings: dict[str, Any]) -> None:
+    """ValueError where the class of the tokenizer is code in the directory."""
+    kind = str(settings.get("tokenizer_class"))
+    if "auto_map" in settings and "llama" not in kind.lower() and not hasattr(transformers, kind):
+        raise ValueError(
+            f"tokenizer_config.json: transformers has no tokenizer_class {kind!r}, and code of a directory (auto_map) "
+            "is never run; take an LLM whose tokenizer transformers has"
+        )
+
+
 def _load_other(directory: Path, config: PretrainedConfig) -> PreTrainedTokenizerBase:
-    """transformers' tokenizer; the one of tokenizer.json where its class would give other ids than that file."""
+    """transformers' tokenizer; where its class works otherwise than tokenizer.json says, a plain one of that file."""
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise WeightsError(
             f"{directory}: no usable tokenizer: it needs tokenizer.model or tokenizer.json beside config.json; copy "
@@ -44,19 +58,29 @@ def _load_other(directory: Path, config: PretrainedConfig) -> PreTrainedTokenize
     if not file.is_file():
         return tokenizer
     exact = Tokenizer.from_file(str(file))
+    if _steps(getattr(tokenizer, "backend_tokenizer", None)) != _steps(exact):
+        log.info("%s: %s would not follow tokenizer.json", directory, type(tokenizer).__name__)
+        plain = PreTrainedTokenizerFast.from_pretrained(directory, **options)
+        for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+            default = getattr(tokenizer, name)
+            if getattr(plain, name) is None and default in plain.get_vocab():
+                setattr(plain, name, default)
+        tokenizer = plain
     exact.no_truncation()
     exact.no_padding()
-    for kind in (lambda: tokenizer, lambda: PreTrainedTokenizerFast.from_pretrained(directory, **options)):
-        candidate = kind()
-        if all(
-            candidate(probe, add_special_tokens=special)["input_ids"]
-            == exact.encode(probe, add_special_tokens=special).ids
-            for probe in PROBES
-            for special in (True, False)
+    adds = tokenizer.init_kwargs.keys() & {"add_bos_token", "add_eos_token"}  # these go over the file
+    for probe, special in [(probe, special) for probe in PROBES for special in ((False,) if adds else (False, True))]:
+        if (
+            tokenizer(probe, add_special_tokens=special)["input_ids"]
+            != exact.encode(probe, add_special_tokens=special).ids
         ):
-            return candidate
-        log.warning("%s: transformers' %s gives other ids than tokenizer.json", directory, type(candidate).__name__)
-    raise WeightsError(f"{directory}: no usable tokenizer: transformers reads tokenizer.json otherwise than it says")
+            raise ValueError(f"tokenizer.json: transformers cuts {probe!r} otherwise than the file says")
+    return tokenizer
+
+
+def _steps(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
+    """What a tokenizer does to text before its vocabulary counts."""
+    return tokenizer and {key: json.loads(tokenizer.to_str())[key] for key in ("normalizer", "pre_tokenizer")}
 
 
 def _set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -5,6 +5,9 @@ import logging
 import math
 import os
 import pickle
+import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from minigpt4.common.errors import WeightsError
 from minigpt4.models.llm import (
@@ -359,3 +363,103 @@ def test_decoding_uses_no_name_that_transformers_is_about_to_drop(shared_model, 
         warnings.simplefilter("error", FutureWarning)
         model.generate(pool[:1], ["<Img><ImageHere></Img> What?"], max_new_tokens=2)
         model.generate(pool[:1], ["<Img><ImageHere></Img> What?"], max_new_tokens=2, num_beams=2)
+
+
+# What is not read, and whose code does not run
+
+CODE = """
+from pathlib import Path
+Path(__file__).with_name("ran").touch()
+class Evil: pass
+"""
+CODE_OF_MODEL = {"auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}}
+CODE_OF_TOKENIZER = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+AUTO_MAP = {
+    "config.json of an unknown type": {"config.json": CODE_OF_MODEL | {"model_type": "evil"}},
+    "config.json of LLaMA": {"config.json": CODE_OF_MODEL},
+    "tokenizer_config.json": {"tokenizer_config.json": CODE_OF_TOKENIZER | {"tokenizer_class": "Evil"}},
+    "tokenizer_config.json of LLaMA": {"tokenizer_config.json": CODE_OF_TOKENIZER},
+}
+
+
+@pytest.mark.parametrize("tokenizer", ["tokenizer.model", "tokenizer.json"])
+@pytest.mark.parametrize("case", AUTO_MAP)
+def test_code_of_a_directory_never_runs_and_is_never_asked_about(llm_copy, case, tokenizer):
+    directory = llm_copy()
+    (directory / "evil.py").write_text(CODE)
+    if tokenizer == "tokenizer.json":
+        (directory / "tokenizer.model").unlink()
+        shutil.copy(Path(__file__).parent.parent / "data/llama_tokenizers/tokenizer_v4.json", directory / tokenizer)
+    for name, changes in AUTO_MAP[case].items():
+        content = json.loads((directory / name).read_text())
+        (directory / name).write_text(json.dumps(content | changes))
+    program = (
+        "import sys, torch\nfrom minigpt4.common.errors import WeightsError\nfrom minigpt4.models.llm import load_llm\n"
+        "from minigpt4.models.tokenizer import load_tokenizer\n"
+        "try:\n load_tokenizer(sys.argv[1]); load_llm(sys.argv[1], 'fp32', torch.device('cpu')); print('loaded')\n"
+        "except WeightsError as error: print('refused', error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(directory)], input="y\ny\ny\n", capture_output=True, text=True, timeout=200
+    )
+    assert not (directory / "ran").exists()
+    assert "[y/N]" not in done.stdout + done.stderr
+    if "LLaMA" in case:
+        assert done.stdout == "loaded\n"
+    else:
+        assert done.stdout.startswith(f"refused {'model.llama_model: ' if 'unknown' in case else ''}{directory}")
+        assert "auto_map" in done.stdout
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq"])
+def test_quantised_directory_is_refused_by_its_method_when_read_and_when_checked(llm_copy, method):
+    directory = llm_copy()
+    content = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(content | {"quantization_config": {"quant_method": method}}))
+    for read in (lambda: load(directory), lambda: read_llm_config(directory), lambda: load_tokenizer(directory)):
+        with pytest.raises(WeightsError, match=rf"model\.llama_model: .*config\.json: .*{method}.*llm_precision"):
+            read()
+
+
+def test_adapter_without_its_llm_is_refused(llm_copy):
+    directory = llm_copy()
+    (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "somewhere/else"}')
+    assert "adapter_config.json" in refusal(directory)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_hidden_layers": 10**6},
+        {"hidden_size": 0},
+        {"vocab_size": "many"},
+        {"hidden_size": 10**5, "intermediate_size": 10**5},
+        {"num_attention_heads": None, "hidden_size": [96]},
+        {"rope_scaling": "twice"},
+    ],
+    ids=str,
+)
+def test_sizes_that_no_llm_has_are_refused_before_anything_is_built(llm_copy, changes):
+    directory = llm_copy()
+    content = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(content | changes))
+    assert str(directory) in refusal(directory)
+
+
+@pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3_text"])
+def test_norms_that_are_stored_as_differences_from_one_are_no_delta(kind, tmp_path):
+    config = AutoConfig.for_model(
+        kind,
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    norms = [p for name, p in model.named_parameters() if "norm" in name]
+    assert max(p.abs().max() for p in norms) < 0.02
+    model.save_pretrained(tmp_path)
+    assert load(tmp_path).config.model_type == kind

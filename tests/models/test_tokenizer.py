@@ -123,8 +123,8 @@ def test_damaged_tokenizer_model_is_refused_by_name(llm_copy):
 
 @pytest.fixture
 def byte_level(tmp_path):
-    """`byte_level(tokenizer_config, model_type)`: an LLM directory with a tokenizer.json of byte-level BPE like LLaMA 3's,
-    which knows `$$` and puts bos first."""
+    """`byte_level(tokenizer_config, model_type)`: an LLM directory with a tokenizer.json of byte-level BPE, as LLaMA 3
+    has, which knows `$$` and puts bos first."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
