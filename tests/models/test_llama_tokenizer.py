@@ -10,6 +10,7 @@ import torch
 from transformers import AutoTokenizer
 
 from minigpt4.common.errors import WeightsError
+from minigpt4.models.generation import Decoding, generate_ids
 from minigpt4.models.tokenizer import load_tokenizer, start_ids
 
 DATA = Path(__file__).parent.parent / "data" / "llama_tokenizers"
@@ -152,3 +153,21 @@ def test_tokens_of_a_batch_are_padded_as_tensors(make_directory):
     batch = load_tokenizer(make_directory({}))(["a", "a dog"], padding=True, return_tensors="pt")
     assert batch.input_ids.dtype == torch.int64
     assert batch.attention_mask.sum(1).tolist() == [2, batch.input_ids.shape[1]]
+
+
+def test_answer_ends_at_an_end_symbol_that_was_added_to_the_tokenizer(build_model, llm_copy, pool):
+    """The LLM is changed so that it says the added token, row 512 of its output layer, where it said its first one."""
+    directory = llm_copy()
+    (directory / "added_tokens.json").write_text('{"<|im_end|>": 512}')
+    model = build_model(llama_model=str(directory), end_sym="<|im_end|>").eval()
+    embeds = [[model.encode_img(pool[:1])[0]]]
+    prompt, decoding = ["###Human: <Img><ImageHere></Img> what? ###Assistant:"], Decoding(max_new_tokens=8)
+    ids = generate_ids(model.llama_model, model.llama_tokenizer, *model.prompt_embeds(prompt, embeds), decoding)
+    output = model.llama_model.get_output_embeddings().weight
+    with torch.no_grad():
+        output[512] = 2 * output[ids[0, 1]]
+    (unstopped,) = model.answers_from_embeds(embeds, prompt, decoding)
+    (stopped,) = model.answers_from_embeds(embeds, prompt, decoding, stop=["<|im_end|>"])
+    assert not unstopped.ended
+    assert unstopped.text.startswith("<|im_end|> ")
+    assert (stopped.text, stopped.ended) == ("", True)
