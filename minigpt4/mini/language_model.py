@@ -48,8 +48,10 @@ def write_language_model(folder: Path) -> bool:
 @torch.no_grad()
 def word_embeddings(folder: Path, words: Sequence[str]) -> Tensor:
     """(W, E) float32: what the LLM reads for each word, the mean over its tokens."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    table = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).get_input_embeddings()
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    table = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    ).get_input_embeddings()
     ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
     return torch.stack([table(torch.tensor(word_ids)).mean(0) for word_ids in ids])
 
@@ -75,7 +77,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     """GGUF -> config.json, 16-bit model.safetensors, tokenizer files."""
     transformers.utils.logging.disable_progress_bar()
     log.info("Writing its weights as 16-bit safetensors")
-    place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "trust_remote_code": False}
     unpack = {}
     if hasattr(transformers, "GgufConfig"):  # newer versions would keep the weights packed
         unpack["quantization_config"] = transformers.GgufConfig(dequantize=True)

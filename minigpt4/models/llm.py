@@ -49,6 +49,7 @@ _LIMITS = {
     "intermediate_size": 1 << 20,
     "num_hidden_layers": 1 << 10,
     "num_attention_heads": 1 << 12,
+    "max_position_embeddings": 1 << 30,
 }
 """Largest numbers of config.json; the largest LLMs stay far below."""
 

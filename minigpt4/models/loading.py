@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from minigpt4.common.checkpoint import copy_strict, drop_keys, find_weights, read_state_dict
-from minigpt4.common.errors import WeightsError
+from minigpt4.common.errors import WeightsError, errors_as
 from minigpt4.common.run_checkpoints import read_card
 from minigpt4.common.schemas.model import EVA_CLIP_G, QFORMER_FILE, MiniGPT4Config
 from minigpt4.common.start_clock import LLM, VISION, phase
@@ -61,9 +61,10 @@ def load_language_side(
     model = load_llm(directory, cfg.llm_storage, device, **switches)
     if cfg.llm_kernels == "liger":
         use_liger(model)
-    set_token_ids(model, tokenizer)
-    if cfg.llm_sanity_check:
-        check_llm(model, tokenizer, directory)
+    with errors_as(WeightsError, f"model.llama_model: {directory} loads, but does not run"):
+        set_token_ids(model, tokenizer)
+        if cfg.llm_sanity_check:
+            check_llm(model, tokenizer, directory)
     return model, tokenizer
 
 

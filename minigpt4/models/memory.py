@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, WeightsError, errors_as
 from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.models.eva_vit import build_vision_encoder
 from minigpt4.models.freeze import DTYPES
@@ -136,7 +136,8 @@ class MetaModel:
             self.qformer = build_qformer(cfg, self.encoder.num_features) if cfg.has_qformer else None
             width = self.qformer.hidden_size if self.qformer else self.encoder.num_features * JOINED_PATCHES
             self.projection = build_projection(cfg, width, llm_config.get_text_config().hidden_size)
-            self.llm = _build_llm(cfg, llm_config)
+            with errors_as(WeightsError, f"model.llama_model: no LLM can be built as {cfg.llama_model} describes it"):
+                self.llm = _build_llm(cfg, llm_config)
         for part, frozen in ((self.encoder, cfg.freeze_vit), (self.ln_vision, cfg.freeze_vit)):
             part.requires_grad_(not frozen)
         if self.qformer is not None:
@@ -157,7 +158,8 @@ class MetaModel:
         known = nn.ModuleList(m for m in (self.encoder, self.ln_vision, self.qformer, self.projection, self.llm) if m)
         known.zero_grad(set_to_none=True)
         feature_shape = vision_shape(self.cfg) if cached else None
-        with StorageCounter(known) as counter:
+        llm = f"model.llama_model: no step is possible with what {self.cfg.llama_model} describes"
+        with errors_as(WeightsError, llm), StorageCounter(known) as counter:
             tokens = self._step(batch_size, lengths, recompute, feature_shape)
         parts = self.parts[-2:] if cached else self.parts
         return Estimate(parts, batch_size, tokens, counter.peak)

@@ -4,6 +4,7 @@ import json
 import random
 import resource
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 
 from minigpt4.common.errors import WeightsError
 from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.models.llm import read_llm_config
 from minigpt4.models.loading import load_language_side
+from minigpt4.models.memory import Lengths, MetaModel
 
 CASES = 120
 GROWTH = 2 << 20
@@ -134,6 +137,9 @@ def test_directory_loads_or_is_refused_by_name(random_cases, parity_dir, section
         except (IsADirectoryError, PermissionError):
             pass  # a file that was turned into a folder
         try:
+            if chance.random() < 0.2:
+                sized = replace(section, llama_model=str(directory))
+                MetaModel(sized, read_llm_config(directory)).estimate(1, Lengths(4, 4))
             load_language_side(section, directory, torch.device("cpu"))
         except WeightsError as error:
             if str(directory) not in str(error):
