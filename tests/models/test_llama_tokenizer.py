@@ -14,7 +14,7 @@ from minigpt4.models.generation import Decoding, generate_ids
 from minigpt4.models.tokenizer import load_tokenizer, start_ids
 
 DATA = Path(__file__).parent.parent / "data" / "llama_tokenizers"
-CASES = json.loads((DATA / "golden.json").read_text(encoding="utf-8"))["cases"]
+CASES = json.loads((DATA / "golden.json").read_text(encoding="utf-8"))
 BLOCKS = ("a", "dog ", "  ", "\n", "$$", "#", "###", "</s>", "<s>", "<unk>", "é", "日", "😀", "▁", "[INST]", "1", "\t")
 
 
