@@ -1,0 +1,179 @@
+"""Records of CSV and TSV, with their lines, so that no quotation mark takes a word or a row with it.
+
+The first row names the columns and tells the delimiter: that of the file's ending, or, where it has none, the one of
+comma, semicolon, tab and bar that it has most of. If blanks follow all its delimiters, blanks after a delimiter are not
+part of a field.
+
+Between commas or semicolons a field may stand in quotation marks, those inside it doubled (RFC 4180); any other
+quotation mark is an error. Between tabs or bars, where most files quote nothing, quotation marks are those of a writer
+(pandas, csv, spreadsheets) if every one in the file can be, else text; a file with signs of both is refused.
+"""
+
+import re
+from collections.abc import Iterator
+
+DELIMITERS = ",;\t|"
+SELDOM_QUOTED = "\t|"
+QUOTE = '"'
+
+
+class _Stray(ValueError):
+    """A quotation mark that no writer of quoted fields would put there."""
+
+
+def read_table(text: str, delimiter: str) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """Line and record of each row that is not blank; in place of a record what is wrong with its row.
+
+    Args:
+        delimiter: of the file's ending.
+
+    Raises:
+        ValueError: the names of the columns or a quotation mark is wrong; the text says in which line.
+    """
+    head = re.sub(r'"[^"]*"', "", re.split("[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0])
+    if delimiter not in head:
+        delimiter = max((other for other in DELIMITERS if other in head), key=head.count, default=delimiter)
+    table = _Table(text, delimiter, skips_blanks=all(part[:1] == " " for part in head.split(delimiter)[1:]))
+    rows = ((line, row) for line, row in table.rows() if len(row) > 1 or row[0].strip())
+    line, row = next(rows, (1, []))
+    names = [name.strip() for name in row]
+    if not any(names):
+        raise ValueError("the first line must name the fields")
+    if "\0" in "".join(names):
+        raise ValueError(f"line {line}: the names hold NUL, as of UTF-16 without its mark; save the file as UTF-8")
+    twice = next((name for number, name in enumerate(names) if name and name in names[:number]), None)
+    if twice is not None:
+        raise ValueError(f"line {line}: two columns are called {twice!r}; give each a name of its own")
+    for line, row in rows:
+        yield (
+            line,
+            table.fault(names, row, line) or {name: field for name, field in zip(names, row, strict=True) if name},
+        )
+
+
+class _Table:
+    """A text as rows of fields."""
+
+    def __init__(self, text: str, delimiter: str, skips_blanks: bool) -> None:
+        self.text, self.delimiter, self.skips_blanks = text, delimiter, skips_blanks
+        line_end = r"\r?\n" if "\n" in text else r"\r"
+        self.line_end = re.compile(line_end)
+        self.field_end = re.compile(rf"{re.escape(delimiter)}|{line_end}|\Z")
+
+    def rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Line, counted from 1, and fields of each row; ValueError for quotation marks that cannot be."""
+        if QUOTE not in self.text:
+            return self._plain()
+        if self.delimiter not in SELDOM_QUOTED:
+            return self._quoted()
+        stray = self._first_stray()
+        if stray is None:
+            return self._quoted()
+        quoted = self._first_quoted()
+        if quoted is not None:
+            raise ValueError(f"{stray}; yet line {quoted} is quoted as programs do it: quote every such field, or none")
+        return self._plain()
+
+    def fault(self, names: list[str], row: list[str], line: int) -> str | None:
+        """What is wrong with a row under these names."""
+        if len(row) != len(names):
+            return f"it has {len(row)} fields, not {len(names)} as the first line names; is it quoted as it should be?"
+        for number, (name, field) in enumerate(zip(names, row, strict=True), start=1):
+            if not name and number > 1 and field.strip():
+                return f"column {number} holds {field!r:.40} and has no name; is a quotation mark missing?"
+            within = self.line_end.split(field)
+            for offset, inner in enumerate(within[1:], start=1):
+                start = inner.split(self.delimiter)
+                if len(start) == len(row) and _shape(start[0]) == _shape(row[0]):
+                    return (
+                        f"its column {name!r} goes on over line {line + offset}, which looks like a row of its own; is "
+                        "a quotation mark missing?"
+                    )
+        return None
+
+    def _plain(self) -> Iterator[tuple[int, list[str]]]:
+        for number, line in enumerate(self.line_end.split(self.text), start=1):
+            yield number, self._split(line)
+
+    def _split(self, line: str) -> list[str]:
+        first, *others = line.split(self.delimiter)
+        return [first, *(field.lstrip(" ") for field in others)] if self.skips_blanks else [first, *others]
+
+    def _quoted(self) -> Iterator[tuple[int, list[str]]]:
+        at, line = 0, 1
+        while at < len(self.text):
+            end = self.line_end.search(self.text, at)
+            stop, following = end.span() if end else (len(self.text), len(self.text))
+            if self.text.find(QUOTE, at, stop) < 0:
+                yield line, self._split(self.text[at:stop])
+                at, line = following, line + 1
+            else:
+                row, at, lines = self._quoted_row(at, line)
+                yield line, row
+                line += lines
+
+    def _quoted_row(self, at: int, line: int) -> tuple[list[str], int, int]:
+        """A row with quotation marks, where the next one begins, and how many lines it takes."""
+        row, lines = [], 0
+        while True:
+            while row and self.skips_blanks and self.text.startswith(" ", at):
+                at += 1
+            if self.text.startswith(QUOTE, at):
+                close = self._closing(at, line + lines)
+                field = self.text[at + 1 : close]
+                end = self.field_end.match(self.text, close + 1)
+                inside = len(self.line_end.findall(field))
+                if end is None:
+                    rest = self.text[close + 1 : close + 20].splitlines()[0]
+                    raise _Stray(
+                        f"line {line + lines}: the quotation mark that opens a field is closed before {rest!r}, in "
+                        f"line {line + lines + inside}; a field ends there, and quotation marks inside it are doubled"
+                    )
+                lines += inside
+            else:
+                end = self.field_end.search(self.text, at)
+                field = self.text[at : end.start()]
+                if QUOTE in field:
+                    raise _Stray(
+                        f"line {line + lines}: a quotation mark inside {field!r:.60}, which does not begin with one; "
+                        "fields with quotation marks stand in quotation marks, those inside doubled"
+                    )
+            row.append(field.replace(QUOTE * 2, QUOTE))
+            at = end.end()
+            if end[0] != self.delimiter:
+                return row, at, lines + 1
+
+    def _closing(self, opening: int, line: int) -> int:
+        at = self.text.find(QUOTE, opening + 1)
+        while self.text.startswith(QUOTE, at + 1) and at >= 0:
+            at = self.text.find(QUOTE, at + 2)
+        if at < 0:
+            raise _Stray(f"line {line}: the quotation mark that opens a field is never closed")
+        return at
+
+    def _first_stray(self) -> str | None:
+        """Where the quotation marks of the file are not those of quoted fields, if they are not."""
+        try:
+            for line, row in self._quoted():
+                if any(self.delimiter in field and self.line_end.search(field) for field in row):
+                    return f"line {line}: a field in quotation marks would take in whole lines after it"
+        except _Stray as error:
+            return str(error)
+        return None
+
+    def _first_quoted(self) -> int | None:
+        """The first line with a field that is text in no file, only quoted: a name, quotation marks doubled, a line
+        break."""
+        width, opened = 0, False
+        for line, row in self._plain():
+            whole = [field[1:-1] for field in row if len(field) > 1 and field[0] == field[-1] == QUOTE]
+            doubled = any(QUOTE in field and QUOTE not in field.replace(QUOTE * 2, "") for field in whole)
+            if doubled or (whole and not width) or (opened and any(row) and len(row) < width):
+                return line
+            width = width or (len(row) if row != [""] else 0)
+            opened = row[-1].startswith(QUOTE) and row[-1][1:2] != "" and not row[-1].endswith(QUOTE)
+        return None
+
+
+def _shape(field: str) -> str:
+    return re.sub(r"\d+", "0", field)
