@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from minigpt4.common.text import escaped, parse_json
+
 log = logging.getLogger(__name__)
 
 
@@ -19,7 +21,8 @@ class JsonLines:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line; numbers that JSON does not know (NaN, infinity) become null."""
-        line = json.dumps({key: _finite(value) for key, value in record.items()}, ensure_ascii=False, allow_nan=False)
+        values = {key: _finite(value) for key, value in record.items()}
+        line = escaped(json.dumps(values, ensure_ascii=False, allow_nan=False))
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -61,7 +64,7 @@ class JsonLines:
 
 def _parse(line: str) -> Mapping[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) else None

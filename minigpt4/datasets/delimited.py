@@ -45,10 +45,8 @@ def read_table(text: str, delimiter: str) -> Iterator[tuple[int, dict[str, str] 
     if twice is not None:
         raise ValueError(f"line {line}: two columns are called {twice!r}; give each a name of its own")
     for line, row in rows:
-        yield (
-            line,
-            table.fault(names, row, line) or {name: field for name, field in zip(names, row, strict=True) if name},
-        )
+        fault = table.fault(names, row, line)
+        yield line, fault or {name: field for name, field in zip(names, row, strict=True) if name}
 
 
 class _Table:
@@ -66,13 +64,24 @@ class _Table:
             return self._plain()
         if self.delimiter not in SELDOM_QUOTED:
             return self._quoted()
-        stray = self._first_stray()
-        if stray is None:
-            return self._quoted()
         quoted = self._first_quoted()
-        if quoted is not None:
-            raise ValueError(f"{stray}; yet line {quoted} is quoted as programs do it: quote every such field, or none")
-        return self._plain()
+        try:
+            taken = next(((line, row) for line, row in self._quoted() if any(map(self._takes_rows, row))), None)
+        except _Stray as error:
+            if quoted is None:
+                return self._plain()
+            raise ValueError(
+                f"{error}; or is it text? line {quoted} is quoted as programs do it: quote every such field, or none"
+            ) from error
+        if taken is None or quoted is not None:
+            return self._quoted()
+        line, row = taken
+        if self._row_inside(row) is not None:
+            return self._plain()
+        raise ValueError(
+            f"line {line}: a quotation mark here may be closed by one in a later line, or both are text; write the "
+            "field in one line, or, if it is quoted, the names of the columns in quotation marks, too"
+        )
 
     def fault(self, names: list[str], row: list[str], line: int) -> str | None:
         """What is wrong with a row under these names."""
@@ -81,14 +90,9 @@ class _Table:
         for number, (name, field) in enumerate(zip(names, row, strict=True), start=1):
             if not name and number > 1 and field.strip():
                 return f"column {number} holds {field!r:.40} and has no name; is a quotation mark missing?"
-            within = self.line_end.split(field)
-            for offset, inner in enumerate(within[1:], start=1):
-                start = inner.split(self.delimiter)
-                if len(start) == len(row) and _shape(start[0]) == _shape(row[0]):
-                    return (
-                        f"its column {name!r} goes on over line {line + offset}, which looks like a row of its own; is "
-                        "a quotation mark missing?"
-                    )
+        inside = self._row_inside(row)
+        if inside is not None:
+            return f"a field takes in line {line + inside}, which looks like a row; is a quotation mark missing?"
         return None
 
     def _plain(self) -> Iterator[tuple[int, list[str]]]:
@@ -151,14 +155,19 @@ class _Table:
             raise _Stray(f"line {line}: the quotation mark that opens a field is never closed")
         return at
 
-    def _first_stray(self) -> str | None:
-        """Where the quotation marks of the file are not those of quoted fields, if they are not."""
-        try:
-            for line, row in self._quoted():
-                if any(self.delimiter in field and self.line_end.search(field) for field in row):
-                    return f"line {line}: a field in quotation marks would take in whole lines after it"
-        except _Stray as error:
-            return str(error)
+    def _takes_rows(self, field: str) -> bool:
+        """Whether a field in quotation marks may be rows between two of them."""
+        return self.delimiter in field and self.line_end.search(field) is not None
+
+    def _row_inside(self, row: list[str]) -> int | None:
+        """How many lines below the row's first one looks like a row by itself: as many fields, the first or the last
+        like the row's own but for its digits."""
+        lines = [line.split(self.delimiter) for line in self.line_end.split(self.delimiter.join(row))]
+        for number, fields in enumerate(lines):
+            begins = number > 0 and _shape(fields[0]) == _shape(row[0])
+            ends = number < len(lines) - 1 and _shape(fields[-1]) == _shape(row[-1])
+            if len(fields) == len(row) and (begins or ends):
+                return number
         return None
 
     def _first_quoted(self) -> int | None:

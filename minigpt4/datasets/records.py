@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from minigpt4.common.errors import ConfigError, SampleError, errors_as, first_line
+from minigpt4.common.errors import ConfigError, SampleError, first_line
 from minigpt4.common.text import decode, parse_json
 from minigpt4.datasets.delimited import read_table
 from minigpt4.datasets.foreign import coco_records, is_karpathy, kaggle_record, karpathy_records, mended_kaggle
@@ -90,8 +90,12 @@ class Records:
         self.file = file
         self._unit, read = _reader(file)
         self._is_table = read is _read_table
-        with errors_as(ConfigError, str(file)):
+        try:
             self._text, spans = read(file)
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
+        except Exception as error:  # whatever parsers raise
+            raise ConfigError(f"{file}: {first_line(error)}") from error
         self._spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, SPAN)
 
     def __len__(self) -> int:
@@ -175,7 +179,8 @@ def _list_items(text: str, start: int) -> Iterator[tuple[int, int]]:
 
     Each is parsed and dropped: faults of the file are found, and there is never more than one in memory.
     """
-    decode, at = json.JSONDecoder().raw_decode, WHITESPACE.match(text, start + 1).end()
+    decode = json.JSONDecoder(parse_int=str).raw_decode  # a number that Python refuses is a fault of its record
+    at = WHITESPACE.match(text, start + 1).end()
     more = not text.startswith("]", at)
     while more:
         _, end = decode(text, at)
