@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minigpt4.common.errors import SampleError
-from minigpt4.common.text import parse_json
+from minigpt4.common.text import parse_json, require_whole_characters
 
 CAPTIONS = "captions"
 """Field of a record with the single captions of its image."""
@@ -26,4 +26,6 @@ def caption_list(value: Any, where: str) -> list[str]:
         raise SampleError(f"{where}: the captions are not JSON: {error}") from error
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise SampleError(f"{where}: the captions must be a list of texts; they are {captions!r:.80}")
+    for number, caption in enumerate(captions, start=1):
+        require_whole_characters(caption, f"{where}: caption {number}")
     return [caption for caption in captions if caption.strip()]

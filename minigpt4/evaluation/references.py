@@ -55,7 +55,7 @@ def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dic
         if SPLIT_FIELD in record and str(record[SPLIT_FIELD]).strip() != split:
             continue
         if record.keys() >= FLICKR_COLUMNS:
-            name = Path(record["filename"].strip()).stem
+            name = Path(str(record["filename"]).strip()).stem
             images.setdefault(name, _Image()).captions += caption_list(record["raw"], where)
         else:
             _add(images.setdefault(_image_id(record, where), _Image()), record, where)
@@ -126,7 +126,7 @@ def _add(image: _Image, record: Mapping[str, Any], where: str) -> None:
     if name is not None and not isinstance(record[name], list):
         if not isinstance(record[name], str):
             raise SampleError(f"{where}: the field {name!r} must be text; it is {record[name]!r:.80}")
-        image.joined.append(record[name])
+        image.joined.append(require_whole_characters(record[name], f"{where}: the caption"))
         image.is_joined |= name == JOINED
     elif not single:
         raise SampleError(f"{where}: no reference; it needs one of {CAPTIONS}, {', '.join(TEXT_FIELDS)}")
