@@ -77,7 +77,9 @@ def find_images(source: Path, folder: Path | None, limit: int | None, seed: int)
     """
     found = _in_source(source, folder)
     for where, item in found:
-        if not item.file.is_file():
+        with errors_as(SampleError, f"{where}: the image {item.file}"):  # there are names that no file system takes
+            exists = item.file.is_file()
+        if not exists:
             raise SampleError(f"{where}: the image {item.file} does not exist; --image-folder says where images are")
     if limit is None or limit >= len(found):
         return [item for _, item in found]
