@@ -44,9 +44,13 @@ def read_table(text: str, delimiter: str) -> Iterator[tuple[int, dict[str, str] 
     twice = next((name for number, name in enumerate(names) if name and name in names[:number]), None)
     if twice is not None:
         raise ValueError(f"line {line}: two columns are called {twice!r}; give each a name of its own")
+    nameless = [number for number, name in enumerate(names) if not name and number]
     for line, row in rows:
-        fault = table.fault(names, row, line)
-        yield line, fault or {name: field for name, field in zip(names, row, strict=True) if name}
+        record: dict[str, str] | str = table.fault(row, len(names), nameless, line)
+        if not record:
+            record = dict(zip(names, row, strict=True))
+            record.pop("", None)
+        yield line, record
 
 
 class _Table:
@@ -54,6 +58,7 @@ class _Table:
 
     def __init__(self, text: str, delimiter: str, skips_blanks: bool) -> None:
         self.text, self.delimiter, self.skips_blanks = text, delimiter, skips_blanks
+        self.line_break = "\n" if "\n" in text else "\r"
         line_end = r"\r?\n" if "\n" in text else r"\r"
         self.line_end = re.compile(line_end)
         self.field_end = re.compile(rf"{re.escape(delimiter)}|{line_end}|\Z")
@@ -64,16 +69,16 @@ class _Table:
             return self._plain()
         if self.delimiter not in SELDOM_QUOTED:
             return self._quoted()
-        quoted = self._first_quoted()
         try:
             taken = next(((line, row) for line, row in self._quoted() if any(map(self._takes_rows, row))), None)
         except _Stray as error:
+            quoted = self._first_quoted()
             if quoted is None:
                 return self._plain()
             raise ValueError(
                 f"{error}; or is it text? line {quoted} is quoted as programs do it: quote every such field, or none"
             ) from error
-        if taken is None or quoted is not None:
+        if taken is None or self._first_quoted() is not None:
             return self._quoted()
         line, row = taken
         if self._row_inside(row) is not None:
@@ -83,17 +88,17 @@ class _Table:
             "field in one line, or, if it is quoted, the names of the columns in quotation marks, too"
         )
 
-    def fault(self, names: list[str], row: list[str], line: int) -> str | None:
-        """What is wrong with a row under these names."""
-        if len(row) != len(names):
-            return f"it has {len(row)} fields, not {len(names)} as the first line names; is it quoted as it should be?"
-        for number, (name, field) in enumerate(zip(names, row, strict=True), start=1):
-            if not name and number > 1 and field.strip():
-                return f"column {number} holds {field!r:.40} and has no name; is a quotation mark missing?"
-        inside = self._row_inside(row)
+    def fault(self, row: list[str], width: int, nameless: list[int], line: int) -> str:
+        """What is wrong with a row under so many names, some columns without one; "" if nothing is."""
+        if len(row) != width:
+            return f"it has {len(row)} fields, not {width} as the first line names; is it quoted as it should be?"
+        for number in nameless:
+            if row[number].strip():
+                return f"column {number + 1} holds {row[number]!r:.40} and has no name; is a quotation mark missing?"
+        inside = self._row_inside(row) if self.line_break in "".join(row) else None
         if inside is not None:
             return f"a field takes in line {line + inside}, which looks like a row; is a quotation mark missing?"
-        return None
+        return ""
 
     def _plain(self) -> Iterator[tuple[int, list[str]]]:
         for number, line in enumerate(self.line_end.split(self.text), start=1):
@@ -106,11 +111,11 @@ class _Table:
     def _quoted(self) -> Iterator[tuple[int, list[str]]]:
         at, line = 0, 1
         while at < len(self.text):
-            end = self.line_end.search(self.text, at)
-            stop, following = end.span() if end else (len(self.text), len(self.text))
-            if self.text.find(QUOTE, at, stop) < 0:
-                yield line, self._split(self.text[at:stop])
-                at, line = following, line + 1
+            end = self.text.find(self.line_break, at)
+            row = self.text[at:] if end < 0 else self.text[at:end]
+            if QUOTE not in row:
+                yield line, self._split(row.removesuffix("\r"))
+                at, line = at + len(row) + 1, line + 1
             else:
                 row, at, lines = self._quoted_row(at, line)
                 yield line, row
@@ -126,7 +131,7 @@ class _Table:
                 close = self._closing(at, line + lines)
                 field = self.text[at + 1 : close]
                 end = self.field_end.match(self.text, close + 1)
-                inside = len(self.line_end.findall(field))
+                inside = field.count(self.line_break)
                 if end is None:
                     rest = self.text[close + 1 : close + 20].splitlines()[0]
                     raise _Stray(
@@ -157,7 +162,7 @@ class _Table:
 
     def _takes_rows(self, field: str) -> bool:
         """Whether a field in quotation marks may be rows between two of them."""
-        return self.delimiter in field and self.line_end.search(field) is not None
+        return self.delimiter in field and self.line_break in field
 
     def _row_inside(self, row: list[str]) -> int | None:
         """How many lines below the row's first one looks like a row by itself: as many fields, the first or the last

@@ -179,11 +179,11 @@ def _list_items(text: str, start: int) -> Iterator[tuple[int, int]]:
 
     Each is parsed and dropped: faults of the file are found, and there is never more than one in memory.
     """
-    decode = json.JSONDecoder(parse_int=str).raw_decode  # a number that Python refuses is a fault of its record
+    item = json.JSONDecoder(parse_int=str).raw_decode  # a number that Python refuses is a fault of its record
     at = WHITESPACE.match(text, start + 1).end()
     more = not text.startswith("]", at)
     while more:
-        _, end = decode(text, at)
+        _, end = item(text, at)
         yield at, end
         at = WHITESPACE.match(text, end).end()
         more = text.startswith(",", at)
