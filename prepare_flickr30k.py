@@ -4,27 +4,31 @@
     python prepare_flickr30k.py --root /data/flickr30k
     python prepare_flickr30k.py --splits all     # as in the published run: training sees val and test, too
 
-Reads `flickr_annotations_30k.csv` and looks for its images in `flickr30k-images/`. Writes
+Reads `flickr_annotations_30k.csv`, or with `--splits all` Kaggle's `results.csv`, which tells no splits, and looks for
+its images in `flickr30k-images/`. Writes
 `flickr30k_grounded_detail.json` for training, `[{"image_id": "1000092795", "grounded_caption": "..."}]`, and the splits
 kept from it, `flickr30k_grounded_detail_val.json` and `flickr30k_grounded_detail_test.json`, whose entries also hold
 the five captions as a list, `captions`. An image whose file is missing is left out and counted.
 """
 
 import argparse
-import csv
-import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import SampleError
+from minigpt4.common.output_files import as_json
+from minigpt4.common.text import parse_json, require_readable
+from minigpt4.datasets.records import Records
 
 ANNOTATIONS = "flickr_annotations_30k.csv"
+RESULTS = "results.csv"
 IMAGES = "flickr30k-images"
 OUTPUT = "flickr30k_grounded_detail"
 COLUMNS = ("raw", "split", "filename")
@@ -38,8 +42,8 @@ log = logging.getLogger("prepare_flickr30k")
 class Row:
     """One image of the CSV."""
 
-    line: int
-    """Where its record ends in the CSV, 1-based."""
+    where: str
+    """File and line."""
 
     split: str
     filename: str
@@ -71,13 +75,14 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        prepared = prepare(args.root / ANNOTATIONS, args.root / IMAGES)
-        write_all(prepared, args.root, everything=args.splits == "all")
-    except SampleError as error:
-        log.error("error: %s", error)
-        return 2
-    return 0
+    return exit_status(lambda: run(args))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, and write the files."""
+    everything = args.splits == "all"
+    prepared = prepare(read_rows(args.root, everything), args.root / IMAGES)
+    write_all(prepared, args.root, everything=everything)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -90,83 +95,90 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def prepare(annotations: Path, images: Path) -> Prepared:
-    """Read the CSV and join the captions of every image that is there.
+def prepare(rows: Iterable[Row], images: Path) -> Prepared:
+    """Join the captions of every image that is there.
 
     Raises:
-        SampleError: a file or folder is missing, or a record is wrong; the text names line and column.
+        SampleError: a folder is missing, or an image comes twice.
     """
     if not images.is_dir():
         raise SampleError(f"{images}: no such folder; unpack the images there, or name their parent with --root")
     there = {path.name for path in images.iterdir()}
     prepared, seen = Prepared(), {}
-    for row in tqdm(read_rows(annotations), desc="Flickr30k", unit=" images"):
-        if (line := seen.setdefault(row.filename, row.line)) != row.line:
-            raise _wrong(annotations, row.line, "filename", f"{row.filename} stands in line {line} already")
+    for row in tqdm(rows, desc="Flickr30k", unit=" images"):
+        if (where := seen.setdefault(row.filename, row.where)) != row.where:
+            raise _wrong(row.where, "filename", f"{row.filename} stands in {where} already")
         if row.filename in there:
             prepared.annotations[row.split].append(row.annotation())
         else:
             prepared.missing.append(row.filename)
     if not any(prepared.annotations.values()):
-        raise SampleError(f"{images}: holds none of the {len(prepared.missing)} images of {annotations}")
+        raise SampleError(f"{images}: holds none of the {len(prepared.missing)} images of the captions")
     return prepared
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The records of the CSV, in order; raises SampleError with line and column."""
+def read_rows(root: Path, everything: bool) -> Iterator[Row]:
+    """The images of the CSV in `root`, in order; raises SampleError with line and column, ConfigError for a file that
+    cannot be read."""
+    annotations, results = root / ANNOTATIONS, root / RESULTS
+    if annotations.is_file():
+        yield from _annotated(Records(annotations))
+    elif not results.is_file():
+        raise SampleError(f"{annotations}: there is no such file; name its folder with --root")
+    elif not everything:
+        raise SampleError(f"{results}: tells no splits; put {ANNOTATIONS} beside it, or use --splits all")
+    else:
+        yield from _kaggle(Records(results))
+
+
+def _annotated(records: Records) -> Iterator[Row]:
+    for index in range(len(records)):
+        record, where = records[index], records.where(index)
+        missing = [column for column in COLUMNS if column not in record]
+        if missing:
+            raise SampleError(f"{records.file}: no column {', '.join(missing)}; it has {', '.join(record)}")
+        split, filename = record["split"].strip(), record["filename"].strip()
+        if split not in SPLITS:
+            raise _wrong(where, "split", f"{split!r} is none of {', '.join(SPLITS)}")
+        if not filename:
+            raise _wrong(where, "filename", "is empty")
+        yield Row(where, split, filename, _captions(where, record["raw"]))
+
+
+def _captions(where: str, raw: str) -> list[str]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            _check_columns(path, reader.fieldnames or ())
-            for record in reader:
-                yield _row(path, reader.line_num, record)
-    except OSError as error:
-        raise SampleError(f"{path}: {error.strerror}; name its folder with --root") from error
-    except UnicodeDecodeError as error:
-        raise SampleError(f"{path}: is not UTF-8 text ({error}); download it again") from error
-    except csv.Error as error:
-        raise SampleError(f"{path}: the record after line {reader.line_num} is not CSV: {error}") from error
-
-
-def _check_columns(path: Path, found: list[str]) -> None:
-    missing = [column for column in COLUMNS if column not in found]
-    if missing:
-        names = ", ".join(missing)
-        raise SampleError(f"{path}: line 1: no column {names}; it has {', '.join(found) or 'nothing at all'}")
-
-
-def _row(path: Path, line: int, record: dict[str | None, str | None]) -> Row:
-    lacking = [str(column) for column, value in record.items() if value is None]
-    if lacking:
-        raise _wrong(path, line, lacking[0], "is missing; the record has too few fields")
-    if None in record:
-        raise SampleError(f"{path}: line {line}: more fields than columns; is a quotation mark missing?")
-    split, filename = record["split"].strip(), record["filename"].strip()
-    if split not in SPLITS:
-        raise _wrong(path, line, "split", f"{split!r} is none of {', '.join(SPLITS)}")
-    if not filename:
-        raise _wrong(path, line, "filename", "is empty")
-    return Row(line, split, filename, _captions(path, line, record["raw"]))
-
-
-def _captions(path: Path, line: int, raw: str) -> list[str]:
-    try:
-        captions = json.loads(raw)
+        captions = parse_json(raw)
     except ValueError as error:
-        raise _wrong(path, line, "raw", f"not JSON ({error}): {raw[:80]}") from error
+        raise _wrong(where, "raw", f"not JSON ({error}): {raw[:80]}") from error
     if not isinstance(captions, list) or not captions:
-        raise _wrong(path, line, "raw", f"must be a JSON list of captions, is {raw[:80]}")
+        raise _wrong(where, "raw", f"must be a JSON list of captions, is {raw[:80]}")
     for number, caption in enumerate(captions, 1):
         if not isinstance(caption, str):
-            raise _wrong(path, line, "raw", f"caption {number} is {json.dumps(caption)}, not text")
+            raise _wrong(where, "raw", f"caption {number} is {caption!r}, not text")
+        require_readable(caption, f"{where}, column raw: caption {number}")
     written = [caption for caption in captions if caption.strip()]
     if not written:
-        raise _wrong(path, line, "raw", "every caption is blank")
+        raise _wrong(where, "raw", "every caption is blank")
     return written
 
 
-def _wrong(path: Path, line: int, column: str, what: str) -> SampleError:
-    return SampleError(f"{path}: line {line}, column {column}: {what}")
+def _kaggle(records: Records) -> Iterator[Row]:
+    """The rows, a caption each, of an image together."""
+    images: dict[str, Row] = {}
+    for index in range(len(records)):
+        record, where = records[index], records.where(index)
+        if not {"image", "caption"} <= record.keys():
+            raise SampleError(f"{where}: no columns image_name and comment; it has {', '.join(record)}")
+        filename, caption = record["image"].strip(), record["caption"].strip()
+        if not filename or not caption:
+            raise _wrong(where, "comment" if filename else "image_name", "is empty")
+        row = images.setdefault(filename, Row(where, "train", filename, []))
+        row.captions.append(require_readable(caption, f"{where}: the comment"))
+    yield from images.values()
+
+
+def _wrong(where: str, column: str, what: str) -> SampleError:
+    return SampleError(f"{where}, column {column}: {what}")
 
 
 def write_all(prepared: Prepared, root: Path, *, everything: bool) -> None:
@@ -174,8 +186,9 @@ def write_all(prepared: Prepared, root: Path, *, everything: bool) -> None:
     splits = prepared.annotations
     train = [entry for split in SPLITS for entry in splits[split]] if everything else splits["train"]
     _write(root / f"{OUTPUT}.json", [{key: entry[key] for key in TRAINING_FIELDS} for entry in train])
-    for split in ("val", "test"):
-        _write(root / f"{OUTPUT}_{split}.json", splits[split])
+    if not everything or splits["val"] or splits["test"]:  # Kaggle's file knows none of them
+        for split in ("val", "test"):
+            _write(root / f"{OUTPUT}_{split}.json", splits[split])
     if everything:
         log.warning("The training file holds val and test, too: scores on them will not be those of unseen images.")
     if prepared.missing:
@@ -187,7 +200,7 @@ def write_all(prepared: Prepared, root: Path, *, everything: bool) -> None:
 def _write(path: Path, annotations: list[dict[str, Any]]) -> None:
     part = path.with_suffix(".part")
     try:
-        part.write_text(json.dumps(annotations, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        part.write_text(as_json(annotations), encoding="utf-8")
         part.replace(path)
     except OSError as error:
         raise SampleError(f"{path}: cannot be written: {error.strerror}") from error

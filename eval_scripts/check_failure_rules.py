@@ -8,14 +8,14 @@ A line of the file is {"part": "held out", "task": "poem", "ended": true, "kinds
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.errors import ConfigError, MiniGPT4Error
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, errors_as
+from minigpt4.common.text import LINE_END, decode, parse_json
 from minigpt4.evaluation.failures.rules import RULED_KINDS, find_failures
 from minigpt4.evaluation.failures.tasks import task_called
 from minigpt4.evaluation.tables import Table
@@ -40,17 +40,15 @@ class Checked:
 def read_labels(file: Path) -> list[Mapping[str, Any]]:
     """The lines of a file; ConfigError for one that is no label."""
     labels = []
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+    with errors_as(ConfigError, f"{file}: cannot be read"):
+        lines = LINE_END.split(decode(file.read_bytes()))
     for number, line in enumerate(lines, start=1):
-        try:
-            label = json.loads(line)
+        if not line.strip():
+            continue
+        with errors_as(ConfigError, f"{file}:{number}: not a label; see --help"):
+            label = parse_json(line)
             unknown = set(label["kinds"]) - set(RULED_KINDS)
             _ = label["part"], label["task"], label["ended"], label["text"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{file}:{number}: not a label ({error!r}); see --help") from error
         if unknown:
             raise ConfigError(f"{file}:{number}: kinds: {', '.join(sorted(unknown))}; known: {', '.join(RULED_KINDS)}")
         labels.append(label)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from minigpt4.common.errors import ConfigError, errors_as
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.common.text import decode
 from minigpt4.models.memory import GIB, Estimate, Lengths, MetaModel
 from minigpt4.models.sequence import IMAGE_PLACEHOLDER
 
@@ -53,7 +55,8 @@ class Sizing:
 def expected_lengths(cfg: MiniGPT4Config) -> Lengths:
     """Longest sequence of a training batch: the longest prompt of the prompt file and a full answer."""
     path = Path(cfg.prompt_path or "")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    with errors_as(ConfigError, f"model.prompt_path: {path} cannot be read"):
+        lines = decode(path.read_bytes()).splitlines() if path.is_file() else []
     prompts = [line for line in lines if IMAGE_PLACEHOLDER in line]
     longest = max((len(line) - len(IMAGE_PLACEHOLDER) for line in prompts), default=0)
     template = len(cfg.prompt_template) if prompts else 0

@@ -4,7 +4,7 @@
     python scripts/convert_stage1_captions.py laion_synthetic_filtered_large.json -o laion_dataset.tsv
 
 The files are JSON lists of `{"url": ..., "caption": ...}` of several gigabytes; they are read piece by piece. Entries
-without a url or a caption are left out and counted. Then: scripts/download_stage1_images.sh.
+without a readable url or caption are left out and counted. Then: scripts/download_stage1_images.sh.
 """
 
 import argparse
@@ -18,7 +18,9 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import SampleError
+from minigpt4.common.text import require_readable
 
 CHUNK = 1 << 20
 """Characters read at a time."""
@@ -42,16 +44,19 @@ class Counts:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
-    output = args.output or args.input.with_suffix(".tsv")
-    try:
-        counts = convert(args.input, output)
-    except SampleError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: report(convert(args.input, output_of(args)), output_of(args)))
+
+
+def output_of(args: argparse.Namespace) -> Path:
+    """The file to write."""
+    return args.output or args.input.with_suffix(".tsv")
+
+
+def report(counts: Counts, output: Path) -> None:
+    """What became of the entries, for the terminal."""
     print(f"{output}: {counts.written:,} pairs; {counts.left_out:,} entries left out")
     for example in counts.examples:
         print(f"  left out: {example}")
-    return 0
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -66,7 +71,7 @@ def convert(source: Path, target: Path) -> Counts:
     """Write `target`; it appears only when it is whole. Raises SampleError naming file and place."""
     part = target.with_name(target.name + ".part")
     try:
-        with source.open(encoding="utf-8") as file, part.open("w", newline="", encoding="utf-8") as out:
+        with source.open(encoding="utf-8-sig") as file, part.open("w", newline="", encoding="utf-8") as out:
             counts = write_rows(_with_bar(read_entries(file, source)), out)
         part.replace(target)
     except OSError as error:
@@ -103,6 +108,10 @@ def _row(entry: Any) -> tuple[str, str] | None:
     if not all(isinstance(value, str) for value in values):
         return None
     url, caption = (" ".join(value.split()) for value in values)
+    try:
+        require_readable(url + caption, "the entry")
+    except SampleError:
+        return None
     return (url, caption) if url and caption else None
 
 
@@ -149,6 +158,8 @@ class _Window:
         while True:
             try:
                 value, self._at = self._decoder.raw_decode(self._text, self._at)
+            except RecursionError as error:
+                raise self._error("nested too deeply") from error
             except ValueError as error:
                 # Either the value goes on behind the window, or it is broken; only more text can tell.
                 if len(self._text) - self._at > LONGEST or not self._read_on():

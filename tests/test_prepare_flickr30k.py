@@ -134,37 +134,41 @@ def _edited(root: Path, number: int, column: str, value: str) -> None:
         ("raw", "[]", "line 3, column raw: must be a JSON list of captions"),
         ("raw", '["", " "]', "line 3, column raw: every caption is blank"),
         ("raw", '["a", 7]', "line 3, column raw: caption 2 is 7"),
+        ("raw", r'["a", "\ud83d"]', "line 3, column raw: caption 2 cannot be read"),
         ("split", "validation", "line 3, column split: 'validation' is none of train, val, test"),
         ("filename", "", "line 3, column filename: is empty"),
-        ("filename", "1.jpg", "line 3, column filename: 1.jpg stands in line 2 already"),
+        ("filename", "1.jpg", "line 3, column filename: 1.jpg stands in "),
     ],
 )
-def test_wrong_value_is_named_by_line_and_column(root, command, caplog, column, value, message):
+def test_wrong_value_is_named_by_line_and_column(root, command, capsys, column, value, message):
     _edited(root, 1, column, value)
     assert command(["--root", str(root)]) == 2
-    assert f"flickr_annotations_30k.csv: {message}" in caplog.text
+    assert f"flickr_annotations_30k.csv, {message}" in capsys.readouterr().err
     assert not (root / TRAIN).exists()
 
 
-def test_missing_columns_are_named(root, command, caplog):
+def test_missing_columns_are_named(root, command, capsys):
     _write_csv(root, [_record(i, *row) for i, row in enumerate(ROWS)], columns=("sentids", "split", "img_id"))
     assert command(["--root", str(root)]) == 2
-    assert "line 1: no column raw, filename; it has sentids, split, img_id" in caplog.text
+    assert (
+        "flickr_annotations_30k.csv: no column raw, filename; it has sentids, split, img_id" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('raw,split,filename\n"[""a""]",train\n', "line 2, column filename: is missing"),
-        ('raw,split,filename\n["a", "b"],train,1.jpg\n', "line 2: more fields than columns"),
-        ('raw,split,filename\n"[""a""],train,1.jpg\n', "the record after line 1 is not CSV: unexpected end of data"),
-        ("", "line 1: no column raw, split, filename; it has nothing at all"),
+        ('raw,split,filename\n"[""a""]",train\n', "line 2: not a record of named fields: it has 2 fields, not 3"),
+        ('raw,split,filename\n["a", "b"],train,1.jpg\n', "csv: line 2: a quotation mark inside '[\"a\"'"),
+        ('raw,split,filename\n"[""a""],train,1.jpg\n', "csv: line 2: the quotation mark that opens a field is never"),
+        ("raw,split,filename,split\n", "csv: line 1: two columns are called 'split'"),
+        ("", "csv: the first line must name the fields"),
     ],
 )
-def test_broken_csv_is_named_by_line(root, command, caplog, text, message):
+def test_broken_csv_is_named_by_line(root, command, capsys, text, message):
     (root / "flickr_annotations_30k.csv").write_text(text)
     assert command(["--root", str(root)]) == 2
-    assert message in caplog.text
+    assert message in capsys.readouterr().err
 
 
 def test_csv_with_a_byte_order_mark_is_read(root, command):
@@ -173,23 +177,53 @@ def test_csv_with_a_byte_order_mark_is_read(root, command):
     assert command(["--root", str(root)]) == 0
 
 
-def test_csv_in_another_encoding_is_refused(root, command, caplog):
+def test_csv_in_another_encoding_is_refused(root, command, capsys):
     (root / "flickr_annotations_30k.csv").write_bytes("raw,split,filename\nMädchen,train,1.jpg".encode("latin-1"))
     assert command(["--root", str(root)]) == 2
-    assert "is not UTF-8 text" in caplog.text
+    assert "flickr_annotations_30k.csv: not UTF-8 text (byte 0xe4 in line 2)" in capsys.readouterr().err
 
 
-def test_missing_csv_and_missing_images_are_named(root, command, caplog):
+def test_missing_csv_and_missing_images_are_named(root, command, capsys):
     (root / "flickr_annotations_30k.csv").unlink()
     assert command(["--root", str(root)]) == 2
-    assert "flickr_annotations_30k.csv: No such file or directory; name its folder with --root" in caplog.text
+    assert "flickr_annotations_30k.csv: there is no such file; name its folder with --root" in capsys.readouterr().err
     (root / "flickr30k-images").rename(root / "images")
     assert command(["--root", str(root)]) == 2
-    assert "flickr30k-images: no such folder" in caplog.text
+    assert "flickr30k-images: no such folder" in capsys.readouterr().err
 
 
-def test_folder_without_any_of_the_images_is_refused(root, command, caplog):
+def test_folder_without_any_of_the_images_is_refused(root, command, capsys):
     for image in (root / "flickr30k-images").iterdir():
         image.unlink()
     assert command(["--root", str(root)]) == 2
-    assert "holds none of the 5 images" in caplog.text
+    assert "holds none of the 5 images" in capsys.readouterr().err
+
+
+KAGGLE = """image_name| comment_number| comment
+1.jpg| 0| Two " young " guys , one in a hat .
+1.jpg| 1| " Stop " says a sign .
+2199200615.jpg| 0| A dog .
+2199200615.jpg| 4   A dog runs across the grass .
+"""
+
+
+@pytest.fixture
+def kaggle(root) -> Path:
+    (root / "flickr_annotations_30k.csv").unlink()
+    (root / "results.csv").write_text(KAGGLE)
+    (root / "flickr30k-images/2199200615.jpg").write_bytes(b"")
+    return root
+
+
+def test_file_of_kaggle_is_read_with_its_row_that_lacks_a_bar(kaggle, command):
+    assert command(["--root", str(kaggle), "--splits", "all"]) == 0
+    assert json.loads((kaggle / TRAIN).read_text(encoding="utf-8")) == [
+        {"image_id": "1", "grounded_caption": 'Two " young " guys , one in a hat . " Stop " says a sign .'},
+        {"image_id": "2199200615", "grounded_caption": "A dog . A dog runs across the grass ."},
+    ]
+    assert not (kaggle / VAL).exists()
+
+
+def test_file_of_kaggle_tells_no_splits(kaggle, command, capsys):
+    assert command(["--root", str(kaggle)]) == 2
+    assert "results.csv: tells no splits; " in capsys.readouterr().err

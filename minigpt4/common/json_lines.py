@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from minigpt4.common.text import escaped, parse_json
+
 log = logging.getLogger(__name__)
 
 
@@ -19,7 +21,8 @@ class JsonLines:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line; numbers that JSON does not know (NaN, infinity) become null."""
-        line = json.dumps({key: _finite(value) for key, value in record.items()}, ensure_ascii=False, allow_nan=False)
+        values = {key: _finite(value) for key, value in record.items()}
+        line = escaped(json.dumps(values, ensure_ascii=False, allow_nan=False))
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
@@ -34,12 +37,12 @@ class JsonLines:
         self._warned = True
 
     def read(self) -> list[Mapping[str, Any]]:
-        """The whole lines; none if there is no file."""
+        """The lines that are whole and can be read; none if there is no file."""
         try:
-            text = self.path.read_text(encoding="utf-8", errors="replace")
+            content = self.path.read_bytes()
         except FileNotFoundError:
             return []
-        return [record for line in text.split("\n") if (record := _parse(line)) is not None]
+        return [record for line in content.split(b"\n") if (record := _parse(line)) is not None]
 
     def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         """Drop the lines that `wanted` refuses, and one that a kill cut off; a missing file is fine.
@@ -47,21 +50,21 @@ class JsonLines:
         A run that goes on from a checkpoint writes again what came after it.
         """
         try:
-            text = self.path.read_text(encoding="utf-8", errors="replace")
+            content = self.path.read_bytes()
         except FileNotFoundError:
             return
-        lines = [line for line in text.split("\n") if (record := _parse(line)) is not None and wanted(record)]
+        lines = [line for line in content.split(b"\n") if (record := _parse(line)) is not None and wanted(record)]
         part = self.path.with_name(self.path.name + ".part")
         try:
-            part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            part.write_bytes(b"".join(line + b"\n" for line in lines))
             part.replace(self.path)
         except OSError as error:
             self._warn(error)
 
 
-def _parse(line: str) -> Mapping[str, Any] | None:
+def _parse(line: bytes) -> Mapping[str, Any] | None:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) else None

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.text import escaped
 
 
 def as_json(content: Any) -> str:
     """Plain types as readable JSON with a line end."""
-    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    return escaped(json.dumps(content, indent=1, ensure_ascii=False)) + "\n"
 
 
 def write_json(path: Path, content: Any, option: str = "--output") -> None:

@@ -14,8 +14,9 @@ import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+from minigpt4.common.command_line import exit_status
 from minigpt4.common.config import Config
-from minigpt4.common.errors import MiniGPT4Error, SampleError
+from minigpt4.common.errors import SampleError
 from minigpt4.common.schemas.binding import bind
 from minigpt4.common.schemas.datasets import DatasetConfig
 from minigpt4.common.schemas.paths import require_paths
@@ -75,17 +76,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s [%(levelname)s] %(message)s")
-    all_good = True
-    try:
-        config = Config(SimpleNamespace(cfg_path=args.cfg_path, options=args.options))
-        for dataset in datasets_of(config):
+    all_good = []
+
+    def check() -> None:
+        for dataset in datasets_of(Config(SimpleNamespace(cfg_path=args.cfg_path, options=args.options))):
             lines, good = report(dataset, args.full)
-            all_good = all_good and good
+            all_good.append(good)
             sys.stdout.write("\n".join(lines) + "\n")
-    except MiniGPT4Error as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0 if all_good else 1
+
+    return exit_status(check) or int(not all(all_good))
 
 
 if __name__ == "__main__":

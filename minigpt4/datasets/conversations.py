@@ -1,9 +1,9 @@
 """Conversations in LLaVA's form, as the model takes them."""
 
-import json
 from typing import Any
 
 from minigpt4.common.errors import SampleError
+from minigpt4.common.text import parse_json, require_readable
 
 IMAGE_TAG = "<Img><ImageHere></Img> "
 PLACEHOLDER = "<image>"
@@ -32,7 +32,7 @@ def conversation_fields(turns: Any) -> dict[str, str]:
 def _read(turns: Any) -> list[Any]:
     if isinstance(turns, str):
         try:
-            turns = json.loads(turns)
+            turns = parse_json(turns)
         except ValueError as error:
             raise SampleError(f"the conversation is not JSON ({error})") from error
     if not isinstance(turns, list):
@@ -49,7 +49,7 @@ def _text(turn: Any, number: int) -> str:
         raise SampleError(f"turn {number} is empty")
     if SEPARATOR in text or "<ImageHere>" in text:
         raise SampleError(f"turn {number} holds {SEPARATOR!r} or <ImageHere>, which mean something to the model")
-    return text
+    return require_readable(text, f"turn {number}")
 
 
 def _question(text: str, index: int) -> str:

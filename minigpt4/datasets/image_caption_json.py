@@ -6,7 +6,8 @@
     image,captions                                                                images in image_path/dogs/1.jpg
     dogs/1.jpg,"[""A dog."", ""A brown dog.""]"                                   a list in place of a caption is joined
 
-COCO's annotations and Karpathy's split files are read, too (foreign.py).
+COCO's annotations, Karpathy's split files and Kaggle's Flickr30k are read, too (foreign.py), and lists of LAVIS, which
+have the list in the caption's field. A text of which something was lost (common/text.py) is a bad sample.
 `build_info` says what the fields are called. Texts are given to the model as they are: the published code
 cleans captions in stage 1 only, so `text_processor` has no effect here, though published files name one.
 """
@@ -20,11 +21,12 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 
-from minigpt4.common.errors import SampleError
+from minigpt4.common.errors import SampleError, errors_as
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.datasets import BuildInfo
+from minigpt4.common.text import escaped, require_readable
 from minigpt4.datasets.base import TRAIN, BaseBuilder, Dataset, Step, failing
-from minigpt4.datasets.captions import CAPTIONS, caption_list
+from minigpt4.datasets.captions import single_captions
 from minigpt4.datasets.conversations import conversation_fields
 from minigpt4.datasets.foreign import SPLIT_FIELD, tells_split
 from minigpt4.datasets.images import ImageReader
@@ -98,7 +100,8 @@ class ImageCaptionJson(Dataset):
             record = self.records[index]
         except SampleError as error:
             return Step("", where, failing(error))
-        return Step(str(record.get(self.info.id_field, "")), where, functools.partial(read, record, where))
+        key = escaped(str(record.get(self.info.id_field, "")))
+        return Step(key, where, functools.partial(read, record, where))
 
     def _load(self, record: dict[str, Any], where: str) -> dict[str, Any]:
         sample = self._look(record, where)
@@ -108,23 +111,27 @@ class ImageCaptionJson(Dataset):
         """All of a sample but its image, which only has to be there."""
         texts = self._texts(record, where)
         file = self._image_file(record, where)
-        if not file.is_file():
+        with errors_as(SampleError, f"{where}: the image {file}"):  # there are names that no file system takes
+            exists = file.is_file()
+        if not exists:
             raise SampleError(f"{where}: the image {file} does not exist")
         identity = record.get(self.info.id_field)
-        return {"image_id": file.stem if identity in (None, "") else str(identity), **texts}
+        return {"image_id": escaped(file.stem if identity in (None, "") else str(identity)), **texts}
 
     def _texts(self, record: dict[str, Any], where: str) -> dict[str, str]:
         split_field = self.info.split_field
         if split_field and record.get(split_field) in (None, ""):
             raise SampleError(f"{where}: the field {split_field!r} is missing, the split of the record")
         field = self.info.conversation_field or self.info.caption_field
-        if record.get(field) is None and record.get(CAPTIONS) and not self.info.conversation_field:
-            return {"answer": _caption(" ".join(caption_list(record[CAPTIONS], where)), where)}
-        if record.get(field) is None:
+        value = record.get(field)
+        if not self.info.conversation_field and (value is None or isinstance(value, list)):
+            captions = single_captions(record, field, where)
+            value = None if captions is None else " ".join(captions)
+        if value is None:
             raise SampleError(f"{where}: the field {field!r} is missing; it has {', '.join(record) or 'none'}")
         if self.info.conversation_field:
-            return self._conversation(record[field], where)
-        return {"answer": _caption(record[field], where)}
+            return self._conversation(value, where)
+        return {"answer": _caption(value, where)}
 
     def _conversation(self, turns: Any, where: str) -> dict[str, str]:
         try:
@@ -153,7 +160,7 @@ def _caption(value: Any, where: str) -> str:
         raise SampleError(f"{where}: the caption must be text, it is {value!r:.80}")
     if not value.strip():
         raise SampleError(f"{where}: the caption is empty")
-    return value
+    return require_readable(value, f"{where}: the caption")
 
 
 @registry.register_builder("flickr30k_grounded_detail")

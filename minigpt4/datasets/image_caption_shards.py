@@ -6,7 +6,6 @@ caption, or NAME.txt, which is read where the JSON has no caption. Captions go t
 """
 
 import functools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,8 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 from webdataset.shardlists import expand_urls
 
-from minigpt4.common.errors import SampleError
+from minigpt4.common.errors import SampleError, errors_as
 from minigpt4.common.registry import registry
+from minigpt4.common.text import decode, escaped, parse_json, require_readable
 from minigpt4.datasets.base import TRAIN, BaseBuilder, Dataset, Step, failing
 from minigpt4.datasets.images import ImageReader
 from minigpt4.datasets.order import shuffled
@@ -80,12 +80,13 @@ class ImageCaptionShards(Dataset):
         faults: list[SampleError] = []
         raws = _every(parts, part, _until_fault(url, faults))
         for raw in raws if random is None else shuffled(raws, random, SHUFFLE_BUFFER):
-            yield Step(raw.key, url, functools.partial(self._load, raw, url))
+            yield Step(escaped(raw.key), url, functools.partial(self._load, raw, url))
         if faults and part == 0:
             yield Step("", url, failing(faults[0]))
 
     def _load(self, raw: RawSample, url: str) -> dict[str, Any]:
-        where = f"{url}/{raw.key}"
+        key = escaped(raw.key)
+        where = f"{url}/{key}"
         suffix = raw.image_suffix()
         if suffix is None:
             raise SampleError(f"{where}: no image; the sample has {', '.join(raw.files)}")
@@ -93,7 +94,7 @@ class ImageCaptionShards(Dataset):
         if not answer.strip():
             raise SampleError(f"{where}: nothing is left of the caption once it is cleaned")
         image = self.reader.read_sample(raw.files[suffix], name=f"{where}.{suffix}")
-        return {"image": image, "image_id": raw.key, "answer": answer}
+        return {"image": image, "image_id": key, "answer": answer}
 
 
 def _until_fault(url: str, faults: list[SampleError]) -> Iterator[RawSample]:
@@ -111,21 +112,20 @@ def _caption(raw: RawSample, field: str, where: str) -> str:
     """The raw caption; SampleError when there is none, it is empty or the JSON is wrong."""
     caption = _json_caption(raw.files["json"], field, where) if "json" in raw.files else None
     if caption is None and "txt" in raw.files:
-        caption = raw.files["txt"].decode("utf-8", errors="replace")
+        with errors_as(SampleError, f"{where}.txt"):
+            caption = decode(raw.files["txt"])
     if caption is None:
         raise SampleError(f"{where}: no caption; neither a .json with the field {field!r} nor a .txt")
     if not isinstance(caption, str):
         raise SampleError(f"{where}: the caption must be text, it is {caption!r:.80}")
     if not caption.strip():
         raise SampleError(f"{where}: the caption is empty")
-    return caption
+    return require_readable(caption, f"{where}: the caption")
 
 
 def _json_caption(content: bytes, field: str, where: str) -> Any:
-    try:
-        record = json.loads(content)
-    except ValueError as error:
-        raise SampleError(f"{where}.json: not JSON ({error})") from error
+    with errors_as(SampleError, f"{where}.json: not JSON"):
+        record = parse_json(content)
     if not isinstance(record, dict):
         raise SampleError(f"{where}.json: must be an object with the field {field!r}")
     return record.get(field)

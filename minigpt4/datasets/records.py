@@ -5,28 +5,28 @@ pages all processes of a machine share. Other files become bytes in one block. M
 copied into every worker process as soon as their reference counts change.
 """
 
-import csv
+import codecs
 import json
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
 from json.decoder import WHITESPACE
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.datasets.foreign import coco_records, is_karpathy, karpathy_records
-
-Entry = tuple[int, bytes]
-"""Line or record number, and the record as JSON."""
+from minigpt4.common.errors import ConfigError, SampleError, first_line
+from minigpt4.common.text import decode, parse_json
+from minigpt4.datasets.delimited import read_table
+from minigpt4.datasets.foreign import coco_records, is_karpathy, kaggle_record, karpathy_records, mended_kaggle
 
 Span = tuple[int, int, int]
 """Line or record number, and where its bytes begin and end."""
 
 SPAN = 3
-BYTE_ORDER_MARK = "\ufeff"
+UTF_8 = ("utf-8", "utf-8-sig")
 
 
 class Text(Protocol):
@@ -82,19 +82,20 @@ class Records:
     """The records of an annotation file, by index; `len()` counts the bad ones too.
 
     JSON holds a list of objects, or an object with such a list under `annotations`, or is one of the forms of
-    `foreign`; JSON lines hold an object a line; CSV and TSV begin with a line of names. ConfigError when the file as
-    a whole cannot be read.
+    `foreign`; JSON lines hold an object a line; CSV and TSV are those of `delimited`. Texts are those of
+    `common.text`. ConfigError when the file as a whole cannot be read.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         self._unit, read = _reader(file)
+        self._is_table = read is _read_table
         try:
             self._text, spans = read(file)
         except OSError as error:
             raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
-        except (ValueError, csv.Error) as error:
-            raise ConfigError(f"{file}: {error}") from error
+        except Exception as error:  # whatever parsers raise
+            raise ConfigError(f"{file}: {first_line(error)}") from error
         self._spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, SPAN)
 
     def __len__(self) -> int:
@@ -104,14 +105,15 @@ class Records:
         """A record; SampleError that names the line when it is no object."""
         _, start, end = self._spans[index].tolist()
         try:
-            record = json.loads(self._text.read(start, end))
+            record = parse_json(self._text.read(start, end))
         except OSError as error:
             raise SampleError(f"{self.where(index)}: cannot be read ({error.strerror})") from error
-        except ValueError as error:
-            raise SampleError(f"{self.where(index)}: not JSON ({error}){self._fault()}") from error
-        if not isinstance(record, dict):
-            raise SampleError(f"{self.where(index)}: not a record of named fields, as the others are{self._fault()}")
-        return record
+        except Exception as error:
+            raise SampleError(f"{self.where(index)}: not JSON ({first_line(error)}){self._fault()}") from error
+        if isinstance(record, dict):
+            return record
+        why = record if self._is_table else "as the others are"
+        raise SampleError(f"{self.where(index)}: not a record of named fields: {why}{self._fault()}")
 
     def where(self, index: int) -> str:
         """The place of a record, such as `birds.jsonl, line 12`; lines and records count from 1."""
@@ -129,41 +131,47 @@ def _reader(file: Path) -> tuple[str, Read]:
     readers: dict[str, tuple[str, Read]] = {
         ".json": ("record", _read_json),
         ".jsonl": ("line", _read_lines),
-        ".csv": ("line", _read_csv),
-        ".tsv": ("line", _read_csv),
+        ".csv": ("line", _read_table),
+        ".tsv": ("line", _read_table),
     }
     if file.suffix.lower() not in readers:
         raise ConfigError(f"{file}: unknown kind of file; annotations are read from {', '.join(readers)}")
     return readers[file.suffix.lower()]
 
 
-def _in_file(file: Path, spans: Iterable[Span]) -> tuple[Text, array]:
-    text, numbers = FileText(file), array("q")  # opened first: a change while the spans are looked for is noticed
+def _spans(text: Text, spans: Iterable[Span]) -> tuple[Text, array]:
+    numbers = array("q")
     for span in spans:
         numbers.extend(span)
     return text, numbers
 
 
-def _in_memory(entries: Iterable[Entry]) -> tuple[Text, array]:
+def _in_memory(entries: Iterable[tuple[int, Any]]) -> tuple[Text, array]:
+    """Numbered records, or what is in their place."""
     block, numbers = bytearray(), array("q")
     for number, record in entries:
-        numbers.extend((number, len(block), len(block) + len(record)))
-        block += record
+        start = len(block)
+        block += json.dumps(record).encode()
+        numbers.extend((number, start, len(block)))
     return Block(block), numbers
 
 
 def _read_json(file: Path) -> tuple[Text, array]:
-    with file.open(encoding="utf-8", newline="") as lines:  # line ends as they are, for places to be right
-        text = lines.read()
-    start = WHITESPACE.match(text, len(BYTE_ORDER_MARK) * text.startswith(BYTE_ORDER_MARK)).end()
+    source, content = FileText(file), file.read_bytes()  # opened first: a change while it is read is noticed
+    encoding = json.detect_encoding(content)
+    text, mark = decode(content, encoding), len(codecs.BOM_UTF8) * content.startswith(codecs.BOM_UTF8)
+    del content
+    if encoding not in UTF_8:
+        source = Block(text.encode())
+    start = WHITESPACE.match(text).end()
     try:
         if text.startswith("[", start):
-            return _in_file(file, _as_bytes(text, _list_items(text, start)))
-        content = json.loads(text[start:])
+            return _spans(source, _as_bytes(text, _list_items(text, start), mark))
+        records = _json_records(parse_json(text))
     except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON: {error}") from error
-    records = enumerate(_json_records(content), start=1)
-    return _in_memory((number, json.dumps(record).encode()) for number, record in records)
+        lines = "; JSON lines, an object a line, end in .jsonl" if error.msg == "Extra data" else ""
+        raise ValueError(f"not JSON: {error}{lines}") from error
+    return _in_memory(enumerate(records, start=1))
 
 
 def _list_items(text: str, start: int) -> Iterator[tuple[int, int]]:
@@ -171,10 +179,11 @@ def _list_items(text: str, start: int) -> Iterator[tuple[int, int]]:
 
     Each is parsed and dropped: faults of the file are found, and there is never more than one in memory.
     """
-    decode, at = json.JSONDecoder().raw_decode, WHITESPACE.match(text, start + 1).end()
+    item = json.JSONDecoder(parse_int=str).raw_decode  # a number that Python refuses is a fault of its record
+    at = WHITESPACE.match(text, start + 1).end()
     more = not text.startswith("]", at)
     while more:
-        _, end = decode(text, at)
+        _, end = item(text, at)
         yield at, end
         at = WHITESPACE.match(text, end).end()
         more = text.startswith(",", at)
@@ -187,12 +196,12 @@ def _list_items(text: str, start: int) -> Iterator[tuple[int, int]]:
         raise json.JSONDecodeError("Extra data", text, rest)
 
 
-def _as_bytes(text: str, places: Iterable[tuple[int, int]]) -> Iterator[Span]:
-    """Numbered spans of the text as UTF-8."""
-    plain, character, byte = text.isascii(), 0, 0
+def _as_bytes(text: str, places: Iterable[tuple[int, int]], first: int) -> Iterator[Span]:
+    """Numbered spans of the text as UTF-8 that begins at byte `first`."""
+    plain, character, byte = text.isascii(), 0, first
     for number, (start, end) in enumerate(places, start=1):
         if plain:
-            yield number, start, end
+            yield number, first + start, first + end
             continue
         begin = byte + len(text[character:start].encode())
         character, byte = end, begin + len(text[start:end].encode())
@@ -210,34 +219,29 @@ def _json_records(content: Any) -> Iterable[Any]:
 
 
 def _read_lines(file: Path) -> tuple[Text, array]:
-    return _in_file(file, _lines(file))
-
-
-def _lines(file: Path) -> Iterator[Span]:
-    start = 0
+    source = FileText(file)
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if record := line.strip():
-                begin = start + len(line) - len(line.lstrip())
+        encoding = json.detect_encoding(lines.read(4))
+        lines.seek(0)
+        if encoding in UTF_8:
+            return _spans(source, _lines(lines))
+    content = decode(file.read_bytes(), encoding).encode()
+    return _spans(Block(content), _lines(BytesIO(content)))
+
+
+def _lines(lines: BinaryIO) -> Iterator[Span]:
+    start = number = 0
+    for line in lines:
+        # A file of old Macs is one such line.
+        for part in line.split(b"\r") if number == 0 and not line.endswith(b"\n") else (line,):
+            number += 1
+            if record := part.strip():
+                begin = start + len(part) - len(part.lstrip())
                 yield number, begin, begin + len(record)
-            start += len(line)
+            start += len(part) + (part is not line)
 
 
-def _read_csv(file: Path) -> tuple[Text, array]:
-    return _in_memory(_rows(file))
-
-
-def _rows(file: Path) -> Iterator[Entry]:
-    delimiter = "\t" if file.suffix.lower() == ".tsv" else ","
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        rows = csv.reader(text, delimiter=delimiter)
-        names = next(rows, None)
-        if not names:
-            raise ValueError("the first line must name the fields")
-        number = rows.line_num + 1
-        for row in rows:
-            # A row of another length stays a list, which `Records` refuses by its line when it is asked for it.
-            record = dict(zip(names, row, strict=True)) if len(row) == len(names) else row
-            if row:
-                yield number, json.dumps(record).encode()
-            number = rows.line_num + 1
+def _read_table(file: Path) -> tuple[Text, array]:
+    text = mended_kaggle(decode(file.read_bytes()))
+    rows = read_table(text, "\t" if file.suffix.lower() == ".tsv" else ",")
+    return _in_memory((line, kaggle_record(row)) for line, row in rows)

@@ -1,8 +1,6 @@
 """Reading tar shards: the files of each sample together, and what is wrong with a shard as one error."""
 
-import lzma
 import tarfile
-import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -11,12 +9,9 @@ from typing import BinaryIO
 from webdataset.gopen import gopen
 from webdataset.tariterators import base_plus_ext
 
-from minigpt4.common.errors import SampleError
+from minigpt4.common.errors import SampleError, first_line
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-
-# What a missing, cut or damaged shard is known to raise; ValueError is gopen's for a URL it cannot open.
-_SHARD_ERRORS = (OSError, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -52,16 +47,18 @@ def read_tar(url: str) -> Iterator[RawSample]:
                     yield held
                 held = RawSample(key)
             held.files[suffix] = content
-    except _SHARD_ERRORS as error:
+    except Exception as error:  # whatever gopen, tarfile and the decompressors raise
         fault = error
         held = held if held is not None and held.is_whole() else None
     if held is not None:
         count += 1
         yield held
     if fault is not None and count:
-        raise SampleError(f"{url}: the shard is cut off or damaged after {count} samples ({fault}); fetch it again")
+        raise SampleError(
+            f"{url}: the shard is cut off or damaged after {count} samples ({first_line(fault)}); fetch it again"
+        )
     if fault is not None:
-        raise SampleError(f"{url}: the shard cannot be read ({fault}); look whether it exists and is a tar")
+        raise SampleError(f"{url}: the shard cannot be read ({first_line(fault)}); look whether it exists and is a tar")
     if not count:
         raise SampleError(f"{url}: the shard holds no samples")
 

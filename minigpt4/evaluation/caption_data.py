@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.datasets import ImageCaptionJson
-from minigpt4.datasets.captions import CAPTIONS, JOINED, caption_list
+from minigpt4.datasets.captions import CAPTIONS, JOINED, single_captions
 from minigpt4.features import ImageRow
 from minigpt4.processors import Levels
 
@@ -89,9 +89,10 @@ def _item(dataset: ImageCaptionJson, units: Sequence[int]) -> CaptionItem:
     is_joined = dataset.info.caption_field == JOINED
     if len(units) == 1:
         record, _ = looks[0]
-        captions = caption_list(record[CAPTIONS], where) if record.get(CAPTIONS) else [] if is_joined else answers
+        single = single_captions(record, dataset.info.caption_field, where)
+        captions = single if single is not None else [] if is_joined else answers
         return CaptionItem(image_id, file, answers[0], captions or None, units[0])
-    if is_joined or any(record.get(CAPTIONS) for record, _ in looks):
+    if is_joined or any(single_captions(record, dataset.info.caption_field, where) for record, _ in looks):
         raise SampleError(f"{where}: the image id {image_id!r} comes twice")
     others = [other for unit in units if (other := dataset.image_file(unit)) != file]
     if others:

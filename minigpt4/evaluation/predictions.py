@@ -16,6 +16,7 @@ from typing import Any
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.json_lines import JsonLines
+from minigpt4.common.text import escaped
 from minigpt4.models.generation import Answer
 
 FOLDER = "predictions"
@@ -35,7 +36,7 @@ class Predictions:
     """
 
     def __init__(self, folder: Path, made_from: Mapping[str, Any], batches: Sequence[Sequence[str]], rank: int) -> None:
-        text = json.dumps(made_from, indent=1, sort_keys=True, ensure_ascii=False)
+        text = escaped(json.dumps(made_from, indent=1, sort_keys=True, ensure_ascii=False))
         self.folder = folder / FOLDER / hashlib.sha256(text.encode()).hexdigest()[:16]
         self._batches = batches
         try:

@@ -3,7 +3,8 @@
     COCO         {"annotations": [{"image_id": 42, "caption": "..."}, ...]}, also captions_val2014.json and the like
     Karpathy     {"images": [{"cocoid": 42, "split": "test", "sentences": [{"raw": "..."}, ...]}]}
     ours         [{"image_id": "1000092795", "grounded_caption": "...", "captions": ["...", ...]}]
-    Flickr30k    flickr_annotations_30k.csv with the columns raw, split, filename
+    LAVIS        [{"image": "val2014/a.jpg", "caption": ["...", "..."]}]
+    Flickr30k    flickr_annotations_30k.csv with the columns raw, split, filename; Kaggle's results.csv
     results      [{"image_id": 42, "caption": "..."}], COCO's form, and files of scripts/caption.py
 
 Also as JSON lines, CSV and TSV. Image ids are compared as text; a record without one has the name of its `image`,
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import SampleError
-from minigpt4.datasets.captions import CAPTIONS, JOINED, caption_list
+from minigpt4.common.text import escaped, require_whole_characters
+from minigpt4.datasets.captions import CAPTIONS, JOINED, caption_list, single_captions
 from minigpt4.datasets.foreign import SPLIT_FIELD
 from minigpt4.datasets.records import Records
 from minigpt4.evaluation.caption_data import ReferenceMode
@@ -53,7 +55,7 @@ def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dic
         if SPLIT_FIELD in record and str(record[SPLIT_FIELD]).strip() != split:
             continue
         if record.keys() >= FLICKR_COLUMNS:
-            name = Path(record["filename"].strip()).stem
+            name = Path(str(record["filename"]).strip()).stem
             images.setdefault(name, _Image()).captions += caption_list(record["raw"], where)
         else:
             _add(images.setdefault(_image_id(record, where), _Image()), record, where)
@@ -74,6 +76,7 @@ def read_results(path: Path) -> dict[str, str]:
         image_id, caption = _image_id(record, where), record.get("caption")
         if not isinstance(caption, str):
             raise SampleError(f"{where}: the field 'caption' must be text; it is {caption!r:.80}")
+        require_whole_characters(caption, f"{where}: the caption")
         if image_id in results:
             raise SampleError(f"{where}: the image {image_id} has a caption already")
         results[image_id] = caption
@@ -113,20 +116,20 @@ def _image_id(record: Mapping[str, Any], where: str) -> str:
         image_id = Path(record["image"]).stem
     if isinstance(image_id, bool) or not isinstance(image_id, str | int) or image_id == "":
         raise SampleError(f"{where}: the field 'image_id' must be text or a number; it is {image_id!r:.80}")
-    return str(image_id)
+    return escaped(str(image_id))
 
 
 def _add(image: _Image, record: Mapping[str, Any], where: str) -> None:
     name = next((name for name in TEXT_FIELDS if record.get(name)), None)
-    if record.get(CAPTIONS):
-        image.captions += caption_list(record[CAPTIONS], where)
-    elif name is None:
-        raise SampleError(f"{where}: no reference; it needs one of {CAPTIONS}, {', '.join(TEXT_FIELDS)}")
-    if name is not None:
+    single = single_captions(record, name or JOINED, where)
+    image.captions += single or []
+    if name is not None and not isinstance(record[name], list):
         if not isinstance(record[name], str):
             raise SampleError(f"{where}: the field {name!r} must be text; it is {record[name]!r:.80}")
-        image.joined.append(record[name])
+        image.joined.append(require_whole_characters(record[name], f"{where}: the caption"))
         image.is_joined |= name == JOINED
+    elif not single:
+        raise SampleError(f"{where}: no reference; it needs one of {CAPTIONS}, {', '.join(TEXT_FIELDS)}")
 
 
 def _texts(image: _Image, mode: ReferenceMode, where: str) -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.json_lines import JsonLines
 from minigpt4.common.output_files import as_json, refused, write_whole
+from minigpt4.common.text import escaped
 
 log = logging.getLogger(__name__)
 
@@ -126,9 +127,7 @@ class CaptionFile:
 
 
 def _as_text(lines: Iterable[Line]) -> str:
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    # Python writes the bytes of a file name that is not UTF-8 as lone surrogates, which only JSON's escapes can hold.
-    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+    return "".join(escaped(json.dumps(line, ensure_ascii=False)) + "\n" for line in lines)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], under: str = "") -> Iterator[str]:

@@ -1,7 +1,6 @@
 """Images without texts: a folder, a list of files, or files by name."""
 
 import dataclasses
-import json
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -11,7 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.errors import ConfigError, SampleError, errors_as
+from minigpt4.common.text import decode, parse_json
 from minigpt4.datasets.images import ImageReader
 from minigpt4.features import ImageRow
 from minigpt4.features.cache import FeatureCache
@@ -77,7 +77,9 @@ def find_images(source: Path, folder: Path | None, limit: int | None, seed: int)
     """
     found = _in_source(source, folder)
     for where, item in found:
-        if not item.file.is_file():
+        with errors_as(SampleError, f"{where}: the image {item.file}"):  # there are names that no file system takes
+            exists = item.file.is_file()
+        if not exists:
             raise SampleError(f"{where}: the image {item.file} does not exist; --image-folder says where images are")
     if limit is None or limit >= len(found):
         return [item for _, item in found]
@@ -129,11 +131,8 @@ def _in_folder(folder: Path) -> list[tuple[str, ImageFile]]:
 
 
 def _in_list(source: Path, folder: Path) -> list[tuple[str, ImageFile]]:
-    try:
-        text = source.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"--images: {source}: cannot be read: {reason}") from error
+    with errors_as(ConfigError, f"--images: {source}: cannot be read"):
+        text = decode(source.read_bytes())
     if source.suffix.lower() == ".txt":
         lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
         entries = [(f"{source}, line {number}", line) for number, line in lines if line]
@@ -144,7 +143,7 @@ def _in_list(source: Path, folder: Path) -> list[tuple[str, ImageFile]]:
 
 def _json(source: Path, text: str) -> list[Any]:
     try:
-        entries = json.loads(text)
+        entries = parse_json(text)
     except ValueError as error:
         raise ConfigError(
             f"--images: {source}: neither a folder nor JSON (a list with a file a line ends in .txt): {error}"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.errors import ConfigError, SampleError, errors_as
+from minigpt4.common.text import decode, require_readable
 from minigpt4.models.samples import Conversation, Samples
 from minigpt4.models.sequence import IMAGE_PLACEHOLDER, Row, answer_row, conversation_row, prompt_row, split_prompt
 from minigpt4.models.tokenizer import end_symbol_ids, hidden_pad_id, start_ids
@@ -110,12 +111,10 @@ def read_prompts(path: str | None, template: str) -> list[str]:
     """
     if not path:
         return []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ConfigError(f"model.prompt_path: {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"model.prompt_path: {path} is not UTF-8 text ({error.reason})") from error
+    with errors_as(ConfigError, f"model.prompt_path: {path} cannot be read"):
+        lines = decode(Path(path).read_bytes()).splitlines()
+    for number, line in enumerate(lines, start=1):
+        require_readable(line, f"model.prompt_path: {path}, line {number}")
     prompts = [apply_template(template, line) for line in lines if IMAGE_PLACEHOLDER in line]
     if not prompts:
         raise ConfigError(f"model.prompt_path: no line of {path} contains {IMAGE_PLACEHOLDER}")

@@ -32,6 +32,19 @@ def test_read_gives_the_whole_lines(tmp_path):
     assert JsonLines(file).read() == [{"step": 1}, {"step": 2}]
 
 
+def test_damaged_line_is_dropped_and_no_other(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes(b'{"a": "caf\xe9"}\n{"a": "\\u00e9\xe2\x80\xa8"}\n' + b"[" * 100_000 + b"\n")
+    assert JsonLines(path).read() == [{"a": "é\u2028"}]
+    JsonLines(path).keep(lambda record: True)
+    assert path.read_bytes() == b'{"a": "\\u00e9\xe2\x80\xa8"}\n'
+
+
+def test_any_text_can_be_written(tmp_path):
+    JsonLines(tmp_path / "lines.jsonl").append({"image": "caf\udce9"})
+    assert JsonLines(tmp_path / "lines.jsonl").read() == [{"image": "caf\udce9"}]
+
+
 def test_keep_of_a_missing_file_makes_none(tmp_path):
     JsonLines(tmp_path / "log.txt").keep(lambda record: True)
     assert list(tmp_path.iterdir()) == []

@@ -39,7 +39,7 @@ class Files:
     def tar(self, name: str, members: Iterable[tuple[str, bytes]]) -> Path:
         """A tar of these members, in this order."""
         path = self.folder / name
-        with tarfile.open(path, "w") as tar:
+        with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
             for member, content in members:
                 info = tarfile.TarInfo(member)
                 info.size = len(content)

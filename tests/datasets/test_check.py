@@ -1,15 +1,19 @@
 """`python -m minigpt4.datasets.check`: counts, samples, the line of what is bad, and the exit status."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from minigpt4.datasets import EvalLoader
 from minigpt4.datasets.check import main
 
 REPOSITORY = Path(__file__).parents[2]
+CASES = REPOSITORY / "tests/data/cases"
 
 YAML = """
 model: {{arch: minigpt4, model_type: pretrain_vicuna0}}
@@ -73,6 +77,71 @@ def test_dataset_without_a_good_sample_is_reported_beside_the_others(cfg, files,
     out = capsys.readouterr().out
     assert "birds/train: nothing to train on" in out
     assert "frogs/train: 2 samples looked at" in out
+
+
+@pytest.fixture
+def check_file(files, tools, capsys, tmp_path):
+    """Status, output and errors of a check of an annotation file or a shard; and what a pass of a loader refuses."""
+    images = files.images([*range(6), *range(1000, 1010)])
+
+    def check(source, *arguments):
+        shards = source.suffix == ".tar"
+        info = {"storage": str(source)} if shards else {"ann_path": str(source), "image_path": str(images)}
+        builder = f"image_caption_{'shards' if shards else 'json'}"
+        content = {
+            "model": {"arch": "minigpt4", "model_type": "pretrain_vicuna0"},
+            "datasets": {"mine": {"builder": builder, "build_info": info}},
+            "run": {},
+        }
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+        status = main([str(tmp_path / "mine.yaml"), *arguments])
+        out = capsys.readouterr()
+        if status == 2:
+            return status, out.out, out.err, None
+        ledger = tools.lenient_ledger(tmp_path)
+        list(EvalLoader(files.dataset(builder, **info), 2, num_workers=0, ledger=ledger))
+        lines = tmp_path / "bad_samples.jsonl"
+        refused = [json.loads(line)["reason"] for line in lines.read_text().splitlines()] if lines.exists() else []
+        lines.unlink(missing_ok=True)
+        return status, out.out, out.err, refused
+
+    return check
+
+
+BAD_CASES = {
+    "lone_surrogate.json": ["lone_surrogate.json, record 2: the caption cannot be read"],
+    "lone_surrogate.tar": ["lone_surrogate.tar/1: the caption cannot be read"],
+}
+
+
+@pytest.mark.parametrize("full", [[], ["--full"]])
+@pytest.mark.parametrize("name", [*BAD_CASES, "unquoted.tsv", "bom.tar", "utf16.tar"])
+def test_check_refuses_what_training_refuses_and_nothing_else(name, full, check_file):
+    status, out, _, refused = check_file(CASES / name, *full)
+    bad = [line.removeprefix("  bad: ") for line in out.splitlines() if line.startswith("  bad: ")]
+    assert bad == refused
+    assert status == bool(refused)
+    assert len(refused) == len(BAD_CASES.get(name, []))
+    assert all(wanted in reason for wanted, reason in zip(BAD_CASES.get(name, []), refused, strict=True))
+
+
+def test_file_that_cannot_be_told_apart_ends_a_check_with_its_line(check_file):
+    status, _, err, _ = check_file(CASES / "unclosed.csv")
+    assert status == 2
+    assert "unclosed.csv: line 2: " in err
+
+
+def test_check_speaks_to_a_terminal_that_knows_few_characters(files):
+    files.images("a")
+    (files.folder / "user.yaml").write_text(YAML.format(folder=files.folder).replace("frogs:", "toads:"))
+    (files.folder / "birds.jsonl").write_text('{"image_id": "a", "caption": "東京"}\n', encoding="utf-8")
+    files.shard("frogs-0.tar", [1])
+    files.shard("frogs-1.tar", [2])
+    command = [sys.executable, "-m", "minigpt4.datasets.check", str(files.folder / "user.yaml")]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=env, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"\u6771\u4eac" in done.stdout
 
 
 def test_wrong_configuration_exits_with_2(cfg, capsys):

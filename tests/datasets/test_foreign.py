@@ -1,6 +1,7 @@
 """Files of COCO and Karpathy as records, and as datasets whose images are found."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.datasets import ImageCaptionJsonBuilder
 from minigpt4.datasets.records import Records
 
+CASES = Path(__file__).parents[1] / "data/cases"
 SENTENCES = [{"raw": "A man cooks.", "tokens": ["a", "man", "cooks"]}, {"raw": " A cook. \n"}]
 COCO_KARPATHY = {
     "dataset": "coco",
@@ -90,6 +92,53 @@ def test_bad_karpathy_image_is_named(image, reason, files):
     dataset = files.dataset("image_caption_json", split="test", **info)
     with pytest.raises(SampleError, match=reason):
         dataset.look(1)
+
+
+def test_sentence_without_text_is_a_bad_record(files):
+    image = {"sentences": [*SENTENCES, {"raw": None}], "filename": "a.jpg", "split": "test"}
+    info = {"ann_path": str(files.json("a.json", {"images": [image]})), "image_path": str(files.images(["a"]))}
+    with pytest.raises(SampleError, match="record 1: the captions must be a list of texts"):
+        files.dataset("image_caption_json", split="test", split_field="split", **info).look(0)
+
+
+def test_coco_file_that_gives_an_id_to_two_images_is_refused(read):
+    images = [*COCO["images"], {"id": 42, "file_name": "other.jpg"}, {"id": [7], "file_name": "7.jpg"}]
+    with pytest.raises(ConfigError, match="two images have the id 42: '000000000042.jpg' and 'other.jpg'"):
+        read({**COCO, "images": images})
+
+
+def test_coco_ids_that_are_no_names_name_nothing(read):
+    annotations = [{"image_id": [42], "caption": "A."}, {"image_id": {}, "caption": "B."}]
+    assert read({"images": [{"id": [42], "file_name": "a.jpg"}], "annotations": annotations}) == annotations
+
+
+def test_list_of_captions_of_lavis_is_joined_for_training(files):
+    file = CASES / "lavis_flickr30k_test.json"
+    images = files.images(range(1000, 1012))
+    images.rename(files.folder / "img")
+    dataset = files.dataset("image_caption_json", ann_path=str(file), image_path=str(files.folder))
+    _, sample = dataset.look(11)
+    assert sample == {"image_id": "1011", "answer": "A dog runs . Two men stand . A dog , running ."}
+
+
+KAGGLE = """image_name| comment_number| comment
+1.jpg| 0| Two " young " guys , one in a hat .
+1.jpg| 1| " Stop " says a sign .
+2199200615.jpg| 4   A dog runs across the grass .
+"""
+
+
+@pytest.mark.parametrize("fields", [{}, {"image_field": "image_name", "caption_field": "comment"}])
+def test_flickr30k_of_kaggle_is_read_with_its_row_that_lacks_a_bar(files, fields):
+    (files.folder / "results.csv").write_text(KAGGLE)
+    images = files.images([1, 2199200615])
+    info = {"ann_path": str(files.folder / "results.csv"), "image_path": str(images), **fields}
+    dataset = files.dataset("image_caption_json", **info)
+    assert [tuple(dataset.look(unit)[1].values()) for unit in range(dataset.size)] == [
+        ("1", 'Two " young " guys , one in a hat .'),
+        ("1", '" Stop " says a sign .'),
+        ("2199200615", "A dog runs across the grass ."),
+    ]
 
 
 def test_splits_of_a_karpathy_file_are_those_of_its_images(files):

@@ -99,7 +99,17 @@ BAD_LINES = {
     '["a", "A."]': "line 2: not a record",
     '{"image_id": "a"}': "line 2: the field 'caption' is missing; it has image_id",
     '{"image_id": "a", "caption": " "}': "line 2: the caption is empty",
-    '{"image_id": "a", "caption": ["A."]}': "line 2: the caption must be text",
+    '{"image_id": "a", "caption": 5}': "line 2: the caption must be text",
+    '{"image_id": "a", "caption": ["A.", null]}': "line 2: the captions must be a list of texts",
+    r'{"image_id": "a", "caption": "a \ud83d"}': "line 2: the caption cannot be read: character 3 is",
+    r'{"image_id": "a", "caption": "a \u0000"}': "line 2: the caption cannot be read: character 3 is NUL",
+    '{"image_id": "a", "caption": "a \ufffd"}': "line 2: the caption cannot be read: character 3 is",
+    r'{"image_id": "a", "captions": ["a", "\udce9"]}': "line 2: caption 2 cannot be read",
+    '{"image_id": "a", "caption": "a", "caption": "b"}': "line 2: not JSON .the field 'caption' stands twice",
+    f'{{"image_id": "a", "caption": {"[" * 100_000}': "line 2: not JSON .nested too deeply",
+    f'{{"image": "{"a" * 5000}", "caption": "a"}}': "line 2: the image .*: ",
+    '{"image_id": "a", "caption": []}': "line 2: the field 'caption' is missing",
+    '{"image_id": "a", "caption": [" "]}': "line 2: the caption is empty",
     '{"caption": "A."}': "line 2: no image; set the field 'image' or 'image_id'",
     '{"image": 5, "caption": "A."}': "line 2: no image",
     '{"image_id": "gone", "caption": "A."}': "line 2: the image .*gone.jpg does not exist",
@@ -123,6 +133,32 @@ def test_bad_record_is_refused_with_line_and_reason(line, files, tools, monkeypa
     with pytest.raises(SampleError, match=BAD_LINES[line]):
         _load(dataset, 1)
     assert _load(dataset, 0)["answer"] == "A."
+
+
+@pytest.mark.parametrize("image_id", ["\\udce9", pytest.param(0, id="number"), pytest.param("", id="none")])
+def test_name_that_is_not_utf_8_is_only_a_name(files, tools, image_id):
+    """As Python's own JSON writes the names that the file system gives."""
+    (files.images([]) / "caf\udce9.jpg").write_bytes(tools.picture())
+    file = files.json("a.json", [{"image": "caf\udce9.jpg", "image_id": image_id, "caption": "A."}])
+    sample = _load(files.dataset("image_caption_json", ann_path=str(file), image_path=str(files.folder / "images")))
+    assert sample["image_id"].encode() in (b"\\udce9", b"0", b"caf\\udce9")
+
+
+TURNS = [
+    (r'[{"from": "human", "value": "\ud83d?"}, {"from": "gpt", "value": "a"}]', "turn 1 cannot be read"),
+    (r'[{"from": "human", "value": "a?"}, {"from": "gpt", "value": "\u0000"}]', "turn 2 cannot be read"),
+    ("[" * 100_000, "the conversation is not JSON .nested too deeply"),
+]
+
+
+@pytest.mark.parametrize(("turns", "complaint"), TURNS)
+def test_bad_conversation_is_refused_with_line_and_turn(turns, complaint, files):
+    images = files.images("a")
+    quoted = turns.replace('"', '""')
+    (files.folder / "a.csv").write_text(f'image_id,conversations\na,"{quoted}"\n')
+    info = {"ann_path": str(files.folder / "a.csv"), "image_path": str(images), "conversation_field": "conversations"}
+    with pytest.raises(SampleError, match=f"line 2: {complaint}"):
+        _load(files.dataset("image_caption_json", **info))
 
 
 def test_record_without_its_split_is_a_bad_record_of_training(files):

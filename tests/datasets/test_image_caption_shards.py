@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -10,6 +11,8 @@ from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.registry import registry
 from minigpt4.datasets import ImageCaptionShardsBuilder
 from minigpt4.datasets.order import generator
+
+CASES = Path(__file__).parents[1] / "data/cases"
 
 
 def _read(dataset, slots=1):
@@ -44,6 +47,26 @@ def test_text_file_is_the_caption_where_json_has_none(beside, files, tools):
     assert good["a"]["answer"] == "a cat"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize(("name", "text"), [("a.txt", "A café"), ("a.json", '{"caption": "A café"}')])
+def test_text_that_shows_its_encoding_is_read(files, tools, encoding, name, text):
+    good, bad = _one(files, [("a.png", tools.picture()), (name, text.encode(encoding))])
+    assert not bad
+    assert good["a"]["answer"] == "a café"
+
+
+@pytest.mark.parametrize("name", ["bom.tar", "utf16.tar"])
+def test_text_of_a_published_shard_is_read_without_its_mark(files, name):
+    good, bad = _read(files.dataset("image_caption_shards", storage=str(CASES / name)))
+    assert not bad
+    assert {sample["answer"] for sample in good.values()} == {"a café on the red river"}
+
+
+def test_name_that_is_not_utf_8_is_only_a_name(files, tools):
+    good, bad = _one(files, [("caf\udce9.png", tools.picture()), ("caf\udce9.txt", b"A cat")])
+    assert (list(good), bad) == (["caf\\udce9"], [])
+
+
 def test_caption_field_is_chosen_by_the_configuration(files, tools):
     path = files.tar("a.tar", [("a.JPG", tools.picture()), ("a.json", b'{"top_caption": "Best", "caption": "x"}')])
     good, _ = _read(files.dataset("image_caption_shards", storage=str(path), caption_field="top_caption"))
@@ -59,6 +82,18 @@ BAD = {
     "number": ([("a.png", None), ("a.json", b'{"caption": 5}')], "one.tar/a: the caption must be text"),
     "wrong json": ([("a.png", None), ("a.json", b"{"), ("a.txt", b"x")], "one.tar/a.json: not JSON"),
     "json list": ([("a.png", None), ("a.json", b"[]")], "one.tar/a.json: must be an object"),
+    "latin text": ([("a.png", None), ("a.txt", b"caf\xe9")], "one.tar/a.txt: not UTF-8 text (byte 0xe9 in line 1)"),
+    "cut UTF-16": ([("a.png", None), ("a.txt", b"\xff\xfea")], "one.tar/a.txt: not UTF-16 text"),
+    "unmarked UTF-16": ([("a.png", None), ("a.txt", "a é".encode("utf-16-le"))], "one.tar/a.txt: not UTF-8 text"),
+    "NUL": ([("a.png", None), ("a.txt", b"a\0 dog")], "one.tar/a: the caption cannot be read: character 2 is NUL"),
+    "lost": ([("a.png", None), ("a.txt", "a \ufffd".encode())], "one.tar/a: the caption cannot be read: character 3"),
+    "half": ([("a.png", None), ("a.json", b'{"caption": "\\ud83d"}')], "one.tar/a: the caption cannot be read"),
+    "latin json": ([("a.png", None), ("a.json", b'{"caption": "\xe9"}')], "one.tar/a.json: not JSON: not UTF-8 text"),
+    "deep json": ([("a.png", None), ("a.json", b"[" * 100_000)], "one.tar/a.json: not JSON: nested too deeply"),
+    "twice": (
+        [("a.png", None), ("a.json", b'{"caption": "a", "caption": "b"}')],
+        "one.tar/a.json: not JSON: the field",
+    ),
     "no picture": ([("a.jpg", b"hello"), ("a.txt", b"x")], "one.tar/a.jpg: not an image"),
 }
 

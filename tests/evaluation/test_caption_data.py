@@ -35,6 +35,17 @@ def read(tmp_path):
     return read
 
 
+def test_lists_of_lavis_are_references_in_both_modes(read):
+    data = read([{"image": "a.jpg", "caption": ["one", "two"]}, {"image": "b.jpg", "caption": ["three"]}])
+    assert data.references("separate") == {"a": ["one", "two"], "b": ["three"]}
+    assert data.references("joined") == {"a": ["one two"], "b": ["three"]}
+
+
+def test_caption_of_which_something_was_lost_is_named(read):
+    with pytest.raises(SampleError, match="record 2: the caption cannot be read"):
+        read([RECORDS[0], {"image_id": "b", "caption": "\ud83d"}])
+
+
 def test_batches_hold_every_image_once_longest_first(read):
     assert read(RECORDS).batches(3) == [[1, 3, 0], [2]]
 

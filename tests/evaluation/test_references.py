@@ -61,6 +61,17 @@ KARPATHY = {
 }
 
 
+def test_lists_of_lavis_are_references_in_both_modes(tmp_path):
+    path = _file(tmp_path, [{"image": "img/10.jpg", "caption": ["One .", "Two ."], "image_id": "coco_10"}])
+    assert read_references(path, "separate") == {"coco_10": ["One .", "Two ."]}
+    assert read_references(path, "joined") == {"coco_10": ["One . Two ."]}
+
+
+def test_flickr30k_of_kaggle_is_read(tmp_path):
+    rows = "image_name| comment_number| comment\n10.jpg| 0| One .\n10.jpg| 4   Two .\n"
+    assert read_references(_file(tmp_path, rows, "results.csv"), "separate") == {"10": ["One .", "Two ."]}
+
+
 @pytest.mark.parametrize(
     ("mode", "split", "references"),
     [
@@ -99,6 +110,9 @@ def test_joined_caption_alone_is_no_set_of_references(tmp_path):
         ({"image_id": 1, "caption": 5}, "the field 'caption' must be text; it is 5"),
         ({"image_id": 1, "captions": [3]}, "must be a list of texts"),
         ({"image_id": 1, "captions": "[3"}, "are not JSON"),
+        ({"image_id": 1, "caption": "\ud83d"}, "record 1: the caption cannot be read"),
+        ({"image_id": 1, "caption": ["\ud83d"]}, "record 1: caption 1 cannot be read"),
+        ({"image_id": 1, "captions": ["a", "\ud83d"]}, "record 1: caption 2 cannot be read"),
     ],
 )
 def test_bad_reference_is_named_with_its_place(tmp_path, record, text):
@@ -121,6 +135,7 @@ def test_image_that_failed_is_one_without_a_caption(tmp_path):
     [
         ([], "holds no captions"),
         ([{"image_id": 1}], "record 1: the field 'caption' must be text; it is None"),
+        ([{"image_id": 1, "caption": "\ud83d"}], "record 1: the caption cannot be read"),
         ([{"image_id": 1, "caption": "a"}, {"image_id": "1", "caption": "b"}], "record 2: the image 1 has a caption"),
     ],
 )

@@ -2,14 +2,16 @@
 
 import logging
 import random
+from pathlib import Path
 
 import pytest
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, MiniGPT4Error
 from minigpt4.models.samples import read_samples
 from minigpt4.models.tokenizer import end_symbol_ids, load_tokenizer, start_ids
 from minigpt4.models.training_text import TextRules, apply_template, read_prompts
 
+CASES = Path(__file__).parents[1] / "data/cases"
 TEMPLATE = "###Human: {} ###Assistant: "
 IMAGE = "<Img><ImageHere></Img>"
 ANSWER = "A boat on a lake."
@@ -189,6 +191,32 @@ def test_prompts_are_the_lines_with_a_placeholder_without_line_ends(tmp_path, ca
         prompts = read_prompts(str(path), "[INST] {} [/INST] ")
     assert prompts == [f"[INST] {IMAGE} one  [/INST] ", f"[INST] {IMAGE} dos ñ [/INST] "]
     assert "2 training prompts, for example: [INST]" in caplog.text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_mark_of_a_prompt_file_is_no_part_of_a_prompt(tmp_path, encoding):
+    text = (CASES / "prompts_bom.txt").read_bytes().decode("utf-8-sig")
+    (tmp_path / "prompts.txt").write_bytes(text.encode(encoding))
+    assert read_prompts(str(tmp_path / "prompts.txt"), TEMPLATE) == [
+        f"###Human: {IMAGE} Describe this image. ###Assistant: ",
+        f"###Human: {IMAGE} What is 100% of {{this}}? ###Assistant: ",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (f"{IMAGE} café".encode("cp1252"), "prompts.txt cannot be read: not UTF-8 text .byte 0xe9 in line 1"),
+        (f"a\n{IMAGE} caf\ufffd".encode(), "prompts.txt, line 2 cannot be read: character"),
+        (f"{IMAGE} a".encode("utf-16-le"), "prompts.txt, line 1 cannot be read: .*UTF-16"),
+        (None, "prompts.txt cannot be read: "),
+    ],
+)
+def test_unreadable_prompts_are_refused(tmp_path, content, complaint):
+    if content is not None:
+        (tmp_path / "prompts.txt").write_bytes(content)
+    with pytest.raises(MiniGPT4Error, match=f"model.prompt_path: .*{complaint}"):
+        read_prompts(str(tmp_path / "prompts.txt"), "")
 
 
 def test_no_prompt_file_means_no_prompts_and_draws_nothing():

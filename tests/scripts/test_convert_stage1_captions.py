@@ -26,6 +26,7 @@ def _rows(file: Path) -> list[list[str]]:
         return list(csv.reader(text, delimiter="\t"))
 
 
+HALF = {"url": "u", "caption": "a cute \ud83d dog"}
 PAIRS = [
     ("http://a.b/1.jpg?x=[1]&y={2}", "a dog, running"),
     ("http://a.b/2.jpg", 'a sign that says "stop"'),
@@ -61,11 +62,11 @@ def test_rows_are_read_whole_by_the_reader_of_img2dataset(tmp_path, script):
 
 def test_entries_without_url_or_caption_are_left_out_and_counted(tmp_path, script, capsys):
     source = tmp_path / "in.json"
-    broken = [{"url": "u"}, {"url": "", "caption": "c"}, {"url": "u", "caption": None}, "text", 7, {}]
+    broken = [{"url": "u"}, {"url": "", "caption": "c"}, {"url": "u", "caption": None}, "text", 7, {}, HALF]
     source.write_text(json.dumps([*broken, {"url": "u", "caption": "c"}]))
     assert script.main([str(source)]) == 0
     out = capsys.readouterr().out
-    assert "1 pairs; 6 entries left out" in out
+    assert "1 pairs; 7 entries left out" in out
     assert 'left out: {"url": "u"}' in out
 
 
@@ -92,6 +93,7 @@ def test_entries_are_whole_wherever_the_chunks_end(tmp_path, script, monkeypatch
         ('[{"url": "u", "caption": "c"} {"url"', "character 30: ',' expected, '{' found"),
         ('{"annotations": []}', "character 0: '[' expected, '{' found"),
         ("<html>", "character 0: '[' expected"),
+        ("[" * 100_000, "character 1: nested too deeply"),
         ("", "the file ends in the middle of the list"),
     ],
 )

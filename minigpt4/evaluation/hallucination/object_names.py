@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, errors_as
+from minigpt4.common.text import decode
 
 COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
 MINI_OBJECTS = Path(__file__).with_name("mini_objects.txt")
@@ -95,10 +96,8 @@ def plurals(word: str) -> set[str]:
 
 def read_synonyms(path: Path) -> ObjectNames:
     """The names of a file; ConfigError if it cannot be read, or says two things of one word."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a list of synonyms ({error})") from error
+    with errors_as(ConfigError, f"{path}: cannot be read as a list of synonyms"):
+        lines = decode(path.read_bytes()).splitlines()
     synonyms: dict[str, list[str]] = {}
     others: list[str] = []
     for number, line in enumerate(lines, start=1):

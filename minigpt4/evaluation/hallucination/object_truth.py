@@ -7,13 +7,13 @@
 Image ids are compared as text.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.errors import ConfigError, SampleError, errors_as
+from minigpt4.common.text import parse_json
 from minigpt4.evaluation.hallucination.object_names import COCO_OBJECTS, MINI_OBJECTS, ObjectNames, read_synonyms
 
 SHOWN = 3
@@ -68,12 +68,10 @@ def read_truth(path: Path, synonyms: Path | None = None) -> Truth:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON: {error}") from error
+    with errors_as(ConfigError, f"{path}: cannot be read"):
+        text = path.read_bytes()
+    with errors_as(ConfigError, f"{path}: not JSON"):
+        content = parse_json(text)
     if not isinstance(content, dict):
         raise ConfigError(f'{path}: expected {{"image id": ["object", ...]}}, or COCO\'s instances')
     return content

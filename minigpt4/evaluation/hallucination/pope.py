@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.errors import ConfigError, SampleError, errors_as
+from minigpt4.common.text import LINE_END, decode, parse_json
 from minigpt4.evaluation.hallucination.object_truth import Truth
 from minigpt4.evaluation.proportions import wilson
 from minigpt4.evaluation.yes_no import yes_no
@@ -204,14 +205,12 @@ def _match(questions: Sequence[ObjectQuestion], answers: Mapping[str, str]) -> N
 
 def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """The lines of a file and their places, whatever the file is called: published ones are called .json."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error})") from error
+    with errors_as(ConfigError, f"{path}: cannot be read"):
+        lines = LINE_END.split(decode(path.read_bytes()))
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
         try:
-            record = json.loads(line) if line.strip() else None
+            record = parse_json(line) if line.strip() else None
         except ValueError as error:
             raise SampleError(f"{where}: not JSON ({error}); the file must hold an object a line") from error
         if record is not None:
