@@ -17,7 +17,7 @@ from minigpt4.features import ImageRow
 from minigpt4.features.cache import FeatureCache
 from minigpt4.processors import BaseProcessor
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".jp2", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -129,10 +129,12 @@ def _in_folder(folder: Path) -> list[tuple[str, ImageFile]]:
 
 
 def _in_list(source: Path, folder: Path) -> list[tuple[str, ImageFile]]:
+    if source.exists() and not source.is_file():
+        raise ConfigError(f"--images: {source}: cannot be read: it is neither a folder nor a file")
     try:
         text = source.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+    except (OSError, ValueError) as error:
+        reason = "it is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else getattr(error, "strerror", error)
         raise ConfigError(f"--images: {source}: cannot be read: {reason}") from error
     if source.suffix.lower() == ".txt":
         lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
@@ -145,7 +147,7 @@ def _in_list(source: Path, folder: Path) -> list[tuple[str, ImageFile]]:
 def _json(source: Path, text: str) -> list[Any]:
     try:
         entries = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"--images: {source}: neither a folder nor JSON (a list with a file a line ends in .txt): {error}"
         ) from error
