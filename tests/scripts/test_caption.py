@@ -19,6 +19,7 @@ from minigpt4.inference.pipeline import pipeline
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "caption.py"
+BROKEN = REPOSITORY / "tests" / "data" / "images"
 IMAGES = 9
 DYING = """
 import os, signal
@@ -110,6 +111,21 @@ def test_bad_image_is_a_line_with_its_error_and_the_others_have_captions(place, 
     (place.images / "103.jpg").write_bytes(before)
     assert place.run("captions", status=1) == lines
     assert place.run("captions", "--retry-failed") == lines[:3] + lines[4:] + [good[3]]
+
+
+def test_images_that_decoders_fail_on_are_lines_and_the_others_have_captions(place, monkeypatch):
+    good = place.run("good")
+    for number, file in enumerate(sorted(BROKEN.iterdir())):
+        (place.images / f"10{number}.jpg").write_bytes(file.read_bytes())
+    (place.images / "106.jpg").unlink()
+    os.mkfifo(place.images / "106.jpg")
+    images = [str(file) for file in sorted(place.images.rglob("*.jpg"))]
+    lines = place.run("captions", "--images", *images, "--options", "run.num_workers=1", status=1)
+    assert [line["image_id"] for line in lines if "error" in line] == ["100", "101", "106"]
+    assert all(f"{line['image_id']}.jpg: " in line["error"] for line in lines if "error" in line)
+    assert [line["caption"] for line in lines if "error" not in line][2:] == [line["caption"] for line in good][4:6] + [
+        line["caption"] for line in good
+    ][7:]
 
 
 def test_a_feature_cache_changes_no_caption_and_a_bad_image_is_still_one(place, monkeypatch):
