@@ -22,6 +22,8 @@ MAX_BYTES = 2 << 30
 """Of a file. The pixels that Pillow takes need less, uncompressed and with 16 bits a channel."""
 MAX_TILE = 1 << 24
 """Pixels of a tile of a TIFF that is smaller than its tiles."""
+MAX_SCANS = 100
+"""Of a progressive JPEG. Encoders write 10; each takes time for all pixels, and may have 14 bytes."""
 FORMATS = (
     *("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM", "DIB", "ICO", "PCX", "QOI", "SGI", "SUN"),
     *("HEIF", "JXL"),  # by plugins of Pillow, where they are registered
@@ -87,6 +89,8 @@ def opened(file: BinaryIO, label: str) -> Image.Image:
     tile = int(tags.get(TiffImagePlugin.TILEWIDTH, 0)) * int(tags.get(TiffImagePlugin.TILELENGTH, 0))
     if tile > max(MAX_TILE, image.width * image.height):
         raise SampleError(f"{label}: the image is too large; its tiles have {tile:,} pixels; save it without tiles")
+    if image.info.get("progressive") and _scans(file) > MAX_SCANS:
+        raise SampleError(f"{label}: the image has more than {MAX_SCANS} scans; save it anew, as PNG or JPEG")
     return image
 
 
@@ -102,6 +106,11 @@ def require_size(image: Image.Image, label: str) -> None:
         raise SampleError(
             f"{label}: the image is too narrow; {size}, and a side may be {MAX_RATIO} times the other; cut it in pieces"
         )
+
+
+def _scans(file: BinaryIO) -> int:
+    file.seek(0)  # decoders begin at a place of their own
+    return sum(chunk.count(b"\xff\xda") for chunk in iter(lambda: file.read(1 << 20), b""))
 
 
 def _other(file: BinaryIO) -> str:

@@ -119,6 +119,17 @@ def test_lazy_pillow_image_that_is_damaged_is_called_by_its_file(tmp_path):
         SMALL(Image.open(file))
 
 
+@pytest.mark.parametrize(("kind", "mode"), [("JPEG", "RGB"), ("MPO", "CMYK")])
+def test_jpeg_that_repeats_its_scans_is_not_decoded(kind, mode):
+    content = encoded(Image.effect_noise((64, 48), 50).convert(mode), kind, progressive=True)
+    start, end = content.rindex(b"\xff\xda"), content.rindex(b"\xff\xd9")
+    whole = np.asarray(open_image(content))
+    assert whole.std() > 10
+    assert np.array_equal(np.asarray(open_image(io.BytesIO(content))), whole)
+    with pytest.raises(SampleError, match=f"more than {formats.MAX_SCANS} scans"):
+        open_image(content[:end] + content[start:end] * 100 + content[end:])
+
+
 PEAKS = """
 import resource, sys
 from pathlib import Path
