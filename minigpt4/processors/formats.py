@@ -31,6 +31,9 @@ FORMATS = (
 )
 """What is decoded, by Pillow's names. It knows more, which nobody's data is; for EPS it runs another program."""
 
+TILE_WIDTH, TILE_LENGTH = 322, 323
+"""Tags of a TIFF."""
+
 # How files of other kinds begin, or go on after 4 bytes.
 _OTHERS = {
     b"%!PS": "EPS",
@@ -86,10 +89,10 @@ def opened(file: BinaryIO, label: str) -> Image.Image:
     except UnidentifiedImageError as error:
         raise SampleError(f"{label}: {_other(file)}") from error
     tags = getattr(image, "tag_v2", {})
-    tile = int(tags.get(TiffImagePlugin.TILEWIDTH, 0)) * int(tags.get(TiffImagePlugin.TILELENGTH, 0))
+    tile = int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0))
     if tile > max(MAX_TILE, image.width * image.height):
         raise SampleError(f"{label}: the image is too large; its tiles have {tile:,} pixels; save it without tiles")
-    if image.info.get("progressive") and _scans(file) > MAX_SCANS:
+    if image.info.get("progressive") and _scans(image.fp) > MAX_SCANS:
         raise SampleError(f"{label}: the image has more than {MAX_SCANS} scans; save it anew, as PNG or JPEG")
     return image
 
