@@ -14,6 +14,7 @@ from minigpt4.common.experiment import read_experiment
 from minigpt4.datasets import builder_of
 from minigpt4.evaluation.asking import without_datasets
 from minigpt4.evaluation.caption_run import for_evaluation
+from minigpt4.inference.origin import image_facts
 from minigpt4.inference.pipeline import image_processor
 
 REPOSITORY = Path(__file__).parents[2]
@@ -118,6 +119,16 @@ def test_mean_and_std_of_the_file_win_everywhere_with_one_warning_if_the_tower_h
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == (name == "resnet50")
     assert all("datasets.laion.vis_processor.train.mean" in record.getMessage() for record in warnings)
+
+
+def test_answers_are_kept_apart_by_what_was_done_to_the_images(read):
+    section = "{vis_processor: {eval: {name: blip2_image_eval, std: [1, 1, 1]}}}"
+    made = [
+        image_facts(read(tower(name) + f"datasets: {{laion: {own}}}\n" + RUN))
+        for name, own in (("eva_clip_g", "{}"), ("eva_clip_g", section), ("resnet50", "{}"), ("resnet50", section))
+    ]
+    assert made[0] == {}  # as before there were others
+    assert len({str(own) for own in made}) == 4
 
 
 def test_statistics_that_are_those_of_the_tower_are_no_warning(read, caplog):

@@ -21,6 +21,12 @@ REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "caption.py"
 BROKEN = REPOSITORY / "tests" / "data" / "images"
 IMAGES = 9
+OTHER_MEAN = [
+    "datasets.own.builder=image_caption_shards",
+    "datasets.own.build_info.storage=own.tar",
+    "datasets.own.vis_processor.eval.name=blip2_image_eval",
+    "datasets.own.vis_processor.eval.mean=[0,0,0]",
+]
 DYING = """
 import os, signal
 from minigpt4.inference.caption_file import CaptionFile
@@ -185,6 +191,7 @@ def test_file_made_with_another_prompt_checkpoint_or_decoding_is_refused(place, 
         (["--prompt", "<ImageHere> What?"], "prompt: "),
         (["--ckpt", str(other)], "checkpoint: "),
         (["--options", "run.generation.num_beams=2"], "decoding.num_beams: 1 then, 2 now"),
+        (["--options", *OTHER_MEAN], 'image_processor: null then, {"mean": [0, 0, 0]} now'),
         (["--images", str(place.images / "more")], "image_folder: "),
     ):
         assert place.run("captions", *change, status=2) == lines
