@@ -1,6 +1,8 @@
 """The three sections of a configuration, bound to their schemas and checked against each other."""
 
 import dataclasses
+import logging
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +10,17 @@ from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.binding import bind
-from minigpt4.common.schemas.datasets import DatasetConfig
-from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.common.schemas.datasets import DatasetConfig, VisProcessorConfig
+from minigpt4.common.schemas.model import EVA_CLIP_G, MiniGPT4Config
 from minigpt4.common.schemas.run import RunConfig
+
+log = logging.getLogger(__name__)
 
 # Known without importing the model, so that a typo is reported before torch is loaded.
 MODEL_SCHEMAS = {"minigpt4": MiniGPT4Config}
+
+STATISTICS = ("mean", "std")
+PUBLISHED_PROCESSORS = {"blip2_image_train", "blip2_image_eval"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +37,9 @@ class Experiment:
 
     source: str
     """The user's YAML file, for errors."""
+
+    image_processor: VisProcessorConfig
+    """What is done to images outside of the datasets: as these say for `eval`, where they agree."""
 
     def sections(self) -> dict[str, object]:
         """Schemas by section name, as `schemas.paths` takes them."""
@@ -59,10 +69,12 @@ def read_experiment(config: Config, *, training: bool = True) -> Experiment:
         for name in config.datasets_cfg
     }
     model = bind(_model_schema(config.model_cfg.arch), config.model_cfg, section="model", source=source)
-    experiment = Experiment(model, datasets, run, config.to_dict(), source)
+    _share_statistics(datasets.values())
+    experiment = Experiment(model, datasets, run, config.to_dict(), source, _image_processor(datasets, source))
     _set_image_sizes(experiment)
     _check_parallel(experiment)
     _check_kernels(experiment)
+    _set_statistics(experiment)
     return experiment
 
 
@@ -77,21 +89,77 @@ def _model_schema(arch: str) -> type:
     return cls.config_class
 
 
+def _share_statistics(datasets: Iterable[DatasetConfig]) -> None:
+    """A mean or std that stands with one split of a dataset only holds for the others: the model is the same."""
+    for dataset in datasets:
+        train, other = sections = dataset.vis_processor.train, dataset.vis_processor.eval
+        if train.name == other.name or {train.name, other.name} <= PUBLISHED_PROCESSORS:
+            for key in STATISTICS:
+                given = next((own.kwargs[key] for own in sections if own.kwargs.get(key) is not None), None)
+                for own in sections:
+                    if given is not None and own.kwargs.get(key) is None:
+                        own.kwargs[key] = given
+
+
+def _image_processor(datasets: Mapping[str, DatasetConfig], source: str) -> VisProcessorConfig:
+    sections = [dataset.vis_processor.eval for dataset in datasets.values()]
+    usual = VisProcessorConfig("blip2_image_eval")
+    if all((own.name, own.kwargs) == (sections[0].name, sections[0].kwargs) for own in sections):
+        return dataclasses.replace(sections[0]) if sections else usual
+    log.warning("%s: vis_processor.eval of the datasets differ; images of no dataset go through %s", source, usual.name)
+    return usual
+
+
+def _image_sections(experiment: Experiment) -> dict[str, VisProcessorConfig]:
+    """All image processors by their keys."""
+    sections = {
+        f"datasets.{name}.vis_processor.{split}": getattr(dataset.vis_processor, split)
+        for name, dataset in experiment.datasets.items()
+        for split in ("train", "eval")
+    }
+    return sections | {"datasets.NAME.vis_processor.eval": experiment.image_processor}
+
+
 def _set_image_sizes(experiment: Experiment) -> None:
     """Processors take the model's image size; one of its own is an error, which the original finds in step 1 only."""
     wanted = getattr(experiment.model, "image_size", None)
     if wanted is None:
         return
-    for name, dataset in experiment.datasets.items():
-        for split in ("train", "eval"):
-            processor = getattr(dataset.vis_processor, split)
-            if processor.image_size is None:
-                processor.image_size = wanted
-            if processor.image_size != wanted:
+    for key, processor in _image_sections(experiment).items():
+        if processor.image_size is None:
+            processor.image_size = wanted
+        if processor.image_size != wanted:
+            raise ConfigError(
+                f"{experiment.source}: {key}.image_size: {processor.image_size} must equal model.image_size: {wanted}"
+            )
+
+
+def _set_statistics(experiment: Experiment) -> None:
+    """Processors without mean and std take those of the tower's training; CLIP's, their default, are EVA-CLIP's."""
+    tower = getattr(experiment.model, "vit_model", EVA_CLIP_G)
+    if tower == EVA_CLIP_G or not isinstance(experiment.model, MiniGPT4Config):
+        return
+    # These load torch and timm, for which an error of the file should not have to wait.
+    from minigpt4.models.eva_vit import tower_statistics
+    from minigpt4.processors import takes_statistics
+
+    own = tower_statistics(tower)
+    log.info("model.vit_model %s: images are normalised with its own %s where the file sets no other", tower, own)
+    other = []
+    for key, section in _image_sections(experiment).items():
+        for name in STATISTICS if takes_statistics(section.name) else ():
+            given = section.kwargs.get(name)
+            if given is None and own is None:
                 raise ConfigError(
-                    f"{experiment.source}: datasets.{name}.vis_processor.{split}.image_size: "
-                    f"{processor.image_size} must equal model.image_size: {wanted}"
+                    f"{experiment.source}: {key}.{name}: is missing, and timm does not know with which {name} of "
+                    f"images {tower} was trained; set mean and std, three numbers each (R, G, B in 0..1)"
                 )
+            if given is None:
+                section.kwargs[name] = own[name]
+            elif own is not None and given != own[name]:
+                other.append(f"{key}.{name}: {given}")
+    if other:
+        log.warning("%s: %s; %s was trained with %s", experiment.source, "; ".join(other), tower, own)
 
 
 def _check_parallel(experiment: Experiment) -> None:

@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minigpt4.common.errors import SampleError
+from minigpt4.common.errors import SampleError, errors_as
 from minigpt4.features import FeatureStore, ImageRow, image_digest
 from minigpt4.processors import BaseProcessor, Levels, process_image
+from minigpt4.processors.formats import open_file
 
 
 class ImageReader:
@@ -28,7 +29,7 @@ class ImageReader:
         """
         if self._features is None:
             return process_image(self.processor, source, name)
-        content = source if isinstance(source, bytes) else _read(source)
+        content = source if isinstance(source, bytes) else _content(source)
         digest, store = image_digest(content), self._features
         row_QV = store.get(digest)
         if row_QV is not None:
@@ -43,8 +44,6 @@ class ImageReader:
         return process_image(self.processor, source, name, levels=True)
 
 
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise SampleError(f"{file}: cannot be opened ({error.strerror}); check the image path") from error
+def _content(file: Path) -> bytes:
+    with errors_as(SampleError, f"{file}: cannot be read"), open_file(file) as opened:
+        return opened.read()

@@ -22,7 +22,7 @@ from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
 from minigpt4.evaluation.predictions import Predictions
 from minigpt4.features.cache import cached_numbers, waiting_vision
 from minigpt4.inference.image_batches import Images
-from minigpt4.inference.origin import frozen_files
+from minigpt4.inference.origin import frozen_files, image_facts
 from minigpt4.inference.prompt_rules import PromptRules
 from minigpt4.models.generation import Answer
 from minigpt4.models.lockstep import in_step
@@ -96,6 +96,7 @@ class Asking:
             "versions": processes.share(versions()),
             "device": processes.device.type,
             **cached_numbers(self.cfg),
+            **image_facts(self.cfg),
         }
 
     # Making them

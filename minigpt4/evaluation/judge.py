@@ -138,9 +138,12 @@ def _messages(question: Question) -> list[dict[str, Any]]:
 def data_url(image: Path) -> str:
     """An image file as a `data:` URL; SampleError if it cannot be read."""
     picture = open_image(image)
-    with Image.open(image) as file:
-        kind, is_upright = SENT_AS_IT_IS.get(file.format), file.getexif().get(ExifTag.Orientation, 1) == 1
-    if kind is not None and is_upright:
+    try:
+        with Image.open(image) as file:
+            kind = SENT_AS_IT_IS.get(file.format) if file.getexif().get(ExifTag.Orientation, 1) == 1 else None
+    except Exception:  # its metadata are damaged, and the pixels are not
+        kind = None
+    if kind is not None:
         return f"data:{kind};base64,{base64.b64encode(image.read_bytes()).decode()}"
     png = io.BytesIO()
     picture.save(png, "PNG")

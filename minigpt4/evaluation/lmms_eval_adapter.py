@@ -24,12 +24,12 @@ from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.experiment import read_experiment
 from minigpt4.common.schemas.paths import require_paths
+from minigpt4.inference.pipeline import image_processor
 from minigpt4.models import MiniGPT4
 from minigpt4.models.generation import Decoding
 from minigpt4.models.sequence import IMAGE_PLACEHOLDER
 from minigpt4.models.training_text import apply_template
-from minigpt4.processors import Blip2ImageEvalProcessor
-from minigpt4.processors.images import to_rgb
+from minigpt4.processors import process_image
 
 try:
     from lmms_eval.api.instance import GenerationResult, Instance
@@ -97,7 +97,7 @@ class MiniGPT4Lmms(lmms):
         self.batch_size = int(batch_size)
         self.device = _device(device)
         self.model = MiniGPT4.from_config(experiment.model, device=self.device).eval()
-        self.processor = Blip2ImageEvalProcessor(image_size=experiment.model.image_size)
+        self.processor = image_processor(experiment)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answers in the order of the requests; each ends at a string of `until` or at `model.end_sym`."""
@@ -164,7 +164,8 @@ class MiniGPT4Lmms(lmms):
             wrong = next((one for one in visuals if not isinstance(one, Image.Image)), None)
             if wrong is not None:
                 raise SampleError(f"{request.where}: only images can be shown, not {type(wrong).__name__}")
-            images.append(torch.stack([self.processor(to_rgb(one)) for one in visuals]) if visuals else None)
+            pixels = [process_image(self.processor, one, request.where) for one in visuals]
+            images.append(torch.stack(pixels) if visuals else None)
             texts.append(apply_template(self.model.prompt_template, _with_images(request, len(visuals))))
         return images, texts
 

@@ -94,6 +94,8 @@ class CaptionFile:
 
     def _text(self) -> str:
         try:
+            if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
+                raise ConfigError(f"{OPTION}: {self.path} is a pipe or a device; captions go into a file")
             return self.path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return ""
@@ -109,8 +111,8 @@ class CaptionFile:
 
     def _require_same(self, made_from: Mapping[str, Any]) -> None:
         try:
-            before = json.loads(self.origin.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            before = dict(json.loads(self.origin.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ConfigError(
                 f"{OPTION}: {self.path} is there, but {self.origin.name} beside it, which says what it was made from, "
                 "cannot be read; choose another file"

@@ -20,7 +20,7 @@ from minigpt4.features.cache import cached_numbers, feature_cache
 from minigpt4.inference.caption_file import CaptionFile
 from minigpt4.inference.image_batches import ImageBatch, read_batches
 from minigpt4.inference.image_list import ImageFile, ImageList, cut
-from minigpt4.inference.origin import frozen_files
+from minigpt4.inference.origin import frozen_files, image_facts
 from minigpt4.inference.pipeline import Pipeline
 from minigpt4.inference.prompt_rules import PromptRules
 from minigpt4.models.lockstep import in_step
@@ -90,6 +90,7 @@ class Captioning:
             "image_folder": str(self.base),
             **self.rules.facts(),
             **cached_numbers(self.cfg),
+            **image_facts(self.cfg),
             "model": dataclasses.asdict(model),
             "frozen_files": {name: facts for name, *facts in frozen_files(model)},
         }

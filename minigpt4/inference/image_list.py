@@ -131,6 +131,8 @@ def _in_folder(folder: Path) -> list[tuple[str, ImageFile]]:
 
 
 def _in_list(source: Path, folder: Path) -> list[tuple[str, ImageFile]]:
+    if source.exists() and not source.is_file():
+        raise ConfigError(f"--images: {source}: cannot be read: it is neither a folder nor a file")
     with errors_as(ConfigError, f"--images: {source}: cannot be read"):
         text = decode(source.read_bytes())
     if source.suffix.lower() == ".txt":

@@ -30,7 +30,7 @@ from minigpt4.inference.checkpoint_switch import CheckpointSwitch
 from minigpt4.inference.engine import Engine
 from minigpt4.inference.prompt_rules import PromptRules, changed_settings
 from minigpt4.inference.source import read_source
-from minigpt4.processors import BaseProcessor, Blip2ImageEvalProcessor, process_image
+from minigpt4.processors import BaseProcessor, process_image
 
 log = logging.getLogger(__name__)
 
@@ -180,11 +180,8 @@ def images_at_once(cfg: Experiment) -> int:
 
 
 def image_processor(cfg: Experiment) -> BaseProcessor:
-    """What the evaluation of the configuration's dataset does to images; the usual where there is not exactly one."""
-    sections = [dataset.vis_processor.eval for dataset in cfg.datasets.values()]
-    if len(sections) != 1:
-        return Blip2ImageEvalProcessor(image_size=cfg.model.image_size)
-    (section,) = sections
+    """What an evaluation does to images."""
+    section = cfg.image_processor
     return registry.get_processor_class(section.name).from_config({"name": section.name, **section.arguments()})
 
 

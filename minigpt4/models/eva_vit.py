@@ -80,11 +80,45 @@ def _build_eva(cfg: MiniGPT4Config) -> Eva:
     return model
 
 
-def _build_timm(cfg: MiniGPT4Config) -> nn.Module:
-    if not timm.is_model(cfg.vit_model):
-        close = timm.list_models(f"*{cfg.vit_model}*")[:3] or [nearest(cfg.vit_model, timm.list_models())]
+def tower_statistics(name: str) -> dict[str, list[float]] | None:
+    """`mean` and `std` (R, G, B in 0..1) of the images that a timm model was trained on; None if timm does not say.
+
+    ConfigError for a name that timm does not know. A name without the variant (`vit_base_patch16_224`, not
+    `vit_base_patch16_224.dino`) is its first; where others were trained with other images, the log says so.
+    """
+    _require_timm_name(name)
+    own = _statistics(name)
+    if "." not in name:
+        others = [full for full in timm.list_pretrained(f"{name}.*") if _statistics(full) != own]
+        if others:
+            log.warning(
+                "model.vit_model: %s is taken for %s.%s; weights of %s were trained on images of other mean and std: "
+                "name the variant, too, if vit_weights are theirs",
+                *(name, name, timm.get_pretrained_cfg(name).tag, ", ".join(others)),
+            )
+    return own
+
+
+def _statistics(name: str) -> dict[str, list[float]] | None:
+    facts = timm.get_pretrained_cfg(name)
+    found = {} if facts is None else {key: [float(one) for one in getattr(facts, key)] for key in ("mean", "std")}
+    return found if all(len(numbers) == 3 for numbers in found.values()) and found else None
+
+
+def _require_timm_name(name: str) -> None:
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name}*")[:3] or [nearest(name, timm.list_models())]
         near = f"; near: {', '.join(close)}" if close[0] else ""
-        raise ConfigError(f"model.vit_model: {cfg.vit_model!r} is neither {EVA_CLIP_G} nor a timm model{near}")
+        raise ConfigError(f"model.vit_model: {name!r} is neither {EVA_CLIP_G} nor a timm model{near}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        variants = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise ConfigError(f"model.vit_model: {name!r} is no variant that timm knows: {', '.join(variants)}") from error
+
+
+def _build_timm(cfg: MiniGPT4Config) -> nn.Module:
+    _require_timm_name(cfg.vit_model)
     arguments: dict[str, Any] = {"drop_path_rate": cfg.drop_path_rate, **cfg.vit_config}
     try:
         model = timm.create_model(cfg.vit_model, num_classes=0, img_size=cfg.image_size, **arguments)

@@ -5,6 +5,7 @@ from minigpt4.processors.blip_processors import (
     Blip2ImageEvalProcessor,
     Blip2ImageTrainProcessor,
     BlipCaptionProcessor,
+    takes_statistics,
 )
 from minigpt4.processors.images import open_image, process_image, to_rgb
 from minigpt4.processors.levels import Levels
@@ -17,5 +18,6 @@ __all__ = [
     "Levels",
     "open_image",
     "process_image",
+    "takes_statistics",
     "to_rgb",
 ]

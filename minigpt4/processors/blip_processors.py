@@ -44,7 +44,8 @@ class _Blip2ImageProcessor(BaseProcessor):
 
     Fields:
         image_size: side of the output in pixels.
-        mean, std: three numbers each for R, G, B in 0..1; CLIP's by default.
+        mean, std: three numbers each for R, G, B in 0..1; CLIP's by default. A configuration with another vision
+            encoder than EVA-CLIP sets its own.
         min_scale, max_scale: accepted because published files hold them; like in the published code they
             have no effect, since there is no random crop.
         fast_resize: resize by torch's 8-bit kernel in place of Pillow's, which takes several times as long. On photos
@@ -123,6 +124,11 @@ class Blip2ImageTrainProcessor(_Blip2ImageProcessor):
 @registry.register_processor("blip2_image_eval")
 class Blip2ImageEvalProcessor(_Blip2ImageProcessor):
     """Image preprocessing for evaluation and chat: the same as for training."""
+
+
+def takes_statistics(name: str) -> bool:
+    """Whether a registered processor normalises as these do, by a `mean` and a `std`."""
+    return issubclass(registry.get_processor_class(name), _Blip2ImageProcessor)
 
 
 @registry.register_processor("blip_caption")

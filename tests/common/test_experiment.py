@@ -1,5 +1,9 @@
 """Sections bound together: what a whole configuration must agree on."""
 
+import logging
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,10 +11,34 @@ import pytest
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.experiment import read_experiment
+from minigpt4.datasets import builder_of
+from minigpt4.evaluation.asking import without_datasets
+from minigpt4.evaluation.caption_run import for_evaluation
+from minigpt4.inference.origin import image_facts
+from minigpt4.inference.pipeline import image_processor
 
+REPOSITORY = Path(__file__).parents[2]
 MODEL = "model: {arch: minigpt4, model_type: pretrain_vicuna0}\n"
 RUN = "run: {init_lr: 1e-4, max_epoch: 1, iters_per_epoch: 2}\n"
 SMALL_IMAGES = "{batch_size: 2, vis_processor: {train: {name: blip2_image_train, image_size: 112}}}"
+
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def tower(name: str) -> str:
+    return MODEL.replace("}", f", vit_model: {name}}}")
+
+
+def normalisation(experiment) -> set[tuple]:
+    """Mean and std of everything that images go through: training, validation, captions, evaluations, page, server."""
+    data = [builder_of(name, section) for name, section in experiment.datasets.items()]
+    processors = [builder.vis_processor(split) for builder in data for split in ("train", "val", "test")]
+    commands = [experiment, without_datasets(experiment), for_evaluation(experiment)] if data else [experiment]
+    processors += [image_processor(own) for own in commands]
+    return {(one.mean, one.std) for one in processors}
 
 
 @pytest.fixture
@@ -59,3 +87,108 @@ def test_compile_and_liger_exclude_each_other(read):
     model = MODEL.replace("}", ", llm_kernels: liger}")
     with pytest.raises(ConfigError, match=r"run\.compile and model\.llm_kernels: liger both fuse"):
         read(model + "datasets: {laion: {batch_size: 3}}\n" + RUN.replace("2}", "2, compile: True}"))
+
+
+# Mean and std of images
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("eva_clip_g", CLIP),
+        ("resnet50", IMAGENET),
+        ("vit_tiny_patch16_224", HALF),
+        ("vit_base_patch16_224.dino", IMAGENET),
+        ("vit_large_patch14_clip_224.openai", CLIP),
+    ],
+)
+@pytest.mark.parametrize("datasets", ["{}", "{cc_sbu_align: {}}", "{laion: {}, cc_sbu: {}}"])
+def test_images_are_normalised_as_in_the_training_of_the_tower(read, name, own, datasets):
+    run = RUN.replace("{", "{valid_splits: [val], ") if datasets == "{cc_sbu_align: {}}" else RUN
+    experiment = read(tower(name) + f"datasets: {datasets}\n" + run)
+    assert normalisation(experiment) == {own}
+
+
+@pytest.mark.parametrize("split", ["train", "eval"])
+@pytest.mark.parametrize("name", ["eva_clip_g", "resnet50"])
+def test_mean_and_std_of_the_file_win_everywhere_with_one_warning_if_the_tower_has_others(read, name, split, caplog):
+    section = f"{{name: blip2_image_{split}, mean: [0.1, 0.2, 0.3], std: [1, 1, 1]}}"
+    both = f"{{vis_processor: {{{split}: {section}}}}}"
+    experiment = read(tower(name) + f"datasets: {{laion: {both}, cc_sbu: {both}}}\n" + RUN)
+    assert normalisation(experiment) == {((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))}
+    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == (name == "resnet50")
+    assert all("datasets.laion.vis_processor.train.mean" in record.getMessage() for record in warnings)
+
+
+def test_answers_are_kept_apart_by_what_was_done_to_the_images(read):
+    section = "{vis_processor: {eval: {name: blip2_image_eval, std: [1, 1, 1]}}}"
+    made = [
+        image_facts(read(tower(name) + f"datasets: {{laion: {own}}}\n" + RUN))
+        for name, own in (("eva_clip_g", "{}"), ("eva_clip_g", section), ("resnet50", "{}"), ("resnet50", section))
+    ]
+    assert made[0] == {}  # as before there were others
+    assert len({str(own) for own in made}) == 4
+
+
+def test_statistics_that_are_those_of_the_tower_are_no_warning(read, caplog):
+    section = "{vis_processor: {train: {name: blip2_image_train, mean: [0.485, 0.456, 0.406]}}}"
+    assert normalisation(read(tower("resnet50") + f"datasets: {{laion: {section}}}\n" + RUN)) == {IMAGENET}
+    assert [record for record in caplog.records if record.levelno == logging.WARNING] == []
+
+
+def test_name_of_a_tower_that_was_trained_in_several_ways_is_told_to_be_one_of_them(read, caplog):
+    assert normalisation(read(tower("vit_base_patch16_224") + "datasets: {laion: {}}\n" + RUN)) == {HALF}
+    assert "vit_base_patch16_224.dino" in caplog.text
+
+
+def test_tower_whose_statistics_nobody_knows_needs_them(read, monkeypatch):
+    monkeypatch.setattr("timm.get_pretrained_cfg", lambda name: None)
+    with pytest.raises(ConfigError, match=r"user\.yaml: datasets\.laion\.vis_processor\.train\.mean: .*set mean"):
+        read(tower("resnet50") + "datasets: {laion: {}}\n" + RUN)
+    section = "{vis_processor: {train: {name: blip2_image_train, mean: [0, 0, 0], std: [1, 1, 1]}}}"
+    experiment = read(tower("resnet50") + f"datasets: {{laion: {section}}}\n" + RUN)
+    assert normalisation(experiment) == {((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("resnet_50", "near: .*resnet"), ("resnet50.nope", r"no variant that timm knows: resnet50\.a1")],
+)
+def test_tower_that_timm_does_not_know_is_named_with_those_that_it_knows(read, name, reason):
+    with pytest.raises(ConfigError, match=rf"model\.vit_model: '{name}'.*{reason}"):
+        read(tower(name) + "datasets: {laion: {}}\n" + RUN)
+
+
+def test_processor_without_mean_and_std_is_left_alone(read, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_processor.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from minigpt4.common.registry import registry\n"
+        "from minigpt4.processors import BaseProcessor\n"
+        "@registry.register_processor('own_processor')\n"
+        "@dataclass\n"
+        "class OwnProcessor(BaseProcessor):\n"
+        "    image_size: int = 224\n"
+        "    def __call__(self, item): return item\n"
+    )
+    sections = "{vis_processor: {train: {name: own_processor}, eval: {name: own_processor}}}"
+    experiment = read("imports: [own_processor]\n" + tower("resnet50") + f"datasets: {{laion: {sections}}}\n" + RUN)
+    assert type(image_processor(experiment)).__name__ == "OwnProcessor"
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "status"), [("eva_clip_g", RUN, 0), ("resnet50", RUN.replace("init_lr", "init_lrr"), 2)]
+)
+def test_neither_the_usual_tower_nor_a_typo_waits_for_torch(tmp_path, name, run, status):
+    file = tmp_path / "user.yaml"
+    file.write_text(tower(name) + "datasets: {laion: {}}\n" + run)
+    code = (
+        "import sys\nfrom types import SimpleNamespace\n"
+        "from minigpt4.common.config import Config\nfrom minigpt4.common.errors import ConfigError\n"
+        "from minigpt4.common.experiment import read_experiment\n"
+        "try: status = read_experiment(Config(SimpleNamespace(cfg_path=sys.argv[1], options=None))) and 0\n"
+        "except ConfigError: status = 2\n"
+        "sys.exit(1 if {'torch', 'timm'} & set(sys.modules) else status)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(file)], cwd=REPOSITORY).returncode == status

@@ -3,11 +3,14 @@
 import json
 import logging
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from minigpt4.common.errors import SampleError
 from minigpt4.datasets import BadSample, BadSampleLedger
+
+BROKEN = Path(__file__).parents[1] / "data" / "images"
 
 
 def _ledger(folder=None, max_share=1.0, max_in_a_row=1000, **keys):
@@ -142,3 +145,30 @@ def test_log_file_that_cannot_be_written_does_not_stop_the_run(tmp_path, caplog)
     ledger.add("birds/train", good=1, bad=_bad(1), in_a_row=1)
     assert "cannot be written" in caplog.text
     assert ledger.state_dict() == {"birds/train": [1, 1]}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["records", "shards"])
+def test_images_that_decoders_fail_on_are_bad_samples_and_training_goes_on(kind, workers, files, loaders, tools):
+    broken = sorted(BROKEN.iterdir())
+    names = [f"{number}" for number in range(6)] + [file.stem for file in broken]
+    contents = [tools.picture(number) for number in range(6)] + [file.read_bytes() for file in broken]
+    if kind == "records":
+        folder = files.images([])
+        for name, content in zip(names, contents, strict=True):
+            (folder / f"{name}.jpg").write_bytes(content)
+        annotations = files.json("all.json", [{"image_id": name, "caption": "A cat."} for name in names])
+        dataset = files.dataset("image_caption_json", ann_path=str(annotations), image_path=str(folder))
+    else:
+        pairs = [
+            [(f"{name}.jpg", content), (f"{name}.json", b'{"caption": "A cat."}')]
+            for name, content in zip(names, contents, strict=True)
+        ]
+        storage = str(files.tar("all.tar", [member for pair in pairs for member in pair]))
+        dataset = files.dataset("image_caption_shards", storage=storage)
+    ledger = tools.lenient_ledger(files.folder)
+    batches = tools.take(loaders.train(dataset, batch_size=2, num_workers=workers, ledger=ledger), 12)
+    assert set(tools.ids(batches)) == set(names[:6])
+    assert ledger.counts["birds/train"].bad > 0
+    reasons = [json.loads(line)["reason"] for line in (files.folder / "bad_samples.jsonl").read_text().splitlines()]
+    assert {name for name in names if any(f"{name}.jpg: " in reason for reason in reasons)} == set(names[6:])

@@ -1,6 +1,7 @@
 """Files of captions: what a second run keeps, mends and refuses."""
 
 import json
+import os
 
 import pytest
 
@@ -84,10 +85,13 @@ def test_file_of_another_origin_is_refused_with_what_differs_and_stays(open_file
     assert (file.path.read_bytes(), file.origin.read_bytes()) == before
 
 
-def test_file_of_unknown_origin_is_refused(open_file):
+@pytest.mark.parametrize("origin", [None, "", "[1]", "7", "[" * 100_000])
+def test_file_of_unknown_origin_is_refused(open_file, origin):
     file, _ = open_file()
     file.add([_line("a")])
     file.origin.unlink()
+    if origin is not None:
+        file.origin.write_text(origin)
     with pytest.raises(ConfigError, match=r"captions\.made_from\.json beside it.*cannot be read"):
         open_file()
 
@@ -115,5 +119,8 @@ def test_place_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(ConfigError, match="--output: cannot read .*folder.jsonl"):
         CaptionFile(tmp_path / "folder.jsonl").start(MADE_FROM, {}, retry_failed=False)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(ConfigError, match=r"--output: .*pipe.jsonl is a pipe"):
+        CaptionFile(tmp_path / "pipe.jsonl").start(MADE_FROM, {}, retry_failed=False)
     with pytest.raises(ConfigError, match=r"captions\.json must end in \.jsonl"):
         CaptionFile(tmp_path / "captions.json")

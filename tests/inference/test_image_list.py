@@ -1,14 +1,18 @@
 """Images without texts: which files, under which names."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.inference.image_batches import read_batches
 from minigpt4.inference.image_list import ImageList, find_images, images_to_caption
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
+
+BROKEN = Path(__file__).parents[1] / "data" / "images"
 
 
 @pytest.fixture
@@ -54,6 +58,28 @@ def test_limit_draws_by_the_seed_and_keeps_the_order(tmp_path):
     assert drawn[0] == drawn[1] != drawn[2]
     assert all(len(own) == 5 and own == sorted(own) for own in drawn)
     assert len(find_images(tmp_path, None, 100, 0)) == 20
+
+
+@pytest.mark.parametrize("text", ['["a.jpg"', "[" * 100_000, "\ufeff7", '{"image": "a.jpg"}'])
+def test_list_that_is_none_is_named(tmp_path, text):
+    (tmp_path / "list.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"--images: .*list\.json: (neither a folder nor JSON|must hold a list)"):
+        find_images(tmp_path / "list.json", None, None, 0)
+
+
+def test_list_that_is_a_pipe_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "list.json")
+    with pytest.raises(ConfigError, match=r"--images: .*list\.json: cannot be read: it is neither"):
+        images_to_caption([tmp_path / "list.json"])
+
+
+def test_evaluation_names_the_file_that_a_decoder_fails_on(tmp_path):
+    for file in BROKEN.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    images = ImageList(find_images(tmp_path, None, None, 0), Blip2ImageEvalProcessor(image_size=28))
+    (batch,) = read_batches(images, [[0, 1]], num_workers=1)
+    assert batch.numbers == []
+    assert [number for number, error in batch.errors.items() if images.items[number].file.name in error] == [0, 1]
 
 
 def test_folder_without_images_is_an_error(tmp_path):

@@ -19,7 +19,14 @@ from minigpt4.inference.pipeline import pipeline
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "caption.py"
+BROKEN = REPOSITORY / "tests" / "data" / "images"
 IMAGES = 9
+OTHER_MEAN = [
+    "datasets.own.builder=image_caption_shards",
+    "datasets.own.build_info.storage=own.tar",
+    "datasets.own.vis_processor.eval.name=blip2_image_eval",
+    "datasets.own.vis_processor.eval.mean=[0,0,0]",
+]
 DYING = """
 import os, signal
 from minigpt4.inference.caption_file import CaptionFile
@@ -112,6 +119,21 @@ def test_bad_image_is_a_line_with_its_error_and_the_others_have_captions(place, 
     assert place.run("captions", "--retry-failed") == lines[:3] + lines[4:] + [good[3]]
 
 
+def test_images_that_decoders_fail_on_are_lines_and_the_others_have_captions(place, monkeypatch):
+    good = place.run("good")
+    for number, file in enumerate(sorted(BROKEN.iterdir())):
+        (place.images / f"10{number}.jpg").write_bytes(file.read_bytes())
+    (place.images / "106.jpg").unlink()
+    os.mkfifo(place.images / "106.jpg")
+    images = [str(file) for file in sorted(place.images.rglob("*.jpg"))]
+    lines = place.run("captions", "--images", *images, "--options", "run.num_workers=1", status=1)
+    assert [line["image_id"] for line in lines if "error" in line] == ["100", "101", "106"]
+    assert all(f"{line['image_id']}.jpg: " in line["error"] for line in lines if "error" in line)
+    assert [line["caption"] for line in lines if "error" not in line][2:] == [line["caption"] for line in good][4:6] + [
+        line["caption"] for line in good
+    ][7:]
+
+
 def test_a_feature_cache_changes_no_caption_and_a_bad_image_is_still_one(place, monkeypatch):
     place.damage("103.jpg")
     plain = place.run("plain", status=1)
@@ -169,6 +191,7 @@ def test_file_made_with_another_prompt_checkpoint_or_decoding_is_refused(place, 
         (["--prompt", "<ImageHere> What?"], "prompt: "),
         (["--ckpt", str(other)], "checkpoint: "),
         (["--options", "run.generation.num_beams=2"], "decoding.num_beams: 1 then, 2 now"),
+        (["--options", *OTHER_MEAN], 'image_processor: null then, {"mean": [0, 0, 0]} now'),
         (["--images", str(place.images / "more")], "image_folder: "),
     ):
         assert place.run("captions", *change, status=2) == lines

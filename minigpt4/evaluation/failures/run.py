@@ -20,9 +20,9 @@ from minigpt4.evaluation.failures.verdicts import read_verdicts
 from minigpt4.evaluation.judge import AT_ONCE, Judge
 from minigpt4.features.cache import feature_cache
 from minigpt4.inference.image_list import ImageFile, ImageList
+from minigpt4.inference.pipeline import image_processor
 from minigpt4.inference.prompt_rules import PromptRules
 from minigpt4.models.generation import Answer
-from minigpt4.processors import Blip2ImageEvalProcessor
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def evaluate(run: FailureRun, processes: Processes) -> dict[str, Any] | None:
         log.info(
             "%s: %d images; prompt %r; stop %s; %s", task.name, len(run.images), own.prompt, own.stop, own.decoding
         )
-    images = ImageList(run.images, Blip2ImageEvalProcessor(image_size=run.cfg.model.image_size), feature_cache(run.cfg))
+    images = ImageList(run.images, image_processor(run.cfg), feature_cache(run.cfg))
     batches = images.batches(batch_size(run.cfg))
     said = Asking(run.cfg, images, batches, rules, run.checkpoints, run.folder).answers(processes)
     if said is None:

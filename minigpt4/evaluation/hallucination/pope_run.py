@@ -17,9 +17,9 @@ from minigpt4.evaluation.hallucination.pope import ObjectQuestion, score, write_
 from minigpt4.evaluation.tables import Table, score_table
 from minigpt4.features.cache import feature_cache
 from minigpt4.inference.image_list import ImageFile, ImageList
+from minigpt4.inference.pipeline import image_processor
 from minigpt4.inference.prompt_rules import PromptRules
 from minigpt4.models.generation import Answer
-from minigpt4.processors import Blip2ImageEvalProcessor
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def evaluate(run: PopeRun, processes: Processes) -> dict[str, Any] | None:
     rules = _rules(run)
     log.info("%d questions; prompt %r; stop %s; %s", len(run.questions), rules.prompt, rules.stop, rules.decoding)
     files = question_files(run.questions, run.images)
-    items = ImageList(files, Blip2ImageEvalProcessor(image_size=run.cfg.model.image_size), feature_cache(run.cfg))
+    items = ImageList(files, image_processor(run.cfg), feature_cache(run.cfg))
     asking = Asking(run.cfg, items, items.batches(batch_size(run.cfg)), [rules], run.checkpoints, run.folder)
     said = asking.answers(processes)
     if said is None:

@@ -1,0 +1,145 @@
+"""Damaged image files of every kind that Pillow writes: each is an image, or a SampleError that names it."""
+
+import io
+import random
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minigpt4.common.errors import SampleError
+from minigpt4.processors import Blip2ImageEvalProcessor, open_image, process_image
+
+MODES = ("RGB", "L", "P", "RGBA", "LA", "1", "CMYK", "I;16", "I", "F")
+MORE = {
+    "GIF": ({"save_all": True},),
+    "PNG": ({"save_all": True}, {"exif": True}),
+    "WEBP": ({"save_all": True}, {"exif": True}, {"lossless": True}),
+    "JPEG": ({"progressive": True, "exif": True}, {"icc_profile": b"profile" * 999, "comment": b"!" * 999}),
+    "TIFF": tuple({"compression": one} for one in ("tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits", "group4")),
+    "BMP": ({"compression": 1},),
+}
+PIXELS = 1 << 22
+"""Pillow's limit here: twice as many are refused."""
+MEMORY = 400
+"""MiB that a file may take under this limit."""
+ONLY = {"group4": ("1",), "jpeg": ("RGB", "L")}
+"""Compressions of TIFFs, in other modes of which the process dies."""
+NUMBERS = (0, 1, 2, 3, 255, 256, 999, 2048, 65_535, 65_536, 4_000_000, 2**31 - 1, 2**31, 2**32 - 1)
+
+
+@pytest.fixture(scope="module")
+def valid() -> list[bytes]:
+    """Files of all kinds and modes."""
+    Image.init()
+    colours = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    files = []
+    for kind in sorted(Image.SAVE):
+        for mode in MODES:
+            image = Image.fromarray(colours).convert("L" if mode == "I;16" else mode).convert(mode)
+            for options in ({}, *MORE.get(kind, ())):
+                if mode not in ONLY.get(options.get("compression"), MODES):
+                    continue
+                more = {"append_images": [image.copy()]} if "save_all" in options else {}
+                file = io.BytesIO()
+                try:
+                    image.save(file, kind, **options | more | ({"exif": exif} if "exif" in options else {}))
+                except Exception:  # the kind has no such mode
+                    continue
+                files.append(file.getvalue())
+    return files
+
+
+def damaged(files: list[bytes], choose: random.Random) -> bytes:
+    """One of the files, changed in up to three ways."""
+    content = bytearray(choose.choice(files))
+    for _ in range(choose.randint(1, 3)):
+        place = choose.randrange(max(1, choose.choice((len(content), min(len(content), 64)))))
+        change = choose.choice(("flip", "flip", "number", "number", "cut", "drop", "repeat", "splice", "fill"))
+        if change == "flip":
+            for _ in range(choose.choice((1, 2, 8))):
+                content[place : place + 1] = bytes([choose.randrange(256)])
+                place = choose.randrange(max(1, len(content)))
+        elif change == "number":  # a size, a count or an offset, as most headers have them
+            form = choose.choice(("<H", ">H", "<L", ">L"))
+            number = choose.choice(NUMBERS) & (0xFFFF if form[1] == "H" else 0xFFFFFFFF)
+            content[place : place + struct.calcsize(form)] = struct.pack(form, number)
+        elif change == "cut":
+            del content[place:]
+        elif change == "drop":
+            del content[place : place + choose.randint(1, 40)]
+        elif change == "repeat":
+            content[place:place] = content[place : place + choose.randint(1, 400)] * choose.choice((1, 2, 50))
+        elif change == "splice":
+            content[place:] = choose.choice(files)[place:]
+        else:
+            content[place : place + 20] = bytes([choose.choice((0, 255))]) * choose.choice((20, 5000))
+    return checked(bytes(content)) if choose.random() < 0.7 else bytes(content)
+
+
+def checked(content: bytes) -> bytes:
+    """A PNG with the checksums that its chunks have now, without which no decoder looks into them."""
+    if not content.startswith(b"\x89PNG"):
+        return content
+    place, chunks = 8, [content[:8]]
+    while place + 12 <= len(content):
+        size = min(int.from_bytes(content[place : place + 4], "big"), len(content) - place - 12)
+        body = content[place + 4 : place + 8 + size]
+        chunks += [content[place : place + 4], body, zlib.crc32(body).to_bytes(4, "big")]
+        place += 12 + size
+    return b"".join([*chunks, content[place:]])
+
+
+def peak_mib() -> int:
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1]) // 1024
+
+
+@pytest.fixture
+def bounded(monkeypatch) -> Iterator[None]:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", PIXELS)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = peak_mib()
+    yield
+    assert peak_mib() - before < MEMORY
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_image_is_an_image_or_an_error_that_names_it(valid, random_cases, bounded, tmp_path):
+    processor = Blip2ImageEvalProcessor(image_size=8, fast_decode=True)
+    counts = {"read": 0, "refused": 0}
+    for name, choose in random_cases(2500):
+        content = damaged(valid, choose)
+        file = tmp_path / f"a{choose.choice(('.jpg', '.png', '.tif', '.webp', '.avif', '.eps', ''))}"
+        file.write_bytes(content)
+        try:
+            image = open_image(file) if choose.random() < 0.5 else open_image(content, name=str(file))
+            found = image.mode, process_image(processor, file).shape
+            refusal = None
+        except SampleError as error:
+            refusal = str(error)
+        except Exception as error:
+            raise AssertionError(name) from error
+        if refusal is None:
+            assert found == ("RGB", (3, 8, 8)), name
+        else:
+            assert refusal.startswith(f"{file}: "), name
+        counts["read" if refusal is None else "refused"] += 1
+    assert min(counts.values()) > 0.1 * sum(counts.values())
+
+
+def test_undamaged_images_are_read_or_of_a_kind_that_is_not(valid):
+    refused = []
+    for content in valid:
+        try:
+            open_image(content)
+        except SampleError as error:
+            refused.append(str(error))
+    assert 0 < len(refused) < 0.5 * len(valid)
+    assert all("not an image" in reason for reason in refused)
