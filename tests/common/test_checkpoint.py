@@ -131,7 +131,7 @@ def test_truncated_or_empty_file_is_named_as_broken(tmp_path, name, share):
     with pytest.raises(WeightsError) as error:
         read_weights(path)
     assert str(error.value).startswith(f"{path}: broken")
-    assert str(error.value).endswith("Get it again.")
+    assert "get it again" in str(error.value)
 
 
 @pytest.mark.parametrize("content", ["<!DOCTYPE html><html>Not Found</html>", "hello", "version https://git-lfs\n"])
@@ -177,7 +177,8 @@ def test_whole_pickled_module_is_refused(tmp_path):
     ("content", "text"),
     [
         ([torch.ones(1)], "holds a list, not a dictionary of weights"),
-        ({"epoch": 3}, "holds no tensors"),
+        ({"epoch": 3}, "holds no tensors; it holds epoch (int)"),
+        ({"net": {"a": torch.ones(1)}, "ema": {"a": torch.ones(1)}}, "holds no tensors of its own, but in net, ema"),
         ({"model": [1, 2]}, "its entry 'model' is a list, not a dictionary"),
     ],
 )
@@ -185,7 +186,7 @@ def test_file_without_weights_is_refused(tmp_path, content, text):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(WeightsError) as error:
         read_state_dict(tmp_path / "w.pth")
-    assert str(error.value) == f"{tmp_path / 'w.pth'}: {text}"
+    assert str(error.value).startswith(f"{tmp_path / 'w.pth'}: {text}")
 
 
 # Copying
