@@ -144,9 +144,14 @@ def copy_strict(
     """Copy `state` into `target` in place; the keys and shapes must be equal and all numbers finite, else WeightsError
     says what differs, and nothing is copied. Floating-point dtypes are converted to the target's."""
     require_fit(target, state, source=source, hint=hint)
-    with torch.no_grad():
-        for name, tensor in target.items():
-            tensor.copy_(state[name])
+    copy_weights(target, state)
+
+
+@torch.no_grad()
+def copy_weights(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy tensors that are known to fit into those of the same names in `target`."""
+    for name, tensor in state.items():
+        target[name].copy_(tensor)
 
 
 def require_fit(

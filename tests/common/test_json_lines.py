@@ -44,5 +44,5 @@ def test_full_disk_costs_the_lines_and_is_said_once(caplog):
     lines.append({"step": 1})
     lines.append({"step": 2})
     assert [record.message for record in caplog.records] == [
-        "/dev/full: cannot be written (No space left on device); its lines are lost until that is mended"
+        "/dev/full: cannot be written (No space left on device); its lines are lost until that is fixed"
     ]
