@@ -96,7 +96,7 @@ def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, T
             raise WeightsError(f"{source}: its entry '{name}' is a {type(state).__name__}, not a dictionary")
     tensors = _tensors(state) or _tensors(_only_state(state, source))
     for name, tensor in tensors.items():
-        _require_plain(name, tensor, source)
+        require_plain(name, tensor, source)
     return _without_prefix(tensors, source)
 
 
@@ -117,7 +117,7 @@ def _only_state(content: Mapping[Any, Any], source: str | Path) -> Mapping[Any, 
     )
 
 
-def _require_plain(name: Any, tensor: Tensor, source: str | Path) -> None:
+def require_plain(name: Any, tensor: Tensor, source: str | Path) -> None:
     """WeightsError for what copying would make larger, or could not be copied."""
     is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
     if not is_plain or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu":

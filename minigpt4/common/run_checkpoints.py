@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from minigpt4.common.checkpoint import read_weights
-from minigpt4.common.errors import WeightsError
+from minigpt4.common.errors import WeightsError, errors_as
 
 log = logging.getLogger(__name__)
 
@@ -128,8 +128,10 @@ def amend_card(path: Path, **facts: Any) -> None:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Content of a checkpoint; WeightsError if it is broken or is not what its card says."""
     card = read_card(path)
-    if card is not None and path.is_file() and card["sha256"] != file_sha256(path):
-        raise WeightsError(f"{path}: its content is not what {card_path(path).name} says; take an earlier checkpoint")
+    with errors_as(WeightsError, f"{path}: cannot be read"):
+        if card is not None and path.is_file() and card["sha256"] != file_sha256(path):
+            card_name = card_path(path).name
+            raise WeightsError(f"{path}: its content is not what {card_name} says; take an earlier checkpoint")
     return read_weights(path)
 
 

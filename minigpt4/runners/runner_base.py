@@ -82,6 +82,7 @@ class RunnerBase:
 
     def train(self) -> bool:
         """Run to the last epoch; False if a signal asked to save and stop before."""
+        self.model.made_with()  # for the cards, of the files as they are now
         self.resume()
         self._announce()
         try:
