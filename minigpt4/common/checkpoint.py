@@ -65,7 +65,7 @@ def read_weights(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
             raise WeightsError(f"{path}: no such file")
         if path.suffix == ".safetensors":
             return load_safetensors(path)
-        is_zip = check_torch_file(path)
+        is_zip = check_torch_file(path, sums=not mapped)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
         except pickle.UnpicklingError as error:  # torch's own text is about switching its safety off

@@ -160,7 +160,9 @@ def _check_optimizer(path: Path, saved: Any, own: Mapping[str, Any], parameters:
     for number, (group, our) in enumerate(zip(groups, ours, strict=True)):
         # Other versions of torch save other switches, and which implementation computes is this run's choice.
         known = {key: our[key] for key in our if key in group and key not in ("fused", "foreach")}
-        require_like(group, {key: our[key] for key in GROUP_KEYS} | known, path, f"optimizer.param_groups[{number}]")
+        like = {key: our[key] for key in GROUP_KEYS} | known
+        like |= {key: float(value) for key, value in like.items() if type(value) is int}
+        require_like(group, like, path, f"optimizer.param_groups[{number}]")
     numbers = [number for group in groups for number in group["params"]]
     if len(numbers) != len(parameters):
         raise WeightsError(f"{path}: optimizer is of {len(numbers)} parameters, {len(parameters)} are trained here")
@@ -185,7 +187,8 @@ def _check_state(
         require_like(position.best, 0.0, path, "state.position.best")
     if min(position.epoch, position.iteration) < 0 or not ranks:
         raise WeightsError(f"{path}: state: is at {position}, saved by {len(ranks)} processes; that cannot be")
-    like = own | {"rng": own["rng"] | {"cuda": None, "python": [*own["rng"]["python"][:2], None]}, "data": {}}
+    rng = own["rng"] | {"cuda": None, "python": [*own["rng"]["python"][:2], None]}
+    like = own | {"rng": rng, "data": {}, "pending": None, "log": None}
     for number, entry in enumerate(ranks):
         where = f"state.ranks[{number}]"
         require_like(entry, like, path, where)
@@ -218,8 +221,8 @@ def _mapping(owner: Any, key: str) -> Mapping[Any, Any]:
 def require_like(value: Any, own: Any, path: Path, where: str) -> None:
     """WeightsError, naming file and entry, if `value` is not built like `own`.
 
-    That is the same types, all keys of its dictionaries, as many numbers in its lists, tensors of the same shape and
-    dtype. None in `own` stands for anything.
+    That is the same types, finite numbers, all keys of its dictionaries, as many numbers in its lists, tensors of the
+    same shape and dtype. None in `own` stands for anything.
     """
     if own is None:
         return
@@ -227,6 +230,8 @@ def require_like(value: Any, own: Any, path: Path, where: str) -> None:
     fits = {float: (int, float), list: (list, tuple), tuple: (list, tuple)}.get(kind, kind)
     if not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool):
         raise WeightsError(f"{path}: {where} is a {type(value).__name__}, a run saves a {kind.__name__} there")
+    if kind is float and not math.isfinite(value):
+        raise WeightsError(f"{path}: {where} is {value}")
     if isinstance(own, Mapping):
         if lost := [str(key) for key in own if key not in value]:
             raise WeightsError(f"{path}: {where} lacks {', '.join(lost)}")
