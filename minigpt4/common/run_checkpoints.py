@@ -50,8 +50,8 @@ def save_checkpoint(path: Path, content: Mapping[str, Any], card: Mapping[str, A
         _rename(new_card, card_path(path))
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
         raise WeightsError(
-            f"{path}: could not be saved: {_cause(error)}. Earlier checkpoints are untouched; free some space and go "
-            "on with run.resume_ckpt_path=auto"
+            f"{path}: could not be saved: {_cause(error)}. Earlier checkpoints are untouched; free some space, or make "
+            "the disk writable, and go on with run.resume_ckpt_path=auto"
         ) from error
     finally:
         _delete(new)

@@ -196,7 +196,7 @@ def trained_weights(
 
     Raises WeightsError with the difference, and with the reason where it is another LLM's projection.
     """
-    _refuse_other_parts(path, made_with, cfg)
+    _refuse_other_parts(path, content, made_with, cfg)
     state = drop_keys(state_dict_of(content, path), PUBLISHED_BUFFERS)
     _refuse_lora(state, path)
     _refuse_other_projection(state, target, path, cfg)
@@ -204,21 +204,30 @@ def trained_weights(
     optional = target.keys() - drop_keys(target, tolerated).keys()
     state = {name: tensor for name, tensor in state.items() if name in target or drop_keys({name: tensor}, tolerated)}
     target = {name: tensor for name, tensor in target.items() if name in state or name not in optional}
+    if not state.keys() & target.keys():
+        require_fit(target, state, source=path, hint="It holds nothing that is trained here: is it of another model?")
+        raise WeightsError(f"{path}: model.ckpt_allow_keys leaves nothing of it that is trained here")
     require_fit(target, state, source=path, hint=_frozen_hint(state, cfg))
     return state
 
 
-def _refuse_other_parts(path: Path, made_with: Mapping[str, Any], cfg: MiniGPT4Config) -> None:
-    """WeightsError if the card beside a checkpoint names another LLM or vision side; published files have no card."""
-    card = read_card(path) or {}
+def _refuse_other_parts(
+    path: Path, content: Mapping[str, Any], made_with: Mapping[str, Any], cfg: MiniGPT4Config
+) -> None:
+    """WeightsError if a checkpoint or the card beside it names another LLM or vision side; published ones name none."""
+    card, state = read_card(path) or {}, content.get("state")
+    inside = state.get("made_with") if isinstance(state, Mapping) else None
+    if isinstance(inside, Mapping):  # also where the file was copied without its card
+        card = card | inside
     there, here = card.get("llm_fingerprint"), made_with.get("llm_fingerprint")
     if there and here and there != here and not cfg.ckpt_any_llm:
         raise WeightsError(
-            f"{path}: was trained with the LLM {card.get('llm')} (fingerprint {there}), but model.llama_model is "
-            f"{cfg.llama_model} ({here}). A projection speaks one LLM's language; set model.ckpt_any_llm: True to load "
-            "it all the same."
+            f"{path}: was trained with the LLM {card.get('llm', 'of another run')} (fingerprint {there}), but "
+            f"model.llama_model is {cfg.llama_model} ({here}). A projection speaks one LLM's language; set "
+            "model.ckpt_any_llm: True to load it all the same."
         )
-    there, here = card.get("vision_fingerprints") or {}, made_with.get("vision_fingerprints", {})
+    there, here = card.get("vision_fingerprints"), made_with.get("vision_fingerprints", {})
+    there = there if isinstance(there, Mapping) else {}
     other = [key for key in here if key in there and here[key] != there[key]]
     if other and not cfg.ckpt_any_vision:
         files = "; ".join(

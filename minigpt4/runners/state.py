@@ -68,7 +68,7 @@ def content(
         **updates,
         "config": dict(config),
         "epoch": position.epoch - 1,  # the last whole one, as published
-        "state": {"position": asdict(position), "ranks": ranks},
+        "state": {"position": asdict(position), "ranks": ranks, "made_with": model.made_with()},
     }
 
 

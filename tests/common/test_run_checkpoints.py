@@ -1,6 +1,5 @@
 """Checkpoints of runs on disk: what counts as whole, what is found, what is deleted."""
 
-import errno
 import json
 import logging
 import os
@@ -225,19 +224,16 @@ def test_a_disk_that_turns_read_only_is_named_as_the_cause(disk, monkeypatch, ca
     old = disk / "checkpoint_iter_0.pth"
     save_checkpoint(old, content, {"iteration": 0})
     save_checkpoint(disk / "checkpoint_iter_1.pth", content, {"iteration": 1})
-    fsync = os.fsync
-
-    def turn_read_only(descriptor):
-        fsync(descriptor)
-        os.close(os.dup(descriptor))
-        subprocess.run(["mount", "-o", "remount,ro,force", str(disk)], capture_output=True)
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    monkeypatch.setattr(os, "fsync", turn_read_only)
     (disk / ".checkpoint_1.pth.1.tmp").write_bytes(b"half")
-    with pytest.raises(WeightsError, match=r"checkpoint_0.pth: could not be saved: .*Read-only file system"):
-        save_checkpoint(path, content, {"iteration": 2})
-    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    replace = type(path).replace
+
+    def turn_read_only(old, new):
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        return replace(old, new)
+
+    monkeypatch.setattr(type(path), "replace", turn_read_only)
+    with pytest.raises(WeightsError, match=r"checkpoint_iter_2.pth: could not be saved: .*Read-only file system"):
+        save_checkpoint(disk / "checkpoint_iter_2.pth", content, {"iteration": 2})
     with pytest.raises(WeightsError, match=r"checkpoint_0.json: could not be written: .*Read-only"):
         amend_card(path, valid_loss=1.0)
     drop_leftovers(disk)

@@ -200,3 +200,16 @@ def test_weights_of_a_vision_side_with_nan_are_named(changed_weights, build_mode
     file = changed_weights(parity_dir / "eva_vit_tiny.pth", lambda state: state["blocks.1.norm1.bias"].fill_(torch.nan))
     with pytest.raises(WeightsError, match=f"{file}: .*blocks.1.norm1.bias"):
         build_model(vit_weights=str(file))
+
+
+def test_a_checkpoint_of_another_model_gets_no_hint_to_allow_its_keys(tmp_path):
+    torch.save({"mm_projector.weight": torch.ones(2, 2)}, tmp_path / "mm_projector.bin")
+    with pytest.raises(WeightsError, match="mm_projector.bin(?s:.*)of another model") as error:
+        load_trained(projection(8), tmp_path / "mm_projector.bin", MiniGPT4Config())
+    assert "ckpt_allow_keys" not in str(error.value)
+
+
+def test_keys_that_are_allowed_to_differ_never_leave_nothing(tmp_path):
+    torch.save({"mm_projector.weight": torch.ones(2, 2)}, tmp_path / "w.bin")
+    with pytest.raises(WeightsError, match="w.bin: model.ckpt_allow_keys leaves nothing"):
+        load_trained(projection(8), tmp_path / "w.bin", MiniGPT4Config(ckpt_allow_keys=["*"]))

@@ -5,8 +5,6 @@ import shutil
 import pytest
 import torch
 
-from minigpt4.common.run_checkpoints import card_path
-
 AUTO = "run.resume_ckpt_path=auto"
 KEYS = {"llm": "model.llama_model", "vit": "model.vit_weights", "q_former": "model.q_former_model"}
 
@@ -62,10 +60,26 @@ def test_it_is_where_the_configuration_says_so(part, run, others, warm):
     assert "Going on from" in going.text()
 
 
-def test_an_old_card_that_names_no_vision_side_is_taken(run, others, warm, tmp_path):
-    tiny, folder = run
-    old = shutil.copytree(folder, tmp_path / folder.name)
-    card = card_path(old / "checkpoint_0.pth")
-    card.write_text(card.read_text().replace('"vision_fingerprints"', '"something"'))
-    going = warm.train(tiny, others["vit"], f"run.resume_ckpt_path={old / 'checkpoint_0.pth'}")
+@pytest.fixture
+def copied(run, tmp_path):
+    """A copy of the checkpoint without its card, after an edit of its content."""
+
+    def copy(edit):
+        content = torch.load(run[1] / "checkpoint_0.pth", weights_only=True)
+        edit(content)
+        torch.save(content, tmp_path / "copy.pth")
+        return f"run.resume_ckpt_path={tmp_path / 'copy.pth'}"
+
+    return copy
+
+
+@pytest.mark.parametrize("part", KEYS)
+def test_a_copy_without_its_card_knows_its_parts(part, run, others, warm, copied):
+    refused = warm.start(run[0], others[part], copied(lambda content: None))
+    assert refused.wait() == [2], refused.text()
+    assert KEYS[part] in refused.text()
+
+
+def test_an_old_checkpoint_that_names_no_parts_is_taken(run, others, warm, copied):
+    going = warm.train(run[0], others["vit"], copied(lambda content: content["state"].pop("made_with")))
     assert "Going on from" in going.text()
