@@ -1,8 +1,4 @@
-"""One writer for a folder: a lock that the kernel gives back when its process ends, however it ends.
-
-It is a POSIX record lock: those of a process are not passed on to the workers that it forks, so after a kill -9 of the
-process none stays behind, and NFS knows them.
-"""
+"""One writer for a folder: a lock that the kernel gives back when its process ends, however it ends."""
 
 import errno
 import fcntl
@@ -13,7 +9,6 @@ import platform
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
 
 from minigpt4.common.errors import RunError
 
@@ -23,65 +18,76 @@ FILE = "in_use.lock"
 PATIENCE = 5.0
 """Seconds: a process that was killed keeps its locks until its memory has been given back."""
 
-_held: dict[tuple[int, Path], IO[str]] = {}
-"""By process and folder, open until the process ends: closing any handle of a file would give its lock back."""
+_held: dict[Path, int] = {}
+"""Open descriptors by folder. A lock lives as long as any process has its descriptor."""
 
 
 def hold_folder(folder: Path, way_out: str, patience: float = PATIENCE) -> None:
-    """Keep other processes out of `folder` until this one ends; once is enough.
+    """Keep other processes out of `folder` until this one ends; to ask again is fine.
 
     RunError, which says who is in there and then `way_out`, if another one is; also if the folder cannot be written to.
     A file system without locks costs a warning.
     """
     folder = folder.resolve()
-    if (os.getpid(), folder) in _held:
+    if folder in _held:
         return
+    path, end = folder / FILE, time.monotonic() + patience
     try:
-        file = (folder / FILE).open("a+", encoding="utf-8")
-    except OSError as error:
-        raise RunError(f"{folder / FILE}: cannot be written: {error.strerror}. {way_out}") from error
-    if _locked(file, folder, way_out, patience):
-        _held[os.getpid(), folder] = file
-        _sign(file)
-
-
-def _locked(file: IO[str], folder: Path, way_out: str, patience: float) -> bool:
-    end = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                log.warning(
-                    "%s: its file system has no locks (%s), so nothing keeps a second run out of it",
-                    folder,
-                    error.strerror,
-                )
-                return False
+        path.touch()
+        while (descriptor := _locked(path)) is None:
             if time.monotonic() >= end:
-                raise RunError(f"{folder}: is in use by {_holder(file)}. {way_out}") from error
-        time.sleep(0.1)
+                raise RunError(f"{folder}: is in use by {_holder(path)}. {way_out}")
+            time.sleep(0.1)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            raise RunError(f"{path}: cannot be written: {error.strerror}. {way_out}") from error
+        log.warning("%s: its file system has no locks (%s); nothing keeps a second run out", folder, error.strerror)
+        return
+    _held[folder] = descriptor
+    _sign(path)
 
 
-def _holder(file: IO[str]) -> str:
+def _locked(path: Path) -> int | None:
+    """The descriptor of a lock, None if another process has it.
+
+    Opened for reading, so that the disk can still be made read-only; NFS wants it opened for writing.
+    """
+    for mode in (os.O_RDONLY, os.O_RDWR):
+        descriptor = os.open(path, mode)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        except OSError as error:
+            os.close(descriptor)
+            if error.errno != errno.EBADF or mode == os.O_RDWR:
+                raise
+    return None
+
+
+def _leave_to_parent() -> None:
+    """In a forked worker: the lock is to end with the parent."""
+    for descriptor in _held.values():
+        os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def _holder(path: Path) -> str:
     try:
-        file.seek(0)
-        by = json.loads(file.read())
+        by = json.loads(path.read_text(encoding="utf-8"))
         return f"process {by['pid']} on {by['host']}, since {by['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 
 
-def _sign(file: IO[str]) -> None:
-    by = {
-        "pid": os.getpid(),
-        "host": platform.node(),
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+def _sign(path: Path) -> None:
+    since = datetime.now(UTC).isoformat(timespec="seconds")
     try:
-        file.truncate(0)
-        file.write(json.dumps(by) + "\n")
-        file.flush()
+        path.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}) + "\n")
     except OSError as error:
-        log.warning("%s: cannot be written (%s); the folder is locked all the same", file.name, error.strerror)
+        log.warning("%s: cannot be written (%s); the folder is locked all the same", path, error.strerror)

@@ -77,13 +77,38 @@ def test_a_file_system_without_locks_costs_a_warning(tmp_path, monkeypatch, capl
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with caplog.at_level(logging.WARNING):
         hold_folder(tmp_path, "")
     assert f"{tmp_path}: its file system has no locks" in caplog.text
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path):
-    (tmp_path / FILE).mkdir()
-    with pytest.raises(RunError, match=FILE):
-        hold_folder(tmp_path, "")
+    with pytest.raises(RunError, match=f"none/{FILE}: cannot be written"):
+        hold_folder(tmp_path / "none", "")
+
+
+def test_where_a_lock_needs_a_file_that_is_open_for_writing_it_gets_one(tmp_path, monkeypatch):
+    """As on NFS."""
+    flock = fcntl.flock
+
+    def of_nfs(descriptor, operation):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+    hold_folder(tmp_path, "")
+    with (tmp_path / FILE).open() as other, pytest.raises(BlockingIOError):
+        flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_forked_worker_does_not_take_itself_for_the_holder(tmp_path):
+    hold_folder(tmp_path, "")
+    if not (child := os.fork()):
+        try:
+            hold_folder(tmp_path, "", patience=0)
+            os._exit(0)
+        except RunError:
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
