@@ -20,6 +20,8 @@ from minigpt4.common.errors import ConfigError
 log = logging.getLogger(__name__)
 
 RUN_JSON = "run.json"
+FACT_TYPES = {"number": int, "started": str, "id": str}
+"""Of what is read from `run.json`."""
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "webdataset", "omegaconf", "safetensors", "pillow")
 
 
@@ -75,12 +77,14 @@ class RunFolder:
         return self.path / RUN_JSON
 
     def facts(self) -> dict[str, Any]:
-        """What `run.json` says; empty if there is none that can be read."""
+        """What `run.json` says; empty if there is none that can be read. What cannot be is left out."""
         try:
             facts = json.loads(self.run_json.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
-        return facts if isinstance(facts, dict) else {}
+        if not isinstance(facts, dict):
+            return {}
+        return {key: value for key, value in facts.items() if isinstance(value, FACT_TYPES.get(key, object))}
 
     def describe(self, config: Mapping[str, Any], *, seed: int, world_size: int) -> None:
         """Write `run.json` at the start of a run.
