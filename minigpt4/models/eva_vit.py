@@ -142,10 +142,11 @@ def _fit_position_embedding(state: dict[str, Tensor], model: Eva, path: Path) ->
     stored = state.get("pos_embed")
     if stored is None or stored.shape == model.pos_embed.shape:
         return
-    if stored.ndim != 3 or not stored.is_floating_point() or stored.shape[1] < 2:
+    own = model.pos_embed
+    if stored.ndim != 3 or stored[:, :1].shape != own[:, :1].shape or not stored.is_floating_point():
         return  # `copy_strict` says what it is
     side = round((stored.shape[1] - 1) ** 0.5)
-    if side * side + 1 != stored.shape[1]:
+    if side < 1 or side * side + 1 != stored.shape[1]:
         raise WeightsError(f"{path}: pos_embed has {stored.shape[1]} positions, not a square grid and a class token")
     grid = list(model.patch_embed.grid_size)
     log.info("Interpolating the position embedding of %s from %dx%d to %dx%d", path, side, side, *grid)

@@ -131,7 +131,7 @@ def odd_tensor(tensor: torch.Tensor, rng: random.Random) -> Any:
             lambda: tensor.to_sparse(),
             lambda: tensor.reshape(1, -1).to_sparse_csr(),
             lambda: tensor.to("meta"),
-            lambda: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+            lambda: torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.qint8),
             lambda: torch.nested.nested_tensor([tensor, tensor]),
             lambda: tensor[None],
             lambda: tensor.flatten()[0],

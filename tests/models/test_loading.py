@@ -213,3 +213,13 @@ def test_keys_that_are_allowed_to_differ_never_leave_nothing(tmp_path):
     torch.save({"mm_projector.weight": torch.ones(2, 2)}, tmp_path / "w.bin")
     with pytest.raises(WeightsError, match="w.bin: model.ckpt_allow_keys leaves nothing"):
         load_trained(projection(8), tmp_path / "w.bin", MiniGPT4Config(ckpt_allow_keys=["*"]))
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 64), (2, 10, 64), (1, 10, 3), (17, 64), (1, 1, 64), (1, 0, 64), ()])
+def test_a_position_embedding_of_an_odd_shape_is_named(changed_weights, build_model, parity_dir, shape):
+    file = changed_weights(parity_dir / "eva_vit_tiny.pth", lambda state: state.update(pos_embed=torch.ones(shape)))
+    if shape == (1, 5, 64):
+        build_model(vit_weights=str(file))  # a grid of 2 x 2, interpolated
+        return
+    with pytest.raises(WeightsError, match=f"{file}(?s:.*)pos_embed"):
+        build_model(vit_weights=str(file))
