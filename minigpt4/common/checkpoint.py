@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
-from minigpt4.common.errors import WeightsError, errors_as
+from minigpt4.common.errors import WeightsError, errors_as, first_line
 from minigpt4.common.torch_files import check_torch_file
 
 log = logging.getLogger(__name__)
@@ -60,16 +60,20 @@ def read_weights(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
     that needs more memory than it has bytes.
     """
     path = Path(path)
-    with errors_as(WeightsError, f"{path}: broken, truncated or not a weights file, get it again"):
+    try:
         if not path.is_file():
             raise WeightsError(f"{path}: no such file")
         if path.suffix == ".safetensors":
             return load_safetensors(path)
         is_zip = check_torch_file(path, sums=not mapped)
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
-        except pickle.UnpicklingError as error:  # torch's own text is about switching its safety off
-            raise WeightsError(f"{path}: broken or not written by torch.save; get it again") from error
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+    except WeightsError:
+        raise
+    except Exception as error:
+        cause = first_line(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch's own text is about switching its safety off
+            cause = "torch.save did not write it"
+        raise WeightsError(f"{path}: broken or truncated, or not a weights file: {cause}. Get it again.") from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
     return dict(content)

@@ -131,7 +131,7 @@ def test_truncated_or_empty_file_is_named_as_broken(tmp_path, name, share):
     with pytest.raises(WeightsError) as error:
         read_weights(path)
     assert str(error.value).startswith(f"{path}: broken")
-    assert "get it again" in str(error.value)
+    assert str(error.value).endswith("Get it again.")
 
 
 @pytest.mark.parametrize("content", ["<!DOCTYPE html><html>Not Found</html>", "hello", "version https://git-lfs\n"])

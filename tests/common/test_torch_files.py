@@ -73,7 +73,7 @@ def test_a_pickle_that_claims_more_than_its_record_has_is_refused(tmp_path):
         (lambda entries: entries[1:], "data.pkl"),
         (edited("data/0", lambda data: data[:-4]), "claims 400 bytes of data/0"),
         (edited("data.pkl", lambda data: data.replace(b"_rebuild_tensor_v2", b"_rebuild_qtensor")), "_rebuild_qtensor"),
-        (edited("data.pkl", lambda data: data.replace(b"storage", b"module", 1)), "get it again"),
+        (edited("data.pkl", lambda data: data.replace(b"storage", b"module", 1)), "Get it again."),
         (edited("data.pkl", lambda data: data[:40]), "broken"),
     ],
 )
