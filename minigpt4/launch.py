@@ -9,6 +9,7 @@ from minigpt4 import models, runners
 from minigpt4.common.distributed import Processes, start_processes, stop_processes
 from minigpt4.common.errors import MiniGPT4Error, RunError
 from minigpt4.common.experiment import Experiment
+from minigpt4.common.folder_lock import hold_folder
 from minigpt4.common.registry import registry
 from minigpt4.common.rng import seed_everything
 from minigpt4.common.run_checkpoints import newest_checkpoint
@@ -35,6 +36,11 @@ log = logging.getLogger(__name__)
 
 SHIPPED = (models, runners)
 """Importing these registers what a YAML may name; tasks and datasets are imported above."""
+
+IN_USE = (
+    "Two runs in one folder would mix their files: wait for it to end or stop it. To branch off beside it, name a "
+    "checkpoint by run.resume_ckpt_path, which starts a folder of its own"
+)
 
 
 def check_needs(run: RunConfig) -> None:
@@ -65,14 +71,22 @@ def choose_folder(experiment: Experiment, processes: Processes) -> tuple[Experim
 
 
 def _choose(experiment: Experiment) -> tuple[str | None, str]:
+    """Checkpoint and folder; the folder is this process's from here on."""
     run, output = experiment.run, Path(experiment.run.output_dir)
-    if run.resume_ckpt_path == AUTO:
-        newest = newest_checkpoint(output, run.job_name)
-        if newest is not None:
-            return str(newest), str(newest.parent)
+    if run.resume_ckpt_path != AUTO:
+        return run.resume_ckpt_path, _own(RunFolder.create(output).path)
+    newest = newest_checkpoint(output, run.job_name)
+    if newest is None:
         log.info("No checkpoint of job %s in %s yet: starting from scratch", run.job_name, output)
-        return None, str(RunFolder.create(output).path)
-    return run.resume_ckpt_path, str(RunFolder.create(output).path)
+        return None, _own(RunFolder.create(output).path)
+    folder = _own(newest.parent)
+    # Who was in there until now may have gone on meanwhile.
+    return str(newest_checkpoint(newest.parent.parent, run.job_name, newest.parent.name) or newest), folder
+
+
+def _own(folder: Path) -> str:
+    hold_folder(folder, IN_USE)
+    return str(folder)
 
 
 def show_first_samples(datasets: Mapping[str, Mapping[str, Dataset]]) -> None:

@@ -1,26 +1,31 @@
 """Reading weights: safe (`weights_only`), strict (set equality of keys), with errors that name the file.
 
 Formats: bare state dicts (`eva_vit_g.pth`), LAVIS files (`{"model": {...}}`), published MiniGPT-4 checkpoints
-(`{"model", "optimizer", "scaler", "config", "epoch"}`) and safetensors.
+(`{"model", "optimizer", "scaler", "config", "epoch"}`), Lightning's (`{"state_dict": {...}}`) and safetensors.
 """
 
 import fnmatch
+import logging
 import pickle
-import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file as load_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
-from minigpt4.common.errors import WeightsError
+from minigpt4.common.errors import WeightsError, errors_as, first_line
+from minigpt4.common.torch_files import check_torch_file
+
+log = logging.getLogger(__name__)
 
 MAX_NAMED = 8
+CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
+"""Entries under which programs save the weights: this one and LAVIS, Lightning, plain PyTorch, DeepSpeed."""
+WRAPPERS = ("module.", "model.", "_orig_mod.", "_forward_module.")
+"""What DDP, a Lightning module, torch.compile and DeepSpeed put before the names of the model inside."""
 DOWNLOAD_HINT = "python scripts/download_weights.py --list shows where each published file is"
 
 
@@ -30,16 +35,17 @@ def find_weights(value: str | None, key: str, published_name: str) -> Path:
     A URL or an unset value is looked up by file name in `weights/` and in torch's download cache, where the
     original code kept its files. Raises WeightsError, naming the YAML key, if nothing is there.
     """
-    if value and not urlparse(str(value)).scheme.startswith("http"):
-        path = Path(value).expanduser()
-        if path.is_file():
-            return path
-        raise WeightsError(f"{key}: there is no file {path}. {DOWNLOAD_HINT}")
-    name = Path(urlparse(value).path).name if value else published_name
-    places = [Path("weights") / name, Path(torch.hub.get_dir()) / "checkpoints" / name]
-    for path in places:
-        if path.is_file():
-            return path
+    with errors_as(WeightsError, f"{key}: {value}"):
+        if value and not urlparse(str(value)).scheme.startswith("http"):
+            path = Path(value).expanduser()
+            if path.is_file():
+                return path
+            raise WeightsError(f"{key}: there is no file {path}. {DOWNLOAD_HINT}")
+        name = Path(urlparse(value).path).name if value else published_name
+        places = [Path("weights") / name, Path(torch.hub.get_dir()) / "checkpoints" / name]
+        for path in places:
+            if path.is_file():
+                return path
     looked = " and ".join(map(str, places))
     raise WeightsError(f"{key}: {name} was not found (looked for {looked}); set {key} to it. {DOWNLOAD_HINT}")
 
@@ -50,70 +56,144 @@ def read_weights(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
     `mapped`: leave the tensors of a pickle on disk until they are read, then in memory that processes share, as those
     of safetensors always are. Files of torch before 1.6 are read whole all the same.
 
-    Raises WeightsError for a missing or truncated file and for a pickle that holds more than plain data.
+    Raises WeightsError for a missing or truncated file, for a pickle that holds more than plain data, and for a file
+    that needs more memory than it has bytes.
     """
     path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
     try:
+        if not path.is_file():
+            raise WeightsError(f"{path}: no such file")
         if path.suffix == ".safetensors":
             return load_safetensors(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        raise WeightsError(_unpickling_text(path, error)) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        size = path.stat().st_size
-        raise WeightsError(f"{path}: broken or truncated ({size:,} bytes): {error}. Get it again.") from error
+        is_zip = check_torch_file(path, sums=not mapped)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and is_zip)
+    except WeightsError:
+        raise
+    except Exception as error:
+        cause = first_line(error)
+        if isinstance(error, pickle.UnpicklingError):  # torch's own text is about switching its safety off
+            cause = "torch.save did not write it"
+        raise WeightsError(f"{path}: broken or truncated, or not a weights file: {cause}. Get it again.") from error
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: holds a {type(content).__name__}, not a dictionary of weights")
     return dict(content)
 
 
-def _unpickling_text(path: Path, error: Exception) -> str:
-    """torch's own text is about switching its safety off; what it refused stands somewhere in there."""
-    refused = re.search(r"GLOBAL (\S+)|Can only .*", str(error))
-    if refused:
-        return (
-            f"{path}: refused, the pickle asks to run code or to build objects that are not plain tensors "
-            f"({refused[1] or refused[0]}). If you trust its author, load it elsewhere and save only the tensors."
-        )
-    return f"{path}: broken, truncated or not a weights file ({path.stat().st_size:,} bytes). Get it again."
-
-
 def read_state_dict(path: str | Path, *, mapped: bool = False) -> dict[str, Tensor]:
-    """The tensors of a weights file: its `model` entry if it has one, else the file itself; see `read_weights`."""
-    content = read_weights(path, mapped=mapped)
-    state = content.get("model", content)
-    if not isinstance(state, Mapping):
-        raise WeightsError(f"{path}: its entry 'model' is a {type(state).__name__}, not a dictionary")
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise WeightsError(f"{path}: holds no tensors")
+    """The tensors of a weights file, see `read_weights` and `state_dict_of`."""
+    return state_dict_of(read_weights(path, mapped=mapped), path)
+
+
+def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
+    """The weights in the content of a file: its `model` entry (or what Lightning, DeepSpeed and others call it), else
+    the file itself, without the prefix that a wrapper such as DDP put before all names.
+
+    Raises WeightsError, naming `source`, where there are none, or tensors that are no plain ones in memory.
+    """
+    state: Any = content
+    for _ in CONTAINERS:  # one in another at most so often, for a pickle may hold itself
+        name = next((name for name in CONTAINERS if name in state and not isinstance(state[name], Tensor)), None)
+        if name is None:
+            break
+        state = state[name]
+        if not isinstance(state, Mapping):
+            raise WeightsError(f"{source}: its entry '{name}' is a {type(state).__name__}, not a dictionary")
+    tensors = _tensors(state) or _tensors(_only_state(state, source))
+    for name, tensor in tensors.items():
+        require_plain(name, tensor, source)
+    return _without_prefix(tensors, source)
+
+
+def _tensors(state: Mapping[Any, Any]) -> dict[Any, Tensor]:
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _only_state(content: Mapping[Any, Any], source: str | Path) -> Mapping[Any, Any]:
+    """The one entry that is a dictionary with tensors; WeightsError says what there is instead."""
+    states = [key for key, value in content.items() if isinstance(value, Mapping) and _tensors(value)]
+    if len(states) == 1:
+        return content[states[0]]
+    found = _some([f"{key} ({type(value).__name__})" for key, value in content.items()]) or "nothing"
+    several = f" of its own, but in {_some(list(map(str, states)))}" if states else ""
+    raise WeightsError(
+        f"{source}: holds no tensors{several}; it holds {found}. Save the dictionary of weights alone, or as its entry "
+        "'model'"
+    )
+
+
+def require_plain(name: Any, tensor: Tensor, source: str | Path) -> None:
+    """WeightsError for what copying would make larger, or could not be copied."""
+    is_plain = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    if not is_plain or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu":
+        kind = f"{type(tensor).__name__}, {tensor.layout}, {tensor.dtype}, on {tensor.device}"
+        raise WeightsError(f"{source}: {name} is no plain tensor in memory ({kind}); save it as one")
+    if not isinstance(name, str):
+        raise WeightsError(f"{source}: a tensor is called {name!r}, which is no name of a weight")
+    if tensor.nbytes > tensor.untyped_storage().nbytes():
+        raise WeightsError(
+            f"{source}: {name} is {tuple(tensor.shape)}, an expanded view of fewer numbers; save it .contiguous()"
+        )
+
+
+def _without_prefix(tensors: dict[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    while prefix := next((p for p in WRAPPERS if all(name.startswith(p) for name in tensors)), ""):
+        log.info("%s: all names begin with '%s', which a wrapper put there; it is taken off", source, prefix)
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     return tensors
 
 
 def copy_strict(
     target: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str | Path, hint: str = ""
 ) -> None:
-    """Copy `state` into `target` in place; the keys and shapes must be equal, else WeightsError says how they
-    differ. Dtypes are converted to the target's."""
-    missing, extra = sorted(target.keys() - state.keys()), sorted(state.keys() - target.keys())
+    """Copy `state` into `target` in place; the keys and shapes must be equal and all numbers finite, else WeightsError
+    says what differs, and nothing is copied. Floating-point dtypes are converted to the target's."""
+    require_fit(target, state, source=source, hint=hint)
+    copy_weights(target, state)
+
+
+@torch.no_grad()
+def copy_weights(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy tensors that are known to fit into those of the same names in `target`."""
+    for name, tensor in state.items():
+        target[name].copy_(tensor)
+
+
+def require_fit(
+    target: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str | Path, hint: str = ""
+) -> None:
+    """WeightsError unless `copy_strict` would copy."""
+    common = [name for name in target if name in state]
     wrong = [
         f"{name} is {tuple(state[name].shape)} in the file, {tuple(target[name].shape)} in the model"
-        for name in target
-        if name in state and state[name].shape != target[name].shape
+        for name in common
+        if state[name].shape != target[name].shape
     ]
-    problems = [
-        f"{title}: {_some(names)}"
-        for title, names in (("missing", missing), ("not expected", extra), ("wrong shape", wrong))
-        if names
+    other = [
+        f"{name} is {state[name].dtype} in the file, {target[name].dtype} in the model"
+        for name in common
+        if state[name].is_floating_point() != target[name].is_floating_point() or state[name].is_complex()
     ]
-    if problems:
-        text = f"{source} does not fit the model.\n  " + "\n  ".join(problems)
+    problems = {
+        "missing": sorted(target.keys() - state.keys()),
+        "not expected": sorted(state.keys() - target.keys()),
+        "wrong shape": wrong,
+        "wrong type": other,
+    }
+    if any(problems.values()):
+        lines = [f"{title}: {_some(names)}" for title, names in problems.items() if names]
+        text = "\n  ".join([f"{source} does not fit the model.", *lines])
         raise WeightsError(f"{text}\n  {hint}" if hint else text)
-    with torch.no_grad():
-        for name, tensor in target.items():
-            tensor.copy_(state[name])
+    broken = [name for name in common if not is_finite(state[name].to(target[name].dtype))]
+    if broken:
+        raise WeightsError(
+            f"{source}: holds NaN, infinity or numbers beyond the model's type in {_some(broken)}. Training broke down "
+            "before it was saved, or the file is damaged: take an earlier checkpoint, or get it again"
+        )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are; one pass without a copy."""
+    return not tensor.numel() or all(bool(end.isfinite()) for end in tensor.aminmax())
 
 
 def drop_keys(state: Mapping[str, Tensor], patterns: Iterable[str]) -> dict[str, Tensor]:

@@ -27,39 +27,50 @@ class JsonLines:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         except OSError as error:
-            self._warn(error)
+            self._warn("written", error)
 
-    def _warn(self, error: OSError) -> None:
+    def _warn(self, what: str, error: OSError) -> None:
         if not self._warned:
             log.warning(
-                "%s: cannot be written (%s); its lines are lost until that is mended", self.path, error.strerror
+                "%s: cannot be %s (%s); its lines are lost until that is fixed", self.path, what, error.strerror
             )
         self._warned = True
 
     def read(self) -> list[Mapping[str, Any]]:
-        """The lines that are whole and can be read; none if there is no file."""
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            return []
-        return [record for line in content.split(b"\n") if (record := _parse(line)) is not None]
+        """The whole lines; none, with a warning, if there is no file that can be read."""
+        return [record for _, record in self._lines() or []]
 
     def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         """Drop the lines that `wanted` refuses, and one that a kill cut off; a missing file is fine.
 
         A run that goes on from a checkpoint writes again what came after it.
         """
+        lines = self._lines()
+        if lines is None:
+            return
+        part = self.path.with_name(self.path.name + ".part")
+        try:
+            part.write_bytes(b"".join(line + b"\n" for line, record in lines if wanted(record)))
+            part.replace(self.path)
+        except OSError as error:
+            self._warn("written", error)
+
+    def _lines(self) -> list[tuple[bytes, Mapping[str, Any]]] | None:
+        """Lines and what they hold; None if the file cannot be read."""
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
-            return
-        lines = [line for line in content.split(b"\n") if (record := _parse(line)) is not None and wanted(record)]
-        part = self.path.with_name(self.path.name + ".part")
-        try:
-            part.write_bytes(b"".join(line + b"\n" for line in lines))
-            part.replace(self.path)
+            return None
         except OSError as error:
-            self._warn(error)
+            self._warn("read", error)
+            return None
+        return [(line, record) for line in content.split(b"\n") if (record := _parse(line)) is not None]
+
+
+def is_before(line: Mapping[str, Any], key: str, end: int) -> bool:
+    """Whether a line belongs to what came before `end`; one without the key always does."""
+    at = line.get(key, -1)
+    return isinstance(at, int | float) and at < end
 
 
 def _parse(line: bytes) -> Mapping[str, Any] | None:

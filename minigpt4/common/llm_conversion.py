@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from minigpt4.common.checkpoint import read_weights
-from minigpt4.common.errors import WeightsError
+from minigpt4.common.checkpoint import read_weights, require_plain
+from minigpt4.common.errors import WeightsError, errors_as
 from minigpt4.common.file_sample import file_sample
 
 log = logging.getLogger(__name__)
@@ -67,14 +67,15 @@ def to_safetensors(source: Path, target: Path | None = None, dtype: str | None =
             not made here.
     """
     target = target or source
-    origin = json.dumps({"files": [file_sample(file) for file in _pickles(source)], "dtype": dtype})
-    _refuse_foreign(target)
-    try:
-        return _convert(source, target, dtype, origin)
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(
-            f"{target}: cannot be written: {error}. Shards that are whole stay; start again to go on"
-        ) from error
+    with errors_as(WeightsError, f"{source}: cannot be converted"):
+        origin = json.dumps({"files": [file_sample(file) for file in _pickles(source)], "dtype": dtype})
+        _refuse_foreign(target)
+        try:
+            return _convert(source, target, dtype, origin)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(
+                f"{target}: cannot be written: {error}. Shards that are whole stay; start again to go on"
+            ) from error
 
 
 def _convert(source: Path, target: Path, dtype: str | None, origin: str) -> list[Path]:
@@ -110,7 +111,7 @@ def _pickles(directory: Path) -> list[Path]:
         raise WeightsError(f"{directory}: has neither {PICKLE} nor {PICKLE_INDEX}; there is nothing to convert")
     try:
         names = list(dict.fromkeys(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{index}: broken, it has no readable weight_map ({error}). Get it again.") from error
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
@@ -176,6 +177,7 @@ def _require_tensors(file: Path, content: Mapping[str, Any], seen: dict[str, Pat
     for name, value in content.items():
         if not isinstance(value, Tensor):
             raise WeightsError(f"{file}: its entry {name!r} is a {type(value).__name__}; an LLM's file holds tensors")
+        require_plain(name, value, file)
         if name in seen:
             raise WeightsError(f"{file}: holds {name!r}, and so does {seen[name]}; which one counts cannot be told")
         seen[name] = file

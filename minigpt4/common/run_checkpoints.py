@@ -16,13 +16,16 @@ from typing import Any
 import torch
 
 from minigpt4.common.checkpoint import read_weights
-from minigpt4.common.errors import WeightsError
+from minigpt4.common.errors import WeightsError, errors_as
 
 log = logging.getLogger(__name__)
 
 ITERATION_PATTERN = "checkpoint_iter_*.pth"
 TEMPORARY_PATTERN = ".checkpoint_*.tmp"
 BEST = "checkpoint_best.pth"
+CARD_TYPES = {"run_number": int, "run_started": str, "iteration": int, "best_loss": int | float}
+CARD_TYPES |= {"llm_fingerprint": str, "vision_fingerprints": dict}
+"""Of what is read from cards; one that has something else there is none."""
 
 
 def card_path(checkpoint: Path) -> Path:
@@ -47,12 +50,12 @@ def save_checkpoint(path: Path, content: Mapping[str, Any], card: Mapping[str, A
         _rename(new_card, card_path(path))
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
         raise WeightsError(
-            f"{path}: could not be saved: {_cause(error)}. Earlier checkpoints are untouched; free some space and go "
-            "on with run.resume_ckpt_path=auto"
+            f"{path}: could not be saved: {_cause(error)}. Earlier checkpoints are untouched; free some space, or make "
+            "the disk writable, and go on with run.resume_ckpt_path=auto"
         ) from error
     finally:
-        new.unlink(missing_ok=True)
-        new_card.unlink(missing_ok=True)
+        _delete(new)
+        _delete(new_card)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -66,7 +69,15 @@ def drop_leftovers(folder: Path) -> None:
     """Delete the temporary files of a process that was killed while it saved."""
     for path in folder.glob(TEMPORARY_PATTERN):
         log.info("%s was left by a save that did not end; it is deleted", path)
+        _delete(path)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file that nobody needs, if it is there; a disk that refuses costs a warning."""
+    try:
         path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s: cannot be deleted (%s)", path, error.strerror)
 
 
 def _temporary(path: Path) -> Path:
@@ -111,14 +122,16 @@ def amend_card(path: Path, **facts: Any) -> None:
     except OSError as error:
         raise WeightsError(f"{card_path(path)}: could not be written: {error}") from error
     finally:
-        new.unlink(missing_ok=True)
+        _delete(new)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """Content of a checkpoint; WeightsError if it is broken or is not what its card says."""
     card = read_card(path)
-    if card is not None and card["sha256"] != file_sha256(path):
-        raise WeightsError(f"{path}: its content is not what {card_path(path).name} says; take an earlier checkpoint")
+    with errors_as(WeightsError, f"{path}: cannot be read"):
+        if card is not None and path.is_file() and card["sha256"] != file_sha256(path):
+            card_name = card_path(path).name
+            raise WeightsError(f"{path}: its content is not what {card_name} says; take an earlier checkpoint")
     return read_weights(path)
 
 
@@ -126,17 +139,20 @@ def read_card(path: Path) -> dict[str, Any] | None:
     """The card of a checkpoint, or None if it has none that can be read."""
     try:
         card = json.loads(card_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    return card if isinstance(card, dict) and "sha256" in card else None
+    whole = isinstance(card, dict) and isinstance(card.get("sha256"), str)
+    fits = whole and all(isinstance(card.get(key), kind | None) for key, kind in CARD_TYPES.items())
+    return card if fits else None
 
 
-def newest_checkpoint(output_dir: Path, job_name: str) -> Path | None:
+def newest_checkpoint(output_dir: Path, job_name: str, folder: str = "*") -> Path | None:
     """The checkpoint of this job in `output_dir/*/` that is furthest on in its latest run, whole by its card.
 
-    What is broken or half written is passed over, with a warning.
+    Which run is the latest is told by the runs' numbers, for clocks are set back; those of runs before there were
+    numbers come first, in the order of their starts. What is broken or half written is passed over, with a warning.
     """
-    return _furthest(_numbered(output_dir, "*/"), job_name)
+    return _furthest(_numbered(output_dir, f"{folder}/"), job_name)
 
 
 def best_checkpoint(folder: Path) -> Path | None:
@@ -158,11 +174,15 @@ def _furthest(paths: Iterable[Path], job_name: str | None = None) -> Path | None
         if card is None:
             log.warning("%s has no card that can be read: half written or not of a run; it is passed over", path)
         elif job_name in (None, card.get("job_name")):
-            found.append((card.get("run_started") or "", card.get("iteration", 0), path, card["sha256"]))
+            run = (card.get("run_number") or 0, card.get("run_started") or "")
+            found.append((run, card.get("iteration") or 0, path, card["sha256"]))
     for _, _, path, sha256 in sorted(found, reverse=True):
-        if sha256 == file_sha256(path):
-            return path
-        log.warning("%s is damaged and is passed over", path)
+        try:
+            if sha256 == file_sha256(path):
+                return path
+            log.warning("%s is damaged and is passed over", path)
+        except OSError as error:
+            log.warning("%s cannot be read (%s) and is passed over", path, error.strerror)
     return None
 
 
@@ -171,10 +191,10 @@ def drop_old(folder: Path, keep: int | None) -> None:
     if keep is None:
         return
     cards = ((read_card(path), path) for path in folder.glob(ITERATION_PATTERN))
-    whole = sorted((card["iteration"], path) for card, path in cards if card is not None)
+    whole = sorted((card.get("iteration") or 0, path) for card, path in cards if card is not None)
     for _, path in whole[:-keep]:
-        card_path(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
+        _delete(card_path(path))
+        _delete(path)
 
 
 def file_sha256(path: Path) -> str:

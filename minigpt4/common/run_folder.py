@@ -20,6 +20,8 @@ from minigpt4.common.errors import ConfigError
 log = logging.getLogger(__name__)
 
 RUN_JSON = "run.json"
+FACT_TYPES = {"number": int, "started": str, "id": str}
+"""Of what is read from `run.json`."""
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "webdataset", "omegaconf", "safetensors", "pillow")
 
 
@@ -75,12 +77,14 @@ class RunFolder:
         return self.path / RUN_JSON
 
     def facts(self) -> dict[str, Any]:
-        """What `run.json` says; empty if there is none that can be read."""
+        """What `run.json` says; empty if there is none that can be read. What cannot be is left out."""
         try:
             facts = json.loads(self.run_json.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
-        return facts if isinstance(facts, dict) else {}
+        if not isinstance(facts, dict):
+            return {}
+        return {key: value for key, value in facts.items() if isinstance(value, FACT_TYPES.get(key, object))}
 
     def describe(self, config: Mapping[str, Any], *, seed: int, world_size: int) -> None:
         """Write `run.json` at the start of a run.
@@ -93,23 +97,29 @@ class RunFolder:
         Raises:
             ConfigError: the disk refuses.
         """
-        self._write({**self._identity(), **_start(world_size), "seed": seed, "config": config, "resumed": []})
+        start = {"number": self._next_number(), **_start(world_size)}
+        self._write({**self._identity(), **start, "seed": seed, "config": config, "resumed": []})
 
     def note_resume(self, checkpoint: Path, *, world_size: int) -> None:
         """Add to `run.json` that the run goes on from `checkpoint`; what stood there stays."""
         facts = self.facts() or self._identity()
-        facts.setdefault("resumed", []).append({"checkpoint": str(checkpoint), **_start(world_size)})
+        facts["resumed"] = [*_entries(facts), {"checkpoint": str(checkpoint), **_start(world_size)}]
         self._write(facts)
 
     def note_start_up(self, seconds: Mapping[str, float]) -> None:
         """Add to the newest start in `run.json` how long it took. A disk that refuses costs a warning."""
         facts = self.facts()
-        newest = (facts.get("resumed") or [facts])[-1]
+        newest = (_entries(facts) or [facts])[-1]
         newest["start_up_seconds"] = dict(seconds)
         try:
             self._write(facts)
         except ConfigError as error:
             log.warning("%s; the run goes on", error)
+
+    def _next_number(self) -> int:
+        """One more than the runs beside this one have: clocks are set back, and this is not."""
+        numbers = [RunFolder(file.parent).facts().get("number") for file in self.path.parent.glob(f"*/{RUN_JSON}")]
+        return 1 + max((number for number in numbers if isinstance(number, int)), default=0)
 
     def _identity(self) -> dict[str, str]:
         return {"id": uuid.uuid4().hex[:12], "job_id": self.job_id}
@@ -117,10 +127,17 @@ class RunFolder:
     def _write(self, facts: Mapping[str, Any]) -> None:
         part = self.run_json.with_suffix(".part")
         try:
-            part.write_text(json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+            text = json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")
             part.replace(self.run_json)
         except OSError as error:
             raise ConfigError(f"run.output_dir: cannot write {self.run_json}: {error.strerror}") from error
+
+
+def _entries(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The resumes in `run.json`, whatever somebody made of it."""
+    resumed = facts.get("resumed")
+    return [entry for entry in resumed if isinstance(entry, dict)] if isinstance(resumed, list) else []
 
 
 def _made(path: Path) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from minigpt4.common import start_clock
 from minigpt4.common.console import EpochView, NullView, epoch_view
-from minigpt4.common.json_lines import JsonLines
+from minigpt4.common.json_lines import JsonLines, is_before
 from minigpt4.common.metric_logger import MetricLogger, Progress, averages_line
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.schemas.run import RunConfig
@@ -51,9 +51,10 @@ class Group(Protocol):
 class NullOutputs:
     """Of ranks other than 0: takes everything and writes nothing."""
 
-    started: str | None = None
+    def facts(self) -> dict[str, Any]:
+        return {}
 
-    def begin(self, epoch: int, iteration: int, checkpoint: Path | None) -> None:
+    def begin(self, epoch: int, iteration: int, checkpoint: Path | None, validated: int) -> None:
         """Nothing."""
 
     def started_up(self, start: Breakdown) -> None:
@@ -83,14 +84,13 @@ class Outputs(NullOutputs):
         if not folder.facts():
             folder.describe(config, seed=run.seed, world_size=world_size)
 
-    @property
-    def started(self) -> str | None:
-        return self._folder.facts().get("started")
+    def facts(self) -> dict[str, Any]:
+        return self._folder.facts()
 
-    def begin(self, epoch: int, iteration: int, checkpoint: Path | None) -> None:
+    def begin(self, epoch: int, iteration: int, checkpoint: Path | None, validated: int) -> None:
         step = epoch * (self._run.iters_per_epoch or 0) + iteration
-        self._log_txt.keep(lambda line: line.get("epoch", -1) < epoch)
-        self._metrics.keep(lambda line: line.get("step", -1) < step)
+        self._log_txt.keep(lambda line: is_before(line, "epoch", epoch if "train_loss" in line else validated))
+        self._metrics.keep(lambda line: is_before(line, "step", step))
         if checkpoint is not None:
             self._folder.note_resume(checkpoint, world_size=self._world_size)
         self._tracker = build_tracker(self._run, self._folder, self._config, first_step=step)
@@ -169,20 +169,22 @@ class RunLog:
         self._meters: MetricLogger | None = None
         self._unfinished: dict[str, list[float]] | None = None
 
-    @property
-    def started(self) -> str | None:
-        """When the run started, ISO 8601 in UTC; a resume does not change it. None on ranks other than 0."""
-        return self._outputs.started
+    def facts(self) -> dict[str, Any]:
+        """What `run.json` says; a resume changes neither `started` nor `number` in it. Empty on ranks other than 0."""
+        return self._outputs.facts()
 
-    def begin(self, epoch: int = 0, iteration: int = 0, checkpoint: Path | None = None) -> None:
+    def begin(
+        self, epoch: int = 0, iteration: int = 0, checkpoint: Path | None = None, validated: int | None = None
+    ) -> None:
         """Training starts here: drop what the files say of later steps, and start the trackers.
 
         Args:
             epoch: first epoch of this start.
             iteration: first iteration in it.
             checkpoint: what the run goes on from.
+            validated: epochs whose validation is not done again; as many as were trained, if that is not given.
         """
-        self._outputs.begin(epoch, iteration, checkpoint)
+        self._outputs.begin(epoch, iteration, checkpoint, epoch if validated is None else validated)
 
     def started_up(self) -> None:
         """An iteration is done. After the first, the log and `run.json` say how long it took to come so far."""

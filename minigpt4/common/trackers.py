@@ -139,7 +139,10 @@ def build_tracker(run: RunConfig, folder: RunFolder, config: Mapping[str, Any], 
     """
     trackers: list[Tracker] = []
     if run.tensorboard_log:
-        trackers.append(TensorBoardTracker(folder, first_step))
+        try:
+            trackers.append(TensorBoardTracker(folder, first_step))
+        except OSError as error:
+            log.warning("run.tensorboard_log: %s cannot be written to (%s). Going on without it.", folder.path, error)
     if run.wandb_log:
         trackers += _started_wandb(folder, run.job_name, config)
     return TrackerGroup(trackers) if trackers else NullTracker()

@@ -60,6 +60,8 @@ class BadSampleLedger:
         self.max_share = max_share
         self.max_in_a_row = max_in_a_row
         self.rank = rank
+        self.at: dict[str, int] = {}
+        """Where the run stands, written beside each sample: who goes on from a checkpoint drops what is later."""
         self.counts: dict[str, Counts] = {}
 
     def add(self, source: str, good: int, bad: Sequence[BadSample], in_a_row: int) -> None:
@@ -97,7 +99,7 @@ class BadSampleLedger:
     def _write(self, bad: Sequence[BadSample]) -> None:
         if self.file is None:
             return
-        lines = "".join(json.dumps({"rank": self.rank, **asdict(sample)}) + "\n" for sample in bad)
+        lines = "".join(json.dumps({"rank": self.rank, **self.at, **asdict(sample)}) + "\n" for sample in bad)
         try:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(lines)  # one write: lines of several ranks do not mix

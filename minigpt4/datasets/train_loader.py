@@ -61,6 +61,7 @@ class TrainLoader:
     def __next__(self) -> dict[str, Any]:
         reader = self._readers[draw(self._ratios, self._seed, self._iteration)]
         packet = reader.next_packet()
+        self.ledger.at = {"batch": self._iteration}
         self.ledger.add(reader.label, packet.good, packet.bad, packet.longest_bad_run)
         if packet.good < reader.source.batch_size:
             raise _gave_up(reader.label, packet)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.errors import ConfigError, WeightsError
+from minigpt4.common.errors import ConfigError, WeightsError, errors_as
 from minigpt4.common.run_checkpoints import file_sha256, read_card
 
 log = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ CARD_FACTS = (
     "llm",
     "llm_fingerprint",
     "vision",
+    "vision_fingerprints",
     "epoch",
     "iteration",
     "valid_loss",
@@ -55,10 +56,12 @@ def read_checkpoint_list(values: Sequence[str]) -> list[NamedCheckpoint]:
         WeightsError: a file is not there.
         ConfigError: two have the same name.
     """
-    pairs = [_name_and_path(value) for value in values]
-    for number, (name, path) in enumerate(pairs):
-        if not path.is_file():
-            raise WeightsError(f"--ckpt: there is no file {path}")
+    with errors_as(WeightsError, "--ckpt"):
+        pairs = [_name_and_path(value) for value in values]
+        lost = [path for _, path in pairs if not path.is_file()]
+    if lost:
+        raise WeightsError(f"--ckpt: there is no file {lost[0]}")
+    for number, (name, _) in enumerate(pairs):
         same = [other for other, _ in pairs[:number] if _file_name(other) == _file_name(name)]
         if same:
             raise ConfigError(f"--ckpt: {same[0]!r} and {name!r} would share their files; name them: NAME=PATH")
@@ -75,7 +78,8 @@ def _name_and_path(value: str) -> tuple[str, Path]:
 
 
 def _read(name: str, path: Path) -> NamedCheckpoint:
-    digest = file_sha256(path)
+    with errors_as(WeightsError, f"--ckpt: {path}"):
+        digest = file_sha256(path)
     card = read_card(path)
     if card is not None and card["sha256"] != digest:
         log.warning("%s is not the file that its card describes; the report shows no card", path)

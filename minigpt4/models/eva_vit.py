@@ -134,16 +134,22 @@ def _build_timm(cfg: MiniGPT4Config) -> nn.Module:
 
 def load_vision_encoder(encoder: VisionEncoder, cfg: MiniGPT4Config) -> None:
     """Fill the encoder from `vit_weights`; position embeddings are interpolated to the image size."""
-    if cfg.vit_model != EVA_CLIP_G and not cfg.vit_weights:
-        raise ConfigError(f"model.vit_weights: not set, but vit_model {cfg.vit_model} needs its weights file")
-    path = find_weights(cfg.vit_weights, "model.vit_weights", VIT_FILE)
-    state = read_state_dict(path, mapped=True)
+    path, state = read_vit_weights(cfg)
     if cfg.vit_model == EVA_CLIP_G:
-        state = _own_eva_keys(state, depth=len(encoder.model.blocks))
         _fit_position_embedding(state, encoder.model, path)
     else:
         state = _own_timm_keys(state, encoder.model)
     copy_strict(encoder.model.state_dict(), state, source=path)
+
+
+def read_vit_weights(cfg: MiniGPT4Config) -> tuple[Path, dict[str, Tensor]]:
+    """The file of `vit_weights` and its tensors, mapped; of EVA-CLIP's only those that the model uses."""
+    if cfg.vit_model != EVA_CLIP_G and not cfg.vit_weights:
+        raise ConfigError(f"model.vit_weights: not set, but vit_model {cfg.vit_model} needs its weights file")
+    path = find_weights(cfg.vit_weights, "model.vit_weights", VIT_FILE)
+    state = read_state_dict(path, mapped=True)
+    depth = (EVA_CLIP_G_SIZES | cfg.vit_config)["depth"]
+    return path, _own_eva_keys(state, depth) if cfg.vit_model == EVA_CLIP_G else state
 
 
 def _own_eva_keys(state: dict[str, Tensor], depth: int) -> dict[str, Tensor]:
@@ -170,8 +176,11 @@ def _fit_position_embedding(state: dict[str, Tensor], model: Eva, path: Path) ->
     stored = state.get("pos_embed")
     if stored is None or stored.shape == model.pos_embed.shape:
         return
+    own = model.pos_embed
+    if stored.ndim != 3 or stored[:, :1].shape != own[:, :1].shape or not stored.is_floating_point():
+        return  # `copy_strict` says what it is
     side = round((stored.shape[1] - 1) ** 0.5)
-    if side * side + 1 != stored.shape[1]:
+    if side < 1 or side * side + 1 != stored.shape[1]:
         raise WeightsError(f"{path}: pos_embed has {stored.shape[1]} positions, not a square grid and a class token")
     grid = list(model.patch_embed.grid_size)
     log.info("Interpolating the position embedding of %s from %dx%d to %dx%d", path, side, side, *grid)

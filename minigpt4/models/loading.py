@@ -1,6 +1,8 @@
 """From files to modules: vision side, LLM, projection, and the trained weights of a checkpoint."""
 
+import hashlib
 import logging
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,22 +11,32 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from minigpt4.common.checkpoint import copy_strict, drop_keys, find_weights, read_state_dict
-from minigpt4.common.errors import WeightsError, errors_as
+from minigpt4.common.checkpoint import (
+    copy_weights,
+    drop_keys,
+    find_weights,
+    read_state_dict,
+    read_weights,
+    require_fit,
+    state_dict_of,
+)
+from minigpt4.common.errors import MiniGPT4Error, WeightsError, errors_as
 from minigpt4.common.run_checkpoints import read_card
 from minigpt4.common.schemas.model import EVA_CLIP_G, QFORMER_FILE, MiniGPT4Config
 from minigpt4.common.start_clock import LLM, VISION, phase
-from minigpt4.models.eva_vit import VisionEncoder, build_vision_encoder, load_vision_encoder
+from minigpt4.models.eva_vit import VisionEncoder, build_vision_encoder, load_vision_encoder, read_vit_weights
 from minigpt4.models.freeze import DTYPES, store_matmuls
 from minigpt4.models.liger import require_liger, use_liger
 from minigpt4.models.llm import check_llm, load_llm, set_token_ids
-from minigpt4.models.qformer import QFormer, build_qformer, load_blip2
+from minigpt4.models.qformer import QFormer, build_qformer, load_blip2, own_blip2_keys
 from minigpt4.models.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
 # Buffers that published checkpoints hold beside the trained weights; the numbers come from the architecture.
 PUBLISHED_BUFFERS = ("llama_model.*rotary_emb.inv_freq", "Qformer.bert.embeddings.position_ids")
+LORA_NAME = re.compile(r"(^|\.)lora_|\.base_model\.model\.")
+FINGERPRINT_NUMBERS = 64
 JOINED_PATCHES = 4
 """Neighbouring patch tokens that become one image token without Q-Former."""
 _LLM_OF_WIDTH = {4096: "a 7B LLaMA", 5120: "a 13B LLaMA"}
@@ -43,7 +55,7 @@ def load_vision(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QForm
     ln_vision = nn.LayerNorm(encoder.num_features)
     if not cfg.has_qformer:
         return encoder, ln_vision, None
-    path = find_weights(cfg.q_former_model, "model.q_former_model", QFORMER_FILE)
+    path = _qformer_file(cfg)
     q_former = _unfilled(lambda: store_frozen(build_qformer(cfg, encoder.num_features), cfg.freeze_qformer, cfg))
     load_blip2(q_former, ln_vision, read_state_dict(path, mapped=True), path)
     return encoder, ln_vision, q_former
@@ -122,30 +134,122 @@ def build_projection(cfg: MiniGPT4Config, vision_width: int, llm_width: int) -> 
     return nn.Sequential(*(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)))
 
 
-def refuse_other_llm(path: Path, fingerprint: str, cfg: MiniGPT4Config) -> None:
-    """WeightsError if the card beside a checkpoint names another LLM; published files have no card."""
-    card = read_card(path) or {}
-    if card.get("llm_fingerprint", fingerprint) != fingerprint:
-        raise WeightsError(
-            f"{path}: was trained with the LLM {card.get('llm')} (fingerprint {card['llm_fingerprint']}), but "
-            f"model.llama_model is {cfg.llama_model} ({fingerprint}). A projection speaks one LLM's language; set "
-            "model.ckpt_any_llm: True to load it all the same."
-        )
+def vision_fingerprints(cfg: MiniGPT4Config) -> dict[str, str]:
+    """Short hashes of the weights that the frozen vision side takes from its files, by configuration key.
+
+    Of names and of the first numbers of each tensor, rounded to bf16: the same for all formats and 16-bit precisions of
+    a file, and before the vision side is loaded. Keys whose file cannot be read are left out: with a cache of features
+    it may never be needed.
+    """
+    readers = {}
+    if cfg.freeze_vit:
+        readers["vit_weights"] = lambda: read_vit_weights(cfg)[1]
+    if cfg.has_qformer and cfg.freeze_qformer:
+        readers["q_former_model"] = lambda: own_blip2_keys(read_state_dict(_qformer_file(cfg), mapped=True))
+    fingerprints = {}
+    for key, read in readers.items():
+        try:
+            fingerprints[key] = _fingerprint(read())
+        except MiniGPT4Error as error:
+            log.warning("Whether checkpoints were trained with the same model.%s cannot be told: %s", key, error)
+    return fingerprints
 
 
-def load_trained(target: Mapping[str, Tensor], path: Path, cfg: MiniGPT4Config) -> None:
-    """Copy the trained weights of a MiniGPT-4 checkpoint into `target`, whose keys must be the file's.
+def _fingerprint(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        digest.update(name.encode(errors="backslashreplace"))
+        start = tensor.reshape(-1)[:FINGERPRINT_NUMBERS]
+        digest.update(start.to(torch.bfloat16).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _qformer_file(cfg: MiniGPT4Config) -> Path:
+    return find_weights(cfg.q_former_model, "model.q_former_model", QFORMER_FILE)
+
+
+def load_trained(
+    target: Mapping[str, Tensor], path: Path, cfg: MiniGPT4Config, made_with: Mapping[str, Any] | None = None
+) -> None:
+    """Copy the trained weights of a MiniGPT-4 checkpoint into `target`, as `trained_weights` finds them."""
+    weights = trained_weights(target, path, cfg, made_with or {}, read_weights(path))
+    copy_weights(target, weights)
+    log.info("Loaded %d trained tensors from %s", len(weights), path)
+
+
+def trained_weights(
+    target: Mapping[str, Tensor],
+    path: Path,
+    cfg: MiniGPT4Config,
+    made_with: Mapping[str, Any],
+    content: Mapping[str, Any],
+) -> dict[str, Tensor]:
+    """The weights of a MiniGPT-4 checkpoint that go into `target`, whose keys must be the file's.
+
+    Whatever takes weights from a checkpoint asks here: `model.ckpt`, a resume, an evaluation, a server's change.
+
+    Args:
+        target: trained parameters by name.
+        path: the file.
+        cfg: of the model.
+        made_with: the model's `made_with()`; a file whose card names other parts is refused.
+        content: of the file.
 
     Raises WeightsError with the difference, and with the reason where it is another LLM's projection.
     """
-    state = drop_keys(read_state_dict(path), PUBLISHED_BUFFERS)
+    _refuse_other_parts(path, content, made_with, cfg)
+    state = drop_keys(state_dict_of(content, path), PUBLISHED_BUFFERS)
+    _refuse_lora(state, path)
     _refuse_other_projection(state, target, path, cfg)
     tolerated = cfg.ckpt_allow_keys
     optional = target.keys() - drop_keys(target, tolerated).keys()
     state = {name: tensor for name, tensor in state.items() if name in target or drop_keys({name: tensor}, tolerated)}
     target = {name: tensor for name, tensor in target.items() if name in state or name not in optional}
-    copy_strict(target, state, source=path, hint=_frozen_hint(state, cfg))
-    log.info("Loaded %d trained tensors from %s", len(target), path)
+    if not state.keys() & target.keys():
+        require_fit(target, state, source=path, hint="It holds nothing that is trained here: is it of another model?")
+        raise WeightsError(f"{path}: model.ckpt_allow_keys leaves nothing of it that is trained here")
+    require_fit(target, state, source=path, hint=_frozen_hint(state, cfg))
+    return state
+
+
+def _refuse_other_parts(
+    path: Path, content: Mapping[str, Any], made_with: Mapping[str, Any], cfg: MiniGPT4Config
+) -> None:
+    """WeightsError if a checkpoint or the card beside it names another LLM or vision side; published ones name none."""
+    card, state = read_card(path) or {}, content.get("state")
+    inside = state.get("made_with") if isinstance(state, Mapping) else None
+    if isinstance(inside, Mapping):  # also where the file was copied without its card
+        card = card | inside
+    there, here = card.get("llm_fingerprint"), made_with.get("llm_fingerprint")
+    if there and here and there != here and not cfg.ckpt_any_llm:
+        raise WeightsError(
+            f"{path}: was trained with the LLM {card.get('llm', 'of another run')} (fingerprint {there}), but "
+            f"model.llama_model is {cfg.llama_model} ({here}). A projection speaks one LLM's language; set "
+            "model.ckpt_any_llm: True to load it all the same."
+        )
+    there, here = card.get("vision_fingerprints"), made_with.get("vision_fingerprints", {})
+    there = there if isinstance(there, Mapping) else {}
+    other = [key for key in here if key in there and here[key] != there[key]]
+    if other and not cfg.ckpt_any_vision:
+        files = "; ".join(
+            f"model.{key} is {getattr(cfg, key) or 'the published file'} (fingerprint {here[key]}), and it was trained "
+            f"with another file ({there[key]})"
+            for key in other
+        )
+        raise WeightsError(
+            f"{path}: was trained with another vision side: {files}. A projection reads one vision side's features; "
+            "set model.ckpt_any_vision: True to load it all the same."
+        )
+
+
+def _refuse_lora(state: Mapping[str, Tensor], path: Path) -> None:
+    lora = [name for name in state if LORA_NAME.search(name)]
+    if lora:
+        raise WeightsError(
+            f"{path}: holds {len(lora)} LoRA weights of its LLM (such as {lora[0]}). This model has no LoRA, and "
+            "without it the other weights do not do what they were trained for: the file is refused, as those of "
+            "MiniGPT-v2 are. docs/weights.md lists checkpoints that fit."
+        )
 
 
 def _refuse_other_projection(
@@ -154,6 +258,8 @@ def _refuse_other_projection(
     name = "llama_proj.weight"
     if name not in state or name not in target or state[name].shape == target[name].shape:
         return
+    if state[name].ndim != 2:
+        return  # `require_fit` says what it is
     (found_llm, found_vision), (llm, vision) = state[name].shape, target[name].shape
     text = (
         f"{path}: its projection goes from {found_vision} to {found_llm} channels, the model needs {vision} to {llm}."

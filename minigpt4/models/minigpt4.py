@@ -32,7 +32,7 @@ from minigpt4.models.loading import (
     load_language_side,
     load_trained,
     load_vision,
-    refuse_other_llm,
+    vision_fingerprints,
     vision_to_come,
 )
 from minigpt4.models.samples import ImageFeatures, Samples, read_samples
@@ -78,6 +78,7 @@ class MiniGPT4(Answering, nn.Module):
         self.prompt_template = _resolve_template(cfg.prompt_template, llama_tokenizer)
         self.prompt_list = read_prompts(cfg.prompt_path, self.prompt_template)
         self._target_pass = TargetPass(cfg)
+        self._made_with: dict[str, Any] | None = None
 
     @classmethod
     def from_config(
@@ -185,9 +186,16 @@ class MiniGPT4(Answering, nn.Module):
         Raises WeightsError with the difference, and with the reason where it is another LLM's projection.
         """
         file = find_weights(str(path), "model.ckpt", Path(path).name)
-        if not self.cfg.ckpt_any_llm:
-            refuse_other_llm(file, llm.fingerprint(self.llama_model), self.cfg)
-        load_trained(self.trainable_parameters(), file, self.cfg)
+        load_trained(self.trainable_parameters(), file, self.cfg, self.made_with())
+
+    def made_with(self) -> dict[str, Any]:
+        """What a checkpoint's card says of the frozen parts that its weights belong to."""
+        if self._made_with is None:
+            self._made_with = {
+                "llm_fingerprint": llm.fingerprint(self.llama_model),
+                "vision_fingerprints": vision_fingerprints(self.cfg),
+            }
+        return self._made_with
 
     # Images
 

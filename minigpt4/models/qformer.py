@@ -78,11 +78,15 @@ def load_blip2(qformer: QFormer, ln_vision: nn.LayerNorm, state: Mapping[str, Te
     Other modules of the file (language model, heads, text branch) are passed over; inside the query branch
     the keys must be equal, else WeightsError.
     """
-    own = {name: tensor for name, tensor in state.items() if name.startswith(_OURS) and not _TEXT_BRANCH.match(name)}
     target: dict[str, Tensor] = dict(qformer.lavis_parameters())
     target |= {f"ln_vision.{name}": parameter for name, parameter in ln_vision.named_parameters()}
     hint = (
         "Is model.q_former_model the BLIP-2 file, and do num_query_token, qformer_config and the width of the "
         "vision encoder fit it?"
     )
-    copy_strict(target, own, source=source, hint=hint)
+    copy_strict(target, own_blip2_keys(state), source=source, hint=hint)
+
+
+def own_blip2_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the query branch and `ln_vision` take from a LAVIS state dict."""
+    return {name: tensor for name, tensor in state.items() if name.startswith(_OURS) and not _TEXT_BRANCH.match(name)}

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from minigpt4.common.checkpoint import copy_weights
 from minigpt4.common.distributed import Processes
-from minigpt4.common.errors import MiniGPT4Error, RunError
+from minigpt4.common.errors import MiniGPT4Error, RunError, WeightsError, errors_as
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.common.rng import rng_state, set_rng_state
@@ -81,6 +82,7 @@ class RunnerBase:
 
     def train(self) -> bool:
         """Run to the last epoch; False if a signal asked to save and stop before."""
+        self.model.made_with()  # for the cards, of the files as they are now
         self.resume()
         self._announce()
         try:
@@ -145,6 +147,8 @@ class RunnerBase:
         """Validate the epoch that has just been saved, note the loss in its card, and keep it if it is the best."""
         if not self.valid_loaders:
             return
+        for loader in self.valid_loaders:
+            loader.ledger.at = {"epoch": self.position.epoch - 1}
         before = rng_state()  # a run that goes on from the checkpoint must not depend on whether this was done
         result = validate(
             self.model,
@@ -187,14 +191,7 @@ class RunnerBase:
     def _save(self, name: str) -> None:
         """Every rank must call it; rank 0 writes, and all ranks stop together if it could not."""
         self.updater.finite.settle()
-        own = {
-            "rng": rng_state(),
-            "data": self.loader.state_dict(),
-            "pending": self.updater.pending_state(),
-            "finite": self.updater.finite.state_dict(),
-            "log": self.run_log.state_dict(),
-        }
-        ranks = self.processes.gather(own)
+        ranks = self.processes.gather(self._rank_state())
         failure: MiniGPT4Error | None = None
         if self.processes.is_main:
             try:
@@ -204,8 +201,17 @@ class RunnerBase:
         if self.processes.any(failure is not None):
             raise failure or RunError(f"rank 0 could not save {name}")
 
+    def _rank_state(self) -> dict[str, Any]:
+        return {
+            "rng": rng_state(),
+            "data": self.loader.state_dict(),
+            "pending": self.updater.pending_state(),
+            "finite": self.updater.finite.state_dict(),
+            "log": self.run_log.state_dict(),
+        }
+
     def _write(self, name: str, ranks: list[Any]) -> None:
-        config = self.cfg.merged
+        config, facts = self.cfg.merged, self.run_log.facts()
         content = state.content(self.model, self.updater.state(), config, self.position, ranks)
         card = state.card(
             self.model,
@@ -213,7 +219,8 @@ class RunnerBase:
             self.position,
             self._iterations_done(),
             job_name=self.run.job_name,
-            run_started=self.run_log.started,
+            run_number=facts.get("number", 0),
+            run_started=facts.get("started", ""),
         )
         save_checkpoint(self.folder / name, content, card)
         log.info("Saved %s", self.folder / name)
@@ -226,9 +233,25 @@ class RunnerBase:
         if not self.run.resume_ckpt_path:
             self.run_log.begin()
             return
-        path = Path(self.run.resume_ckpt_path)
-        with phase(CHECKPOINT):
-            resumed = state.resume(path, self.model, self.processes.rank, self.processes.world_size)
+        path, processes = Path(self.run.resume_ckpt_path), self.processes
+        own = {**self.updater.state(), "rank": self._rank_state()}
+        with phase(CHECKPOINT), errors_as(WeightsError, f"{path}: a run cannot go on from it"):
+            resumed = state.resume(path, self.model, own, processes.rank, processes.world_size)
+            self._take_up(resumed)
+        repeats = self._validation_was_cut_off(path)
+        validated = self.position.epoch - repeats
+        self.run_log.begin(self.position.epoch, self.position.iteration, path, validated)
+        if processes.is_main:
+            state.drop_later_lines(self.folder, resumed, validated)
+        processes.wait()  # nobody writes before that
+        best = (read_card(path.parent / BEST) or {}).get("best_loss")
+        if best is not None and (self.position.best is None or best < self.position.best):
+            self.position.best = best
+        if repeats:
+            self._validate()
+        log.info("Going on from %s at epoch %d, iteration %d", path, self.position.epoch, self.position.iteration)
+
+    def _take_up(self, resumed: state.Resumed) -> None:
         self.updater.load_state(resumed.optimizer, resumed.scaler)
         self.position = resumed.position
         if resumed.data is not None:
@@ -238,18 +261,12 @@ class RunnerBase:
             self.updater.finite.load_state_dict(resumed.rank["finite"])
             self.run_log.load_state_dict(resumed.rank["log"])
             set_rng_state(resumed.rank["rng"])
-        self.run_log.begin(self.position.epoch, self.position.iteration, path)
-        self._take_up_validation(path)
-        log.info("Going on from %s at epoch %d, iteration %d", path, self.position.epoch, self.position.iteration)
+        copy_weights(self.updater.parameters, resumed.weights)
 
-    def _take_up_validation(self, path: Path) -> None:
-        """The best loss so far, from the card of the best checkpoint; and the validation that a stop cut off."""
-        best = (read_card(path.parent / BEST) or {}).get("best_loss")
-        if best is not None and (self.position.best is None or best < self.position.best):
-            self.position.best = best
+    def _validation_was_cut_off(self, path: Path) -> bool:
+        """Whether the epoch of this checkpoint of this run was saved, but not validated to the end."""
         at_epoch = self.position.iteration == 0 and self.position.epoch > 0
-        if at_epoch and path.parent == self.folder and "valid_loss" not in (read_card(path) or {}):
-            self._validate()
+        return at_epoch and path.parent == self.folder and "valid_loss" not in (read_card(path) or {})
 
     def _announce(self) -> None:
         """What is trained, and on how much."""

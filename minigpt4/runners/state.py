@@ -1,8 +1,9 @@
 """What a checkpoint holds of a run, and how a run takes it up again, exactly."""
 
 import logging
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt4.common.checkpoint import copy_strict, drop_keys
+from minigpt4.common.checkpoint import is_finite
 from minigpt4.common.errors import WeightsError
+from minigpt4.common.json_lines import JsonLines, is_before
 from minigpt4.common.run_checkpoints import read_checkpoint
-from minigpt4.models.llm import fingerprint
-from minigpt4.models.loading import PUBLISHED_BUFFERS
+from minigpt4.datasets.bad_samples import FILE_NAME as BAD_SAMPLES
+from minigpt4.models.loading import trained_weights
+from minigpt4.runners.finite import FILE as NOT_FINITE
 
 log = logging.getLogger(__name__)
+
+GROUP_KEYS = ("params", "lr", "betas", "eps", "weight_decay")
+"""Of a group of AdamW's parameters, in all versions."""
 
 
 @dataclass
@@ -35,14 +41,22 @@ class Position:
 class Resumed:
     """A checkpoint as a run needs it."""
 
+    weights: dict[str, Tensor]
+    """Trained parameters by name; they fit the model."""
+
     position: Position
     optimizer: dict[str, Any]
     scaler: dict[str, Any] | None
     rank: dict[str, Any] | None
     """This rank's random state, pending gradients and log; None if the file has none or has other ranks."""
 
-    data: dict[str, Any] | None
-    """Position in the data, None if the file has none; the loader finds out itself whether it is of other ranks."""
+    ranks: list[dict[str, Any]]
+    """What `rank` is of, for all ranks that saved; empty if the file has none."""
+
+    @property
+    def data(self) -> dict[str, Any] | None:
+        """Position in the data, None if the file has none; the loader finds out itself whether it is of other ranks."""
+        return (self.rank or self.ranks[0])["data"] if self.ranks else None
 
 
 def content(
@@ -54,7 +68,7 @@ def content(
         **updates,
         "config": dict(config),
         "epoch": position.epoch - 1,  # the last whole one, as published
-        "state": {"position": asdict(position), "ranks": ranks},
+        "state": {"position": asdict(position), "ranks": ranks, "made_with": model.made_with()},
     }
 
 
@@ -67,8 +81,8 @@ def card(
         "arch": section.get("arch"),
         "model_type": section.get("model_type"),
         "llm": section.get("llama_model"),
-        "llm_fingerprint": fingerprint(model.llama_model),
         "vision": section.get("vit_model", "eva_clip_g"),
+        **model.made_with(),
         "trained": {name: list(p.shape) for name, p in model.trainable_parameters().items()},
         "epoch": position.epoch - 1,
         "iteration": iteration,
@@ -79,10 +93,15 @@ def card(
     }
 
 
-def resume(path: Path, model: nn.Module, rank: int, world_size: int) -> Resumed:
-    """Load a checkpoint's weights into `model` and return the rest; raises WeightsError if it does not fit.
+def resume(path: Path, model: nn.Module, own: Mapping[str, Any], rank: int, world_size: int) -> Resumed:
+    """Read a checkpoint that a run goes on from; nothing is changed yet.
 
     A file of the original code has no `state`: the run then goes on at its next epoch, as it did there.
+
+    Args:
+        own: what this run would save now: the optimizer's and the scaler's state, and this rank's, as `rank`.
+
+    Raises WeightsError, naming the entry, for a file that does not fit the model or is not built like `own`.
     """
     saved = read_checkpoint(path)
     missing = [key for key in ("model", "optimizer", "epoch") if key not in saved]
@@ -91,13 +110,21 @@ def resume(path: Path, model: nn.Module, rank: int, world_size: int) -> Resumed:
             f"{path}: has no {', '.join(missing)}, so a run cannot go on from it. To start a new run from its weights "
             "set model.ckpt instead of run.resume_ckpt_path."
         )
-    weights: dict[str, Tensor] = drop_keys(saved["model"], PUBLISHED_BUFFERS)
-    copy_strict(model.trainable_parameters(), weights, source=path)
+    trained = model.trainable_parameters()
+    weights = trained_weights(trained, path, model.cfg, model.made_with(), saved)
+    require_like(saved["epoch"], 0, path, "epoch")
+    parameters = [p for group in model.get_optimizer_params(0.0) for p in group["params"]]
+    _check_optimizer(path, saved["optimizer"], own["optimizer"], parameters)
+    scaler = saved.get("scaler") or None
+    if scaler is not None and own["scaler"] is not None:
+        require_like(scaler, own["scaler"], path, "scaler")
+        if not (math.isfinite(scaler["scale"]) and scaler["scale"] > 0):
+            raise WeightsError(f"{path}: scaler.scale is {scaler['scale']}; gradients cannot be scaled by it")
     state = saved.get("state")
     if state is None:
         log.warning("%s holds no random state and no data position: the run goes on at the next epoch", path)
-        return Resumed(Position(saved["epoch"] + 1), saved["optimizer"], saved.get("scaler"), None, None)
-    ranks = state["ranks"]
+        return Resumed(weights, Position(saved["epoch"] + 1), saved["optimizer"], scaler, None, [])
+    position, ranks = _check_state(path, state, own["rank"], trained)
     same = len(ranks) == world_size
     if not same:
         log.warning(
@@ -107,6 +134,116 @@ def resume(path: Path, model: nn.Module, rank: int, world_size: int) -> Resumed:
             len(ranks),
             world_size,
         )
-    own = ranks[rank] if same else None
-    data = ranks[rank if same else 0]["data"]
-    return Resumed(Position(**state["position"]), saved["optimizer"], saved.get("scaler"), own, data)
+    return Resumed(weights, position, saved["optimizer"], scaler, ranks[rank] if same else None, ranks)
+
+
+def drop_later_lines(folder: Path, resumed: Resumed, validated: int) -> None:
+    """Drop what all ranks noted of bad samples and skipped updates after the checkpoint; rank 0 alone does it.
+
+    Args:
+        validated: epochs whose validation is not done again.
+    """
+    if not resumed.ranks:
+        return
+    batches, updates = resumed.ranks[0]["data"].get("iteration", 0), resumed.ranks[0]["finite"]["updates"]
+    JsonLines(folder / BAD_SAMPLES).keep(
+        lambda line: is_before(line, "batch", batches) and is_before(line, "epoch", validated)
+    )
+    JsonLines(folder / NOT_FINITE).keep(lambda line: is_before(line, "update", updates + 1))
+
+
+def _check_optimizer(path: Path, saved: Any, own: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
+    require_like(saved, {"state": {}, "param_groups": [{}]}, path, "optimizer")
+    groups, ours = saved["param_groups"], own["param_groups"]
+    if len(groups) != len(ours):
+        raise WeightsError(f"{path}: optimizer has {len(groups)} groups of parameters, this run has {len(ours)}")
+    for number, (group, our) in enumerate(zip(groups, ours, strict=True)):
+        # Other versions of torch save other switches, and which implementation computes is this run's choice.
+        known = {key: our[key] for key in our if key in group and key not in ("fused", "foreach")}
+        like = {key: our[key] for key in GROUP_KEYS} | known
+        like |= {key: float(value) for key, value in like.items() if type(value) is int}
+        require_like(group, like, path, f"optimizer.param_groups[{number}]")
+    numbers = [number for group in groups for number in group["params"]]
+    if len(numbers) != len(parameters):
+        raise WeightsError(f"{path}: optimizer is of {len(numbers)} parameters, {len(parameters)} are trained here")
+    for number, parameter in zip(numbers, parameters, strict=True):
+        moments = saved["state"].get(number)
+        if moments is None:  # never updated
+            continue
+        like, where = torch.zeros(parameter.shape), f"optimizer.state.{number}"
+        step = torch.zeros(()) if isinstance(moments, Mapping) and isinstance(moments.get("step"), Tensor) else 0.0
+        require_like(moments, {"exp_avg": like, "exp_avg_sq": like, "step": step}, path, where)
+        if not (is_finite(moments["exp_avg"]) and is_finite(moments["exp_avg_sq"])):
+            raise WeightsError(f"{path}: {where} holds NaN or infinity; take an earlier checkpoint")
+
+
+def _check_state(
+    path: Path, state: Any, own: Mapping[str, Any], trained: Mapping[str, Tensor]
+) -> tuple[Position, list[dict[str, Any]]]:
+    require_like(state, {"position": {"epoch": 0, "iteration": 0, "best": None}, "ranks": [{}]}, path, "state")
+    at, ranks = state["position"], state["ranks"]
+    position = Position(at["epoch"], at["iteration"], at["best"])
+    if position.best is not None:
+        require_like(position.best, 0.0, path, "state.position.best")
+    if min(position.epoch, position.iteration) < 0 or not ranks:
+        raise WeightsError(f"{path}: state: is at {position}, saved by {len(ranks)} processes; that cannot be")
+    rng = own["rng"] | {"cuda": None, "python": [*own["rng"]["python"][:2], None]}
+    like = own | {"rng": rng, "data": {}, "pending": None, "log": None}
+    for number, entry in enumerate(ranks):
+        where = f"state.ranks[{number}]"
+        require_like(entry, like, path, where)
+        _check_data(path, entry["data"], own["data"], f"{where}.data")
+        if entry["log"] is not None:
+            require_like(entry["log"], dict.fromkeys(("lr", "loss"), [0.0, 0.0]), path, f"{where}.log")
+        if entry["pending"] is not None:
+            gradients = {name: trained.get(name, "") for name in _mapping(entry["pending"], "gradients")}
+            require_like(entry["pending"], {"gradients": gradients, "tokens": 0, "ids": []}, path, f"{where}.pending")
+    return position, ranks
+
+
+def _check_data(path: Path, data: Mapping[str, Any], own: Mapping[str, Any], where: str) -> None:
+    require_like(data, own | {"sources": {}} if "sources" in own else own, path, where)
+    for source, counts in _mapping(data, "counts").items():
+        require_like(counts, [0, 0], path, f"{where}.counts.{source}")
+    for source, ours in _mapping(own, "sources").items():
+        theirs = _mapping(data, "sources").get(source, ours)  # one that the file does not know is read from its start
+        require_like(theirs, ours, path, f"{where}.sources.{source}")
+        if theirs["order"] == ours["order"] and len(theirs["cursors"]) != len(ours["cursors"]):
+            raise WeightsError(f"{path}: {where}.sources.{source} has cursors of another number of workers")
+
+
+def _mapping(owner: Any, key: str) -> Mapping[Any, Any]:
+    """Entry of a dictionary that is one itself, else an empty one."""
+    value = owner.get(key) if isinstance(owner, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def require_like(value: Any, own: Any, path: Path, where: str) -> None:
+    """WeightsError, naming file and entry, if `value` is not built like `own`.
+
+    That is the same types, finite numbers, all keys of its dictionaries, as many numbers in its lists, tensors of the
+    same shape and dtype. None in `own` stands for anything.
+    """
+    if own is None:
+        return
+    kind = next((kind for kind in (bool, int, float, str, Mapping, list, Tensor) if isinstance(own, kind)), tuple)
+    fits = {float: (int, float), list: (list, tuple), tuple: (list, tuple)}.get(kind, kind)
+    if not isinstance(value, fits) or (isinstance(value, bool) and kind is not bool):
+        raise WeightsError(f"{path}: {where} is a {type(value).__name__}, a run saves a {kind.__name__} there")
+    if kind is float and not math.isfinite(value):
+        raise WeightsError(f"{path}: {where} is {value}")
+    if isinstance(own, Mapping):
+        if lost := [str(key) for key in own if key not in value]:
+            raise WeightsError(f"{path}: {where} lacks {', '.join(lost)}")
+        for key in own:
+            require_like(value[key], own[key], path, f"{where}.{key}")
+    elif isinstance(own, list | tuple) and own:
+        if isinstance(own[0], int | float) and len(value) != len(own):
+            raise WeightsError(f"{path}: {where} has {len(value)} entries, {len(own)} here")
+        for number, entry in enumerate(value):
+            require_like(entry, own[min(number, len(own) - 1)], path, f"{where}[{number}]")
+    elif isinstance(own, Tensor) and (value.dtype, value.shape) != (own.dtype, own.shape):
+        raise WeightsError(
+            f"{path}: {where} is a tensor {tuple(value.shape)} of {value.dtype}, a run saves {tuple(own.shape)} of "
+            f"{own.dtype} there"
+        )

@@ -57,5 +57,20 @@ def test_full_disk_costs_the_lines_and_is_said_once(caplog):
     lines.append({"step": 1})
     lines.append({"step": 2})
     assert [record.message for record in caplog.records] == [
-        "/dev/full: cannot be written (No space left on device); its lines are lost until that is mended"
+        "/dev/full: cannot be written (No space left on device); its lines are lost until that is fixed"
     ]
+
+
+def test_a_name_that_is_no_unicode_is_written_as_json_writes_it(tmp_path):
+    lines = JsonLines(tmp_path / "log.txt")
+    lines.append({"file": "caf\udce9.jpg", "said": "été"})
+    assert lines.read() == [{"file": "caf\udce9.jpg", "said": "été"}]
+
+
+def test_a_file_that_cannot_be_read_costs_a_warning_and_stays(tmp_path, caplog):
+    (tmp_path / "log.txt").mkdir()
+    lines = JsonLines(tmp_path / "log.txt")
+    assert lines.read() == []
+    lines.keep(lambda line: False)
+    assert "cannot be read (Is a directory)" in caplog.text
+    assert (tmp_path / "log.txt").is_dir()

@@ -3,12 +3,14 @@
 import json
 import logging
 import os
+import subprocess
 
 import pytest
 import torch
 
 from minigpt4.common.errors import WeightsError
 from minigpt4.common.run_checkpoints import (
+    amend_card,
     card_path,
     drop_leftovers,
     drop_old,
@@ -23,10 +25,10 @@ from minigpt4.common.run_checkpoints import (
 def save(tmp_path):
     """Saves a checkpoint whose weight is its iteration; returns its path."""
 
-    def save(iteration, *, name=None, run="20260101_000000", started="2026-01-01", job="minigpt4"):
+    def save(iteration, *, name=None, run="20260101_000000", started="2026-01-01", job="minigpt4", **card):
         path = tmp_path / run / (name or f"checkpoint_iter_{iteration}.pth")
         path.parent.mkdir(exist_ok=True)
-        card = {"job_name": job, "run_started": started, "iteration": iteration}
+        card |= {"job_name": job, "run_started": started, "iteration": iteration}
         save_checkpoint(path, {"model": {"w": torch.full((100,), float(iteration))}}, card)
         return path
 
@@ -176,3 +178,65 @@ def test_leftovers_of_killed_saves_are_deleted_and_nothing_else(save):
 
 def test_card_is_plain_json(save):
     assert json.loads(card_path(save(1)).read_text())["sha256"]
+
+
+def test_newest_is_of_the_run_with_the_highest_number_though_the_clock_was_set_back(save, tmp_path):
+    save(50, run="20260101_000000", started="2026-01-01", run_number=1)
+    later = save(2, run="20200101_000000", started="2020-01-01", run_number=2)
+    save(70, run="20270101_000000", started="2027-01-01")  # from before there were numbers
+    assert newest_checkpoint(tmp_path, "minigpt4") == later
+
+
+@pytest.mark.parametrize(
+    "fact",
+    [
+        {"sha256": 7},
+        {"iteration": "3"},
+        {"run_number": [1]},
+        {"run_started": 5},
+        {"best_loss": "low"},
+        {"llm_fingerprint": {}},
+        {"vision_fingerprints": "abc"},
+    ],
+)
+def test_a_card_with_something_else_in_its_facts_counts_as_none(save, tmp_path, fact):
+    good, path = save(1), save(3)
+    card_path(path).write_text(json.dumps(read_card(path) | fact))
+    assert read_card(path) is None
+    assert newest_checkpoint(tmp_path, "minigpt4") == good
+    drop_old(path.parent, 1)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk that can be made read-only; only root may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", str(place)], capture_output=True).returncode:
+        pytest.skip("cannot mount a disk here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_disk_that_turns_read_only_is_named_as_the_cause(disk, monkeypatch, caplog):
+    path, content = disk / "checkpoint_0.pth", {"model": {"w": torch.ones(3)}}
+    save_checkpoint(path, content, {"iteration": 1})
+    old = disk / "checkpoint_iter_0.pth"
+    save_checkpoint(old, content, {"iteration": 0})
+    save_checkpoint(disk / "checkpoint_iter_1.pth", content, {"iteration": 1})
+    (disk / ".checkpoint_1.pth.1.tmp").write_bytes(b"half")
+    replace = type(path).replace
+
+    def turn_read_only(old, new):
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        return replace(old, new)
+
+    monkeypatch.setattr(type(path), "replace", turn_read_only)
+    with pytest.raises(WeightsError, match=r"checkpoint_iter_2.pth: could not be saved: .*Read-only file system"):
+        save_checkpoint(disk / "checkpoint_iter_2.pth", content, {"iteration": 2})
+    with pytest.raises(WeightsError, match=r"checkpoint_0.json: could not be written: .*Read-only"):
+        amend_card(path, valid_loss=1.0)
+    drop_leftovers(disk)
+    drop_old(disk, 1)
+    assert f"{old}: cannot be deleted (Read-only file system)" in caplog.text
+    assert read_checkpoint(path)["model"]["w"].sum() == 3

@@ -121,3 +121,21 @@ def test_broken_run_json_counts_as_none(tmp_path):
     assert folder.facts() == {}
     folder.note_resume(tmp_path / "checkpoint_0.pth", world_size=1)
     assert len(folder.facts()["resumed"]) == 1
+
+
+def test_runs_are_numbered_whatever_the_clock_and_other_files_say(tmp_path):
+    def start(name):
+        (tmp_path / name).mkdir()
+        folder = RunFolder.existing(tmp_path / name)
+        folder.describe({}, seed=1, world_size=1)
+        return folder
+
+    assert start("20260101_000000").facts()["number"] == 1
+    assert start("20200101_000000").facts()["number"] == 2
+    (tmp_path / "20260101_000000" / "run.json").write_text('{"number": "many", "started": 5}')
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text('{"number": 70')
+    last = start("20190101_000000")
+    last.note_resume(tmp_path / "checkpoint_0.pth", world_size=1)
+    assert last.facts()["number"] == 3
+    assert RunFolder(tmp_path / "20260101_000000").facts() == {}

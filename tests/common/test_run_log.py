@@ -247,11 +247,11 @@ def test_validation_goes_to_console_and_log_txt(tmp_path, caplog):
 
 def test_run_that_goes_on_keeps_its_start_and_notes_the_checkpoint(tmp_path):
     first = _run_log(tmp_path)
-    started = first.started
+    started = first.facts()["started"]
     assert started
     again = _run_log(tmp_path)
     again.begin(1, 0, tmp_path / "checkpoint_0.pth")
-    assert again.started == started
+    assert again.facts()["started"] == started
     facts = RunFolder(tmp_path / "20250608_111442").facts()
     assert [entry["checkpoint"] for entry in facts["resumed"]] == [str(tmp_path / "checkpoint_0.pth")]
 

@@ -1,14 +1,19 @@
 """Vision files, projections and checkpoints of other models are refused with the reason."""
 
+import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from minigpt4.common.errors import WeightsError
+from minigpt4.common.schemas.binding import bind
 from minigpt4.common.schemas.model import QFORMER_FILE, MiniGPT4Config
-from minigpt4.models.loading import build_projection, load_trained, load_vision
+from minigpt4.inference.checkpoint_switch import CheckpointSwitch
+from minigpt4.models.loading import build_projection, load_trained, load_vision, vision_fingerprints
+from minigpt4.models.minigpt4 import MiniGPT4
 
 VICUNA_7B, VICUNA_13B, QFORMER = 4096, 5120, 768
 
@@ -116,3 +121,105 @@ def test_the_only_numbers_from_no_file_are_the_zero_key_biases_of_the_vit(tiny_s
     assert [name for name, _ in encoder.model.named_buffers()] == [f"blocks.{i}.attn.k_bias" for i in range(3)]
     assert all(torch.equal(buffer, torch.zeros(64)) for buffer in encoder.model.buffers())
     assert [*ln_vision.buffers(), *q_former.buffers()] == []
+
+
+# What the card and the keys say
+
+
+LORA = "llama_model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize("allowed", [[], ["llama_model.*"]])
+def test_a_file_with_lora_weights_is_refused_as_such(tmp_path, allowed):
+    path = tmp_path / "minigptv2_checkpoint.pth"
+    torch.save({"model": {**projection(VICUNA_7B, 5632), LORA: torch.zeros(8, 4096)}}, path)
+    with pytest.raises(WeightsError) as error:
+        load_trained(projection(VICUNA_7B), path, MiniGPT4Config(ckpt_allow_keys=allowed))
+    assert str(error.value).startswith(f"{path}: holds 1 LoRA weights of its LLM (such as {LORA})")
+    assert "ckpt_allow_keys" not in str(error.value)
+
+
+@pytest.fixture
+def with_card(tmp_path, parity_dir):
+    """A copy of the published tiny checkpoint, with a card."""
+
+    def make(**card):
+        path = tmp_path / "checkpoint_0.pth"
+        shutil.copy(parity_dir / "minigpt4_tiny.pth", path)
+        path.with_suffix(".json").write_text(json.dumps({"sha256": "", **card}))
+        return str(path)
+
+    return make
+
+
+VISION = {"vit_weights": "0" * 16}
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_card_of_another_vision_side_is_refused_loaded_or_waiting(with_card, tiny_section, waits):
+    path = with_card(vision_fingerprints=VISION)
+    with pytest.raises(WeightsError, match=f"{path}: .*model.vit_weights is .*eva_vit_tiny.*model.ckpt_any_vision"):
+        MiniGPT4.from_config(tiny_section(ckpt=path), vision_waits=waits)
+    MiniGPT4.from_config(tiny_section(ckpt=path, ckpt_any_vision=True), vision_waits=waits)
+
+
+def test_a_part_that_is_trained_is_the_checkpoints_own(build_model, parity_dir):
+    assert "q_former_model" not in build_model(ckpt=None, freeze_qformer=False).made_with()["vision_fingerprints"]
+
+
+def test_ckpt_any_llm_is_about_the_llm_alone(with_card, build_model):
+    build_model(ckpt=with_card(llm_fingerprint="0" * 16), ckpt_any_llm=True)
+    with pytest.raises(WeightsError, match=r"model.llama_model is .*model.ckpt_any_llm: True"):
+        build_model(ckpt=with_card(llm_fingerprint="0" * 16), ckpt_any_vision=True)
+
+
+def test_a_server_does_not_change_to_a_checkpoint_of_another_vision_side(with_card, build_model):
+    model = build_model()
+    before = model.llama_proj.weight.clone()
+    with pytest.raises(WeightsError, match="another vision side"):
+        CheckpointSwitch(model).load(with_card(vision_fingerprints=VISION))
+    assert torch.equal(model.llama_proj.weight, before)
+
+
+def test_the_fingerprint_is_that_of_the_numbers_not_of_the_file(tiny_section, tmp_path, parity_dir):
+    def fingerprints(**changes):
+        return vision_fingerprints(bind(MiniGPT4Config, tiny_section(**changes), section="model", source="test"))
+
+    state = torch.load(parity_dir / "eva_vit_tiny.pth", weights_only=True)
+    save_file(state, tmp_path / "vit.safetensors")
+    torch.save({"model": {f"module.{name}": t.float() for name, t in state.items()}}, tmp_path / "vit.pth")
+    as_published = fingerprints()
+    for name in ("vit.safetensors", "vit.pth"):
+        assert fingerprints(vit_weights=str(tmp_path / name), vit_precision="bf16", image_size=84) == as_published
+    state["blocks.2.mlp.fc2.bias"] += 1
+    torch.save(state, tmp_path / "other.pth")
+    assert fingerprints(vit_weights=str(tmp_path / "other.pth"))["vit_weights"] != as_published["vit_weights"]
+
+
+def test_weights_of_a_vision_side_with_nan_are_named(changed_weights, build_model, parity_dir):
+    file = changed_weights(parity_dir / "eva_vit_tiny.pth", lambda state: state["blocks.1.norm1.bias"].fill_(torch.nan))
+    with pytest.raises(WeightsError, match=f"{file}: .*blocks.1.norm1.bias"):
+        build_model(vit_weights=str(file))
+
+
+def test_a_checkpoint_of_another_model_gets_no_hint_to_allow_its_keys(tmp_path):
+    torch.save({"mm_projector.weight": torch.ones(2, 2)}, tmp_path / "mm_projector.bin")
+    with pytest.raises(WeightsError, match="mm_projector.bin(?s:.*)of another model") as error:
+        load_trained(projection(8), tmp_path / "mm_projector.bin", MiniGPT4Config())
+    assert "ckpt_allow_keys" not in str(error.value)
+
+
+def test_keys_that_are_allowed_to_differ_never_leave_nothing(tmp_path):
+    torch.save({"mm_projector.weight": torch.ones(2, 2)}, tmp_path / "w.bin")
+    with pytest.raises(WeightsError, match="w.bin: model.ckpt_allow_keys leaves nothing"):
+        load_trained(projection(8), tmp_path / "w.bin", MiniGPT4Config(ckpt_allow_keys=["*"]))
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 64), (2, 10, 64), (1, 10, 3), (17, 64), (1, 1, 64), (1, 0, 64), ()])
+def test_a_position_embedding_of_an_odd_shape_is_named(changed_weights, build_model, parity_dir, shape):
+    file = changed_weights(parity_dir / "eva_vit_tiny.pth", lambda state: state.update(pos_embed=torch.ones(shape)))
+    if shape == (1, 5, 64):
+        build_model(vit_weights=str(file))  # a grid of 2 x 2, interpolated
+        return
+    with pytest.raises(WeightsError, match=f"{file}(?s:.*)pos_embed"):
+        build_model(vit_weights=str(file))

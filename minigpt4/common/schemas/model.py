@@ -130,6 +130,9 @@ class MiniGPT4Config:
     ckpt_any_llm: bool = False
     """New. Load a checkpoint although its card says that it was trained with another LLM."""
 
+    ckpt_any_vision: bool = False
+    """New. Load a checkpoint although its card says that it was trained with other weights of the vision side."""
+
     prompt: str = ""
     """Published and without effect there; only the empty string is accepted."""
 

@@ -1,5 +1,6 @@
 """Kills at any moment, crashes and errors of one rank: nothing is lost, nothing hangs."""
 
+import json
 import random
 import signal
 import time
@@ -18,6 +19,13 @@ def _compare(run: Path, whole: Path, tools) -> None:
     assert tools["alike"](tools["final"](run), tools["final"](whole))
     assert tools["logged"](run) == tools["logged"](whole)
     assert (run / "log.txt").read_text() == (whole / "log.txt").read_text()
+    assert _bad_samples(run) == _bad_samples(whole)
+
+
+def _bad_samples(run: Path) -> list[tuple]:
+    """What was noted of them, each as often as it was; ranks write in any order."""
+    lines = map(json.loads, (run / "bad_samples.jsonl").read_text().splitlines())
+    return sorted((line["rank"], line["batch"], line["source"], line["key"]) for line in lines)
 
 
 def _iterations(tiny) -> int:

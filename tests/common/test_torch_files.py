@@ -1,0 +1,134 @@
+"""Files of torch that claim what they do not have are refused before they are read."""
+
+import io
+import resource
+import struct
+import zipfile
+
+import pytest
+import torch
+
+from minigpt4.common.checkpoint import read_weights
+from minigpt4.common.errors import WeightsError
+
+STEM = "archive"
+
+
+def saved(content, **options):
+    file = io.BytesIO()
+    torch.save(content, file, **options)
+    return file.getvalue()
+
+
+def rezipped(path, change, kind=zipfile.ZIP_STORED):
+    """The torch file of one tensor of 100 ones with its entries changed: `change` of a list of (name, bytes)."""
+    with zipfile.ZipFile(io.BytesIO(saved({"a": torch.ones(100)}))) as archive:
+        entries = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(path, "w", kind) as archive:
+        for name, data in change(entries):
+            archive.writestr(name, data)
+    return path
+
+
+def edited(name, change):
+    return lambda entries: [(key, change(data) if key == f"{STEM}/{name}" else data) for key, data in entries]
+
+
+def refusal(path):
+    with pytest.raises(WeightsError) as error:
+        read_weights(path)
+    assert str(path) in str(error.value)
+    return str(error.value)
+
+
+def test_an_unchanged_copy_is_read(tmp_path):
+    assert read_weights(rezipped(tmp_path / "w.pth", list))["a"].sum() == 100
+
+
+def test_3_mb_that_unpack_to_3_gb_are_refused_before_they_take_memory(tmp_path):
+    path, zeros = tmp_path / "bomb.pth", bytes(1 << 20)
+    with zipfile.ZipFile(io.BytesIO(saved({"a": torch.ones(100)}))) as plain:
+        pickled = plain.read(f"{STEM}/data.pkl").replace(b"Kdtq", b"J" + struct.pack("<i", 3000 << 18) + b"tq", 1)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        with archive.open(f"{STEM}/data/0", "w", force_zip64=True) as entry:
+            for _ in range(3000):
+                entry.write(zeros)
+        archive.writestr(f"{STEM}/data.pkl", pickled, zipfile.ZIP_STORED)
+        archive.writestr(f"{STEM}/version", "3\n", zipfile.ZIP_STORED)
+    assert path.stat().st_size < 4_000_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "data/0 is compressed" in refusal(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_a_pickle_that_claims_more_than_its_record_has_is_refused(tmp_path):
+    longer = edited("data.pkl", lambda data: data.replace(b"Kdtq", b"M\xe8\x03tq", 1))  # 100 -> 1000
+    assert "claims 4,000 bytes of data/0" in refusal(rezipped(tmp_path / "w.pth", longer))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda entries: [*entries, entries[4]], "same name"),
+        (lambda entries: entries[1:], "data.pkl"),
+        (edited("data/0", lambda data: data[:-4]), "claims 400 bytes of data/0"),
+        (edited("data.pkl", lambda data: data.replace(b"_rebuild_tensor_v2", b"_rebuild_qtensor")), "_rebuild_qtensor"),
+        (edited("data.pkl", lambda data: data.replace(b"storage", b"module", 1)), "Get it again."),
+        (edited("data.pkl", lambda data: data[:40]), "broken"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_entries_that_torch_would_not_write_are_refused(tmp_path, change, text):
+    assert text in refusal(rezipped(tmp_path / "w.pth", change))
+
+
+def test_entries_that_share_their_bytes_are_refused(tmp_path):
+    path = rezipped(tmp_path / "w.pth", list)
+    data = bytearray(path.read_bytes())
+    last = data.rfind(b"PK\x01\x02")
+    data[last + 42 : last + 46] = bytes(4)  # the last entry begins where the first one does
+    path.write_bytes(data)
+    assert "shares its bytes" in refusal(path)
+
+
+def test_a_flipped_bit_in_a_tensor_is_found(tmp_path):
+    data = bytearray(saved({"a": torch.full((100,), 7.0)}))
+    data[data.find(struct.pack("<f", 7.0)) + 40] ^= 1
+    (tmp_path / "w.pth").write_bytes(data)
+    assert "data/0" in refusal(tmp_path / "w.pth")
+
+
+def test_a_file_that_was_saved_without_checksums_is_read(tmp_path):
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(3)}, tmp_path / "w.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert read_weights(tmp_path / "w.pth")["a"].sum() == 3
+
+
+def test_old_files_that_claim_more_than_they_have_are_refused(tmp_path):
+    data = saved({"a": torch.ones(100)}, _use_new_zipfile_serialization=False)
+    assert data.count(b"Kdq") + data.count(b"KdN") == 1
+    (tmp_path / "w.pth").write_bytes(data.replace(b"KdN", b"J\x00\x00\x00\x7fN").replace(b"Kdq", b"J\x00\x00\x00\x7fq"))
+    assert "claims 8,522,825,728 bytes" in refusal(tmp_path / "w.pth")
+
+
+class Grows:
+    """Unpickles to 3 GB of zeros, which `weights_only` allows."""
+
+    def __reduce__(self):
+        return bytearray, (3_000_000_000,)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_calls_that_make_much_of_little_are_refused(tmp_path, zipped):
+    torch.save({"a": Grows()}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    assert "bytearray" in refusal(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("length", [1 << 62, 1 << 40, 90_000_000, 3])
+def test_safetensors_with_a_header_that_is_not_there_are_refused(tmp_path, length):
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", length) + b'{"a": 1}')
+    refusal(tmp_path / "w.safetensors")

@@ -1,0 +1,42 @@
+"""A disk that turns read-only while a run goes on: its error is what the run ends with."""
+
+import subprocess
+
+import pytest
+
+AUTO = "run.resume_ckpt_path=auto"
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk; only root may mount one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", str(place)], capture_output=True).returncode:
+        pytest.skip("cannot mount a disk here")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_run_ends_with_the_disks_error_and_auto_goes_on(processes, disk, warm, make, tools):
+    tiny = tools["plug_in"](make("json"), "pausing", task="pausing")
+    options = ("run.save_every_iters=1", f"run.output_dir={disk}")
+    (tiny.folder / "pause").write_text("3")
+    run = warm.start(tiny, *options, processes=processes)
+    run.wait_for(f"rank {processes - 1} pauses")
+    run.wait_for("checkpoint_iter_3.pth")
+    remounted = subprocess.run(["mount", "-o", "remount,ro", str(disk)], capture_output=True, text=True)
+    assert remounted.returncode == 0, remounted.stderr
+    (tiny.folder / "pause").unlink()
+    (tiny.folder / "go").touch()
+    assert run.wait()[0] == 2
+    assert "checkpoint_iter_4.pth: could not be saved: [Errno 30] Read-only file system" in run.text()
+    again = warm.start(tiny, *options, AUTO, processes=processes)
+    assert again.wait() == [2] * processes
+    assert "Read-only file system" in again.text()
+    assert "Traceback" not in run.text() + again.text()
+    subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+    warm.train(tiny, *options, AUTO, processes=processes)
+    (folder,) = disk.iterdir()
+    assert [step for step, _, _ in tools["logged"](folder)] == list(range(14))
