@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minigpt4 import models, runners
 from minigpt4.common.distributed import Processes, start_processes, stop_processes
-from minigpt4.common.errors import MiniGPT4Error, RunError
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.common.rng import seed_everything
@@ -40,14 +40,14 @@ SHIPPED = (models, runners)
 def check_needs(run: RunConfig) -> None:
     """ConfigError for a package or a Java that the run will need later."""
     check_trackers(run)
-    if run.valid_splits and run.valid_captions:
+    if run.valid_captions and (run.test_splits or (run.valid_splits and not run.evaluate)):
         require_caption_metrics("run.valid_captions")
 
 
 def choose_folder(experiment: Experiment, processes: Processes) -> tuple[Experiment, RunFolder]:
     """The run's folder, the same on all ranks, and the experiment with `auto` replaced by what was found.
 
-    `auto` goes on in the folder of the checkpoint it finds; everything else gets a new folder.
+    Training with `auto` goes on in the folder of the checkpoint it finds; everything else gets a new folder.
     """
     found: tuple[str | None, str] | None = None
     failure = None
@@ -69,7 +69,12 @@ def _choose(experiment: Experiment) -> tuple[str | None, str]:
     if run.resume_ckpt_path == AUTO:
         newest = newest_checkpoint(output, run.job_name)
         if newest is not None:
-            return str(newest), str(newest.parent)
+            return str(newest), str(RunFolder.create(output).path if run.evaluate else newest.parent)
+        if run.evaluate:
+            raise ConfigError(
+                f"run.resume_ckpt_path: auto: no checkpoint of job {run.job_name} in {output}; to evaluate model.ckpt "
+                "set run.resume_ckpt_path: null"
+            )
         log.info("No checkpoint of job %s in %s yet: starting from scratch", run.job_name, output)
         return None, str(RunFolder.create(output).path)
     return run.resume_ckpt_path, str(RunFolder.create(output).path)

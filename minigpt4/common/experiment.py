@@ -39,10 +39,22 @@ class Experiment:
 
     def batch_size(self) -> int:
         """Samples of one iteration on one GPU; an iteration reads one dataset, so the largest counts."""
+        if not self.datasets:
+            raise ConfigError(f"{self.source}: datasets: is empty; name at least one dataset")
         sizes = [d.batch_size or self.run.batch_size_train for d in self.datasets.values()]
-        if not sizes or None in sizes:
+        if None in sizes:
             raise ConfigError(f"{self.source}: no batch size; set datasets.NAME.batch_size or run.batch_size_train")
         return max(sizes)
+
+    def require_batches(self) -> None:
+        """ConfigError if there is nothing to train on, or with `run.evaluate` nothing to evaluate on."""
+        if self.run.evaluate and not self.run.test_splits:
+            raise ConfigError(
+                f"{self.source}: run.test_splits: is empty, and run.evaluate: True evaluates on nothing else; name "
+                "the splits, such as [test]"
+            )
+        if not (self.run.evaluate and self.run.batch_size_eval):
+            self.batch_size()
 
 
 def read_experiment(config: Config, *, training: bool = True) -> Experiment:
@@ -60,6 +72,8 @@ def read_experiment(config: Config, *, training: bool = True) -> Experiment:
     }
     model = bind(_model_schema(config.model_cfg.arch), config.model_cfg, section="model", source=source)
     experiment = Experiment(model, datasets, run, config.to_dict(), source)
+    if training:
+        experiment.require_batches()
     _set_image_sizes(experiment)
     _check_parallel(experiment)
     _check_kernels(experiment)

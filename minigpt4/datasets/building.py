@@ -31,6 +31,7 @@ def build_datasets(
         if not any(split in own for own in datasets.values()):
             raise ConfigError(
                 f"datasets: {', '.join(sections) or 'none'}: no split {split!r}; set build_info.{split}_ann_path "
-                f"(build_info.{split}_storage for shards) of at least one dataset, or leave the split out of run"
+                f"(build_info.{split}_storage for shards) of at least one dataset, or leave the split out of "
+                "run.train_splits, run.valid_splits and run.test_splits"
             )
     return datasets

@@ -84,19 +84,11 @@ def resume(path: Path, model: nn.Module, rank: int, world_size: int) -> Resumed:
 
     A file of the original code has no `state`: the run then goes on at its next epoch, as it did there.
     """
-    saved = read_checkpoint(path)
-    missing = [key for key in ("model", "optimizer", "epoch") if key not in saved]
-    if missing:
-        raise WeightsError(
-            f"{path}: has no {', '.join(missing)}, so a run cannot go on from it. To start a new run from its weights "
-            "set model.ckpt instead of run.resume_ckpt_path."
-        )
-    weights: dict[str, Tensor] = drop_keys(saved["model"], PUBLISHED_BUFFERS)
-    copy_strict(model.trainable_parameters(), weights, source=path)
-    state = saved.get("state")
+    saved = _load(path, model)
+    state, position = saved.get("state"), _position(saved)
     if state is None:
         log.warning("%s holds no random state and no data position: the run goes on at the next epoch", path)
-        return Resumed(Position(saved["epoch"] + 1), saved["optimizer"], saved.get("scaler"), None, None)
+        return Resumed(position, saved["optimizer"], saved.get("scaler"), None, None)
     ranks = state["ranks"]
     same = len(ranks) == world_size
     if not same:
@@ -109,4 +101,27 @@ def resume(path: Path, model: nn.Module, rank: int, world_size: int) -> Resumed:
         )
     own = ranks[rank] if same else None
     data = ranks[rank if same else 0]["data"]
-    return Resumed(Position(**state["position"]), saved["optimizer"], saved.get("scaler"), own, data)
+    return Resumed(position, saved["optimizer"], saved.get("scaler"), own, data)
+
+
+def load_weights(path: Path, model: nn.Module) -> Position:
+    """Load a checkpoint's weights alone into `model`; where the run stood. WeightsError if it does not fit."""
+    return _position(_load(path, model))
+
+
+def _load(path: Path, model: nn.Module) -> dict[str, Any]:
+    """The content of a checkpoint whose weights are now in `model`."""
+    saved = read_checkpoint(path)
+    missing = [key for key in ("model", "optimizer", "epoch") if key not in saved]
+    if missing:
+        raise WeightsError(
+            f"{path}: has no {', '.join(missing)}, so a run cannot go on from it. To start a new run from its weights "
+            "set model.ckpt instead of run.resume_ckpt_path."
+        )
+    weights: dict[str, Tensor] = drop_keys(saved["model"], PUBLISHED_BUFFERS)
+    copy_strict(model.trainable_parameters(), weights, source=path)
+    return saved
+
+
+def _position(saved: Mapping[str, Any]) -> Position:
+    return Position(**saved["state"]["position"]) if saved.get("state") is not None else Position(saved["epoch"] + 1)

@@ -19,7 +19,7 @@ class BuildInfo:
         "images": "LAVIS's nested form is not read; set image_path",
     }
 
-    storage: str | None = field(default=None, metadata={"path": "data"})
+    storage: str | None = field(default=None, metadata={"path": "data", "training": True})
     """Tar shards as `shards/{000..099}.tar` or a URL; or the folder with `filter_cap.json` and `image/`."""
 
     val_storage: str | None = field(default=None, metadata={"path": "later"})
@@ -28,7 +28,7 @@ class BuildInfo:
     test_storage: str | None = field(default=None, metadata={"path": "later"})
     """New. Tar shards of the split `test`."""
 
-    ann_path: str | None = field(default=None, metadata={"path": "file"})
+    ann_path: str | None = field(default=None, metadata={"path": "file", "training": True})
     """File with the captions: `.json`, `.jsonl`, `.csv` or `.tsv`."""
 
     val_ann_path: str | None = field(default=None, metadata={"path": "later"})
@@ -166,7 +166,7 @@ class DatasetConfig:
         at_least(self, 1, "batch_size")
         require(self.sample_ratio > 0, "sample_ratio", self.sample_ratio, "above 0")
         info = self.build_info
-        if self.builder == SHARDS and not info.storage:
+        if self.builder == SHARDS and not (info.storage or info.val_storage or info.test_storage):
             raise ValueError("build_info.storage: is missing; it says where the tar shards are")
         if self.builder == JSON and not (info.storage or info.image_path):
             raise ValueError("build_info.ann_path: is missing; set ann_path and image_path, or storage")

@@ -39,10 +39,13 @@ def expand_home(path: str | Path) -> str | Path:
 def missing_paths(sections: Mapping[str, object]) -> list[tuple[str, str]]:
     """Keys and paths that do not exist, relative paths seen from the working directory.
 
+    With `run.evaluate` nobody looks for the files of the training splits, which have `{"training": True}` beside.
+
     Args:
         sections: bound schemas by section name, such as {"model": ..., "datasets.laion": ...}.
     """
-    marked = (entry for section, schema in sections.items() for entry in _marked(schema, section))
+    unread = "training" if getattr(sections.get("run"), "evaluate", False) else None
+    marked = (entry for section, schema in sections.items() for entry in _marked(schema, section, unread))
     return [(key, path) for key, kind, value in marked for path in _missing(kind, value)]
 
 
@@ -57,14 +60,14 @@ def require_paths(sections: Mapping[str, object], source: str) -> None:
         )
 
 
-def _marked(schema: object, section: str) -> Iterator[tuple[str, str, str]]:
-    """(key, kind, path) of every path field that is set, nested schemas included."""
+def _marked(schema: object, section: str, unread: str | None) -> Iterator[tuple[str, str, str]]:
+    """(key, kind, path) of every path field that is set and not `unread`, nested schemas included."""
     for field in dataclasses.fields(schema):
         value = getattr(schema, field.name)
         key = f"{section}.{field.name}"
         if dataclasses.is_dataclass(value):
-            yield from _marked(value, key)
-        elif "path" in field.metadata and value:
+            yield from _marked(value, key, unread)
+        elif "path" in field.metadata and unread not in field.metadata and value:
             yield key, field.metadata["path"], str(value)
 
 

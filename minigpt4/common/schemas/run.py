@@ -119,7 +119,7 @@ class RunConfig:
     """New. Unreadable samples in a row before the run stops."""
 
     evaluate: bool = False
-    """Evaluate on `test_splits` and do not train."""
+    """Evaluate `resume_ckpt_path`, else `model.ckpt`, on `test_splits` and do not train."""
 
     train_splits: list[str] = field(default_factory=lambda: ["train"])
     """Dataset splits to train on."""
@@ -128,11 +128,11 @@ class RunConfig:
     """Splits to evaluate after each epoch."""
 
     valid_captions: int = 0
-    """New. Validation images that are captioned and scored (BLEU, CIDEr, ROUGE-L) after each epoch; 0: two
-    captions are shown in the log, none is scored."""
+    """New. Images that are captioned and scored (BLEU, CIDEr, ROUGE-L) in the validation after each epoch and of each
+    test split; 0: two captions are shown in the log, none is scored."""
 
     test_splits: list[str] = field(default_factory=list)
-    """Splits to evaluate at the end, or alone with `evaluate`."""
+    """Splits to evaluate at the end, on the best epoch where `valid_splits` tell it, or alone with `evaluate`."""
 
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """New. How captions are decoded in an evaluation, the same for all checkpoints."""
@@ -190,6 +190,11 @@ class RunConfig:
             return
         require(self.init_lr > 0, "init_lr", self.init_lr, "above 0")
         require(self.min_lr <= self.init_lr, "min_lr", self.min_lr, f"at most init_lr ({self.init_lr})")
+
+    def splits(self) -> list[str]:
+        """Every split that the run reads, once."""
+        before = [] if self.evaluate else [*self.train_splits, *self.valid_splits]
+        return list(dict.fromkeys([*before, *self.test_splits]))
 
     def require_training_keys(self, source: str) -> None:
         """ConfigError naming what a run that trains lacks; `source` is the file to name."""
