@@ -23,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 from minigpt4.common.errors import SampleError
+from minigpt4.common.output_files import as_json, replacing
 
 ANNOTATIONS = "flickr_annotations_30k.csv"
 IMAGES = "flickr30k-images"
@@ -185,10 +186,9 @@ def write_all(prepared: Prepared, root: Path, *, everything: bool) -> None:
 
 
 def _write(path: Path, annotations: list[dict[str, Any]]) -> None:
-    part = path.with_suffix(".part")
     try:
-        part.write_text(json.dumps(annotations, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_text(as_json(annotations), encoding="utf-8")
     except OSError as error:
         raise SampleError(f"{path}: cannot be written: {error.strerror}") from error
     log.info("%s: %d images", path, len(annotations))

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from minigpt4.common.errors import SampleError
+from minigpt4.common.output_files import replacing
 
 CHUNK = 1 << 20
 """Characters read at a time."""
@@ -64,11 +65,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def convert(source: Path, target: Path) -> Counts:
     """Write `target`; it appears only when it is whole. Raises SampleError naming file and place."""
-    part = target.with_name(target.name + ".part")
     try:
-        with source.open(encoding="utf-8") as file, part.open("w", newline="", encoding="utf-8") as out:
+        with (
+            source.open(encoding="utf-8") as file,
+            replacing(target) as part,
+            part.open("w", newline="", encoding="utf-8") as out,
+        ):
             counts = write_rows(_with_bar(read_entries(file, source)), out)
-        part.replace(target)
     except OSError as error:
         raise SampleError(f"{error.filename or target}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from minigpt4.common.output_files import replacing
+
 log = logging.getLogger(__name__)
 
 
@@ -51,10 +53,9 @@ class JsonLines:
         except FileNotFoundError:
             return
         lines = [line for line in text.split("\n") if (record := _parse(line)) is not None and wanted(record)]
-        part = self.path.with_name(self.path.name + ".part")
         try:
-            part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-            part.replace(self.path)
+            with replacing(self.path) as part:
+                part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
         except OSError as error:
             self._warn(error)
 
