@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt4.common.config import Config
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, RegistryError, errors_as
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.binding import bind
 from minigpt4.common.schemas.datasets import DatasetConfig
@@ -62,15 +62,21 @@ def read_experiment(config: Config, *, training: bool = True) -> Experiment:
 
     `training`: the run needs learning rate, epochs and iterations; demo and evaluation files have none.
     """
+    with errors_as(ConfigError, f"{config.source}: cannot be read as an experiment"):
+        return _read(config, training)
+
+
+def _read(config: Config, training: bool) -> Experiment:
     source = config.source
-    run = bind(RunConfig, config.run_cfg, section="run", source=source)
+    where = {"source": source, "options": config.option_keys}
+    run = bind(RunConfig, config.run_cfg, section="run", **where)
     if training:
         run.require_training_keys(source)
     datasets = {
-        name: bind(DatasetConfig, config.datasets_cfg[name], section=f"datasets.{name}", source=source)
+        name: bind(DatasetConfig, config.datasets_cfg[name], section=f"datasets.{name}", **where)
         for name in config.datasets_cfg
     }
-    model = bind(_model_schema(config.model_cfg.arch), config.model_cfg, section="model", source=source)
+    model = bind(_model_schema(config), config.model_cfg, section="model", **where)
     experiment = Experiment(model, datasets, run, config.to_dict(), source)
     if training:
         experiment.require_batches()
@@ -80,10 +86,16 @@ def read_experiment(config: Config, *, training: bool = True) -> Experiment:
     return experiment
 
 
-def _model_schema(arch: str) -> type:
+def _model_schema(config: Config) -> type:
+    arch = config.model_cfg.arch
+    if not isinstance(arch, str):
+        raise ConfigError(f"{config.source}: model.arch: {arch!r:.200} must be a registered name")
     if arch in MODEL_SCHEMAS:
         return MODEL_SCHEMAS[arch]
-    cls = registry.get_model_class(arch)
+    try:
+        cls = registry.get_model_class(arch)
+    except RegistryError as error:
+        raise ConfigError(f"{config.source}: model.arch: {error}") from error
     if not dataclasses.is_dataclass(getattr(cls, "config_class", None)):
         raise ConfigError(
             f"model.arch: {arch}: {cls.__qualname__} needs a `config_class`, the dataclass of its section"

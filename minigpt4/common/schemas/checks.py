@@ -4,7 +4,7 @@
 def require(ok: bool, key: str, value: object, rule: str) -> None:
     """ValueError `key: value must be rule`, unless `ok`; `bind` adds section and file."""
     if not ok:
-        raise ValueError(f"{key}: {value!r} must be {rule}")
+        raise ValueError(f"{key}: {value!r:.200} must be {rule}")
 
 
 def at_least(schema: object, low: float, *keys: str) -> None:

@@ -22,10 +22,10 @@ class BuildInfo:
     storage: str | None = field(default=None, metadata={"path": "data", "training": True})
     """Tar shards as `shards/{000..099}.tar` or a URL; or the folder with `filter_cap.json` and `image/`."""
 
-    val_storage: str | None = field(default=None, metadata={"path": "later"})
+    val_storage: str | None = field(default=None, metadata={"path": "data later"})
     """New. Tar shards of the split `val`."""
 
-    test_storage: str | None = field(default=None, metadata={"path": "later"})
+    test_storage: str | None = field(default=None, metadata={"path": "data later"})
     """New. Tar shards of the split `test`."""
 
     ann_path: str | None = field(default=None, metadata={"path": "file", "training": True})

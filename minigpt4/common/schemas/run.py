@@ -11,6 +11,7 @@ from minigpt4.common.schemas.failure_prompts import FailurePrompts
 from minigpt4.common.schemas.generation import GenerationSettings
 
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+MOST_WORKERS = 1_000
 TRAINING_KEYS = ("init_lr", "max_epoch", "iters_per_epoch")
 
 
@@ -176,6 +177,7 @@ class RunConfig:
         at_least(self, 1, "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "world_size")
         at_least(self, 1, "batch_size_train", "batch_size_eval", "save_every_iters", "keep_last")
         at_least(self, 1, "max_nonfinite_steps", "max_bad_in_a_row")
+        require(self.num_workers <= MOST_WORKERS, "num_workers", self.num_workers, f"at most {MOST_WORKERS:,}")
         require(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "between 0 and 1")
         norm = self.max_grad_norm
         require(norm is None or norm > 0, "max_grad_norm", norm, "above 0")
