@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minigpt4 import models, runners
 from minigpt4.common.distributed import Processes, start_processes, stop_processes
-from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, RegistryError, RunError
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.common.rng import seed_everything
@@ -38,7 +38,16 @@ SHIPPED = (models, runners)
 
 
 def check_needs(run: RunConfig) -> None:
-    """ConfigError for a package or a Java that the run will need later."""
+    """RegistryError for a name, ConfigError for a package or a Java that the run will need later."""
+    for key, find in (
+        ("task", registry.get_task_class),
+        ("runner", registry.get_runner_class),
+        ("lr_sched", registry.get_lr_scheduler_class),
+    ):
+        try:
+            find(getattr(run, key))
+        except RegistryError as error:
+            raise RegistryError(f"run.{key}: {error}") from error
     check_trackers(run)
     if run.valid_captions and (run.test_splits or (run.valid_splits and not run.evaluate)):
         require_caption_metrics("run.valid_captions")

@@ -204,9 +204,10 @@ def _read_bool(value: Any) -> bool | None:
 
 def _read_int(value: Any) -> int | None:
     number = _read_float(value)
-    if number is None or not number.is_integer() or abs(number) >= 2**63:
+    if number is None or not number.is_integer():
         return None
-    return value if isinstance(value, int) else int(number)
+    whole = value if isinstance(value, int) else int(number)
+    return whole if abs(whole) < 2**63 else None
 
 
 def _read_float(value: Any) -> float | None:
