@@ -1,5 +1,6 @@
 """`train.py --check`: what a configuration would train and whether it fits on the GPU, without any weights."""
 
+import math
 import os
 from collections.abc import Iterator
 
@@ -7,7 +8,7 @@ import torch
 
 from minigpt4.check_advice import Sizing, advice, fits
 from minigpt4.common.config import Config
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, errors_as
 from minigpt4.common.experiment import Experiment, read_experiment
 from minigpt4.common.schemas.paths import missing_paths
 from minigpt4.common.schemas.run import RunConfig
@@ -23,6 +24,11 @@ def check(config: Config, gpu_gib: float | None = None, gpus: int | None = None)
         gpu_gib: memory of the GPU to fit in, GiB; None: the GPU of this machine, else 24.
         gpus: processes of the run, for `run.parallel: fsdp`; None: as the launcher or `run.world_size` says.
     """
+    with errors_as(ConfigError, f"{config.source}: cannot be sized"):
+        return _report(config, gpu_gib, gpus)
+
+
+def _report(config: Config, gpu_gib: float | None, gpus: int | None) -> str:
     experiment = read_experiment(config, training=False)
     run = experiment.run
     if run.evaluate:
@@ -33,7 +39,9 @@ def check(config: Config, gpu_gib: float | None = None, gpus: int | None = None)
     llm_config, llm_origin = llm_config_for(experiment.model)
     sizing = Sizing(experiment, MetaModel(experiment.model, llm_config), gpus)
     estimate = sizing.estimate(batch_size)
-    capacity = gpu_gib or _gpu_gib()
+    capacity = _gpu_gib() if gpu_gib is None else gpu_gib
+    if not 0 < capacity < math.inf:
+        raise ConfigError(f"--gpu-gib: {capacity} must be a number above 0")
     lines = [
         config.pretty(),
         *_parts_table(estimate),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.errors import ConfigError, WeightsError
+from minigpt4.common.errors import ConfigError, WeightsError, errors_as
 from minigpt4.common.run_checkpoints import file_sha256, read_card
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class NamedCheckpoint:
         return _file_name(self.name)
 
 
+@errors_as(ConfigError, "--ckpt")
 def read_checkpoint_list(values: Sequence[str]) -> list[NamedCheckpoint]:
     """Checkpoints given as PATH or NAME=PATH, in their order.
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from minigpt4.common.schemas.checks import at_least, require
+from minigpt4.common.schemas.checks import at_least, batch_sizes, require
 
 SHARDS = "image_caption_shards"
 JSON = "image_caption_json"
@@ -163,7 +163,7 @@ class DatasetConfig:
     """Text processors."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size")
+        batch_sizes(self, "batch_size")
         require(self.sample_ratio > 0, "sample_ratio", self.sample_ratio, "above 0")
         info = self.build_info
         if self.builder == SHARDS and not (info.storage or info.val_storage or info.test_storage):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schemas.checks import require
+from minigpt4.common.schemas.checks import at_least, require
 
 VISION_PRECISIONS = ("fp16", "bf16", "fp32")
 LLM_PRECISIONS = ("fp16", "bf16", "fp32", "int8", "nf4")
@@ -18,7 +18,7 @@ EVA_CLIP_G = "eva_clip_g"
 VIT_FILE = "eva_vit_g.pth"
 QFORMER_FILE = "blip2_pretrained_flant5xxl.pth"
 
-MOST_LAYERS, MOST_CHANNELS, MOST_TOKENS = 1_000, 100_000, 10_000_000
+MOST_LAYERS, MOST_CHANNELS, MOST_TOKENS = 1_000, 100_000, 100_000
 """Far above what any model has; a slip of the keyboard must not fill the memory."""
 
 VIT_OVERRIDES = ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio")
@@ -195,8 +195,9 @@ class MiniGPT4Config:
             raise ValueError("low_resource means int8, but llm_precision says nf4; set one of them")
 
     def _check_ranges(self) -> None:
-        for key in ("image_size", "num_query_token", "max_txt_len", "max_context_len"):
+        for key in ("image_size", "num_query_token", "max_txt_len"):
             require(1 <= getattr(self, key) <= MOST_TOKENS, key, getattr(self, key), f"from 1 to {MOST_TOKENS:,}")
+        at_least(self, 1, "max_context_len")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate: {self.drop_path_rate} must be in [0, 1)")
         if self.device_8bit < 0:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schemas.checks import at_least, require
+from minigpt4.common.schemas.checks import at_least, batch_sizes, require
 from minigpt4.common.schemas.failure_prompts import FailurePrompts
 from minigpt4.common.schemas.generation import GenerationSettings
 
@@ -175,7 +175,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         at_least(self, 0, "min_lr", "warmup_steps", "weight_decay", "num_workers", "seed", "valid_captions")
         at_least(self, 1, "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "world_size")
-        at_least(self, 1, "batch_size_train", "batch_size_eval", "save_every_iters", "keep_last")
+        batch_sizes(self, "batch_size_train", "batch_size_eval")
+        at_least(self, 1, "save_every_iters", "keep_last")
         at_least(self, 1, "max_nonfinite_steps", "max_bad_in_a_row")
         require(self.num_workers <= MOST_WORKERS, "num_workers", self.num_workers, f"at most {MOST_WORKERS:,}")
         require(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "between 0 and 1")

@@ -87,6 +87,7 @@ def test_training_runs_of_the_reference_are_bound_unchanged(golden):
         ({"warmup_steps": -1}, "run.warmup_steps: -1 must be at least 0"),
         ({"num_workers": -1}, "run.num_workers: -1 must be at least 0"),
         ({"batch_size_train": 0}, "run.batch_size_train: 0 must be at least 1"),
+        ({"batch_size_eval": 10**15}, "run.batch_size_eval: 1000000000000000 must be at most 1,000,000"),
         ({"beta2": 1.0}, "run.beta2: 1.0 must be between 0 and 1"),
         ({"lr_decay_rate": 1.5}, "run.lr_decay_rate: 1.5 must be above 0 and at most 1"),
         ({"device": "gpu"}, "run.device: 'gpu' must be cuda, cuda:N, cpu or mps"),
