@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import SampleError
-from minigpt4.common.output_files import as_json
+from minigpt4.common.output_files import as_json, replacing
 from minigpt4.common.text import parse_json, require_readable
 from minigpt4.datasets.records import Records
 
@@ -198,10 +198,9 @@ def write_all(prepared: Prepared, root: Path, *, everything: bool) -> None:
 
 
 def _write(path: Path, annotations: list[dict[str, Any]]) -> None:
-    part = path.with_suffix(".part")
     try:
-        part.write_text(as_json(annotations), encoding="utf-8")
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_text(as_json(annotations), encoding="utf-8")
     except OSError as error:
         raise SampleError(f"{path}: cannot be written: {error.strerror}") from error
     log.info("%s: %d images", path, len(annotations))

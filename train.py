@@ -1,4 +1,4 @@
-"""Train MiniGPT-4 from a YAML file.
+"""Train MiniGPT-4 from a YAML file, or evaluate a checkpoint.
 
 Look before you load, on any machine, no weights needed:
     python train.py --cfg-path train_configs/minigpt4_flickr_finetune.yaml --check
@@ -7,6 +7,8 @@ One process (a GPU, or the CPU if there is none), then 4 GPUs:
     torchrun --nproc-per-node 4 train.py --cfg-path FILE
 Change single values; go on after a stop or a crash:
     torchrun --nproc-per-node 4 train.py --cfg-path FILE --options run.seed=7 run.resume_ckpt_path=auto
+Measure a checkpoint on the splits of `run.test_splits`, without training:
+    python train.py --cfg-path FILE --options run.evaluate=True run.test_splits=[test] model.ckpt=CKPT
 """
 
 import argparse
@@ -36,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def train(config: Config, experiment: Experiment) -> None:
-    """Build everything in order, the cheap and fallible first, and train."""
+    """Build everything in order, the cheap and fallible first, and train, or evaluate."""
     with phase(start_clock.IMPORTS):
         from minigpt4 import launch
 
@@ -54,8 +56,12 @@ def train(config: Config, experiment: Experiment) -> None:
     model = task.build_model(experiment, processes.device)
     runner_class = launch.registry.get_runner_class(experiment.run.runner)
     runner = runner_class(experiment, folder.job_id, task, model, datasets, processes)
-    finished = runner.train()
-    log.info("%s; everything is in %s", "Training finished" if finished else "Training stopped", folder.path)
+    if experiment.run.evaluate:
+        runner.evaluate()
+        end = "Evaluation finished"
+    else:
+        end = "Training finished" if runner.train() else "Training stopped"
+    log.info("%s; everything is in %s", end, folder.path)
     launch.stop_processes()
 
 

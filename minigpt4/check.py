@@ -1,5 +1,6 @@
 """`train.py --check`: what a configuration would train and whether it fits on the GPU, without any weights."""
 
+import math
 import os
 from collections.abc import Iterator
 
@@ -7,7 +8,7 @@ import torch
 
 from minigpt4.check_advice import Sizing, advice, fits
 from minigpt4.common.config import Config
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, errors_as
 from minigpt4.common.experiment import Experiment, read_experiment
 from minigpt4.common.schemas.paths import missing_paths
 from minigpt4.common.schemas.run import RunConfig
@@ -23,14 +24,24 @@ def check(config: Config, gpu_gib: float | None = None, gpus: int | None = None)
         gpu_gib: memory of the GPU to fit in, GiB; None: the GPU of this machine, else 24.
         gpus: processes of the run, for `run.parallel: fsdp`; None: as the launcher or `run.world_size` says.
     """
+    with errors_as(ConfigError, f"{config.source}: cannot be sized"):
+        return _report(config, gpu_gib, gpus)
+
+
+def _report(config: Config, gpu_gib: float | None, gpus: int | None) -> str:
     experiment = read_experiment(config, training=False)
-    trains = experiment.run.max_epoch is not None and experiment.run.iters_per_epoch is not None
-    batch_size = experiment.batch_size() if trains else 1
-    gpus = _number_of_gpus(gpus, experiment.run)
+    run = experiment.run
+    if run.evaluate:
+        experiment.require_batches()
+    trains = not run.evaluate and run.max_epoch is not None and run.iters_per_epoch is not None
+    batch_size = experiment.batch_size() if trains else run.batch_size_eval or 1
+    gpus = _number_of_gpus(gpus, run)
     llm_config, llm_origin = llm_config_for(experiment.model)
     sizing = Sizing(experiment, MetaModel(experiment.model, llm_config), gpus)
     estimate = sizing.estimate(batch_size)
-    capacity = gpu_gib or _gpu_gib()
+    capacity = _gpu_gib() if gpu_gib is None else gpu_gib
+    if not 0 < capacity < math.inf:
+        raise ConfigError(f"--gpu-gib: {capacity} must be a number above 0")
     lines = [
         config.pretty(),
         *_parts_table(estimate),
@@ -39,7 +50,7 @@ def check(config: Config, gpu_gib: float | None = None, gpus: int | None = None)
         *_memory_table(estimate, sizing, capacity),
         *advice(sizing, estimate, capacity),
         "",
-        _samples_line(experiment) if trains else "The file has no max_epoch and iters_per_epoch: sized as one sample.",
+        _samples_line(experiment, trains),
         *_missing(experiment),
     ]
     return "\n".join(lines)
@@ -87,8 +98,17 @@ def _memory_table(estimate: Estimate, sizing: Sizing, capacity_gib: float) -> It
         yield f"Once run.feature_cache knows all images the vision side is not loaded: {cached.total / GIB:.2f} GiB."
 
 
-def _samples_line(experiment: Experiment) -> str:
+def _samples_line(experiment: Experiment, trains: bool) -> str:
     run = experiment.run
+    if run.evaluate:
+        weights = run.resume_ckpt_path or getattr(experiment.model, "ckpt", None) or "no checkpoint"
+        scored = f", {run.valid_captions} captions scored" if run.valid_captions else ""
+        return (
+            f"run.evaluate: {weights} is evaluated on {', '.join(run.test_splits)} of {', '.join(experiment.datasets)}"
+            f"{scored}; nothing is trained, which takes less memory than the training step above."
+        )
+    if not trains:
+        return "The file has no max_epoch and iters_per_epoch: sized as one sample."
     iterations = run.max_epoch * run.iters_per_epoch
     updates = iterations // run.accum_grad_iters
     return (

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minigpt4 import models, runners
 from minigpt4.common.distributed import Processes, start_processes, stop_processes
-from minigpt4.common.errors import MiniGPT4Error, RunError
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, RegistryError, RunError
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.folder_lock import hold_folder
 from minigpt4.common.registry import registry
@@ -44,16 +44,25 @@ IN_USE = (
 
 
 def check_needs(run: RunConfig) -> None:
-    """ConfigError for a package or a Java that the run will need later."""
+    """RegistryError for a name, ConfigError for a package or a Java that the run will need later."""
+    for key, find in (
+        ("task", registry.get_task_class),
+        ("runner", registry.get_runner_class),
+        ("lr_sched", registry.get_lr_scheduler_class),
+    ):
+        try:
+            find(getattr(run, key))
+        except RegistryError as error:
+            raise RegistryError(f"run.{key}: {error}") from error
     check_trackers(run)
-    if run.valid_splits and run.valid_captions:
+    if run.valid_captions and (run.test_splits or (run.valid_splits and not run.evaluate)):
         require_caption_metrics("run.valid_captions")
 
 
 def choose_folder(experiment: Experiment, processes: Processes) -> tuple[Experiment, RunFolder]:
     """The run's folder, the same on all ranks, and the experiment with `auto` replaced by what was found.
 
-    `auto` goes on in the folder of the checkpoint it finds; everything else gets a new folder.
+    Training with `auto` goes on in the folder of the checkpoint it finds; everything else gets a new folder.
     """
     found: tuple[str | None, str] | None = None
     failure = None
@@ -77,8 +86,15 @@ def _choose(experiment: Experiment) -> tuple[str | None, str]:
         return run.resume_ckpt_path, _own(RunFolder.create(output).path)
     newest = newest_checkpoint(output, run.job_name)
     if newest is None:
+        if run.evaluate:
+            raise ConfigError(
+                f"run.resume_ckpt_path: auto: no checkpoint of job {run.job_name} in {output}; to evaluate model.ckpt "
+                "set run.resume_ckpt_path: null"
+            )
         log.info("No checkpoint of job %s in %s yet: starting from scratch", run.job_name, output)
         return None, _own(RunFolder.create(output).path)
+    if run.evaluate:
+        return str(newest), _own(RunFolder.create(output).path)
     folder = _own(newest.parent)
     # Who was in there until now may have gone on meanwhile.
     return str(newest_checkpoint(newest.parent.parent, run.job_name, newest.parent.name) or newest), folder

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import SampleError
+from minigpt4.common.output_files import replacing
 from minigpt4.common.text import require_readable
 
 CHUNK = 1 << 20
@@ -69,11 +70,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def convert(source: Path, target: Path) -> Counts:
     """Write `target`; it appears only when it is whole. Raises SampleError naming file and place."""
-    part = target.with_name(target.name + ".part")
     try:
-        with source.open(encoding="utf-8-sig") as file, part.open("w", newline="", encoding="utf-8") as out:
+        with (
+            source.open(encoding="utf-8-sig") as file,
+            replacing(target) as part,
+            part.open("w", newline="", encoding="utf-8") as out,
+        ):
             counts = write_rows(_with_bar(read_entries(file, source)), out)
-        part.replace(target)
     except OSError as error:
         raise SampleError(f"{error.filename or target}: {error.strerror}") from error
     except UnicodeDecodeError as error:

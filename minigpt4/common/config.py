@@ -13,12 +13,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from minigpt4.common.default_files import Catalogue, DefaultFiles, find_default_files
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.hints import hint, nearest
 from minigpt4.common.run_folder import RUN_JSON
-from minigpt4.common.yaml_files import dropped_option, load_yaml, merge, parse_options, to_plain
+from minigpt4.common.yaml_files import (
+    dropped_option,
+    load_yaml,
+    merge,
+    option_pairs,
+    parse_options,
+    short,
+    to_plain,
+    yaml_faults,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +56,12 @@ class Config:
 
     def __init__(self, args: Arguments, default_files: DefaultFiles | None = None) -> None:
         self.source = str(args.cfg_path)
+        self.option_keys = [pair.partition("=")[0] for pair in option_pairs(args.options)]
+        with yaml_faults(f"{self.source}: cannot be read as a configuration", options=self.option_keys):
+            self.config = self._read(args, default_files)
+        self.to_dict()  # an unresolvable ${...} fails here, not in the middle of a run
+
+    def _read(self, args: Arguments, default_files: DefaultFiles | None) -> DictConfig:
         user = _user_file(Path(args.cfg_path))
         import_modules(user.pop("imports", None), self.source)
         defaults = default_files or find_default_files()
@@ -58,8 +74,9 @@ class Config:
         options = parse_options(args.options)
         self._warn_about_dropped(user, args.options)
         self._check_options(options, user)
-        self.config = merge(f"--options over {self.source}", *layers, options)
-        self.to_dict()  # an unresolvable ${...} fails here, not in the middle of a run
+        for pair in option_pairs(args.options):  # each alone, so that the one at fault is named
+            merge(f"--options {short(pair)} over {self.source}", *layers, parse_options([pair]))
+        return merge(f"--options over {self.source}", *layers, options)
 
     @property
     def run_cfg(self) -> DictConfig:
@@ -81,19 +98,30 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts, lists and scalars, `${...}` resolved: what checkpoints and `run.json` keep."""
-        return to_plain(self.config, self.source)
+        return to_plain(self.config, self.source, self.option_keys)
 
     def pretty(self) -> str:
         """The merged configuration as YAML, for the log."""
         return OmegaConf.to_yaml(self.config, resolve=True)
 
     def _section(self, config: DictConfig, name: str) -> DictConfig:
-        if name not in config:
+        if name not in config.keys():  # noqa: SIM118 - without keys(), `???` is not in it
             raise ConfigError(f"{self.source}: has no section `{name}:`")
-        section = config[name]
-        if not isinstance(section, DictConfig):
-            raise ConfigError(f"{self.source}: `{name}:` must hold keys with values; write `{name}: {{}}` for none")
-        return section
+        return self._mapping(config, name, f"`{name}:`")
+
+    def _mapping(self, parent: DictConfig, name: str, key: str) -> DictConfig:
+        """What stands below a key; ConfigError for `???`, null, a list or a value, and for ${...} that lead nowhere."""
+        try:
+            value = parent[name]
+        except OmegaConfBaseException:
+            value = None
+        if not isinstance(value, DictConfig):
+            found = OmegaConf.to_container(parent, resolve=False)[name]
+            raise ConfigError(
+                f"{self.source}: {key} must hold keys with values; write `{name}: {{}}` for none (it is "
+                f"{'empty' if found is None else short(repr(found))})"
+            )
+        return value
 
     def _model(self, user: DictConfig, known: Catalogue) -> DictConfig:
         section = self._section(user, "model")
@@ -105,9 +133,9 @@ class Config:
         return merge(f"{self.source}: model", default, {"model": section})
 
     def _required(self, section: DictConfig, key: str, known: Iterable[str]) -> str:
-        value = section.get(key)
-        if not isinstance(value, str):
-            fault = "is missing" if value is None else f"cannot be {value!r}"
+        value = "???" if OmegaConf.is_missing(section, key) else section.get(key)
+        if value == "???" or not isinstance(value, str):
+            fault = "is missing" if value is None else f"cannot be {short(repr(value))}"
             raise ConfigError(
                 f"{self.source}: model.{key} {fault}; it chooses the default file and must stand in the "
                 f"YAML, not in --options. {hint('', known)}"
@@ -119,15 +147,15 @@ class Config:
         return OmegaConf.merge({"datasets": {}}, *(self._dataset(sections, name, known) for name in sections))
 
     def _dataset(self, sections: DictConfig, name: str, known: Catalogue) -> DictConfig:
-        section = sections[name]
         key = f"datasets.{name}"
-        if not isinstance(section, DictConfig):
-            raise ConfigError(f"{self.source}: {key} must hold keys with values; write `{name}: {{}}` for none")
+        section = self._mapping(sections, name, key)
         if name not in known and "builder" not in section:
             raise ConfigError(
                 f"{self.source}: {key}: unknown dataset; {hint(name, known)}. "
                 "Data of your own needs `builder:` with the name of its format."
             )
+        if not isinstance(name, str):
+            raise ConfigError(f"{self.source}: {key}: the name of a dataset must be text; put it in quotes")
         default = self._default(f"{key}.type", section.get("type", "default"), known.get(name, {}))
         if set(default.get("datasets", {})) - {name}:
             raise ConfigError(f"the default file of dataset {name!r} describes {list(default.datasets)}")
@@ -147,7 +175,7 @@ class Config:
         return load_yaml(files[str(kind)])
 
     def _unknown(self, key: str, value: Any, known: Iterable[str]) -> ConfigError:
-        return ConfigError(f"{self.source}: {key}: unknown name {value!r}; {hint(value, known)}")
+        return ConfigError(f"{self.source}: {key}: unknown name {short(repr(value))}; {hint(value, known)}")
 
     def _warn_about_dropped(self, user: DictConfig, options: list[str] | None) -> None:
         dropped = dropped_option(options)
@@ -162,14 +190,14 @@ class Config:
                 logger.warning("%s: unknown section `%s:` is ignored%s", self.source, name, question)
 
     def _check_options(self, options: DictConfig, user: DictConfig) -> None:
-        for name, section in options.items():
+        for name, section in OmegaConf.to_container(options, resolve=False).items():
             if name not in OPTION_SECTIONS:
-                raise ConfigError(f"--options {name}: unknown section; {hint(name, OPTION_SECTIONS)}")
-            if not isinstance(section, DictConfig):
-                raise ConfigError(f"--options {name}={section}: name a key of the section: {name}.KEY=VALUE")
+                raise ConfigError(f"--options {short(name)}: unknown section; {hint(name, OPTION_SECTIONS)}")
+            if not isinstance(section, dict):
+                raise ConfigError(f"--options {name}={short(section)}: name a key of the section: {name}.KEY=VALUE")
         _warn_unless_same(options, user, "model.arch", "model.model_type")
         for name in options.get("datasets", {}):
-            if OmegaConf.select(user, f"datasets.{name}") is None:
+            if name not in user.datasets:
                 logger.warning("--options datasets.%s: not in %s, so no default file lies under it", name, self.source)
             _warn_unless_same(options, user, f"datasets.{name}.type")
 
@@ -212,6 +240,8 @@ def import_modules(names: Any, source: str) -> None:
     for name in names:
         try:
             importlib.import_module(name)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a module may do anything, even call sys.exit
             kind = type(error).__name__
-            raise ConfigError(f"{source}: imports: cannot import {name!r}: {kind}: {error}") from error
+            raise ConfigError(f"{source}: imports: cannot import {short(repr(name))}: {kind}: {error}") from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt4.common.config import Config
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, RegistryError, errors_as
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.binding import bind
 from minigpt4.common.schemas.datasets import DatasetConfig, VisProcessorConfig
@@ -49,10 +49,22 @@ class Experiment:
 
     def batch_size(self) -> int:
         """Samples of one iteration on one GPU; an iteration reads one dataset, so the largest counts."""
+        if not self.datasets:
+            raise ConfigError(f"{self.source}: datasets: is empty; name at least one dataset")
         sizes = [d.batch_size or self.run.batch_size_train for d in self.datasets.values()]
-        if not sizes or None in sizes:
+        if None in sizes:
             raise ConfigError(f"{self.source}: no batch size; set datasets.NAME.batch_size or run.batch_size_train")
         return max(sizes)
+
+    def require_batches(self) -> None:
+        """ConfigError if there is nothing to train on, or with `run.evaluate` nothing to evaluate on."""
+        if self.run.evaluate and not self.run.test_splits:
+            raise ConfigError(
+                f"{self.source}: run.test_splits: is empty, and run.evaluate: True evaluates on nothing else; name "
+                "the splits, such as [test]"
+            )
+        if not (self.run.evaluate and self.run.batch_size_eval):
+            self.batch_size()
 
 
 def read_experiment(config: Config, *, training: bool = True) -> Experiment:
@@ -60,17 +72,25 @@ def read_experiment(config: Config, *, training: bool = True) -> Experiment:
 
     `training`: the run needs learning rate, epochs and iterations; demo and evaluation files have none.
     """
+    with errors_as(ConfigError, f"{config.source}: cannot be read as an experiment"):
+        return _read(config, training)
+
+
+def _read(config: Config, training: bool) -> Experiment:
     source = config.source
-    run = bind(RunConfig, config.run_cfg, section="run", source=source)
+    where = {"source": source, "options": config.option_keys}
+    run = bind(RunConfig, config.run_cfg, section="run", **where)
     if training:
         run.require_training_keys(source)
     datasets = {
-        name: bind(DatasetConfig, config.datasets_cfg[name], section=f"datasets.{name}", source=source)
+        name: bind(DatasetConfig, config.datasets_cfg[name], section=f"datasets.{name}", **where)
         for name in config.datasets_cfg
     }
-    model = bind(_model_schema(config.model_cfg.arch), config.model_cfg, section="model", source=source)
+    model = bind(_model_schema(config), config.model_cfg, section="model", **where)
     _share_statistics(datasets.values())
     experiment = Experiment(model, datasets, run, config.to_dict(), source, _image_processor(datasets, source))
+    if training:
+        experiment.require_batches()
     _set_image_sizes(experiment)
     _check_parallel(experiment)
     _check_kernels(experiment)
@@ -78,10 +98,16 @@ def read_experiment(config: Config, *, training: bool = True) -> Experiment:
     return experiment
 
 
-def _model_schema(arch: str) -> type:
+def _model_schema(config: Config) -> type:
+    arch = config.model_cfg.arch
+    if not isinstance(arch, str):
+        raise ConfigError(f"{config.source}: model.arch: {arch!r:.200} must be a registered name")
     if arch in MODEL_SCHEMAS:
         return MODEL_SCHEMAS[arch]
-    cls = registry.get_model_class(arch)
+    try:
+        cls = registry.get_model_class(arch)
+    except RegistryError as error:
+        raise ConfigError(f"{config.source}: model.arch: {error}") from error
     if not dataclasses.is_dataclass(getattr(cls, "config_class", None)):
         raise ConfigError(
             f"model.arch: {arch}: {cls.__qualname__} needs a `config_class`, the dataclass of its section"

@@ -3,12 +3,13 @@
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 100
 FEW = 12  # a longer list hides the nearest name that stands before it
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
     """The known name most like `name`, or None when none is close."""
-    matches = difflib.get_close_matches(str(name), list(known), n=1)
+    matches = difflib.get_close_matches(str(name)[:LONGEST], list(known), n=1)
     return matches[0] if matches else None
 
 

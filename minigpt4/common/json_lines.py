@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from minigpt4.common.output_files import replacing
 from minigpt4.common.text import escaped, parse_json
 
 log = logging.getLogger(__name__)
@@ -48,10 +49,9 @@ class JsonLines:
         lines = self._lines()
         if lines is None:
             return
-        part = self.path.with_name(self.path.name + ".part")
         try:
-            part.write_bytes(b"".join(line + b"\n" for line, record in lines if wanted(record)))
-            part.replace(self.path)
+            with replacing(self.path) as part:
+                part.write_bytes(b"".join(line + b"\n" for line, record in lines if wanted(record)))
         except OSError as error:
             self._warn("written", error)
 

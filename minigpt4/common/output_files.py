@@ -1,11 +1,29 @@
-"""Text and JSON files that commands write for people; a disk that refuses is an error to mend."""
+"""Files that appear whole or not at all, and the text and JSON that commands write for people."""
 
 import json
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.text import escaped
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write; at the end of the block it takes its place, after an error it is deleted.
+
+    Its name is new in each call, so any number of processes on any number of machines may write the same file. OSError
+    if the disk refuses.
+    """
+    part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def as_json(content: Any) -> str:
@@ -23,10 +41,9 @@ def write_json(path: Path, content: Any, option: str = "--output") -> None:
 
 def write_whole(path: Path, text: str, option: str = "--save_path") -> None:
     """Write a whole file or none; ConfigError naming `option` if the disk refuses."""
-    part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise refused(path, error, option) from error
 

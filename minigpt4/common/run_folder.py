@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.output_files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -125,11 +126,10 @@ class RunFolder:
         return {"id": uuid.uuid4().hex[:12], "job_id": self.job_id}
 
     def _write(self, facts: Mapping[str, Any]) -> None:
-        part = self.run_json.with_suffix(".part")
+        text = json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
         try:
-            text = json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
-            part.write_text(text, encoding="utf-8", errors="backslashreplace")
-            part.replace(self.run_json)
+            with replacing(self.run_json) as part:
+                part.write_text(text, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise ConfigError(f"run.output_dir: cannot write {self.run_json}: {error.strerror}") from error
 

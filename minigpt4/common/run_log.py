@@ -228,25 +228,32 @@ class RunLog:
         self._outputs.epoch_facts("train", meters.epoch, self._last_step(meters.epoch), published, averages)
 
     def validation(
-        self, epoch: int, loss: float, captions: Sequence[str] = (), split: str = "val", **more: float
+        self,
+        epoch: int,
+        loss: float,
+        captions: Sequence[str] = (),
+        split: str = "val",
+        after: int | None = None,
+        **more: float,
     ) -> None:
-        """Log the validation after an epoch.
+        """Log what the weights of an epoch are worth.
 
         Args:
             epoch: the epoch that it follows.
             loss: nats a token.
             captions: sample outputs, for the console.
             split: name of the split, as it begins the keys of `log.txt`.
+            after: the last epoch that was trained before it; None: `epoch`.
             **more: other scores by name.
         """
         scores = {"loss": loss, **more}
         log.info("Validation (%s): %s", split, "  ".join(f"{name}: {value:.4f}" for name, value in scores.items()))
         for caption in captions:
             log.info("  %s", caption)
-        self._outputs.epoch_facts(split, epoch, self._last_step(epoch), scores, scores)
+        self._outputs.epoch_facts(split, epoch, self._last_step(epoch if after is None else after), scores, scores)
 
     def _last_step(self, epoch: int) -> int:
-        return (epoch + 1) * self._iterations - 1
+        return max(0, (epoch + 1) * self._iterations - 1)
 
     def state_dict(self) -> dict[str, list[float]] | None:
         """Sums of this rank over an unfinished epoch, plain numbers; None between epochs. Waits for the device."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, RegistryError
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas.datasets import DatasetConfig
 from minigpt4.datasets.base import BaseBuilder, Dataset
@@ -26,11 +26,17 @@ def build_datasets(
 
     ConfigError when no dataset has a split, or files cannot be used.
     """
-    datasets = {name: builder_of(name, section, cache).build_datasets(splits) for name, section in sections.items()}
+    datasets = {}
+    for name, section in sections.items():
+        try:
+            datasets[name] = builder_of(name, section, cache).build_datasets(splits)
+        except RegistryError as error:
+            raise RegistryError(f"datasets.{name}: {error}") from error
     for split in splits:
         if not any(split in own for own in datasets.values()):
             raise ConfigError(
                 f"datasets: {', '.join(sections) or 'none'}: no split {split!r}; set build_info.{split}_ann_path "
-                f"(build_info.{split}_storage for shards) of at least one dataset, or leave the split out of run"
+                f"(build_info.{split}_storage for shards) of at least one dataset, or leave the split out of "
+                "run.train_splits, run.valid_splits and run.test_splits"
             )
     return datasets

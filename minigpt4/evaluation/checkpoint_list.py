@@ -49,6 +49,7 @@ class NamedCheckpoint:
         return _file_name(self.name)
 
 
+@errors_as(ConfigError, "--ckpt")
 def read_checkpoint_list(values: Sequence[str]) -> list[NamedCheckpoint]:
     """Checkpoints given as PATH or NAME=PATH, in their order.
 

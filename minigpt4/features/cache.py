@@ -18,7 +18,7 @@ from torch import Tensor
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.experiment import Experiment
 from minigpt4.common.file_sample import file_sample
-from minigpt4.common.output_files import as_json, write_whole
+from minigpt4.common.output_files import as_json, replacing
 from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.features.batch import PartialFeatures
 from minigpt4.features.store import FeatureStore, RowShape
@@ -76,11 +76,18 @@ class FeatureCache:
 
     def _opened(self, folder: Path, made_from: dict[str, Any]) -> FeatureStore:
         try:
-            store = FeatureStore(folder, self._shape)
+            folder.mkdir(parents=True, exist_ok=True)
             if not (folder / KEY_FILE).exists():
-                write_whole(folder / KEY_FILE, as_json(made_from), "run.feature_cache")
+                with replacing(folder / KEY_FILE) as part:
+                    part.write_text(as_json(made_from), encoding="utf-8")
+        except FileNotFoundError:
+            log.debug("%s was deleted in this moment; the first row makes it anew", folder)
         except OSError as error:
-            raise ConfigError(f"run.feature_cache: {folder}: {error.strerror}") from error
+            raise ConfigError(
+                f"run.feature_cache: {folder} cannot be made or written to ({error.strerror}); name another folder, or "
+                "null for none"
+            ) from error
+        store = FeatureStore(folder, self._shape)
         log.info("Feature cache %s: %d images, %.1f KiB each", folder, len(store), self._shape.nbytes / 1024)
         return store
 

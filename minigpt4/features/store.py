@@ -3,7 +3,10 @@
 A folder holds pairs of files. `NAME.rows`: rows of Q x V numbers, one after the other, nothing else. `NAME.index`: for
 each row 20 bytes, the image's digest (16) and the CRC-32 of the row (4, little-endian). A writer has a pair of its own,
 writes rows first and their index after them; what a kill leaves behind is a row without index or a piece of either,
-and both are passed over. Readers map the files into memory.
+and both are passed over.
+
+Whatever happens to the folder of a running process, deleted, truncated, full or no longer to be written to, costs a
+warning and images that are encoded again, never the run.
 """
 
 import hashlib
@@ -13,13 +16,12 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-
-from minigpt4.common.errors import RunError
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,7 @@ class FeatureStore:
     """The rows of one folder, to read and to add to; pickles, and each process may go on with a copy.
 
     Args:
-        folder: made if it is not there.
+        folder: made for the first row if it is not there.
         shape: of its rows.
     """
 
@@ -70,7 +72,8 @@ class FeatureStore:
         self._damaged: set[bytes] = set()
         self._looked = 0.0
         self._writer: _Writer | None = None
-        folder.mkdir(parents=True, exist_ok=True)
+        self._told: set[str] = set()
+        self._keeps = True
         self.look_again()
 
     def __len__(self) -> int:
@@ -89,32 +92,67 @@ class FeatureStore:
         return row
 
     def add(self, digest: bytes, row: np.ndarray) -> None:
-        """Keep a row (Q, V); RunError if it cannot be written."""
+        """Keep a row (Q, V), in a new folder if this one was deleted; without one that can be written it is dropped."""
         if row.shape != (self.shape.tokens, self.shape.width):
             raise ValueError(f"row: shape {row.shape} is not {(self.shape.tokens, self.shape.width)}")
-        if self._writer is None:
-            self._writer = _Writer(self.folder)
-        self._writer.add(digest, np.ascontiguousarray(row, dtype=self.shape.dtype))
+        if not self._keeps:
+            return
+        try:
+            if self._writer is not None and not self._writer.is_there():
+                self._tell_once("deleted while it was in use; it is made anew, and its images are encoded again")
+                self._writer.close()
+                self._writer = None
+            if self._writer is None:
+                self._writer = _Writer(self.folder)
+            self._writer.add(digest, np.ascontiguousarray(row, dtype=self.shape.dtype))
+        except OSError as error:
+            self._give_up(error)
 
     def flush(self) -> None:
         """Everything that was added can be read by all processes, this one included."""
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        try:
             self._writer.flush()
-            self.look_again()
+        except OSError as error:
+            self._give_up(error)
+        self.look_again()
 
     def look_again(self) -> None:
         """Take in rows that were added since the last look."""
         self._looked = time.monotonic()
         known = {part.index: number for number, part in enumerate(self._parts)}
-        for index in sorted(self.folder.glob("*.index")):
+        for index in self._indices():
             if index not in known:
                 known[index] = len(self._parts)
                 self._parts.append(_Part(index))
             number = known[index]
-            first, digests = self._parts[number].new_digests()
+            try:
+                first, digests = self._parts[number].new_digests()
+            except OSError:
+                continue
             if len(digests):
                 self._places.add(digests, number, first)
                 self._damaged.difference_update(map(bytes, digests))
+
+    def _indices(self) -> list[Path]:
+        try:
+            return sorted(self.folder.glob("*.index"))
+        except OSError:
+            return []
+
+    def _give_up(self, error: OSError) -> None:
+        """Go on without keeping anything more."""
+        self._keeps = False
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        self._tell_once(f"cannot be written to ({error.strerror}); the run goes on and keeps no more rows")
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            log.warning("Feature cache %s: %s", self.folder, text)
+        self._told.add(text)
 
     def _read(self, digest: bytes) -> np.ndarray | None:
         if digest in self._damaged:
@@ -123,7 +161,13 @@ class FeatureStore:
             part = self._parts[number]
             if part.digest(row) != digest:  # places know half of a digest only
                 continue
-            content = part.row(row, self.shape)
+            try:
+                content = part.row(row, self.shape)
+            except OSError as error:
+                self._tell_once(
+                    f"a file was deleted or cannot be read ({error.strerror}); its images are encoded again"
+                )
+                continue
             if content is not None and zlib.crc32(content) == part.crc(row):
                 return content
             log.warning("%s: row %d is damaged; its image is encoded again", part.rows, row)
@@ -179,10 +223,10 @@ class _Part:
     def __init__(self, index: Path) -> None:
         self.index, self.rows = index, index.with_suffix(".rows")
         self._entries = np.empty(0, ENTRY)
-        self._map: np.memmap | None = None
+        self._file: BinaryIO | None = None
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_map": None}
+        return {**self.__dict__, "_file": None}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -205,43 +249,41 @@ class _Part:
         return int(self._entries["crc"][row])
 
     def row(self, row: int, shape: RowShape) -> np.ndarray | None:
-        """The row, or None where the file ends before it."""
-        start = row * shape.nbytes
-        if self._map is None or len(self._map) < start + shape.nbytes:
-            if self.rows.stat().st_size < start + shape.nbytes:
-                return None
-            self._map = np.memmap(self.rows, np.uint8, mode="r")
-        return self._map[start : start + shape.nbytes].view(shape.dtype).reshape(shape.tokens, shape.width)
+        """The row, or None where the file ends before it. Not mapped: a file that shrinks would kill the process."""
+        if self._file is None:
+            self._file = self.rows.open("rb", buffering=0)
+        content = os.pread(self._file.fileno(), shape.nbytes, row * shape.nbytes)
+        if len(content) < shape.nbytes:
+            return None
+        return np.frombuffer(content, shape.dtype).reshape(shape.tokens, shape.width)
 
 
 class _Writer:
-    """Adds to a pair of files that no one else writes."""
+    """Adds to a pair of files that no one else writes; OSError where the disk refuses."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         stem = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        try:
-            self._rows = stem.with_suffix(".rows").open("xb")
-            self._index = stem.with_suffix(".index").open("xb")
-        except OSError as error:
-            raise RunError(f"{folder}: cannot be written to: {error.strerror}") from error
+        self._rows = stem.with_suffix(".rows").open("xb")
+        self._index = stem.with_suffix(".index").open("xb")
         self._entries = b""
+
+    def is_there(self) -> bool:
+        """False once someone has deleted the files, which can still be written then."""
+        return all(Path(file.name).exists() for file in (self._rows, self._index))
 
     def add(self, digest: bytes, row: np.ndarray) -> None:
         content = row.tobytes()
-        try:
-            self._rows.write(content)
-        except OSError as error:
-            raise self._full(error) from error
+        self._rows.write(content)
         self._entries += digest + zlib.crc32(content).to_bytes(4, "little")
 
     def flush(self) -> None:
-        try:
-            self._rows.flush()
-            self._index.write(self._entries)
-            self._index.flush()
-        except OSError as error:
-            raise self._full(error) from error
+        self._rows.flush()
+        self._index.write(self._entries)
+        self._index.flush()
         self._entries = b""
 
-    def _full(self, error: OSError) -> RunError:
-        return RunError(f"{self._rows.name}: {error.strerror}; what was written before stays usable")
+    def close(self) -> None:
+        for file in (self._rows, self._index):
+            with suppress(OSError):  # what a full disk did not take
+                file.close()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from omegaconf import OmegaConf
 
 from minigpt4.common.config import Config
-from minigpt4.common.errors import ConfigError, WeightsError
+from minigpt4.common.errors import ConfigError, WeightsError, errors_as
 from minigpt4.common.experiment import Experiment, read_experiment
 from minigpt4.common.run_checkpoints import best_checkpoint
 from minigpt4.common.run_folder import RunFolder
@@ -30,7 +30,8 @@ def read_source(source: str | Path, options: Sequence[str] = ()) -> Experiment:
         ConfigError: there is no such file, it is no configuration, or the folder is not that of a run.
         WeightsError: the run has no whole checkpoint.
     """
-    path = Path(source).expanduser()
+    with errors_as(ConfigError, str(source)):
+        path = Path(source).expanduser()
     options = [options] if isinstance(options, str) else list(options)
     if path.is_dir():
         return _of_run(RunFolder(path), options)

@@ -23,6 +23,7 @@ from timm.layers import set_fused_attn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minigpt4.common.output_files import replacing
 from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.mini import vision
 from minigpt4.mini.drawing import draw
@@ -257,6 +258,6 @@ def _resume(folder: Path, model: Pretrainer, optimizer: torch.optim.Optimizer, d
 
 def _save(folder: Path, model: Pretrainer, optimizer: torch.optim.Optimizer, step: int) -> None:
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    torch.save(state, folder / "state.tmp")
-    (folder / "state.tmp").replace(folder / "state.pth")
+    with replacing(folder / "state.pth") as part:
+        torch.save(state, part)
     model.save(folder / vision.VIT_FILE.name, folder / vision.QFORMER_FILE.name)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.common.output_files import replacing
 from minigpt4.common.run_checkpoints import card_path, newest_checkpoint
 from minigpt4.evaluation.caption_metrics import PUBLISHED_FAMILIES
 from minigpt4.mini import commands
@@ -196,9 +197,8 @@ def _show_loss(line: str, name: str, losses: list[float], progress: Progress) ->
 def _keep(checkpoint: Path, place: Path) -> None:
     """Copy a checkpoint and its card to a name that stays; the checkpoint last, for it marks the step as done."""
     shutil.copy(card_path(checkpoint), card_path(place))
-    part = place.with_suffix(".part")
-    shutil.copy(checkpoint, part)
-    part.replace(place)
+    with replacing(place) as part:
+        shutil.copy(checkpoint, part)
 
 
 def epochs_of(place: Place) -> dict[str, Path]:

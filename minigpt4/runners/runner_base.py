@@ -5,7 +5,8 @@ One epoch is `iters_per_epoch` iterations of an endless loader; an iteration is 
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from minigpt4.runners import state
 from minigpt4.runners.finite import FiniteWatch
 from minigpt4.runners.summary import counts, millions
 from minigpt4.runners.updates import Updater
-from minigpt4.runners.validation import validate
+from minigpt4.runners.validation import Validation, validate
 from minigpt4.tasks import BaseTask
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ CUDA_STOP_INTERVAL = 10
 
 @registry.register_runner("runner_base")
 class RunnerBase:
-    """Trains `model` on `datasets` as `cfg.run` says.
+    """Trains `model` on `datasets` as `cfg.run` says, or with `run.evaluate` evaluates it.
 
     Args:
         cfg: the typed configuration.
@@ -69,14 +70,17 @@ class RunnerBase:
         self.model = model.train()
         if self.run.compile:
             compile_parts(self.model)
-        finite = FiniteWatch(self.folder, self.run.max_nonfinite_steps, processes.rank)
-        self.updater = Updater(self.model, self.run, processes, finite, task.train_step)
         self.features = FeatureFiller(self.model)
-        self.schedule = self.build_schedule()
-        self.loader = self.build_train_loader(datasets)
-        self.valid_loaders = self.build_valid_loaders(datasets)
+        self.test_loaders = {split: self.build_eval_loaders(datasets, [split]) for split in self.run.test_splits}
         self.run_log = RunLog(self.run, folder, processes, cfg.merged)
         self.position = state.Position()
+        if self.run.evaluate:
+            return
+        finite = FiniteWatch(self.folder, self.run.max_nonfinite_steps, processes.rank)
+        self.updater = Updater(self.model, self.run, processes, finite, task.train_step)
+        self.schedule = self.build_schedule()
+        self.loader = self.build_train_loader(datasets)
+        self.valid_loaders = self.build_eval_loaders(datasets, self.run.valid_splits)
 
     # The loop
 
@@ -86,10 +90,8 @@ class RunnerBase:
         self.resume()
         self._announce()
         try:
-            with StopRequest() as stop:
-                return self._train_epochs(stop)
-        except torch.OutOfMemoryError as error:
-            raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error
+            with StopRequest() as stop, _memory_advice():
+                return self._train_epochs(stop) and self._test_at_the_end(stop)
         finally:
             self.loader.close()
             self.run_log.close()
@@ -150,15 +152,7 @@ class RunnerBase:
         for loader in self.valid_loaders:
             loader.ledger.at = {"epoch": self.position.epoch - 1}
         before = rng_state()  # a run that goes on from the checkpoint must not depend on whether this was done
-        result = validate(
-            self.model,
-            self.task,
-            self.valid_loaders,
-            self.updater,
-            self.processes,
-            self.run.valid_captions,
-            self.features,
-        )
+        result = self._validated(self.valid_loaders)
         set_rng_state(before)
         self.run_log.validation(self.position.epoch - 1, result.loss, result.shown, **result.scores)
         best = self.position.best
@@ -168,8 +162,60 @@ class RunnerBase:
         if self.processes.is_main:
             amend_card(self.folder / self._epoch_name(), valid_loss=result.loss, **result.scores)
 
+    def _validated(self, loaders: list[EvalLoader]) -> Validation:
+        return validate(self.model, self.task, loaders, self.run, self.processes, self.features)
+
     def _epoch_name(self) -> str:
         return f"checkpoint_{self.position.epoch - 1}.pth"
+
+    # Test splits
+
+    def evaluate(self) -> None:
+        """Measure the loaded weights, those of `run.resume_ckpt_path` if it is set, on `run.test_splits`."""
+        path = Path(self.run.resume_ckpt_path) if self.run.resume_ckpt_path else None
+        if path is not None:
+            self.position = state.load_weights(path, self.model)
+        source = path or getattr(self.cfg.model, "ckpt", None)
+        if source is None:
+            log.warning("Neither model.ckpt nor run.resume_ckpt_path is set: what is evaluated was never trained")
+        log.info("Evaluating %s on %s", source or "the model", ", ".join(self.test_loaders))
+        self.run_log.begin(self.position.epoch, self.position.iteration, path)
+        try:
+            with _memory_advice():
+                self._test(self.position)
+        finally:
+            self.run_log.close()
+
+    def _test_at_the_end(self, stop: StopRequest) -> bool:
+        """`evaluate` after the last epoch, on the best where epochs are validated; False if asked to stop before.
+
+        The card of the checkpoint holds the result, so that a run that is started once more does not do it again.
+        """
+        if not self.test_loaders:
+            return True
+        if self.processes.any(bool(stop)):
+            return False
+        best = self.folder / BEST
+        path = best if self.valid_loaders and best.is_file() else self.folder / self._epoch_name()
+        if self.processes.share(self.test_loaders.keys() <= (read_card(path) or {}).get("tested", {}).keys()):
+            log.info("%s was evaluated on %s before", path, ", ".join(self.test_loaders))
+            return True
+        position = state.load_weights(path, self.model) if path == best else self.position
+        log.info("Evaluating %s on %s", path, ", ".join(self.test_loaders))
+        results = self._test(position)
+        if self.processes.is_main:
+            amend_card(path, tested=results)
+        return True
+
+    def _test(self, position: state.Position) -> dict[str, dict[str, float]]:
+        """Loss and scores by split, also written to the log as those of this position's last epoch."""
+        results = {}
+        for split, loaders in self.test_loaders.items():
+            result = self._validated(loaders)
+            epoch, after = position.epoch - 1, self.position.epoch - 1
+            self.run_log.validation(epoch, result.loss, result.shown, split, after, **result.scores)
+            results[split] = {"loss": result.loss, **result.scores}
+        return results
 
     # Checkpoints
 
@@ -321,8 +367,8 @@ class RunnerBase:
         )
         return DevicePrefetcher(loader, processes.device)
 
-    def build_valid_loaders(self, datasets: Datasets) -> list[EvalLoader]:
-        """One finite loader for each dataset and validation split."""
+    def build_eval_loaders(self, datasets: Datasets, splits: list[str]) -> list[EvalLoader]:
+        """One finite loader for each dataset and each of these splits."""
         run, processes = self.run, self.processes
         shared = run.use_dist_eval_sampler
         return [
@@ -335,7 +381,7 @@ class RunnerBase:
                 world_size=processes.world_size if shared else 1,
             )
             for name, section in self.cfg.datasets.items()
-            for split in run.valid_splits
+            for split in splits
             if split in datasets[name]
         ]
 
@@ -358,3 +404,12 @@ class RunnerBase:
             warmup_start_lr=run.warmup_lr,
             decay_rate=run.lr_decay_rate,
         )
+
+
+@contextmanager
+def _memory_advice() -> Iterator[None]:
+    """A GPU whose memory is full is a RunError that says what helps."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error

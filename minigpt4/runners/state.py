@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt4.common.checkpoint import is_finite
+from minigpt4.common.checkpoint import copy_weights, is_finite
 from minigpt4.common.errors import WeightsError
 from minigpt4.common.json_lines import JsonLines, is_before
 from minigpt4.common.run_checkpoints import read_checkpoint
@@ -103,16 +103,8 @@ def resume(path: Path, model: nn.Module, own: Mapping[str, Any], rank: int, worl
 
     Raises WeightsError, naming the entry, for a file that does not fit the model or is not built like `own`.
     """
-    saved = read_checkpoint(path)
-    missing = [key for key in ("model", "optimizer", "epoch") if key not in saved]
-    if missing:
-        raise WeightsError(
-            f"{path}: has no {', '.join(missing)}, so a run cannot go on from it. To start a new run from its weights "
-            "set model.ckpt instead of run.resume_ckpt_path."
-        )
+    saved, weights = _read(path, model)
     trained = model.trainable_parameters()
-    weights = trained_weights(trained, path, model.cfg, model.made_with(), saved)
-    require_like(saved["epoch"], 0, path, "epoch")
     parameters = [p for group in model.get_optimizer_params(0.0) for p in group["params"]]
     _check_optimizer(path, saved["optimizer"], own["optimizer"], parameters)
     scaler = saved.get("scaler") or None
@@ -135,6 +127,29 @@ def resume(path: Path, model: nn.Module, own: Mapping[str, Any], rank: int, worl
             world_size,
         )
     return Resumed(weights, position, saved["optimizer"], scaler, ranks[rank] if same else None, ranks)
+
+
+def load_weights(path: Path, model: nn.Module) -> Position:
+    """Load a checkpoint's weights alone into `model`; where the run stood. WeightsError if it does not fit."""
+    saved, weights = _read(path, model)
+    copy_weights(model.trainable_parameters(), weights)
+    if saved.get("state") is None:
+        return Position(saved["epoch"] + 1)
+    return _position(path, saved["state"])
+
+
+def _read(path: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The content of a checkpoint, and its weights, which fit the model."""
+    saved = read_checkpoint(path)
+    missing = [key for key in ("model", "optimizer", "epoch") if key not in saved]
+    if missing:
+        raise WeightsError(
+            f"{path}: has no {', '.join(missing)}, so a run cannot go on from it. To start a new run from its weights "
+            "set model.ckpt instead of run.resume_ckpt_path."
+        )
+    weights = trained_weights(model.trainable_parameters(), path, model.cfg, model.made_with(), saved)
+    require_like(saved["epoch"], 0, path, "epoch")
+    return saved, weights
 
 
 def drop_later_lines(folder: Path, resumed: Resumed, validated: int) -> None:
@@ -180,13 +195,7 @@ def _check_optimizer(path: Path, saved: Any, own: Mapping[str, Any], parameters:
 def _check_state(
     path: Path, state: Any, own: Mapping[str, Any], trained: Mapping[str, Tensor]
 ) -> tuple[Position, list[dict[str, Any]]]:
-    require_like(state, {"position": {"epoch": 0, "iteration": 0, "best": None}, "ranks": [{}]}, path, "state")
-    at, ranks = state["position"], state["ranks"]
-    position = Position(at["epoch"], at["iteration"], at["best"])
-    if position.best is not None:
-        require_like(position.best, 0.0, path, "state.position.best")
-    if min(position.epoch, position.iteration) < 0 or not ranks:
-        raise WeightsError(f"{path}: state: is at {position}, saved by {len(ranks)} processes; that cannot be")
+    position, ranks = _position(path, state), state["ranks"]
     rng = own["rng"] | {"cuda": None, "python": [*own["rng"]["python"][:2], None]}
     like = own | {"rng": rng, "data": {}, "pending": None, "log": None}
     for number, entry in enumerate(ranks):
@@ -199,6 +208,17 @@ def _check_state(
             gradients = {name: trained.get(name, "") for name in _mapping(entry["pending"], "gradients")}
             require_like(entry["pending"], {"gradients": gradients, "tokens": 0, "ids": []}, path, f"{where}.pending")
     return position, ranks
+
+
+def _position(path: Path, state: Any) -> Position:
+    require_like(state, {"position": {"epoch": 0, "iteration": 0, "best": None}, "ranks": [{}]}, path, "state")
+    at, ranks = state["position"], state["ranks"]
+    position = Position(at["epoch"], at["iteration"], at["best"])
+    if position.best is not None:
+        require_like(position.best, 0.0, path, "state.position.best")
+    if min(position.epoch, position.iteration) < 0 or not ranks:
+        raise WeightsError(f"{path}: state: is at {position}, saved by {len(ranks)} processes; that cannot be")
+    return position
 
 
 def _check_data(path: Path, data: Mapping[str, Any], own: Mapping[str, Any], where: str) -> None:

@@ -64,7 +64,7 @@ class Updater:
         Ranks exchange gradients only in the micro-batch that closes the update.
         """
         with self._exchange(closes_update):
-            with self.autocast():
+            with autocast(self.run, self.processes.device):
                 output = self.step(self.model, samples)
             loss, tokens = output["loss"], output["num_tokens"]
             detached = loss.detach()
@@ -76,10 +76,6 @@ class Updater:
         self._bad_losses += (~detached.isfinite()).float()
         self._ids += samples.get("image_id") or []
         return detached
-
-    def autocast(self) -> AbstractContextManager:
-        """The run's mixed precision."""
-        return torch.autocast(self.processes.device.type, AMP_DTYPES[self.run.amp_dtype], enabled=self.run.amp)
 
     def update(self) -> None:
         """One optimizer step from the gradients so far; skipped on all ranks if any of them is not finite."""
@@ -142,6 +138,11 @@ class Updater:
         """From the ranks' averaged, TOKEN_UNIT-weighted sums to the mean over all tokens of the update."""
         tokens = torch.full((), float(self._tokens), device=self.processes.device)  # a tensor from a number would wait
         return TOKEN_UNIT * self.processes.world_size / self.processes.sum(tokens)
+
+
+def autocast(run: RunConfig, device: torch.device) -> AbstractContextManager:
+    """The run's mixed precision."""
+    return torch.autocast(device.type, AMP_DTYPES[run.amp_dtype], enabled=run.amp)
 
 
 def distribute(model: nn.Module, processes: Processes, trained: Mapping[str, nn.Parameter]) -> nn.Module:

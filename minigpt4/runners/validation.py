@@ -1,4 +1,4 @@
-"""Validation after an epoch: mean loss, and captions that are shown or scored."""
+"""Evaluation, after an epoch or alone: mean loss, and captions that are shown or scored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from minigpt4.common.distributed import Processes
+from minigpt4.common.schemas.run import RunConfig
 from minigpt4.datasets import EvalLoader, to_device
 from minigpt4.evaluation import score_captions
 from minigpt4.features.cache import FeatureFiller
 from minigpt4.models.lockstep import in_step
-from minigpt4.runners.updates import Updater
+from minigpt4.runners.updates import autocast
 from minigpt4.tasks import BaseTask
 
 SHOWN = 2
@@ -20,7 +21,7 @@ SHOWN = 2
 
 @dataclass
 class Validation:
-    """What an epoch is worth."""
+    """What weights are worth."""
 
     loss: float
     """Mean over all targets of all samples, nats a token."""
@@ -46,19 +47,19 @@ def validate(
     model: nn.Module,
     task: BaseTask,
     loaders: Sequence[EvalLoader],
-    updater: Updater,
+    run: RunConfig,
     processes: Processes,
-    captions: int,
     features: FeatureFiller,
 ) -> Validation:
     """Run all loaders once, each sample on one rank; every rank must call it.
 
     Args:
         model: put into eval mode, and back into train mode.
-        captions: how many images (over all ranks) are captioned and scored; 0: a few are shown, none scored.
+        run: its `valid_captions` images (over all ranks) are captioned and scored; 0: a few are shown, none scored.
         features: makes features of a cache whole.
     """
     model.eval()
+    captions = run.valid_captions
     totals = torch.zeros(2, dtype=torch.float64, device=processes.device)
     wanted = -(-captions // processes.world_size) if captions else SHOWN
     said: list[_Said] = []
@@ -66,7 +67,7 @@ def validate(
         for loader in loaders:
             for batch in loader:
                 samples = features.complete_batch(to_device(batch, processes.device))
-                with updater.autocast():
+                with autocast(run, processes.device):
                     output = task.valid_step(model, samples)
                     if len(said) < wanted and (captions or processes.is_main):
                         said += _caption(task, model, samples, wanted - len(said))

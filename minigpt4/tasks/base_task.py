@@ -23,8 +23,7 @@ class BaseTask:
 
     def build_datasets(self, cfg: Experiment) -> dict[str, dict[str, Dataset]]:
         """Datasets by name and split, for the splits that the run names; nothing is decoded yet."""
-        splits = list(dict.fromkeys([*cfg.run.train_splits, *cfg.run.valid_splits]))
-        return build_datasets(cfg.datasets, splits, feature_cache(cfg))
+        return build_datasets(cfg.datasets, cfg.run.splits(), feature_cache(cfg))
 
     def build_model(self, cfg: Experiment, device: torch.device | str = "cpu") -> nn.Module:
         """The registered model of `model.arch` with its weights, on `device`."""

@@ -271,3 +271,77 @@ def test_configuration_is_read_without_torch():
     code = "; ".join(f"import minigpt4.common.{name}" for name in modules.split(", "))
     code += "; import sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=False).returncode == 0
+
+
+LAUGHS = "\n".join(["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12))])
+RINGS = "\n".join(f"k{n}: ${{k{n + 1}}}${{k{n + 1}}}" for n in range(40))
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        (MINIMAL.replace("run: {}", "run: ???"), "`run:`"),
+        (MINIMAL.replace("run: {}", "run: ${nowhere}"), "`run:`"),
+        (MINIMAL.replace("run: {}", "run: ${run}"), "run"),
+        (MINIMAL.replace("run: {}", "run: [1]"), "`run:`"),
+        (MINIMAL.replace("run: {}", "run: 1.5"), "`run:`"),
+        (MINIMAL.replace("{cc_sbu_align: {}}", "???"), "`datasets:`"),
+        (MINIMAL.replace("{cc_sbu_align: {}}", "{cc_sbu_align: '???'}"), "datasets.cc_sbu_align"),
+        (MINIMAL.replace("{cc_sbu_align: {}}", "{cc_sbu_align: '${nope}'}"), "datasets.cc_sbu_align"),
+        (MINIMAL.replace("{cc_sbu_align: {}}", "{3: {builder: image_caption_json}}"), "datasets.3"),
+        (MINIMAL.replace("minigpt4,", "'???',"), "model.arch"),
+        (MINIMAL.replace("run: {}", "run: {seed: '${oc.env:NOT_SET_ANYWHERE}'}"), "run.seed"),
+        (MINIMAL.replace("run: {}", "run: {seed: '${oc.decode:[}'}"), "run"),
+        (MINIMAL.replace("run: {}", "run: {a: '${run.b}', b: '${run.a}'}"), "run.a"),
+        (MINIMAL.replace("run: {}", f"run: {'[' * 900}{']' * 900}"), "nested deeper"),
+        (MINIMAL.replace("run: {}", f"run: {'[' * 99999}"), "nesting depth"),
+        (MINIMAL + LAUGHS, "aliases"),
+        (MINIMAL + "loop: &loop [*loop]", "contains itself"),
+        (MINIMAL + RINGS, "characters"),
+        (MINIMAL + "\tx: 1", "line 4"),
+        (MINIMAL + "x: !!int ''", "cannot be read as YAML"),
+        (MINIMAL + "x: '\0'", "cannot be read as YAML"),
+    ],
+)
+def test_what_no_configuration_says_is_refused_by_file_and_key(text, key, user_file):
+    with pytest.raises(ConfigError) as error:
+        _merge(user_file(text))
+    assert "user.yaml" in str(error.value)
+    assert key in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["n" * 300, "d/" * 3000, "a\0b", ".", "\ud800"])
+def test_path_that_no_file_has_is_refused(path):
+    with pytest.raises(ConfigError):
+        _merge(Path(path) if "\0" in path else path)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "run.seed=[[[" + "[" * 500,
+        "run.seed=&a [*a]",
+        "run.seed=!!int ''",
+        "run." + "a." * 500 + "b=1",
+        "run.seed=${nowhere}",
+        "run.seed=${oc.env:NOT_SET_ANYWHERE}",
+        "run.seed=${oc.decode:[}",
+        "run=???",
+        "run=${model}",
+        "datasets.cc_sbu_align=[1]",
+        "model={a: 1}.b",
+        "run.seed=\x01",
+    ],
+)
+def test_option_at_fault_is_named(option, user_file):
+    with pytest.raises(ConfigError, match="--options") as error:
+        _merge(user_file(MINIMAL), ["run.max_epoch=1", option])
+    assert option[:8].partition("=")[0] in str(error.value)
+
+
+@pytest.mark.parametrize("body", ["x = (", "import sys; sys.exit(3)", "class E(BaseException): ...\nraise E", "1 / 0"])
+def test_import_that_fails_in_any_way_names_the_module(body, user_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "failing_module.py").write_text(body)
+    with pytest.raises(ConfigError, match="'failing_module'"):
+        _merge(user_file(MINIMAL + "imports: [failing_module]\n"))

@@ -110,7 +110,7 @@ def test_seconds_of_a_start_stand_with_the_newest_start(tmp_path):
 
 def test_start_whose_seconds_cannot_be_noted_goes_on(tmp_path, caplog):
     folder = RunFolder.create(tmp_path)
-    folder.run_json.with_suffix(".part").mkdir()
+    folder.run_json.mkdir()
     folder.note_start_up({"total": 3.5})
     assert "cannot write" in caplog.text
 

@@ -91,7 +91,7 @@ def scenario_validation(recipe: Path, processes: Processes) -> dict[str, Any]:
     results = {}
     for name, options in {"ddp": (DDP,), "fsdp": (FSDP,)}.items():
         runner = build(recipe, *options, "run.valid_splits=[val]", "run.batch_size_eval=1", processes=processes)
-        found = validate(runner.model, runner.task, runner.valid_loaders, runner.updater, processes, 0, runner.features)
+        found = validate(runner.model, runner.task, runner.valid_loaders, runner.run, processes, runner.features)
         runner.updater.backward(batch(processes.rank, 2), closes_update=True)
         runner.loader.close()
         results[name] = {"loss": found.loss, "shown": found.shown}

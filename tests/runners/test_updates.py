@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import RunError
-from minigpt4.runners.updates import TOKEN_UNIT
+from minigpt4.runners.updates import TOKEN_UNIT, autocast
 from minigpt4.tasks import ImageTextPretrainTask
 
 UPDATES = 3
@@ -178,7 +178,7 @@ def test_trained_qformer_changes_and_the_rest_does_not(building, validated, pari
 def _expected_gradients(runner, samples, max_norm) -> dict[str, torch.Tensor]:
     """Of the runner's first step, by torch's own clipping; the loss is weighted alike, so that fp16 rounds alike."""
     model = copy.deepcopy(runner.model)
-    with runner.updater.autocast():
+    with autocast(runner.run, torch.device("cpu")):
         output = model(samples)
     weight = output["num_tokens"] / TOKEN_UNIT
     runner.updater.scaler.scale(output["loss"] * weight).backward()

@@ -15,7 +15,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
@@ -23,13 +23,23 @@ from omegaconf import DictConfig
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.hints import hint
-from minigpt4.common.schemas.paths import expand_home, is_placeholder
-from minigpt4.common.yaml_files import to_plain
+from minigpt4.common.schemas.paths import check_name, expand_home, is_placeholder
+from minigpt4.common.yaml_files import short, to_plain, with_option
 
 T = TypeVar("T")
 
+MOST_FAULTS = 30
+"""Shown of one section."""
 
-def bind(schema: type[T], node: Mapping[str, Any] | DictConfig, *, section: str, source: str) -> T:
+
+def bind(
+    schema: type[T],
+    node: Mapping[str, Any] | DictConfig,
+    *,
+    section: str,
+    source: str,
+    options: Collection[str] = (),
+) -> T:
     """An instance of `schema` holding the values of `node`, checked.
 
     Args:
@@ -37,15 +47,18 @@ def bind(schema: type[T], node: Mapping[str, Any] | DictConfig, *, section: str,
         node: the section.
         section: where it stands in the YAML, such as `run` or `datasets.laion`.
         source: the file to name in errors.
+        options: keys that `--options` set, to name them in errors.
 
     Raises:
         ConfigError: all faults found: unknown, missing or refused keys, wrong types, ranges, placeholders.
     """
-    values = to_plain(node, source) if isinstance(node, DictConfig) else node
+    values = to_plain(node, source, options) if isinstance(node, DictConfig) else node
     try:
         return _bind(schema, values, section, source)
     except _SectionError as faults:
-        listed = "\n".join(f"  - {fault}" for fault in faults.args)
+        shown = [f"  - {with_option(fault, options)}" for fault in faults.args[:MOST_FAULTS]]
+        more = len(faults.args) - MOST_FAULTS
+        listed = "\n".join([*shown, f"  and {more} more"] if more > 0 else shown)
         raise ConfigError(f"{source}:\n{listed}") from None
 
 
@@ -55,11 +68,11 @@ class _SectionError(ValueError):
 
 def _bind(schema: type[T], values: Any, section: str, source: str) -> T:
     if not isinstance(values, Mapping):
-        raise _SectionError(f"{section}: {values!r} must be keys with values")
+        raise _SectionError(f"{section}: {_show(values)} must be keys with values")
     fields = {field.name: field for field in dataclasses.fields(schema) if field.init}
     extra = next((name for name, field in fields.items() if field.metadata.get("extra")), None)
     named = {name: field for name, field in fields.items() if name != extra}
-    unnamed = {str(key): value for key, value in values.items() if key not in named}
+    unnamed = {str(key): value for key, value in values.items() if not isinstance(key, str) or key not in named}
     faults = [] if extra else _unknown_keys(schema, unnamed, list(named), section)
     arguments = {extra: unnamed} if extra else {}
     kinds = typing.get_type_hints(schema)
@@ -70,7 +83,7 @@ def _bind(schema: type[T], values: Any, section: str, source: str) -> T:
                 is_path = "path" in field.metadata
                 value = _convert(kinds[name], values[name], key, source)
                 _refuse_placeholders(value, key, source, is_path=is_path)
-                arguments[name] = expand_home(value) if is_path and value else value
+                arguments[name] = _path(value, field.metadata["path"], key) if is_path and value else value
             elif _is_required(field):
                 raise _SectionError(f"{key}: is missing; {_how_to_set(key, source)}")
         except _SectionError as inner:
@@ -85,7 +98,8 @@ def _unknown_keys(schema: type, unnamed: Mapping[str, Any], known: list[str], se
     faults = []
     for key, value in unnamed.items():
         if key not in refused:
-            faults.append(f"{section}.{key}: unknown key; {hint(key, known)}")
+            known_hint = hint(key, known) if len(faults) < MOST_FAULTS else ""
+            faults.append(f"{section}.{key:.100}: unknown key; {known_hint}")
         elif value:
             faults.append(f"{section}.{key}: {refused[key]}")
     return faults
@@ -100,6 +114,15 @@ def _construct(schema: type[T], arguments: dict[str, Any], section: str, fields:
         raise _SectionError(f"{section}.{text}" if names_field else f"{section}: {text}") from error
 
 
+def _path(value: str | Path, kind: str, key: str) -> str | Path:
+    """A path below the home directory in full, or _SectionError if no file can have this name."""
+    try:
+        check_name(str(value), kind)
+        return expand_home(value)
+    except (ValueError, RuntimeError) as error:
+        raise _SectionError(f"{key}: {_show(value)}: {error}") from error
+
+
 def _is_required(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
@@ -111,7 +134,7 @@ def _how_to_set(key: str, source: str) -> str:
 def _refuse_placeholders(value: Any, key: str, source: str, *, is_path: bool) -> None:
     for text in value if isinstance(value, list) else [value]:
         if isinstance(text, str | Path) and is_placeholder(str(text), is_path=is_path):
-            raise _SectionError(f"{key}: {str(text)!r} is a placeholder; {_how_to_set(key, source)}")
+            raise _SectionError(f"{key}: {_show(str(text))} is a placeholder; {_how_to_set(key, source)}")
 
 
 def _convert(kind: Any, value: Any, key: str, source: str) -> Any:
@@ -172,7 +195,7 @@ def _convert_dict(args: tuple[Any, ...], value: Any, key: str, source: str) -> d
 
 
 def _show(value: Any) -> str:
-    return "no value" if value is None else repr(value)
+    return "no value" if value is None else short(repr(value))
 
 
 def _read_bool(value: Any) -> bool | None:
@@ -183,7 +206,8 @@ def _read_int(value: Any) -> int | None:
     number = _read_float(value)
     if number is None or not number.is_integer():
         return None
-    return value if isinstance(value, int) else int(number)
+    whole = value if isinstance(value, int) else int(number)
+    return whole if abs(whole) < 2**63 else None
 
 
 def _read_float(value: Any) -> float | None:
@@ -206,7 +230,7 @@ def _read_path(value: Any) -> Path | None:
 
 _SCALARS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     bool: ("true or false", _read_bool),
-    int: ("a whole number", _read_int),
+    int: ("a whole number below 2^63", _read_int),
     float: ("a number", _read_float),
     str: ("text (numbers and true/false in quotes)", _read_str),
     Path: ("a path", _read_path),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from minigpt4.common.schemas.checks import at_least, require
+from minigpt4.common.schemas.checks import at_least, batch_sizes, require
 
 SHARDS = "image_caption_shards"
 JSON = "image_caption_json"
@@ -19,16 +19,16 @@ class BuildInfo:
         "images": "LAVIS's nested form is not read; set image_path",
     }
 
-    storage: str | None = field(default=None, metadata={"path": "data"})
+    storage: str | None = field(default=None, metadata={"path": "data", "training": True})
     """Tar shards as `shards/{000..099}.tar` or a URL; or the folder with `filter_cap.json` and `image/`."""
 
-    val_storage: str | None = field(default=None, metadata={"path": "later"})
+    val_storage: str | None = field(default=None, metadata={"path": "data later"})
     """New. Tar shards of the split `val`."""
 
-    test_storage: str | None = field(default=None, metadata={"path": "later"})
+    test_storage: str | None = field(default=None, metadata={"path": "data later"})
     """New. Tar shards of the split `test`."""
 
-    ann_path: str | None = field(default=None, metadata={"path": "file"})
+    ann_path: str | None = field(default=None, metadata={"path": "file", "training": True})
     """File with the captions: `.json`, `.jsonl`, `.csv` or `.tsv`."""
 
     val_ann_path: str | None = field(default=None, metadata={"path": "later"})
@@ -163,10 +163,10 @@ class DatasetConfig:
     """Text processors."""
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "batch_size")
+        batch_sizes(self, "batch_size")
         require(self.sample_ratio > 0, "sample_ratio", self.sample_ratio, "above 0")
         info = self.build_info
-        if self.builder == SHARDS and not info.storage:
+        if self.builder == SHARDS and not (info.storage or info.val_storage or info.test_storage):
             raise ValueError("build_info.storage: is missing; it says where the tar shards are")
         if self.builder == JSON and not (info.storage or info.image_path):
             raise ValueError("build_info.ann_path: is missing; set ann_path and image_path, or storage")

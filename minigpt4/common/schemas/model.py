@@ -4,17 +4,22 @@ The published keys keep their published meaning and default; the keys of this pr
 Path fields carry `metadata={"path": ...}` so that a missing file is reported before anything loads.
 """
 
+import string
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.schemas.checks import at_least, require
 
 VISION_PRECISIONS = ("fp16", "bf16", "fp32")
 LLM_PRECISIONS = ("fp16", "bf16", "fp32", "int8", "nf4")
 EVA_CLIP_G = "eva_clip_g"
 VIT_FILE = "eva_vit_g.pth"
 QFORMER_FILE = "blip2_pretrained_flant5xxl.pth"
+
+MOST_LAYERS, MOST_CHANNELS, MOST_TOKENS = 1_000, 100_000, 100_000
+"""Far above what any model has; a slip of the keyboard must not fill the memory."""
 
 VIT_OVERRIDES = ("embed_dim", "depth", "num_heads", "patch_size", "mlp_ratio")
 QFORMER_OVERRIDES = (
@@ -193,9 +198,9 @@ class MiniGPT4Config:
             raise ValueError("low_resource means int8, but llm_precision says nf4; set one of them")
 
     def _check_ranges(self) -> None:
-        for key in ("image_size", "num_query_token", "max_txt_len", "max_context_len"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}: {getattr(self, key)} must be at least 1")
+        for key in ("image_size", "num_query_token", "max_txt_len"):
+            require(1 <= getattr(self, key) <= MOST_TOKENS, key, getattr(self, key), f"from 1 to {MOST_TOKENS:,}")
+        at_least(self, 1, "max_context_len")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate: {self.drop_path_rate} must be in [0, 1)")
         if self.device_8bit < 0:
@@ -209,17 +214,21 @@ class MiniGPT4Config:
             for name, value in getattr(self, key).items():
                 if value <= 0 or (name != "mlp_ratio" and value != int(value)):
                     raise ValueError(f"{key}: {name}: {value} must be a whole number above 0 (mlp_ratio: any above 0)")
+                highest = MOST_LAYERS if name in ("depth", "num_hidden_layers") else MOST_CHANNELS
+                if value > highest:
+                    raise ValueError(f"{key}: {name}: {value} must be at most {highest:,}")
 
     def _check_template(self) -> None:
         if self.prompt_template in ("", "tokenizer"):
             return
+        # Not tried out: "{:>9999999999}" would fill the memory.
         try:
-            filled = self.prompt_template.format("instruction")
-        except (IndexError, KeyError, ValueError):
-            filled = ""
-        if filled.count("instruction") - self.prompt_template.count("instruction") != 1:
+            fields = [field for _, *field in string.Formatter().parse(self.prompt_template) if field[0] is not None]
+        except ValueError:
+            fields = []
+        if fields != [["", "", None]]:
             raise ValueError(
-                f"prompt_template: {self.prompt_template!r} must hold exactly one {{}}, other braces doubled"
+                f"prompt_template: {self.prompt_template[:200]!r} must hold exactly one {{}}, other braces doubled"
             )
 
     def llm_directory(self) -> Path:

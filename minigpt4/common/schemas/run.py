@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schemas.checks import at_least, require
+from minigpt4.common.schemas.checks import at_least, batch_sizes, require
 from minigpt4.common.schemas.failure_prompts import FailurePrompts
 from minigpt4.common.schemas.generation import GenerationSettings
 
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+MOST_WORKERS = 1_000
 TRAINING_KEYS = ("init_lr", "max_epoch", "iters_per_epoch")
 
 
@@ -119,7 +120,7 @@ class RunConfig:
     """New. Unreadable samples in a row before the run stops."""
 
     evaluate: bool = False
-    """Evaluate on `test_splits` and do not train."""
+    """Evaluate `resume_ckpt_path`, else `model.ckpt`, on `test_splits` and do not train."""
 
     train_splits: list[str] = field(default_factory=lambda: ["train"])
     """Dataset splits to train on."""
@@ -128,11 +129,11 @@ class RunConfig:
     """Splits to evaluate after each epoch."""
 
     valid_captions: int = 0
-    """New. Validation images that are captioned and scored (BLEU, CIDEr, ROUGE-L) after each epoch; 0: two
-    captions are shown in the log, none is scored."""
+    """New. Images that are captioned and scored (BLEU, CIDEr, ROUGE-L) in the validation after each epoch and of each
+    test split; 0: two captions are shown in the log, none is scored."""
 
     test_splits: list[str] = field(default_factory=list)
-    """Splits to evaluate at the end, or alone with `evaluate`."""
+    """Splits to evaluate at the end, on the best epoch where `valid_splits` tell it, or alone with `evaluate`."""
 
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """New. How captions are decoded in an evaluation, the same for all checkpoints."""
@@ -174,8 +175,10 @@ class RunConfig:
     def __post_init__(self) -> None:
         at_least(self, 0, "min_lr", "warmup_steps", "weight_decay", "num_workers", "seed", "valid_captions")
         at_least(self, 1, "max_epoch", "iters_per_epoch", "accum_grad_iters", "log_freq", "world_size")
-        at_least(self, 1, "batch_size_train", "batch_size_eval", "save_every_iters", "keep_last")
+        batch_sizes(self, "batch_size_train", "batch_size_eval")
+        at_least(self, 1, "save_every_iters", "keep_last")
         at_least(self, 1, "max_nonfinite_steps", "max_bad_in_a_row")
+        require(self.num_workers <= MOST_WORKERS, "num_workers", self.num_workers, f"at most {MOST_WORKERS:,}")
         require(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "between 0 and 1")
         norm = self.max_grad_norm
         require(norm is None or norm > 0, "max_grad_norm", norm, "above 0")
@@ -190,6 +193,11 @@ class RunConfig:
             return
         require(self.init_lr > 0, "init_lr", self.init_lr, "above 0")
         require(self.min_lr <= self.init_lr, "min_lr", self.min_lr, f"at most init_lr ({self.init_lr})")
+
+    def splits(self) -> list[str]:
+        """Every split that the run reads, once."""
+        before = [] if self.evaluate else [*self.train_splits, *self.valid_splits]
+        return list(dict.fromkeys([*before, *self.test_splits]))
 
     def require_training_keys(self, source: str) -> None:
         """ConfigError naming what a run that trains lacks; `source` is the file to name."""

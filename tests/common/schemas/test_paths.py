@@ -7,7 +7,7 @@ import pytest
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schemas.binding import bind
-from minigpt4.common.schemas.paths import expand_home, missing_paths, require_paths
+from minigpt4.common.schemas.paths import expand_braces, expand_home, missing_paths, require_paths
 
 
 @dataclass
@@ -59,6 +59,40 @@ def test_what_exists_or_is_remote_is_not_missing(section):
 )
 def test_missing_path_is_listed_with_its_key(section, key, path):
     assert missing_paths({"model": section}) == [(key, path)]
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{0..2000000000}.tar",
+        "http://x/{0..2000000000}.tar",
+        "{0..99999}{0..99999}.tar",
+        "{{0..9999},{0..9999}}{0..9999}.tar",
+        "{a,b}" * 40,
+        "{" + "0" * 5000 + "..9}.tar",
+        "{" + "0" * 4000 + "1..900000}.tar",
+        "{a," * 900 + "b" + "}" * 900,
+    ],
+)
+def test_braces_that_stand_for_too_much_are_refused_before_they_are_expanded(pattern):
+    with pytest.raises(ConfigError, match=r"data\.storage"):
+        bind(Section, {"data": {"storage": pattern}}, section="model", source="user.yaml")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expanded"),
+    [
+        ("{8..11}.tar", ["8.tar", "9.tar", "10.tar", "11.tar"]),
+        ("{08..10..2}", ["08", "10"]),
+        ("{a,b{1..2},}x", ["ax", "b1x", "b2x", "x"]),
+        ("{z..y}", ["z", "y"]),
+        ("a{b}c", ["a{b}c"]),
+        (r"\{1..3\}", ["{1..3}"]),
+        ("{0..9..0}", list("0123456789")),
+    ],
+)
+def test_braces_stand_for_what_a_shell_makes_of_them(pattern, expanded):
+    assert expand_braces(pattern) == expanded
 
 
 def test_missing_paths_of_all_sections_stand_in_one_error():

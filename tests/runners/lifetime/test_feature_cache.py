@@ -1,6 +1,7 @@
 """Training from a cache of features: the same losses, fewer encodings, whatever was killed in between."""
 
 import math
+import shutil
 
 import pytest
 
@@ -66,3 +67,16 @@ def test_a_trained_vision_side_cannot_be_cached(warm, make, tmp_path):
     run = warm.start(make("json"), *cached(tmp_path, "model.freeze_qformer=False"))
     assert run.wait() == [2]
     assert "model.freeze_qformer is False" in run.text()
+
+
+def test_a_cache_that_is_deleted_again_and_again_changes_nothing_but_the_time(warm, make, tools, tmp_path):
+    undisturbed, tiny = make("mixed"), make("mixed")
+    warm.train(undisturbed, *cached(tmp_path / "a", "run.num_workers=1"), processes=2)
+    warm.train(tiny, *cached(tmp_path / "b", "run.num_workers=1"), processes=2)
+    run = warm.start(tiny, *cached(tmp_path / "b", "run.num_workers=1"), processes=2)
+    run.wait_for("first: ")
+    while run.alive():
+        shutil.rmtree(tmp_path / "b", ignore_errors=True)
+    assert run.wait() == [0, 0], run.text()[-6000:]
+    for folder in tiny.runs():
+        assert tools["logged"](folder) == tools["logged"](undisturbed.runs()[0])

@@ -1,0 +1,270 @@
+"""Configurations with anything in them are valid or an error that names the file or the option, in bounded memory."""
+
+import copy
+import random
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+
+from minigpt4.common.config import Config
+from minigpt4.common.errors import ConfigError, RegistryError
+from minigpt4.common.experiment import read_experiment
+from minigpt4.common.schemas.paths import expand_braces, missing_paths
+
+REPOSITORY = Path(__file__).parents[2]
+SOURCES = sorted(path for folder in ("train_configs", "eval_configs") for path in (REPOSITORY / folder).iterdir())
+MEMORY = 3 << 30
+"""Bytes that one test may map beyond what is mapped when it starts."""
+
+CASES = 120
+
+NUMBERS = [0, -1, 1, 2**31, 2**63, 10**30, 10**400, 1e30, 1e-30, -0.0, float("inf"), float("nan"), 0.5, True, False]
+TEXTS = [
+    "",
+    " ",
+    "???",
+    "null",
+    "auto",
+    "tokenizer",
+    "${model}",
+    "${run.seed}",
+    "${nope.nope}",
+    "${oc.env:HOME}",
+    "${oc.env:NOT_SET_ANYWHERE}",
+    "${oc.decode:'[1,'}",
+    "${oc.decode:${run.seed}}",
+    "${custom:1}",
+    "${",
+    "${.seed}",
+    "${..run}",
+    "${run.job_name}${run.job_name}",
+    "{}",
+    "{0.__class__}",
+    "{!r}",
+    "{:>9999999999}",
+    "{0:>9999999999}",
+    "{",
+    "}",
+    "{}{}",
+    "{{}}",
+    "{{{}}}",
+    "{a[0]}",
+    "~nouser/x",
+    "~",
+    "a\0b",
+    "n" * 300,
+    "d/" * 3000,
+    "\ud800",
+    "\u202e\x85\x07",
+    "é" * 200,
+    "{0..2000000000}",
+    "s/{0..99999}{0..99999}.tar",
+    "{0..9..0}",
+    "{z..a}.tar",
+    "{" * 900 + "}" * 900,
+    "{a,b",
+    "http://x/{0..2000000000}.tar",
+    "pipe:cat {0..3}.tar",
+    "/path/to/x",
+    "1e-4",
+    "0x10",
+    "1_000",
+    "2001-01-01",
+    "x" * 100_000,
+    "\\",
+    "%s%n",
+]
+YAML = [
+    "!!python/object:os.system x",
+    "!!binary x",
+    "!!int ''",
+    "!!set {a, b}",
+    "2001-99-99",
+    "&a [*a]",
+    "&a {b: *a}",
+    "*nope",
+    "&a [&b [&c [*b, *c]], *b]",
+    "[" * 500 + "]" * 500,
+    "[" * 5000,
+    "{a: " * 60 + "1" + "}" * 60,
+    "\t- a",
+    "? [a]\n: b",
+    "? \n: b",
+    "{null: 1, true: 2, 3: 4, 1.5: 5}",
+    "{a: 1, a: 2}",
+    "- a\nb: c",
+    "'",
+    "--- a\n--- b",
+    "%YAML 9.9",
+    "<<: 3",
+    "<<: [1, {a: 2}]",
+    "9" * 5000,
+    "1:60:99",
+    "\x01",
+    "@x",
+    "",
+]
+LAUGHS = "\n".join(
+    ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)), "model: *a11"]
+)
+RINGS = "\n".join(f"k{n}: ${{k{n + 1}}}${{k{n + 1}}}" for n in range(40))
+
+
+@pytest.fixture(autouse=True)
+def bounded() -> Iterator[None]:
+    """More memory than a reading may take is a MemoryError, here and in whatever it calls."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def accepts(file: Path, options: list[str]) -> bool:
+    """Read as `train.py --check` does before it needs torch; False for an error that says where."""
+    refusal = ""
+    try:
+        config = Config(SimpleNamespace(cfg_path=str(file), options=options))
+        experiment = read_experiment(config, training=False)
+        config.pretty()
+        missing_paths(experiment.sections())
+        for dataset in experiment.datasets.values():
+            info = dataset.build_info
+            for storage in filter(None, (info.storage, info.val_storage, info.test_storage)):
+                expand_braces(storage)
+        if experiment.model.prompt_template != "tokenizer":
+            assert len((experiment.model.prompt_template or "{}").format("text")) < 200_000
+        experiment.run.require_training_keys(config.source)
+        experiment.require_batches()
+    except (ConfigError, RegistryError) as error:
+        refusal = str(error)
+    assert not refusal or str(file) in refusal or "--options" in refusal, refusal
+    assert len(refusal) < 20_000
+    return not refusal
+
+
+def places(tree: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Every place in a tree."""
+    yield path
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in items:
+        yield from places(value, (*path, key))
+
+
+def value(chance: random.Random, tree: Any) -> Any:
+    """Anything that may stand in a configuration, often something of another place."""
+    kind = chance.randrange(6)
+    if kind == 0:
+        return chance.choice(NUMBERS)
+    if kind == 1:
+        return chance.choice([None, [], {}, [[]], [None], [{}], {"": ""}, {None: 1}, {1: {2: 3}}, ["a", 1, None]])
+    if kind == 2:
+        return copy.deepcopy(at(tree, chance.choice(list(places(tree)))))
+    return chance.choice(TEXTS)
+
+
+def at(tree: Any, path: tuple) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree
+
+
+def mutate(tree: dict, chance: random.Random) -> None:
+    """One change of a tree, in place."""
+    path = chance.choice([path for path in places(tree) if path])
+    parent, key = at(tree, path[:-1]), path[-1]
+    kind = chance.randrange(6)
+    if kind == 0:
+        del parent[key]
+    elif kind == 1 and isinstance(parent, dict):
+        parent[chance.choice(["", "a.b", "x y", str(key)[1:], str(key) + "s", 3, None, True, 1.5, "k" * 500])] = value(
+            chance, tree
+        )
+    elif kind == 2:
+        inner = value(chance, tree)
+        for _ in range(chance.choice([3, 30, 90])):
+            inner = chance.choice([[inner], {"a": inner}])
+        parent[key] = inner
+    else:
+        parent[key] = value(chance, tree)
+
+
+def mutate_text(text: str, chance: random.Random) -> str:
+    """A change of the text, which may then be no YAML."""
+    kind = chance.randrange(7)
+    lines = text.splitlines()
+    line = chance.randrange(len(lines))
+    if kind == 0:
+        lines[line] = lines[line].partition(":")[0] + ": " + chance.choice(YAML)
+    elif kind == 1:
+        lines[line] = chance.choice([" ", "\t", "- ", "#", "<<: "]) + lines[line]
+    elif kind == 2:
+        lines.insert(line, chance.choice(lines))
+    elif kind == 3:
+        lines.insert(chance.choice([0, len(lines)]), chance.choice([LAUGHS, RINGS, "imports: [os, nope.nope]"]))
+    elif kind == 4:
+        position = chance.randrange(len(text))
+        return text[:position] + chance.choice(YAML + TEXTS) + text[position:]
+    elif kind == 5:
+        return text[: chance.randrange(len(text))]
+    else:
+        return "".join(
+            chance.choice([character, "\0", "ÿ", ""]) if chance.random() < 0.01 else character for character in text
+        )
+    return "\n".join(lines)
+
+
+def random_options(tree: Any, chance: random.Random) -> list[str]:
+    options = []
+    for _ in range(chance.choice([0, 0, 0, 1, 1, 3])):
+        path = [str(key) for key in chance.choice([path for path in places(tree) if path])]
+        if chance.random() < 0.3:
+            path.insert(
+                chance.randrange(len(path) + 1), chance.choice(["", "x", "[0]", "a[", "]", "x" * 300, "a." * 999])
+            )
+        options.append(".".join(path) + chance.choice(["=", "=", "=", "", "=="]) + chance.choice(random_text(chance)))
+    return options
+
+
+def random_text(chance: random.Random) -> list[str]:
+    return chance.choice([TEXTS, YAML, [str(number) for number in NUMBERS]])
+
+
+def trees() -> dict[Path, Any]:
+    return {path: yaml.safe_load(path.read_text()) for path in SOURCES}
+
+
+def case(known: dict[Path, Any], chance: random.Random) -> tuple[str, list[str], str]:
+    """A file's text, options, and what to do with what is no UTF-8."""
+    tree = copy.deepcopy(known[chance.choice(SOURCES)])
+    options = random_options(tree, chance)
+    for _ in range(chance.choice([0, 1, 1, 2, 4])):
+        if tree:
+            mutate(tree, chance)
+    text = yaml.dump(tree, allow_unicode=True, sort_keys=False)
+    if chance.random() < 0.4:
+        text = mutate_text(text, chance)
+    return text, options, chance.choice(["replace", "surrogatepass"])
+
+
+def test_configurations_are_valid_or_refused_by_name(random_cases, tmp_path):
+    known, accepted, file = trees(), 0, tmp_path / "some.yaml"
+    for name, chance in random_cases(CASES):
+        text, options, unpaired = case(known, chance)
+        file.write_bytes(text.encode("utf-8", errors=unpaired))
+        try:
+            accepted += accepts(file, options)
+        except Exception as error:
+            raise AssertionError(f"{name}: options {options}\n{text}") from error
+    assert accepted, "or nothing is tested but refusals"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_shipped_files_are_accepted_as_far_as_they_go(source):
+    config = Config(SimpleNamespace(cfg_path=str(source), options=[]))
+    read_experiment(config, training=False)
