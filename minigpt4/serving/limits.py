@@ -1,5 +1,7 @@
 """What one visitor or client may ask for; the page and the API share these."""
 
+import os
+import stat
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -55,12 +57,29 @@ def read_image(source: bytes | Path, limits: Limits, name: str = "the image") ->
         TooLargeError: too many bytes or pixels.
         SampleError: no image, damaged, or of a kind that is not among `FORMATS`.
     """
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    if size > limits.image_bytes:
-        raise TooLargeError(f"{name}: {size / MIB:.1f} MiB are more than {limits.image_bytes / MIB:g} MiB")
-    content = source if isinstance(source, bytes) else source.read_bytes()
+    content = source if isinstance(source, bytes) else _content(source, limits, name)
+    _check_bytes(len(content), limits, name)
     _check_head(content, limits, name)
     return open_image(content, name)
+
+
+def _content(path: Path, limits: Limits, name: str) -> bytes:
+    """Of a regular file, not much more than is accepted; for whatever else a path may name there is one error."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:  # a pipe would wait
+            status = os.fstat(file.fileno())
+            if stat.S_ISREG(status.st_mode):
+                _check_bytes(status.st_size, limits, name)
+                return file.read(limits.image_bytes + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, TooLargeError):
+            raise
+    raise SampleError(f"{name}: cannot be read; give it again")
+
+
+def _check_bytes(size: int, limits: Limits, name: str) -> None:
+    if size > limits.image_bytes:
+        raise TooLargeError(f"{name}: {size / MIB:.1f} MiB are more than {limits.image_bytes / MIB:g} MiB")
 
 
 def _check_head(content: bytes, limits: Limits, name: str) -> None:
