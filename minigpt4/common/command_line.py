@@ -1,7 +1,10 @@
 """How commands end."""
 
+import logging
+import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from minigpt4.common.errors import MiniGPT4Error
 
@@ -14,3 +17,11 @@ def exit_status(run: Callable[[], None]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
+
+
+def end(status: int) -> NoReturn:
+    """End the process of a server now: Python waits for its threads, and one of them may still decode an image."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

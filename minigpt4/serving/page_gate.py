@@ -6,10 +6,10 @@ calls are looked at, before Gradio sees them.
 """
 
 import asyncio
-import json
 import re
 import secrets
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,17 +36,21 @@ POLICY = (
 COOKIE = "minigpt4_visitor"
 API = "/gradio_api/"
 READ = re.compile(
-    r"/(?:(?:config|logout)/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(?:assets|static|svelte)/.+)?"
-    rf"|{API}(?:startup-events|login_check|user|app_id|info|queue/(?:data|status)|heartbeat/[\w-]+)/?"
+    r"/(?:(?:config|logout)/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(?:assets|static|svelte)/[\w./@+~-]{1,200})?"
+    rf"|{API}(?:startup-events|login_check|user|app_id|info|queue/(?:data|status)|heartbeat/[\w-]{{1,64}})/?",
+    re.ASCII,
 )
-WRITTEN = re.compile(rf"/login/?|{API}(?:queue/join|run/\w+|cancel|reset)/?")
-CALL = re.compile(rf"{API}(?:queue/join|run/\w+)/?")
+WRITTEN = re.compile(rf"/login/?|{API}(?:queue/join|run/predict|cancel)/?")
 BODY_BYTES = MIB
 """Of a call: a question of 20,000 signs takes 240 KB when each is written as JSON's \\u escapes."""
 FORM_BYTES = 64 << 10
 """What an upload may have besides its file."""
 SECONDS = 60.0
 """For a body to come."""
+
+
+Tab = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
+"""The name that a page gives itself when it is loaded."""
 
 
 class _Section(BaseModel):
@@ -56,10 +60,18 @@ class _Section(BaseModel):
 class Call(_Section):
     """A call of a function of the page, as its script writes it; other fields do not reach Gradio."""
 
-    session_hash: Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
+    session_hash: Tab
     fn_index: int
     data: list[Any]
     event_data: Any = None
+
+
+class Cancel(_Section):
+    """The end of a call."""
+
+    session_hash: Tab
+    fn_index: int
+    event_id: str | None = None
 
 
 class Edit(_Section):
@@ -128,10 +140,9 @@ class Gate:
             return await self._upload(request, visitor)
         if method == "POST" and WRITTEN.fullmatch(path):
             body = await _body(request)
-            if CALL.fullmatch(path):
-                body = self._called(body, visitor)
-            elif path.startswith(f"{API}cancel"):
-                self._check_cancelling(body, visitor)
+            if not path.startswith("/login"):
+                read = self._cancelled if path.startswith(f"{API}cancel") else self._called
+                body = _understood(read, body, visitor)
             return _Given(self._app, body)
         raise Refused(404, "there is no such path")
 
@@ -187,39 +198,40 @@ class Gate:
         ):
             raise NO_SESSION
 
-    def _check_cancelling(self, body: bytes, visitor: str) -> None:
-        try:
-            tab = json.loads(body)["session_hash"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise Refused(400, "the body is no JSON with a session_hash") from None
-        if not self._page.visitors.has(tab, visitor):
-            raise NO_SESSION
-
     def _claim(self, tab: str, visitor: str) -> None:
         if not self._page.visitors.claim(tab, visitor):
             raise NO_SESSION
 
-    def _called(self, body: bytes, visitor: str) -> bytes:
-        """The call in a body, without what Gradio would stumble over."""
-        try:
-            call = Call.model_validate_json(body)
-            functions = self._page.blocks.fns
-            if call.fn_index not in functions:
-                raise ValueError("fn_index: there is no such function")
-            inputs = functions[call.fn_index].inputs
-            if len(call.data) != len(inputs):
-                raise ValueError(f"data: {len(call.data)} values for {len(inputs)} inputs")
-            call.data = [_checked(block, value) for block, value in zip(inputs, call.data, strict=True)]
-            is_edit = functions[call.fn_index].fn == self._page.put_edited
-            edit = Edit.model_validate(call.event_data).model_dump() if is_edit else None
-            call.event_data = edit and edit | {"previous_value": None}
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            raise Refused(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        except ValueError as error:
-            raise Refused(400, str(error)) from None
+    def _cancelled(self, body: bytes, visitor: str) -> Cancel:
+        cancel = Cancel.model_validate_json(body)
+        if not self._page.visitors.has(cancel.session_hash, visitor):
+            raise NO_SESSION
+        return cancel
+
+    def _called(self, body: bytes, visitor: str) -> Call:
+        """A call, without what Gradio would stumble over."""
+        call = Call.model_validate_json(body)
+        function = self._page.blocks.fns.get(call.fn_index)
+        if function is None:
+            raise ValueError("fn_index: there is no such function")
+        if len(call.data) != len(function.inputs):
+            raise ValueError(f"data: {len(call.data)} values for {len(function.inputs)} inputs")
+        call.data = [_checked(block, value) for block, value in zip(function.inputs, call.data, strict=True)]
+        edit = Edit.model_validate(call.event_data).model_dump() if function.fn == self._page.put_edited else None
+        call.event_data = edit and edit | {"previous_value": None}
         self._claim(call.session_hash, visitor)
-        return call.model_dump_json().encode()
+        return call
+
+
+def _understood(read: Callable[[bytes, str], BaseModel], body: bytes, visitor: str) -> bytes:
+    """The body again, without fields that are not known here; Refused where something is wrong with it."""
+    try:
+        return read(body, visitor).model_dump_json().encode()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        raise Refused(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    except ValueError as error:
+        raise Refused(400, str(error)) from None
 
 
 def _checked(block: Any, value: Any) -> Any:
