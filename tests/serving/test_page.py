@@ -5,6 +5,7 @@ import socket
 
 import httpx
 import pytest
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.serving.limits import Limits
@@ -41,6 +42,19 @@ def test_a_caller_without_a_session_gets_no_conversation(page):
     assert reply.status_code >= 400
     assert "Traceback" not in reply.text
     assert len(page.visitors) == before
+
+
+def test_pieces_of_an_answer_are_sent_at_once(page, monkeypatch):
+    options, made = [], H11Protocol.connection_made
+
+    def watched(protocol, transport):
+        made(protocol, transport)
+        options.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(H11Protocol, "connection_made", watched)
+    httpx.get(page.address)
+    assert options
+    assert all(options)
 
 
 def test_a_file_that_is_too_large_is_refused_by_the_server_too(page):

@@ -205,6 +205,15 @@ def test_an_image_of_too_many_pixels_is_refused_with_its_place(server, tools):
     assert "pixels" in answer.error["message"]
 
 
+def test_an_image_that_cannot_be_used_is_the_clients_fault(server, tools, hostile_images, caplog):
+    for name, content in hostile_images.items():
+        answer = server.chat([tools.said("This?"), tools.picture(content)])
+        assert answer.status == (413 if name == "many pixels" else 400), (name, answer.content)
+        assert answer.error["param"] == "messages[0].content[1].image_url.url"
+        assert answer.error["message"] != answer.error["param"]
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_wrong_paths_and_methods_have_errors_of_the_same_form(server):
     assert server.get("/v1/nothing").error["message"] == "there is no such path"
     assert server.get("/v1/chat/completions").status == 405
