@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import re
+import socket
 import zlib
 from pathlib import Path
 
@@ -218,6 +219,22 @@ def test_wrong_paths_and_methods_have_errors_of_the_same_form(server):
     assert server.get("/v1/nothing").error["message"] == "there is no such path"
     assert server.get("/v1/chat/completions").status == 405
     assert server.get("/docs").status == 404
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_body_that_is_not_http_is_answered_once(server, caplog, waits):
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
+    answer = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        client.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + (b"" if waits else b"no chunk\r\n"))
+        if waits:
+            answer = client.recv(1 << 16)
+            client.sendall(b"no chunk\r\n")
+        answer += b"".join(iter(lambda: client.recv(1 << 16), b""))
+    assert answer.startswith(b"HTTP/1.1 415" if waits else b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert server.chat().status == 200  # by then the first request was worked on, too
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def resident():
