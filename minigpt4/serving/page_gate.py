@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 
 from minigpt4.common.errors import first_line
 from minigpt4.serving.limits import MIB
@@ -123,7 +123,9 @@ class Gate:
         try:
             answer = await self._answer(request, visitor)
         except Refused as error:
-            answer = JSONResponse({"detail": error.message, "error": error.message}, error.status)
+            content = {"detail": error.message, "error": error.message}
+            is_shown = scope["path"].startswith(f"{API}upload")  # as it is, by Gradio's script
+            answer = PlainTextResponse(error.message, error.status) if is_shown else JSONResponse(content, error.status)
         except ClientDisconnect:
             return
         await answer(scope, receive, send_with_headers)

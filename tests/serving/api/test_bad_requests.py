@@ -164,12 +164,25 @@ def test_a_wrong_field_is_named(server, case):
         (b"[]", "should be an object"),
         (b'{"model": "first", "temperature": NaN, "messages": [{"role": "user", "content": "a"}]}', "finite"),
         (rb'{"model": "first", "messages": [{"role": "user", "content": "\ud800"}]}', "the body is no JSON"),
+        (
+            b'{"model": "first", "model": "second", "messages": [{"role": "user", "content": "a"}]}',
+            "model: given twice",
+        ),
+        (b'{"model": "first", "messages": [{"role": "user", "content": "a", "content": "b"}]}', "content: given twice"),
     ],
 )
 def test_a_body_that_cannot_be_read_is_an_error_with_its_place(server, body, reason):
     answer = server.post(body)
     assert answer.status == 400
     assert reason in answer.error["message"]
+
+
+def test_a_body_of_millions_of_values_is_refused_without_their_memory(server):
+    many = b'{"model": "first", "metadata": [' + b"[]," * 20_000_000 + b'[]], "messages": []}'
+    before = peak()
+    answer = server.post(many)
+    assert (answer.status, answer.error["message"]) == (400, "the body has more than 500,000 values")
+    assert peak() - before < 400
 
 
 def test_harmless_fields_and_those_at_their_neutral_values_change_nothing(server):
@@ -235,6 +248,11 @@ def test_a_body_that_is_not_http_is_answered_once(server, caplog, waits):
     assert answer.count(b"HTTP/1.1") == 1
     assert server.chat().status == 200  # by then the first request was worked on, too
     assert not [record for record in caplog.records if record.exc_info]
+
+
+def peak():
+    """Most MiB that this process ever held."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def resident():
