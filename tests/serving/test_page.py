@@ -62,6 +62,27 @@ def test_a_file_that_is_too_large_is_refused_by_the_server_too(page):
     assert reply.status_code == 413
 
 
+def test_behind_a_password_nothing_is_taken_or_given_out_without_it(page):
+    locked = page_module.ChatPage(page.engine, Limits())
+    address = launch(locked, host="127.0.0.1", port=None, auth=("me", "secret"), share=False)
+    example = next(iter(locked.uploads.examples))
+    with httpx.Client(base_url=address) as visitor:
+
+        def statuses():
+            call = {"fn_index": 1, "data": ["What?", None], "session_hash": "x"}
+            replies = [
+                visitor.post("gradio_api/upload", files={"files": b"x"}),
+                visitor.get(f"gradio_api/file={example}"),
+                visitor.post("gradio_api/queue/join", json=call),
+            ]
+            return [reply.status_code for reply in replies]
+
+        assert statuses() == [401, 401, 401]
+        assert visitor.post("login", data={"username": "me", "password": "secret"}).status_code == 200
+        assert statuses() == [200, 200, 200]
+    locked.close()
+
+
 def test_a_port_that_is_taken_is_an_error(page):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
