@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NoReturn
 
 from minigpt4.common.errors import MiniGPT4Error
@@ -22,6 +23,7 @@ def exit_status(run: Callable[[], None]) -> int:
 def end(status: int) -> NoReturn:
     """End the process of a server now: Python waits for its threads, and one of them may still decode an image."""
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads any more
+            stream.flush()
     os._exit(status)
