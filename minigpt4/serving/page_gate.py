@@ -45,6 +45,8 @@ BODY_BYTES = MIB
 """Of a call: a question of 20,000 signs takes 240 KB when each is written as JSON's \\u escapes."""
 FORM_BYTES = 64 << 10
 """What an upload may have besides its file."""
+UNREAD = 100
+"""News that a tab may have left unread when it asks for more; each may hold a whole conversation."""
 SECONDS = 60.0
 """For a body to come."""
 
@@ -143,8 +145,8 @@ class Gate:
         if method == "POST" and WRITTEN.fullmatch(path):
             body = await _body(request)
             if not path.startswith("/login"):
-                read = self._cancelled if path.startswith(f"{API}cancel") else self._called
-                body = _understood(read, body, visitor)
+                readers = {"cancel": self._cancelled, "queue/join": self._joined, "run/predict": self._called}
+                body = _understood(readers[path.removeprefix(API).rstrip("/")], body, visitor)
             return _Given(self._app, body)
         raise Refused(404, "there is no such path")
 
@@ -209,6 +211,14 @@ class Gate:
         if not self._page.visitors.has(cancel.session_hash, visitor):
             raise NO_SESSION
         return cancel
+
+    def _joined(self, body: bytes, visitor: str) -> Call:
+        """A call that is answered in the tab's stream of news, which Gradio keeps until they are read."""
+        call = self._called(body, visitor)
+        unread = self._page.blocks._queue.pending_messages_per_session.get(call.session_hash)
+        if unread is not None and unread.qsize() > UNREAD:
+            raise Refused(429, "read first what you were told")
+        return call
 
     def _called(self, body: bytes, visitor: str) -> Call:
         """A call, without what Gradio would stumble over."""

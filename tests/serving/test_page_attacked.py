@@ -493,6 +493,15 @@ def test_an_upload_that_is_never_ended_leaves_nothing(page, attacker):
     assert page.stored - before < MIB
 
 
+def test_who_does_not_read_the_answers_may_not_ask_for_ever(page, attacker):
+    statuses, before = set(), page.peak
+    for _ in range(2000):
+        statuses.add(attacker.join(attacker.put, ["x" * 20_000, None]).status_code)
+    assert statuses <= {200, 429, 503}  # 503: the queue is full
+    assert 429 in statuses
+    assert page.peak - before < 100 * MIB
+
+
 def test_images_that_are_shown_do_not_pile_up(page, attacker, make_png):
     before = sum(1 for _ in page.temporary.rglob("*"))
     for side in range(10, 30):
