@@ -23,6 +23,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from minigpt4.common.command_line import end
 from minigpt4.common.config import Config
 from minigpt4.common.console import setup_logging
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
@@ -184,4 +185,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

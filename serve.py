@@ -10,18 +10,13 @@ import argparse
 import importlib.util
 import logging
 import signal
-import sys
-from typing import TYPE_CHECKING
 
-from minigpt4.common.command_line import exit_status
+from minigpt4.common.command_line import end, exit_status
 from minigpt4.common.config import Config
 from minigpt4.common.console import setup_logging
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.experiment import read_experiment
 from minigpt4.common.schemas.paths import require_paths
-
-if TYPE_CHECKING:
-    pass
 
 log = logging.getLogger(__name__)
 
@@ -95,4 +90,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end(main())

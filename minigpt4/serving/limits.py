@@ -1,5 +1,8 @@
 """What one visitor or client may ask for; the page and the API share these."""
 
+import os
+import re
+import stat
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -12,6 +15,12 @@ from minigpt4.processors import open_image
 MIB = 1 << 20
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Kinds of files that are decoded; Pillow knows more, and hands some of them to other programs."""
+
+SCANS = 50
+"""Passes over a JPEG's pixels; those who write progressive ones make a dozen. A pass of a hundred bytes takes as long
+as one of megabytes."""
+MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+"""Of a JPEG, also between the bytes of a pass."""
 
 
 class TooLargeError(SampleError):
@@ -55,12 +64,29 @@ def read_image(source: bytes | Path, limits: Limits, name: str = "the image") ->
         TooLargeError: too many bytes or pixels.
         SampleError: no image, damaged, or of a kind that is not among `FORMATS`.
     """
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    if size > limits.image_bytes:
-        raise TooLargeError(f"{name}: {size / MIB:.1f} MiB are more than {limits.image_bytes / MIB:g} MiB")
-    content = source if isinstance(source, bytes) else source.read_bytes()
+    content = source if isinstance(source, bytes) else _content(source, limits, name)
+    _check_bytes(len(content), limits, name)
     _check_head(content, limits, name)
     return open_image(content, name)
+
+
+def _content(path: Path, limits: Limits, name: str) -> bytes:
+    """Of a regular file, not much more than is accepted; for whatever else a path may name there is one error."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:  # a pipe would wait
+            status = os.fstat(file.fileno())
+            if stat.S_ISREG(status.st_mode):
+                _check_bytes(status.st_size, limits, name)
+                return file.read(limits.image_bytes + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, TooLargeError):
+            raise
+    raise SampleError(f"{name}: cannot be read; give it again")
+
+
+def _check_bytes(size: int, limits: Limits, name: str) -> None:
+    if size > limits.image_bytes:
+        raise TooLargeError(f"{name}: {size / MIB:.1f} MiB are more than {limits.image_bytes / MIB:g} MiB")
 
 
 def _check_head(content: bytes, limits: Limits, name: str) -> None:
@@ -75,3 +101,14 @@ def _check_head(content: bytes, limits: Limits, name: str) -> None:
         raise SampleError(f"{name}: {kind} files are not taken; send PNG or JPEG")
     if width * height > limits.image_pixels:
         raise TooLargeError(f"{name}: {width} x {height} pixels are more than {limits.image_pixels:,}; scale it down")
+    if kind in ("JPEG", "MPO") and _scans(content) > SCANS:
+        raise SampleError(f"{name}: a JPEG of more than {SCANS} passes over its pixels; save it anew")
+
+
+def _scans(content: bytes) -> int:
+    """How often a JPEG's decoder will go over its pixels."""
+    at, scans = 2, 0
+    while (marker := MARKER.search(content, at)) and marker[1] != b"\xd9":  # its end, though a film may follow
+        scans += marker[1] == b"\xda"
+        at = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+    return scans

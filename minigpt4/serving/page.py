@@ -9,6 +9,7 @@ as others are answered, and writes the answer.
 import html
 import logging
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from minigpt4.serving.limits import Limits
 from minigpt4.serving.page_examples import examples
 from minigpt4.serving.page_session import Message, PageSession
 from minigpt4.serving.page_settings import Slider, decoding, sliders
+from minigpt4.serving.page_uploads import Uploads
 from minigpt4.serving.page_visitors import Visitors
 
 log = logging.getLogger(__name__)
@@ -31,8 +33,6 @@ TITLE = "MiniGPT-4"
 HEAD = "# MiniGPT-4\nAsk about a picture. A language model answers, and may be wrong: look for yourself."
 EMPTY = "Give an image, ask about it, and ask on.\n\nMore images may follow later in the conversation."
 FIRST_QUESTION, PLACEHOLDER = "Describe this image in detail.", "What is unusual about this image?"
-KEEP_FILES = (3600, 86400)
-"""Seconds: how often images on disk are looked through, and how old they may be."""
 HIDDEN: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 READING: dict[str, Any] = {"concurrency_id": "reading", "concurrency_limit": 4}
 """Images that are decoded at once, for each may take hundreds of megabytes."""
@@ -51,9 +51,10 @@ class ChatPage:
         self.engine, self.limits = engine, limits
         files = Path(gr.utils.get_upload_folder())
         files.mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix="page-", dir=files))  # there Gradio deletes what is old
-        self.visitors = Visitors(lambda: PageSession(engine, limits, self.folder))
-        with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=KEEP_FILES) as self.blocks:
+        self.folder = Path(tempfile.mkdtemp(prefix="page-", dir=files))  # Gradio leaves files where they are there
+        self.uploads = Uploads(self.folder, limits)
+        self.visitors = Visitors(lambda: PageSession(engine, limits, self.folder / secrets.token_hex(16)))
+        with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as self.blocks:
             self._lay_out()
             self._wire()
         for block in (self.image, self.question, self.checkpoint, *self.sliders):
@@ -84,7 +85,12 @@ class ChatPage:
             buttons=[],
             elem_id="image",
         )
-        gr.Examples([[str(path)] for path in examples(self.folder)], [self.image], label="Examples")
+        for path in examples(self.folder):
+            own = self.folder / path.name
+            if own != path:
+                shutil.copyfile(path, own)
+            self.uploads.examples.add(str(own))
+        gr.Examples([[path] for path in sorted(self.uploads.examples)], [self.image], label="Examples")
         names = self.engine.checkpoints
         self.checkpoint = gr.Dropdown(names, value=names[0], label="Checkpoint", visible=len(names) > 1)
         self.sliders = []
@@ -123,7 +129,7 @@ class ChatPage:
         answers = [
             self._asks([self.ask.click, self.question.submit], self._put, [self.question, self.image], view),
             self._asks([self.again.click, self.chat.retry], self._put_again, [], view),
-            self._asks([self.chat.edit], self._put_edited, [], view),
+            self._asks([self.chat.edit], self.put_edited, [], view),
         ]
         gr.on([self.stop.click], self._stop, None, view, queue=False, **HIDDEN)
         # Apart from what stops it, for cancelling may take as long as the answer that it is to end.
@@ -147,13 +153,13 @@ class ChatPage:
         )
 
     def _put(self, question: str | None, upload: dict[str, Any] | None, request: gr.Request) -> list[Any]:
-        session = self._put_by(request, lambda session: session.put(question or "", _path(upload)))
+        session = self._put_by(request, lambda session: session.put(question or "", self._path(upload, request)))
         return self._view(session, question="", image=None)
 
     def _put_again(self, request: gr.Request) -> list[Any]:
         return self._view(self._put_by(request, lambda session: session.put_again()))
 
-    def _put_edited(self, edit: gr.EditData, request: gr.Request) -> list[Any]:
+    def put_edited(self, edit: gr.EditData, request: gr.Request) -> list[Any]:
         def put(session: PageSession) -> None:
             messages = session.messages
             number = messages[edit.index].turn if 0 <= edit.index < len(messages) else -1
@@ -203,22 +209,38 @@ class ChatPage:
             session.restart()
         except PROBLEMS as error:
             raise _told(error) from error
+        self._delete_uploads(request)
         return self._view(session, question="", image=None)
 
     def _check(self, upload: dict[str, Any] | None, request: gr.Request) -> Any:
         """Say at once what is wrong with an image, and take it out of the box."""
-        path = _path(upload)
-        if path is None:
-            return gr.skip()
+        path = None
         try:
-            self._session(request).check(path)
+            path = self._path(upload, request)
+            if path is not None:
+                self._session(request).check(path)
         except PROBLEMS as error:
+            if path is not None:
+                self.uploads.forget(path)
             gr.Warning(html.escape(str(error)))
             return None
         return gr.skip()
 
     def _leave(self, request: gr.Request) -> None:
         self.visitors.leave(request.session_hash)
+        self._delete_uploads(request)
+
+    def _delete_uploads(self, request: gr.Request) -> None:
+        self.uploads.leave(_visitor(request), request.session_hash)
+
+    def _path(self, upload: dict[str, Any] | None, request: gr.Request) -> Path | None:
+        """The file of an image box; SampleError if it is not this visitor's.
+
+        It comes as it was sent, for Gradio's own reading decodes before the size is known.
+        """
+        if not upload or not upload.get("path"):
+            return None
+        return self.uploads.take(upload["path"], _visitor(request), request.session_hash)
 
     def _session(self, request: gr.Request) -> PageSession:
         try:
@@ -259,9 +281,9 @@ def _shown(message: Message) -> dict[str, Any]:
     return {"role": "user" if message.is_user else "assistant", "content": content}
 
 
-def _path(upload: dict[str, Any] | None) -> Path | None:
-    """The file of an image box, as it was sent: Gradio's own reading decodes before its size is known."""
-    return Path(upload["path"]) if upload and upload.get("path") else None
+def _visitor(request: gr.Request) -> str:
+    """Who asks, as the gate before Gradio found."""
+    return request.request.state.visitor
 
 
 def _literal(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +82,8 @@ class PageSession:
         self._lock = threading.RLock()
         self._idle = threading.Event()
         self._idle.set()
+        self.shown: set[Path] = set()
+        """Files of this conversation's images."""
         self._clear()
 
     def _clear(self) -> None:
@@ -91,6 +93,7 @@ class PageSession:
         self._waits = False
         self._saved = self._now()
         self._draft: Draft | None = None
+        self._tidy()
 
     # What the page shows
 
@@ -185,7 +188,14 @@ class PageSession:
             small.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
             self._folder.mkdir(parents=True, exist_ok=True)
             small.save(shown, quality=90)
+            self.shown.add(shown)
         return shown
+
+    def _tidy(self) -> None:
+        """Delete the files of images that the conversation does not show any more."""
+        for path in self.shown - {turn.shown for turn in (*self.turns, *self._saved.turns)}:
+            path.unlink(missing_ok=True)
+            self.shown.discard(path)
 
     def _picture_of(self, number: int) -> Picture | None:
         """The image that the model saw in a turn."""
@@ -197,6 +207,7 @@ class PageSession:
         self._saved = saved or turn.before
         self.turns.append(turn)
         self._waits, self.note = True, ""
+        self._tidy()
 
     # Answering
 
@@ -245,6 +256,15 @@ class PageSession:
         with self._lock:
             self._refuse_while_busy()
             self._clear()
+
+    def close(self) -> None:
+        """Forget everything, and delete its files; nobody comes back."""
+        self.stop()
+        with self._lock:
+            if self._idle.is_set():
+                self._clear()
+                with suppress(OSError):  # nothing was shown, or others' images are there, too
+                    self._folder.rmdir()
 
     def take_back(self) -> None:
         """Make the last question a draft again, and forget its answer; NotNowError while it is being written."""

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from pathlib import Path
 
 from minigpt4.serving.page_session import NotNowError, PageSession
 
@@ -11,6 +12,8 @@ KEEP = 600.0
 """Seconds that the conversation of a closed tab is kept: a connection that broke may come back."""
 MOST = 200
 """Conversations; those that were used longest ago go first."""
+NAMES = 50
+"""Names of tabs that are known for each conversation: a page that was only looked at has a name, too."""
 
 
 class Visitors:
@@ -28,10 +31,31 @@ class Visitors:
         self._open, self._keep, self._most = open_session, keep, most
         self._sessions: OrderedDict[str, PageSession] = OrderedDict()
         self._left: dict[str, float] = {}
+        self._owners: OrderedDict[str, str] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._sessions)
+
+    def claim(self, name: str, visitor: str) -> bool:
+        """Whether a name is the visitor's, as it is from now on if it was nobody's."""
+        with self._lock:
+            if self._owners.setdefault(name, visitor) != visitor:
+                return False
+            self._owners.move_to_end(name)
+            while len(self._owners) > NAMES * self._most:
+                self._owners.popitem(last=False)
+        return True
+
+    def has(self, name: str, visitor: str) -> bool:
+        """Whether a name is the visitor's already."""
+        return isinstance(name, str) and self._owners.get(name) == visitor
+
+    def may_see(self, path: str, visitor: str) -> bool:
+        """Whether a file is an image of one of the visitor's conversations."""
+        with self._lock:
+            sessions = [session for name, session in self._sessions.items() if self._owners.get(name) == visitor]
+        return any(Path(path) in session.shown for session in sessions)
 
     def session(self, name: str | None) -> PageSession:
         """The visitor's conversation; NotNowError for a caller without a name, who would share it with others."""
@@ -45,7 +69,7 @@ class Visitors:
             self._sessions.move_to_end(name)
             session = self._sessions[name]
         for old in forgotten:
-            old.stop()
+            old.close()
         return session
 
     def leave(self, name: str | None) -> None:

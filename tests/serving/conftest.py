@@ -2,6 +2,7 @@
 
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,6 +48,23 @@ class HeldEngine(Engine):
         while self.num_running != running:
             assert time.monotonic() < until, f"{self.num_running} answers are in the making, not {running}"
             time.sleep(0.005)
+
+
+DATA = Path(__file__).parents[1] / "data" / "images"
+
+
+@pytest.fixture(scope="session")
+def hostile_images(make_png) -> dict[str, bytes]:
+    """Files that a visitor or client may send, each with a fault of its own."""
+    return {
+        "avif": (DATA / "avif_cut_in_transfer.jpg").read_bytes(),
+        "dds": (DATA / "dds_named.jpg").read_bytes(),
+        "line": make_png(1, 4_000_000),
+        "long line": make_png(1, 50_000_000),
+        "many pixels": make_png(20_000, 20_000),
+        "text": b"<html></html>",
+        "nothing": b"",
+    }
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
 import io
+import os
 
 import pytest
 from PIL import Image
@@ -63,3 +64,29 @@ def test_kinds_that_are_not_of_the_web_are_refused_before_they_are_decoded(kind)
     Image.new("RGB", (8, 8), "red").save(buffer, kind)
     with pytest.raises(SampleError, match=f"{kind} files are not taken"):
         read_image(buffer.getvalue(), Limits())
+
+
+def jpeg_of_many_scans(repeated, between=b"", tail=b""):
+    """A progressive JPEG whose last scan comes again and again: the same picture, decoded for as long as one likes."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x010E] = "\xff\xda" * 100
+    Image.linear_gradient("L").save(buffer, "JPEG", progressive=True, exif=exif, comment=b"\xff\xda\xff\xd9" * 100)
+    content = buffer.getvalue()
+    scan = content[content.rindex(b"\xff\xda") : -2]
+    return content[:-2] + (between + scan) * repeated + content[-2:] + tail
+
+
+def test_a_jpeg_that_is_decoded_again_and_again_is_refused_before():
+    assert read_image(jpeg_of_many_scans(30, tail=b"\xff\xda" * 1000), Limits()).size == (256, 256)
+    for filler in (b"", b"\xff", b"\xff\x01\xff", b"\0"):
+        with pytest.raises(SampleError, match="passes"):
+            read_image(jpeg_of_many_scans(100, filler), Limits())
+
+
+@pytest.mark.parametrize("path", ["/dev/zero", "/dev/stdin", "pipe", ".", "nothing", "link", "a\0b", "\udc80"])
+def test_what_is_no_regular_file_is_one_error_that_does_not_tell_why(tmp_path, parity_dir, path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(parity_dir / "images" / "img3_rgb.png")
+    with pytest.raises(SampleError) as error:
+        read_image(tmp_path / path, Limits())
+    assert str(error.value) == "the image: cannot be read; give it again"

@@ -5,6 +5,7 @@ import socket
 
 import httpx
 import pytest
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.serving.limits import Limits
@@ -43,9 +44,43 @@ def test_a_caller_without_a_session_gets_no_conversation(page):
     assert len(page.visitors) == before
 
 
+def test_pieces_of_an_answer_are_sent_at_once(page, monkeypatch):
+    options, made = [], H11Protocol.connection_made
+
+    def watched(protocol, transport):
+        made(protocol, transport)
+        options.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(H11Protocol, "connection_made", watched)
+    httpx.get(page.address)
+    assert options
+    assert all(options)
+
+
 def test_a_file_that_is_too_large_is_refused_by_the_server_too(page):
     reply = httpx.post(f"{page.address}gradio_api/upload", files={"files": ("heavy.png", bytes(30 << 20))})
     assert reply.status_code == 413
+
+
+def test_behind_a_password_nothing_is_taken_or_given_out_without_it(page):
+    locked = page_module.ChatPage(page.engine, Limits())
+    address = launch(locked, host="127.0.0.1", port=None, auth=("me", "secret"), share=False)
+    example = next(iter(locked.uploads.examples))
+    with httpx.Client(base_url=address) as visitor:
+
+        def statuses():
+            call = {"fn_index": 1, "data": ["What?", None], "session_hash": "x"}
+            replies = [
+                visitor.post("gradio_api/upload", files={"files": b"x"}),
+                visitor.get(f"gradio_api/file={example}"),
+                visitor.post("gradio_api/queue/join", json=call),
+            ]
+            return [reply.status_code for reply in replies]
+
+        assert statuses() == [401, 401, 401]
+        assert visitor.post("login", data={"username": "me", "password": "secret"}).status_code == 200
+        assert statuses() == [200, 200, 200]
+    locked.close()
 
 
 def test_a_port_that_is_taken_is_an_error(page):

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minigpt4.serving.api.limits import ApiLimits
@@ -38,6 +39,16 @@ class GuardedConnection(H11Protocol):
         """It runs again, also where uvicorn closes the connection but the last bytes are not fetched."""
         super().on_response_complete()  # begins the next request, if the client sent it ahead
         self._mind()
+
+    def send_400_response(self, msg: str) -> None:
+        """For bytes that are not HTTP; also where a request is worked on already, which then has no other answer."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:  # it has begun, or had, its answer
+            self.transport.close()
 
     def pause_writing(self) -> None:
         """The client does not read."""

@@ -1,5 +1,7 @@
 """The body of a chat completion: which fields there are, of which types, and what becomes of the others."""
 
+import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -35,6 +37,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Fields that would change the answer, and the values at which they do not."""
 SHOWN_ERRORS = 5
+VALUES = 500_000
+"""In a body; commas and brackets of its texts count, too. An empty list takes three bytes there, and fifty here."""
+SEPARATORS = (b",", b"[", b"{")
 
 
 def _listed(value: Any) -> Any:
@@ -128,16 +133,38 @@ class ChatRequest(_Section):
 
 def read_request(body: bytes | bytearray) -> ChatRequest:
     """The request in a body; ApiError 400 with the path of every field that is wrong."""
+    frame = _without_files(body)
+    if sum(map(frame.count, SEPARATORS)) > VALUES:
+        raise wrong(f"the body has more than {VALUES:,} values")
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
         raise _readable(error.errors(include_url=False, include_input=False)) from None
     except RecursionError:
         raise wrong("the body is nested too deeply") from None
+    json.loads(frame, object_pairs_hook=_check_names, parse_int=str, parse_float=str)
     _check_others(request.model_extra, [*ChatRequest.model_fields, *IGNORED, *NEUTRAL])
     for number, message in enumerate(request.messages):
         _check_message(message, f"messages[{number}]")
     return request
+
+
+def _without_files(body: bytes | bytearray) -> bytes:
+    """JSON with data URLs cut short: megabytes in which there is nothing to look for."""
+    parts, at = [], 0
+    while (start := body.find(b'"data:', at)) >= 0:
+        end = body.find(b'"', start + 1)
+        is_file = end - start > 1000 and body.find(b"\\", start, end) < 0
+        parts.append(body[at : start + 1 if is_file else max(end, start + 1)])
+        at = max(end, start + 1)
+    return b"".join([*parts, body[at:]])
+
+
+def _check_names(pairs: list[tuple[str, Any]]) -> None:
+    """ApiError for an object with two values of one name, of which every reader would take another."""
+    if len(dict(pairs)) < len(pairs):
+        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
+        raise wrong(f"{name[:100]}: given twice; leave one out", name[:100])
 
 
 def _readable(errors: list[ErrorDetails]) -> Exception:

@@ -5,6 +5,7 @@ import gc
 import io
 import json
 import re
+import socket
 import zlib
 from pathlib import Path
 
@@ -163,12 +164,25 @@ def test_a_wrong_field_is_named(server, case):
         (b"[]", "should be an object"),
         (b'{"model": "first", "temperature": NaN, "messages": [{"role": "user", "content": "a"}]}', "finite"),
         (rb'{"model": "first", "messages": [{"role": "user", "content": "\ud800"}]}', "the body is no JSON"),
+        (
+            b'{"model": "first", "model": "second", "messages": [{"role": "user", "content": "a"}]}',
+            "model: given twice",
+        ),
+        (b'{"model": "first", "messages": [{"role": "user", "content": "a", "content": "b"}]}', "content: given twice"),
     ],
 )
 def test_a_body_that_cannot_be_read_is_an_error_with_its_place(server, body, reason):
     answer = server.post(body)
     assert answer.status == 400
     assert reason in answer.error["message"]
+
+
+def test_a_body_of_millions_of_values_is_refused_without_their_memory(server):
+    many = b'{"model": "first", "metadata": [' + b"[]," * 20_000_000 + b'[]], "messages": []}'
+    before = peak()
+    answer = server.post(many)
+    assert (answer.status, answer.error["message"]) == (400, "the body has more than 500,000 values")
+    assert peak() - before < 400
 
 
 def test_harmless_fields_and_those_at_their_neutral_values_change_nothing(server):
@@ -205,10 +219,40 @@ def test_an_image_of_too_many_pixels_is_refused_with_its_place(server, tools):
     assert "pixels" in answer.error["message"]
 
 
+def test_an_image_that_cannot_be_used_is_the_clients_fault(server, tools, hostile_images, caplog):
+    for name, content in hostile_images.items():
+        answer = server.chat([tools.said("This?"), tools.picture(content)])
+        assert answer.status == (413 if name == "many pixels" else 400), (name, answer.content)
+        assert answer.error["param"] == "messages[0].content[1].image_url.url"
+        assert answer.error["message"] != answer.error["param"]
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_wrong_paths_and_methods_have_errors_of_the_same_form(server):
     assert server.get("/v1/nothing").error["message"] == "there is no such path"
     assert server.get("/v1/chat/completions").status == 405
     assert server.get("/docs").status == 404
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_body_that_is_not_http_is_answered_once(server, caplog, waits):
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain\r\n"
+    answer = b""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+        client.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + (b"" if waits else b"no chunk\r\n"))
+        if waits:
+            answer = client.recv(1 << 16)
+            client.sendall(b"no chunk\r\n")
+        answer += b"".join(iter(lambda: client.recv(1 << 16), b""))
+    assert answer.startswith(b"HTTP/1.1 415" if waits else b"HTTP/1.1 400")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert server.chat().status == 200  # by then the first request was worked on, too
+    assert not [record for record in caplog.records if record.exc_info]
+
+
+def peak():
+    """Most MiB that this process ever held."""
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def resident():

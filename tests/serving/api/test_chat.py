@@ -2,6 +2,7 @@
 
 import io
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.decoding import Decoding
+from minigpt4.serving.api.connection import GuardedConnection
 
 PLAIN = {"temperature": 0, "repetition_penalty": 1.0, "max_tokens": 8}
 QUESTIONS = ["What is this?", "Who is it?", "Where are they?", "Why?", "How many boats are there?", "Is it a dog?"]
@@ -92,6 +94,22 @@ def test_the_official_client_gets_the_same_text_streamed_and_whole(server, tools
     assert [chunk.choices[0].finish_reason for chunk in said[-2:]] == [None, whole.choices[0].finish_reason]
     assert (last.choices, last.usage) == ([], whole.usage)
     assert {chunk.id for chunk in chunks} == {last.id}
+
+
+def test_pieces_of_a_stream_are_sent_at_once(serve, monkeypatch):
+    options = []
+
+    class Watched(GuardedConnection):
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            options.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr("minigpt4.serving.api.server.GuardedConnection", Watched)
+    client = serve().client()
+    messages = [{"role": "user", "content": "Hello?"}]
+    assert list(client.chat.completions.create(model="first", messages=messages, max_tokens=3, stream=True))
+    assert options
+    assert all(options)  # else each small piece waits for the client's acknowledgement of the last
 
 
 def test_a_stream_is_server_sent_events_that_end_in_done(server):

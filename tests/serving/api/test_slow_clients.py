@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import openai
 import pytest
 
+from minigpt4.serving import limits
+
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 LONG = {"max_tokens": 1000, "temperature": 0}
 """To "Hello?" the tiny model answers in 75 tokens: 22 seconds where the engine is slowed."""
@@ -193,6 +195,26 @@ def test_a_client_that_goes_away_frees_its_place(server, engine, tools, is_strea
         started = time.monotonic()
         tools.wait_until(lambda: engine.num_running == 0)
         assert time.monotonic() - started < 15
+
+
+def test_images_of_a_client_that_has_gone_are_not_decoded(serve, tools, images, monkeypatch):
+    server = serve()
+    begun, go_on, read = [], threading.Event(), limits.open_image
+
+    def decode(*arguments):
+        begun.append(arguments)
+        go_on.wait(60)
+        return read(*arguments)
+
+    monkeypatch.setattr(limits, "open_image", decode)
+    body = json.dumps(tools.asked([tools.picture(images[0])] * 8)).encode()
+    with connected(server) as client:
+        client.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        tools.wait_until(lambda: begun)
+    tools.wait_until(lambda: 'status="499"' in server.get("/metrics").content.decode())
+    go_on.set()
+    assert server.chat([tools.picture(images[0])]).status == 200
+    assert len(begun) == 2
 
 
 def test_a_client_that_goes_away_while_it_waits_is_forgotten(serve, make_engine, tools):

@@ -1,0 +1,120 @@
+"""Images that visitors of the page sent: whose they are, how many bytes they may take, and when they go."""
+
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minigpt4.common.errors import MiniGPT4Error, SampleError
+from minigpt4.serving.limits import MIB, Limits
+
+VISITORS = 8
+"""Visitors who may have sent as much as they may; then there is no room for others."""
+LEAST = 64 << 10
+"""Bytes that even the smallest file counts."""
+KEEP = 600.0
+"""Seconds without use after which a file makes room for others."""
+
+
+class NoRoomError(MiniGPT4Error):
+    """No room for one more file; `is_own`: the visitor's own files take it."""
+
+    def __init__(self, text: str, is_own: bool) -> None:
+        super().__init__(text)
+        self.is_own = is_own
+
+
+@dataclass(eq=False)
+class _File:
+    visitor: str
+    bytes: int
+    tab: str | None = None
+    used: float = field(default_factory=time.monotonic)
+
+
+class Uploads:
+    """Files in `folder`; one belongs to the visitor who sent it, and from its first use on to one tab.
+
+    A path that a client names is only ever looked up here, never opened.
+    """
+
+    def __init__(self, folder: Path, limits: Limits, keep: float = KEEP) -> None:
+        self.most_of_one = limits.images * limits.image_bytes
+        self.most = VISITORS * self.most_of_one
+        self.examples: set[str] = set()
+        """Files of everybody."""
+        self._folder, self._keep = folder, keep
+        self._files: dict[str, _File] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def room(self, visitor: str, size: int) -> Iterator[Path]:
+        """A path to write a new file of at most `size` bytes to; an error inside forgets it.
+
+        NoRoomError when the visitor, or all together, would have too much here.
+        """
+        path = self._folder / secrets.token_hex(16)
+        with self._lock:
+            self._make_room(visitor, max(size, LEAST))
+            self._files[str(path)] = _File(visitor, max(size, LEAST))
+        try:
+            yield path
+        except BaseException:
+            self._drop([str(path)])
+            raise
+
+    def take(self, path: str, visitor: str, tab: str) -> Path:
+        """The file that `path` names; SampleError, the same for all others, unless this tab may use it."""
+        with self._lock:
+            file = self._files.get(path)
+            if file is not None and file.visitor == visitor and file.tab in (None, tab):
+                file.tab, file.used = tab, time.monotonic()
+            elif path not in self.examples:
+                raise SampleError("the image is not here, or not any more; give it again")
+        return Path(path)
+
+    def may_see(self, path: str, visitor: str) -> bool:
+        """Whether a visitor may be shown a file."""
+        file = self._files.get(path)
+        return path in self.examples or (file is not None and file.visitor == visitor)
+
+    def forget(self, path: Path) -> None:
+        """Delete a file, unless it is an example."""
+        self._drop([str(path)])
+
+    def leave(self, visitor: str, tab: str) -> None:
+        """Delete what this tab used, and what the visitor sent and did not use yet."""
+        with self._lock:
+            gone = [path for path, file in self._files.items() if file.visitor == visitor and file.tab in (None, tab)]
+        self._drop(gone)
+
+    def _make_room(self, visitor: str, size: int) -> None:
+        own = [path for path, file in self._files.items() if file.visitor == visitor]
+        for paths, most in ((own, self.most_of_one), (list(self._files), self.most)):
+            need = sum(self._files[path].bytes for path in paths if path in self._files) + size - most
+            old = [path for path in paths if path in self._files and self._is_old(path)]
+            while need > 0 and old:  # the order of `_files` is that of coming
+                need -= self._files[old[0]].bytes
+                self._delete(old.pop(0))
+            if need > 0 and paths is own:
+                message = (
+                    f"{most / MIB:g} MiB of images are the most at once; Restart, or reload the page, and send less"
+                )
+                raise NoRoomError(message, is_own=True)
+            if need > 0:
+                raise NoRoomError("there is no room for more images just now; try again later", is_own=False)
+
+    def _is_old(self, path: str) -> bool:
+        return time.monotonic() - self._files[path].used > self._keep
+
+    def _drop(self, paths: Iterable[str]) -> None:
+        with self._lock:
+            for path in paths:
+                self._delete(path)
+
+    def _delete(self, path: str) -> None:
+        if self._files.pop(path, None) is not None:
+            Path(path).unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""Servers end when they are told to, also while they decode an image that never ends."""
+
+import base64
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+STUCK = """
+import runpy, sys, time
+import minigpt4.serving.limits
+
+def decode(*arguments):
+    print("It decodes", file=sys.stderr, flush=True)
+    time.sleep(1_000_000)
+
+minigpt4.serving.limits.open_image = decode
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""A command whose decoder never comes back, as it is for a file that was made for that."""
+
+
+@pytest.fixture
+def start(demo_config, tmp_path):
+    """`start(command, *arguments)`: the process, and where it listens."""
+    started = []
+
+    def run(command, *arguments):
+        process = subprocess.Popen(
+            [sys.executable, "-c", STUCK, command, "--cfg-path", str(demo_config), *arguments],
+            cwd=REPOSITORY,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(REPOSITORY),
+                "OMP_NUM_THREADS": "1",
+                "GRADIO_TEMP_DIR": str(tmp_path / "page"),
+                "PYTHONUNBUFFERED": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        for line in process.stdout:
+            if found := re.search(r"(?:Listening on|The page is at) (http://[^\s;]+)", line):
+                return process, found[1].rstrip("/")
+        raise AssertionError("it does not start")
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def send_in_background(url, **request):
+    """The answer may never come."""
+
+    def send():
+        with contextlib.suppress(httpx.HTTPError):
+            httpx.post(url, timeout=600, **request)
+
+    threading.Thread(target=send, daemon=True).start()
+
+
+def ends(process):
+    """Whether it ends well once it decodes."""
+    assert any("It decodes" in line for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert "Traceback" not in output
+    return process.returncode == 0
+
+
+def test_the_api_ends(start, make_png):
+    process, url = start("serve.py", "--port", "0", "--limits", "shutdown_seconds=1")
+    image = f"data:image/png;base64,{base64.b64encode(make_png(8, 8)).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": "What is this?"}]
+    body = {"model": "minigpt4_tiny", "messages": [{"role": "user", "content": content}]}
+    send_in_background(f"{url}/v1/chat/completions", json=body)
+    assert ends(process)
+
+
+def test_the_page_ends(start, make_png):
+    pytest.importorskip("gradio")
+    process, url = start("demo.py")
+    (path,) = httpx.post(f"{url}/gradio_api/upload", files={"files": ("x.png", make_png(8, 8))}).json()
+    functions = httpx.get(f"{url}/config").json()["dependencies"]
+    check = next(one["id"] for one in functions if [event for _, event in one["targets"]] == ["input"])
+    call = {"fn_index": check, "data": [{"path": path}], "session_hash": "somebody"}
+    assert httpx.post(f"{url}/gradio_api/queue/join", json=call).status_code == 200
+    assert ends(process)
