@@ -4,6 +4,7 @@ A few bytes of a file can claim gigabytes of memory; Pillow guards the number of
 """
 
 import functools
+import re
 import stat
 import warnings
 from collections.abc import Callable
@@ -22,8 +23,10 @@ MAX_BYTES = 2 << 30
 """Of a file. The pixels that Pillow takes need less, uncompressed and with 16 bits a channel."""
 MAX_TILE = 1 << 24
 """Pixels of a tile of a TIFF that is smaller than its tiles."""
-MAX_SCANS = 100
-"""Of a progressive JPEG. Encoders write 10; each takes time for all pixels, and may have 14 bytes."""
+MAX_SCANS = 50
+"""Of a JPEG. Encoders of progressive ones write a dozen; each takes time for all pixels, and may have 14 bytes."""
+MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+"""Of a JPEG, also between the bytes of a scan."""
 FORMATS = (
     *("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM", "DIB", "ICO", "PCX", "QOI", "SGI", "SUN"),
     *("HEIF", "JXL"),  # by plugins of Pillow, where they are registered
@@ -92,7 +95,7 @@ def opened(file: BinaryIO, label: str) -> Image.Image:
     tile = int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0))
     if tile > max(MAX_TILE, image.width * image.height):
         raise SampleError(f"{label}: the image is too large; its tiles have {tile:,} pixels; save it without tiles")
-    if image.info.get("progressive") and _scans(image.fp) > MAX_SCANS:
+    if image.format in ("JPEG", "MPO") and _scans(image.fp) > MAX_SCANS:
         raise SampleError(f"{label}: the image has more than {MAX_SCANS} scans; save it anew, as PNG or JPEG")
     return image
 
@@ -112,8 +115,13 @@ def require_size(image: Image.Image, label: str) -> None:
 
 
 def _scans(file: BinaryIO) -> int:
+    """How often a JPEG's decoder will go over its pixels."""
     file.seek(0)  # decoders begin at a place of their own
-    return sum(chunk.count(b"\xff\xda") for chunk in iter(lambda: file.read(1 << 20), b""))
+    content, at, scans = file.read(MAX_BYTES), 2, 0
+    while (marker := MARKER.search(content, at)) and marker[1] != b"\xd9":  # its end, though a film may follow
+        scans += marker[1] == b"\xda"
+        at = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+    return scans
 
 
 def _other(file: BinaryIO) -> str:

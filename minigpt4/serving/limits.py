@@ -1,7 +1,6 @@
 """What one visitor or client may ask for; the page and the API share these."""
 
 import os
-import re
 import stat
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,12 +14,6 @@ from minigpt4.processors import open_image
 MIB = 1 << 20
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Kinds of files that are decoded; Pillow knows more, and hands some of them to other programs."""
-
-SCANS = 50
-"""Passes over a JPEG's pixels; those who write progressive ones make a dozen. A pass of a hundred bytes takes as long
-as one of megabytes."""
-MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
-"""Of a JPEG, also between the bytes of a pass."""
 
 
 class TooLargeError(SampleError):
@@ -101,14 +94,3 @@ def _check_head(content: bytes, limits: Limits, name: str) -> None:
         raise SampleError(f"{name}: {kind} files are not taken; send PNG or JPEG")
     if width * height > limits.image_pixels:
         raise TooLargeError(f"{name}: {width} x {height} pixels are more than {limits.image_pixels:,}; scale it down")
-    if kind in ("JPEG", "MPO") and _scans(content) > SCANS:
-        raise SampleError(f"{name}: a JPEG of more than {SCANS} passes over its pixels; save it anew")
-
-
-def _scans(content: bytes) -> int:
-    """How often a JPEG's decoder will go over its pixels."""
-    at, scans = 2, 0
-    while (marker := MARKER.search(content, at)) and marker[1] != b"\xd9":  # its end, though a film may follow
-        scans += marker[1] == b"\xda"
-        at = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
-    return scans
