@@ -29,6 +29,7 @@ from transformers import (
 from minigpt4.common.checkpoint import read_weights
 from minigpt4.common.errors import WeightsError, errors_as
 from minigpt4.common.llm_conversion import reads_pickles
+from minigpt4.common.torch_files import check_torch_file
 from minigpt4.models.attention import attention_for
 from minigpt4.models.freeze import DTYPES, freeze
 from minigpt4.models.sharded_llm import load_sharded
@@ -149,6 +150,8 @@ def _load_whole(
             directory,
             directory,
         )
+        for file in directory.glob("pytorch_model*.bin"):
+            check_torch_file(file, sums=False)
     try:
         return AutoModelForCausalLM.from_pretrained(
             directory,

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -419,6 +420,15 @@ def test_quantised_directory_is_refused_by_its_method_when_read_and_when_checked
     for read in (lambda: load(directory), lambda: read_llm_config(directory), lambda: load_tokenizer(directory)):
         with pytest.raises(WeightsError, match=rf"model\.llama_model: .*config\.json: .*{method}.*llm_precision"):
             read()
+
+
+def test_pickle_that_would_grow_in_memory_is_refused(llm_copy):
+    path = llm_copy() / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as stored, zipfile.ZipFile(path.with_name("new"), "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    path.with_name("new").replace(path)
+    assert str(path) in refusal(path.parent)
 
 
 def test_adapter_without_its_llm_is_refused(llm_copy):
