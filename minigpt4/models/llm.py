@@ -150,9 +150,9 @@ def _load_whole(
             directory,
             directory,
         )
-        for file in directory.glob("pytorch_model*.bin"):
-            check_torch_file(file, sums=False)
     try:
+        for file in directory.glob("pytorch_model*.bin") if reads_pickles(directory) else ():
+            check_torch_file(file, sums=False)
         return AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
