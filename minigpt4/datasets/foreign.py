@@ -71,7 +71,7 @@ def coco_records(content: Mapping[str, Any]) -> Iterator[Any]:
         yield record if file is None or "image" in record else {**record, "image": file}
 
 
-def mended_kaggle(text: str) -> str:
+def kaggle_text(text: str) -> str:
     """Kaggle's Flickr30k with the bar that its row of 2199200615.jpg lacks; other texts as they are."""
     if not re.match(r"image_name\| *comment_number\| *comment\s", text):
         return text

@@ -20,7 +20,7 @@ import numpy as np
 from minigpt4.common.errors import ConfigError, SampleError, first_line
 from minigpt4.common.text import decode, parse_json
 from minigpt4.datasets.delimited import read_table
-from minigpt4.datasets.foreign import coco_records, is_karpathy, kaggle_record, karpathy_records, mended_kaggle
+from minigpt4.datasets.foreign import coco_records, is_karpathy, kaggle_record, kaggle_text, karpathy_records
 
 Span = tuple[int, int, int]
 """Line or record number, and where its bytes begin and end."""
@@ -242,6 +242,6 @@ def _lines(lines: BinaryIO) -> Iterator[Span]:
 
 
 def _read_table(file: Path) -> tuple[Text, array]:
-    text = mended_kaggle(decode(file.read_bytes()))
+    text = kaggle_text(decode(file.read_bytes()))
     rows = read_table(text, "\t" if file.suffix.lower() == ".tsv" else ",")
     return _in_memory((line, kaggle_record(row)) for line, row in rows)
