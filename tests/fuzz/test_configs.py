@@ -21,7 +21,7 @@ SOURCES = sorted(path for folder in ("train_configs", "eval_configs") for path i
 MEMORY = 3 << 30
 """Bytes that one test may map beyond what is mapped when it starts."""
 
-CASES = 120
+CASES = 200
 
 NUMBERS = [0, -1, 1, 2**31, 2**63, 10**30, 10**400, 1e30, 1e-30, -0.0, float("inf"), float("nan"), 0.5, True, False]
 TEXTS = [
