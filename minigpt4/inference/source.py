@@ -32,8 +32,9 @@ def read_source(source: str | Path, options: Sequence[str] = ()) -> Experiment:
     """
     with errors_as(ConfigError, str(source)):
         path = Path(source).expanduser()
+        is_folder = path.is_dir()
     options = [options] if isinstance(options, str) else list(options)
-    if path.is_dir():
+    if is_folder:
         return _of_run(RunFolder(path), options)
     if path.suffix.lower() in WEIGHTS_ENDINGS:
         raise ConfigError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.text import decode, require_readable
+from minigpt4.common.text import decode, require_readable, require_whole_characters
 from minigpt4.models.samples import Conversation, Samples
 from minigpt4.models.sequence import IMAGE_PLACEHOLDER, Row, answer_row, conversation_row, prompt_row, split_prompt
 from minigpt4.models.tokenizer import end_symbol_ids, hidden_pad_id, start_ids
@@ -64,8 +64,9 @@ class TextRules:
         return rows
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, without special tokens around it."""
-        return self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        """Token ids of each text, without special tokens around it; SampleError for half a character."""
+        texts = [require_whole_characters(text, f"the text {text!r:.60}") for text in texts]
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def _prompts(self, samples: Samples) -> list[str] | None:
         """One prompt a sample, or None; a prompt of the list is drawn once a batch, as published."""

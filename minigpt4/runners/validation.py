@@ -1,5 +1,6 @@
 """Evaluation, after an epoch or alone: mean loss, and captions that are shown or scored."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,14 +89,16 @@ def _caption(task: BaseTask, model: nn.Module, samples: dict[str, Any], count: i
 
 
 def _scores(said: Sequence[_Said], processes: Processes) -> dict[str, float]:
-    """Metrics over the captions of all ranks, the same on every rank."""
+    """Metrics over the images of all ranks, the same on every rank; what several samples say of an image are its
+    references."""
     gathered = processes.gather([(one.image_id, one.caption, one.reference) for one in said])
     scores: dict[str, float] = {}
     if gathered is not None:
-        everyone = {image_id: (caption, reference) for own in gathered for image_id, caption, reference in own}
-        if everyone:
-            scores = score_captions(
-                {image_id: caption for image_id, (caption, _) in everyone.items()},
-                {image_id: [reference] for image_id, (_, reference) in everyone.items()},
-            )
+        captions: dict[str, str] = {}
+        references: dict[str, list[str]] = {}
+        for image_id, caption, reference in itertools.chain(*gathered):
+            captions.setdefault(image_id, caption)
+            references.setdefault(image_id, []).append(reference)
+        if captions:
+            scores = score_captions(captions, references)
     return processes.share(scores)

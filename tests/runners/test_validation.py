@@ -166,8 +166,17 @@ def _scores_by_hand(runner) -> dict[str, float]:
             (said[image_id],) = model.generate(
                 image[None], [model.prompt_list[0]], max_new_tokens=CAPTION_TOKENS, stop=[model.end_sym]
             )
-            wanted[image_id] = [answer]
+            wanted.setdefault(image_id, []).append(answer)
     return score_captions(said, wanted)
+
+
+def test_several_captions_of_an_image_are_its_references(building, validated, tmp_path):
+    records = [{"image_id": str(n // 2), "caption": f"A dog sleeps on floor number {n}."} for n in range(4)]
+    (tmp_path / "val.json").write_text(json.dumps(records))
+    place = f"datasets.cc_sbu_align.build_info.val_ann_path={tmp_path}/val.json"
+    runner = building.build(validated.recipe, *SCORED, place)
+    runner.train()
+    assert _scores(runner.folder) == pytest.approx(_scores_by_hand(runner), rel=1e-9)
 
 
 def test_captions_are_scored_as_by_hand_and_noted_in_the_card(building, validated):
