@@ -17,7 +17,7 @@ from minigpt4.features import ImageRow
 from minigpt4.features.cache import FeatureCache
 from minigpt4.processors import BaseProcessor
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jp2"}
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,14 @@ memory, so what several processes of a machine read is there once.
 """
 
 import json
-import pickle
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
 from minigpt4.common.errors import WeightsError
+from minigpt4.common.torch_files import check_torch_file
 
 FILES = ("model.safetensors", "pytorch_model.bin")
 """In the order of preference; beside each, `NAME.index.json` tells which file of several holds a tensor."""
@@ -56,6 +56,7 @@ class _Safetensors:
 
 class _TorchFile:
     def __init__(self, path: Path) -> None:
+        check_torch_file(path, sums=False)
         self._state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
 
     def names(self) -> list[str]:
@@ -73,7 +74,9 @@ def _opened(path: Path) -> _Safetensors | _TorchFile:
         return _Safetensors(path) if path.suffix == ".safetensors" else _TorchFile(path)
     except FileNotFoundError as error:
         raise WeightsError(f"model.llama_model: {path}: no such file, but the index names it") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except WeightsError as error:
+        raise WeightsError(f"model.llama_model: {error}") from error
+    except Exception as error:
         raise WeightsError(
             f"model.llama_model: {path}: broken, or not a file that can be mapped into memory ({error}); "
             "run.parallel: fsdp needs safetensors, or files that torch 1.6 or newer wrote"

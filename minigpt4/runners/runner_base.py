@@ -71,6 +71,7 @@ class RunnerBase:
         if self.run.compile:
             compile_parts(self.model)
         self.features = FeatureFiller(self.model)
+        self.valid_ledger = self._ledger()
         self.test_loaders = {split: self.build_eval_loaders(datasets, [split]) for split in self.run.test_splits}
         self.run_log = RunLog(self.run, folder, processes, cfg.merged)
         self.position = state.Position()
@@ -149,8 +150,7 @@ class RunnerBase:
         """Validate the epoch that has just been saved, note the loss in its card, and keep it if it is the best."""
         if not self.valid_loaders:
             return
-        for loader in self.valid_loaders:
-            loader.ledger.at = {"epoch": self.position.epoch - 1}
+        self.valid_ledger.at = {"epoch": self.position.epoch - 1}
         before = rng_state()  # a run that goes on from the checkpoint must not depend on whether this was done
         result = self._validated(self.valid_loaders)
         set_rng_state(before)
@@ -376,7 +376,7 @@ class RunnerBase:
                 datasets[name][split],
                 run.batch_size_eval or section.batch_size or run.batch_size_train,
                 num_workers=run.num_workers,
-                ledger=self._ledger(),
+                ledger=self.valid_ledger,
                 rank=processes.rank if shared else 0,
                 world_size=processes.world_size if shared else 1,
             )

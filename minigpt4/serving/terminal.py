@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
-from minigpt4.common.errors import MiniGPT4Error, SampleError
+from minigpt4.common.errors import MiniGPT4Error, SampleError, errors_as
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.decoding import Decoding
 from minigpt4.processors import open_image
@@ -59,7 +59,9 @@ class Terminal:
     def _do(self, line: str) -> None:
         command, _, rest = line.partition(" ")
         if command == "/image":
-            self.chat.show(open_image(Path(rest.strip()).expanduser()))
+            with errors_as(SampleError, f"/image {rest.strip()}"):
+                path = Path(rest.strip()).expanduser()
+            self.chat.show(open_image(path))
         elif command == "/again":
             self._say(self.chat.regenerate(self._decoding, self._next_seed()))
         elif command == "/restart":

@@ -83,7 +83,7 @@ def test_evaluation_names_the_file_that_a_decoder_fails_on(tmp_path):
 
 
 def test_folder_without_images_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="--images: .* has no images; known endings: .bmp"):
+    with pytest.raises(ConfigError, match="--images: .* has no images; known endings: .avif"):
         find_images(tmp_path, None, None, 0)
     with pytest.raises(ConfigError, match="--images: .*none: cannot be read"):
         find_images(tmp_path / "none", None, None, 0)
