@@ -43,10 +43,10 @@ def normalisation(experiment) -> set[tuple]:
 
 @pytest.fixture
 def read(tmp_path):
-    def read_text(text: str):
+    def read_text(text: str, training: bool = False):
         file = tmp_path / "user.yaml"
         file.write_text(text)
-        return read_experiment(Config(SimpleNamespace(cfg_path=str(file), options=None)))
+        return read_experiment(Config(SimpleNamespace(cfg_path=str(file), options=None)), training=training)
 
     return read_text
 
@@ -68,7 +68,7 @@ def test_processor_of_another_image_size_than_the_models_is_an_error(read):
 
 def test_run_that_trains_needs_its_numbers(read):
     with pytest.raises(ConfigError, match="run.max_epoch, run.iters_per_epoch: needed to train"):
-        read(MODEL + "datasets: {}\nrun: {init_lr: 1e-4}\n")
+        read(MODEL + "datasets: {}\nrun: {init_lr: 1e-4}\n", training=True)
 
 
 def test_model_class_without_a_schema_is_an_error(read, tmp_path, monkeypatch):
@@ -187,7 +187,7 @@ def test_neither_the_usual_tower_nor_a_typo_waits_for_torch(tmp_path, name, run,
         "import sys\nfrom types import SimpleNamespace\n"
         "from minigpt4.common.config import Config\nfrom minigpt4.common.errors import ConfigError\n"
         "from minigpt4.common.experiment import read_experiment\n"
-        "try: status = read_experiment(Config(SimpleNamespace(cfg_path=sys.argv[1], options=None))) and 0\n"
+        "try: status = read_experiment(Config(SimpleNamespace(cfg_path=sys.argv[1], options=None)), training=False) and 0\n"
         "except ConfigError: status = 2\n"
         "sys.exit(1 if {'torch', 'timm'} & set(sys.modules) else status)"
     )

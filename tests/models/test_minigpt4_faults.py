@@ -93,7 +93,8 @@ def test_prompt_file_that_is_no_text_is_refused(build_model, tmp_path):
     path.write_bytes("<Img><ImageHere></Img> déjà vu".encode("latin-1"))
     with pytest.raises(ConfigError) as error:
         build_model(prompt_path=str(path))
-    assert f"model.prompt_path: {path} is not UTF-8 text" in str(error.value)
+    assert f"model.prompt_path: {path}" in str(error.value)
+    assert "UTF-8" in str(error.value)
 
 
 def test_tokenizer_template_of_a_tokenizer_without_one_is_refused(build_model):

@@ -86,7 +86,7 @@ def test_evaluation_of_auto_leaves_the_run_as_it_is_and_needs_no_training_data(t
     assert checkpoints(output) == before
     assert (output / trained.name / "log.txt").read_text() == log
     (new,) = [run for run in output.iterdir() if run.name != trained.name]
-    assert sorted(path.name for path in new.iterdir()) == ["log.txt", "run.json"]
+    assert sorted(path.name for path in new.iterdir()) == ["in_use.lock", "log.txt", "run.json"]
     assert of_test(new)["epoch"] == 2
 
 
