@@ -187,7 +187,8 @@ def test_neither_the_usual_tower_nor_a_typo_waits_for_torch(tmp_path, name, run,
         "import sys\nfrom types import SimpleNamespace\n"
         "from minigpt4.common.config import Config\nfrom minigpt4.common.errors import ConfigError\n"
         "from minigpt4.common.experiment import read_experiment\n"
-        "try: status = read_experiment(Config(SimpleNamespace(cfg_path=sys.argv[1], options=None)), training=False) and 0\n"
+        "config = Config(SimpleNamespace(cfg_path=sys.argv[1], options=None))\n"
+        "try: status = read_experiment(config, training=False) and 0\n"
         "except ConfigError: status = 2\n"
         "sys.exit(1 if {'torch', 'timm'} & set(sys.modules) else status)"
     )
