@@ -115,12 +115,16 @@ def require_size(image: Image.Image, label: str) -> None:
 
 
 def _scans(file: BinaryIO) -> int:
-    """How often a JPEG's decoder will go over its pixels."""
+    """How often a JPEG's decoder will go over its pixels, by the markers that it will find."""
     file.seek(0)  # decoders begin at a place of their own
-    content, at, scans = file.read(MAX_BYTES), 2, 0
+    content, at, scans, in_scan = file.read(MAX_BYTES), 2, 0, False
     while (marker := MARKER.search(content, at)) and marker[1] != b"\xd9":  # its end, though a film may follow
-        scans += marker[1] == b"\xda"
-        at = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+        at = marker.end()
+        if in_scan and marker[1] < b"\xc0":
+            continue  # no marker: the decoder looks for the next one byte by byte
+        in_scan = marker[1] == b"\xda"
+        scans += in_scan
+        at += int.from_bytes(content[at : at + 2], "big")
     return scans
 
 

@@ -130,6 +130,22 @@ def test_jpeg_that_repeats_its_scans_is_not_decoded(kind, mode):
         open_image(content[:end] + content[start:end] * 100 + content[end:])
 
 
+def test_scans_hidden_behind_a_marker_that_the_decoder_passes_over_are_counted():
+    """After a restart interval a decoder looks byte by byte for the next marker it knows."""
+    plain = encoded(Image.new("L", (16, 16), 99), "JPEG")
+    tables = plain[2 : plain.index(b"\xff\xda")]
+    before, after = tables.split(b"\xff\xc0", 1)
+    after = after[int.from_bytes(after[:2], "big") :]
+
+    def segment(marker: int, content: bytes) -> bytes:
+        return bytes([255, marker]) + (len(content) + 2).to_bytes(2, "big") + content
+
+    frame = segment(0xC2, bytes([8, 0, 64, 0, 64, 1, 1, 0x11, 0])) + segment(0xDD, b"\0\1")
+    scans = segment(0xDA, bytes([1, 1, 0, 0, 0, 0])) + segment(0x02, segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) * 100)
+    with pytest.raises(SampleError, match=f"more than {formats.MAX_SCANS} scans"):
+        open_image(b"\xff\xd8" + before + frame + after + scans + b"\xff\xd9")
+
+
 PEAKS = """
 import resource, sys
 from pathlib import Path
