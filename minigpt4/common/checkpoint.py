@@ -7,6 +7,7 @@ Formats: bare state dicts (`eva_vit_g.pth`), LAVIS files (`{"model": {...}}`), p
 import fnmatch
 import logging
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 MAX_NAMED = 8
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
 """Entries under which programs save the weights: this one and LAVIS, Lightning, plain PyTorch, DeepSpeed."""
+WITHIN = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What FSDP and activation checkpointing put into names."""
 WRAPPERS = ("module.", "model.", "_orig_mod.", "_forward_module.")
 """What DDP, a Lightning module, torch.compile and DeepSpeed put before the names of the model inside."""
 DOWNLOAD_HINT = "python scripts/download_weights.py --list shows where each published file is"
@@ -136,6 +139,7 @@ def require_plain(name: Any, tensor: Tensor, source: str | Path) -> None:
 
 
 def _without_prefix(tensors: dict[str, Tensor], source: str | Path) -> dict[str, Tensor]:
+    tensors = {WITHIN.sub("", name): tensor for name, tensor in tensors.items()}
     while prefix := next((p for p in WRAPPERS if all(name.startswith(p) for name in tensors)), ""):
         log.info("%s: all names begin with '%s', which a wrapper put there; it is taken off", source, prefix)
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}

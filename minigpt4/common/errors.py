@@ -52,6 +52,6 @@ def errors_as(kind: type[MiniGPT4Error], text: str) -> Iterator[None]:
 def first_line(error: BaseException, limit: int = 300) -> str:
     """First line of an exception's text, at most `limit` characters; its type where it has no text."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror  # whoever shows it names the file
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     lines = str(error).strip().splitlines()
     return lines[0][:limit] if lines else type(error).__name__

@@ -34,8 +34,6 @@ PROBES = (
 _DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 _NAMES = (*_DEFAULTS, "sep_token", "pad_token", "cls_token", "mask_token")
-_KEEPING_BLANKS = (*_DEFAULTS, "pad_token")
-"""Names of tokenizer_config.json beside which blanks stay although it gives plain strings."""
 
 
 class LlamaPieceTokenizer(PreTrainedTokenizer):
@@ -110,9 +108,9 @@ class LlamaPieceTokenizer(PreTrainedTokenizer):
             if index < size:
                 run.append(index)
             elif index in self._added_tokens_decoder:
-                parts += [self._decode_pieces(run), self._added_tokens_decoder[index].content]
+                parts += [self._decode_pieces(run)] * bool(run) + [self._added_tokens_decoder[index].content]
                 run = []
-        text = " ".join(filter(None, [*parts, self._decode_pieces(run)]))
+        text = " ".join(parts + [self._decode_pieces(run)] * bool(run))
         return self.clean_up_tokenization(text) if self.clean_up_tokenization_spaces else text
 
     def _decode_pieces(self, ids: Iterable[int]) -> str:
@@ -139,45 +137,67 @@ def read_llama_tokenizer(directory: Path, model_type: str, vocabulary: int | Non
     """
     config = read_json(directory / "tokenizer_config.json")
     converted = read_json(directory / "tokenizer.json")
-    pieces = _pieces(directory, str(config.get("tokenizer_class") or model_type), converted)
+    pieces = _pieces(directory, model_type, config, converted)
     if pieces is None:
         return None
+    if config.get("sp_model_kwargs"):
+        raise ValueError("tokenizer_config.json: sp_model_kwargs would change the ids; take them out")
     named, extra = _special_tokens(config, read_json(directory / "special_tokens_map.json"))
+    _check_empty(directory, named)
     added = _added_tokens(directory, config, converted, pieces)
     tokens: dict[str, AddedToken] = {}
-    for token in filter(None, [*named.values(), *extra]):
-        if token.content and not (token.content in tokens and token.lstrip):
+    for name, token in [*named.items(), *(("", token) for token in extra)]:
+        is_unknown_piece = name == "unk_token" and token is not None and not _is_piece(pieces, token.content)
+        if token is None or not token.content or is_unknown_piece:
+            continue
+        if not (token.content in tokens and token.lstrip):
             tokens[token.content] = token
     ids = {content: index for content, (index, _) in added.items()}
     for content in tokens:
-        known = pieces.piece_to_id(content)
-        if known != pieces.unk_id() or content == pieces.id_to_piece(known):
-            ids[content] = known
+        if _is_piece(pieces, content):
+            ids[content] = pieces.piece_to_id(content)
         elif content not in ids:
             ids[content] = max([pieces.get_piece_size() - 1, *ids.values()]) + 1
     tokens = {content: token for content, (_, token) in added.items()} | tokens
     past = [content for content in tokens if vocabulary is not None and ids[content] >= vocabulary]
     _refuse_past(directory, past, named, vocabulary)
-    adds_bos = _adds_bos(config, converted, model_type)
+    adds_bos, adds_eos = _adds(directory, config, converted, model_type)
     if adds_bos and named["bos_token"] is None:
         raise ValueError('tokenizer_config.json: bos_token is null; set it to "<s>", or add_bos_token to false')
-    if any(token is not None and not token.content for token in named.values()):
-        log.warning(
-            "%s: its tokenizer files name special tokens '', as LLaMA directories of 2023 do. The published code then "
-            "puts id 0 before each text, and so does this; with <s> and </s> in tokenizer_config.json it would be 1",
-            directory,
-        )
-    return LlamaPieceTokenizer(
+    special = {name: token for name, token in named.items() if name != "pad_token"}  # `$$` takes its place
+    tokenizer = LlamaPieceTokenizer(
         pieces,
         {ids[content]: token for content, token in tokens.items() if content not in past},
         add_bos_token=adds_bos,
-        add_eos_token=bool(config.get("add_eos_token", False)),
+        add_eos_token=adds_eos,
         clean_up_tokenization_spaces=bool(config.get("clean_up_tokenization_spaces", False)),
         chat_template=_chat_template(directory, config),
         name_or_path=str(directory),
         extra_special_tokens=[token for token in extra if token.content not in past],
-        **{name: token for name, token in named.items() if token is None or token.content not in past},
+        **{name: token for name, token in special.items() if token is None or token.content in ids.keys() - set(past)},
     )
+    for name, token in special.items():  # those that are no tokens of their own: named so, with id 0
+        if token is not None and token.content not in ids:
+            setattr(tokenizer, name, token.content)
+    return tokenizer
+
+
+def _is_piece(pieces: sentencepiece.SentencePieceProcessor, content: str) -> bool:
+    return pieces.id_to_piece(pieces.piece_to_id(content)) == content
+
+
+def _check_empty(directory: Path, named: dict[str, AddedToken | None]) -> None:
+    """Names that are "" together with that of the unknown token mean id 0; else 4.30 would add a token called ""."""
+    empty = [name for name in _DEFAULTS if named[name] is not None and not named[name].content]
+    if empty and "unk_token" not in empty:
+        raise ValueError(f'tokenizer_config.json: {empty[0]} is ""; write {_DEFAULTS[empty[0]]!r}')
+    if empty:
+        log.warning(
+            "%s: its tokenizer files name special tokens '', as LLaMA directories of 2023 do. The published code then "
+            "takes id 0 for them, also before each text, and so does this; with <s> and </s> in tokenizer_config.json "
+            "it would be 1 and 2",
+            directory,
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -193,12 +213,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _pieces(directory: Path, kind: str, converted: dict[str, Any]) -> sentencepiece.SentencePieceProcessor | None:
+def _pieces(
+    directory: Path, model_type: str, config: dict[str, Any], converted: dict[str, Any]
+) -> sentencepiece.SentencePieceProcessor | None:
     """SentencePiece's model of a LLaMA, whichever file holds it.
 
-    `kind`: name of the tokenizer's class or of the model's type. One with "llama" in it stands for LLaMA's class,
-    with SentencePiece of any options, another one for LLaMA's options alone.
+    A class or else a model type with "llama" in its name stands for SentencePiece of any options, another one for
+    LLaMA's options alone.
     """
+    kind = str(config.get("tokenizer_class") or model_type)
     path = directory / "tokenizer.model"
     if path.is_file():
         proto = sentencepiece_model_pb2.ModelProto()
@@ -210,7 +233,7 @@ def _pieces(directory: Path, kind: str, converted: dict[str, Any]) -> sentencepi
                 return None  # LLaMA 3's file for tiktoken
             raise ValueError("tokenizer.model: is damaged, or no SentencePiece model") from error
         return pieces if "llama" in kind.lower() or _has_llama_options(proto) else None
-    return _rebuilt(directory, converted) if _is_converted(converted) else None
+    return _rebuilt(directory, model_type, converted) if _is_converted(converted) else None
 
 
 def _has_llama_options(proto: Any) -> bool:
@@ -240,7 +263,7 @@ def _is_converted(converted: dict[str, Any]) -> bool:
     )
 
 
-def _rebuilt(directory: Path, converted: dict[str, Any]) -> sentencepiece.SentencePieceProcessor:
+def _rebuilt(directory: Path, model_type: str, converted: dict[str, Any]) -> sentencepiece.SentencePieceProcessor:
     """SentencePiece's model from the vocabulary and merges of a tokenizer.json, tried on sentences.
 
     A piece's score is the rank of the first merge that makes it, which is the order of the scores it was made from.
@@ -252,6 +275,12 @@ def _rebuilt(directory: Path, converted: dict[str, Any]) -> sentencepiece.Senten
         )
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
     merges = _first_merge(places, merges, converted) + merges
+    made = [places.get("".join(merge), -1) for merge in merges]
+    if "llama" not in model_type.lower() and made == sorted(made) and BLANK * 2 in places:
+        raise ValueError(  # Mistral's scores are in another order
+            "tokenizer.json: transformers 5 wrote its merges in the order of ids, which need not be that of "
+            f"SentencePiece's scores in a {model_type}; put tokenizer.model beside it"
+        )
     ranks = {"".join(merge): rank for rank, merge in reversed(list(enumerate(merges)))}
     special = {token["content"]: bool(token.get("special")) for token in converted.get("added_tokens") or []}
     unknown = model.get("unk_token") or _DEFAULTS["unk_token"]
@@ -280,7 +309,7 @@ def _rebuilt(directory: Path, converted: dict[str, Any]) -> sentencepiece.Senten
             raise ValueError(
                 f"tokenizer.json: SentencePiece would cut {probe!r} otherwise; put tokenizer.model beside it"
             )
-    log.info("%s: SentencePiece's model was rebuilt from tokenizer.json", directory)
+    log.warning("%s: has no tokenizer.model; SentencePiece's model was rebuilt from tokenizer.json", directory)
     return pieces
 
 
@@ -295,10 +324,11 @@ def _first_merge(
         if piece not in made and not _BYTE.fullmatch(piece) and piece not in _DEFAULTS.values()
     }
     left_out = {piece: pairs for piece, pairs in splits.items() if pairs}
-    if len(left_out) > 1:
+    symbols = [piece for piece, pairs in splits.items() if not pairs and len(piece) > 1]
+    if len(left_out) > 1 or symbols:
         raise ValueError(
-            f"tokenizer.json: no merge makes {', '.join(map(repr, list(left_out)[:4]))}, so the order of the merges "
-            "is not known; put tokenizer.model beside it"
+            f"tokenizer.json: no merge makes {', '.join(map(repr, [*symbols, *left_out][:4]))}, so how SentencePiece "
+            "cuts them is not known; put tokenizer.model beside it"
         )
     return [pair for pairs in left_out.values() for pair in pairs]
 
@@ -309,15 +339,18 @@ def _special_tokens(
     """Special tokens by name, and those without one."""
     source = "tokenizer_config.json"
     named = {
-        name: _token(f"{source}: {name}", config.get(name, _DEFAULTS.get(name)), name in _KEEPING_BLANKS)
-        for name in _NAMES
+        name: _token(f"{source}: {name}", config.get(name, _DEFAULTS.get(name)), name in _DEFAULTS) for name in _NAMES
     }
+    if named["pad_token"] is not None:  # the published code calls `$$` so, and this is an added token like others
+        named["pad_token"] = _token(f"{source}: pad_token", named["pad_token"].content, special=False)
     extra = config.get("additional_special_tokens") or []
     for key, value in special_map.items():
         if key in _NAMES:
             named[key] = _token(f"special_tokens_map.json: {key}", value)
         elif key == "additional_special_tokens":
             source, extra = "special_tokens_map.json", value or []
+    if not isinstance(extra, list):
+        raise ValueError(f"{source}: additional_special_tokens must be a list, but is {extra!r:.80}")
     tokens = [_token(f"{source}: additional_special_tokens", value) for value in extra]
     later = config.get("extra_special_tokens") or []  # transformers 5
     for value in later.values() if isinstance(later, dict) else later:
@@ -325,7 +358,7 @@ def _special_tokens(
     return named, [token for token in tokens if token is not None]
 
 
-def _token(place: str, value: Any, keeps_blanks: bool = False) -> AddedToken | None:
+def _token(place: str, value: Any, keeps_blanks: bool = False, special: bool = True) -> AddedToken | None:
     if value is None:
         return None
     if isinstance(value, str):
@@ -333,27 +366,35 @@ def _token(place: str, value: Any, keeps_blanks: bool = False) -> AddedToken | N
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
         raise ValueError(f"{place} must be text, but is {value!r:.80}")
     blanks = {side: bool(value.get(side, False)) for side in ("lstrip", "rstrip")}
-    return AddedToken(value["content"], **blanks, normalized=False, special=bool(value.get("special", True)))
+    return AddedToken(value["content"], **blanks, normalized=False, special=bool(value.get("special", special)))
 
 
 def _added_tokens(
     directory: Path, config: dict[str, Any], converted: dict[str, Any], pieces: sentencepiece.SentencePieceProcessor
 ) -> dict[str, tuple[int, AddedToken]]:
-    """Id and token of what was added to the pieces, by content; added_tokens.json's word goes first, as in 4.30."""
+    """Id and token of what was added to the pieces, by content; added_tokens.json's word goes first, as in 4.30.
+
+    What is a piece itself is no added token, whatever tokenizer.json calls it.
+    """
     plain = read_json(directory / "added_tokens.json").items()
-    listed = config.get("added_tokens_decoder") or {}
+    listed, later = config.get("added_tokens_decoder") or {}, converted.get("added_tokens") or []
+    if not isinstance(listed, dict) or not isinstance(later, list) or not all(isinstance(one, dict) for one in later):
+        raise ValueError(
+            "added_tokens_decoder of tokenizer_config.json or added_tokens of tokenizer.json are no tokens"
+        )
     found = [("added_tokens.json", index, {"content": text, "lstrip": True, "rstrip": True}) for text, index in plain]
     found += [("tokenizer_config.json: added_tokens_decoder", index, token) for index, token in listed.items()]
-    found += [("tokenizer.json: added_tokens", token.get("id"), token) for token in converted.get("added_tokens") or []]
+    found += [("tokenizer.json: added_tokens", token.get("id"), token) for token in later]
     added: dict[str, tuple[int, AddedToken]] = {}
     for place, number, value in found:
-        token = _token(place, {"special": False} | dict(value))
+        token = _token(place, value, special=False)
         try:
             index = int(number)
         except (TypeError, ValueError):
             raise ValueError(f"{place}: the id of {token.content!r} is {number!r}, not a number") from None
-        size = pieces.get_piece_size()
-        if not 0 <= index < 1 << 31 or (index < size and pieces.id_to_piece(index) != token.content):
+        if _is_piece(pieces, token.content):
+            continue
+        if not pieces.get_piece_size() <= index < 1 << 31:
             raise ValueError(f"{place}: {token.content!r} has id {index}, which is another piece of tokenizer.model")
         if added.setdefault(token.content, (index, token))[0] != index:
             raise ValueError(f"{place}: {token.content!r} has id {index}, elsewhere {added[token.content][0]}")
@@ -368,21 +409,35 @@ def _refuse_past(directory: Path, past: list[str], named: dict[str, AddedToken |
         log.warning("%s: %s are past the LLM's %s tokens, and are plain text here", directory, past, vocabulary)
 
 
-def _adds_bos(config: dict[str, Any], converted: dict[str, Any], model_type: str) -> bool:
-    """Whether bos goes before a text: what the configuration says; else yes for a LLaMA, as in 4.30, and for others
-    what tokenizer.json does."""
-    said = config.get("add_bos_token")
-    if said is not None:
-        return bool(said)
+def _adds(directory: Path, config: dict[str, Any], converted: dict[str, Any], model_type: str) -> tuple[bool, bool]:
+    """Whether bos goes before a text and eos behind it: what the configuration says; else, as in 4.30, bos and no eos.
+
+    Where tokenizer.json is all there is, its eos counts, and its bos for others than LLaMAs.
+    """
     processor = converted.get("post_processor")
-    kind = f"{config.get('tokenizer_class')} {model_type}".lower()
-    return "llama" in kind or processor is None or '"SpecialToken"' in json.dumps(processor)
+    steps = [processor, *processor.get("processors", ())] if isinstance(processor, dict) else []
+    template = next((json.dumps(step["single"]) for step in steps if "single" in step), "")
+    before, _, behind = template.partition('"Sequence"')
+    is_alone = not (directory / "tokenizer.model").is_file()
+    adds_bos, adds_eos = True, is_alone and "SpecialToken" in behind
+    if is_alone and processor is not None and "SpecialToken" not in before:
+        adds_bos = "llama" in f"{config.get('tokenizer_class')} {model_type}".lower()
+        if adds_bos and "add_bos_token" not in config:
+            log.warning(
+                "%s: tokenizer.json puts no bos before a text, but a LLaMA was trained with it, so it is put there; "
+                "add_bos_token in tokenizer_config.json says what is right",
+                directory,
+            )
+    return bool(config.get("add_bos_token", adds_bos)), bool(config.get("add_eos_token", adds_eos))
 
 
 def _chat_template(directory: Path, config: dict[str, Any]) -> str | None:
     """Template of conversations; of several named ones the default."""
     file = directory / "chat_template.jinja"
-    template = file.read_text(encoding="utf-8-sig") if file.is_file() else config.get("chat_template")
+    try:
+        template = file.read_text(encoding="utf-8-sig") if file.is_file() else config.get("chat_template")
+    except ValueError as error:
+        raise ValueError(f"{file.name}: is not UTF-8 text") from error
     if isinstance(template, list):
         template = {str(one.get("name")): one.get("template") for one in template}.get("default")
     if template is not None and not isinstance(template, str):

@@ -50,6 +50,9 @@ _LIMITS = {
     "intermediate_size": 1 << 20,
     "num_hidden_layers": 1 << 10,
     "num_attention_heads": 1 << 12,
+    "num_key_value_heads": 1 << 12,
+    "head_dim": 1 << 14,
+    "num_local_experts": 1 << 10,
     "max_position_embeddings": 1 << 30,
 }
 """Largest numbers of config.json; the largest LLMs stay far below."""
@@ -124,7 +127,7 @@ def load_llm(
     """
     directory = Path(directory).expanduser()
     config = read_llm_config(directory)
-    _refuse_delta_name(directory, config)
+    _refuse_delta_name(directory)
     attention = attention or attention_for(device)
     with errors_as(WeightsError, f"model.llama_model: {directory} does not load"):
         _refuse_small_files(directory, config.get_text_config())
@@ -215,9 +218,8 @@ def _storage(precision: str, device: torch.device) -> dict[str, Any]:
     return {"dtype": torch.float16, "quantization_config": nf4}
 
 
-def _refuse_delta_name(directory: Path, config: PretrainedConfig) -> None:
-    names = (directory.resolve().name, Path(config.name_or_path or "").name)
-    if any(re.search(r"delta([-_]v[\d.]+)?$", name.lower()) for name in names):
+def _refuse_delta_name(directory: Path) -> None:
+    if re.search(r"delta([-_]v[\d.]+)?$", directory.resolve().name.lower()):
         raise WeightsError(_delta_text(directory, "its name says so"))
 
 

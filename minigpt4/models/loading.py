@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 # Buffers that published checkpoints hold beside the trained weights; the numbers come from the architecture.
 PUBLISHED_BUFFERS = ("llama_model.*rotary_emb.inv_freq", "Qformer.bert.embeddings.position_ids")
-LORA_NAME = re.compile(r"(^|\.)lora_|\.base_model\.model\.")
+PART_OF_LLM = re.compile(r"(^|\.)lora_|\.base_model\.model\.|^llama_model\.")
 FINGERPRINT_NUMBERS = 64
 JOINED_PATCHES = 4
 """Neighbouring patch tokens that become one image token without Q-Former."""
@@ -197,19 +197,24 @@ def trained_weights(
 
     Raises WeightsError with the difference, and with the reason where it is another LLM's projection.
     """
-    _refuse_other_parts(path, content, made_with, cfg)
-    state = drop_keys(state_dict_of(content, path), PUBLISHED_BUFFERS)
-    _refuse_lora(state, path)
-    _refuse_other_projection(state, target, path, cfg)
-    tolerated = cfg.ckpt_allow_keys
-    optional = target.keys() - drop_keys(target, tolerated).keys()
-    state = {name: tensor for name, tensor in state.items() if name in target or drop_keys({name: tensor}, tolerated)}
-    target = {name: tensor for name, tensor in target.items() if name in state or name not in optional}
-    if not state.keys() & target.keys():
-        require_fit(target, state, source=path, hint="It holds nothing that is trained here: is it of another model?")
-        raise WeightsError(f"{path}: model.ckpt_allow_keys leaves nothing of it that is trained here")
-    require_fit(target, state, source=path, hint=_frozen_hint(state, cfg))
-    return state
+    with errors_as(WeightsError, f"{path}: is no checkpoint of this program"):
+        _refuse_other_parts(path, content, made_with, cfg)
+        state = drop_keys(state_dict_of(content, path), PUBLISHED_BUFFERS)
+        _refuse_lora(state, path)
+        _refuse_other_projection(state, target, path, cfg)
+        tolerated = cfg.ckpt_allow_keys
+        optional = target.keys() - drop_keys(target, tolerated).keys()
+        state = {
+            name: tensor for name, tensor in state.items() if name in target or drop_keys({name: tensor}, tolerated)
+        }
+        target = {name: tensor for name, tensor in target.items() if name in state or name not in optional}
+        if not state.keys() & target.keys():
+            require_fit(
+                target, state, source=path, hint="It holds nothing that is trained here: is it of another model?"
+            )
+            raise WeightsError(f"{path}: model.ckpt_allow_keys leaves nothing of it that is trained here")
+        require_fit(target, state, source=path, hint=_frozen_hint(state, cfg))
+        return state
 
 
 def _refuse_other_parts(
@@ -243,12 +248,12 @@ def _refuse_other_parts(
 
 
 def _refuse_lora(state: Mapping[str, Tensor], path: Path) -> None:
-    lora = [name for name in state if LORA_NAME.search(name)]
-    if lora:
+    trained = [name for name in state if PART_OF_LLM.search(name)]
+    if trained:
         raise WeightsError(
-            f"{path}: holds {len(lora)} LoRA weights of its LLM (such as {lora[0]}). This model has no LoRA, and "
-            "without it the other weights do not do what they were trained for: the file is refused, as those of "
-            "MiniGPT-v2 are. docs/weights.md lists checkpoints that fit."
+            f"{path}: holds {len(trained)} trained weights of its LLM (such as {trained[0]}): LoRA, as MiniGPT-v2's, or "
+            "a soft prompt. This model has none, and without them the other weights do not do what they were trained "
+            "for. docs/weights.md lists checkpoints that fit."
         )
 
 

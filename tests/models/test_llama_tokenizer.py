@@ -120,6 +120,9 @@ REFUSED = {
     "special_tokens_map.json": {"special_tokens_map.json": {"bos_token": [1]}},
     "added_tokens.json": {"added_tokens.json": {"<end>": 17}},
     "added_tokens_decoder": {"tokenizer_config.json": {"added_tokens_decoder": {"a": {"content": "<end>"}}}},
+    "sp_model_kwargs": {"tokenizer_config.json": {"sp_model_kwargs": {"add_bos": True}}},
+    'bos_token is ""': {"tokenizer_config.json": {"bos_token": ""}},
+    "additional_special_tokens": {"tokenizer_config.json": {"additional_special_tokens": "abc"}},
     "elsewhere": {
         "tokenizer_config.json": {"added_tokens_decoder": {"512": {"content": "<end>"}}},
         "added_tokens.json": {"<end>": 511 + 3},
@@ -136,15 +139,43 @@ def test_files_that_cannot_be_read_exactly_are_refused_by_name(named, make_direc
     assert named in str(error.value)
 
 
-@pytest.mark.parametrize("change", ["two merges are lost", "an id is missing"])
+def test_tokenizer_json_changes_nothing_beside_tokenizer_model(make_directory):
+    content = json.loads((DATA / "tokenizer_v4.json").read_text(encoding="utf-8"))
+    files = {"tokenizer_config.json": {"eos_token": "."}}
+    alone, both = (load_tokenizer(make_directory(files | more)) for more in ({}, {"tokenizer.json": content}))
+    assert "</s>" in content["added_tokens"][2].values()
+    for text in (" </s>", "a </s> b", "x."):
+        assert both(text)["input_ids"] == alone(text)["input_ids"]
+
+
+def test_end_token_that_tokenizer_json_alone_puts_behind_texts_stays_there(make_directory, parity_dir):
+    directory = make_directory({}, None)
+    tokenizer = AutoTokenizer.from_pretrained(parity_dir / "vicuna_tiny", add_eos_token=True)
+    tokenizer.save_pretrained(directory)
+    assert tokenizer("a")["input_ids"][-1] == 2
+    assert load_tokenizer(directory)("a")["input_ids"] == tokenizer("a")["input_ids"]
+
+
+CHANGES = ["two merges are lost", "an id is missing", "a symbol that no merge makes", "merges in the order of ids"]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_tokenizer_json_that_cannot_be_rebuilt_is_refused(change, make_directory):
     content = json.loads((DATA / "tokenizer_v4.json").read_text(encoding="utf-8"))
     if change == "two merges are lost":
         gone = {"".join(merge.split(" ")) for merge in content["model"]["merges"][:3]}
         content["model"]["merges"] = [m for m in content["model"]["merges"] if "".join(m.split(" ")) not in gone]
-    else:
+    elif change == "an id is missing":
         content["model"]["vocab"]["###"] = 600
+    elif change == "a symbol that no merge makes":
+        content["model"]["vocab"]["<Symbol>"] = 512
+    else:  # as of Mistral, whose scores have another order
+        content["model"]["vocab"]["▁▁"] = 512
+        content["model"]["merges"].append("▁ ▁")
     directory = make_directory({"tokenizer.json": content}, None)
+    if change == "merges in the order of ids":
+        config = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps(config | {"model_type": "mistral"}))
     with pytest.raises(WeightsError, match=r"tokenizer\.json.*put tokenizer\.model beside it"):
         load_tokenizer(directory)
 

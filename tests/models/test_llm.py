@@ -272,11 +272,11 @@ def test_delta_is_known_by_its_name(llm_copy, name):
     assert "python -m fastchat.model.apply_delta --base LLAMA_DIR --delta DELTA_DIR --target VICUNA_DIR" in text
 
 
-def test_delta_is_known_by_the_name_in_its_config(llm_copy):
+def test_merged_model_whose_config_still_names_the_delta_is_none(llm_copy):
     directory = llm_copy()
     config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | {"_name_or_path": "/data/vicuna-7b-delta-v0"}))
-    assert "is a delta, not a model (its name says so)" in refusal(directory)
+    (directory / "config.json").write_text(json.dumps(config | {"_name_or_path": "lmsys/vicuna-7b-delta-v1.1"}))
+    assert load(directory).config.model_type == "llama"
 
 
 def test_delta_is_known_by_its_numbers(changed_llm):

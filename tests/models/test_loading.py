@@ -126,17 +126,35 @@ def test_the_only_numbers_from_no_file_are_the_zero_key_biases_of_the_vit(tiny_s
 # What the card and the keys say
 
 
-LORA = "llama_model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
+PARTS_OF_THE_LLM = (
+    "llama_model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+    "llama_model.prompt_encoder.default.embedding.weight",
+)
 
 
 @pytest.mark.parametrize("allowed", [[], ["llama_model.*"]])
-def test_a_file_with_lora_weights_is_refused_as_such(tmp_path, allowed):
+@pytest.mark.parametrize("name", PARTS_OF_THE_LLM)
+def test_a_file_with_lora_weights_or_a_soft_prompt_is_refused_as_such(tmp_path, name, allowed):
     path = tmp_path / "minigptv2_checkpoint.pth"
-    torch.save({"model": {**projection(VICUNA_7B, 5632), LORA: torch.zeros(8, 4096)}}, path)
+    torch.save({"model": {**projection(VICUNA_7B, 5632), name: torch.zeros(8, 4096)}}, path)
     with pytest.raises(WeightsError) as error:
         load_trained(projection(VICUNA_7B), path, MiniGPT4Config(ckpt_allow_keys=allowed))
-    assert str(error.value).startswith(f"{path}: holds 1 LoRA weights of its LLM (such as {LORA})")
+    assert str(error.value).startswith(f"{path}: holds 1 trained weights of its LLM (such as {name})")
     assert "ckpt_allow_keys" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "made_with",
+    [{"llm_fingerprint": torch.ones(3)}, {"vision_fingerprints": {"vit_weights": torch.ones(3)}}],
+    ids=["llm", "vision"],
+)
+def test_a_checkpoint_with_other_things_for_fingerprints_is_refused(build_model, parity_dir, tmp_path, made_with):
+    content = torch.load(parity_dir / "minigpt4_tiny.pth", weights_only=True)
+    path = tmp_path / "odd.pth"
+    torch.save({"model": content["model"], "state": {"made_with": made_with}}, path)
+    with pytest.raises(WeightsError) as error:
+        build_model(ckpt=str(path))
+    assert str(error.value).startswith(str(path))
 
 
 @pytest.fixture

@@ -64,6 +64,11 @@ CASES = {
     "added eos": {"tokenizer_config.json": LLAMA | {"eos_token": "<|im_end|>"}, "added_tokens.json": END},
     "eos added by its name": {"tokenizer_config.json": LLAMA | {"eos_token": "<|im_end|>"}},
     "own pad": {"special_tokens_map.json": {"pad_token": "[PAD]"}, "added_tokens.json": {"[PAD]": 512}},
+    "own pad in the configuration": {"tokenizer_config.json": LLAMA | {"pad_token": "[PAD]"}},
+    "added piece": {"added_tokens.json": {"##": 512}},
+    "add_bos_token null": {"tokenizer_config.json": LLAMA | {"add_bos_token": None}},
+    "unknown token that is no piece": {"tokenizer_config.json": LLAMA | {"unk_token": "<none>"}},
+    "eos that is a piece": {"tokenizer_config.json": LLAMA | {"eos_token": "."}},
     "cleaned up": {"tokenizer_config.json": LLAMA | {"clean_up_tokenization_spaces": True}},
     **{f"SentencePiece {name}": {"tokenizer_config.json": LLAMA, "model": f"{name}.model"} for name in MODELS},
 }
@@ -82,7 +87,8 @@ TEXTS = [
     "a$$b and $$ c",
     "A dog.<|im_end|>",
     "A dog. <|im_end|> \n Next",
-    "[PAD] 1 [PAD]",
+    "[PAD] 1 \r\n[PAD]",
+    "### and ## #",
     "\u2581under",
 ]
 IDS = [[1, 5, 8, 2, 9, 30], [8, 0, 9], [8, 9, 2, 8], [2, 2, 8], [45, 10, 33], [1, 45, 46, 47]]
@@ -108,10 +114,10 @@ def case(name: str, files: dict) -> dict:
         for file, content in files.items():
             (directory / file).write_text(json.dumps(content), encoding="utf-8")
         tokenizer = LlamaTokenizer.from_pretrained(directory)
+    tokenizer.pad_token = "$$" if "$$" in tokenizer.get_vocab() else tokenizer.unk_token  # as MiniGPT-4 does
     special = [tokenizer(text)["input_ids"] for text in TEXTS]
     plain = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
-    ids = IDS + [[8, 512, 9], [512, 8, 512]] * (len(tokenizer) > 512) + [row for row in plain if row]
-    tokenizer.pad_token = "$$" if "$$" in tokenizer.get_vocab() else tokenizer.unk_token  # as MiniGPT-4 does
+    ids = IDS + [[8, 512, 9], [512, 8, 512], [45, 512, 2, 512]] * (len(tokenizer) > 512) + [row for row in plain if row]
     return {
         "name": name,
         "model": model,
