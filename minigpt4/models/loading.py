@@ -251,8 +251,8 @@ def _refuse_lora(state: Mapping[str, Tensor], path: Path) -> None:
     trained = [name for name in state if PART_OF_LLM.search(name)]
     if trained:
         raise WeightsError(
-            f"{path}: holds {len(trained)} trained weights of its LLM (such as {trained[0]}): LoRA, as MiniGPT-v2's, or "
-            "a soft prompt. This model has none, and without them the other weights do not do what they were trained "
+            f"{path}: holds {len(trained)} trained weights of its LLM (such as {trained[0]}): LoRA, as MiniGPT-v2's, "
+            "or a soft prompt. This model has none, and without them the other weights do not do what they were trained "
             "for. docs/weights.md lists checkpoints that fit."
         )
 
