@@ -341,14 +341,14 @@ def _special_tokens(
     named = {
         name: _token(f"{source}: {name}", config.get(name, _DEFAULTS.get(name)), name in _DEFAULTS) for name in _NAMES
     }
-    if named["pad_token"] is not None:  # the published code calls `$$` so, and this is an added token like others
-        named["pad_token"] = _token(f"{source}: pad_token", named["pad_token"].content, special=False)
     extra = config.get("additional_special_tokens") or []
     for key, value in special_map.items():
         if key in _NAMES:
             named[key] = _token(f"special_tokens_map.json: {key}", value)
         elif key == "additional_special_tokens":
             source, extra = "special_tokens_map.json", value or []
+    if named["pad_token"] is not None:  # the published code calls `$$` so, and this is an added token like others
+        named["pad_token"] = _token(f"{source}: pad_token", named["pad_token"].content, special=False)
     if not isinstance(extra, list):
         raise ValueError(f"{source}: additional_special_tokens must be a list, but is {extra!r:.80}")
     tokens = [_token(f"{source}: additional_special_tokens", value) for value in extra]

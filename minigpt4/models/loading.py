@@ -252,8 +252,8 @@ def _refuse_lora(state: Mapping[str, Tensor], path: Path) -> None:
     if trained:
         raise WeightsError(
             f"{path}: holds {len(trained)} trained weights of its LLM (such as {trained[0]}): LoRA, as MiniGPT-v2's, "
-            "or a soft prompt. This model has none, and without them the other weights do not do what they were trained "
-            "for. docs/weights.md lists checkpoints that fit."
+            "or a soft prompt. This model has none, and without them the others do not do what they were trained for. "
+            "docs/weights.md lists checkpoints that fit."
         )
 
 

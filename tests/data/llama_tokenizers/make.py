@@ -64,6 +64,10 @@ CASES = {
     "added eos": {"tokenizer_config.json": LLAMA | {"eos_token": "<|im_end|>"}, "added_tokens.json": END},
     "eos added by its name": {"tokenizer_config.json": LLAMA | {"eos_token": "<|im_end|>"}},
     "own pad": {"special_tokens_map.json": {"pad_token": "[PAD]"}, "added_tokens.json": {"[PAD]": 512}},
+    "own pad with flags": {
+        "special_tokens_map.json": {"pad_token": SPECIAL | {"content": "[PAD]"}},
+        "added_tokens.json": {"[PAD]": 512},
+    },
     "own pad in the configuration": {"tokenizer_config.json": LLAMA | {"pad_token": "[PAD]"}},
     "added piece": {"added_tokens.json": {"##": 512}},
     "add_bos_token null": {"tokenizer_config.json": LLAMA | {"add_bos_token": None}},
