@@ -48,7 +48,7 @@ class Limits:
                 raise ConfigError(f"{name}: {value} must be above 0")
 
 
-def read_image(source: bytes | Path, limits: Limits, name: str = "the image") -> Image.Image:
+def read_image(source: bytes | Path, limits: Limits, name: str = "the file") -> Image.Image:
     """An image that a stranger sent, as upright RGB; its size is looked at before it is decoded.
 
     `name` is how errors call it, for a path on this machine is nobody's business.

@@ -57,8 +57,6 @@ class ChatPage:
         with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as self.blocks:
             self._lay_out()
             self._wire()
-        for block in (self.image, self.question, self.checkpoint, *self.sliders):
-            _take_uploads_only(block)
         self.blocks.queue(max_size=limits.waiting, api_open=False)
 
     def close(self) -> None:
@@ -253,18 +251,6 @@ class ChatPage:
         messages = [_shown(message) for message in session.messages]
         question, image = inputs.get("question", gr.skip()), inputs.get("image", gr.skip())
         return [messages, session.note, question, image, gr.update(interactive=session.is_busy)]
-
-
-def _take_uploads_only(block: gr.components.Component) -> None:
-    """Gradio fetches a file from any address that a request holds; here nothing is fetched for strangers."""
-    move = block.async_move_resource_to_block_cache
-
-    async def move_upload(source: str | Path | None) -> str | None:
-        if "://" in str(source):
-            raise gr.Error("send the image itself, not its address", print_exception=False)
-        return await move(source)
-
-    block.async_move_resource_to_block_cache = move_upload
 
 
 def _slider(slider: Slider) -> gr.Slider:

@@ -6,6 +6,7 @@ calls are looked at, before Gradio sees them.
 """
 
 import asyncio
+import hmac
 import re
 import secrets
 import shutil
@@ -49,6 +50,8 @@ UNREAD = 100
 """News that a tab may have left unread when it asks for more; each may hold a whole conversation."""
 SECONDS = 60.0
 """For a body to come."""
+PAUSE = 10.0
+"""Seconds that an upload may rest."""
 
 
 Tab = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
@@ -97,11 +100,12 @@ NO_SESSION = Refused(404, "there is no such session")
 class Gate:
     """The app of Gradio behind it, the browser in front; `scope["state"]["visitor"]` says who asks.
 
-    A visitor is a browser, known by a cookie that it gets with the page; who sends none is known by the address.
+    A visitor is a browser, known by a cookie that it gets with the page; who sends none, or one that was not given
+    here, is known by the address.
     """
 
     def __init__(self, app: Any, page: ChatPage) -> None:
-        self._app, self._page = app, page
+        self._app, self._page, self._key = app, page, secrets.token_bytes()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """As ASGI has it."""
@@ -109,11 +113,12 @@ class Gate:
             await self._app(scope, receive, send)
             return
         request, headers = Request(scope, receive), [(b"content-security-policy", POLICY.encode())]
-        visitor = request.cookies.get(COOKIE, "")
-        if not re.fullmatch("[0-9a-f]{32}", visitor):
+        cookie = request.cookies.get(COOKIE, "")
+        visitor = cookie[:32]
+        if not hmac.compare_digest(cookie.encode(), self._signed(visitor).encode()):
             visitor = request.client.host
             if scope["path"] == "/":
-                cookie = f"{COOKIE}={secrets.token_hex(16)}; Path=/; HttpOnly; SameSite=Lax"
+                cookie = f"{COOKIE}={self._signed(secrets.token_hex(16))}; Path=/; HttpOnly; SameSite=Lax"
                 headers.append((b"set-cookie", cookie.encode()))
         scope.setdefault("state", {})["visitor"] = visitor
 
@@ -131,6 +136,10 @@ class Gate:
         except ClientDisconnect:
             return
         await answer(scope, receive, send_with_headers)
+
+    def _signed(self, visitor: str) -> str:
+        """What the cookie holds."""
+        return visitor + hmac.digest(self._key, visitor.encode(), "sha256").hex()
 
     async def _answer(self, request: Request, visitor: str) -> Any:
         """The app that answers."""
@@ -168,13 +177,13 @@ class Gate:
         if len(length) > 15 or int(length) > limits.image_bytes + FORM_BYTES:
             raise Refused(413, f"more than {limits.image_bytes / MIB:g} MiB; send a smaller image")
         try:
-            with self._page.uploads.room(visitor, int(length)) as path:
+            with self._page.uploads.room(visitor) as (path, grow):
                 async with asyncio.timeout(SECONDS):
-                    await _save(request, path)
+                    await _save(request, path, grow)
         except NoRoomError as error:
             raise Refused(413 if error.is_own else 503, str(error)) from None
         except TimeoutError:
-            raise Refused(408, f"the upload did not come within {SECONDS:g} s") from None
+            raise Refused(408, f"the upload rested {PAUSE:g} s, or did not come within {SECONDS:g} s") from None
         return JSONResponse([str(path)])
 
     async def _check_login(self, request: Request) -> None:
@@ -294,11 +303,21 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def _save(request: Request, path: Path) -> None:
-    """The file of a form."""
+async def _save(request: Request, path: Path, grow: Callable[[int], None]) -> None:
+    """The file of a form; `grow` is told how much of it came."""
+    size = 0
+
+    async def receive() -> Any:
+        nonlocal size
+        async with asyncio.timeout(PAUSE):
+            message = await request.receive()
+        size += len(message.get("body", b""))
+        grow(size)
+        return message
+
     try:
-        form = await request.form(max_files=1, max_fields=1, max_part_size=FORM_BYTES)
-    except ClientDisconnect:
+        form = await Request(request.scope, receive).form(max_files=1, max_fields=1, max_part_size=FORM_BYTES)
+    except (ClientDisconnect, NoRoomError, TimeoutError):
         raise
     except HTTPException as error:
         raise Refused(400, f"the upload: {error.detail}") from None

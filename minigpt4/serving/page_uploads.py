@@ -3,7 +3,7 @@
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,8 +13,8 @@ from minigpt4.serving.limits import MIB, Limits
 
 VISITORS = 8
 """Visitors who may have sent as much as they may; then there is no room for others."""
-LEAST = 64 << 10
-"""Bytes that even the smallest file counts."""
+STEP = 64 << 10
+"""Bytes by which a file grows, so that even the smallest counts so much."""
 KEEP = 600.0
 """Seconds without use after which a file makes room for others."""
 
@@ -30,7 +30,8 @@ class NoRoomError(MiniGPT4Error):
 @dataclass(eq=False)
 class _File:
     visitor: str
-    bytes: int
+    bytes: int = 0
+    is_whole: bool = False
     tab: str | None = None
     used: float = field(default_factory=time.monotonic)
 
@@ -51,17 +52,26 @@ class Uploads:
         self._lock = threading.Lock()
 
     @contextmanager
-    def room(self, visitor: str, size: int) -> Iterator[Path]:
-        """A path to write a new file of at most `size` bytes to; an error inside forgets it.
+    def room(self, visitor: str) -> Iterator[tuple[Path, Callable[[int], None]]]:
+        """A path to write a new file to, and what is to be called with its bytes so far; an error inside forgets it.
 
-        NoRoomError when the visitor, or all together, would have too much here.
+        What did not come yet takes no room. NoRoomError from the call when the visitor, or all together, would have
+        too much here.
         """
-        path = self._folder / secrets.token_hex(16)
+        path, file = self._folder / secrets.token_hex(16), _File(visitor)
+
+        def grow(size: int) -> None:
+            with self._lock:
+                more = -(-size // STEP) * STEP - file.bytes
+                if more > 0:
+                    self._make_room(visitor, more)
+                    file.bytes += more
+
         with self._lock:
-            self._make_room(visitor, max(size, LEAST))
-            self._files[str(path)] = _File(visitor, max(size, LEAST))
+            self._files[str(path)] = file
         try:
-            yield path
+            yield path, grow
+            file.used, file.is_whole = time.monotonic(), True
         except BaseException:
             self._drop([str(path)])
             raise
@@ -88,7 +98,8 @@ class Uploads:
     def leave(self, visitor: str, tab: str) -> None:
         """Delete what this tab used, and what the visitor sent and did not use yet."""
         with self._lock:
-            gone = [path for path, file in self._files.items() if file.visitor == visitor and file.tab in (None, tab)]
+            own = [(path, file) for path, file in self._files.items() if file.visitor == visitor and file.is_whole]
+            gone = [path for path, file in own if file.tab in (None, tab)]
         self._drop(gone)
 
     def _make_room(self, visitor: str, size: int) -> None:
@@ -108,7 +119,8 @@ class Uploads:
                 raise NoRoomError("there is no room for more images just now; try again later", is_own=False)
 
     def _is_old(self, path: str) -> bool:
-        return time.monotonic() - self._files[path].used > self._keep
+        file = self._files[path]
+        return file.is_whole and time.monotonic() - file.used > self._keep
 
     def _drop(self, paths: Iterable[str]) -> None:
         with self._lock:

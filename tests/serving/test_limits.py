@@ -35,7 +35,7 @@ def test_too_many_bytes_are_refused(tmp_path):
 
 @pytest.mark.parametrize("content", [b"", b"GIF89a", b"<html></html>", b"\x89PNG\r\n\x1a\n"])
 def test_what_is_no_image_is_named_without_a_path(content):
-    with pytest.raises(SampleError, match="the image"):
+    with pytest.raises(SampleError, match="the file"):
         read_image(content, Limits())
 
 
@@ -89,4 +89,4 @@ def test_what_is_no_regular_file_is_one_error_that_does_not_tell_why(tmp_path, p
     (tmp_path / "link").symlink_to(parity_dir / "images" / "img3_rgb.png")
     with pytest.raises(SampleError) as error:
         read_image(tmp_path / path, Limits())
-    assert str(error.value) == "the image: cannot be read; give it again"
+    assert str(error.value) == "the file: cannot be read; give it again"

@@ -1,6 +1,5 @@
 """The page's own parts, without a browser."""
 
-import asyncio
 import socket
 
 import httpx
@@ -24,10 +23,19 @@ def page(make_engine):
     page.close()
 
 
-def test_an_address_in_place_of_an_image_is_not_fetched(page):
-    for block in (page.image, page.question, page.checkpoint, *page.sliders):
-        with pytest.raises(gradio.Error, match="not its address"):
-            asyncio.run(block.async_move_resource_to_block_cache("http://192.0.2.1/x.png"))
+def test_an_address_in_place_of_an_image_is_not_fetched(page, monkeypatch):
+    fetched, address = [], "http://192.0.2.1/x.png"
+    monkeypatch.setattr(gradio.processing_utils, "async_ssrf_protected_download", lambda url, **_: fetched.append(url))
+    image = {"path": address, "url": address, "meta": {"_type": "gradio.FileData"}}
+    taking = {number: call.inputs for number, call in page.blocks.fns.items() if page.image in call.inputs}
+    assert len(taking) == 2
+    for number, inputs in taking.items():
+        for value in (image, [image], {"path": image}, image | {"more": image}):
+            data = ["What?", value][-len(inputs) :]
+            call = {"data": data, "fn_index": number, "session_hash": "a"}
+            if httpx.post(f"{page.address}gradio_api/queue/join", json=call).status_code == 200:
+                assert "completed" in httpx.get(f"{page.address}gradio_api/queue/data?session_hash=a", timeout=60).text
+    assert fetched == []
 
 
 def test_the_browser_is_told_to_ask_nobody_else(page):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import socket
 import subprocess
 import sys
 import threading
@@ -478,19 +479,45 @@ def test_small_files_count_too(page, attacker):
     attacker.call(attacker.functions["click", "clear"], [])
 
 
-def test_an_upload_that_is_never_ended_leaves_nothing(page, attacker):
-    import socket
-
-    before = page.stored
+def begun(page, body, cookie=""):
+    """An upload as large as an image may be, of which so much came."""
     host, port = page.url.removeprefix("http://").split(":")
-    head = "POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n"
-    head += "Content-Type: multipart/form-data; boundary=a\r\n\r\n"
-    part = '--a\r\nContent-Disposition: form-data; name="files"; filename="x"\r\n\r\n'
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: x\r\nContent-Length: {IMAGE_MIB * MIB}\r\nCookie: {cookie}\r\n"
+    client = socket.create_connection((host, int(port)), timeout=30)
+    client.sendall(f"{head}Content-Type: multipart/form-data; boundary=a\r\n\r\n".encode() + body)
+    return client
+
+
+def test_an_upload_that_is_never_ended_leaves_nothing(page, attacker):
+    before = page.stored
+    part = b'--a\r\nContent-Disposition: form-data; name="files"; filename="x"\r\n\r\n'
     for _ in range(30):
-        with socket.create_connection((host, int(port))) as client:
-            client.sendall(f"{head}{part}".encode() + bytes(500_000))
+        begun(page, part + bytes(500_000)).close()
     assert attacker.upload(b"x").status_code == 200
     assert page.stored - before < MIB
+
+
+def test_uploads_that_do_not_come_take_nobodys_room(page, visitor):
+    given = [one.http.cookies["minigpt4_visitor"] for one in (visitor, *(Visitor(page.url) for _ in range(9)))]
+    names = given + [uuid.uuid4().hex for _ in range(10)]
+    idle = [begun(page, b"", f"minigpt4_visitor={name}") for name in names for _ in range(10)]
+    for sender in (visitor, Visitor(page.url)):
+        assert sender.upload(bytes(MIB)).status_code == 200
+        sender.call(sender.functions["click", "clear"], [])
+    for client in idle:
+        assert client.recv(100).startswith(b"HTTP/1.1 408")
+        client.close()
+
+
+def test_a_cookie_that_was_not_given_here_makes_no_visitor(attacker):
+    given, statuses = attacker.http.cookies["minigpt4_visitor"], []
+    for number in range(20):
+        attacker.http.cookies.clear()
+        name = uuid.uuid4().hex
+        attacker.http.cookies.set("minigpt4_visitor", name if number % 2 else name + given[32:])
+        statuses.append(attacker.upload(bytes(MIB + MIB // 2)).status_code)
+    assert statuses == [200] * 10 + [413] * 10
+    attacker.call(attacker.functions["click", "clear"], [])
 
 
 def test_who_does_not_read_the_answers_may_not_ask_for_ever(page, attacker):

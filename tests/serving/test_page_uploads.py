@@ -12,7 +12,8 @@ LIMITS = Limits(images=2, image_bytes=MIB)
 
 
 def sent(uploads, visitor, size=MIB):
-    with uploads.room(visitor, size) as path:
+    with uploads.room(visitor) as (path, grow):
+        grow(size)
         path.write_bytes(b"x")
     return str(path)
 
@@ -67,7 +68,8 @@ def test_files_in_use_keep_their_place_and_old_ones_make_room(make_uploads, tmp_
 def test_an_upload_that_breaks_off_is_forgotten(make_uploads, tmp_path):
     uploads = make_uploads()
     for _ in range(10):
-        with suppress(OSError), uploads.room("me", MIB) as path:
+        with suppress(OSError), uploads.room("me") as (path, grow):
+            grow(MIB)
             path.write_bytes(b"half")
             path.rename("")
     assert list(tmp_path.iterdir()) == []
