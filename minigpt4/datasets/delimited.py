@@ -4,8 +4,8 @@ The first row names the columns and tells the delimiter: that of the file's endi
 comma, semicolon, tab and bar that it has most of; Excel's `sep=;` before it tells it, too. If blanks follow all its
 delimiters, blanks after a delimiter are not part of a field.
 
-Between commas or semicolons a field that begins with a quotation mark ends with one, those inside doubled (RFC 4180); in
-others quotation marks are text. A row that takes in a line like a row is bad, as is one with a quotation mark after
+Between commas or semicolons a field that begins with a quotation mark ends with one, those inside doubled (RFC 4180);
+in others quotation marks are text. A row that takes in a line like a row is bad, as is one with a quotation mark after
 blanks. Between tabs or bars, where most files quote nothing, quotation marks are those of a writer (pandas, csv,
 spreadsheets) if every one in the file can be, else text; a file with signs of both is refused.
 """
