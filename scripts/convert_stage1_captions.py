@@ -4,12 +4,14 @@
     python scripts/convert_stage1_captions.py laion_synthetic_filtered_large.json -o laion_dataset.tsv
 
 The files are JSON lists of `{"url": ..., "caption": ...}` of several gigabytes; they are read piece by piece. Entries
-without a readable url or caption are left out and counted. Then: scripts/download_stage1_images.sh.
+without a readable url or caption, or with a field that stands twice, are left out and counted. Then:
+scripts/download_stage1_images.sh.
 """
 
 import argparse
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ from tqdm import tqdm
 from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import SampleError
 from minigpt4.common.output_files import replacing
-from minigpt4.common.text import require_readable
+from minigpt4.common.text import require_readable, unique_fields
 
 CHUNK = 1 << 20
 """Characters read at a time."""
@@ -30,6 +32,8 @@ LONGEST = 1 << 22
 """Characters that one entry may have; what is longer is a broken file."""
 
 SPACE = " \t\r\n"
+TOKEN = re.compile(r'"(?:[^"\\]|\\.|\\\Z)*(?:"|\Z)|[\[\]{},]', re.DOTALL)
+"""A string, cut off or not, and what JSON's structure is made of."""
 
 
 @dataclass
@@ -122,13 +126,14 @@ def read_entries(file: TextIO, source: Path) -> Iterator[Any]:
     """The entries of a JSON list, one at a time, with a few megabytes in memory."""
     text = _Window(file, source)
     text.expect("[")
-    if text.peek() == "]":
-        return
-    while True:
+    more = text.peek() != "]"
+    while more:
         yield text.value()
-        if text.peek() == "]":
-            return
-        text.expect(",")
+        more = text.peek() != "]"
+        if more:
+            text.expect(",")
+    text.expect("]")
+    text.expect_end()
 
 
 class _Window:
@@ -137,17 +142,27 @@ class _Window:
     def __init__(self, file: TextIO, source: Path) -> None:
         self._file, self._source = file, source
         self._text, self._at, self._before = "", 0, 0
-        self._decoder = json.JSONDecoder()
+        self._decoder = json.JSONDecoder(object_pairs_hook=unique_fields)
 
     def peek(self) -> str:
         """The next character that is no white space."""
+        found = self._next()
+        if not found:
+            raise self._error("the file ends in the middle of the list")
+        return found
+
+    def expect_end(self) -> None:
+        if found := self._next():
+            raise self._error(f"extra data after the list, {found!r}")
+
+    def _next(self) -> str:
         while True:
             while self._at < len(self._text) and self._text[self._at] in SPACE:
                 self._at += 1
             if self._at < len(self._text):
                 return self._text[self._at]
             if not self._read_on():
-                raise self._error("the file ends in the middle of the list")
+                return ""
 
     def expect(self, character: str) -> None:
         found = self.peek()
@@ -156,19 +171,35 @@ class _Window:
         self._at += 1
 
     def value(self) -> Any:
-        """The JSON value that comes next."""
+        """The JSON value that comes next; its text if its fields, numbers or depth are refused."""
         self.peek()
         while True:
             try:
-                value, self._at = self._decoder.raw_decode(self._text, self._at)
-            except RecursionError as error:
-                raise self._error("nested too deeply") from error
-            except ValueError as error:
+                value, end = self._decoder.raw_decode(self._text, self._at)
+            except json.JSONDecodeError as error:
                 # Either the value goes on behind the window, or it is broken; only more text can tell.
                 if len(self._text) - self._at > LONGEST or not self._read_on():
                     raise self._error(str(error)) from error
-                continue
-            return value
+            except (ValueError, RecursionError) as error:
+                return self._skip("nested too deeply" if isinstance(error, RecursionError) else str(error))
+            else:
+                if end == len(self._text) and self._read_on():
+                    continue  # a number may go on there
+                self._at = end
+                return value
+
+    def _skip(self, fault: str) -> str:
+        """The text up to the comma or bracket that ends the entry."""
+        while len(self._text) - self._at <= LONGEST:
+            depth = 0
+            for token in TOKEN.finditer(self._text, self._at):
+                if depth == 0 and token[0] in ",]}":
+                    start, self._at = self._at, token.start()
+                    return self._text[start : self._at]
+                depth += (token[0] in "[{") - (token[0] in "]}")
+            if not self._read_on():
+                break
+        raise self._error(fault)
 
     def _read_on(self) -> bool:
         """Drop what is done with and append a chunk; False at the end of the file."""

@@ -20,7 +20,7 @@ _MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF16_BE: "utf-16",
 }
 _HALF = re.compile("[\ud800-\udfff]")
-_LOST = re.compile("[\0\ufffd\ud800-\udfff]")
+_LOST = re.compile("[\0-\x08\x0e-\x1f\x7f\ufffd\ud800-\udfff]")
 _MEANING = {"\0": "NUL, as of UTF-16 without its mark", "\ufffd": "U+FFFD, which stands for a character that was lost"}
 
 
@@ -43,12 +43,13 @@ def parse_json(content: str | bytes) -> Any:
     """The value of a JSON text; ValueError for whatever is wrong with it, a field that stands twice, too."""
     text = content if isinstance(content, str) else decode(content, json.detect_encoding(content))
     try:
-        return json.loads(text, object_pairs_hook=_fields)
+        return json.loads(text, object_pairs_hook=unique_fields)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
-def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a JSON object; ValueError if one stands twice."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
@@ -59,7 +60,8 @@ def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def require_readable(text: str, name: str) -> str:
     """The text; SampleError that begins with `name` if something of it was lost before it came here.
 
-    A lone surrogate is half a character and no tokenizer takes it; NUL and U+FFFD are what a wrong decoding leaves.
+    A lone surrogate is half a character and no tokenizer takes it; U+FFFD and control characters, but for blanks such
+    as tabs and form feeds, are what a wrong decoding leaves.
     """
     return _without(_LOST, text, name)
 
@@ -73,7 +75,8 @@ def _without(unreadable: re.Pattern[str], text: str, name: str) -> str:
     found = unreadable.search(text)
     if found is None:
         return text
-    meaning = _MEANING.get(found[0], f"{found[0]!r}, half a character")
+    kind = "half a character" if _HALF.match(found[0]) else "a control character, as of another encoding"
+    meaning = _MEANING.get(found[0], f"{found[0]!r}, {kind}")
     raise SampleError(
         f"{name} cannot be read: character {found.start() + 1} is {meaning}; write it anew or leave it out"
     )

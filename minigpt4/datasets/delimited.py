@@ -1,20 +1,25 @@
 """Records of CSV and TSV, with their lines, so that no quotation mark takes a word or a row with it.
 
 The first row names the columns and tells the delimiter: that of the file's ending, or, where it has none, the one of
-comma, semicolon, tab and bar that it has most of. If blanks follow all its delimiters, blanks after a delimiter are not
-part of a field.
+comma, semicolon, tab and bar that it has most of; Excel's `sep=;` before it tells it, too. If blanks follow all its
+delimiters, blanks after a delimiter are not part of a field.
 
-Between commas or semicolons a field may stand in quotation marks, those inside it doubled (RFC 4180); any other
-quotation mark is an error. Between tabs or bars, where most files quote nothing, quotation marks are those of a writer
-(pandas, csv, spreadsheets) if every one in the file can be, else text; a file with signs of both is refused.
+Between commas or semicolons a field that begins with a quotation mark ends with one, those inside doubled (RFC 4180);
+in others quotation marks are text. A row that takes in a line like a row is bad, as is one with a quotation mark after
+blanks. Between tabs or bars, where most files quote nothing, quotation marks are those of a writer (pandas, csv,
+spreadsheets) if every one in the file can be, else text; a file with signs of both is refused.
 """
 
 import re
 from collections.abc import Iterator
 
+from minigpt4.processors.formats import SUFFIXES
+
 DELIMITERS = ",;\t|"
 SELDOM_QUOTED = "\t|"
 QUOTE = '"'
+FILE = re.compile(rf"\S+://\S+|.+({'|'.join(map(re.escape, SUFFIXES))})", re.IGNORECASE)
+"""What the column of the images holds."""
 
 
 class _Stray(ValueError):
@@ -30,12 +35,17 @@ def read_table(text: str, delimiter: str) -> Iterator[tuple[int, dict[str, str] 
     Raises:
         ValueError: the names of the columns or a quotation mark is wrong; the text says in which line.
     """
+    told = re.match("[\r\n]*sep=(.)(?=[\r\n])", text, re.IGNORECASE)
+    if told:
+        text, delimiter = text[: told.start(1) - len("sep=")] + text[told.end() :], told[1]
     head = re.sub(r'"[^"]*"', "", re.split("[\r\n]", text.lstrip("\r\n"), maxsplit=1)[0])
     if delimiter not in head:
         delimiter = max((other for other in DELIMITERS if other in head), key=head.count, default=delimiter)
     table = _Table(text, delimiter, skips_blanks=all(part[:1] == " " for part in head.split(delimiter)[1:]))
     rows = ((line, row) for line, row in table.rows() if len(row) > 1 or row[0].strip())
     line, row = next(rows, (1, []))
+    if isinstance(row, str):
+        raise ValueError(f"line {line}: {row}")
     names = [name.strip() for name in row]
     if not any(names):
         raise ValueError("the first line must name the fields")
@@ -63,8 +73,9 @@ class _Table:
         self.line_end = re.compile(line_end)
         self.field_end = re.compile(rf"{re.escape(delimiter)}|{line_end}|\Z")
 
-    def rows(self) -> Iterator[tuple[int, list[str]]]:
-        """Line, counted from 1, and fields of each row; ValueError for quotation marks that cannot be."""
+    def rows(self) -> Iterator[tuple[int, list[str] | str]]:
+        """Line, counted from 1, and fields of each row, or what is wrong with it; ValueError for quotation marks that
+        cannot be."""
         if QUOTE not in self.text:
             return self._plain()
         if self.delimiter not in SELDOM_QUOTED:
@@ -88,8 +99,10 @@ class _Table:
             "field in one line, or, if it is quoted, the names of the columns in quotation marks, too"
         )
 
-    def fault(self, row: list[str], width: int, nameless: list[int], line: int) -> str:
+    def fault(self, row: list[str] | str, width: int, nameless: list[int], line: int) -> str:
         """What is wrong with a row under so many names, some columns without one; "" if nothing is."""
+        if isinstance(row, str):
+            return row
         if len(row) != width:
             return f"it has {len(row)} fields, not {width} as the first line names; is it quoted as it should be?"
         for number in nameless:
@@ -108,7 +121,7 @@ class _Table:
         first, *others = line.split(self.delimiter)
         return [first, *(field.lstrip(" ") for field in others)] if self.skips_blanks else [first, *others]
 
-    def _quoted(self) -> Iterator[tuple[int, list[str]]]:
+    def _quoted(self) -> Iterator[tuple[int, list[str] | str]]:
         at, line = 0, 1
         while at < len(self.text):
             end = self.text.find(self.line_break, at)
@@ -121,9 +134,9 @@ class _Table:
                 yield line, row
                 line += lines
 
-    def _quoted_row(self, at: int, line: int) -> tuple[list[str], int, int]:
-        """A row with quotation marks, where the next one begins, and how many lines it takes."""
-        row, lines = [], 0
+    def _quoted_row(self, at: int, line: int) -> tuple[list[str] | str, int, int]:
+        """A row with quotation marks, or its fault, where the next one begins, and how many lines it takes."""
+        row, fault, lines = [], "", 0
         while True:
             while row and self.skips_blanks and self.text.startswith(" ", at):
                 at += 1
@@ -139,18 +152,21 @@ class _Table:
                         f"line {line + lines + inside}; a field ends there, and quotation marks inside it are doubled"
                     )
                 lines += inside
+                row.append(field.replace(QUOTE * 2, QUOTE))
             else:
                 end = self.field_end.search(self.text, at)
-                field = self.text[at : end.start()]
-                if QUOTE in field:
+                plain = self.text[at : end.start()]
+                if QUOTE in plain and self.delimiter in SELDOM_QUOTED:
                     raise _Stray(
-                        f"line {line + lines}: a quotation mark inside {field!r:.60}, which does not begin with one; "
+                        f"line {line + lines}: a quotation mark inside {plain!r:.60}, which does not begin with one; "
                         "fields with quotation marks stand in quotation marks, those inside doubled"
                     )
-            row.append(field.replace(QUOTE * 2, QUOTE))
+                if plain.lstrip().startswith(QUOTE):
+                    fault = f"blanks before the quotation mark of {plain!r:.60}; a quoted field begins with its mark"
+                row.append(plain)
             at = end.end()
             if end[0] != self.delimiter:
-                return row, at, lines + 1
+                return fault or row, at, lines + 1
 
     def _closing(self, opening: int, line: int) -> int:
         at = self.text.find(QUOTE, opening + 1)
@@ -165,14 +181,27 @@ class _Table:
         return self.delimiter in field and self.line_break in field
 
     def _row_inside(self, row: list[str]) -> int | None:
-        """How many lines below the row's first one looks like a row by itself: as many fields, the first or the last
-        like the row's own but for its digits."""
+        """How many lines below the row's first one looks like a row by itself.
+
+        It has as many fields or more, and one like the row's own in a column outside the fields of several lines: an
+        image's file if the row names one there, else what differs in digits alone, or any word if all lines have one.
+        """
+        width = len(row)
         lines = [line.split(self.delimiter) for line in self.line_end.split(self.delimiter.join(row))]
+        broken = [column for column, field in enumerate(row) if self.line_break in field]
+        own = [column for column, field in enumerate(row) if field and not broken[0] <= column <= broken[-1]]
+        own = [column for column in own if FILE.fullmatch(row[column])] or own
+        words_tell = self.delimiter not in SELDOM_QUOTED and all(
+            len(fields) >= width and not any(field.startswith(" ") for field in fields[1:width]) for fields in lines
+        )
         for number, fields in enumerate(lines):
-            begins = number > 0 and _shape(fields[0]) == _shape(row[0])
-            ends = number < len(lines) - 1 and _shape(fields[-1]) == _shape(row[-1])
-            if len(fields) == len(row) and (begins or ends):
-                return number
+            for column in own:
+                before = column < broken[0]
+                if len(fields) < width or number == (0 if before else len(lines) - 1):
+                    continue
+                kind, other = _kind(row[column]), _kind(fields[column if before else column - width])
+                if other == kind or (words_tell and kind.isalpha() and other.isalpha()):
+                    return number
         return None
 
     def _first_quoted(self) -> int | None:
@@ -189,5 +218,8 @@ class _Table:
         return None
 
 
-def _shape(field: str) -> str:
-    return re.sub(r"\d+", "0", field)
+def _kind(field: str) -> str:
+    """What the fields of a column share: they name files, are ids with digits, or differ in their digits alone."""
+    if FILE.fullmatch(field):
+        return "file.0"
+    return "0" if re.fullmatch(r"[\w./-]*\d[\w./-]*", field) else re.sub(r"\d+", "0", field)

@@ -121,17 +121,24 @@ class ImageCaptionJson(Dataset):
     def _texts(self, record: dict[str, Any], where: str) -> dict[str, str]:
         split_field = self.info.split_field
         if split_field and record.get(split_field) in (None, ""):
-            raise SampleError(f"{where}: the field {split_field!r} is missing, the split of the record")
+            missing = "" if split_field in record else self._header()
+            raise SampleError(f"{where}: the field {split_field!r} is missing, the split of the record{missing}")
         field = self.info.conversation_field or self.info.caption_field
         value = record.get(field)
         if not self.info.conversation_field and (value is None or isinstance(value, list)):
             captions = single_captions(record, field, where)
             value = None if captions is None else " ".join(captions)
         if value is None:
-            raise SampleError(f"{where}: the field {field!r} is missing; it has {', '.join(record) or 'none'}")
+            raise SampleError(
+                f"{where}: the field {field!r} is missing; it has {', '.join(record) or 'none'}{self._header()}"
+            )
         if self.info.conversation_field:
             return self._conversation(value, where)
         return {"answer": _caption(value, where)}
+
+    def _header(self) -> str:
+        """Of a table, whose records all lack the field that one lacks."""
+        return "; the first line must name the fields: is it missing?" if self.records.is_table else ""
 
     def _conversation(self, turns: Any, where: str) -> dict[str, str]:
         try:
@@ -145,7 +152,8 @@ class ImageCaptionJson(Dataset):
             name = f"{record[self.info.id_field]}{self.info.image_suffix}"
         if not isinstance(name, str) or not name or "\0" in name:
             fields = f"{self.info.image_field!r} or {self.info.id_field!r}"
-            raise SampleError(f"{where}: no image; set the field {fields}")
+            header = "" if {self.info.image_field, self.info.id_field} & record.keys() else self._header()
+            raise SampleError(f"{where}: no image; set the field {fields}{header}")
         return self.images / name
 
     def _image(self, file: Path, where: str) -> Tensor | Levels | ImageRow:

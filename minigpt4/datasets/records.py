@@ -89,7 +89,7 @@ class Records:
     def __init__(self, file: Path) -> None:
         self.file = file
         self._unit, read = _reader(file)
-        self._is_table = read is _read_table
+        self.is_table = read is _read_table
         try:
             self._text, spans = read(file)
         except OSError as error:
@@ -112,7 +112,7 @@ class Records:
             raise SampleError(f"{self.where(index)}: not JSON ({first_line(error)}){self._fault()}") from error
         if isinstance(record, dict):
             return record
-        why = record if self._is_table else "as the others are"
+        why = record if self.is_table else "as the others are"
         raise SampleError(f"{self.where(index)}: not a record of named fields: {why}{self._fault()}")
 
     def where(self, index: int) -> str:

@@ -10,8 +10,7 @@ from webdataset.gopen import gopen
 from webdataset.tariterators import base_plus_ext
 
 from minigpt4.common.errors import SampleError, first_line
-
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
+from minigpt4.processors.formats import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class RawSample:
 
     def image_suffix(self) -> str | None:
         """The first suffix of an image, None if there is no image."""
-        return next((suffix for suffix in self.files if suffix in IMAGE_SUFFIXES), None)
+        return next((suffix for suffix in self.files if f".{suffix}" in SUFFIXES), None)
 
     def is_whole(self) -> bool:
         """True when there is an image and something that may hold its caption."""

@@ -56,7 +56,10 @@ def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dic
             continue
         if record.keys() >= FLICKR_COLUMNS:
             name = Path(str(record["filename"]).strip()).stem
-            images.setdefault(name, _Image()).captions += caption_list(record["raw"], where)
+            captions = caption_list(record["raw"], where)
+            if not captions:
+                raise SampleError(f"{where}: no reference; the field 'raw' lists no caption")
+            images.setdefault(name, _Image()).captions += captions
         else:
             _add(images.setdefault(_image_id(record, where), _Image()), record, where)
     if not images:
@@ -126,6 +129,8 @@ def _add(image: _Image, record: Mapping[str, Any], where: str) -> None:
     if name is not None and not isinstance(record[name], list):
         if not isinstance(record[name], str):
             raise SampleError(f"{where}: the field {name!r} must be text; it is {record[name]!r:.80}")
+        if not record[name].strip():
+            raise SampleError(f"{where}: the field {name!r} is blank; a reference needs words")
         image.joined.append(require_whole_characters(record[name], f"{where}: the caption"))
         image.is_joined |= name == JOINED
     elif not single:

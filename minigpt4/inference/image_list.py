@@ -16,8 +16,7 @@ from minigpt4.datasets.images import ImageReader
 from minigpt4.features import ImageRow
 from minigpt4.features.cache import FeatureCache
 from minigpt4.processors import BaseProcessor
-
-SUFFIXES = {".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jp2"}
+from minigpt4.processors.formats import SUFFIXES
 
 
 @dataclass(frozen=True)

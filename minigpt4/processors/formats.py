@@ -33,6 +33,8 @@ FORMATS = (
     "TGA",  # has no signature, so it comes last
 )
 """What is decoded, by Pillow's names. It knows more, which nobody's data is; for EPS it runs another program."""
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jp2")
+"""Endings of files that are taken for images where nothing else says so."""
 
 TILE_WIDTH, TILE_LENGTH = 322, 323
 """Tags of a TIFF."""

@@ -10,7 +10,7 @@ from minigpt4.common.errors import SampleError
 from minigpt4.common.output_files import write_json
 from minigpt4.common.text import decode, escaped, parse_json, require_readable, require_whole_characters
 
-TEXT = "a café\r\n東京 🗼"
+TEXT = "a\tcafé\x0b\x0c\r\n東京 🗼"
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -51,7 +51,7 @@ def test_json_that_would_lose_something_is_refused(content, complaint):
         parse_json(content)
 
 
-@pytest.mark.parametrize("code", [0, 0xFFFD, 0xD83D, 0xDCE9])
+@pytest.mark.parametrize("code", [0, 4, 0x0E, 0x1B, 0x7F, 0xFFFD, 0xD83D, 0xDCE9])
 def test_text_of_which_something_was_lost_is_refused_by_name(code):
     with pytest.raises(SampleError, match="a.json, record 2: the caption cannot be read: character 3 is"):
         require_readable(f"a {chr(code)} dog", "a.json, record 2: the caption")

@@ -92,7 +92,6 @@ def test_quotation_marks_that_happen_to_pair_take_no_rows(read, name, text):
 WHOLE = {
     "unclosed": ("a.csv", 'image,caption\n1,a\n2,"b\n3,c\n', "line 3: the quotation mark that opens a field is never"),
     "closed later": ("a.csv", 'image,caption\n1,"a\n2,"b"\n', "line 2: .*in line 3"),
-    "stray": ("a.csv", 'image,caption\n1,a\n2,a "red" boat\n', "line 3: a quotation mark inside"),
     "backslash": ("a.csv", 'image,caption\n1,"a \\"red\\" boat"\n', "line 2: "),
     "mixed": ("a.tsv", 'image\tcaption\n1\t"a ""red"" boat"\n2\ta 12" record\n', "line 3: .*line 2 is quoted"),
     "mixed names": ("a.tsv", '"image"\t"caption"\n1\ta 12" record\n', "line 2: .*line 1 is quoted"),
@@ -126,6 +125,14 @@ def test_unclosed_quotation_mark_of_a_csv_is_named():
         ("image,caption,,\n1.jpg,a dog, running,\n2.jpg,c,,\n", "line 2: .*column 3 holds ' running' and has no name"),
         ('image,caption\n1.jpg,"a\n7.jpg,b"\n2.jpg,c\n', "line 2: .*takes in line 3, which looks like a row"),
         ('caption,image\n"a,1.jpg\nb",7.jpg\nc,2.jpg\n', "line 2: .*looks like a row"),
+        ('image,caption\n9f3a.jpg,"A man said hi\nc01b.jpg,a tv of 40"\n2.jpg,c\n', "line 2: .*takes in line 3"),
+        ('image,caption\n1/a/x.jpg,"one, two\n\n1/b/y.PNG,two, three"\n2.jpg,c\n', "line 2: .*takes in line 4"),
+        ('caption,image\n"A man said hi,cat.jpg\nA dog, small",dog.jpg\nc,2.jpg\n', "line 2: .*takes in line 2"),
+        ('image,caption\nhttp://a.b/x,"one\nhttps://c.d/y?z=1,two"\n2.jpg,c\n', "line 2: .*takes in line 3"),
+        ('image,caption\n9f3a,"A man said hi\nc01b,a tv of 40"\n2.jpg,c\n', "line 2: .*takes in line 3"),
+        ('image,caption\n9f3a,"A man\n1234,a tv, two"\n2.jpg,c\n', "line 2: .*takes in line 3"),
+        ('image,caption\nbeach,"A man said hi\ncat,a tv of 40"\n2.jpg,c\n', "line 2: .*takes in line 3"),
+        ('image,caption\n1.jpg, "Open" says the sign\n2.jpg,c\n', "line 2: .*blanks before the quotation mark"),
     ],
 )
 def test_bad_row_is_named_by_its_line_and_the_next_one_is_read(text, fault, read, tmp_path):
@@ -133,6 +140,43 @@ def test_bad_row_is_named_by_its_line_and_the_next_one_is_read(text, fault, read
     assert good == {"image": "2.jpg", "caption": "c"}
     with pytest.raises(SampleError, match=fault):
         Records(tmp_path / "a.csv")[0]
+
+
+def test_row_inside_a_field_between_others_is_found(read):
+    fault, good = read("a.csv", 'image,caption,split\na.jpg,"x dog,train\nbeach.jpg,a cat",val\nb.jpg,c,val\n')
+    assert "line 2: " in fault
+    assert "takes in line 3" in fault
+    assert good == {"image": "b.jpg", "caption": "c", "split": "val"}
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [
+        "one\ntwo, three",
+        "a,b\nc,d",
+        "one\ntwo,three",
+        "in 1990,\n2 dogs, 3 cats",
+        "a, val\nb, val",
+        "one,val\ntwo",
+        "1,2\n3,4",
+    ],
+)
+@pytest.mark.parametrize("order", [("image", "caption", "split"), ("split", "caption", "image"), ("caption", "image")])
+def test_lines_of_a_caption_that_name_no_image_are_no_rows(read, caption, order):
+    frame = pandas.DataFrame({"image": ["1.jpg", "2.jpg"], "caption": [caption, "x"], "split": ["val", ""]})[[*order]]
+    assert read("a.csv", frame.to_csv(index=False)) == frame.to_dict("records")
+
+
+def test_quotation_marks_inside_a_field_that_begins_with_none_are_text(read):
+    text = 'image,caption\n1.jpg,A sign says "hi" .\n2.jpg,"A ""red"" boat, 12"""\n3.jpg,12" and 7"\n'
+    assert [row["caption"] for row in read("a.csv", text)] == ['A sign says "hi" .', 'A "red" boat, 12"', '12" and 7"']
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_line_by_which_excel_tells_the_delimiter_is_no_row(read, tmp_path, end):
+    rows = read("a.csv", end.join(["sep=;", "image;caption", "1.jpg;a, b", "2.jpg"]))
+    assert rows[0] == {"image": "1.jpg", "caption": "a, b"}
+    assert rows[1].startswith("line 4: ")
 
 
 def test_columns_without_a_name_and_blank_lines_are_passed_over(read):

@@ -102,6 +102,7 @@ BAD_LINES = {
     '{"image_id": "a", "caption": 5}': "line 2: the caption must be text",
     '{"image_id": "a", "caption": ["A.", null]}': "line 2: the captions must be a list of texts",
     r'{"image_id": "a", "caption": "a \ud83d"}': "line 2: the caption cannot be read: character 3 is",
+    r'{"image_id": "a", "caption": "a \u001b$B"}': "line 2: the caption cannot be read: character 3 is",
     r'{"image_id": "a", "caption": "a \u0000"}': "line 2: the caption cannot be read: character 3 is NUL",
     '{"image_id": "a", "caption": "a \ufffd"}': "line 2: the caption cannot be read: character 3 is",
     r'{"image_id": "a", "captions": ["a", "\udce9"]}': "line 2: caption 2 cannot be read",
@@ -158,6 +159,15 @@ def test_bad_conversation_is_refused_with_line_and_turn(turns, complaint, files)
     (files.folder / "a.csv").write_text(f'image_id,conversations\na,"{quoted}"\n')
     info = {"ann_path": str(files.folder / "a.csv"), "image_path": str(images), "conversation_field": "conversations"}
     with pytest.raises(SampleError, match=f"line 2: {complaint}"):
+        _load(files.dataset("image_caption_json", **info))
+
+
+def test_table_without_its_first_line_is_said_to_lack_it(files):
+    (files.folder / "a.tsv").write_text("a dog runs\thttp://a.b/1.jpg\na cat\thttp://a.b/2.jpg\n")
+    info = {"ann_path": str(files.folder / "a.tsv"), "image_path": str(files.images("a"))}
+    with pytest.raises(
+        SampleError, match=r"'caption' is missing; it has a dog runs, .*1.jpg; the first line must name"
+    ):
         _load(files.dataset("image_caption_json", **info))
 
 

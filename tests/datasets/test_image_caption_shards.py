@@ -62,6 +62,19 @@ def test_text_of_a_published_shard_is_read_without_its_mark(files, name):
     assert {sample["answer"] for sample in good.values()} == {"a café on the red river"}
 
 
+@pytest.mark.parametrize(("encoding", "text"), [("utf-16-le", "кот"), ("iso2022_jp", "赤い猫")])
+def test_text_whose_bytes_happen_to_be_ascii_is_a_bad_sample(files, tools, encoding, text):
+    good, (bad,) = _one(files, [("a.png", tools.picture()), ("a.txt", text.encode(encoding))])
+    assert not good
+    assert "one.tar/a: the caption cannot be read" in bad
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [("avif", "AVIF"), ("jfif", "JPEG"), ("jp2", "JPEG2000")])
+def test_images_of_rarer_kinds_are_read(files, tools, suffix, kind):
+    good, bad = _one(files, [(f"a.{suffix}", tools.picture(kind=kind)), ("a.txt", b"A cat")])
+    assert (list(good), bad) == (["a"], [])
+
+
 def test_name_that_is_not_utf_8_is_only_a_name(files, tools):
     good, bad = _one(files, [("caf\udce9.png", tools.picture()), ("caf\udce9.txt", b"A cat")])
     assert (list(good), bad) == (["caf\\udce9"], [])

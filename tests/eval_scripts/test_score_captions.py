@@ -68,6 +68,12 @@ def test_part_of_the_references_needs_a_word(main, files, tmp_path, capsys):
     assert "1 of 2 images of the references have no caption: 7" in capsys.readouterr().err
 
 
+def test_blank_reference_is_an_error_that_names_its_record(main, files, tmp_path, capsys):
+    (tmp_path / "blank.json").write_text(json.dumps([{"image_id": "42", "caption": " "}]))
+    assert main([files[0], str(tmp_path / "blank.json"), *FAST]) == 2
+    assert "blank.json, record 1: " in capsys.readouterr().err
+
+
 def test_missing_file_is_an_error_to_read(main, files, capsys):
     assert main(["nowhere.json", files[1], *FAST]) == 2
     assert "error: nowhere.json: cannot be read" in capsys.readouterr().err
