@@ -200,7 +200,7 @@ def trained_weights(
     with errors_as(WeightsError, f"{path}: is no checkpoint of this program"):
         _refuse_other_parts(path, content, made_with, cfg)
         state = drop_keys(state_dict_of(content, path), PUBLISHED_BUFFERS)
-        _refuse_lora(state, path)
+        _refuse_parts_of_llm(state, path)
         _refuse_other_projection(state, target, path, cfg)
         tolerated = cfg.ckpt_allow_keys
         optional = target.keys() - drop_keys(target, tolerated).keys()
@@ -247,7 +247,7 @@ def _refuse_other_parts(
         )
 
 
-def _refuse_lora(state: Mapping[str, Tensor], path: Path) -> None:
+def _refuse_parts_of_llm(state: Mapping[str, Tensor], path: Path) -> None:
     trained = [name for name in state if PART_OF_LLM.search(name)]
     if trained:
         raise WeightsError(

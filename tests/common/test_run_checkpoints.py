@@ -207,17 +207,6 @@ def test_a_card_with_something_else_in_its_facts_counts_as_none(save, tmp_path, 
     drop_old(path.parent, 1)
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A disk that can be made read-only; only root may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "none", str(place)], capture_output=True).returncode:
-        pytest.skip("cannot mount a disk here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 def test_a_disk_that_turns_read_only_is_named_as_the_cause(disk, monkeypatch, caplog):
     path, content = disk / "checkpoint_0.pth", {"model": {"w": torch.ones(3)}}
     save_checkpoint(path, content, {"iteration": 1})

@@ -7,17 +7,6 @@ import pytest
 AUTO = "run.resume_ckpt_path=auto"
 
 
-@pytest.fixture
-def disk(tmp_path):
-    """A disk; only root may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "none", str(place)], capture_output=True).returncode:
-        pytest.skip("cannot mount a disk here")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
 @pytest.mark.parametrize("processes", [1, 2])
 def test_the_run_ends_with_the_disks_error_and_auto_goes_on(processes, disk, warm, make, tools):
     tiny = tools["plug_in"](make("json"), "pausing", task="pausing")
