@@ -21,12 +21,12 @@ from minigpt4.common.downloads_table import (
     WeightsEntry,
     WeightsTable,
     files_markdown,
-    human,
     llms_markdown,
     load_table,
     web_page,
 )
 from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.common.output_files import human
 
 
 def main(argv: list[str] | None = None) -> int:

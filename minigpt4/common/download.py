@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from minigpt4.common.downloads_checks import CHUNK, check_not_text, check_opens, digest
 from minigpt4.common.downloads_http import Remote, describe, make_opener, range_start
-from minigpt4.common.downloads_table import human
 from minigpt4.common.errors import WeightsError
+from minigpt4.common.output_files import human
 
 logger = logging.getLogger(__name__)
 

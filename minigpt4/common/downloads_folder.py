@@ -9,8 +9,9 @@ from pathlib import Path
 from minigpt4.common.download import PATIENT, Expected, Fetched, Retry, fetch, part_of, replace_durably
 from minigpt4.common.downloads_checks import check_opens, digest
 from minigpt4.common.downloads_http import drive_url
-from minigpt4.common.downloads_table import WeightsEntry, human
+from minigpt4.common.downloads_table import WeightsEntry
 from minigpt4.common.errors import WeightsError
+from minigpt4.common.output_files import human
 
 logger = logging.getLogger(__name__)
 

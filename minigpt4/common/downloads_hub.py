@@ -19,8 +19,8 @@ from huggingface_hub.utils import filter_repo_objects
 
 from minigpt4.common.download import PATIENT, Fetched, Retry
 from minigpt4.common.downloads_checks import WEIGHTS_SUFFIXES, check_opens, digest
-from minigpt4.common.downloads_table import human
 from minigpt4.common.errors import WeightsError
+from minigpt4.common.output_files import human
 
 logger = logging.getLogger(__name__)
 

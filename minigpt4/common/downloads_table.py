@@ -109,18 +109,6 @@ def _tuples(entry: dict) -> dict:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
 
 
-def human(size: int | None) -> str:
-    """Bytes as a person reads them, in units of 1000: `433.5 MB`."""
-    if size is None:
-        return "?"
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value /= 1000
-    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-
-
 def web_page(source: str) -> str:
     """The address at which a browser shows or fetches a source."""
     scheme, _, rest = source.partition(":")

@@ -51,3 +51,15 @@ def write_whole(path: Path, text: str, option: str = "--save_path") -> None:
 def refused(path: Path, error: OSError, option: str) -> ConfigError:
     """The error that names file and option."""
     return ConfigError(f"{option}: cannot write {path}: {error.strerror}")
+
+
+def human(size: int | None) -> str:
+    """Bytes as a person reads them, in units of 1000: `433.5 MB`."""
+    if size is None:
+        return "?"
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"

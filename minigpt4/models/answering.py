@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from minigpt4.common.errors import SampleError
 from minigpt4.conversation import clean_generated
-from minigpt4.models import llm, sequence
+from minigpt4.models import sequence
+from minigpt4.models.freeze import compute_as_stored
 from minigpt4.models.generation import Answer, Decoding, cut_at_stop, end_tokens, generate_ids
 from minigpt4.models.samples import ImageFeatures
 from minigpt4.models.tokenizer import start_ids
@@ -154,7 +155,7 @@ class Answering:
         if not len(columns_K):
             return [(0.0, True)] * len(texts)
         batch, columns_K = batch.to(self.device), columns_K.to(self.device)
-        with llm.compute_as_stored(self.llama_model):
+        with compute_as_stored(self.llama_model):
             logits_BKV = self.llama_model(
                 inputs_embeds=sequence.embed(batch, self.llama_model.get_input_embeddings(), tokens_MD),
                 attention_mask=batch.attention_mask_BT,

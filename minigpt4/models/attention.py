@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from minigpt4.models.sequence import sent
+from minigpt4.models.freeze import sent
 
 PRODUCTS, FUSED = "minigpt4_products", "minigpt4_fused"
 

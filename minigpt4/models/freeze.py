@@ -1,9 +1,10 @@
 """Frozen, in one place: no gradient, eval mode that survives `.train()`, storage in the chosen precision."""
 
+from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _MATMULS = (nn.Linear, nn.Conv2d)
@@ -37,3 +38,20 @@ def store_matmuls(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 def is_trained(*modules: nn.Module | None) -> bool:
     """Whether any parameter of the modules takes gradients."""
     return any(p.requires_grad for module in modules if module is not None for p in module.parameters())
+
+
+def compute_as_stored(model: nn.Module) -> AbstractContextManager:
+    """Inside, a 16-bit LLM computes in its own type; one in fp32 follows the caller's autocast.
+
+    Autocast to the other 16-bit type (`run.amp_dtype`) would copy every weight and keep the copies for the backward
+    pass: the LLM's memory once more.
+    """
+    weight = model.get_input_embeddings().weight
+    if weight.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(weight.device.type, enabled=False)
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on `device`; from page-locked memory to a GPU, for then the host need not wait."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

@@ -10,7 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -289,18 +289,6 @@ def recomputed(model: nn.Module, active: bool) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.training = False
-
-
-def compute_as_stored(model: nn.Module) -> AbstractContextManager:
-    """Inside, a 16-bit LLM computes in its own type; one in fp32 follows the caller's autocast.
-
-    Autocast to the other 16-bit type (`run.amp_dtype`) would copy every weight and keep the copies for the backward
-    pass: the LLM's memory once more.
-    """
-    weight = model.get_input_embeddings().weight
-    if weight.dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(weight.device.type, enabled=False)
 
 
 def cache_arguments(model: nn.Module, cache: Cache) -> dict[str, Any]:

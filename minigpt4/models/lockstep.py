@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from minigpt4.common.errors import RunError
-from minigpt4.models.llm import compute_as_stored
+from minigpt4.models.freeze import compute_as_stored
 from minigpt4.models.sharded_llm import empty_pass, is_sharded
 
 

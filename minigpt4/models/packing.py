@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from minigpt4.models.attention import FUSED, PRODUCTS, Grid
+from minigpt4.models.freeze import sent
 from minigpt4.models.llm import cache_arguments
-from minigpt4.models.sequence import Batch, sent
+from minigpt4.models.sequence import Batch
 
 PACKED_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types of transformers whose layers hand what they do not know on to the attention function."""

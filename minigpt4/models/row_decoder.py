@@ -23,7 +23,8 @@ from transformers import (
 
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.conversation.decoding import Decoding
-from minigpt4.models.llm import cache_arguments, compute_as_stored
+from minigpt4.models.freeze import compute_as_stored
+from minigpt4.models.llm import cache_arguments
 from minigpt4.models.row_cache import RowCache
 
 TOP_K = 50

@@ -99,11 +99,6 @@ class Batch:
         )
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU on `device`; from page-locked memory to a GPU, for then the host need not wait."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-
 def split_prompt(prompt: str) -> list[str]:
     """The texts around the image placeholders: n placeholders give n + 1 texts, each possibly empty."""
     return prompt.split(IMAGE_PLACEHOLDER)

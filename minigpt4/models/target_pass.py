@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from minigpt4.common.schemas.model import MiniGPT4Config
 from minigpt4.models import llm as llms
+from minigpt4.models.freeze import compute_as_stored, sent
 from minigpt4.models.packing import Packed, PrefixStates, can_pack, pack, shared_prefix
-from minigpt4.models.sequence import Batch, embed, sent
+from minigpt4.models.sequence import Batch, embed
 from minigpt4.models.sharded_llm import is_sharded
 from minigpt4.models.target_loss import target_losses
 
@@ -40,7 +41,7 @@ class TargetPass:
             anchor: a zero that is added to the embeddings for the sake of its graph.
         """
         recompute = self.cfg.llm_grad_checkpoint and torch.is_grad_enabled()
-        with llms.compute_as_stored(llm):
+        with compute_as_stored(llm):
             batch, at, columns_K, inputs = self._inputs(llm, batch, at)
             embeds_BTD = embed(batch, llm.get_input_embeddings(), image_tokens_MD)
             inputs["inputs_embeds"] = embeds_BTD if anchor is None else embeds_BTD + anchor
