@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.output_files import human
 
 TABLE = Path(__file__).parents[1] / "configs" / "weights.yaml"
 SCHEMES = ("https:", "http:", "gdrive:", "hf:")

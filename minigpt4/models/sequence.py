@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from minigpt4.models.freeze import sent
+
 IMAGE_PLACEHOLDER = "<ImageHere>"
 IGNORE = -100
 """Target of a position that is not trained on."""
