@@ -23,12 +23,11 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from minigpt4.common.command_line import end
-from minigpt4.common.config import Config
-from minigpt4.common.console import setup_logging
+from minigpt4.common.binding import require_paths
+from minigpt4.common.config import Config, Experiment, read_experiment
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.common.experiment import Experiment, read_experiment
-from minigpt4.common.schemas.paths import require_paths
+from minigpt4.common.logger import setup_logging
+from minigpt4.common.utils import end
 
 if TYPE_CHECKING:
     from minigpt4.inference import Engine
@@ -94,8 +93,7 @@ def load(args: argparse.Namespace, experiment: Experiment) -> "Engine":
 
 def talk(args: argparse.Namespace, experiment: Experiment) -> int:
     """Answer in the terminal; the exit status."""
-    from minigpt4.conversation.chat import Chat
-    from minigpt4.conversation.decoding import Decoding
+    from minigpt4.conversation.chat import Chat, Decoding
     from minigpt4.processors import open_image
     from minigpt4.serving.terminal import Terminal
 
@@ -127,9 +125,9 @@ def serve(args: argparse.Namespace, experiment: Experiment) -> int:
 
     checkpoints(experiment, args.ckpt)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, and later
-    from minigpt4.serving.limits import MIB, Limits
     from minigpt4.serving.page import ChatPage
-    from minigpt4.serving.page_server import launch
+    from minigpt4.serving.page_gate import launch
+    from minigpt4.serving.uploads import MIB, Limits
 
     limits = Limits(image_bytes=int(args.max_image_mib * MIB), image_pixels=args.max_image_pixels)
     if args.server_name not in LOOPBACK and auth is None:

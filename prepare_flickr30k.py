@@ -21,11 +21,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import SampleError
-from minigpt4.common.output_files import as_json, replacing
 from minigpt4.common.text import parse_json, require_readable
-from minigpt4.datasets.records import Records
+from minigpt4.common.utils import as_json, exit_status, replacing
+from minigpt4.datasets.datasets.records import Records
 
 ANNOTATIONS = "flickr_annotations_30k.csv"
 RESULTS = "results.csv"

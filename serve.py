@@ -11,12 +11,11 @@ import importlib.util
 import logging
 import signal
 
-from minigpt4.common.command_line import end, exit_status
-from minigpt4.common.config import Config
-from minigpt4.common.console import setup_logging
+from minigpt4.common.binding import require_paths
+from minigpt4.common.config import Config, read_experiment
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.experiment import read_experiment
-from minigpt4.common.schemas.paths import require_paths
+from minigpt4.common.logger import setup_logging
+from minigpt4.common.utils import end, exit_status
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +53,9 @@ def require_packages() -> None:
 def serve(args: argparse.Namespace) -> None:
     """Load, listen, and answer until a signal comes."""
     require_packages()
-    from minigpt4.serving.api.access import Access
-    from minigpt4.serving.api.app import build_app
-    from minigpt4.serving.api.limits import ApiLimits
-    from minigpt4.serving.api.remote import AllowedHosts, RemoteImages
-    from minigpt4.serving.api.server import KEY_VARIABLE, address_of, api_key, bind, is_local, make_server
+    from minigpt4.serving.api.access import Access, ApiLimits
+    from minigpt4.serving.api.app import KEY_VARIABLE, address_of, api_key, bind, build_app, is_local, make_server
+    from minigpt4.serving.api.images import AllowedHosts, RemoteImages
     from minigpt4.serving.loading import load_engine
 
     if args.max_rows < 1:

@@ -16,11 +16,10 @@ import logging
 import sys
 
 from minigpt4.common import start_clock
-from minigpt4.common.config import Config
-from minigpt4.common.console import setup_logging
+from minigpt4.common.binding import require_paths
+from minigpt4.common.config import Config, Experiment, read_experiment
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.common.experiment import Experiment, read_experiment
-from minigpt4.common.schemas.paths import require_paths
+from minigpt4.common.logger import setup_logging
 from minigpt4.common.start_clock import phase
 
 log = logging.getLogger("train")

@@ -27,11 +27,10 @@ from command import parser_of, publish
 from plain_evaluation import RESULT, SCORERS
 from tables import REPOSITORY, machine
 
-from minigpt4.common.command_line import exit_status
-from minigpt4.common.config import Config
+from minigpt4.common.config import Config, read_experiment
 from minigpt4.common.errors import ConfigError, RunError
-from minigpt4.common.experiment import read_experiment
-from minigpt4.datasets.records import Records
+from minigpt4.common.utils import exit_status
+from minigpt4.datasets.datasets.records import Records
 from minigpt4.evaluation.report import JSON
 
 SCRIPT = REPOSITORY / "eval_scripts" / "eval_flickr30k.py"

@@ -16,9 +16,9 @@ import torch
 from sizes import SIZES, write_weights
 from tables import synchronised_time
 
-from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.memory import GIB, Lengths, MetaModel
-from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.mini_gpt4 import MiniGPT4
 
 ANSWER = "A brown dog sleeps on a red blanket. Several wooden boats are tied to the pier. " * 3
 

@@ -27,13 +27,13 @@ from tables import machine, ratio, seconds_in_turn, table
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import RunError
-from minigpt4.models.compiling import llm_parts, require_compiler
+from minigpt4.common.utils import exit_status
+from minigpt4.models.attention import llm_parts, require_compiler
+from minigpt4.models.batch_decoder import DecodedRow, RowDecoder
 from minigpt4.models.generation import Decoding, first_token, generate_ids
 from minigpt4.models.memory import StorageCounter
-from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.row_decoder import DecodedRow, RowDecoder
+from minigpt4.models.mini_gpt4 import MiniGPT4
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from sizes import SIZES, write_weights
 from step import ROUND, Step, batches, ways
 from tables import machine, matrix_rate, seconds_in_turn, table
 
-from minigpt4.common.command_line import exit_status
+from minigpt4.common.utils import exit_status
 
 MARK = "gpu"
 WAY = "all without cache"

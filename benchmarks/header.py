@@ -12,8 +12,8 @@ import torch
 from command import parser_of, publish
 from tables import machine, matrix_rate, table
 
-from minigpt4.common.command_line import exit_status
 from minigpt4.common.run_folder import git_state, versions
+from minigpt4.common.utils import exit_status
 
 MARK = "header"
 PACKAGES = ("python", "torch", "torchvision", "transformers", "timm", "pillow", "webdataset")

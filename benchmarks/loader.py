@@ -24,8 +24,8 @@ from loader_ways import SIZE, SOURCES, WAYS, Files, Way, batches
 from photos import pictures, write_folder, write_tar
 from tables import machine, ratio, synchronised_time, table
 
-from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.utils import exit_status
 from minigpt4.processors import Blip2ImageTrainProcessor, process_image
 
 MARK = "loader"

@@ -12,7 +12,7 @@ from loader_ways import PLAIN, Files
 from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
-from minigpt4.datasets.tar_shards import read_tar
+from minigpt4.datasets.datasets.image_caption_shards import read_tar
 from minigpt4.processors import Blip2ImageTrainProcessor, Levels, process_image
 
 READ_FILE, READ_TAR, DECODE, RESIZE = "read the file", "read it from a tar", "decode", "resize"

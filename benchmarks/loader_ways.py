@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from minigpt4.common.schemas.binding import bind
-from minigpt4.common.schemas.datasets import DatasetConfig
+from minigpt4.common.binding import bind
+from minigpt4.common.schemas import DatasetConfig
 from minigpt4.datasets import BadSampleLedger, DevicePrefetcher, TrainLoader, TrainSource, builder_of
 from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
 

@@ -24,15 +24,14 @@ from sizes import SIZES, Size, write_weights
 from tables import REPOSITORY, machine, table
 from torch import nn
 
-from minigpt4.check_advice import expected_lengths, largest_batch
-from minigpt4.common.command_line import exit_status
-from minigpt4.common.config import Config
-from minigpt4.common.experiment import Experiment, read_experiment
-from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.check import expected_lengths, largest_batch
+from minigpt4.common.config import Config, Experiment, read_experiment
+from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.common.utils import exit_status
 from minigpt4.models.attention import FUSED
 from minigpt4.models.memory import CUDA_ALLOWANCE, GIB, Estimate, Lengths, MetaModel, StorageCounter, llm_config_for
-from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.samples import ImageFeatures
+from minigpt4.models.mini_gpt4 import MiniGPT4
+from minigpt4.models.prompting import ImageFeatures
 
 STAGE_2 = Lengths(prompt=35, answer=160)
 """The longest prompt of prompts/alignment.txt, and `max_txt_len`."""

@@ -17,18 +17,17 @@ from generate import all_logits
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from minigpt4.common.command_line import exit_status
-from minigpt4.common.config import Config
+from minigpt4.common.config import Config, Experiment, read_experiment
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.experiment import Experiment, read_experiment
 from minigpt4.common.registry import registry
+from minigpt4.common.utils import exit_status
 from minigpt4.conversation import clean_generated
 from minigpt4.evaluation.caption_data import CaptionData
-from minigpt4.evaluation.caption_metrics import FAMILIES, java_on_path
 from minigpt4.evaluation.caption_run import for_evaluation, read_data
-from minigpt4.inference.prompt_rules import PromptRules
+from minigpt4.evaluation.metrics import FAMILIES, java_on_path
+from minigpt4.inference.prompts import PromptRules
 from minigpt4.models.generation import cut_at_stop
-from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.mini_gpt4 import MiniGPT4
 
 SCORERS = {"BLEU": "bleu.bleu:Bleu", "CIDEr": "cider.cider:Cider", "ROUGE-L": "rouge.rouge:Rouge"}
 """Classes of pycocoevalcap by what `--metrics` calls them."""

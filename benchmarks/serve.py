@@ -27,8 +27,8 @@ from command import parser_of, publish
 from PIL import Image
 from tables import REPOSITORY, machine, table
 
-from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import ConfigError, RunError
+from minigpt4.common.utils import exit_status
 
 KEY = os.environ.get("MINIGPT4_API_KEY", "none")
 LISTENING = re.compile(r"Listening on (\S+);")

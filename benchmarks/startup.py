@@ -29,10 +29,10 @@ from tables import machine, ratio, synchronised_time, table
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import RunError
 from minigpt4.common.llm_conversion import INDEX, PICKLE_INDEX
-from minigpt4.models.freeze import DTYPES
+from minigpt4.common.utils import exit_status
+from minigpt4.models.base_model import DTYPES
 from minigpt4.models.llm import load_llm
 from minigpt4.models.memory import GIB
 

@@ -25,11 +25,11 @@ from tables import machine, matrix_rate, ratio, seconds_in_turn, table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from minigpt4.common.command_line import exit_status
-from minigpt4.models.compiling import compile_parts
+from minigpt4.common.utils import exit_status
+from minigpt4.models.attention import compile_parts
 from minigpt4.models.memory import StorageCounter
-from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.samples import ImageFeatures, read_samples
+from minigpt4.models.mini_gpt4 import MiniGPT4
+from minigpt4.models.prompting import ImageFeatures, read_samples
 from minigpt4.models.tokenizer import load_tokenizer
 
 WORDS = ("brown", "dog", "sleeps", "on", "a", "red", "blanket", "wooden", "boats", "are", "tied", "to", "the", "pier")

@@ -16,9 +16,8 @@ from typing import Any
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, errors_as
 from minigpt4.common.text import LINE_END, decode, parse_json
-from minigpt4.evaluation.failures.rules import RULED_KINDS, find_failures
-from minigpt4.evaluation.failures.tasks import task_called
-from minigpt4.evaluation.tables import Table
+from minigpt4.evaluation.failure_rules import RULED_KINDS, find_failures, task_called
+from minigpt4.evaluation.report import Table
 
 LABELS = Path(__file__).parents[1] / "tests" / "data" / "failures.jsonl"
 ANY = "any failure"

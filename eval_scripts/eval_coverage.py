@@ -14,12 +14,11 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from minigpt4.common.command_line import exit_status
-from minigpt4.common.console import setup_logging
-from minigpt4.common.output_files import write_json
+from minigpt4.common.logger import setup_logging
+from minigpt4.common.utils import exit_status, write_json
+from minigpt4.evaluation.caption_data import match, read_references, read_results
 from minigpt4.evaluation.coverage import SYSTEM, coverage, prompt_of, score
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
-from minigpt4.evaluation.references import match, read_references, read_results
 
 RANGES = {"captions": "of 5 captions, mean number covered", "objects": "share of descriptions that cover one caption"}
 

@@ -16,12 +16,11 @@ import logging
 import sys
 from pathlib import Path
 
-from minigpt4.common.command_line import exit_status
-from minigpt4.common.config import Config
-from minigpt4.common.console import setup_logging
-from minigpt4.common.experiment import read_experiment
-from minigpt4.common.schemas.paths import require_paths
-from minigpt4.evaluation.failures.tasks import TASKS, task_called
+from minigpt4.common.binding import require_paths
+from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.logger import setup_logging
+from minigpt4.common.utils import exit_status
+from minigpt4.evaluation.failure_rules import TASKS, task_called
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
 
 log = logging.getLogger("eval_failure_rate")
@@ -54,21 +53,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def evaluate(args: argparse.Namespace) -> None:
     """Check what can be wrong, the cheap first, then ask, find failures and write the report."""
     from minigpt4 import launch
-    from minigpt4.evaluation import checkpoint_list
-    from minigpt4.evaluation.asking import without_datasets
-    from minigpt4.evaluation.failures import run as failure_run
-    from minigpt4.evaluation.failures import verdicts
-    from minigpt4.evaluation.failures.report import summary
+    from minigpt4.evaluation import failure_rate, generate
+    from minigpt4.evaluation import failure_rate as failure_run
+    from minigpt4.evaluation.failure_rate import summary
+    from minigpt4.evaluation.generate import without_datasets
     from minigpt4.inference import image_list
 
     config = Config(args)
     experiment = without_datasets(read_experiment(config, training=False))
     require_paths(experiment.sections(), experiment.source)
     if args.verdicts is not None:
-        verdicts.read_verdicts(args.verdicts)
+        failure_rate.read_verdicts(args.verdicts)
     images = image_list.find_images(args.images, args.image_folder, args.limit, experiment.run.seed)
     judge = judge_of(args)
-    checkpoints = checkpoint_list.read_checkpoint_list(args.ckpt)
+    checkpoints = generate.read_checkpoint_list(args.ckpt)
     run = experiment.run
     processes = launch.start_processes(run.device, run.distributed, run.dist_url)
     setup_logging(processes.rank)

@@ -15,12 +15,11 @@ import logging
 import sys
 from pathlib import Path
 
-from minigpt4.common.command_line import exit_status
-from minigpt4.common.config import Config
-from minigpt4.common.console import setup_logging
-from minigpt4.common.experiment import read_experiment
-from minigpt4.common.schemas.paths import require_paths
-from minigpt4.evaluation.caption_metrics import FAMILIES
+from minigpt4.common.binding import require_paths
+from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.logger import setup_logging
+from minigpt4.common.utils import exit_status
+from minigpt4.evaluation.metrics import FAMILIES
 
 log = logging.getLogger("eval_flickr30k")
 
@@ -47,16 +46,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def evaluate(args: argparse.Namespace) -> None:
     """Check what can be wrong, the cheap first, then caption, score and write the report."""
     from minigpt4 import launch
-    from minigpt4.evaluation import caption_metrics, caption_run, checkpoint_list, figure
+    from minigpt4.evaluation import caption_run, generate, metrics, report
     from minigpt4.evaluation.report import summary
 
     config = Config(args)
     experiment = caption_run.for_evaluation(read_experiment(config, training=False))
     require_paths(experiment.sections(), experiment.source)
-    caption_metrics.require_caption_metrics("--metrics")
-    figure.require_figures("metrics.png")
-    families, notes = caption_metrics.usable_families(args.metrics)
-    checkpoints = checkpoint_list.read_checkpoint_list(args.ckpt)
+    metrics.require_caption_metrics("--metrics")
+    report.require_figures("metrics.png")
+    families, notes = metrics.usable_families(args.metrics)
+    checkpoints = generate.read_checkpoint_list(args.ckpt)
     run = experiment.run
     processes = launch.start_processes(run.device, run.distributed, run.dist_url)
     setup_logging(processes.rank)

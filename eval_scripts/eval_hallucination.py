@@ -19,12 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.command_line import exit_status
-from minigpt4.common.console import setup_logging
-from minigpt4.common.output_files import write_json
-from minigpt4.evaluation.hallucination import chair, pope
-from minigpt4.evaluation.hallucination.object_truth import read_truth
-from minigpt4.evaluation.references import match, read_references, read_results
+from minigpt4.common.logger import setup_logging
+from minigpt4.common.utils import exit_status, write_json
+from minigpt4.evaluation import chair, pope
+from minigpt4.evaluation.caption_data import match, read_references, read_results
+from minigpt4.evaluation.chair import read_truth
 
 UNREAD_SHOWN = 5
 
@@ -132,12 +131,10 @@ def run_questions(args: argparse.Namespace) -> None:
 def run_pope(args: argparse.Namespace) -> None:
     """Answers and scores of checkpoints; the cheap checks come first."""
     from minigpt4 import launch
-    from minigpt4.common.config import Config
-    from minigpt4.common.experiment import read_experiment
-    from minigpt4.common.schemas.paths import require_paths
-    from minigpt4.evaluation.asking import without_datasets
-    from minigpt4.evaluation.checkpoint_list import read_checkpoint_list
-    from minigpt4.evaluation.hallucination import pope_run
+    from minigpt4.common.binding import require_paths
+    from minigpt4.common.config import Config, read_experiment
+    from minigpt4.evaluation import pope as pope_run
+    from minigpt4.evaluation.generate import read_checkpoint_list, without_datasets
 
     experiment = without_datasets(read_experiment(Config(args), training=False))
     require_paths(experiment.sections(), experiment.source)

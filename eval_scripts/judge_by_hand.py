@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.evaluation.failures.answers import AskedAnswer, read_answers
-from minigpt4.evaluation.failures.report import ANSWERS
-from minigpt4.evaluation.failures.rules import KINDS
-from minigpt4.evaluation.failures.verdicts import FILE, Sitting
+from minigpt4.evaluation.failure_rate import ANSWERS, FILE, Sitting
+from minigpt4.evaluation.failure_rules import KINDS, AskedAnswer, read_answers
 from minigpt4.processors import open_image
 
 if TYPE_CHECKING:

@@ -11,12 +11,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from minigpt4.common.command_line import exit_status
-from minigpt4.common.output_files import write_json
-from minigpt4.evaluation.caption_metrics import FAMILIES, CaptionScorer, require_caption_metrics, usable_families
-from minigpt4.evaluation.references import match, read_references, read_results
-from minigpt4.evaluation.resampling import intervals_of
-from minigpt4.evaluation.tables import score_table
+from minigpt4.common.utils import exit_status, write_json
+from minigpt4.evaluation.bootstrap import intervals_of
+from minigpt4.evaluation.caption_data import match, read_references, read_results
+from minigpt4.evaluation.metrics import FAMILIES, CaptionScorer, require_caption_metrics, usable_families
+from minigpt4.evaluation.report import score_table
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

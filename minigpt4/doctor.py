@@ -21,7 +21,7 @@ import tomllib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from minigpt4.common.java import find_java
+from minigpt4.common.utils import find_java
 
 NAME = "minigpt4"
 CORE = "core"

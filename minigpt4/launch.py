@@ -6,17 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from minigpt4 import models, runners
-from minigpt4.common.distributed import Processes, start_processes, stop_processes
+from minigpt4.common.binding import AUTO
+from minigpt4.common.checkpoint import newest_checkpoint
+from minigpt4.common.config import Experiment
+from minigpt4.common.dist_utils import Processes, seed_everything, start_processes, stop_processes
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RegistryError, RunError
-from minigpt4.common.experiment import Experiment
-from minigpt4.common.folder_lock import hold_folder
 from minigpt4.common.registry import registry
-from minigpt4.common.rng import seed_everything
-from minigpt4.common.run_checkpoints import newest_checkpoint
-from minigpt4.common.run_folder import RunFolder
-from minigpt4.common.schemas.paths import AUTO
-from minigpt4.common.schemas.run import RunConfig
-from minigpt4.common.trackers import check_trackers
+from minigpt4.common.run_folder import RunFolder, hold_folder
+from minigpt4.common.run_log import check_trackers
+from minigpt4.common.schemas import RunConfig
 from minigpt4.datasets import Dataset, first_sample
 from minigpt4.evaluation import require_caption_metrics
 from minigpt4.tasks import setup_task

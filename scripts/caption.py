@@ -17,11 +17,10 @@ import logging
 import sys
 from pathlib import Path
 
-from minigpt4.common.config import Config
-from minigpt4.common.console import setup_logging
+from minigpt4.common.binding import require_paths
+from minigpt4.common.config import Config, Experiment, read_experiment
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.common.experiment import Experiment, read_experiment
-from minigpt4.common.schemas.paths import require_paths
+from minigpt4.common.logger import setup_logging
 
 log = logging.getLogger("caption")
 
@@ -67,9 +66,8 @@ def read_configuration(args: argparse.Namespace) -> Experiment:
 def caption(args: argparse.Namespace) -> int:
     """Check what can be wrong, the cheap first, then caption; returns the exit status."""
     experiment = read_configuration(args)
-    from minigpt4.common.distributed import start_processes, stop_processes
-    from minigpt4.inference.caption_file import CaptionFile
-    from minigpt4.inference.captioning import Captioning
+    from minigpt4.common.dist_utils import start_processes, stop_processes
+    from minigpt4.inference.captioning import CaptionFile, Captioning
     from minigpt4.inference.image_list import images_to_caption
     from minigpt4.inference.pipeline import images_at_once, rules_of
 

@@ -20,10 +20,9 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import SampleError
-from minigpt4.common.output_files import replacing
 from minigpt4.common.text import require_readable, unique_fields
+from minigpt4.common.utils import exit_status, replacing
 
 CHUNK = 1 << 20
 """Characters read at a time."""

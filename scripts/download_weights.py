@@ -15,18 +15,18 @@ import logging
 import sys
 from pathlib import Path
 
-from minigpt4.common.downloads_folder import WeightsFolder
-from minigpt4.common.downloads_table import (
+from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.common.utils import human
+from minigpt4.common.weights import (
     TABLE,
     WeightsEntry,
+    WeightsFolder,
     WeightsTable,
     files_markdown,
     llms_markdown,
     load_table,
     web_page,
 )
-from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.common.output_files import human
 
 
 def main(argv: list[str] | None = None) -> int:

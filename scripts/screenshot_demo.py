@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from screenshots import browser_page, take_colours
 
-from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.utils import exit_status
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from screenshots import browser_page, take_colours
 
-from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.utils import exit_status
 
 COLOURS = 64
 """In the picture."""

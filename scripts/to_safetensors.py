@@ -14,7 +14,7 @@ import logging
 import sys
 from pathlib import Path
 
-from minigpt4.common.command_line import exit_status
+from minigpt4.common.utils import exit_status
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -167,7 +167,7 @@ def build_model(tiny_section) -> Callable[..., Any]:
     """A model of its own for the test, from `tiny_section(**changes)`."""
 
     def build(**changes: Any) -> Any:
-        from minigpt4.models.minigpt4 import MiniGPT4
+        from minigpt4.models.mini_gpt4 import MiniGPT4
 
         return MiniGPT4.from_config(tiny_section(**changes))
 

@@ -34,8 +34,7 @@ def test_one_question_gets_one_answer_on_standard_output(config, parity_dir):
 
 
 def test_several_images_can_be_shown(config, parity_dir, shared_model):
-    from minigpt4.conversation.chat import Chat
-    from minigpt4.conversation.decoding import Decoding
+    from minigpt4.conversation.chat import Chat, Decoding
     from minigpt4.inference import Engine
     from minigpt4.processors import Blip2ImageEvalProcessor, open_image
 

@@ -136,7 +136,7 @@ def test_misspelt_key_is_reported_with_its_nearest_before_torch_loads():
     assert "minigpt4_flickr_finetune.yaml" in result.stderr
     assert "Traceback" not in result.stderr
     loaded = subprocess.run(
-        [sys.executable, "-c", "import sys, minigpt4.common.experiment; sys.exit('torch' in sys.modules)"],
+        [sys.executable, "-c", "import sys, minigpt4.common.config; sys.exit('torch' in sys.modules)"],
         cwd=REPOSITORY,
     )
     assert loaded.returncode == 0, f"a typo must not wait for torch ({time.perf_counter() - started:.1f} s)"

@@ -5,20 +5,24 @@ file, `preprocess:`. A top-level `imports: [my_package.my_task]` loads code from
 a plain OmegaConf tree as LAVIS users know it; `schemas.binding.bind` turns a section into its dataclass.
 """
 
+import dataclasses
 import importlib
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minigpt4.common.default_files import Catalogue, DefaultFiles, find_default_files
-from minigpt4.common.errors import ConfigError
-from minigpt4.common.hints import hint, nearest
+from minigpt4.common.binding import bind
+from minigpt4.common.errors import ConfigError, RegistryError, errors_as, hint, nearest
+from minigpt4.common.model_schema import EVA_CLIP_G, MiniGPT4Config
+from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RUN_JSON
+from minigpt4.common.schemas import DatasetConfig, RunConfig, VisProcessorConfig
 from minigpt4.common.yaml_files import (
     dropped_option,
     load_yaml,
@@ -29,6 +33,71 @@ from minigpt4.common.yaml_files import (
     to_plain,
     yaml_faults,
 )
+
+log = logging.getLogger(__name__)
+
+
+# Which YAML files lie under the user's: those in `minigpt4/configs`, and those of registered classes.
+#
+# Shipped: `models/{arch}_{model_type}.yaml` and `datasets/{name}/{type}.yaml`. A registered model or builder
+# brings its own in `PRETRAINED_MODEL_CONFIG_DICT` or `DATASET_CONFIG_DICT`: {type: path}, the path absolute or
+# relative to the class's own file or to the package `minigpt4`.
+
+
+PACKAGE = Path(__file__).resolve().parents[1]
+Catalogue = dict[str, dict[str, Path]]
+
+
+@dataclass(frozen=True)
+class DefaultFiles:
+    """Default files by name and type; a name that has none is there with an empty table."""
+
+    models: Catalogue = field(default_factory=dict)
+    """{arch: {model_type: file}}"""
+
+    datasets: Catalogue = field(default_factory=dict)
+    """{dataset name: {type: file}}"""
+
+
+def find_default_files() -> DefaultFiles:
+    """Everything known now; a registered class's own table goes before the shipped files of that name."""
+    models = _shipped_models(PACKAGE / "configs" / "models")
+    datasets = _shipped_datasets(PACKAGE / "configs" / "datasets")
+    for arch in registry.list_models():
+        _add_class(models, arch, registry.get_model_class(arch), "PRETRAINED_MODEL_CONFIG_DICT")
+    for name in registry.list_builders():
+        _add_class(datasets, name, registry.get_builder_class(name), "DATASET_CONFIG_DICT")
+    return DefaultFiles(models, datasets)
+
+
+def _shipped_models(folder: Path) -> Catalogue:
+    models: Catalogue = {}
+    for file in sorted(folder.glob("*.yaml")):
+        arch = load_yaml(file).model.arch
+        models.setdefault(arch, {})[file.stem.removeprefix(f"{arch}_")] = file
+    return models
+
+
+def _shipped_datasets(folder: Path) -> Catalogue:
+    datasets: Catalogue = {}
+    for file in sorted(folder.glob("*/*.yaml")):
+        datasets.setdefault(file.parent.name, {})[file.stem] = file
+    return datasets
+
+
+def _add_class(catalogue: Catalogue, name: str, cls: type, attribute: str) -> None:
+    own = getattr(cls, attribute, None)
+    if own:
+        catalogue[name] = {kind: _class_file(cls, Path(path)) for kind, path in own.items()}
+    else:
+        catalogue.setdefault(name, {})
+
+
+def _class_file(cls: type, path: Path) -> Path:
+    module_file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    beside = Path(module_file).resolve().parent / path if module_file else path
+    return beside if beside.exists() else PACKAGE / path
+
 
 logger = logging.getLogger(__name__)
 
@@ -245,3 +314,197 @@ def import_modules(names: Any, source: str) -> None:
         except BaseException as error:  # a module may do anything, even call sys.exit
             kind = type(error).__name__
             raise ConfigError(f"{source}: imports: cannot import {short(repr(name))}: {kind}: {error}") from error
+
+
+# The three sections of a configuration, bound to their schemas and checked against each other.
+
+
+# Known without importing the model, so that a typo is reported before torch is loaded.
+MODEL_SCHEMAS = {"minigpt4": MiniGPT4Config}
+
+STATISTICS = ("mean", "std")
+PUBLISHED_PROCESSORS = {"blip2_image_train", "blip2_image_eval"}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A whole configuration, typed."""
+
+    model: Any
+    """The schema of the model's `arch`."""
+
+    datasets: dict[str, DatasetConfig]
+    run: RunConfig
+    merged: dict[str, Any]
+    """The merged configuration in plain types, for checkpoints and `run.json`."""
+
+    source: str
+    """The user's YAML file, for errors."""
+
+    image_processor: VisProcessorConfig
+    """What is done to images outside of the datasets: as these say for `eval`, where they agree."""
+
+    def sections(self) -> dict[str, object]:
+        """Schemas by section name, as `schemas.paths` takes them."""
+        return {"model": self.model, "run": self.run} | {
+            f"datasets.{name}": dataset for name, dataset in self.datasets.items()
+        }
+
+    def batch_size(self) -> int:
+        """Samples of one iteration on one GPU; an iteration reads one dataset, so the largest counts."""
+        if not self.datasets:
+            raise ConfigError(f"{self.source}: datasets: is empty; name at least one dataset")
+        sizes = [d.batch_size or self.run.batch_size_train for d in self.datasets.values()]
+        if None in sizes:
+            raise ConfigError(f"{self.source}: no batch size; set datasets.NAME.batch_size or run.batch_size_train")
+        return max(sizes)
+
+    def require_batches(self) -> None:
+        """ConfigError if there is nothing to train on, or with `run.evaluate` nothing to evaluate on."""
+        if self.run.evaluate and not self.run.test_splits:
+            raise ConfigError(
+                f"{self.source}: run.test_splits: is empty, and run.evaluate: True evaluates on nothing else; name "
+                "the splits, such as [test]"
+            )
+        if not (self.run.evaluate and self.run.batch_size_eval):
+            self.batch_size()
+
+
+def read_experiment(config: Config, *, training: bool = True) -> Experiment:
+    """Bind every section; raises ConfigError with key, file and the nearest valid key.
+
+    `training`: the run needs learning rate, epochs and iterations; demo and evaluation files have none.
+    """
+    with errors_as(ConfigError, f"{config.source}: cannot be read as an experiment"):
+        return _read(config, training)
+
+
+def _read(config: Config, training: bool) -> Experiment:
+    source = config.source
+    where = {"source": source, "options": config.option_keys}
+    run = bind(RunConfig, config.run_cfg, section="run", **where)
+    if training:
+        run.require_training_keys(source)
+    datasets = {
+        name: bind(DatasetConfig, config.datasets_cfg[name], section=f"datasets.{name}", **where)
+        for name in config.datasets_cfg
+    }
+    model = bind(_model_schema(config), config.model_cfg, section="model", **where)
+    _share_statistics(datasets.values())
+    experiment = Experiment(model, datasets, run, config.to_dict(), source, _image_processor(datasets, source))
+    if training:
+        experiment.require_batches()
+    _set_image_sizes(experiment)
+    _check_parallel(experiment)
+    _check_kernels(experiment)
+    _set_statistics(experiment)
+    return experiment
+
+
+def _model_schema(config: Config) -> type:
+    arch = config.model_cfg.arch
+    if not isinstance(arch, str):
+        raise ConfigError(f"{config.source}: model.arch: {arch!r:.200} must be a registered name")
+    if arch in MODEL_SCHEMAS:
+        return MODEL_SCHEMAS[arch]
+    try:
+        cls = registry.get_model_class(arch)
+    except RegistryError as error:
+        raise ConfigError(f"{config.source}: model.arch: {error}") from error
+    if not dataclasses.is_dataclass(getattr(cls, "config_class", None)):
+        raise ConfigError(
+            f"model.arch: {arch}: {cls.__qualname__} needs a `config_class`, the dataclass of its section"
+        )
+    return cls.config_class
+
+
+def _share_statistics(datasets: Iterable[DatasetConfig]) -> None:
+    """A mean or std that stands with one split of a dataset only holds for the others: the model is the same."""
+    for dataset in datasets:
+        train, other = sections = dataset.vis_processor.train, dataset.vis_processor.eval
+        if train.name == other.name or {train.name, other.name} <= PUBLISHED_PROCESSORS:
+            for key in STATISTICS:
+                given = next((own.kwargs[key] for own in sections if own.kwargs.get(key) is not None), None)
+                for own in sections:
+                    if given is not None and own.kwargs.get(key) is None:
+                        own.kwargs[key] = given
+
+
+def _image_processor(datasets: Mapping[str, DatasetConfig], source: str) -> VisProcessorConfig:
+    sections = [dataset.vis_processor.eval for dataset in datasets.values()]
+    usual = VisProcessorConfig("blip2_image_eval")
+    if all((own.name, own.kwargs) == (sections[0].name, sections[0].kwargs) for own in sections):
+        return dataclasses.replace(sections[0]) if sections else usual
+    log.warning("%s: vis_processor.eval of the datasets differ; images of no dataset go through %s", source, usual.name)
+    return usual
+
+
+def _image_sections(experiment: Experiment) -> dict[str, VisProcessorConfig]:
+    """All image processors by their keys."""
+    sections = {
+        f"datasets.{name}.vis_processor.{split}": getattr(dataset.vis_processor, split)
+        for name, dataset in experiment.datasets.items()
+        for split in ("train", "eval")
+    }
+    return sections | {"datasets.NAME.vis_processor.eval": experiment.image_processor}
+
+
+def _set_image_sizes(experiment: Experiment) -> None:
+    """Processors take the model's image size; one of its own is an error, which the original finds in step 1 only."""
+    wanted = getattr(experiment.model, "image_size", None)
+    if wanted is None:
+        return
+    for key, processor in _image_sections(experiment).items():
+        if processor.image_size is None:
+            processor.image_size = wanted
+        if processor.image_size != wanted:
+            raise ConfigError(
+                f"{experiment.source}: {key}.image_size: {processor.image_size} must equal model.image_size: {wanted}"
+            )
+
+
+def _set_statistics(experiment: Experiment) -> None:
+    """Processors without mean and std take those of the tower's training; CLIP's, their default, are EVA-CLIP's."""
+    tower = getattr(experiment.model, "vit_model", EVA_CLIP_G)
+    if tower == EVA_CLIP_G or not isinstance(experiment.model, MiniGPT4Config):
+        return
+    # These load torch and timm, for which an error of the file should not have to wait.
+    from minigpt4.models.eva_vit import tower_statistics
+    from minigpt4.processors import takes_statistics
+
+    own = tower_statistics(tower)
+    log.info("model.vit_model %s: images are normalised with its own %s where the file sets no other", tower, own)
+    other = []
+    for key, section in _image_sections(experiment).items():
+        for name in STATISTICS if takes_statistics(section.name) else ():
+            given = section.kwargs.get(name)
+            if given is None and own is None:
+                raise ConfigError(
+                    f"{experiment.source}: {key}.{name}: is missing, and timm does not know with which {name} of "
+                    f"images {tower} was trained; set mean and std, three numbers each (R, G, B in 0..1)"
+                )
+            if given is None:
+                section.kwargs[name] = own[name]
+            elif own is not None and given != own[name]:
+                other.append(f"{key}.{name}: {given}")
+    if other:
+        log.warning("%s: %s; %s was trained with %s", experiment.source, "; ".join(other), tower, own)
+
+
+def _check_parallel(experiment: Experiment) -> None:
+    """bitsandbytes' 8 and 4 bits are no tensors that can be cut into rows."""
+    storage = getattr(experiment.model, "llm_storage", None)
+    if experiment.run.parallel == "fsdp" and storage in ("int8", "nf4"):
+        raise ConfigError(
+            f"{experiment.source}: run.parallel: fsdp does not go with an LLM in {storage}; set model.llm_precision to "
+            "fp16 or bf16 (and low_resource: False), or run.parallel: ddp, where each GPU holds the whole LLM"
+        )
+
+
+def _check_kernels(experiment: Experiment) -> None:
+    """torch.compile and Liger replace the same modules."""
+    if experiment.run.compile and getattr(experiment.model, "llm_kernels", None):
+        raise ConfigError(
+            f"{experiment.source}: run.compile and model.llm_kernels: {experiment.model.llm_kernels} both fuse the "
+            "LLM's norms and MLPs; set one of them"
+        )

@@ -4,28 +4,247 @@ The bytes go to `NAME.part` (`NAME.part.json` beside it remembers what they belo
 checked file is renamed to `NAME`: what has its right name is good; a killed download goes on where it was.
 """
 
+import base64
 import fcntl
+import hashlib
+import html.parser
 import http.client
+import http.cookiejar
 import json
 import logging
 import os
 import random
+import re
 import shutil
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoSibling
+from huggingface_hub.utils import filter_repo_objects
 from tqdm import tqdm
 
-from minigpt4.common.downloads_checks import CHUNK, check_not_text, check_opens, digest
-from minigpt4.common.downloads_http import Remote, describe, make_opener, range_start
 from minigpt4.common.errors import WeightsError
-from minigpt4.common.output_files import human
+from minigpt4.common.utils import human
+
+# What servers say of a file, and the ways there: redirects, Google Drive's forms.
+
+
+DRIVE = "https://drive.usercontent.google.com/download"
+
+
+@dataclass(frozen=True)
+class Remote:
+    """What the server said of the file; kept beside a part, to see whether the rest still belongs to it."""
+
+    source: str
+    etag: str | None = None
+    total: int | None = None
+    md5: str | None = None
+    sha256: str | None = None
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Remembers, on the first request, the hash that Hugging Face names while it redirects to its storage."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):
+        following = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if following is not None:
+            following.first = getattr(req, "first", req)
+            if linked := headers.get("X-Linked-ETag"):
+                following.first.linked_etag = linked
+        return following
+
+
+def make_opener() -> urllib.request.OpenerDirector:
+    """An opener that follows redirects, keeps cookies and honours the proxy variables of the environment."""
+    cookies = urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar())
+    opener = urllib.request.build_opener(_Redirects, cookies)
+    opener.addheaders = [("User-Agent", "minigpt4-download"), ("Accept-Encoding", "identity")]
+    return opener
+
+
+def describe(response: http.client.HTTPResponse, request: urllib.request.Request, source: str) -> Remote:
+    """Length and hashes of the whole file, as far as the answer (also a partial one) tells them."""
+    headers = response.headers
+    if response.status == 206:
+        total = (headers.get("Content-Range") or "").rpartition("/")[2]
+    else:
+        total = headers.get("Content-Length") or ""
+    etag = headers.get("ETag") or ""
+    return Remote(
+        source=source,
+        etag=etag if etag.startswith('"') else None,  # a weak one (W/"...") may not be used with If-Range
+        total=int(total) if total.isdigit() else None,
+        md5=_reported_md5(response),
+        sha256=_reported_sha256(response, request),
+    )
+
+
+def range_start(response: http.client.HTTPResponse) -> int | None:
+    """The offset at which a partial answer (206) begins."""
+    found = re.match(r"bytes (\d+)-", response.headers.get("Content-Range") or "")
+    return int(found[1]) if found else None
+
+
+def _reported_md5(response: http.client.HTTPResponse) -> str | None:
+    """Hex MD5 of the whole file: Google's `x-goog-hash`, or Content-MD5 of a full answer."""
+    goog = ",".join(response.headers.get_all("x-goog-hash", []))
+    found = re.search(r"\bmd5=([A-Za-z0-9+/]{22}==)", goog)
+    value = found[1] if found else None
+    if value is None and response.status == 200:
+        value = response.headers.get("Content-MD5")
+    try:
+        return base64.b64decode(value, validate=True).hex() if value else None
+    except ValueError:
+        return None
+
+
+def _reported_sha256(response: http.client.HTTPResponse, request: urllib.request.Request) -> str | None:
+    """Hugging Face's ETag of a large file is its sha256; other servers' ETags mean nothing."""
+    headers = response.headers
+    linked = getattr(request, "linked_etag", None) or headers.get("X-Linked-ETag")
+    if linked is None and headers.get("X-Repo-Commit"):
+        linked = headers.get("ETag")
+    found = re.fullmatch(r'"?([0-9a-f]{64})"?', linked or "")
+    return found[1] if found else None
+
+
+def drive_url(opener: urllib.request.OpenerDirector, file_id: str, timeout: float, base: str = DRIVE) -> str:
+    """Where the bytes of a shared Google Drive file come from, past the page that large files put before it.
+
+    Raises:
+        WeightsError: the page offers no download (quota used up, or not shared any more).
+        urllib.error.HTTPError, OSError: as the server or the connection has it.
+    """
+    url = f"{base}?{urllib.parse.urlencode({'id': file_id, 'export': 'download', 'confirm': 't'})}"
+    with opener.open(url, timeout=timeout) as response:
+        if response.headers.get_content_type() != "text/html":
+            return url
+        form = _DownloadForm()
+        form.feed(response.read(1 << 20).decode("utf-8", "replace"))
+    if not form.action:
+        raise WeightsError(
+            f"Google Drive sends a web page in place of the file {file_id}: its download quota is used up, "
+            "or it is no longer shared. Try again in a day, or open "
+            f"https://drive.google.com/file/d/{file_id}/view in a browser and put the file into the folder"
+        )
+    action = urllib.parse.urljoin(url, form.action)
+    return f"{action}?{urllib.parse.urlencode(form.fields)}" if form.fields else action
+
+
+class _DownloadForm(html.parser.HTMLParser):
+    """The form `download-form` of the virus scan page: its address and its hidden fields (with the token)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action = ""
+        self.fields: dict[str, str] = {}
+        self._inside = False
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = {name: value or "" for name, value in attrs}
+        if tag == "form" and found.get("id") == "download-form":
+            self._inside, self.action = True, found.get("action", "")
+        if tag == "input" and self._inside and "name" in found:
+            self.fields[found["name"]] = found.get("value", "")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "form":
+            self._inside = False
+
+
+# Is a file what it claims to be? Length, hashes, and whether it opens. Nothing here imports torch.
+
+
+CHUNK = 1 << 20
+LEGACY_TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save before its zip format (1.6)
+WEIGHTS_SUFFIXES = {".pth", ".pt", ".bin", ".safetensors"}
+
+
+def digest(path: Path, algorithm: str = "sha256", progress: bool = True) -> str:
+    """Hex hash of a file, read in pieces of 1 MiB."""
+    state = hashlib.new(algorithm)
+    with (
+        path.open("rb") as file,
+        tqdm(
+            total=path.stat().st_size,
+            desc=f"{algorithm} {path.name}",
+            unit="B",
+            unit_scale=True,
+            leave=False,
+            disable=None if progress else True,
+        ) as bar,
+    ):
+        while chunk := file.read(CHUNK):
+            state.update(chunk)
+            bar.update(len(chunk))
+    return state.hexdigest()
+
+
+def check_opens(path: Path, name: str | None = None) -> None:
+    """Raise WeightsError unless `path` is whole: a torch zip, a torch pickle (old format) or safetensors.
+
+    `name` is what the file will be called, where `path` is a temporary one.
+    """
+    name = name or path.name
+    with path.open("rb") as file:
+        head = file.read(512)
+    check_not_text(head, name)
+    if zipfile.is_zipfile(path):
+        _check_torch_zip(path, name)
+    elif head.startswith(b"PK"):
+        raise WeightsError(f"{name}: a torch file whose end is missing; delete it and download it again")
+    elif name.endswith(".safetensors"):
+        _check_safetensors(path, name)
+    elif not head.startswith(LEGACY_TORCH_MAGIC):
+        raise WeightsError(f"{name}: neither a torch file nor safetensors (begins with {head[:8]!r})")
+
+
+def check_not_text(head: bytes, name: str) -> None:
+    """Raise WeightsError if the first bytes are a web page or a Git LFS pointer in place of weights."""
+    start = head.lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise WeightsError(
+            f"{name}: the server sent a web page in place of the file (on Google Drive: the file's download "
+            "quota is used up, or it is no longer shared). Try again in a day, or fetch it with a browser"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise WeightsError(
+            f"{name}: a Git LFS pointer, not the weights; run `git lfs pull` there, or download it again"
+        )
+
+
+def _check_torch_zip(path: Path, name: str) -> None:
+    with zipfile.ZipFile(path) as archive:
+        if not any(entry.endswith("/data.pkl") or entry == "data.pkl" for entry in archive.namelist()):
+            raise WeightsError(f"{name}: a zip archive, but not one that torch.save wrote (no data.pkl in it)")
+
+
+def _check_safetensors(path: Path, name: str) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= size - 8:
+            raise WeightsError(f"{name}: not a safetensors file (its header would be {length} bytes long)")
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+        except (ValueError, TypeError, AttributeError, KeyError, IndexError) as error:
+            raise WeightsError(f"{name}: broken safetensors header: {error}") from error
+    wanted = 8 + length + max(ends, default=0)
+    if size != wanted:
+        raise WeightsError(f"{name}: {size} bytes long, its header says {wanted}; download it again")
+
 
 logger = logging.getLogger(__name__)
 
@@ -326,3 +545,101 @@ class _Job:
     def _forget(self) -> None:
         self.part.unlink(missing_ok=True)
         self.notes.unlink(missing_ok=True)
+
+
+# Fetch a Hugging Face repository with huggingface_hub, and check each file against what the Hub says.
+
+
+hub_logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+# OSError, the base of the HTTP library that this huggingface_hub uses, and what its storage client raises.
+HUB_FAULTS = (*HfHubHTTPError.__bases__, RuntimeError)
+IGNORED = (".gitattributes", "*.msgpack", "*.h5", "original/*")  # other frameworks' copies of the weights
+
+
+def fetch_repository(
+    repository: str, folder: Path, ignore: tuple[str, ...] = (), retry: Retry = PATIENT
+) -> list[Fetched]:
+    """Bring `owner/name` into `folder`; every file has the size and, where the Hub knows it, the sha256.
+
+    A stopped download goes on where it was. HF_ENDPOINT, HF_TOKEN and `hf auth login` work as everywhere.
+
+    Raises:
+        WeightsError: no access, no connection, no room, or a file that is not what the Hub says it is.
+    """
+    info = _patiently(
+        repository, retry, lambda: HfApi().model_info(repository, files_metadata=True, timeout=retry.timeout)
+    )
+    skipped = [*IGNORED, *ignore]
+    files = list(filter_repo_objects(info.siblings or [], ignore_patterns=skipped, key=lambda file: file.rfilename))
+    _need_room(folder, files)
+    _patiently(
+        repository,
+        retry,
+        lambda: snapshot_download(repository, revision=info.sha, local_dir=folder, ignore_patterns=skipped),
+    )
+    return [_check(folder, file, f"hf:{repository}@{info.sha}") for file in files]
+
+
+def _patiently(repository: str, retry: Retry, call: Callable[[], T]) -> T:
+    """Call the Hub, again after faults of the connection; WeightsError where that cannot help."""
+    failures = 0
+    while True:
+        try:
+            return call()
+        except (GatedRepoError, RepositoryNotFoundError) as error:
+            raise WeightsError(_no_access(repository, error)) from error
+        except HUB_FAULTS as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            lasting = status is not None and 400 <= status < 500 and status not in (408, 429)
+            local = isinstance(error, OSError) and error.errno and not isinstance(error, LocalEntryNotFoundError)
+            failures += 1
+            if lasting or local or failures >= retry.tries:
+                raise WeightsError(f"Hugging Face repository {repository}: {error}") from error
+            wait = retry.wait(failures)
+            hub_logger.warning("%s: %s; trying again in %.0f s", repository, error, wait)
+            time.sleep(wait)
+
+
+def _no_access(repository: str, error: Exception) -> str:
+    if isinstance(error, GatedRepoError):
+        return (
+            f"Hugging Face repository {repository} is gated: accept its licence at "
+            f"https://huggingface.co/{repository}, then run `hf auth login` (or set HF_TOKEN) and try again"
+        )
+    return (
+        f"Hugging Face has no repository {repository}, or hides it from you: look at "
+        f"https://huggingface.co/{repository}; if it is private, run `hf auth login` (or set HF_TOKEN)"
+    )
+
+
+def _need_room(folder: Path, files: list[RepoSibling]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = sum(file.size or 0 for file in files if not (folder / file.rfilename).exists())
+    # What an interrupted run left lies in the library's own folder below.
+    kept = sum(part.stat().st_size for part in (folder / ".cache").rglob("*.incomplete"))
+    free = shutil.disk_usage(folder).free
+    if missing - kept > free:
+        raise WeightsError(
+            f"{folder}: {human(missing - kept)} still to come, {human(free)} free on this disk; make room, "
+            "or choose another folder"
+        )
+
+
+def _check(folder: Path, file: RepoSibling, source: str) -> Fetched:
+    path = folder / file.rfilename
+    size = path.stat().st_size
+    sha256 = digest(path)
+    wanted = file.lfs.sha256 if file.lfs else None
+    try:
+        if file.size is not None and size != file.size:
+            raise WeightsError(f"{path}: {size} bytes, the Hub says {file.size}")
+        if wanted and sha256 != wanted:
+            raise WeightsError(f"{path}: its sha256 is {sha256}, the Hub says {wanted}")
+        if path.suffix in WEIGHTS_SUFFIXES:
+            check_opens(path)
+    except WeightsError as error:
+        path.unlink()
+        raise WeightsError(f"{error} (from {source}; the file was deleted, run the same command again)") from error
+    return Fetched(path, source, size, sha256)

@@ -4,7 +4,8 @@ Commands catch `MiniGPT4Error`, print its text without a traceback and exit with
 outside (configurations, weights, LLM directories, images, annotations) is read inside `errors_as`.
 """
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -55,3 +56,26 @@ def first_line(error: BaseException, limit: int = 300) -> str:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     lines = str(error).strip().splitlines()
     return lines[0][:limit] if lines else type(error).__name__
+
+
+# Words of help for a misspelt name; used by the errors that have a list of valid names.
+
+
+LONGEST = 100
+FEW = 12  # a longer list hides the nearest name that stands before it
+
+
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """The known name most like `name`, or None when none is close."""
+    matches = difflib.get_close_matches(str(name)[:LONGEST], list(known), n=1)
+    return matches[0] if matches else None
+
+
+def hint(name: object, known: Iterable[str]) -> str:
+    """`did you mean 'x'? Known: a, b, x`, a clause to put behind "unknown ...;"."""
+    names = sorted(known)
+    close = nearest(name, names)
+    if close and len(names) > FEW:
+        return f"did you mean {close!r}?"
+    question = f"did you mean {close!r}? " if close else ""
+    return f"{question}Known: {', '.join(names) or 'none'}"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minigpt4.common.checkpoint import read_weights, require_plain
 from minigpt4.common.errors import WeightsError, errors_as
-from minigpt4.common.file_sample import file_sample
+from minigpt4.common.utils import file_sample
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,7 @@ that for code outside this package.
 from collections.abc import Callable
 from typing import TypeVar
 
-from minigpt4.common.errors import RegistryError
-from minigpt4.common.hints import nearest
+from minigpt4.common.errors import RegistryError, nearest
 
 C = TypeVar("C", bound=type)
 KINDS = ("model", "task", "runner", "builder", "processor", "lr_scheduler")

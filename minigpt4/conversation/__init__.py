@@ -3,17 +3,19 @@
 Imports neither torch nor transformers.
 """
 
-from minigpt4.conversation.answers import clean_answer, clean_generated
+from minigpt4.conversation.chat import clean_answer, clean_generated
 from minigpt4.conversation.templates import (
+    IMAGE_MESSAGE,
+    IMAGE_PLACEHOLDER,
     CONV_VISION_LLama2,
     CONV_VISION_minigptv2,
     CONV_VISION_Vicuna0,
     Conversation,
     SeparatorStyle,
+    TokenizerConversation,
     get_template,
+    prompt_template_from_tokenizer,
 )
-from minigpt4.conversation.tokenizer_template import TokenizerConversation, prompt_template_from_tokenizer
-from minigpt4.conversation.turns import IMAGE_MESSAGE, IMAGE_PLACEHOLDER
 
 __all__ = [
     "CONV_VISION_LLama2",

@@ -7,14 +7,144 @@ conversation.open_answer()
 conversation.get_prompt()  # "...###Human: <Img><ImageHere></Img> What is this?###Assistant: "
 """
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from itertools import cycle
-from typing import Any, Self
+from itertools import cycle, groupby
+from typing import TYPE_CHECKING, Any, Self
 
-from minigpt4.common.errors import ConfigError
-from minigpt4.common.hints import hint
-from minigpt4.conversation.turns import Turns
+from minigpt4.common.errors import ConfigError, SampleError, hint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+# The turns of a conversation and how they join, the same for every kind of template.
+
+
+IMAGE_PLACEHOLDER = "<ImageHere>"  # where the image's embeddings go
+IMAGE_MESSAGE = f"<Img>{IMAGE_PLACEHOLDER}</Img>"
+_IMAGES_BEFORE = re.compile(f"^(?:{re.escape(IMAGE_MESSAGE)} ?)*")
+
+
+class Turns:
+    """Messages [role, text] in the order they were said; role is one of `roles` (user, assistant).
+
+    A subclass has the attributes below and says in `get_prompt` how they become one string.
+    """
+
+    roles: tuple[str, str]
+    system: str | None
+    messages: list[list[str | None]]
+    offset: int
+
+    def append_message(self, role: str, message: str | None) -> None:
+        """Add a message as it is; None leaves it open, to be written by the LLM."""
+        self.messages.append([role, message])
+
+    def set_system(self, text: str) -> None:
+        """What the LLM is told before the first message, in place of what the template says there.
+
+        SampleError when the text holds the image placeholder.
+        """
+        if IMAGE_PLACEHOLDER in text:
+            raise SampleError(f"a system text must not hold {IMAGE_PLACEHOLDER}, which stands for an image")
+        self.system = text
+
+    def add_image(self) -> None:
+        """The user shows an image; a question that follows at once joins this message."""
+        self.append_message(self.roles[0], IMAGE_MESSAGE)
+
+    def ask(self, text: str) -> None:
+        """The user says `text`, joined by one blank to an image shown just before.
+
+        SampleError when the text holds the image placeholder: no image would belong to it.
+        """
+        if IMAGE_PLACEHOLDER in text:
+            raise SampleError(
+                f"a question must not hold {IMAGE_PLACEHOLDER}, which stands for an image; "
+                "show the image with add_image() before the question"
+            )
+        if self._image_was_just_shown():
+            self.messages[-1][1] = f"{self.messages[-1][1]} {text}"
+        else:
+            self.append_message(self.roles[0], text)
+
+    def open_answer(self) -> None:
+        """Leave the next turn to the assistant: the prompt now ends where the LLM goes on."""
+        self.append_message(self.roles[1], None)
+
+    def fill_answer(self, text: str) -> None:
+        """Write what the LLM said into the open (or last) answer; ValueError when there is none."""
+        if not self.messages or self.messages[-1][0] != self.roles[1]:
+            raise ValueError("there is no answer to fill in; call open_answer() first")
+        self.messages[-1][1] = text
+
+    @property
+    def num_answered(self) -> int:
+        """Answers that were given; the last message is still being answered and does not count."""
+        return len(self._answered())
+
+    def without_oldest(self, turns: int) -> Self:
+        """A copy without the first `turns` answers, at most `num_answered`, and what was said before them.
+
+        Images stay: each as a message of its own, the last one joined by the question that follows it.
+        """
+        if not turns:
+            return self.copy()
+        first_kept = self._answered()[turns - 1] + 1
+        shorter = self.copy()
+        shorter.messages = []
+        for _ in range(sum(_num_images(text) for role, text in self.messages[:first_kept] if role == self.roles[0])):
+            shorter.add_image()
+        for role, text in self.messages[first_kept:]:
+            if role == self.roles[0] and _question(text) == text and shorter._image_was_just_shown():
+                shorter.messages[-1][1] = f"{shorter.messages[-1][1]} {text}"
+            else:
+                shorter.append_message(role, text)
+        return shorter
+
+    def _answered(self) -> list[int]:
+        return [i for i, (role, text) in enumerate(self.messages[:-1]) if role == self.roles[1] and text]
+
+    def take_back(self) -> str | None:
+        """Remove the last question and its answer, if there is one, and return the question; images stay.
+
+        None, and nothing changes, where no question was asked.
+        """
+        asked = [i for i, (role, text) in enumerate(self.messages) if role == self.roles[0] and _question(text)]
+        if not asked:
+            return None
+        last = asked[-1]
+        text = self.messages[last][1]
+        shown = text.removesuffix(_question(text)).rstrip()
+        later = [message for message in self.messages[last + 1 :] if message[0] == self.roles[0]]
+        self.messages[last:] = ([[self.roles[0], shown]] if shown else []) + later
+        return _question(text)
+
+    def to_gradio_chatbot(self) -> list[list[str | None]]:
+        """Pairs [question, answer] of the messages after the first `offset`, as published."""
+        shown = [text for _, text in self.messages[self.offset :]]
+        answers = shown[1::2] + [None] * (len(shown) % 2)
+        return [list(pair) for pair in zip(shown[::2], answers, strict=True)]
+
+    def _image_was_just_shown(self) -> bool:
+        if not self.messages:
+            return False
+        role, text = self.messages[-1]
+        return role == self.roles[0] and bool(text) and text.endswith("</Img>")
+
+    def _copied_messages(self) -> list[list[Any]]:
+        return [list(message) for message in self.messages]
+
+
+def _num_images(text: str | None) -> int:
+    return (text or "").count(IMAGE_PLACEHOLDER)
+
+
+def _question(text: str | None) -> str:
+    """What a user's message says, without the images before it."""
+    return _IMAGES_BEFORE.sub("", text or "")
 
 
 class SeparatorStyle(Enum):
@@ -115,3 +245,182 @@ def get_template(name: str) -> Conversation:
     if name in _TEMPLATES:
         return _TEMPLATES[name].copy()
     raise ConfigError(f"unknown conversation template '{name}'; {hint(str(name), _TEMPLATES)}")
+
+
+# A conversation written in the template that training used, `model.prompt_template`: one instruction, one answer.
+#
+# template = "###Human: {} ###Assistant: ", end_sym = "###":
+# "###Human: <Img><ImageHere></Img> What is this? ###Assistant: A dog.######Human: Which colour? ###Assistant: "
+
+
+_USER, _ASSISTANT = "user", "assistant"
+
+
+class TemplateConversation(Turns):
+    """Turns in the words of training; for models that have no published conversation template.
+
+    `template` has one `{}`, or is "" for the bare instruction; `end_sym` is what answers end with. The template of
+    training has no place for a `system` text, so it begins the first instruction.
+    """
+
+    roles = (_USER, _ASSISTANT)
+    offset = 0
+    answer_start = ""
+
+    def __init__(self, template: str, end_sym: str, system: str | None = None) -> None:
+        self.template = template or "{}"
+        self.end_sym = end_sym
+        self.system = system
+        self.messages: list[list[str | None]] = []
+
+    @property
+    def answer_end(self) -> str:
+        """The text that ends an answer."""
+        return self.end_sym
+
+    def get_prompt(self) -> str:
+        """The whole conversation as the LLM reads it; an open answer is where it goes on."""
+        parts, system = [], self.system
+        for role, text in self.messages:
+            if role == _USER:
+                parts.append(self.template.format(f"{system} {text}" if system else text))
+                system = None
+            elif text:
+                parts.append(f"{text}{self.end_sym}")
+        return "".join(parts)
+
+    def copy(self) -> Self:
+        """The same conversation with messages of its own."""
+        twin = type(self)(self.template, self.end_sym, self.system)
+        twin.messages = self._copied_messages()
+        return twin
+
+    def dict(self) -> "dict[str, Any]":  # quoted: in this class, dict is this method
+        """The conversation in plain types, ready for JSON."""
+        return {
+            "system": self.system,
+            "template": self.template,
+            "end_sym": self.end_sym,
+            "roles": list(self.roles),
+            "messages": self._copied_messages(),
+        }
+
+
+# The chat template that an LLM's own tokenizer brings along, used like the published templates.
+#
+# The image's placeholder is ordinary text inside the user's message; whoever builds the model's input cuts
+# the prompt there. The bos string is left out at the start, for the model puts the bos token there itself.
+
+
+# Stands for the instruction while a template is rendered; letters only, so no template changes it.
+_INSTRUCTION = "instructiongoeshere"
+
+
+class TokenizerConversation(Turns):
+    """A conversation written in the tokenizer's chat template; `system` None leaves that message out.
+
+    ConfigError when the tokenizer has no chat template.
+    """
+
+    roles = (_USER, _ASSISTANT)
+    offset = 0
+    # An answer ends with the tokenizer's own end token, and no text marks where it starts.
+    answer_start = ""
+    answer_end = ""
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> None:
+        if not getattr(tokenizer, "chat_template", None):
+            raise ConfigError(
+                f"the tokenizer '{_name(tokenizer)}' has no chat template; "
+                "choose a conversation template by name (such as vicuna0) instead"
+            )
+        self.tokenizer = tokenizer
+        self.system = system
+        self.messages: list[list[str | None]] = []
+
+    def get_prompt(self) -> str:
+        """The whole conversation as the LLM reads it, ready for its answer if the last message is open.
+
+        Messages that one side sent in a row are one message to the template, joined by a blank.
+        ConfigError when the template refuses the messages (some know no system role).
+        """
+        is_open = bool(self.messages) and self.messages[-1][0] == _ASSISTANT and not self.messages[-1][1]
+        chat = self._chat()
+        return _render(self.tokenizer, chat, add_generation_prompt=is_open) if chat else ""
+
+    def copy(self) -> Self:
+        """The same conversation with messages of its own; the tokenizer is shared."""
+        twin = type(self)(self.tokenizer, self.system)
+        twin.messages = self._copied_messages()
+        return twin
+
+    def dict(self) -> "dict[str, Any]":  # quoted: in this class, dict is this method
+        """The conversation in plain types, ready for JSON; the tokenizer by its name."""
+        return {
+            "system": self.system,
+            "roles": list(self.roles),
+            "messages": self._copied_messages(),
+            "offset": self.offset,
+            "tokenizer": _name(self.tokenizer),
+        }
+
+    def _chat(self) -> "list[dict[str, str]]":
+        said = [(role, text) for role, text in self.messages if text]
+        system = [] if self.system is None else [{"role": "system", "content": self.system}]
+        return system + [
+            {"role": role, "content": " ".join(text for _, text in turn)}
+            for role, turn in groupby(said, key=lambda message: message[0])
+        ]
+
+
+def prompt_template_from_tokenizer(tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> str:
+    """The tokenizer's chat template as one string with `{}` where the user's instruction goes.
+
+    For `str.format`, like `###Human: {} ###Assistant: `: braces of the template itself are doubled. The
+    string ends where the assistant's answer starts. ConfigError when there is no chat template or it does
+    not hold the user's message exactly once.
+    """
+    conversation = TokenizerConversation(tokenizer, system)
+    conversation.ask(_INSTRUCTION)
+    conversation.open_answer()
+    parts = conversation.get_prompt().split(_INSTRUCTION)
+    if len(parts) != 2:
+        raise ConfigError(
+            f"the chat template of '{_name(tokenizer)}' holds the user's message {len(parts) - 1} times, "
+            "not once; write the prompt template by hand"
+        )
+    return "{}".join(part.replace("{", "{{").replace("}", "}}") for part in parts)
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]], add_generation_prompt: bool) -> str:
+    # Only needed here, where the tokenizer needs it as well.
+    from jinja2.exceptions import TemplateError
+
+    try:
+        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except TemplateError as error:
+        raise ConfigError(f"the chat template of '{_name(tokenizer)}' refuses this conversation: {error}") from error
+    return prompt.removeprefix(tokenizer.bos_token) if _adds_bos(tokenizer) else prompt
+
+
+def _adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether bos comes with every encoded text; ChatML models name their `<|im_start|>` bos and add none."""
+    return tokenizer.bos_token is not None and tokenizer.bos_token_id in tokenizer("")["input_ids"]
+
+
+def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
+    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+
+
+# Which conversation template a model speaks.
+
+
+_PUBLISHED = {"pretrain_vicuna0": "vicuna0", "pretrain_llama2": "llama2"}
+
+
+def conversation_for(model: Any) -> Turns:
+    """An empty conversation as this `MiniGPT4` knows it: its type's published one, else the template of training."""
+    published = _PUBLISHED.get(model.cfg.model_type)
+    if published is not None:
+        return get_template(published)
+    return TemplateConversation(model.prompt_template, model.end_sym)

@@ -5,16 +5,13 @@ A dataset is data: a section under `datasets:` whose `builder` is one of the for
 datasets are registered too, for those who look a builder up by the dataset's name.
 """
 
-from minigpt4.datasets.bad_samples import BadSample, BadSampleLedger
-from minigpt4.datasets.base import BaseBuilder, Dataset, Step
-from minigpt4.datasets.building import build_datasets, builder_of
-from minigpt4.datasets.eval_loader import EvalLoader
-from minigpt4.datasets.image_caption_json import ImageCaptionJson, ImageCaptionJsonBuilder
-from minigpt4.datasets.image_caption_shards import ImageCaptionShards, ImageCaptionShardsBuilder
-from minigpt4.datasets.prefetch import DevicePrefetcher, to_device
-from minigpt4.datasets.preview import first_sample
-from minigpt4.datasets.source_reader import TrainSource
-from minigpt4.datasets.train_loader import TrainLoader
+from minigpt4.datasets.builders.base_dataset_builder import build_datasets, builder_of
+from minigpt4.datasets.data_utils import first_sample
+from minigpt4.datasets.datasets.base_dataset import BadSample, BadSampleLedger, BaseBuilder, Dataset, Step
+from minigpt4.datasets.datasets.dataloader_utils import DevicePrefetcher, EvalLoader, TrainLoader, to_device
+from minigpt4.datasets.datasets.image_caption_json import ImageCaptionJson, ImageCaptionJsonBuilder
+from minigpt4.datasets.datasets.image_caption_shards import ImageCaptionShards, ImageCaptionShardsBuilder
+from minigpt4.datasets.datasets.readers import TrainSource
 
 __all__ = [
     "BadSample",

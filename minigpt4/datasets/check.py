@@ -14,17 +14,14 @@ import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-from minigpt4.common.command_line import exit_status
+from minigpt4.common.binding import bind, require_paths
 from minigpt4.common.config import Config
 from minigpt4.common.errors import SampleError
-from minigpt4.common.schemas.binding import bind
-from minigpt4.common.schemas.datasets import DatasetConfig
-from minigpt4.common.schemas.paths import require_paths
-from minigpt4.common.schemas.run import RunConfig
+from minigpt4.common.schemas import DatasetConfig, RunConfig
+from minigpt4.common.utils import exit_status
 from minigpt4.datasets import build_datasets, first_sample
-from minigpt4.datasets.base import Dataset, Step
-from minigpt4.datasets.order import Slot
-from minigpt4.datasets.packets import walk_once
+from minigpt4.datasets.datasets.base_dataset import Dataset, Step
+from minigpt4.datasets.datasets.readers import Slot, walk_once
 
 
 def datasets_of(config: Config) -> Iterator[Dataset]:

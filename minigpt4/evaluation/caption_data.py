@@ -1,16 +1,18 @@
 """The images of a caption evaluation, each once, with their references, in batches that depend on the data alone."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.text import escaped, require_whole_characters
 from minigpt4.datasets import ImageCaptionJson
-from minigpt4.datasets.captions import CAPTIONS, JOINED, single_captions
-from minigpt4.features import ImageRow
+from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, caption_list, single_captions
+from minigpt4.datasets.datasets.records import SPLIT_FIELD, Records
+from minigpt4.datasets.feature_store import ImageRow
 from minigpt4.processors import Levels
 
 ReferenceMode = Literal["joined", "separate"]
@@ -102,3 +104,145 @@ def _item(dataset: ImageCaptionJson, units: Sequence[int]) -> CaptionItem:
 
 def _where(dataset: ImageCaptionJson, number: int) -> str:
     return dataset.records.where(int(dataset.selection[number]))
+
+
+# References and results of captions in the forms that people have.
+#
+#     COCO         {"annotations": [{"image_id": 42, "caption": "..."}, ...]}, also captions_val2014.json and the like
+#     Karpathy     {"images": [{"cocoid": 42, "split": "test", "sentences": [{"raw": "..."}, ...]}]}
+#     ours         [{"image_id": "1000092795", "grounded_caption": "...", "captions": ["...", ...]}]
+#     LAVIS        [{"image": "val2014/a.jpg", "caption": ["...", "..."]}]
+#     Flickr30k    flickr_annotations_30k.csv with the columns raw, split, filename; Kaggle's results.csv
+#     results      [{"image_id": 42, "caption": "..."}], COCO's form, and files of scripts/caption.py
+#
+# Also as JSON lines, CSV and TSV. Image ids are compared as text; a record without one has the name of its `image`,
+# without folder and ending. Of records that have a field `split` only those of one split are read.
+
+
+TEXT_FIELDS = (JOINED, "caption")
+FLICKR_COLUMNS = {"raw", SPLIT_FIELD, "filename"}
+SHOWN = 3
+
+
+@dataclass
+class _Image:
+    """What is known of one image."""
+
+    captions: list[str] = field(default_factory=list)
+    joined: list[str] = field(default_factory=list)
+    """Texts of records without a list of captions: single captions, or one that was joined."""
+
+    is_joined: bool = False
+    """Whether such a text is several captions in one."""
+
+
+def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dict[str, list[str]]:
+    """References by image id.
+
+    Args:
+        mode: `separate`: each caption; `joined`: all captions of an image in one string.
+        split: of a file whose records say theirs; other files are read as a whole.
+
+    Raises:
+        SampleError: a record is bad, or has no single captions though they are asked for.
+    """
+    images: dict[str, _Image] = {}
+    for record, where in _records(path):
+        if SPLIT_FIELD in record and str(record[SPLIT_FIELD]).strip() != split:
+            continue
+        if record.keys() >= FLICKR_COLUMNS:
+            name = Path(str(record["filename"]).strip()).stem
+            captions = caption_list(record["raw"], where)
+            if not captions:
+                raise SampleError(f"{where}: no reference; the field 'raw' lists no caption")
+            images.setdefault(name, _Image()).captions += captions
+        else:
+            _add(images.setdefault(_image_id(record, where), _Image()), record, where)
+    if not images:
+        raise SampleError(f"{path}: holds no references (of the split {split!r}, if its records have one)")
+    return {image_id: _texts(image, mode, f"{path}: image {image_id}") for image_id, image in images.items()}
+
+
+def read_results(path: Path) -> dict[str, str]:
+    """Captions by image id; SampleError for a bad record or an image that comes twice.
+
+    A record with an `error` in place of the caption is left out: the image is one without a caption.
+    """
+    results: dict[str, str] = {}
+    for record, where in _records(path):
+        if "error" in record and "caption" not in record:
+            continue
+        image_id, caption = _image_id(record, where), record.get("caption")
+        if not isinstance(caption, str):
+            raise SampleError(f"{where}: the field 'caption' must be text; it is {caption!r:.80}")
+        require_whole_characters(caption, f"{where}: the caption")
+        if image_id in results:
+            raise SampleError(f"{where}: the image {image_id} has a caption already")
+        results[image_id] = caption
+    if not results:
+        raise SampleError(f"{path}: holds no captions")
+    return results
+
+
+def match(
+    results: Mapping[str, str], references: Mapping[str, Sequence[str]], *, partial: bool
+) -> dict[str, Sequence[str]]:
+    """The references of the images in `results`.
+
+    Raises SampleError for captions without references, and, unless `partial`, for references without a caption.
+    """
+    unknown = [image_id for image_id in results if image_id not in references]
+    if unknown:
+        raise SampleError(f"{len(unknown)} of {len(results)} images have no reference: {_some(unknown)}")
+    missing = [image_id for image_id in references if image_id not in results]
+    if missing and not partial:
+        raise SampleError(
+            f"{len(missing)} of {len(references)} images of the references have no caption: {_some(missing)}; with "
+            "--partial the others are scored alone"
+        )
+    return {image_id: references[image_id] for image_id in results}
+
+
+def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    records = Records(path)
+    for index in range(len(records)):
+        yield records[index], records.where(index)
+
+
+def _image_id(record: Mapping[str, Any], where: str) -> str:
+    image_id = record.get("image_id")
+    if image_id is None and isinstance(record.get("image"), str):
+        image_id = Path(record["image"]).stem
+    if isinstance(image_id, bool) or not isinstance(image_id, str | int) or image_id == "":
+        raise SampleError(f"{where}: the field 'image_id' must be text or a number; it is {image_id!r:.80}")
+    return escaped(str(image_id))
+
+
+def _add(image: _Image, record: Mapping[str, Any], where: str) -> None:
+    name = next((name for name in TEXT_FIELDS if record.get(name)), None)
+    single = single_captions(record, name or JOINED, where)
+    image.captions += single or []
+    if name is not None and not isinstance(record[name], list):
+        if not isinstance(record[name], str):
+            raise SampleError(f"{where}: the field {name!r} must be text; it is {record[name]!r:.80}")
+        if not record[name].strip():
+            raise SampleError(f"{where}: the field {name!r} is blank; a reference needs words")
+        image.joined.append(require_whole_characters(record[name], f"{where}: the caption"))
+        image.is_joined |= name == JOINED
+    elif not single:
+        raise SampleError(f"{where}: no reference; it needs one of {CAPTIONS}, {', '.join(TEXT_FIELDS)}")
+
+
+def _texts(image: _Image, mode: ReferenceMode, where: str) -> list[str]:
+    if mode == "joined":
+        return [" ".join(image.joined or image.captions)]
+    if not image.captions and image.is_joined:
+        raise SampleError(
+            f"{where}: has one joined caption, but no list {CAPTIONS!r} for --reference-mode separate; "
+            "prepare_flickr30k.py writes it"
+        )
+    return image.captions or image.joined
+
+
+def _some(image_ids: Sequence[str]) -> str:
+    return ", ".join(image_ids[:SHOWN]) + (", ..." if len(image_ids) > SHOWN else "")

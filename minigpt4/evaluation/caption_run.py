@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.distributed import Processes
+from minigpt4.common.config import Experiment
+from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.experiment import Experiment
 from minigpt4.datasets import ImageCaptionJson, build_datasets
-from minigpt4.evaluation.asking import Asking, batch_size, setup_facts
 from minigpt4.evaluation.caption_data import CaptionData, ReferenceMode
-from minigpt4.evaluation.caption_metrics import CaptionScorer, metric_versions
-from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
+from minigpt4.evaluation.generate import Asking, NamedCheckpoint, batch_size, setup_facts
+from minigpt4.evaluation.metrics import CaptionScorer, metric_versions
 from minigpt4.evaluation.report import CaptionReport, ScoredCheckpoint, finished
-from minigpt4.features.cache import feature_cache
-from minigpt4.inference.prompt_rules import PromptRules
+from minigpt4.inference.prompts import PromptRules
+from minigpt4.models.feature_cache import feature_cache
 
 log = logging.getLogger(__name__)
 

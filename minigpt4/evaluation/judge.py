@@ -8,23 +8,203 @@ goes on. The key of the account is neither logged nor written.
 import argparse
 import base64
 import hashlib
+import importlib.util
 import io
 import json
+import logging
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from PIL import Image
 from PIL.ExifTags import Base as ExifTag
 from tqdm import tqdm
 
 from minigpt4.common.errors import ConfigError, RunError
-from minigpt4.common.json_lines import JsonLines
-from minigpt4.evaluation.judge_client import KEY_VARIABLE, JudgeClient, JudgeEndpoint
+from minigpt4.common.utils import JsonLines
 from minigpt4.processors.images import open_image
+
+log = logging.getLogger(__name__)
+
+
+# Questions to an OpenAI-compatible endpoint by the `openai` package, with errors that never show the key.
+
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+QUOTA_USED_UP = "insufficient_quota"
+PATH = "/chat/completions"
+SHOWN = 300
+"""Characters of what a server says."""
+
+
+@dataclass(frozen=True)
+class JudgeEndpoint:
+    """Where the judge is, and how it is asked.
+
+    `url` is that of a server (`http://localhost:8000`), of its API (`https://api.openai.com/v1`) or of
+    `.../chat/completions` itself. ConfigError for a URL that is none, or one that holds a password or a query.
+    """
+
+    url: str
+    model: str
+    key_variable: str = KEY_VARIABLE
+    """Environment variable with the key; where it is not set, requests go without one, as local servers want it."""
+
+    timeout: float = 120.0
+    """Seconds without a sign of the server."""
+
+    attempts: int = 6
+    max_tokens: int = 1024
+    """Of one answer."""
+
+    temperature: float = 0.0
+
+    def __post_init__(self) -> None:
+        if "@" in self.url or "?" in self.url:
+            raise ConfigError("--judge-url: give the key in the environment, not in the URL; see --judge-key-variable")
+        if not _is_url(self.url):
+            raise ConfigError(f"--judge-url: {self.url!r} is no URL such as http://localhost:8000/v1")
+        if not self.model:
+            raise ConfigError("--judge-model: name the model that the endpoint is to answer with")
+        if self.timeout <= 0:
+            raise ConfigError(f"--judge-timeout: {self.timeout} must be above 0")
+
+    @property
+    def address(self) -> str:
+        """The URL of requests."""
+        url = self.url.rstrip("/")
+        if url.endswith(PATH):
+            return url
+        return f"{url}{PATH}" if urlsplit(url).path else f"{url}/v1{PATH}"
+
+    def key(self) -> str | None:
+        """The key, or None; ConfigError, which does not show it, for one that cannot be sent."""
+        key = os.environ.get(self.key_variable, "").strip()
+        if not key.isascii() or not key.isprintable() or " " in key:
+            raise ConfigError(f"{self.key_variable}: holds spaces or signs that no key has; set it again")
+        return key or None
+
+
+class JudgeClient:
+    """Asks one endpoint; any number of threads may do so at once. ConfigError where `openai` is not installed."""
+
+    def __init__(self, endpoint: JudgeEndpoint) -> None:
+        if importlib.util.find_spec("openai") is None:
+            raise ConfigError('--judge-url: a judge needs the package openai; pip install -e ".[judge]" brings it')
+        import openai
+
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # it has a line for every request
+        self.endpoint = endpoint
+        self._key = endpoint.key()
+        self._tried = f"asked up to {endpoint.attempts} times, and what was answered before is kept"
+        self._options = {"max_tokens": endpoint.max_tokens, "temperature": endpoint.temperature}
+        http = openai.DefaultHttpxClient(
+            follow_redirects=False,  # the key would go to another server
+            trust_env=urlsplit(endpoint.url).hostname not in LOOPBACK,  # no proxy leads to this machine
+            event_hooks={"response": [_do_not_wait_for_quota]},
+        )
+        client = openai.OpenAI(
+            base_url=endpoint.address.removesuffix(PATH),
+            api_key=self._key or "none",  # without one, openai looks for OPENAI_API_KEY
+            timeout=endpoint.timeout,
+            max_retries=endpoint.attempts - 1,
+            http_client=http,
+        )
+        headers = {} if self._key else {"Authorization": openai.Omit()}
+        self._create = partial(client.chat.completions.create, model=endpoint.model, extra_headers=headers)
+
+    def complete(self, messages: list[dict[str, Any]]) -> str:
+        """The text that the model answers with, which may be empty; RunError, which names the way out, for none."""
+        import openai
+
+        while True:
+            options = self._options
+            try:
+                return self._text_of(self._create(messages=messages, **options))
+            except openai.APIStatusError as error:
+                if error.status_code != 400 or not self._adapts(error.param, options):
+                    raise self._of_status(error) from None  # its text may repeat the key
+            except openai.APIConnectionError as error:
+                what = f"no connection, or one that broke ({error.__cause__}); check --judge-url"
+                if isinstance(error, openai.APITimeoutError):
+                    what = f"no answer within {self.endpoint.timeout:g} s (--judge-timeout)"
+                raise self._error(f"{what}; {self._tried}") from error
+            except ValueError as error:
+                raise self._error(f"no answer that can be read ({error}); check --judge-url") from error
+
+    def _adapts(self, refused: str | None, options: Mapping[str, Any]) -> bool:
+        """Newer models call the length otherwise, and some take no temperature."""
+        if refused not in options or refused == "max_completion_tokens":
+            return False
+        others = {name: value for name, value in self._options.items() if name != refused}
+        if refused == "max_tokens":
+            others["max_completion_tokens"] = self.endpoint.max_tokens
+        else:
+            log.warning("%s takes no temperature; its answers may differ from run to run", self.endpoint.model)
+        self._options = others  # a new one, as other threads read the old
+        return True
+
+    def _text_of(self, answer: Any) -> str:
+        """Empty where the judge declines or has used up its tokens for thought."""
+        try:
+            choice = answer.choices[0]
+            text = (choice.message.content or "").strip()
+        except (AttributeError, IndexError, TypeError) as error:  # openai does not check what servers send
+            what = f"no choices[0].message.content in its answer {answer!r:.{SHOWN}}"
+            raise self._error(f"{what}; is it an OpenAI-compatible chat endpoint? Check --judge-url") from error
+        if getattr(choice, "finish_reason", None) == "length":
+            log.warning("An answer of %s is cut off at %d tokens", self.endpoint.model, self.endpoint.max_tokens)
+        return text
+
+    def _of_status(self, error: Any) -> RunError:
+        """For an `openai.APIStatusError`."""
+        said, status, model = self._said(error), error.status_code, self.endpoint.model
+        if error.code == QUOTA_USED_UP:
+            return self._error(f"the account's quota is used up ({said})")
+        if 300 <= status < 400:
+            place = error.response.headers.get("Location")
+            return self._error(f"sends requests on to {place}; give that as --judge-url")
+        key = f"the key in {self.endpoint.key_variable} is not {'accepted' if self._key else 'set'}"
+        ways_out = {
+            400: f"the model {model!r} refuses the request; if it has images, the model must read them",
+            401: key,
+            403: key,
+            404: f"check --judge-url, which most often ends in /v1, and whether the server has the model {model!r}",
+        }
+        return self._error(f"status {status} ({said}); {ways_out.get(status, self._tried)}")
+
+    def _said(self, error: Any) -> str:
+        """What the server says, on one line and without the key."""
+        said = error.body.get("message", error.body) if isinstance(error.body, dict) else error.body
+        said = " ".join(str(said or error.response.reason_phrase).split())
+        return (said.replace(self._key, "***") if self._key else said)[:SHOWN]
+
+    def _error(self, what: str) -> RunError:
+        return RunError(f"judge {self.endpoint.address}: {what}")
+
+
+def _do_not_wait_for_quota(response: Any) -> None:
+    """Status 429 also says that the account has no money left, which openai would ask again for."""
+    if response.status_code == 429:
+        response.read()
+        if QUOTA_USED_UP in response.text:
+            response.headers["x-should-retry"] = "false"
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in text
+    except ValueError:  # of a port that is no number, for instance
+        return False
+
 
 SENT_AS_IT_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 """Formats that every endpoint reads; others, and those that are to be turned, are sent as PNG."""

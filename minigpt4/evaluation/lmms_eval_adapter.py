@@ -20,16 +20,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minigpt4.common.config import Config
+from minigpt4.common.binding import require_paths
+from minigpt4.common.config import Config, read_experiment
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.common.experiment import read_experiment
-from minigpt4.common.schemas.paths import require_paths
 from minigpt4.inference.pipeline import image_processor
 from minigpt4.models import MiniGPT4
 from minigpt4.models.generation import Decoding
+from minigpt4.models.prompting import apply_template
 from minigpt4.models.sequence import IMAGE_PLACEHOLDER
-from minigpt4.models.training_text import apply_template
 from minigpt4.processors import process_image
+
+log = logging.getLogger(__name__)
+
 
 try:
     from lmms_eval.api.instance import GenerationResult, Instance
@@ -37,7 +39,6 @@ try:
 except ImportError as error:
     raise ConfigError(f"the adapter for lmms-eval needs that package, 0.7: pip install lmms-eval ({error})") from error
 
-log = logging.getLogger(__name__)
 
 IMAGE_MARK = "<image>"
 """What tasks write into their texts where an image belongs."""

@@ -3,21 +3,232 @@
 No file holds a time or the number of processes: the same evaluation writes the same bytes.
 """
 
+import base64
+import csv
+import html
+import importlib.util
+import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.output_files import as_json, refused, write_whole
+import numpy as np
+
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.utils import as_json, refused, write_whole
+from minigpt4.evaluation.bootstrap import DRAWS, Bootstrap
 from minigpt4.evaluation.caption_data import CaptionItem, ReferenceMode
-from minigpt4.evaluation.caption_metrics import CaptionScores
-from minigpt4.evaluation.checkpoint_list import NamedCheckpoint
-from minigpt4.evaluation.figure import draw_metrics
-from minigpt4.evaluation.report_page import GalleryImage, gallery, page
-from minigpt4.evaluation.resampling import DRAWS, Bootstrap
-from minigpt4.evaluation.tables import Table, csv_table, difference_table, interval_table, score_table
+from minigpt4.evaluation.generate import NamedCheckpoint
+from minigpt4.evaluation.metrics import CaptionScores
+from minigpt4.processors import open_image
+
+# Scores as tables: the published layout for terminals, Markdown and HTML, and CSV.
+
+
+Scores = Mapping[str, float]
+"""By metric, for one checkpoint."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A line of names and lines of cells."""
+
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """As in the published table: `| checkpoint | BLEU-1 | ... |`."""
+        lines = [self.head, ["---"] * len(self.head), *self.rows]
+        return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+    def html(self) -> str:
+        """A `<table>`, its texts escaped."""
+        lines = [_html_line("th", self.head), *(_html_line("td", row) for row in self.rows)]
+        return f"<table>{''.join(lines)}</table>\n"
+
+
+def score_table(rows: Mapping[str, Scores], metrics: Sequence[str]) -> Table:
+    """Four digits, a row a checkpoint."""
+    return Table(
+        ["checkpoint", *metrics], [[name, *(_number(own.get(m)) for m in metrics)] for name, own in rows.items()]
+    )
+
+
+def interval_table(rows: Mapping[str, Mapping[str, Sequence[float]]], metrics: Sequence[str]) -> Table:
+    """`0.3175 - 0.3302`, a row a checkpoint."""
+    cells = [[name, *(f"{own[m][0]:.4f} - {own[m][1]:.4f}" for m in metrics)] for name, own in rows.items()]
+    return Table(["checkpoint", *metrics], cells)
+
+
+def difference_table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequence[str]) -> Table:
+    """`+0.0127 (p 0.002)`, a row a checkpoint."""
+    cells = [
+        [name, *(f"{own[m]['difference']:+.4f} (p {own[m]['p']:.3f})" for m in metrics)] for name, own in rows.items()
+    ]
+    return Table(["checkpoint", *metrics], cells)
+
+
+def csv_table(rows: Mapping[str, Scores], metrics: Sequence[str], reference_mode: str, images: int) -> str:
+    """All digits, with the reference mode and the number of images in every row."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(["checkpoint", *metrics, "reference_mode", "images"])
+    for name, scores in rows.items():
+        writer.writerow([name, *(scores.get(metric, "") for metric in metrics), reference_mode, images])
+    return file.getvalue()
+
+
+def _html_line(tag: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+# `report.html`: one page that needs no other file and no network, with a gallery that can be searched.
+#
+# The page's policy forbids requests, its texts are escaped, and pictures are in it as small JPEGs.
+
+
+MARK = re.compile("@([A-Z]+)@")
+TEMPLATE = Path(__file__).with_name("report_page.html")
+SETUP_KEYS = ("decoding", "prompt", "stop", "seed", "batch_size", "model", "versions")
+GALLERY_METRICS = ("CIDEr", "ROUGE-L", "SPICE")
+"""Those with a score for each image."""
+MAX_IMAGES = 1000
+THUMBNAIL = 208
+"""Longer side, pixels."""
+
+
+@dataclass(frozen=True)
+class GalleryImage:
+    """One image of the gallery."""
+
+    id: str
+    picture: str
+    """`data:` URI, or empty if the file cannot be read any more."""
+
+    references: Sequence[str]
+    captions: Sequence[str]
+    """By checkpoint."""
+
+    scores: Sequence[Sequence[float]]
+    """By metric of `gallery_metrics`, then by checkpoint."""
+
+
+def gallery(
+    items: Sequence[CaptionItem],
+    references: Mapping[str, Sequence[str]],
+    captions: Sequence[Mapping[str, str]],
+    per_image: Sequence[Mapping[str, np.ndarray]],
+) -> list[GalleryImage]:
+    """The images of the gallery: all, or the best and worst half each of MAX_IMAGES by the last checkpoint."""
+    metrics = gallery_metrics(per_image[-1])
+    found = []
+    for number in _selection(per_image[-1][metrics[0]] if metrics else None, len(items)):
+        item = items[number]
+        scores = [[round(float(own[metric][number]), 4) for own in per_image] for metric in metrics]
+        said = [own[item.image_id] for own in captions]
+        found.append(GalleryImage(item.image_id, thumbnail(item.file), list(references[item.image_id]), said, scores))
+    return found
+
+
+def gallery_metrics(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """Metrics by which single images can be ordered."""
+    return [name for name in GALLERY_METRICS if name in names]
+
+
+def _selection(scores_N: np.ndarray | None, images: int) -> list[int]:
+    if images <= MAX_IMAGES:
+        return list(range(images))
+    order = np.arange(images) if scores_N is None else np.argsort(scores_N, kind="stable")
+    return sorted(int(number) for number in (*order[: MAX_IMAGES // 2], *order[-(MAX_IMAGES // 2) :]))
+
+
+def thumbnail(file: Path) -> str:
+    """A small JPEG of an image file as a `data:` URI."""
+    try:
+        image = open_image(file)
+    except SampleError:
+        return ""
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=75)
+    return _data_uri("image/jpeg", buffer.getvalue())
+
+
+def page(
+    headline: str,
+    facts: Mapping[str, Any],
+    tables: Mapping[str, Table],
+    chart: bytes,
+    images: Sequence[GalleryImage],
+) -> str:
+    """The page; `tables` are by heading, `facts` the content of `metrics.json`."""
+    notes = list(facts["notes"])
+    if len(images) < facts["images"]:
+        notes.append(f"The gallery shows {len(images):,} images, the best and the worst of the last checkpoint.")
+    data = {
+        "checkpoints": [one["name"] for one in facts["checkpoints"]],
+        "metrics": gallery_metrics(facts["metrics"]),
+        "images": [asdict(image) for image in images],
+    }
+    cards = [{key: one[key] for key in ("name", "file", "sha256", "card")} for one in facts["checkpoints"]]
+    fields = {
+        "TITLE": html.escape(headline),
+        "TABLES": "".join(f"<h2>{html.escape(name)}</h2>\n{table.html()}" for name, table in tables.items()),
+        "CHART": _data_uri("image/png", chart),
+        "FACTS": f"<ul>{''.join(f'<li>{html.escape(remark)}</li>' for remark in notes)}</ul>",
+        "SETUP": html.escape(_pretty({key: facts[key] for key in SETUP_KEYS if key in facts})),
+        "CARDS": html.escape(_pretty(cards)),
+        "DATA": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),  # no text can end the script
+    }
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return MARK.sub(lambda mark: fields[mark[1]], template)  # one pass: marks in the data stay as they are
+
+
+def _pretty(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False)
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+# The line chart of metrics over checkpoints.
+
+
+def require_figures(key: str) -> None:
+    """ConfigError naming `key` unless matplotlib is there."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError(f'{key}: the chart needs the package matplotlib; pip install -e ".[eval]" brings it')
+
+
+def draw_metrics(path: Path, rows: Mapping[str, Scores], metrics: Sequence[str], title: str) -> None:
+    """Write a PNG (1200 x 750 pixels) with a line for each metric and a place for each checkpoint."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=150)
+    places = range(len(rows))
+    for metric in metrics:
+        axes.plot(places, [scores.get(metric) for scores in rows.values()], marker="o", label=metric)
+    axes.set_xticks(list(places), list(rows), rotation=20 if len(rows) > 6 else 0)
+    axes.set_ylabel("score")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Software": None})  # the same numbers give the same bytes
+    pyplot.close(figure)
+
 
 MODES = {
     "joined": "all captions of an image joined into one string, as in training",

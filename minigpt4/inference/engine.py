@@ -5,11 +5,13 @@ print(Chat(engine).ask("Hello?"))          # works while it is read
 engine.start()                             # or in a thread of its own, for many readers at once
 """
 
+import hashlib
 import logging
+import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +21,175 @@ from PIL import Image
 from torch import Tensor
 
 from minigpt4.common.errors import MiniGPT4Error, RunError, SampleError
-from minigpt4.conversation.context import fit
-from minigpt4.conversation.model_template import conversation_for
-from minigpt4.conversation.requests import Picture, Request
-from minigpt4.conversation.turns import IMAGE_PLACEHOLDER, Turns
-from minigpt4.inference.checkpoint_switch import CheckpointSwitch
-from minigpt4.inference.pictures import PictureEncoder, look
-from minigpt4.inference.reply import EngineReply
+from minigpt4.conversation.chat import Picture, Request, TextStream, fit
+from minigpt4.conversation.templates import IMAGE_PLACEHOLDER, Turns, conversation_for
+from minigpt4.inference.prompts import CheckpointSwitch
+from minigpt4.models.batch_decoder import DecodedRow, RowDecoder
 from minigpt4.models.generation import beam_search, check_stop, end_tokens, first_token
-from minigpt4.models.row_decoder import DecodedRow, RowDecoder
 from minigpt4.processors.base_processor import BaseProcessor
+from minigpt4.processors.images import process_image
 
 log = logging.getLogger(__name__)
+
+
+# An answer in the making, between the thread that makes it and whoever reads it.
+
+
+CANCELLED = "cancelled"
+
+
+class EngineReply:
+    """A `Reply`: pieces to iterate over, in any one thread; counts to look at in between.
+
+    Args:
+        request: what is answered.
+        drive: makes the engine work for a reader that waits; None where a thread of its own does.
+        notify: called, in the engine's thread, whenever there is something new to read.
+    """
+
+    def __init__(
+        self, request: Request, drive: Callable[[], None] | None = None, notify: Callable[[], None] | None = None
+    ) -> None:
+        self.request = request
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.dropped_turns = 0
+        self.finish_reason: str | None = None
+        self.deadline = None if request.timeout is None else time.monotonic() + request.timeout
+        self.stop = [*filter(None, [request.conversation.answer_end]), *request.stop]
+        self._stream = TextStream(self.stop, request.conversation.answer_start)
+        self._drive, self._notify = drive, notify
+        self._news: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
+        self._is_over = threading.Event()
+
+    # For the reader
+
+    def __iter__(self) -> Iterator[str]:
+        """The pieces; an error of the answer is raised where it happened."""
+        while True:
+            while self._drive is not None and self._news.empty():
+                self._drive()
+            news = self._news.get()
+            if news is None:
+                return
+            if isinstance(news, Exception):
+                raise news
+            yield news
+
+    def waiting_news(self) -> list[str | Exception | None]:
+        """What can be read without waiting: pieces, then None or an error at the end; for asynchronous readers."""
+        news = []
+        while not self._news.empty():
+            news.append(self._news.get())
+        return news
+
+    def close(self) -> None:
+        """No further words are wanted; the engine notices before its next token."""
+        if not self._is_over.is_set():
+            self._end(CANCELLED)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will come."""
+        return self._is_over.is_set()
+
+    # For the engine
+
+    def grow(self, text: str, tokens: int) -> None:
+        """The answer's text so far, and how many tokens it has."""
+        self.completion_tokens = tokens
+        self._put(self._stream.feed(text))
+
+    def finish(self, text: str, tokens: int, ended: bool) -> None:
+        """The answer is whole: ended by the model, or by the token limit."""
+        self.completion_tokens = tokens
+        self._put(self._stream.finish(text))
+        self._end("stop" if ended else "length")
+
+    def fail(self, error: Exception) -> None:
+        """There will be no answer, or no more of it."""
+        if not self._is_over.is_set():
+            self._is_over.set()
+            self._news.put(error)
+            self._tell()
+
+    def _put(self, piece: str) -> None:
+        if piece and not self._is_over.is_set():
+            self._news.put(piece)
+            self._tell()
+
+    def _end(self, reason: str) -> None:
+        if not self._is_over.is_set():
+            self.finish_reason = reason
+            self._is_over.set()
+            self._news.put(None)
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._notify is not None:
+            self._notify()
+
+
+# Images as the LLM reads them, each encoded once, for any of several checkpoints.
+#
+# Shapes: B images, S pixels a side, Q image tokens, V channels before the projection, D channels of the LLM.
+
+
+def look(image: Image.Image, processor: BaseProcessor) -> Picture:
+    """The image as a model reads it; SampleError if its pixels cannot be read."""
+    pixels_3SS = process_image(processor, image)
+    return Picture(hashlib.sha256(pixels_3SS.numpy().tobytes()).hexdigest()[:16], pixels_3SS)
+
+
+class PictureEncoder:
+    """Image tokens, kept for the images that were asked about last.
+
+    Args:
+        switch: the checkpoints of a `MiniGPT4` in eval mode.
+        keep: images that are remembered.
+    """
+
+    def __init__(self, switch: CheckpointSwitch, keep: int) -> None:
+        self.switch, self.model, self._keep = switch, switch.model, keep
+        self._features: OrderedDict[str, Tensor] = OrderedDict()
+        self._embeds: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+
+    @torch.inference_mode()
+    def embeds(self, pictures: Sequence[Picture], checkpoint: str) -> list[Tensor]:
+        """Embeddings (1, Q, D) of each picture."""
+        self.switch.use(checkpoint)
+        missing = {p.image_id: p for p in pictures if (checkpoint, p.image_id) not in self._embeds}
+        own = {p.image_id: self._embeds[checkpoint, p.image_id] for p in pictures if p.image_id not in missing}
+        if missing:
+            embeds_BQD = self.model.project(self._image_features(list(missing.values())))
+            own |= zip(missing, embeds_BQD.split(1), strict=True)
+        for image_id, embeds_1QD in own.items():
+            _remember(self._embeds, (checkpoint, image_id), embeds_1QD, self._keep)
+        return [own[picture.image_id] for picture in pictures]
+
+    def _image_features(self, pictures: Sequence[Picture]) -> Tensor:
+        """What the projection reads, (B, Q, V)."""
+        if not self.model.vision_is_frozen:
+            return self._seen(pictures)
+        missing = [picture for picture in pictures if picture.image_id not in self._features]
+        own = {p.image_id: self._features[p.image_id] for p in pictures if p not in missing}
+        if missing:
+            own |= zip((p.image_id for p in missing), self._seen(missing).split(1), strict=True)
+        for image_id, features_1QV in own.items():
+            _remember(self._features, image_id, features_1QV, self._keep)
+        return torch.cat([own[picture.image_id] for picture in pictures])
+
+    def _seen(self, pictures: Sequence[Picture]) -> Tensor:
+        return self.model.image_features(torch.stack([picture.pixels_3SS for picture in pictures]))
+
+
+def _remember(memory: OrderedDict, key: Any, value: Tensor, keep: int) -> None:
+    """Put it last; the one that was used longest ago goes if there are too many."""
+    memory[key] = value
+    memory.move_to_end(key)
+    while len(memory) > keep:
+        memory.popitem(last=False)
+
 
 OUT_OF_MEMORY = "the GPU's memory is full: fewer answers at once, shorter answers, or fewer beams need less"
 

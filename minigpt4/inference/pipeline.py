@@ -12,27 +12,102 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 from torch import Tensor
 
-from minigpt4.common.errors import ConfigError, SampleError, WeightsError
-from minigpt4.common.experiment import Experiment
+from minigpt4.common.binding import require_paths
+from minigpt4.common.checkpoint import best_checkpoint
+from minigpt4.common.config import PUBLISHED_PROCESSORS, Config, Experiment, read_experiment
+from minigpt4.common.errors import ConfigError, SampleError, WeightsError, errors_as
 from minigpt4.common.registry import registry
-from minigpt4.common.schemas.paths import require_paths
-from minigpt4.conversation.chat import Chat
-from minigpt4.conversation.decoding import Answer
-from minigpt4.features import PartialFeatures
-from minigpt4.features.cache import FeatureFiller, waiting_vision
-from minigpt4.inference.checkpoint_switch import CheckpointSwitch
+from minigpt4.common.run_folder import RunFolder
+from minigpt4.common.utils import file_sample
+from minigpt4.common.yaml_files import parse_options
+from minigpt4.conversation.chat import Answer, Chat
+from minigpt4.datasets.feature_store import PartialFeatures
 from minigpt4.inference.engine import Engine
-from minigpt4.inference.prompt_rules import PromptRules, changed_settings
-from minigpt4.inference.source import read_source
+from minigpt4.inference.prompts import CheckpointSwitch, PromptRules, changed_settings
+from minigpt4.models.feature_cache import FeatureFiller, waiting_vision
 from minigpt4.processors import BaseProcessor, process_image
 
 log = logging.getLogger(__name__)
+
+
+# What answers are made from, in plain types, so that a later run knows its own files again.
+
+
+def frozen_files(model: Any) -> list[list[Any]]:
+    """Samples of the files of LLM, vision encoder and Q-Former that a `model:` section names."""
+    files = sorted(model.llm_directory().iterdir())
+    files += [Path(path) for key in ("vit_weights", "q_former_model") if (path := getattr(model, key, None))]
+    return [file_sample(path) for path in files if path.is_file()]
+
+
+def image_facts(cfg: Experiment) -> dict[str, Any]:
+    """How images are processed; nothing for the usual way, of which older files say nothing either."""
+    section = cfg.image_processor
+    own = {key: value for key, value in section.kwargs.items() if value is not None}
+    if section.name not in PUBLISHED_PROCESSORS:
+        own["name"] = section.name
+    return {"image_processor": own} if own else {}
+
+
+# What a model is loaded from: a YAML file, or the folder of a run.
+
+
+WEIGHTS_ENDINGS = {".pth", ".pt", ".bin", ".safetensors"}
+
+
+def read_source(source: str | Path, options: Sequence[str] = ()) -> Experiment:
+    """The configuration of a YAML file, or of a run's folder with its best checkpoint or else its newest.
+
+    Args:
+        options: KEY=VALUE each; they go over the file's. `model.ckpt` goes over the run's own checkpoint, too.
+
+    Raises:
+        ConfigError: there is no such file, it is no configuration, or the folder is not that of a run.
+        WeightsError: the run has no whole checkpoint.
+    """
+    with errors_as(ConfigError, str(source)):
+        path = Path(source).expanduser()
+        is_folder = path.is_dir()
+    options = [options] if isinstance(options, str) else list(options)
+    if is_folder:
+        return _of_run(RunFolder(path), options)
+    if path.suffix.lower() in WEIGHTS_ENDINGS:
+        raise ConfigError(
+            f"{path}: is a weights file; name its YAML, with the option model.ckpt={path}, or the folder of its run"
+        )
+    return _read(path, options)
+
+
+def _read(file: Path, options: list[str]) -> Experiment:
+    return read_experiment(Config(SimpleNamespace(cfg_path=str(file), options=options)), training=False)
+
+
+def _of_run(run: RunFolder, options: list[str]) -> Experiment:
+    if not run.run_json.is_file():
+        raise ConfigError(f"{run.path}: is not the folder of a run, for it has no {run.run_json.name}{_runs_in(run)}")
+    experiment = _read(run.run_json, options)
+    if OmegaConf.select(parse_options(options), "model.ckpt") is not None:
+        return experiment
+    checkpoint = best_checkpoint(run.path)
+    if checkpoint is None:
+        raise WeightsError(f"{run.path}: the run has no whole checkpoint yet")
+    log.info("%s: taking its checkpoint %s", run.path, checkpoint.name)
+    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, ckpt=str(checkpoint)))
+
+
+def _runs_in(folder: RunFolder) -> str:
+    """Words of help: which runs lie one level deeper."""
+    runs = sorted(file.parent.name for file in folder.path.glob(f"*/{folder.run_json.name}"))
+    return f"; the last of the {len(runs)} runs in it is {folder.path / runs[-1]}" if runs else ""
+
 
 BATCH_SIZE = 8
 """Images that are answered together where neither the caller nor `run.batch_size_eval` says."""

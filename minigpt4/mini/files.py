@@ -22,9 +22,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minigpt4.mini.captions import alt_text, detailed_description, five_captions
-from minigpt4.mini.drawing import ATTRIBUTION, SIDE, draw
-from minigpt4.mini.scenes import Scene, sample_scenes
+from minigpt4.mini.scenes import (
+    ATTRIBUTION,
+    SIDE,
+    Scene,
+    alt_text,
+    detailed_description,
+    draw,
+    five_captions,
+    sample_scenes,
+)
 
 log = logging.getLogger(__name__)
 

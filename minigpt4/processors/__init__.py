@@ -5,10 +5,10 @@ from minigpt4.processors.blip_processors import (
     Blip2ImageEvalProcessor,
     Blip2ImageTrainProcessor,
     BlipCaptionProcessor,
+    Levels,
     takes_statistics,
 )
 from minigpt4.processors.images import open_image, process_image, to_rgb
-from minigpt4.processors.levels import Levels
 
 __all__ = [
     "BaseProcessor",

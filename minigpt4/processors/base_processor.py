@@ -7,8 +7,7 @@ from typing import Any, Self
 
 from omegaconf import DictConfig, OmegaConf
 
-from minigpt4.common.errors import ConfigError
-from minigpt4.common.hints import hint
+from minigpt4.common.errors import ConfigError, hint
 
 
 @dataclass

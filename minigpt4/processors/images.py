@@ -1,5 +1,9 @@
 """Opening image files of every kind as upright 8-bit RGB, with errors that name the file."""
 
+import functools
+import re
+import stat
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from io import BytesIO
@@ -7,11 +11,170 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import Base as ExifTag
 
 from minigpt4.common.errors import SampleError, errors_as
-from minigpt4.processors.formats import open_file, opened, require_size
+
+# Which kinds of image files are decoded, and what one may cost before its pixels are looked at.
+#
+# A few bytes of a file can claim gigabytes of memory; Pillow guards the number of pixels, this module the rest.
+
+
+MAX_SIDE = 65_535
+"""Pixels of the longer side, JPEG's own limit. Resizing takes memory by the longer side, however short the other is."""
+MAX_RATIO = 200
+"""Longer side to shorter. The longest panoramas and screenshots have 50; of a line, a square shows nothing."""
+MAX_BYTES = 2 << 30
+"""Of a file. The pixels that Pillow takes need less, uncompressed and with 16 bits a channel."""
+MAX_TILE = 1 << 24
+"""Pixels of a tile of a TIFF that is smaller than its tiles."""
+MAX_SCANS = 50
+"""Of a JPEG. Encoders of progressive ones write a dozen; each takes time for all pixels, and may have 14 bytes."""
+MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+"""Of a JPEG, also between the bytes of a scan."""
+FORMATS = (
+    *("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM", "DIB", "ICO", "PCX", "QOI", "SGI", "SUN"),
+    *("HEIF", "JXL"),  # by plugins of Pillow, where they are registered
+    "TGA",  # has no signature, so it comes last
+)
+"""What is decoded, by Pillow's names. It knows more, which nobody's data is; for EPS it runs another program."""
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jp2")
+"""Endings of files that are taken for images where nothing else says so."""
+
+TILE_WIDTH, TILE_LENGTH = 322, 323
+"""Tags of a TIFF."""
+
+# How files of other kinds begin, or go on after 4 bytes.
+_OTHERS = {
+    b"%!PS": "EPS",
+    b"\xc5\xd0\xd3\xc6": "EPS",
+    b"%PDF": "PDF",
+    b"<svg": "SVG",
+    b"<?xml": "SVG or other XML",
+    b"<!DOCTYPE": "HTML",
+    b"<!doctype": "HTML",
+    b"<html": "HTML",
+    b"ftyphei": "HEIC",
+    b"ftypmif1": "HEIC",
+    b"ftypavi": "AVIF",
+    b"\xff\x0a": "JPEG XL",
+    b"JXL ": "JPEG XL",
+    b"8BPS": "PSD",
+    b"DDS ": "DDS",
+    b"BLP": "BLP",
+    b"icns": "ICNS",
+    b"SIMPLE": "FITS",
+    b"\xd7\xcd\xc6\x9a": "WMF",
+}
+
+# Pillow warns of what is read all the same, or is refused here: nothing to tell of a million files, nor to stop for.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def open_file(path: str | Path, label: str | None = None) -> BinaryIO:
+    """An image's file, open to be read; SampleError, which calls it `label`, if it is missing or has over MAX_BYTES.
+
+    Only regular files: to open a pipe is to wait for its writer, and a device may never end.
+    """
+    label = label or str(path)
+    try:
+        facts = Path(path).stat()
+        is_file = stat.S_ISREG(facts.st_mode)
+        if is_file and facts.st_size <= MAX_BYTES:
+            return Path(path).open("rb")
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise SampleError(f"{label}: cannot be opened ({reason}); check the image path") from error
+    if is_file:
+        raise SampleError(f"{label}: the file is too large; {facts.st_size:,} bytes are more than {MAX_BYTES:,}")
+    kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe or a device"
+    raise SampleError(f"{label}: cannot be opened (it is {kind}, no file); check the image path")
+
+
+def opened(file: BinaryIO, label: str) -> Image.Image:
+    """The image of a file, not yet decoded; SampleError if it is of another kind. A decoder may raise anything else."""
+    Image.init()
+    try:
+        image = Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN])
+    except UnidentifiedImageError as error:
+        raise SampleError(f"{label}: {_other(file)}") from error
+    tags = getattr(image, "tag_v2", {})
+    tile = int(tags.get(TILE_WIDTH, 0)) * int(tags.get(TILE_LENGTH, 0))
+    if tile > max(MAX_TILE, image.width * image.height):
+        raise SampleError(f"{label}: the image is too large; its tiles have {tile:,} pixels; save it without tiles")
+    if image.format in ("JPEG", "MPO") and _scans(image.fp) > MAX_SCANS:
+        raise SampleError(f"{label}: the image has more than {MAX_SCANS} scans; save it anew, as PNG or JPEG")
+    return image
+
+
+def require_size(image: Image.Image, label: str) -> None:
+    """SampleError unless the image has pixels, and sides within MAX_SIDE and MAX_RATIO."""
+    shorter, longer = sorted(image.size)
+    size = f"{image.width} x {image.height} pixels"
+    if shorter < 1:
+        raise SampleError(f"{label}: no picture; it has {size}")
+    if longer > MAX_SIDE:
+        raise SampleError(f"{label}: the image is too large; {size}, and a side may have {MAX_SIDE:,}; scale it down")
+    if longer > MAX_RATIO * shorter:
+        raise SampleError(
+            f"{label}: the image is too narrow; {size}, and a side may be {MAX_RATIO} times the other; cut it in pieces"
+        )
+
+
+def _scans(file: BinaryIO) -> int:
+    """How often a JPEG's decoder will go over its pixels, by the markers that it will find."""
+    file.seek(0)  # decoders begin at a place of their own
+    content, at, scans, in_scan = file.read(MAX_BYTES), 2, 0, False
+    while (marker := MARKER.search(content, at)) and marker[1] != b"\xd9":  # its end, though a film may follow
+        at = marker.end()
+        if in_scan and marker[1] < b"\xc0":
+            continue  # no marker: the decoder looks for the next one byte by byte
+        in_scan = marker[1] == b"\xda"
+        scans += in_scan
+        at += int.from_bytes(content[at : at + 2], "big")
+    return scans
+
+
+def _other(file: BinaryIO) -> str:
+    """What is wrong with a file that no decoder takes."""
+    file.seek(0)
+    head = file.read(16)
+    kind = next((kind for start, kind in _OTHERS.items() if head.startswith(start) or head[4:].startswith(start)), None)
+    if kind:
+        return f"not an image that is read: it is {kind}; save it as PNG or JPEG"
+    return f"not an image, or its beginning is damaged; kinds that are read: {', '.join(FORMATS)}"
+
+
+class _Metered:
+    """A file of which only so many bytes can be read."""
+
+    def __init__(self, file: BinaryIO, left: int) -> None:
+        self._file, self._left = file, left
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise OSError("the tags claim more bytes than there are")  # Pillow goes on with those that it has
+        return self._file.read(size)
+
+
+def _metered(load: Callable[[Any, BinaryIO], None]) -> Callable[[Any, BinaryIO], None]:
+    """Tags of TIFF and EXIF. Pillow copies what each claims, and each of 65,535 may claim the same megabyte."""
+
+    @functools.wraps(load)
+    def load_metered(directory: Any, file: BinaryIO) -> None:
+        here = file.tell()
+        length = file.seek(0, 2)
+        file.seek(here)
+        load(directory, _Metered(file, 2 * length))  # an honest file has room for all of its tags
+
+    return load_metered
+
+
+TiffImagePlugin.ImageFileDirectory_v2.load = _metered(TiffImagePlugin.ImageFileDirectory_v2.load)
+
 
 ImageSource = str | Path | bytes | BinaryIO | Image.Image
 

@@ -13,28 +13,49 @@ from typing import Any
 import torch
 from torch import nn
 
-from minigpt4.common.checkpoint import copy_weights
-from minigpt4.common.distributed import Processes
+from minigpt4.common.checkpoint import (
+    BEST,
+    amend_card,
+    copy_weights,
+    drop_leftovers,
+    drop_old,
+    read_card,
+    save_checkpoint,
+)
+from minigpt4.common.config import Experiment
+from minigpt4.common.dist_utils import Processes, StopRequest, rng_state, set_rng_state
 from minigpt4.common.errors import MiniGPT4Error, RunError, WeightsError, errors_as
-from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
-from minigpt4.common.rng import rng_state, set_rng_state
-from minigpt4.common.run_checkpoints import BEST, amend_card, drop_leftovers, drop_old, read_card, save_checkpoint
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
-from minigpt4.common.signals import StopRequest
 from minigpt4.common.start_clock import CHECKPOINT, FIRST_BATCH, FIRST_STEP, phase
 from minigpt4.datasets import BadSampleLedger, Dataset, DevicePrefetcher, EvalLoader, TrainLoader, TrainSource
-from minigpt4.features.cache import FeatureFiller
-from minigpt4.models.compiling import compile_parts
+from minigpt4.models.attention import compile_parts
+from minigpt4.models.feature_cache import FeatureFiller
 from minigpt4.runners import state
-from minigpt4.runners.finite import FiniteWatch
-from minigpt4.runners.summary import counts, millions
-from minigpt4.runners.updates import Updater
+from minigpt4.runners.updates import FiniteWatch, Updater
 from minigpt4.runners.validation import Validation, validate
 from minigpt4.tasks import BaseTask
 
 log = logging.getLogger(__name__)
+
+
+# Numbers of a run in few words, for the log.
+
+
+def millions(number: int) -> str:
+    """`5.12 M`, and small numbers as they are."""
+    return f"{number / 1e6:.4g} M" if number >= 1_000_000 else f"{number:,}"
+
+
+def counts(parameters: Mapping[str, nn.Parameter]) -> str:
+    """`llama_proj 3,149,824`: parameters by the first part of their names."""
+    found: dict[str, int] = {}
+    for name, parameter in parameters.items():
+        part = name.split(".")[0]
+        found[part] = found.get(part, 0) + parameter.numel()
+    return ", ".join(f"{part} {count:,}" for part, count in found.items())
+
 
 Datasets = Mapping[str, Mapping[str, Dataset]]
 """Datasets by name and split."""

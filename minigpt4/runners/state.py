@@ -11,13 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt4.common.checkpoint import copy_weights, is_finite
+from minigpt4.common.checkpoint import copy_weights, is_finite, read_checkpoint
 from minigpt4.common.errors import WeightsError
-from minigpt4.common.json_lines import JsonLines, is_before
-from minigpt4.common.run_checkpoints import read_checkpoint
-from minigpt4.datasets.bad_samples import FILE_NAME as BAD_SAMPLES
+from minigpt4.common.utils import JsonLines, is_before
+from minigpt4.datasets.datasets.base_dataset import FILE_NAME as BAD_SAMPLES
 from minigpt4.models.loading import trained_weights
-from minigpt4.runners.finite import FILE as NOT_FINITE
+from minigpt4.runners.updates import FILE as NOT_FINITE
 
 log = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from minigpt4.common.distributed import Processes
-from minigpt4.common.schemas.run import RunConfig
+from minigpt4.common.dist_utils import Processes
+from minigpt4.common.schemas import RunConfig
 from minigpt4.datasets import EvalLoader, to_device
 from minigpt4.evaluation import score_captions
-from minigpt4.features.cache import FeatureFiller
-from minigpt4.models.lockstep import in_step
+from minigpt4.models.feature_cache import FeatureFiller
+from minigpt4.models.fsdp import in_step
 from minigpt4.runners.updates import autocast
 from minigpt4.tasks import BaseTask
 

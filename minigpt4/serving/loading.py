@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
+from minigpt4.common.config import Experiment
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.experiment import Experiment
 from minigpt4.common.registry import registry
-from minigpt4.evaluation.checkpoint_list import read_checkpoint_list
-from minigpt4.features.cache import waiting_vision
+from minigpt4.evaluation.generate import read_checkpoint_list
 from minigpt4.inference import Engine
 from minigpt4.inference.pipeline import image_processor
+from minigpt4.models.feature_cache import waiting_vision
 
 
 def checkpoints(cfg: Experiment, further: Sequence[str]) -> tuple[str, dict[str, Path]]:

@@ -7,27 +7,162 @@ as others are answered, and writes the answer.
 """
 
 import html
+import json
 import logging
 import re
 import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from PIL import Image, ImageDraw
 
-from minigpt4.common.errors import MiniGPT4Error, RunError
+from minigpt4.common.errors import MiniGPT4Error, RunError, SampleError
+from minigpt4.conversation.chat import PUBLISHED_CHAT, Decoding
 from minigpt4.inference import Engine
-from minigpt4.serving.limits import Limits
-from minigpt4.serving.page_examples import examples
-from minigpt4.serving.page_session import Message, PageSession
-from minigpt4.serving.page_settings import Slider, decoding, sliders
-from minigpt4.serving.page_uploads import Uploads
-from minigpt4.serving.page_visitors import Visitors
+from minigpt4.mini.files import TRUTH_FILE
+from minigpt4.serving.page_session import Message, PageSession, Visitors
+from minigpt4.serving.uploads import Limits, Uploads
 
 log = logging.getLogger(__name__)
+
+
+# From the page's sliders to a decoding.
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A number that a visitor chooses."""
+
+    label: str
+    least: float
+    most: float
+    step: float
+    start: float
+    info: str = ""
+
+
+def sliders(limits: Limits, context: int) -> list[Slider]:
+    """The page's sliders, in the order of `decoding`'s arguments; they start as the published demo does.
+
+    `context`: positions that the LLM reads; an answer may take half of them.
+    """
+    tokens = max(1, min(limits.new_tokens, context // 2))
+    start = PUBLISHED_CHAT
+    return [
+        Slider(
+            "Beams",
+            1,
+            limits.beams,
+            1,
+            start.num_beams,
+            "More than one: the answer appears at once, at its end.",
+        ),
+        Slider("Temperature", 0.0, 2.0, 0.1, start.temperature, "0: the most likely answer, always the same."),
+        Slider("Top-p", 0.05, 1.0, 0.05, start.top_p, "Less: only the likelier words are chosen from."),
+        Slider("Maximum of tokens", 1, tokens, 1, min(start.max_new_tokens, tokens), "The longest answer."),
+        Slider("Repetition penalty", 1.0, 2.0, 0.05, start.repetition_penalty, "Above 1: words are not said so often."),
+    ]
+
+
+def decoding(
+    limits: Limits, beams: float, temperature: float, top_p: float, tokens: float, repetition_penalty: float
+) -> Decoding:
+    """How to answer; a temperature of 0 is the most likely answer.
+
+    Raises:
+        SampleError: a value is out of bounds, which a page's sliders do not allow but a request can hold.
+    """
+    if not (1 <= beams <= limits.beams and 1 <= tokens <= limits.new_tokens):
+        raise SampleError(f"at most {limits.beams} beams and {limits.new_tokens} tokens")
+    samples = temperature > 0
+    return Decoding(
+        num_beams=int(beams),
+        max_new_tokens=int(tokens),
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        temperature=temperature if samples else 1.0,
+        do_sample=samples,
+    )
+
+
+# Images for visitors who have none at hand: test scenes of the mini world where it was made, else drawings.
+
+
+WORLD = Path("data/mini")
+SHOWN = 4
+_SIDE = 448
+
+
+def examples(folder: Path, world: Path = WORLD) -> list[Path]:
+    """The images' files; drawings are put into `folder`."""
+    return _test_scenes(world) or _drawings(folder)
+
+
+def _test_scenes(world: Path) -> list[Path]:
+    """Scenes of several things, which no model was trained on."""
+    try:
+        scenes = json.loads((world / TRUTH_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    files = [
+        world / "flickr30k" / "flickr30k-images" / f"{image_id}.jpg"
+        for image_id, scene in scenes.items()
+        if len(scene["groups"]) > 1
+    ]
+    return [file for file in files if file.is_file()][:SHOWN]
+
+
+def _drawings(folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for draw in (_house, _traffic_light, _chart, _boat):
+        picture = Image.new("RGB", (_SIDE, _SIDE), "white")
+        draw(ImageDraw.Draw(picture))
+        paths.append(folder / f"{draw.__name__.strip('_')}.png")
+        picture.save(paths[-1])
+    return paths
+
+
+def _house(pen: ImageDraw.ImageDraw) -> None:
+    pen.rectangle((0, 0, 448, 448), "#bfe3ff")
+    pen.rectangle((0, 320, 448, 448), "#6fbf5f")
+    pen.ellipse((330, 30, 410, 110), "#ffd23f")
+    pen.rectangle((90, 200, 270, 350), "#f2e3c6", "#6b4f3a", 4)
+    pen.polygon([(70, 205), (180, 110), (290, 205)], "#b5402f")
+    pen.rectangle((160, 265, 205, 350), "#6b4f3a")
+    pen.rectangle((110, 225, 145, 260), "#8ecdf0", "#6b4f3a", 4)
+    pen.rectangle((345, 250, 365, 350), "#7a5230")
+    pen.ellipse((305, 150, 405, 270), "#2f8f46")
+
+
+def _traffic_light(pen: ImageDraw.ImageDraw) -> None:
+    pen.rectangle((0, 0, 448, 448), "#d9dde2")
+    pen.rectangle((0, 360, 448, 448), "#6e7278")
+    pen.rectangle((212, 300, 236, 400), "#333a40")
+    pen.rounded_rectangle((164, 40, 284, 310), 24, "#333a40")
+    for top, colour in ((58, "#e5383b"), (142, "#5c5434"), (226, "#33503c")):
+        pen.ellipse((188, top, 260, top + 72), colour)
+
+
+def _chart(pen: ImageDraw.ImageDraw) -> None:
+    for index, (height, colour) in enumerate(((90, "#4c78a8"), (160, "#f58518"), (230, "#54a24b"), (310, "#e45756"))):
+        pen.rectangle((80 + 85 * index, 390 - height, 135 + 85 * index, 390), colour)
+    pen.line([(60, 50), (60, 390), (420, 390)], "#222222", 5)
+
+
+def _boat(pen: ImageDraw.ImageDraw) -> None:
+    pen.rectangle((0, 0, 448, 448), "#ffcf99")
+    pen.ellipse((60, 150, 160, 250), "#ff7b54")
+    pen.rectangle((0, 290, 448, 448), "#2a6f97")
+    pen.polygon([(150, 290), (350, 290), (310, 345), (190, 345)], "#7a4a2b")
+    pen.line([(245, 290), (245, 90)], "#4a2f1b", 8)
+    pen.polygon([(255, 95), (255, 270), (345, 270)], "#fdfcf7")
+
 
 TITLE = "MiniGPT-4"
 HEAD = "# MiniGPT-4\nAsk about a picture. A language model answers, and may be wrong: look for yourself."

@@ -9,8 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 from minigpt4.common.errors import MiniGPT4Error, SampleError, errors_as
-from minigpt4.conversation.chat import Chat
-from minigpt4.conversation.decoding import Decoding
+from minigpt4.conversation.chat import Chat, Decoding
 from minigpt4.processors import open_image
 
 HELP = "/image FILE shows another image, /again asks the last question anew, /restart forgets everything, /help is this"

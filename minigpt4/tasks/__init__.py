@@ -1,6 +1,6 @@
 """Tasks by name; importing this package registers the shipped ones."""
 
-from minigpt4.common.experiment import Experiment
+from minigpt4.common.config import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.tasks.base_task import BaseTask
 from minigpt4.tasks.image_text_pretrain import ImageTextPretrainTask

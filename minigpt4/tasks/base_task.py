@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt4.common.experiment import Experiment
+from minigpt4.common.config import Experiment
 from minigpt4.common.registry import registry
 from minigpt4.datasets import Dataset, build_datasets
-from minigpt4.features.cache import feature_cache, waiting_vision
-from minigpt4.models.sharded_llm import sharding
+from minigpt4.models.feature_cache import feature_cache, waiting_vision
+from minigpt4.models.fsdp import sharding
 
 
 class BaseTask:

@@ -1,7 +1,7 @@
 import pytest
 
-from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.utils import exit_status
 
 
 def test_an_error_to_mend_is_a_line_and_status_2(capsys):

@@ -9,7 +9,7 @@ import termios
 
 SCRIPT = """
 import logging
-from minigpt4.common.console import setup_logging
+from minigpt4.common.logger import setup_logging
 setup_logging({rank})
 logging.info("number of trainable parameters: %d", 3149824)
 logging.warning("slow disk")
@@ -38,7 +38,7 @@ def test_other_ranks_log_warnings_and_errors_with_their_rank():
 
 BAR = """
 import logging, sys
-from minigpt4.common.console import epoch_view, setup_logging
+from minigpt4.common.logger import epoch_view, setup_logging
 setup_logging(0)
 view = epoch_view(0, 3, 0)
 view.step()

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt4.common import distributed
-from minigpt4.common.distributed import Processes, start_processes
+from minigpt4.common import dist_utils
+from minigpt4.common.dist_utils import Processes, start_processes
 from minigpt4.common.errors import ConfigError, RunError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -19,7 +19,7 @@ VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_LOCALID"
 
 TALK = """
 import torch
-from minigpt4.common.distributed import start_processes, stop_processes
+from minigpt4.common.dist_utils import start_processes, stop_processes
 p = start_processes("cpu")
 sums = p.sum(torch.tensor([1.0, float(p.rank)])).tolist()
 flags = [p.any(p.rank == 1), p.any(False), p.any(True)]
@@ -89,7 +89,7 @@ def test_process_that_never_comes_ends_the_wait_with_an_error(monkeypatch):
     variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port()}
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed, "MEETING_TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr(dist_utils, "MEETING_TIMEOUT", timedelta(seconds=1))
     with pytest.raises(RunError, match=r"rank 0 of 2 waited .* 1/2 clients joined.* MASTER_ADDR \(127\.0\.0\.1\)"):
         start_processes("cpu")
 

@@ -15,8 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minigpt4.common.download import Expected, Retry, fetch
-from minigpt4.common.downloads_http import drive_url
+from minigpt4.common.download import Expected, Retry, drive_url, fetch
 from minigpt4.common.errors import WeightsError
 
 ROOT = Path(__file__).parents[2]

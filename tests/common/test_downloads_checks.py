@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minigpt4.common.downloads_checks import check_opens, digest
+from minigpt4.common.download import check_opens, digest
 from minigpt4.common.errors import WeightsError
 
 

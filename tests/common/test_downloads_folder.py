@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from minigpt4.common.download import Retry
-from minigpt4.common.downloads_folder import WeightsFolder
-from minigpt4.common.downloads_table import WeightsEntry
 from minigpt4.common.errors import WeightsError
+from minigpt4.common.weights import WeightsEntry, WeightsFolder
 
 ROOT = Path(__file__).parents[2]
 spec = importlib.util.spec_from_file_location("weights_server", ROOT / "tests" / "weights_server.py")

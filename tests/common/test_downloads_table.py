@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common.downloads_table import WeightsEntry, files_markdown, llms_markdown, load_table
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.output_files import human
+from minigpt4.common.utils import human
+from minigpt4.common.weights import WeightsEntry, files_markdown, llms_markdown, load_table
 
 ROOT = Path(__file__).parents[2]
 

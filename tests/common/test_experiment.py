@@ -8,14 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from minigpt4.common.config import Config
+from minigpt4.common.config import Config, read_experiment
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.experiment import read_experiment
 from minigpt4.datasets import builder_of
-from minigpt4.evaluation.asking import without_datasets
 from minigpt4.evaluation.caption_run import for_evaluation
-from minigpt4.inference.origin import image_facts
-from minigpt4.inference.pipeline import image_processor
+from minigpt4.evaluation.generate import without_datasets
+from minigpt4.inference.pipeline import image_facts, image_processor
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL = "model: {arch: minigpt4, model_type: pretrain_vicuna0}\n"
@@ -186,7 +184,7 @@ def test_neither_the_usual_tower_nor_a_typo_waits_for_torch(tmp_path, name, run,
     code = (
         "import sys\nfrom types import SimpleNamespace\n"
         "from minigpt4.common.config import Config\nfrom minigpt4.common.errors import ConfigError\n"
-        "from minigpt4.common.experiment import read_experiment\n"
+        "from minigpt4.common.config import read_experiment\n"
         "config = Config(SimpleNamespace(cfg_path=sys.argv[1], options=None))\n"
         "try: status = read_experiment(config, training=False) and 0\n"
         "except ConfigError: status = 2\n"

@@ -11,11 +11,11 @@ import sys
 import pytest
 
 from minigpt4.common.errors import RunError
-from minigpt4.common.folder_lock import FILE, hold_folder
+from minigpt4.common.run_folder import FILE, hold_folder
 
 HOLD = """
 import multiprocessing, pathlib, sys, time
-from minigpt4.common.folder_lock import hold_folder
+from minigpt4.common.run_folder import hold_folder
 hold_folder(pathlib.Path(sys.argv[1]), "Wait.")
 if len(sys.argv) > 2:
     worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))

@@ -1,6 +1,6 @@
 """Help for misspelt names stays short enough to be read."""
 
-from minigpt4.common.hints import hint, nearest
+from minigpt4.common.errors import hint, nearest
 
 
 def test_few_names_are_all_listed_behind_the_nearest():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common.json_lines import JsonLines
+from minigpt4.common.utils import JsonLines
 
 
 def test_every_line_is_strict_json(tmp_path):

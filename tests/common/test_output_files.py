@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.output_files import write_json
+from minigpt4.common.utils import write_json
 
 
 def test_json_is_written_and_a_refusal_names_option_and_file(tmp_path):
@@ -17,7 +17,7 @@ def test_json_is_written_and_a_refusal_names_option_and_file(tmp_path):
 
 MANY = """
 import os, sys
-from minigpt4.common.output_files import write_whole
+from minigpt4.common.utils import write_whole
 for turn in range(20):
     write_whole(__import__("pathlib").Path(sys.argv[1]) / str(turn), sys.argv[2] * 9999)
 """

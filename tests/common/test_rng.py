@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from minigpt4.common.rng import rng_state, seed_everything, set_rng_state
+from minigpt4.common.dist_utils import rng_state, seed_everything, set_rng_state
 
 
 def _draw() -> list:

@@ -8,8 +8,7 @@ import subprocess
 import pytest
 import torch
 
-from minigpt4.common.errors import WeightsError
-from minigpt4.common.run_checkpoints import (
+from minigpt4.common.checkpoint import (
     amend_card,
     card_path,
     drop_leftovers,
@@ -19,6 +18,7 @@ from minigpt4.common.run_checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
+from minigpt4.common.errors import WeightsError
 
 
 @pytest.fixture

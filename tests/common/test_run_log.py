@@ -13,7 +13,7 @@ import torch
 from minigpt4.common import start_clock
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
-from minigpt4.common.schemas.run import RunConfig
+from minigpt4.common.schemas import RunConfig
 
 PUBLISHED_LINE = re.compile(
     r"^Train: data epoch: \[(\d+)\]  \[ *(\d+)/(\d+)\]  eta: (\d+:\d\d:\d\d)  lr: (\d\.\d{6})  loss: (\d+\.\d{4})"

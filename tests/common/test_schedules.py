@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt4.common.optims import LinearWarmupCosineLRScheduler, LinearWarmupStepLRScheduler
 from minigpt4.common.registry import registry
-from minigpt4.common.schedules import LinearWarmupCosineLRScheduler, LinearWarmupStepLRScheduler
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "data/parity/golden.json").read_text())["lr"]
 

@@ -8,15 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from minigpt4.common.config import Config
-from minigpt4.common.default_files import find_default_files
-from minigpt4.common.downloads_table import load_table
-from minigpt4.common.schemas.binding import bind
-from minigpt4.common.schemas.datasets import DatasetConfig
-from minigpt4.common.schemas.generation import GenerationSettings
-from minigpt4.common.schemas.model import MiniGPT4Config
-from minigpt4.common.schemas.paths import missing_paths
-from minigpt4.common.schemas.run import RunConfig
+from minigpt4.common.binding import bind, missing_paths
+from minigpt4.common.config import Config, find_default_files
+from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.common.schemas import DatasetConfig, GenerationSettings, RunConfig
+from minigpt4.common.weights import load_table
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = sorted((REPOSITORY / "train_configs").glob("minigpt4_*.yaml"))

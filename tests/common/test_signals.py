@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from minigpt4.common.signals import SAVE_AND_STOP, StopRequest
+from minigpt4.common.dist_utils import SAVE_AND_STOP, StopRequest
 
 
 @pytest.mark.parametrize("number", SAVE_AND_STOP)

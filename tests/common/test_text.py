@@ -5,10 +5,9 @@ import sys
 
 import pytest
 
-from minigpt4.common.command_line import exit_status
 from minigpt4.common.errors import SampleError
-from minigpt4.common.output_files import write_json
 from minigpt4.common.text import decode, escaped, parse_json, require_readable, require_whole_characters
+from minigpt4.common.utils import exit_status, write_json
 
 TEXT = "a\tcafé\x0b\x0c\r\n東京 🗼"
 

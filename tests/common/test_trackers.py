@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.run_folder import RunFolder
-from minigpt4.common.schemas.run import RunConfig
-from minigpt4.common.trackers import NullTracker, TrackerGroup, build_tracker, check_trackers
+from minigpt4.common.run_log import NullTracker, TrackerGroup, build_tracker, check_trackers
+from minigpt4.common.schemas import RunConfig
 
 
 @pytest.fixture
@@ -69,8 +69,8 @@ def test_tensorboard_that_is_not_installed_is_an_error_with_the_command(tmp_path
     done = _without(
         "tensorboard",
         tmp_path,
-        "from minigpt4.common.schemas.run import RunConfig\n"
-        "from minigpt4.common.trackers import check_trackers\n"
+        "from minigpt4.common.schemas import RunConfig\n"
+        "from minigpt4.common.run_log import check_trackers\n"
         "check_trackers(RunConfig(tensorboard_log=True))",
     )
     assert "ConfigError: run.tensorboard_log: needs the package tensorboard" in done.stderr
@@ -87,8 +87,8 @@ def test_wandb_that_is_not_installed_is_a_warning(tmp_path):
         tmp_path,
         "from pathlib import Path\n"
         "from minigpt4.common.run_folder import RunFolder\n"
-        "from minigpt4.common.schemas.run import RunConfig\n"
-        "from minigpt4.common.trackers import build_tracker\n"
+        "from minigpt4.common.schemas import RunConfig\n"
+        "from minigpt4.common.run_log import build_tracker\n"
         "tracker = build_tracker(RunConfig(wandb_log=True), RunFolder(Path('.')), {})\n"
         "tracker.log({'train/loss': 1.0}, 0)\n"
         "print('trained')",

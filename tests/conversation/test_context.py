@@ -2,9 +2,8 @@ import pytest
 
 from minigpt4.common.errors import SampleError
 from minigpt4.conversation import get_template
-from minigpt4.conversation.context import fit
-from minigpt4.conversation.prompt_template import TemplateConversation
-from minigpt4.conversation.turns import IMAGE_MESSAGE
+from minigpt4.conversation.chat import fit
+from minigpt4.conversation.templates import IMAGE_MESSAGE, TemplateConversation
 
 
 def talk(template, turns, images=(0,)):

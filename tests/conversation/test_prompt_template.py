@@ -1,4 +1,4 @@
-from minigpt4.conversation.prompt_template import TemplateConversation
+from minigpt4.conversation.templates import TemplateConversation
 
 VICUNA = "###Human: {} ###Assistant: "
 

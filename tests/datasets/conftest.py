@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minigpt4.common.schemas.binding import bind
-from minigpt4.common.schemas.datasets import DatasetConfig
+from minigpt4.common.binding import bind
+from minigpt4.common.schemas import DatasetConfig
 from minigpt4.datasets import BadSampleLedger, Dataset, EvalLoader, TrainLoader, TrainSource, builder_of
 from minigpt4.processors import Levels
 

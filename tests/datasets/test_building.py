@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from minigpt4.common.binding import bind
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, RegistryError
 from minigpt4.common.registry import registry
-from minigpt4.common.schemas.binding import bind
-from minigpt4.common.schemas.datasets import DatasetConfig
+from minigpt4.common.schemas import DatasetConfig
 from minigpt4.datasets import BaseBuilder, build_datasets
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from minigpt4.common.errors import SampleError
-from minigpt4.datasets.conversations import conversation_fields
-from minigpt4.models.samples import read_samples
+from minigpt4.datasets.datasets.image_caption_json import conversation_fields
+from minigpt4.models.prompting import read_samples
 
 
 def _turns(*texts: str) -> list[dict[str, str]]:

@@ -10,7 +10,7 @@ from PIL import Image
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.registry import registry
 from minigpt4.datasets import ImageCaptionShardsBuilder
-from minigpt4.datasets.order import generator
+from minigpt4.datasets.datasets.readers import generator
 
 CASES = Path(__file__).parents[1] / "data/cases"
 

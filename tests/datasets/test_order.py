@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from minigpt4.datasets.order import Shuffle, Slot, draw, generator, shuffled
+from minigpt4.datasets.datasets.readers import Shuffle, Slot, draw, generator, shuffled
 
 
 def test_slots_of_all_ranks_and_workers_are_all_numbers_once():

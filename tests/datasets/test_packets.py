@@ -4,8 +4,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from minigpt4.datasets.order import Shuffle, Slot
-from minigpt4.datasets.packets import Cursor, walk_forever, walk_once
+from minigpt4.datasets.datasets.readers import Cursor, Shuffle, Slot, walk_forever, walk_once
 
 SHARD_SIZES = [5, 1, 7, 3]
 COUNTS = [1, 2, 3, 4, 6, 9]

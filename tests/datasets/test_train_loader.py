@@ -11,7 +11,7 @@ import torch
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.datasets import TrainLoader, TrainSource, to_device
-from minigpt4.models.samples import read_samples
+from minigpt4.models.prompting import read_samples
 
 RANKS_AND_WORKERS = [(world, workers) for world in (1, 2, 3) for workers in (0, 1, 2, 3)]
 

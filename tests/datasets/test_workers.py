@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.datasets import workers
+from minigpt4.datasets.datasets import readers
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -18,7 +18,7 @@ READER = """
 import os, signal, sys, time
 from pathlib import Path
 from minigpt4.datasets import workers
-from minigpt4.datasets.workers import read_packets
+from minigpt4.datasets.datasets.readers import read_packets
 
 def make(worker):
     Path(f"worker{worker}").write_text(str(os.getpid()))
@@ -132,8 +132,8 @@ def test_reading_goes_on_after_a_wait(tmp_path, monkeypatch, caplog):
         (tmp_path / "told").touch()
         return True
 
-    monkeypatch.setattr(workers, "LOOK", 0.2)
-    monkeypatch.setattr(workers, "PATIENCE", 1000)
+    monkeypatch.setattr(readers, "LOOK", 0.2)
+    monkeypatch.setattr(readers, "PATIENCE", 1000)
     caplog.handler.addFilter(told)
-    assert list(workers.read_packets(make, source="cats/train", num_workers=1)) == ["packet"]
+    assert list(readers.read_packets(make, source="cats/train", num_workers=1)) == ["packet"]
     assert "cats/train: no batch for 0.00333 minutes; the data workers are slow" in caplog.text

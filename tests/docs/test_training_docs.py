@@ -7,9 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from minigpt4.common.config import Config
-from minigpt4.common.experiment import read_experiment
-from minigpt4.common.schedules import LinearWarmupCosineLRScheduler
+from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.optims import LinearWarmupCosineLRScheduler
 
 REPOSITORY = Path(__file__).parents[2]
 TRAINING = (REPOSITORY / "docs/training.md").read_text(encoding="utf-8")

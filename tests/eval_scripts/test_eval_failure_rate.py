@@ -12,13 +12,11 @@ from types import ModuleType
 import pytest
 import yaml
 
-from minigpt4.common.config import Config
-from minigpt4.common.experiment import read_experiment
-from minigpt4.evaluation.failures.answers import read_answers
-from minigpt4.evaluation.failures.rules import find_failures
-from minigpt4.evaluation.failures.verdicts import FILE, Sitting
-from minigpt4.evaluation.proportions import wilson
-from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.common.config import Config, read_experiment
+from minigpt4.evaluation.bootstrap import wilson
+from minigpt4.evaluation.failure_rate import FILE, Sitting
+from minigpt4.evaluation.failure_rules import find_failures, read_answers
+from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.processors import open_image
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
 

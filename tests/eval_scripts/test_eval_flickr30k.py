@@ -12,10 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.common.config import Config
-from minigpt4.common.experiment import read_experiment
+from minigpt4.common.config import Config, read_experiment
 from minigpt4.evaluation import METRICS, score_captions
-from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.processors import open_image
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
 
@@ -108,7 +107,7 @@ def test_captions_from_a_feature_cache_are_the_same_and_a_full_one_needs_no_visi
 ):
     option = ("--options", f"run.feature_cache={shared.folder / 'features'}")
     filling = shared.run("filling", *option)
-    monkeypatch.setattr("minigpt4.models.minigpt4.load_vision", None)
+    monkeypatch.setattr("minigpt4.models.mini_gpt4.load_vision", None)
     reading = shared.run("reading", *option)
     for name in CAPTION_FILES:
         assert (filling / name).read_bytes() == (complete / name).read_bytes() == (reading / name).read_bytes()

@@ -7,11 +7,9 @@ import sys
 
 import pytest
 
-from minigpt4.common.config import Config
-from minigpt4.common.experiment import read_experiment
-from minigpt4.mini.captions import alt_text
-from minigpt4.mini.scenes import sample_scenes
-from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.common.config import Config, read_experiment
+from minigpt4.mini.scenes import alt_text, sample_scenes
+from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.processors import open_image
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
 

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.evaluation.failures.answers import AskedAnswer, read_answers, write_answers
-from minigpt4.evaluation.failures.verdicts import FILE, Sitting, read_verdicts
+from minigpt4.evaluation.failure_rate import FILE, Sitting, read_verdicts
+from minigpt4.evaluation.failure_rules import AskedAnswer, read_answers, write_answers
 
 TEXTS = {"before": ("A red thing. " * 9, "A thing."), "after": ("A red square on a wall.", "A green square.")}
 

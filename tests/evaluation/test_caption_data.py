@@ -5,9 +5,9 @@ import json
 import pytest
 from PIL import Image
 
+from minigpt4.common.binding import bind
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.common.schemas.binding import bind
-from minigpt4.common.schemas.datasets import DatasetConfig
+from minigpt4.common.schemas import DatasetConfig
 from minigpt4.datasets import build_datasets
 from minigpt4.evaluation.caption_data import CaptionData
 

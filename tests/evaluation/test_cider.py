@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from minigpt4.evaluation import cider
+from minigpt4.evaluation import metrics
 
 WORDS = ["a", "the", "brown", "dog", "sleeps", "on", "two", "people", "walk", "along", "river", "boats", "to", "pier"]
 
@@ -27,17 +27,17 @@ def test_scores_are_those_of_pycocoevalcap_to_the_last_bit(references, seed):
     captions = [text(chance, 50) for _ in references]
     captions[:2] = ["", references[1][0]]
     _, wanted = Cider().compute_score(dict(enumerate(references)), {n: [said] for n, said in enumerate(captions)})
-    assert cider.CiderReferences(references).scores(captions).tolist() == wanted.tolist()
+    assert metrics.CiderReferences(references).scores(captions).tolist() == wanted.tolist()
 
 
 def test_a_single_image_says_nothing():
-    assert cider.CiderReferences([["a dog"]]).scores(["a dog"]).tolist() == [0]
+    assert metrics.CiderReferences([["a dog"]]).scores(["a dog"]).tolist() == [0]
 
 
 def test_another_set_of_captions_weighs_itself_alone(references, monkeypatch):
-    weighed, count = [], cider._ngrams
-    monkeypatch.setattr(cider, "_ngrams", lambda said: weighed.append(said) or count(said))
-    kept = cider.CiderReferences(references)
+    weighed, count = [], metrics._ngrams
+    monkeypatch.setattr(metrics, "_ngrams", lambda said: weighed.append(said) or count(said))
+    kept = metrics.CiderReferences(references)
     assert len(weighed) == sum(map(len, references))
     weighed.clear()
     captions = ["a dog"] * len(references)

@@ -5,10 +5,9 @@ import re
 import pytest
 
 from minigpt4.common.errors import SampleError
+from minigpt4.evaluation.bootstrap import ratio_interval, wilson
 from minigpt4.evaluation.coverage import coverage, score
 from minigpt4.evaluation.judge import Judge, JudgeEndpoint
-from minigpt4.evaluation.proportions import wilson
-from minigpt4.evaluation.resampling import ratio_interval
 
 CAPTIONS = {
     "1": ["a dog", "a red dog", "a cat", "two dogs", "an owl", "a sixth caption"],

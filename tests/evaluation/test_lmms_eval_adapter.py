@@ -15,8 +15,8 @@ import torch
 import yaml
 from PIL import Image
 
-from minigpt4.common.experiment import MODEL_SCHEMAS
-from minigpt4.common.schemas.binding import bind
+from minigpt4.common.binding import bind
+from minigpt4.common.config import MODEL_SCHEMAS
 from minigpt4.models import MiniGPT4
 from minigpt4.processors import Blip2ImageEvalProcessor
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.evaluation.predictions import Predictions
+from minigpt4.evaluation.generate import Predictions
 from minigpt4.models.generation import Answer
 
 BATCHES = [["1", "2"], ["3"]]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minigpt4.evaluation.proportions import wilson
+from minigpt4.evaluation.bootstrap import wilson
 
 
 @pytest.mark.parametrize(

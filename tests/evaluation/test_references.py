@@ -6,7 +6,7 @@ import json
 import pytest
 
 from minigpt4.common.errors import SampleError
-from minigpt4.evaluation.references import match, read_references, read_results
+from minigpt4.evaluation.caption_data import match, read_references, read_results
 
 COCO = {
     "images": [{"id": 42, "file_name": "42.jpg"}],

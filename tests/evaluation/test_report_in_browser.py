@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.evaluation.caption_data import CaptionItem
-from minigpt4.evaluation.report_page import gallery, page
-from minigpt4.evaluation.tables import Table
+from minigpt4.evaluation.report import Table, gallery, page
 
 IMAGES = 60
 NASTY = '</script><script>alert(1)</script><img src="http://example.com/x.png" onerror="alert(2)"> @DATA@ & "quoted"'

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.evaluation.caption_data import CaptionItem
-from minigpt4.evaluation.report_page import MAX_IMAGES, gallery, page
-from minigpt4.evaluation.tables import Table
+from minigpt4.evaluation.report import MAX_IMAGES, Table, gallery, page
 
 NASTY = '</script><script>alert(1)</script><img src="http://example.com/x.png"> @DATA@ $title & "quoted"'
 FACTS = {

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from minigpt4.evaluation.caption_metrics import CaptionScorer, CaptionScores
-from minigpt4.evaluation.resampling import Bootstrap, bleu, intervals_of, meteor
+from minigpt4.evaluation.bootstrap import Bootstrap, bleu, intervals_of, meteor
+from minigpt4.evaluation.metrics import CaptionScorer, CaptionScores
 
 REFERENCES = {
     "1": ["A brown dog sleeps on a red blanket.", "A dog is sleeping."],

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schemas.model import MiniGPT4Config
-from minigpt4.features import FeatureStore, RowShape, image_digest
-from minigpt4.features import store as store_module
-from minigpt4.features.cache import FeatureCache
+from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.datasets import feature_store as store_module
+from minigpt4.datasets.feature_store import FeatureStore, RowShape, image_digest
+from minigpt4.models.feature_cache import FeatureCache
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
 
 SHAPE = RowShape(tokens=4, width=6, dtype="float16")
@@ -43,8 +43,8 @@ def folder(tmp_path):
 STARTS = """
 import os, sys
 from pathlib import Path
-from minigpt4.common.schemas.model import MiniGPT4Config
-from minigpt4.features.cache import FeatureCache
+from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.models.feature_cache import FeatureCache
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
 
 cache = FeatureCache(Path(sys.argv[1]), MiniGPT4Config())
@@ -114,7 +114,7 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 import numpy as np
-from minigpt4.features import FeatureStore, RowShape, image_digest
+from minigpt4.datasets.feature_store import FeatureStore, RowShape, image_digest
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file that would grow beyond the limit is an OSError, as a full disk
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
@@ -140,7 +140,7 @@ def test_a_file_that_shrinks_while_it_is_read_does_not_kill_the_process(folder):
     script = f"""
 import numpy as np
 from pathlib import Path
-from minigpt4.features import FeatureStore, RowShape, image_digest
+from minigpt4.datasets.feature_store import FeatureStore, RowShape, image_digest
 folder, shape = Path({str(folder)!r}), RowShape(64, 768, "float32")
 store = FeatureStore(folder, shape)
 for number in range(3):

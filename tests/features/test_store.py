@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt4.features import FeatureStore, RowShape, image_digest
-from minigpt4.features import store as store_module
+from minigpt4.datasets import feature_store as store_module
+from minigpt4.datasets.feature_store import FeatureStore, RowShape, image_digest
 
 SHAPE = RowShape(tokens=4, width=6, dtype="float16")
 
@@ -120,7 +120,7 @@ import os, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 import numpy as np
 from pathlib import Path
-from minigpt4.features import FeatureStore, RowShape, image_digest
+from minigpt4.datasets.feature_store import FeatureStore, RowShape, image_digest
 store = FeatureStore(Path({str(folder)!r}), RowShape(4, 6, "float16"))
 for number in range(100000):
     store.add(image_digest(str(number).encode()), np.full((4, 6), number % 1000, np.float16))

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from minigpt4.common.config import Config
+from minigpt4.common.binding import expand_braces, missing_paths
+from minigpt4.common.config import Config, read_experiment
 from minigpt4.common.errors import ConfigError, RegistryError
-from minigpt4.common.experiment import read_experiment
-from minigpt4.common.schemas.paths import expand_braces, missing_paths
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = sorted(path for folder in ("train_configs", "eval_configs") for path in (REPOSITORY / folder).iterdir())

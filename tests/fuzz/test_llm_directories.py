@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import WeightsError
-from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.llm import read_llm_config
 from minigpt4.models.loading import load_language_side
 from minigpt4.models.memory import Lengths, MetaModel

@@ -15,16 +15,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from minigpt4.common.binding import bind
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.common.schemas.binding import bind
-from minigpt4.common.schemas.datasets import DatasetConfig
+from minigpt4.common.schemas import DatasetConfig
 from minigpt4.datasets import builder_of
-from minigpt4.evaluation.hallucination.object_names import read_synonyms
-from minigpt4.evaluation.hallucination.object_truth import read_truth
-from minigpt4.evaluation.hallucination.pope import read_questions
-from minigpt4.evaluation.references import read_references, read_results
+from minigpt4.evaluation.caption_data import read_references, read_results
+from minigpt4.evaluation.chair import read_synonyms, read_truth
+from minigpt4.evaluation.pope import read_questions
 from minigpt4.inference.image_list import find_images
-from minigpt4.models.training_text import read_prompts
+from minigpt4.models.prompting import read_prompts
 
 ENCODINGS = ("utf-8", "utf-8", "utf-8-sig", "utf-16")
 JSON_ENCODINGS = (*ENCODINGS, "utf-16-be")

@@ -17,10 +17,8 @@ from PIL import Image
 
 from minigpt4.inference import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor
-from minigpt4.serving.api.access import Access
-from minigpt4.serving.api.app import build_app
-from minigpt4.serving.api.limits import ApiLimits
-from minigpt4.serving.api.server import bind, make_server
+from minigpt4.serving.api.access import Access, ApiLimits
+from minigpt4.serving.api.app import bind, build_app, make_server
 
 RAW = "raw JSON: "
 """Begins a text that stands for itself, without quotes."""

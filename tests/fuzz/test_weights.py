@@ -21,10 +21,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minigpt4.common.checkpoint import read_state_dict, read_weights
+from minigpt4.common.checkpoint import card_path, newest_checkpoint, read_card, read_state_dict, read_weights
 from minigpt4.common.errors import WeightsError
-from minigpt4.common.run_checkpoints import card_path, newest_checkpoint, read_card
-from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.loading import load_trained
 
 MEMORY_KIB = 300 << 10

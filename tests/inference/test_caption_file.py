@@ -6,7 +6,7 @@ import os
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.inference.caption_file import CaptionFile
+from minigpt4.inference.captioning import CaptionFile
 
 MADE_FROM = {"checkpoint": "ab", "prompt": "What?", "decoding": {"num_beams": 1}, "stop": ["###"]}
 

@@ -4,11 +4,8 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import SampleError
-from minigpt4.conversation.chat import Chat
-from minigpt4.conversation.decoding import Decoding
-from minigpt4.conversation.model_template import conversation_for
-from minigpt4.conversation.prompt_template import TemplateConversation
-from minigpt4.conversation.templates import Conversation
+from minigpt4.conversation.chat import Chat, Decoding
+from minigpt4.conversation.templates import Conversation, TemplateConversation, conversation_for
 from minigpt4.inference import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor
 

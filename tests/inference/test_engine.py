@@ -8,9 +8,7 @@ import torch
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, SampleError, WeightsError
-from minigpt4.conversation.chat import Chat
-from minigpt4.conversation.decoding import Decoding
-from minigpt4.conversation.requests import Request
+from minigpt4.conversation.chat import Chat, Decoding, Request
 from minigpt4.inference import BusyError, Engine
 from minigpt4.processors import Blip2ImageEvalProcessor
 

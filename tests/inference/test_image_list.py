@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.inference.image_batches import read_batches
-from minigpt4.inference.image_list import ImageList, find_images, images_to_caption
+from minigpt4.inference.image_list import ImageList, find_images, images_to_caption, read_batches
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
 
 BROKEN = Path(__file__).parents[1] / "data" / "images"

@@ -11,10 +11,8 @@ from PIL import Image
 
 import minigpt4
 from minigpt4.common.errors import ConfigError, SampleError, WeightsError
-from minigpt4.conversation.chat import Chat
-from minigpt4.conversation.decoding import Decoding
-from minigpt4.inference.pipeline import Pipeline, image_processor, pipeline
-from minigpt4.inference.source import read_source
+from minigpt4.conversation.chat import Chat, Decoding
+from minigpt4.inference.pipeline import Pipeline, image_processor, pipeline, read_source
 from minigpt4.processors import Blip2ImageEvalProcessor, open_image
 
 REPOSITORY = Path(__file__).parents[2]

@@ -5,11 +5,11 @@ import logging
 import pytest
 import torch
 
+from minigpt4.common.checkpoint import save_checkpoint
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, WeightsError
-from minigpt4.common.run_checkpoints import save_checkpoint
 from minigpt4.common.run_folder import RunFolder
-from minigpt4.inference.source import read_source
+from minigpt4.inference.pipeline import read_source
 
 
 @pytest.fixture

@@ -1,9 +1,20 @@
 import pytest
 
-from minigpt4.mini.captions import alt_text, detailed_description, five_captions
-from minigpt4.mini.measures import measure, named_things
-from minigpt4.mini.scenes import ALONE, COLUMN, LARGE, ROW, SMALL, Group, Scene, sample_scenes
-from minigpt4.mini.things import THINGS
+from minigpt4.mini.report import measure, named_things
+from minigpt4.mini.scenes import (
+    ALONE,
+    COLUMN,
+    LARGE,
+    ROW,
+    SMALL,
+    THINGS,
+    Group,
+    Scene,
+    alt_text,
+    detailed_description,
+    five_captions,
+    sample_scenes,
+)
 
 NAMED = {thing.name: thing for thing in THINGS}
 ROW_SCENE = Scene("orange", ROW, (Group(NAMED["cat"], 2, SMALL), Group(NAMED["owl"], 1, LARGE)), 0)

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.mini.commands import ANSWER_LINE, TRAIN_LINE, run_command
+from minigpt4.mini.quickstart import ANSWER_LINE, TRAIN_LINE, run_command
 
 
 def test_the_lines_of_training_and_captioning_are_understood():

@@ -1,9 +1,21 @@
 import numpy as np
 import pytest
 
-from minigpt4.mini.drawing import SIDE, artwork, draw
-from minigpt4.mini.scenes import ALONE, COLUMN, LARGE, ROW, SMALL, Group, Scene, sample_scenes
-from minigpt4.mini.things import BACKGROUNDS, THINGS
+from minigpt4.mini.scenes import (
+    ALONE,
+    BACKGROUNDS,
+    COLUMN,
+    LARGE,
+    ROW,
+    SIDE,
+    SMALL,
+    THINGS,
+    Group,
+    Scene,
+    artwork,
+    draw,
+    sample_scenes,
+)
 
 CAT, DOG, BUS = THINGS[0], THINGS[1], THINGS[50]
 

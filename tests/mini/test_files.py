@@ -3,9 +3,8 @@ import json
 
 import pytest
 
-from minigpt4.mini.captions import five_captions
 from minigpt4.mini.files import TRUTH_FILE, WORLD_FILE, WorldSize, write_world
-from minigpt4.mini.scenes import sample_scene
+from minigpt4.mini.scenes import five_captions, sample_scene
 
 SIZE = WorldSize(stage1=5, stage2=3, flickr_train=4, flickr_val=2, flickr_test=3, per_shard=2, seed=7)
 

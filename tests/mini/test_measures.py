@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from minigpt4.mini.measures import measure, named_things, shuffled, stated_order
+from minigpt4.mini.report import measure, named_things, shuffled, stated_order
 
 
 def scene(background, layout, *things):

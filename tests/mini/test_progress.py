@@ -1,6 +1,6 @@
 import io
 
-from minigpt4.mini.progress import Progress
+from minigpt4.mini.quickstart import Progress
 
 
 class Terminal(io.StringIO):

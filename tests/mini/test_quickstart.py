@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from minigpt4.mini.commands import ANSWER_LINE, TRAIN_LINE
+from minigpt4.mini.quickstart import ANSWER_LINE, TRAIN_LINE
 
 REPOSITORY = Path(__file__).parents[2]
 NEEDED = (

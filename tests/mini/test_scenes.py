@@ -4,6 +4,7 @@ import pytest
 
 from minigpt4.mini.scenes import (
     ALONE,
+    THINGS,
     has_reserved_combination,
     is_new_combination,
     is_reserved_pair,
@@ -11,7 +12,6 @@ from minigpt4.mini.scenes import (
     sample_scene,
     sample_scenes,
 )
-from minigpt4.mini.things import THINGS
 
 
 def test_the_same_seed_gives_the_same_scenes_whatever_was_drawn_before():

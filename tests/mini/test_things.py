@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from minigpt4.mini.things import BACKGROUNDS, THINGS, Thing, with_article
+from minigpt4.mini.scenes import BACKGROUNDS, THINGS, Thing, with_article
 
 
 def test_there_are_80_kinds_with_names_of_their_own_that_unicode_gives():

@@ -9,7 +9,7 @@ import triton.language as tl
 from liger_kernel.ops import rms_norm
 from triton.runtime.interpreter import GridExecutor
 
-from minigpt4.models.liger import use_liger
+from minigpt4.models.attention import use_liger
 
 SPEC = importlib.util.spec_from_file_location("forward_cases", Path(__file__).with_name("test_minigpt4_forward.py"))
 FORWARD = importlib.util.module_from_spec(SPEC)

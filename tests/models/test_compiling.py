@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.models.compiling import compile_parts
+from minigpt4.models.attention import compile_parts
 
 REQUIRE = """
 import torch
 from minigpt4.common.errors import ConfigError
-from minigpt4.models.compiling import require_compiler
+from minigpt4.models.attention import require_compiler
 try:
     require_compiler(torch.device("cpu"))
 except ConfigError as error:

@@ -5,7 +5,7 @@ import timm
 import torch
 
 from minigpt4.common.errors import ConfigError, WeightsError
-from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.eva_vit import VisionEncoder, build_vision_encoder, load_vision_encoder
 
 ATOL = 3e-5

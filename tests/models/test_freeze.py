@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from minigpt4.models.freeze import freeze, is_trained, store_matmuls
+from minigpt4.models.base_model import freeze, is_trained, store_matmuls
 
 
 def network():

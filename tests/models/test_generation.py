@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.models.batch_decoder import TOP_K
 from minigpt4.models.generation import Decoding, StopOnText, cut_at_stop, generate_ids
 from minigpt4.models.llm import load_llm, set_token_ids
-from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.row_decoder import TOP_K
+from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.models.tokenizer import load_tokenizer
 
 BOS, EOS, PAD = 1, 2, 0

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.models import liger
+from minigpt4.models import attention
 
 CASES = Path(__file__).with_name("liger_in_interpreter.py")
 
@@ -37,7 +37,7 @@ def test_liger_without_a_gpu_is_refused_by_name(build_model):
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs the package liger-kernel: pip install -e '\.\[gpu\]'"):
-        liger.require_liger(torch.device("cuda"))
+        attention.require_liger(torch.device("cuda"))
 
 
 @pytest.mark.parametrize(
@@ -52,4 +52,4 @@ def test_an_llm_that_computes_otherwise_is_refused(config, said):
     llm = nn.Module()
     llm.config = SimpleNamespace(**config)
     with pytest.raises(ConfigError, match=f"the LLM is {said}"):
-        liger.use_liger(llm)
+        attention.use_liger(llm)

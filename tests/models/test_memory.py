@@ -8,12 +8,12 @@ from torch import nn
 from transformers import Gemma2Config
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.attention import FUSED
 from minigpt4.models.llm import read_llm_config
 from minigpt4.models.memory import GIB, Estimate, Lengths, MetaModel, StorageCounter, llm_config_for
-from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.samples import ImageFeatures
+from minigpt4.models.mini_gpt4 import MiniGPT4
+from minigpt4.models.prompting import ImageFeatures
 
 FLICKR = Lengths(prompt=35, answer=160)
 PUBLISHED_FLICKR_MIB = 18202

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from minigpt4.common.errors import ConfigError, SampleError, WeightsError
-from minigpt4.models.minigpt4 import MiniGPT4
-from minigpt4.models.samples import read_samples
+from minigpt4.models.mini_gpt4 import MiniGPT4
+from minigpt4.models.prompting import read_samples
 
 TEMPLATE = "###Human: {} ###Assistant: "
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minigpt4.models.samples import read_samples
+from minigpt4.models.prompting import read_samples
 
 EMBEDS_ATOL = LOSS_ATOL = GRAD_ATOL = 1e-5
 LOGITS_ATOL = 1e-4

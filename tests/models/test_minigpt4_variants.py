@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from minigpt4.models.samples import read_samples
+from minigpt4.models.prompting import read_samples
 from minigpt4.models.tokenizer import hidden_pad_id
 
 BF16, FP16 = torch.bfloat16, torch.float16

@@ -5,9 +5,19 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from minigpt4.models.attention import FUSED, PRODUCTS
-from minigpt4.models.packing import LONGEST_PREFIX, MOST_PREFIXES, PrefixStates, can_pack, pack, shared_prefix
-from minigpt4.models.sequence import Row, collate_training, embed, target_positions
-from minigpt4.models.target_loss import target_losses
+from minigpt4.models.loss import target_losses
+from minigpt4.models.sequence import (
+    LONGEST_PREFIX,
+    MOST_PREFIXES,
+    PrefixStates,
+    Row,
+    can_pack,
+    collate_training,
+    embed,
+    pack,
+    shared_prefix,
+    target_positions,
+)
 
 SIZES = {
     "vocab_size": 50,

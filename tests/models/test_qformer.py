@@ -6,9 +6,9 @@ from torch import nn
 from transformers import Blip2Config, Blip2Model, Blip2QFormerConfig, Blip2VisionConfig, OPTConfig
 
 from minigpt4.common.errors import ConfigError, WeightsError
-from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.models.connectors import build_qformer
 from minigpt4.models.loading import load_vision
-from minigpt4.models.qformer import build_qformer
 
 ATOL = 2e-5
 NORM_ATOL = 1e-5

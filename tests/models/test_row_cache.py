@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minigpt4.models.row_cache import ROOM, RowCache
+from minigpt4.models.batch_decoder import ROOM, RowCache
 
 LAYERS = 2
 

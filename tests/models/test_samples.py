@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import SampleError
-from minigpt4.models.samples import Conversation, read_samples
+from minigpt4.models.prompting import Conversation, read_samples
 
 
 def refusal(**samples) -> str:

@@ -12,10 +12,9 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from minigpt4.common.errors import ConfigError, WeightsError
-from minigpt4.models import sharded_llm
+from minigpt4.models import fsdp
+from minigpt4.models.fsdp import decoder_layers, in_step, is_sharded
 from minigpt4.models.llm import check_llm, load_llm
-from minigpt4.models.lockstep import in_step
-from minigpt4.models.sharded_llm import decoder_layers, is_sharded
 from minigpt4.models.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
@@ -138,7 +137,7 @@ def test_architecture_without_named_layers_is_refused(parity_dir):
 
 
 def test_torch_that_cannot_leave_parameters_whole_is_refused(parity_dir, monkeypatch):
-    monkeypatch.setattr(sharded_llm, "fully_shard", lambda module, *, mesh=None: module)
+    monkeypatch.setattr(fsdp, "fully_shard", lambda module, *, mesh=None: module)
     with pytest.raises(ConfigError, match="run.parallel: fsdp needs a newer torch than"):
         load_llm(parity_dir / "vicuna_tiny", "fp32", CPU, sharded=True)
 

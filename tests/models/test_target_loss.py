@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, Gemma2Config, GemmaConfig, LlamaConfig
 
-from minigpt4.models import target_loss
-from minigpt4.models.target_loss import target_losses
+from minigpt4.models import loss
+from minigpt4.models.loss import target_losses
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "head_dim": 8}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -53,7 +53,7 @@ def both(llm, inputs, weights=None):
 
 @pytest.mark.parametrize("rows", [1, 4, 6, 1000])
 def test_losses_and_gradients_are_those_of_all_logits(llm, inputs, rows, monkeypatch):
-    monkeypatch.setattr(target_loss, "CPU_CHUNK_BYTES", rows * 50 * 4)
+    monkeypatch.setattr(loss, "CPU_CHUNK_BYTES", rows * 50 * 4)
     (losses, gradient), (expected, expected_gradient) = both(llm, inputs)
     torch.testing.assert_close(losses, expected)
     torch.testing.assert_close(gradient, expected_gradient)

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.models.samples import read_samples
+from minigpt4.models.prompting import TextRules, apply_template, read_prompts, read_samples
 from minigpt4.models.tokenizer import end_symbol_ids, load_tokenizer, start_ids
-from minigpt4.models.training_text import TextRules, apply_template, read_prompts
 
 CASES = Path(__file__).parents[1] / "data/cases"
 TEMPLATE = "###Human: {} ###Assistant: "
@@ -187,7 +186,7 @@ def test_padding_piece_in_a_conversation_is_a_target_and_not_attended_to(rules, 
 def test_prompts_are_the_lines_with_a_placeholder_without_line_ends(tmp_path, caplog):
     path = tmp_path / "prompts.txt"
     path.write_bytes(f"{IMAGE} one \r\n\r\nnothing\n{IMAGE} dos ñ".encode())
-    with caplog.at_level(logging.INFO, logger="minigpt4.models.training_text"):
+    with caplog.at_level(logging.INFO, logger="minigpt4.models.prompting"):
         prompts = read_prompts(str(path), "[INST] {} [/INST] ")
     assert prompts == [f"[INST] {IMAGE} one  [/INST] ", f"[INST] {IMAGE} dos ñ [/INST] "]
     assert "2 training prompts, for example: [INST]" in caplog.text

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import SampleError
-from minigpt4.conversation.requests import Picture
-from minigpt4.datasets.images import ImageReader
-from minigpt4.inference.pictures import look
-from minigpt4.processors import Blip2ImageEvalProcessor, formats, open_image, process_image
-from minigpt4.serving.limits import Limits, read_image
+from minigpt4.conversation.chat import Picture
+from minigpt4.datasets.datasets.base_dataset import ImageReader
+from minigpt4.inference.engine import look
+from minigpt4.processors import Blip2ImageEvalProcessor, images, open_image, process_image
+from minigpt4.serving.uploads import Limits, read_image
 
 REPOSITORY = Path(__file__).parents[2]
 BROKEN = REPOSITORY / "tests" / "data" / "images"
@@ -126,7 +126,7 @@ def test_jpeg_that_repeats_its_scans_is_not_decoded(kind, mode):
     whole = np.asarray(open_image(content))
     assert whole.std() > 10
     assert np.array_equal(np.asarray(open_image(io.BytesIO(content))), whole)
-    with pytest.raises(SampleError, match=f"more than {formats.MAX_SCANS} scans"):
+    with pytest.raises(SampleError, match=f"more than {images.MAX_SCANS} scans"):
         open_image(content[:end] + content[start:end] * 100 + content[end:])
 
 
@@ -142,7 +142,7 @@ def test_scans_hidden_behind_a_marker_that_the_decoder_passes_over_are_counted()
 
     frame = segment(0xC2, bytes([8, 0, 64, 0, 64, 1, 1, 0x11, 0])) + segment(0xDD, b"\0\1")
     scans = segment(0xDA, bytes([1, 1, 0, 0, 0, 0])) + segment(0x02, segment(0xDA, bytes([1, 1, 0, 1, 63, 0])) * 100)
-    with pytest.raises(SampleError, match=f"more than {formats.MAX_SCANS} scans"):
+    with pytest.raises(SampleError, match=f"more than {images.MAX_SCANS} scans"):
         open_image(b"\xff\xd8" + before + frame + after + scans + b"\xff\xd9")
 
 
@@ -228,7 +228,7 @@ def test_no_other_program_is_started(tmp_path, monkeypatch):
         open_image(tmp_path / "a.jpg")
 
 
-@pytest.mark.parametrize("kind", sorted(set(formats.FORMATS) & (Image.init() or set(Image.SAVE))))
+@pytest.mark.parametrize("kind", sorted(set(images.FORMATS) & (Image.init() or set(Image.SAVE))))
 def test_every_kind_that_pillow_can_write_is_read(kind):
     image = Image.effect_noise((32, 32), 50)
     content = encoded(image.convert("RGB"), kind)
@@ -256,7 +256,7 @@ def test_file_that_is_too_large_for_an_image_is_not_read(tmp_path):
     file = tmp_path / "huge.webp"
     with file.open("wb") as writing:
         writing.write(encoded(grey(8, 8), "WEBP"))
-        writing.truncate(formats.MAX_BYTES + 1)
+        writing.truncate(images.MAX_BYTES + 1)
     with pytest.raises(SampleError, match=r"huge\.webp: the file is too large"):
         open_image(file)
 

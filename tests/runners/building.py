@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from minigpt4 import launch
-from minigpt4.common.config import Config
-from minigpt4.common.distributed import Processes
-from minigpt4.common.experiment import Experiment, read_experiment
+from minigpt4.common.config import Config, Experiment, read_experiment
+from minigpt4.common.dist_utils import Processes
 from minigpt4.runners import RunnerBase
 from minigpt4.tasks import BaseTask
 

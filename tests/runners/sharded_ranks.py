@@ -18,16 +18,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from minigpt4.common.distributed import Processes, start_processes, stop_processes
+from minigpt4.common.dist_utils import Processes, start_processes, stop_processes
 from minigpt4.common.errors import RunError
-from minigpt4.evaluation.asking import Asking
-from minigpt4.evaluation.checkpoint_list import read_checkpoint_list
-from minigpt4.inference.caption_file import CaptionFile
-from minigpt4.inference.captioning import Captioning
+from minigpt4.evaluation.generate import Asking, read_checkpoint_list
+from minigpt4.inference.captioning import CaptionFile, Captioning
 from minigpt4.inference.image_list import ImageList, images_to_caption
 from minigpt4.inference.pipeline import rules_of
+from minigpt4.models.fsdp import in_step
 from minigpt4.models.llm import fingerprint, load_llm
-from minigpt4.models.lockstep import in_step
 from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.runners import RunnerBase
 from minigpt4.runners.validation import validate

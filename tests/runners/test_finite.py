@@ -11,7 +11,7 @@ UPDATE = 3
 """The one that rank 1 spoils, of 5, counted from 1."""
 
 FAULTY_MODULE = """
-from minigpt4.common.distributed import dist
+from minigpt4.common.dist_utils import dist
 from minigpt4.common.registry import registry
 from minigpt4.tasks import ImageTextPretrainTask
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from building import CONSTANT_RATE, WITHOUT_PROMPTS, batch, build, cut, digests, fed, gradients, trained
 from torch import Tensor, nn
 
-from minigpt4.common.distributed import Processes, start_processes, stop_processes
+from minigpt4.common.dist_utils import Processes, start_processes, stop_processes
 from minigpt4.tasks import ImageTextPretrainTask
 
 UPDATES = 3

@@ -29,7 +29,7 @@ OTHER_MEAN = [
 ]
 DYING = """
 import os, signal
-from minigpt4.inference.caption_file import CaptionFile
+from minigpt4.inference.captioning import CaptionFile
 
 add = CaptionFile.add
 def add_and_die(self, lines):
@@ -139,7 +139,7 @@ def test_a_feature_cache_changes_no_caption_and_a_bad_image_is_still_one(place, 
     plain = place.run("plain", status=1)
     option = ("--options", f"run.feature_cache={place.folder / 'features'}")
     assert place.run("filling", *option, status=1) == plain
-    monkeypatch.setattr("minigpt4.models.minigpt4.load_vision", None)
+    monkeypatch.setattr("minigpt4.models.mini_gpt4.load_vision", None)
     assert place.run("reading", *option, status=1) == plain
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.serving.limits import Limits, TooLargeError, read_image
+from minigpt4.serving.uploads import Limits, TooLargeError, read_image
 
 
 def test_an_ordinary_image_is_read_from_bytes_and_from_a_file(parity_dir):

@@ -7,12 +7,12 @@ import pytest
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.serving.limits import Limits
+from minigpt4.serving.uploads import Limits
 
 gradio = pytest.importorskip("gradio")
 
 from minigpt4.serving import page as page_module  # noqa: E402 - needs gradio
-from minigpt4.serving.page_server import launch  # noqa: E402
+from minigpt4.serving.page_gate import launch  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@ import json
 
 from PIL import Image
 
-from minigpt4.serving.page_examples import examples
+from minigpt4.serving.page import examples
 
 
 def test_without_the_mini_world_there_are_drawings(tmp_path):

@@ -16,9 +16,8 @@ from PIL import Image
 
 pytest.importorskip("gradio")
 
-from minigpt4.conversation.chat import Chat
-from minigpt4.conversation.decoding import Decoding
-from minigpt4.serving.limits import Limits
+from minigpt4.conversation.chat import Chat, Decoding
+from minigpt4.serving.uploads import Limits
 
 REPOSITORY = Path(__file__).parents[2]
 LONG = "Which colours?"
@@ -36,7 +35,7 @@ def engine(make_engine):
 def address(engine, chromium):
     """Of a page that is served in this process; without a browser nothing is started."""
     from minigpt4.serving.page import ChatPage
-    from minigpt4.serving.page_server import launch
+    from minigpt4.serving.page_gate import launch
 
     page = ChatPage(engine, Limits())
     yield launch(page, host="127.0.0.1", port=None, auth=None, share=False)

@@ -7,11 +7,10 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import SampleError
-from minigpt4.conversation.chat import Chat
-from minigpt4.conversation.decoding import Decoding
+from minigpt4.conversation.chat import Chat, Decoding
 from minigpt4.inference import BusyError
-from minigpt4.serving.limits import Limits, TooLargeError
 from minigpt4.serving.page_session import NotNowError, PageSession
+from minigpt4.serving.uploads import Limits, TooLargeError
 
 FEW = Decoding(max_new_tokens=5)
 MANY = Decoding(max_new_tokens=60)

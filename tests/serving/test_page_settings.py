@@ -2,8 +2,8 @@ import pytest
 
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.conversation.chat import PUBLISHED_CHAT
-from minigpt4.serving.limits import Limits
-from minigpt4.serving.page_settings import decoding, sliders
+from minigpt4.serving.page import decoding, sliders
+from minigpt4.serving.uploads import Limits
 
 
 def test_the_sliders_start_as_the_published_demo():

@@ -5,8 +5,7 @@ from contextlib import suppress
 import pytest
 
 from minigpt4.common.errors import SampleError
-from minigpt4.serving.limits import MIB, Limits
-from minigpt4.serving.page_uploads import NoRoomError, Uploads
+from minigpt4.serving.uploads import MIB, Limits, NoRoomError, Uploads
 
 LIMITS = Limits(images=2, image_bytes=MIB)
 

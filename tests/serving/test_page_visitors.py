@@ -4,10 +4,9 @@ import threading
 
 import pytest
 
-from minigpt4.conversation.decoding import Decoding
-from minigpt4.serving.limits import Limits
-from minigpt4.serving.page_session import NotNowError, PageSession
-from minigpt4.serving.page_visitors import Visitors
+from minigpt4.conversation.chat import Decoding
+from minigpt4.serving.page_session import NotNowError, PageSession, Visitors
+from minigpt4.serving.uploads import Limits
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,7 @@ import threading
 
 import pytest
 
-from minigpt4.conversation.chat import Chat
-from minigpt4.conversation.decoding import Decoding
+from minigpt4.conversation.chat import Chat, Decoding
 from minigpt4.serving.terminal import INTERRUPTED, Terminal
 
 FEW = Decoding(max_new_tokens=5)

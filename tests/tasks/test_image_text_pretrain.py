@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import RegistryError, SampleError
-from minigpt4.models.minigpt4 import MiniGPT4
+from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.tasks import BaseTask, ImageTextPretrainTask, setup_task
 
 TASK = ImageTextPretrainTask()

@@ -1,19 +1,129 @@
 """The server's paths: chat completions, models, health, metrics."""
 
+import ipaddress
+import logging
+import os
+import socket
 import time
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from minigpt4.common.errors import ConfigError
+from minigpt4.conversation.chat import Picture
+from minigpt4.conversation.chat import Request as Asked
 from minigpt4.inference import Engine
-from minigpt4.serving.api import errors
-from minigpt4.serving.api.access import Access
-from minigpt4.serving.api.limits import ApiLimits
-from minigpt4.serving.api.observing import Metrics, Observed
-from minigpt4.serving.api.remote import AllowedHosts, RemoteImages
-from minigpt4.serving.api.service import Service
+from minigpt4.serving.api import access as errors
+from minigpt4.serving.api.access import Access, ApiLimits, GuardedConnection, unknown_model
+from minigpt4.serving.api.answers import Answers, Completion, EventStream, Metrics, Observed, Trace, while_connected
+from minigpt4.serving.api.images import AllowedHosts, RemoteImages, RequestImages
+from minigpt4.serving.api.schema import (
+    ChatRequest,
+    Held,
+    Store,
+    Talk,
+    read_body,
+    read_decoding,
+    read_request,
+    read_talk,
+)
+
+log = logging.getLogger(__name__)
+
+
+# From a request for a chat completion to its answer.
+
+
+GRACE = 5.0
+"""Seconds beyond `limits.seconds` after which an engine that does not end an answer is given up."""
+SEEDS = 2**63
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is left of a request when its texts and images are the model's input; it holds no image file any more."""
+
+    model: str
+    requests: list[Asked]
+    """To the engine, one for each answer."""
+    is_stream: bool
+    include_usage: bool
+
+
+class Service:
+    """Answers chat completions.
+
+    Args:
+        engine: answers; its thread runs.
+        remote: where images by URL come from.
+    """
+
+    def __init__(self, engine: Engine, limits: ApiLimits, remote: RemoteImages) -> None:
+        self.engine, self.limits = engine, limits
+        self.store = Store(limits.held_bytes)
+        self.images = RequestImages(engine.look, limits, remote)
+
+    async def chat(self, request: Request) -> Response:
+        """The answer to a request, whole or as a stream."""
+        trace: Trace = request.state.trace
+        with self.store.held() as held:
+            plan = await self._plan(request, held)
+        trace.model = plan.model
+        answers = Answers(self.engine, plan.requests)
+        completion = Completion(plan.model, answers, plan.include_usage)
+        response = None
+        try:
+            response = await self._answered(request, completion, trace, plan.is_stream)
+            return response
+        finally:
+            if not isinstance(response, EventStream):  # which ends the answers itself
+                answers.close()
+                trace.count(answers)
+
+    async def _plan(self, request: Request, held: Held) -> Plan:
+        body = await read_body(request, self.limits, held)
+        async with while_connected(request.receive, self.limits.seconds):
+            wanted, talk = await self.images.run(partial(self._read, body))
+            pictures = await self.images.read(talk.images, held)
+        options = wanted.stream_options
+        requests = self._requests(wanted, talk, pictures)
+        return Plan(wanted.model, requests, bool(wanted.stream), bool(options and options.include_usage))
+
+    def _read(self, body: bytearray) -> tuple[ChatRequest, Talk]:
+        """All checks that need no image."""
+        wanted = read_request(body)
+        if wanted.model not in self.engine.checkpoints:
+            raise unknown_model(wanted.model, self.engine.checkpoints)
+        read_decoding(wanted, self.limits)
+        return wanted, read_talk(wanted, self.engine.new_conversation, self.limits)
+
+    def _requests(self, wanted: ChatRequest, talk: Talk, pictures: list[Picture]) -> list[Asked]:
+        asked = partial(
+            Asked,
+            pictures=pictures,
+            decoding=read_decoding(wanted, self.limits),
+            stop=wanted.stop or (),
+            checkpoint=wanted.model,
+            timeout=self.limits.seconds,
+        )
+        seeds = [None if wanted.seed is None else (wanted.seed + n) % SEEDS for n in range(wanted.n or 1)]
+        return [asked(talk.conversation.copy(), seed=seed) for seed in seeds]
+
+    async def _answered(self, request: Request, completion: Completion, trace: Trace, is_stream: bool) -> Response:
+        answers, texts = completion.answers, [""] * len(completion.answers.replies)
+        async with while_connected(request.receive, self.limits.seconds + GRACE):
+            await answers.begin()  # errors before the first words still have a status of their own
+            trace.heard()
+            if is_stream:
+                return EventStream(completion, trace, self.limits.seconds + GRACE)
+            async for index, text in answers:
+                texts[index] += text or ""
+        return JSONResponse(completion.whole(texts))
 
 
 def build_app(
@@ -57,3 +167,64 @@ def build_app(
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
+
+
+# Listening, and ending well.
+
+
+KEY_VARIABLE = "MINIGPT4_API_KEY"
+
+
+def api_key() -> str | None:
+    """The key of the environment, None where there is none; ConfigError, which does not show it, for a useless one."""
+    key = os.environ.get(KEY_VARIABLE)
+    if key is None:
+        return None
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ConfigError(
+            f"{KEY_VARIABLE}: is empty, or holds blanks or signs that no key has; set it again or unset it"
+        )
+    return key
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket with its address, which does not listen yet; ConfigError if the address is taken or not ours."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        # With its protocol said, or asyncio leaves Nagle's algorithm on, which holds pieces of a stream back for 40 ms.
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port}: {error.strerror}; choose another --port or --host") from error
+    return bound
+
+
+def is_local(bound: socket.socket) -> bool:
+    """Whether only this machine reaches it."""
+    return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
+
+
+def address_of(bound: socket.socket) -> str:
+    """Its URL."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def make_server(app: FastAPI, limits: ApiLimits) -> uvicorn.Server:
+    """A server; `run(sockets=[...])` returns when a signal came and the running answers ended, or had their time."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=GuardedConnection.within(limits),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=limits.connections,
+            timeout_graceful_shutdown=limits.shutdown_seconds,
+        )
+    )

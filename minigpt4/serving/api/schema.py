@@ -1,15 +1,98 @@
 """The body of a chat completion: which fields there are, of which types, and what becomes of the others."""
 
+import asyncio
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
+from fastapi import Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
+from starlette.requests import ClientDisconnect
 
-from minigpt4.common.hints import hint
-from minigpt4.serving.api.errors import wrong
+from minigpt4.common.errors import hint
+from minigpt4.conversation.chat import PUBLISHED_CHAT, Decoding
+from minigpt4.conversation.templates import IMAGE_MESSAGE, IMAGE_PLACEHOLDER, Turns
+from minigpt4.serving.api.access import RETRY_AFTER, ApiError, ApiLimits, ClientGoneError, wrong
+from minigpt4.serving.uploads import MIB
+
+# Reading a request's body: so many bytes, so many seconds, and so much of all clients together.
+
+
+class Held:
+    """Bytes that one request holds."""
+
+    def __init__(self, store: "Store") -> None:
+        self._store, self.bytes = store, 0
+
+    def take(self, count: int) -> None:
+        """So many more; ApiError 503 if the server holds too many already."""
+        if self._store.bytes + count > self._store.limit:
+            message = "too many large requests at once; try again later"
+            raise ApiError(503, message, code="busy", headers=RETRY_AFTER | {"Connection": "close"})
+        self._store.bytes += count
+        self.bytes += count
+
+
+class Store:
+    """Bytes that all requests hold together; used in the event loop only."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.bytes = limit, 0
+
+    @contextmanager
+    def held(self) -> Iterator[Held]:
+        """The account of one request, which is given back at the end."""
+        held = Held(self)
+        try:
+            yield held
+        finally:
+            self.bytes -= held.bytes
+
+
+async def read_body(request: Request, limits: ApiLimits, held: Held) -> bytearray:
+    """The body, looked at while it comes.
+
+    Raises:
+        ApiError: 413 too large, 408 too slow, 415 not JSON, 400 no number in Content-Length, 503 no room.
+        ClientGoneError: the client left before it had sent everything.
+    """
+    _check_headers(request, limits)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > limits.body_bytes:
+                    raise _too_large(limits)
+                held.take(len(chunk))
+                body += chunk
+    except TimeoutError:
+        message = f"the request's body did not come within {limits.body_seconds:g} s"
+        raise ApiError(408, message, code="timeout", headers={"Connection": "close"}) from None
+    except ClientDisconnect:
+        raise ClientGoneError from None
+    return body
+
+
+def _check_headers(request: Request, limits: ApiLimits) -> None:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":  # a web page may send other types anywhere without being asked
+        raise ApiError(415, "send the header Content-Type: application/json")
+    length = request.headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit()):
+        raise ApiError(400, "Content-Length is no number", headers={"Connection": "close"})
+    if int(length) > limits.body_bytes:
+        raise _too_large(limits)
+
+
+def _too_large(limits: ApiLimits) -> ApiError:
+    message = f"the request's body is larger than {limits.body_bytes / MIB:g} MiB; send smaller images"
+    return ApiError(413, message, code="too_large")
+
 
 IGNORED = {
     "metadata",
@@ -201,3 +284,143 @@ def _check_message(message: Message, where: str) -> None:
         if value:
             field = f"{where}.{name[:100]}"
             raise wrong(f"{field}: this server knows role, content and name only", field, "unsupported_parameter")
+
+
+# How a request wants to be answered.
+
+
+COLD = 0.01
+"""Temperatures below are taken for 0: dividing by them gains nothing but numbers that overflow."""
+
+
+def read_decoding(request: ChatRequest, limits: ApiLimits) -> Decoding:
+    """What the request says, and that of the published chat where it says nothing; ApiError 400 beyond a limit."""
+    _check(
+        "max_completion_tokens" if request.max_completion_tokens else "max_tokens",
+        request.max_new_tokens,
+        limits.new_tokens,
+    )
+    _check("num_beams", request.num_beams, limits.beams)
+    _check("n", request.n, limits.answers)
+    for number, stop in enumerate(request.stop or ()):
+        if len(stop) > limits.stop_chars:
+            raise wrong(f"stop[{number}]: longer than {limits.stop_chars} characters", f"stop[{number}]")
+    default = PUBLISHED_CHAT
+    temperature = default.temperature if request.temperature is None else request.temperature
+    if request.seed is not None and (request.num_beams or 1) > 1 and temperature >= COLD:
+        raise wrong("seed: has no effect on sampling with several beams; leave one of them out", "seed")
+    return Decoding(
+        num_beams=request.num_beams or default.num_beams,
+        max_new_tokens=request.max_new_tokens or min(default.max_new_tokens, limits.new_tokens),
+        top_p=request.top_p or default.top_p,
+        repetition_penalty=request.repetition_penalty or default.repetition_penalty,
+        temperature=temperature if temperature >= COLD else 1.0,
+        do_sample=temperature >= COLD,
+    )
+
+
+def _check(field: str, value: int | None, limit: int) -> None:
+    if value is not None and value > limit:
+        raise wrong(f"{field}: {value} is more than this server's limit, {limit}", field)
+
+
+# From the messages of a request to a conversation in the model's template.
+
+
+SYSTEM = ("system", "developer")
+
+
+@dataclass(frozen=True)
+class ImageReference:
+    """An image of a request that was not looked at yet."""
+
+    url: str
+    field: str
+    """Where it stands in the request."""
+
+
+@dataclass(frozen=True)
+class Talk:
+    """What is to be answered."""
+
+    conversation: Turns
+    """Ends in an open answer."""
+    images: list[ImageReference]
+    """One for each placeholder of the conversation, in their order."""
+
+
+def read_talk(request: ChatRequest, new_conversation: Callable[[], Turns], limits: ApiLimits) -> Talk:
+    """The conversation of a request; ApiError 400 where the messages make none."""
+    messages = request.messages
+    _check_sizes(messages, limits)
+    leading = next((n for n, message in enumerate(messages) if message.role not in SYSTEM), len(messages))
+    _check_roles(messages, leading)
+    conversation = new_conversation()
+    if leading:
+        conversation.set_system("\n".join(_text(message, n) for n, message in enumerate(messages[:leading])))
+    said = [(message.role, _text(message, n)) for n, message in enumerate(messages) if n >= leading]
+    for role, turn in groupby(filter(lambda one: one[1], said), key=lambda one: one[0]):
+        conversation.append_message(conversation.roles[role == "assistant"], "\n".join(text for _, text in turn))
+    conversation.open_answer()
+    images = list(_images(messages))
+    if len(images) > limits.images:
+        raise wrong(f"messages: {len(images)} images are more than {limits.images}", "messages")
+    if conversation.get_prompt().count(IMAGE_PLACEHOLDER) != len(images):
+        raise wrong("messages: the model's chat template does not keep this conversation's images", "messages")
+    return Talk(conversation, images)
+
+
+def _check_sizes(messages: Sequence[Message], limits: ApiLimits) -> None:
+    if len(messages) > limits.turns:
+        raise wrong(f"messages: {len(messages)} messages are more than {limits.turns}", "messages")
+    sizes = [sum(len(part.text or "") for part in message.content or []) for message in messages]
+    for number, size in enumerate(sizes):
+        if size > limits.question_chars:
+            field = f"messages[{number}].content"
+            raise wrong(f"{field}: {size:,} characters are more than {limits.question_chars:,}", field)
+    if sum(sizes) > limits.conversation_chars:
+        raise wrong(f"messages: {sum(sizes):,} characters are more than {limits.conversation_chars:,}", "messages")
+
+
+def _check_roles(messages: Sequence[Message], leading: int) -> None:
+    for number, message in enumerate(messages[leading:], leading):
+        if message.role in SYSTEM:
+            field = f"messages[{number}].role"
+            raise wrong(f"{field}: a {message.role} message must come before all others", field)
+    if messages[-1].role != "user":
+        raise wrong("messages: the last message must be the user's", f"messages[{len(messages) - 1}].role")
+
+
+def _text(message: Message, number: int) -> str:
+    """The message as the LLM reads it, images as placeholders; only an assistant may have said nothing."""
+    field = f"messages[{number}].content"
+    parts = message.content or []
+    if message.role != "user" and any(part.type == "image_url" for part in parts):
+        raise wrong(f"{field}: only a user's message may hold an image", field)
+    text, last = "", None
+    for index, part in enumerate(parts):
+        piece = _piece(part, f"{field}[{index}]" if len(parts) > 1 else field)
+        if piece:
+            blank = "\n" if last == part.type == "text" else " "
+            text, last = f"{text}{blank if text else ''}{piece}", part.type
+    if not text and message.role != "assistant":
+        raise wrong(f"{field}: the message is empty", field)
+    return text
+
+
+def _piece(part: Part, field: str) -> str:
+    if part.type == "image_url":
+        return IMAGE_MESSAGE
+    if IMAGE_PLACEHOLDER in part.text:
+        raise wrong(
+            f"{field}: must not hold {IMAGE_PLACEHOLDER}, which stands for an image; send a part of type image_url",
+            field,
+        )
+    return part.text.strip()
+
+
+def _images(messages: Sequence[Message]) -> Iterator[ImageReference]:
+    for number, message in enumerate(messages):
+        for index, part in enumerate(message.content or []):
+            if part.type == "image_url":
+                yield ImageReference(part.image_url.url, f"messages[{number}].content[{index}].image_url.url")

@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 import pytest
 from omegaconf import OmegaConf
 
+from minigpt4.common.binding import bind
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schemas.binding import bind
 
 
 @dataclass

@@ -2,10 +2,9 @@
 
 import pytest
 
+from minigpt4.common.binding import bind, missing_paths
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schemas.binding import bind
-from minigpt4.common.schemas.datasets import DatasetConfig
-from minigpt4.common.schemas.paths import missing_paths
+from minigpt4.common.schemas import DatasetConfig
 
 SHARDS = {"builder": "image_caption_shards", "build_info": {"storage": "x/{0..3}.tar"}}
 PAIR = {"builder": "image_caption_json", "build_info": {"ann_path": "a.json", "image_path": "images"}}

@@ -2,9 +2,9 @@
 
 import pytest
 
+from minigpt4.common.binding import bind
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schemas.binding import bind
-from minigpt4.common.schemas.run import RunConfig
+from minigpt4.common.schemas import RunConfig
 
 
 def _bind(**generation) -> RunConfig:

@@ -2,9 +2,9 @@
 
 import pytest
 
+from minigpt4.common.binding import bind
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schemas.binding import bind
-from minigpt4.common.schemas.model import MiniGPT4Config
+from minigpt4.common.model_schema import MiniGPT4Config
 
 
 def _bind(template: str) -> MiniGPT4Config:

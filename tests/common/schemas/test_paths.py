@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from minigpt4.common.binding import bind, expand_braces, expand_home, missing_paths, require_paths
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schemas.binding import bind
-from minigpt4.common.schemas.paths import expand_braces, expand_home, missing_paths, require_paths
 
 
 @dataclass

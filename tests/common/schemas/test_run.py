@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from minigpt4.common.binding import bind
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.schemas.binding import bind
-from minigpt4.common.schemas.run import RunConfig
+from minigpt4.common.schemas import RunConfig
 
 PUBLISHED_KEYS = {
     "task",

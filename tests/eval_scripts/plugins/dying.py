@@ -3,7 +3,7 @@
 import os
 import signal
 
-from minigpt4.evaluation.predictions import Predictions
+from minigpt4.evaluation.generate import Predictions
 
 written = 0
 add = Predictions.add

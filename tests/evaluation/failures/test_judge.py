@@ -2,7 +2,7 @@
 
 import pytest
 
-from minigpt4.evaluation.failures.judge import read_reply
+from minigpt4.evaluation.failure_rate import read_reply
 
 
 def _kinds(reply: str) -> list[str]:

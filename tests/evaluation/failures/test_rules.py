@@ -2,7 +2,7 @@
 
 import pytest
 
-from minigpt4.evaluation.failures.rules import find_failures
+from minigpt4.evaluation.failure_rules import find_failures
 
 GOOD = (
     "The image shows a kitchen with a round table. A loaf of bread and a jar of honey stand on a checked cloth, and a "

@@ -4,13 +4,9 @@ import json
 
 import pytest
 
-from minigpt4.evaluation.hallucination.chair import chair, compare, listed
-from minigpt4.evaluation.hallucination.object_names import ObjectNames
-from minigpt4.evaluation.hallucination.object_truth import Truth, read_truth
-from minigpt4.mini.captions import alt_text, detailed_description, five_captions
-from minigpt4.mini.measures import measure
-from minigpt4.mini.scenes import sample_scenes
-from minigpt4.mini.things import THINGS
+from minigpt4.evaluation.chair import ObjectNames, Truth, chair, compare, listed, read_truth
+from minigpt4.mini.report import measure
+from minigpt4.mini.scenes import THINGS, alt_text, detailed_description, five_captions, sample_scenes
 
 SCENES = {str(1000 + number): scene for number, scene in enumerate(sample_scenes("test", 60, seed=3))}
 

@@ -3,8 +3,8 @@
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.evaluation.hallucination.object_names import COCO_OBJECTS, MINI_OBJECTS, ObjectNames, read_synonyms
-from minigpt4.mini.things import THINGS
+from minigpt4.evaluation.chair import COCO_OBJECTS, MINI_OBJECTS, ObjectNames, read_synonyms
+from minigpt4.mini.scenes import THINGS
 
 COCO = (  # the 80 names of the published annotations
     "person bicycle car motorcycle airplane bus train truck boat traffic_light fire_hydrant stop_sign "

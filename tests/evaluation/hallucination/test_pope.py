@@ -5,9 +5,9 @@ import json
 import pytest
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.evaluation.hallucination.object_names import ObjectNames
-from minigpt4.evaluation.hallucination.object_truth import Truth
-from minigpt4.evaluation.hallucination.pope import (
+from minigpt4.evaluation.bootstrap import wilson
+from minigpt4.evaluation.chair import ObjectNames, Truth
+from minigpt4.evaluation.pope import (
     ObjectQuestion,
     make_questions,
     question_text,
@@ -16,7 +16,6 @@ from minigpt4.evaluation.hallucination.pope import (
     score,
     write_lines,
 )
-from minigpt4.evaluation.proportions import wilson
 
 NAMES = ObjectNames({name: [] for name in ("dog", "cat", "cup", "fork", "owl")})
 TRUTH = Truth(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common.run_checkpoints import newest_checkpoint, read_card, read_checkpoint
+from minigpt4.common.checkpoint import newest_checkpoint, read_card, read_checkpoint
 
 SAVING = ("run.iters_per_epoch=20", "run.save_every_iters=1")
 AUTO = "run.resume_ckpt_path=auto"

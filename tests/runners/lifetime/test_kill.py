@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common.run_checkpoints import newest_checkpoint, read_card, read_checkpoint
+from minigpt4.common.checkpoint import newest_checkpoint, read_card, read_checkpoint
 
 AUTO = "run.resume_ckpt_path=auto"
 SAVING = ("run.save_every_iters=1", "run.keep_last=3", "run.iters_per_epoch=40")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt4.common.checkpoint import card_path
 from minigpt4.common.errors import WeightsError
-from minigpt4.common.run_checkpoints import card_path
 
 STEPS = 14
 EPOCH = 7

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common.run_checkpoints import newest_checkpoint
+from minigpt4.common.checkpoint import newest_checkpoint
 
 OPTIONS = ("run.num_workers=2", "run.accum_grad_iters=3", "run.accum_loss=sum")
 AUTO = "run.resume_ckpt_path=auto"

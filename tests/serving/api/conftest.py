@@ -19,11 +19,9 @@ from PIL import Image
 
 from minigpt4.inference import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor
-from minigpt4.serving.api.access import Access
-from minigpt4.serving.api.app import build_app
-from minigpt4.serving.api.limits import ApiLimits
-from minigpt4.serving.api.remote import RemoteImages
-from minigpt4.serving.api.server import bind, make_server
+from minigpt4.serving.api.access import Access, ApiLimits
+from minigpt4.serving.api.app import bind, build_app, make_server
+from minigpt4.serving.api.images import RemoteImages
 
 PATIENCE = 60.0
 """Seconds that a test waits for what should come at once; machines that run tests are busy."""

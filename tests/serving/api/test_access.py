@@ -5,7 +5,7 @@ import pytest
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.serving.api.access import Access
-from minigpt4.serving.api.server import KEY_VARIABLE, api_key, bind, is_local
+from minigpt4.serving.api.app import KEY_VARIABLE, api_key, bind, is_local
 
 KEY = "sk-something-secret"
 

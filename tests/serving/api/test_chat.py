@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.conversation.chat import Chat
-from minigpt4.conversation.decoding import Decoding
-from minigpt4.serving.api.connection import GuardedConnection
+from minigpt4.conversation.chat import Chat, Decoding
+from minigpt4.serving.api.access import GuardedConnection
 
 PLAIN = {"temperature": 0, "repetition_penalty": 1.0, "max_tokens": 8}
 QUESTIONS = ["What is this?", "Who is it?", "Where are they?", "Why?", "How many boats are there?", "Is it a dog?"]
@@ -104,7 +103,7 @@ def test_pieces_of_a_stream_are_sent_at_once(serve, monkeypatch):
             super().connection_made(transport)
             options.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
-    monkeypatch.setattr("minigpt4.serving.api.server.GuardedConnection", Watched)
+    monkeypatch.setattr("minigpt4.serving.api.app.GuardedConnection", Watched)
     client = serve().client()
     messages = [{"role": "user", "content": "Hello?"}]
     assert list(client.chat.completions.create(model="first", messages=messages, max_tokens=3, stream=True))

@@ -3,11 +3,9 @@
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.conversation.chat import PUBLISHED_CHAT
-from minigpt4.conversation.decoding import Decoding
-from minigpt4.serving.api.decoding import read_decoding
-from minigpt4.serving.api.limits import ApiLimits
-from minigpt4.serving.api.schema import ChatRequest
+from minigpt4.conversation.chat import PUBLISHED_CHAT, Decoding
+from minigpt4.serving.api.access import ApiLimits
+from minigpt4.serving.api.schema import ChatRequest, read_decoding
 
 
 def decoding(limits=None, **fields):

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.serving.api.errors import ApiError
-from minigpt4.serving.api.limits import ApiLimits
+from minigpt4.serving.api.access import ApiError, ApiLimits
 from minigpt4.serving.api.schema import IGNORED, NEUTRAL, ChatRequest
 
 REPOSITORY = Path(__file__).parents[3]

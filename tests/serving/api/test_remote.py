@@ -13,11 +13,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.serving.api.body import Store
-from minigpt4.serving.api.errors import ApiError
-from minigpt4.serving.api.limits import ApiLimits
-from minigpt4.serving.api.remote import AllowedHosts, CheckedNetwork, RemoteImages, is_public
-from minigpt4.serving.limits import TooLargeError
+from minigpt4.serving.api.access import ApiError, ApiLimits
+from minigpt4.serving.api.images import AllowedHosts, CheckedNetwork, RemoteImages, is_public
+from minigpt4.serving.api.schema import Store
+from minigpt4.serving.uploads import TooLargeError
 
 INNER = [
     "127.0.0.1",

@@ -2,11 +2,9 @@
 
 import pytest
 
-from minigpt4.conversation.prompt_template import TemplateConversation
-from minigpt4.conversation.templates import get_template
-from minigpt4.serving.api.limits import ApiLimits
-from minigpt4.serving.api.schema import ChatRequest
-from minigpt4.serving.api.talk import read_talk
+from minigpt4.conversation.templates import TemplateConversation, get_template
+from minigpt4.serving.api.access import ApiLimits
+from minigpt4.serving.api.schema import ChatRequest, read_talk
 
 IMAGE = "<Img><ImageHere></Img>"
 

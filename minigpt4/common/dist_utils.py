@@ -1,0 +1,217 @@
+"""Signals ask a run to save and stop: the handler sets a flag, the loop looks at it between two updates."""
+
+import logging
+import os
+import random
+import signal
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from minigpt4.common.errors import ConfigError, RunError
+
+log = logging.getLogger(__name__)
+
+
+# Processes of a run: one, or several launched by torchrun, accelerate or srun (plain environment variables).
+
+
+MEETING_TIMEOUT = timedelta(minutes=10)
+"""Processes are launched together, and only imports lie before they meet; torchrun waits as long for its nodes."""
+
+START_TIMEOUT = timedelta(minutes=30)
+"""Ranks load their weights at different speeds; afterwards a step never takes this long."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run."""
+
+    rank: int
+    local_rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0, which writes files."""
+        return self.rank == 0
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum over ranks, in place; on the value's device, without waiting on the host."""
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank; every rank must call it, and the host waits."""
+        if self.world_size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def gather(self, value: Any) -> list[Any] | None:
+        """Plain objects of all ranks on rank 0, None elsewhere; every rank must call it."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, gathered)
+        return gathered
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's plain object on every rank; every rank must call it."""
+        if self.world_size == 1:
+            return value
+        box = [value if self.is_main else None]
+        dist.broadcast_object_list(box)
+        return box[0]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def start_processes(device: str = "cuda", distributed: bool = True, dist_url: str = "env://") -> Processes:
+    """Join the processes that the launcher started, or be alone; nccl on GPUs, gloo elsewhere.
+
+    Raises ConfigError if the launcher's variables do not fit together, RunError if a process does not come.
+    """
+    rank, local_rank, world_size = _from_environment()
+    chosen = _device(device, local_rank, world_size)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size == 1:
+        return Processes(0, 0, 1, chosen)
+    if not distributed:
+        raise ConfigError(f"run.distributed: False, but {world_size} processes were launched; start one or set it True")
+    dist.init_process_group(
+        backend="nccl" if chosen.type == "cuda" else "gloo",
+        store=_store(dist_url, rank, world_size),
+        rank=rank,
+        world_size=world_size,
+        timeout=START_TIMEOUT,
+    )
+    return Processes(rank, local_rank, world_size, chosen)
+
+
+def stop_processes() -> None:
+    """Leave the group; no collective, so it is safe after an error on one rank."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _store(dist_url: str, rank: int, world_size: int) -> dist.Store:
+    """Where the processes find each other.
+
+    torchrun keeps one store over all its restarts, with the addresses of processes that have died: each restart
+    needs names of its own. With several nodes torchrun's count of restarts differs between them, so there
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has to make it start a new store.
+    """
+    try:
+        store, _, _ = next(dist.rendezvous(dist_url, rank, world_size, timeout=MEETING_TIMEOUT))
+    except dist.DistError as error:
+        where = [os.environ.get(name, "not set") for name in ("MASTER_ADDR", "MASTER_PORT")]
+        raise RunError(
+            f"rank {rank} of {world_size} waited for the other processes in vain: {error}. Look whether all were "
+            f"started and none has died, and whether all can reach MASTER_ADDR ({where[0]}), MASTER_PORT ({where[1]})"
+        ) from error
+    one_node = os.environ.get("LOCAL_WORLD_SIZE") == str(world_size)
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_node else "0"
+    return dist.PrefixStore(f"start_{restarts}", store)
+
+
+def _from_environment() -> tuple[int, int, int]:
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+        os.environ.setdefault("MASTER_PORT", "29500")
+    if names[0] not in os.environ:
+        return 0, 0, 1
+    try:
+        rank, local_rank, world_size = (int(os.environ[name]) for name in names)
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"the launcher's variables {', '.join(names)} are incomplete: {error}") from error
+    return rank, local_rank, world_size
+
+
+def _device(wanted: str, local_rank: int, world_size: int) -> torch.device:
+    if not wanted.startswith("cuda"):
+        return torch.device(wanted)
+    if not torch.cuda.is_available():
+        log.warning("run.device is %s, but there is no GPU: the run goes on the CPU", wanted)
+        return torch.device("cpu")
+    if world_size > 1 or ":" not in wanted:
+        if local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"local rank {local_rank} has no GPU of its own: {torch.cuda.device_count()} GPUs are visible; "
+                "start at most so many processes (--nproc-per-node)"
+            )
+        return torch.device("cuda", local_rank)
+    return torch.device(wanted)
+
+
+# Random state of a process: seeding it, and carrying it over a restart.
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Any]:
+    """State of all generators, as plain types and tensors."""
+    version, numbers, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    return {
+        "python": [version, list(numbers), gauss],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Go on from `rng_state()`."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+SAVE_AND_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Whether someone asked this process to stop; a second Ctrl-C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._previous = {number: signal.getsignal(number) for number in SAVE_AND_STOP}
+
+    def __enter__(self) -> "StopRequest":
+        for number in SAVE_AND_STOP:
+            signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        return self.name is not None
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.name == "SIGINT":
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name

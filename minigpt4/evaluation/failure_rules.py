@@ -1,0 +1,335 @@
+"""The tasks of the failure rate; `run.failure_prompts` has the fixed prompt of each."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.utils import as_json, write_whole
+
+# When an answer is a failure: rules on its text, and on whether the model ended it.
+#
+# Pure functions. `docs/failure_rate.md` has the rules in plain words, and how they agree with labelled texts.
+
+
+EMPTY, CUT_OFF, REPETITION, FRAGMENT, NOT_ENGLISH = "empty", "cut off", "repetition", "fragment", "not English"
+OFF_IMAGE, OFF_INSTRUCTION = "off the image", "off the instruction"
+RULED_KINDS = (EMPTY, CUT_OFF, REPETITION, FRAGMENT, NOT_ENGLISH)
+"""What rules can find."""
+JUDGED_KINDS = (OFF_IMAGE, OFF_INSTRUCTION)
+"""What needs somebody who sees the image."""
+KINDS = RULED_KINDS + JUDGED_KINDS
+
+Form = Literal["prose", "verse"]
+"""What the instruction asks for; verse may say things again that prose may not."""
+
+MAX_PERIOD = 40
+"""Words; longest passage that is looked for back to back with itself, about four lines of a poem."""
+LOOPS = {"prose": {1: 4, 2: 3, 8: 2}, "verse": {1: 6, 2: 5, 24: 3}}
+"""From which length of a passage, words, how many times in a row make a loop. People write "a very, very old tree";
+nobody writes four. A refrain may be sung four times in a row, a line twice; loops of models go on for dozens."""
+SENTENCE_WORDS = 4
+"""Shorter sentences, such as "It is red.", may come again by chance."""
+NGRAM = 4
+DUPLICATE_SHARE = {"prose": 0.3, "verse": 0.6}
+"""Share of n-grams that came before. Descriptions by people stay below 0.1, mechanical ones of the same few phrases
+above 0.3; a villanelle has 0.35, and a pantoum, where every line comes twice, 0.5."""
+DUPLICATE_NGRAMS = 12
+"""Fewer n-grams have no meaningful share."""
+LEAST_WORDS = {"prose": 12, "verse": 8}
+"""An image in detail takes more than a caption, which has ten words on average; the shortest poem is a haiku."""
+FOREIGN_SHARE = 0.1
+"""Share of letters outside the Latin alphabet: more than a name or a sign that the answer reads out."""
+FUNCTION_SHARE = {"prose": 0.2, "verse": 0.12}
+"""Share of English function words: 0.35 to 0.55 in English prose, above 0.2 in nearly all verse, and below 0.1 in
+other languages, which share a few short words with English."""
+FUNCTION_SHARE_WORDS = 8
+"""Fewer words have no meaningful share."""
+
+
+def _word_set(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+FUNCTION_WORDS = _word_set(
+    """a an the this that these those and or but nor so yet if as than of in on at by for with from to into onto upon
+    over under above below between behind beside near through across along around is are was were be been being am has
+    have had do does did can could will would may might must shall should not no he she it its they them their his her
+    him we us our you your i me my who whom whose which what where when while there here all both each every some any
+    one two three other another more most very also only just up down out off about against before after like"""
+)
+OPEN_ENDS = _word_set(
+    """a an the and or but nor of with by from into onto upon between beside than whose his her its their my your our
+    is are was were am be as if because although while"""
+)
+"""Words that no English sentence ends with, and hardly a line of verse that ends a poem."""
+OPEN_STARTS = _word_set("and or but of which who whose that than because although with")
+
+WORD = re.compile(r"[^\W_]+(?:['’-][^\W_]+)*")
+SENTENCE = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
+SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’»)\]*_]*$")
+DEBRIS = re.compile(
+    r"#{2,}|<(?:/?Img|ImageHere|/?s|unk|pad)>|<\|\w+\|>|\b(?:Human|Assistant)\s*:|\[/?INST\]|�", re.IGNORECASE
+)
+"""Pieces of chat templates and broken characters."""
+BARE_BULLET = re.compile(r"^\s*(?:[-*•+]|\(?\d{1,2}[.)])\s*$", re.MULTILINE)
+QUOTED = re.compile(r"\"[^\"\n]*\"|“[^”\n]*”|「[^」\n]*」")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One way in which an answer fails."""
+
+    kind: str
+    evidence: str
+    """What shows it, for people."""
+
+
+def find_failures(text: str, form: Form, ended: bool | None) -> list[Failure]:
+    """The failures of an answer, at most one of a kind, in the order of `RULED_KINDS`.
+
+    Args:
+        ended: True: the model ended the answer itself; False: the token limit did; None: not known.
+    """
+    words = _words(text)
+    if not words:
+        return [Failure(EMPTY, "no word" + (f", only {text.strip()[:40]!r}" if text.strip() else ""))]
+    repetition, letters = _repetition(text, words, form), _other_letters(text)
+    found = {
+        CUT_OFF: _cut_off(text, ended),
+        REPETITION: repetition,
+        FRAGMENT: _fragment(text, words if letters is None else None, form, ended),
+        NOT_ENGLISH: letters or (None if repetition else _other_words(text, form)),  # a loop is no sample of a language
+    }
+    return [Failure(kind, evidence) for kind, evidence in found.items() if evidence]
+
+
+def _words(text: str) -> list[str]:
+    return [word.lower() for word in WORD.findall(text)]
+
+
+# Cut off
+
+
+def _cut_off(text: str, ended: bool | None) -> str | None:
+    if ended is not False:
+        return None
+    how = "after a whole sentence" if SENTENCE_END.search(text.rstrip()) else "in mid-sentence"
+    return f"the token limit came before the end symbol, {how}: {_tail(text)}"
+
+
+# Repetition
+
+
+def _repetition(text: str, words: Sequence[str], form: Form) -> str | None:
+    return _loop(words, form) or (_sentence_again(text) if form == "prose" else None) or _duplicates(words, form)
+
+
+def _loop(words: Sequence[str], form: Form) -> str | None:
+    """The passage that stands most often back to back with itself, if that is often enough."""
+    found = [
+        (times, period, start)
+        for period in range(1, min(MAX_PERIOD, len(words) // 2) + 1)
+        for times, start in [_most_in_a_row(words, period)]
+        if times >= _allowed(period, form)
+    ]
+    if not found:
+        return None
+    times, period, start = max(found, key=lambda one: (one[0], -one[1]))
+    return f"{times} times in a row: {_shown(words[start : start + period])}"
+
+
+def _allowed(period: int, form: Form) -> int:
+    """Times in a row that make a loop of a passage of `period` words."""
+    return min(times for length, times in LOOPS[form].items() if period >= length)
+
+
+def _most_in_a_row(words: Sequence[str], period: int) -> tuple[int, int]:
+    """How many times in a row a passage of `period` words stands at most, and where the first of them begins."""
+    best, begin, run = 1, 0, 0
+    for place in range(period, len(words)):
+        run = run + 1 if words[place] == words[place - period] else 0
+        if run // period + 1 > best:
+            best, begin = run // period + 1, place - period - run + 1
+    return best, begin
+
+
+def _sentence_again(text: str) -> str | None:
+    sentences = (" ".join(_words(sentence)) for sentence in SENTENCE.split(text))
+    counts = Counter(sentence for sentence in sentences if len(sentence.split()) >= SENTENCE_WORDS)
+    if not counts:
+        return None
+    ((sentence, times),) = counts.most_common(1)
+    return f"{times} times the sentence {_shown(sentence.split())}" if times > 1 else None
+
+
+def _duplicates(words: Sequence[str], form: Form) -> str | None:
+    counts = Counter(_ngrams(words))
+    if counts.total() < DUPLICATE_NGRAMS:
+        return None
+    share = 1 - len(counts) / counts.total()
+    ((ngram, times),) = counts.most_common(1)
+    if share < DUPLICATE_SHARE[form]:
+        return None
+    return f"{share:.0%} of the {NGRAM}-word passages came before, {_shown(ngram)} {times} times"
+
+
+def _ngrams(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    return zip(*(words[start:] for start in range(NGRAM)), strict=False)
+
+
+# Fragments
+
+
+def _fragment(text: str, words: Sequence[str] | None, form: Form, ended: bool | None) -> str | None:
+    """`words`: None where the text is in a script that may not part them."""
+    if debris := DEBRIS.search(text):
+        return f"debris of a template: {debris[0]!r}"
+    if BARE_BULLET.search(text):
+        return "a bullet without text"
+    if words is None:
+        return None
+    if len(words) < LEAST_WORDS[form]:
+        return f"{len(words)} words"
+    if form == "prose" and text.lstrip()[0] in ",;:)":
+        return f"begins with {text.lstrip()[0]!r}"
+    first = WORD.search(text)[0]
+    if form == "prose" and first in OPEN_STARTS:
+        return f"begins in mid-sentence: {_shown(words[:6])}"
+    return None if ended is False else _open_end(text, words)  # what the limit ended is cut off already
+
+
+def _open_end(text: str, words: Sequence[str]) -> str | None:
+    """An end that no writer chose: a comma, or a word that needs another."""
+    text = text.rstrip()
+    if text[-1] in ",;:(-–—/&" or (words[-1] in OPEN_ENDS and not SENTENCE_END.search(text)):
+        return f"ends in mid-sentence: {_tail(text)}"
+    return None
+
+
+# Language
+
+
+def _other_letters(text: str) -> str | None:
+    letters = [character for character in QUOTED.sub(" ", text) if character.isalpha()]  # signs may say what they like
+    foreign = sum(not _is_latin(letter) for letter in letters)
+    if not letters or foreign / len(letters) < FOREIGN_SHARE:
+        return None
+    return f"{foreign} of {len(letters)} letters are not Latin"
+
+
+def _other_words(text: str, form: Form) -> str | None:
+    words = _words(QUOTED.sub(" ", text))
+    known = sum(word in FUNCTION_WORDS for word in words)
+    if len(words) < FUNCTION_SHARE_WORDS or known / len(words) >= FUNCTION_SHARE[form]:
+        return None
+    return f"{known} of {len(words)} words are English function words: {_shown(words[:8])}"
+
+
+def _is_latin(letter: str) -> bool:
+    return ord(letter) < 0x250 or 0x1E00 <= ord(letter) < 0x1F00
+
+
+# Evidence
+
+
+def _shown(words: Sequence[str]) -> str:
+    text = " ".join(words)
+    return f"“{text if len(text) <= 80 else text[:77] + '...'}”"
+
+
+def _tail(text: str) -> str:
+    text = " ".join(text.split())
+    return f"“{text if len(text) <= 60 else '...' + text[-57:]}”"
+
+
+# Answers whose failures are counted: what was asked, what was said, and who found what in it.
+
+
+@dataclass(frozen=True)
+class AskedAnswer:
+    """One answer of one checkpoint."""
+
+    checkpoint: str
+    task: str
+    image_id: str
+    image: str
+    """File."""
+
+    instruction: str
+    """As a person reads it, without marks for the image."""
+
+    text: str
+    ended: bool | None
+    """Whether the model ended it itself; see `find_failures`."""
+
+    failures: tuple[Failure, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """Of what a person sees: the same for every checkpoint that gives this answer."""
+        seen = json.dumps([self.task, self.image_id, self.instruction, self.text])
+        return hashlib.sha256(seen.encode()).hexdigest()[:16]
+
+    def by_rules(self) -> "AskedAnswer":
+        """The answer with what the rules find."""
+        found = find_failures(self.text, task_called(self.task).form, self.ended)
+        return replace(self, failures=tuple(found))
+
+    def by_hand(self, kinds: Sequence[str]) -> "AskedAnswer":
+        """The answer with a person's verdict in place of all others."""
+        return replace(self, failures=tuple(Failure(kind, "seen by a person") for kind in kinds))
+
+    def and_failures(self, more: Sequence[Failure]) -> "AskedAnswer":
+        """The answer with further failures."""
+        return replace(self, failures=(*self.failures, *more))
+
+
+def write_answers(file: Path, answers: Sequence[AskedAnswer]) -> None:
+    """Write answers, without their failures, as JSON; ConfigError if the disk refuses."""
+    entries = [{key: value for key, value in asdict(one).items() if key != "failures"} for one in answers]
+    write_whole(file, as_json(entries))
+
+
+def read_answers(file: Path) -> list[AskedAnswer]:
+    """The answers of a file of `write_answers`; ConfigError if it is none."""
+    try:
+        return [AskedAnswer(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}; eval_failure_rate.py writes it") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{file}: not a file of answers: {error}") from error
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked for."""
+
+    name: str
+    """As on the command line and in `run.failure_prompts`."""
+
+    title: str
+    """Of its column."""
+
+    form: Form
+    """Of a good answer."""
+
+
+TASKS = (
+    Task("detail", "detailed description", "prose"),
+    Task("poem", "poem", "verse"),
+)
+
+
+def task_called(name: str) -> Task:
+    """The task of that name; ConfigError if there is none."""
+    for task in TASKS:
+        if task.name == name:
+            return task
+    raise ConfigError(f"task {name!r}: unknown; known: {', '.join(task.name for task in TASKS)}")

@@ -1,1 +1,0 @@
-"""How often answers fail: rules, a judge, a person, and the report."""

@@ -1,0 +1,339 @@
+"""Token by token, for rows that come and go: prompts join a running batch, and rows that ended leave it.
+
+What a row says depends on its own prompt and settings; its neighbours change no more than the rounding.
+Shapes: B rows, T prompt positions, P positions in the cache, D channels of the LLM, V vocabulary.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import count, groupby
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    Cache,
+    DynamicLayer,
+    LogitsProcessorList,
+    MinLengthLogitsProcessor,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.conversation.chat import Decoding
+from minigpt4.models.base_model import compute_as_stored
+from minigpt4.models.llm import cache_arguments
+
+# Keys and values of rows that come and go, in room that is set aside: a token, or a row that leaves, copies little.
+#
+# The cache of transformers is a tensor that is copied as a whole for each new token and for each row that leaves. Here
+# both happen in place, so the rows of a batch change their order: where one leaves, the last one takes its place.
+# Shapes: B rows, H heads of keys, P positions, E channels of a head.
+
+
+ROOM = 32
+"""Positions that are set aside at once: at most so many stay empty, and the cache is copied once in so many tokens."""
+
+
+class RowLayer(DynamicLayer):
+    """One layer: `keys` and `values`, (B, H, P, E), are what is in use of two larger tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stores: list[Tensor] = []
+        self._first = 0  # position of the stores that is the first in use
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Append positions; returns all of them, as attention in transformers expects."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        end = self._first + self.keys.shape[2] + key_states.shape[2]
+        if not self._stores or end > self._stores[0].shape[2]:
+            self._stores = [_with_room(self.keys, key_states), _with_room(self.values, value_states)]
+            end, self._first = end - self._first, 0
+        for store, states in zip(self._stores, (key_states, value_states), strict=True):
+            store[: len(states), :, end - states.shape[2] : end] = states
+        self._use(len(key_states), end)
+        return self.keys, self.values
+
+    def move(self, sources: Tensor, targets: Tensor, rows: int) -> None:
+        """The rows at `sources` go to the places `targets`, which are others; then the first `rows` are in use."""
+        if len(sources):
+            self.keys[targets], self.values[targets] = self.keys[sources], self.values[sources]
+        self._use(rows, self._first + self.keys.shape[2])
+
+    def drop_first(self, positions: int) -> None:
+        """The first positions are not in use any more."""
+        end = self._first + self.keys.shape[2]
+        self._first += positions
+        self._use(len(self.keys), end)
+
+    def _use(self, rows: int, end: int) -> None:
+        self.keys, self.values = (store[:rows, :, self._first : end] for store in self._stores)
+
+
+class RowCache(Cache):
+    """The layers of a decoder; an empty one has none yet."""
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=RowLayer)
+
+    def keep(self, indices: Sequence[int]) -> list[int]:
+        """Only these rows stay, ascending indices; returns which one of them is at each place now."""
+        count, kept = len(indices), set(indices)
+        free = [place for place in range(count) if place not in kept]
+        movers = [index for index in indices if index >= count]
+        order = list(range(count))
+        for place, mover in zip(free, movers, strict=True):
+            order[place] = mover
+        for layer in self.layers:
+            sources, targets = (torch.tensor(places, device=layer.keys.device) for places in (movers, free))
+            layer.move(sources.long(), targets.long(), count)
+        return order
+
+    def drop_first(self, positions: int) -> None:
+        """The first positions of all rows are not in use any more."""
+        for layer in self.layers:
+            layer.drop_first(positions)
+
+    def joined(self, other: "RowCache", positions: int) -> "RowCache":
+        """These rows and then those of `other`, padded on the left to so many positions."""
+        both = RowCache()
+        for number, (own, new) in enumerate(zip(self.layers, other.layers, strict=True)):
+            keys, values = (
+                torch.cat([_padded(old, positions), _padded(added, positions)])
+                for old, added in ((own.keys, new.keys), (own.values, new.values))
+            )
+            both.update(keys, values, number)
+        return both
+
+
+def _with_room(states_BHPE: Tensor, more_BHPE: Tensor) -> Tensor:
+    """A copy, with room behind it for more positions and some to come."""
+    rows, heads, positions, channels = states_BHPE.shape
+    store = states_BHPE.new_empty(rows, heads, positions + more_BHPE.shape[2] + ROOM, channels)
+    store[:, :, :positions] = states_BHPE
+    return store
+
+
+def _padded(states_BHPE: Tensor, positions: int) -> Tensor:
+    return nn.functional.pad(states_BHPE, (0, 0, positions - states_BHPE.shape[2], 0))
+
+
+TOP_K = 50
+"""Candidates that sampling keeps: the default of transformers 4.30, which the published code never changed."""
+
+NOT_FINITE = (
+    "the LLM's logits are not finite numbers, so there is no answer: its weights are broken, or "
+    "model.llm_precision: fp16 overflows where bf16 or fp32 would not"
+)
+
+
+@dataclass(eq=False)
+class DecodedRow:
+    """An answer in the making."""
+
+    ids: list[int]
+    """What is there: bos, the answer so far, its end token if it ended by one."""
+    decoding: Decoding
+    stop: Sequence[str] = ()
+    generator: torch.Generator | None = None
+    """Of this row's sampling, on the LLM's device; None: the global one."""
+    number: int = field(default=0, init=False)
+    """Rows that joined the decoder before it: sampled rows draw in this order."""
+    ended: bool | None = field(default=None, init=False)
+    """None while it goes on; True: an end token or a stop string came; False: the token limit did."""
+
+    @property
+    def num_new_tokens(self) -> int:
+        """Tokens that the LLM has said."""
+        return len(self.ids) - 1
+
+
+class RowDecoder:
+    """Decodes rows with one beam each.
+
+    Args:
+        llm: a causal LM of transformers.
+        end_ids: tokens that end an answer.
+    """
+
+    def __init__(self, llm: nn.Module, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> None:
+        self.llm, self.tokenizer, self.end_ids = llm, tokenizer, list(end_ids)
+        self.rows: list[DecodedRow] = []
+        """Those that go on, in the order of the batch: where one leaves, the last one takes its place."""
+        self._numbers = count()
+        self._cache = RowCache()
+        self._mask_BP: Tensor | None = None
+        self._logits_BV: Tensor | None = None  # None: the newest tokens are not read yet
+
+    @torch.inference_mode()
+    def add(self, rows: Sequence[DecodedRow], embeds_BTD: Tensor, mask_BT: Tensor) -> None:
+        """Rows join with their prompts, which are padded on the left with mask 0."""
+        if self.rows:
+            self._read_newest()
+        cache = RowCache()
+        position_ids_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
+        logits_BV = next_logits(self.llm, cache, mask_BT, inputs_embeds=embeds_BTD, position_ids=position_ids_BT)
+        if self.rows:
+            width = max(self._mask_BP.shape[1], mask_BT.shape[1])
+            cache = self._cache.joined(cache, width)
+            masks = [nn.functional.pad(mask, (width - mask.shape[1], 0)) for mask in (self._mask_BP, mask_BT)]
+            mask_BT = torch.cat(masks)
+            logits_BV = torch.cat([self._logits_BV, logits_BV])
+        self._cache, self._mask_BP, self._logits_BV = cache, mask_BT, logits_BV
+        for row in rows:
+            row.number = next(self._numbers)
+        self.rows = [*self.rows, *rows]
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """Every row says one token; those that ended leave.
+
+        Raises MiniGPT4Error where logits are not finite numbers.
+        """
+        self._read_newest()
+        for row, token in zip(self.rows, self._chosen_tokens(), strict=True):
+            row.ids.append(token)
+        self._logits_BV = None
+        self._mask_BP = nn.functional.pad(self._mask_BP, (0, 1), value=1)
+        self._notice_ends()
+        self._keep([index for index, row in enumerate(self.rows) if row.ended is None])
+
+    @torch.inference_mode()
+    def remove(self, rows: Iterable[DecodedRow]) -> None:
+        """Rows leave before their end."""
+        leaving = {id(row) for row in rows}
+        self._keep([index for index, row in enumerate(self.rows) if id(row) not in leaving])
+
+    # Reading
+
+    def _read_newest(self) -> None:
+        if self._logits_BV is not None:
+            return
+        newest_B1 = torch.tensor([[row.ids[-1]] for row in self.rows], device=self._mask_BP.device)
+        position_ids_B1 = self._mask_BP.sum(dim=1, keepdim=True) - 1
+        self._logits_BV = next_logits(
+            self.llm, self._cache, self._mask_BP, input_ids=newest_B1, position_ids=position_ids_B1
+        )
+
+    # Choosing
+
+    def _chosen_tokens(self) -> list[int]:
+        tokens_B = torch.empty(len(self.rows), dtype=torch.long, device=self._logits_BV.device)
+        for members in self._alike():
+            first = self.rows[members[0]]
+            scores_MV = self._logits_BV if members == list(range(len(self.rows))) else self._logits_BV[members]
+            processors = penalties(first.decoding, self.end_ids, scores_MV.device)
+            if processors:
+                ids_ML = torch.tensor([self.rows[index].ids for index in members], device=scores_MV.device)
+                scores_MV = processors(ids_ML, scores_MV)
+            tokens_B[members] = _choose(scores_MV, first)
+        finite_B = self._logits_BV.sum(dim=1).isfinite().long()  # one pass: whatever is not finite spreads to the sum
+        tokens, finite = torch.stack([tokens_B, finite_B]).tolist()  # the one time that the host waits for the device
+        if not all(finite):
+            raise MiniGPT4Error(NOT_FINITE)
+        return tokens
+
+    def _alike(self) -> list[list[int]]:
+        """Indices of rows whose tokens can be chosen together."""
+
+        def kind(index: int) -> tuple:
+            row = self.rows[index]
+            decoding = row.decoding
+            plain = decoding.repetition_penalty == 1 and decoding.min_length <= 1
+            own = id(row.generator) if decoding.do_sample and row.generator is not None else 0
+            return repr(decoding), 0 if plain else len(row.ids), own
+
+        by_age = sorted(range(len(self.rows)), key=lambda index: self.rows[index].number)
+        return [list(group) for _, group in groupby(sorted(by_age, key=kind), key=kind)]
+
+    # Ending
+
+    def _notice_ends(self) -> None:
+        stopped = self._stopped()
+        for row, is_stopped in zip(self.rows, stopped, strict=True):
+            if is_stopped or row.ids[-1] in self.end_ids:
+                row.ended = True
+            elif row.num_new_tokens >= row.decoding.max_new_tokens:
+                row.ended = False
+
+    def _stopped(self) -> list[bool]:
+        """Whether the newest token completed a stop string of its row."""
+        tails = [row.ids[max(1, len(row.ids) - tail_length(row.stop)) :] if row.stop else [] for row in self.rows]
+        if not any(tails):
+            return [False] * len(tails)
+        texts = self.tokenizer.batch_decode(tails)
+        return [any(stop in text for stop in row.stop) for row, text in zip(self.rows, texts, strict=True)]
+
+    # The batch
+
+    def _keep(self, indices: list[int]) -> None:
+        if len(indices) == len(self.rows):
+            return
+        if not indices:
+            self.rows, self._cache, self._mask_BP, self._logits_BV = [], RowCache(), None, None
+            return
+        order = self._cache.keep(indices)
+        self.rows = [self.rows[index] for index in order]
+        chosen = torch.tensor(order, device=self._mask_BP.device)
+        self._mask_BP = self._mask_BP[chosen]
+        if self._logits_BV is not None:
+            self._logits_BV = self._logits_BV[chosen]
+        self._trim()
+
+    def _trim(self) -> None:
+        """Drop positions on the left that are padding in every row that is left."""
+        unused = int(self._mask_BP.any(dim=0).int().argmax())
+        if not unused:
+            return
+        self._mask_BP = self._mask_BP[:, unused:]
+        self._cache.drop_first(unused)
+
+
+def next_logits(llm: nn.Module, cache: Cache, mask_BP: Tensor, **inputs: Tensor) -> Tensor:
+    """Logits (B, V) float32 after the last position of `inputs`, which the cache takes in; of no other position."""
+    last = torch.tensor([next(iter(inputs.values())).shape[1] - 1], device=mask_BP.device)
+    with compute_as_stored(llm):
+        # An index, not a number: a slice would not be contiguous, and CPUs copy the head's weights for it.
+        logits_B1V = llm(**inputs, **cache_arguments(llm, cache), attention_mask=mask_BP, logits_to_keep=last).logits
+    return logits_B1V[:, 0].float()
+
+
+def _choose(scores_MV: Tensor, row: DecodedRow) -> Tensor:
+    """The next token of each row, (M,); all are decoded as `row` is."""
+    if not row.decoding.do_sample:
+        return scores_MV.argmax(dim=-1)
+    kept_MV = warpers(row.decoding, min_tokens_to_keep=1)(None, scores_MV)
+    return torch.multinomial(kept_MV.softmax(dim=-1).nan_to_num(), 1, generator=row.generator).squeeze(1)
+
+
+def penalties(decoding: Decoding, end_ids: list[int], device: torch.device) -> LogitsProcessorList:
+    """What changes the scores before a token is chosen, whether it is sampled or not."""
+    processors = LogitsProcessorList()
+    if decoding.repetition_penalty != 1:
+        processors.append(RepetitionPenaltyLogitsProcessor(float(decoding.repetition_penalty)))
+    if end_ids and decoding.min_length > 1:  # the bos token counts, so 1 is always reached
+        processors.append(MinLengthLogitsProcessor(decoding.min_length, end_ids, device=str(device)))
+    return processors
+
+
+def warpers(decoding: Decoding, min_tokens_to_keep: int) -> LogitsProcessorList:
+    """What sampling does to the scores; transformers 4.30 kept two tokens with several beams, one without."""
+    keep = {"min_tokens_to_keep": min_tokens_to_keep}
+    return LogitsProcessorList(
+        [
+            TemperatureLogitsWarper(float(decoding.temperature)),
+            TopKLogitsWarper(TOP_K, **keep),
+            TopPLogitsWarper(float(decoding.top_p), **keep),
+        ]
+    )
+
+
+def tail_length(stop: Sequence[str]) -> int:
+    """Newest tokens that have to be looked at to see a stop string end: a token holds at least one byte of text."""
+    return 1 + max(len(text.encode()) for text in stop)

@@ -1,0 +1,183 @@
+"""`run.feature_cache`: what a frozen vision side gives for each image, kept on disk and keyed by what it depends on.
+
+The folder has a folder for each key: a hash of the vision settings, samples of the weights' files, and the image
+processor. Features of other weights or settings are therefore never found, and old ones do not disturb.
+Shapes: B images, S pixels a side, Q image tokens, V channels before the projection.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minigpt4.common.config import Experiment
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.common.utils import as_json, file_sample, replacing
+from minigpt4.datasets.feature_store import FeatureStore, PartialFeatures, RowShape
+from minigpt4.models.loading import vision_shape
+from minigpt4.models.prompting import ImageFeatures
+from minigpt4.processors import BaseProcessor
+
+log = logging.getLogger(__name__)
+
+
+VISION_KEYS = (
+    "vit_model",
+    "vit_config",
+    "image_size",
+    "vit_precision",
+    "has_qformer",
+    "num_query_token",
+    "qformer_config",
+)
+WEIGHTS = ("vit_weights", "q_former_model")
+VERSION = 1
+"""Of what is computed; raise it when the same files and settings give other features."""
+KEY_FILE = "key.json"
+
+
+class FeatureCache:
+    """The features of one vision side.
+
+    Args:
+        root: the folder of `run.feature_cache`.
+        cfg: the model.
+
+    Raises ConfigError if the vision side is trained, for then its features change.
+    """
+
+    def __init__(self, root: Path, cfg: MiniGPT4Config) -> None:
+        for key in ("freeze_vit", "freeze_qformer"):
+            if not getattr(cfg, key):
+                raise ConfigError(f"run.feature_cache: model.{key} is False; only frozen features can be kept")
+        self._root, self._cfg = root, cfg
+        tokens, width = vision_shape(cfg)
+        self._shape = RowShape(tokens, width, _dtype(cfg))
+        self._stores: dict[str, FeatureStore] = {}
+
+    def store(self, processor: BaseProcessor) -> FeatureStore:
+        """The rows of images that went through this processor.
+
+        ConfigError for a processor that does not say what its output depends on.
+        """
+        made_from = self._made_from(processor)
+        text = json.dumps(made_from, sort_keys=True)
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if key not in self._stores:
+            self._stores[key] = self._opened(self._root / key, made_from)
+        return self._stores[key]
+
+    def _opened(self, folder: Path, made_from: dict[str, Any]) -> FeatureStore:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / KEY_FILE).exists():
+                with replacing(folder / KEY_FILE) as part:
+                    part.write_text(as_json(made_from), encoding="utf-8")
+        except FileNotFoundError:
+            log.debug("%s was deleted in this moment; the first row makes it anew", folder)
+        except OSError as error:
+            raise ConfigError(
+                f"run.feature_cache: {folder} cannot be made or written to ({error.strerror}); name another folder, or "
+                "null for none"
+            ) from error
+        store = FeatureStore(folder, self._shape)
+        log.info("Feature cache %s: %d images, %.1f KiB each", folder, len(store), self._shape.nbytes / 1024)
+        return store
+
+    def _made_from(self, processor: BaseProcessor) -> dict[str, Any]:
+        cfg = dataclasses.asdict(self._cfg)
+        files = [Path(cfg[key]) for key in WEIGHTS if cfg.get(key) and (key != "q_former_model" or cfg["has_qformer"])]
+        return {
+            "version": VERSION,
+            "vision": {key: cfg[key] for key in VISION_KEYS},
+            "weights": [file_sample(path) for path in files if path.is_file()],
+            "processor": _facts(processor),
+            "row": dataclasses.asdict(self._shape),
+        }
+
+
+def _facts(processor: BaseProcessor) -> Any:
+    facts = getattr(processor, "feature_key", None)
+    if facts is None:
+        raise ConfigError(
+            f"run.feature_cache: {type(processor).__name__} does not say that it gives the same pixels each time; a "
+            "processor without chance has a property `feature_key`, plain values that its output depends on"
+        )
+    return facts
+
+
+def feature_cache(cfg: Experiment) -> FeatureCache | None:
+    """The cache of `run.feature_cache`, if there is to be one."""
+    return FeatureCache(Path(cfg.run.feature_cache), cfg.model) if cfg.run.feature_cache else None
+
+
+def waiting_vision(cfg: Experiment) -> dict[str, bool]:
+    """What a model's `from_config` is told where a cache may know all images."""
+    return {"vision_waits": True} if cfg.run.feature_cache else {}
+
+
+def cached_numbers(cfg: Experiment) -> dict[str, str]:
+    """What is to be told of answers whose features a cache rounded; nothing without one."""
+    return {"features": _dtype(cfg.model)} if cfg.run.feature_cache else {}
+
+
+def _dtype(cfg: MiniGPT4Config) -> str:
+    return "float32" if cfg.vit_precision == "fp32" else "float16"
+
+
+class FeatureFiller:
+    """Makes features whole: what is missing is computed and kept.
+
+    Args:
+        model: a `MiniGPT4`, with a frozen vision side where there is a cache.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._stores: dict[str, FeatureStore] = {}
+
+    def complete_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """`complete` for the "image" of a loader's batch; one of texts alone has none."""
+        return {**batch, "image": self.complete(batch["image"])} if "image" in batch else batch
+
+    @torch.no_grad()
+    def complete(self, image: Tensor | PartialFeatures) -> Tensor | ImageFeatures:
+        """Features of images of which some are known already; pixels (B, 3, S, S) as they are.
+
+        A feature is the same to the bit whether it was just computed or read: both went through the cache's type.
+        """
+        if not isinstance(image, PartialFeatures):
+            return image
+        if image.missing:
+            image = image.with_rows(self._known(image))
+        if image.missing:
+            new_MQV = self.model.image_features(image.pixels).cpu().to(image.features.dtype)
+            store = self._store(image)
+            for digest, features_QV in zip(image.digests, new_MQV.numpy(), strict=True):
+                store.add(digest, features_QV)
+            store.flush()
+            image = image.with_rows(dict(enumerate(new_MQV)))
+        return ImageFeatures(image.features.to(self.model.device, non_blocking=True))
+
+    def features(self, image: Tensor | PartialFeatures) -> Tensor:
+        """What the projection reads of a batch, (B, Q, V), whatever is known of it."""
+        known = self.complete(image)
+        return known.features if isinstance(known, ImageFeatures) else self.model.image_features(known)
+
+    def _known(self, image: PartialFeatures) -> dict[int, Tensor]:
+        """Missing rows that this process has made since the loader looked."""
+        rows = {number: self._store(image).get(digest) for number, digest in enumerate(image.digests)}
+        return {number: torch.from_numpy(row.copy()) for number, row in rows.items() if row is not None}
+
+    def _store(self, image: PartialFeatures) -> FeatureStore:
+        if image.folder not in self._stores:
+            _, tokens, width = image.features.shape
+            dtype = str(image.features.dtype).removeprefix("torch.")
+            self._stores[image.folder] = FeatureStore(Path(image.folder), RowShape(tokens, width, dtype))
+        return self._stores[image.folder]

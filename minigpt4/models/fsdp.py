@@ -1,0 +1,275 @@
+"""As many forward passes of a sharded LLM on every process, where some have more to do than others.
+
+A sharded LLM computes on all processes together, or on none. Where their numbers of passes differ (validation, answers
+of different lengths, evaluations), one that has finished goes on with passes whose result nobody reads, until all
+have: before each pass every process tells the others whether it is a real one.
+"""
+
+import inspect
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from minigpt4.common.errors import ConfigError, RunError, WeightsError
+from minigpt4.common.schemas import RunConfig
+from minigpt4.common.torch_files import check_torch_file
+from minigpt4.models.base_model import compute_as_stored, freeze
+
+log = logging.getLogger(__name__)
+
+
+# Single tensors, and rows of them, from the weight files of an LLM directory, which stay on the disk.
+#
+# Formats: safetensors and torch's zip files, whole or with an index, as transformers saves them. Files are mapped into
+# memory, so what several processes of a machine read is there once.
+
+
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""In the order of preference; beside each, `NAME.index.json` tells which file of several holds a tensor."""
+
+
+class WeightSlices:
+    """The tensors of an LLM directory by name; WeightsError for files that are missing or broken."""
+
+    def __init__(self, directory: Path) -> None:
+        self._readers: dict[str, _Safetensors | _TorchFile] = {}
+        for path in _files(directory):
+            reader = _opened(path)
+            self._readers |= dict.fromkeys(reader.names(), reader)
+
+    def names(self) -> set[str]:
+        """Of all tensors."""
+        return set(self._readers)
+
+    def shape(self, name: str) -> torch.Size:
+        """Of a whole tensor."""
+        return self._readers[name].shape(name)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """A part of a tensor along its first dimension, on the CPU, in the file's type."""
+        return self._readers[name].rows(name, start, stop)
+
+
+class _Safetensors:
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, framework="pt")
+
+    def names(self) -> list[str]:
+        return list(self._file.keys())
+
+    def shape(self, name: str) -> torch.Size:
+        return torch.Size(self._file.get_slice(name).get_shape())
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        return self._file.get_slice(name)[start:stop]
+
+
+class _TorchFile:
+    def __init__(self, path: Path) -> None:
+        check_torch_file(path, sums=False)
+        self._state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+
+    def names(self) -> list[str]:
+        return list(self._state)
+
+    def shape(self, name: str) -> torch.Size:
+        return self._state[name].shape
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        return self._state[name][start:stop]
+
+
+def _opened(path: Path) -> _Safetensors | _TorchFile:
+    try:
+        return _Safetensors(path) if path.suffix == ".safetensors" else _TorchFile(path)
+    except FileNotFoundError as error:
+        raise WeightsError(f"model.llama_model: {path}: no such file, but the index names it") from error
+    except WeightsError as error:
+        raise WeightsError(f"model.llama_model: {error}") from error
+    except Exception as error:
+        raise WeightsError(
+            f"model.llama_model: {path}: broken, or not a file that can be mapped into memory ({error}); "
+            "run.parallel: fsdp needs safetensors, or files that torch 1.6 or newer wrote"
+        ) from error
+
+
+def _files(directory: Path) -> list[Path]:
+    for name in FILES:
+        index = directory / f"{name}.index.json"
+        if (directory / name).is_file():
+            return [directory / name]
+        if index.is_file():
+            return [directory / file for file in _of_index(index)]
+    raise WeightsError(f"model.llama_model: {directory} holds none of {', '.join(FILES)}")
+
+
+def _of_index(index: Path) -> list[str]:
+    try:
+        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise WeightsError(f"model.llama_model: {index}: cannot be read: {error}") from error
+
+
+# A frozen LLM whose layers are spread over the processes of a run (torch's FSDP2).
+#
+# Each process holds a part of the rows of every matrix of the layers; a layer's parts are gathered before it computes
+# and let go afterwards. Vectors (norms, biases), embeddings and output layer are whole everywhere: the code reads them
+# directly, and they are small. So every forward and backward pass is one of all processes together; `lockstep.py` is
+# for
+# places where some have more to do than others.
+
+
+def sharding(run: RunConfig) -> dict[str, bool]:
+    """What a model's `from_config` is told where `run.parallel: fsdp` finds several processes."""
+    if run.parallel != "fsdp":
+        return {}
+    if not dist.is_initialized():
+        log.warning("run.parallel: fsdp has one process only, which holds the whole LLM; start several by torchrun")
+        return {}
+    return {"shard_llm": True}
+
+
+def is_sharded(llm: nn.Module) -> bool:
+    """Whether the layers of an LLM are spread over processes."""
+    return isinstance(llm.base_model, FSDPModule)
+
+
+def load_sharded(
+    directory: Path, config: PretrainedConfig, dtype: torch.dtype, device: torch.device, attention: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The frozen LLM with this process's part of its layers on `device`, and what its files lack or have too much.
+
+    Every process must call it. No process ever holds the whole LLM: it is built without storage, and each one reads
+    the rows that stay with it. The second value is as the `loading_info` of transformers' `from_pretrained`.
+
+    Raises:
+        WeightsError: files are missing or broken.
+        ConfigError: the architecture does not say what its layers are, or torch is too old.
+    """
+    weights = WeightSlices(directory)
+    with init_empty_weights(include_buffers=False):  # buffers come from the architecture, not from files
+        llm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    freeze(llm)
+    _shard(llm, DeviceMesh.from_group(dist.group.WORLD, device.type))
+    _allocate(llm, device)
+    report = _fill(llm, weights)
+    empty_pass(llm)  # makes the tensors that gathered layers lie in; made in inference mode they could never train
+    return llm, report
+
+
+@torch.no_grad()
+def empty_pass(llm: nn.Module) -> None:
+    """The cheapest pass: one position, whose result nobody reads."""
+    weight = llm.get_input_embeddings().weight
+    llm.base_model(inputs_embeds=weight.new_zeros(1, 1, weight.shape[1]), use_cache=False)
+
+
+def _shard(llm: nn.Module, mesh: DeviceMesh) -> None:
+    """Spread the layers' matrices; the base model is the root, for some callers pass by the output layer."""
+    if "ignored_params" not in inspect.signature(fully_shard).parameters:
+        raise ConfigError(f"run.parallel: fsdp needs a newer torch than {torch.__version__}, or use ddp")
+    for layer in decoder_layers(llm):
+        vectors = {parameter for parameter in layer.parameters() if parameter.ndim < 2}
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=vectors)
+    whole = {parameter for parameter in llm.parameters() if not isinstance(parameter, DTensor)}
+    fully_shard(llm.base_model, mesh=mesh, ignored_params=whole)
+
+
+def decoder_layers(llm: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of an LLM, by the names that its architecture gives; ConfigError if it gives none."""
+    names = set(llm._no_split_modules or ())
+    layers = [part for part in llm.base_model.modules() if type(part).__name__ in names]
+    if not layers:
+        raise ConfigError(
+            f"run.parallel: fsdp: {type(llm).__name__} does not say which of its modules are layers; use ddp"
+        )
+    return layers
+
+
+def _allocate(llm: nn.Module, device: torch.device) -> None:
+    """Storage for this process's parts and for what is whole, still without values; buffers keep theirs."""
+    buffers = {name: buffer.clone() for name, buffer in llm.named_buffers()}
+    llm.to_empty(device=device)
+    for name, buffer in llm.named_buffers():
+        buffer.copy_(buffers[name])
+    llm.tie_weights()
+    llm.requires_grad_(False)
+
+
+@torch.no_grad()
+def _fill(llm: nn.Module, weights: WeightSlices) -> dict[str, Any]:
+    """Copy this process's rows; returns what does not fit."""
+    parameters = dict(llm.named_parameters())  # tied ones once, under their first name
+    known = parameters.keys() | dict(llm.named_parameters(remove_duplicate=False)).keys()
+    found = parameters.keys() & weights.names()
+    fitting = {name for name in found if weights.shape(name) == parameters[name].shape}
+    for name in sorted(fitting):
+        target, first = _own_rows(parameters[name])
+        if len(target):
+            target.copy_(weights.rows(name, first, first + len(target)))
+    return {
+        "missing_keys": parameters.keys() - found,
+        "mismatched_keys": [(name, weights.shape(name), parameters[name].shape) for name in found - fitting],
+        "unexpected_keys": weights.names() - known - dict(llm.named_buffers()).keys(),
+    }
+
+
+def _own_rows(parameter: Tensor) -> tuple[Tensor, int]:
+    """This process's rows of a parameter, and the number of the first; torch gives the last processes fewer or none."""
+    if not isinstance(parameter, DTensor):
+        return parameter, 0
+    local = parameter.to_local()
+    size = -(-len(parameter) // parameter.device_mesh.size())
+    return local, min(size * parameter.device_mesh.get_local_rank(), len(parameter))
+
+
+@contextmanager
+def in_step(llm: nn.Module) -> Iterator[None]:
+    """Inside, processes may call a sharded LLM as often as each needs; all of them must enter, and leave together.
+
+    Nothing else in there may wait for other processes. After an error nobody is waited for: the process is to end, and
+    its launcher ends the others. An LLM that is not sharded is left alone.
+
+    Raises RunError if the others do not come in the time that the process group waits.
+    """
+    if not is_sharded(llm):
+        yield
+        return
+    handle = llm.base_model.register_forward_pre_hook(_tell_real)
+    try:
+        yield
+    finally:
+        handle.remove()
+    with torch.no_grad(), compute_as_stored(llm):
+        while _tell(llm, is_real=False).item():
+            empty_pass(llm)
+
+
+def _tell_real(base_model: nn.Module, _: Any) -> None:
+    _tell(base_model, is_real=True)
+
+
+def _tell(llm: nn.Module, *, is_real: bool) -> Tensor:
+    """How many processes make a real pass now; the host waits only if it reads the number."""
+    count = torch.tensor(float(is_real), device=llm.get_input_embeddings().weight.device)
+    try:
+        dist.all_reduce(count)
+    except RuntimeError as error:
+        raise RunError(
+            f"run.parallel: fsdp: the other processes did not come to the LLM's next pass: {error}. One of them has "
+            "died or waits elsewhere; its own output says why"
+        ) from error
+    return count

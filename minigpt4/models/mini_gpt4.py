@@ -1,0 +1,345 @@
+"""MiniGPT-4: image -> frozen ViT and Q-Former -> one trained linear layer -> soft prompt of a frozen LLM.
+
+Shapes: B samples, S pixels a side, N vision tokens of width V, Q image tokens, D channels of the LLM, T positions.
+Zhu et al., "MiniGPT-4" (arXiv 2304.10592), section 3; the ablations are those of its Table 5.
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from minigpt4.common import start_clock
+from minigpt4.common.binding import bind
+from minigpt4.common.checkpoint import find_weights
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.common.registry import registry
+from minigpt4.common.start_clock import phase
+from minigpt4.conversation import prompt_template_from_tokenizer
+from minigpt4.models import connectors, eva_vit, llm, sequence
+from minigpt4.models.answering import Answering
+from minigpt4.models.base_model import DTYPES, freeze, is_trained
+from minigpt4.models.fsdp import is_sharded
+from minigpt4.models.loading import (
+    JOINED_PATCHES,
+    build_projection,
+    join_patches,
+    load_language_side,
+    load_trained,
+    load_vision,
+    vision_fingerprints,
+    vision_to_come,
+)
+from minigpt4.models.loss import TargetPass
+from minigpt4.models.prompting import ImageFeatures, Samples, TextRules, read_prompts, read_samples
+from minigpt4.models.tokenizer import start_ids
+
+log = logging.getLogger(__name__)
+
+
+@registry.register_model("minigpt4")
+class MiniGPT4(Answering, nn.Module):
+    """The model of the paper; build it with `from_config`.
+
+    Attributes that LAVIS users know: `visual_encoder`, `ln_vision`, `Qformer`, `llama_proj`, `llama_model`,
+    `llama_tokenizer`, `prompt_list`, `prompt_template`.
+    """
+
+    config_class = MiniGPT4Config
+
+    def __init__(
+        self,
+        cfg: MiniGPT4Config,
+        visual_encoder: eva_vit.VisionEncoder,
+        ln_vision: nn.LayerNorm,
+        q_former: connectors.QFormer | None,
+        llama_model: nn.Module,
+        llama_tokenizer: Any,
+    ) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.visual_encoder = visual_encoder
+        self.ln_vision = ln_vision
+        self.Qformer = q_former
+        self.llama_model = llama_model
+        self.llama_tokenizer = llama_tokenizer
+        self.llama_proj = build_projection(cfg, self._projection_width(), self._llm_width())
+        self._freeze_parts()
+        self.max_txt_len = cfg.max_txt_len
+        self.max_context_len = cfg.max_context_len
+        self.end_sym = cfg.end_sym
+        self.prompt_template = _resolve_template(cfg.prompt_template, llama_tokenizer)
+        self.prompt_list = read_prompts(cfg.prompt_path, self.prompt_template)
+        self._target_pass = TargetPass(cfg)
+        self._made_with: dict[str, Any] | None = None
+
+    @classmethod
+    def from_config(
+        cls,
+        cfg: MiniGPT4Config | Mapping[str, Any] | DictConfig,
+        device: torch.device | str = "cpu",
+        *,
+        vision_waits: bool = False,
+        shard_llm: bool = False,
+    ) -> "MiniGPT4":
+        """Build the model of a `model:` section on `device` and load every weights file that it names.
+
+        `vision_waits`: read the frozen vision side when the first image has to be encoded, if ever, for a cache may
+        know them all.
+        `shard_llm`: spread the LLM's layers over the processes of the run, all of which must call this.
+
+        Raises ConfigError for a wrong section, WeightsError for files that are missing, broken or do not fit.
+        """
+        if not isinstance(cfg, MiniGPT4Config):
+            cfg = bind(MiniGPT4Config, cfg, section="model", source="the configuration")
+        directory = cfg.llm_directory()
+        if cfg.ckpt:  # what is cheap to find wrong comes first
+            find_weights(cfg.ckpt, "model.ckpt", Path(cfg.ckpt).name)
+        device = _llm_device(cfg, torch.device(device))
+        vision_side = (vision_to_come if vision_waits else load_vision)(cfg)
+        model = cls(cfg, *vision_side, *load_language_side(cfg, directory, device, shard_llm))
+        model.llama_proj.to(device)
+        if vision_waits:
+            start_clock.not_needed(start_clock.VISION, "cache")
+        else:
+            model._vision_to_device()
+        if cfg.ckpt:
+            model.load_checkpoint(cfg.ckpt)
+        return model
+
+    # Parts and what is trained of them
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        return next(self.llama_proj.parameters()).device
+
+    @property
+    def query_tokens(self) -> nn.Parameter:
+        """Learned queries of the Q-Former, (1, Q, H)."""
+        return self.Qformer.query_tokens
+
+    @phase(start_clock.VISION)
+    def _vision_to_device(self) -> None:
+        for part in (self.visual_encoder, self.ln_vision, self.Qformer):
+            if part is not None:
+                part.to(self.device)
+
+    def _need_vision(self) -> None:
+        """Load the vision side if it waits to be needed."""
+        if next(self.visual_encoder.parameters()).device.type != "meta":
+            return
+        log.info("An image is to be encoded: loading the vision encoder now")
+        self.visual_encoder, self.ln_vision, self.Qformer = load_vision(self.cfg)
+        self._freeze_parts()
+        self._vision_to_device()
+
+    def _projection_width(self) -> int:
+        if self.Qformer is not None:
+            return self.Qformer.hidden_size
+        return self.visual_encoder.num_features * JOINED_PATCHES
+
+    @property
+    def llm_is_sharded(self) -> bool:
+        """Whether every pass of the LLM is one of all processes of the run together (`run.parallel: fsdp`)."""
+        return is_sharded(self.llama_model)
+
+    def _llm_width(self) -> int:
+        return self.llama_model.get_input_embeddings().weight.shape[1]
+
+    def _freeze_parts(self) -> None:
+        if self.cfg.freeze_vit:
+            freeze(self.visual_encoder)
+            freeze(self.ln_vision)
+        if self.Qformer is not None and self.cfg.freeze_qformer:
+            freeze(self.Qformer)
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that is trained, under the names of published checkpoints; the one place that decides it."""
+        named: dict[str, nn.Parameter] = {}
+        if self.Qformer is not None:
+            named |= dict(self.Qformer.lavis_parameters())
+        named |= {f"visual_encoder.{n}": p for n, p in self.visual_encoder.model.named_parameters()}
+        named |= {f"ln_vision.{n}": p for n, p in self.ln_vision.named_parameters()}
+        named |= {f"llama_proj.{n}": p for n, p in self.llama_proj.named_parameters()}
+        return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+
+    def get_optimizer_params(self, weight_decay: float) -> list[dict[str, Any]]:
+        """AdamW groups: no decay for 1-D parameters and names with `bias`, `ln` or `bn`, as published."""
+        decay, plain = [], []
+        for name, parameter in self.trainable_parameters().items():
+            exempt = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
+            (plain if exempt else decay).append(parameter)
+        return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0}]
+
+    @phase(start_clock.CHECKPOINT)
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Load trained weights from a MiniGPT-4 checkpoint; its keys must be those that this run trains.
+
+        Raises WeightsError with the difference, and with the reason where it is another LLM's projection.
+        """
+        file = find_weights(str(path), "model.ckpt", Path(path).name)
+        load_trained(self.trainable_parameters(), file, self.cfg, self.made_with())
+
+    def made_with(self) -> dict[str, Any]:
+        """What a checkpoint's card says of the frozen parts that its weights belong to."""
+        if self._made_with is None:
+            self._made_with = {
+                "llm_fingerprint": llm.fingerprint(self.llama_model),
+                "vision_fingerprints": vision_fingerprints(self.cfg),
+            }
+        return self._made_with
+
+    # Images
+
+    def encode_img(self, image: Tensor | ImageFeatures) -> tuple[Tensor, Tensor]:
+        """Image tokens of the LLM.
+
+        Args:
+            image: normalised pixels, (B, 3, S, S) or (B, n, 3, S, S), whose leading dimensions are flattened; or
+                what `image_features` gave.
+
+        Returns:
+            embeds (B, Q, D) in the projection's compute dtype, and atts (B, Q) of ones, int64.
+        """
+        is_known = isinstance(image, ImageFeatures)
+        embeds_BQD = self.project(image.features.to(self.device) if is_known else self.image_features(image))
+        return embeds_BQD, torch.ones(embeds_BQD.shape[:2], dtype=torch.long, device=embeds_BQD.device)
+
+    def image_features(self, image: Tensor) -> Tensor:
+        """What the projection reads: Q-Former output (B, Q, H), or joined patches (B, N // 4, 4 V).
+
+        With `vision_is_frozen` the same for all checkpoints, so it can be kept. `image` is that of `encode_img`.
+        """
+        self._need_vision()
+        return self._vision_features(self._check_image(image))
+
+    def project(self, features_BQV: Tensor) -> Tensor:
+        """Image tokens of the LLM (B, Q, D) from `image_features`."""
+        if not torch.is_autocast_enabled(self.device.type):
+            features_BQV = features_BQV.float()
+        return self.llama_proj(features_BQV)
+
+    @property
+    def vision_is_frozen(self) -> bool:
+        """Whether everything before the projection is as its files have it."""
+        return not is_trained(self.visual_encoder, self.ln_vision, self.Qformer)
+
+    def _check_image(self, image: Tensor) -> Tensor:
+        size = self.visual_encoder.image_size
+        if image.ndim not in (4, 5) or image.shape[-3:] != (3, size, size):
+            raise SampleError(
+                f"image: shape {tuple(image.shape)} does not fit; expected (B, 3, {size}, {size}) or "
+                f"(B, n, 3, {size}, {size}) from model.image_size: {size} (the processor's image_size must be equal)"
+            )
+        return image.flatten(0, -4).to(self.device, non_blocking=True)
+
+    def _vision_features(self, image_B3SS: Tensor) -> Tensor:
+        with torch.no_grad() if self.vision_is_frozen else nullcontext():
+            with self._vision_autocast(self.visual_encoder):
+                tokens_BNV = self.visual_encoder(image_B3SS)
+            tokens_BNV = self.ln_vision(tokens_BNV.float())
+            if self.Qformer is not None:
+                with self._vision_autocast(self.Qformer):
+                    return self.Qformer(tokens_BNV)
+            patches_BNV = tokens_BNV[:, self.visual_encoder.num_prefix_tokens :]
+            return join_patches(patches_BNV)
+
+    def _vision_autocast(self, part: nn.Module) -> AbstractContextManager:
+        """16-bit compute for a part stored in 16 bits; whatever the caller has set for one in fp32.
+
+        A trained part is in fp32 and so follows `run.amp_dtype`: under bf16 there is no gradient scaler, and fp16
+        here would lose small gradients.
+        """
+        if self.cfg.vit_precision == "fp32" or is_trained(part):
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=DTYPES[self.cfg.vit_precision])
+
+    # Training
+
+    def forward(self, samples: Mapping[str, Any], reduction: str = "mean") -> dict[str, Any]:
+        """Loss of the answers, nats a token.
+
+        Args:
+            samples: `answer` (list of str) or `conv_q`, `conv_a`, `connect_sym` (lists of str); optionally
+                `image` (B, 3, S, S) or (B, n, 3, S, S) with `length` (B,), `instruction_input` and `image_id`.
+            reduction: "mean" over the targets of the batch, or "none": per sample (B,), the sum over its targets
+                divided by the padded length, as published.
+
+        Returns:
+            "loss", and "num_tokens": how many targets the batch has (int).
+
+        Raises:
+            SampleError: a sample without targets, or whose placeholders and images do not match.
+        """
+        if reduction not in ("mean", "none"):
+            raise ValueError(f"reduction: {reduction!r} is neither 'mean' nor 'none'")
+        batch, image_tokens_MD = self._training_batch(read_samples(samples))
+        num_tokens, at = batch.num_targets, sequence.target_positions(batch)  # on the CPU: no wait for the GPU
+        anchor = None
+        if not len(batch.image_source):  # text alone: trained parts and LLM are in the graph, or other ranks wait
+            anchor = 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
+        losses_N = self._target_pass.losses(self.llama_model, batch, at, image_tokens_MD, anchor)
+        loss = losses_N.mean() if reduction == "mean" else _sample_losses(losses_N, batch, at[0])
+        return {"loss": loss, "num_tokens": num_tokens}
+
+    def _training_batch(self, samples: Samples) -> tuple[sequence.Batch, Tensor | None]:
+        """The batch on the CPU, and the image tokens (M, D) that go into it."""
+        image_tokens_MD, images = self._encode_samples(samples)
+        rules = self._text_rules()
+        conditions, answers = rules.condition_rows(samples, images), rules.answer_rows(samples)
+        tokenizer = self.llama_tokenizer
+        batch = sequence.collate_training(conditions, answers, start_ids(tokenizer), tokenizer.pad_token_id)
+        return batch, image_tokens_MD
+
+    def _text_rules(self) -> TextRules:
+        return TextRules(
+            tokenizer=self.llama_tokenizer,
+            prompt_list=self.prompt_list,
+            prompt_template=self.prompt_template,
+            chat_template=self.cfg.chat_template,
+            max_txt_len=self.max_txt_len,
+            max_context_len=self.max_context_len,
+            end_sym=self.end_sym,
+            truncate_end_sym=self.cfg.truncate_end_sym,
+        )
+
+    def _encode_samples(self, samples: Samples) -> tuple[Tensor | None, list[list[tuple[int, int]]]]:
+        """Image tokens of the batch, flat (M, D), and per sample the (start, count) of each of its images."""
+        if samples.image is None:
+            return None, [[] for _ in range(len(samples))]
+        embeds_BQD, _ = self.encode_img(samples.image)
+        count = embeds_BQD.shape[1]
+        per_sample = samples.max_images
+        lengths = samples.lengths or [per_sample] * len(samples)
+        images = [
+            [((index * per_sample + n) * count, count) for n in range(length)] for index, length in enumerate(lengths)
+        ]
+        return embeds_BQD.flatten(0, 1), images
+
+
+def _sample_losses(losses_N: Tensor, batch: sequence.Batch, rows_N: Tensor) -> Tensor:
+    """(B,): the sum over a sample's targets, divided by the padded length, as published."""
+    rows, columns = batch.ids_BT.shape
+    rows_N = rows_N.to(losses_N.device, non_blocking=True)
+    return losses_N.new_zeros(rows).index_add(0, rows_N, losses_N) / (columns - 1)
+
+
+def _resolve_template(template: str, tokenizer: Any) -> str:
+    return prompt_template_from_tokenizer(tokenizer) if template == "tokenizer" else template
+
+
+def _llm_device(cfg: MiniGPT4Config, device: torch.device) -> torch.device:
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"the model is to go to {device}, but torch sees no GPU: python -m minigpt4.doctor says why")
+    if device.type == "cpu" and cfg.llm_storage == "fp16":
+        log.info("On a CPU model.llm_precision: bf16 or fp32 is faster than fp16")
+    if cfg.llm_storage in ("int8", "nf4") and device.type == "cuda" and device.index is None:
+        return torch.device("cuda", cfg.device_8bit)
+    return device
