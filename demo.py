@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from minigpt4.common.binding import require_paths
-from minigpt4.common.config import Config, Experiment, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import end
@@ -81,17 +81,17 @@ def _add_terminal_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--seed", type=int, help="of the sampling; without it, each run is another")
 
 
-def load(args: argparse.Namespace, experiment: Experiment) -> "Engine":
+def load(args: argparse.Namespace, config: Config) -> "Engine":
     """The engine, which does not run yet."""
     from minigpt4.serving.loading import load_engine
 
-    return load_engine(experiment, args.ckpt, args.gpu_id)
+    return load_engine(config, args.ckpt, args.gpu_id)
 
 
 # The terminal
 
 
-def talk(args: argparse.Namespace, experiment: Experiment) -> int:
+def talk(args: argparse.Namespace, config: Config) -> int:
     """Answer in the terminal; the exit status."""
     from minigpt4.conversation.chat import Chat, Decoding
     from minigpt4.processors import open_image
@@ -105,7 +105,7 @@ def talk(args: argparse.Namespace, experiment: Experiment) -> int:
         temperature=args.temperature or 1.0,
         do_sample=args.temperature != 0,
     )
-    with load(args, experiment) as engine:
+    with load(args, config) as engine:
         terminal = Terminal(Chat(engine), decoding, args.seed)
         for image in images:
             terminal.chat.show(image)
@@ -115,7 +115,7 @@ def talk(args: argparse.Namespace, experiment: Experiment) -> int:
 # The page
 
 
-def serve(args: argparse.Namespace, experiment: Experiment) -> int:
+def serve(args: argparse.Namespace, config: Config) -> int:
     """Show the page until Ctrl-C or SIGTERM; the exit status."""
     if importlib.util.find_spec("gradio") is None:
         raise ConfigError('gradio is not installed; run: pip install -e ".[demo]", or talk in the terminal: --cli')
@@ -123,7 +123,7 @@ def serve(args: argparse.Namespace, experiment: Experiment) -> int:
     require_free_port(args.server_name, args.port)
     from minigpt4.serving.loading import checkpoints
 
-    checkpoints(experiment, args.ckpt)
+    checkpoints(config, args.ckpt)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, and later
     from minigpt4.serving.page import ChatPage
     from minigpt4.serving.page_gate import launch
@@ -134,7 +134,7 @@ def serve(args: argparse.Namespace, experiment: Experiment) -> int:
         log.warning("Who reaches %s can use the page; --auth asks for a password", args.server_name)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own server whether it is there
     over = threading.Event()
-    with load(args, experiment) as engine:
+    with load(args, config) as engine:
         page = ChatPage(engine, limits)
         address = launch(page, host=args.server_name, port=args.port, auth=auth, share=args.share)
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -174,9 +174,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     setup_logging(rank=0)
     try:
-        experiment = read_experiment(Config(args), training=False)
-        require_paths({"model": experiment.model}, experiment.source)
-        return (talk if args.cli else serve)(args, experiment)
+        config = Config(args).validate(training=False)
+        require_paths({"model": config.model}, config.source)
+        return (talk if args.cli else serve)(args, config)
     except MiniGPT4Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ import logging
 import signal
 
 from minigpt4.common.binding import require_paths
-from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import end, exit_status
@@ -62,13 +62,13 @@ def serve(args: argparse.Namespace) -> None:
         raise ConfigError(f"--max-rows: {args.max_rows} must be above 0")
     limits = ApiLimits.changed(args.limits)
     key, hosts = api_key(), AllowedHosts(args.allow_image_host)
-    experiment = read_experiment(Config(args), training=False)
-    require_paths({"model": experiment.model}, experiment.source)
+    config = Config(args).validate(training=False)
+    require_paths({"model": config.model}, config.source)
     with bind(args.host, args.port) as bound:
         if key is None and not is_local(bound):
             log.warning("Whoever reaches %s may use this server: set %s", address_of(bound), KEY_VARIABLE)
         settings = {"max_rows": args.max_rows, "max_waiting": limits.waiting}
-        with load_engine(experiment, args.ckpt, args.gpu_id, **settings) as engine:
+        with load_engine(config, args.ckpt, args.gpu_id, **settings) as engine:
             app = build_app(engine, limits, Access(key, is_local(bound)), RemoteImages(hosts, limits))
             log.info("Listening on %s; models: %s", address_of(bound), ", ".join(engine.checkpoints))
             make_server(app, limits).run(sockets=[bound])

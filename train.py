@@ -17,7 +17,7 @@ import sys
 
 from minigpt4.common import start_clock
 from minigpt4.common.binding import require_paths
-from minigpt4.common.config import Config, Experiment, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.start_clock import phase
@@ -36,26 +36,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train(config: Config, experiment: Experiment) -> None:
+def train(config: Config) -> None:
     """Build everything in order, the cheap and fallible first, and train, or evaluate."""
     with phase(start_clock.IMPORTS):
         from minigpt4 import launch
 
     with phase(start_clock.PROCESSES):
-        processes = launch.start_processes(experiment.run.device, experiment.run.distributed, experiment.run.dist_url)
+        processes = launch.start_processes(config.run.device, config.run.distributed, config.run.dist_url)
     setup_logging(processes.rank)
-    experiment, folder = launch.choose_folder(experiment, processes)
-    launch.seed_everything(experiment.run.seed + processes.rank)
-    log.info("Configuration of %s:\n%s", experiment.source, config.pretty())
-    launch.check_needs(experiment.run)
-    task = launch.setup_task(experiment)
+    config, folder = launch.choose_folder(config, processes)
+    launch.seed_everything(config.run.seed + processes.rank)
+    log.info("Configuration of %s:\n%s", config.source, config.pretty())
+    launch.check_needs(config.run)
+    task = launch.setup_task(config)
     with phase(start_clock.DATA):
-        datasets = task.build_datasets(experiment)
+        datasets = task.build_datasets(config)
         launch.show_first_samples(datasets)
-    model = task.build_model(experiment, processes.device)
-    runner_class = launch.registry.get_runner_class(experiment.run.runner)
-    runner = runner_class(experiment, folder.job_id, task, model, datasets, processes)
-    if experiment.run.evaluate:
+    model = task.build_model(config, processes.device)
+    runner_class = launch.registry.get_runner_class(config.run.runner)
+    runner = runner_class(config, folder.job_id, task, model, datasets, processes)
+    if config.run.evaluate:
         runner.evaluate()
         end = "Evaluation finished"
     else:
@@ -65,21 +65,20 @@ def train(config: Config, experiment: Experiment) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for an error that the user can mend."""
+    """Returns the exit status: 0, or 2 for an error that the user can fix."""
     start_clock.begin()
     args = parse_args(argv)
     setup_logging(rank=0)
     try:
         with phase(start_clock.CONFIGURATION):
-            config = Config(args)
-            experiment = read_experiment(config, training=not args.check)  # faults of the file before torch loads
+            config = Config(args).validate(training=not args.check)  # faults of the file before torch loads
         if args.check:
             from minigpt4.check import check
 
             print(check(config, args.gpu_gib, args.gpus))
             return 0
-        require_paths(experiment.sections(), experiment.source)
-        train(config, experiment)
+        require_paths(config.sections(), config.source)
+        train(config)
     except MiniGPT4Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -27,7 +27,7 @@ from command import parser_of, publish
 from plain_evaluation import RESULT, SCORERS
 from tables import REPOSITORY, machine
 
-from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, RunError
 from minigpt4.common.utils import exit_status
 from minigpt4.datasets.datasets.records import Records
@@ -97,7 +97,7 @@ def _limit(args: argparse.Namespace, folder: Path) -> list[str]:
     if args.images is None:
         return []
     config = Config(SimpleNamespace(cfg_path=args.cfg_path, options=args.options))
-    ((name, dataset),) = read_experiment(config, training=False).datasets.items()
+    ((name, dataset),) = config.validate(training=False).datasets.items()
     if dataset.build_info.split_field or not dataset.build_info.test_ann_path:
         raise ConfigError("--images: needs a dataset with a file of its own for the test split, test_ann_path")
     records = Records(Path(dataset.build_info.test_ann_path))

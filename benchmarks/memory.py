@@ -25,7 +25,7 @@ from tables import REPOSITORY, machine, table
 from torch import nn
 
 from minigpt4.check import expected_lengths, largest_batch
-from minigpt4.common.config import Config, Experiment, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.utils import exit_status
 from minigpt4.models.attention import FUSED
@@ -193,8 +193,8 @@ def batches_section(recipes: Sequence[str], ways: Sequence[Way], gpu_gib: float)
     """Memory of the recipes at their batch, and the largest batch that fits, in each way."""
     head, columns = ["step"], [[way.name for way in ways]]
     for name in recipes:
-        experiment = _recipe(name)
-        sized, batch = _sized_recipe(experiment), experiment.batch_size()
+        config = _recipe(name)
+        sized, batch = _sized_recipe(config), config.batch_size()
         estimates = [sized.estimate(way, batch) for way in ways]
         head += [f"`{name}`, batch {batch}, GiB", "largest batch"]
         columns.append([f"{estimate.total / GIB:.1f}" for estimate in estimates])
@@ -205,17 +205,17 @@ def batches_section(recipes: Sequence[str], ways: Sequence[Way], gpu_gib: float)
     )
 
 
-def _recipe(name: str) -> Experiment:
+def _recipe(name: str) -> Config:
     path = str(REPOSITORY / "train_configs" / f"{name}.yaml")
-    return read_experiment(Config(SimpleNamespace(cfg_path=path, options=None)))
+    return Config(SimpleNamespace(cfg_path=path, options=None)).validate()
 
 
-def _sized_recipe(experiment: Experiment) -> Sized:
-    llm_config, _ = llm_config_for(experiment.model)
+def _sized_recipe(config: Config) -> Sized:
+    llm_config, _ = llm_config_for(config.model)
     return Sized(
-        lambda **changes: dataclasses.replace(experiment.model, **changes),
+        lambda **changes: dataclasses.replace(config.model, **changes),
         llm_config,
-        expected_lengths(experiment.model),
+        expected_lengths(config.model),
     )
 
 

@@ -17,7 +17,7 @@ from generate import all_logits
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from minigpt4.common.config import Config, Experiment, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import exit_status
@@ -81,7 +81,7 @@ def scores(captions: dict[str, str], references: dict[str, list[str]], families:
     return found
 
 
-def settings(cfg: Experiment) -> PromptRules:
+def settings(cfg: Config) -> PromptRules:
     """What is asked and how; ConfigError for what transformers 5 and our loop do differently by intention."""
     rules = PromptRules.of(cfg.model, cfg.run.generation, cfg.run.seed)
     if rules.decoding.do_sample or rules.decoding.min_length > 1:
@@ -91,7 +91,7 @@ def settings(cfg: Experiment) -> PromptRules:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Load, caption, score, write."""
-    cfg = for_evaluation(read_experiment(Config(args), training=False))
+    cfg = for_evaluation(Config(args).validate(training=False))
     rules, data = settings(cfg), read_data(cfg)
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.run.device != "cpu" else "cpu")
     model = registry.get_model_class(cfg.model.arch).from_config(cfg.model, device=device).eval()

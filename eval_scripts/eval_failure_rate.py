@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from minigpt4.common.binding import require_paths
-from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import exit_status
 from minigpt4.evaluation.failure_rules import TASKS, task_called
@@ -60,20 +60,20 @@ def evaluate(args: argparse.Namespace) -> None:
     from minigpt4.inference import image_list
 
     config = Config(args)
-    experiment = without_datasets(read_experiment(config, training=False))
-    require_paths(experiment.sections(), experiment.source)
+    config = without_datasets(config.validate(training=False))
+    require_paths(config.sections(), config.source)
     if args.verdicts is not None:
         failure_rate.read_verdicts(args.verdicts)
-    images = image_list.find_images(args.images, args.image_folder, args.limit, experiment.run.seed)
+    images = image_list.find_images(args.images, args.image_folder, args.limit, config.run.seed)
     judge = judge_of(args)
     checkpoints = generate.read_checkpoint_list(args.ckpt)
-    run = experiment.run
+    run = config.run
     processes = launch.start_processes(run.device, run.distributed, run.dist_url)
     setup_logging(processes.rank)
-    log.info("Configuration of %s:\n%s", experiment.source, config.pretty())
+    log.info("Configuration of %s:\n%s", config.source, config.pretty())
     tasks = [task_called(name) for name in dict.fromkeys(args.tasks)]
     plan = failure_run.FailureRun(
-        experiment, checkpoints, images, tasks, args.save_path, judge, args.judge_at_once, args.verdicts
+        config, checkpoints, images, tasks, args.save_path, judge, args.judge_at_once, args.verdicts
     )
     facts = failure_run.evaluate(plan, processes)
     if facts is not None:

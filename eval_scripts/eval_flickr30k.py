@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from minigpt4.common.binding import require_paths
-from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import exit_status
 from minigpt4.evaluation.metrics import FAMILIES
@@ -50,19 +50,19 @@ def evaluate(args: argparse.Namespace) -> None:
     from minigpt4.evaluation.report import summary
 
     config = Config(args)
-    experiment = caption_run.for_evaluation(read_experiment(config, training=False))
-    require_paths(experiment.sections(), experiment.source)
+    config = caption_run.for_evaluation(config.validate(training=False))
+    require_paths(config.sections(), config.source)
     metrics.require_caption_metrics("--metrics")
     report.require_figures("metrics.png")
     families, notes = metrics.usable_families(args.metrics)
     checkpoints = generate.read_checkpoint_list(args.ckpt)
-    run = experiment.run
+    run = config.run
     processes = launch.start_processes(run.device, run.distributed, run.dist_url)
     setup_logging(processes.rank)
-    log.info("Configuration of %s:\n%s", experiment.source, config.pretty())
+    log.info("Configuration of %s:\n%s", config.source, config.pretty())
     for note in notes:
         log.info("%s", note)
-    plan = caption_run.CaptionRun(experiment, checkpoints, args.save_path, args.reference_mode, families, notes)
+    plan = caption_run.CaptionRun(config, checkpoints, args.save_path, args.reference_mode, families, notes)
     facts = caption_run.evaluate(plan, processes)
     if facts is not None:
         print(summary(facts))

@@ -132,20 +132,20 @@ def run_pope(args: argparse.Namespace) -> None:
     """Answers and scores of checkpoints; the cheap checks come first."""
     from minigpt4 import launch
     from minigpt4.common.binding import require_paths
-    from minigpt4.common.config import Config, read_experiment
+    from minigpt4.common.config import Config
     from minigpt4.evaluation import pope as pope_run
     from minigpt4.evaluation.generate import read_checkpoint_list, without_datasets
 
-    experiment = without_datasets(read_experiment(Config(args), training=False))
-    require_paths(experiment.sections(), experiment.source)
+    config = without_datasets(Config(args).validate(training=False))
+    require_paths(config.sections(), config.source)
     questions = pope.read_questions(args.questions)
     pope_run.question_files(questions, args.image_path)
     checkpoints = read_checkpoint_list(args.ckpt)
-    run = experiment.run
+    run = config.run
     processes = launch.start_processes(run.device, run.distributed, run.dist_url)
     setup_logging(processes.rank)
     prompt = args.prompt or pope_run.PROMPT
-    plan = pope_run.PopeRun(experiment, checkpoints, questions, args.image_path, args.save_path, prompt)
+    plan = pope_run.PopeRun(config, checkpoints, questions, args.image_path, args.save_path, prompt)
     facts = pope_run.evaluate(plan, processes)
     if facts is not None:
         print(pope_run.table(facts).markdown())

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from minigpt4.common.binding import missing_paths
-from minigpt4.common.config import Config, Experiment, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, errors_as
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.schemas import RunConfig
@@ -31,7 +31,7 @@ MOST_GPUS = 8
 class Sizing:
     """A configuration whose training step can be sized."""
 
-    experiment: Experiment
+    config: Config
     meta: MetaModel
     gpus: int
     """Processes of the run."""
@@ -39,12 +39,12 @@ class Sizing:
     @cached_property
     def lengths(self) -> Lengths:
         """Of the longest sequence."""
-        return expected_lengths(self.experiment.model)
+        return expected_lengths(self.config.model)
 
     @property
     def is_sharded(self) -> bool:
         """Whether the configuration spreads the LLM over the GPUs of the run."""
-        return self.experiment.run.parallel == "fsdp"
+        return self.config.run.parallel == "fsdp"
 
     def estimate(self, batch_size: int, *, recompute: bool | None = None, cached: bool = False) -> Estimate:
         """A step as the configuration has it, with what `MetaModel.estimate` can change."""
@@ -108,7 +108,7 @@ def advice(sizing: Sizing, estimate: Estimate, capacity_gib: float) -> Iterator[
     yield "What changes that:"
     if largest:
         batch = max(n for n in range(1, largest + 1) if estimate.batch_size % n == 0)
-        accumulate = estimate.batch_size // batch * sizing.experiment.run.accum_grad_iters
+        accumulate = estimate.batch_size // batch * sizing.config.run.accum_grad_iters
         yield (
             f"  batch_size: {batch}, run.accum_grad_iters: {accumulate}: fits, with as many samples in an update "
             f"(the largest batch that fits is {largest})"
@@ -138,7 +138,7 @@ def _spread_wider(
     sizing: Sizing, estimate: Estimate, recomputing: Estimate, capacity_gib: float
 ) -> Iterator[tuple[str, Estimate]]:
     """The LLM over as few GPUs as suffice; if none do, also with recomputation."""
-    if sizing.experiment.model.llm_storage in ("int8", "nf4"):
+    if sizing.config.model.llm_storage in ("int8", "nf4"):
         return
     for keys, base in (("", estimate), ("model.llm_grad_checkpoint: True, ", recomputing)):
         gpus, spread = gpus_needed(sizing.meta, base, capacity_gib)
@@ -171,15 +171,15 @@ def check(config: Config, gpu_gib: float | None = None, gpus: int | None = None)
 
 
 def _report(config: Config, gpu_gib: float | None, gpus: int | None) -> str:
-    experiment = read_experiment(config, training=False)
-    run = experiment.run
+    config = config.validate(training=False)
+    run = config.run
     if run.evaluate:
-        experiment.require_batches()
+        config.require_batches()
     trains = not run.evaluate and run.max_epoch is not None and run.iters_per_epoch is not None
-    batch_size = experiment.batch_size() if trains else run.batch_size_eval or 1
+    batch_size = config.batch_size() if trains else run.batch_size_eval or 1
     gpus = _number_of_gpus(gpus, run)
-    llm_config, llm_origin = llm_config_for(experiment.model)
-    sizing = Sizing(experiment, MetaModel(experiment.model, llm_config), gpus)
+    llm_config, llm_origin = llm_config_for(config.model)
+    sizing = Sizing(config, MetaModel(config.model, llm_config), gpus)
     estimate = sizing.estimate(batch_size)
     capacity = _gpu_gib() if gpu_gib is None else gpu_gib
     if not 0 < capacity < math.inf:
@@ -192,8 +192,8 @@ def _report(config: Config, gpu_gib: float | None, gpus: int | None) -> str:
         *_memory_table(estimate, sizing, capacity),
         *advice(sizing, estimate, capacity),
         "",
-        _samples_line(experiment, trains),
-        *_missing(experiment),
+        _samples_line(config, trains),
+        *_missing(config),
     ]
     return "\n".join(lines)
 
@@ -235,18 +235,18 @@ def _memory_table(estimate: Estimate, sizing: Sizing, capacity_gib: float) -> It
         yield f"  {name:<24}{size / GIB:>8.2f} GiB"
     verdict = "fits in" if fits(estimate, capacity_gib) else "does NOT fit in"
     yield f"It {verdict} {capacity_gib:.1f} GiB."
-    if sizing.experiment.run.feature_cache:
+    if sizing.config.run.feature_cache:
         cached = sizing.estimate(estimate.batch_size, cached=True)
         yield f"Once run.feature_cache knows all images the vision side is not loaded: {cached.total / GIB:.2f} GiB."
 
 
-def _samples_line(experiment: Experiment, trains: bool) -> str:
-    run = experiment.run
+def _samples_line(config: Config, trains: bool) -> str:
+    run = config.run
     if run.evaluate:
-        weights = run.resume_ckpt_path or getattr(experiment.model, "ckpt", None) or "no checkpoint"
+        weights = run.resume_ckpt_path or getattr(config.model, "ckpt", None) or "no checkpoint"
         scored = f", {run.valid_captions} captions scored" if run.valid_captions else ""
         return (
-            f"run.evaluate: {weights} is evaluated on {', '.join(run.test_splits)} of {', '.join(experiment.datasets)}"
+            f"run.evaluate: {weights} is evaluated on {', '.join(run.test_splits)} of {', '.join(config.datasets)}"
             f"{scored}; nothing is trained, which takes less memory than the training step above."
         )
     if not trains:
@@ -255,12 +255,12 @@ def _samples_line(experiment: Experiment, trains: bool) -> str:
     updates = iterations // run.accum_grad_iters
     return (
         f"{run.max_epoch} epochs x {run.iters_per_epoch:,} iterations = {updates:,} updates; "
-        f"batch {experiment.batch_size()} = {iterations * experiment.batch_size():,} samples on each GPU."
+        f"batch {config.batch_size()} = {iterations * config.batch_size():,} samples on each GPU."
     )
 
 
-def _missing(experiment: Experiment) -> Iterator[str]:
-    missing = missing_paths(experiment.sections())
+def _missing(config: Config) -> Iterator[str]:
+    missing = missing_paths(config.sections())
     if missing:
         yield ""
         yield "Not on this machine, and needed before training:"

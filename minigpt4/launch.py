@@ -8,7 +8,7 @@ from pathlib import Path
 from minigpt4 import models, runners
 from minigpt4.common.binding import AUTO
 from minigpt4.common.checkpoint import newest_checkpoint
-from minigpt4.common.config import Experiment
+from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes, seed_everything, start_processes, stop_processes
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RegistryError, RunError
 from minigpt4.common.registry import registry
@@ -57,8 +57,8 @@ def check_needs(run: RunConfig) -> None:
         require_caption_metrics("run.valid_captions")
 
 
-def choose_folder(experiment: Experiment, processes: Processes) -> tuple[Experiment, RunFolder]:
-    """The run's folder, the same on all ranks, and the experiment with `auto` replaced by what was found.
+def choose_folder(config: Config, processes: Processes) -> tuple[Config, RunFolder]:
+    """The run's folder, the same on all ranks, and the config with `auto` replaced by what was found.
 
     Training with `auto` goes on in the folder of the checkpoint it finds; everything else gets a new folder.
     """
@@ -66,20 +66,20 @@ def choose_folder(experiment: Experiment, processes: Processes) -> tuple[Experim
     failure = None
     if processes.is_main:
         try:
-            found = _choose(experiment)
+            found = _choose(config)
         except MiniGPT4Error as error:
             failure = str(error)
     found, failure = processes.share((found, failure))
     if failure is not None:
         raise RunError(failure)
     checkpoint, folder = found
-    run = replace(experiment.run, resume_ckpt_path=checkpoint)
-    return replace(experiment, run=run), RunFolder.existing(Path(folder))
+    run = replace(config.run, resume_ckpt_path=checkpoint)
+    return config.replace(run=run), RunFolder.existing(Path(folder))
 
 
-def _choose(experiment: Experiment) -> tuple[str | None, str]:
+def _choose(config: Config) -> tuple[str | None, str]:
     """Checkpoint and folder; the folder is this process's from here on."""
-    run, output = experiment.run, Path(experiment.run.output_dir)
+    run, output = config.run, Path(config.run.output_dir)
     if run.resume_ckpt_path != AUTO:
         return run.resume_ckpt_path, _own(RunFolder.create(output).path)
     newest = newest_checkpoint(output, run.job_name)

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 
 from minigpt4.common.binding import require_paths
-from minigpt4.common.config import Config, Experiment, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
 from minigpt4.common.logger import setup_logging
 
@@ -52,20 +52,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def read_configuration(args: argparse.Namespace) -> Experiment:
-    """The experiment with the checkpoint that is asked; ConfigError if there is none."""
-    experiment = read_experiment(Config(args), training=False)
+def read_configuration(args: argparse.Namespace) -> Config:
+    """The config with the checkpoint that is asked; ConfigError if there is none."""
+    config = Config(args).validate(training=False)
     if args.ckpt is not None:
-        experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, ckpt=args.ckpt))
-    if not experiment.model.ckpt:
-        raise ConfigError(f"--ckpt: is missing, and {experiment.source} has no model.ckpt")
-    require_paths({"model": experiment.model}, experiment.source)
-    return experiment
+        config = config.replace(model=dataclasses.replace(config.model, ckpt=args.ckpt))
+    if not config.model.ckpt:
+        raise ConfigError(f"--ckpt: is missing, and {config.source} has no model.ckpt")
+    require_paths({"model": config.model}, config.source)
+    return config
 
 
 def caption(args: argparse.Namespace) -> int:
     """Check what can be wrong, the cheap first, then caption; returns the exit status."""
-    experiment = read_configuration(args)
+    config = read_configuration(args)
     from minigpt4.common.dist_utils import start_processes, stop_processes
     from minigpt4.inference.captioning import CaptionFile, Captioning
     from minigpt4.inference.image_list import images_to_caption
@@ -73,13 +73,13 @@ def caption(args: argparse.Namespace) -> int:
 
     file = CaptionFile(args.output)
     base, items = images_to_caption(args.images, args.image_folder)
-    rules = rules_of(experiment, args.prompt, source="--prompt")
-    run = experiment.run
+    rules = rules_of(config, args.prompt, source="--prompt")
+    run = config.run
     processes = start_processes(run.device, run.distributed, run.dist_url)
     setup_logging(processes.rank)
     log.info("%d images; prompt %r; stop %s; %s", len(items), rules.prompt, rules.stop, rules.decoding)
-    size = args.batch_size or images_at_once(experiment)
-    counts = Captioning(experiment, rules, base, items, size, file, args.retry_failed).run(processes)
+    size = args.batch_size or images_at_once(config)
+    counts = Captioning(config, rules, base, items, size, file, args.retry_failed).run(processes)
     stop_processes()
     if counts is None:
         return 0

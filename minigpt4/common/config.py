@@ -5,6 +5,7 @@ file, `preprocess:`. A top-level `imports: [my_package.my_task]` loads code from
 a plain OmegaConf tree as LAVIS users know it; `schemas.binding.bind` turns a section into its dataclass.
 """
 
+import copy
 import dataclasses
 import importlib
 import logging
@@ -101,6 +102,12 @@ def _class_file(cls: type, path: Path) -> Path:
 
 logger = logging.getLogger(__name__)
 
+# Known without importing the model, so that a typo is reported before torch is loaded.
+MODEL_SCHEMAS = {"minigpt4": MiniGPT4Config}
+
+STATISTICS = ("mean", "std")
+PUBLISHED_PROCESSORS = {"blip2_image_train", "blip2_image_eval"}
+
 USER_SECTIONS = ("model", "datasets", "run", "evaluation_datasets", "imports")
 OPTION_SECTIONS = ("model", "datasets", "run", "evaluation_datasets", "preprocess")
 
@@ -113,7 +120,14 @@ class Arguments(Protocol):
 
 
 class Config:
-    """The merged configuration.
+    """A run's configuration: the merged tree as LAVIS users know it, and after `validate` its typed sections.
+
+    Attributes after `validate`:
+        model: schema of the model's `arch`.
+        datasets: a `DatasetConfig` by name.
+        run: a `RunConfig`.
+        merged: the tree in plain types, for checkpoints and `run.json`.
+        image_processor: what is done to images outside of the datasets: as these say for `eval`, where they agree.
 
     Args:
         args: anything with `cfg_path` and `options`; the path is that of a YAML file or of a run's `run.json`.
@@ -122,6 +136,12 @@ class Config:
     Raises:
         ConfigError: a file cannot be read, a name has no default file, an import or an option fails.
     """
+
+    model: Any
+    datasets: dict[str, DatasetConfig]
+    run: RunConfig
+    merged: dict[str, Any]
+    image_processor: VisProcessorConfig
 
     def __init__(self, args: Arguments, default_files: DefaultFiles | None = None) -> None:
         self.source = str(args.cfg_path)
@@ -172,6 +192,67 @@ class Config:
     def pretty(self) -> str:
         """The merged configuration as YAML, for the log."""
         return OmegaConf.to_yaml(self.config, resolve=True)
+
+    def validate(self, *, training: bool = True) -> "Config":
+        """Bind every section to its schema, check them against each other, and return this configuration.
+
+        `training`: the run needs learning rate, epochs and iterations; demo and evaluation files have none.
+        ConfigError with key, file and the nearest valid key.
+        """
+        with errors_as(ConfigError, f"{self.source}: cannot be read as a configuration"):
+            self._bind(training)
+        return self
+
+    def _bind(self, training: bool) -> None:
+        where = {"source": self.source, "options": self.option_keys}
+        self.run = bind(RunConfig, self.run_cfg, section="run", **where)
+        if training:
+            self.run.require_training_keys(self.source)
+        self.datasets = {
+            name: bind(DatasetConfig, self.datasets_cfg[name], section=f"datasets.{name}", **where)
+            for name in self.datasets_cfg
+        }
+        self.model = bind(_model_schema(self), self.model_cfg, section="model", **where)
+        _share_statistics(self.datasets.values())
+        self.merged = self.to_dict()
+        self.image_processor = _image_processor(self.datasets, self.source)
+        if training:
+            self.require_batches()
+        _set_image_sizes(self)
+        _check_parallel(self)
+        _check_kernels(self)
+        _set_statistics(self)
+
+    def replace(self, **sections: Any) -> "Config":
+        """A copy with other bound sections: `config.replace(run=...)`."""
+        changed = copy.copy(self)
+        vars(changed).update(sections)
+        return changed
+
+    def sections(self) -> dict[str, object]:
+        """Schemas by section name, as `schemas.paths` takes them."""
+        return {"model": self.model, "run": self.run} | {
+            f"datasets.{name}": dataset for name, dataset in self.datasets.items()
+        }
+
+    def batch_size(self) -> int:
+        """Samples of one iteration on one GPU; an iteration reads one dataset, so the largest counts."""
+        if not self.datasets:
+            raise ConfigError(f"{self.source}: datasets: is empty; name at least one dataset")
+        sizes = [d.batch_size or self.run.batch_size_train for d in self.datasets.values()]
+        if None in sizes:
+            raise ConfigError(f"{self.source}: no batch size; set datasets.NAME.batch_size or run.batch_size_train")
+        return max(sizes)
+
+    def require_batches(self) -> None:
+        """ConfigError if there is nothing to train on, or with `run.evaluate` nothing to evaluate on."""
+        if self.run.evaluate and not self.run.test_splits:
+            raise ConfigError(
+                f"{self.source}: run.test_splits: is empty, and run.evaluate: True evaluates on nothing else; name "
+                "the splits, such as [test]"
+            )
+        if not (self.run.evaluate and self.run.batch_size_eval):
+            self.batch_size()
 
     def _section(self, config: DictConfig, name: str) -> DictConfig:
         if name not in config.keys():  # noqa: SIM118 - without keys(), `???` is not in it
@@ -319,88 +400,6 @@ def import_modules(names: Any, source: str) -> None:
 # The three sections of a configuration, bound to their schemas and checked against each other.
 
 
-# Known without importing the model, so that a typo is reported before torch is loaded.
-MODEL_SCHEMAS = {"minigpt4": MiniGPT4Config}
-
-STATISTICS = ("mean", "std")
-PUBLISHED_PROCESSORS = {"blip2_image_train", "blip2_image_eval"}
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """A whole configuration, typed."""
-
-    model: Any
-    """The schema of the model's `arch`."""
-
-    datasets: dict[str, DatasetConfig]
-    run: RunConfig
-    merged: dict[str, Any]
-    """The merged configuration in plain types, for checkpoints and `run.json`."""
-
-    source: str
-    """The user's YAML file, for errors."""
-
-    image_processor: VisProcessorConfig
-    """What is done to images outside of the datasets: as these say for `eval`, where they agree."""
-
-    def sections(self) -> dict[str, object]:
-        """Schemas by section name, as `schemas.paths` takes them."""
-        return {"model": self.model, "run": self.run} | {
-            f"datasets.{name}": dataset for name, dataset in self.datasets.items()
-        }
-
-    def batch_size(self) -> int:
-        """Samples of one iteration on one GPU; an iteration reads one dataset, so the largest counts."""
-        if not self.datasets:
-            raise ConfigError(f"{self.source}: datasets: is empty; name at least one dataset")
-        sizes = [d.batch_size or self.run.batch_size_train for d in self.datasets.values()]
-        if None in sizes:
-            raise ConfigError(f"{self.source}: no batch size; set datasets.NAME.batch_size or run.batch_size_train")
-        return max(sizes)
-
-    def require_batches(self) -> None:
-        """ConfigError if there is nothing to train on, or with `run.evaluate` nothing to evaluate on."""
-        if self.run.evaluate and not self.run.test_splits:
-            raise ConfigError(
-                f"{self.source}: run.test_splits: is empty, and run.evaluate: True evaluates on nothing else; name "
-                "the splits, such as [test]"
-            )
-        if not (self.run.evaluate and self.run.batch_size_eval):
-            self.batch_size()
-
-
-def read_experiment(config: Config, *, training: bool = True) -> Experiment:
-    """Bind every section; raises ConfigError with key, file and the nearest valid key.
-
-    `training`: the run needs learning rate, epochs and iterations; demo and evaluation files have none.
-    """
-    with errors_as(ConfigError, f"{config.source}: cannot be read as an experiment"):
-        return _read(config, training)
-
-
-def _read(config: Config, training: bool) -> Experiment:
-    source = config.source
-    where = {"source": source, "options": config.option_keys}
-    run = bind(RunConfig, config.run_cfg, section="run", **where)
-    if training:
-        run.require_training_keys(source)
-    datasets = {
-        name: bind(DatasetConfig, config.datasets_cfg[name], section=f"datasets.{name}", **where)
-        for name in config.datasets_cfg
-    }
-    model = bind(_model_schema(config), config.model_cfg, section="model", **where)
-    _share_statistics(datasets.values())
-    experiment = Experiment(model, datasets, run, config.to_dict(), source, _image_processor(datasets, source))
-    if training:
-        experiment.require_batches()
-    _set_image_sizes(experiment)
-    _check_parallel(experiment)
-    _check_kernels(experiment)
-    _set_statistics(experiment)
-    return experiment
-
-
 def _model_schema(config: Config) -> type:
     arch = config.model_cfg.arch
     if not isinstance(arch, str):
@@ -439,34 +438,34 @@ def _image_processor(datasets: Mapping[str, DatasetConfig], source: str) -> VisP
     return usual
 
 
-def _image_sections(experiment: Experiment) -> dict[str, VisProcessorConfig]:
+def _image_sections(config: Config) -> dict[str, VisProcessorConfig]:
     """All image processors by their keys."""
     sections = {
         f"datasets.{name}.vis_processor.{split}": getattr(dataset.vis_processor, split)
-        for name, dataset in experiment.datasets.items()
+        for name, dataset in config.datasets.items()
         for split in ("train", "eval")
     }
-    return sections | {"datasets.NAME.vis_processor.eval": experiment.image_processor}
+    return sections | {"datasets.NAME.vis_processor.eval": config.image_processor}
 
 
-def _set_image_sizes(experiment: Experiment) -> None:
+def _set_image_sizes(config: Config) -> None:
     """Processors take the model's image size; one of its own is an error, which the original finds in step 1 only."""
-    wanted = getattr(experiment.model, "image_size", None)
+    wanted = getattr(config.model, "image_size", None)
     if wanted is None:
         return
-    for key, processor in _image_sections(experiment).items():
+    for key, processor in _image_sections(config).items():
         if processor.image_size is None:
             processor.image_size = wanted
         if processor.image_size != wanted:
             raise ConfigError(
-                f"{experiment.source}: {key}.image_size: {processor.image_size} must equal model.image_size: {wanted}"
+                f"{config.source}: {key}.image_size: {processor.image_size} must equal model.image_size: {wanted}"
             )
 
 
-def _set_statistics(experiment: Experiment) -> None:
+def _set_statistics(config: Config) -> None:
     """Processors without mean and std take those of the tower's training; CLIP's, their default, are EVA-CLIP's."""
-    tower = getattr(experiment.model, "vit_model", EVA_CLIP_G)
-    if tower == EVA_CLIP_G or not isinstance(experiment.model, MiniGPT4Config):
+    tower = getattr(config.model, "vit_model", EVA_CLIP_G)
+    if tower == EVA_CLIP_G or not isinstance(config.model, MiniGPT4Config):
         return
     # These load torch and timm, for which an error of the file should not have to wait.
     from minigpt4.models.eva_vit import tower_statistics
@@ -475,12 +474,12 @@ def _set_statistics(experiment: Experiment) -> None:
     own = tower_statistics(tower)
     log.info("model.vit_model %s: images are normalised with its own %s where the file sets no other", tower, own)
     other = []
-    for key, section in _image_sections(experiment).items():
+    for key, section in _image_sections(config).items():
         for name in STATISTICS if takes_statistics(section.name) else ():
             given = section.kwargs.get(name)
             if given is None and own is None:
                 raise ConfigError(
-                    f"{experiment.source}: {key}.{name}: is missing, and timm does not know with which {name} of "
+                    f"{config.source}: {key}.{name}: is missing, and timm does not know with which {name} of "
                     f"images {tower} was trained; set mean and std, three numbers each (R, G, B in 0..1)"
                 )
             if given is None:
@@ -488,23 +487,23 @@ def _set_statistics(experiment: Experiment) -> None:
             elif own is not None and given != own[name]:
                 other.append(f"{key}.{name}: {given}")
     if other:
-        log.warning("%s: %s; %s was trained with %s", experiment.source, "; ".join(other), tower, own)
+        log.warning("%s: %s; %s was trained with %s", config.source, "; ".join(other), tower, own)
 
 
-def _check_parallel(experiment: Experiment) -> None:
+def _check_parallel(config: Config) -> None:
     """bitsandbytes' 8 and 4 bits are no tensors that can be cut into rows."""
-    storage = getattr(experiment.model, "llm_storage", None)
-    if experiment.run.parallel == "fsdp" and storage in ("int8", "nf4"):
+    storage = getattr(config.model, "llm_storage", None)
+    if config.run.parallel == "fsdp" and storage in ("int8", "nf4"):
         raise ConfigError(
-            f"{experiment.source}: run.parallel: fsdp does not go with an LLM in {storage}; set model.llm_precision to "
+            f"{config.source}: run.parallel: fsdp does not go with an LLM in {storage}; set model.llm_precision to "
             "fp16 or bf16 (and low_resource: False), or run.parallel: ddp, where each GPU holds the whole LLM"
         )
 
 
-def _check_kernels(experiment: Experiment) -> None:
+def _check_kernels(config: Config) -> None:
     """torch.compile and Liger replace the same modules."""
-    if experiment.run.compile and getattr(experiment.model, "llm_kernels", None):
+    if config.run.compile and getattr(config.model, "llm_kernels", None):
         raise ConfigError(
-            f"{experiment.source}: run.compile and model.llm_kernels: {experiment.model.llm_kernels} both fuse the "
+            f"{config.source}: run.compile and model.llm_kernels: {config.model.llm_kernels} both fuse the "
             "LLM's norms and MLPs; set one of them"
         )

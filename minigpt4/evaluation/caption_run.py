@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.config import Experiment
+from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError
 from minigpt4.datasets import ImageCaptionJson, build_datasets
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class CaptionRun:
     """What to evaluate, and how."""
 
-    cfg: Experiment
+    cfg: Config
     checkpoints: Sequence[NamedCheckpoint]
     folder: Path
     reference_mode: ReferenceMode
@@ -36,8 +36,8 @@ class CaptionRun:
     """Lines for the report, such as why a metric is missing."""
 
 
-def for_evaluation(cfg: Experiment) -> Experiment:
-    """The experiment without what an evaluation does not read: `model.ckpt` and the training annotations."""
+def for_evaluation(cfg: Config) -> Config:
+    """The config without what an evaluation does not read: `model.ckpt` and the training annotations."""
     split = _split(cfg)
     datasets = {}
     for name, section in cfg.datasets.items():
@@ -45,7 +45,7 @@ def for_evaluation(cfg: Experiment) -> Experiment:
         own = getattr(info, f"{split}_ann_path", None)
         info = dataclasses.replace(info, ann_path=own) if own and info.image_path else info
         datasets[name] = dataclasses.replace(section, build_info=info)
-    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, ckpt=None), datasets=datasets)
+    return cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None), datasets=datasets)
 
 
 def evaluate(run: CaptionRun, processes: Processes) -> dict[str, Any] | None:
@@ -78,14 +78,14 @@ def evaluate(run: CaptionRun, processes: Processes) -> dict[str, Any] | None:
 # Data
 
 
-def _split(cfg: Experiment) -> str:
+def _split(cfg: Config) -> str:
     splits = cfg.run.test_splits or ["test"]
     if len(splits) != 1:
         raise ConfigError(f"{cfg.source}: run.test_splits: {', '.join(splits)}: an evaluation takes one split")
     return splits[0]
 
 
-def read_data(cfg: Experiment) -> CaptionData:
+def read_data(cfg: Config) -> CaptionData:
     """The images of an evaluation; ConfigError unless its one dataset has images and captions."""
     if len(cfg.datasets) != 1:
         names = ", ".join(cfg.datasets) or "none"

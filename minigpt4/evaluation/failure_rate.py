@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.config import Experiment
+from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.utils import JsonLines, as_json, write_whole
@@ -308,7 +308,7 @@ IMAGE_MARKS = re.compile(r"</?Img>|<ImageHere>")
 class FailureRun:
     """What to measure, and how."""
 
-    cfg: Experiment
+    cfg: Config
     checkpoints: Sequence[NamedCheckpoint]
     images: Sequence[ImageFile]
     tasks: Sequence[Task]

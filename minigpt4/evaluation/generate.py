@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minigpt4.common.checkpoint import file_sha256, read_card
-from minigpt4.common.config import Experiment
+from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, RunError, SampleError, WeightsError, errors_as
 from minigpt4.common.registry import registry
@@ -269,7 +269,7 @@ OUT_OF_MEMORY = "The GPU's memory is full: a smaller run.batch_size_eval, or few
 class Asking:
     """What is asked about which images, and of which checkpoints."""
 
-    cfg: Experiment
+    cfg: Config
     images: Images
     batches: Sequence[Sequence[int]]
     """Numbers of images that are answered together."""
@@ -411,7 +411,7 @@ class Asking:
         log.info("%s: %d answers in %.1f s on this process", name, total, time.monotonic() - start)
 
 
-def setup_facts(cfg: Experiment, rules: PromptRules) -> dict[str, Any]:
+def setup_facts(cfg: Config, rules: PromptRules) -> dict[str, Any]:
     """What is the same for all checkpoints, for the report."""
     model = dataclasses.asdict(cfg.model)
     return {
@@ -422,11 +422,11 @@ def setup_facts(cfg: Experiment, rules: PromptRules) -> dict[str, Any]:
     }
 
 
-def without_datasets(cfg: Experiment) -> Experiment:
+def without_datasets(cfg: Config) -> Config:
     """The experiment of a command whose images come by an option: no `model.ckpt`, no datasets."""
-    return dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, ckpt=None), datasets={})
+    return cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None), datasets={})
 
 
-def batch_size(cfg: Experiment) -> int:
+def batch_size(cfg: Config) -> int:
     """Images that are answered together."""
     return cfg.run.batch_size_eval or cfg.batch_size()

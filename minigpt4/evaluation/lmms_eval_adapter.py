@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from minigpt4.common.binding import require_paths
-from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.inference.pipeline import image_processor
 from minigpt4.models import MiniGPT4
@@ -91,14 +91,14 @@ class MiniGPT4Lmms(lmms):
             wrong = f"unknown: {', '.join(unknown)}" if unknown else "cfg_path is missing"
             raise ConfigError(f"--model_args: {wrong}; they are cfg_path=FILE and ckpt=FILE")
         options = [f"model.ckpt={ckpt}"] if ckpt else []
-        experiment = read_experiment(Config(SimpleNamespace(cfg_path=cfg_path, options=options)), training=False)
-        require_paths({"model": experiment.model}, experiment.source)
+        config = Config(SimpleNamespace(cfg_path=cfg_path, options=options)).validate(training=False)
+        require_paths({"model": config.model}, config.source)
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ConfigError(f"--batch_size: {batch_size!r} must be a number, 1 or more")
         self.batch_size = int(batch_size)
         self.device = _device(device)
-        self.model = MiniGPT4.from_config(experiment.model, device=self.device).eval()
-        self.processor = image_processor(experiment)
+        self.model = MiniGPT4.from_config(config.model, device=self.device).eval()
+        self.processor = image_processor(config)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answers in the order of the requests; each ends at a string of `until` or at `model.end_sym`."""

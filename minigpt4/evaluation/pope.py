@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from minigpt4.common.config import Experiment
+from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.text import LINE_END, decode, parse_json
@@ -315,7 +315,7 @@ METRICS = ("accuracy", "precision", "recall", "F1", "yes share")
 class PopeRun:
     """What is asked of which checkpoints."""
 
-    cfg: Experiment
+    cfg: Config
     checkpoints: Sequence[NamedCheckpoint]
     questions: Sequence[ObjectQuestion]
     images: Path

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from minigpt4.common.checkpoint import file_sha256, find_weights
-from minigpt4.common.config import Experiment
+from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, RunError
 from minigpt4.common.run_folder import versions
@@ -182,7 +182,7 @@ class Counts:
 class Captioning:
     """What is captioned, how, and where to."""
 
-    cfg: Experiment
+    cfg: Config
     """With `model.ckpt`."""
 
     rules: PromptRules

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minigpt4.common.binding import require_paths
 from minigpt4.common.checkpoint import best_checkpoint
-from minigpt4.common.config import PUBLISHED_PROCESSORS, Config, Experiment, read_experiment
+from minigpt4.common.config import PUBLISHED_PROCESSORS, Config
 from minigpt4.common.errors import ConfigError, SampleError, WeightsError, errors_as
 from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder
@@ -48,7 +48,7 @@ def frozen_files(model: Any) -> list[list[Any]]:
     return [file_sample(path) for path in files if path.is_file()]
 
 
-def image_facts(cfg: Experiment) -> dict[str, Any]:
+def image_facts(cfg: Config) -> dict[str, Any]:
     """How images are processed; nothing for the usual way, of which older files say nothing either."""
     section = cfg.image_processor
     own = {key: value for key, value in section.kwargs.items() if value is not None}
@@ -63,7 +63,7 @@ def image_facts(cfg: Experiment) -> dict[str, Any]:
 WEIGHTS_ENDINGS = {".pth", ".pt", ".bin", ".safetensors"}
 
 
-def read_source(source: str | Path, options: Sequence[str] = ()) -> Experiment:
+def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file, or of a run's folder with its best checkpoint or else its newest.
 
     Args:
@@ -86,21 +86,21 @@ def read_source(source: str | Path, options: Sequence[str] = ()) -> Experiment:
     return _read(path, options)
 
 
-def _read(file: Path, options: list[str]) -> Experiment:
-    return read_experiment(Config(SimpleNamespace(cfg_path=str(file), options=options)), training=False)
+def _read(file: Path, options: list[str]) -> Config:
+    return Config(SimpleNamespace(cfg_path=str(file), options=options)).validate(training=False)
 
 
-def _of_run(run: RunFolder, options: list[str]) -> Experiment:
+def _of_run(run: RunFolder, options: list[str]) -> Config:
     if not run.run_json.is_file():
         raise ConfigError(f"{run.path}: is not the folder of a run, for it has no {run.run_json.name}{_runs_in(run)}")
-    experiment = _read(run.run_json, options)
+    config = _read(run.run_json, options)
     if OmegaConf.select(parse_options(options), "model.ckpt") is not None:
-        return experiment
+        return config
     checkpoint = best_checkpoint(run.path)
     if checkpoint is None:
         raise WeightsError(f"{run.path}: the run has no whole checkpoint yet")
     log.info("%s: taking its checkpoint %s", run.path, checkpoint.name)
-    return dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, ckpt=str(checkpoint)))
+    return config.replace(model=dataclasses.replace(config.model, ckpt=str(checkpoint)))
 
 
 def _runs_in(folder: RunFolder) -> str:
@@ -146,7 +146,7 @@ class Pipeline:
         checkpoint: where the trained weights are from; None before there are any.
     """
 
-    def __init__(self, cfg: Experiment, device: torch.device | str | None = None, *, shard_llm: bool = False) -> None:
+    def __init__(self, cfg: Config, device: torch.device | str | None = None, *, shard_llm: bool = False) -> None:
         require_paths({"model": cfg.model}, cfg.source)
         self.cfg = cfg
         self.processor = image_processor(cfg)
@@ -241,7 +241,7 @@ class Pipeline:
             )
 
 
-def rules_of(cfg: Experiment, prompt: str | None = None, *, source: str, **decoding: Any) -> PromptRules:
+def rules_of(cfg: Config, prompt: str | None = None, *, source: str, **decoding: Any) -> PromptRules:
     """Prompt and decoding of a configuration with changes; ConfigError, which names `source`, for wrong ones."""
     changes = decoding if prompt is None else decoding | {"prompt": prompt}
     settings = changed_settings(cfg.run.generation, changes, source)
@@ -249,12 +249,12 @@ def rules_of(cfg: Experiment, prompt: str | None = None, *, source: str, **decod
     return PromptRules.of(cfg.model, settings, cfg.run.seed, key=key)
 
 
-def images_at_once(cfg: Experiment) -> int:
+def images_at_once(cfg: Config) -> int:
     """Images that are answered together."""
     return cfg.run.batch_size_eval or BATCH_SIZE
 
 
-def image_processor(cfg: Experiment) -> BaseProcessor:
+def image_processor(cfg: Config) -> BaseProcessor:
     """What an evaluation does to images."""
     section = cfg.image_processor
     return registry.get_processor_class(section.name).from_config({"name": section.name, **section.arguments()})

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minigpt4.common.config import Experiment
+from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.utils import as_json, file_sample, replacing
@@ -112,17 +112,17 @@ def _facts(processor: BaseProcessor) -> Any:
     return facts
 
 
-def feature_cache(cfg: Experiment) -> FeatureCache | None:
+def feature_cache(cfg: Config) -> FeatureCache | None:
     """The cache of `run.feature_cache`, if there is to be one."""
     return FeatureCache(Path(cfg.run.feature_cache), cfg.model) if cfg.run.feature_cache else None
 
 
-def waiting_vision(cfg: Experiment) -> dict[str, bool]:
+def waiting_vision(cfg: Config) -> dict[str, bool]:
     """What a model's `from_config` is told where a cache may know all images."""
     return {"vision_waits": True} if cfg.run.feature_cache else {}
 
 
-def cached_numbers(cfg: Experiment) -> dict[str, str]:
+def cached_numbers(cfg: Config) -> dict[str, str]:
     """What is to be told of answers whose features a cache rounded; nothing without one."""
     return {"features": _dtype(cfg.model)} if cfg.run.feature_cache else {}
 

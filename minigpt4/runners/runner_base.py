@@ -22,7 +22,7 @@ from minigpt4.common.checkpoint import (
     read_card,
     save_checkpoint,
 )
-from minigpt4.common.config import Experiment
+from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes, StopRequest, rng_state, set_rng_state
 from minigpt4.common.errors import MiniGPT4Error, RunError, WeightsError, errors_as
 from minigpt4.common.registry import registry
@@ -82,7 +82,7 @@ class RunnerBase:
     """
 
     def __init__(
-        self, cfg: Experiment, job_id: str, task: BaseTask, model: nn.Module, datasets: Datasets, processes: Processes
+        self, cfg: Config, job_id: str, task: BaseTask, model: nn.Module, datasets: Datasets, processes: Processes
     ) -> None:
         self.cfg, self.run, self.task = cfg, cfg.run, task
         self.processes = processes

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from minigpt4.common.config import Experiment
+from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.evaluation.generate import read_checkpoint_list
@@ -15,7 +15,7 @@ from minigpt4.inference.pipeline import image_processor
 from minigpt4.models.feature_cache import waiting_vision
 
 
-def checkpoints(cfg: Experiment, further: Sequence[str]) -> tuple[str, dict[str, Path]]:
+def checkpoints(cfg: Config, further: Sequence[str]) -> tuple[str, dict[str, Path]]:
     """What `model.ckpt` is called, after its file, and the further checkpoints by name; nothing is loaded.
 
     Args:
@@ -34,7 +34,7 @@ def checkpoints(cfg: Experiment, further: Sequence[str]) -> tuple[str, dict[str,
     return first, others
 
 
-def load_engine(cfg: Experiment, further: Sequence[str], gpu_id: int, **settings: Any) -> Engine:
+def load_engine(cfg: Config, further: Sequence[str], gpu_id: int, **settings: Any) -> Engine:
     """The engine of a configuration, which does not run yet.
 
     Args:

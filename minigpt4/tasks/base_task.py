@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minigpt4.common.config import Experiment
+from minigpt4.common.config import Config
 from minigpt4.common.registry import registry
 from minigpt4.datasets import Dataset, build_datasets
 from minigpt4.models.feature_cache import feature_cache, waiting_vision
@@ -17,15 +17,15 @@ class BaseTask:
     """The steps of training and validation; subclass it and register the subclass under a name of your own."""
 
     @classmethod
-    def setup_task(cls, cfg: Experiment) -> "BaseTask":
+    def setup_task(cls, cfg: Config) -> "BaseTask":
         """The task of a configuration."""
         return cls()
 
-    def build_datasets(self, cfg: Experiment) -> dict[str, dict[str, Dataset]]:
+    def build_datasets(self, cfg: Config) -> dict[str, dict[str, Dataset]]:
         """Datasets by name and split, for the splits that the run names; nothing is decoded yet."""
         return build_datasets(cfg.datasets, cfg.run.splits(), feature_cache(cfg))
 
-    def build_model(self, cfg: Experiment, device: torch.device | str = "cpu") -> nn.Module:
+    def build_model(self, cfg: Config, device: torch.device | str = "cpu") -> nn.Module:
         """The registered model of `model.arch` with its weights, on `device`."""
         model_class = registry.get_model_class(cfg.model.arch)
         return model_class.from_config(cfg.model, device=device, **waiting_vision(cfg), **sharding(cfg.run))

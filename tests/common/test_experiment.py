@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
 from minigpt4.datasets import builder_of
 from minigpt4.evaluation.caption_run import for_evaluation
@@ -30,11 +30,11 @@ def tower(name: str) -> str:
     return MODEL.replace("}", f", vit_model: {name}}}")
 
 
-def normalisation(experiment) -> set[tuple]:
+def normalisation(config) -> set[tuple]:
     """Mean and std of everything that images go through: training, validation, captions, evaluations, page, server."""
-    data = [builder_of(name, section) for name, section in experiment.datasets.items()]
+    data = [builder_of(name, section) for name, section in config.datasets.items()]
     processors = [builder.vis_processor(split) for builder in data for split in ("train", "val", "test")]
-    commands = [experiment, without_datasets(experiment), for_evaluation(experiment)] if data else [experiment]
+    commands = [config, without_datasets(config), for_evaluation(config)] if data else [config]
     processors += [image_processor(own) for own in commands]
     return {(one.mean, one.std) for one in processors}
 
@@ -44,7 +44,7 @@ def read(tmp_path):
     def read_text(text: str, training: bool = False):
         file = tmp_path / "user.yaml"
         file.write_text(text)
-        return read_experiment(Config(SimpleNamespace(cfg_path=str(file), options=None)), training=training)
+        return Config(SimpleNamespace(cfg_path=str(file), options=None)).validate(training=training)
 
     return read_text
 
@@ -103,8 +103,8 @@ def test_compile_and_liger_exclude_each_other(read):
 @pytest.mark.parametrize("datasets", ["{}", "{cc_sbu_align: {}}", "{laion: {}, cc_sbu: {}}"])
 def test_images_are_normalised_as_in_the_training_of_the_tower(read, name, own, datasets):
     run = RUN.replace("{", "{valid_splits: [val], ") if datasets == "{cc_sbu_align: {}}" else RUN
-    experiment = read(tower(name) + f"datasets: {datasets}\n" + run)
-    assert normalisation(experiment) == {own}
+    config = read(tower(name) + f"datasets: {datasets}\n" + run)
+    assert normalisation(config) == {own}
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
@@ -112,8 +112,8 @@ def test_images_are_normalised_as_in_the_training_of_the_tower(read, name, own, 
 def test_mean_and_std_of_the_file_win_everywhere_with_one_warning_if_the_tower_has_others(read, name, split, caplog):
     section = f"{{name: blip2_image_{split}, mean: [0.1, 0.2, 0.3], std: [1, 1, 1]}}"
     both = f"{{vis_processor: {{{split}: {section}}}}}"
-    experiment = read(tower(name) + f"datasets: {{laion: {both}, cc_sbu: {both}}}\n" + RUN)
-    assert normalisation(experiment) == {((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))}
+    config = read(tower(name) + f"datasets: {{laion: {both}, cc_sbu: {both}}}\n" + RUN)
+    assert normalisation(config) == {((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))}
     warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == (name == "resnet50")
     assert all("datasets.laion.vis_processor.train.mean" in record.getMessage() for record in warnings)
@@ -145,8 +145,8 @@ def test_tower_whose_statistics_nobody_knows_needs_them(read, monkeypatch):
     with pytest.raises(ConfigError, match=r"user\.yaml: datasets\.laion\.vis_processor\.train\.mean: .*set mean"):
         read(tower("resnet50") + "datasets: {laion: {}}\n" + RUN)
     section = "{vis_processor: {train: {name: blip2_image_train, mean: [0, 0, 0], std: [1, 1, 1]}}}"
-    experiment = read(tower("resnet50") + f"datasets: {{laion: {section}}}\n" + RUN)
-    assert normalisation(experiment) == {((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
+    config = read(tower("resnet50") + f"datasets: {{laion: {section}}}\n" + RUN)
+    assert normalisation(config) == {((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))}
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_processor_without_mean_and_std_is_left_alone(read, tmp_path, monkeypatc
         "    def __call__(self, item): return item\n"
     )
     sections = "{vis_processor: {train: {name: own_processor}, eval: {name: own_processor}}}"
-    experiment = read("imports: [own_processor]\n" + tower("resnet50") + f"datasets: {{laion: {sections}}}\n" + RUN)
-    assert type(image_processor(experiment)).__name__ == "OwnProcessor"
+    config = read("imports: [own_processor]\n" + tower("resnet50") + f"datasets: {{laion: {sections}}}\n" + RUN)
+    assert type(image_processor(config)).__name__ == "OwnProcessor"
 
 
 @pytest.mark.parametrize(
@@ -184,9 +184,8 @@ def test_neither_the_usual_tower_nor_a_typo_waits_for_torch(tmp_path, name, run,
     code = (
         "import sys\nfrom types import SimpleNamespace\n"
         "from minigpt4.common.config import Config\nfrom minigpt4.common.errors import ConfigError\n"
-        "from minigpt4.common.config import read_experiment\n"
         "config = Config(SimpleNamespace(cfg_path=sys.argv[1], options=None))\n"
-        "try: status = read_experiment(config, training=False) and 0\n"
+        "try: status = config.validate(training=False) and 0\n"
         "except ConfigError: status = 2\n"
         "sys.exit(1 if {'torch', 'timm'} & set(sys.modules) else status)"
     )

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.optims import LinearWarmupCosineLRScheduler
 
 REPOSITORY = Path(__file__).parents[2]
@@ -17,7 +17,7 @@ RECIPES = {"stage1": "stage1_pretrain", "stage2": "stage2_finetune", "flickr30k"
 
 
 def _experiment(recipe: Path, options: list[str] | None = None):
-    return read_experiment(Config(SimpleNamespace(cfg_path=str(recipe), options=options)))
+    return Config(SimpleNamespace(cfg_path=str(recipe), options=options)).validate()
 
 
 def _rows(name: str) -> list[dict[str, str]]:

@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 import yaml
 
-from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.evaluation.bootstrap import wilson
 from minigpt4.evaluation.failure_rate import FILE, Sitting
 from minigpt4.evaluation.failure_rules import find_failures, read_answers
@@ -131,7 +131,7 @@ def test_console_shows_the_published_table(complete, measurement, capsys):
 
 def test_answers_are_those_of_generate_and_say_whether_they_ended(complete, measurement):
     config = Config(measurement.script.parse_args(measurement.arguments("unused")))
-    model = MiniGPT4.from_config(read_experiment(config, training=False).model).eval()
+    model = MiniGPT4.from_config(config.validate(training=False).model).eval()
     model.load_checkpoint(measurement.folder / "checkpoint_1.pth")
     pixels = Blip2ImageEvalProcessor(image_size=56)(open_image(measurement.folder / "images" / "104.jpg"))
     prompt = "###Human: <Img><ImageHere></Img> Write a poem about this image. ###Assistant: "
@@ -294,6 +294,6 @@ def test_missing_verdicts_are_named_before_anything_loads(measurement, capsys, m
 def test_mini_configuration_asks_the_mini_model(measurement):
     arguments = ["--cfg-path", str(REPOSITORY / "eval_configs" / "mini_failure_eval.yaml")]
     config = Config(measurement.script.parse_args([*arguments, *measurement.arguments("unused")[2:]]))
-    experiment = read_experiment(config, training=False)
-    assert experiment.model.end_sym == "<|im_end|>"
-    assert experiment.run.failure_prompts.poem == "<ImageHere> Write a poem about the picture."
+    config.validate(training=False)
+    assert config.model.end_sym == "<|im_end|>"
+    assert config.run.failure_prompts.poem == "<ImageHere> Write a poem about the picture."

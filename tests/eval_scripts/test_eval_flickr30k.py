@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.evaluation import METRICS, score_captions
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.processors import open_image
@@ -54,7 +54,7 @@ def test_checkpoints_say_different_things(complete):
 
 def test_captions_are_those_of_generate(complete, shared):
     config = Config(shared.script.parse_args(shared.arguments("unused")))
-    model = MiniGPT4.from_config(read_experiment(config, training=False).model).eval()
+    model = MiniGPT4.from_config(config.validate(training=False).model).eval()
     model.load_checkpoint(shared.folder / "checkpoint_1.pth")
     pixels = Blip2ImageEvalProcessor(image_size=56)(open_image(shared.folder / "images" / "104.jpg"))
     (alone,) = model.generate(pixels[None], [model.prompt_list[0]], max_new_tokens=12, stop=["###"])

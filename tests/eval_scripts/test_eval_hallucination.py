@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.mini.scenes import alt_text, sample_scenes
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.processors import open_image
@@ -149,7 +149,7 @@ def test_every_checkpoint_answers_every_question(asked, questions):
 
 def test_answers_are_those_of_generate(asked, shared):
     config = Config(shared.script.parse_args(shared.arguments("unused")))
-    model = MiniGPT4.from_config(read_experiment(config, training=False).model).eval()
+    model = MiniGPT4.from_config(config.validate(training=False).model).eval()
     model.load_checkpoint(shared.folder / "checkpoint_1.pth")
     for line in _lines(asked / "answers_epoch_1.jsonl")[4:8]:
         pixels = Blip2ImageEvalProcessor(image_size=56)(open_image(shared.folder / "images" / line["image"]))

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from minigpt4.common.binding import expand_braces, missing_paths
-from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, RegistryError
 
 REPOSITORY = Path(__file__).parents[2]
@@ -129,17 +129,17 @@ def accepts(file: Path, options: list[str]) -> bool:
     refusal = ""
     try:
         config = Config(SimpleNamespace(cfg_path=str(file), options=options))
-        experiment = read_experiment(config, training=False)
+        config.validate(training=False)
         config.pretty()
-        missing_paths(experiment.sections())
-        for dataset in experiment.datasets.values():
+        missing_paths(config.sections())
+        for dataset in config.datasets.values():
             info = dataset.build_info
             for storage in filter(None, (info.storage, info.val_storage, info.test_storage)):
                 expand_braces(storage)
-        if experiment.model.prompt_template != "tokenizer":
-            assert len((experiment.model.prompt_template or "{}").format("text")) < 200_000
-        experiment.run.require_training_keys(config.source)
-        experiment.require_batches()
+        if config.model.prompt_template != "tokenizer":
+            assert len((config.model.prompt_template or "{}").format("text")) < 200_000
+        config.run.require_training_keys(config.source)
+        config.require_batches()
     except (ConfigError, RegistryError) as error:
         refusal = str(error)
     assert not refusal or str(file) in refusal or "--options" in refusal, refusal
@@ -266,4 +266,4 @@ def test_configurations_are_valid_or_refused_by_name(random_cases, tmp_path):
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 def test_shipped_files_are_accepted_as_far_as_they_go(source):
     config = Config(SimpleNamespace(cfg_path=str(source), options=[]))
-    read_experiment(config, training=False)
+    config.validate(training=False)

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minigpt4.common.config import Config, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.mini import small_models
 from minigpt4.mini.scenes import ALONE, COLUMN, LARGE, SMALL, THINGS, Group, Scene, draw
 
@@ -56,7 +56,7 @@ def test_one_linear_map_brings_the_embeddings_back_from_the_codes_of_any_place()
 
 def test_the_packaged_model_type_has_the_sizes_of_the_shipped_weights(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    model = read_experiment(Config(Arguments())).model
+    model = Config(Arguments()).validate().model
     assert model.vit_config == small_models.VIT_SIZES
     assert model.qformer_config == small_models.QFORMER_SIZES
     assert (model.image_size, model.num_query_token) == (small_models.IMAGE_SIZE, small_models.QUERIES)

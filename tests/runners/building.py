@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from minigpt4 import launch
-from minigpt4.common.config import Config, Experiment, read_experiment
+from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.runners import RunnerBase
 from minigpt4.tasks import BaseTask
@@ -21,9 +21,9 @@ WITHOUT_PROMPTS = "model.prompt_path=null"
 TEXT = "a small brown dog runs along the quiet river and two people watch it from the old bridge"
 
 
-def read(recipe: Path, *options: str) -> Experiment:
+def read(recipe: Path, *options: str) -> Config:
     """The typed configuration of a recipe with options."""
-    return read_experiment(Config(SimpleNamespace(cfg_path=str(recipe), options=list(options))))
+    return Config(SimpleNamespace(cfg_path=str(recipe), options=list(options))).validate()
 
 
 def build(
