@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, IterableDataset
 
 from minigpt4.datasets.datasets.image_caption_shards import read_tar
-from minigpt4.processors import Blip2ImageTrainProcessor, Levels, process_image
+from minigpt4.processors import Blip2ImageTrainProcessor, Uint8Image, process_image
 
 READ_FILE, READ_TAR, DECODE, RESIZE = "read the file", "read it from a tar", "decode", "resize"
 NORMALISE, COLLATE, SEND = "normalise", "collate", "to the main process"
@@ -47,8 +47,8 @@ def _stages(files: Files, batch_size: int) -> dict[str, tuple[float, float]]:
     batch_plain = _repeated(tensors, batch_size)
     batch = _repeated(levels, batch_size)
     collate_plain, (stacked, *_) = _each([batch_plain] * 5, torch.stack)
-    collate, (joined, *_) = _each([batch] * 5, Levels.joined)
-    normalise_ours, _ = _each([joined] * 5, Levels.normalised)
+    collate, (joined, *_) = _each([batch] * 5, Uint8Image.joined)
+    normalise_ours, _ = _each([joined] * 5, Uint8Image.normalised)
     plain_tar = _through(wds.tarfile_samples([{"url": str(files.tar)}]))
     return {
         READ_FILE: (read, read),
@@ -89,7 +89,7 @@ def _through(samples: Iterable[Any]) -> float:
 class _Same(IterableDataset):
     """One batch, again and again, in memory of its own, as a batch that was just made is."""
 
-    def __init__(self, batch: torch.Tensor | Levels) -> None:
+    def __init__(self, batch: torch.Tensor | Uint8Image) -> None:
         self.batch = batch
 
     def __iter__(self) -> Iterator[Any]:
@@ -97,11 +97,11 @@ class _Same(IterableDataset):
             yield _copied(self.batch)
 
 
-def _copied(batch: torch.Tensor | Levels) -> torch.Tensor | Levels:
-    return batch.clone() if isinstance(batch, torch.Tensor) else Levels(batch.levels.clone(), batch.mean, batch.std)
+def _copied(batch: torch.Tensor | Uint8Image) -> torch.Tensor | Uint8Image:
+    return batch.clone() if isinstance(batch, torch.Tensor) else Uint8Image(batch.levels.clone(), batch.mean, batch.std)
 
 
-def _sending(batch: torch.Tensor | Levels) -> float:
+def _sending(batch: torch.Tensor | Uint8Image) -> float:
     """Milliseconds from a worker, which does nothing else, to the main process; without making the copy."""
     copy, _ = _each(range(SENT), lambda _: _copied(batch))
     loader = iter(DataLoader(_Same(batch), batch_size=None, num_workers=1, collate_fn=_unchanged))

@@ -17,7 +17,7 @@ from torchvision import transforms
 
 from minigpt4.common.binding import bind
 from minigpt4.common.schemas import DatasetConfig
-from minigpt4.datasets import BadSampleLedger, DevicePrefetcher, TrainLoader, TrainSource, builder_of
+from minigpt4.datasets import BadSampleMonitor, DevicePrefetcher, TrainLoader, TrainSource, builder_of
 from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
 
 SIZE = 224
@@ -100,7 +100,7 @@ def batches(
         loader = DataLoader(dataset, batch_size, num_workers=workers, pin_memory=device.type == "cuda")
         yield (image.to(device, non_blocking=True) for image, _ in loader)
         return
-    ledger = BadSampleLedger(None, max_share=0.0, max_in_a_row=1)
+    ledger = BadSampleMonitor(None, max_share=0.0, max_in_a_row=1)
     sources = [TrainSource(_dataset(source, files, way.switches), batch_size)]
     pin = device.type == "cuda"
     prefetcher = DevicePrefetcher(

@@ -185,7 +185,7 @@ def _resources(step: Step, batches: list[dict[str, Any]], seconds: float, plain_
 
 def _padding(model: MiniGPT4, drawn: list[dict[str, Any]]) -> float:
     """Share of positions that a padded batch computes for nothing."""
-    padded = [model._training_batch(read_samples(batch))[0] for batch in drawn]
+    padded = [model.training_batch(read_samples(batch))[0] for batch in drawn]
     return 1 - sum(int(batch.lengths_B.sum()) for batch in padded) / sum(batch.ids_BT.numel() for batch in padded)
 
 

@@ -69,7 +69,7 @@ def choose_folder(config: Config, processes: Processes) -> tuple[Config, RunFold
             found = _choose(config)
         except MiniGPT4Error as error:
             failure = str(error)
-    found, failure = processes.share((found, failure))
+    found, failure = processes.broadcast((found, failure))
     if failure is not None:
         raise RunError(failure)
     checkpoint, folder = found

@@ -100,8 +100,6 @@ def _class_file(cls: type, path: Path) -> Path:
     return beside if beside.exists() else PACKAGE / path
 
 
-logger = logging.getLogger(__name__)
-
 # Known without importing the model, so that a typo is reported before torch is loaded.
 MODEL_SCHEMAS = {"minigpt4": MiniGPT4Config}
 
@@ -330,14 +328,14 @@ class Config:
     def _warn_about_dropped(self, user: DictConfig, options: list[str] | None) -> None:
         dropped = dropped_option(options)
         if dropped is not None:
-            logger.warning("--options: the last key %r has no value and is ignored", dropped)
+            log.warning("--options: the last key %r has no value and is ignored", dropped)
         for name in user:
             if name == "preprocess":
-                logger.warning("%s: `preprocess:` is ignored; it comes from the model's defaults", self.source)
+                log.warning("%s: `preprocess:` is ignored; it comes from the model's defaults", self.source)
             elif name not in USER_SECTIONS:
                 close = nearest(name, USER_SECTIONS)
                 question = f"; did you mean `{close}:`?" if close else ""
-                logger.warning("%s: unknown section `%s:` is ignored%s", self.source, name, question)
+                log.warning("%s: unknown section `%s:` is ignored%s", self.source, name, question)
 
     def _check_options(self, options: DictConfig, user: DictConfig) -> None:
         for name, section in OmegaConf.to_container(options, resolve=False).items():
@@ -348,7 +346,7 @@ class Config:
         _warn_unless_same(options, user, "model.arch", "model.model_type")
         for name in options.get("datasets", {}):
             if name not in user.datasets:
-                logger.warning("--options datasets.%s: not in %s, so no default file lies under it", name, self.source)
+                log.warning("--options datasets.%s: not in %s, so no default file lies under it", name, self.source)
             _warn_unless_same(options, user, f"datasets.{name}.type")
 
 
@@ -367,7 +365,7 @@ def _warn_unless_same(options: DictConfig, user: DictConfig, *keys: str) -> None
     for key in keys:
         value = OmegaConf.select(options, key)
         if value is not None and value != OmegaConf.select(user, key):
-            logger.warning(
+            log.warning(
                 "--options %s=%s: changes the value, but the defaults that were loaded are those of the YAML "
                 "file; set it there to load others",
                 key,
@@ -469,13 +467,13 @@ def _set_statistics(config: Config) -> None:
         return
     # These load torch and timm, for which an error of the file should not have to wait.
     from minigpt4.models.eva_vit import tower_statistics
-    from minigpt4.processors import takes_statistics
+    from minigpt4.processors import takes_mean_and_std
 
     own = tower_statistics(tower)
     log.info("model.vit_model %s: images are normalised with its own %s where the file sets no other", tower, own)
     other = []
     for key, section in _image_sections(config).items():
-        for name in STATISTICS if takes_statistics(section.name) else ():
+        for name in STATISTICS if takes_mean_and_std(section.name) else ():
             given = section.kwargs.get(name)
             if given is None and own is None:
                 raise ConfigError(

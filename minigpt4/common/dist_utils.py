@@ -63,7 +63,7 @@ class Processes:
         dist.gather_object(value, gathered)
         return gathered
 
-    def share(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         """Rank 0's plain object on every rank; every rank must call it."""
         if self.world_size == 1:
             return value
@@ -71,7 +71,7 @@ class Processes:
         dist.broadcast_object_list(box)
         return box[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every rank is here."""
         if self.world_size > 1:
             dist.barrier()

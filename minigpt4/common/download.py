@@ -36,6 +36,9 @@ from tqdm import tqdm
 from minigpt4.common.errors import WeightsError
 from minigpt4.common.utils import human
 
+log = logging.getLogger(__name__)
+
+
 # What servers say of a file, and the ways there: redirects, Google Drive's forms.
 
 
@@ -246,8 +249,6 @@ def _check_safetensors(path: Path, name: str) -> None:
         raise WeightsError(f"{name}: {size} bytes long, its header says {wanted}; download it again")
 
 
-logger = logging.getLogger(__name__)
-
 BUSY_STATUS = {408, 425, 429, 500, 502, 503, 504}
 REFUSALS = {401: "needs a login", 403: "is forbidden, or no longer shared", 404: "is not there"}
 FAULTS = (OSError, http.client.HTTPException)  # URLError, resets, time-outs and short reads are among them
@@ -421,7 +422,7 @@ class _Job:
                 f"{human(self.have)} are kept; run the same command again to go on"
             ) from fault
         wait = self.retry.wait(failures, fault.wait)
-        logger.warning("%s: %s; trying again in %.0f s", self.target.name, fault, wait)
+        log.warning("%s: %s; trying again in %.0f s", self.target.name, fault, wait)
         time.sleep(wait)
 
     def _attempt(self) -> None:
@@ -550,8 +551,6 @@ class _Job:
 # Fetch a Hugging Face repository with huggingface_hub, and check each file against what the Hub says.
 
 
-hub_logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
 # OSError, the base of the HTTP library that this huggingface_hub uses, and what its storage client raises.
 HUB_FAULTS = (*HfHubHTTPError.__bases__, RuntimeError)
@@ -598,7 +597,7 @@ def _patiently(repository: str, retry: Retry, call: Callable[[], T]) -> T:
             if lasting or local or failures >= retry.tries:
                 raise WeightsError(f"Hugging Face repository {repository}: {error}") from error
             wait = retry.wait(failures)
-            hub_logger.warning("%s: %s; trying again in %.0f s", repository, error, wait)
+            log.warning("%s: %s; trying again in %.0f s", repository, error, wait)
             time.sleep(wait)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from minigpt4.common.checkpoint import read_weights, require_plain
 from minigpt4.common.errors import WeightsError, errors_as
-from minigpt4.common.utils import file_sample
+from minigpt4.common.utils import quick_hash
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def to_safetensors(source: Path, target: Path | None = None, dtype: str | None =
     """
     target = target or source
     with errors_as(WeightsError, f"{source}: cannot be converted"):
-        origin = json.dumps({"files": [file_sample(file) for file in _pickles(source)], "dtype": dtype})
+        origin = json.dumps({"files": [quick_hash(file) for file in _pickles(source)], "dtype": dtype})
         _refuse_foreign(target)
         try:
             return _convert(source, target, dtype, origin)

@@ -170,7 +170,7 @@ def _finite(value: Any) -> Any:
 SAMPLED_BYTES = 1 << 20
 
 
-def file_sample(path: Path) -> list[Any]:
+def quick_hash(path: Path) -> list[Any]:
     """Name, size and hash of beginning, middle and end of a file; 13 GB are known in an instant, if not proved."""
     size = path.stat().st_size
     digest = hashlib.sha256()

@@ -24,6 +24,9 @@ from minigpt4.common.download import (
 from minigpt4.common.errors import ConfigError, WeightsError
 from minigpt4.common.utils import human
 
+log = logging.getLogger(__name__)
+
+
 # The table of published weights: `minigpt4/configs/weights.yaml` as dataclasses, and as Markdown.
 
 
@@ -195,8 +198,6 @@ def _host(source: str) -> str:
     return "Hugging Face" if source.startswith(("hf:", "https://huggingface.co")) else source.split("/")[2]
 
 
-logger = logging.getLogger(__name__)
-
 MANIFEST = "manifest.json"
 BY_HAND = "already there"
 
@@ -296,7 +297,7 @@ class WeightsFolder:
             try:
                 return self._from_source(entry, source, target)
             except WeightsError as error:
-                logger.warning("%s", error)
+                log.warning("%s", error)
                 refusals.append(str(error))
         raise WeightsError(f"{entry.name}: no source gave it.\n  " + "\n  ".join(refusals))
 

@@ -7,7 +7,7 @@ datasets are registered too, for those who look a builder up by the dataset's na
 
 from minigpt4.datasets.builders.base_dataset_builder import build_datasets, builder_of
 from minigpt4.datasets.data_utils import first_sample
-from minigpt4.datasets.datasets.base_dataset import BadSample, BadSampleLedger, BaseBuilder, Dataset, Step
+from minigpt4.datasets.datasets.base_dataset import BadSample, BadSampleMonitor, BaseBuilder, Dataset, LazySample
 from minigpt4.datasets.datasets.dataloader_utils import DevicePrefetcher, EvalLoader, TrainLoader, to_device
 from minigpt4.datasets.datasets.image_caption_json import ImageCaptionJson, ImageCaptionJsonBuilder
 from minigpt4.datasets.datasets.image_caption_shards import ImageCaptionShards, ImageCaptionShardsBuilder
@@ -15,7 +15,7 @@ from minigpt4.datasets.datasets.readers import TrainSource
 
 __all__ = [
     "BadSample",
-    "BadSampleLedger",
+    "BadSampleMonitor",
     "BaseBuilder",
     "Dataset",
     "DevicePrefetcher",
@@ -24,7 +24,7 @@ __all__ = [
     "ImageCaptionJsonBuilder",
     "ImageCaptionShards",
     "ImageCaptionShardsBuilder",
-    "Step",
+    "LazySample",
     "TrainLoader",
     "TrainSource",
     "build_datasets",

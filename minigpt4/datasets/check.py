@@ -20,8 +20,8 @@ from minigpt4.common.errors import SampleError
 from minigpt4.common.schemas import DatasetConfig, RunConfig
 from minigpt4.common.utils import exit_status
 from minigpt4.datasets import build_datasets, first_sample
-from minigpt4.datasets.datasets.base_dataset import Dataset, Step
-from minigpt4.datasets.datasets.readers import Slot, walk_once
+from minigpt4.datasets.datasets.base_dataset import Dataset, LazySample
+from minigpt4.datasets.datasets.readers import ReaderSlot, iter_once
 
 
 def datasets_of(config: Config) -> Iterator[Dataset]:
@@ -49,8 +49,8 @@ def check_dataset(dataset: Dataset, full: bool) -> tuple[int, list[str]]:
     return good, faults
 
 
-def _steps(dataset: Dataset, full: bool) -> Iterator[Step]:
-    return (step for _, step in walk_once(dataset, Slot(0, 1))) if full else dataset.quick_steps()
+def _steps(dataset: Dataset, full: bool) -> Iterator[LazySample]:
+    return (step for _, step in iter_once(dataset, ReaderSlot(0, 1))) if full else dataset.quick_steps()
 
 
 def report(dataset: Dataset, full: bool) -> tuple[list[str], bool]:

@@ -8,9 +8,9 @@ from torch import Tensor
 from minigpt4.common.errors import SampleError
 from minigpt4.datasets.datasets.base_dataset import Dataset
 from minigpt4.datasets.datasets.image_caption_json import SEPARATOR
-from minigpt4.datasets.datasets.readers import Slot, walk_once
-from minigpt4.datasets.feature_store import ImageRow
-from minigpt4.processors import Levels
+from minigpt4.datasets.datasets.readers import ReaderSlot, iter_once
+from minigpt4.datasets.feature_store import CachedImage
+from minigpt4.processors import Uint8Image
 
 TRIES = 100
 TEXT_SHOWN = 60
@@ -22,7 +22,7 @@ def first_sample(dataset: Dataset) -> str:
     SampleError when none of its first 100 samples can be read.
     """
     errors = []
-    for _, step in islice(walk_once(dataset, Slot(0, 1)), TRIES):
+    for _, step in islice(iter_once(dataset, ReaderSlot(0, 1)), TRIES):
         try:
             return f"{dataset.label}: {dataset.describe()}; first: {describe_sample(step.load())}"
         except SampleError as error:
@@ -40,8 +40,8 @@ def describe_sample(sample: dict[str, Any]) -> str:
     return f"image_id {sample['image_id']}, {_shown_image(sample['image'])}, {shown!r}"
 
 
-def _shown_image(image: Tensor | Levels | ImageRow) -> str:
-    if isinstance(image, ImageRow) and image.pixels_3SS is None:
+def _shown_image(image: Tensor | Uint8Image | CachedImage) -> str:
+    if isinstance(image, CachedImage) and image.pixels_3SS is None:
         return "image known to the feature cache"
-    height, width = (image.pixels_3SS if isinstance(image, ImageRow) else image).shape[-2:]
+    height, width = (image.pixels_3SS if isinstance(image, CachedImage) else image).shape[-2:]
     return f"image {width} x {height}"

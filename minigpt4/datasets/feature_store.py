@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minigpt4.processors.blip_processors import Levels
+from minigpt4.processors.blip_processors import Uint8Image
 
 log = logging.getLogger(__name__)
 
@@ -302,7 +302,7 @@ class _Writer:
 
 
 @dataclass(frozen=True)
-class ImageRow:
+class CachedImage:
     """One image of a cache: its features, or the pixels to compute them from."""
 
     folder: str
@@ -315,18 +315,18 @@ class ImageRow:
 
 
 def join_images(
-    images: "Sequence[Tensor] | Sequence[Levels] | Sequence[ImageRow]",
-) -> "Tensor | Levels | PartialFeatures":
+    images: "Sequence[Tensor] | Sequence[Uint8Image] | Sequence[CachedImage]",
+) -> "Tensor | Uint8Image | CachedBatch":
     """A batch of images: (B, 3, S, S) float32 or levels, or rows of a cache; an empty tensor for none."""
-    if images and isinstance(images[0], ImageRow):
-        return PartialFeatures.of(images)
-    if images and isinstance(images[0], Levels):
-        return Levels.joined(images)
+    if images and isinstance(images[0], CachedImage):
+        return CachedBatch.of(images)
+    if images and isinstance(images[0], Uint8Image):
+        return Uint8Image.joined(images)
     return torch.stack(list(images)) if images else torch.empty(0)
 
 
 @dataclass(frozen=True)
-class PartialFeatures:
+class CachedBatch:
     """A batch of them."""
 
     folder: str
@@ -339,7 +339,7 @@ class PartialFeatures:
     """Of the missing rows, (M, 3, S, S) float32."""
 
     @classmethod
-    def of(cls, rows: Sequence[ImageRow]) -> "PartialFeatures":
+    def of(cls, rows: Sequence[CachedImage]) -> "CachedBatch":
         """The batch of these images, which are of one cache."""
         missing = [number for number, row in enumerate(rows) if row.pixels_3SS is not None]
         pixels = [rows[number].pixels_3SS for number in missing]
@@ -354,7 +354,7 @@ class PartialFeatures:
     def __len__(self) -> int:
         return len(self.features)
 
-    def with_rows(self, rows: Mapping[int, Tensor]) -> "PartialFeatures":
+    def with_rows(self, rows: Mapping[int, Tensor]) -> "CachedBatch":
         """The same with features (Q, V) of some that were missing, by their number among those."""
         features = self.features.clone()
         for number, row_QV in rows.items():
@@ -370,11 +370,11 @@ class PartialFeatures:
 
     # What loaders do with a tensor of images
 
-    def to(self, device: torch.device, non_blocking: bool = False) -> "PartialFeatures":
+    def to(self, device: torch.device, non_blocking: bool = False) -> "CachedBatch":
         """The same on `device`."""
         return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-    def pin_memory(self) -> "PartialFeatures":
+    def pin_memory(self) -> "CachedBatch":
         """The same in page-locked memory."""
         return self._with(lambda tensor: tensor.pin_memory())
 
@@ -387,5 +387,5 @@ class PartialFeatures:
         self.features.record_stream(stream)
         self.pixels.record_stream(stream)
 
-    def _with(self, change: Any) -> "PartialFeatures":
+    def _with(self, change: Any) -> "CachedBatch":
         return replace(self, features=change(self.features), pixels=change(self.pixels))

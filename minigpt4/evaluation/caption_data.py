@@ -12,8 +12,8 @@ from minigpt4.common.text import escaped, require_whole_characters
 from minigpt4.datasets import ImageCaptionJson
 from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, caption_list, single_captions
 from minigpt4.datasets.datasets.records import SPLIT_FIELD, Records
-from minigpt4.datasets.feature_store import ImageRow
-from minigpt4.processors import Levels
+from minigpt4.datasets.feature_store import CachedImage
+from minigpt4.processors import Uint8Image
 
 ReferenceMode = Literal["joined", "separate"]
 """`joined`: the one string that training used; `separate`: each caption of the image is a reference."""
@@ -53,11 +53,11 @@ class CaptionData:
     def __len__(self) -> int:
         return len(self.items)
 
-    def image(self, number: int) -> Tensor | ImageRow:
+    def image(self, number: int) -> Tensor | CachedImage:
         """Pixels of one image as the model reads them, (3, S, S) float32, or its row of a cache."""
         (step,) = self.dataset.open(self.items[number].unit, self.dataset.size, None)
         image = step.load()["image"]
-        return image.normalised() if isinstance(image, Levels) else image
+        return image.normalised() if isinstance(image, Uint8Image) else image
 
     def batches(self, batch_size: int) -> list[list[int]]:
         """Numbers of images, cut into batches: those with long references first, with others like them.

@@ -22,13 +22,13 @@ from minigpt4.common.errors import ConfigError, RunError, SampleError, WeightsEr
 from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import versions
 from minigpt4.common.text import escaped
-from minigpt4.common.utils import JsonLines, file_sample
-from minigpt4.datasets.feature_store import PartialFeatures
+from minigpt4.common.utils import JsonLines, quick_hash
+from minigpt4.datasets.feature_store import CachedBatch
 from minigpt4.inference.image_list import ImageItem, Images, read_batches
 from minigpt4.inference.pipeline import frozen_files, image_facts
 from minigpt4.inference.prompts import CheckpointSwitch, PromptRules
-from minigpt4.models.feature_cache import FeatureFiller, cached_numbers, waiting_vision
-from minigpt4.models.fsdp import in_step, sharding
+from minigpt4.models.feature_cache import FeatureEncoder, cached_numbers, lazy_vision_argument
+from minigpt4.models.fsdp import sharding, uneven_inputs
 from minigpt4.models.generation import Answer
 
 log = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ class Answerer:
         self._features: dict[int, Tensor] = {}
         self._keep = keep_features and model.vision_is_frozen
         self._switch = CheckpointSwitch(model)
-        self._filler = FeatureFiller(model)
+        self._filler = FeatureEncoder(model)
 
     def load(self, checkpoint: Path) -> None:
         """Take the trained weights of a checkpoint; WeightsError if they do not fit."""
@@ -237,7 +237,7 @@ class Answerer:
                 self._features[number] = features_UQV.cpu()
             yield number, features_UQV
 
-    def _images(self, wanted: Sequence[int]) -> Iterator[Tensor | PartialFeatures]:
+    def _images(self, wanted: Sequence[int]) -> Iterator[Tensor | CachedBatch]:
         """The different files of each batch, as pixels (U, 3, S, S) or rows of a cache."""
         batches = [_firsts(self.data.items, self.batches[number]) for number in wanted]
         for batch in read_batches(self.data, batches, self._num_workers):
@@ -322,8 +322,8 @@ class Asking:
         return {
             "model": dataclasses.asdict(self.cfg.model),
             "frozen_files": frozen_files(self.cfg.model),
-            "images": [[item.image_id, *file_sample(item.file)] for item in self.images.items],
-            "versions": processes.share(versions()),
+            "images": [[item.image_id, *quick_hash(item.file)] for item in self.images.items],
+            "versions": processes.broadcast(versions()),
             "device": processes.device.type,
             **cached_numbers(self.cfg),
             **image_facts(self.cfg),
@@ -340,7 +340,7 @@ class Asking:
             log.info("All answers of %d checkpoints are there; nothing is generated", len(stores))
             return
         model_class = registry.get_model_class(self.cfg.model.arch)
-        switches = waiting_vision(self.cfg) | sharding(self.cfg.run)
+        switches = lazy_vision_argument(self.cfg) | sharding(self.cfg.run)
         model = model_class.from_config(self.cfg.model, device=processes.device, **switches).eval()
         answerer = Answerer(
             model,
@@ -350,7 +350,7 @@ class Asking:
             num_workers=self.cfg.run.num_workers,
         )
         try:
-            with in_step(model.llama_model):
+            with uneven_inputs(model.llama_model):
                 for checkpoint, own, numbers in zip(self.checkpoints, stores, wanted, strict=True):
                     self._ask(answerer, checkpoint, own, numbers, processes)
         except torch.OutOfMemoryError as error:
@@ -363,7 +363,7 @@ class Asking:
         if gathered is not None:
             found = [set().union(*(rank[index] for rank in gathered)) for index in range(len(stores))]
             missing = [[number for number in range(len(self.batches)) if number not in done] for done in found]
-        return processes.share(missing)
+        return processes.broadcast(missing)
 
     def _ask(
         self,

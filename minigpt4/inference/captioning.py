@@ -24,7 +24,7 @@ from minigpt4.inference.image_list import ImageBatch, ImageFile, ImageList, cut,
 from minigpt4.inference.pipeline import Pipeline, frozen_files, image_facts
 from minigpt4.inference.prompts import PromptRules
 from minigpt4.models.feature_cache import cached_numbers, feature_cache
-from minigpt4.models.fsdp import in_step, sharding
+from minigpt4.models.fsdp import sharding, uneven_inputs
 
 log = logging.getLogger(__name__)
 
@@ -203,14 +203,14 @@ class Captioning:
         Raises:
             MiniGPT4Error: configuration, checkpoint or file are wrong; the text says what.
         """
-        missing = processes.share(self._missing() if processes.is_main else None)
+        missing = processes.broadcast(self._missing() if processes.is_main else None)
         batches = cut(missing, self.batch_size)[processes.rank :: processes.world_size]
         shared_out = sharding(self.cfg.run)
         if batches or (missing and shared_out):
             pipeline = Pipeline(self.cfg, processes.device, **shared_out)
-            with in_step(pipeline.model.llama_model):
+            with uneven_inputs(pipeline.model.llama_model):
                 self._caption(pipeline, batches, processes)
-        processes.wait()
+        processes.barrier()
         return self._counts(len(missing)) if processes.is_main else None
 
     def _missing(self) -> list[int]:

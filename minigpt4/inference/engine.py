@@ -24,7 +24,7 @@ from minigpt4.common.errors import MiniGPT4Error, RunError, SampleError
 from minigpt4.conversation.chat import Picture, Request, TextStream, fit
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER, Turns, conversation_for
 from minigpt4.inference.prompts import CheckpointSwitch
-from minigpt4.models.batch_decoder import DecodedRow, RowDecoder
+from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
 from minigpt4.models.generation import beam_search, check_stop, end_tokens, first_token
 from minigpt4.processors.base_processor import BaseProcessor
 from minigpt4.processors.images import process_image
@@ -230,7 +230,7 @@ class Engine:
         self.max_rows, self.max_waiting = max_rows, max_waiting
         self._switch = switch or _checkpoints(model, name, checkpoints or {})
         self._encoder = PictureEncoder(self._switch, keep_images)
-        self._decoder = RowDecoder(model.llama_model, model.llama_tokenizer, end_tokens(model.llama_model))
+        self._decoder = BatchDecoder(model.llama_model, model.llama_tokenizer, end_tokens(model.llama_model))
         self._waiting: deque[EngineReply] = deque()
         self._running: list[_Row | _Search] = []
         self._changed = threading.Condition()
@@ -413,7 +413,7 @@ class Engine:
         request, generator = reply.request, None
         if request.decoding.do_sample and request.seed is not None:
             generator = torch.Generator(self.model.device).manual_seed(request.seed)
-        row = DecodedRow([first_token(self.model.llama_model)], request.decoding, reply.stop, generator)
+        row = GenerationState([first_token(self.model.llama_model)], request.decoding, reply.stop, generator)
         return _Row(reply, row)
 
     def _search(self, reply: EngineReply, prompt: "_Prompt") -> "_Search":
@@ -473,7 +473,7 @@ class _Row:
     """An answer with one beam."""
 
     reply: EngineReply
-    row: DecodedRow
+    row: GenerationState
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.text import decode, parse_json
 from minigpt4.datasets.datasets.base_dataset import ImageReader
-from minigpt4.datasets.feature_store import ImageRow, PartialFeatures, join_images
+from minigpt4.datasets.feature_store import CachedBatch, CachedImage, join_images
 from minigpt4.models.feature_cache import FeatureCache
 from minigpt4.processors import BaseProcessor
 from minigpt4.processors.images import SUFFIXES
@@ -48,7 +48,7 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.items)
 
-    def image(self, number: int) -> Tensor | ImageRow:
+    def image(self, number: int) -> Tensor | CachedImage:
         """Pixels of one image, (3, S, S) float32, or its row of the cache; SampleError if it cannot be read."""
         return self._reader.read(self.items[number].file)
 
@@ -202,7 +202,7 @@ class Images(Protocol):
     @property
     def items(self) -> Sequence[ImageItem]: ...
 
-    def image(self, number: int) -> Tensor | ImageRow:
+    def image(self, number: int) -> Tensor | CachedImage:
         """Pixels of one image, (3, S, S) float32, or its row of a cache; SampleError if it cannot be read."""
 
 
@@ -213,7 +213,7 @@ class ImageBatch:
     numbers: list[int]
     """Of the images that could be read, in the order of the batch."""
 
-    pixels: Tensor | PartialFeatures
+    pixels: Tensor | CachedBatch
     """(B, 3, S, S) float32, or rows of a cache; empty if no image could be read."""
 
     errors: dict[int, str] = field(default_factory=dict)
@@ -246,7 +246,7 @@ class _Reader(torch.utils.data.Dataset):
         return len(self.batches)
 
     def __getitem__(self, index: int) -> ImageBatch:
-        pixels: dict[int, Tensor | ImageRow] = {}
+        pixels: dict[int, Tensor | CachedImage] = {}
         errors: dict[int, str] = {}
         for number in self.batches[index]:
             try:

@@ -26,13 +26,13 @@ from minigpt4.common.config import PUBLISHED_PROCESSORS, Config
 from minigpt4.common.errors import ConfigError, SampleError, WeightsError, errors_as
 from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder
-from minigpt4.common.utils import file_sample
+from minigpt4.common.utils import quick_hash
 from minigpt4.common.yaml_files import parse_options
 from minigpt4.conversation.chat import Answer, Chat
-from minigpt4.datasets.feature_store import PartialFeatures
+from minigpt4.datasets.feature_store import CachedBatch
 from minigpt4.inference.engine import Engine
 from minigpt4.inference.prompts import CheckpointSwitch, PromptRules, changed_settings
-from minigpt4.models.feature_cache import FeatureFiller, waiting_vision
+from minigpt4.models.feature_cache import FeatureEncoder, lazy_vision_argument
 from minigpt4.processors import BaseProcessor, process_image
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ def frozen_files(model: Any) -> list[list[Any]]:
     """Samples of the files of LLM, vision encoder and Q-Former that a `model:` section names."""
     files = sorted(model.llm_directory().iterdir())
     files += [Path(path) for key in ("vit_weights", "q_former_model") if (path := getattr(model, key, None))]
-    return [file_sample(path) for path in files if path.is_file()]
+    return [quick_hash(path) for path in files if path.is_file()]
 
 
 def image_facts(cfg: Config) -> dict[str, Any]:
@@ -152,9 +152,9 @@ class Pipeline:
         self.processor = image_processor(cfg)
         model_class = registry.get_model_class(cfg.model.arch)
         start = dataclasses.replace(cfg.model, ckpt=None)
-        switches = waiting_vision(cfg) | ({"shard_llm": True} if shard_llm else {})
+        switches = lazy_vision_argument(cfg) | ({"shard_llm": True} if shard_llm else {})
         self.model = model_class.from_config(start, device=_device(device), **switches).eval()
-        self._filler = FeatureFiller(self.model)
+        self._filler = FeatureEncoder(self.model)
         self.checkpoint: Path | None = None
         self._switch = CheckpointSwitch(self.model)
         self._engine = Engine(self.model, self.processor, switch=self._switch)
@@ -213,9 +213,7 @@ class Pipeline:
         return Chat(self._engine, checkpoint=self._name)
 
     @torch.inference_mode()
-    def answers(
-        self, images: Tensor | PartialFeatures, rules: PromptRules, *, batch: int | None = None
-    ) -> list[Answer]:
+    def answers(self, images: Tensor | CachedBatch, rules: PromptRules, *, batch: int | None = None) -> list[Answer]:
         """An answer an image: pixels (B, 3, S, S) or rows of a cache; `batch`, the batch's number, seeds sampling."""
         if self._name is not None:
             self._switch.use(self._name)  # a chat may have used another one since

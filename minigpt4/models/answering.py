@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from minigpt4.common.errors import SampleError
 from minigpt4.conversation import clean_generated
 from minigpt4.models import sequence
-from minigpt4.models.base_model import compute_as_stored
+from minigpt4.models.base_model import native_dtype
 from minigpt4.models.generation import Answer, Decoding, cut_at_stop, end_tokens, generate_ids
 from minigpt4.models.prompting import ImageFeatures
 from minigpt4.models.tokenizer import start_ids
 
 
-class Answering:
-    """Methods of `MiniGPT4` for inference; they need its LLM, tokenizer, `encode_img` and `_text_rules`."""
+class GenerationMixin:
+    """Methods of `MiniGPT4` for inference; they need its LLM, tokenizer, `encode_img` and `_prompt_builder`."""
 
     def get_context_emb(self, prompt: str, img_list: Sequence[Tensor]) -> Tensor:
         """Embeddings (1, T, D) of a prompt whose n-th `<ImageHere>` stands for `img_list[n]`, (1, Q, D) each.
@@ -39,7 +39,7 @@ class Answering:
 
     def prompt_length(self, prompt: str, image_tokens: Sequence[int]) -> int:
         """Positions that a prompt takes, where its n-th image takes `image_tokens[n]` of them."""
-        texts = self._text_rules().encode(sequence.split_prompt(prompt))
+        texts = self._prompt_builder().encode(sequence.split_prompt(prompt))
         return len(start_ids(self.llama_tokenizer)) + sum(map(len, texts)) + sum(image_tokens)
 
     @property
@@ -49,9 +49,9 @@ class Answering:
 
     def _prompt_rows(
         self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]
-    ) -> tuple[list[sequence.Row], Tensor | None]:
+    ) -> tuple[list[sequence.TokenSequence], Tensor | None]:
         """Prompts as rows that begin with bos, and the image tokens (M, D) that go into them."""
-        rules, start = self._text_rules(), start_ids(self.llama_tokenizer)
+        rules, start = self._prompt_builder(), start_ids(self.llama_tokenizer)
         rows, tokens, first = [], [], 0
         for index, (prompt, own) in enumerate(zip(prompts, images, strict=True)):
             spans = []
@@ -149,13 +149,13 @@ class Answering:
         if not texts:
             return []
         rows, tokens_MD = self._prompt_rows(texts, self._image_lists(images, len(texts)))
-        wanted = [sequence.Row().add_text(ids, train=True) for ids in self._text_rules().encode(answers)]
+        wanted = [sequence.TokenSequence().add_text(ids, train=True) for ids in self._prompt_builder().encode(answers)]
         batch = sequence.collate_training(rows, wanted, [], self.llama_tokenizer.pad_token_id)
         columns_K = sequence.target_columns(batch)
         if not len(columns_K):
             return [(0.0, True)] * len(texts)
         batch, columns_K = batch.to(self.device), columns_K.to(self.device)
-        with compute_as_stored(self.llama_model):
+        with native_dtype(self.llama_model):
             logits_BKV = self.llama_model(
                 inputs_embeds=sequence.embed(batch, self.llama_model.get_input_embeddings(), tokens_MD),
                 attention_mask=batch.attention_mask_BT,

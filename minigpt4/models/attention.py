@@ -1,9 +1,9 @@
 """The LLM's attention: over rows whose padding nobody else computes, and in a form that is fast on CPUs.
 
-Two functions are registered with transformers: `FUSED` is torch's fused kernel; `PRODUCTS` is two batched matrix
+Two functions are registered with transformers: `FUSED` is torch's fused kernel; `MATMUL` is two batched matrix
 products and a softmax, because the fused kernel of CPUs is several times slower than that in its backward pass.
-Both also take a `Grid`: then the LLM sees one row with the tokens of all rows behind each other, and only here do they
-stand in rows and columns, so that norms and matrix products spend nothing on padding.
+Both also take a `PadMap`: then the LLM sees one row with the tokens of all rows behind each other, and only here do
+they stand in rows and columns, so that norms and matrix products spend nothing on padding.
 Shapes: B rows, T columns, N tokens of all rows, P positions of a prefix, S = P + T, E channels of a head, H heads in
 G groups that share keys.
 """
@@ -23,21 +23,21 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.models.base_model import sent
+from minigpt4.models.base_model import to_device
 
 log = logging.getLogger(__name__)
 
 
-PRODUCTS, FUSED = "minigpt4_products", "minigpt4_fused"
+MATMUL, FUSED = "minigpt4_products", "minigpt4_fused"
 
 
 def attention_for(device: torch.device) -> str:
     """Name of the function that is fast on `device`."""
-    return PRODUCTS if device.type == "cpu" else FUSED
+    return MATMUL if device.type == "cpu" else FUSED
 
 
 @dataclass(frozen=True)
-class Grid:
+class PadMap:
     """Rows and columns of tokens that the LLM sees as one row."""
 
     cells_BT: Tensor
@@ -52,10 +52,10 @@ class Grid:
     prefix: tuple[tuple[Tensor, Tensor], ...] = ()
     """Keys and values (1, G, P, E) of each layer, of positions before the first column."""
 
-    def to(self, device: torch.device) -> "Grid":
+    def to(self, device: torch.device) -> "PadMap":
         """The same on `device`; the prefix is there already."""
-        visible = None if self.visible_BT is None else sent(self.visible_BT, device)
-        cells, tokens = sent(self.cells_BT, device), sent(self.tokens_N, device)
+        visible = None if self.visible_BT is None else to_device(self.visible_BT, device)
+        cells, tokens = to_device(self.cells_BT, device), to_device(self.tokens_N, device)
         return replace(self, cells_BT=cells, tokens_N=tokens, visible_BT=visible)
 
     @property
@@ -133,7 +133,7 @@ def _fused(
     key_BGSE: Tensor,
     value_BGSE: Tensor,
     attention_mask: Tensor | None,
-    grid: Grid | None = None,
+    grid: PadMap | None = None,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -163,7 +163,7 @@ def _products(
     key_BGSE: Tensor,
     value_BGSE: Tensor,
     attention_mask: Tensor | None,
-    grid: Grid | None = None,
+    grid: PadMap | None = None,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
@@ -192,7 +192,7 @@ def _attend(
     return torch.bmm(shares_FQS.to(value_FSE.dtype), value_FSE).view(query_BHTE.shape)
 
 
-def _in_rows(module: nn.Module, grid: Grid, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+def _in_rows(module: nn.Module, grid: PadMap, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
     return grid.rows(query), *grid.after_prefix(module.layer_idx, grid.rows(key), grid.rows(value))
 
 
@@ -201,8 +201,8 @@ def _lowest(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).min / 2
 
 
-AttentionInterface.register(PRODUCTS, _products)
-AttentionMaskInterface.register(PRODUCTS, eager_mask)
+AttentionInterface.register(MATMUL, _products)
+AttentionMaskInterface.register(MATMUL, eager_mask)
 AttentionInterface.register(FUSED, _fused)
 AttentionMaskInterface.register(FUSED, sdpa_mask)
 

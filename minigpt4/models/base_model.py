@@ -40,7 +40,7 @@ def is_trained(*modules: nn.Module | None) -> bool:
     return any(p.requires_grad for module in modules if module is not None for p in module.parameters())
 
 
-def compute_as_stored(model: nn.Module) -> AbstractContextManager:
+def native_dtype(model: nn.Module) -> AbstractContextManager:
     """Inside, a 16-bit LLM computes in its own type; one in fp32 follows the caller's autocast.
 
     Autocast to the other 16-bit type (`run.amp_dtype`) would copy every weight and keep the copies for the backward
@@ -52,6 +52,6 @@ def compute_as_stored(model: nn.Module) -> AbstractContextManager:
     return torch.autocast(weight.device.type, enabled=False)
 
 
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A small tensor of the CPU on `device`; from page-locked memory to a GPU, for then the host need not wait."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

@@ -24,7 +24,7 @@ from transformers import (
 
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.conversation.chat import Decoding
-from minigpt4.models.base_model import compute_as_stored
+from minigpt4.models.base_model import native_dtype
 from minigpt4.models.llm import cache_arguments
 
 # Keys and values of rows that come and go, in room that is set aside: a token, or a row that leaves, copies little.
@@ -76,7 +76,7 @@ class RowLayer(DynamicLayer):
         self.keys, self.values = (store[:rows, :, self._first : end] for store in self._stores)
 
 
-class RowCache(Cache):
+class KVCache(Cache):
     """The layers of a decoder; an empty one has none yet."""
 
     def __init__(self) -> None:
@@ -100,9 +100,9 @@ class RowCache(Cache):
         for layer in self.layers:
             layer.drop_first(positions)
 
-    def joined(self, other: "RowCache", positions: int) -> "RowCache":
+    def joined(self, other: "KVCache", positions: int) -> "KVCache":
         """These rows and then those of `other`, padded on the left to so many positions."""
-        both = RowCache()
+        both = KVCache()
         for number, (own, new) in enumerate(zip(self.layers, other.layers, strict=True)):
             keys, values = (
                 torch.cat([_padded(old, positions), _padded(added, positions)])
@@ -134,7 +134,7 @@ NOT_FINITE = (
 
 
 @dataclass(eq=False)
-class DecodedRow:
+class GenerationState:
     """An answer in the making."""
 
     ids: list[int]
@@ -154,7 +154,7 @@ class DecodedRow:
         return len(self.ids) - 1
 
 
-class RowDecoder:
+class BatchDecoder:
     """Decodes rows with one beam each.
 
     Args:
@@ -164,19 +164,19 @@ class RowDecoder:
 
     def __init__(self, llm: nn.Module, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> None:
         self.llm, self.tokenizer, self.end_ids = llm, tokenizer, list(end_ids)
-        self.rows: list[DecodedRow] = []
+        self.rows: list[GenerationState] = []
         """Those that go on, in the order of the batch: where one leaves, the last one takes its place."""
         self._numbers = count()
-        self._cache = RowCache()
+        self._cache = KVCache()
         self._mask_BP: Tensor | None = None
         self._logits_BV: Tensor | None = None  # None: the newest tokens are not read yet
 
     @torch.inference_mode()
-    def add(self, rows: Sequence[DecodedRow], embeds_BTD: Tensor, mask_BT: Tensor) -> None:
+    def add(self, rows: Sequence[GenerationState], embeds_BTD: Tensor, mask_BT: Tensor) -> None:
         """Rows join with their prompts, which are padded on the left with mask 0."""
         if self.rows:
             self._read_newest()
-        cache = RowCache()
+        cache = KVCache()
         position_ids_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
         logits_BV = next_logits(self.llm, cache, mask_BT, inputs_embeds=embeds_BTD, position_ids=position_ids_BT)
         if self.rows:
@@ -205,7 +205,7 @@ class RowDecoder:
         self._keep([index for index, row in enumerate(self.rows) if row.ended is None])
 
     @torch.inference_mode()
-    def remove(self, rows: Iterable[DecodedRow]) -> None:
+    def remove(self, rows: Iterable[GenerationState]) -> None:
         """Rows leave before their end."""
         leaving = {id(row) for row in rows}
         self._keep([index for index, row in enumerate(self.rows) if id(row) not in leaving])
@@ -276,7 +276,7 @@ class RowDecoder:
         if len(indices) == len(self.rows):
             return
         if not indices:
-            self.rows, self._cache, self._mask_BP, self._logits_BV = [], RowCache(), None, None
+            self.rows, self._cache, self._mask_BP, self._logits_BV = [], KVCache(), None, None
             return
         order = self._cache.keep(indices)
         self.rows = [self.rows[index] for index in order]
@@ -298,13 +298,13 @@ class RowDecoder:
 def next_logits(llm: nn.Module, cache: Cache, mask_BP: Tensor, **inputs: Tensor) -> Tensor:
     """Logits (B, V) float32 after the last position of `inputs`, which the cache takes in; of no other position."""
     last = torch.tensor([next(iter(inputs.values())).shape[1] - 1], device=mask_BP.device)
-    with compute_as_stored(llm):
+    with native_dtype(llm):
         # An index, not a number: a slice would not be contiguous, and CPUs copy the head's weights for it.
         logits_B1V = llm(**inputs, **cache_arguments(llm, cache), attention_mask=mask_BP, logits_to_keep=last).logits
     return logits_B1V[:, 0].float()
 
 
-def _choose(scores_MV: Tensor, row: DecodedRow) -> Tensor:
+def _choose(scores_MV: Tensor, row: GenerationState) -> Tensor:
     """The next token of each row, (M,); all are decoded as `row` is."""
     if not row.decoding.do_sample:
         return scores_MV.argmax(dim=-1)

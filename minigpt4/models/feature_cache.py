@@ -18,8 +18,8 @@ from torch import Tensor
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.model_schema import MiniGPT4Config
-from minigpt4.common.utils import as_json, file_sample, replacing
-from minigpt4.datasets.feature_store import FeatureStore, PartialFeatures, RowShape
+from minigpt4.common.utils import as_json, quick_hash, replacing
+from minigpt4.datasets.feature_store import CachedBatch, FeatureStore, RowShape
 from minigpt4.models.loading import vision_shape
 from minigpt4.models.prompting import ImageFeatures
 from minigpt4.processors import BaseProcessor
@@ -96,7 +96,7 @@ class FeatureCache:
         return {
             "version": VERSION,
             "vision": {key: cfg[key] for key in VISION_KEYS},
-            "weights": [file_sample(path) for path in files if path.is_file()],
+            "weights": [quick_hash(path) for path in files if path.is_file()],
             "processor": _facts(processor),
             "row": dataclasses.asdict(self._shape),
         }
@@ -117,9 +117,9 @@ def feature_cache(cfg: Config) -> FeatureCache | None:
     return FeatureCache(Path(cfg.run.feature_cache), cfg.model) if cfg.run.feature_cache else None
 
 
-def waiting_vision(cfg: Config) -> dict[str, bool]:
+def lazy_vision_argument(cfg: Config) -> dict[str, bool]:
     """What a model's `from_config` is told where a cache may know all images."""
-    return {"vision_waits": True} if cfg.run.feature_cache else {}
+    return {"lazy_vision": True} if cfg.run.feature_cache else {}
 
 
 def cached_numbers(cfg: Config) -> dict[str, str]:
@@ -131,7 +131,7 @@ def _dtype(cfg: MiniGPT4Config) -> str:
     return "float32" if cfg.vit_precision == "fp32" else "float16"
 
 
-class FeatureFiller:
+class FeatureEncoder:
     """Makes features whole: what is missing is computed and kept.
 
     Args:
@@ -147,12 +147,12 @@ class FeatureFiller:
         return {**batch, "image": self.complete(batch["image"])} if "image" in batch else batch
 
     @torch.no_grad()
-    def complete(self, image: Tensor | PartialFeatures) -> Tensor | ImageFeatures:
+    def complete(self, image: Tensor | CachedBatch) -> Tensor | ImageFeatures:
         """Features of images of which some are known already; pixels (B, 3, S, S) as they are.
 
         A feature is the same to the bit whether it was just computed or read: both went through the cache's type.
         """
-        if not isinstance(image, PartialFeatures):
+        if not isinstance(image, CachedBatch):
             return image
         if image.missing:
             image = image.with_rows(self._known(image))
@@ -165,17 +165,17 @@ class FeatureFiller:
             image = image.with_rows(dict(enumerate(new_MQV)))
         return ImageFeatures(image.features.to(self.model.device, non_blocking=True))
 
-    def features(self, image: Tensor | PartialFeatures) -> Tensor:
+    def features(self, image: Tensor | CachedBatch) -> Tensor:
         """What the projection reads of a batch, (B, Q, V), whatever is known of it."""
         known = self.complete(image)
         return known.features if isinstance(known, ImageFeatures) else self.model.image_features(known)
 
-    def _known(self, image: PartialFeatures) -> dict[int, Tensor]:
+    def _known(self, image: CachedBatch) -> dict[int, Tensor]:
         """Missing rows that this process has made since the loader looked."""
         rows = {number: self._store(image).get(digest) for number, digest in enumerate(image.digests)}
         return {number: torch.from_numpy(row.copy()) for number, row in rows.items() if row is not None}
 
-    def _store(self, image: PartialFeatures) -> FeatureStore:
+    def _store(self, image: CachedBatch) -> FeatureStore:
         if image.folder not in self._stores:
             _, tokens, width = image.features.shape
             dtype = str(image.features.dtype).removeprefix("torch.")

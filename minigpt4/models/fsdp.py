@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from minigpt4.common.errors import ConfigError, RunError, WeightsError
 from minigpt4.common.schemas import RunConfig
 from minigpt4.common.torch_files import check_torch_file
-from minigpt4.models.base_model import compute_as_stored, freeze
+from minigpt4.models.base_model import freeze, native_dtype
 
 log = logging.getLogger(__name__)
 
@@ -166,12 +166,12 @@ def load_sharded(
     _shard(llm, DeviceMesh.from_group(dist.group.WORLD, device.type))
     _allocate(llm, device)
     report = _fill(llm, weights)
-    empty_pass(llm)  # makes the tensors that gathered layers lie in; made in inference mode they could never train
+    dummy_forward(llm)  # makes the tensors that gathered layers lie in; made in inference mode they could never train
     return llm, report
 
 
 @torch.no_grad()
-def empty_pass(llm: nn.Module) -> None:
+def dummy_forward(llm: nn.Module) -> None:
     """The cheapest pass: one position, whose result nobody reads."""
     weight = llm.get_input_embeddings().weight
     llm.base_model(inputs_embeds=weight.new_zeros(1, 1, weight.shape[1]), use_cache=False)
@@ -237,7 +237,7 @@ def _own_rows(parameter: Tensor) -> tuple[Tensor, int]:
 
 
 @contextmanager
-def in_step(llm: nn.Module) -> Iterator[None]:
+def uneven_inputs(llm: nn.Module) -> Iterator[None]:
     """Inside, processes may call a sharded LLM as often as each needs; all of them must enter, and leave together.
 
     Nothing else in there may wait for other processes. After an error nobody is waited for: the process is to end, and
@@ -253,9 +253,9 @@ def in_step(llm: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-    with torch.no_grad(), compute_as_stored(llm):
+    with torch.no_grad(), native_dtype(llm):
         while _tell(llm, is_real=False).item():
-            empty_pass(llm)
+            dummy_forward(llm)
 
 
 def _tell_real(base_model: nn.Module, _: Any) -> None:

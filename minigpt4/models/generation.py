@@ -24,8 +24,8 @@ from minigpt4.common.errors import ConfigError, MiniGPT4Error
 from minigpt4.conversation.chat import Answer, Decoding
 from minigpt4.models.batch_decoder import (
     NOT_FINITE,
-    DecodedRow,
-    RowDecoder,
+    BatchDecoder,
+    GenerationState,
     next_logits,
     penalties,
     tail_length,
@@ -258,8 +258,8 @@ def generate_ids(
         search = beam_search(llm, tokenizer, decoding, stop)
         rows = search.run(llm, embeds_BTD, attention_mask_BT, first_token(llm))
     else:
-        decoder = RowDecoder(llm, tokenizer, end_tokens(llm))
-        decoded = [DecodedRow([first_token(llm)], decoding, stop) for _ in embeds_BTD]
+        decoder = BatchDecoder(llm, tokenizer, end_tokens(llm))
+        decoded = [GenerationState([first_token(llm)], decoding, stop) for _ in embeds_BTD]
         decoder.add(decoded, embeds_BTD, attention_mask_BT)
         while decoder.rows:
             decoder.step()

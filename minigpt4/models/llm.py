@@ -139,7 +139,7 @@ def load_llm(
         _refuse_delta_weights(directory, model)
         freeze(model)
         if grad_checkpoint:
-            enable_recomputation(model)
+            enable_activation_checkpointing(model)
     return model
 
 
@@ -268,14 +268,14 @@ def _refuse_partial(directory: Path, report: Any) -> None:
         )
 
 
-def enable_recomputation(model: nn.Module) -> None:
-    """Prepare the layers for `recomputed`; by itself this changes nothing."""
+def enable_activation_checkpointing(model: nn.Module) -> None:
+    """Prepare the layers for `activation_checkpointing`; by itself this changes nothing."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})  # renamed in transformers 5, positional in both
 
 
 @contextmanager
-def recomputed(model: nn.Module, active: bool) -> Iterator[None]:
+def activation_checkpointing(model: nn.Module, active: bool) -> Iterator[None]:
     """Inside, layers keep no activations for the backward pass but compute them again.
 
     transformers does so in train mode only and then refuses a key-value cache, so the layers, and they alone

@@ -80,7 +80,7 @@ def load_language_side(
     return model, tokenizer
 
 
-def vision_to_come(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QFormer | None]:
+def meta_vision(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QFormer | None]:
     """The same modules without weights, on the meta device."""
     with torch.device("meta"):
         encoder = build_vision_encoder(cfg)
@@ -90,7 +90,7 @@ def vision_to_come(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QF
 
 def vision_shape(cfg: MiniGPT4Config) -> tuple[int, int]:
     """(Q, V) of what the projection reads of an image, without weights."""
-    encoder, _, q_former = vision_to_come(cfg)
+    encoder, _, q_former = meta_vision(cfg)
     if q_former is not None:
         return cfg.num_query_token, q_former.hidden_size
     with torch.device("meta"):

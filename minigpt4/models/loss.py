@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models import llm as llms
-from minigpt4.models.base_model import compute_as_stored, sent
+from minigpt4.models.base_model import native_dtype, to_device
 from minigpt4.models.fsdp import is_sharded
 from minigpt4.models.sequence import Batch, Packed, PrefixStates, can_pack, embed, pack, shared_prefix
 
@@ -87,7 +87,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
         return (gradient_ND.float() * outer_N[:, None]).to(gradient_ND.dtype), None, None, None
 
 
-class TargetPass:
+class LMLoss:
     """Runs a frozen LLM over batches; remembers the beginnings that they share."""
 
     def __init__(self, cfg: MiniGPT4Config) -> None:
@@ -100,21 +100,21 @@ class TargetPass:
         batch: Batch,
         at: tuple[Tensor, Tensor],
         image_tokens_MD: Tensor | None,
-        anchor: Tensor | None = None,
+        dummy_loss: Tensor | None = None,
     ) -> Tensor:
         """Loss of each target, nats, (N,) fp32 on the LLM's device.
 
         Args:
             batch: on the CPU, so that nothing here waits for a GPU.
             at: row and column of the position before each target, (N,) each.
-            anchor: a zero that is added to the embeddings for the sake of its graph.
+            dummy_loss: a zero that is added to the embeddings for the sake of its graph.
         """
         recompute = self.cfg.llm_grad_checkpoint and torch.is_grad_enabled()
-        with compute_as_stored(llm):
+        with native_dtype(llm):
             batch, at, columns_K, inputs = self._inputs(llm, batch, at)
             embeds_BTD = embed(batch, llm.get_input_embeddings(), image_tokens_MD)
-            inputs["inputs_embeds"] = embeds_BTD if anchor is None else embeds_BTD + anchor
-            with llms.recomputed(llm, recompute):
+            inputs["inputs_embeds"] = embeds_BTD if dummy_loss is None else embeds_BTD + dummy_loss
+            with llms.activation_checkpointing(llm, recompute):
                 if self.cfg.llm_logits == "targets":
                     return target_losses(llm, inputs, at, batch.targets_BT[:, 1:][at], columns_K)
                 return _losses_of_all(llm, inputs, batch)[at]
@@ -125,7 +125,11 @@ class TargetPass:
         """Batch, positions and their columns on the LLM's device, and the arguments of its forward pass."""
         device = llm.get_input_embeddings().weight.device
         if not (self.cfg.llm_packing and can_pack(llm)):
-            batch, columns_K, at = batch.to(device), _columns(at, device), tuple(sent(index, device) for index in at)
+            batch, columns_K, at = (
+                batch.to(device),
+                _columns(at, device),
+                tuple(to_device(index, device) for index in at),
+            )
             return batch, at, columns_K, {"attention_mask": batch.attention_mask_BT}
         keeps_prefix = self.cfg.llm_prefix_cache and not is_sharded(llm)  # a pass of one process alone would hang
         prefix = shared_prefix(batch, at) if keeps_prefix else []
@@ -137,7 +141,7 @@ class TargetPass:
 def _columns(at: tuple[Tensor, Tensor], device: torch.device) -> Tensor:
     """(K,), each column once, in order; found on the CPU, because how many there are is a number that a GPU would be
     asked for."""
-    return sent(at[1].unique(), device)
+    return to_device(at[1].unique(), device)
 
 
 def _losses_of_all(llm: nn.Module, inputs: Mapping[str, Any], batch: Batch) -> Tensor:

@@ -25,7 +25,7 @@ from minigpt4.models.base_model import DTYPES
 from minigpt4.models.connectors import build_qformer
 from minigpt4.models.eva_vit import build_vision_encoder
 from minigpt4.models.fsdp import decoder_layers
-from minigpt4.models.llm import enable_recomputation, read_llm_config, recomputed
+from minigpt4.models.llm import activation_checkpointing, enable_activation_checkpointing, read_llm_config
 from minigpt4.models.loading import JOINED_PATCHES, build_projection, join_patches, store_frozen, vision_shape
 from minigpt4.models.loss import target_losses
 
@@ -271,7 +271,7 @@ class MetaModel:
         mask_BT = torch.empty(embeds_BTD.shape[:2], dtype=torch.long, device="meta")
         targets_N = torch.empty(len(embeds_BTD) * answer, dtype=torch.long, device="meta")
         inputs = {"inputs_embeds": embeds_BTD, "attention_mask": mask_BT}
-        with recomputed(self.llm, recompute):
+        with activation_checkpointing(self.llm, recompute):
             if self.cfg.llm_logits == "targets":
                 return target_losses(self.llm, inputs, (targets_N, targets_N), targets_N, targets_N[:answer]).mean()
             logits_BTV = self.llm(**inputs, use_cache=False).logits
@@ -311,7 +311,7 @@ def _build_llm(cfg: MiniGPT4Config, llm_config: PretrainedConfig) -> nn.Module:
     dtype, attention = DTYPES.get(cfg.llm_storage, torch.float16), sized_attention(cfg.llm_attention)
     own = copy.deepcopy(llm_config)  # the model writes its attention into it
     llm = AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attention)
-    enable_recomputation(llm)
+    enable_activation_checkpointing(llm)
     return llm.requires_grad_(False).eval()
 
 

@@ -23,7 +23,7 @@ from minigpt4.common.registry import registry
 from minigpt4.common.start_clock import phase
 from minigpt4.conversation import prompt_template_from_tokenizer
 from minigpt4.models import connectors, eva_vit, llm, sequence
-from minigpt4.models.answering import Answering
+from minigpt4.models.answering import GenerationMixin
 from minigpt4.models.base_model import DTYPES, freeze, is_trained
 from minigpt4.models.fsdp import is_sharded
 from minigpt4.models.loading import (
@@ -33,18 +33,18 @@ from minigpt4.models.loading import (
     load_language_side,
     load_trained,
     load_vision,
+    meta_vision,
     vision_fingerprints,
-    vision_to_come,
 )
-from minigpt4.models.loss import TargetPass
-from minigpt4.models.prompting import ImageFeatures, Samples, TextRules, read_prompts, read_samples
+from minigpt4.models.loss import LMLoss
+from minigpt4.models.prompting import ImageFeatures, PromptBuilder, Samples, read_prompts, read_samples
 from minigpt4.models.tokenizer import start_ids
 
 log = logging.getLogger(__name__)
 
 
 @registry.register_model("minigpt4")
-class MiniGPT4(Answering, nn.Module):
+class MiniGPT4(GenerationMixin, nn.Module):
     """The model of the paper; build it with `from_config`.
 
     Attributes that LAVIS users know: `visual_encoder`, `ln_vision`, `Qformer`, `llama_proj`, `llama_model`,
@@ -76,7 +76,7 @@ class MiniGPT4(Answering, nn.Module):
         self.end_sym = cfg.end_sym
         self.prompt_template = _resolve_template(cfg.prompt_template, llama_tokenizer)
         self.prompt_list = read_prompts(cfg.prompt_path, self.prompt_template)
-        self._target_pass = TargetPass(cfg)
+        self._lm_loss = LMLoss(cfg)
         self._made_with: dict[str, Any] | None = None
 
     @classmethod
@@ -85,12 +85,12 @@ class MiniGPT4(Answering, nn.Module):
         cfg: MiniGPT4Config | Mapping[str, Any] | DictConfig,
         device: torch.device | str = "cpu",
         *,
-        vision_waits: bool = False,
+        lazy_vision: bool = False,
         shard_llm: bool = False,
     ) -> "MiniGPT4":
         """Build the model of a `model:` section on `device` and load every weights file that it names.
 
-        `vision_waits`: read the frozen vision side when the first image has to be encoded, if ever, for a cache may
+        `lazy_vision`: read the frozen vision side when the first image has to be encoded, if ever, for a cache may
         know them all.
         `shard_llm`: spread the LLM's layers over the processes of the run, all of which must call this.
 
@@ -102,10 +102,10 @@ class MiniGPT4(Answering, nn.Module):
         if cfg.ckpt:  # what is cheap to find wrong comes first
             find_weights(cfg.ckpt, "model.ckpt", Path(cfg.ckpt).name)
         device = _llm_device(cfg, torch.device(device))
-        vision_side = (vision_to_come if vision_waits else load_vision)(cfg)
+        vision_side = (meta_vision if lazy_vision else load_vision)(cfg)
         model = cls(cfg, *vision_side, *load_language_side(cfg, directory, device, shard_llm))
         model.llama_proj.to(device)
-        if vision_waits:
+        if lazy_vision:
             start_clock.not_needed(start_clock.VISION, "cache")
         else:
             model._vision_to_device()
@@ -131,7 +131,7 @@ class MiniGPT4(Answering, nn.Module):
             if part is not None:
                 part.to(self.device)
 
-    def _need_vision(self) -> None:
+    def ensure_vision_loaded(self) -> None:
         """Load the vision side if it waits to be needed."""
         if next(self.visual_encoder.parameters()).device.type != "meta":
             return
@@ -217,7 +217,7 @@ class MiniGPT4(Answering, nn.Module):
 
         With `vision_is_frozen` the same for all checkpoints, so it can be kept. `image` is that of `encode_img`.
         """
-        self._need_vision()
+        self.ensure_vision_loaded()
         return self._vision_features(self._check_image(image))
 
     def project(self, features_BQV: Tensor) -> Tensor:
@@ -280,26 +280,26 @@ class MiniGPT4(Answering, nn.Module):
         """
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction: {reduction!r} is neither 'mean' nor 'none'")
-        batch, image_tokens_MD = self._training_batch(read_samples(samples))
+        batch, image_tokens_MD = self.training_batch(read_samples(samples))
         num_tokens, at = batch.num_targets, sequence.target_positions(batch)  # on the CPU: no wait for the GPU
-        anchor = None
+        dummy_loss = None
         if not len(batch.image_source):  # text alone: trained parts and LLM are in the graph, or other ranks wait
-            anchor = 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
-        losses_N = self._target_pass.losses(self.llama_model, batch, at, image_tokens_MD, anchor)
+            dummy_loss = 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
+        losses_N = self._lm_loss.losses(self.llama_model, batch, at, image_tokens_MD, dummy_loss)
         loss = losses_N.mean() if reduction == "mean" else _sample_losses(losses_N, batch, at[0])
         return {"loss": loss, "num_tokens": num_tokens}
 
-    def _training_batch(self, samples: Samples) -> tuple[sequence.Batch, Tensor | None]:
+    def training_batch(self, samples: Samples) -> tuple[sequence.Batch, Tensor | None]:
         """The batch on the CPU, and the image tokens (M, D) that go into it."""
         image_tokens_MD, images = self._encode_samples(samples)
-        rules = self._text_rules()
+        rules = self._prompt_builder()
         conditions, answers = rules.condition_rows(samples, images), rules.answer_rows(samples)
         tokenizer = self.llama_tokenizer
         batch = sequence.collate_training(conditions, answers, start_ids(tokenizer), tokenizer.pad_token_id)
         return batch, image_tokens_MD
 
-    def _text_rules(self) -> TextRules:
-        return TextRules(
+    def _prompt_builder(self) -> PromptBuilder:
+        return PromptBuilder(
             tokenizer=self.llama_tokenizer,
             prompt_list=self.prompt_list,
             prompt_template=self.prompt_template,

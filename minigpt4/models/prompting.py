@@ -13,7 +13,14 @@ from transformers import PreTrainedTokenizerBase
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.text import decode, require_readable, require_whole_characters
-from minigpt4.models.sequence import IMAGE_PLACEHOLDER, Row, answer_row, conversation_row, prompt_row, split_prompt
+from minigpt4.models.sequence import (
+    IMAGE_PLACEHOLDER,
+    TokenSequence,
+    answer_row,
+    conversation_row,
+    prompt_row,
+    split_prompt,
+)
 from minigpt4.models.tokenizer import end_symbol_ids, hidden_pad_id, start_ids
 
 log = logging.getLogger(__name__)
@@ -154,7 +161,7 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class TextRules:
+class PromptBuilder:
     """How samples become rows; the fields are those of the `model:` section."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -166,7 +173,7 @@ class TextRules:
     end_sym: str
     truncate_end_sym: bool
 
-    def condition_rows(self, samples: Samples, images: Sequence[Sequence[Span]]) -> list[Row]:
+    def condition_rows(self, samples: Samples, images: Sequence[Sequence[Span]]) -> list[TokenSequence]:
         """What comes before the answer: the prompt with its images, or in stage 1 the image alone, without tags.
 
         Raises SampleError where a prompt and the images of its sample do not match.
@@ -185,7 +192,7 @@ class TextRules:
             rows.append(row.cut(self.max_context_len))
         return rows
 
-    def answer_rows(self, samples: Samples) -> list[Row]:
+    def answer_rows(self, samples: Samples) -> list[TokenSequence]:
         """Answers or conversations as targets; raises SampleError for a sample with nothing to train on."""
         if samples.conversations:
             rows = [self._conversation_row(conversation) for conversation in samples.conversations]
@@ -212,7 +219,7 @@ class TextRules:
             return [random.choice(self.prompt_list)] * len(samples)
         return None
 
-    def _single_answer_rows(self, answers: Sequence[str]) -> list[Row]:
+    def _single_answer_rows(self, answers: Sequence[str]) -> list[TokenSequence]:
         end_ids, hidden = self._end_ids(), hidden_pad_id(self.tokenizer)
         rows = [
             answer_row(ids, end_ids, self.max_txt_len, truncate_end=self.truncate_end_sym)
@@ -220,7 +227,7 @@ class TextRules:
         ]
         return rows if hidden is None else [row.hide_target(hidden) for row in rows]
 
-    def _conversation_row(self, conversation: Conversation) -> Row:
+    def _conversation_row(self, conversation: Conversation) -> TokenSequence:
         answers = self.encode([answer + self.end_sym for answer in conversation.answers])
         later = [apply_template(self.prompt_template, question) for question in conversation.questions[1:]]
         start = start_ids(self.tokenizer)

@@ -1,6 +1,6 @@
 """Where text and images become what the LLM reads: ids, attention mask, targets, image slots, embeddings.
 
-Pure functions on lists and tensors. A `Row` is one sequence under construction; its four lists grow together,
+Pure functions on lists and tensors. A `TokenSequence` is one sequence under construction; its four lists grow together,
 segment by segment, so that a mask or a target cannot drift from its token.
 Shapes: B rows, T positions, D channels of the LLM, M image tokens of the whole batch.
 """
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from minigpt4.models.attention import FUSED, PRODUCTS, Grid
-from minigpt4.models.base_model import sent
+from minigpt4.models.attention import FUSED, MATMUL, PadMap
+from minigpt4.models.base_model import to_device
 from minigpt4.models.llm import cache_arguments
 
 IMAGE_PLACEHOLDER = "<ImageHere>"
@@ -24,7 +24,7 @@ NO_IMAGE = -1
 
 
 @dataclass
-class Row:
+class TokenSequence:
     """One sequence: token ids, targets, attention, and which image token (if any) stands at each position."""
 
     ids: list[int] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Row:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def add_text(self, ids: Sequence[int], *, train: bool = False) -> "Row":
+    def add_text(self, ids: Sequence[int], *, train: bool = False) -> "TokenSequence":
         """Append tokens, as targets if `train`."""
         self.ids += ids
         self.targets += ids if train else [IGNORE] * len(ids)
@@ -43,7 +43,7 @@ class Row:
         self.images += [NO_IMAGE] * len(ids)
         return self
 
-    def add_image(self, start: int, count: int) -> "Row":
+    def add_image(self, start: int, count: int) -> "TokenSequence":
         """Append image tokens `start` to `start + count - 1` of the batch's flat list."""
         self.ids += [0] * count
         self.targets += [IGNORE] * count
@@ -51,18 +51,18 @@ class Row:
         self.images += range(start, start + count)
         return self
 
-    def cut(self, length: int) -> "Row":
+    def cut(self, length: int) -> "TokenSequence":
         """Keep the first `length` positions."""
         for name in ("ids", "targets", "attend", "images"):
             del getattr(self, name)[length:]
         return self
 
-    def hide_target(self, token_id: int) -> "Row":
+    def hide_target(self, token_id: int) -> "TokenSequence":
         """Do not train on `token_id` (the published rule for single answers)."""
         self.targets = [IGNORE if target == token_id else target for target in self.targets]
         return self
 
-    def hide_from_attention(self, token_id: int) -> "Row":
+    def hide_from_attention(self, token_id: int) -> "TokenSequence":
         """Do not attend to `token_id` (the published rule for conversations, which keep it as a target)."""
         self.attend = [int(id_ != token_id) for id_ in self.ids]
         return self
@@ -96,12 +96,12 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
         return Batch(
-            sent(self.ids_BT, device),
-            sent(self.attention_mask_BT, device),
-            sent(self.targets_BT, device),
-            tuple(sent(index, device) for index in self.image_at),
-            sent(self.image_source, device),
-            sent(self.lengths_B, device),
+            to_device(self.ids_BT, device),
+            to_device(self.attention_mask_BT, device),
+            to_device(self.targets_BT, device),
+            tuple(to_device(index, device) for index in self.image_at),
+            to_device(self.image_source, device),
+            to_device(self.lengths_B, device),
         )
 
 
@@ -110,20 +110,22 @@ def split_prompt(prompt: str) -> list[str]:
     return prompt.split(IMAGE_PLACEHOLDER)
 
 
-def prompt_row(texts: Sequence[Sequence[int]], images: Sequence[tuple[int, int]], start: Sequence[int] = ()) -> Row:
+def prompt_row(
+    texts: Sequence[Sequence[int]], images: Sequence[tuple[int, int]], start: Sequence[int] = ()
+) -> TokenSequence:
     """`start`, then text ids and images in turn; `images` holds (start, count) of each image's tokens.
 
     Raises ValueError unless there is exactly one more text than images.
     """
     if len(texts) != len(images) + 1:
         raise ValueError(f"the prompt has {len(texts) - 1} {IMAGE_PLACEHOLDER}, but {len(images)} images were given")
-    row = Row().add_text(list(start))
+    row = TokenSequence().add_text(list(start))
     for text, image in zip(texts, images, strict=False):
         row.add_text(list(text)).add_image(*image)
     return row.add_text(list(texts[-1]))
 
 
-def answer_row(ids: Sequence[int], end_ids: Sequence[int], max_len: int, *, truncate_end: bool) -> Row:
+def answer_row(ids: Sequence[int], end_ids: Sequence[int], max_len: int, *, truncate_end: bool) -> TokenSequence:
     """An answer that ends in its end symbol, at most `max_len` tokens.
 
     A longer one loses tokens before the end symbol, or with `truncate_end` its end (the published behaviour).
@@ -131,7 +133,7 @@ def answer_row(ids: Sequence[int], end_ids: Sequence[int], max_len: int, *, trun
     ids = list(ids)
     if len(ids) > max_len:
         ids = ids[:max_len] if truncate_end else ids[: max_len - len(end_ids)] + list(end_ids)
-    return Row().add_text(ids, train=True)
+    return TokenSequence().add_text(ids, train=True)
 
 
 def conversation_row(
@@ -141,13 +143,13 @@ def conversation_row(
     max_len: int,
     *,
     truncate_end: bool,
-) -> Row:
+) -> TokenSequence:
     """answer, question, answer, ...: answers are trained on, the chain has at most `max_len` tokens.
 
     Unless `truncate_end`, a chain that is cut inside an answer still ends in the end symbol, and a question
     whose answer is cut away goes with it.
     """
-    row = Row()
+    row = TokenSequence()
     for turn, answer in enumerate(answers):
         if turn:
             question = list(questions[turn - 1])
@@ -162,18 +164,20 @@ def conversation_row(
     return row.cut(max_len)
 
 
-def collate_training(conditions: Sequence[Row], answers: Sequence[Row], start: Sequence[int], pad_id: int) -> Batch:
+def collate_training(
+    conditions: Sequence[TokenSequence], answers: Sequence[TokenSequence], start: Sequence[int], pad_id: int
+) -> Batch:
     """`start` (bos), condition, answer, padding on the right.
 
     T is len(start) + longest condition + longest answer, as in the published code, whose padded length enters
     the loss with `reduction="none"`. Padding carries the embedding of `pad_id` and mask 0.
     """
     width = len(start) + max(map(len, conditions)) + max(map(len, answers))
-    rows = [_join(Row().add_text(list(start)), c, a) for c, a in zip(conditions, answers, strict=True)]
+    rows = [_join(TokenSequence().add_text(list(start)), c, a) for c, a in zip(conditions, answers, strict=True)]
     return _stack(rows, width, pad_id, left=False)
 
 
-def collate_prompts(rows: Sequence[Row], pad_id: int) -> Batch:
+def collate_prompts(rows: Sequence[TokenSequence], pad_id: int) -> Batch:
     """Prompts of different lengths, padded on the left for generation."""
     return _stack(rows, max(map(len, rows)), pad_id, left=True)
 
@@ -198,8 +202,8 @@ def target_positions(batch: Batch) -> tuple[Tensor, Tensor]:
     return (batch.targets_BT[:, 1:] != IGNORE).nonzero(as_tuple=True)
 
 
-def _join(*rows: Row) -> Row:
-    joined = Row()
+def _join(*rows: TokenSequence) -> TokenSequence:
+    joined = TokenSequence()
     for row in rows:
         joined.ids += row.ids
         joined.targets += row.targets
@@ -208,7 +212,7 @@ def _join(*rows: Row) -> Row:
     return joined
 
 
-def _stack(rows: Sequence[Row], width: int, pad_id: int, *, left: bool) -> Batch:
+def _stack(rows: Sequence[TokenSequence], width: int, pad_id: int, *, left: bool) -> Batch:
     def padded(lists: list[list[int]], fill: int) -> Tensor:
         gaps = [[fill] * (width - len(values)) for values in lists]
         full = [gap + v if left else v + gap for v, gap in zip(lists, gaps, strict=True)]
@@ -258,11 +262,11 @@ class Packed:
     at: tuple[Tensor, Tensor]
     """Row (0) and column of the position before each target, in the order of the rows."""
 
-    grid: Grid
+    grid: PadMap
 
     def to(self, device: torch.device) -> "Packed":
         """The same on `device`."""
-        positions, *at = (sent(index, device) for index in (self.positions_1N, *self.at))
+        positions, *at = (to_device(index, device) for index in (self.positions_1N, *self.at))
         return Packed(self.batch.to(device), positions, tuple(at), self.grid.to(device))
 
     def inputs(self, prefix: States = ()) -> dict[str, object]:
@@ -279,7 +283,7 @@ def can_pack(llm: nn.Module) -> bool:
     config = llm.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    own = config._attn_implementation in (PRODUCTS, FUSED)
+    own = config._attn_implementation in (MATMUL, FUSED)
     return own and config.model_type in PACKED_TYPES and kinds == {"full_attention"} and not slides
 
 
@@ -306,7 +310,7 @@ def pack(batch: Batch, at: tuple[Tensor, Tensor], prefix_length: int = 0) -> Pac
     cells_BT = torch.zeros(inside_BT.shape, dtype=torch.long)
     cells_BT[inside_BT] = torch.arange(len(row_N))
     visible_BT = batch.attention_mask_BT[:, prefix_length:][:, : len(columns_T)]
-    grid = Grid(
+    grid = PadMap(
         cells_BT,
         inside_BT.flatten().nonzero().squeeze(1),
         None if visible_BT[inside_BT].all() else visible_BT,

@@ -5,8 +5,8 @@ from minigpt4.processors.blip_processors import (
     Blip2ImageEvalProcessor,
     Blip2ImageTrainProcessor,
     BlipCaptionProcessor,
-    Levels,
-    takes_statistics,
+    Uint8Image,
+    takes_mean_and_std,
 )
 from minigpt4.processors.images import open_image, process_image, to_rgb
 
@@ -15,9 +15,9 @@ __all__ = [
     "Blip2ImageEvalProcessor",
     "Blip2ImageTrainProcessor",
     "BlipCaptionProcessor",
-    "Levels",
+    "Uint8Image",
     "open_image",
     "process_image",
-    "takes_statistics",
+    "takes_mean_and_std",
     "to_rgb",
 ]

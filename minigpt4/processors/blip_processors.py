@@ -33,7 +33,7 @@ WHITE = (255.0, 255.0, 255.0)
 
 
 @dataclass(frozen=True)
-class Levels:
+class Uint8Image:
     """One image or a batch of them, and what is still to be done to it: (level / 255 - mean) / std."""
 
     levels: Tensor
@@ -42,7 +42,7 @@ class Levels:
     std: Channels
 
     @classmethod
-    def joined(cls, images: Sequence["Levels"]) -> "Levels":
+    def joined(cls, images: Sequence["Uint8Image"]) -> "Uint8Image":
         """The batch of images of one processor."""
         return replace(images[0], levels=torch.stack([image.levels for image in images]))
 
@@ -136,12 +136,12 @@ class _Blip2ImageProcessor(BaseProcessor):
     def __call__(self, item: Image.Image) -> Tensor:
         return self.levels(item).normalised()
 
-    def levels(self, item: Image.Image) -> Levels:
+    def levels(self, item: Image.Image) -> Uint8Image:
         """The same before it is normalised, (3, image_size, image_size) uint8."""
         if not isinstance(item, Image.Image):
             raise SampleError(f"an image processor takes a PIL image, got {type(item).__name__}")
         resized_3SS = (self._resize_fast if self.fast_resize else self._resize)(to_rgb(item))
-        return Levels(resized_3SS, self.mean, self.std)
+        return Uint8Image(resized_3SS, self.mean, self.std)
 
     @property
     def decode_at_least(self) -> int | None:
@@ -184,7 +184,7 @@ class Blip2ImageEvalProcessor(_Blip2ImageProcessor):
     """Image preprocessing for evaluation and chat: the same as for training."""
 
 
-def takes_statistics(name: str) -> bool:
+def takes_mean_and_std(name: str) -> bool:
     """Whether a registered processor normalises as these do, by a `mean` and a `std`."""
     return issubclass(registry.get_processor_class(name), _Blip2ImageProcessor)
 

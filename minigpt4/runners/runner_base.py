@@ -29,11 +29,11 @@ from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
 from minigpt4.common.start_clock import CHECKPOINT, FIRST_BATCH, FIRST_STEP, phase
-from minigpt4.datasets import BadSampleLedger, Dataset, DevicePrefetcher, EvalLoader, TrainLoader, TrainSource
+from minigpt4.datasets import BadSampleMonitor, Dataset, DevicePrefetcher, EvalLoader, TrainLoader, TrainSource
 from minigpt4.models.attention import compile_parts
-from minigpt4.models.feature_cache import FeatureFiller
+from minigpt4.models.feature_cache import FeatureEncoder
 from minigpt4.runners import state
-from minigpt4.runners.updates import FiniteWatch, Updater
+from minigpt4.runners.updates import NonFiniteGuard, Updater
 from minigpt4.runners.validation import Validation, validate
 from minigpt4.tasks import BaseTask
 
@@ -91,14 +91,14 @@ class RunnerBase:
         self.model = model.train()
         if self.run.compile:
             compile_parts(self.model)
-        self.features = FeatureFiller(self.model)
+        self.features = FeatureEncoder(self.model)
         self.valid_ledger = self._ledger()
         self.test_loaders = {split: self.build_eval_loaders(datasets, [split]) for split in self.run.test_splits}
         self.run_log = RunLog(self.run, folder, processes, cfg.merged)
         self.position = state.Position()
         if self.run.evaluate:
             return
-        finite = FiniteWatch(self.folder, self.run.max_nonfinite_steps, processes.rank)
+        finite = NonFiniteGuard(self.folder, self.run.max_nonfinite_steps, processes.rank)
         self.updater = Updater(self.model, self.run, processes, finite, task.train_step)
         self.schedule = self.build_schedule()
         self.loader = self.build_train_loader(datasets)
@@ -143,15 +143,15 @@ class RunnerBase:
                 self.run_log.started_up()
                 if iteration + 1 < iterations and not self._save_and_go_on(stop):
                     return False
-        self.updater.finite.settle()
+        self.updater.finite.flush()
         return True
 
     def _iterate(self, epoch: int, iteration: int, samples: dict[str, Any]) -> torch.Tensor:
         """Train on a batch; its loss, on the device."""
         samples = self.features.complete_batch(samples)
         self.schedule.step(epoch, iteration)
-        closes = self._closes_update(iteration)
-        loss = self.updater.backward(samples, closes_update=closes)
+        closes = self._sync_gradients(iteration)
+        loss = self.updater.backward(samples, sync_gradients=closes)
         if closes:
             self.updater.update()
         self.position.iteration = iteration + 1
@@ -160,7 +160,7 @@ class RunnerBase:
     def _rate(self) -> float:
         return self.updater.optimizer.param_groups[0]["lr"]
 
-    def _closes_update(self, iteration: int) -> bool:
+    def _sync_gradients(self, iteration: int) -> bool:
         """Every `accum_grad_iters` iterations; with the published sum the rest of an epoch waits for the next."""
         last = self.run.accum_loss == "mean" and iteration + 1 == self.run.iters_per_epoch
         return last or (iteration + 1) % self.run.accum_grad_iters == 0
@@ -218,7 +218,7 @@ class RunnerBase:
             return False
         best = self.folder / BEST
         path = best if self.valid_loaders and best.is_file() else self.folder / self._epoch_name()
-        if self.processes.share(self.test_loaders.keys() <= (read_card(path) or {}).get("tested", {}).keys()):
+        if self.processes.broadcast(self.test_loaders.keys() <= (read_card(path) or {}).get("tested", {}).keys()):
             log.info("%s was evaluated on %s before", path, ", ".join(self.test_loaders))
             return True
         position = state.load_weights(path, self.model) if path == best else self.position
@@ -257,7 +257,7 @@ class RunnerBase:
 
     def _save(self, name: str) -> None:
         """Every rank must call it; rank 0 writes, and all ranks stop together if it could not."""
-        self.updater.finite.settle()
+        self.updater.finite.flush()
         ranks = self.processes.gather(self._rank_state())
         failure: MiniGPT4Error | None = None
         if self.processes.is_main:
@@ -310,7 +310,7 @@ class RunnerBase:
         self.run_log.begin(self.position.epoch, self.position.iteration, path, validated)
         if processes.is_main:
             state.drop_later_lines(self.folder, resumed, validated)
-        processes.wait()  # nobody writes before that
+        processes.barrier()  # nobody writes before that
         best = (read_card(path.parent / BEST) or {}).get("best_loss")
         if best is not None and (self.position.best is None or best < self.position.best):
             self.position.best = best
@@ -406,9 +406,9 @@ class RunnerBase:
             if split in datasets[name]
         ]
 
-    def _ledger(self) -> BadSampleLedger:
+    def _ledger(self) -> BadSampleMonitor:
         run = self.run
-        return BadSampleLedger(
+        return BadSampleMonitor(
             self.folder, max_share=run.max_bad_share, max_in_a_row=run.max_bad_in_a_row, rank=self.processes.rank
         )
 

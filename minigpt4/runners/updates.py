@@ -1,6 +1,6 @@
 """From micro-batches to optimizer updates: accumulation, all-reduce, mixed precision, skipping what is not finite.
 
-Nothing here waits for a GPU except `FiniteWatch`, which reads the flag of the update before the last.
+Nothing here waits for a GPU except `NonFiniteGuard`, which reads the flag of the update before the last.
 """
 
 import json
@@ -40,7 +40,7 @@ class _Flags:
     ids: list[Any]
 
 
-class FiniteWatch:
+class NonFiniteGuard:
     """Reads each update's flags one update late, so that the host never waits for work it has just queued.
 
     All ranks see the same gradient flag at the same update and so stop together.
@@ -57,19 +57,19 @@ class FiniteWatch:
 
     def watch(self, bad_gradient: Tensor, bad_loss: Tensor, ids: Sequence[Any]) -> None:
         """Note an update; raises RunError once `limit` updates in a row were skipped."""
-        self.settle()
+        self.flush()
         flags = torch.stack([bad_gradient, bad_loss])
         self.updates += 1
         if flags.device.type != "cuda":
             self._waiting = _Flags(self.updates, flags, None, list(ids))
-            self.settle()
+            self.flush()
             return
         host = torch.empty(2, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
         event = torch.cuda.Event()
         event.record()
         self._waiting = _Flags(self.updates, host, event, list(ids))
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Read what is still on its way."""
         flags, self._waiting = self._waiting, None
         if flags is None:
@@ -127,7 +127,7 @@ class Updater:
         model: nn.Module,
         run: RunConfig,
         processes: Processes,
-        finite: FiniteWatch,
+        finite: NonFiniteGuard,
         step: Callable[[nn.Module, Mapping[str, Any]], dict[str, Any]],
     ) -> None:
         self.run = run
@@ -151,12 +151,12 @@ class Updater:
         """Whether gradients wait for an update."""
         return self._tokens > 0
 
-    def backward(self, samples: Mapping[str, Any], *, closes_update: bool) -> Tensor:
+    def backward(self, samples: Mapping[str, Any], *, sync_gradients: bool) -> Tensor:
         """Add the gradient of one micro-batch; returns its mean loss, on the device.
 
         Ranks exchange gradients only in the micro-batch that closes the update.
         """
-        with self._exchange(closes_update):
+        with self._exchange(sync_gradients):
             with autocast(self.run, self.processes.device):
                 output = self.step(self.model, samples)
             loss, tokens = output["loss"], output["num_tokens"]
@@ -222,8 +222,8 @@ class Updater:
         self._bad_losses = torch.zeros((), device=self.processes.device)
         self._ids: list[Any] = []
 
-    def _exchange(self, closes_update: bool) -> AbstractContextManager:
-        if closes_update or not isinstance(self.model, DistributedDataParallel):
+    def _exchange(self, sync_gradients: bool) -> AbstractContextManager:
+        if sync_gradients or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()
 

@@ -12,8 +12,8 @@ from minigpt4.common.dist_utils import Processes
 from minigpt4.common.schemas import RunConfig
 from minigpt4.datasets import EvalLoader, to_device
 from minigpt4.evaluation import score_captions
-from minigpt4.models.feature_cache import FeatureFiller
-from minigpt4.models.fsdp import in_step
+from minigpt4.models.feature_cache import FeatureEncoder
+from minigpt4.models.fsdp import uneven_inputs
 from minigpt4.runners.updates import autocast
 from minigpt4.tasks import BaseTask
 
@@ -50,7 +50,7 @@ def validate(
     loaders: Sequence[EvalLoader],
     run: RunConfig,
     processes: Processes,
-    features: FeatureFiller,
+    features: FeatureEncoder,
 ) -> Validation:
     """Run all loaders once, each sample on one rank; every rank must call it.
 
@@ -64,7 +64,7 @@ def validate(
     totals = torch.zeros(2, dtype=torch.float64, device=processes.device)
     wanted = -(-captions // processes.world_size) if captions else SHOWN
     said: list[_Said] = []
-    with in_step(model.llama_model):
+    with uneven_inputs(model.llama_model):
         for loader in loaders:
             for batch in loader:
                 samples = features.complete_batch(to_device(batch, processes.device))
@@ -101,4 +101,4 @@ def _scores(said: Sequence[_Said], processes: Processes) -> dict[str, float]:
             references.setdefault(image_id, []).append(reference)
         if captions:
             scores = score_captions(captions, references)
-    return processes.share(scores)
+    return processes.broadcast(scores)

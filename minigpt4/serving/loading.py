@@ -12,7 +12,7 @@ from minigpt4.common.registry import registry
 from minigpt4.evaluation.generate import read_checkpoint_list
 from minigpt4.inference import Engine
 from minigpt4.inference.pipeline import image_processor
-from minigpt4.models.feature_cache import waiting_vision
+from minigpt4.models.feature_cache import lazy_vision_argument
 
 
 def checkpoints(cfg: Config, further: Sequence[str]) -> tuple[str, dict[str, Path]]:
@@ -47,5 +47,5 @@ def load_engine(cfg: Config, further: Sequence[str], gpu_id: int, **settings: An
     name, others = checkpoints(cfg, further)
     device = f"cuda:{gpu_id}" if torch.cuda.is_available() else "cpu"
     model_class = registry.get_model_class(cfg.model.arch)
-    model = model_class.from_config(cfg.model, device, **waiting_vision(cfg)).eval()
+    model = model_class.from_config(cfg.model, device, **lazy_vision_argument(cfg)).eval()
     return Engine(model, image_processor(cfg), others, name, **settings)

@@ -209,7 +209,7 @@ class PageSession:
         self._waits, self.note = True, ""
         self._tidy()
 
-    # Answering
+    # GenerationMixin
 
     def answer(self, decoding: Decoding, checkpoint: str | None = None, seed: int | None = None) -> Iterator[None]:
         """Write the answer to what was put, and yield whenever it has grown; nothing, if it was withdrawn meanwhile.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from minigpt4.common.config import Config
 from minigpt4.common.registry import registry
 from minigpt4.datasets import Dataset, build_datasets
-from minigpt4.models.feature_cache import feature_cache, waiting_vision
+from minigpt4.models.feature_cache import feature_cache, lazy_vision_argument
 from minigpt4.models.fsdp import sharding
 
 
@@ -28,7 +28,7 @@ class BaseTask:
     def build_model(self, cfg: Config, device: torch.device | str = "cpu") -> nn.Module:
         """The registered model of `model.arch` with its weights, on `device`."""
         model_class = registry.get_model_class(cfg.model.arch)
-        return model_class.from_config(cfg.model, device=device, **waiting_vision(cfg), **sharding(cfg.run))
+        return model_class.from_config(cfg.model, device=device, **lazy_vision_argument(cfg), **sharding(cfg.run))
 
     def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> dict[str, Any]:
         """Forward pass of a training batch: "loss" (mean over targets, nats) and "num_tokens" (targets)."""

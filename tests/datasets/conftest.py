@@ -15,8 +15,8 @@ from torch import Tensor
 
 from minigpt4.common.binding import bind
 from minigpt4.common.schemas import DatasetConfig
-from minigpt4.datasets import BadSampleLedger, Dataset, EvalLoader, TrainLoader, TrainSource, builder_of
-from minigpt4.processors import Levels
+from minigpt4.datasets import BadSampleMonitor, Dataset, EvalLoader, TrainLoader, TrainSource, builder_of
+from minigpt4.processors import Uint8Image
 
 SIZE = 4
 
@@ -110,7 +110,7 @@ class Loaders:
         batch_size: int = 3,
         num_workers: int = 0,
         seed: int = 7,
-        ledger: BadSampleLedger | None = None,
+        ledger: BadSampleMonitor | None = None,
         **keys: Any,
     ) -> TrainLoader:
         mixed = [s if isinstance(s, TrainSource) else TrainSource(s, batch_size) for s in sources]
@@ -136,8 +136,8 @@ def loaders() -> Iterator[Loaders]:
     made.close()
 
 
-def lenient_ledger(folder: Path | None = None) -> BadSampleLedger:
-    return BadSampleLedger(folder, max_share=1.0, max_in_a_row=1000)
+def lenient_ledger(folder: Path | None = None) -> BadSampleMonitor:
+    return BadSampleMonitor(folder, max_share=1.0, max_in_a_row=1000)
 
 
 def take(loader: Iterable[dict[str, Any]], count: int) -> list[dict[str, Any]]:
@@ -154,9 +154,9 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return rest[0] == rest[1] and torch.equal(seen(first["image"]), seen(second["image"]))
 
 
-def seen(image: Tensor | Levels) -> Tensor:
+def seen(image: Tensor | Uint8Image) -> Tensor:
     """Pixels as the model reads them."""
-    return image.normalised() if isinstance(image, Levels) else image
+    return image.normalised() if isinstance(image, Uint8Image) else image
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.errors import SampleError
-from minigpt4.datasets import BadSample, BadSampleLedger
+from minigpt4.datasets import BadSample, BadSampleMonitor
 
 BROKEN = Path(__file__).parents[1] / "data" / "images"
 
 
 def _ledger(folder=None, max_share=1.0, max_in_a_row=1000, **keys):
-    return BadSampleLedger(folder, max_share=max_share, max_in_a_row=max_in_a_row, **keys)
+    return BadSampleMonitor(folder, max_share=max_share, max_in_a_row=max_in_a_row, **keys)
 
 
 def _bad(count, reason="it is broken"):

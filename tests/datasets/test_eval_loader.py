@@ -3,7 +3,7 @@
 import pytest
 
 from minigpt4.common.errors import SampleError
-from minigpt4.datasets import BadSampleLedger
+from minigpt4.datasets import BadSampleMonitor
 
 
 def _dataset(kind, files):
@@ -48,7 +48,7 @@ def test_bad_samples_are_counted_also_after_the_last_good_one(workers, files, lo
 
 
 def test_limits_stop_an_evaluation(files, loaders):
-    ledger = BadSampleLedger(None, max_share=1.0, max_in_a_row=3)
+    ledger = BadSampleMonitor(None, max_share=1.0, max_in_a_row=3)
     with pytest.raises(SampleError, match="3 in a row"):
         list(loaders.evaluate(files.records(9, missing=[4, 5, 6]), ledger=ledger))
 

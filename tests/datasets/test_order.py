@@ -5,11 +5,11 @@ import random
 import numpy as np
 import torch
 
-from minigpt4.datasets.datasets.readers import Shuffle, Slot, draw, generator, shuffled
+from minigpt4.datasets.datasets.readers import ReaderSlot, Shuffle, draw, generator, shuffled
 
 
 def test_slots_of_all_ranks_and_workers_are_all_numbers_once():
-    slots = [Slot.of(rank, 3, worker, 2) for rank in range(3) for worker in range(2)]
+    slots = [ReaderSlot.of(rank, 3, worker, 2) for rank in range(3) for worker in range(2)]
     assert sorted(slot.index for slot in slots) == list(range(6))
     assert {slot.count for slot in slots} == {6}
 

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from minigpt4.datasets.datasets.readers import Cursor, Shuffle, Slot, walk_forever, walk_once
+from minigpt4.datasets.datasets.readers import Cursor, ReaderSlot, Shuffle, iter_infinite, iter_once
 
 SHARD_SIZES = [5, 1, 7, 3]
 COUNTS = [1, 2, 3, 4, 6, 9]
@@ -18,8 +18,8 @@ def _passes(dataset, count, wanted=2):
     """{pass: keys of all slots, in the order of the slots} of the first passes."""
     seen = defaultdict(list)
     for index in range(count):
-        slot, units = Slot(index, count), dataset.units(count)
-        for cursor, step in walk_forever(dataset, slot, Shuffle(5, dataset.label)):
+        slot, units = ReaderSlot(index, count), dataset.units(count)
+        for cursor, step in iter_infinite(dataset, slot, Shuffle(5, dataset.label)):
             number = (slot.index + slot.count * cursor.unit) // units
             if number >= wanted:
                 break
@@ -42,7 +42,7 @@ def test_all_slots_together_read_every_sample_once_a_pass(kind, count, files):
 @pytest.mark.parametrize("kind", ["records", "shards"])
 def test_evaluation_reads_every_sample_once(kind, count, files):
     dataset = _dataset(kind, files)
-    keys = [step.key for index in range(count) for _, step in walk_once(dataset, Slot(index, count))]
+    keys = [step.key for index in range(count) for _, step in iter_once(dataset, ReaderSlot(index, count))]
     assert len(keys) == len(set(keys)) == 16
 
 
@@ -51,7 +51,7 @@ def test_slot_goes_on_from_any_cursor(kind, files):
     dataset = _dataset(kind, files)
 
     def walk(cursor):
-        return walk_forever(dataset, Slot(1, 2), Shuffle(5, dataset.label), cursor)
+        return iter_infinite(dataset, ReaderSlot(1, 2), Shuffle(5, dataset.label), cursor)
 
     steps = walk(Cursor())
     whole = [next(steps) for _ in range(40)]
@@ -66,6 +66,6 @@ def test_slots_get_equal_shares_of_uneven_shards_over_time(files):
     dataset = files.shards([1, 1, 1])
     reads = Counter()
     for index in range(2):
-        steps = walk_forever(dataset, Slot(index, 2), Shuffle(5, dataset.label))
+        steps = iter_infinite(dataset, ReaderSlot(index, 2), Shuffle(5, dataset.label))
         reads.update(next(steps)[1].key for _ in range(30))
     assert set(reads.values()) == {20}

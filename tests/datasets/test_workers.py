@@ -18,7 +18,7 @@ READER = """
 import os, signal, sys, time
 from pathlib import Path
 from minigpt4.datasets import workers
-from minigpt4.datasets.datasets.readers import read_packets
+from minigpt4.datasets.datasets.readers import read_worker_batches
 
 def make(worker):
     Path(f"worker{worker}").write_text(str(os.getpid()))
@@ -34,7 +34,7 @@ def wait_for_second(worker):
     time.sleep(0.2)  # by now the reader waits
     os.kill(os.getpid(), signal.SIGKILL)
 
-packets = read_packets(make, source="cats/train", num_workers=2)
+packets = read_worker_batches(make, source="cats/train", num_workers=2)
 print(next(packets), next(packets), flush=True)
 Path("read").touch()
 next(packets)
@@ -45,7 +45,7 @@ def wait_for_second(worker):
     Path("hangs").touch()
     time.sleep(3600)
 
-packets = read_packets(make, source="cats/train", num_workers=1)
+packets = read_worker_batches(make, source="cats/train", num_workers=1)
 next(packets)
 while not Path("hangs").exists():
     time.sleep(0.01)
@@ -57,7 +57,7 @@ def wait_for_second(worker):
     time.sleep(3600)
 
 workers.LOOK, workers.PATIENCE = 0.6, 2
-for packet in read_packets(make, source="cats/train", num_workers=1):
+for packet in read_worker_batches(make, source="cats/train", num_workers=1):
     print(packet)
 """
 
@@ -135,5 +135,5 @@ def test_reading_goes_on_after_a_wait(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(readers, "LOOK", 0.2)
     monkeypatch.setattr(readers, "PATIENCE", 1000)
     caplog.handler.addFilter(told)
-    assert list(readers.read_packets(make, source="cats/train", num_workers=1)) == ["packet"]
+    assert list(readers.read_worker_batches(make, source="cats/train", num_workers=1)) == ["packet"]
     assert "cats/train: no batch for 0.00333 minutes; the data workers are slow" in caplog.text

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
-from minigpt4.models.attention import FUSED, PRODUCTS, attention_for
+from minigpt4.models.attention import FUSED, MATMUL, attention_for
 
 SIZES = {
     "vocab_size": 50,
@@ -26,13 +26,13 @@ def llm(request):
     return AutoModelForCausalLM.from_config(CONFIGS[request.param]).requires_grad_(False).eval()
 
 
-@pytest.fixture(params=[PRODUCTS, FUSED])
+@pytest.fixture(params=[MATMUL, FUSED])
 def attention(request):
     return request.param
 
 
 def test_a_cpu_gets_products_and_other_devices_the_fused_kernel():
-    assert attention_for(torch.device("cpu")) == PRODUCTS
+    assert attention_for(torch.device("cpu")) == MATMUL
     assert attention_for(torch.device("cuda", 1)) == FUSED
 
 
@@ -66,7 +66,7 @@ def test_generation_is_that_of_transformers(llm, attention):
 
 def test_products_in_16_bits_are_near_those_in_32(llm):
     embeds = torch.randn(2, 5, 16)
-    llm.set_attn_implementation(PRODUCTS)
+    llm.set_attn_implementation(MATMUL)
     expected = llm(inputs_embeds=embeds).logits
     actual = llm.bfloat16()(inputs_embeds=embeds.bfloat16()).logits
     torch.testing.assert_close(actual.float(), expected, rtol=0, atol=0.05 * expected.abs().max().item())

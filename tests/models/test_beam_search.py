@@ -1,4 +1,4 @@
-"""The batched search against a plain one: one row, no cache, every step recomputed, the rule written out."""
+"""The batched search against a plain one: one row, no cache, every step computed anew, the rule written out."""
 
 import copy
 from math import inf

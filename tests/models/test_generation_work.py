@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
-from minigpt4.models.batch_decoder import DecodedRow, RowDecoder
+from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
 from minigpt4.models.generation import BeamSearch, Decoding, beam_search, end_tokens, first_token, generate_ids
 
 PROMPT = "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
@@ -50,9 +50,9 @@ def test_the_prompt_is_read_once_an_image_and_each_token_once_a_beam(model, prom
 
 
 def test_a_row_that_ended_is_not_read_any_more(model, prompts):
-    decoder = RowDecoder(model.llama_model, model.llama_tokenizer, end_tokens(model.llama_model))
+    decoder = BatchDecoder(model.llama_model, model.llama_tokenizer, end_tokens(model.llama_model))
     limits = (2, 6, 4)
-    rows = [DecodedRow([first_token(model.llama_model)], Decoding(max_new_tokens=limit)) for limit in limits]
+    rows = [GenerationState([first_token(model.llama_model)], Decoding(max_new_tokens=limit)) for limit in limits]
     with positions(model.llama_model) as read:
         decoder.add(rows, *prompts)
         while decoder.rows:

@@ -21,12 +21,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from minigpt4.common.errors import WeightsError
 from minigpt4.models.llm import (
     SANITY_SENTENCE,
+    activation_checkpointing,
     cache_arguments,
     check_llm,
     english_loss,
     load_llm,
     read_llm_config,
-    recomputed,
     set_token_ids,
 )
 from minigpt4.models.tokenizer import load_tokenizer
@@ -152,13 +152,13 @@ def layer_runs_in_a_training_step(model) -> int:
 @pytest.mark.parametrize(("active", "runs"), [(False, 1), (True, 2)])
 def test_recomputed_layers_run_again_in_the_backward_pass(parity_dir, active, runs):
     model = load(parity_dir / "vicuna_tiny", grad_checkpoint=True)
-    with recomputed(model, active):
+    with activation_checkpointing(model, active):
         assert layer_runs_in_a_training_step(model) == runs
 
 
 def test_recomputation_leaves_the_layers_in_eval_mode(parity_dir):
     model = load(parity_dir / "vicuna_tiny", grad_checkpoint=True)
-    with recomputed(model, True):
+    with activation_checkpointing(model, True):
         assert any(part.training for part in model.modules())
     assert not any(part.training for part in model.modules())
 

@@ -177,8 +177,8 @@ VISION = {"vit_weights": "0" * 16}
 def test_a_card_of_another_vision_side_is_refused_loaded_or_waiting(with_card, tiny_section, waits):
     path = with_card(vision_fingerprints=VISION)
     with pytest.raises(WeightsError, match=f"{path}: .*model.vit_weights is .*eva_vit_tiny.*model.ckpt_any_vision"):
-        MiniGPT4.from_config(tiny_section(ckpt=path), vision_waits=waits)
-    MiniGPT4.from_config(tiny_section(ckpt=path, ckpt_any_vision=True), vision_waits=waits)
+        MiniGPT4.from_config(tiny_section(ckpt=path), lazy_vision=waits)
+    MiniGPT4.from_config(tiny_section(ckpt=path, ckpt_any_vision=True), lazy_vision=waits)
 
 
 def test_a_part_that_is_trained_is_the_checkpoints_own(build_model, parity_dir):

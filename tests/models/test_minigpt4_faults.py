@@ -166,7 +166,7 @@ def test_conversation_without_template_works_and_takes_questions_as_they_are(sha
         "conv_a": ["A man.!@#No idea."],
         "connect_sym": ["!@#"],
     }
-    batch, _ = model._training_batch(read_samples(conversation))
+    batch, _ = model.training_batch(read_samples(conversation))
     tokens = [model.llama_tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("Why? ", "No idea.###")]
     assert batch.ids_BT[0].tolist()[-len(tokens[1]) - len(tokens[0]) - 1 :] == [1, *tokens[0], *tokens[1]]
     assert model(conversation)["loss"].isfinite()
@@ -176,7 +176,7 @@ def test_conversation_without_template_works_and_takes_questions_as_they_are(sha
 def test_prompt_may_start_or_end_with_the_image(shared_model, pool, text):
     model = shared_model()
     samples = sample(pool, instruction_input=text)
-    batch, _ = model._training_batch(read_samples(samples))
+    batch, _ = model.training_batch(read_samples(samples))
     before, after = (
         model.llama_tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split("<ImageHere>")
     )
@@ -193,7 +193,7 @@ def test_training_image_of_another_size_is_refused(shared_model):
 
 def test_all_answers_empty_with_an_end_symbol_teach_the_end_alone(shared_model, pool):
     model = shared_model(end_sym="###")
-    batch, _ = model._training_batch(read_samples(sample(pool, answer=["", ""])))
+    batch, _ = model.training_batch(read_samples(sample(pool, answer=["", ""])))
     end = model.llama_tokenizer("###", add_special_tokens=False)["input_ids"]
     assert [row[row != -100].tolist() for row in batch.targets_BT] == [end, end]
 

@@ -19,7 +19,7 @@ WAYS = {
     "padded": {"llm_packing": False},
     "packed": {"llm_prefix_cache": False},
     "packed, all logits": {"llm_prefix_cache": False, "llm_logits": "all"},
-    "recomputed": {"llm_grad_checkpoint": True},
+    "activation_checkpointing": {"llm_grad_checkpoint": True},
     "everything": {},
 }
 """Changes of the `model:` section."""
@@ -75,7 +75,7 @@ def run_case(model, case, pool) -> SimpleNamespace:
     loss = model(samples, reduction=case["reduction"])["loss"]
     if loss.requires_grad:
         loss.sum().backward()
-    batch, _ = model._training_batch(read_samples(samples))
+    batch, _ = model.training_batch(read_samples(samples))
     return SimpleNamespace(
         model=model,
         case=case,
@@ -167,7 +167,7 @@ def test_prompts_are_drawn_in_the_order_of_the_reference(build_model, parity_dir
     samples = {"image": pool[:2], "answer": ["a", "b"]}
     used = []
     for _ in drawn[1:]:
-        batch, _ = model._training_batch(read_samples(samples))
+        batch, _ = model.training_batch(read_samples(samples))
         rows = [[end for end in ends if contains(row, end)] for row in batch.ids_BT.tolist()]
         assert rows[0] == rows[1]  # one prompt for the whole batch
         used.append(ends.index(rows[0][0]))
@@ -216,7 +216,7 @@ def test_candidates_beyond_num_cand_are_ranked_last(shared_model, pool):
 def test_reduction_none_is_the_sum_over_targets_by_the_padded_length(shared_model, pool):
     model = shared_model(end_sym="###")
     samples = {"image": pool[:1], "answer": ["a brown dog"]}
-    batch, _ = model._training_batch(read_samples(samples))
+    batch, _ = model.training_batch(read_samples(samples))
     targets = int((batch.targets_BT != -100).sum())
     mean = model(samples)["loss"]
     each = model(samples, reduction="none")["loss"]

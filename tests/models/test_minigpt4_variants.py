@@ -200,8 +200,8 @@ def test_chat_template_key_puts_instructions_into_the_prompt_template(shared_mod
     instruction = "<Img><ImageHere></Img> What? "
     batch = {"image": pool[:1], "answer": ["a"], "instruction_input": [instruction]}
     written = f"###Human: {instruction} ###Assistant: " if chat_template else instruction
-    expected, _ = shared_model()._training_batch(read_samples(batch | {"instruction_input": [written]}))
-    actual, _ = model._training_batch(read_samples(batch))
+    expected, _ = shared_model().training_batch(read_samples(batch | {"instruction_input": [written]}))
+    actual, _ = model.training_batch(read_samples(batch))
     assert torch.equal(actual.ids_BT, expected.ids_BT)
 
 
@@ -253,9 +253,9 @@ def test_prompt_template_tokenizer_is_the_chat_template_of_the_llm(byte_level_mo
 
 def test_tokenizer_without_bos_gives_batches_without_a_bos_column(byte_level_model, pool):
     tokenizer = byte_level_model.llama_tokenizer
-    image_only, _ = byte_level_model._training_batch(read_samples({"image": pool[:1], "answer": ["a dog"]}))
+    image_only, _ = byte_level_model.training_batch(read_samples({"image": pool[:1], "answer": ["a dog"]}))
     assert image_only.image_at[1].tolist() == list(range(8))
-    instructed, _ = byte_level_model._training_batch(read_samples({"answer": ["a dog"], "instruction_input": "Say. "}))
+    instructed, _ = byte_level_model.training_batch(read_samples({"answer": ["a dog"], "instruction_input": "Say. "}))
     text = "<|im_start|>user\nSay. <|im_end|>\n<|im_start|>assistant\na dog<|im_end|>"
     assert tokenizer.decode(instructed.ids_BT[0]) == text
 
@@ -264,7 +264,7 @@ def test_end_token_that_is_also_the_padding_stays_a_target(byte_level_model, poo
     tokenizer = byte_level_model.llama_tokenizer
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     assert hidden_pad_id(tokenizer) is None
-    batch, _ = byte_level_model._training_batch(read_samples({"image": pool[:2], "answer": ["a", "a dog and a cat"]}))
+    batch, _ = byte_level_model.training_batch(read_samples({"image": pool[:2], "answer": ["a", "a dog and a cat"]}))
     for targets, mask in zip(batch.targets_BT, batch.attention_mask_BT, strict=True):
         trained = targets[targets != -100].tolist()
         assert trained[-1] == tokenizer.eos_token_id
@@ -274,7 +274,7 @@ def test_end_token_that_is_also_the_padding_stays_a_target(byte_level_model, poo
 
 def test_end_token_inside_a_conversation_is_a_target_and_attended_to(byte_level_model):
     conversation = {"conv_q": ["One? !@#Two? "], "conv_a": ["a!@#b"], "connect_sym": ["!@#"]}
-    batch, _ = byte_level_model._training_batch(read_samples(conversation))
+    batch, _ = byte_level_model.training_batch(read_samples(conversation))
     end = byte_level_model.llama_tokenizer.eos_token_id
     assert batch.targets_BT[0].tolist().count(end) == 2
     assert batch.attention_mask_BT.bool().all()

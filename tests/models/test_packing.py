@@ -4,13 +4,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
-from minigpt4.models.attention import FUSED, PRODUCTS
+from minigpt4.models.attention import FUSED, MATMUL
 from minigpt4.models.loss import target_losses
 from minigpt4.models.sequence import (
     LONGEST_PREFIX,
     MOST_PREFIXES,
     PrefixStates,
-    Row,
+    TokenSequence,
     can_pack,
     collate_training,
     embed,
@@ -29,7 +29,7 @@ SIZES = {
 BOS, PAD, HIDDEN = 1, 2, 9
 
 
-def llm_of(config, attention=PRODUCTS):
+def llm_of(config, attention=MATMUL):
     torch.manual_seed(0)
     llm = AutoModelForCausalLM.from_config(config).requires_grad_(False).eval()
     llm.set_attn_implementation(attention)
@@ -38,8 +38,8 @@ def llm_of(config, attention=PRODUCTS):
 
 def batch_of(*, hidden: bool = False):
     """Three rows: the same text, an image of 2 tokens, answers of 4, 1 and 2 tokens."""
-    conditions = [Row().add_text([3, 4]).add_image(2 * n, 2).add_text([5 + n]) for n in range(3)]
-    answers = [Row().add_text(ids, train=True) for ids in ([6, HIDDEN, 7, 8], [8], [HIDDEN, 7])]
+    conditions = [TokenSequence().add_text([3, 4]).add_image(2 * n, 2).add_text([5 + n]) for n in range(3)]
+    answers = [TokenSequence().add_text(ids, train=True) for ids in ([6, HIDDEN, 7, 8], [8], [HIDDEN, 7])]
     if hidden:
         answers = [answer.hide_from_attention(HIDDEN) for answer in answers]
     return collate_training(conditions, answers, [BOS], PAD)
@@ -64,7 +64,7 @@ def losses(llm, batch, image_tokens, prefix_length=None):
 
 @pytest.mark.parametrize("prefix_length", [0, 1, 3])
 @pytest.mark.parametrize("hidden", [False, True])
-@pytest.mark.parametrize("attention", [PRODUCTS, FUSED])
+@pytest.mark.parametrize("attention", [MATMUL, FUSED])
 @pytest.mark.parametrize("groups", [4, 2])
 def test_losses_and_gradients_are_those_of_the_padded_batch(prefix_length, hidden, attention, groups):
     llm, image_tokens = llm_of(LlamaConfig(**SIZES, num_key_value_heads=groups), attention), torch.randn(6, 16)
@@ -94,22 +94,22 @@ def test_the_prefix_ends_before_the_first_image():
 
 
 def test_the_prefix_of_texts_ends_before_the_first_position_whose_loss_counts():
-    rows = [Row().add_text([3, 4, 5]) for _ in range(2)]
-    answers = [Row().add_text([6, 7], train=True) for _ in range(2)]
+    rows = [TokenSequence().add_text([3, 4, 5]) for _ in range(2)]
+    answers = [TokenSequence().add_text([6, 7], train=True) for _ in range(2)]
     batch = collate_training(rows, answers, [BOS], PAD)
     assert shared_prefix(batch, target_positions(batch)) == [BOS, 3, 4]
 
 
 def test_a_long_prefix_is_cut():
-    rows = [Row().add_text([3] * 400) for _ in range(2)]
-    answers = [Row().add_text([6], train=True) for _ in range(2)]
+    rows = [TokenSequence().add_text([3] * 400) for _ in range(2)]
+    answers = [TokenSequence().add_text([6], train=True) for _ in range(2)]
     batch = collate_training(rows, answers, [BOS], PAD)
     assert len(shared_prefix(batch, target_positions(batch))) == LONGEST_PREFIX
 
 
 def test_rows_that_begin_differently_have_no_prefix():
-    rows = [Row().add_text([3, 4]), Row().add_text([4, 4])]
-    answers = [Row().add_text([6], train=True) for _ in range(2)]
+    rows = [TokenSequence().add_text([3, 4]), TokenSequence().add_text([4, 4])]
+    answers = [TokenSequence().add_text([6], train=True) for _ in range(2)]
     batch = collate_training(rows, answers, [], PAD)
     assert shared_prefix(batch, target_positions(batch)) == []
 
@@ -133,14 +133,14 @@ def test_without_a_prefix_the_llm_does_not_run():
 @pytest.mark.parametrize(
     ("config", "attention", "expected"),
     [
-        (LlamaConfig(**SIZES), PRODUCTS, True),
+        (LlamaConfig(**SIZES), MATMUL, True),
         (LlamaConfig(**SIZES), FUSED, True),
         (LlamaConfig(**SIZES), "sdpa", False),
-        (MistralConfig(**SIZES, num_key_value_heads=4, sliding_window=None), PRODUCTS, True),
-        (MistralConfig(**SIZES, num_key_value_heads=4, sliding_window=4), PRODUCTS, False),
-        (Qwen2Config(**SIZES, num_key_value_heads=4), PRODUCTS, True),
-        (Qwen2Config(**SIZES, num_key_value_heads=4, use_sliding_window=True, max_window_layers=0), PRODUCTS, False),
-        (GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2), PRODUCTS, False),
+        (MistralConfig(**SIZES, num_key_value_heads=4, sliding_window=None), MATMUL, True),
+        (MistralConfig(**SIZES, num_key_value_heads=4, sliding_window=4), MATMUL, False),
+        (Qwen2Config(**SIZES, num_key_value_heads=4), MATMUL, True),
+        (Qwen2Config(**SIZES, num_key_value_heads=4, use_sliding_window=True, max_window_layers=0), MATMUL, False),
+        (GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2), MATMUL, False),
     ],
 )
 def test_only_llms_whose_layers_all_see_everything_are_packed(config, attention, expected):

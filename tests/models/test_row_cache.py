@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minigpt4.models.batch_decoder import ROOM, RowCache
+from minigpt4.models.batch_decoder import ROOM, KVCache
 
 LAYERS = 2
 
@@ -15,7 +15,7 @@ def states(rows, positions, seed):
 
 
 def filled(*parts):
-    cache = RowCache()
+    cache = KVCache()
     for part in parts:
         for number, (keys, values) in enumerate(part):
             cache.update(keys, values, number)

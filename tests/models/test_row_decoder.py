@@ -7,7 +7,7 @@ import torch
 
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.conversation.chat import Decoding
-from minigpt4.models.batch_decoder import DecodedRow, RowDecoder
+from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
 from minigpt4.models.generation import end_tokens, first_token, generate_ids
 
 PROMPTS = [
@@ -25,7 +25,7 @@ def model(shared_model):
 
 @pytest.fixture
 def decoder(model):
-    return RowDecoder(model.llama_model, model.llama_tokenizer, end_tokens(model.llama_model))
+    return BatchDecoder(model.llama_model, model.llama_tokenizer, end_tokens(model.llama_model))
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def join(model, decoder):
     """Let a prompt join the decoder; returns its row."""
 
     def add(prompt, decoding=LONG, stop=(), generator=None):
-        row = DecodedRow([first_token(model.llama_model)], decoding, stop, generator)
+        row = GenerationState([first_token(model.llama_model)], decoding, stop, generator)
         decoder.add([row], *model.prompt_embeds([prompt], [[]]))
         return row
 
@@ -101,8 +101,8 @@ def test_each_row_has_its_own_limit_and_stop_string(model, decoder, join, alone)
 
 def test_an_end_token_ends_its_row(model, alone):
     free = alone(PROMPTS[1])
-    ending = RowDecoder(model.llama_model, model.llama_tokenizer, end_ids=[free[3]])
-    row = DecodedRow([first_token(model.llama_model)], LONG)
+    ending = BatchDecoder(model.llama_model, model.llama_tokenizer, end_ids=[free[3]])
+    row = GenerationState([first_token(model.llama_model)], LONG)
     ending.add([row], *model.prompt_embeds([PROMPTS[1]], [[]]))
     exhaust(ending)
     assert (row.ids, row.ended) == (free[: free.index(free[3]) + 1], True)
@@ -141,7 +141,7 @@ def test_sampled_rows_draw_in_the_order_in_which_they_joined(decoder, join):
 def test_logits_that_are_not_finite_are_an_error(model):
     broken = copy.deepcopy(model.llama_model)
     broken.lm_head.weight.data.fill_(float("nan"))
-    decoder = RowDecoder(broken, model.llama_tokenizer, [])
-    decoder.add([DecodedRow([1], LONG)], *model.prompt_embeds(PROMPTS[:1], [[]]))
+    decoder = BatchDecoder(broken, model.llama_tokenizer, [])
+    decoder.add([GenerationState([1], LONG)], *model.prompt_embeds(PROMPTS[:1], [[]]))
     with pytest.raises(MiniGPT4Error, match="not finite"):
         decoder.step()

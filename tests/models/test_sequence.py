@@ -7,7 +7,7 @@ from torch import nn
 from minigpt4.models.sequence import (
     IGNORE,
     NO_IMAGE,
-    Row,
+    TokenSequence,
     answer_row,
     collate_prompts,
     collate_training,
@@ -23,18 +23,18 @@ PAD = 7
 
 
 def condition(*ids):
-    return Row().add_text(list(ids))
+    return TokenSequence().add_text(list(ids))
 
 
 def answer(*ids):
-    return Row().add_text(list(ids), train=True)
+    return TokenSequence().add_text(list(ids), train=True)
 
 
 # Rows
 
 
 def test_text_and_images_fill_the_four_lists_together():
-    row = Row().add_text([5, 6]).add_image(10, 2).add_text([3], train=True)
+    row = TokenSequence().add_text([5, 6]).add_image(10, 2).add_text([3], train=True)
     assert row.ids == [5, 6, 0, 0, 3]
     assert row.targets == [IGNORE] * 4 + [3]
     assert row.attend == [1] * 5
@@ -43,7 +43,7 @@ def test_text_and_images_fill_the_four_lists_together():
 
 
 def test_cut_shortens_all_four_lists():
-    row = Row().add_text([5, 6], train=True).add_image(0, 3).cut(3)
+    row = TokenSequence().add_text([5, 6], train=True).add_image(0, 3).cut(3)
     assert (row.ids, row.targets, row.attend, row.images) == ([5, 6, 0], [5, 6, IGNORE], [1] * 3, [NO_IMAGE] * 2 + [0])
 
 
@@ -175,7 +175,7 @@ def test_prompts_are_padded_on_the_left():
 
 
 def image_batch():
-    rows = [condition(3).add_image(2, 2), Row().add_image(0, 2), condition(4)]
+    rows = [condition(3).add_image(2, 2), TokenSequence().add_image(0, 2), condition(4)]
     return collate_prompts(rows, pad_id=PAD)
 
 

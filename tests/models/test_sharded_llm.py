@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from minigpt4.common.errors import ConfigError, WeightsError
 from minigpt4.models import fsdp
-from minigpt4.models.fsdp import decoder_layers, in_step, is_sharded
+from minigpt4.models.fsdp import decoder_layers, is_sharded, uneven_inputs
 from minigpt4.models.llm import check_llm, load_llm
 from minigpt4.models.tokenizer import load_tokenizer
 
@@ -144,6 +144,6 @@ def test_torch_that_cannot_leave_parameters_whole_is_refused(parity_dir, monkeyp
 
 def test_an_error_inside_is_raised_and_waits_for_nobody(parity_dir):
     llm = load_llm(parity_dir / "vicuna_tiny", "fp32", CPU, sharded=True)
-    with pytest.raises(KeyError), in_step(llm):
+    with pytest.raises(KeyError), uneven_inputs(llm):
         raise KeyError("a sample")
     assert not [hook for hook in llm.base_model._forward_pre_hooks.values() if "tell" in hook.__name__]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.models.prompting import TextRules, apply_template, read_prompts, read_samples
+from minigpt4.models.prompting import PromptBuilder, apply_template, read_prompts, read_samples
 from minigpt4.models.tokenizer import end_symbol_ids, load_tokenizer, start_ids
 
 CASES = Path(__file__).parents[1] / "data/cases"
@@ -29,7 +29,7 @@ def ids(tokenizer):
 
 @pytest.fixture(scope="module")
 def rules(tokenizer):
-    def build(**changes) -> TextRules:
+    def build(**changes) -> PromptBuilder:
         fields = {
             "tokenizer": tokenizer,
             "prompt_list": [],
@@ -40,7 +40,7 @@ def rules(tokenizer):
             "end_sym": "###",
             "truncate_end_sym": False,
         }
-        return TextRules(**fields | changes)
+        return PromptBuilder(**fields | changes)
 
     return build
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.processors import Blip2ImageTrainProcessor, Levels
+from minigpt4.processors import Blip2ImageTrainProcessor, Uint8Image
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
@@ -21,7 +21,7 @@ def images() -> list[Image.Image]:
 def test_normalised_levels_are_value_by_value_the_published_formula():
     processor = Blip2ImageTrainProcessor()
     ramp_311 = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
-    result = Levels(ramp_311, processor.mean, processor.std).normalised()
+    result = Uint8Image(ramp_311, processor.mean, processor.std).normalised()
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.mean, processor.std))
     assert torch.equal(result, (ramp_311.float() / 255 - mean) / std)
 
@@ -29,7 +29,7 @@ def test_normalised_levels_are_value_by_value_the_published_formula():
 @pytest.mark.parametrize("device", DEVICES)
 def test_batch_is_normalised_to_the_bits_of_single_images_on_every_device(device, images):
     processor = Blip2ImageTrainProcessor(image_size=8)
-    batch = Levels.joined([processor.levels(image) for image in images])
+    batch = Uint8Image.joined([processor.levels(image) for image in images])
     assert batch.shape == (3, 3, 8, 8)
     assert batch.levels.dtype == torch.uint8
     normalised = batch.to(torch.device(device)).normalised()

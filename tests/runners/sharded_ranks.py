@@ -24,7 +24,7 @@ from minigpt4.evaluation.generate import Asking, read_checkpoint_list
 from minigpt4.inference.captioning import CaptionFile, Captioning
 from minigpt4.inference.image_list import ImageList, images_to_caption
 from minigpt4.inference.pipeline import rules_of
-from minigpt4.models.fsdp import in_step
+from minigpt4.models.fsdp import uneven_inputs
 from minigpt4.models.llm import fingerprint, load_llm
 from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.runners import RunnerBase
@@ -90,7 +90,7 @@ def scenario_validation(recipe: Path, processes: Processes) -> dict[str, Any]:
     for name, options in {"ddp": (DDP,), "fsdp": (FSDP,)}.items():
         runner = build(recipe, *options, "run.valid_splits=[val]", "run.batch_size_eval=1", processes=processes)
         found = validate(runner.model, runner.task, runner.valid_loaders, runner.run, processes, runner.features)
-        runner.updater.backward(batch(processes.rank, 2), closes_update=True)
+        runner.updater.backward(batch(processes.rank, 2), sync_gradients=True)
         runner.loader.close()
         results[name] = {"loss": found.loss, "shown": found.shown}
     return results
@@ -128,7 +128,7 @@ def scenario_odd_rows(recipe: Path, processes: Processes) -> dict[str, Any]:
         llm.save_pretrained(folder / "bin")
         (folder / "bin" / "model.safetensors").unlink()
         torch.save(llm.state_dict(), folder / "bin" / "pytorch_model.bin")
-    processes.wait()
+    processes.barrier()
     results = {}
     for name in ("safetensors", "bin"):
         whole, sharded = (load_llm(folder / name, "fp32", processes.device, sharded=way) for way in (False, True))
@@ -191,7 +191,7 @@ def left_alone(recipe: Path, processes: Processes, folder: Path) -> None:
     if not processes.is_main:
         return
     try:
-        with in_step(runner.model.llama_model):
+        with uneven_inputs(runner.model.llama_model):
             runner.model.generate(None, ["a text"])
     except RunError as error:
         (folder / "left_alone.txt").write_text(str(error))

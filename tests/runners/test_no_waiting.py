@@ -12,7 +12,7 @@ READS = {"item", "tolist", "cpu", "numpy", "nonzero", "unique", "masked_select",
 READS |= {"__bool__", "__int__", "__float__", "__index__"}
 """What a GPU is waited for: its numbers and places, and tensors made there out of numbers."""
 FLAGS = Counter(tolist=1)
-"""Of an update, by `FiniteWatch`: on GPUs it reads a copy on the host, of the update before."""
+"""Of an update, by `NonFiniteGuard`: on GPUs it reads a copy on the host, of the update before."""
 
 
 class Watch(TorchFunctionMode):

@@ -230,7 +230,7 @@ def main(recipe: str, folder: str) -> None:
         if name.startswith("scenario_")
     }
     torch.save(results, Path(folder) / f"rank{processes.rank}.pt")
-    processes.wait()
+    processes.barrier()
     stop_processes()
 
 

@@ -15,18 +15,18 @@ from torch import Tensor
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas import DatasetConfig
-from minigpt4.datasets.feature_store import FeatureStore, ImageRow, image_digest
-from minigpt4.processors import BaseProcessor, Levels, process_image
+from minigpt4.datasets.feature_store import CachedImage, FeatureStore, image_digest
+from minigpt4.processors import BaseProcessor, Uint8Image, process_image
 from minigpt4.processors.images import open_file
 
 if TYPE_CHECKING:
     from minigpt4.models.feature_cache import FeatureCache
 
+log = logging.getLogger(__name__)
+
 
 # Bad samples: counted for each dataset, written down, and the reason to stop when they are too many.
 
-
-logger = logging.getLogger(__name__)
 
 FILE_NAME = "bad_samples.jsonl"
 ENOUGH_TO_JUDGE = 20
@@ -63,7 +63,7 @@ class Counts:
         return self.good + self.bad
 
 
-class BadSampleLedger:
+class BadSampleMonitor:
     """Counts, records and limits of one process.
 
     Args:
@@ -94,7 +94,7 @@ class BadSampleLedger:
         before, counts.bad = counts.bad, counts.bad + len(bad)
         self._write(bad)
         if counts.bad.bit_length() > before.bit_length():  # at 1, 2, 4, 8, ... bad samples
-            logger.warning("%s The last: %s", self._summary(source), bad[-1].reason)
+            log.warning("%s The last: %s", self._summary(source), bad[-1].reason)
         self._judge(source, bad, in_a_row)
 
     def describe(self, source: str) -> str:
@@ -122,7 +122,7 @@ class BadSampleLedger:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(lines)  # one write: lines of several ranks do not mix
         except OSError as error:
-            logger.warning("%s: cannot be written (%s); bad samples are only counted", self.file, error.strerror)
+            log.warning("%s: cannot be written (%s); bad samples are only counted", self.file, error.strerror)
 
     def _judge(self, source: str, bad: Sequence[BadSample], in_a_row: int) -> None:
         counts = self.counts[source]
@@ -154,7 +154,7 @@ class ImageReader:
     def __init__(self, processor: BaseProcessor, features: FeatureStore | None = None) -> None:
         self.processor, self._features = processor, features
 
-    def read(self, source: Path | bytes, name: str | None = None) -> Tensor | ImageRow:
+    def read(self, source: Path | bytes, name: str | None = None) -> Tensor | CachedImage:
         """Pixels (3, S, S) float32, or the image's row of the cache; SampleError if the image cannot be read.
 
         `name`: how errors call it, if it is not a file.
@@ -165,12 +165,12 @@ class ImageReader:
         digest, store = image_digest(content), self._features
         row_QV = store.get(digest)
         if row_QV is not None:
-            return ImageRow(str(store.folder), digest, torch.from_numpy(row_QV.copy()))
+            return CachedImage(str(store.folder), digest, torch.from_numpy(row_QV.copy()))
         pixels_3SS = process_image(self.processor, content, name or str(source))
-        return ImageRow(str(store.folder), digest, torch.from_numpy(store.shape.empty()), pixels_3SS)
+        return CachedImage(str(store.folder), digest, torch.from_numpy(store.shape.empty()), pixels_3SS)
 
-    def read_sample(self, source: Path | bytes, name: str | None = None) -> Tensor | Levels | ImageRow:
-        """The same for a batch on its way to the device: pixels as `Levels` (3, S, S) if the processor gives them."""
+    def read_sample(self, source: Path | bytes, name: str | None = None) -> Tensor | Uint8Image | CachedImage:
+        """The same for a batch on its way to the device: a `Uint8Image` (3, S, S) if the processor gives one."""
         if self._features is not None:
             return self.read(source, name)
         return process_image(self.processor, source, name, levels=True)
@@ -185,7 +185,7 @@ TRAIN = "train"
 
 
 @dataclass(frozen=True)
-class Step:
+class LazySample:
     """One sample that can be read."""
 
     key: str
@@ -195,7 +195,7 @@ class Step:
     """Where it stands: the shard, or the annotation file with line or record."""
 
     load: Callable[[], dict[str, Any]]
-    """Reads the sample: {"image": Levels (3, S, S), or float32 from a processor without levels, or a row of a
+    """Reads the sample: {"image": Uint8Image (3, S, S), or float32 from a processor without levels, or a row of a
     feature cache, "image_id": str, "answer": str, or in place of the answer "conv_q", "conv_a" and "connect_sym"}.
     SampleError when the data is bad; other errors are bugs."""
 
@@ -222,11 +222,11 @@ class Dataset(ABC):
         """Number of units when so many slots read; at least 1."""
 
     @abstractmethod
-    def open(self, unit: int, slots: int, random: np.random.Generator | None) -> Iterator[Step]:
-        """The samples of a unit, shuffled where `random` is given; nothing is decoded before `Step.load`."""
+    def open(self, unit: int, slots: int, random: np.random.Generator | None) -> Iterator[LazySample]:
+        """The samples of a unit, shuffled where `random` is given; nothing is decoded before `LazySample.load`."""
 
     @abstractmethod
-    def quick_steps(self) -> Iterator[Step]:
+    def quick_steps(self) -> Iterator[LazySample]:
         """Steps whose loading is a cheap look at the data, for `python -m minigpt4.datasets.check`."""
 
     @abstractmethod
@@ -235,7 +235,7 @@ class Dataset(ABC):
 
 
 def failing(error: Exception) -> Callable[[], dict[str, Any]]:
-    """A `Step.load` that raises `error`."""
+    """A `LazySample.load` that raises `error`."""
 
     def load() -> dict[str, Any]:
         raise error

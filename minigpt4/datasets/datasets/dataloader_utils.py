@@ -8,31 +8,31 @@ from typing import Any
 import torch
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.datasets.datasets.base_dataset import BadSampleLedger, Dataset
+from minigpt4.datasets.datasets.base_dataset import BadSampleMonitor, Dataset
 from minigpt4.datasets.datasets.readers import (
     MAX_PATIENCE,
     Geometry,
-    Packet,
-    Slot,
+    ReaderSlot,
     SourceReader,
     TrainSource,
+    WorkerBatch,
     draw,
+    iter_once,
     packets,
-    read_packets,
-    walk_once,
+    read_worker_batches,
 )
-from minigpt4.processors import Levels
+from minigpt4.processors import Uint8Image
+
+log = logging.getLogger(__name__)
+
 
 # The training batches of one process: endless, mixed from several datasets, resumable to the sample.
-
-
-logger = logging.getLogger(__name__)
 
 
 class TrainLoader:
     """Iterates for ever over batches.
 
-    A batch is {"image": Levels (B, 3, S, S), "image_id": [str], "source": name of its dataset, "answer": [str]},
+    A batch is {"image": Uint8Image (B, 3, S, S), "image_id": [str], "source": name of its dataset, "answer": [str]},
     or with "conv_q", "conv_a" and "connect_sym" in place of "answer"; `to_device` makes of it what a model takes.
     Each iteration draws its dataset by the ratios, the same one on all ranks. The order depends on seed, rank, number
     of ranks and workers alone; no global random state is read or changed.
@@ -54,7 +54,7 @@ class TrainLoader:
         *,
         num_workers: int,
         seed: int,
-        ledger: BadSampleLedger,
+        ledger: BadSampleMonitor,
         rank: int = 0,
         world_size: int = 1,
         pin_memory: bool = False,
@@ -76,7 +76,7 @@ class TrainLoader:
 
     def __next__(self) -> dict[str, Any]:
         reader = self._readers[draw(self._ratios, self._seed, self._iteration)]
-        packet = reader.next_packet()
+        packet = reader.next_worker_batch()
         self.ledger.at = {"batch": self._iteration}
         self.ledger.add(reader.label, packet.good, packet.bad, packet.longest_bad_run)
         if packet.good < reader.source.batch_size:
@@ -107,7 +107,7 @@ class TrainLoader:
             if reader.label in state["sources"]:
                 reader.load_state_dict(state["sources"][reader.label])
             else:
-                logger.warning("%s: not in the checkpoint; its data is read from the start", reader.label)
+                log.warning("%s: not in the checkpoint; its data is read from the start", reader.label)
 
     def close(self) -> None:
         """End all worker processes."""
@@ -115,7 +115,7 @@ class TrainLoader:
             reader.close()
 
 
-def _gave_up(label: str, packet: Packet) -> SampleError:
+def _gave_up(label: str, packet: WorkerBatch) -> SampleError:
     last = packet.bad[-1].reason
     return SampleError(f"{label}: nothing could be read, {packet.longest_bad_run:,} samples in a row are bad. {last}")
 
@@ -143,7 +143,7 @@ class EvalLoader:
         batch_size: int,
         *,
         num_workers: int,
-        ledger: BadSampleLedger,
+        ledger: BadSampleMonitor,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -155,14 +155,14 @@ class EvalLoader:
         self.world_size = world_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for packet in read_packets(self._maker(), source=self.dataset.label, num_workers=self.num_workers):
+        for packet in read_worker_batches(self._maker(), source=self.dataset.label, num_workers=self.num_workers):
             self.ledger.add(self.dataset.label, packet.good, packet.bad, packet.longest_bad_run)
             if packet.batch is not None:
                 yield packet.batch
 
-    def _maker(self) -> functools.partial[Iterator[Packet]]:
+    def _maker(self) -> functools.partial[Iterator[WorkerBatch]]:
         return functools.partial(
-            _make_packets,
+            _make_worker_batches,
             dataset=self.dataset,
             first=self.rank,
             world_size=self.world_size,
@@ -172,12 +172,12 @@ class EvalLoader:
         )
 
 
-def _make_packets(
+def _make_worker_batches(
     worker: int, *, dataset: Dataset, first: int, world_size: int, readers: int, batch_size: int, patience: int
-) -> Iterator[Packet]:
+) -> Iterator[WorkerBatch]:
     """What a worker process runs."""
-    slot = Slot.of(first, world_size, worker, readers)
-    return packets(dataset, walk_once(dataset, slot), batch_size=batch_size, patience=patience, worker=worker)
+    slot = ReaderSlot.of(first, world_size, worker, readers)
+    return packets(dataset, iter_once(dataset, slot), batch_size=batch_size, patience=patience, worker=worker)
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -186,7 +186,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     The copy does not wait where the image is in pinned memory.
     """
     image = batch["image"].to(device, non_blocking=True)
-    return {**batch, "image": image.normalised() if isinstance(image, Levels) else image}
+    return {**batch, "image": image.normalised() if isinstance(image, Uint8Image) else image}
 
 
 class DevicePrefetcher:

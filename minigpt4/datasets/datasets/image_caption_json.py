@@ -25,10 +25,10 @@ from minigpt4.common.errors import SampleError, errors_as
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas import BuildInfo
 from minigpt4.common.text import escaped, parse_json, require_readable, require_whole_characters
-from minigpt4.datasets.datasets.base_dataset import TRAIN, BaseBuilder, Dataset, ImageReader, Step, failing
+from minigpt4.datasets.datasets.base_dataset import TRAIN, BaseBuilder, Dataset, ImageReader, LazySample, failing
 from minigpt4.datasets.datasets.records import SPLIT_FIELD, Records, tells_split
-from minigpt4.datasets.feature_store import ImageRow
-from minigpt4.processors import Levels
+from minigpt4.datasets.feature_store import CachedImage
+from minigpt4.processors import Uint8Image
 
 # The captions of a record: one, or a list in its field `captions` or, as in LAVIS's files, in place of the one.
 
@@ -154,10 +154,10 @@ class ImageCaptionJson(Dataset):
     def units(self, slots: int) -> int:
         return self.size
 
-    def open(self, unit: int, slots: int, random: np.random.Generator | None) -> Iterator[Step]:
+    def open(self, unit: int, slots: int, random: np.random.Generator | None) -> Iterator[LazySample]:
         yield self._step(unit, self._load)
 
-    def quick_steps(self) -> Iterator[Step]:
+    def quick_steps(self) -> Iterator[LazySample]:
         return (self._step(unit, self._look) for unit in range(self.size))
 
     def describe(self) -> str:
@@ -174,15 +174,15 @@ class ImageCaptionJson(Dataset):
         index = int(self.selection[unit])
         return self._image_file(self.records[index], self.records.where(index))
 
-    def _step(self, unit: int, read: Callable[[dict[str, Any], str], dict[str, Any]]) -> Step:
+    def _step(self, unit: int, read: Callable[[dict[str, Any], str], dict[str, Any]]) -> LazySample:
         index = int(self.selection[unit])
         where = self.records.where(index)
         try:
             record = self.records[index]
         except SampleError as error:
-            return Step("", where, failing(error))
+            return LazySample("", where, failing(error))
         key = escaped(str(record.get(self.info.id_field, "")))
-        return Step(key, where, functools.partial(read, record, where))
+        return LazySample(key, where, functools.partial(read, record, where))
 
     def _load(self, record: dict[str, Any], where: str) -> dict[str, Any]:
         sample = self._look(record, where)
@@ -237,7 +237,7 @@ class ImageCaptionJson(Dataset):
             raise SampleError(f"{where}: no image; set the field {fields}{header}")
         return self.images / name
 
-    def _image(self, file: Path, where: str) -> Tensor | Levels | ImageRow:
+    def _image(self, file: Path, where: str) -> Tensor | Uint8Image | CachedImage:
         try:
             return self.reader.read_sample(file)
         except SampleError as error:

@@ -21,7 +21,7 @@ from webdataset.tariterators import base_plus_ext
 from minigpt4.common.errors import SampleError, errors_as, first_line
 from minigpt4.common.registry import registry
 from minigpt4.common.text import decode, escaped, parse_json, require_readable
-from minigpt4.datasets.datasets.base_dataset import TRAIN, BaseBuilder, Dataset, ImageReader, Step, failing
+from minigpt4.datasets.datasets.base_dataset import TRAIN, BaseBuilder, Dataset, ImageReader, LazySample, failing
 from minigpt4.datasets.datasets.readers import shuffled
 from minigpt4.processors import BaseProcessor
 from minigpt4.processors.images import SUFFIXES
@@ -147,16 +147,16 @@ class ImageCaptionShards(Dataset):
     def units(self, slots: int) -> int:
         return len(self.urls) * self._parts(slots)
 
-    def open(self, unit: int, slots: int, random: np.random.Generator | None) -> Iterator[Step]:
+    def open(self, unit: int, slots: int, random: np.random.Generator | None) -> Iterator[LazySample]:
         parts = self._parts(slots)
         shard, part = divmod(unit, parts)
         return self._steps(self.urls[shard], part, parts, random)
 
-    def quick_steps(self) -> Iterator[Step]:
+    def quick_steps(self) -> Iterator[LazySample]:
         yield from self.open(0, 1, None)
         for url in self.urls[1:]:
             if "://" not in url and not url.startswith("pipe:") and not Path(url).is_file():
-                yield Step("", url, failing(SampleError(f"{url}: the shard does not exist")))
+                yield LazySample("", url, failing(SampleError(f"{url}: the shard does not exist")))
 
     def describe(self) -> str:
         return f"{len(self.urls):,} shards, number of samples unknown"
@@ -164,14 +164,14 @@ class ImageCaptionShards(Dataset):
     def _parts(self, slots: int) -> int:
         return max(1, -(-slots // len(self.urls)))
 
-    def _steps(self, url: str, part: int, parts: int, random: np.random.Generator | None) -> Iterator[Step]:
+    def _steps(self, url: str, part: int, parts: int, random: np.random.Generator | None) -> Iterator[LazySample]:
         """Every `parts`-th sample of a shard; its fault, if it has one, last and in the first part only."""
         faults: list[SampleError] = []
         raws = _every(parts, part, _until_fault(url, faults))
         for raw in raws if random is None else shuffled(raws, random, SHUFFLE_BUFFER):
-            yield Step(escaped(raw.key), url, functools.partial(self._load, raw, url))
+            yield LazySample(escaped(raw.key), url, functools.partial(self._load, raw, url))
         if faults and part == 0:
-            yield Step("", url, failing(faults[0]))
+            yield LazySample("", url, failing(faults[0]))
 
     def _load(self, raw: RawSample, url: str) -> dict[str, Any]:
         key = escaped(raw.key)

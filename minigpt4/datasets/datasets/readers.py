@@ -26,7 +26,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from minigpt4.common.errors import RunError, SampleError
-from minigpt4.datasets.datasets.base_dataset import BadSample, Dataset, Step
+from minigpt4.datasets.datasets.base_dataset import BadSample, Dataset, LazySample
 from minigpt4.datasets.feature_store import join_images
 
 log = logging.getLogger(__name__)
@@ -44,15 +44,15 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Slot:
+class ReaderSlot:
     """One reader among all: a worker of a rank."""
 
     index: int
     count: int
 
     @classmethod
-    def of(cls, rank: int, world_size: int, worker: int, num_workers: int) -> "Slot":
-        """Slot of a worker; `num_workers` counts per rank, at least 1 (the rank itself when it has none)."""
+    def of(cls, rank: int, world_size: int, worker: int, num_workers: int) -> "ReaderSlot":
+        """ReaderSlot of a worker; `num_workers` counts per rank, at least 1 (the rank itself when it has none)."""
         return cls(rank + world_size * worker, world_size * num_workers)
 
 
@@ -122,7 +122,7 @@ class Cursor:
 
 
 @dataclass(frozen=True)
-class Packet:
+class WorkerBatch:
     """What a worker hands over: a batch, and what happened on the way to it."""
 
     worker: int
@@ -138,16 +138,16 @@ class Packet:
     bad: list[BadSample]
     longest_bad_run: int
 
-    def pin_memory(self, device: Any = None) -> "Packet":
+    def pin_memory(self, device: Any = None) -> "WorkerBatch":
         """Called by torch's DataLoader when it pins."""
         if self.batch is None:
             return self
         return replace(self, batch={**self.batch, "image": self.batch["image"].pin_memory()})
 
 
-def walk_forever(
-    dataset: Dataset, slot: Slot, shuffle: Shuffle, cursor: Cursor = Cursor()
-) -> Iterator[tuple[Cursor, Step]]:
+def iter_infinite(
+    dataset: Dataset, slot: ReaderSlot, shuffle: Shuffle, cursor: Cursor = Cursor()
+) -> Iterator[tuple[Cursor, LazySample]]:
     """The steps of a slot from `cursor` on, each with the position after it; never ends."""
     units = dataset.units(slot.count)
     ordered_pass, order = -1, None
@@ -163,7 +163,7 @@ def walk_forever(
         unit, done = unit + 1, 0
 
 
-def walk_once(dataset: Dataset, slot: Slot) -> Iterator[tuple[Cursor, Step]]:
+def iter_once(dataset: Dataset, slot: ReaderSlot) -> Iterator[tuple[Cursor, LazySample]]:
     """The steps of a slot in the data's own order; all slots together read every sample once."""
     for unit in range(slot.index, dataset.units(slot.count), slot.count):
         for done, step in enumerate(dataset.open(unit, slot.count, None), start=1):
@@ -172,18 +172,18 @@ def walk_once(dataset: Dataset, slot: Slot) -> Iterator[tuple[Cursor, Step]]:
 
 def packets(
     dataset: Dataset,
-    walk: Iterable[tuple[Cursor, Step]],
+    walk: Iterable[tuple[Cursor, LazySample]],
     *,
     batch_size: int,
     patience: int,
     worker: int = 0,
-) -> Iterator[Packet]:
+) -> Iterator[WorkerBatch]:
     """Batches of the steps; bad samples are left out and reported.
 
     After `patience` bad samples in a row a packet goes out with what there is, so that no reader searches
     for ever. Errors that are no SampleError are bugs and pass through.
     """
-    draft = _Draft(dataset, worker)
+    draft = _BatchBuilder(dataset, worker)
     for position, step in walk:
         draft.read(position, step)
         if len(draft.good) == batch_size or (draft.run and draft.run % patience == 0):
@@ -192,7 +192,7 @@ def packets(
         yield draft.packet()
 
 
-class _Draft:
+class _BatchBuilder:
     """A packet in the making."""
 
     def __init__(self, dataset: Dataset, worker: int) -> None:
@@ -207,7 +207,7 @@ class _Draft:
         self.bad: list[BadSample] = []
         self.longest = 0
 
-    def read(self, position: Cursor, step: Step) -> None:
+    def read(self, position: Cursor, step: LazySample) -> None:
         self.position = position
         try:
             self.good.append(step.load())
@@ -217,10 +217,10 @@ class _Draft:
             self.run += 1
             self.longest = max(self.longest, self.run)
 
-    def packet(self) -> Packet:
+    def packet(self) -> WorkerBatch:
         """What was read since the last packet."""
         batch = collate(self.good, self.dataset.name) if self.good else None
-        packet = Packet(self.worker, self.position, batch, len(self.good), self.bad, self.longest)
+        packet = WorkerBatch(self.worker, self.position, batch, len(self.good), self.bad, self.longest)
         self._begin()
         return packet
 
@@ -233,8 +233,6 @@ def collate(samples: list[dict[str, Any]], source: str) -> dict[str, Any]:
 
 # The batches of one dataset for one rank, and the position behind the last one.
 
-
-logger = logging.getLogger(__name__)
 
 MAX_PATIENCE = 10_000
 """Bad samples in a row after which a reader gives up even if the run's limit is higher."""
@@ -264,8 +262,8 @@ class Geometry:
         """Slots of this rank."""
         return max(1, self.num_workers)
 
-    def slot(self, worker: int) -> Slot:
-        return Slot.of(self.rank, self.world_size, worker, self.readers)
+    def slot(self, worker: int) -> ReaderSlot:
+        return ReaderSlot.of(self.rank, self.world_size, worker, self.readers)
 
 
 class SourceReader:
@@ -283,14 +281,14 @@ class SourceReader:
         self.geometry = geometry
         self._patience = min(max_in_a_row, MAX_PATIENCE)
         self._pin_memory = pin_memory
-        self._packets: Iterator[Packet] | None = None
+        self._packets: Iterator[WorkerBatch] | None = None
         self._begin(era=0)
 
     @property
     def label(self) -> str:
         return self.source.dataset.label
 
-    def next_packet(self) -> Packet:
+    def next_worker_batch(self) -> WorkerBatch:
         """The next packet; its workers start with the first one."""
         if self._packets is None:
             self._packets = self._start()
@@ -304,7 +302,7 @@ class SourceReader:
         self._packets = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Position after the last packet that `next_packet` returned."""
+        """Position after the last packet that `next_worker_batch` returned."""
         return {
             "order": self._order(),
             "era": self._era,
@@ -320,7 +318,7 @@ class SourceReader:
             self._cursors = [Cursor(*numbers) for numbers in state["cursors"]]
             return
         changed = [key for key, value in self._order().items() if state["order"].get(key) != value]
-        logger.warning(
+        log.warning(
             "%s: %s changed since the checkpoint, so its data goes on with a new pass in a new order",
             self.label,
             ", ".join(f"{key} ({state['order'].get(key)} -> {self._order()[key]})" for key in changed),
@@ -342,11 +340,11 @@ class SourceReader:
             "units": units,
         }
 
-    def _start(self) -> Iterator[Packet]:
+    def _start(self) -> Iterator[WorkerBatch]:
         geometry = self.geometry
-        return read_packets(
+        return read_worker_batches(
             functools.partial(
-                _make_packets,
+                _make_worker_batches,
                 source=self.source,
                 geometry=geometry,
                 shuffle=Shuffle(geometry.seed, self.label, self._era),
@@ -360,7 +358,7 @@ class SourceReader:
         )
 
 
-def _make_packets(
+def _make_worker_batches(
     worker: int,
     *,
     source: TrainSource,
@@ -368,9 +366,9 @@ def _make_packets(
     shuffle: Shuffle,
     cursors: tuple[Cursor, ...],
     patience: int,
-) -> Iterator[Packet]:
+) -> Iterator[WorkerBatch]:
     """What a worker process runs."""
-    walk = walk_forever(source.dataset, geometry.slot(worker), shuffle, cursors[worker])
+    walk = iter_infinite(source.dataset, geometry.slot(worker), shuffle, cursors[worker])
     return packets(source.dataset, walk, batch_size=source.batch_size, patience=patience, worker=worker)
 
 
@@ -392,14 +390,14 @@ _running: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
 os.register_at_fork(after_in_child=_running.clear)
 
 
-def read_packets(
-    make: Callable[[int], Iterator[Packet]],
+def read_worker_batches(
+    make: Callable[[int], Iterator[WorkerBatch]],
     *,
     source: str,
     num_workers: int,
     first: int = 0,
     pin_memory: bool = False,
-) -> Iterator[Packet]:
+) -> Iterator[WorkerBatch]:
     """Packets of the readers in turn: first, first + 1, ..., round and round until all have ended.
 
     Args:
@@ -417,8 +415,8 @@ def read_packets(
 
 
 def _start(
-    make: Callable[[int], Iterator[Packet]], num_workers: int, first: int, pin_memory: bool
-) -> Iterator["Packet | _Failure"]:
+    make: Callable[[int], Iterator[WorkerBatch]], num_workers: int, first: int, pin_memory: bool
+) -> Iterator["WorkerBatch | _Failure"]:
     loader = DataLoader(
         _Turns(make, first, num_workers),
         batch_size=None,
@@ -441,14 +439,14 @@ def _start(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _checked(packets: Iterator["Packet | _Failure"], source: str) -> Iterator[Packet]:
+def _checked(packets: Iterator["WorkerBatch | _Failure"], source: str) -> Iterator[WorkerBatch]:
     for packet in _patiently(packets, source):
         if isinstance(packet, _Failure):
             raise RuntimeError(f"a data worker failed; its traceback:\n{packet.traceback}")
         yield packet
 
 
-def _patiently(packets: Iterator["Packet | _Failure"], source: str) -> Iterator["Packet | _Failure"]:
+def _patiently(packets: Iterator["WorkerBatch | _Failure"], source: str) -> Iterator["WorkerBatch | _Failure"]:
     looks = 0
     while True:
         try:
@@ -481,19 +479,19 @@ class _Failure:
 class _Turns(IterableDataset):
     """Gives process i the reader whose turn is i-th; torch asks the processes in turn."""
 
-    def __init__(self, make: Callable[[int], Iterator[Packet]], first: int, num_workers: int) -> None:
+    def __init__(self, make: Callable[[int], Iterator[WorkerBatch]], first: int, num_workers: int) -> None:
         self._make = make
         self._first = first
         self._num_workers = num_workers
 
-    def __iter__(self) -> Iterator[Packet | _Failure]:
+    def __iter__(self) -> Iterator[WorkerBatch | _Failure]:
         try:
             yield from self._make((self._first + get_worker_info().id) % self._num_workers)
         except Exception:
             yield _Failure(traceback.format_exc())
 
 
-def _unchanged(packet: Packet | _Failure) -> Packet | _Failure:
+def _unchanged(packet: WorkerBatch | _Failure) -> WorkerBatch | _Failure:
     return packet
 
 
