@@ -25,7 +25,9 @@ from minigpt4.models.base_model import DTYPES
 from minigpt4.models.connectors import build_qformer
 from minigpt4.models.eva_vit import build_vision_encoder
 from minigpt4.models.fsdp import decoder_layers
-from minigpt4.models.llm import activation_checkpointing, enable_activation_checkpointing, read_llm_config
+from minigpt4.models.attention import activation_checkpointing
+from minigpt4.models.attention import enable_activation_checkpointing
+from minigpt4.models.llm import read_llm_config
 from minigpt4.models.loading import JOINED_PATCHES, build_projection, join_patches, store_frozen, vision_shape
 from minigpt4.models.loss import target_losses
 

@@ -23,7 +23,7 @@ from minigpt4.common.registry import registry
 from minigpt4.common.start_clock import phase
 from minigpt4.conversation import prompt_template_from_tokenizer
 from minigpt4.models import connectors, eva_vit, llm, sequence
-from minigpt4.models.answering import GenerationMixin
+from minigpt4.models.generation import GenerationMixin
 from minigpt4.models.base_model import DTYPES, freeze, is_trained
 from minigpt4.models.fsdp import is_sharded
 from minigpt4.models.loading import (
