@@ -8,25 +8,22 @@ Unlike the library's loop, this one runs the prompt once a row, not once a beam,
 Shapes: B rows still searched, K beams, N = B * K, C candidates a row, L ids so far (bos first), V vocabulary,
 T prompt positions, D channels of the LLM.
 """
-from collections.abc import Generator, Sequence
+
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from math import inf
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     DynamicCache,
     LogitsProcessorList,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
     StoppingCriteriaList,
 )
 
-from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.models.batch_decoder import NOT_FINITE, next_logits, tail_length
-from minigpt4.models.llm import cache_arguments
-from minigpt4.models.attention import native_dtype
+from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.models.batch_decoder import NOT_FINITE, next_logits
+
 
 @dataclass(frozen=True)
 class BeamSearch:
@@ -193,5 +190,3 @@ class _Beams:
         beams = list(zip(self.ids_NL.tolist(), self.totals_N.tolist(), strict=True))
         rows = [beams[start : start + self.num_beams] for start in range(0, len(beams), self.num_beams)]
         return [[(ids, total) for ids, total in row if total > -inf] for row in rows]
-
-

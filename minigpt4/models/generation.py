@@ -5,43 +5,33 @@ and in the length of a beam. One beam goes through batch_decoder.py, several thr
 docs/design.md ("Generation") has the arithmetic.
 """
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
-from math import inf
-from minigpt4.common.errors import SampleError
-from minigpt4.conversation import clean_generated
-from minigpt4.models import sequence
-from minigpt4.models.attention import native_dtype
-from minigpt4.models.prompting import ImageFeatures
-from minigpt4.models.tokenizer import start_ids
 from collections.abc import Sequence
 from typing import Any
-import torch
-from torch import Tensor, nn
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 
-from minigpt4.common.errors import ConfigError, MiniGPT4Error
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.conversation import clean_generated
 from minigpt4.conversation.chat import Answer, Decoding
-from minigpt4.models.beam_search import BeamSearch
+from minigpt4.models import sequence
+from minigpt4.models.attention import native_dtype
 from minigpt4.models.batch_decoder import (
-    NOT_FINITE,
     BatchDecoder,
     GenerationState,
-    next_logits,
     penalties,
     tail_length,
     warpers,
 )
+from minigpt4.models.beam_search import BeamSearch
+from minigpt4.models.prompting import ImageFeatures
+
 
 def check_stop(stop: Sequence[str]) -> list[str]:
     """The stop strings; ConfigError for an empty one."""
@@ -138,7 +128,7 @@ __all__ = ["Answer", "Decoding", "StopOnText", "check_stop", "cut_at_stop", "end
 
 
 class GenerationMixin:
-    """Methods of `MiniGPT4` for inference; they need its LLM, tokenizer, `encode_img` and `_prompt_builder`."""
+    """Methods of `MiniGPT4` for inference; they need its LLM, tokenizer, `encode_img` and `prompting`."""
 
     def get_context_emb(self, prompt: str, img_list: Sequence[Tensor]) -> Tensor:
         """Embeddings (1, T, D) of a prompt whose n-th `<ImageHere>` stands for `img_list[n]`, (1, Q, D) each.
@@ -158,8 +148,8 @@ class GenerationMixin:
 
     def prompt_length(self, prompt: str, image_tokens: Sequence[int]) -> int:
         """Positions that a prompt takes, where its n-th image takes `image_tokens[n]` of them."""
-        texts = self._prompt_builder().encode(sequence.split_prompt(prompt))
-        return len(start_ids(self.llama_tokenizer)) + sum(map(len, texts)) + sum(image_tokens)
+        texts = self.prompting.encode(sequence.split_prompt(prompt))
+        return len(self.prompting.start) + sum(map(len, texts)) + sum(image_tokens)
 
     @property
     def context_length(self) -> int:
@@ -170,7 +160,7 @@ class GenerationMixin:
         self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]
     ) -> tuple[list[sequence.TokenSequence], Tensor | None]:
         """Prompts as rows that begin with bos, and the image tokens (M, D) that go into them."""
-        rules, start = self._prompt_builder(), start_ids(self.llama_tokenizer)
+        rules, start = self.prompting, self.prompting.start
         rows, tokens, first = [], [], 0
         for index, (prompt, own) in enumerate(zip(prompts, images, strict=True)):
             spans = []
@@ -268,7 +258,7 @@ class GenerationMixin:
         if not texts:
             return []
         rows, tokens_MD = self._prompt_rows(texts, self._image_lists(images, len(texts)))
-        wanted = [sequence.TokenSequence().add_text(ids, train=True) for ids in self._prompt_builder().encode(answers)]
+        wanted = [sequence.TokenSequence().add_text(ids, train=True) for ids in self.prompting.encode(answers)]
         batch = sequence.collate_training(rows, wanted, [], self.llama_tokenizer.pad_token_id)
         columns_K = sequence.target_columns(batch)
         if not len(columns_K):

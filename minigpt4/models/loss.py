@@ -21,7 +21,7 @@ from minigpt4.models.attention import FUSED, LLAMA_LIKE, MATMUL, PadMap, activat
 from minigpt4.models.base_model import to_device
 from minigpt4.models.fsdp import is_sharded
 from minigpt4.models.llm import cache_arguments
-from minigpt4.models.sequence import Batch, embed, target_positions
+from minigpt4.models.sequence import Batch, embed
 
 MOST_PREFIXES = 8
 LONGEST_PREFIX = 256

@@ -20,7 +20,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from minigpt4.common.errors import WeightsError
 from minigpt4.models.attention import activation_checkpointing
-from minigpt4.models.llm import SANITY_SENTENCE, cache_arguments, check_llm, english_loss, load_llm, read_llm_config, set_token_ids
+from minigpt4.models.llm import (
+    SANITY_SENTENCE,
+    cache_arguments,
+    check_llm,
+    english_loss,
+    load_llm,
+    read_llm_config,
+    set_token_ids,
+)
 from minigpt4.models.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")

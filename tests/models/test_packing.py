@@ -5,13 +5,15 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from minigpt4.models.attention import FUSED, MATMUL
-from minigpt4.models.loss import target_losses
-from minigpt4.models.loss import PrefixStates
-from minigpt4.models.loss import can_pack
-from minigpt4.models.loss import pack
-from minigpt4.models.loss import shared_prefix
-from minigpt4.models.loss import LONGEST_PREFIX
-from minigpt4.models.loss import MOST_PREFIXES
+from minigpt4.models.loss import (
+    LONGEST_PREFIX,
+    MOST_PREFIXES,
+    PrefixStates,
+    can_pack,
+    pack,
+    shared_prefix,
+    target_losses,
+)
 from minigpt4.models.sequence import TokenSequence, collate_training, embed, target_positions
 
 SIZES = {
