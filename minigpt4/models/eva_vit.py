@@ -18,8 +18,6 @@ from minigpt4.common.model_schema import MiniGPT4Config
 
 log = logging.getLogger(__name__)
 
-IMAGE_SIZE = 224
-"""Side of the images that it was trained on, pixels, normalised by CLIP's MEAN and STD."""
 EVA_CLIP_G_SIZES = {"embed_dim": 1408, "depth": 39, "num_heads": 16, "patch_size": 14, "mlp_ratio": 4.3637}
 EVA_NORM_EPS = 1e-6
 # What eva_vit_g.pth holds besides the tower of BLIP-2: the blocks after the last used one, norm and head.

@@ -234,7 +234,7 @@ class MetaModel:
         store_frozen(self.encoder, self.cfg.freeze_vit, self.cfg)
         store_frozen(self.connector, self.cfg.freeze_qformer, self.cfg)
         rows = [_part("vision encoder, ln_vision", self.encoder, self.ln_vision)]
-        if any(self.connector.parameters()):
+        if next(self.connector.parameters(), None) is not None:
             rows.append(_part("Q-Former", self.connector))
         rows.append(_part("projection (llama_proj)", self.projection))
         rows.append(replace(_part(_LLM, self.llm), weight_bytes=_llm_bytes(self.llm, self.cfg.llm_storage)))

@@ -20,9 +20,12 @@ from minigpt4.common.checkpoint import copy_strict, find_weights, read_state_dic
 from minigpt4.common.errors import ConfigError, errors_as, nearest
 from minigpt4.common.model_schema import EVA_CLIP_G, VIT_FILE, MiniGPT4Config
 from minigpt4.models import eva_vit
+from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
 
 log = logging.getLogger(__name__)
 
+USUAL_SIZE = 224
+"""Side of the images of EVA-CLIP, and of a tower of which timm does not know it, pixels."""
 _HF_TOWERS = {"clip": (CLIPVisionConfig, CLIPVisionModel), "siglip": (SiglipVisionConfig, SiglipVisionModel)}
 _HF_FILES = ("model.safetensors", "pytorch_model.bin")
 
@@ -102,7 +105,7 @@ def tower_pixels(name: str) -> Pixels | None:
     ConfigError for a name that timm does not know, or a directory without the files of a CLIP or SigLIP model.
     """
     if name == EVA_CLIP_G:
-        return Pixels(list(eva_vit.MEAN), list(eva_vit.STD), eva_vit.IMAGE_SIZE)
+        return Pixels(list(CLIP_MEAN), list(CLIP_STD), USUAL_SIZE)
     return _directory_pixels(Path(name).expanduser()) if is_directory(name) else _timm_pixels(name)
 
 
@@ -121,9 +124,7 @@ def image_size_of(cfg: MiniGPT4Config) -> int:
     if cfg.image_size is not None:
         return cfg.image_size
     pixels = tower_pixels(cfg.vit_model)
-    if pixels is None:
-        raise ConfigError(f"model.image_size: not set, and timm does not know that of {cfg.vit_model}")
-    return pixels.image_size
+    return USUAL_SIZE if pixels is None else pixels.image_size
 
 
 def load_vision_encoder(tower: VisionTower, cfg: MiniGPT4Config) -> None:

@@ -102,8 +102,8 @@ def test_three_layers_have_no_activation_between_them():
 
 
 def test_ln_vision_without_qformer_keeps_ones_and_zeros(tiny_section):
-    _, ln_vision, q_former = load_vision(MiniGPT4Config(**tiny_section(has_qformer=False, q_former_model=None)))
-    assert q_former is None
+    _, ln_vision, connector = load_vision(MiniGPT4Config(**tiny_section(has_qformer=False, q_former_model=None)))
+    assert not list(connector.parameters())
     assert torch.equal(ln_vision.weight, torch.ones(64))
     assert torch.equal(ln_vision.bias, torch.zeros(64))
 
