@@ -1,4 +1,4 @@
-"""Images of which the features are known, wholly or in part, on their way from the loaders to the model.
+"""Features of images by the hash of their file, kept in append-only files that any number of processes share.
 
 Shapes: B images, M of them unknown, S pixels a side, Q image tokens, V channels before the projection.
 """
@@ -19,22 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minigpt4.processors.blip_processors import Uint8Image
-
 log = logging.getLogger(__name__)
-
-
-# Rows of numbers by the hash of an image file, in append-only files that any number of processes share.
-#
-# A folder holds pairs of files. `NAME.rows`: rows of Q x V numbers, one after the other, nothing else. `NAME.index`:
-# for
-# each row 20 bytes, the image's digest (16) and the CRC-32 of the row (4, little-endian). A writer has a pair of its
-# own,
-# writes rows first and their index after them; what a kill leaves behind is a row without index or a piece of either,
-# and both are passed over.
-#
-# Whatever happens to the folder of a running process, deleted, truncated, full or no longer to be written to, costs a
-# warning and images that are encoded again, never the run.
 
 
 DIGEST_BYTES = 16
@@ -71,6 +56,14 @@ class RowShape:
 
 class FeatureStore:
     """The rows of one folder, to read and to add to; pickles, and each process may go on with a copy.
+
+    The folder holds pairs of files. `NAME.rows`: rows of Q x V numbers, one after the other, nothing else.
+    `NAME.index`: for each row 20 bytes, the image's digest (16) and the CRC-32 of the row (4, little-endian). A writer
+    has a pair of its own, writes rows first and their index after them; what a kill leaves behind is a row without
+    index or a piece of either, and both are passed over.
+
+    Whatever happens to the folder of a running process, deleted, truncated, full or no longer to be written to, costs
+    a warning and images that are encoded again, never the run.
 
     Args:
         folder: made for the first row if it is not there.
@@ -314,20 +307,9 @@ class CachedImage:
     """Float32; None: the features are known."""
 
 
-def join_images(
-    images: "Sequence[Tensor] | Sequence[Uint8Image] | Sequence[CachedImage]",
-) -> "Tensor | Uint8Image | CachedBatch":
-    """A batch of images: (B, 3, S, S) float32 or levels, or rows of a cache; an empty tensor for none."""
-    if images and isinstance(images[0], CachedImage):
-        return CachedBatch.of(images)
-    if images and isinstance(images[0], Uint8Image):
-        return Uint8Image.joined(images)
-    return torch.stack(list(images)) if images else torch.empty(0)
-
-
 @dataclass(frozen=True)
 class CachedBatch:
-    """A batch of them."""
+    """A batch of images of a cache."""
 
     folder: str
     features: Tensor
@@ -367,8 +349,6 @@ class CachedBatch:
             digests=[self.digests[number] for number in left],
             pixels=self.pixels[left],
         )
-
-    # What loaders do with a tensor of images
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "CachedBatch":
         """The same on `device`."""

@@ -24,7 +24,7 @@ def test_cc_sbu_align_folder_is_read_without_cleaning_its_captions(files, tools)
     sample = _load(files.dataset("image_caption_json", storage=str(storage)))
     assert (sample["image_id"], sample["answer"]) == ("2", "The image: A Cat!")
     assert sample["image"].shape == (3, tools.size, tools.size)
-    assert sample["image"].levels.dtype == torch.uint8
+    assert sample["image"].pixels.dtype == torch.uint8
 
 
 def test_flickr_split_files_are_read(files):

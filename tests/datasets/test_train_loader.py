@@ -49,7 +49,7 @@ def test_shards_are_read_once_a_pass_by_all_ranks_and_workers(world_size, worker
     read = Counter(identity for batches in own for identity in tools.ids(batches))
     assert sum(read.values()) == 12
     slots = world_size * workers
-    if dataset.units(slots) % slots == 0:  # else the slots meet the end of the pass at different batches
+    if dataset.num_shards(slots) % slots == 0:  # else the slots meet the end of the pass at different batches
         assert set(read.values()) == {1}
 
 

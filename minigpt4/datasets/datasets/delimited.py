@@ -26,7 +26,7 @@ class _Stray(ValueError):
     """A quotation mark that no writer of quoted fields would put there."""
 
 
-def read_table(text: str, delimiter: str) -> Iterator[tuple[int, dict[str, str] | str]]:
+def read_rows(text: str, delimiter: str) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Line and record of each row that is not blank; in place of a record what is wrong with its row.
 
     Args:

@@ -7,7 +7,7 @@ import pytest
 
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.datasets import ImageCaptionJsonBuilder
-from minigpt4.datasets.datasets.records import Records
+from minigpt4.datasets.datasets.image_caption_json import Records
 
 CASES = Path(__file__).parents[1] / "data/cases"
 SENTENCES = [{"raw": "A man cooks.", "tokens": ["a", "man", "cooks"]}, {"raw": " A cook. \n"}]
