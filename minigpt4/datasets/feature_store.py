@@ -127,7 +127,11 @@ class FeatureStore:
         """Take in rows that were added since the last look."""
         self._looked = time.monotonic()
         known = {part.index: number for number, part in enumerate(self._parts)}
-        for index in self._indices():
+        try:
+            indices = sorted(self.folder.glob("*.index"))
+        except OSError:
+            indices = []
+        for index in indices:
             if index not in known:
                 known[index] = len(self._parts)
                 self._parts.append(_Part(index))
@@ -139,12 +143,6 @@ class FeatureStore:
             if len(digests):
                 self._places.add(digests, number, first)
                 self._damaged.difference_update(map(bytes, digests))
-
-    def _indices(self) -> list[Path]:
-        try:
-            return sorted(self.folder.glob("*.index"))
-        except OSError:
-            return []
 
     def _give_up(self, error: OSError) -> None:
         """Go on without keeping anything more."""
@@ -164,7 +162,7 @@ class FeatureStore:
             return None
         for number, row in self._places.of(digest):
             part = self._parts[number]
-            if part.digest(row) != digest:  # places know half of a digest only
+            if bytes(part.entries["digest"][row]) != digest:  # places know half of a digest only
                 continue
             try:
                 content = part.row(row, self.shape)
@@ -173,7 +171,7 @@ class FeatureStore:
                     f"a file was deleted or cannot be read ({error.strerror}); its images are encoded again"
                 )
                 continue
-            if content is not None and zlib.crc32(content) == part.crc(row):
+            if content is not None and zlib.crc32(content) == part.entries["crc"][row]:
                 return content
             log.warning("%s: row %d is damaged; its image is encoded again", part.rows, row)
         if next(self._places.of(digest), None) is not None:
@@ -227,31 +225,25 @@ class _Part:
 
     def __init__(self, index: Path) -> None:
         self.index, self.rows = index, index.with_suffix(".rows")
-        self._entries = np.empty(0, ENTRY)
+        self.entries = np.empty(0, ENTRY)
         self._file: BinaryIO | None = None
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_file": None}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def new_digests(self) -> tuple[int, np.ndarray]:
         """Digests (N,) of entries that are new, and the row of the first of them."""
-        known, total = len(self._entries), self.index.stat().st_size // ENTRY.itemsize
+        known, total = len(self.entries), self.index.stat().st_size // ENTRY.itemsize
         if total > known:
             with self.index.open("rb") as file:
                 file.seek(known * ENTRY.itemsize)
                 content = file.read((total - known) * ENTRY.itemsize)
             whole = len(content) // ENTRY.itemsize * ENTRY.itemsize
-            self._entries = np.concatenate([self._entries, np.frombuffer(content[:whole], ENTRY)])
-        return known, self._entries["digest"][known:]
-
-    def digest(self, row: int) -> bytes:
-        return bytes(self._entries["digest"][row])
-
-    def crc(self, row: int) -> int:
-        return int(self._entries["crc"][row])
+            self.entries = np.concatenate([self.entries, np.frombuffer(content[:whole], ENTRY)])
+        return known, self.entries["digest"][known:]
 
     def row(self, row: int, shape: RowShape) -> np.ndarray | None:
         """The row, or None where the file ends before it. Not mapped: a file that shrinks would kill the process."""

@@ -208,12 +208,9 @@ class BlipCaptionProcessor(BaseProcessor):
     def __call__(self, item: str) -> str:
         if not isinstance(item, str):
             raise SampleError(f"a caption must be text, got {type(item).__name__}: {item!r:.80}")
-        return self.prompt + self._clean(item)
-
-    def _clean(self, caption: str) -> str:
-        text = _PUNCTUATION.sub(" ", caption.lower())
+        text = _PUNCTUATION.sub(" ", item.lower())
         text = _WHITESPACE_RUN.sub(" ", text).rstrip("\n").strip(" ")
-        return " ".join(text.split(" ")[: self.max_words])
+        return self.prompt + " ".join(text.split(" ")[: self.max_words])
 
 
 def _require_positive_int(key: str, value: Any) -> None:

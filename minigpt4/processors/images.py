@@ -5,7 +5,7 @@ import re
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -225,7 +225,13 @@ def _read_rgb(source: ImageSource, name: str | None, at_least: int | None) -> Im
     label = name or _label(source)
     if isinstance(source, Image.Image):
         return to_rgb(source, label)
-    with _binary(source, label) as file, _decoding(label), opened(file, label) as image:
+    # Pillow never sees a path: from a path it maps uncompressed TIFFs into memory, and scrambles those
+    # that are to be turned by 90 degrees.
+    if isinstance(source, str | Path):
+        binary = open_file(source, label)
+    else:
+        binary = BytesIO(source) if isinstance(source, bytes) else nullcontext(source)
+    with binary as file, _decoding(label), opened(file, label) as image:
         if at_least is not None:
             image.draft(None, (at_least, at_least))
         return to_rgb(image, label)
@@ -300,14 +306,6 @@ def _strips(image: Image.Image) -> Iterator[np.ndarray]:
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
         yield np.nan_to_num(np.asarray(strip, dtype=np.float64), posinf=0.0, neginf=0.0)
-
-
-def _binary(source: str | Path | bytes | BinaryIO, label: str) -> AbstractContextManager[BinaryIO]:
-    # Pillow never sees a path: from a path it maps uncompressed TIFFs into memory, and scrambles those
-    # that are to be turned by 90 degrees.
-    if isinstance(source, str | Path):
-        return open_file(source, label)
-    return BytesIO(source) if isinstance(source, bytes) else nullcontext(source)
 
 
 def _label(source: ImageSource) -> str:

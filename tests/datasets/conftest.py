@@ -114,14 +114,13 @@ class Loaders:
         **keys: Any,
     ) -> TrainLoader:
         mixed = [s if isinstance(s, TrainSource) else TrainSource(s, batch_size) for s in sources]
-        ledger = ledger or lenient_ledger()
-        loader = TrainLoader(mixed, num_workers=num_workers, seed=seed, ledger=ledger, **keys)
+        loader = TrainLoader(mixed, num_workers=num_workers, seed=seed, ledger=ledger or lenient_monitor(), **keys)
         self._open.append(loader)
         return loader
 
     @staticmethod
     def evaluate(dataset: BaseDataset, batch_size: int = 3, num_workers: int = 0, **keys: Any) -> EvalLoader:
-        keys.setdefault("ledger", lenient_ledger())
+        keys.setdefault("ledger", lenient_monitor())
         return EvalLoader(dataset, batch_size, num_workers=num_workers, **keys)
 
     def close(self) -> None:
@@ -136,7 +135,7 @@ def loaders() -> Iterator[Loaders]:
     made.close()
 
 
-def lenient_ledger(folder: Path | None = None) -> BadSampleMonitor:
+def lenient_monitor(folder: Path | None = None) -> BadSampleMonitor:
     return BadSampleMonitor(folder, max_share=1.0, max_in_a_row=1000)
 
 
@@ -164,5 +163,5 @@ def tools() -> Any:
     """The functions above, for test modules."""
     from types import SimpleNamespace
 
-    functions = (picture, take, ids, same, seen, lenient_ledger)
+    functions = (picture, take, ids, same, seen, lenient_monitor)
     return SimpleNamespace(size=SIZE, **{function.__name__: function for function in functions})

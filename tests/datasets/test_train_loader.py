@@ -118,4 +118,4 @@ def test_workers_outlive_the_signals_that_tell_a_run_to_save(files, loaders, too
 
 def test_nothing_to_train_on_is_refused(tools):
     with pytest.raises(ConfigError, match="nothing to train on"):
-        TrainLoader([], num_workers=0, seed=1, ledger=tools.lenient_ledger())
+        TrainLoader([], num_workers=0, seed=1, ledger=tools.lenient_monitor())

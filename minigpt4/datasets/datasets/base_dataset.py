@@ -139,9 +139,10 @@ class ReaderSlot:
     count: int
 
     @classmethod
-    def of(cls, rank: int, world_size: int, worker: int, num_workers: int) -> "ReaderSlot":
-        """Slot of a worker; `num_workers` counts per rank, at least 1 (the rank itself when it has none)."""
-        return cls(rank + world_size * worker, world_size * num_workers)
+    def of_rank(cls, rank: int, world_size: int, num_workers: int) -> "list[ReaderSlot]":
+        """Slots of the workers of a rank, or the one of the rank itself when it has none."""
+        workers = max(1, num_workers)
+        return [cls(rank + world_size * worker, world_size * workers) for worker in range(workers)]
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,8 @@ class SourceReader:
 
     Args:
         source: dataset and batch size.
-        seed, rank, world_size, num_workers: what the order depends on, beside the data.
+        slots: the readers of this rank.
+        order: what the order depends on, beside the data and the slots: "seed", "world_size", "num_workers".
         max_in_a_row: bad samples in a row after which a reader gives up.
         pin_memory: for the workers' images.
     """
@@ -224,19 +225,15 @@ class SourceReader:
     def __init__(
         self,
         source: TrainSource,
+        slots: list[ReaderSlot],
+        order: dict[str, int],
         *,
-        seed: int,
-        rank: int,
-        world_size: int,
-        num_workers: int,
         max_in_a_row: int,
         pin_memory: bool,
     ) -> None:
         self.source, self.label = source, source.dataset.label
-        readers = max(1, num_workers)
-        self._slots = [ReaderSlot.of(rank, world_size, worker, readers) for worker in range(readers)]
-        shards = source.dataset.num_shards(world_size * readers)
-        self._order = {"seed": seed, "world_size": world_size, "num_workers": num_workers, "units": shards}
+        self._slots = slots
+        self._order = {**order, "units": source.dataset.num_shards(slots[0].count)}
         self._max_in_a_row, self._pin_memory = max_in_a_row, pin_memory
         self._batches: Iterator[WorkerBatch] | None = None
         self._begin(reshuffle_round=0)
@@ -272,11 +269,8 @@ class SourceReader:
             self._cursors = [Cursor(*numbers) for numbers in state["cursors"]]
             return
         changed = [f"{key} ({before.get(key)} -> {now[key]})" for key in now if before.get(key) != now[key]]
-        log.warning(
-            "%s: %s changed since the checkpoint, so its data goes on with a new epoch in a new order",
-            self.label,
-            ", ".join(changed),
-        )
+        text = "%s: %s changed since the checkpoint, so its data goes on with a new epoch in a new order"
+        log.warning(text, self.label, ", ".join(changed))
         self._begin(reshuffle_round=state["era"] + 1)
 
     def _begin(self, reshuffle_round: int) -> None:
@@ -345,16 +339,10 @@ class TrainLoader:
         self.bad_samples = ledger
         self._seed = seed
         self._ratios = [source.ratio for source in sources]
+        slots = ReaderSlot.of_rank(rank, world_size, num_workers)
+        order = {"seed": seed, "world_size": world_size, "num_workers": num_workers}
         self._readers = [
-            SourceReader(
-                source,
-                seed=seed,
-                rank=rank,
-                world_size=world_size,
-                num_workers=num_workers,
-                max_in_a_row=ledger.max_in_a_row,
-                pin_memory=pin_memory,
-            )
+            SourceReader(source, slots, order, max_in_a_row=ledger.max_in_a_row, pin_memory=pin_memory)
             for source in sources
         ]
         self._iteration = 0
@@ -417,7 +405,7 @@ class EvalLoader:
         batch_size: samples of a batch.
         num_workers: processes; 0: read here.
         rank, world_size: which part is read here; 0 and 1 for all of it.
-        ledger: counts bad samples and judges them; its counts add up over the passes.
+        ledger: counts bad samples and judges them; its counts add up over the evaluations.
     """
 
     def __init__(
@@ -430,24 +418,20 @@ class EvalLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.bad_samples = ledger
-        self.rank = rank
-        self.world_size = world_size
+        self.dataset, self.num_workers, self.bad_samples = dataset, num_workers, ledger
+        self._make = functools.partial(
+            worker_batches,
+            dataset=dataset,
+            readers=[
+                functools.partial(iter_once, dataset, slot)
+                for slot in ReaderSlot.of_rank(rank, world_size, num_workers)
+            ],
+            batch_size=batch_size,
+            max_in_a_row=ledger.max_in_a_row,
+        )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        readers = max(1, self.num_workers)
-        slots = [ReaderSlot.of(self.rank, self.world_size, worker, readers) for worker in range(readers)]
-        make = functools.partial(
-            worker_batches,
-            dataset=self.dataset,
-            readers=[functools.partial(iter_once, self.dataset, slot) for slot in slots],
-            batch_size=self.batch_size,
-            max_in_a_row=self.bad_samples.max_in_a_row,
-        )
-        label, workers = self.dataset.label, self.num_workers
+        label, make, workers = self.dataset.label, self._make, self.num_workers
         for read in make(0) if workers == 0 else read_in_workers(make, source=label, num_workers=workers):
             self.bad_samples.add(label, read.good, read.bad, read.longest_bad_run)
             if read.batch is not None:

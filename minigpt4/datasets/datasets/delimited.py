@@ -81,7 +81,7 @@ class _Table:
         if self.delimiter not in SELDOM_QUOTED:
             return self._quoted()
         try:
-            taken = next(((line, row) for line, row in self._quoted() if any(map(self._takes_rows, row))), None)
+            taken = next(((line, row) for line, row in self._quoted() if any(map(self._may_hold_rows, row))), None)
         except _Stray as error:
             quoted = self._first_quoted()
             if quoted is None:
@@ -176,7 +176,7 @@ class _Table:
             raise _Stray(f"line {line}: the quotation mark that opens a field is never closed")
         return at
 
-    def _takes_rows(self, field: str) -> bool:
+    def _may_hold_rows(self, field: str) -> bool:
         """Whether a field in quotation marks may be rows between two of them."""
         return self.delimiter in field and self.line_break in field
 
