@@ -15,7 +15,7 @@ from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder, hold_folder
 from minigpt4.common.run_log import check_trackers
 from minigpt4.common.schemas import RunConfig
-from minigpt4.datasets import Dataset, first_sample
+from minigpt4.datasets import BaseDataset, first_sample
 from minigpt4.evaluation import require_caption_metrics
 from minigpt4.tasks import setup_task
 
@@ -103,7 +103,7 @@ def _own(folder: Path) -> str:
     return str(folder)
 
 
-def show_first_samples(datasets: Mapping[str, Mapping[str, Dataset]]) -> None:
+def show_first_samples(datasets: Mapping[str, Mapping[str, BaseDataset]]) -> None:
     """Read and log one sample of every source, before minutes of loading; SampleError if one has none."""
     for splits in datasets.values():
         for dataset in splits.values():

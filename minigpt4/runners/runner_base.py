@@ -29,7 +29,7 @@ from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
 from minigpt4.common.start_clock import CHECKPOINT, FIRST_BATCH, FIRST_STEP, phase
-from minigpt4.datasets import BadSampleMonitor, Dataset, DevicePrefetcher, EvalLoader, TrainLoader, TrainSource
+from minigpt4.datasets import BadSampleMonitor, BaseDataset, DevicePrefetcher, EvalLoader, TrainLoader, TrainSource
 from minigpt4.models.attention import compile_parts
 from minigpt4.models.feature_cache import FeatureEncoder
 from minigpt4.runners import state
@@ -57,7 +57,7 @@ def counts(parameters: Mapping[str, nn.Parameter]) -> str:
     return ", ".join(f"{part} {count:,}" for part, count in found.items())
 
 
-Datasets = Mapping[str, Mapping[str, Dataset]]
+Datasets = Mapping[str, Mapping[str, BaseDataset]]
 """Datasets by name and split."""
 
 OUT_OF_MEMORY = (

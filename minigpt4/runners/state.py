@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from minigpt4.common.checkpoint import copy_weights, is_finite, read_checkpoint
 from minigpt4.common.errors import WeightsError
 from minigpt4.common.utils import JsonLines, is_before
-from minigpt4.datasets.datasets.base_dataset import FILE_NAME as BAD_SAMPLES
+from minigpt4.datasets.datasets.dataloader_utils import BAD_SAMPLES
 from minigpt4.models.loading import trained_weights
 from minigpt4.runners.updates import FILE as NOT_FINITE
 
