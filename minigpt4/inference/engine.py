@@ -21,7 +21,8 @@ from PIL import Image
 from torch import Tensor
 
 from minigpt4.common.errors import MiniGPT4Error, RunError, SampleError
-from minigpt4.conversation.chat import Picture, Request, TextStream, fit
+from minigpt4.conversation.chat import Picture, Request
+from minigpt4.conversation.decoding import TextStream
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER, Turns, conversation_for
 from minigpt4.inference.prompts import CheckpointSwitch
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
@@ -395,8 +396,8 @@ class Engine:
         def length(prompt: str) -> int:
             return self.model.prompt_length(prompt, image_tokens)
 
-        fitted, reply.dropped_turns = fit(
-            request.conversation, length, request.decoding.max_new_tokens, self.model.context_length
+        fitted, reply.dropped_turns = request.conversation.fit(
+            length, request.decoding.max_new_tokens, self.model.context_length
         )
         text = fitted.get_prompt()
         if text.count(IMAGE_PLACEHOLDER) != len(embeds):  # it would end the answers of all who are embedded with it

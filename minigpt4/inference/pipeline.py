@@ -28,7 +28,8 @@ from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.utils import quick_hash
 from minigpt4.common.yaml_files import parse_options
-from minigpt4.conversation.chat import Answer, Chat
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.decoding import Answer
 from minigpt4.datasets.feature_store import CachedBatch
 from minigpt4.inference.engine import Engine
 from minigpt4.inference.prompts import CheckpointSwitch, PromptRules, changed_settings

@@ -16,7 +16,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.schemas import GenerationSettings
 from minigpt4.conversation import prompt_template_from_tokenizer
-from minigpt4.conversation.chat import Answer, Decoding
+from minigpt4.conversation.decoding import Answer, Decoding
 from minigpt4.models.prompting import apply_template, read_prompts
 from minigpt4.models.sequence import IMAGE_PLACEHOLDER
 from minigpt4.models.tokenizer import load_tokenizer

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.conversation.chat import Answer, Decoding
+from minigpt4.conversation.decoding import Answer, Decoding
 from minigpt4.models.batch_decoder import (
     NOT_FINITE,
     BatchDecoder,
