@@ -64,9 +64,10 @@ class Turns:
                 f"a question must not hold {IMAGE_PLACEHOLDER}, which stands for an image; "
                 "show the image with add_image() before the question"
             )
-        self._append_question(text)
+        self.append_question(text)
 
-    def _append_question(self, text: str) -> None:
+    def append_question(self, text: str) -> None:
+        """`ask` without its check, for a text that has a place for images of its own."""
         role, last = self.messages[-1] if self.messages else (None, None)
         if role == self.roles[0] and last and last.endswith("</Img>"):
             self.messages[-1][1] = f"{last} {text}"
@@ -121,7 +122,7 @@ class Turns:
             shorter.add_image()
         for role, text in self.messages[first_kept:]:
             if role == self.roles[0] and _question(text) == text:
-                shorter._append_question(text)
+                shorter.append_question(text)
             else:
                 shorter.append_message(role, text)
         return shorter
