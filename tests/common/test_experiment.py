@@ -13,7 +13,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.datasets import builder_of
 from minigpt4.evaluation.caption_run import for_evaluation
 from minigpt4.evaluation.generate import without_datasets
-from minigpt4.inference.pipeline import image_facts, image_processor
+from minigpt4.inference.pipeline import image_processor, image_provenance
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL = "model: {arch: minigpt4, model_type: pretrain_vicuna0}\n"
@@ -122,7 +122,7 @@ def test_mean_and_std_of_the_file_win_everywhere_with_one_warning_if_the_tower_h
 def test_answers_are_kept_apart_by_what_was_done_to_the_images(read):
     section = "{vis_processor: {eval: {name: blip2_image_eval, std: [1, 1, 1]}}}"
     made = [
-        image_facts(read(tower(name) + f"datasets: {{laion: {own}}}\n" + RUN))
+        image_provenance(read(tower(name) + f"datasets: {{laion: {own}}}\n" + RUN))
         for name, own in (("eva_clip_g", "{}"), ("eva_clip_g", section), ("resnet50", "{}"), ("resnet50", section))
     ]
     assert made[0] == {}  # as before there were others
