@@ -24,9 +24,9 @@ from minigpt4.common.run_folder import versions
 from minigpt4.common.text import escaped
 from minigpt4.common.utils import JsonLines, quick_hash
 from minigpt4.datasets.feature_store import CachedBatch
+from minigpt4.inference.engine import CheckpointSwitch
 from minigpt4.inference.image_list import ImageItem, Images, read_batches
-from minigpt4.inference.pipeline import frozen_files, image_facts
-from minigpt4.inference.prompts import CheckpointSwitch, PromptRules
+from minigpt4.inference.pipeline import PromptRules, frozen_files, image_provenance
 from minigpt4.models.feature_cache import FeatureEncoder, cached_numbers, lazy_vision_argument
 from minigpt4.models.fsdp import sharding, uneven_inputs
 from minigpt4.models.generation import Answer
@@ -311,7 +311,7 @@ class Asking:
         hashes = [checkpoint.sha256 for checkpoint in self.checkpoints]
         by_hash = {
             sha: [
-                Predictions(self.folder, common | rules.facts() | {"checkpoint": sha}, ids, processes.rank)
+                Predictions(self.folder, common | rules.provenance() | {"checkpoint": sha}, ids, processes.rank)
                 for rules in self.rules
             ]
             for sha in dict.fromkeys(hashes)
@@ -326,7 +326,7 @@ class Asking:
             "versions": processes.broadcast(versions()),
             "device": processes.device.type,
             **cached_numbers(self.cfg),
-            **image_facts(self.cfg),
+            **image_provenance(self.cfg),
         }
 
     # Making them
@@ -415,7 +415,7 @@ def setup_facts(cfg: Config, rules: PromptRules) -> dict[str, Any]:
     """What is the same for all checkpoints, for the report."""
     model = dataclasses.asdict(cfg.model)
     return {
-        **rules.facts(),
+        **rules.provenance(),
         "batch_size": batch_size(cfg),
         "model": {key: model.get(key) for key in REPORTED_OF_MODEL},
         "versions": versions(),

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.conversation.chat import Decoding
+from minigpt4.conversation.decoding import Decoding
 from minigpt4.models.attention import native_dtype
 from minigpt4.models.llm import cache_arguments
 

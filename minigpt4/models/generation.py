@@ -19,7 +19,7 @@ from transformers import (
 
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.conversation import clean_generated
-from minigpt4.conversation.chat import Answer, Decoding
+from minigpt4.conversation.decoding import Answer, Decoding
 from minigpt4.models import sequence
 from minigpt4.models.attention import native_dtype
 from minigpt4.models.batch_decoder import (

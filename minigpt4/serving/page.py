@@ -22,7 +22,7 @@ import gradio as gr
 from PIL import Image, ImageDraw
 
 from minigpt4.common.errors import MiniGPT4Error, RunError, SampleError
-from minigpt4.conversation.chat import PUBLISHED_CHAT, Decoding
+from minigpt4.conversation.decoding import PUBLISHED_CHAT, Decoding
 from minigpt4.inference import Engine
 from minigpt4.mini.files import TRUTH_FILE
 from minigpt4.serving.page_session import Message, PageSession, Visitors

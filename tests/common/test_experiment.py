@@ -13,7 +13,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.datasets import builder_of
 from minigpt4.evaluation.caption_run import for_evaluation
 from minigpt4.evaluation.generate import without_datasets
-from minigpt4.inference.pipeline import image_facts, image_processor
+from minigpt4.inference.pipeline import image_processor, image_provenance
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL = "model: {arch: minigpt4, model_type: pretrain_vicuna0}\n"
@@ -118,7 +118,7 @@ def test_mean_and_std_that_are_not_the_towers_are_an_error(read, name, split):
 
 def test_answers_are_kept_apart_by_what_was_done_to_the_images(read):
     made = [
-        image_facts(read(tower(name) + "datasets: {laion: {}}\n" + RUN))
+        image_provenance(read(tower(name) + "datasets: {laion: {}}\n" + RUN))
         for name in ("eva_clip_g", "resnet50", "vit_tiny_patch16_224")
     ]
     assert made[0] == {}  # as before there were others

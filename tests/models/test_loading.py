@@ -11,7 +11,7 @@ from torch import nn
 from minigpt4.common.binding import bind
 from minigpt4.common.errors import WeightsError
 from minigpt4.common.model_schema import QFORMER_FILE, MiniGPT4Config
-from minigpt4.inference.prompts import CheckpointSwitch
+from minigpt4.inference.engine import CheckpointSwitch
 from minigpt4.models.connectors import build_projection
 from minigpt4.models.loading import load_trained, load_vision, vision_fingerprints
 from minigpt4.models.mini_gpt4 import MiniGPT4

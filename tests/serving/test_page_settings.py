@@ -1,7 +1,7 @@
 import pytest
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.conversation.chat import PUBLISHED_CHAT
+from minigpt4.conversation.decoding import PUBLISHED_CHAT
 from minigpt4.serving.page import decoding, sliders
 from minigpt4.serving.uploads import Limits
 

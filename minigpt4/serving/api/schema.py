@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
 from minigpt4.common.errors import hint
-from minigpt4.conversation.chat import PUBLISHED_CHAT, Decoding
+from minigpt4.conversation.decoding import PUBLISHED_CHAT, Decoding
 from minigpt4.conversation.templates import IMAGE_MESSAGE, IMAGE_PLACEHOLDER, Turns
 from minigpt4.serving.api.access import RETRY_AFTER, ApiError, ApiLimits, ClientGoneError, wrong
 from minigpt4.serving.uploads import MIB
