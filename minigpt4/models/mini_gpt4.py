@@ -189,7 +189,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         """
         self.ensure_vision_loaded()
         image_B3SS = self._checked(image)
-        with torch.no_grad() if self.vision_is_frozen else nullcontext():
+        with torch.no_grad() if self.vision_is_frozen and not image.requires_grad else nullcontext():
             with self._vision_autocast(self.visual_encoder):
                 tokens_BNV = self.visual_encoder(image_B3SS)
             tokens_BNV = self.ln_vision(tokens_BNV.float())
