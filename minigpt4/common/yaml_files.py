@@ -100,13 +100,6 @@ def parse_options(options: list[str] | None) -> DictConfig:
     return tree
 
 
-def dropped_option(options: list[str] | None) -> str | None:
-    """The last of an odd number of words in the form `key value key value`; it has no value and no effect."""
-    if options and "=" not in options[0] and len(options) % 2:
-        return options[-1]
-    return None
-
-
 def option_pairs(options: list[str] | None) -> list[str]:
     """Options of either form as `KEY=VALUE`."""
     if not options or "=" in options[0]:
