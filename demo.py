@@ -170,7 +170,7 @@ def require_free_port(host: str, port: int | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 2 for an error that the user can mend, 130 for an answer that Ctrl-C ended."""
+    """Exit status: 0, 2 for an error that the user can fix, 130 for an answer that Ctrl-C ended."""
     args = parse_args(argv)
     setup_logging(rank=0)
     try:

@@ -76,7 +76,7 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 after a signal, 2 for an error that the user can mend."""
+    """Exit status: 0 after a signal, 2 for an error that the user can fix."""
     args = parse_args(argv)
     setup_logging(rank=0)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end in the same way, while the model loads too

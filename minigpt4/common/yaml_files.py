@@ -135,7 +135,7 @@ def _check_references(config: Any) -> None:
         sizes[key] = None
         if isinstance(value, dict | list):
             items = value.items() if isinstance(value, dict) else enumerate(value)
-            total = 1 + sum(size(_below(key, name), item) for name, item in items)
+            total = 1 + sum(size(f"{key}.{name}" if key else str(name), item) for name, item in items)
         else:
             total = len(value) if isinstance(value, str) else 1
             for reference in REFERENCE.findall(value) if isinstance(value, str) else ():
@@ -149,10 +149,6 @@ def _check_references(config: Any) -> None:
 
     tree = OmegaConf.to_container(config, resolve=False)
     size("", tree)
-
-
-def _below(key: str, name: Any) -> str:
-    return f"{key}.{name}" if key else str(name)
 
 
 def _absolute(reference: str, key: str) -> str:
