@@ -1,4 +1,4 @@
-"""Images that visitors of the page sent: whose they are, how many bytes they may take, and when they go."""
+"""Images that strangers send: what they may cost, how they are read, and where the page keeps them."""
 
 import os
 import secrets
@@ -16,12 +16,17 @@ from PIL import Image
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, SampleError
 from minigpt4.processors import open_image
 
-# What one visitor or client may ask for; the page and the API share these.
-
-
 MIB = 1 << 20
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Kinds of files that are decoded; Pillow knows more, and hands some of them to other programs."""
+
+
+VISITORS = 8
+"""Visitors who may have sent as much as they may; then there is no room for others."""
+STEP = 64 << 10
+"""Bytes by which a file grows, so that even the smallest counts so much."""
+KEEP = 600.0
+"""Seconds without use after which a file makes room for others."""
 
 
 class TooLargeError(SampleError):
@@ -30,7 +35,7 @@ class TooLargeError(SampleError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds; none of them can be switched off, only raised."""
+    """Upper bounds of the page and the API; none of them can be switched off, only raised."""
 
     image_bytes: int = 20 * MIB
     """Of an image's file."""
@@ -102,14 +107,6 @@ def _check_head(content: bytes, limits: Limits, name: str) -> None:
         raise SampleError(f"{name}: {kind} files are not taken; send PNG or JPEG")
     if width * height > limits.image_pixels:
         raise TooLargeError(f"{name}: {width} x {height} pixels are more than {limits.image_pixels:,}; scale it down")
-
-
-VISITORS = 8
-"""Visitors who may have sent as much as they may; then there is no room for others."""
-STEP = 64 << 10
-"""Bytes by which a file grows, so that even the smallest counts so much."""
-KEEP = 600.0
-"""Seconds without use after which a file makes room for others."""
 
 
 class NoRoomError(MiniGPT4Error):
