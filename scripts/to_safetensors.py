@@ -89,10 +89,14 @@ def _convert(source: Path, target: Path, dtype: str | None, origin: str) -> list
         weight_map |= dict.fromkeys(shard, path.name)
         size += path.stat().st_size
     if target.resolve() != source.resolve():
-        _copy_rest(source, target)
+        for file in sorted(source.iterdir()):  # configuration, tokenizer and whatever else lies beside the weights
+            if file.is_file() and not any(file.match(pattern) for pattern in WEIGHTS_PATTERNS):
+                _write(target / file.name, lambda part, file=file: shutil.copyfile(file, part))
     index = {"metadata": {"total_size": size, _ORIGIN: origin}, "weight_map": weight_map}
     _write(target / INDEX, lambda part: part.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8"))
-    _drop_others(target, set(weight_map.values()))
+    for path in target.glob("model-?????.safetensors"):  # an earlier conversion left some that this one does not have
+        if path.name not in weight_map.values() and _header(path)[0] is not None:
+            path.unlink()
     return written
 
 
@@ -220,20 +224,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _copy_rest(source: Path, target: Path) -> None:
-    """Configuration, tokenizer and whatever else lies beside the weights."""
-    for file in sorted(source.iterdir()):
-        if file.is_file() and not any(file.match(pattern) for pattern in WEIGHTS_PATTERNS):
-            _write(target / file.name, lambda part, file=file: shutil.copyfile(file, part))
-
-
-def _drop_others(target: Path, current: set[str]) -> None:
-    """Delete shards that an earlier conversion left and this one does not have."""
-    for path in target.glob("model-?????.safetensors"):
-        if path.name not in current and _header(path)[0] is not None:
-            path.unlink()
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

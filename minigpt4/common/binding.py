@@ -101,7 +101,9 @@ def _bind(schema: type[T], values: Any, section: str, source: str) -> T:
             if name in values:
                 is_path = "path" in field.metadata
                 value = _convert(kinds[name], values[name], key, source)
-                _refuse_placeholders(value, key, source, is_path=is_path)
+                for text in value if isinstance(value, list) else [value]:
+                    if isinstance(text, str | Path) and is_placeholder(str(text), is_path=is_path):
+                        raise _SectionError(f"{key}: {_show(str(text))} is a placeholder; {_how_to_set(key, source)}")
                 arguments[name] = _path(value, field.metadata["path"], key) if is_path and value else value
             elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 raise _SectionError(f"{key}: is missing; {_how_to_set(key, source)}")
@@ -109,7 +111,12 @@ def _bind(schema: type[T], values: Any, section: str, source: str) -> T:
             faults.extend(inner.args)
     if faults:
         raise _SectionError(*faults)
-    return _construct(schema, arguments, section, fields)
+    try:
+        return schema(**arguments)
+    except ValueError as error:
+        text = str(error)
+        names_field = re.split(r"\W", text, maxsplit=1)[0] in fields
+        raise _SectionError(f"{section}.{text}" if names_field else f"{section}: {text}") from error
 
 
 def _unknown_keys(schema: type, unnamed: Mapping[str, Any], known: list[str], section: str) -> list[str]:
@@ -124,15 +131,6 @@ def _unknown_keys(schema: type, unnamed: Mapping[str, Any], known: list[str], se
     return faults
 
 
-def _construct(schema: type[T], arguments: dict[str, Any], section: str, fields: Mapping[str, Any]) -> T:
-    try:
-        return schema(**arguments)
-    except ValueError as error:
-        text = str(error)
-        names_field = re.split(r"\W", text, maxsplit=1)[0] in fields
-        raise _SectionError(f"{section}.{text}" if names_field else f"{section}: {text}") from error
-
-
 def _path(value: str | Path, kind: str, key: str) -> str | Path:
     """A path below the home directory in full, or _SectionError if no file can have this name."""
     try:
@@ -144,12 +142,6 @@ def _path(value: str | Path, kind: str, key: str) -> str | Path:
 
 def _how_to_set(key: str, source: str) -> str:
     return f"set it in {source} or with --options {key}=..."
-
-
-def _refuse_placeholders(value: Any, key: str, source: str, *, is_path: bool) -> None:
-    for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, str | Path) and is_placeholder(str(text), is_path=is_path):
-            raise _SectionError(f"{key}: {_show(str(text))} is a placeholder; {_how_to_set(key, source)}")
 
 
 def _convert(kind: Any, value: Any, key: str, source: str) -> Any:

@@ -88,7 +88,9 @@ def check_opens(path: Path, name: str | None = None) -> None:
         head = file.read(512)
     check_not_text(head, name)
     if zipfile.is_zipfile(path):
-        _check_torch_zip(path, name)
+        with zipfile.ZipFile(path) as archive:
+            if not any(entry.endswith("/data.pkl") or entry == "data.pkl" for entry in archive.namelist()):
+                raise WeightsError(f"{name}: a zip archive, but not one that torch.save wrote (no data.pkl in it)")
     elif head.startswith(b"PK"):
         raise WeightsError(f"{name}: a torch file whose end is missing; delete it and download it again")
     elif name.endswith(".safetensors"):
@@ -109,12 +111,6 @@ def check_not_text(head: bytes, name: str) -> None:
         raise WeightsError(
             f"{name}: a Git LFS pointer, not the weights; run `git lfs pull` there, or download it again"
         )
-
-
-def _check_torch_zip(path: Path, name: str) -> None:
-    with zipfile.ZipFile(path) as archive:
-        if not any(entry.endswith("/data.pkl") or entry == "data.pkl" for entry in archive.namelist()):
-            raise WeightsError(f"{name}: a zip archive, but not one that torch.save wrote (no data.pkl in it)")
 
 
 def _check_safetensors(path: Path, name: str) -> None:
@@ -199,7 +195,11 @@ def _declared_storages(path: Path, pickle: BinaryIO) -> dict[Any, int]:
         match opcode.name:
             case "GLOBAL":
                 if value not in PLAIN_GLOBALS:
-                    raise _no_plain_data(path, value)
+                    raise WeightsError(
+                        f"{path}: refused, the pickle asks to run code or to build objects that are not plain tensors "
+                        f"({value.replace(' ', '.')}). If you trust its author, load it elsewhere and save only the "
+                        "tensors."
+                    )
                 top.append(value)
             case name if name in _SIMPLE:
                 top.append(value)
@@ -232,10 +232,3 @@ def _declared(path: Path, identifier: Any) -> tuple[Any, int]:
 
 def _refused(path: Path, why: str) -> WeightsError:
     return WeightsError(f"{path}: refused, {why}. Get it again, from a source that you trust.")
-
-
-def _no_plain_data(path: Path, name: str) -> WeightsError:
-    return WeightsError(
-        f"{path}: refused, the pickle asks to run code or to build objects that are not plain tensors "
-        f"({name.replace(' ', '.')}). If you trust its author, load it elsewhere and save only the tensors."
-    )

@@ -62,10 +62,6 @@ class WeightsEntry:
         if Path(self.path).is_absolute() or ".." in Path(self.path).parts:
             raise ConfigError(f"weights table, {self.name}.path: {self.path} must lie below the weights folder")
 
-    @property
-    def is_repository(self) -> bool:
-        return self.sources[0].startswith("hf:")
-
 
 @dataclass(frozen=True)
 class LLMEntry:
@@ -139,7 +135,11 @@ def files_markdown(table: WeightsTable) -> str:
         digest = f"`{entry.sha256[:12]}...`" if entry.sha256 else "not published"
         size = f"{human(entry.bytes or entry.about)} ({entry.size})"
         rows.append((f"`{entry.name}`", f"`{entry.path}`", links, size, digest, entry.goes_with))
-    return _grid(rows) + "\n\n" + _presets_markdown(table)
+    presets = [("preset", "files", "size")]
+    for name, files in table.presets.items():
+        total = sum(table.files[file].about for file in files)
+        presets.append((f"`{name}`", ", ".join(f"`{file}`" for file in files), f"about {human(total)}"))
+    return _grid(rows) + "\n\n" + _grid(presets)
 
 
 def llms_markdown(table: WeightsTable) -> str:
@@ -151,14 +151,6 @@ def llms_markdown(table: WeightsTable) -> str:
         width = f"{entry.projector[0]} -> {entry.projector[1]}"
         qformer = "yes" if entry.qformer else "no"
         rows.append((f"`{entry.llm}`", f"`{entry.model_type}`", template, end, qformer, width, *files))
-    return _grid(rows)
-
-
-def _presets_markdown(table: WeightsTable) -> str:
-    rows = [("preset", "files", "size")]
-    for name, files in table.presets.items():
-        total = sum(table.files[file].about for file in files)
-        rows.append((f"`{name}`", ", ".join(f"`{file}`" for file in files), f"about {human(total)}"))
     return _grid(rows)
 
 
@@ -240,7 +232,7 @@ class WeightsFolder:
         if self.has(entry):
             return []
         target = self.root / entry.path
-        if not entry.is_repository and target.exists():
+        if not entry.sources[0].startswith("hf:") and target.exists():
             files = [_adopt(entry, target)]
         else:
             files = self._from_sources(entry, target)
