@@ -54,7 +54,6 @@ SECONDS = 60.0
 PAUSE = 10.0
 """Seconds that an upload may rest."""
 
-
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
 CODE_FONTS = ("ui-monospace", "DejaVu Sans Mono", "monospace")
 CSS = """
