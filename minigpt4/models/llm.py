@@ -26,8 +26,7 @@ from transformers import (
 
 from minigpt4.common.checkpoint import read_weights
 from minigpt4.common.errors import WeightsError, errors_as
-from minigpt4.common.llm_conversion import reads_pickles
-from minigpt4.common.torch_files import check_torch_file
+from minigpt4.common.torch_files import check_torch_file, reads_pickles
 from minigpt4.models.attention import attention_for, enable_activation_checkpointing
 from minigpt4.models.base_model import DTYPES, freeze
 from minigpt4.models.fsdp import load_sharded
