@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from minigpt4.common.errors import ConfigError, RunError
 
@@ -154,6 +156,21 @@ def _device(wanted: str, local_rank: int, world_size: int) -> torch.device:
             )
         return torch.device("cuda", local_rank)
     return torch.device(wanted)
+
+
+def distribute(model: nn.Module, processes: Processes, trained: Mapping[str, nn.Parameter]) -> nn.Module:
+    """The model as DDP over its trained parameters only; as it is in a single process.
+
+    DDP would otherwise send 15 GB of frozen weights around at the start.
+    """
+    if processes.world_size == 1:
+        return model
+    own = {id(parameter) for parameter in trained.values()}
+    ignored = [name for name, parameter in model.named_parameters() if id(parameter) not in own]
+    ignored += [name for name, _ in model.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+    devices = [processes.device] if processes.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
 # Random state of a process: seeding it, and carrying it over a restart.

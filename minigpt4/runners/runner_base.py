@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from minigpt4.common.checkpoint import (
     BEST,
@@ -26,7 +25,7 @@ from minigpt4.common.checkpoint import (
     save_checkpoint,
 )
 from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import Processes, StopRequest, rng_state, set_rng_state
+from minigpt4.common.dist_utils import Processes, StopRequest, distribute, rng_state, set_rng_state
 from minigpt4.common.errors import MiniGPT4Error, RunError, WeightsError, errors_as
 from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder
@@ -188,10 +187,13 @@ class RunnerBase:
         if self.features is not None:
             samples = self.features.complete_batch(samples)
         self.schedule.step(epoch, iteration)
-        sync_gradients = self._sync_gradients(iteration)
+        # With the published sum, the rest of an epoch waits for the next one.
+        epoch_ends = run.accum_loss == "mean" and iteration + 1 == run.iters_per_epoch
+        sync_gradients = epoch_ends or (iteration + 1) % run.accum_grad_iters == 0
 
-        alone = self.processes.world_size == 1 or sync_gradients
-        with nullcontext() if alone else self.wrapped_model.no_sync():
+        # Ranks exchange gradients only in the micro-batch that completes the update.
+        accumulates_alone = self.processes.world_size > 1 and not sync_gradients
+        with self.wrapped_model.no_sync() if accumulates_alone else nullcontext():
             with self.autocast():
                 output = self.task.train_step(self.wrapped_model, samples)
             loss, num_tokens = output["loss"], output["num_tokens"]
@@ -231,11 +233,6 @@ class RunnerBase:
         self.num_tokens = 0
         self.bad_losses = torch.zeros((), device=self.device)
         self.image_ids: list[Any] = []
-
-    def _sync_gradients(self, iteration: int) -> bool:
-        """Every `accum_grad_iters` iterations; with the published sum the rest of an epoch waits for the next."""
-        last = self.run.accum_loss == "mean" and iteration + 1 == self.run.iters_per_epoch
-        return last or (iteration + 1) % self.run.accum_grad_iters == 0
 
     def autocast(self) -> torch.autocast:
         """The run's mixed precision."""
@@ -495,21 +492,6 @@ def _counts(parameters: Mapping[str, nn.Parameter]) -> str:
     for name, parameter in parameters.items():
         found[name.split(".")[0]] += parameter.numel()
     return ", ".join(f"{part} {count:,}" for part, count in found.items())
-
-
-def distribute(model: nn.Module, processes: Processes, trained: Mapping[str, nn.Parameter]) -> nn.Module:
-    """The model as DDP over its trained parameters only; as it is in a single process.
-
-    DDP would otherwise send 15 GB of frozen weights around at the start.
-    """
-    if processes.world_size == 1:
-        return model
-    own = {id(parameter) for parameter in trained.values()}
-    ignored = [name for name, parameter in model.named_parameters() if id(parameter) not in own]
-    ignored += [name for name, _ in model.named_buffers()]
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
-    devices = [processes.device] if processes.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
 
 
 @contextmanager
