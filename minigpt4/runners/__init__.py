@@ -2,7 +2,7 @@
 
 from minigpt4.common.config import Config
 from minigpt4.common.errors import RegistryError
-from minigpt4.common.optims import LinearWarmupCosineLRScheduler, LinearWarmupStepLRScheduler
+from minigpt4.common.optims import ConstantLRScheduler, LinearWarmupCosineLRScheduler, LinearWarmupStepLRScheduler
 from minigpt4.common.registry import registry
 from minigpt4.common.run_log import check_trackers
 from minigpt4.evaluation import require_caption_metrics
@@ -10,6 +10,7 @@ from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.runners.state import choose_folder
 
 __all__ = [
+    "ConstantLRScheduler",
     "LinearWarmupCosineLRScheduler",
     "LinearWarmupStepLRScheduler",
     "RunnerBase",
