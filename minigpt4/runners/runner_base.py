@@ -220,7 +220,7 @@ class RunnerBase:
                 nn.utils.clip_grads_with_norm_(self.parameters.values(), run.max_grad_norm, norm)
             bad_gradient = ~norm.isfinite()  # the same on all ranks, for they have the same gradients
             if not self.scaler.is_enabled():
-                self.optimizer.found_inf = bad_gradient.float()
+                self.optimizer.found_inf = bad_gradient.float()  # as a scaler does: the fused step reads it and skips
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.guard.watch(bad_gradient, self.bad_losses > 0, self.image_ids)
