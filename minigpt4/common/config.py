@@ -450,7 +450,11 @@ def _set_image_sizes(config: Config) -> None:
     """Processors take the model's image size; one of its own is an error, which the original finds in step 1 only."""
     wanted = getattr(config.model, "image_size", None)
     if wanted is None:
-        return
+        if not isinstance(config.model, MiniGPT4Config):
+            return
+        from minigpt4.models.vision_tower import image_size_of  # timm or a directory knows
+
+        wanted = config.model.image_size = image_size_of(config.model)
     for key, processor in _image_sections(config).items():
         if processor.image_size is None:
             processor.image_size = wanted
@@ -461,31 +465,32 @@ def _set_image_sizes(config: Config) -> None:
 
 
 def _set_statistics(config: Config) -> None:
-    """Processors without mean and std take those of the tower's training; CLIP's, their default, are EVA-CLIP's."""
-    tower = getattr(config.model, "vit_model", EVA_CLIP_G)
-    if tower == EVA_CLIP_G or not isinstance(config.model, MiniGPT4Config):
+    """Images are normalised as the tower was trained; a processor with other numbers is an error."""
+    if not isinstance(config.model, MiniGPT4Config):
         return
+    tower, sections = config.model.vit_model, _image_sections(config)
+    if tower == EVA_CLIP_G and all(own.kwargs.get(name) is None for own in sections.values() for name in STATISTICS):
+        return  # the processors' default, which is known without torch
     # These load torch and timm, for which an error of the file should not have to wait.
-    from minigpt4.models.eva_vit import tower_statistics
+    from minigpt4.models.vision_tower import tower_pixels
     from minigpt4.processors import takes_mean_and_std
 
-    own = tower_statistics(tower)
-    log.info("model.vit_model %s: images are normalised with its own %s where the file sets no other", tower, own)
-    other = []
-    for key, section in _image_sections(config).items():
+    pixels = tower_pixels(tower)
+    for key, section in sections.items():
         for name in STATISTICS if takes_mean_and_std(section.name) else ():
-            given = section.kwargs.get(name)
+            given, own = section.kwargs.get(name), None if pixels is None else getattr(pixels, name)
             if given is None and own is None:
                 raise ConfigError(
                     f"{config.source}: {key}.{name}: is missing, and timm does not know with which {name} of "
                     f"images {tower} was trained; set mean and std, three numbers each (R, G, B in 0..1)"
                 )
             if given is None:
-                section.kwargs[name] = own[name]
-            elif own is not None and given != own[name]:
-                other.append(f"{key}.{name}: {given}")
-    if other:
-        log.warning("%s: %s; %s was trained with %s", config.source, "; ".join(other), tower, own)
+                section.kwargs[name] = own
+            elif own is not None and given != own:
+                raise ConfigError(
+                    f"{config.source}: {key}.{name}: {given} is not what model.vit_model: {tower} was trained with, "
+                    f"{own}; leave it out"
+                )
 
 
 def _check_parallel(config: Config) -> None:

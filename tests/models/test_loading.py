@@ -12,7 +12,8 @@ from minigpt4.common.binding import bind
 from minigpt4.common.errors import WeightsError
 from minigpt4.common.model_schema import QFORMER_FILE, MiniGPT4Config
 from minigpt4.inference.prompts import CheckpointSwitch
-from minigpt4.models.loading import build_projection, load_trained, load_vision, vision_fingerprints
+from minigpt4.models.connectors import build_projection
+from minigpt4.models.loading import load_trained, load_vision, vision_fingerprints
 from minigpt4.models.mini_gpt4 import MiniGPT4
 
 VICUNA_7B, VICUNA_13B, QFORMER = 4096, 5120, 768
