@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Check what can be wrong, the cheap first, then ask, find failures and write the report."""
-    from minigpt4 import launch
+    from minigpt4.common.dist_utils import start_processes, stop_processes
     from minigpt4.evaluation import failure_rate, generate
     from minigpt4.evaluation import failure_rate as failure_run
     from minigpt4.evaluation.failure_rate import summary
@@ -68,7 +68,7 @@ def evaluate(args: argparse.Namespace) -> None:
     judge = judge_of(args)
     checkpoints = generate.read_checkpoint_list(args.ckpt)
     run = config.run
-    processes = launch.start_processes(run.device, run.distributed, run.dist_url)
+    processes = start_processes(run.device, run.distributed, run.dist_url)
     setup_logging(processes.rank)
     log.info("Configuration of %s:\n%s", config.source, config.pretty())
     tasks = [task_called(name) for name in dict.fromkeys(args.tasks)]
@@ -79,7 +79,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if facts is not None:
         print(summary(facts))
         log.info("Everything is in %s; read failures.md there", args.save_path)
-    launch.stop_processes()
+    stop_processes()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Check what can be wrong, the cheap first, then caption, score and write the report."""
-    from minigpt4 import launch
+    from minigpt4.common.dist_utils import start_processes, stop_processes
     from minigpt4.evaluation import caption_run, generate, metrics, report
     from minigpt4.evaluation.report import summary
 
@@ -57,7 +57,7 @@ def evaluate(args: argparse.Namespace) -> None:
     families, notes = metrics.usable_families(args.metrics)
     checkpoints = generate.read_checkpoint_list(args.ckpt)
     run = config.run
-    processes = launch.start_processes(run.device, run.distributed, run.dist_url)
+    processes = start_processes(run.device, run.distributed, run.dist_url)
     setup_logging(processes.rank)
     log.info("Configuration of %s:\n%s", config.source, config.pretty())
     for note in notes:
@@ -67,7 +67,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if facts is not None:
         print(summary(facts))
         log.info("Everything is in %s; open report.html there", args.save_path)
-    launch.stop_processes()
+    stop_processes()
 
 
 def main(argv: list[str] | None = None) -> int:

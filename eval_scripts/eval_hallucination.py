@@ -130,9 +130,9 @@ def run_questions(args: argparse.Namespace) -> None:
 
 def run_pope(args: argparse.Namespace) -> None:
     """Answers and scores of checkpoints; the cheap checks come first."""
-    from minigpt4 import launch
     from minigpt4.common.binding import require_paths
     from minigpt4.common.config import Config
+    from minigpt4.common.dist_utils import start_processes, stop_processes
     from minigpt4.evaluation import pope as pope_run
     from minigpt4.evaluation.generate import read_checkpoint_list, without_datasets
 
@@ -142,7 +142,7 @@ def run_pope(args: argparse.Namespace) -> None:
     pope_run.question_files(questions, args.image_path)
     checkpoints = read_checkpoint_list(args.ckpt)
     run = config.run
-    processes = launch.start_processes(run.device, run.distributed, run.dist_url)
+    processes = start_processes(run.device, run.distributed, run.dist_url)
     setup_logging(processes.rank)
     prompt = args.prompt or pope_run.PROMPT
     plan = pope_run.PopeRun(config, checkpoints, questions, args.image_path, args.save_path, prompt)
@@ -151,7 +151,7 @@ def run_pope(args: argparse.Namespace) -> None:
         print(pope_run.table(facts).markdown())
         for row in facts["checkpoints"]:
             print(f"{row['name']}: {pope_summary(row)}")
-    launch.stop_processes()
+    stop_processes()
 
 
 def run_score(args: argparse.Namespace) -> None:
