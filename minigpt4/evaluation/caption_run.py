@@ -14,7 +14,7 @@ from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError
 from minigpt4.datasets import ImageCaptionJson, build_datasets
 from minigpt4.evaluation.caption_data import CaptionData, ReferenceMode
-from minigpt4.evaluation.generate import Asking, NamedCheckpoint, batch_size, setup_facts
+from minigpt4.evaluation.generate import NamedCheckpoint, PredictionRun, batch_size, setup_metadata
 from minigpt4.evaluation.metrics import CaptionScorer, metric_versions
 from minigpt4.evaluation.report import CaptionReport, ScoredCheckpoint, finished
 from minigpt4.inference.prompts import PromptRules
@@ -59,12 +59,12 @@ def evaluate(run: CaptionRun, processes: Processes) -> dict[str, Any] | None:
     references = data.references(run.reference_mode)
     rules = PromptRules.of(run.cfg.model, cfg.generation, cfg.seed)
     log.info("%d images; prompt %r; stop %s; %s", len(data), rules.prompt, rules.stop, rules.decoding)
-    asking = Asking(run.cfg, data, data.batches(batch_size(run.cfg)), [rules], run.checkpoints, run.folder)
-    answers = asking.answers(processes)
+    predictions = PredictionRun(run.cfg, data, data.batches(batch_size(run.cfg)), [rules], run.checkpoints, run.folder)
+    answers = predictions.answers(processes)
     if answers is None:
         return None
     said = [{image_id: answer.text for image_id, answer in own.items()} for (own,) in answers]
-    setup = setup_facts(run.cfg, rules)
+    setup = setup_metadata(run.cfg, rules)
     setup["versions"] |= metric_versions()
     key = _key(run, setup, references, said)
     facts = finished(run.folder, key)

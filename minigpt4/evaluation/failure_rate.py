@@ -28,7 +28,7 @@ from minigpt4.evaluation.failure_rules import (
     Task,
     write_answers,
 )
-from minigpt4.evaluation.generate import Asking, NamedCheckpoint, batch_size, setup_facts
+from minigpt4.evaluation.generate import NamedCheckpoint, PredictionRun, batch_size, setup_metadata
 from minigpt4.evaluation.judge import AT_ONCE, Judge, Question
 from minigpt4.evaluation.report import Table
 from minigpt4.inference.image_list import ImageFile, ImageList
@@ -336,7 +336,7 @@ def evaluate(run: FailureRun, processes: Processes) -> dict[str, Any] | None:
         )
     images = ImageList(run.images, image_processor(run.cfg), feature_cache(run.cfg))
     batches = images.batches(batch_size(run.cfg))
-    said = Asking(run.cfg, images, batches, rules, run.checkpoints, run.folder).answers(processes)
+    said = PredictionRun(run.cfg, images, batches, rules, run.checkpoints, run.folder).answers(processes)
     if said is None:
         return None
     answers, judging = _judged([answer.by_rules() for answer in _asked(run, said)], run)
@@ -385,6 +385,6 @@ def _judged(answers: list[AskedAnswer], run: FailureRun) -> tuple[list[AskedAnsw
 
 
 def _setup(run: FailureRun, rules: Sequence[PromptRules]) -> dict[str, Any]:
-    setup = setup_facts(run.cfg, rules[0])
+    setup = setup_metadata(run.cfg, rules[0])
     del setup["prompt"]
     return {"prompts": {task.name: own.prompt for task, own in zip(run.tasks, rules, strict=True)}, **setup}

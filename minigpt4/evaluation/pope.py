@@ -20,7 +20,7 @@ from minigpt4.common.text import LINE_END, decode, parse_json
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation.bootstrap import wilson
 from minigpt4.evaluation.chair import Truth
-from minigpt4.evaluation.generate import Asking, NamedCheckpoint, batch_size, setup_facts
+from minigpt4.evaluation.generate import NamedCheckpoint, PredictionRun, batch_size, setup_metadata
 from minigpt4.evaluation.report import Table, score_table
 from minigpt4.inference.image_list import ImageFile, ImageList
 from minigpt4.inference.pipeline import image_processor
@@ -348,11 +348,13 @@ def evaluate(run: PopeRun, processes: Processes) -> dict[str, Any] | None:
     log.info("%d questions; prompt %r; stop %s; %s", len(run.questions), rules.prompt, rules.stop, rules.decoding)
     files = question_files(run.questions, run.images)
     items = ImageList(files, image_processor(run.cfg), feature_cache(run.cfg))
-    asking = Asking(run.cfg, items, items.batches(batch_size(run.cfg)), [rules], run.checkpoints, run.folder)
-    said = asking.answers(processes)
+    predictions = PredictionRun(
+        run.cfg, items, items.batches(batch_size(run.cfg)), [rules], run.checkpoints, run.folder
+    )
+    said = predictions.answers(processes)
     if said is None:
         return None
-    setup = setup_facts(run.cfg, dataclasses.replace(rules, own_prompts={}))
+    setup = setup_metadata(run.cfg, dataclasses.replace(rules, own_prompts={}))
     rows = [_row(run, checkpoint, own) for checkpoint, (own,) in zip(run.checkpoints, said, strict=True)]
     facts = {"setup": setup, "images": len({file.file for file in files}), "checkpoints": rows}
     write_json(run.folder / "pope.json", facts, "--save_path")
