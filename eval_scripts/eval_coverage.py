@@ -16,7 +16,7 @@ from pathlib import Path
 
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import exit_status, write_json
-from minigpt4.evaluation.caption_data import match, read_references, read_results
+from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
 from minigpt4.evaluation.coverage import SYSTEM, coverage, prompt_of, score
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
 
@@ -63,7 +63,7 @@ def show(scored: dict) -> str:
     if scored["images_with_fewer_captions"]:
         lines.append(f"{scored['images_with_fewer_captions']} images have fewer than 5 captions; they can cover fewer")
     if unread := scored["unparsable"]:
-        shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
+        shown = first_few(unread, 5)
         lines.append(f"{len(unread)} answers of the judge could not be read and are left out: images {shown}")
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """The images of a caption evaluation, each once, with their references, in batches that depend on the data alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -121,7 +121,6 @@ def _where(dataset: ImageCaptionJson, number: int) -> str:
 
 TEXT_FIELDS = (JOINED, "caption")
 FLICKR_COLUMNS = {"raw", SPLIT_FIELD, "filename"}
-SHOWN = 3
 
 
 @dataclass
@@ -193,11 +192,11 @@ def match(
     """
     unknown = [image_id for image_id in results if image_id not in references]
     if unknown:
-        raise SampleError(f"{len(unknown)} of {len(results)} images have no reference: {_some(unknown)}")
+        raise SampleError(f"{len(unknown)} of {len(results)} images have no reference: {first_few(unknown)}")
     missing = [image_id for image_id in references if image_id not in results]
     if missing and not partial:
         raise SampleError(
-            f"{len(missing)} of {len(references)} images of the references have no caption: {_some(missing)}; with "
+            f"{len(missing)} of {len(references)} images of the references have no caption: {first_few(missing)}; with "
             "--partial the others are scored alone"
         )
     return {image_id: references[image_id] for image_id in results}
@@ -244,5 +243,7 @@ def _texts(image: _Image, mode: ReferenceMode, where: str) -> list[str]:
     return image.captions or image.joined
 
 
-def _some(image_ids: Sequence[str]) -> str:
-    return ", ".join(image_ids[:SHOWN]) + (", ..." if len(image_ids) > SHOWN else "")
+def first_few(names: Iterable[str], shown: int = 3) -> str:
+    """`a, b, c, ...`, for errors."""
+    names = list(names)
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
