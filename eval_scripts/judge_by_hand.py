@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.evaluation.failure_rate import ANSWERS, FILE, Sitting
-from minigpt4.evaluation.failure_rules import KINDS, AskedAnswer, read_answers
+from minigpt4.evaluation.failure_rate import ANSWERS, VERDICTS, AnnotationSession, AskedAnswer, read_answers
+from minigpt4.evaluation.failure_rules import KINDS
 from minigpt4.processors import open_image
 
 if TYPE_CHECKING:
@@ -29,23 +29,23 @@ debris in it; **not English**; **off the image**: mostly about things that are n
 what was asked for."""
 
 
-def page(sitting: Sitting) -> "gradio.Blocks":
+def page(session: AnnotationSession) -> "gradio.Blocks":
     """The page; each button is an API of its name too, with `_` for blanks."""
     import gradio as gr
 
     def show(place: int) -> list[Any]:
-        done = f"{sitting.judged} of {len(sitting.answers)} answers judged"
-        buttons = [gr.update(interactive=place < len(sitting.answers))] * (1 + len(KINDS))
-        if place >= len(sitting.answers):
+        done = f"{session.judged} of {len(session.answers)} answers judged"
+        buttons = [gr.update(interactive=place < len(session.answers))] * (1 + len(KINDS))
+        if place >= len(session.answers):
             return [place, done, None, "Thank you: nothing is left.", "", *buttons]
-        answer = sitting.answers[place]
+        answer = session.answers[place]
         instruction = f"**{answer.instruction}**"
         return [place, done, open_image(Path(answer.image)), instruction, answer.text, *buttons]
 
     def judge(place: int, kinds: list[str]) -> list[Any]:
-        if place < len(sitting.answers):
-            sitting.judge(place, kinds)
-        return show(sitting.next_after(place))
+        if place < len(session.answers):
+            session.judge(place, kinds)
+        return show(session.next_after(place))
 
     with gr.Blocks(title="Judge answers", analytics_enabled=False) as blocks:
         place = gr.State(0)
@@ -64,7 +64,7 @@ def page(sitting: Sitting) -> "gradio.Blocks":
             kinds = [] if name == FINE else [name]
             button.click(_with_kinds(judge, kinds), place, outputs, api_name=name.replace(" ", "_"))
         back.click(lambda place: show(max(0, place - 1)), place, outputs, api_name="back")
-        blocks.load(lambda: show(sitting.next_after(-1)), None, outputs, api_name="start")
+        blocks.load(lambda: show(session.next_after(-1)), None, outputs, api_name="start")
     return blocks
 
 
@@ -101,12 +101,12 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError('gradio is not installed; run: pip install -e ".[demo]"')
         answers = read_answers(args.folder / ANSWERS)
         _require_images(args.folder / ANSWERS, answers)
-        sitting = Sitting(answers, args.folder / FILE, args.seed)
+        session = AnnotationSession(answers, args.folder / VERDICTS, args.seed)
     except MiniGPT4Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{sitting.judged} of {len(sitting.answers)} answers are judged; verdicts go to {args.folder / FILE}")
-    page(sitting).launch(server_name=args.host, server_port=args.port)
+    print(f"{session.judged} of {len(session.answers)} answers are judged; verdicts go to {args.folder / VERDICTS}")
+    page(session).launch(server_name=args.host, server_port=args.port)
     return 0
 
 
