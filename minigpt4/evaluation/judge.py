@@ -1,8 +1,8 @@
-"""A language model as judge, behind any OpenAI-compatible endpoint, with answers that are paid for once.
+"""A language model as judge, behind any OpenAI-compatible endpoint; each answer is paid for once.
 
-Answers are kept in a JSON-lines file, under a hash of endpoint, model, messages (the bytes of images included),
-temperature and length: whoever asks the same again gets the same answer without a request, and a killed evaluation
-goes on. The key of the account is neither logged nor written.
+Answers are kept in a JSON-lines file, under a hash of endpoint, model, messages (bytes of images included), temperature
+and length: the same question again sends no request, and a killed evaluation resumes. The account's key is neither
+logged nor written.
 """
 
 import argparse
@@ -70,13 +70,13 @@ class JudgeEndpoint:
     """Where the judge is, and how it is asked.
 
     `url` is that of a server (`http://localhost:8000`), of its API (`https://api.openai.com/v1`) or of
-    `.../chat/completions` itself. ConfigError for a URL that is none, or one that holds a password or a query.
+    `.../chat/completions` itself. ConfigError for an invalid URL, or one that holds a password or a query.
     """
 
     url: str
     model: str
     key_variable: str = KEY_VARIABLE
-    """Environment variable with the key; where it is not set, requests go without one, as local servers want it."""
+    """Environment variable with the key; unset: requests carry none, which is right for local servers."""
 
     timeout: float = 120.0
     """Seconds without a sign of the server."""
@@ -161,7 +161,7 @@ class JudgeClient:
                 raise self._error(f"no answer that can be read ({error}); check --judge-url") from error
 
     def _adapts(self, refused: str | None, options: Mapping[str, Any]) -> bool:
-        """Newer models call the length otherwise, and some take no temperature."""
+        """Newer models have another name for the length, and some take no temperature."""
         if refused not in options or refused == "max_completion_tokens":
             return False
         others = {name: value for name, value in self._options.items() if name != refused}
@@ -254,7 +254,7 @@ class Judge:
     def ask_all(self, questions: Sequence[Question], *, at_once: int = AT_ONCE, title: str = "judge") -> list[str]:
         """The answers in the order of the questions; equal ones are asked once.
 
-        An answer is empty where the judge says nothing, which is asked again the next time. The first error ends it.
+        An answer is empty where the judge says nothing; it is asked again the next time. Stops at the first error.
 
         Raises:
             RunError: the endpoint gives no answer; the text says what to do.
@@ -267,8 +267,15 @@ class Judge:
         return [answers[question] for question in questions]
 
     def _answer(self, question: Question) -> str:
-        messages = _messages(question)
-        key = self._key(messages)
+        content: Any = question.text
+        if question.image is not None:
+            picture = {"type": "image_url", "image_url": {"url": data_url(question.image)}}
+            content = [{"type": "text", "text": question.text}, picture]
+        system = [{"role": "system", "content": question.system}] if question.system else []
+        messages = [*system, {"role": "user", "content": content}]
+        one = self.endpoint
+        whole = [one.address, one.model, one.max_tokens, one.temperature, messages]
+        key = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
         answer = self.answers.get(key)
         if answer is None:
             answer = self._client.complete(messages)
@@ -276,14 +283,9 @@ class Judge:
                 self.answers.put(key, answer, {"model": self.endpoint.model, "question": question.text})
         return answer
 
-    def _key(self, messages: list[dict[str, Any]]) -> str:
-        endpoint = self.endpoint
-        whole = [endpoint.address, endpoint.model, endpoint.max_tokens, endpoint.temperature, messages]
-        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
-
 
 class AnswerCache:
-    """Answers by key in a JSON-lines file; a line that a kill cut off is passed over. For several threads.
+    """Answers by key in a JSON-lines file; a line that a kill cut off is skipped. Thread-safe.
 
     Raises:
         ConfigError: the file cannot be read or made.
@@ -322,15 +324,6 @@ class AnswerCache:
             if written < len(line):
                 raise RunError(f"{self._path}: answers cannot be kept (the disk is full)")
             self._answers[key] = answer
-
-
-def _messages(question: Question) -> list[dict[str, Any]]:
-    content: Any = question.text
-    if question.image is not None:
-        picture = {"type": "image_url", "image_url": {"url": data_url(question.image)}}
-        content = [{"type": "text", "text": question.text}, picture]
-    system = [{"role": "system", "content": question.system}] if question.system else []
-    return [*system, {"role": "user", "content": content}]
 
 
 def data_url(image: Path) -> str:
