@@ -1,12 +1,12 @@
-"""How much of people's captions descriptions cover, by a language model as judge.
+"""How much of people's captions the descriptions cover, with a language model as judge.
 
     python eval_scripts/eval_coverage.py RESULTS.json captions_val2014.json --partial --protocol captions \
         --judge-url https://api.openai.com/v1 --judge-model gpt-4-1106-preview --output coverage.json
     python eval_scripts/eval_coverage.py RESULTS.json flickr30k/flickr_annotations_30k.csv --protocol objects \
         --judge-url http://localhost:8000/v1 --judge-model Qwen/Qwen2.5-14B-Instruct
 Protocols: `captions` counts the covered ones of five captions, 0 to 5; `objects` is the share of descriptions that
-cover all objects and relations of one caption. The two cannot be compared. Answers are kept: the same command again
-asks nothing, and goes on after a kill.
+cover all objects and relations of one caption. The two cannot be compared. Answers are kept: the same command resumes,
+and asks nothing twice.
 """
 
 import argparse

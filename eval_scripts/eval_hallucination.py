@@ -1,4 +1,4 @@
-"""What captions and answers say about objects that are not there.
+"""How often captions and answers name objects that are not there.
 
 CHAIR of captions, no model needed:
     python eval_scripts/eval_py chair RESULTS.json instances_val2014.json --partial \
@@ -19,9 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from minigpt4.common.binding import require_paths
+from minigpt4.common.config import Config
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import exit_status, write_json
 from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
+from minigpt4.evaluation.generate import read_checkpoint_list, without_datasets
 from minigpt4.evaluation.hallucination import (
     NEGATIVES,
     PROMPT,
@@ -145,19 +148,15 @@ def run_questions(args: argparse.Namespace) -> None:
 
 
 def run_pope(args: argparse.Namespace) -> None:
-    """Answers and scores of checkpoints; the cheap checks come first."""
+    """Answers and scores of checkpoints; cheap checks first."""
     from minigpt4 import launch
-    from minigpt4.common.binding import require_paths
-    from minigpt4.common.config import Config
-    from minigpt4.evaluation.generate import read_checkpoint_list, without_datasets
 
     config = without_datasets(Config(args).validate(training=False))
     require_paths(config.sections(), config.source)
     questions = read_questions(args.questions)
     question_files(questions, args.image_path)  # are the images there?
     checkpoints = read_checkpoint_list(args.ckpt)
-    run = config.run
-    processes = launch.start_processes(run.device, run.distributed, run.dist_url)
+    processes = launch.start_processes(config.run.device, config.run.distributed, config.run.dist_url)
     setup_logging(processes.rank)
     prompt = args.prompt or PROMPT
     plan = PopeRun(config, checkpoints, questions, args.image_path, args.save_path, prompt)

@@ -4,13 +4,14 @@
     python eval_scripts/eval_failure_rate.py ... --verdicts output/failures/verdicts.jsonl
 
 The page does not say which checkpoint an answer is from, and the order is shuffled. Every verdict is written at once;
-the same command goes on after a stop. Needs gradio: pip install -e ".[demo]"
+the same command resumes. Needs gradio: pip install -e ".[demo]"
 """
 
 import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,27 +57,18 @@ def page(session: AnnotationSession) -> "gradio.Blocks":
                 instruction = gr.Markdown()
                 text = gr.Textbox(label="answer", lines=12, interactive=False)
         with gr.Row():
-            buttons = {name: gr.Button(name, variant="primary" if name == FINE else "secondary") for name in _names()}
+            buttons = {
+                name: gr.Button(name, variant="primary" if name == FINE else "secondary") for name in (FINE, *KINDS)
+            }
         back = gr.Button("back to the answer before", size="sm")
         gr.Markdown(HELP)
         outputs = [place, done, image, instruction, text, *buttons.values()]
         for name, button in buttons.items():
             kinds = [] if name == FINE else [name]
-            button.click(_with_kinds(judge, kinds), place, outputs, api_name=name.replace(" ", "_"))
+            button.click(partial(judge, kinds=kinds), place, outputs, api_name=name.replace(" ", "_"))
         back.click(lambda place: show(max(0, place - 1)), place, outputs, api_name="back")
         blocks.load(lambda: show(session.next_after(-1)), None, outputs, api_name="start")
     return blocks
-
-
-def _names() -> tuple[str, ...]:
-    return (FINE, *KINDS)
-
-
-def _with_kinds(judge: Any, kinds: list[str]) -> Any:
-    def clicked(place: int) -> list[Any]:
-        return judge(place, kinds)
-
-    return clicked
 
 
 def _require_images(file: Path, answers: Sequence[AskedAnswer]) -> None:
@@ -89,7 +81,7 @@ def _require_images(file: Path, answers: Sequence[AskedAnswer]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for an error that the user can mend."""
+    """Returns the exit status: 0, or 2 for an error that the user can fix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of eval_failure_rate.py")
     parser.add_argument("--seed", type=int, default=0, help="of the order (0)")

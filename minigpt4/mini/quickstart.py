@@ -389,7 +389,7 @@ def main(argv: list[str] | None = None) -> int:
             progress.start(step.title)
             progress.finish(step.run(progress))
     except KeyboardInterrupt:
-        sys.stdout.write("\nStopped. The same command goes on from here.\n")
+        sys.stdout.write("\nStopped. The same command resumes.\n")
         return 130
     except MiniGPT4Error as error:
         sys.stderr.write(f"\nerror: {error}\n")
