@@ -1,10 +1,10 @@
-"""Talk to MiniGPT-4 about pictures: a page in the browser, or the terminal.
+"""Chat with MiniGPT-4 about images: a page in the browser, or the terminal.
 
 The checkpoint that the quickstart made, on a CPU; then open the address that is printed:
     python demo.py --cfg-path eval_configs/mini_eval.yaml
-The published model on the first GPU, for all machines of the network, behind a password:
+The published model on the first GPU, reachable from the network, with a password:
     MINIGPT4_AUTH=me:secret python demo.py --cfg-path eval_configs/minigpt4_eval.yaml --gpu-id 0 --server-name 0.0.0.0
-Two checkpoints to choose from, which share the frozen parts:
+Two checkpoints to choose from; the frozen parts are loaded once:
     python demo.py --cfg-path eval_configs/mini_eval.yaml --ckpt stage1=output/mini/stage1.pth
 The terminal; one answer and no conversation:
     python demo.py --cli --cfg-path eval_configs/mini_eval.yaml --image data/mini/flickr30k/flickr30k-images/1000900.jpg
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 AUTH_VARIABLE = "MINIGPT4_AUTH"
-"""USER:PASSWORD, for an option would stand in the list of processes."""
+"""USER:PASSWORD; an option would show in the process list."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -43,7 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg-path", required=True, help="YAML file with the model")
-    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
+    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="override config values")
     parser.add_argument("--gpu-id", type=int, default=0, help="GPU to use, where there is one (0)")
     _add_page_arguments(parser.add_argument_group("page"))
     _add_terminal_arguments(parser.add_argument_group("terminal"))
@@ -60,35 +60,32 @@ def _add_page_arguments(group: argparse._ArgumentGroup) -> None:
         action="append",
         default=[],
         metavar="NAME=FILE",
-        help="a further checkpoint to choose from; may be repeated",
+        help="another checkpoint to choose from; repeatable",
     )
     group.add_argument("--server-name", default="127.0.0.1", help="address to listen at; 0.0.0.0: all (127.0.0.1)")
     group.add_argument("--port", type=int, help="(the first free one from 7860)")
-    group.add_argument("--auth", metavar="USER:PASSWORD", help=f"who may come in; better as variable {AUTH_VARIABLE}")
-    group.add_argument("--share", action="store_true", help="a public address, through a tunnel of Gradio's")
+    group.add_argument("--auth", metavar="USER:PASSWORD", help=f"require a login; better set {AUTH_VARIABLE}")
+    group.add_argument("--share", action="store_true", help="public address, through Gradio's tunnel")
     group.add_argument("--max-image-mib", type=float, default=20, metavar="N", help="largest image file, MiB (20)")
     group.add_argument("--max-image-pixels", type=int, default=50_000_000, metavar="N", help="largest image (50000000)")
 
 
 def _add_terminal_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--cli", action="store_true", help="talk in the terminal")
-    group.add_argument("--image", action="append", default=[], help="picture to talk about; may be repeated")
-    group.add_argument("--prompt", help="one question; without it, questions are read until an empty line")
+    group.add_argument("--image", action="append", default=[], help="image to talk about; repeatable")
+    group.add_argument("--prompt", help="one question; without it, reads questions until an empty line")
     group.add_argument("--num-beams", type=int, default=1, help="beams (1)")
-    group.add_argument("--temperature", type=float, default=0.0, help="0: the most likely answer (0)")
-    group.add_argument("--top-p", type=float, default=0.9, help="how unlikely words may be, above temperature 0 (0.9)")
+    group.add_argument("--temperature", type=float, default=0.0, help="0: greedy (0)")
+    group.add_argument("--top-p", type=float, default=0.9, help="nucleus sampling, above temperature 0 (0.9)")
     group.add_argument("--max-new-tokens", type=int, default=300, help="longest answer, tokens (300)")
-    group.add_argument("--seed", type=int, help="of the sampling; without it, each run is another")
+    group.add_argument("--seed", type=int, help="sampling seed; default: random")
 
 
 def load(args: argparse.Namespace, config: Config) -> "Engine":
-    """The engine, which does not run yet."""
+    """The engine; not started."""
     from minigpt4.serving.loading import load_engine
 
     return load_engine(config, args.ckpt, args.gpu_id)
-
-
-# The terminal
 
 
 def talk(args: argparse.Namespace, config: Config) -> int:
@@ -110,9 +107,6 @@ def talk(args: argparse.Namespace, config: Config) -> int:
         for image in images:
             terminal.chat.show(image)
         return terminal.talk() if args.prompt is None else terminal.answer(args.prompt)
-
-
-# The page
 
 
 def serve(args: argparse.Namespace, config: Config) -> int:
@@ -170,7 +164,7 @@ def require_free_port(host: str, port: int | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, 2 for an error that the user can mend, 130 for an answer that Ctrl-C ended."""
+    """Exit status: 0, 2 for an error that the user can fix, 130 for an answer that Ctrl-C ended."""
     args = parse_args(argv)
     setup_logging(rank=0)
     try:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from minigpt4.common.errors import SampleError
 from minigpt4.common.text import parse_json, require_readable
 from minigpt4.common.utils import as_json, exit_status, replacing
-from minigpt4.datasets.datasets.records import Records
+from minigpt4.datasets.datasets.image_caption_json import Records
 
 ANNOTATIONS = "flickr_annotations_30k.csv"
 RESULTS = "results.csv"

@@ -1,8 +1,8 @@
-"""Serve MiniGPT-4 under an API in the words of OpenAI's; docs/serve.md has all of it.
+"""Serve MiniGPT-4 through an OpenAI-compatible API; see docs/serve.md.
 
 The checkpoint that the quickstart made, on a CPU:
     python serve.py --cfg-path eval_configs/mini_eval.yaml
-Several checkpoints by name, on one GPU, for other machines (the key stands in the environment, MINIGPT4_API_KEY):
+Several checkpoints on one GPU, reachable from the network (set the key as MINIGPT4_API_KEY):
     python serve.py --cfg-path eval_configs/minigpt4_eval.yaml --ckpt epoch4=RUN/checkpoint_4.pth --host 0.0.0.0
 """
 
@@ -26,25 +26,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg-path", required=True, help="YAML file with the model")
-    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
-    parser.add_argument("--ckpt", nargs="*", default=[], metavar="NAME=FILE", help="further checkpoints of the model")
+    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="override config values")
+    parser.add_argument("--ckpt", nargs="*", default=[], metavar="NAME=FILE", help="more checkpoints of the model")
     parser.add_argument("--gpu-id", type=int, default=0, help="GPU to use, where there is one (0)")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for any (8000)")
-    parser.add_argument("--max-rows", type=int, default=8, help="answers in the making at once (8)")
-    parser.add_argument("--limits", nargs="*", default=[], metavar="NAME=VALUE", help="limits that differ")
+    parser.add_argument("--max-rows", type=int, default=8, help="answers generated at once (8)")
+    parser.add_argument("--limits", nargs="*", default=[], metavar="NAME=VALUE", help="override limits")
     parser.add_argument(
         "--allow-image-host",
         action="append",
         default=[],
         metavar="HOST[:PORT]",
-        help="a host that image URLs may name; without one only data URLs are taken",
+        help="host that image URLs may name; without one only data URLs are accepted",
     )
     return parser.parse_args(argv)
 
 
 def require_packages() -> None:
-    """ConfigError with the command that brings what is missing."""
+    """ConfigError with the install command for what is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f'the server needs {", ".join(missing)}; pip install -e ".[serve]" brings it')
@@ -76,7 +76,7 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0 after a signal, 2 for an error that the user can mend."""
+    """Exit status: 0 after a signal, 2 for an error that the user can fix."""
     args = parse_args(argv)
     setup_logging(rank=0)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # both end in the same way, while the model loads too

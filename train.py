@@ -29,39 +29,45 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg-path", required=True, help="YAML file of the run")
-    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
+    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="override config values")
     parser.add_argument("--check", action="store_true", help="validate, print parameters and GPU memory, and stop")
     parser.add_argument("--gpus", type=int, help="with --check: GPUs of the run (the launcher's, or run.world_size)")
     parser.add_argument("--gpu-gib", type=float, help="with --check: GPU memory to fit in (this GPU's, else 24)")
     return parser.parse_args(argv)
 
 
-def train(config: Config) -> None:
+def train(cfg: Config) -> None:
     """Build everything in order, the cheap and fallible first, and train, or evaluate."""
-    with phase(start_clock.IMPORTS):
-        from minigpt4 import launch
+    with phase(start_clock.IMPORTS):  # of torch, which a fault of the configuration has not waited for
+        from minigpt4.common.dist_utils import seed_everything, start_processes, stop_processes
+        from minigpt4.datasets import first_sample
+        from minigpt4.runners import choose_folder, get_runner_class
+        from minigpt4.tasks import setup_task
 
     with phase(start_clock.PROCESSES):
-        processes = launch.start_processes(config.run.device, config.run.distributed, config.run.dist_url)
+        processes = start_processes(cfg.run.device, cfg.run.distributed, cfg.run.dist_url)
     setup_logging(processes.rank)
-    config, folder = launch.choose_folder(config, processes)
-    launch.seed_everything(config.run.seed + processes.rank)
-    log.info("Configuration of %s:\n%s", config.source, config.pretty())
-    launch.check_needs(config.run)
-    task = launch.setup_task(config)
+    cfg, folder = choose_folder(cfg, processes)
+    seed_everything(cfg.run.seed + processes.rank)
+    log.info("Configuration of %s:\n%s", cfg.source, cfg.pretty())
+
+    runner_class = get_runner_class(cfg)
+    task = setup_task(cfg)
     with phase(start_clock.DATA):
-        datasets = task.build_datasets(config)
-        launch.show_first_samples(datasets)
-    model = task.build_model(config, processes.device)
-    runner_class = launch.registry.get_runner_class(config.run.runner)
-    runner = runner_class(config, folder.job_id, task, model, datasets, processes)
-    if config.run.evaluate:
+        datasets = task.build_datasets(cfg)
+        for splits in datasets.values():
+            for dataset in splits.values():
+                log.info("%s", first_sample(dataset))  # faults of the data before minutes of loading
+    model = task.build_model(cfg, processes.device)
+    runner = runner_class(cfg, folder.job_id, task, model, datasets, processes)
+
+    if cfg.run.evaluate:
         runner.evaluate()
         end = "Evaluation finished"
     else:
         end = "Training finished" if runner.train() else "Training stopped"
     log.info("%s; everything is in %s", end, folder.path)
-    launch.stop_processes()
+    stop_processes()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,14 +77,14 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging(rank=0)
     try:
         with phase(start_clock.CONFIGURATION):
-            config = Config(args).validate(training=not args.check)  # faults of the file before torch loads
+            cfg = Config(args).validate(training=not args.check)  # faults of the file before torch loads
         if args.check:
             from minigpt4.check import check
 
-            print(check(config, args.gpu_gib, args.gpus))
+            print(check(cfg, args.gpu_gib, args.gpus))
             return 0
-        require_paths(config.sections(), config.source)
-        train(config)
+        require_paths(cfg.sections(), cfg.source)
+        train(cfg)
     except MiniGPT4Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

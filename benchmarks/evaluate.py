@@ -30,7 +30,7 @@ from tables import REPOSITORY, machine
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, RunError
 from minigpt4.common.utils import exit_status
-from minigpt4.datasets.datasets.records import Records
+from minigpt4.datasets.datasets.image_caption_json import Records
 from minigpt4.evaluation.report import JSON
 
 SCRIPT = REPOSITORY / "eval_scripts" / "eval_flickr30k.py"

@@ -81,7 +81,7 @@ def errors(contents: Sequence[bytes], switches: dict[str, bool]) -> tuple[float,
 
 
 def _levels(processor: Blip2ImageTrainProcessor, content: bytes) -> torch.Tensor:
-    return process_image(processor, content, levels=True).levels.short()
+    return process_image(processor, content, as_uint8=True).pixels.short()
 
 
 def measure(args: argparse.Namespace, folder: Path) -> str:

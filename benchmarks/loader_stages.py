@@ -42,7 +42,7 @@ def _stages(files: Files, batch_size: int) -> dict[str, tuple[float, float]]:
     decode_plain, decoded = _each(contents, lambda content: Image.open(io.BytesIO(content)).convert("RGB"))
     decode, _ = _each(contents, lambda content: process_image(_unchanged, content))
     resize_plain, resized = _each(decoded, resize)
-    resize_ours, levels = _each(decoded, processor.levels)
+    resize_ours, levels = _each(decoded, processor.uint8)
     normalise_plain, tensors = _each(resized, lambda image: normalise[1](normalise[0](image)))
     batch_plain = _repeated(tensors, batch_size)
     batch = _repeated(levels, batch_size)
@@ -98,7 +98,7 @@ class _Same(IterableDataset):
 
 
 def _copied(batch: torch.Tensor | Uint8Image) -> torch.Tensor | Uint8Image:
-    return batch.clone() if isinstance(batch, torch.Tensor) else Uint8Image(batch.levels.clone(), batch.mean, batch.std)
+    return batch.clone() if isinstance(batch, torch.Tensor) else Uint8Image(batch.pixels.clone(), batch.mean, batch.std)
 
 
 def _sending(batch: torch.Tensor | Uint8Image) -> float:

@@ -25,7 +25,7 @@ from minigpt4.conversation import clean_generated
 from minigpt4.evaluation.caption_data import CaptionData
 from minigpt4.evaluation.caption_run import for_evaluation, read_data
 from minigpt4.evaluation.metrics import FAMILIES, java_on_path
-from minigpt4.inference.prompts import PromptRules
+from minigpt4.inference.pipeline import PromptRules
 from minigpt4.models.generation import cut_at_stop
 from minigpt4.models.mini_gpt4 import MiniGPT4
 

@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.connectors import build_qformer
-from minigpt4.models.eva_vit import EVA_CLIP_G_SIZES, build_vision_encoder
+from minigpt4.models.eva_vit import EVA_CLIP_G_SIZES
 from minigpt4.models.memory import GIB
+from minigpt4.models.vision_tower import build_vision_encoder
 
 TOKENIZER = Path(__file__).parent.parent / "tests" / "data" / "parity" / "vicuna_tiny"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")

@@ -30,7 +30,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minigpt4.common.errors import RunError
-from minigpt4.common.llm_conversion import INDEX, PICKLE_INDEX
+from minigpt4.common.torch_files import INDEX, PICKLE_INDEX
 from minigpt4.common.utils import exit_status
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.llm import load_llm

@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Cheap checks first; then ask, find failures and write the report."""
-    from minigpt4 import launch
+    from minigpt4.common.dist_utils import start_processes, stop_processes
     from minigpt4.evaluation.failure_rate import FailureRun, evaluate, read_verdicts, summary
     from minigpt4.evaluation.generate import read_checkpoint_list, without_datasets
     from minigpt4.inference.image_list import find_images
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     images = find_images(args.images, args.image_folder, args.limit, config.run.seed)
     judge = judge_of(args)
     checkpoints = read_checkpoint_list(args.ckpt)
-    processes = launch.start_processes(config.run.device, config.run.distributed, config.run.dist_url)
+    processes = start_processes(config.run.device, config.run.distributed, config.run.dist_url)
     setup_logging(processes.rank)
     log.info("Configuration of %s:\n%s", config.source, config.pretty())
     tasks = [task_called(name) for name in dict.fromkeys(args.tasks)]
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     if results is not None:
         print(summary(results))
         log.info("Everything is in %s; read failures.md there", args.save_path)
-    launch.stop_processes()
+    stop_processes()
 
 
 def main(argv: list[str] | None = None) -> int:

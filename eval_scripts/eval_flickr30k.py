@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Cheap checks first; then caption, score and write the report."""
-    from minigpt4 import launch
+    from minigpt4.common.dist_utils import start_processes, stop_processes
     from minigpt4.evaluation.caption_run import CaptionRun, evaluate, for_evaluation
     from minigpt4.evaluation.generate import read_checkpoint_list
     from minigpt4.evaluation.report import require_figures, summary
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     require_figures("metrics.png")
     families, notes = usable_families(args.metrics)
     checkpoints = read_checkpoint_list(args.ckpt)
-    processes = launch.start_processes(config.run.device, config.run.distributed, config.run.dist_url)
+    processes = start_processes(config.run.device, config.run.distributed, config.run.dist_url)
     setup_logging(processes.rank)
     log.info("Configuration of %s:\n%s", config.source, config.pretty())
     for note in notes:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     if results is not None:
         print(summary(results))
         log.info("Everything is in %s; open report.html there", args.save_path)
-    launch.stop_processes()
+    stop_processes()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 
 from minigpt4.common.binding import require_paths
 from minigpt4.common.config import Config
+from minigpt4.common.dist_utils import start_processes, stop_processes
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import exit_status, write_json
 from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
@@ -149,14 +150,12 @@ def run_questions(args: argparse.Namespace) -> None:
 
 def run_pope(args: argparse.Namespace) -> None:
     """Answers and scores of checkpoints; cheap checks first."""
-    from minigpt4 import launch
-
     config = without_datasets(Config(args).validate(training=False))
     require_paths(config.sections(), config.source)
     questions = read_questions(args.questions)
     question_files(questions, args.image_path)  # are the images there?
     checkpoints = read_checkpoint_list(args.ckpt)
-    processes = launch.start_processes(config.run.device, config.run.distributed, config.run.dist_url)
+    processes = start_processes(config.run.device, config.run.distributed, config.run.dist_url)
     setup_logging(processes.rank)
     prompt = args.prompt or PROMPT
     plan = PopeRun(config, checkpoints, questions, args.image_path, args.save_path, prompt)
@@ -165,7 +164,7 @@ def run_pope(args: argparse.Namespace) -> None:
         print(pope_table(results).markdown())
         for row in results["checkpoints"]:
             print(f"{row['name']}: {pope_summary(row)}")
-    launch.stop_processes()
+    stop_processes()
 
 
 def run_score(args: argparse.Namespace) -> None:

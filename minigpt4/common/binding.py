@@ -1,8 +1,15 @@
-"""Paths in a configuration: placeholders, and files that are not there.
+"""From a YAML section to its dataclass, with every fault of the section in one ConfigError.
 
-A schema marks a field with `metadata={"path": kind}`: `file`, `dir`, or `data` for what a dataset reads, a
-file or folder, brace-expanded shards such as `shards/{000..099}.tar`, or a URL. URLs are not looked at.
-`checkpoint` is a file or the word `auto`; `later` and `data later` need not exist when a run starts.
+Types are checked here because OmegaConf's structured configs turn `True` into the text "True", refuse `1e3` for an
+integer, and stop at the first fault. A schema's field may have metadata:
+    {"path": "file" | "dir"}           must exist; ~ is the home directory
+    {"path": "checkpoint"}             a file, or the word `auto`
+    {"path": "data"}                   a file, a folder, shards such as `shards/{000..099}.tar`, or a URL
+    {"path": "later" | "data later"}   need not exist when a run starts
+    {"training": True}                 beside a path: not looked for with `run.evaluate`
+    {"extra": True}                    a dict that takes the keys which no other field has
+`REFUSED_KEYS: ClassVar = {key: reason}` of a schema names keys known from elsewhere, which are refused with the reason
+unless their value is empty, zero or false.
 """
 
 import dataclasses
@@ -21,22 +28,27 @@ from omegaconf import DictConfig
 from minigpt4.common.errors import ConfigError, hint
 from minigpt4.common.yaml_files import short, to_plain, with_option
 
-# From a YAML section to its dataclass, with every fault of the section in one ConfigError.
-#
-# Types are checked here rather than by OmegaConf's structured configs, which turn `True` into the text "True",
-# refuse `1e3` for an integer, and stop at the first fault.
-#
-# A schema may say more about a field in its metadata:
-#     {"path": "file" | "dir" | ...}      see `schemas.paths`; a leading ~ becomes the home directory
-#     {"extra": True}                     a dict that takes the keys which no other field has
-# and about keys that people know from elsewhere, in `REFUSED_KEYS: ClassVar = {key: reason}`: such a key is
-# refused with the reason, unless its value is empty, zero or false and so asks for nothing.
-
-
 T = TypeVar("T")
 
 MOST_FAULTS = 30
 """Shown of one section."""
+PLACEHOLDER = re.compile(
+    r"please set this value|^\?\?\?$|(^|/)path/to(/|$)|^todo\b|^<\s*(your|path|set|fill)\b", re.IGNORECASE
+)
+AUTO = "auto"
+"""In place of a checkpoint: the newest one."""
+RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?", re.ASCII)
+MOST_SHARDS = 1_000_000
+MOST_CHARACTERS = 200_000_000
+MOST_BRACES = 50
+LETTERS = 58
+"""Of the alphabet of `{a..e}`, at most."""
+MAX_NAME, MAX_PATH = 255, 4095
+"""Bytes; of Linux and most others."""
+THERE = {"file": os.path.isfile, "checkpoint": os.path.isfile, "dir": os.path.isdir, "data": os.path.exists}
+"""Unlike those of Path these are also False for names that no file can have."""
+ANGLE_BRACKETS = re.compile(r"^<.*>$")
+REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
 
 
 def bind(
@@ -89,15 +101,22 @@ def _bind(schema: type[T], values: Any, section: str, source: str) -> T:
             if name in values:
                 is_path = "path" in field.metadata
                 value = _convert(kinds[name], values[name], key, source)
-                _refuse_placeholders(value, key, source, is_path=is_path)
+                for text in value if isinstance(value, list) else [value]:
+                    if isinstance(text, str | Path) and is_placeholder(str(text), is_path=is_path):
+                        raise _SectionError(f"{key}: {_show(str(text))} is a placeholder; {_how_to_set(key, source)}")
                 arguments[name] = _path(value, field.metadata["path"], key) if is_path and value else value
-            elif _is_required(field):
+            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 raise _SectionError(f"{key}: is missing; {_how_to_set(key, source)}")
         except _SectionError as inner:
             faults.extend(inner.args)
     if faults:
         raise _SectionError(*faults)
-    return _construct(schema, arguments, section, fields)
+    try:
+        return schema(**arguments)
+    except ValueError as error:
+        text = str(error)
+        names_field = re.split(r"\W", text, maxsplit=1)[0] in fields
+        raise _SectionError(f"{section}.{text}" if names_field else f"{section}: {text}") from error
 
 
 def _unknown_keys(schema: type, unnamed: Mapping[str, Any], known: list[str], section: str) -> list[str]:
@@ -112,15 +131,6 @@ def _unknown_keys(schema: type, unnamed: Mapping[str, Any], known: list[str], se
     return faults
 
 
-def _construct(schema: type[T], arguments: dict[str, Any], section: str, fields: Mapping[str, Any]) -> T:
-    try:
-        return schema(**arguments)
-    except ValueError as error:
-        text = str(error)
-        names_field = re.split(r"\W", text, maxsplit=1)[0] in fields
-        raise _SectionError(f"{section}.{text}" if names_field else f"{section}: {text}") from error
-
-
 def _path(value: str | Path, kind: str, key: str) -> str | Path:
     """A path below the home directory in full, or _SectionError if no file can have this name."""
     try:
@@ -130,33 +140,31 @@ def _path(value: str | Path, kind: str, key: str) -> str | Path:
         raise _SectionError(f"{key}: {_show(value)}: {error}") from error
 
 
-def _is_required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
 def _how_to_set(key: str, source: str) -> str:
     return f"set it in {source} or with --options {key}=..."
 
 
-def _refuse_placeholders(value: Any, key: str, source: str, *, is_path: bool) -> None:
-    for text in value if isinstance(value, list) else [value]:
-        if isinstance(text, str | Path) and is_placeholder(str(text), is_path=is_path):
-            raise _SectionError(f"{key}: {_show(str(text))} is a placeholder; {_how_to_set(key, source)}")
-
-
 def _convert(kind: Any, value: Any, key: str, source: str) -> Any:
     """`value` as `kind`, or _SectionError. Numbers may stand in quotes, as some YAML writers put them."""
-    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    origin, args = typing.get_origin(kind) or kind, typing.get_args(kind)
     if kind is Any:
         return value
     if origin in (Union, types.UnionType):
         return _convert_union(args, value, key, source)
-    if origin is Literal:
-        return _choice(args, value, key)
-    if kind is list or origin is list:
-        return _convert_list(args, value, key, source)
-    if kind is dict or origin is dict:
-        return _convert_dict(args, value, key, source)
+    if origin is Literal:  # 1 == True in Python, but not in a YAML file
+        if any(value == choice and type(value) is type(choice) for choice in args):
+            return value
+        raise _SectionError(f"{key}: {_show(value)} must be one of {', '.join(map(str, args))}")
+    if origin is list:
+        if not isinstance(value, list | tuple):
+            raise _SectionError(f"{key}: {_show(value)} must be a list, such as [a, b]")
+        kind = args[0] if args else Any
+        return [_convert(kind, item, f"{key}[{index}]", source) for index, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise _SectionError(f"{key}: {_show(value)} must be keys with values")
+        kind = args[1] if args else Any
+        return {name: _convert(kind, item, f"{key}.{name}", source) for name, item in value.items()}
     if dataclasses.is_dataclass(kind):
         return _bind(kind, value, key, source)
     wanted, read = _SCALARS[kind]
@@ -180,33 +188,8 @@ def _convert_union(kinds: tuple[Any, ...], value: Any, key: str, source: str) ->
     raise _SectionError(*faults)
 
 
-def _choice(choices: tuple[Any, ...], value: Any, key: str) -> Any:
-    # 1 == True in Python, but not in a YAML file.
-    if any(value == choice and type(value) is type(choice) for choice in choices):
-        return value
-    raise _SectionError(f"{key}: {_show(value)} must be one of {', '.join(map(str, choices))}")
-
-
-def _convert_list(args: tuple[Any, ...], value: Any, key: str, source: str) -> list[Any]:
-    if not isinstance(value, list | tuple):
-        raise _SectionError(f"{key}: {_show(value)} must be a list, such as [a, b]")
-    kind = args[0] if args else Any
-    return [_convert(kind, item, f"{key}[{index}]", source) for index, item in enumerate(value)]
-
-
-def _convert_dict(args: tuple[Any, ...], value: Any, key: str, source: str) -> dict[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise _SectionError(f"{key}: {_show(value)} must be keys with values")
-    kind = args[1] if args else Any
-    return {name: _convert(kind, item, f"{key}.{name}", source) for name, item in value.items()}
-
-
 def _show(value: Any) -> str:
     return "no value" if value is None else short(repr(value))
-
-
-def _read_bool(value: Any) -> bool | None:
-    return value if isinstance(value, bool) else None
 
 
 def _read_int(value: Any) -> int | None:
@@ -227,40 +210,17 @@ def _read_float(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _read_str(value: Any) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _read_path(value: Any) -> Path | None:
-    return Path(value) if isinstance(value, str | Path) else None
-
-
+# What a scalar must be, and its value, None if it is something else.
 _SCALARS: dict[type, tuple[str, Callable[[Any], Any]]] = {
-    bool: ("true or false", _read_bool),
+    bool: ("true or false", lambda value: value if isinstance(value, bool) else None),
     int: ("a whole number below 2^63", _read_int),
     float: ("a number", _read_float),
-    str: ("text (numbers and true/false in quotes)", _read_str),
-    Path: ("a path", _read_path),
+    str: ("text (numbers and true/false in quotes)", lambda value: value if isinstance(value, str) else None),
+    Path: ("a path", lambda value: Path(value) if isinstance(value, str | Path) else None),
 }
 
 
-PLACEHOLDER = re.compile(
-    r"please set this value|^\?\?\?$|(^|/)path/to(/|$)|^todo\b|^<\s*(your|path|set|fill)\b", re.IGNORECASE
-)
-AUTO = "auto"
-"""In place of a checkpoint: the newest one."""
-RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?", re.ASCII)
-MOST_SHARDS = 1_000_000
-MOST_CHARACTERS = 200_000_000
-MOST_BRACES = 50
-LETTERS = 58
-"""Of the alphabet of `{a..e}`, at most."""
-MAX_NAME, MAX_PATH = 255, 4095
-"""Bytes; of Linux and most others."""
-THERE = {"file": os.path.isfile, "checkpoint": os.path.isfile, "dir": os.path.isdir, "data": os.path.exists}
-"""Unlike those of Path these are also False for names that no file can have."""
-ANGLE_BRACKETS = re.compile(r"^<.*>$")
-REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
+# Paths: names that a file can have, shards in braces, and what is not there.
 
 
 def is_placeholder(text: str, *, is_path: bool = False) -> bool:

@@ -2,6 +2,10 @@
 
 Formats: bare state dicts (`eva_vit_g.pth`), LAVIS files (`{"model": {...}}`), published MiniGPT-4 checkpoints
 (`{"model", "optimizer", "scaler", "config", "epoch"}`), Lightning's (`{"state_dict": {...}}`) and safetensors.
+
+A run's checkpoints are written so that a kill at any moment leaves whole files only: `NAME.pth` in the published layout
+plus a `state` entry for exact resume, and its card `NAME.json`, written last, which says what the file is and holds its
+sha256. A file without a fitting card was being written when the run died.
 """
 
 import fnmatch
@@ -23,10 +27,16 @@ from torch import Tensor, nn
 
 from minigpt4.common.errors import WeightsError, errors_as, first_line
 from minigpt4.common.torch_files import check_torch_file
+from minigpt4.common.utils import is_url
 
 log = logging.getLogger(__name__)
 
-
+ITERATION_PATTERN = "checkpoint_iter_*.pth"
+TEMPORARY_PATTERN = ".checkpoint_*.tmp"
+BEST = "checkpoint_best.pth"
+CARD_TYPES = {"run_number": int, "run_started": str, "iteration": int, "best_loss": int | float}
+CARD_TYPES |= {"llm_fingerprint": str, "vision_fingerprints": dict}
+"""Of what is read from cards; one that has something else there is none."""
 MAX_NAMED = 8
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
 """Entries under which programs save the weights: this one and LAVIS, Lightning, plain PyTorch, DeepSpeed."""
@@ -44,7 +54,7 @@ def find_weights(value: str | None, key: str, published_name: str) -> Path:
     original code kept its files. Raises WeightsError, naming the YAML key, if nothing is there.
     """
     with errors_as(WeightsError, f"{key}: {value}"):
-        if value and not urlparse(str(value)).scheme.startswith("http"):
+        if value and not is_url(value):
             path = Path(value).expanduser()
             if path.is_file():
                 return path
@@ -220,19 +230,7 @@ def _some(names: list[str]) -> str:
     return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
 
 
-# Checkpoints of a run on disk: written so that a kill at any moment leaves whole files only.
-#
-# A checkpoint is `NAME.pth` in the published layout (`model`, `optimizer`, `scaler`, `config`, `epoch`) plus a
-# `state` entry for exact resume, plain types and tensors only. Its card `NAME.json`, written last, says what the
-# file is and holds its sha256: a file without a fitting card was being written when the run died.
-
-
-ITERATION_PATTERN = "checkpoint_iter_*.pth"
-TEMPORARY_PATTERN = ".checkpoint_*.tmp"
-BEST = "checkpoint_best.pth"
-CARD_TYPES = {"run_number": int, "run_started": str, "iteration": int, "best_loss": int | float}
-CARD_TYPES |= {"llm_fingerprint": str, "vision_fingerprints": dict}
-"""Of what is read from cards; one that has something else there is none."""
+# Checkpoints of a run
 
 
 def card_path(checkpoint: Path) -> Path:

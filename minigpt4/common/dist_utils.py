@@ -1,9 +1,14 @@
-"""Signals ask a run to save and stop: the handler sets a flag, the loop looks at it between two updates."""
+"""The processes of a run, their random state, and signals that ask them to save and stop.
 
+A run is one process, or several launched by torchrun, accelerate or srun, known by their environment variables.
+"""
+
+import functools
 import logging
 import os
 import random
 import signal
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -12,21 +17,74 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from minigpt4.common.errors import ConfigError, RunError
 
 log = logging.getLogger(__name__)
-
-
-# Processes of a run: one, or several launched by torchrun, accelerate or srun (plain environment variables).
-
 
 MEETING_TIMEOUT = timedelta(minutes=10)
 """Processes are launched together, and only imports lie before they meet; torchrun waits as long for its nodes."""
 
 START_TIMEOUT = timedelta(minutes=30)
 """Ranks load their weights at different speeds; afterwards a step never takes this long."""
+
+SAVE_AND_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+# LAVIS's names for what a process is
+
+
+def is_dist_avail_and_initialized() -> bool:
+    """Whether this process has joined others."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def get_world_size() -> int:
+    """Processes of the run, 1 if this one is alone."""
+    return dist.get_world_size() if is_dist_avail_and_initialized() else 1
+
+
+def get_rank() -> int:
+    """Number of this process, 0 if it is alone."""
+    return dist.get_rank() if is_dist_avail_and_initialized() else 0
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, which writes files."""
+    return get_rank() == 0
+
+
+def main_process(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: on ranks other than 0 the function does nothing and returns None."""
+
+    @functools.wraps(function)
+    def on_main(*arguments: Any, **keys: Any) -> Any:
+        return function(*arguments, **keys) if is_main_process() else None
+
+    return on_main
+
+
+def all_reduced(value: Tensor) -> Tensor:
+    """Sum of a tensor over all processes of the run, on any device."""
+    if not is_dist_avail_and_initialized():
+        return value
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    total = value.to(device)
+    dist.all_reduce(total)
+    return total.to(value.device)
+
+
+def init_distributed_mode(args: Any) -> None:
+    """`start_processes` for a configuration section with `device`, `distributed` and `dist_url`, as far as it has them.
+
+    Writes `rank`, `gpu`, `world_size` and `distributed` of this process into it.
+    """
+    wanted = {name: getattr(args, name) for name in ("device", "distributed", "dist_url") if hasattr(args, name)}
+    processes = start_processes(**wanted)
+    args.rank, args.gpu, args.world_size = processes.rank, processes.local_rank, processes.world_size
+    args.distributed = processes.world_size > 1
 
 
 @dataclass(frozen=True)
@@ -156,7 +214,22 @@ def _device(wanted: str, local_rank: int, world_size: int) -> torch.device:
     return torch.device(wanted)
 
 
-# Random state of a process: seeding it, and carrying it over a restart.
+def distribute(model: nn.Module, processes: Processes, trained: Mapping[str, nn.Parameter]) -> nn.Module:
+    """The model as DDP over its trained parameters only; as it is in a single process.
+
+    DDP would otherwise send 15 GB of frozen weights around at the start.
+    """
+    if processes.world_size == 1:
+        return model
+    own = {id(parameter) for parameter in trained.values()}
+    ignored = [name for name, parameter in model.named_parameters() if id(parameter) not in own]
+    ignored += [name for name, _ in model.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
+    devices = [processes.device] if processes.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+
+
+# Random state of a process
 
 
 def seed_everything(seed: int) -> None:
@@ -189,11 +262,14 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-SAVE_AND_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# Signals
 
 
 class StopRequest:
-    """Whether someone asked this process to stop; a second Ctrl-C interrupts at once."""
+    """Whether someone asked this process to stop: a handler sets a flag, the loop looks at it between two iterations.
+
+    A second Ctrl-C interrupts at once.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None

@@ -8,9 +8,12 @@ import difflib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+LONGEST = 100
+FEW = 12  # known names; a longer list hides the nearest one that stands before it
+
 
 class MiniGPT4Error(Exception):
-    """Base of every error that a user can mend."""
+    """Base of every error that a user can fix."""
 
 
 class ConfigError(MiniGPT4Error, ValueError):
@@ -56,13 +59,6 @@ def first_line(error: BaseException, limit: int = 300) -> str:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     lines = str(error).strip().splitlines()
     return lines[0][:limit] if lines else type(error).__name__
-
-
-# Words of help for a misspelt name; used by the errors that have a list of valid names.
-
-
-LONGEST = 100
-FEW = 12  # a longer list hides the nearest name that stands before it
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:

@@ -45,11 +45,20 @@ class MiniGPT4Config:
     model_type: str | None = None
     """Packaged default YAML under the user's file: `pretrain_vicuna0` or `pretrain_llama2`."""
 
-    image_size: int = 224
-    """Side of the square input image, pixels; a multiple of the patch size."""
+    image_size: int | None = None
+    """Side of the square input image, pixels; a multiple of the patch size. Null: the vision encoder's own, 224 for
+    `eva_clip_g`."""
 
     vit_model: str = EVA_CLIP_G
-    """`eva_clip_g` (BLIP-2's EVA-CLIP ViT-g/14 without its 40th block) or any timm model name."""
+    """`eva_clip_g` (BLIP-2's EVA-CLIP ViT-g/14 without its 40th block), any timm model name, or the directory of a CLIP
+    or SigLIP model as transformers saves it."""
+
+    vit_layer: int = -1
+    """New. Layer of the ViT whose tokens are read: -1 the last, as the encoder gives it; -2 the one before, as in
+    LLaVA, without a norm after it."""
+
+    vit_prefix: Literal["keep", "drop"] | None = None
+    """New. What becomes of the class token; null: a Q-Former reads it, other connectors leave it out."""
 
     vit_weights: str | None = _path("file")
     """New. File of the vision encoder's weights (`eva_vit_g.pth`); unset: that name in `weights/` or torch's
@@ -72,7 +81,12 @@ class MiniGPT4Config:
     """Keep the vision encoder and `ln_vision` as loaded."""
 
     has_qformer: bool = True
-    """False: the ablation without Q-Former, 4 neighbouring patch tokens joined into one."""
+    """False: the ablation without Q-Former; the published name of `connector: join4`."""
+
+    connector: Literal["qformer", "join4", "join2x2", "identity"] | None = None
+    """New. What makes image tokens of vision tokens: `qformer`; `join4`, four neighbouring patches joined into one, as
+    in the released LLaMA-2 model; `join2x2`, squares of patches; `identity`, each patch, as in LLaVA. Null: as
+    `has_qformer` says."""
 
     q_former_model: str | None = _path("file")
     """File of the BLIP-2 weights (Q-Former, query tokens, `ln_vision`): path or the published URL, which
@@ -90,6 +104,10 @@ class MiniGPT4Config:
 
     proj_layers: int = 1
     """New. Linear layers between vision and LLM: 1 (published) or 3 (the paper's ablation)."""
+
+    projection: Literal["linear", "linear3", "mlp2x_gelu"] | None = None
+    """New. What is between vision and LLM: `linear`, `linear3`, or LLaVA 1.5's `mlp2x_gelu`. Null: as `proj_layers`
+    says."""
 
     llama_model: str | None = _path("dir")
     """Local directory of the frozen LLM: Vicuna, LLaMA-2-chat or any causal LM that transformers loads."""
@@ -177,6 +195,7 @@ class MiniGPT4Config:
 
     def __post_init__(self) -> None:
         self._check_choices()
+        self._settle_parts()
         self._check_ranges()
         self._check_overrides()
         self._check_template()
@@ -197,9 +216,28 @@ class MiniGPT4Config:
         if self.low_resource and self.llm_precision == "nf4":
             raise ValueError("low_resource means int8, but llm_precision says nf4; set one of them")
 
+    def _settle_parts(self) -> None:
+        """Old and new keys of a part say the same afterwards."""
+        if self.connector is None:
+            self.connector = "qformer" if self.has_qformer else "join4"
+        elif self.connector == "qformer" and not self.has_qformer:
+            raise ValueError("connector: qformer does not go with has_qformer: False; set one of them")
+        self.has_qformer = self.connector == "qformer"
+        if self.has_qformer and self.vit_prefix == "drop":
+            raise ValueError("vit_prefix: drop does not go with a Q-Former, which reads the class token")
+        if self.projection is None:
+            self.projection = {1: "linear", 3: "linear3"}[self.proj_layers]
+        elif self.proj_layers == 3 and self.projection != "linear3":
+            raise ValueError(f"projection: {self.projection} does not go with proj_layers: 3; set one of them")
+        if self.image_size is None and self.vit_model == EVA_CLIP_G:
+            self.image_size = 224
+        if self.vit_layer >= 0:
+            raise ValueError(f"vit_layer: {self.vit_layer} must be -1 (the last layer) or less")
+
     def _check_ranges(self) -> None:
         for key in ("image_size", "num_query_token", "max_txt_len"):
-            require(1 <= getattr(self, key) <= MOST_TOKENS, key, getattr(self, key), f"from 1 to {MOST_TOKENS:,}")
+            value = getattr(self, key)
+            require(value is None or 1 <= value <= MOST_TOKENS, key, value, f"from 1 to {MOST_TOKENS:,}")
         at_least(self, 1, "max_context_len")
         if not 0 <= self.drop_path_rate < 1:
             raise ValueError(f"drop_path_rate: {self.drop_path_rate} must be in [0, 1)")
@@ -236,6 +274,17 @@ class MiniGPT4Config:
         if not self.llama_model:
             raise ConfigError("model.llama_model: not set; it must be the directory of the frozen LLM")
         return Path(self.llama_model).expanduser()
+
+    def is_frozen(self, part: str) -> bool:
+        """Whether a part of the model (`visual_encoder`, `ln_vision`, `Qformer`, `llama_proj`, `llama_model`) stays as
+        its files have it."""
+        frozen = {
+            "visual_encoder": self.freeze_vit,
+            "ln_vision": self.freeze_vit,
+            "Qformer": self.freeze_qformer,
+            "llama_model": True,
+        }
+        return frozen.get(part, False)
 
     @property
     def llm_storage(self) -> str:

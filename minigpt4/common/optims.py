@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of (epoch, step), and the classes that write them to an optimizer.
+"""Learning-rate schedules: functions of (epoch, step) that write their rate to an optimizer.
 
 Nothing is remembered between steps, so a resumed run has the rates of an uninterrupted one. Rates, steps
 and epochs count as in the published recipes, with three traits that users' logs show:
@@ -6,7 +6,7 @@ and epochs count as in the published recipes, with three traits that users' logs
 - the cosine runs over all steps, warm-up included, so the rate drops a little where the warm-up ends;
 - the warm-up's end is judged by the total step while its ramp follows the step within the epoch, so a
   warm-up longer than an epoch starts again with each epoch;
-- the step schedule warms up in epoch 0 only, to its end if need be.
+- the other schedules warm up in epoch 0 only, to its end if need be.
 """
 
 import math
@@ -19,23 +19,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-def warmup_lr(step: int, warmup_steps: int, start_lr: float, init_lr: float) -> float:
-    """Straight line from `start_lr` at step 0 to `init_lr` at `warmup_steps`, level afterwards."""
-    return min(init_lr, start_lr + (init_lr - start_lr) * step / max(warmup_steps, 1))
-
-
-def cosine_lr(step: int, total_steps: int, init_lr: float, min_lr: float) -> float:
-    """Half a cosine wave from `init_lr` at step 0 to `min_lr` at `total_steps`."""
-    return (init_lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * step / total_steps)) + min_lr
-
-
-def step_lr(epoch: int, init_lr: float, min_lr: float, decay_rate: float) -> float:
-    """`init_lr` multiplied by `decay_rate` once an epoch, never below `min_lr`."""
-    return max(min_lr, init_lr * decay_rate**epoch)
-
-
 class _Schedule(ABC):
-    """What both schedules share; the runner gives each of them the same arguments.
+    """What all schedules share; the runner gives each of them the same arguments.
 
     Args:
         optimizer: its parameter groups get the rate; may be None where only `lr_at` is used.
@@ -45,7 +30,7 @@ class _Schedule(ABC):
         init_lr: rate that the warm-up leads to.
         warmup_steps: length of the warm-up, iterations.
         warmup_start_lr: rate at step 0; negative or None: `init_lr`, which means no ramp.
-        decay_rate: factor an epoch of the step schedule (None: 1); the cosine does not use it.
+        decay_rate: factor an epoch of the step schedule (None: 1); the others do not use it.
     """
 
     def __init__(
@@ -79,26 +64,37 @@ class _Schedule(ABC):
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def _ramp(self, cur_step: int) -> float:
-        return warmup_lr(cur_step, self.warmup_steps, self.warmup_start_lr, self.init_lr)
+    def _warmup_lr(self, cur_step: int) -> float:
+        """Straight line from `warmup_start_lr` at step 0 to `init_lr` at `warmup_steps`, level afterwards."""
+        rise = (self.init_lr - self.warmup_start_lr) * cur_step / max(self.warmup_steps, 1)
+        return min(self.init_lr, self.warmup_start_lr + rise)
 
 
 @registry.register_lr_scheduler("linear_warmup_cosine_lr")
 class LinearWarmupCosineLRScheduler(_Schedule):
-    """Linear warm-up, then a cosine over the total steps of the run."""
+    """Linear warm-up, then half a cosine wave over the total steps of the run."""
 
     def lr_at(self, cur_epoch: int, cur_step: int) -> float:
         total_step = cur_epoch * self.iters_per_epoch + cur_step
         if total_step < self.warmup_steps:
-            return self._ramp(cur_step)
-        return cosine_lr(total_step, self.max_epoch * self.iters_per_epoch, self.init_lr, self.min_lr)
+            return self._warmup_lr(cur_step)
+        end = self.max_epoch * self.iters_per_epoch
+        return (self.init_lr - self.min_lr) * 0.5 * (1.0 + math.cos(math.pi * total_step / end)) + self.min_lr
 
 
 @registry.register_lr_scheduler("linear_warmup_step_lr")
 class LinearWarmupStepLRScheduler(_Schedule):
-    """Linear warm-up through epoch 0, then one step down an epoch."""
+    """Linear warm-up through epoch 0, then one step down an epoch, never below `min_lr`."""
 
     def lr_at(self, cur_epoch: int, cur_step: int) -> float:
         if cur_epoch == 0:
-            return self._ramp(cur_step)
-        return step_lr(cur_epoch, self.init_lr, self.min_lr, self.decay_rate)
+            return self._warmup_lr(cur_step)
+        return max(self.min_lr, self.init_lr * self.decay_rate**cur_epoch)
+
+
+@registry.register_lr_scheduler("constant_lr")
+class ConstantLRScheduler(_Schedule):
+    """Linear warm-up through epoch 0, then level."""
+
+    def lr_at(self, cur_epoch: int, cur_step: int) -> float:
+        return self._warmup_lr(cur_step) if cur_epoch == 0 else self.init_lr

@@ -1,4 +1,4 @@
-"""The folder of one run: unique, never overwritten, with `run.json` to say what ran."""
+"""The folder of one run: unique, never overwritten, one writer at a time, with `run.json` to say what ran."""
 
 import errno
 import fcntl
@@ -19,17 +19,18 @@ from pathlib import Path
 from typing import Any, Self
 
 from minigpt4.common.errors import ConfigError, RunError
-from minigpt4.common.utils import replacing
+from minigpt4.common.utils import now, replacing
 
 log = logging.getLogger(__name__)
 
-
-# One writer for a folder: a lock that the kernel gives back when its process ends, however it ends.
-
-
 FILE = "in_use.lock"
+"""A lock that the kernel gives back when its process ends, however it ends: one writer for a folder."""
 PATIENCE = 5.0
 """Seconds: a process that was killed keeps its locks until its memory has been given back."""
+RUN_JSON = "run.json"
+FACT_TYPES = {"number": int, "started": str, "id": str}
+"""Of what is read from `run.json`."""
+PACKAGES = ("torch", "torchvision", "transformers", "timm", "webdataset", "omegaconf", "safetensors", "pillow")
 
 _held: dict[Path, int] = {}
 """Open descriptors by folder. A lock lives as long as any process has its descriptor."""
@@ -106,12 +107,6 @@ def _sign(path: Path) -> None:
         log.warning("%s: cannot be written (%s); the folder is locked all the same", path, error.strerror)
 
 
-RUN_JSON = "run.json"
-FACT_TYPES = {"number": int, "started": str, "id": str}
-"""Of what is read from `run.json`."""
-PACKAGES = ("torch", "torchvision", "transformers", "timm", "webdataset", "omegaconf", "safetensors", "pillow")
-
-
 @dataclass(frozen=True)
 class RunFolder:
     """`output_dir/<job_id>/`; the job id is the time of the start, to the second, `20250608_111442`."""
@@ -125,7 +120,7 @@ class RunFolder:
         Raises:
             ConfigError: it cannot be made.
         """
-        stamp = datetime.now().strftime("%Y%m%d_%H%M%S")
+        stamp = now()
         path, number = output_dir / stamp, 1
         while not _made(path):
             number += 1
@@ -272,9 +267,8 @@ def git_state() -> dict[str, Any] | None:
     """Commit of the checkout that this file belongs to, and whether tracked files differ from it; None without one."""
     here = Path(__file__)
     try:
-        _ask_git(
-            here.parent, "ls-files", "--error-unmatch", here.name
-        )  # an installed copy may lie in another's checkout
+        # An installed copy may lie in another's checkout.
+        _ask_git(here.parent, "ls-files", "--error-unmatch", here.name)
         commit = _ask_git(here.parent, "rev-parse", "HEAD")
         changed = _ask_git(here.parent, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.SubprocessError):

@@ -11,7 +11,7 @@
     run_log.validation(epoch, loss, captions)
     run_log.close()
 
-Every rank does the same. Only on rank 0 are there outputs that write; the others have null objects in their place.
+Every rank does the same; rank 0 alone shows and writes.
 """
 
 import importlib
@@ -21,26 +21,23 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from minigpt4.common import start_clock
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.logger import EpochView, MetricLogger, NullView, Progress, averages_line, epoch_view
+from minigpt4.common.logger import EpochMeters, EpochView, Progress
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.schemas import RunConfig
-from minigpt4.common.start_clock import Breakdown
 from minigpt4.common.utils import JsonLines, is_before
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from minigpt4.common.dist_utils import Processes
+
 log = logging.getLogger(__name__)
-
-
-# Where metrics go beside the run's own files: Weights & Biases, TensorBoard, or nowhere.
-
 
 START_SECONDS = 30
 """Longest wait for Weights & Biases at the start."""
@@ -62,21 +59,11 @@ class Tracker(Protocol):
         """The run ends."""
 
 
-class NullTracker:
-    """Takes everything and does nothing."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
 class TrackerGroup:
-    """Several trackers as one; one that fails is left out from then on, with a warning."""
+    """Any number of trackers as one; one that fails is left out from then on, with a warning."""
 
     def __init__(self, trackers: list[Tracker]) -> None:
-        self._trackers = trackers
+        self.trackers = trackers
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._each("log", metrics, step)
@@ -85,12 +72,12 @@ class TrackerGroup:
         self._each("close")
 
     def _each(self, method: str, *arguments: Any) -> None:
-        for tracker in list(self._trackers):
+        for tracker in list(self.trackers):
             try:
                 getattr(tracker, method)(*arguments)
             except Exception as error:  # whatever a service throws, the training is worth more
                 log.warning("%s failed and is left out from here on: %s", type(tracker).__name__, error)
-                self._trackers.remove(tracker)
+                self.trackers.remove(tracker)
 
 
 class TensorBoardTracker:
@@ -155,7 +142,7 @@ def check_trackers(run: RunConfig) -> None:
         ) from error
 
 
-def build_tracker(run: RunConfig, folder: RunFolder, config: Mapping[str, Any], first_step: int = 0) -> Tracker:
+def build_tracker(run: RunConfig, folder: RunFolder, config: Mapping[str, Any], first_step: int = 0) -> TrackerGroup:
     """What `run.wandb_log` and `run.tensorboard_log` ask for; on rank 0 only.
 
     Args:
@@ -171,25 +158,20 @@ def build_tracker(run: RunConfig, folder: RunFolder, config: Mapping[str, Any], 
         except OSError as error:
             log.warning("run.tensorboard_log: %s cannot be written to (%s). Going on without it.", folder.path, error)
     if run.wandb_log:
-        trackers += _started_wandb(folder, run.job_name, config)
-    return TrackerGroup(trackers) if trackers else NullTracker()
-
-
-def _started_wandb(folder: RunFolder, job_name: str, config: Mapping[str, Any]) -> list[Tracker]:
-    try:
-        return [WandbTracker(folder, job_name, config)]
-    except ImportError as error:
-        log.warning("run.wandb_log: Weights & Biases is not installed (%s); pip install wandb. Going on.", error)
-    except Exception as error:  # a service that does not start is no reason not to train
-        log.warning("run.wandb_log: Weights & Biases did not start (%s). Going on without it.", error)
-    return []
+        try:
+            trackers.append(WandbTracker(folder, run.job_name, config))
+        except ImportError as error:
+            log.warning("run.wandb_log: Weights & Biases is not installed (%s); pip install wandb. Going on.", error)
+        except Exception as error:  # a service that does not start is no reason not to train
+            log.warning("run.wandb_log: Weights & Biases did not start (%s). Going on without it.", error)
+    return TrackerGroup(trackers)
 
 
 def _wandb_mode(wandb: Any) -> str:
     """`WANDB_MODE` where it is set; else online with a login and a server that answers, and offline without."""
     if mode := os.environ.get("WANDB_MODE"):
         return mode
-    if not _has_login(wandb):
+    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
         log.info("Weights & Biases: no login, writing offline; `wandb login` before a run, or `wandb sync` after it")
         return "offline"
     address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
@@ -197,10 +179,6 @@ def _wandb_mode(wandb: Any) -> str:
         log.warning("Weights & Biases: no answer from %s within %d s, writing offline", address, PROBE_SECONDS)
         return "offline"
     return "online"
-
-
-def _has_login(wandb: Any) -> bool:
-    return bool(os.environ.get("WANDB_API_KEY") or wandb.api.api_key)
 
 
 def _answers(address: str) -> bool:
@@ -227,108 +205,14 @@ def _settings(wandb: Any) -> dict[str, Any]:
     return {name: float(value) for name, value in wanted.items() if name in known}
 
 
-Facts = Mapping[str, float | int | str | None]
-
-
-class Group(Protocol):
-    """What the log asks of the processes of a run."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    def sum(self, value: Tensor) -> Tensor:
-        """Sum over the processes; a collective."""
-
-
-class NullOutputs:
-    """Of ranks other than 0: takes everything and writes nothing."""
-
-    def facts(self) -> dict[str, Any]:
-        return {}
-
-    def begin(self, epoch: int, iteration: int, checkpoint: Path | None, validated: int) -> None:
-        """Nothing."""
-
-    def started_up(self, start: Breakdown) -> None:
-        """Nothing."""
-
-    def view(self, epoch: int, iterations: int, first: int) -> EpochView:
-        return NullView()
-
-    def progress(self, step: int, progress: Progress, extra: Facts) -> None:
-        """Nothing."""
-
-    def epoch_facts(self, split: str, epoch: int, step: int, shown: Facts, tracked: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
-
-
-class Outputs(NullOutputs):
-    """Of rank 0: the run's files and trackers."""
-
-    def __init__(self, run: RunConfig, folder: RunFolder, config: Mapping[str, Any], world_size: int) -> None:
-        self._run, self._folder, self._config, self._world_size = run, folder, config, world_size
-        self._log_txt = JsonLines(folder.log_txt)
-        self._metrics = JsonLines(folder.metrics)
-        self._tracker: Tracker = NullTracker()
-        if not folder.facts():
-            folder.describe(config, seed=run.seed, world_size=world_size)
-
-    def facts(self) -> dict[str, Any]:
-        return self._folder.facts()
-
-    def begin(self, epoch: int, iteration: int, checkpoint: Path | None, validated: int) -> None:
-        step = epoch * (self._run.iters_per_epoch or 0) + iteration
-        self._log_txt.keep(lambda line: is_before(line, "epoch", epoch if "train_loss" in line else validated))
-        self._metrics.keep(lambda line: is_before(line, "step", step))
-        if checkpoint is not None:
-            self._folder.note_resume(checkpoint, world_size=self._world_size)
-        self._tracker = build_tracker(self._run, self._folder, self._config, first_step=step)
-
-    def started_up(self, start: Breakdown) -> None:
-        log.info(start.line())
-        self._folder.note_start_up(start.facts())
-
-    def view(self, epoch: int, iterations: int, first: int) -> EpochView:
-        return epoch_view(epoch, iterations, first)
-
-    def progress(self, step: int, progress: Progress, extra: Facts) -> None:
-        facts = {
-            "lr": progress.lr,
-            "loss": progress.loss,
-            "loss_mean": progress.loss_mean,
-            "seconds_per_iteration": progress.seconds,
-            "samples_per_second": progress.samples_per_second,
-            "data_share": progress.data_share,
-            "max_memory_mib": progress.max_memory,
-            **extra,
-        }
-        self._metrics.append({"step": step, "epoch": progress.epoch, "iteration": progress.iteration, **facts})
-        numbers = {f"train/{name}": value for name, value in facts.items() if isinstance(value, int | float)}
-        self._tracker.log(numbers, step)
-
-    def epoch_facts(self, split: str, epoch: int, step: int, shown: Facts, tracked: Mapping[str, float]) -> None:
-        self._log_txt.append({f"{split}_{name}": value for name, value in shown.items()} | {"epoch": epoch})
-        self._tracker.log({f"{split}/epoch_{name}": value for name, value in tracked.items()}, step)
-
-    def close(self) -> None:
-        self._tracker.close()
-
-
 class EpochLog:
     """One epoch on one rank; `RunLog.epoch` makes it."""
 
-    def __init__(self, meters: MetricLogger, view: EpochView, outputs: NullOutputs) -> None:
-        self._meters, self._view, self._outputs = meters, view, outputs
+    def __init__(self, run_log: "RunLog", meters: EpochMeters, view: EpochView | None) -> None:
+        self._run_log, self._meters, self._view = run_log, meters, view
+        self.waiting_for_data = meters.waiting_for_data
 
-    def waiting_for_data(self) -> AbstractContextManager[None]:
-        """Around the call that fetches a batch, to count the share of time spent waiting."""
-        return self._meters.waiting_for_data()
-
-    def step(self, loss: Tensor | float, lr: float, *, num_samples: int, **extra: float | int | str | None) -> None:
+    def step(self, loss: "Tensor | float", lr: float, *, num_samples: int, **extra: float | int | str | None) -> None:
         """An iteration is done.
 
         Args:
@@ -338,11 +222,12 @@ class EpochLog:
             num_samples: what this rank trained on in it.
             **extra: more for `metrics.jsonl` and the trackers, host values: a tensor here would make every step wait.
         """
-        progress = self._meters.update(loss=loss, lr=lr, samples=num_samples)
-        self._view.step()
-        if progress is not None:
-            self._view.show(progress)
-            self._outputs.progress(progress.epoch * progress.iterations + progress.iteration, progress, extra)
+        progress = self._meters.step(loss, lr, num_samples)
+        if self._view is not None:
+            self._view.step()
+            if progress is not None:
+                self._view.show(progress)
+                self._run_log.write_progress(progress, extra)
 
 
 class RunLog:
@@ -355,16 +240,20 @@ class RunLog:
         config: the merged configuration, plain types.
     """
 
-    def __init__(self, run: RunConfig, folder: RunFolder, processes: Group, config: Mapping[str, Any]) -> None:
-        self._log_freq, self._processes = run.log_freq, processes
-        self._outputs = NullOutputs() if processes.rank else Outputs(run, folder, config, processes.world_size)
+    def __init__(self, run: RunConfig, folder: RunFolder, processes: "Processes", config: Mapping[str, Any]) -> None:
+        self._run, self._folder, self._processes, self._config = run, folder, processes, config
+        self._is_main = processes.rank == 0
         self._iterations = run.iters_per_epoch or 0
-        self._meters: MetricLogger | None = None
+        self._log_txt, self._metrics = JsonLines(folder.log_txt), JsonLines(folder.metrics)
+        self._trackers = TrackerGroup([])
+        self._meters: EpochMeters | None = None
         self._unfinished: dict[str, list[float]] | None = None
+        if self._is_main and not folder.facts():
+            folder.describe(config, seed=run.seed, world_size=processes.world_size)
 
     def facts(self) -> dict[str, Any]:
-        """What `run.json` says; a resume changes neither `started` nor `number` in it. Empty on ranks other than 0."""
-        return self._outputs.facts()
+        """What `run.json` says; a resume changes neither `started` nor `number` in it."""
+        return self._folder.facts()
 
     def begin(
         self, epoch: int = 0, iteration: int = 0, checkpoint: Path | None = None, validated: int | None = None
@@ -377,48 +266,69 @@ class RunLog:
             checkpoint: what the run goes on from.
             validated: epochs whose validation is not done again; as many as were trained, if that is not given.
         """
-        self._outputs.begin(epoch, iteration, checkpoint, epoch if validated is None else validated)
+        if not self._is_main:
+            return
+        step, validated = epoch * self._iterations + iteration, epoch if validated is None else validated
+        self._log_txt.keep(lambda line: is_before(line, "epoch", epoch if "train_loss" in line else validated))
+        self._metrics.keep(lambda line: is_before(line, "step", step))
+        if checkpoint is not None:
+            self._folder.note_resume(checkpoint, world_size=self._processes.world_size)
+        self._trackers = build_tracker(self._run, self._folder, self._config, first_step=step)
 
     def started_up(self) -> None:
         """An iteration is done. After the first, the log and `run.json` say how long it took to come so far."""
         start = start_clock.finish()
-        if start is not None:
-            self._outputs.started_up(start)
+        if start is not None and self._is_main:
+            log.info(start.line())
+            self._folder.note_start_up(start.facts())
 
     @contextmanager
     def epoch(self, epoch: int, iterations: int, first: int = 0) -> Iterator[EpochLog]:
         """Log an epoch from iteration `first` on. Left after the last iteration it writes the means, for which every
         rank must come here; left before, by an error or a signal, it writes nothing and waits for nobody."""
-        meters = self._new_meters(epoch, iterations, first)
-        view = self._outputs.view(epoch, iterations, first)
-        try:
-            yield EpochLog(meters, view, self._outputs)
-            if meters.complete:
-                self._finish(meters, view)
-        finally:
-            view.close()
-
-    def _new_meters(self, epoch: int, iterations: int, first: int) -> MetricLogger:
         processes = self._processes
-        meters = MetricLogger(
+        meters = EpochMeters(
             epoch,
             iterations,
             first=first,
-            log_freq=self._log_freq,
+            log_freq=self._run.log_freq,
             world_size=processes.world_size,
             device=processes.device,
         )
         if first and self._unfinished is not None:
             meters.load_state_dict(self._unfinished)
         self._unfinished, self._meters = None, meters
-        return meters
+        view = EpochView(epoch, iterations, first) if self._is_main else None
+        try:
+            yield EpochLog(self, meters, view)
+            if meters.complete:
+                meters.synchronize_between_processes(processes.sum)
+                if view is not None:
+                    view.write(meters.total_line())
+                log.info("Averaged stats: %s", meters.global_avg())
+                averages = {name: meter.global_avg for name, meter in meters.meters.items()}
+                published = {name: f"{value:.3f}" for name, value in averages.items()}
+                self._write_epoch("train", epoch, self._last_step(epoch), published, averages)
+        finally:
+            if view is not None:
+                view.close()
 
-    def _finish(self, meters: MetricLogger, view: EpochView) -> None:
-        averages = meters.averages(self._processes.sum)
-        view.end(meters.total_line())
-        log.info(averages_line(averages))
-        published = {name: f"{value:.3f}" for name, value in averages.items()}
-        self._outputs.epoch_facts("train", meters.epoch, self._last_step(meters.epoch), published, averages)
+    def write_progress(self, progress: Progress, extra: Mapping[str, float | int | str | None]) -> None:
+        """A line of `metrics.jsonl`, and its numbers for the trackers."""
+        facts = {
+            "lr": progress.lr,
+            "loss": progress.loss,
+            "loss_mean": progress.loss_mean,
+            "seconds_per_iteration": progress.lap.seconds / max(1, progress.lap.iterations),
+            "samples_per_second": progress.samples_per_second,
+            "data_share": progress.lap.data_share,
+            "max_memory_mib": progress.max_memory,
+            **extra,
+        }
+        step = progress.epoch * progress.iterations + progress.iteration
+        self._metrics.append({"step": step, "epoch": progress.epoch, "iteration": progress.iteration, **facts})
+        numbers = {f"train/{name}": value for name, value in facts.items() if isinstance(value, int | float)}
+        self._trackers.log(numbers, step)
 
     def validation(
         self,
@@ -443,7 +353,14 @@ class RunLog:
         log.info("Validation (%s): %s", split, "  ".join(f"{name}: {value:.4f}" for name, value in scores.items()))
         for caption in captions:
             log.info("  %s", caption)
-        self._outputs.epoch_facts(split, epoch, self._last_step(epoch if after is None else after), scores, scores)
+        self._write_epoch(split, epoch, self._last_step(epoch if after is None else after), scores, scores)
+
+    def _write_epoch(
+        self, split: str, epoch: int, step: int, shown: Mapping[str, float | str], tracked: Mapping[str, float]
+    ) -> None:
+        if self._is_main:
+            self._log_txt.append({f"{split}_{name}": value for name, value in shown.items()} | {"epoch": epoch})
+            self._trackers.log({f"{split}/epoch_{name}": value for name, value in tracked.items()}, step)
 
     def _last_step(self, epoch: int) -> int:
         return max(0, (epoch + 1) * self._iterations - 1)
@@ -459,4 +376,4 @@ class RunLog:
 
     def close(self) -> None:
         """The run ends: trackers send what they have, within their time limits."""
-        self._outputs.close()
+        self._trackers.close()

@@ -1,4 +1,7 @@
-"""Schema of the YAML section `run:`."""
+"""The sections `run:` and `datasets:` of a configuration, as dataclasses: keys, types, defaults and ranges.
+
+A field's docstring is its documentation; "New." marks keys that the published code does not have.
+"""
 
 import re
 from collections.abc import Mapping
@@ -7,9 +10,11 @@ from typing import Any, ClassVar, Literal
 
 from minigpt4.common.errors import ConfigError
 
-# Ranges for `__post_init__` of the schemas.
-
-
+SHARDS = "image_caption_shards"
+JSON = "image_caption_json"
+DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+MOST_WORKERS = 1_000
+TRAINING_KEYS = ("init_lr", "max_epoch", "iters_per_epoch")
 MOST_SAMPLES = 1_000_000
 """Of a batch: far above what any GPU holds, and still a size that can be computed with."""
 
@@ -35,12 +40,9 @@ def batch_sizes(schema: object, *keys: str) -> None:
         require(value is None or value <= MOST_SAMPLES, key, value, f"at most {MOST_SAMPLES:,}")
 
 
-# Schema of the YAML section `run.failure_prompts:`, what a measurement of the failure rate asks.
-
-
 @dataclass
 class FailurePrompts:
-    """One prompt a task, with one `<ImageHere>`, put into `model.prompt_template`."""
+    """`run.failure_prompts`: one prompt a task, with one `<ImageHere>`, put into `model.prompt_template`."""
 
     detail: str = "<Img><ImageHere></Img> Describe this image in detail."
     """Asks for prose."""
@@ -49,12 +51,9 @@ class FailurePrompts:
     """Asks for verse."""
 
 
-# Schema of the YAML section `run.generation:`, how an evaluation decodes its captions.
-
-
 @dataclass
 class GenerationSettings:
-    """Decoding, prompt and end of captions. The defaults decode greedily: the same captions in every run."""
+    """`run.generation`: decoding, prompt and end of captions. The defaults are greedy: the same in every run."""
 
     num_beams: int = 1
     """Width of the beam search; 1: no search."""
@@ -95,13 +94,6 @@ class GenerationSettings:
         for key in ("temperature", "repetition_penalty"):
             require(getattr(self, key) > 0, key, getattr(self, key), "above 0")
         require(all(self.stop or []), "stop", self.stop, "a list of strings of which none is empty")
-
-
-# Schema of one dataset under the YAML section `datasets:`.
-
-
-SHARDS = "image_caption_shards"
-JSON = "image_caption_json"
 
 
 @dataclass
@@ -266,11 +258,6 @@ class DatasetConfig:
             raise ValueError("build_info.ann_path: is missing; set ann_path and image_path, or storage")
 
 
-DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
-MOST_WORKERS = 1_000
-TRAINING_KEYS = ("init_lr", "max_epoch", "iters_per_epoch")
-
-
 @dataclass
 class RunConfig:
     """How a run goes. A run that trains also needs `init_lr`, `max_epoch` and `iters_per_epoch`."""
@@ -319,7 +306,7 @@ class RunConfig:
     """Iterations (micro-batches) of an epoch, whatever the size of the data; needed to train."""
 
     accum_grad_iters: int = 1
-    """Iterations whose gradients make one optimizer step."""
+    """Gradient-accumulation steps."""
 
     accum_loss: Literal["mean", "sum"] = "mean"
     """New. `mean`: an update follows the mean over all supervised tokens of its iterations and ranks, however
@@ -442,13 +429,9 @@ class RunConfig:
         decay = self.lr_decay_rate
         require(decay is None or 0 < decay <= 1, "lr_decay_rate", decay, "above 0 and at most 1")
         require(bool(DEVICE.fullmatch(self.device)), "device", self.device, "cuda, cuda:N, cpu or mps")
-        self._check_rates()
-
-    def _check_rates(self) -> None:
-        if self.init_lr is None:
-            return
-        require(self.init_lr > 0, "init_lr", self.init_lr, "above 0")
-        require(self.min_lr <= self.init_lr, "min_lr", self.min_lr, f"at most init_lr ({self.init_lr})")
+        if self.init_lr is not None:
+            require(self.init_lr > 0, "init_lr", self.init_lr, "above 0")
+            require(self.min_lr <= self.init_lr, "min_lr", self.min_lr, f"at most init_lr ({self.init_lr})")
 
     def splits(self) -> list[str]:
         """Every split that the run reads, once."""

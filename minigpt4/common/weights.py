@@ -1,10 +1,9 @@
-"""A folder of weights and its `manifest.json`: what is there, where it came from, is it still whole."""
+"""The table of published weights, and a folder of them with its `manifest.json`: from where, and is it still whole."""
 
 import json
 import logging
 import shutil
 from dataclasses import asdict, dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
@@ -14,23 +13,22 @@ from minigpt4.common.download import (
     Expected,
     Fetched,
     Retry,
-    check_opens,
-    digest,
     drive_url,
     fetch,
+    fetch_repository,
     part_of,
     replace_durably,
 )
-from minigpt4.common.errors import ConfigError, WeightsError
+from minigpt4.common.errors import ConfigError, WeightsError, hint
+from minigpt4.common.torch_files import check_opens, digest
 from minigpt4.common.utils import human
 
 log = logging.getLogger(__name__)
 
 
-# The table of published weights: `minigpt4/configs/weights.yaml` as dataclasses, and as Markdown.
-
-
 TABLE = Path(__file__).parents[1] / "configs" / "weights.yaml"
+MANIFEST = "manifest.json"
+BY_HAND = "already there"
 SCHEMES = ("https:", "http:", "gdrive:", "hf:")
 
 
@@ -64,10 +62,6 @@ class WeightsEntry:
         if Path(self.path).is_absolute() or ".." in Path(self.path).parts:
             raise ConfigError(f"weights table, {self.name}.path: {self.path} must lie below the weights folder")
 
-    @property
-    def is_repository(self) -> bool:
-        return self.sources[0].startswith("hf:")
-
 
 @dataclass(frozen=True)
 class LLMEntry:
@@ -95,14 +89,9 @@ class WeightsTable:
         names = set()
         for name in wanted:
             if name not in self.files and name not in self.presets:
-                raise ConfigError(f"no weights named {name!r}; {self._hint(name)}")
+                raise ConfigError(f"no weights named {name!r}; {hint(name, [*self.presets, *self.files])}")
             names.update(self.presets.get(name, [name]))
         return [entry for name, entry in self.files.items() if name in names]
-
-    def _hint(self, name: str) -> str:
-        known = [*self.presets, *self.files]
-        close = get_close_matches(name, known, n=1)
-        return (f"did you mean {close[0]!r}? " if close else "") + f"known: {', '.join(known)}"
 
 
 def load_table(path: Path = TABLE) -> WeightsTable:
@@ -146,44 +135,22 @@ def files_markdown(table: WeightsTable) -> str:
         digest = f"`{entry.sha256[:12]}...`" if entry.sha256 else "not published"
         size = f"{human(entry.bytes or entry.about)} ({entry.size})"
         rows.append((f"`{entry.name}`", f"`{entry.path}`", links, size, digest, entry.goes_with))
-    return _grid(rows) + "\n\n" + _presets_markdown(table)
+    presets = [("preset", "files", "size")]
+    for name, files in table.presets.items():
+        total = sum(table.files[file].about for file in files)
+        presets.append((f"`{name}`", ", ".join(f"`{file}`" for file in files), f"about {human(total)}"))
+    return _grid(rows) + "\n\n" + _grid(presets)
 
 
 def llms_markdown(table: WeightsTable) -> str:
     """The table of LLMs in docs/weights.md."""
-    rows = [
-        (
-            "LLM",
-            "`model_type`",
-            "`prompt_template`",
-            "`end_sym`",
-            "Q-Former",
-            "projector",
-            "stage 1",
-            "aligned",
-        )
-    ]
+    rows = [("LLM", "`model_type`", "`prompt_template`", "`end_sym`", "Q-Former", "projector", "stage 1", "aligned")]
     for entry in table.llms:
-        rows.append(
-            (
-                f"`{entry.llm}`",
-                f"`{entry.model_type}`",
-                f"`'{entry.prompt_template}'`",
-                f"`'{entry.end_sym}'`",
-                "yes" if entry.qformer else "no",
-                f"{entry.projector[0]} -> {entry.projector[1]}",
-                f"`{entry.stage1}`" if entry.stage1 else "not published",
-                f"`{entry.aligned}`" if entry.aligned else "not published",
-            )
-        )
-    return _grid(rows)
-
-
-def _presets_markdown(table: WeightsTable) -> str:
-    rows = [("preset", "files", "size")]
-    for name, files in table.presets.items():
-        total = sum(table.files[file].about for file in files)
-        rows.append((f"`{name}`", ", ".join(f"`{file}`" for file in files), f"about {human(total)}"))
+        files = [f"`{name}`" if name else "not published" for name in (entry.stage1, entry.aligned)]
+        template, end = f"`'{entry.prompt_template}'`", f"`'{entry.end_sym}'`"
+        width = f"{entry.projector[0]} -> {entry.projector[1]}"
+        qformer = "yes" if entry.qformer else "no"
+        rows.append((f"`{entry.llm}`", f"`{entry.model_type}`", template, end, qformer, width, *files))
     return _grid(rows)
 
 
@@ -196,10 +163,6 @@ def _host(source: str) -> str:
     if source.startswith("gdrive:"):
         return "Google Drive"
     return "Hugging Face" if source.startswith(("hf:", "https://huggingface.co")) else source.split("/")[2]
-
-
-MANIFEST = "manifest.json"
-BY_HAND = "already there"
 
 
 @dataclass(frozen=True)
@@ -269,7 +232,7 @@ class WeightsFolder:
         if self.has(entry):
             return []
         target = self.root / entry.path
-        if not entry.is_repository and target.exists():
+        if not entry.sources[0].startswith("hf:") and target.exists():
             files = [_adopt(entry, target)]
         else:
             files = self._from_sources(entry, target)
@@ -304,21 +267,10 @@ class WeightsFolder:
     def _from_source(self, entry: WeightsEntry, source: str, target: Path) -> list[Fetched]:
         scheme, _, rest = source.partition(":")
         if scheme == "hf":
-            from minigpt4.common.download import fetch_repository  # huggingface_hub takes a second to load
-
             return fetch_repository(rest, target, entry.ignore, self.retry)
         expected = Expected(entry.bytes, entry.sha256)
-        if scheme == "gdrive":
-            return [
-                fetch(
-                    lambda opener, timeout: drive_url(opener, rest, timeout),
-                    target,
-                    expected,
-                    self.retry,
-                    source,
-                )
-            ]
-        return [fetch(source, target, expected, self.retry)]
+        address = (lambda opener, timeout: drive_url(opener, rest, timeout)) if scheme == "gdrive" else source
+        return [fetch(address, target, expected, self.retry, source)]
 
     def _note(self, entry: WeightsEntry, files: list[Fetched]) -> None:
         records = {path: record for path, record in self.records().items() if record.name != entry.name}

@@ -100,13 +100,6 @@ def parse_options(options: list[str] | None) -> DictConfig:
     return tree
 
 
-def dropped_option(options: list[str] | None) -> str | None:
-    """The last of an odd number of words in the form `key value key value`; it has no value and no effect."""
-    if options and "=" not in options[0] and len(options) % 2:
-        return options[-1]
-    return None
-
-
 def option_pairs(options: list[str] | None) -> list[str]:
     """Options of either form as `KEY=VALUE`."""
     if not options or "=" in options[0]:
@@ -142,7 +135,7 @@ def _check_references(config: Any) -> None:
         sizes[key] = None
         if isinstance(value, dict | list):
             items = value.items() if isinstance(value, dict) else enumerate(value)
-            total = 1 + sum(size(_below(key, name), item) for name, item in items)
+            total = 1 + sum(size(f"{key}.{name}" if key else str(name), item) for name, item in items)
         else:
             total = len(value) if isinstance(value, str) else 1
             for reference in REFERENCE.findall(value) if isinstance(value, str) else ():
@@ -156,10 +149,6 @@ def _check_references(config: Any) -> None:
 
     tree = OmegaConf.to_container(config, resolve=False)
     size("", tree)
-
-
-def _below(key: str, name: Any) -> str:
-    return f"{key}.{name}" if key else str(name)
 
 
 def _absolute(reference: str, key: str) -> str:

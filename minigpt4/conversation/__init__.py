@@ -1,9 +1,9 @@
 """What is said to the LLM: conversation templates, and the cleaning of its answers.
 
-Imports neither torch nor transformers.
+Imports neither torch nor transformers; `conversation.conversation`, the published module, does.
 """
 
-from minigpt4.conversation.chat import clean_answer, clean_generated
+from minigpt4.conversation.decoding import clean_answer, clean_generated
 from minigpt4.conversation.templates import (
     IMAGE_MESSAGE,
     IMAGE_PLACEHOLDER,

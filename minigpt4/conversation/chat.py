@@ -7,58 +7,18 @@ for piece in chat.stream("Tell me more."):
     print(piece, end="")
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.errors import SampleError
+from minigpt4.conversation.decoding import GREEDY, Decoding
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER, Turns
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
-
-
-# How an answer is searched for, and what came of it; plain data, without torch.
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How an answer is searched for; the defaults are those of the published `generate`."""
-
-    num_beams: int = 1
-    max_new_tokens: int = 20
-    min_length: int = 1
-    top_p: float = 0.9
-    repetition_penalty: float = 1.0
-    length_penalty: float = 1.0
-    temperature: float = 1.0
-    do_sample: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("num_beams", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
-        if self.do_sample and self.temperature <= 0:
-            raise ConfigError("temperature: must be above 0; for the most likely answer set do_sample to False")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p: {self.top_p} must be in (0, 1]")
-        if self.repetition_penalty <= 0:
-            raise ConfigError(f"repetition_penalty: {self.repetition_penalty} must be above 0")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model said."""
-
-    text: str
-    ended: bool | None
-    """True: an end token or a stop string came; False: the token limit did; None: nobody wrote it down."""
-
-
-# What a conversation asks of whoever runs the model, and what it gets back.
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +64,11 @@ class Reply(Protocol):
     def __iter__(self) -> Iterator[str]: ...
 
     def close(self) -> None:
-        """No further words are wanted; returns at once, and does nothing to an answer that has ended."""
+        """Stop the answer; returns at once, and does nothing to one that has ended."""
 
 
 class Backend(Protocol):
-    """Who runs the model."""
+    """Runs the model: an `Engine`, which lies a layer above."""
 
     @property
     def context_length(self) -> int:
@@ -122,124 +82,6 @@ class Backend(Protocol):
 
     def submit(self, request: Request) -> Reply:
         """Ask for an answer. Errors of the request come when the reply is read."""
-
-
-# From what the LLM generated to the answer that a person reads; pure functions on text.
-
-
-def clean_generated(text: str) -> str:
-    """The answer in decoded text of `model.generate`.
-
-    What follows `</s>` is cut off, `<s>` is removed, of a prompt that was repeated only what follows the
-    last `[/INST]` stays, and blanks at both ends go.
-    """
-    return _after_last(_before_first(text, "</s>").replace("<s>", ""), "[/INST]").strip()
-
-
-def clean_answer(text: str, end: str = "###", start: str = "Assistant:") -> str:
-    """The assistant's turn in decoded text of a chat.
-
-    What follows the first `end` is cut off, of a prompt that was repeated only what follows the last
-    `start` stays, and blanks at both ends go. An empty mark cuts nothing. A conversation's marks are its
-    `answer_end` and `answer_start`; the defaults are those of Vicuna v0.
-    """
-    return _after_last(_before_first(text, end), start).strip()
-
-
-def _before_first(text: str, mark: str) -> str:
-    return text.split(mark, 1)[0] if mark else text
-
-
-def _after_last(text: str, mark: str) -> str:
-    return text.rsplit(mark, 1)[-1] if mark else text
-
-
-# An answer as it is read while it grows: nothing that was said is taken back.
-
-
-_END, _BEGIN = "</s>", "<s>"  # LLMs also write these two as plain text
-_INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-
-
-class TextStream:
-    """Cuts growing text into pieces that are final.
-
-    The pieces joined are the answer: up to the first stop string or `</s>`, without `<s>`, without a repeated
-    `answer_start` at the beginning and blanks at both ends. What may still become part of a mark waits, and so do
-    characters of which some bytes are missing.
-    """
-
-    def __init__(self, stop: Sequence[str] = (), answer_start: str = "") -> None:
-        self.said = ""
-        self._ends = [*filter(None, stop), _END]
-        self._answer_start = answer_start
-
-    def feed(self, text: str) -> str:
-        """The new piece, possibly "", now that the whole text so far is `text`."""
-        return self._say(self._certain(text))
-
-    def finish(self, text: str) -> str:
-        """The last piece; `text` is whole."""
-        return self._say(self._without_start(self._cut(text).replace(_BEGIN, "").strip()).strip())
-
-    def _say(self, readable: str) -> str:
-        piece = readable[len(self.said) :]
-        self.said += piece
-        return piece
-
-    def _certain(self, text: str) -> str:
-        cut = self._cut(text)
-        if len(cut) == len(text):
-            cut = _without_beginning_of(cut.rstrip(_INCOMPLETE), [*self._ends, _BEGIN])
-        readable = cut.replace(_BEGIN, "").strip()
-        if self._answer_start.startswith(readable):
-            return ""
-        return self._without_start(readable).strip()
-
-    def _cut(self, text: str) -> str:
-        return text[: min((text.find(end) for end in self._ends if end in text), default=len(text))]
-
-    def _without_start(self, text: str) -> str:
-        return text.removeprefix(self._answer_start)
-
-
-def _without_beginning_of(text: str, marks: Sequence[str]) -> str:
-    """`text` without the longest ending that begins one of the marks."""
-    longest = max((n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n])), default=0)
-    return text[: len(text) - longest]
-
-
-# Conversations that outgrow the LLM's context: the oldest turns go, images stay.
-
-
-def fit(conversation: Turns, length: Callable[[str], int], max_new_tokens: int, context: int) -> tuple[Turns, int]:
-    """The conversation as the LLM can read it, and how many of its oldest turns were left out.
-
-    Args:
-        length: positions that a prompt takes, images included.
-        context: positions that prompt and answer may take together.
-
-    Raises SampleError if the last question does not fit by itself.
-    """
-
-    def needed(turns: int) -> int:
-        return length(conversation.without_oldest(turns).get_prompt()) + max_new_tokens
-
-    every = range(conversation.num_answered + 1)
-    dropped = bisect_left(every, True, key=lambda turns: needed(turns) <= context)
-    if dropped == len(every):
-        raise SampleError(
-            f"the question and its images take {needed(every[-1]) - max_new_tokens} positions and the answer may take "
-            f"{max_new_tokens}, but this LLM reads {context} in all: ask a shorter question, show fewer images, or "
-            "lower the maximum of new tokens"
-        )
-    return conversation.without_oldest(dropped), dropped
-
-
-PUBLISHED_CHAT = Decoding(max_new_tokens=300, do_sample=True, top_p=0.9, repetition_penalty=1.05)
-"""How the published demo answers."""
-
-GREEDY = Decoding(max_new_tokens=300)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The published conversation templates, character by character.
+"""Conversations: turns, and the templates that make a prompt of them; the published ones character by character.
 
 conversation = get_template("vicuna0")
 conversation.add_image()
@@ -8,6 +8,8 @@ conversation.get_prompt()  # "...###Human: <Img><ImageHere></Img> What is this?#
 """
 
 import re
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from itertools import cycle, groupby
@@ -18,13 +20,10 @@ from minigpt4.common.errors import ConfigError, SampleError, hint
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-# The turns of a conversation and how they join, the same for every kind of template.
-
-
 IMAGE_PLACEHOLDER = "<ImageHere>"  # where the image's embeddings go
 IMAGE_MESSAGE = f"<Img>{IMAGE_PLACEHOLDER}</Img>"
 _IMAGES_BEFORE = re.compile(f"^(?:{re.escape(IMAGE_MESSAGE)} ?)*")
+_USER, _ASSISTANT = "user", "assistant"
 
 
 class Turns:
@@ -65,8 +64,13 @@ class Turns:
                 f"a question must not hold {IMAGE_PLACEHOLDER}, which stands for an image; "
                 "show the image with add_image() before the question"
             )
-        if self._image_was_just_shown():
-            self.messages[-1][1] = f"{self.messages[-1][1]} {text}"
+        self.append_question(text)
+
+    def append_question(self, text: str) -> None:
+        """`ask` without its check, for a text that has a place for images of its own."""
+        role, last = self.messages[-1] if self.messages else (None, None)
+        if role == self.roles[0] and last and last.endswith("</Img>"):
+            self.messages[-1][1] = f"{last} {text}"
         else:
             self.append_message(self.roles[0], text)
 
@@ -80,13 +84,31 @@ class Turns:
             raise ValueError("there is no answer to fill in; call open_answer() first")
         self.messages[-1][1] = text
 
-    @property
-    def num_answered(self) -> int:
-        """Answers that were given; the last message is still being answered and does not count."""
-        return len(self._answered())
+    def fit(self, length: Callable[[str], int], max_new_tokens: int, context: int) -> tuple[Self, int]:
+        """The conversation as the LLM can read it, and how many of its oldest turns were left out.
+
+        Args:
+            length: positions that a prompt takes, images included.
+            context: positions that prompt and answer may take together.
+
+        Raises SampleError if the last question does not fit by itself.
+        """
+
+        def needed(turns: int) -> int:
+            return length(self.without_oldest(turns).get_prompt()) + max_new_tokens
+
+        every = range(len(self._answered()) + 1)
+        dropped = bisect_left(every, True, key=lambda turns: needed(turns) <= context)
+        if dropped == len(every):
+            raise SampleError(
+                f"the question and its images take {needed(every[-1]) - max_new_tokens} positions and the answer may "
+                f"take {max_new_tokens}, but this LLM reads {context} in all: ask a shorter question, show fewer "
+                "images, or lower the maximum of new tokens"
+            )
+        return self.without_oldest(dropped), dropped
 
     def without_oldest(self, turns: int) -> Self:
-        """A copy without the first `turns` answers, at most `num_answered`, and what was said before them.
+        """A copy without the first `turns` answers, at most those that are given, and what was said before them.
 
         Images stay: each as a message of its own, the last one joined by the question that follows it.
         """
@@ -95,16 +117,18 @@ class Turns:
         first_kept = self._answered()[turns - 1] + 1
         shorter = self.copy()
         shorter.messages = []
-        for _ in range(sum(_num_images(text) for role, text in self.messages[:first_kept] if role == self.roles[0])):
+        shown = [text or "" for role, text in self.messages[:first_kept] if role == self.roles[0]]
+        for _ in range("".join(shown).count(IMAGE_PLACEHOLDER)):
             shorter.add_image()
         for role, text in self.messages[first_kept:]:
-            if role == self.roles[0] and _question(text) == text and shorter._image_was_just_shown():
-                shorter.messages[-1][1] = f"{shorter.messages[-1][1]} {text}"
+            if role == self.roles[0] and _question(text) == text:
+                shorter.append_question(text)
             else:
                 shorter.append_message(role, text)
         return shorter
 
     def _answered(self) -> list[int]:
+        """Messages that are answers; the last one is still being written and does not count."""
         return [i for i, (role, text) in enumerate(self.messages[:-1]) if role == self.roles[1] and text]
 
     def take_back(self) -> str | None:
@@ -128,18 +152,8 @@ class Turns:
         answers = shown[1::2] + [None] * (len(shown) % 2)
         return [list(pair) for pair in zip(shown[::2], answers, strict=True)]
 
-    def _image_was_just_shown(self) -> bool:
-        if not self.messages:
-            return False
-        role, text = self.messages[-1]
-        return role == self.roles[0] and bool(text) and text.endswith("</Img>")
-
     def _copied_messages(self) -> list[list[Any]]:
         return [list(message) for message in self.messages]
-
-
-def _num_images(text: str | None) -> int:
-    return (text or "").count(IMAGE_PLACEHOLDER)
 
 
 def _question(text: str | None) -> str:
@@ -247,20 +261,12 @@ def get_template(name: str) -> Conversation:
     raise ConfigError(f"unknown conversation template '{name}'; {hint(str(name), _TEMPLATES)}")
 
 
-# A conversation written in the template that training used, `model.prompt_template`: one instruction, one answer.
-#
-# template = "###Human: {} ###Assistant: ", end_sym = "###":
-# "###Human: <Img><ImageHere></Img> What is this? ###Assistant: A dog.######Human: Which colour? ###Assistant: "
-
-
-_USER, _ASSISTANT = "user", "assistant"
-
-
 class TemplateConversation(Turns):
-    """Turns in the words of training; for models that have no published conversation template.
+    """Turns in the template of training, one instruction and one answer; for models without a published template.
 
     `template` has one `{}`, or is "" for the bare instruction; `end_sym` is what answers end with. The template of
-    training has no place for a `system` text, so it begins the first instruction.
+    training has no place for a `system` text, so it begins the first instruction. With "###Human: {} ###Assistant: ":
+    "###Human: <Img><ImageHere></Img> What is this? ###Assistant: A dog.######Human: Which colour? ###Assistant: "
     """
 
     roles = (_USER, _ASSISTANT)
@@ -306,20 +312,11 @@ class TemplateConversation(Turns):
         }
 
 
-# The chat template that an LLM's own tokenizer brings along, used like the published templates.
-#
-# The image's placeholder is ordinary text inside the user's message; whoever builds the model's input cuts
-# the prompt there. The bos string is left out at the start, for the model puts the bos token there itself.
-
-
-# Stands for the instruction while a template is rendered; letters only, so no template changes it.
-_INSTRUCTION = "instructiongoeshere"
-
-
 class TokenizerConversation(Turns):
     """A conversation written in the tokenizer's chat template; `system` None leaves that message out.
 
-    ConfigError when the tokenizer has no chat template.
+    The image's placeholder is ordinary text inside the user's message. The bos string is left out at the start, for the
+    model puts the bos token there itself. ConfigError when the tokenizer has no chat template.
     """
 
     roles = (_USER, _ASSISTANT)
@@ -344,8 +341,11 @@ class TokenizerConversation(Turns):
         Messages that one side sent in a row are one message to the template, joined by a blank.
         ConfigError when the template refuses the messages (some know no system role).
         """
+        said = [(role, text) for role, text in self.messages if text]
+        chat = [] if self.system is None else [{"role": "system", "content": self.system}]
+        for role, turn in groupby(said, key=lambda message: message[0]):
+            chat.append({"role": role, "content": " ".join(text for _, text in turn)})
         is_open = bool(self.messages) and self.messages[-1][0] == _ASSISTANT and not self.messages[-1][1]
-        chat = self._chat()
         return _render(self.tokenizer, chat, add_generation_prompt=is_open) if chat else ""
 
     def copy(self) -> Self:
@@ -364,13 +364,9 @@ class TokenizerConversation(Turns):
             "tokenizer": _name(self.tokenizer),
         }
 
-    def _chat(self) -> "list[dict[str, str]]":
-        said = [(role, text) for role, text in self.messages if text]
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return system + [
-            {"role": role, "content": " ".join(text for _, text in turn)}
-            for role, turn in groupby(said, key=lambda message: message[0])
-        ]
+
+# Stands for the instruction while a template is rendered; letters only, so no template changes it.
+_INSTRUCTION = "instructiongoeshere"
 
 
 def prompt_template_from_tokenizer(tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> str:
@@ -393,34 +389,25 @@ def prompt_template_from_tokenizer(tokenizer: "PreTrainedTokenizerBase", system:
 
 
 def _render(tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    # Only needed here, where the tokenizer needs it as well.
+    # only needed here, where the tokenizer needs it as well
     from jinja2.exceptions import TemplateError
 
     try:
         prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
     except TemplateError as error:
         raise ConfigError(f"the chat template of '{_name(tokenizer)}' refuses this conversation: {error}") from error
-    return prompt.removeprefix(tokenizer.bos_token) if _adds_bos(tokenizer) else prompt
-
-
-def _adds_bos(tokenizer: "PreTrainedTokenizerBase") -> bool:
-    """Whether bos comes with every encoded text; ChatML models name their `<|im_start|>` bos and add none."""
-    return tokenizer.bos_token is not None and tokenizer.bos_token_id in tokenizer("")["input_ids"]
+    # ChatML models name their `<|im_start|>` bos and add none to an encoded text
+    adds_bos = tokenizer.bos_token is not None and tokenizer.bos_token_id in tokenizer("")["input_ids"]
+    return prompt.removeprefix(tokenizer.bos_token) if adds_bos else prompt
 
 
 def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
     return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
 
 
-# Which conversation template a model speaks.
-
-
-_PUBLISHED = {"pretrain_vicuna0": "vicuna0", "pretrain_llama2": "llama2"}
-
-
 def conversation_for(model: Any) -> Turns:
     """An empty conversation as this `MiniGPT4` knows it: its type's published one, else the template of training."""
-    published = _PUBLISHED.get(model.cfg.model_type)
+    published = {"pretrain_vicuna0": "vicuna0", "pretrain_llama2": "llama2"}.get(model.cfg.model_type)
     if published is not None:
         return get_template(published)
     return TemplateConversation(model.prompt_template, model.end_sym)

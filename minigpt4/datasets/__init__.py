@@ -1,23 +1,30 @@
 """Datasets: formats as builders, the loaders of training and evaluation; importing this registers the builders.
 
-A dataset is data: a section under `datasets:` whose `builder` is one of the formats here,
-`image_caption_shards` or `image_caption_json`, or one that `imports:` brings. The names of the published
-datasets are registered too, for those who look a builder up by the dataset's name.
+A dataset is a section under `datasets:` whose `builder` is `image_caption_shards`, `image_caption_json`, or one that
+`imports:` brings. The names of the published datasets are registered too.
 """
 
-from minigpt4.datasets.builders.base_dataset_builder import build_datasets, builder_of
-from minigpt4.datasets.data_utils import first_sample
-from minigpt4.datasets.datasets.base_dataset import BadSample, BadSampleMonitor, BaseBuilder, Dataset, LazySample
-from minigpt4.datasets.datasets.dataloader_utils import DevicePrefetcher, EvalLoader, TrainLoader, to_device
-from minigpt4.datasets.datasets.image_caption_json import ImageCaptionJson, ImageCaptionJsonBuilder
-from minigpt4.datasets.datasets.image_caption_shards import ImageCaptionShards, ImageCaptionShardsBuilder
-from minigpt4.datasets.datasets.readers import TrainSource
+from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder, build_datasets, builder_of
+from minigpt4.datasets.builders.image_text_pair_builder import ImageCaptionJsonBuilder, ImageCaptionShardsBuilder
+from minigpt4.datasets.data_utils import first_sample, prepare_sample
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, LazySample
+from minigpt4.datasets.datasets.dataloader_utils import (
+    BadSample,
+    BadSampleMonitor,
+    DevicePrefetcher,
+    EvalLoader,
+    TrainLoader,
+    TrainSource,
+    to_device,
+)
+from minigpt4.datasets.datasets.image_caption_json import ImageCaptionJson
+from minigpt4.datasets.datasets.image_caption_shards import ImageCaptionShards
 
 __all__ = [
     "BadSample",
     "BadSampleMonitor",
-    "BaseBuilder",
-    "Dataset",
+    "BaseDataset",
+    "BaseDatasetBuilder",
     "DevicePrefetcher",
     "EvalLoader",
     "ImageCaptionJson",
@@ -30,5 +37,6 @@ __all__ = [
     "build_datasets",
     "builder_of",
     "first_sample",
+    "prepare_sample",
     "to_device",
 ]

@@ -19,12 +19,12 @@ from minigpt4.common.config import Config
 from minigpt4.common.errors import SampleError
 from minigpt4.common.schemas import DatasetConfig, RunConfig
 from minigpt4.common.utils import exit_status
-from minigpt4.datasets import build_datasets, first_sample
-from minigpt4.datasets.datasets.base_dataset import Dataset, LazySample
-from minigpt4.datasets.datasets.readers import ReaderSlot, iter_once
+from minigpt4.datasets.builders.base_dataset_builder import build_datasets
+from minigpt4.datasets.data_utils import first_sample
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, ReaderSlot, iter_once
 
 
-def datasets_of(config: Config) -> Iterator[Dataset]:
+def datasets_of(config: Config) -> Iterator[BaseDataset]:
     """Every dataset, in the splits that the run uses; ConfigError for faults and missing paths."""
     sections = {
         name: bind(DatasetConfig, node, section=f"datasets.{name}", source=config.source)
@@ -37,32 +37,23 @@ def datasets_of(config: Config) -> Iterator[Dataset]:
         yield from own.values()
 
 
-def check_dataset(dataset: Dataset, full: bool) -> tuple[int, list[str]]:
-    """Number of good samples, and the reason of every bad one."""
-    good, faults = 0, []
-    for step in _steps(dataset, full):
-        try:
-            step.load()
-            good += 1
-        except SampleError as error:
-            faults.append(str(error))
-    return good, faults
-
-
-def _steps(dataset: Dataset, full: bool) -> Iterator[LazySample]:
-    return (step for _, step in iter_once(dataset, ReaderSlot(0, 1))) if full else dataset.quick_steps()
-
-
-def report(dataset: Dataset, full: bool) -> tuple[list[str], bool]:
+def report(dataset: BaseDataset, full: bool) -> tuple[list[str], bool]:
     """Lines about a dataset, and whether all of it is good."""
     try:
         first = first_sample(dataset)
     except SampleError as error:
         first = str(error)
-    good, faults = check_dataset(dataset, full)
+    good, faults = 0, []
+    slot = ReaderSlot(0, 1)
+    for sample in (sample for _, sample in iter_once(dataset, slot)) if full else dataset.quick_samples():
+        try:
+            sample.load()
+            good += 1
+        except SampleError as error:
+            faults.append(f"  bad: {error}")
     how = "read" if full else "looked at (--full reads everything)"
     summary = f"{dataset.label}: {good + len(faults):,} samples {how}: {good:,} good, {len(faults):,} bad"
-    return [first, *(f"  bad: {fault}" for fault in faults), summary], not faults
+    return [first, *faults, summary], not faults
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cfg_path", metavar="CFG", help="YAML file of a run")
     parser.add_argument("--full", action="store_true", help="decode every image and read every shard")
-    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
+    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="override config values")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s [%(levelname)s] %(message)s")
     all_good = []

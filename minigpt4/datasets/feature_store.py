@@ -1,4 +1,4 @@
-"""Images of which the features are known, wholly or in part, on their way from the loaders to the model.
+"""Features of images by the hash of their file, kept in append-only files that any number of processes share.
 
 Shapes: B images, M of them unknown, S pixels a side, Q image tokens, V channels before the projection.
 """
@@ -19,22 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minigpt4.processors.blip_processors import Uint8Image
-
 log = logging.getLogger(__name__)
-
-
-# Rows of numbers by the hash of an image file, in append-only files that any number of processes share.
-#
-# A folder holds pairs of files. `NAME.rows`: rows of Q x V numbers, one after the other, nothing else. `NAME.index`:
-# for
-# each row 20 bytes, the image's digest (16) and the CRC-32 of the row (4, little-endian). A writer has a pair of its
-# own,
-# writes rows first and their index after them; what a kill leaves behind is a row without index or a piece of either,
-# and both are passed over.
-#
-# Whatever happens to the folder of a running process, deleted, truncated, full or no longer to be written to, costs a
-# warning and images that are encoded again, never the run.
 
 
 DIGEST_BYTES = 16
@@ -71,6 +56,14 @@ class RowShape:
 
 class FeatureStore:
     """The rows of one folder, to read and to add to; pickles, and each process may go on with a copy.
+
+    The folder holds pairs of files. `NAME.rows`: rows of Q x V numbers, one after the other, nothing else.
+    `NAME.index`: for each row 20 bytes, the image's digest (16) and the CRC-32 of the row (4, little-endian). A writer
+    has a pair of its own, writes rows first and their index after them; what a kill leaves behind is a row without
+    index or a piece of either, and both are passed over.
+
+    Whatever happens to the folder of a running process, deleted, truncated, full or no longer to be written to, costs
+    a warning and images that are encoded again, never the run.
 
     Args:
         folder: made for the first row if it is not there.
@@ -134,7 +127,11 @@ class FeatureStore:
         """Take in rows that were added since the last look."""
         self._looked = time.monotonic()
         known = {part.index: number for number, part in enumerate(self._parts)}
-        for index in self._indices():
+        try:
+            indices = sorted(self.folder.glob("*.index"))
+        except OSError:
+            indices = []
+        for index in indices:
             if index not in known:
                 known[index] = len(self._parts)
                 self._parts.append(_Part(index))
@@ -146,12 +143,6 @@ class FeatureStore:
             if len(digests):
                 self._places.add(digests, number, first)
                 self._damaged.difference_update(map(bytes, digests))
-
-    def _indices(self) -> list[Path]:
-        try:
-            return sorted(self.folder.glob("*.index"))
-        except OSError:
-            return []
 
     def _give_up(self, error: OSError) -> None:
         """Go on without keeping anything more."""
@@ -171,7 +162,7 @@ class FeatureStore:
             return None
         for number, row in self._places.of(digest):
             part = self._parts[number]
-            if part.digest(row) != digest:  # places know half of a digest only
+            if bytes(part.entries["digest"][row]) != digest:  # places know half of a digest only
                 continue
             try:
                 content = part.row(row, self.shape)
@@ -180,7 +171,7 @@ class FeatureStore:
                     f"a file was deleted or cannot be read ({error.strerror}); its images are encoded again"
                 )
                 continue
-            if content is not None and zlib.crc32(content) == part.crc(row):
+            if content is not None and zlib.crc32(content) == part.entries["crc"][row]:
                 return content
             log.warning("%s: row %d is damaged; its image is encoded again", part.rows, row)
         if next(self._places.of(digest), None) is not None:
@@ -234,31 +225,25 @@ class _Part:
 
     def __init__(self, index: Path) -> None:
         self.index, self.rows = index, index.with_suffix(".rows")
-        self._entries = np.empty(0, ENTRY)
+        self.entries = np.empty(0, ENTRY)
         self._file: BinaryIO | None = None
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_file": None}
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self.entries)
 
     def new_digests(self) -> tuple[int, np.ndarray]:
         """Digests (N,) of entries that are new, and the row of the first of them."""
-        known, total = len(self._entries), self.index.stat().st_size // ENTRY.itemsize
+        known, total = len(self.entries), self.index.stat().st_size // ENTRY.itemsize
         if total > known:
             with self.index.open("rb") as file:
                 file.seek(known * ENTRY.itemsize)
                 content = file.read((total - known) * ENTRY.itemsize)
             whole = len(content) // ENTRY.itemsize * ENTRY.itemsize
-            self._entries = np.concatenate([self._entries, np.frombuffer(content[:whole], ENTRY)])
-        return known, self._entries["digest"][known:]
-
-    def digest(self, row: int) -> bytes:
-        return bytes(self._entries["digest"][row])
-
-    def crc(self, row: int) -> int:
-        return int(self._entries["crc"][row])
+            self.entries = np.concatenate([self.entries, np.frombuffer(content[:whole], ENTRY)])
+        return known, self.entries["digest"][known:]
 
     def row(self, row: int, shape: RowShape) -> np.ndarray | None:
         """The row, or None where the file ends before it. Not mapped: a file that shrinks would kill the process."""
@@ -314,20 +299,9 @@ class CachedImage:
     """Float32; None: the features are known."""
 
 
-def join_images(
-    images: "Sequence[Tensor] | Sequence[Uint8Image] | Sequence[CachedImage]",
-) -> "Tensor | Uint8Image | CachedBatch":
-    """A batch of images: (B, 3, S, S) float32 or levels, or rows of a cache; an empty tensor for none."""
-    if images and isinstance(images[0], CachedImage):
-        return CachedBatch.of(images)
-    if images and isinstance(images[0], Uint8Image):
-        return Uint8Image.joined(images)
-    return torch.stack(list(images)) if images else torch.empty(0)
-
-
 @dataclass(frozen=True)
 class CachedBatch:
-    """A batch of them."""
+    """A batch of images of a cache."""
 
     folder: str
     features: Tensor
@@ -367,8 +341,6 @@ class CachedBatch:
             digests=[self.digests[number] for number in left],
             pixels=self.pixels[left],
         )
-
-    # What loaders do with a tensor of images
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "CachedBatch":
         """The same on `device`."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.text import escaped, require_whole_characters
 from minigpt4.datasets import ImageCaptionJson
-from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, caption_list, single_captions
-from minigpt4.datasets.datasets.records import SPLIT_FIELD, Records
+from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, Records, caption_list, single_captions
+from minigpt4.datasets.datasets.records import SPLIT_FIELD
 from minigpt4.datasets.feature_store import CachedImage
 from minigpt4.processors import Uint8Image
 

@@ -17,7 +17,7 @@ from minigpt4.evaluation.caption_data import CaptionData, ReferenceMode
 from minigpt4.evaluation.generate import NamedCheckpoint, PredictionRun, batch_size, setup_metadata
 from minigpt4.evaluation.metrics import CaptionScorer, metric_versions
 from minigpt4.evaluation.report import CaptionReport, ScoredCheckpoint, finished
-from minigpt4.inference.prompts import PromptRules
+from minigpt4.inference.pipeline import PromptRules
 from minigpt4.models.feature_cache import feature_cache
 
 log = logging.getLogger(__name__)

@@ -32,8 +32,7 @@ from minigpt4.evaluation.generate import NamedCheckpoint, PredictionRun, batch_s
 from minigpt4.evaluation.judge import AT_ONCE, Judge, Question
 from minigpt4.evaluation.report import Table
 from minigpt4.inference.image_list import ImageFile, ImageList
-from minigpt4.inference.pipeline import image_processor
-from minigpt4.inference.prompts import PromptRules
+from minigpt4.inference.pipeline import PromptRules, image_processor
 from minigpt4.models.feature_cache import feature_cache
 from minigpt4.models.generation import Answer
 

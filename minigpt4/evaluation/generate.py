@@ -28,9 +28,9 @@ from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import versions
 from minigpt4.common.text import escaped
 from minigpt4.common.utils import JsonLines, quick_hash
+from minigpt4.inference.engine import CheckpointSwitch
 from minigpt4.inference.image_list import Images, read_batches
-from minigpt4.inference.pipeline import frozen_files, image_facts
-from minigpt4.inference.prompts import CheckpointSwitch, PromptRules
+from minigpt4.inference.pipeline import PromptRules, frozen_files, image_provenance
 from minigpt4.models.feature_cache import FeatureEncoder, cached_numbers, lazy_vision_argument
 from minigpt4.models.fsdp import sharding, uneven_inputs
 from minigpt4.models.generation import Answer
@@ -237,11 +237,11 @@ class PredictionRun:
             "device": processes.device.type,
             "batches": ids,
             **cached_numbers(self.cfg),
-            **image_facts(self.cfg),
+            **image_provenance(self.cfg),
         }
         return {
             (sha, number): Predictions(
-                self.folder, provenance | rules.facts() | {"checkpoint": sha}, ids, processes.rank
+                self.folder, provenance | rules.provenance() | {"checkpoint": sha}, ids, processes.rank
             )
             for sha in dict.fromkeys(checkpoint.sha256 for checkpoint in self.checkpoints)
             for number, rules in enumerate(self.prompts)
@@ -353,7 +353,7 @@ def setup_metadata(cfg: Config, rules: PromptRules) -> dict[str, Any]:
     """What is the same for all checkpoints, for the report."""
     model = dataclasses.asdict(cfg.model)
     return {
-        **rules.facts(),
+        **rules.provenance(),
         "batch_size": batch_size(cfg),
         "model": {key: model.get(key) for key in MODEL_KEYS},
         "versions": versions(),

@@ -1,4 +1,9 @@
-"""Captions of many images into a file: `scripts/caption.py` in steps."""
+"""Captions of many images as JSON lines, written batch by batch, so that a stopped run goes on with what is there.
+
+captions.jsonl             {"image_id": "1000092795", "image": "1000092795.jpg", "caption": "Two men ..."}
+                           {"image_id": "1000092796", "image": "1000092796.jpg", "error": "...: not an image"}
+captions.made_from.json    provenance: checkpoint, prompt, decoding, model
+"""
 
 import dataclasses
 import errno
@@ -21,33 +26,27 @@ from minigpt4.common.run_folder import versions
 from minigpt4.common.text import escaped
 from minigpt4.common.utils import JsonLines, as_json, refused, write_whole
 from minigpt4.inference.image_list import ImageBatch, ImageFile, ImageList, cut, read_batches
-from minigpt4.inference.pipeline import Pipeline, frozen_files, image_facts
-from minigpt4.inference.prompts import PromptRules
+from minigpt4.inference.pipeline import Pipeline, PromptRules, frozen_files, image_provenance
 from minigpt4.models.feature_cache import cached_numbers, feature_cache
 from minigpt4.models.fsdp import sharding, uneven_inputs
 
 log = logging.getLogger(__name__)
 
-
-# Captions of many images as JSON lines, written batch by batch, so that a stopped run goes on with what is there.
-#
-#     captions.jsonl             {"image_id": "1000092795", "image": "1000092795.jpg", "caption": "Two men ..."}
-#                                {"image_id": "1000092796", "image": "1000092796.jpg", "error": "...: not an image"}
-#     captions.made_from.json    checkpoint, prompt, decoding, model: what the captions were made from
-#
-# The lines of a batch are written together; a line that a kill cut off is dropped when the next run begins.
-
-
 OPTION = "--output"
 SHOWN_CHANGES = 3
-LONG = 60
-"""Characters of a value in an error."""
+SHOWN_CHARACTERS = 60
+"""Of a value in an error."""
+OUT_OF_MEMORY = (
+    "The GPU's memory is full: a smaller --batch-size, or fewer beams, needs less; the file goes on with it."
+)
 
 Line = Mapping[str, Any]
 
 
 class CaptionFile:
-    """A file of captions.
+    """A file of captions, and its provenance beside it.
+
+    The lines of a batch are written together; a line that a kill cut off is dropped when the next run begins.
 
     Args:
         path: ends in `.jsonl`.
@@ -60,34 +59,42 @@ class CaptionFile:
         if path.suffix.lower() != ".jsonl":
             raise ConfigError(f"{OPTION}: {path} must end in .jsonl, for it holds a JSON object a line")
         self.path = path
-        self.origin = path.with_suffix(".made_from.json")
+        self.provenance_file = path.with_suffix(".made_from.json")
 
-    def start(self, made_from: Mapping[str, Any], about: Mapping[str, Any], *, retry_failed: bool) -> dict[str, Line]:
-        """Begin the file, or mend it and go on with it; the lines that stay, by image.
+    def start(self, provenance: Mapping[str, Any], about: Mapping[str, Any], *, retry_failed: bool) -> dict[str, Line]:
+        """Begin the file, or go on with it after dropping broken lines; the lines that stay, by image.
 
         Args:
-            made_from: everything that the captions must agree in, plain types.
+            provenance: everything that the captions must agree in, plain types.
             about: what is only written down.
             retry_failed: drop the lines of images that could not be read.
 
         Raises:
-            ConfigError: the disk refuses, or the file was made from something else, or by something else.
+            ConfigError: the disk refuses, or the file's provenance is unknown or another one.
         """
-        text = self._text()
-        if text:
-            self._require_same(made_from)
-            lines = self.lines()
-            kept = {image: line for image, line in lines.items() if not (retry_failed and "error" in line)}
-            mended = _as_text(kept.values())
-            if mended != text:
-                log.info(
-                    "%s: goes on after %d lines; what was cut off or is tried again is dropped", self.path, len(kept)
-                )
-                write_whole(self.path, mended, OPTION)
-            return kept
-        self._write_origin({**made_from, "about": about})
-        self.add([])
-        return {}
+        try:
+            if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
+                raise ConfigError(f"{OPTION}: {self.path} is a pipe or a device; captions go into a file")
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            text = ""
+        except OSError as error:
+            raise ConfigError(f"{OPTION}: cannot read {self.path}: {error.strerror}") from error
+        if not text:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise refused(self.path, error, OPTION) from error
+            write_whole(self.provenance_file, as_json({**provenance, "about": about}), OPTION)
+            self.add([])
+            return {}
+        self._require_same(provenance)
+        kept = {image: line for image, line in self.lines().items() if not (retry_failed and "error" in line)}
+        whole = _as_text(kept.values())
+        if whole != text:
+            log.info("%s: goes on after %d lines; what was cut off or is tried again is dropped", self.path, len(kept))
+            write_whole(self.path, whole, OPTION)
+        return kept
 
     def lines(self) -> dict[str, Line]:
         """The whole lines by image, of several lines of an image the first."""
@@ -108,33 +115,16 @@ class CaptionFile:
         except OSError as error:
             raise refused(self.path, error, OPTION) from error
 
-    def _text(self) -> str:
+    def _require_same(self, provenance: Mapping[str, Any]) -> None:
         try:
-            if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
-                raise ConfigError(f"{OPTION}: {self.path} is a pipe or a device; captions go into a file")
-            return self.path.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return ""
-        except OSError as error:
-            raise ConfigError(f"{OPTION}: cannot read {self.path}: {error.strerror}") from error
-
-    def _write_origin(self, content: Mapping[str, Any]) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise refused(self.path, error, OPTION) from error
-        write_whole(self.origin, as_json(content), OPTION)
-
-    def _require_same(self, made_from: Mapping[str, Any]) -> None:
-        try:
-            before = dict(json.loads(self.origin.read_text(encoding="utf-8")))
+            before = dict(json.loads(self.provenance_file.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError, RecursionError) as error:
             raise ConfigError(
-                f"{OPTION}: {self.path} is there, but {self.origin.name} beside it, which says what it was made from, "
-                "cannot be read; choose another file"
+                f"{OPTION}: {self.path} is there, but {self.provenance_file.name} beside it, which says what it was "
+                "made from, cannot be read; choose another file"
             ) from error
         before.pop("about", None)
-        changes = list(_changes(before, json.loads(json.dumps(made_from))))
+        changes = list(_changes(before, json.loads(json.dumps(provenance))))
         if changes:
             more = f"; and {len(changes) - SHOWN_CHANGES} more" if len(changes) > SHOWN_CHANGES else ""
             raise ConfigError(
@@ -151,21 +141,13 @@ def _as_text(lines: Iterable[Line]) -> str:
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any], under: str = "") -> Iterator[str]:
     """`decoding.num_beams: 1 then, 5 now` of each value that differs."""
     for name in dict.fromkeys([*before, *now]):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            yield from _changes(old, new, f"{under}{name}.")
-        elif old != new:
-            yield f"{under}{name}: {_short(old)} then, {_short(new)} now"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONG else f"{text[:LONG]} ..."
-
-
-OUT_OF_MEMORY = (
-    "The GPU's memory is full: a smaller --batch-size, or fewer beams, needs less; the file goes on with it."
-)
+        values = [before.get(name), now.get(name)]
+        if all(isinstance(value, dict) for value in values):
+            yield from _changes(*values, f"{under}{name}.")
+        elif values[0] != values[1]:
+            texts = [json.dumps(value, ensure_ascii=False) for value in values]
+            cut = [f"{s[:SHOWN_CHARACTERS]} ..." if len(s) > SHOWN_CHARACTERS else s for s in texts]
+            yield f"{under}{name}: {cut[0]} then, {cut[1]} now"
 
 
 @dataclass(frozen=True)
@@ -211,31 +193,28 @@ class Captioning:
             with uneven_inputs(pipeline.model.llama_model):
                 self._caption(pipeline, batches, processes)
         processes.barrier()
-        return self._counts(len(missing)) if processes.is_main else None
+        if not processes.is_main:
+            return None
+        lines = self.file.lines()
+        own = [lines[item.name] for item in self.items if item.name in lines]
+        failed = sum("error" in line for line in own)
+        return Counts(len(own) - failed, failed, new=len(missing))
 
     def _missing(self) -> list[int]:
         """Numbers of the images without a line."""
-        done = self.file.start(self._made_from(), self._about(), retry_failed=self.retry_failed)
-        return [number for number, item in enumerate(self.items) if item.name not in done]
-
-    def _made_from(self) -> dict[str, Any]:
-        model = dataclasses.replace(self.cfg.model, ckpt=None)
-        return {
-            "checkpoint": file_sha256(self._checkpoint()),
+        model, path = dataclasses.replace(self.cfg.model, ckpt=None), self.cfg.model.ckpt
+        provenance = {
+            "checkpoint": file_sha256(find_weights(path, "model.ckpt", Path(path).name)),
             "image_folder": str(self.base),
-            **self.rules.facts(),
+            **self.rules.provenance(),
             **cached_numbers(self.cfg),
-            **image_facts(self.cfg),
+            **image_provenance(self.cfg),
             "model": dataclasses.asdict(model),
-            "frozen_files": {name: facts for name, *facts in frozen_files(model)},
+            "frozen_files": {name: sample for name, *sample in frozen_files(model)},
         }
-
-    def _checkpoint(self) -> Path:
-        path = self.cfg.model.ckpt
-        return find_weights(path, "model.ckpt", Path(path).name)
-
-    def _about(self) -> dict[str, Any]:
-        return {"checkpoint": self.cfg.model.ckpt, "batch_size": self.batch_size, "versions": versions()}
+        about = {"checkpoint": path, "batch_size": self.batch_size, "versions": versions()}
+        done = self.file.start(provenance, about, retry_failed=self.retry_failed)
+        return [number for number, item in enumerate(self.items) if item.name not in done]
 
     def _caption(self, pipeline: Pipeline, batches: Sequence[Sequence[int]], processes: Processes) -> None:
         images = ImageList(self.items, pipeline.processor, feature_cache(self.cfg))
@@ -246,26 +225,17 @@ class Captioning:
                 self.file.add(self._lines(pipeline, numbers, batch))
                 bar.update(len(numbers))
 
-    def _lines(self, pipeline: Pipeline, numbers: Sequence[int], batch: ImageBatch) -> list[Mapping[str, str]]:
+    def _lines(self, pipeline: Pipeline, numbers: Sequence[int], batch: ImageBatch) -> list[Line]:
         """The lines of a batch, in its order."""
         for error in batch.errors.values():
             log.warning("%s", error)
-        said = {number: {"error": error} for number, error in batch.errors.items()}
+        results = {number: {"error": error} for number, error in batch.errors.items()}
         if batch.numbers:
             place = numbers[0] // self.batch_size  # the number of the batch among all, whatever is done already
-            answers = self._answers(pipeline, batch, place)
-            said |= {number: {"caption": text} for number, text in zip(batch.numbers, answers, strict=True)}
+            try:
+                answers = pipeline.answers(batch.pixels, self.rules, batch=place)
+            except torch.OutOfMemoryError as error:
+                raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error
+            results |= {number: {"caption": one.text} for number, one in zip(batch.numbers, answers, strict=True)}
         items = [(number, self.items[number]) for number in numbers]
-        return [{"image_id": item.image_id, "image": item.name, **said[number]} for number, item in items]
-
-    def _answers(self, pipeline: Pipeline, batch: ImageBatch, place: int) -> list[str]:
-        try:
-            return [answer.text for answer in pipeline.answers(batch.pixels, self.rules, batch=place)]
-        except torch.OutOfMemoryError as error:
-            raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error
-
-    def _counts(self, new: int) -> Counts:
-        lines = self.file.lines()
-        own = [lines[item.name] for item in self.items if item.name in lines]
-        failed = sum("error" in line for line in own)
-        return Counts(len(own) - failed, failed, new)
+        return [{"image_id": item.image_id, "image": item.name, **results[number]} for number, item in items]

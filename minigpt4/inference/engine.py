@@ -20,10 +20,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minigpt4.common.errors import MiniGPT4Error, RunError, SampleError
-from minigpt4.conversation.chat import Picture, Request, TextStream, fit
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, SampleError
+from minigpt4.conversation.chat import Picture, Request
+from minigpt4.conversation.decoding import TextStream
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER, Turns, conversation_for
-from minigpt4.inference.prompts import CheckpointSwitch
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
 from minigpt4.models.generation import beam_search, check_stop, end_tokens, first_token
 from minigpt4.processors.base_processor import BaseProcessor
@@ -32,14 +32,8 @@ from minigpt4.processors.images import process_image
 log = logging.getLogger(__name__)
 
 
-# An answer in the making, between the thread that makes it and whoever reads it.
-
-
-CANCELLED = "cancelled"
-
-
 class EngineReply:
-    """A `Reply`: pieces to iterate over, in any one thread; counts to look at in between.
+    """An answer between the thread that makes it and its reader: pieces to iterate over, counts to look at in between.
 
     Args:
         request: what is answered.
@@ -85,8 +79,7 @@ class EngineReply:
 
     def close(self) -> None:
         """No further words are wanted; the engine notices before its next token."""
-        if not self._is_over.is_set():
-            self._end(CANCELLED)
+        self._end("cancelled")
 
     @property
     def is_over(self) -> bool:
@@ -108,31 +101,22 @@ class EngineReply:
 
     def fail(self, error: Exception) -> None:
         """There will be no answer, or no more of it."""
-        if not self._is_over.is_set():
-            self._is_over.set()
-            self._news.put(error)
-            self._tell()
+        self._end(None, error)
 
-    def _put(self, piece: str) -> None:
-        if piece and not self._is_over.is_set():
-            self._news.put(piece)
-            self._tell()
-
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str | None, error: Exception | None = None) -> None:
         if not self._is_over.is_set():
             self.finish_reason = reason
             self._is_over.set()
-            self._news.put(None)
-            self._tell()
+            self._tell(error)
 
-    def _tell(self) -> None:
+    def _put(self, piece: str) -> None:
+        if piece and not self._is_over.is_set():
+            self._tell(piece)
+
+    def _tell(self, news: str | Exception | None) -> None:
+        self._news.put(news)
         if self._notify is not None:
             self._notify()
-
-
-# Images as the LLM reads them, each encoded once, for any of several checkpoints.
-#
-# Shapes: B images, S pixels a side, Q image tokens, V channels before the projection, D channels of the LLM.
 
 
 def look(image: Image.Image, processor: BaseProcessor) -> Picture:
@@ -141,8 +125,70 @@ def look(image: Image.Image, processor: BaseProcessor) -> Picture:
     return Picture(hashlib.sha256(pixels_3SS.numpy().tobytes()).hexdigest()[:16], pixels_3SS)
 
 
+class CheckpointSwitch:
+    """One model, several checkpoints: swaps the trained weights, and remembers those that were given a name.
+
+    Args:
+        model: a `MiniGPT4` with the trained weights that it starts from.
+        start: their name.
+    """
+
+    def __init__(self, model: Any, start: str = "start") -> None:
+        self.model, self._start = model, start
+        self._kept = {start: self._copy()}
+        self._current: str | None = start
+
+    @property
+    def names(self) -> list[str]:
+        """The checkpoints that are remembered, the start first."""
+        return list(self._kept)
+
+    def name(self, wanted: str | None) -> str:
+        """A checkpoint's name, the start's for None; ConfigError if there is no such checkpoint."""
+        if wanted is None:
+            return self._start
+        if wanted not in self._kept:
+            raise ConfigError(f"there is no checkpoint '{wanted}'; there are: {', '.join(self.names)}")
+        return wanted
+
+    def load(self, checkpoint: str | Path) -> None:
+        """Take the trained weights of a file; WeightsError, and the weights as before, if they do not fit.
+
+        A weight that the file may leave out is that of the start, never that of the checkpoint before.
+        """
+        before = self._copy()
+        try:
+            self._restore(self._kept[self._start])
+            self.model.load_checkpoint(checkpoint)
+        except BaseException:
+            self._restore(before)
+            raise
+        self._current = None
+
+    def keep(self, name: str) -> None:
+        """Remember under this name what the model holds now."""
+        self._kept[name] = self._copy()
+        self._current = name
+
+    def use(self, name: str) -> None:
+        """Go back to weights that are remembered."""
+        if name != self._current:
+            self._restore(self._kept[name])
+            self._current = name
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: p.detach().to("cpu", copy=True) for name, p in self.model.trainable_parameters().items()}
+
+    @torch.no_grad()
+    def _restore(self, weights: dict[str, Tensor]) -> None:
+        for name, parameter in self.model.trainable_parameters().items():
+            parameter.copy_(weights[name])
+
+
 class PictureEncoder:
     """Image tokens, kept for the images that were asked about last.
+
+    Shapes: Q image tokens, V channels before the projection, D channels of the LLM.
 
     Args:
         switch: the checkpoints of a `MiniGPT4` in eval mode.
@@ -169,18 +215,16 @@ class PictureEncoder:
 
     def _image_features(self, pictures: Sequence[Picture]) -> Tensor:
         """What the projection reads, (B, Q, V)."""
-        if not self.model.vision_is_frozen:
-            return self._seen(pictures)
         missing = [picture for picture in pictures if picture.image_id not in self._features]
         own = {p.image_id: self._features[p.image_id] for p in pictures if p not in missing}
         if missing:
-            own |= zip((p.image_id for p in missing), self._seen(missing).split(1), strict=True)
+            features_BQV = self.model.image_features(torch.stack([picture.pixels_3SS for picture in missing]))
+            if not self.model.vision_is_frozen:  # another checkpoint sees it in another way: nothing was kept
+                return features_BQV
+            own |= zip((picture.image_id for picture in missing), features_BQV.split(1), strict=True)
         for image_id, features_1QV in own.items():
             _remember(self._features, image_id, features_1QV, self._keep)
         return torch.cat([own[picture.image_id] for picture in pictures])
-
-    def _seen(self, pictures: Sequence[Picture]) -> Tensor:
-        return self.model.image_features(torch.stack([picture.pixels_3SS for picture in pictures]))
 
 
 def _remember(memory: OrderedDict, key: Any, value: Tensor, keep: int) -> None:
@@ -206,7 +250,7 @@ class Engine:
         processor: PIL image -> (3, S, S).
         checkpoints: further checkpoints of the same model by name; they share its frozen parts.
         name: what the checkpoint that `model` holds is called.
-        max_rows: answers in the making at once; more wait. A search with several beams counts as so many.
+        max_rows: answers in progress at once; more wait. A search with several beams counts as so many.
         max_waiting: requests that may wait.
         keep_images: encoded images that are remembered.
         switch: the model's checkpoints, where somebody else swaps them too; in place of `checkpoints` and `name`.
@@ -228,11 +272,14 @@ class Engine:
     ) -> None:
         self.model, self.processor = model, processor
         self.max_rows, self.max_waiting = max_rows, max_waiting
-        self._switch = switch or _checkpoints(model, name, checkpoints or {})
+        self._switch = switch or CheckpointSwitch(model, name)
+        for other, path in (checkpoints or {}).items():
+            self._switch.load(path)
+            self._switch.keep(other)
         self._encoder = PictureEncoder(self._switch, keep_images)
         self._decoder = BatchDecoder(model.llama_model, model.llama_tokenizer, end_tokens(model.llama_model))
         self._waiting: deque[EngineReply] = deque()
-        self._running: list[_Row | _Search] = []
+        self._running: list[_Job] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stops = False
@@ -256,7 +303,7 @@ class Engine:
 
     @property
     def num_running(self) -> int:
-        """Answers in the making."""
+        """Answers in progress."""
         return len(self._running)
 
     @property
@@ -303,7 +350,7 @@ class Engine:
         return self
 
     def stop(self) -> None:
-        """End the thread; answers in the making end with an error."""
+        """End the thread; answers in progress end with an error."""
         with self._changed:
             self._stops = True
             self._changed.notify()
@@ -335,7 +382,7 @@ class Engine:
             self._admit()
             self._step()
         except Exception as error:  # whatever it is must reach the readers, and the next request finds an empty batch
-            log.exception("The answers in the making are lost")
+            log.exception("The answers in progress are lost")
             self._fail(_readable(error), self._replies())
 
     def _leave(self) -> None:
@@ -352,25 +399,35 @@ class Engine:
 
     def _forget_over(self) -> None:
         over = [job for job in self._running if job.reply.is_over]
-        self._decoder.remove([job.row for job in over if isinstance(job, _Row)])
+        self._decoder.remove([job.row for job in over if job.row is not None])
         self._running = [job for job in self._running if job not in over]
 
     def _admit(self) -> None:
         """Waiting requests in their order, as long as there is room."""
-        rows, prompts = [], []
+        llm, tokenizer, device = self.model.llama_model, self.model.llama_tokenizer, self.model.device
+        rows, texts, images = [], [], []
         for reply in self._take_waiting():
+            decoding = reply.request.decoding
             try:
-                prompt = self._read(reply)
-                if reply.request.decoding.num_beams > 1:
-                    self._running.append(self._search(reply, prompt))
-                else:
-                    rows.append(self._row(reply))
-                    prompts.append(prompt)
+                text, embeds = self._read(reply)
+                if decoding.num_beams > 1:
+                    search = beam_search(llm, tokenizer, decoding, reply.stop)
+                    steps = search.steps(llm, *self.model.prompt_embeds([text], [embeds]), first_token(llm))
+                    self._running.append(_Job(reply, steps=steps))
+                    continue
+                generator = None
+                if decoding.do_sample and reply.request.seed is not None:
+                    generator = torch.Generator(device).manual_seed(reply.request.seed)
+                row = GenerationState([first_token(llm)], decoding, reply.stop, generator)
             except Exception as error:  # of this request alone
                 reply.fail(_readable(error))
+                continue
+            rows.append(_Job(reply, row))
+            texts.append(text)
+            images.append(embeds)
         if rows:
             self._running += rows
-            self._decoder.add([job.row for job in rows], *self._embedded(prompts))
+            self._decoder.add([job.row for job in rows], *self.model.prompt_embeds(texts, images))
 
     def _take_waiting(self) -> list[EngineReply]:
         taken: list[EngineReply] = []
@@ -386,8 +443,8 @@ class Engine:
                     taken.append(reply)
         return taken
 
-    def _read(self, reply: EngineReply) -> "_Prompt":
-        """The prompt of a request, with the images' embeddings; SampleError if it does not fit into the context."""
+    def _read(self, reply: EngineReply) -> tuple[str, list[Tensor]]:
+        """The prompt of a request and the embeddings (1, Q, D) of its images; SampleError if they do not fit."""
         request = reply.request
         embeds = self._encoder.embeds(request.pictures, self._switch.name(request.checkpoint))
         image_tokens = [embeds_1QD.shape[1] for embeds_1QD in embeds]
@@ -395,8 +452,8 @@ class Engine:
         def length(prompt: str) -> int:
             return self.model.prompt_length(prompt, image_tokens)
 
-        fitted, reply.dropped_turns = fit(
-            request.conversation, length, request.decoding.max_new_tokens, self.model.context_length
+        fitted, reply.dropped_turns = request.conversation.fit(
+            length, request.decoding.max_new_tokens, self.model.context_length
         )
         text = fitted.get_prompt()
         if text.count(IMAGE_PLACEHOLDER) != len(embeds):  # it would end the answers of all who are embedded with it
@@ -404,46 +461,25 @@ class Engine:
                 f"the conversation has room for {text.count(IMAGE_PLACEHOLDER)} images, not {len(embeds)}"
             )
         reply.prompt_tokens = length(text)
-        return _Prompt(text, embeds)
-
-    def _embedded(self, prompts: Sequence["_Prompt"]) -> tuple[Tensor, Tensor]:
-        return self.model.prompt_embeds([prompt.text for prompt in prompts], [prompt.images for prompt in prompts])
-
-    def _row(self, reply: EngineReply) -> "_Row":
-        request, generator = reply.request, None
-        if request.decoding.do_sample and request.seed is not None:
-            generator = torch.Generator(self.model.device).manual_seed(request.seed)
-        row = GenerationState([first_token(self.model.llama_model)], request.decoding, reply.stop, generator)
-        return _Row(reply, row)
-
-    def _search(self, reply: EngineReply, prompt: "_Prompt") -> "_Search":
-        llm = self.model.llama_model
-        search = beam_search(llm, self.model.llama_tokenizer, reply.request.decoding, reply.stop)
-        return _Search(reply, search.steps(llm, *self._embedded([prompt]), first_token(llm)))
+        return text, embeds
 
     def _step(self) -> None:
         if self._decoder.rows:
             self._decoder.step()
         for job in self._running:
-            if isinstance(job, _Row):
-                self._say(job.reply, job.row.ids, job.row.ended)
-            else:
-                self._search_on(job)
+            if job.row is not None:
+                self._update(job.reply, job.row.ids, job.row.ended)
+                continue
+            try:
+                next(job.steps)  # a search has nothing to say before its end
+            except StopIteration as end:
+                (ids,) = end.value
+                text = self.model.llama_tokenizer.decode(ids[1:])
+                ended = ids[-1] in self._decoder.end_ids or any(stop in text for stop in job.reply.stop)
+                self._update(job.reply, ids, ended)
         self._forget_over()
 
-    def _search_on(self, job: "_Search") -> None:
-        """One token further in a search, which has nothing to say before its end."""
-        try:
-            next(job.steps)
-        except StopIteration as end:
-            (ids,) = end.value
-            self._say(job.reply, ids, ended=self._has_ended(ids, job.reply.stop))
-
-    def _has_ended(self, ids: Sequence[int], stop: Sequence[str]) -> bool:
-        text = self.model.llama_tokenizer.decode(ids[1:])
-        return ids[-1] in self._decoder.end_ids or any(end in text for end in stop)
-
-    def _say(self, reply: EngineReply, ids: Sequence[int], ended: bool | None) -> None:
+    def _update(self, reply: EngineReply, ids: Sequence[int], ended: bool | None) -> None:
         text = self.model.llama_tokenizer.decode(ids[1:], skip_special_tokens=True)
         if ended is None:
             reply.grow(text, len(ids) - 1)
@@ -454,42 +490,20 @@ class Engine:
         return [job.reply for job in self._running]
 
     def _fail(self, error: Exception, replies: Sequence[EngineReply]) -> None:
-        """Nothing more comes to any of these, and nothing is left in the making."""
+        """Nothing more comes to any of these, and nothing is left in progress."""
         for reply in replies:
             reply.fail(error)
         self._running = []
         self._decoder.remove(list(self._decoder.rows))
 
 
-@dataclass(frozen=True)
-class _Prompt:
-    text: str
-    images: list[Tensor]
-    """Embeddings (1, Q, D) each."""
-
-
-@dataclass(frozen=True)
-class _Row:
-    """An answer with one beam."""
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """An answer in progress: with one beam a row of the decoder, with several a search of its own."""
 
     reply: EngineReply
-    row: GenerationState
-
-
-@dataclass(frozen=True)
-class _Search:
-    """An answer with several beams."""
-
-    reply: EngineReply
-    steps: Generator[None, None, list[list[int]]]
-
-
-def _checkpoints(model: Any, name: str, others: Mapping[str, Path]) -> CheckpointSwitch:
-    switch = CheckpointSwitch(model, name)
-    for other, path in others.items():
-        switch.load(path)
-        switch.keep(other)
-    return switch
+    row: GenerationState | None = None
+    steps: Generator[None, None, list[list[int]]] | None = None
 
 
 def _readable(error: Exception) -> Exception:

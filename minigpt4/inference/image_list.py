@@ -1,4 +1,4 @@
-"""Images without texts: a folder, a list of files, or files by name."""
+"""Images without texts: a folder, a list of files, or files by name; read in batches, so that a bad one fails alone."""
 
 import dataclasses
 import random
@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.text import decode, parse_json
-from minigpt4.datasets.datasets.base_dataset import ImageReader
-from minigpt4.datasets.feature_store import CachedBatch, CachedImage, join_images
+from minigpt4.datasets.datasets.base_dataset import ImageReader, join_images
+from minigpt4.datasets.feature_store import CachedBatch, CachedImage
 from minigpt4.models.feature_cache import FeatureCache
 from minigpt4.processors import BaseProcessor
 from minigpt4.processors.images import SUFFIXES
@@ -99,36 +99,34 @@ def images_to_caption(sources: Sequence[Path], folder: Path | None = None) -> tu
         SampleError: an entry is bad, or an image or an image id comes twice.
     """
     first = sources[0]
-    if len(sources) == 1 and not _has_image_name(first):
+    others = [path for path in sources if path.suffix.lower() not in SUFFIXES or path.is_dir()]
+    if others and len(sources) == 1:
         base = first if first.is_dir() else folder or first.parent
         found = _in_source(first, folder)
     else:
-        wrong = next((path for path in sources if not _has_image_name(path)), None)
-        if wrong is not None:
-            raise ConfigError(f"--images: takes one folder, or one list, or image files; {wrong} is no image file")
+        if others:
+            raise ConfigError(f"--images: takes one folder, or one list, or image files; {others[0]} is no image file")
         base = Path.cwd()
         found = [(f"--images: {path}", ImageFile(str(path), path, str(path))) for path in sources]
     _refuse_doubles([(where, "image", item.name) for where, item in found])
-    return base.resolve(), _with_short_ids([item for _, item in found])
-
-
-def _has_image_name(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+    items = [item for _, item in found]
+    ids = [Path(item.name).stem if item.image_id == item.name else item.image_id for item in items]
+    times = Counter(ids)
+    pairs = zip(ids, items, strict=True)
+    return base.resolve(), [item if times[i] > 1 else dataclasses.replace(item, image_id=i) for i, item in pairs]
 
 
 def _in_source(source: Path, folder: Path | None) -> list[tuple[str, ImageFile]]:
     """The images of a folder or a list, each with its place for errors."""
-    found = _in_folder(source) if source.is_dir() else _in_list(source, folder or source.parent)
+    if source.is_dir():
+        files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        found = [(str(file), ImageFile(name := file.relative_to(source).as_posix(), file, name)) for file in files]
+    else:
+        found = _in_list(source, folder or source.parent)
     if not found:
         raise ConfigError(f"--images: {source} has no images; known endings: {', '.join(sorted(SUFFIXES))}")
     _refuse_doubles([(where, "image id", item.image_id) for where, item in found])
     return found
-
-
-def _in_folder(folder: Path) -> list[tuple[str, ImageFile]]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-    names = [file.relative_to(folder).as_posix() for file in files]
-    return [(str(file), ImageFile(name, file, name)) for name, file in zip(names, files, strict=True)]
 
 
 def _in_list(source: Path, folder: Path) -> list[tuple[str, ImageFile]]:
@@ -140,20 +138,16 @@ def _in_list(source: Path, folder: Path) -> list[tuple[str, ImageFile]]:
         lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
         entries = [(f"{source}, line {number}", line) for number, line in lines if line]
     else:
-        entries = [(f"{source}, entry {number}", entry) for number, entry in enumerate(_json(source, text), start=1)]
+        try:
+            content = parse_json(text)
+        except ValueError as error:
+            raise ConfigError(
+                f"--images: {source}: neither a folder nor JSON (a list with a file a line ends in .txt): {error}"
+            ) from error
+        if not isinstance(content, list):
+            raise ConfigError(f"--images: {source}: must hold a list of files")
+        entries = [(f"{source}, entry {number}", entry) for number, entry in enumerate(content, start=1)]
     return [(where, _entry(where, entry, folder)) for where, entry in entries]
-
-
-def _json(source: Path, text: str) -> list[Any]:
-    try:
-        entries = parse_json(text)
-    except ValueError as error:
-        raise ConfigError(
-            f"--images: {source}: neither a folder nor JSON (a list with a file a line ends in .txt): {error}"
-        ) from error
-    if not isinstance(entries, list):
-        raise ConfigError(f"--images: {source}: must hold a list of files")
-    return entries
 
 
 def _entry(where: str, entry: Any, folder: Path) -> ImageFile:
@@ -172,18 +166,6 @@ def _refuse_doubles(named: Sequence[tuple[str, str, str]]) -> None:
         if name in seen:
             raise SampleError(f"{where}: the {kind} {name!r} comes twice")
         seen.add(name)
-
-
-def _with_short_ids(items: Sequence[ImageFile]) -> list[ImageFile]:
-    ids = [Path(item.name).stem if item.image_id == item.name else item.image_id for item in items]
-    times = Counter(ids)
-    pairs = zip(ids, items, strict=True)
-    return [item if times[own] > 1 else dataclasses.replace(item, image_id=own) for own, item in pairs]
-
-
-# Reading images in batches, in processes of their own, so that a bad one spoils nothing but itself.
-#
-# Shapes: B images that could be read, S pixels a side.
 
 
 class ImageItem(Protocol):
@@ -231,7 +213,6 @@ def read_batches(images: Images, batches: Sequence[Sequence[int]], num_workers: 
         reader,
         batch_size=None,
         num_workers=min(num_workers, len(reader)),
-        collate_fn=_unchanged,
         generator=torch.Generator().manual_seed(0),  # the global one belongs to sampling
     )
 
@@ -254,7 +235,3 @@ class _Reader(torch.utils.data.Dataset):
             except SampleError as error:
                 errors[number] = str(error)
         return ImageBatch(list(pixels), join_images(list(pixels.values())), errors)
-
-
-def _unchanged(batch: ImageBatch) -> ImageBatch:
-    return batch

@@ -9,8 +9,10 @@ Shapes: B images, S pixels a side.
 """
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,97 +20,33 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from minigpt4.common.binding import require_paths
+from minigpt4.common.binding import bind, require_paths
 from minigpt4.common.checkpoint import best_checkpoint
 from minigpt4.common.config import PUBLISHED_PROCESSORS, Config
+from minigpt4.common.dist_utils import seed_everything
 from minigpt4.common.errors import ConfigError, SampleError, WeightsError, errors_as
+from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder
+from minigpt4.common.schemas import GenerationSettings
 from minigpt4.common.utils import quick_hash
 from minigpt4.common.yaml_files import parse_options
-from minigpt4.conversation.chat import Answer, Chat
+from minigpt4.conversation import prompt_template_from_tokenizer
+from minigpt4.conversation.chat import Chat
+from minigpt4.conversation.decoding import Answer, Decoding
 from minigpt4.datasets.feature_store import CachedBatch
-from minigpt4.inference.engine import Engine
-from minigpt4.inference.prompts import CheckpointSwitch, PromptRules, changed_settings
+from minigpt4.inference.engine import CheckpointSwitch, Engine
 from minigpt4.models.feature_cache import FeatureEncoder, lazy_vision_argument
+from minigpt4.models.prompting import apply_template, read_prompts
+from minigpt4.models.sequence import IMAGE_PLACEHOLDER
+from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.processors import BaseProcessor, process_image
 
 log = logging.getLogger(__name__)
 
-
-# What answers are made from, in plain types, so that a later run knows its own files again.
-
-
-def frozen_files(model: Any) -> list[list[Any]]:
-    """Samples of the files of LLM, vision encoder and Q-Former that a `model:` section names."""
-    files = sorted(model.llm_directory().iterdir())
-    files += [Path(path) for key in ("vit_weights", "q_former_model") if (path := getattr(model, key, None))]
-    return [quick_hash(path) for path in files if path.is_file()]
-
-
-def image_facts(cfg: Config) -> dict[str, Any]:
-    """How images are processed; nothing for the usual way, of which older files say nothing either."""
-    section = cfg.image_processor
-    own = {key: value for key, value in section.kwargs.items() if value is not None}
-    if section.name not in PUBLISHED_PROCESSORS:
-        own["name"] = section.name
-    return {"image_processor": own} if own else {}
-
-
-# What a model is loaded from: a YAML file, or the folder of a run.
-
-
 WEIGHTS_ENDINGS = {".pth", ".pt", ".bin", ".safetensors"}
-
-
-def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file, or of a run's folder with its best checkpoint or else its newest.
-
-    Args:
-        options: KEY=VALUE each; they go over the file's. `model.ckpt` goes over the run's own checkpoint, too.
-
-    Raises:
-        ConfigError: there is no such file, it is no configuration, or the folder is not that of a run.
-        WeightsError: the run has no whole checkpoint.
-    """
-    with errors_as(ConfigError, str(source)):
-        path = Path(source).expanduser()
-        is_folder = path.is_dir()
-    options = [options] if isinstance(options, str) else list(options)
-    if is_folder:
-        return _of_run(RunFolder(path), options)
-    if path.suffix.lower() in WEIGHTS_ENDINGS:
-        raise ConfigError(
-            f"{path}: is a weights file; name its YAML, with the option model.ckpt={path}, or the folder of its run"
-        )
-    return _read(path, options)
-
-
-def _read(file: Path, options: list[str]) -> Config:
-    return Config(SimpleNamespace(cfg_path=str(file), options=options)).validate(training=False)
-
-
-def _of_run(run: RunFolder, options: list[str]) -> Config:
-    if not run.run_json.is_file():
-        raise ConfigError(f"{run.path}: is not the folder of a run, for it has no {run.run_json.name}{_runs_in(run)}")
-    config = _read(run.run_json, options)
-    if OmegaConf.select(parse_options(options), "model.ckpt") is not None:
-        return config
-    checkpoint = best_checkpoint(run.path)
-    if checkpoint is None:
-        raise WeightsError(f"{run.path}: the run has no whole checkpoint yet")
-    log.info("%s: taking its checkpoint %s", run.path, checkpoint.name)
-    return config.replace(model=dataclasses.replace(config.model, ckpt=str(checkpoint)))
-
-
-def _runs_in(folder: RunFolder) -> str:
-    """Words of help: which runs lie one level deeper."""
-    runs = sorted(file.parent.name for file in folder.path.glob(f"*/{folder.run_json.name}"))
-    return f"; the last of the {len(runs)} runs in it is {folder.path / runs[-1]}" if runs else ""
-
-
 BATCH_SIZE = 8
 """Images that are answered together where neither the caller nor `run.batch_size_eval` says."""
 
@@ -129,6 +67,93 @@ def pipeline(source: str | Path, options: Sequence[str] = (), device: torch.devi
         WeightsError: weights are missing, broken or made for another model.
     """
     return Pipeline(read_source(source, options), device)
+
+
+def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:
+    """The configuration of a YAML file, or of a run's folder with its best checkpoint or else its newest.
+
+    Args:
+        options: KEY=VALUE each; they override the file's. `model.ckpt` overrides the run's own checkpoint, too.
+
+    Raises:
+        ConfigError: there is no such file, it is no configuration, or the folder is not that of a run.
+        WeightsError: the run has no whole checkpoint.
+    """
+    with errors_as(ConfigError, str(source)):
+        path = Path(source).expanduser()
+        run = RunFolder(path) if path.is_dir() else None
+    options = [options] if isinstance(options, str) else list(options)
+    if run is None and path.suffix.lower() in WEIGHTS_ENDINGS:
+        raise ConfigError(
+            f"{path}: is a weights file; name its YAML, with the option model.ckpt={path}, or the folder of its run"
+        )
+    if run is not None and not run.run_json.is_file():
+        runs = sorted(file.parent for file in path.glob(f"*/{run.run_json.name}"))
+        more = f"; the last of the {len(runs)} runs in it is {runs[-1]}" if runs else ""
+        raise ConfigError(f"{path}: is not the folder of a run, for it has no {run.run_json.name}{more}")
+    file = path if run is None else run.run_json
+    config = Config(SimpleNamespace(cfg_path=str(file), options=options)).validate(training=False)
+    if run is None or OmegaConf.select(parse_options(options), "model.ckpt") is not None:
+        return config
+    checkpoint = best_checkpoint(path)
+    if checkpoint is None:
+        raise WeightsError(f"{path}: the run has no whole checkpoint yet")
+    log.info("%s: taking its checkpoint %s", path, checkpoint.name)
+    return config.replace(model=dataclasses.replace(config.model, ckpt=str(checkpoint)))
+
+
+@dataclass(frozen=True)
+class PromptRules:
+    """What is said to the model and how its answers are decoded, the same for all checkpoints."""
+
+    decoding: Decoding
+    prompt: str
+    """The whole prompt, in the model's template."""
+
+    stop: list[str]
+    seed: int
+    """Of sampling."""
+
+    own_prompts: Mapping[str, str] = field(default_factory=dict)
+    """Prompts, in the model's template, of images that have one of their own, by image id."""
+
+    @classmethod
+    def of(
+        cls, model: MiniGPT4Config, settings: GenerationSettings, seed: int, key: str = "run.generation.prompt"
+    ) -> "PromptRules":
+        """The rules of a configuration; ConfigError, which names `key`, for a prompt without an image."""
+        stop = settings.stop if settings.stop is not None else [model.end_sym] if model.end_sym else []
+        decoding = Decoding(**{key.name: getattr(settings, key.name) for key in dataclasses.fields(Decoding)})
+        return cls(decoding, _whole_prompt(model, settings.prompt, key), list(stop), seed)
+
+    @torch.inference_mode()
+    def answers(
+        self, model: nn.Module, embeds_BQD: Tensor, image_ids: Sequence[str] = (), *, batch: int | None = None
+    ) -> list[Answer]:
+        """What the model says about the images of a batch, one answer an image.
+
+        Args:
+            model: a `MiniGPT4`.
+            embeds_BQD: its image tokens, one row an image.
+            image_ids: of the images; needed where images have prompts of their own.
+            batch: number of the batch, which seeds sampling with `seed`: whichever process draws, and whatever it drew
+                before. None: sampling goes on in torch's own random stream.
+        """
+        if self.decoding.do_sample and batch is not None:
+            seed_everything(self.seed + batch)
+        images = [[embeds_1QD] for embeds_1QD in embeds_BQD.split(1)]
+        prompts = [self.own_prompts.get(image_id, self.prompt) for image_id in image_ids or [""] * len(images)]
+        return model.answers_from_embeds(images, prompts, self.decoding, self.stop)
+
+    def provenance(self) -> dict[str, Any]:
+        """All that answers depend on, plain types; the seed where it matters."""
+        own = {"own_prompts": dict(self.own_prompts)} if self.own_prompts else {}
+        return own | {
+            "decoding": dataclasses.asdict(self.decoding),
+            "prompt": self.prompt,
+            "stop": self.stop,
+            "seed": self.seed if self.decoding.do_sample else None,
+        }
 
 
 class Pipeline:
@@ -154,7 +179,7 @@ class Pipeline:
         start = dataclasses.replace(cfg.model, ckpt=None)
         switches = lazy_vision_argument(cfg) | ({"shard_llm": True} if shard_llm else {})
         self.model = model_class.from_config(start, device=_device(device), **switches).eval()
-        self._filler = FeatureEncoder(self.model)
+        self._encoder = FeatureEncoder(self.model)
         self.checkpoint: Path | None = None
         self._switch = CheckpointSwitch(self.model)
         self._engine = Engine(self.model, self.processor, switch=self._switch)
@@ -217,19 +242,18 @@ class Pipeline:
         """An answer an image: pixels (B, 3, S, S) or rows of a cache; `batch`, the batch's number, seeds sampling."""
         if self._name is not None:
             self._switch.use(self._name)  # a chat may have used another one since
-        embeds_BQD = self.model.project(self._filler.features(images))
+        embeds_BQD = self.model.project(self._encoder.features(images))
         return rules.answers(self.model, embeds_BQD, batch=batch)
 
     def _pixels(self, images: Sequence[AnyImage], first: int = 0) -> Tensor:
         """(B, 3, S, S); errors call an image by its path or by its number, counted from `first`."""
-        return torch.stack([self._read(image, f"images[{first + place}]") for place, image in enumerate(images)])
-
-    def _read(self, image: AnyImage, name: str) -> Tensor:
-        if isinstance(image, str | Path):
-            return process_image(self.processor, image)
-        if not isinstance(image, Image.Image):
-            raise SampleError(f"{name}: must be a PIL image or a path, not {type(image).__name__}")
-        return process_image(self.processor, image, name)
+        pixels = []
+        for number, image in enumerate(images, start=first):
+            if not isinstance(image, AnyImage):
+                raise SampleError(f"images[{number}]: must be a PIL image or a path, not {type(image).__name__}")
+            name = f"images[{number}]" if isinstance(image, Image.Image) else None
+            pixels.append(process_image(self.processor, image, name))
+        return torch.stack(pixels)
 
     def _require_checkpoint(self) -> None:
         if self.checkpoint is None:
@@ -242,9 +266,31 @@ class Pipeline:
 def rules_of(cfg: Config, prompt: str | None = None, *, source: str, **decoding: Any) -> PromptRules:
     """Prompt and decoding of a configuration with changes; ConfigError, which names `source`, for wrong ones."""
     changes = decoding if prompt is None else decoding | {"prompt": prompt}
-    settings = changed_settings(cfg.run.generation, changes, source)
+    values = dataclasses.asdict(cfg.run.generation) | changes
+    settings = bind(GenerationSettings, values, section="decoding", source=source)
     key = "run.generation.prompt" if prompt is None else source
     return PromptRules.of(cfg.model, settings, cfg.run.seed, key=key)
+
+
+def _whole_prompt(model: MiniGPT4Config, instruction: str | None, key: str) -> str:
+    """The prompt of all images: `instruction`, or the first of the prompt file, or the image alone."""
+    template = model.prompt_template
+    if template == "tokenizer":
+        template = _template_of(model.llm_directory())
+    if instruction is None:
+        prompts = read_prompts(model.prompt_path, template)
+        return prompts[0] if prompts else IMAGE_PLACEHOLDER
+    if instruction.count(IMAGE_PLACEHOLDER) != 1:
+        raise ConfigError(
+            f"{key}: {instruction!r} must hold {IMAGE_PLACEHOLDER} exactly once, where the image belongs, for instance "
+            f"'<Img>{IMAGE_PLACEHOLDER}</Img> What is this?'"
+        )
+    return apply_template(template, instruction)
+
+
+@functools.cache  # every call of the Python API asks for it, and a tokenizer takes a while to load
+def _template_of(directory: Path) -> str:
+    return prompt_template_from_tokenizer(load_tokenizer(directory))
 
 
 def images_at_once(cfg: Config) -> int:
@@ -256,6 +302,22 @@ def image_processor(cfg: Config) -> BaseProcessor:
     """What an evaluation does to images."""
     section = cfg.image_processor
     return registry.get_processor_class(section.name).from_config({"name": section.name, **section.arguments()})
+
+
+def frozen_files(model: Any) -> list[list[Any]]:
+    """Quick hashes of the files of LLM, vision encoder and Q-Former that a `model:` section names."""
+    files = sorted(model.llm_directory().iterdir())
+    files += [Path(path) for key in ("vit_weights", "q_former_model") if (path := getattr(model, key, None))]
+    return [quick_hash(path) for path in files if path.is_file()]
+
+
+def image_provenance(cfg: Config) -> dict[str, Any]:
+    """How images are processed; nothing for the usual way, of which older files say nothing either."""
+    section = cfg.image_processor
+    own = {key: value for key, value in section.kwargs.items() if value is not None}
+    if section.name not in PUBLISHED_PROCESSORS:
+        own["name"] = section.name
+    return {"image_processor": own} if own else {}
 
 
 def _device(device: torch.device | str | None) -> torch.device:

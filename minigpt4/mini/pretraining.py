@@ -28,7 +28,7 @@ from minigpt4.common.utils import replacing
 from minigpt4.mini import small_models
 from minigpt4.mini.scenes import draw, sample_scene
 from minigpt4.models.connectors import build_qformer
-from minigpt4.models.eva_vit import build_vision_encoder
+from minigpt4.models.vision_tower import build_vision_encoder
 from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
 
 log = logging.getLogger(__name__)

@@ -11,6 +11,7 @@ G groups that share keys.
 import importlib.util
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MethodType
@@ -29,6 +30,9 @@ log = logging.getLogger(__name__)
 
 
 MATMUL, FUSED = "minigpt4_products", "minigpt4_fused"
+LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Model types of transformers that are LLaMA's layers: they hand what they do not know on to the attention function,
+their norms and MLPs are those of the fused kernels, their logits the output layer's, without scale or cap."""
 
 
 def attention_for(device: torch.device) -> str:
@@ -207,17 +211,46 @@ AttentionInterface.register(FUSED, _fused)
 AttentionMaskInterface.register(FUSED, sdpa_mask)
 
 
-# `model.llm_kernels: liger`: norms and MLPs of a LLaMA-like LLM by the fused Triton kernels of Liger-Kernel.
-#
-# In transformers a norm or a gated MLP is a handful of small operations, each of which reads and writes all
-# activations;
-# here each is one. The results are the same up to rounding. Liger's own patching swaps classes of transformers for the
-# whole process; this takes its functions and changes the modules of one LLM.
-# Shapes: B rows, T positions, D channels of the LLM.
+# The types and memory of an LLM's pass
 
 
-LIGER_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Model types of transformers whose norms and MLPs compute what the kernels compute."""
+def native_dtype(model: nn.Module) -> AbstractContextManager:
+    """Inside, a 16-bit LLM computes in its own type; one in fp32 follows the caller's autocast.
+
+    Autocast to the other 16-bit type (`run.amp_dtype`) would copy every weight and keep the copies for the backward
+    pass: the LLM's memory once more.
+    """
+    weight = model.get_input_embeddings().weight
+    if weight.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(weight.device.type, enabled=False)
+
+
+def enable_activation_checkpointing(model: nn.Module) -> None:
+    """Prepare the layers for `activation_checkpointing`; by itself this changes nothing."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})  # renamed in transformers 5, positional in both
+
+
+@contextmanager
+def activation_checkpointing(model: nn.Module, active: bool) -> Iterator[None]:
+    """Inside, layers keep no activations for the backward pass but compute them again.
+
+    transformers does so in train mode only and then refuses a key-value cache, so the layers, and they alone
+    (there is no dropout to switch on), are in train mode for the time of a training forward.
+    """
+    layers = [part for part in model.modules() if active and hasattr(part, "gradient_checkpointing")]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.training = False
+
+
+# `model.llm_kernels: liger`: norms and gated MLPs as one kernel each, the same up to rounding. Liger's own patching
+# swaps classes of transformers for the whole process; this changes the modules of one LLM.
 
 
 def require_liger(device: torch.device) -> None:
@@ -236,9 +269,9 @@ def use_liger(llm: nn.Module) -> int:
     Raises ConfigError for an LLM that they do not fit.
     """
     kind, activation = llm.config.model_type, getattr(llm.config, "hidden_act", None)
-    if kind not in LIGER_TYPES or activation != "silu":
+    if kind not in LLAMA_LIKE or activation != "silu":
         raise ConfigError(
-            f"model.llm_kernels: liger: made for {', '.join(sorted(LIGER_TYPES))} with silu, but the LLM is {kind} "
+            f"model.llm_kernels: liger: made for {', '.join(sorted(LLAMA_LIKE))} with silu, but the LLM is {kind} "
             f"with {activation}; set it to null"
         )
     count = 0
@@ -263,11 +296,8 @@ def _mlp(module: nn.Module, hidden_BTD: Tensor) -> Tensor:
     return module.down_proj(liger_swiglu(module.gate_proj(hidden_BTD), module.up_proj(hidden_BTD)))
 
 
-# `run.compile`: torch.compile on the parts whose time goes into small operations.
-#
-# Of the LLM's layers that is everything but attention: norms and MLPs are the same in each layer, so one compilation
-# serves them all, whereas attention knows its layer's number and would be compiled for each. Blocks of the vision side
-# are compiled whole. Batches differ in length, so shapes are dynamic.
+# `run.compile`: one compilation serves the norms and MLPs of all layers, whereas attention knows its layer's number and
+# would be compiled for each. Blocks of the vision side are compiled whole. Batches differ in length: dynamic shapes.
 
 
 def require_compiler(device: torch.device) -> None:
@@ -305,8 +335,5 @@ def llm_parts(llm: nn.Module) -> Iterator[nn.Module]:
 
 def _vision_blocks(model: nn.Module) -> Iterator[nn.Module]:
     """None of a vision side that waits to be needed: it encodes each image once, for the cache."""
-    if next(model.visual_encoder.parameters()).device.type == "meta":
-        return
-    yield from getattr(model.visual_encoder.model, "blocks", [])
-    if model.Qformer is not None:
-        yield from model.Qformer.bert.encoder.layer
+    if next(model.visual_encoder.parameters()).device.type != "meta":
+        yield from (*model.visual_encoder.blocks, *model.connector.blocks)

@@ -1,7 +1,7 @@
-"""Frozen, in one place: no gradient, eval mode that survives `.train()`, storage in the chosen precision."""
+"""What every model here has: a configuration, a device, parts that are trained or frozen, groups for the optimizer."""
 
-from contextlib import AbstractContextManager, nullcontext
 from types import MethodType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,18 +10,67 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _MATMULS = (nn.Linear, nn.Conv2d)
 
 
+class BaseModel(nn.Module):
+    """A model of the registry: `from_config` builds it from its section `model:` and loads its weights."""
+
+    config_class: ClassVar[type]
+    """Dataclass of the section `model:`."""
+
+    @classmethod
+    def from_config(cls, cfg: Any, device: torch.device | str = "cpu", **arguments: Any) -> "BaseModel":
+        """The model of a section, with its weights, on `device`."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        return next(self.parameters()).device
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Parts by their public names."""
+        return dict(self.named_children())
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that is trained, under the names of checkpoints; the one place that decides it."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def made_with(self) -> dict[str, Any]:
+        """What a checkpoint's card says of the frozen parts that its weights belong to."""
+        return {}
+
+    def get_optimizer_params(self, weight_decay: float) -> list[dict[str, Any]]:
+        """AdamW groups: no decay for 1-D parameters and names with `bias`, `ln` or `bn`, as published."""
+        decay, plain = [], []
+        for name, parameter in self.trainable_parameters().items():
+            exempt = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
+            (plain if exempt else decay).append(parameter)
+        return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0}]
+
+    def show_n_params(self, return_str: bool = True) -> int | str:
+        """Number of all parameters, as text such as `188.4M` unless `return_str` is False."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        if not return_str:
+            return total
+        return f"{total / 1e6:.1f}M" if total >= 1e6 else f"{total / 1e3:.1f}K"
+
+
+def disabled_train(self: nn.Module, mode: bool = True) -> nn.Module:
+    """Replaces `nn.Module.train` on frozen modules, which stay in eval mode."""
+    return self
+
+
 def freeze(module: nn.Module) -> nn.Module:
-    """Take `module` out of training for good and return it."""
+    """Take `module` out of training for good: no gradient, eval mode that survives `.train()`; returns it."""
     module.requires_grad_(False)
     module.eval()
     for part in module.modules():
-        part.train = MethodType(_stay_in_eval, part)
+        part.train = MethodType(disabled_train, part)
     return module
 
 
-def _stay_in_eval(module: nn.Module, mode: bool = True) -> nn.Module:
-    """Replaces `nn.Module.train` on frozen modules."""
-    return module
+def is_trained(*modules: nn.Module) -> bool:
+    """Whether any parameter of the modules requires a gradient."""
+    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
 
 def store_matmuls(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -33,23 +82,6 @@ def store_matmuls(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         if isinstance(part, _MATMULS):
             part.to(dtype)
     return module
-
-
-def is_trained(*modules: nn.Module | None) -> bool:
-    """Whether any parameter of the modules takes gradients."""
-    return any(p.requires_grad for module in modules if module is not None for p in module.parameters())
-
-
-def native_dtype(model: nn.Module) -> AbstractContextManager:
-    """Inside, a 16-bit LLM computes in its own type; one in fp32 follows the caller's autocast.
-
-    Autocast to the other 16-bit type (`run.amp_dtype`) would copy every weight and keep the copies for the backward
-    pass: the LLM's memory once more.
-    """
-    weight = model.get_input_embeddings().weight
-    if weight.dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(weight.device.type, enabled=False)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

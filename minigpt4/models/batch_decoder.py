@@ -23,8 +23,8 @@ from transformers import (
 )
 
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.conversation.chat import Decoding
-from minigpt4.models.base_model import native_dtype
+from minigpt4.conversation.decoding import Decoding
+from minigpt4.models.attention import native_dtype
 from minigpt4.models.llm import cache_arguments
 
 # Keys and values of rows that come and go, in room that is set aside: a token, or a row that leaves, copies little.

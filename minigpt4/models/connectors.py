@@ -1,20 +1,23 @@
-"""The Q-Former: transformers' `Blip2QFormerModel`, read and written under LAVIS's parameter names.
+"""From vision tokens to image features to embeddings of the LLM: connectors, and the projection behind them.
 
-Only the query branch is built; the text branch of `blip2_pretrained_flant5xxl.pth` is left in the file.
-Shapes: B images, N vision tokens of width V, Q queries of width H.
+A connector says how many image tokens the LLM reads, and of which width the projection reads them. The Q-Former is
+transformers' `Blip2QFormerModel` under LAVIS's parameter names; only its query branch is built, and the text branch of
+`blip2_pretrained_flant5xxl.pth` is left in the file.
+Shapes: B images, N vision tokens of width V, P of them patches, Q image tokens of width H, D channels of the LLM.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
-from minigpt4.common.checkpoint import copy_strict
+from minigpt4.common.checkpoint import copy_strict, find_weights, read_state_dict
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.common.model_schema import QFORMER_FILE, MiniGPT4Config
+from minigpt4.models.vision_tower import VisionTower
 
 # LAVIS name <-> transformers name of the same module.
 _RENAMES = (
@@ -30,6 +33,8 @@ _TEXT_BRANCH = re.compile(
 )
 _OURS = ("Qformer.", "query_tokens", "ln_vision.")
 _INIT_STD = 0.02
+JOINED = 4
+"""Neighbouring patches that become one image token without Q-Former."""
 
 
 def lavis_name(name: str) -> str:
@@ -39,7 +44,24 @@ def lavis_name(name: str) -> str:
     return _PREFIX + name
 
 
-class QFormer(nn.Module):
+class Connector(nn.Module):
+    """Vision tokens (B, N, V) -> image features (B, Q, H), which a frozen one lets us keep."""
+
+    feature_width: int
+    """H."""
+    has_norm = True
+    """Whether the LayerNorm `ln_vision` stands before it."""
+    blocks: Iterable[nn.Module] = ()
+
+    def lavis_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Parameters under the names of checkpoints."""
+        yield from ()
+
+    def load_weights(self, cfg: MiniGPT4Config, ln_vision: nn.Module) -> None:
+        """Fill it, and the norm before it, from the files that the section names; nothing to do without parameters."""
+
+
+class QFormer(Connector):
     """Learned queries that read the image: (B, N, V) -> (B, Q, H)."""
 
     def __init__(self, config: Blip2QFormerConfig, num_query_token: int) -> None:
@@ -47,7 +69,11 @@ class QFormer(nn.Module):
         self.bert = Blip2QFormerModel(config)
         self.query_tokens = nn.Parameter(torch.empty(1, num_query_token, config.hidden_size))
         nn.init.normal_(self.query_tokens, std=_INIT_STD)
-        self.hidden_size: int = config.hidden_size
+        self.feature_width = config.hidden_size
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        return self.bert.encoder.layer
 
     def forward(self, tokens_BNV: Tensor) -> Tensor:
         queries_BQH = self.query_tokens.expand(tokens_BNV.shape[0], -1, -1)
@@ -59,6 +85,73 @@ class QFormer(nn.Module):
         yield "query_tokens", self.query_tokens
         for name, parameter in self.bert.named_parameters():
             yield lavis_name(name), parameter
+
+    def load_weights(self, cfg: MiniGPT4Config, ln_vision: nn.Module) -> None:
+        path = qformer_file(cfg)
+        load_blip2(self, ln_vision, read_state_dict(path, mapped=True), path)
+
+
+class JoinedPatches(Connector):
+    """Neighbouring patches in the place of each: (B, N, V) -> (B, P // 4, 4 V); without weights.
+
+    `join4`, as the LLaMA-2 model was released: four in the order of the tokens, what is left over at the end is
+    dropped; where the grid's width is no multiple of 4 they reach over the ends of rows. `join2x2`: the grid's squares.
+    """
+
+    def __init__(self, vision_width: int, num_prefix_tokens: int, *, by_grid: bool = False) -> None:
+        super().__init__()
+        self.feature_width = JOINED * vision_width
+        self.num_prefix_tokens, self.by_grid = num_prefix_tokens, by_grid
+
+    def forward(self, tokens_BNV: Tensor) -> Tensor:
+        patches_BPV = tokens_BNV[:, self.num_prefix_tokens :]
+        if not self.by_grid:
+            usable = patches_BPV.shape[1] // JOINED * JOINED
+            return patches_BPV[:, :usable].unflatten(1, (-1, JOINED)).flatten(2)
+        side = round(patches_BPV.shape[1] ** 0.5)
+        if side * side != patches_BPV.shape[1] or side % 2:
+            raise ConfigError(
+                f"model.connector: join2x2 joins squares of patches, but this tower's {patches_BPV.shape[1]} patches "
+                "make no square grid of an even side; take join4"
+            )
+        grid = patches_BPV.unflatten(1, (side // 2, 2, side // 2, 2))
+        return grid.transpose(2, 3).flatten(3, 5).flatten(1, 2)
+
+
+class Patches(Connector):
+    """`identity`: each patch is an image token, (B, N, V) -> (B, P, V), as in LLaVA."""
+
+    has_norm = False
+
+    def __init__(self, vision_width: int, num_prefix_tokens: int) -> None:
+        super().__init__()
+        self.feature_width = vision_width
+        self.num_prefix_tokens = num_prefix_tokens
+
+    def forward(self, tokens_BNV: Tensor) -> Tensor:
+        return tokens_BNV[:, self.num_prefix_tokens :]
+
+
+def build_connector(cfg: MiniGPT4Config, tower: VisionTower) -> Connector:
+    """The connector that `model.connector` names, with fresh weights."""
+    if cfg.connector == "qformer":
+        return build_qformer(cfg, tower.num_features)
+    shape = tower.num_features, 0 if cfg.vit_prefix == "keep" else tower.num_prefix_tokens
+    return Patches(*shape) if cfg.connector == "identity" else JoinedPatches(*shape, by_grid=cfg.connector == "join2x2")
+
+
+def build_projection(cfg: MiniGPT4Config, feature_width: int, llm_width: int) -> nn.Module:
+    """`model.projection`: (B, Q, H) -> (B, Q, D).
+
+    `linear`, as published; `linear3`, three in a row without activation between them (the paper's Table 5, variant b);
+    `mlp2x_gelu`, LLaVA 1.5's.
+    """
+    if cfg.projection == "linear":
+        return nn.Linear(feature_width, llm_width)
+    first, *others = nn.Linear(feature_width, llm_width), nn.Linear(llm_width, llm_width)
+    if cfg.projection == "mlp2x_gelu":
+        return nn.Sequential(first, nn.GELU(), *others)
+    return nn.Sequential(first, *others, nn.Linear(llm_width, llm_width))
 
 
 def build_qformer(cfg: MiniGPT4Config, vision_width: int) -> QFormer:
@@ -90,3 +183,8 @@ def load_blip2(qformer: QFormer, ln_vision: nn.LayerNorm, state: Mapping[str, Te
 def own_blip2_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """What the query branch and `ln_vision` take from a LAVIS state dict."""
     return {name: tensor for name, tensor in state.items() if name.startswith(_OURS) and not _TEXT_BRANCH.match(name)}
+
+
+def qformer_file(cfg: MiniGPT4Config) -> Path:
+    """The BLIP-2 file of `model.q_former_model`."""
+    return find_weights(cfg.q_former_model, "model.q_former_model", QFORMER_FILE)

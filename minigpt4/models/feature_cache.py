@@ -20,7 +20,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.utils import as_json, quick_hash, replacing
 from minigpt4.datasets.feature_store import CachedBatch, FeatureStore, RowShape
-from minigpt4.models.loading import vision_shape
+from minigpt4.models.loading import feature_shape
 from minigpt4.models.prompting import ImageFeatures
 from minigpt4.processors import BaseProcessor
 
@@ -32,7 +32,9 @@ VISION_KEYS = (
     "vit_config",
     "image_size",
     "vit_precision",
-    "has_qformer",
+    "connector",
+    "vit_layer",
+    "vit_prefix",
     "num_query_token",
     "qformer_config",
 )
@@ -57,7 +59,7 @@ class FeatureCache:
             if not getattr(cfg, key):
                 raise ConfigError(f"run.feature_cache: model.{key} is False; only frozen features can be kept")
         self._root, self._cfg = root, cfg
-        tokens, width = vision_shape(cfg)
+        tokens, width = feature_shape(cfg)
         self._shape = RowShape(tokens, width, _dtype(cfg))
         self._stores: dict[str, FeatureStore] = {}
 
@@ -92,7 +94,8 @@ class FeatureCache:
 
     def _made_from(self, processor: BaseProcessor) -> dict[str, Any]:
         cfg = dataclasses.asdict(self._cfg)
-        files = [Path(cfg[key]) for key in WEIGHTS if cfg.get(key) and (key != "q_former_model" or cfg["has_qformer"])]
+        keys = WEIGHTS if cfg["connector"] == "qformer" else WEIGHTS[:1]
+        files = [Path(cfg[key]) for key in keys if cfg.get(key)]
         return {
             "version": VERSION,
             "vision": {key: cfg[key] for key in VISION_KEYS},

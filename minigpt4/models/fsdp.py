@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 from minigpt4.common.errors import ConfigError, RunError, WeightsError
 from minigpt4.common.schemas import RunConfig
 from minigpt4.common.torch_files import check_torch_file
-from minigpt4.models.base_model import freeze, native_dtype
+from minigpt4.models.base_model import freeze
 
 log = logging.getLogger(__name__)
 
@@ -253,7 +253,7 @@ def uneven_inputs(llm: nn.Module) -> Iterator[None]:
         yield
     finally:
         handle.remove()
-    with torch.no_grad(), native_dtype(llm):
+    with torch.no_grad(), torch.autocast(llm.get_input_embeddings().weight.device.type, enabled=False):
         while _tell(llm, is_real=False).item():
             dummy_forward(llm)
 

@@ -1,213 +1,36 @@
 """Text from prompt embeddings with the counts of transformers 4.30, on which MiniGPT-4's published decoding ran.
 
 There an output from embeddings starts with a bos token that counts for `min_length`, for the repetition penalty
-and in the length of a beam. One beam goes through row_decoder.py, several through beam_search.py.
+and in the length of a beam. One beam goes through batch_decoder.py, several through beam_search.py.
 docs/design.md ("Generation") has the arithmetic.
 """
 
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
-from math import inf
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 
-from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.conversation.chat import Answer, Decoding
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.conversation import clean_generated
+from minigpt4.conversation.decoding import Answer, Decoding
+from minigpt4.models import sequence
+from minigpt4.models.attention import native_dtype
 from minigpt4.models.batch_decoder import (
-    NOT_FINITE,
     BatchDecoder,
     GenerationState,
-    next_logits,
     penalties,
     tail_length,
     warpers,
 )
-
-# Beam search by the rules of transformers 4.30, which later versions changed.
-#
-# A hypothesis scores its summed log-probabilities / length ** length_penalty; the length counts bos and the answer
-# without its end token, for an answer cut at the limit too. A row is done when it has K hypotheses and the best
-# candidate of this step, ended or not, divided by the length it would have, is no better than the worst of them.
-# Unlike the library's loop, this one runs the prompt once a row, not once a beam, and drops rows that are done.
-#
-# Shapes: B rows still searched, K beams, N = B * K, C candidates a row, L ids so far (bos first), V vocabulary,
-# T prompt positions, D channels of the LLM.
-
-
-@dataclass(frozen=True)
-class BeamSearch:
-    """Settings of a search; `run` searches."""
-
-    num_beams: int
-    max_new_tokens: int
-    length_penalty: float
-    end_ids: list[int]
-    processors: LogitsProcessorList
-    """Change a beam's next log-probabilities, before its sum is added."""
-    stopping: StoppingCriteriaList
-    """Further ends of a hypothesis, each of which counts as an end token does."""
-    warpers: LogitsProcessorList | None = None
-    """With warpers, which change the sums, candidates are drawn by probability; else the likeliest are taken."""
-
-    @torch.no_grad()
-    def steps(
-        self, llm: nn.Module, embeds_BTD: Tensor, mask_BT: Tensor, first_id: int
-    ) -> Generator[None, None, list[list[int]]]:
-        """Yields after each token, so that a caller can do other things, or give up, between two.
-
-        Returns the best hypothesis of each row: `first_id`, the answer, its end token if it ended by itself.
-        `embeds_BTD` is padded on the left with mask 0.
-        """
-        pools = [_Pool(self.num_beams, self.length_penalty) for _ in range(len(embeds_BTD))]
-        open_rows = list(range(len(pools)))
-        beams = _Beams(llm, embeds_BTD, mask_BT, first_id, self.num_beams)
-        if self.warpers is None:
-            beams.keep_one_per_row()
-        for step in range(self.max_new_tokens):
-            if step:
-                beams.forward()
-            candidates = self._candidates(beams)
-            chosen = {row: self._advance(pools[row], own) for row, own in zip(open_rows, candidates, strict=True)}
-            open_rows = [row for row in open_rows if chosen[row]]
-            if not open_rows:
-                break
-            beams.select([candidate for row in open_rows for candidate in chosen[row]])
-            yield
-        for row, own in zip(open_rows, beams.hypotheses(), strict=False):
-            for ids, total in own:
-                pools[row].add(ids, total, length=len(ids))
-        return [pool.best() for pool in pools]
-
-    def run(self, llm: nn.Module, embeds_BTD: Tensor, mask_BT: Tensor, first_id: int) -> list[list[int]]:
-        """`steps` to their end."""
-        steps = self.steps(llm, embeds_BTD, mask_BT, first_id)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return end.value
-
-    def _candidates(self, beams: "_Beams") -> list[list["_Candidate"]]:
-        """The next C candidates of each row, best first: enough for K beams where as many end tokens come first."""
-        totals_NV = self.processors(beams.ids_NL, beams.logits_NV.log_softmax(dim=-1)) + beams.totals_N[:, None]
-        if self.warpers is not None:
-            totals_NV = self.warpers(beams.ids_NL, totals_NV)
-        vocabulary = totals_NV.shape[1]
-        totals_BF = totals_NV.unflatten(0, (-1, self.num_beams)).flatten(1)
-        count = min(max(2, 1 + len(self.end_ids)) * self.num_beams, totals_BF.shape[1])
-        chosen_BC = self._choose(totals_BF, count)
-        totals_BC = totals_BF.gather(1, chosen_BC)
-        row_start_B1 = self.num_beams * torch.arange(len(totals_BF), device=chosen_BC.device)[:, None]
-        parents_BC, tokens_BC = row_start_B1 + chosen_BC // vocabulary, chosen_BC % vocabulary
-        ids = torch.cat([beams.ids_NL[parents_BC.flatten()], tokens_BC.flatten()[:, None]], dim=1)
-        ended = torch.isin(ids[:, -1], ids.new_tensor(self.end_ids)) | self.stopping(ids, None)
-        columns = (totals_BC.flatten(), parents_BC.flatten(), ended)
-        flat = [_Candidate(*entry) for entry in zip(*(c.tolist() for c in columns), ids.tolist(), strict=True)]
-        return [flat[start : start + count] for start in range(0, len(flat), count)]
-
-    def _choose(self, totals_BF: Tensor, count: int) -> Tensor:
-        """Indices (B, count), highest total first; drawn without replacement if the search samples."""
-        if self.warpers is None:
-            return totals_BF.topk(count).indices
-        gumbel_BF = -torch.empty_like(totals_BF).exponential_().log()  # the top of total + noise is such a draw
-        drawn_BC = (totals_BF + gumbel_BF).topk(count).indices
-        return drawn_BC.gather(1, totals_BF.gather(1, drawn_BC).argsort(dim=1, descending=True))
-
-    def _advance(self, pool: "_Pool", candidates: list["_Candidate"]) -> list["_Candidate"]:
-        """Put ended candidates into the pool; the K that go on, or none if the row is done."""
-        for candidate in candidates[: self.num_beams]:
-            if candidate.ended and candidate.total > -inf:
-                pool.add(candidate.ids, candidate.total, length=len(candidate.ids) - 1)
-        going_on = [c for c in candidates if not c.ended and c.total > -inf][: self.num_beams]
-        best = candidates[0]
-        if not going_on or pool.is_settled(best.total, length=len(best.ids)):
-            return []
-        missing = self.num_beams - len(going_on)
-        return going_on + [_Candidate(-inf, going_on[0].parent, False, going_on[0].ids)] * missing
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    total: float
-    """Summed log-probabilities, after processors and warpers."""
-    parent: int
-    """Index of the beam that it continues, in N."""
-    ended: bool
-    ids: list[int]
-
-
-@dataclass
-class _Pool:
-    """The best hypotheses of one row, best first."""
-
-    size: int
-    length_penalty: float
-    entries: list[tuple[float, list[int]]] = field(default_factory=list)
-
-    def add(self, ids: list[int], total: float, length: int) -> None:
-        self.entries.append((total / length**self.length_penalty, ids))
-        self.entries.sort(key=lambda entry: -entry[0])
-        del self.entries[self.size :]
-
-    def is_settled(self, best_total: float, length: int) -> bool:
-        """Whether the pool is full and a candidate of that total and length could not enter it."""
-        return len(self.entries) == self.size and self.entries[-1][0] >= best_total / length**self.length_penalty
-
-    def best(self) -> list[int]:
-        if not self.entries:
-            raise MiniGPT4Error(NOT_FINITE)
-        return self.entries[0][1]
-
-
-class _Beams:
-    """What is being searched: ids_NL, their summed log-probabilities totals_N, logits_NV of the next token."""
-
-    def __init__(self, llm: nn.Module, embeds_BTD: Tensor, mask_BT: Tensor, first_id: int, num_beams: int) -> None:
-        self.llm, self.num_beams = llm, num_beams
-        self.cache = DynamicCache(config=llm.config)
-        self.mask = mask_BT
-        position_ids_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
-        logits_BV = next_logits(llm, self.cache, self.mask, inputs_embeds=embeds_BTD, position_ids=position_ids_BT)
-        self.cache.batch_repeat_interleave(num_beams)
-        self.mask = mask_BT.repeat_interleave(num_beams, dim=0)
-        self.logits_NV = logits_BV.repeat_interleave(num_beams, dim=0)
-        self.ids_NL = torch.full((len(self.mask), 1), first_id, device=self.mask.device)
-        self.totals_N = torch.zeros(len(self.mask), device=self.mask.device)
-
-    def keep_one_per_row(self) -> None:
-        """Let only the first beam of each row go on, for all of them are still the same."""
-        self.totals_N.view(-1, self.num_beams)[:, 1:] = -inf
-
-    def select(self, candidates: list[_Candidate]) -> None:
-        """Go on with K candidates of each row; rows without any leave the batch and the cache."""
-        device = self.ids_NL.device
-        parents_N = torch.tensor([c.parent for c in candidates], device=device)
-        self.ids_NL = torch.tensor([c.ids for c in candidates], device=device)
-        self.totals_N = torch.tensor([c.total for c in candidates], device=device)
-        self.mask = nn.functional.pad(self.mask[parents_N], (0, 1), value=1)
-        self.cache.batch_select_indices(parents_N)
-
-    def forward(self) -> None:
-        """Read the newest ids."""
-        position_ids_N1 = self.mask.sum(dim=1, keepdim=True) - 1
-        self.logits_NV = next_logits(
-            self.llm, self.cache, self.mask, input_ids=self.ids_NL[:, -1:], position_ids=position_ids_N1
-        )
-
-    def hypotheses(self) -> list[list[tuple[list[int], float]]]:
-        """Ids and totals of the running beams of each row."""
-        beams = list(zip(self.ids_NL.tolist(), self.totals_N.tolist(), strict=True))
-        rows = [beams[start : start + self.num_beams] for start in range(0, len(beams), self.num_beams)]
-        return [[(ids, total) for ids, total in row if total > -inf] for row in rows]
+from minigpt4.models.beam_search import BeamSearch
+from minigpt4.models.prompting import ImageFeatures
 
 
 def check_stop(stop: Sequence[str]) -> list[str]:
@@ -302,3 +125,203 @@ def _as_list(ids: int | list[int] | None) -> list[int]:
 
 
 __all__ = ["Answer", "Decoding", "StopOnText", "check_stop", "cut_at_stop", "end_tokens", "first_token", "generate_ids"]
+
+
+class GenerationMixin:
+    """Methods of `MiniGPT4` for inference; they need its LLM, tokenizer, `encode_img` and `prompting`."""
+
+    def get_context_emb(self, prompt: str, img_list: Sequence[Tensor]) -> Tensor:
+        """Embeddings (1, T, D) of a prompt whose n-th `<ImageHere>` stands for `img_list[n]`, (1, Q, D) each.
+
+        Raises SampleError unless there are as many placeholders as images.
+        """
+        embeds, _ = self.prompt_embeds([prompt], [list(img_list)])
+        return embeds
+
+    def prompt_embeds(self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
+        """Left-padded embeddings (B, T, D), zero where padded, and their mask (B, T), from image embeddings."""
+        rows, tokens_MD = self._prompt_rows(prompts, images)
+        batch = sequence.collate_prompts(rows, self.llama_tokenizer.pad_token_id).to(self.device)
+        embeds_BTD = sequence.embed(batch, self.llama_model.get_input_embeddings(), tokens_MD)
+        mask_BT = batch.attention_mask_BT
+        return embeds_BTD * mask_BT.unsqueeze(-1).to(embeds_BTD.dtype), mask_BT
+
+    def prompt_length(self, prompt: str, image_tokens: Sequence[int]) -> int:
+        """Positions that a prompt takes, where its n-th image takes `image_tokens[n]` of them."""
+        texts = self.prompting.encode(sequence.split_prompt(prompt))
+        return len(self.prompting.start) + sum(map(len, texts)) + sum(image_tokens)
+
+    @property
+    def context_length(self) -> int:
+        """Positions that prompt and answer may take together."""
+        return self.llama_model.config.max_position_embeddings
+
+    def _prompt_rows(
+        self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]
+    ) -> tuple[list[sequence.TokenSequence], Tensor | None]:
+        """Prompts as rows that begin with bos, and the image tokens (M, D) that go into them."""
+        rules, start = self.prompting, self.prompting.start
+        rows, tokens, first = [], [], 0
+        for index, (prompt, own) in enumerate(zip(prompts, images, strict=True)):
+            spans = []
+            for embeds_1QD in own:
+                tokens.append(embeds_1QD.flatten(0, -2).to(self.device))
+                spans.append((first, tokens[-1].shape[0]))
+                first += spans[-1][1]
+            try:
+                rows.append(sequence.prompt_row(rules.encode(sequence.split_prompt(prompt)), spans, start=start))
+            except ValueError as error:
+                raise SampleError(f"texts[{index}]: {error}") from error
+        return rows, torch.cat(tokens) if tokens else None
+
+    @torch.no_grad()
+    def generate(
+        self,
+        images: Tensor | Sequence[Tensor | None] | None,
+        texts: Sequence[str],
+        num_beams: int = 1,
+        max_new_tokens: int = 20,
+        min_length: int = 1,
+        top_p: float = 0.9,
+        repetition_penalty: float = 1.0,
+        length_penalty: float = 1.0,
+        temperature: float = 1.0,
+        do_sample: bool = False,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """Answers to prompts, one a prompt, decoded together with left padding.
+
+        Args:
+            images: (B, 3, S, S), one a prompt; or (B, n, 3, S, S); or a list with a tensor (3, S, S) or
+                (n, 3, S, S) or None for each prompt; or features of one image a prompt; or None for text alone.
+            texts: whole prompts, `<ImageHere>` where an image belongs.
+            min_length: tokens before an answer may end, bos counted as in transformers 4.30.
+            stop: strings that end an answer; each row stops by itself and is cut before the string.
+            Others: as in transformers' `generate`.
+        """
+        decoding = Decoding(
+            num_beams, max_new_tokens, min_length, top_p, repetition_penalty, length_penalty, temperature, do_sample
+        )
+        if isinstance(texts, str):
+            raise SampleError("texts: must be a list of prompts, one an image; put a single one in brackets")
+        if not texts:
+            return []
+        return self.generate_from_embeds(self._image_lists(images, len(texts)), texts, decoding, stop)
+
+    def generate_from_embeds(
+        self,
+        images: Sequence[Sequence[Tensor]],
+        texts: Sequence[str],
+        decoding: Decoding,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """`generate` where the images are encoded already: the embeddings (1, Q, D) of each prompt's images."""
+        return [answer.text for answer in self.answers_from_embeds(images, texts, decoding, stop)]
+
+    @torch.no_grad()
+    def answers_from_embeds(
+        self,
+        images: Sequence[Sequence[Tensor]],
+        texts: Sequence[str],
+        decoding: Decoding,
+        stop: Sequence[str] = (),
+    ) -> list[Answer]:
+        """`generate_from_embeds` that also tells whether each answer was ended or cut."""
+        stop = [stop] if isinstance(stop, str) else list(stop)
+        embeds_BTD, mask_BT = self.prompt_embeds(texts, images)
+        ids_BL = generate_ids(self.llama_model, self.llama_tokenizer, embeds_BTD, mask_BT, decoding, stop)
+        rows, tokenizer = ids_BL.tolist(), self.llama_tokenizer
+        ends = set(end_tokens(self.llama_model))
+        whole = tokenizer.batch_decode(rows)  # a stop string may be a special token
+        ended = [
+            not ends.isdisjoint(row[1:]) or any(s in text for s in stop) for row, text in zip(rows, whole, strict=True)
+        ]
+        decoded = tokenizer.batch_decode(rows, skip_special_tokens=True)
+        texts = [clean_generated(cut_at_stop(text, stop)) for text in decoded]
+        return [Answer(*answer) for answer in zip(texts, ended, strict=True)]
+
+    @torch.no_grad()
+    def log_likelihoods(
+        self,
+        images: Tensor | Sequence[Tensor | None] | None,
+        texts: Sequence[str],
+        answers: Sequence[str],
+    ) -> list[tuple[float, bool]]:
+        """How likely an answer to each prompt is, nats summed over its tokens, and whether it is the greedy one.
+
+        Prompt and answer become tokens by themselves, as in training; no end symbol is added.
+
+        Args:
+            images, texts: as in `generate`.
+            answers: one a prompt; an empty one has probability 1.
+        """
+        if not texts:
+            return []
+        rows, tokens_MD = self._prompt_rows(texts, self._image_lists(images, len(texts)))
+        wanted = [sequence.TokenSequence().add_text(ids, train=True) for ids in self.prompting.encode(answers)]
+        batch = sequence.collate_training(rows, wanted, [], self.llama_tokenizer.pad_token_id)
+        columns_K = sequence.target_columns(batch)
+        if not len(columns_K):
+            return [(0.0, True)] * len(texts)
+        batch, columns_K = batch.to(self.device), columns_K.to(self.device)
+        with native_dtype(self.llama_model):
+            logits_BKV = self.llama_model(
+                inputs_embeds=sequence.embed(batch, self.llama_model.get_input_embeddings(), tokens_MD),
+                attention_mask=batch.attention_mask_BT,
+                use_cache=False,
+                logits_to_keep=columns_K,
+            ).logits.float()
+        targets_BK = batch.targets_BT[:, columns_K + 1]
+        losses_BK = nn.functional.cross_entropy(logits_BKV.transpose(1, 2), targets_BK, reduction="none")
+        greedy_BK = (logits_BKV.argmax(dim=-1) == targets_BK) | (targets_BK == sequence.IGNORE)
+        return list(zip((-losses_BK.sum(dim=1)).tolist(), greedy_BK.all(dim=1).tolist(), strict=True))
+
+    def _image_lists(self, images: Any, count: int) -> list[list[Tensor]]:
+        """Image embeddings (1, Q, D) of each prompt; all images are encoded in one batch."""
+        if images is None:
+            return [[] for _ in range(count)]
+        if len(images) != count:
+            shape = f" (shape {tuple(images.shape)})" if isinstance(images, Tensor) else ""
+            raise SampleError(f"images: {len(images)} entries{shape} for {count} texts")
+        if isinstance(images, ImageFeatures):
+            return [[embeds_1QD] for embeds_1QD in self.encode_img(images)[0].split(1)]
+        own = [_as_stack(image) for image in images]
+        pixels = [stack for stack in own if stack is not None]
+        if not pixels:
+            return [[] for _ in range(count)]
+        embeds = iter(self.encode_img(torch.cat(pixels))[0])
+        return [[next(embeds)[None] for _ in range(0 if stack is None else len(stack))] for stack in own]
+
+    @torch.no_grad()
+    def multi_select(
+        self,
+        images: Tensor,
+        texts: Sequence[str],
+        answers: Sequence[Sequence[str]],
+        num_cand: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """Candidate answers of each prompt from most to least likely, as indices.
+
+        Args:
+            images: (B, 3, S, S).
+            texts: B prompts.
+            answers: candidates, `answers[c][b]` is number c for prompt b.
+            num_cand: how many candidates of each prompt count; the others are ranked last.
+
+        A candidate's score is its summed loss over the padded length of the batch (`reduction="none"`).
+        """
+        columns = []
+        for candidates in answers:
+            samples = {"image": images, "instruction_input": list(texts), "answer": list(candidates)}
+            columns.append(self(samples, reduction="none")["loss"].float())
+        losses_BC = torch.stack(columns, dim=1)
+        if num_cand is not None:
+            for row, count in zip(losses_BC, num_cand, strict=True):
+                row[count:] = float("inf")
+        return losses_BC.argsort(dim=1, stable=True).tolist()
+
+
+def _as_stack(image: Tensor | None) -> Tensor | None:
+    if image is None or image.ndim == 4:
+        return image
+    return image.unsqueeze(0)

@@ -9,8 +9,6 @@ import inspect
 import logging
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +26,8 @@ from transformers import (
 
 from minigpt4.common.checkpoint import read_weights
 from minigpt4.common.errors import WeightsError, errors_as
-from minigpt4.common.llm_conversion import reads_pickles
-from minigpt4.common.torch_files import check_torch_file
-from minigpt4.models.attention import attention_for
+from minigpt4.common.torch_files import check_torch_file, reads_pickles
+from minigpt4.models.attention import attention_for, enable_activation_checkpointing
 from minigpt4.models.base_model import DTYPES, freeze
 from minigpt4.models.fsdp import load_sharded
 
@@ -266,29 +263,6 @@ def _refuse_partial(directory: Path, report: Any) -> None:
         raise WeightsError(
             f"model.llama_model: the weights in {directory} do not fit its config.json: {'; '.join(parts)}"
         )
-
-
-def enable_activation_checkpointing(model: nn.Module) -> None:
-    """Prepare the layers for `activation_checkpointing`; by itself this changes nothing."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})  # renamed in transformers 5, positional in both
-
-
-@contextmanager
-def activation_checkpointing(model: nn.Module, active: bool) -> Iterator[None]:
-    """Inside, layers keep no activations for the backward pass but compute them again.
-
-    transformers does so in train mode only and then refuses a key-value cache, so the layers, and they alone
-    (there is no dropout to switch on), are in train mode for the time of a training forward.
-    """
-    layers = [part for part in model.modules() if active and hasattr(part, "gradient_checkpointing")]
-    for layer in layers:
-        layer.training = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.training = False
 
 
 def cache_arguments(model: nn.Module, cache: Cache) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 from minigpt4.common.checkpoint import (
     copy_weights,
     drop_keys,
-    find_weights,
     read_card,
     read_state_dict,
     read_weights,
@@ -22,43 +21,68 @@ from minigpt4.common.checkpoint import (
     state_dict_of,
 )
 from minigpt4.common.errors import MiniGPT4Error, WeightsError, errors_as
-from minigpt4.common.model_schema import EVA_CLIP_G, QFORMER_FILE, MiniGPT4Config
+from minigpt4.common.model_schema import EVA_CLIP_G, MiniGPT4Config
 from minigpt4.common.start_clock import LLM, VISION, phase
 from minigpt4.models.attention import require_liger, use_liger
 from minigpt4.models.base_model import DTYPES, store_matmuls
-from minigpt4.models.connectors import QFormer, build_qformer, load_blip2, own_blip2_keys
-from minigpt4.models.eva_vit import VisionEncoder, build_vision_encoder, load_vision_encoder, read_vit_weights
+from minigpt4.models.connectors import Connector, build_connector, own_blip2_keys, qformer_file
 from minigpt4.models.llm import check_llm, load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
+from minigpt4.models.vision_tower import VisionTower, build_vision_encoder, load_vision_encoder, read_vit_weights
 
 log = logging.getLogger(__name__)
+
+VisionSide = tuple[VisionTower, nn.Module, Connector]
+"""Tower, the norm behind it (`ln_vision`, or an identity), connector."""
 
 # Buffers that published checkpoints hold beside the trained weights; the numbers come from the architecture.
 PUBLISHED_BUFFERS = ("llama_model.*rotary_emb.inv_freq", "Qformer.bert.embeddings.position_ids")
 PART_OF_LLM = re.compile(r"(^|\.)lora_|\.base_model\.model\.|^llama_model\.")
 FINGERPRINT_NUMBERS = 64
-JOINED_PATCHES = 4
-"""Neighbouring patch tokens that become one image token without Q-Former."""
 _LLM_OF_WIDTH = {4096: "a 7B LLaMA", 5120: "a 13B LLaMA"}
 
 
+def build_vision(cfg: MiniGPT4Config) -> VisionSide:
+    """Tower, `ln_vision` and connector with fresh weights, as the section describes them."""
+    tower = build_vision_encoder(cfg)
+    tower.drop_layers_after(cfg.vit_layer)
+    connector = build_connector(cfg, tower)
+    return tower, _norm_before(connector, tower), connector
+
+
+def _norm_before(connector: Connector, tower: VisionTower) -> nn.Module:
+    return nn.LayerNorm(tower.num_features) if connector.has_norm else nn.Identity()
+
+
 @phase(VISION)
-def load_vision(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QFormer | None]:
-    """Vision encoder, `ln_vision` and Q-Former with the weights of their files, on the CPU, stored as they stay.
+def load_vision(cfg: MiniGPT4Config) -> VisionSide:
+    """Tower, `ln_vision` and connector with the weights of their files, on the CPU, stored as they stay.
 
     Without Q-Former no file holds `ln_vision`, and it keeps its initial ones and zeros, as published.
     """
-    # Other timm models may compute buffers when they are built.
+    # Other towers may compute buffers when they are built.
     build = _unfilled if cfg.vit_model == EVA_CLIP_G else _built
-    encoder = build(lambda: store_frozen(build_vision_encoder(cfg), cfg.freeze_vit, cfg))
-    load_vision_encoder(encoder, cfg)
-    ln_vision = nn.LayerNorm(encoder.num_features)
-    if not cfg.has_qformer:
-        return encoder, ln_vision, None
-    path = _qformer_file(cfg)
-    q_former = _unfilled(lambda: store_frozen(build_qformer(cfg, encoder.num_features), cfg.freeze_qformer, cfg))
-    load_blip2(q_former, ln_vision, read_state_dict(path, mapped=True), path)
-    return encoder, ln_vision, q_former
+    tower = build(lambda: store_frozen(build_vision_encoder(cfg), cfg.freeze_vit, cfg))
+    load_vision_encoder(tower, cfg)
+    tower.drop_layers_after(cfg.vit_layer)
+    connector = _unfilled(lambda: store_frozen(build_connector(cfg, tower), cfg.freeze_qformer, cfg))
+    ln_vision = _norm_before(connector, tower)
+    connector.load_weights(cfg, ln_vision)
+    return tower, ln_vision, connector
+
+
+def meta_vision(cfg: MiniGPT4Config) -> VisionSide:
+    """The same modules without weights, on the meta device."""
+    with torch.device("meta"):
+        return build_vision(cfg)
+
+
+def feature_shape(cfg: MiniGPT4Config) -> tuple[int, int]:
+    """(Q, H) of what the projection reads of an image, asked of the parts on the meta device."""
+    tower, ln_vision, connector = meta_vision(cfg)
+    with torch.device("meta"), torch.no_grad():
+        image = torch.empty(1, 3, tower.image_size, tower.image_size)
+        return tuple(connector(ln_vision(tower(image))).shape[1:])
 
 
 @phase(LLM)
@@ -78,30 +102,6 @@ def load_language_side(
         if cfg.llm_sanity_check:
             check_llm(model, tokenizer, directory)
     return model, tokenizer
-
-
-def meta_vision(cfg: MiniGPT4Config) -> tuple[VisionEncoder, nn.LayerNorm, QFormer | None]:
-    """The same modules without weights, on the meta device."""
-    with torch.device("meta"):
-        encoder = build_vision_encoder(cfg)
-        q_former = build_qformer(cfg, encoder.num_features) if cfg.has_qformer else None
-        return encoder, nn.LayerNorm(encoder.num_features), q_former
-
-
-def vision_shape(cfg: MiniGPT4Config) -> tuple[int, int]:
-    """(Q, V) of what the projection reads of an image, without weights."""
-    encoder, _, q_former = meta_vision(cfg)
-    if q_former is not None:
-        return cfg.num_query_token, q_former.hidden_size
-    with torch.device("meta"):
-        tokens_1NV = encoder(torch.empty(1, 3, cfg.image_size, cfg.image_size))
-    return join_patches(tokens_1NV[:, encoder.num_prefix_tokens :]).shape[1:]
-
-
-def join_patches(patches_BNV: Tensor) -> Tensor:
-    """(B, N // 4, 4 V): four neighbours in the place of each; what is left over at the end is dropped."""
-    usable = patches_BNV.shape[1] // JOINED_PATCHES * JOINED_PATCHES
-    return patches_BNV[:, :usable].unflatten(1, (-1, JOINED_PATCHES)).flatten(2)
 
 
 def store_frozen(module: nn.Module, frozen: bool, cfg: MiniGPT4Config) -> nn.Module:
@@ -126,14 +126,6 @@ def _unfilled(build: Callable[[], Any]) -> Any:
     return module
 
 
-def build_projection(cfg: MiniGPT4Config, vision_width: int, llm_width: int) -> nn.Module:
-    """One linear layer (published), or three in a row without activation between them (Table 5, variant b)."""
-    if cfg.proj_layers == 1:
-        return nn.Linear(vision_width, llm_width)
-    widths = [vision_width] + [llm_width] * cfg.proj_layers
-    return nn.Sequential(*(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)))
-
-
 def vision_fingerprints(cfg: MiniGPT4Config) -> dict[str, str]:
     """Short hashes of the weights that the frozen vision side takes from its files, by configuration key.
 
@@ -144,8 +136,8 @@ def vision_fingerprints(cfg: MiniGPT4Config) -> dict[str, str]:
     readers = {}
     if cfg.freeze_vit:
         readers["vit_weights"] = lambda: read_vit_weights(cfg)[1]
-    if cfg.has_qformer and cfg.freeze_qformer:
-        readers["q_former_model"] = lambda: own_blip2_keys(read_state_dict(_qformer_file(cfg), mapped=True))
+    if cfg.connector == "qformer" and cfg.freeze_qformer:
+        readers["q_former_model"] = lambda: own_blip2_keys(read_state_dict(qformer_file(cfg), mapped=True))
     fingerprints = {}
     for key, read in readers.items():
         try:
@@ -162,10 +154,6 @@ def _fingerprint(state: Mapping[str, Tensor]) -> str:
         start = tensor.reshape(-1)[:FINGERPRINT_NUMBERS]
         digest.update(start.to(torch.bfloat16).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _qformer_file(cfg: MiniGPT4Config) -> Path:
-    return find_weights(cfg.q_former_model, "model.q_former_model", QFORMER_FILE)
 
 
 def load_trained(

@@ -1,90 +1,37 @@
-"""From a training batch to the losses of its targets, by the ways that the configuration chooses.
+"""The LLM's pass over a training batch, and the loss of its targets.
 
-Shapes: B rows, T positions, N targets, M image tokens of the batch, D channels of the LLM.
+The batch goes through the LLM packed (rows behind each other, without padding), without the beginning that all rows
+share (the LLM is frozen, so its keys and values are kept from step to step), and without the logits of all targets in
+memory at once. Each is a switch of the section `model:`.
+Shapes: B rows, T positions, N targets, M image tokens of the batch, P positions of the shared beginning, D channels,
+V vocabulary, G heads that keys have, E channels of a head.
 """
 
+from collections import OrderedDict
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from minigpt4.common.model_schema import MiniGPT4Config
-from minigpt4.models import llm as llms
-from minigpt4.models.base_model import native_dtype, to_device
+from minigpt4.models.attention import FUSED, LLAMA_LIKE, MATMUL, PadMap, activation_checkpointing, native_dtype
+from minigpt4.models.base_model import to_device
 from minigpt4.models.fsdp import is_sharded
-from minigpt4.models.sequence import Batch, Packed, PrefixStates, can_pack, embed, pack, shared_prefix
+from minigpt4.models.llm import cache_arguments
+from minigpt4.models.sequence import Batch, embed
 
-# The loss of target tokens, without the logits of all of them in memory at once.
-#
-# The output layer is frozen, so its input's gradient is all that the backward pass needs of it, and that is known as
-# soon
-# as the logits are: each chunk of positions is multiplied, turned into losses and a gradient, and forgotten.
-# Shapes: B rows, T positions, N targets, D channels, V vocabulary.
+MOST_PREFIXES = 8
+LONGEST_PREFIX = 256
+"""Positions; batches of texts alone can share whole prompts."""
 
+States = tuple[tuple[Tensor, Tensor], ...]
+"""Keys and values (1, G, P, E) of each layer."""
 
 CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 16 << 20, 64 << 20
 """Of fp32 logits that exist at a time: on a CPU few enough to stay in its cache, on a GPU enough to fill it."""
-PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Model types of transformers whose logits are the output layer's, without scale or cap."""
-
-
-def target_losses(
-    llm: nn.Module, inputs: Mapping[str, Any], at: tuple[Tensor, Tensor], targets_N: Tensor, columns_K: Tensor
-) -> Tensor:
-    """Loss of each target, nats, (N,) fp32.
-
-    Args:
-        llm: a frozen causal LM of transformers.
-        inputs: arguments of its forward pass, `inputs_embeds` (B, T, D) among them.
-        at: row and column of the position before each target, (N,) each.
-        columns_K: the columns of `at`, each once, in order.
-    """
-    inputs = {**inputs, "use_cache": False}
-    head = llm.get_output_embeddings()
-    if not _is_plain(llm, head):
-        logits_BKV = llm(**inputs, logits_to_keep=columns_K).logits
-        logits_ND = logits_BKV[at[0], torch.searchsorted(columns_K, at[1])]
-        return nn.functional.cross_entropy(logits_ND.float(), targets_N, reduction="none")
-    hidden_BTD = llm.base_model(**inputs).last_hidden_state
-    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, at[0] * hidden_BTD.shape[1] + at[1])
-    return _FrozenHeadLoss.apply(hidden_ND, head.weight, head.bias, targets_N)
-
-
-def _is_plain(llm: nn.Module, head: nn.Module) -> bool:
-    return (
-        llm.config.model_type in PLAIN_HEADS
-        and isinstance(head, nn.Linear)
-        and head.weight.is_floating_point()
-        and not head.weight.requires_grad
-    )
-
-
-class _FrozenHeadLoss(torch.autograd.Function):
-    """Cross entropy of a frozen linear layer's logits, chunk by chunk; the gradient is made on the way."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
-        losses_N = torch.empty(len(hidden_ND), dtype=torch.float32, device=hidden_ND.device)
-        needs_gradient = ctx.needs_input_grad[0]
-        gradient_ND = torch.empty_like(hidden_ND) if needs_gradient else None
-        chunk_bytes = CPU_CHUNK_BYTES if hidden_ND.device.type == "cpu" else GPU_CHUNK_BYTES
-        size = max(1, chunk_bytes // (4 * len(weight_VD)))
-        for start in range(0, len(hidden_ND), size):
-            chunk = slice(start, start + size)
-            logits_CV = nn.functional.linear(hidden_ND[chunk], weight_VD, bias_V)
-            share_CV, target_C1 = logits_CV.log_softmax(dim=-1, dtype=torch.float32), targets_N[chunk, None]
-            losses_N[chunk] = -share_CV.gather(1, target_C1).squeeze(1)
-            if needs_gradient:
-                share_CV.exp_().scatter_add_(1, target_C1, share_CV.new_full((), -1.0).expand(target_C1.shape))
-                gradient_ND[chunk] = share_CV.to(weight_VD.dtype) @ weight_VD
-        ctx.save_for_backward(gradient_ND)
-        return losses_N
-
-    @staticmethod
-    def backward(ctx: Any, outer_N: Tensor) -> tuple[Tensor, None, None, None]:
-        (gradient_ND,) = ctx.saved_tensors
-        return (gradient_ND.float() * outer_N[:, None]).to(gradient_ND.dtype), None, None, None
 
 
 class LMLoss:
@@ -114,7 +61,7 @@ class LMLoss:
             batch, at, columns_K, inputs = self._inputs(llm, batch, at)
             embeds_BTD = embed(batch, llm.get_input_embeddings(), image_tokens_MD)
             inputs["inputs_embeds"] = embeds_BTD if dummy_loss is None else embeds_BTD + dummy_loss
-            with llms.activation_checkpointing(llm, recompute):
+            with activation_checkpointing(llm, recompute):
                 if self.cfg.llm_logits == "targets":
                     return target_losses(llm, inputs, at, batch.targets_BT[:, 1:][at], columns_K)
                 return _losses_of_all(llm, inputs, batch)[at]
@@ -148,3 +95,176 @@ def _losses_of_all(llm: nn.Module, inputs: Mapping[str, Any], batch: Batch) -> T
     """(B, T - 1), from logits at all positions, as the original makes them."""
     logits_BVT = llm(**inputs, use_cache=False).logits[:, :-1].transpose(1, 2).float()
     return nn.functional.cross_entropy(logits_BVT, batch.targets_BT[:, 1:], reduction="none")
+
+
+# Packing
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch as one row of N tokens."""
+
+    batch: Batch
+    """Of one row; `attention_mask_BT` is the whole batch's and of no use to it."""
+
+    positions_1N: Tensor
+    """Position of each token in its own row."""
+
+    at: tuple[Tensor, Tensor]
+    """Row (0) and column of the position before each target, in the order of the rows."""
+
+    grid: PadMap
+
+    def to(self, device: torch.device) -> "Packed":
+        """The same on `device`."""
+        positions, *at = (to_device(index, device) for index in (self.positions_1N, *self.at))
+        return Packed(self.batch.to(device), positions, tuple(at), self.grid.to(device))
+
+    def inputs(self, prefix: States = ()) -> dict[str, object]:
+        """Arguments of the LLM's forward pass besides the embeddings."""
+        mask = self.grid.cells_BT[None, None]  # of four dimensions: transformers makes none, and the grid has its own
+        grid = replace(self.grid, prefix=prefix)
+        return {"attention_mask": mask, "position_ids": self.positions_1N, "grid": grid}
+
+
+def can_pack(llm: nn.Module) -> bool:
+    """Whether the attention functions of `attention.py` serve in all layers of an LLM."""
+    config = llm.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    own = config._attn_implementation in (MATMUL, FUSED)
+    return own and config.model_type in LLAMA_LIKE and kinds == {"full_attention"} and not slides
+
+
+def shared_prefix(batch: Batch, at: tuple[Tensor, Tensor]) -> list[int]:
+    """Ids that all rows begin with: text before the first image and before the first position whose loss counts."""
+    alike_T = (batch.ids_BT == batch.ids_BT[0]).all(dim=0) & batch.attention_mask_BT.all(dim=0)
+    alike_T[batch.image_at[1]] = False
+    alike_T[at[1]] = False
+    length = int(alike_T.long().cumprod(dim=0).sum())
+    return batch.ids_BT[0, : min(length, LONGEST_PREFIX)].tolist()
+
+
+def pack(batch: Batch, at: tuple[Tensor, Tensor], prefix_length: int = 0) -> Packed:
+    """The tokens behind the prefix; all tensors on the CPU.
+
+    Args:
+        at: row and column of the position before each target, (M,) each.
+        prefix_length: of what `shared_prefix` gave.
+    """
+    columns_T = torch.arange(prefix_length, int(batch.lengths_B.max()))
+    inside_BT = columns_T < batch.lengths_B[:, None]
+    row_N, column_N = inside_BT.nonzero(as_tuple=True)
+    column_N = column_N + prefix_length
+    cells_BT = torch.zeros(inside_BT.shape, dtype=torch.long)
+    cells_BT[inside_BT] = torch.arange(len(row_N))
+    visible_BT = batch.attention_mask_BT[:, prefix_length:][:, : len(columns_T)]
+    grid = PadMap(
+        cells_BT,
+        inside_BT.flatten().nonzero().squeeze(1),
+        None if visible_BT[inside_BT].all() else visible_BT,
+    )
+
+    def place(index: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        token = cells_BT[index[0], index[1] - prefix_length]
+        return torch.zeros_like(token), token
+
+    row = Batch(
+        ids_BT=batch.ids_BT[row_N, column_N][None],
+        attention_mask_BT=batch.attention_mask_BT,
+        targets_BT=batch.targets_BT[row_N, column_N][None],
+        image_at=place(batch.image_at),
+        image_source=batch.image_source,
+        lengths_B=torch.tensor([len(row_N)]),
+    )
+    return Packed(row, column_N[None], place(at), grid)
+
+
+class PrefixStates:
+    """Keys and values of the beginnings that were met last."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple, States] = OrderedDict()
+
+    def of(self, llm: nn.Module, ids: list[int]) -> States:
+        """Those of `ids`, as a frozen LLM computes them under the precision in force."""
+        if not ids:
+            return ()
+        device = llm.get_input_embeddings().weight.device
+        amp = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        key = (tuple(ids), device, amp)
+        if key not in self._known:
+            self._known[key] = _prefix_states(llm, torch.tensor([ids], device=device))
+        self._known.move_to_end(key)
+        while len(self._known) > MOST_PREFIXES:
+            self._known.popitem(last=False)
+        return self._known[key]
+
+
+@torch.no_grad()
+def _prefix_states(llm: nn.Module, ids_1P: Tensor) -> States:
+    cache = DynamicCache()
+    llm.base_model(input_ids=ids_1P, **cache_arguments(llm.base_model, cache))
+    return tuple((layer.keys, layer.values) for layer in cache.layers)
+
+
+# The frozen output layer: its input's gradient is all that the backward pass needs of it, and that is known as soon as
+# the logits are, so each chunk of positions is multiplied, turned into losses and a gradient, and forgotten.
+
+
+def target_losses(
+    llm: nn.Module, inputs: Mapping[str, Any], at: tuple[Tensor, Tensor], targets_N: Tensor, columns_K: Tensor
+) -> Tensor:
+    """Loss of each target, nats, (N,) fp32.
+
+    Args:
+        llm: a frozen causal LM of transformers.
+        inputs: arguments of its forward pass, `inputs_embeds` (B, T, D) among them.
+        at: row and column of the position before each target, (N,) each.
+        columns_K: the columns of `at`, each once, in order.
+    """
+    inputs = {**inputs, "use_cache": False}
+    head = llm.get_output_embeddings()
+    if not _is_plain(llm, head):
+        logits_BKV = llm(**inputs, logits_to_keep=columns_K).logits
+        logits_ND = logits_BKV[at[0], torch.searchsorted(columns_K, at[1])]
+        return nn.functional.cross_entropy(logits_ND.float(), targets_N, reduction="none")
+    hidden_BTD = llm.base_model(**inputs).last_hidden_state
+    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, at[0] * hidden_BTD.shape[1] + at[1])
+    return _FrozenHeadLoss.apply(hidden_ND, head.weight, head.bias, targets_N)
+
+
+def _is_plain(llm: nn.Module, head: nn.Module) -> bool:
+    return (
+        llm.config.model_type in LLAMA_LIKE
+        and isinstance(head, nn.Linear)
+        and head.weight.is_floating_point()
+        and not head.weight.requires_grad
+    )
+
+
+class _FrozenHeadLoss(torch.autograd.Function):
+    """Cross entropy of a frozen linear layer's logits, chunk by chunk; the gradient is made on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
+        losses_N = torch.empty(len(hidden_ND), dtype=torch.float32, device=hidden_ND.device)
+        needs_gradient = ctx.needs_input_grad[0]
+        gradient_ND = torch.empty_like(hidden_ND) if needs_gradient else None
+        chunk_bytes = CPU_CHUNK_BYTES if hidden_ND.device.type == "cpu" else GPU_CHUNK_BYTES
+        size = max(1, chunk_bytes // (4 * len(weight_VD)))
+        for start in range(0, len(hidden_ND), size):
+            chunk = slice(start, start + size)
+            logits_CV = nn.functional.linear(hidden_ND[chunk], weight_VD, bias_V)
+            share_CV, target_C1 = logits_CV.log_softmax(dim=-1, dtype=torch.float32), targets_N[chunk, None]
+            losses_N[chunk] = -share_CV.gather(1, target_C1).squeeze(1)
+            if needs_gradient:
+                share_CV.exp_().scatter_add_(1, target_C1, share_CV.new_full((), -1.0).expand(target_C1.shape))
+                gradient_ND[chunk] = share_CV.to(weight_VD.dtype) @ weight_VD
+        ctx.save_for_backward(gradient_ND)
+        return losses_N
+
+    @staticmethod
+    def backward(ctx: Any, outer_N: Tensor) -> tuple[Tensor, None, None, None]:
+        (gradient_ND,) = ctx.saved_tensors
+        return (gradient_ND.float() * outer_N[:, None]).to(gradient_ND.dtype), None, None, None

@@ -21,12 +21,12 @@ from transformers import AttentionInterface, AttentionMaskInterface, AutoModelFo
 
 from minigpt4.common.errors import ConfigError, WeightsError, errors_as
 from minigpt4.common.model_schema import MiniGPT4Config
-from minigpt4.models.base_model import DTYPES
-from minigpt4.models.connectors import build_qformer
-from minigpt4.models.eva_vit import build_vision_encoder
+from minigpt4.models.attention import activation_checkpointing, enable_activation_checkpointing
+from minigpt4.models.base_model import DTYPES, is_trained
+from minigpt4.models.connectors import build_projection
 from minigpt4.models.fsdp import decoder_layers
-from minigpt4.models.llm import activation_checkpointing, enable_activation_checkpointing, read_llm_config
-from minigpt4.models.loading import JOINED_PATCHES, build_projection, join_patches, store_frozen, vision_shape
+from minigpt4.models.llm import read_llm_config
+from minigpt4.models.loading import build_vision, feature_shape, store_frozen
 from minigpt4.models.loss import target_losses
 
 # Attention of an LLM on meta tensors: it computes nothing and keeps for the backward pass what the real one keeps.
@@ -185,17 +185,14 @@ class MetaModel:
     def __init__(self, cfg: MiniGPT4Config, llm_config: PretrainedConfig) -> None:
         self.cfg = cfg
         with torch.device("meta"):
-            self.encoder = build_vision_encoder(cfg)
-            self.ln_vision = nn.LayerNorm(self.encoder.num_features)
-            self.qformer = build_qformer(cfg, self.encoder.num_features) if cfg.has_qformer else None
-            width = self.qformer.hidden_size if self.qformer else self.encoder.num_features * JOINED_PATCHES
-            self.projection = build_projection(cfg, width, llm_config.get_text_config().hidden_size)
+            self.encoder, self.ln_vision, self.connector = build_vision(cfg)
+            llm_width = llm_config.get_text_config().hidden_size
+            self.projection = build_projection(cfg, self.connector.feature_width, llm_width)
             with errors_as(WeightsError, f"model.llama_model: no LLM can be built as {cfg.llama_model} describes it"):
                 self.llm = _build_llm(cfg, llm_config)
         for part, frozen in ((self.encoder, cfg.freeze_vit), (self.ln_vision, cfg.freeze_vit)):
             part.requires_grad_(not frozen)
-        if self.qformer is not None:
-            self.qformer.requires_grad_(not cfg.freeze_qformer)
+        self.connector.requires_grad_(not cfg.freeze_qformer)
         self.parts = self._parts()  # sized as stored, before the 16-bit copies below
         self._to_compute_dtype()
 
@@ -209,12 +206,12 @@ class MetaModel:
             cached: `run.feature_cache` knows all images, and the vision side is not loaded.
         """
         recompute = self.cfg.llm_grad_checkpoint if recompute is None else recompute
-        known = nn.ModuleList(m for m in (self.encoder, self.ln_vision, self.qformer, self.projection, self.llm) if m)
+        known = nn.ModuleList((self.encoder, self.ln_vision, self.connector, self.projection, self.llm))
         known.zero_grad(set_to_none=True)
-        feature_shape = vision_shape(self.cfg) if cached else None
+        shape = feature_shape(self.cfg) if cached else None
         llm = f"model.llama_model: no step is possible with what {self.cfg.llama_model} describes"
         with errors_as(WeightsError, llm), StorageCounter(known) as counter:
-            tokens = self._step(batch_size, lengths, recompute, feature_shape)
+            tokens = self._step(batch_size, lengths, recompute, shape)
         parts = self.parts[-2:] if cached else self.parts
         return Estimate(parts, batch_size, tokens, counter.peak)
 
@@ -235,11 +232,10 @@ class MetaModel:
 
     def _parts(self) -> tuple[Part, ...]:
         store_frozen(self.encoder, self.cfg.freeze_vit, self.cfg)
-        if self.qformer is not None:
-            store_frozen(self.qformer, self.cfg.freeze_qformer, self.cfg)
+        store_frozen(self.connector, self.cfg.freeze_qformer, self.cfg)
         rows = [_part("vision encoder, ln_vision", self.encoder, self.ln_vision)]
-        if self.qformer is not None:
-            rows.append(_part("Q-Former", self.qformer))
+        if next(self.connector.parameters(), None) is not None:
+            rows.append(_part("Q-Former", self.connector))
         rows.append(_part("projection (llama_proj)", self.projection))
         rows.append(replace(_part(_LLM, self.llm), weight_bytes=_llm_bytes(self.llm, self.cfg.llm_storage)))
         return tuple(rows)
@@ -247,14 +243,13 @@ class MetaModel:
     def _to_compute_dtype(self) -> None:
         """Meta tensors know no autocast: the vision side computes in its 16 bits throughout."""
         if self.cfg.vit_precision != "fp32":
-            for part in (self.encoder, self.ln_vision, self.qformer):
-                if part is not None:
-                    part.to(DTYPES[self.cfg.vit_precision])
+            for part in (self.encoder, self.ln_vision, self.connector):
+                part.to(DTYPES[self.cfg.vit_precision])
         self.projection.to(self.llm.dtype)
 
-    def _step(self, batch_size: int, lengths: Lengths, recompute: bool, feature_shape: tuple[int, int] | None) -> int:
-        if feature_shape:
-            features_BQV = torch.empty(batch_size, *feature_shape, dtype=self.llm.dtype, device="meta")
+    def _step(self, batch_size: int, lengths: Lengths, recompute: bool, shape: tuple[int, int] | None) -> int:
+        if shape:
+            features_BQV = torch.empty(batch_size, *shape, dtype=self.llm.dtype, device="meta")
         else:
             features_BQV = self._vision(batch_size)
         embeds_BTD = self._embeds(features_BQV, lengths)
@@ -279,15 +274,10 @@ class MetaModel:
         return nn.functional.cross_entropy(logits_BVT, mask_BT[:, 1:], reduction="none").mean()
 
     def _vision(self, batch_size: int) -> Tensor:
-        size, dtype = self.cfg.image_size, next(self.encoder.parameters()).dtype
+        size, dtype = self.encoder.image_size, next(self.encoder.parameters()).dtype
         image = torch.empty(batch_size, 3, size, size, dtype=dtype, device="meta")
-        trained = not (self.cfg.freeze_vit and (self.qformer is None or self.cfg.freeze_qformer))
-        with torch.set_grad_enabled(trained):
-            tokens_BNV = self.ln_vision(self.encoder(image))
-            if self.qformer is not None:
-                return self.qformer(tokens_BNV)
-            patches = tokens_BNV[:, self.encoder.num_prefix_tokens :]
-            return join_patches(patches)
+        with torch.set_grad_enabled(is_trained(self.encoder, self.ln_vision, self.connector)):
+            return self.connector(self.ln_vision(self.encoder(image)))
 
 
 def llm_config_for(cfg: MiniGPT4Config) -> tuple[PretrainedConfig, str]:

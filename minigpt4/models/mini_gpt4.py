@@ -1,7 +1,9 @@
-"""MiniGPT-4: image -> frozen ViT and Q-Former -> one trained linear layer -> soft prompt of a frozen LLM.
+"""The model: vision tower -> connector -> projection -> soft prompt of an LLM; what it is in detail says its YAML.
 
-Shapes: B samples, S pixels a side, N vision tokens of width V, Q image tokens, D channels of the LLM, T positions.
-Zhu et al., "MiniGPT-4" (arXiv 2304.10592), section 3; the ablations are those of its Table 5.
+MiniGPT-4 (Zhu et al., arXiv 2304.10592, section 3): a frozen EVA-ViT and Q-Former, one trained linear layer, a
+frozen Vicuna. The ablations of its Table 5, the released model on LLaMA-2 and the mini model are other values of the
+same keys. Shapes: B samples, S pixels a side, N vision tokens of width V, Q image tokens of width H, D channels of the
+LLM, M image tokens of a batch, T positions.
 """
 
 import logging
@@ -22,14 +24,12 @@ from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.registry import registry
 from minigpt4.common.start_clock import phase
 from minigpt4.conversation import prompt_template_from_tokenizer
-from minigpt4.models import connectors, eva_vit, llm, sequence
-from minigpt4.models.answering import GenerationMixin
-from minigpt4.models.base_model import DTYPES, freeze, is_trained
+from minigpt4.models import llm, sequence
+from minigpt4.models.base_model import DTYPES, BaseModel, freeze, is_trained
+from minigpt4.models.connectors import Connector, build_projection
 from minigpt4.models.fsdp import is_sharded
+from minigpt4.models.generation import GenerationMixin
 from minigpt4.models.loading import (
-    JOINED_PATCHES,
-    build_projection,
-    join_patches,
     load_language_side,
     load_trained,
     load_vision,
@@ -38,27 +38,41 @@ from minigpt4.models.loading import (
 )
 from minigpt4.models.loss import LMLoss
 from minigpt4.models.prompting import ImageFeatures, PromptBuilder, Samples, read_prompts, read_samples
-from minigpt4.models.tokenizer import start_ids
+from minigpt4.models.vision_tower import VisionTower
 
 log = logging.getLogger(__name__)
 
 
-@registry.register_model("minigpt4")
-class MiniGPT4(GenerationMixin, nn.Module):
-    """The model of the paper; build it with `from_config`.
+def _of_prompting(name: str) -> property:
+    """An attribute that LAVIS users know and may set, which the prompt builder keeps."""
+    return property(
+        lambda model: getattr(model.prompting, name), lambda model, value: setattr(model.prompting, name, value)
+    )
 
-    Attributes that LAVIS users know: `visual_encoder`, `ln_vision`, `Qformer`, `llama_proj`, `llama_model`,
-    `llama_tokenizer`, `prompt_list`, `prompt_template`.
+
+@registry.register_model("minigpt4")
+class VisionLanguageModel(GenerationMixin, BaseModel):
+    """A vision-language model; build it with `from_config`.
+
+    Attributes that LAVIS users know: `visual_encoder`, `ln_vision`, `Qformer` (the connector: a Q-Former, or what the
+    section puts in its place), `query_tokens`, `llama_proj`, `llama_model`, `llama_tokenizer`, `prompt_list`,
+    `prompt_template`, `end_sym`, `max_txt_len`, `max_context_len`.
     """
 
     config_class = MiniGPT4Config
 
+    prompt_list = _of_prompting("prompt_list")
+    prompt_template = _of_prompting("prompt_template")
+    end_sym = _of_prompting("end_sym")
+    max_txt_len = _of_prompting("max_txt_len")
+    max_context_len = _of_prompting("max_context_len")
+
     def __init__(
         self,
         cfg: MiniGPT4Config,
-        visual_encoder: eva_vit.VisionEncoder,
-        ln_vision: nn.LayerNorm,
-        q_former: connectors.QFormer | None,
+        visual_encoder: VisionTower,
+        ln_vision: nn.Module,
+        connector: Connector,
         llama_model: nn.Module,
         llama_tokenizer: Any,
     ) -> None:
@@ -66,17 +80,14 @@ class MiniGPT4(GenerationMixin, nn.Module):
         self.cfg = cfg
         self.visual_encoder = visual_encoder
         self.ln_vision = ln_vision
-        self.Qformer = q_former
+        self.Qformer = connector
         self.llama_model = llama_model
         self.llama_tokenizer = llama_tokenizer
-        self.llama_proj = build_projection(cfg, self._projection_width(), self._llm_width())
+        llm_width = llama_model.get_input_embeddings().weight.shape[1]
+        self.llama_proj = build_projection(cfg, connector.feature_width, llm_width)
         self._freeze_parts()
-        self.max_txt_len = cfg.max_txt_len
-        self.max_context_len = cfg.max_context_len
-        self.end_sym = cfg.end_sym
-        self.prompt_template = _resolve_template(cfg.prompt_template, llama_tokenizer)
-        self.prompt_list = read_prompts(cfg.prompt_path, self.prompt_template)
-        self._lm_loss = LMLoss(cfg)
+        self.prompting = _build_prompting(cfg, llama_tokenizer)
+        self.lm_loss = LMLoss(cfg)
         self._made_with: dict[str, Any] | None = None
 
     @classmethod
@@ -87,7 +98,7 @@ class MiniGPT4(GenerationMixin, nn.Module):
         *,
         lazy_vision: bool = False,
         shard_llm: bool = False,
-    ) -> "MiniGPT4":
+    ) -> "VisionLanguageModel":
         """Build the model of a `model:` section on `device` and load every weights file that it names.
 
         `lazy_vision`: read the frozen vision side when the first image has to be encoded, if ever, for a cache may
@@ -96,8 +107,8 @@ class MiniGPT4(GenerationMixin, nn.Module):
 
         Raises ConfigError for a wrong section, WeightsError for files that are missing, broken or do not fit.
         """
-        if not isinstance(cfg, MiniGPT4Config):
-            cfg = bind(MiniGPT4Config, cfg, section="model", source="the configuration")
+        if not isinstance(cfg, cls.config_class):
+            cfg = bind(cls.config_class, cfg, section="model", source="the configuration")
         directory = cfg.llm_directory()
         if cfg.ckpt:  # what is cheap to find wrong comes first
             find_weights(cfg.ckpt, "model.ckpt", Path(cfg.ckpt).name)
@@ -113,155 +124,7 @@ class MiniGPT4(GenerationMixin, nn.Module):
             model.load_checkpoint(cfg.ckpt)
         return model
 
-    # Parts and what is trained of them
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs have to be."""
-        return next(self.llama_proj.parameters()).device
-
-    @property
-    def query_tokens(self) -> nn.Parameter:
-        """Learned queries of the Q-Former, (1, Q, H)."""
-        return self.Qformer.query_tokens
-
-    @phase(start_clock.VISION)
-    def _vision_to_device(self) -> None:
-        for part in (self.visual_encoder, self.ln_vision, self.Qformer):
-            if part is not None:
-                part.to(self.device)
-
-    def ensure_vision_loaded(self) -> None:
-        """Load the vision side if it waits to be needed."""
-        if next(self.visual_encoder.parameters()).device.type != "meta":
-            return
-        log.info("An image is to be encoded: loading the vision encoder now")
-        self.visual_encoder, self.ln_vision, self.Qformer = load_vision(self.cfg)
-        self._freeze_parts()
-        self._vision_to_device()
-
-    def _projection_width(self) -> int:
-        if self.Qformer is not None:
-            return self.Qformer.hidden_size
-        return self.visual_encoder.num_features * JOINED_PATCHES
-
-    @property
-    def llm_is_sharded(self) -> bool:
-        """Whether every pass of the LLM is one of all processes of the run together (`run.parallel: fsdp`)."""
-        return is_sharded(self.llama_model)
-
-    def _llm_width(self) -> int:
-        return self.llama_model.get_input_embeddings().weight.shape[1]
-
-    def _freeze_parts(self) -> None:
-        if self.cfg.freeze_vit:
-            freeze(self.visual_encoder)
-            freeze(self.ln_vision)
-        if self.Qformer is not None and self.cfg.freeze_qformer:
-            freeze(self.Qformer)
-
-    def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that is trained, under the names of published checkpoints; the one place that decides it."""
-        named: dict[str, nn.Parameter] = {}
-        if self.Qformer is not None:
-            named |= dict(self.Qformer.lavis_parameters())
-        named |= {f"visual_encoder.{n}": p for n, p in self.visual_encoder.model.named_parameters()}
-        named |= {f"ln_vision.{n}": p for n, p in self.ln_vision.named_parameters()}
-        named |= {f"llama_proj.{n}": p for n, p in self.llama_proj.named_parameters()}
-        return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-
-    def get_optimizer_params(self, weight_decay: float) -> list[dict[str, Any]]:
-        """AdamW groups: no decay for 1-D parameters and names with `bias`, `ln` or `bn`, as published."""
-        decay, plain = [], []
-        for name, parameter in self.trainable_parameters().items():
-            exempt = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
-            (plain if exempt else decay).append(parameter)
-        return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0}]
-
-    @phase(start_clock.CHECKPOINT)
-    def load_checkpoint(self, path: str | Path) -> None:
-        """Load trained weights from a MiniGPT-4 checkpoint; its keys must be those that this run trains.
-
-        Raises WeightsError with the difference, and with the reason where it is another LLM's projection.
-        """
-        file = find_weights(str(path), "model.ckpt", Path(path).name)
-        load_trained(self.trainable_parameters(), file, self.cfg, self.made_with())
-
-    def made_with(self) -> dict[str, Any]:
-        """What a checkpoint's card says of the frozen parts that its weights belong to."""
-        if self._made_with is None:
-            self._made_with = {
-                "llm_fingerprint": llm.fingerprint(self.llama_model),
-                "vision_fingerprints": vision_fingerprints(self.cfg),
-            }
-        return self._made_with
-
-    # Images
-
-    def encode_img(self, image: Tensor | ImageFeatures) -> tuple[Tensor, Tensor]:
-        """Image tokens of the LLM.
-
-        Args:
-            image: normalised pixels, (B, 3, S, S) or (B, n, 3, S, S), whose leading dimensions are flattened; or
-                what `image_features` gave.
-
-        Returns:
-            embeds (B, Q, D) in the projection's compute dtype, and atts (B, Q) of ones, int64.
-        """
-        is_known = isinstance(image, ImageFeatures)
-        embeds_BQD = self.project(image.features.to(self.device) if is_known else self.image_features(image))
-        return embeds_BQD, torch.ones(embeds_BQD.shape[:2], dtype=torch.long, device=embeds_BQD.device)
-
-    def image_features(self, image: Tensor) -> Tensor:
-        """What the projection reads: Q-Former output (B, Q, H), or joined patches (B, N // 4, 4 V).
-
-        With `vision_is_frozen` the same for all checkpoints, so it can be kept. `image` is that of `encode_img`.
-        """
-        self.ensure_vision_loaded()
-        return self._vision_features(self._check_image(image))
-
-    def project(self, features_BQV: Tensor) -> Tensor:
-        """Image tokens of the LLM (B, Q, D) from `image_features`."""
-        if not torch.is_autocast_enabled(self.device.type):
-            features_BQV = features_BQV.float()
-        return self.llama_proj(features_BQV)
-
-    @property
-    def vision_is_frozen(self) -> bool:
-        """Whether everything before the projection is as its files have it."""
-        return not is_trained(self.visual_encoder, self.ln_vision, self.Qformer)
-
-    def _check_image(self, image: Tensor) -> Tensor:
-        size = self.visual_encoder.image_size
-        if image.ndim not in (4, 5) or image.shape[-3:] != (3, size, size):
-            raise SampleError(
-                f"image: shape {tuple(image.shape)} does not fit; expected (B, 3, {size}, {size}) or "
-                f"(B, n, 3, {size}, {size}) from model.image_size: {size} (the processor's image_size must be equal)"
-            )
-        return image.flatten(0, -4).to(self.device, non_blocking=True)
-
-    def _vision_features(self, image_B3SS: Tensor) -> Tensor:
-        with torch.no_grad() if self.vision_is_frozen else nullcontext():
-            with self._vision_autocast(self.visual_encoder):
-                tokens_BNV = self.visual_encoder(image_B3SS)
-            tokens_BNV = self.ln_vision(tokens_BNV.float())
-            if self.Qformer is not None:
-                with self._vision_autocast(self.Qformer):
-                    return self.Qformer(tokens_BNV)
-            patches_BNV = tokens_BNV[:, self.visual_encoder.num_prefix_tokens :]
-            return join_patches(patches_BNV)
-
-    def _vision_autocast(self, part: nn.Module) -> AbstractContextManager:
-        """16-bit compute for a part stored in 16 bits; whatever the caller has set for one in fp32.
-
-        A trained part is in fp32 and so follows `run.amp_dtype`: under bf16 there is no gradient scaler, and fp16
-        here would lose small gradients.
-        """
-        if self.cfg.vit_precision == "fp32" or is_trained(part):
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=DTYPES[self.cfg.vit_precision])
-
-    # Training
+    # One step: images -> token sequences -> the LLM -> loss
 
     def forward(self, samples: Mapping[str, Any], reduction: str = "mean") -> dict[str, Any]:
         """Loss of the answers, nats a token.
@@ -281,58 +144,180 @@ class MiniGPT4(GenerationMixin, nn.Module):
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction: {reduction!r} is neither 'mean' nor 'none'")
         batch, image_tokens_MD = self.training_batch(read_samples(samples))
-        num_tokens, at = batch.num_targets, sequence.target_positions(batch)  # on the CPU: no wait for the GPU
         dummy_loss = None
         if not len(batch.image_source):  # text alone: trained parts and LLM are in the graph, or other ranks wait
             dummy_loss = 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
-        losses_N = self._lm_loss.losses(self.llama_model, batch, at, image_tokens_MD, dummy_loss)
-        loss = losses_N.mean() if reduction == "mean" else _sample_losses(losses_N, batch, at[0])
-        return {"loss": loss, "num_tokens": num_tokens}
+        num_tokens, at = batch.num_targets, sequence.target_positions(batch)  # on the CPU: no wait for the GPU
+        losses_N = self.lm_loss.losses(self.llama_model, batch, at, image_tokens_MD, dummy_loss)
+        if reduction == "mean":
+            return {"loss": losses_N.mean(), "num_tokens": num_tokens}
+        rows, columns = batch.ids_BT.shape
+        row_N = at[0].to(losses_N.device, non_blocking=True)
+        loss_B = losses_N.new_zeros(rows).index_add(0, row_N, losses_N) / (columns - 1)
+        return {"loss": loss_B, "num_tokens": num_tokens}
 
     def training_batch(self, samples: Samples) -> tuple[sequence.Batch, Tensor | None]:
-        """The batch on the CPU, and the image tokens (M, D) that go into it."""
-        image_tokens_MD, images = self._encode_samples(samples)
-        rules = self._prompt_builder()
-        conditions, answers = rules.condition_rows(samples, images), rules.answer_rows(samples)
-        tokenizer = self.llama_tokenizer
-        batch = sequence.collate_training(conditions, answers, start_ids(tokenizer), tokenizer.pad_token_id)
-        return batch, image_tokens_MD
-
-    def _prompt_builder(self) -> PromptBuilder:
-        return PromptBuilder(
-            tokenizer=self.llama_tokenizer,
-            prompt_list=self.prompt_list,
-            prompt_template=self.prompt_template,
-            chat_template=self.cfg.chat_template,
-            max_txt_len=self.max_txt_len,
-            max_context_len=self.max_context_len,
-            end_sym=self.end_sym,
-            truncate_end_sym=self.cfg.truncate_end_sym,
-        )
-
-    def _encode_samples(self, samples: Samples) -> tuple[Tensor | None, list[list[tuple[int, int]]]]:
-        """Image tokens of the batch, flat (M, D), and per sample the (start, count) of each of its images."""
+        """Token sequences of a batch, on the CPU, and the image tokens (M, D) that go into them."""
         if samples.image is None:
-            return None, [[] for _ in range(len(samples))]
+            return self.prompting.training_batch(samples, [[] for _ in range(len(samples))]), None
         embeds_BQD, _ = self.encode_img(samples.image)
-        count = embeds_BQD.shape[1]
-        per_sample = samples.max_images
-        lengths = samples.lengths or [per_sample] * len(samples)
+        count, room = embeds_BQD.shape[1], samples.max_images
         images = [
-            [((index * per_sample + n) * count, count) for n in range(length)] for index, length in enumerate(lengths)
+            [((index * room + n) * count, count) for n in range(length)]
+            for index, length in enumerate(samples.lengths or [room] * len(samples))
         ]
-        return embeds_BQD.flatten(0, 1), images
+        return self.prompting.training_batch(samples, images), embeds_BQD.flatten(0, 1)
+
+    def encode_img(self, image: Tensor | ImageFeatures) -> tuple[Tensor, Tensor]:
+        """Image tokens of the LLM.
+
+        Args:
+            image: normalised pixels, (B, 3, S, S) or (B, n, 3, S, S), whose leading dimensions are flattened; or
+                what `image_features` gave.
+
+        Returns:
+            embeds (B, Q, D) in the projection's compute dtype, and atts (B, Q) of ones, int64.
+        """
+        known = isinstance(image, ImageFeatures)
+        embeds_BQD = self.project(image.features.to(self.device) if known else self.image_features(image))
+        return embeds_BQD, torch.ones(embeds_BQD.shape[:2], dtype=torch.long, device=embeds_BQD.device)
+
+    def image_features(self, image: Tensor) -> Tensor:
+        """What the projection reads, (B, Q, H): vision tower, norm and connector. `image` is that of `encode_img`.
+
+        With `vision_is_frozen` the same for all checkpoints, so it can be kept.
+        """
+        self.ensure_vision_loaded()
+        image_B3SS = self._checked(image)
+        with torch.no_grad() if self.vision_is_frozen and not image.requires_grad else nullcontext():
+            with self._vision_autocast(self.visual_encoder):
+                tokens_BNV = self.visual_encoder(image_B3SS)
+            tokens_BNV = self.ln_vision(tokens_BNV.float())
+            with self._vision_autocast(self.connector):
+                return self.connector(tokens_BNV)
+
+    def project(self, features_BQH: Tensor) -> Tensor:
+        """Image tokens of the LLM (B, Q, D) from `image_features`."""
+        if not torch.is_autocast_enabled(self.device.type):
+            features_BQH = features_BQH.float()
+        return self.llama_proj(features_BQH)
+
+    def _checked(self, image: Tensor) -> Tensor:
+        size = self.visual_encoder.image_size
+        if image.ndim not in (4, 5) or image.shape[-3:] != (3, size, size):
+            raise SampleError(
+                f"image: shape {tuple(image.shape)} does not fit; expected (B, 3, {size}, {size}) or "
+                f"(B, n, 3, {size}, {size}) from model.image_size: {size} (the processor's image_size must be equal)"
+            )
+        return image.flatten(0, -4).to(self.device, non_blocking=True)
+
+    def _vision_autocast(self, part: nn.Module) -> AbstractContextManager:
+        """16-bit compute for a part stored in 16 bits; whatever the caller has set for one in fp32.
+
+        A trained part is in fp32 and so follows `run.amp_dtype`: under bf16 there is no gradient scaler, and fp16
+        here would lose small gradients.
+        """
+        if self.cfg.vit_precision == "fp32" or is_trained(part):
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=DTYPES[self.cfg.vit_precision])
+
+    # Parts, and what is trained of them
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs have to be."""
+        return next(self.llama_proj.parameters()).device
+
+    @property
+    def connector(self) -> Connector:
+        """What is between vision tower and projection; `Qformer` to LAVIS users."""
+        return self.Qformer
+
+    @property
+    def query_tokens(self) -> nn.Parameter:
+        """Learned queries of the Q-Former, (1, Q, H)."""
+        return self.Qformer.query_tokens
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The five parts by their public names."""
+        return {name: getattr(self, name) for name in (*_VISION_SIDE, "llama_proj", "llama_model")}
+
+    def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        """Everything that is trained, under the names of published checkpoints; the one place that decides it."""
+        named = dict(self.connector.lavis_parameters())
+        named |= {f"visual_encoder.{n}": p for n, p in self.visual_encoder.model.named_parameters()}
+        named |= {f"ln_vision.{n}": p for n, p in self.ln_vision.named_parameters()}
+        named |= {f"llama_proj.{n}": p for n, p in self.llama_proj.named_parameters()}
+        return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
+
+    @property
+    def vision_is_frozen(self) -> bool:
+        """Whether everything before the projection is as its files have it."""
+        return not is_trained(self.visual_encoder, self.ln_vision, self.connector)
+
+    @property
+    def llm_is_sharded(self) -> bool:
+        """Whether every pass of the LLM is one of all processes of the run together (`run.parallel: fsdp`)."""
+        return is_sharded(self.llama_model)
+
+    def _freeze_parts(self) -> None:
+        for name in _VISION_SIDE:
+            if self.cfg.is_frozen(name):
+                freeze(getattr(self, name))
+
+    def ensure_vision_loaded(self) -> None:
+        """Load the vision side if it waits to be needed."""
+        if next(self.visual_encoder.parameters()).device.type != "meta":
+            return
+        log.info("An image is to be encoded: loading the vision encoder now")
+        self.visual_encoder, self.ln_vision, self.Qformer = load_vision(self.cfg)
+        self._freeze_parts()
+        self._vision_to_device()
+
+    @phase(start_clock.VISION)
+    def _vision_to_device(self) -> None:
+        for name in _VISION_SIDE:
+            getattr(self, name).to(self.device)
+
+    @phase(start_clock.CHECKPOINT)
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Load trained weights from a MiniGPT-4 checkpoint; its keys must be those that this run trains.
+
+        Raises WeightsError with the difference, and with the reason where it is another LLM's projection.
+        """
+        file = find_weights(str(path), "model.ckpt", Path(path).name)
+        load_trained(self.trainable_parameters(), file, self.cfg, self.made_with())
+
+    def made_with(self) -> dict[str, Any]:
+        """What a checkpoint's card says of the frozen parts that its weights belong to."""
+        if self._made_with is None:
+            self._made_with = {
+                "llm_fingerprint": llm.fingerprint(self.llama_model),
+                "vision_fingerprints": vision_fingerprints(self.cfg),
+            }
+        return self._made_with
 
 
-def _sample_losses(losses_N: Tensor, batch: sequence.Batch, rows_N: Tensor) -> Tensor:
-    """(B,): the sum over a sample's targets, divided by the padded length, as published."""
-    rows, columns = batch.ids_BT.shape
-    rows_N = rows_N.to(losses_N.device, non_blocking=True)
-    return losses_N.new_zeros(rows).index_add(0, rows_N, losses_N) / (columns - 1)
+MiniGPT4 = VisionLanguageModel
+"""The published name."""
+
+_VISION_SIDE = ("visual_encoder", "ln_vision", "Qformer")
 
 
-def _resolve_template(template: str, tokenizer: Any) -> str:
-    return prompt_template_from_tokenizer(tokenizer) if template == "tokenizer" else template
+def _build_prompting(cfg: MiniGPT4Config, tokenizer: Any) -> PromptBuilder:
+    template = cfg.prompt_template
+    if template == "tokenizer":
+        template = prompt_template_from_tokenizer(tokenizer)
+    return PromptBuilder(
+        tokenizer=tokenizer,
+        prompt_list=read_prompts(cfg.prompt_path, template),
+        prompt_template=template,
+        chat_template=cfg.chat_template,
+        max_txt_len=cfg.max_txt_len,
+        max_context_len=cfg.max_context_len,
+        end_sym=cfg.end_sym,
+        truncate_end_sym=cfg.truncate_end_sym,
+    )
 
 
 def _llm_device(cfg: MiniGPT4Config, device: torch.device) -> torch.device:

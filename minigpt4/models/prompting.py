@@ -15,8 +15,10 @@ from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.text import decode, require_readable, require_whole_characters
 from minigpt4.models.sequence import (
     IMAGE_PLACEHOLDER,
+    Batch,
     TokenSequence,
     answer_row,
+    collate_training,
     conversation_row,
     prompt_row,
     split_prompt,
@@ -160,9 +162,9 @@ Span = tuple[int, int]
 """First token and number of tokens of one image in the flat list of the batch."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class PromptBuilder:
-    """How samples become rows; the fields are those of the `model:` section."""
+    """How samples become token sequences; the fields are those of the `model:` section."""
 
     tokenizer: PreTrainedTokenizerBase
     prompt_list: Sequence[str]
@@ -172,6 +174,16 @@ class PromptBuilder:
     max_context_len: int
     end_sym: str
     truncate_end_sym: bool
+
+    def __post_init__(self) -> None:
+        self.start = start_ids(self.tokenizer)
+        self._hidden = hidden_pad_id(self.tokenizer)
+        self._end_ids_of: dict[str, list[int]] = {}
+
+    def training_batch(self, samples: Samples, images: Sequence[Sequence[Span]]) -> Batch:
+        """Prompts and answers of a batch, on the CPU; `images`: where the image tokens of each sample's images are."""
+        conditions, answers = self.condition_rows(samples, images), self.answer_rows(samples)
+        return collate_training(conditions, answers, self.start, self.tokenizer.pad_token_id)
 
     def condition_rows(self, samples: Samples, images: Sequence[Sequence[Span]]) -> list[TokenSequence]:
         """What comes before the answer: the prompt with its images, or in stage 1 the image alone, without tags.
@@ -220,7 +232,7 @@ class PromptBuilder:
         return None
 
     def _single_answer_rows(self, answers: Sequence[str]) -> list[TokenSequence]:
-        end_ids, hidden = self._end_ids(), hidden_pad_id(self.tokenizer)
+        end_ids, hidden = self._end_ids(), self._hidden
         rows = [
             answer_row(ids, end_ids, self.max_txt_len, truncate_end=self.truncate_end_sym)
             for ids in self.encode([answer + self.end_sym for answer in answers])
@@ -230,16 +242,16 @@ class PromptBuilder:
     def _conversation_row(self, conversation: Conversation) -> TokenSequence:
         answers = self.encode([answer + self.end_sym for answer in conversation.answers])
         later = [apply_template(self.prompt_template, question) for question in conversation.questions[1:]]
-        start = start_ids(self.tokenizer)
-        questions = [start + ids for ids in self.encode(later)]
+        questions = [self.start + ids for ids in self.encode(later)]
         row = conversation_row(
             answers, questions, self._end_ids(), self.max_txt_len, truncate_end=self.truncate_end_sym
         )
-        hidden = hidden_pad_id(self.tokenizer)
-        return row if hidden is None else row.hide_from_attention(hidden)
+        return row if self._hidden is None else row.hide_from_attention(self._hidden)
 
     def _end_ids(self) -> list[int]:
-        ids = end_symbol_ids(self.tokenizer, self.end_sym)
+        if self.end_sym not in self._end_ids_of:
+            self._end_ids_of[self.end_sym] = end_symbol_ids(self.tokenizer, self.end_sym)
+        ids = self._end_ids_of[self.end_sym]
         if len(ids) >= self.max_txt_len:
             raise ConfigError(f"model.max_txt_len: {self.max_txt_len} leaves no room beside end_sym {self.end_sym!r}")
         return ids

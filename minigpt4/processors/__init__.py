@@ -1,5 +1,9 @@
 """What happens to an image or a caption before the model sees it; importing this registers all processors."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from minigpt4.common.registry import registry
 from minigpt4.processors.base_processor import BaseProcessor
 from minigpt4.processors.blip_processors import (
     Blip2ImageEvalProcessor,
@@ -16,8 +20,14 @@ __all__ = [
     "Blip2ImageTrainProcessor",
     "BlipCaptionProcessor",
     "Uint8Image",
+    "load_processor",
     "open_image",
     "process_image",
     "takes_mean_and_std",
     "to_rgb",
 ]
+
+
+def load_processor(name: str, cfg: Mapping[str, Any] | None = None) -> BaseProcessor:
+    """The processor registered as `name` with the keys of its section; RegistryError or ConfigError."""
+    return registry.get_processor_class(name).from_config({**(cfg or {}), "name": name})

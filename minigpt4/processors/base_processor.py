@@ -29,7 +29,11 @@ class BaseProcessor(ABC):
         `name` only chooses the class; a key set to null takes its default, as in the published files.
         ConfigError names a wrong key with the nearest valid one, or a wrong value.
         """
-        section = _plain_mapping(cls, cfg)
+        if OmegaConf.is_config(cfg):
+            cfg = OmegaConf.to_container(cfg, resolve=True)
+        if cfg is not None and not isinstance(cfg, Mapping):
+            raise ConfigError(f"{cls.__name__}: expected a section of keys and values, got {cfg!r}")
+        section = dict(cfg or {})
         title = section.pop("name", None) or cls.__name__
         known = [field.name for field in fields(cls)]
         for key in section:
@@ -39,14 +43,3 @@ class BaseProcessor(ABC):
             return cls(**{key: value for key, value in section.items() if value is not None})
         except ConfigError as error:
             raise ConfigError(f"{title}: {error}") from None
-
-
-def _plain_mapping(cls: type, cfg: Mapping[str, Any] | DictConfig | None) -> dict[str, Any]:
-    """A copy of the section without OmegaConf types, interpolations resolved."""
-    if OmegaConf.is_config(cfg):
-        cfg = OmegaConf.to_container(cfg, resolve=True)
-    if cfg is None:
-        return {}
-    if not isinstance(cfg, Mapping):
-        raise ConfigError(f"{cls.__name__}: expected a section of keys and values, got {cfg!r}")
-    return dict(cfg)

@@ -22,63 +22,9 @@ from minigpt4.processors.images import to_rgb
 log = logging.getLogger(__name__)
 
 
-# Images as 8-bit levels on their way to the model: a quarter of the bytes of what the model reads.
-#
-# Shapes: S pixels a side.
-
-
 Channels = tuple[float, float, float]
 """A number each for R, G, B in 0..1."""
 WHITE = (255.0, 255.0, 255.0)
-
-
-@dataclass(frozen=True)
-class Uint8Image:
-    """One image or a batch of them, and what is still to be done to it: (level / 255 - mean) / std."""
-
-    levels: Tensor
-    """(..., 3, S, S) uint8."""
-    mean: Channels
-    std: Channels
-
-    @classmethod
-    def joined(cls, images: Sequence["Uint8Image"]) -> "Uint8Image":
-        """The batch of images of one processor."""
-        return replace(images[0], levels=torch.stack([image.levels for image in images]))
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.levels.shape
-
-    def normalised(self) -> Tensor:
-        """What the model reads, (..., 3, S, S) float32, on the device of the levels.
-
-        Each step is rounded as IEEE 754 says, so all devices give the same bits: the divisors are tensors because CUDA
-        multiplies by the reciprocal of a plain number.
-        """
-        white, mean, std = (_channels(values, self.levels.device) for values in (WHITE, self.mean, self.std))
-        return self.levels.float().div_(white).sub_(mean).div_(std)
-
-    # What loaders do with a tensor of images
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
-        """The same on `device`."""
-        return replace(self, levels=self.levels.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Self:
-        """The same in page-locked memory."""
-        return replace(self, levels=self.levels.pin_memory())
-
-    def is_pinned(self) -> bool:
-        """Whether it is in page-locked memory."""
-        return self.levels.is_pinned()
-
-
-@functools.lru_cache(maxsize=64)  # making a tensor on a GPU out of numbers waits for it
-def _channels(values: Channels, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(values, device=device).view(3, 1, 1)
-
 
 # CLIP's channel statistics (RGB, of pixel values in 0..1), which EVA-CLIP was trained with.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -91,6 +37,55 @@ DECODED_PER_OUTPUT = 2
 
 _PUNCTUATION = re.compile(r'[.!"()*#:;~]')
 _WHITESPACE_RUN = re.compile(r"\s{2,}")
+
+
+@dataclass(frozen=True)
+class Uint8Image:
+    """One image or a batch on its way to the model, a quarter of the bytes that the model reads.
+
+    What is still to be done to it is (pixel / 255 - mean) / std.
+    """
+
+    pixels: Tensor
+    """(..., 3, S, S) uint8, S pixels a side."""
+    mean: Channels
+    std: Channels
+
+    @classmethod
+    def joined(cls, images: Sequence["Uint8Image"]) -> "Uint8Image":
+        """The batch of images of one processor."""
+        return replace(images[0], pixels=torch.stack([image.pixels for image in images]))
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.pixels.shape
+
+    def normalised(self) -> Tensor:
+        """What the model reads, (..., 3, S, S) float32, on the device of the pixels.
+
+        Each step is rounded as IEEE 754 says, so all devices give the same bits: the divisors are tensors because CUDA
+        multiplies by the reciprocal of a plain number.
+        """
+        white, mean, std = (_channels(values, self.pixels.device) for values in (WHITE, self.mean, self.std))
+        return self.pixels.float().div_(white).sub_(mean).div_(std)
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        """The same on `device`."""
+        return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """The same in page-locked memory."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
+    def is_pinned(self) -> bool:
+        """Whether it is in page-locked memory."""
+        return self.pixels.is_pinned()
+
+
+@functools.lru_cache(maxsize=64)  # making a tensor on a GPU out of numbers waits for it
+def _channels(values: Channels, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(values, device=device).view(3, 1, 1)
 
 
 @dataclass
@@ -134,9 +129,9 @@ class _Blip2ImageProcessor(BaseProcessor):
                 raise ConfigError(f"{key} must be True or False, got {getattr(self, key)!r}")
 
     def __call__(self, item: Image.Image) -> Tensor:
-        return self.levels(item).normalised()
+        return self.uint8(item).normalised()
 
-    def levels(self, item: Image.Image) -> Uint8Image:
+    def uint8(self, item: Image.Image) -> Uint8Image:
         """The same before it is normalised, (3, image_size, image_size) uint8."""
         if not isinstance(item, Image.Image):
             raise SampleError(f"an image processor takes a PIL image, got {type(item).__name__}")
@@ -213,12 +208,9 @@ class BlipCaptionProcessor(BaseProcessor):
     def __call__(self, item: str) -> str:
         if not isinstance(item, str):
             raise SampleError(f"a caption must be text, got {type(item).__name__}: {item!r:.80}")
-        return self.prompt + self._clean(item)
-
-    def _clean(self, caption: str) -> str:
-        text = _PUNCTUATION.sub(" ", caption.lower())
+        text = _PUNCTUATION.sub(" ", item.lower())
         text = _WHITESPACE_RUN.sub(" ", text).rstrip("\n").strip(" ")
-        return " ".join(text.split(" ")[: self.max_words])
+        return self.prompt + " ".join(text.split(" ")[: self.max_words])
 
 
 def _require_positive_int(key: str, value: Any) -> None:

@@ -5,7 +5,7 @@ import re
 import stat
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,13 +14,12 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.ExifTags import Base as ExifTag
 
-from minigpt4.common.errors import SampleError, errors_as
+from minigpt4.common.errors import SampleError, first_line
 
-# Which kinds of image files are decoded, and what one may cost before its pixels are looked at.
-#
-# A few bytes of a file can claim gigabytes of memory; Pillow guards the number of pixels, this module the rest.
+ImageSource = str | Path | bytes | BinaryIO | Image.Image
 
-
+# What a file may cost before its pixels are looked at: a few bytes can claim gigabytes of memory. Pillow guards the
+# number of pixels, this module the rest.
 MAX_SIDE = 65_535
 """Pixels of the longer side, JPEG's own limit. Resizing takes memory by the longer side, however short the other is."""
 MAX_RATIO = 200
@@ -45,6 +44,9 @@ SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", 
 TILE_WIDTH, TILE_LENGTH = 322, 323
 """Tags of a TIFF."""
 
+STRIP = 1 << 20
+"""Pixels of deep grey that are scaled at once; each takes 8 bytes, several times over."""
+
 # How files of other kinds begin, or go on after 4 bytes.
 _OTHERS = {
     b"%!PS": "EPS",
@@ -68,6 +70,19 @@ _OTHERS = {
     b"\xd7\xcd\xc6\x9a": "WMF",
 }
 
+# EXIF orientation -> what puts the picture upright (1, and values outside the standard, need nothing).
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Everywhere that Pillow looks for an orientation once an image is loaded.
+_ORIENTATION_CARRIERS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
+
 # Pillow warns of what is read all the same, or is refused here: nothing to tell of a million files, nor to stop for.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -79,16 +94,16 @@ def open_file(path: str | Path, label: str | None = None) -> BinaryIO:
     """
     label = label or str(path)
     try:
-        facts = Path(path).stat()
-        is_file = stat.S_ISREG(facts.st_mode)
-        if is_file and facts.st_size <= MAX_BYTES:
+        status = Path(path).stat()
+        is_file = stat.S_ISREG(status.st_mode)
+        if is_file and status.st_size <= MAX_BYTES:
             return Path(path).open("rb")
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error
         raise SampleError(f"{label}: cannot be opened ({reason}); check the image path") from error
     if is_file:
-        raise SampleError(f"{label}: the file is too large; {facts.st_size:,} bytes are more than {MAX_BYTES:,}")
-    kind = "a folder" if stat.S_ISDIR(facts.st_mode) else "a pipe or a device"
+        raise SampleError(f"{label}: the file is too large; {status.st_size:,} bytes are more than {MAX_BYTES:,}")
+    kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
     raise SampleError(f"{label}: cannot be opened (it is {kind}, no file); check the image path")
 
 
@@ -176,32 +191,13 @@ def _metered(load: Callable[[Any, BinaryIO], None]) -> Callable[[Any, BinaryIO],
 TiffImagePlugin.ImageFileDirectory_v2.load = _metered(TiffImagePlugin.ImageFileDirectory_v2.load)
 
 
-ImageSource = str | Path | bytes | BinaryIO | Image.Image
-
-STRIP = 1 << 20
-"""Pixels of deep grey that are scaled at once; each takes 8 bytes, several times over."""
-
-# EXIF orientation -> what puts the picture upright (1, and values outside the standard, need nothing).
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-# Everywhere that Pillow looks for an orientation once an image is loaded.
-_ORIENTATION_CARRIERS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")
-
-
 def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
     """Read a whole image as upright RGB, 8 bits a channel (the first frame of an animation).
 
     `source` is a path, the bytes of a file, an open binary file, which stays open, or a Pillow image. `name` is
     how errors call the image where the source does not tell, for instance "shard.tar/000012.jpg".
     SampleError when the file is missing, damaged, cut off, of a kind that is not read, or larger than the limits
-    in `formats` or Pillow's limit of pixels.
+    here or Pillow's limit of pixels.
     """
     image = _read_rgb(source, name, at_least=None)
     # A copy of its own lets go of the decoder and the compressed bytes that it may hold.
@@ -209,7 +205,7 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
 
 
 def process_image(
-    processor: Callable[[Image.Image], Any], source: ImageSource, name: str | None = None, *, levels: bool = False
+    processor: Callable[[Image.Image], Any], source: ImageSource, name: str | None = None, *, as_uint8: bool = False
 ) -> Any:
     """What `processor` makes of an image that nobody else needs; `source`, `name` and errors are `open_image`'s.
 
@@ -218,10 +214,10 @@ def process_image(
     long as both sides keep so many pixels: faster, and not the same picture.
 
     Args:
-        levels: give the processor's `levels`, if it has them, in place of what the model reads.
+        as_uint8: give the processor's `uint8` of it, if it has that, in place of what the model reads.
     """
     image = _read_rgb(source, name, getattr(processor, "decode_at_least", None))
-    return getattr(processor, "levels", processor)(image) if levels else processor(image)
+    return getattr(processor, "uint8", processor)(image) if as_uint8 else processor(image)
 
 
 def _read_rgb(source: ImageSource, name: str | None, at_least: int | None) -> Image.Image:
@@ -229,7 +225,13 @@ def _read_rgb(source: ImageSource, name: str | None, at_least: int | None) -> Im
     label = name or _label(source)
     if isinstance(source, Image.Image):
         return to_rgb(source, label)
-    with _binary(source, label) as file, _decoding(label), opened(file, label) as image:
+    # Pillow never sees a path: from a path it maps uncompressed TIFFs into memory, and scrambles those
+    # that are to be turned by 90 degrees.
+    if isinstance(source, str | Path):
+        binary = open_file(source, label)
+    else:
+        binary = BytesIO(source) if isinstance(source, bytes) else nullcontext(source)
+    with binary as file, _decoding(label), opened(file, label) as image:
         if at_least is not None:
             image.draft(None, (at_least, at_least))
         return to_rgb(image, label)
@@ -259,11 +261,14 @@ def to_rgb(image: Image.Image, name: str | None = None) -> Image.Image:
 @contextmanager
 def _decoding(label: str) -> Iterator[None]:
     """Whatever decoders raise becomes a SampleError."""
-    with errors_as(SampleError, f"{label}: the image is damaged or cut off; fetch it again"):
-        try:
-            yield
-        except Image.DecompressionBombError as error:
-            raise SampleError(f"{label}: the image is too large; {error}") from error
+    try:
+        yield
+    except SampleError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise SampleError(f"{label}: the image is too large; {error}") from error
+    except Exception as error:
+        raise SampleError(f"{label}: the image is damaged or cut off; fetch it again: {first_line(error)}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -301,14 +306,6 @@ def _strips(image: Image.Image) -> Iterator[np.ndarray]:
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
         yield np.nan_to_num(np.asarray(strip, dtype=np.float64), posinf=0.0, neginf=0.0)
-
-
-def _binary(source: str | Path | bytes | BinaryIO, label: str) -> AbstractContextManager[BinaryIO]:
-    # Pillow never sees a path: from a path it maps uncompressed TIFFs into memory, and scrambles those
-    # that are to be turned by 90 degrees.
-    if isinstance(source, str | Path):
-        return open_file(source, label)
-    return BytesIO(source) if isinstance(source, bytes) else nullcontext(source)
 
 
 def _label(source: ImageSource) -> str:

@@ -1,76 +1,87 @@
-"""`runner_base`: the loop of a run, from building to the last checkpoint, in order.
+"""`runner_base`: a run from top to bottom: epochs, the training step, validation, checkpoints.
 
 One epoch is `iters_per_epoch` iterations of an endless loader; an iteration is one micro-batch.
 """
 
+import itertools
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from minigpt4.common.checkpoint import (
     BEST,
     amend_card,
-    copy_weights,
     drop_leftovers,
     drop_old,
     read_card,
     save_checkpoint,
 )
 from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import Processes, StopRequest, rng_state, set_rng_state
+from minigpt4.common.dist_utils import Processes, StopRequest, distribute, rng_state, set_rng_state
 from minigpt4.common.errors import MiniGPT4Error, RunError, WeightsError, errors_as
 from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
 from minigpt4.common.start_clock import CHECKPOINT, FIRST_BATCH, FIRST_STEP, phase
-from minigpt4.datasets import BadSampleMonitor, Dataset, DevicePrefetcher, EvalLoader, TrainLoader, TrainSource
+from minigpt4.datasets import (
+    BadSampleMonitor,
+    BaseDataset,
+    DevicePrefetcher,
+    EvalLoader,
+    TrainLoader,
+    TrainSource,
+    to_device,
+)
+from minigpt4.evaluation import score_captions
 from minigpt4.models.attention import compile_parts
 from minigpt4.models.feature_cache import FeatureEncoder
+from minigpt4.models.fsdp import uneven_inputs
 from minigpt4.runners import state
-from minigpt4.runners.updates import NonFiniteGuard, Updater
-from minigpt4.runners.validation import Validation, validate
+from minigpt4.runners.nonfinite import NonFiniteGuard
 from minigpt4.tasks import BaseTask
 
 log = logging.getLogger(__name__)
 
-
-# Numbers of a run in few words, for the log.
-
-
-def millions(number: int) -> str:
-    """`5.12 M`, and small numbers as they are."""
-    return f"{number / 1e6:.4g} M" if number >= 1_000_000 else f"{number:,}"
-
-
-def counts(parameters: Mapping[str, nn.Parameter]) -> str:
-    """`llama_proj 3,149,824`: parameters by the first part of their names."""
-    found: dict[str, int] = {}
-    for name, parameter in parameters.items():
-        part = name.split(".")[0]
-        found[part] = found.get(part, 0) + parameter.numel()
-    return ", ".join(f"{part} {count:,}" for part, count in found.items())
-
-
-Datasets = Mapping[str, Mapping[str, Dataset]]
+Datasets = Mapping[str, Mapping[str, BaseDataset]]
 """Datasets by name and split."""
 
+AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+ADAM_EPS = 1e-8
+TOKEN_UNIT = 1024
+"""Losses are weighted by tokens / TOKEN_UNIT until the tokens of the whole update are known; about 1 in practice,
+so that fp16 gradients keep their range, and a power of two, so that nothing is rounded."""
+CUDA_STOP_INTERVAL = 10
+"""Iterations between two looks at the stop flag on GPUs, where a look waits for the queue."""
+SHOWN_CAPTIONS = 2
 OUT_OF_MEMORY = (
     "The GPU's memory is full. train.py --check says what fits: a smaller batch_size with more "
     "run.accum_grad_iters, model.llm_grad_checkpoint: True, model.llm_precision: nf4, or run.parallel: fsdp."
 )
-CUDA_STOP_INTERVAL = 10
-"""Iterations between two looks at the stop flag on GPUs, where a look waits for the queue."""
+
+
+class Evaluation(NamedTuple):
+    """What weights are worth: the mean loss over all targets (nats a token), caption metrics by name if captions are
+    scored, and lines `image_id: caption` to show."""
+
+    loss: float
+    scores: dict[str, float]
+    shown: list[str]
 
 
 @registry.register_runner("runner_base")
 class RunnerBase:
     """Trains `model` on `datasets` as `cfg.run` says, or with `run.evaluate` evaluates it.
+
+    With `accum_loss: mean` an update follows the mean loss over all supervised tokens of its micro-batches on all
+    ranks, however they are cut; with `sum` the mean losses of the micro-batches are added and averaged over ranks.
 
     Args:
         cfg: the typed configuration.
@@ -85,26 +96,36 @@ class RunnerBase:
         self, cfg: Config, job_id: str, task: BaseTask, model: nn.Module, datasets: Datasets, processes: Processes
     ) -> None:
         self.cfg, self.run, self.task = cfg, cfg.run, task
-        self.processes = processes
+        self.processes, self.device = processes, processes.device
         folder = RunFolder.existing(Path(cfg.run.output_dir) / job_id)
         self.folder = folder.path
         self.model = model.train()
         if self.run.compile:
             compile_parts(self.model)
-        self.features = FeatureEncoder(self.model)
-        self.valid_ledger = self._ledger()
+        self.features = FeatureEncoder(self.model) if self.run.feature_cache else None
+        self.valid_monitor = self._bad_sample_monitor()
         self.test_loaders = {split: self.build_eval_loaders(datasets, [split]) for split in self.run.test_splits}
         self.run_log = RunLog(self.run, folder, processes, cfg.merged)
         self.position = state.Position()
         if self.run.evaluate:
             return
-        finite = NonFiniteGuard(self.folder, self.run.max_nonfinite_steps, processes.rank)
-        self.updater = Updater(self.model, self.run, processes, finite, task.train_step)
+        self.parameters: dict[str, nn.Parameter] = self.model.trainable_parameters()
+        self.optimizer = torch.optim.AdamW(
+            self.model.get_optimizer_params(self.run.weight_decay),
+            lr=self.run.init_lr,
+            betas=(0.9, self.run.beta2),
+            eps=ADAM_EPS,
+            fused=True,  # the implementation that can skip an update without asking the host
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.run.amp and self.run.amp_dtype == "fp16")
+        self.wrapped_model = distribute(self.model, processes, self.parameters)
+        self.guard = NonFiniteGuard(self.folder, self.run.max_nonfinite_steps, processes.rank)
         self.schedule = self.build_schedule()
         self.loader = self.build_train_loader(datasets)
         self.valid_loaders = self.build_eval_loaders(datasets, self.run.valid_splits)
+        self._start_update()
 
-    # The loop
+    # Training
 
     def train(self) -> bool:
         """Run to the last epoch; False if a signal asked to save and stop before."""
@@ -112,84 +133,173 @@ class RunnerBase:
         self.resume()
         self._announce()
         try:
-            with StopRequest() as stop, _memory_advice():
-                return self._train_epochs(stop) and self._test_at_the_end(stop)
+            with StopRequest() as stop, memory_advice():
+                while self.position.epoch < self.run.max_epoch:
+                    if not self.train_epoch(stop):
+                        return False
+                    self.position = state.Position(self.position.epoch + 1, 0, self.position.best)
+                    self.save_checkpoint(self._epoch_name())
+                    self.validate()
+                    if self.processes.any(bool(stop)) and self.position.epoch < self.run.max_epoch:
+                        return False
+                return self._test_at_the_end(stop)
         finally:
             self.loader.close()
             self.run_log.close()
 
-    def _train_epochs(self, stop: StopRequest) -> bool:
-        while self.position.epoch < self.run.max_epoch:
-            if not self._train_epoch(stop):
-                return False
-            self.position = state.Position(self.position.epoch + 1, 0, self.position.best)
-            self._save(self._epoch_name())
-            self._validate()
-            if self.processes.any(bool(stop)) and self.position.epoch < self.run.max_epoch:
-                return False
-        return True
-
-    def _train_epoch(self, stop: StopRequest) -> bool:
-        """The iterations of this epoch that are left; False if the run was asked to stop."""
-        epoch, iterations, batches = self.position.epoch, self.run.iters_per_epoch, iter(self.loader)
-        log.info("Start training epoch %d, %d iters per inner epoch.", epoch, iterations)
-        with self.run_log.epoch(epoch, iterations, first=self.position.iteration) as epoch_log:
-            for iteration in range(self.position.iteration, iterations):
+    def train_epoch(self, stop: StopRequest) -> bool:
+        """The iterations of this epoch that are left; False if any rank was asked to stop."""
+        run, epoch, batches = self.run, self.position.epoch, iter(self.loader)
+        log.info("Start training epoch %d, %d iters per inner epoch.", epoch, run.iters_per_epoch)
+        with self.run_log.epoch(epoch, run.iters_per_epoch, first=self.position.iteration) as epoch_log:
+            for iteration in range(self.position.iteration, run.iters_per_epoch):
                 with epoch_log.waiting_for_data(), phase(FIRST_BATCH):
                     samples = next(batches)
                 with phase(FIRST_STEP):
-                    loss = self._iterate(epoch, iteration, samples)
-                    epoch_log.step(loss, self._rate(), num_samples=len(samples["image_id"]))
+                    loss = self.train_step(epoch, iteration, samples)
+                    epoch_log.step(loss, self.optimizer.param_groups[0]["lr"], num_samples=len(samples["image_id"]))
                 self.run_log.started_up()
-                if iteration + 1 < iterations and not self._save_and_go_on(stop):
+                if iteration + 1 == run.iters_per_epoch:
+                    break  # the epoch has a checkpoint of its own
+
+                done = self.iterations_done
+                looks = self.device.type != "cuda" or done % CUDA_STOP_INTERVAL == 0
+                stopping = looks and self.processes.any(bool(stop))
+                if stopping or (run.save_every_iters and done % run.save_every_iters == 0):
+                    self.save_checkpoint(f"checkpoint_iter_{done}.pth")
+                if stopping:
+                    text = "Stopped by a signal after %d iterations; run.resume_ckpt_path=auto goes on from here"
+                    log.warning(text, done)
                     return False
-        self.updater.finite.flush()
+        self.guard.flush()
         return True
 
-    def _iterate(self, epoch: int, iteration: int, samples: dict[str, Any]) -> torch.Tensor:
-        """Train on a batch; its loss, on the device."""
-        samples = self.features.complete_batch(samples)
+    def train_step(self, epoch: int, iteration: int, samples: dict[str, Any]) -> Tensor:
+        """Forward and backward on one micro-batch, and the optimizer's step where it completes an update.
+
+        An update that is not finite on any rank is skipped on all. Nothing here waits for a GPU except the guard, which
+        reads the flags of the update before.
+
+        Returns:
+            The mean loss over the micro-batch's targets, a scalar on the device.
+        """
+        run = self.run
+        if self.features is not None:
+            samples = self.features.complete_batch(samples)
         self.schedule.step(epoch, iteration)
-        closes = self._sync_gradients(iteration)
-        loss = self.updater.backward(samples, sync_gradients=closes)
-        if closes:
-            self.updater.update()
+        # With the published sum, the rest of an epoch waits for the next one.
+        epoch_ends = run.accum_loss == "mean" and iteration + 1 == run.iters_per_epoch
+        sync_gradients = epoch_ends or (iteration + 1) % run.accum_grad_iters == 0
+
+        # Ranks exchange gradients only in the micro-batch that completes the update.
+        accumulates_alone = self.processes.world_size > 1 and not sync_gradients
+        with self.wrapped_model.no_sync() if accumulates_alone else nullcontext():
+            with self.autocast():
+                output = self.task.train_step(self.wrapped_model, samples)
+            loss, num_tokens = output["loss"], output["num_tokens"]
+            detached = loss.detach()
+            weight = num_tokens / TOKEN_UNIT if run.accum_loss == "mean" else 1.0
+            # NaN if the loss is not finite, else 0: such a loss can have a finite gradient, and every rank must skip it
+            poison = detached - detached
+            self.scaler.scale(loss * (weight + poison)).backward()
+        self.num_tokens += num_tokens
+        self.bad_losses += (~detached.isfinite()).float()
+        self.image_ids += samples.get("image_id") or []
+
+        if sync_gradients:
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            self.scaler.unscale_(self.optimizer)
+            if run.accum_loss == "mean":
+                # From the ranks' averaged, TOKEN_UNIT-weighted sums to the mean over all tokens of the update.
+                tokens = torch.full((), float(self.num_tokens), device=self.device)  # from a number it would wait
+                if self.processes.world_size > 1:
+                    dist.all_reduce(tokens)
+                torch._foreach_mul_(gradients, TOKEN_UNIT * self.processes.world_size / tokens)
+            norm = nn.utils.get_total_norm(gradients)
+            if run.max_grad_norm is not None:
+                nn.utils.clip_grads_with_norm_(self.parameters.values(), run.max_grad_norm, norm)
+            bad_gradient = ~norm.isfinite()  # the same on all ranks, for they have the same gradients
+            if not self.scaler.is_enabled():
+                self.optimizer.found_inf = bad_gradient.float()  # as a scaler does: the fused step reads it and skips
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.guard.watch(bad_gradient, self.bad_losses > 0, self.image_ids)
+            self.optimizer.zero_grad(set_to_none=True)
+            self._start_update()
         self.position.iteration = iteration + 1
-        return loss
+        return detached
 
-    def _rate(self) -> float:
-        return self.updater.optimizer.param_groups[0]["lr"]
+    def _start_update(self) -> None:
+        self.num_tokens = 0
+        self.bad_losses = torch.zeros((), device=self.device)
+        self.image_ids: list[Any] = []
 
-    def _sync_gradients(self, iteration: int) -> bool:
-        """Every `accum_grad_iters` iterations; with the published sum the rest of an epoch waits for the next."""
-        last = self.run.accum_loss == "mean" and iteration + 1 == self.run.iters_per_epoch
-        return last or (iteration + 1) % self.run.accum_grad_iters == 0
+    def autocast(self) -> torch.autocast:
+        """The run's mixed precision."""
+        return torch.autocast(self.device.type, AMP_DTYPES[self.run.amp_dtype], enabled=self.run.amp)
 
-    # Validation
+    # Validation and test
 
-    def _validate(self) -> None:
+    def validate(self) -> None:
         """Validate the epoch that has just been saved, note the loss in its card, and keep it if it is the best."""
         if not self.valid_loaders:
             return
-        self.valid_ledger.at = {"epoch": self.position.epoch - 1}
+        epoch = self.position.epoch - 1
+        self.valid_monitor.at = {"epoch": epoch}
         before = rng_state()  # a run that goes on from the checkpoint must not depend on whether this was done
-        result = self._validated(self.valid_loaders)
+        result = self.eval_epoch(self.valid_loaders)
         set_rng_state(before)
-        self.run_log.validation(self.position.epoch - 1, result.loss, result.shown, **result.scores)
+        self.run_log.validation(epoch, result.loss, result.shown, **result.scores)
         best = self.position.best
         if math.isfinite(result.loss) and (best is None or result.loss < best):
             self.position.best = result.loss
-            self._save(BEST)
+            self.save_checkpoint(BEST)
         if self.processes.is_main:
             amend_card(self.folder / self._epoch_name(), valid_loss=result.loss, **result.scores)
 
-    def _validated(self, loaders: list[EvalLoader]) -> Validation:
-        return validate(self.model, self.task, loaders, self.run, self.processes, self.features)
+    @torch.no_grad()
+    def eval_epoch(self, loaders: list[EvalLoader]) -> Evaluation:
+        """Run all loaders once, each sample on one rank; every rank must call it.
 
-    def _epoch_name(self) -> str:
-        return f"checkpoint_{self.position.epoch - 1}.pth"
+        `run.valid_captions` images (over all ranks) are captioned and scored; with 0 a few are shown and none scored.
+        """
+        self.model.eval()
+        scored, world_size = self.run.valid_captions, self.processes.world_size
+        wanted = -(-scored // world_size) if scored else SHOWN_CAPTIONS if self.processes.is_main else 0
+        totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # of losses over tokens, and the tokens
+        said: list[tuple[str, str, str]] = []  # image_id, caption, reference
+        with uneven_inputs(self.model.llama_model):
+            for batch in itertools.chain.from_iterable(loaders):
+                samples = to_device(batch, self.device)
+                if self.features is not None:
+                    samples = self.features.complete_batch(samples)
+                with self.autocast():
+                    output = self.task.valid_step(self.model, samples)
+                    left = wanted - len(said)
+                    if left > 0 and "answer" in samples:
+                        captions = self.task.caption(self.model, samples["image"][:left])
+                        said += zip(samples["image_id"], captions, samples["answer"], strict=False)
+                tokens = output["num_tokens"]
+                totals += torch.stack([output["loss"].double() * tokens, totals.new_full((), float(tokens))])
+        self.model.train()
+        loss = (self.processes.sum(totals)[0] / totals[1]).item()
+        shown = [f"{image_id}: {caption}" for image_id, caption, _ in said[:SHOWN_CAPTIONS]]
+        return Evaluation(loss, self._caption_scores(said) if scored else {}, shown)
 
-    # Test splits
+    def _caption_scores(self, said: list[tuple[str, str, str]]) -> dict[str, float]:
+        """Metrics over the images of all ranks, the same on every rank; what several samples say of an image are its
+        references."""
+        gathered = self.processes.gather(said)
+        scores: dict[str, float] = {}
+        if gathered is not None:
+            captions: dict[str, str] = {}
+            references: dict[str, list[str]] = {}
+            for image_id, caption, reference in itertools.chain(*gathered):
+                captions.setdefault(image_id, caption)
+                references.setdefault(image_id, []).append(reference)
+            if captions:
+                scores = score_captions(captions, references)
+        return self.processes.broadcast(scores)
 
     def evaluate(self) -> None:
         """Measure the loaded weights, those of `run.resume_ckpt_path` if it is set, on `run.test_splits`."""
@@ -202,7 +312,7 @@ class RunnerBase:
         log.info("Evaluating %s on %s", source or "the model", ", ".join(self.test_loaders))
         self.run_log.begin(self.position.epoch, self.position.iteration, path)
         try:
-            with _memory_advice():
+            with memory_advice():
                 self._test(self.position)
         finally:
             self.run_log.close()
@@ -232,7 +342,7 @@ class RunnerBase:
         """Loss and scores by split, also written to the log as those of this position's last epoch."""
         results = {}
         for split, loaders in self.test_loaders.items():
-            result = self._validated(loaders)
+            result = self.eval_epoch(loaders)
             epoch, after = position.epoch - 1, self.position.epoch - 1
             self.run_log.validation(epoch, result.loss, result.shown, split, after, **result.scores)
             results[split] = {"loss": result.loss, **result.scores}
@@ -240,72 +350,43 @@ class RunnerBase:
 
     # Checkpoints
 
-    def _save_and_go_on(self, stop: StopRequest) -> bool:
-        """Between two iterations: save if it is time or if any rank was asked to stop; False to stop."""
-        done = self._iterations_done()
-        looks = self.processes.device.type != "cuda" or done % CUDA_STOP_INTERVAL == 0
-        asked = looks and self.processes.any(bool(stop))
-        every = self.run.save_every_iters
-        if asked or (every and done % every == 0):
-            self._save(f"checkpoint_iter_{done}.pth")
-        if asked:
-            log.warning("Stopped by a signal after %d iterations; run.resume_ckpt_path=auto goes on from here", done)
-        return not asked
+    def _epoch_name(self) -> str:
+        return f"checkpoint_{self.position.epoch - 1}.pth"
 
-    def _iterations_done(self) -> int:
+    @property
+    def iterations_done(self) -> int:
+        """Of the whole run."""
         return self.position.epoch * self.run.iters_per_epoch + self.position.iteration
 
-    def _save(self, name: str) -> None:
+    def save_checkpoint(self, name: str) -> None:
         """Every rank must call it; rank 0 writes, and all ranks stop together if it could not."""
-        self.updater.finite.flush()
-        ranks = self.processes.gather(self._rank_state())
+        self.guard.flush()
+        ranks = self.processes.gather(state.rank_state(self))
         failure: MiniGPT4Error | None = None
         if self.processes.is_main:
             try:
-                self._write(name, ranks)
+                save_checkpoint(self.folder / name, state.content(self, ranks), state.card(self))
+                log.info("Saved %s", self.folder / name)
+                drop_old(self.folder, self.run.keep_last)
             except MiniGPT4Error as error:
                 failure = error
         if self.processes.any(failure is not None):
             raise failure or RunError(f"rank 0 could not save {name}")
 
-    def _rank_state(self) -> dict[str, Any]:
-        return {
-            "rng": rng_state(),
-            "data": self.loader.state_dict(),
-            "pending": self.updater.pending_state(),
-            "finite": self.updater.finite.state_dict(),
-            "log": self.run_log.state_dict(),
-        }
-
-    def _write(self, name: str, ranks: list[Any]) -> None:
-        config, facts = self.cfg.merged, self.run_log.facts()
-        content = state.content(self.model, self.updater.state(), config, self.position, ranks)
-        card = state.card(
-            self.model,
-            config,
-            self.position,
-            self._iterations_done(),
-            job_name=self.run.job_name,
-            run_number=facts.get("number", 0),
-            run_started=facts.get("started", ""),
-        )
-        save_checkpoint(self.folder / name, content, card)
-        log.info("Saved %s", self.folder / name)
-        drop_old(self.folder, self.run.keep_last)
-
     def resume(self) -> None:
-        """Go on from `run.resume_ckpt_path`, if it is set."""
+        """Go on from `run.resume_ckpt_path`, if it is set; WeightsError for a file that does not fit."""
         if self.processes.is_main:
             drop_leftovers(self.folder)
         if not self.run.resume_ckpt_path:
             self.run_log.begin()
             return
         path, processes = Path(self.run.resume_ckpt_path), self.processes
-        own = {**self.updater.state(), "rank": self._rank_state()}
         with phase(CHECKPOINT), errors_as(WeightsError, f"{path}: a run cannot go on from it"):
-            resumed = state.resume(path, self.model, own, processes.rank, processes.world_size)
-            self._take_up(resumed)
-        repeats = self._validation_was_cut_off(path)
+            resumed = state.read(path, self)
+            state.restore(self, resumed)
+        # Was the epoch of this checkpoint of this run saved, but not validated to the end?
+        at_epoch = self.position.iteration == 0 and self.position.epoch > 0
+        repeats = at_epoch and path.parent == self.folder and "valid_loss" not in (read_card(path) or {})
         validated = self.position.epoch - repeats
         self.run_log.begin(self.position.epoch, self.position.iteration, path, validated)
         if processes.is_main:
@@ -315,55 +396,8 @@ class RunnerBase:
         if best is not None and (self.position.best is None or best < self.position.best):
             self.position.best = best
         if repeats:
-            self._validate()
+            self.validate()
         log.info("Going on from %s at epoch %d, iteration %d", path, self.position.epoch, self.position.iteration)
-
-    def _take_up(self, resumed: state.Resumed) -> None:
-        self.updater.load_state(resumed.optimizer, resumed.scaler)
-        self.position = resumed.position
-        if resumed.data is not None:
-            self.loader.load_state_dict(resumed.data)
-        if resumed.rank is not None:
-            self.updater.load_pending(resumed.rank["pending"])
-            self.updater.finite.load_state_dict(resumed.rank["finite"])
-            self.run_log.load_state_dict(resumed.rank["log"])
-            set_rng_state(resumed.rank["rng"])
-        copy_weights(self.updater.parameters, resumed.weights)
-
-    def _validation_was_cut_off(self, path: Path) -> bool:
-        """Whether the epoch of this checkpoint of this run was saved, but not validated to the end."""
-        at_epoch = self.position.iteration == 0 and self.position.epoch > 0
-        return at_epoch and path.parent == self.folder and "valid_loss" not in (read_card(path) or {})
-
-    def _announce(self) -> None:
-        """What is trained, and on how much."""
-        run, names = self.run, self.updater.parameters
-        log.info("number of trainable parameters: %d", sum(p.numel() for p in names.values()))
-        log.info("Trained: %s", counts(names))
-        frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
-        log.info("Frozen: %s", counts(frozen) or "nothing")
-        updates, size = self._updates(), self.cfg.batch_size() * self.processes.world_size * run.accum_grad_iters
-        samples = min(updates * size, run.max_epoch * run.iters_per_epoch * size // run.accum_grad_iters)
-        times = "x" if samples == updates * size else "x up to"
-        log.info("%s steps %s %d = %s samples", f"{updates:,}", times, size, millions(samples))
-        if self._lacks_scaler():
-            log.warning(
-                "The frozen model computes in fp16, but no gradient scaler is active: small gradients are lost. Set "
-                "run.amp: True with amp_dtype: fp16, or model.llm_precision and vit_precision: bf16"
-            )
-        log.info("Start training")
-
-    def _lacks_scaler(self) -> bool:
-        """Whether gradients pass 16-bit floats of small range without being scaled."""
-        half = any(p.dtype == torch.float16 for p in self.model.parameters())
-        return half and not self.updater.scaler.is_enabled()
-
-    def _updates(self) -> int:
-        """Optimizer steps of the whole run; with the published sum what is left at its end makes none."""
-        run = self.run
-        if run.accum_loss == "sum":
-            return run.max_epoch * run.iters_per_epoch // run.accum_grad_iters
-        return run.max_epoch * math.ceil(run.iters_per_epoch / run.accum_grad_iters)
 
     # Parts that a subclass may build in another way
 
@@ -371,22 +405,21 @@ class RunnerBase:
         """Endless batches of the training splits on the device, mixed by `sample_ratio`."""
         run, processes = self.run, self.processes
         sources = [
-            TrainSource(own[split], section.batch_size or run.batch_size_train, section.sample_ratio)
+            TrainSource(datasets[name][split], section.batch_size or run.batch_size_train, section.sample_ratio)
             for name, section in self.cfg.datasets.items()
-            for own in (datasets[name],)
             for split in run.train_splits
-            if split in own
+            if split in datasets[name]
         ]
         loader = TrainLoader(
             sources,
             num_workers=run.num_workers,
             seed=run.seed,
-            ledger=self._ledger(),
+            ledger=self._bad_sample_monitor(),
             rank=processes.rank,
             world_size=processes.world_size,
-            pin_memory=processes.device.type == "cuda",
+            pin_memory=self.device.type == "cuda",
         )
-        return DevicePrefetcher(loader, processes.device)
+        return DevicePrefetcher(loader, self.device)
 
     def build_eval_loaders(self, datasets: Datasets, splits: list[str]) -> list[EvalLoader]:
         """One finite loader for each dataset and each of these splits."""
@@ -397,7 +430,7 @@ class RunnerBase:
                 datasets[name][split],
                 run.batch_size_eval or section.batch_size or run.batch_size_train,
                 num_workers=run.num_workers,
-                ledger=self.valid_ledger,
+                ledger=self.valid_monitor,
                 rank=processes.rank if shared else 0,
                 world_size=processes.world_size if shared else 1,
             )
@@ -406,7 +439,7 @@ class RunnerBase:
             if split in datasets[name]
         ]
 
-    def _ledger(self) -> BadSampleMonitor:
+    def _bad_sample_monitor(self) -> BadSampleMonitor:
         run = self.run
         return BadSampleMonitor(
             self.folder, max_share=run.max_bad_share, max_in_a_row=run.max_bad_in_a_row, rank=self.processes.rank
@@ -416,7 +449,7 @@ class RunnerBase:
         """The schedule that `run.lr_sched` names."""
         run = self.run
         return registry.get_lr_scheduler_class(run.lr_sched)(
-            optimizer=self.updater.optimizer,
+            optimizer=self.optimizer,
             max_epoch=run.max_epoch,
             iters_per_epoch=run.iters_per_epoch,
             min_lr=run.min_lr,
@@ -426,9 +459,43 @@ class RunnerBase:
             decay_rate=run.lr_decay_rate,
         )
 
+    # The log's first lines
+
+    def _announce(self) -> None:
+        """What is trained, and on how much."""
+        run, iterations = self.run, self.run.max_epoch * self.run.iters_per_epoch
+        frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
+        log.info("number of trainable parameters: %d", sum(p.numel() for p in self.parameters.values()))
+        log.info("Trained: %s", _counts(self.parameters))
+        log.info("Frozen: %s", _counts(frozen) or "nothing")
+
+        updates = run.max_epoch * math.ceil(run.iters_per_epoch / run.accum_grad_iters)
+        if run.accum_loss == "sum":  # what is left at the end makes no update
+            updates = iterations // run.accum_grad_iters
+        size = self.cfg.batch_size() * self.processes.world_size * run.accum_grad_iters
+        samples = min(updates * size, iterations * size // run.accum_grad_iters)
+        times = "x" if samples == updates * size else "x up to"
+        number = f"{samples / 1e6:.4g} M" if samples >= 1_000_000 else f"{samples:,}"
+        log.info("%s steps %s %d = %s samples", f"{updates:,}", times, size, number)
+
+        if any(p.dtype == torch.float16 for p in self.model.parameters()) and not self.scaler.is_enabled():
+            log.warning(
+                "The frozen model computes in fp16, but no gradient scaler is active: small gradients are lost. Set "
+                "run.amp: True with amp_dtype: fp16, or model.llm_precision and vit_precision: bf16"
+            )
+        log.info("Start training")
+
+
+def _counts(parameters: Mapping[str, nn.Parameter]) -> str:
+    """`llama_proj 3,149,824`: parameters by the first part of their names."""
+    found: Counter[str] = Counter()
+    for name, parameter in parameters.items():
+        found[name.split(".")[0]] += parameter.numel()
+    return ", ".join(f"{part} {count:,}" for part, count in found.items())
+
 
 @contextmanager
-def _memory_advice() -> Iterator[None]:
+def memory_advice() -> Iterator[None]:
     """A GPU whose memory is full is a RunError that says what helps."""
     try:
         yield

@@ -1,27 +1,38 @@
-"""What a checkpoint holds of a run, and how a run takes it up again, exactly."""
+"""Where a run lives, what its checkpoints hold, and how it goes on from one, exactly."""
 
 import logging
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from minigpt4.common.checkpoint import copy_weights, is_finite, read_checkpoint
-from minigpt4.common.errors import WeightsError
+from minigpt4.common.binding import AUTO
+from minigpt4.common.checkpoint import copy_weights, is_finite, newest_checkpoint, read_checkpoint
+from minigpt4.common.config import Config
+from minigpt4.common.dist_utils import Processes, rng_state, set_rng_state
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, WeightsError
+from minigpt4.common.run_folder import RunFolder, hold_folder
 from minigpt4.common.utils import JsonLines, is_before
-from minigpt4.datasets.datasets.base_dataset import FILE_NAME as BAD_SAMPLES
+from minigpt4.datasets.datasets.dataloader_utils import BAD_SAMPLES
 from minigpt4.models.loading import trained_weights
-from minigpt4.runners.updates import FILE as NOT_FINITE
+from minigpt4.runners.nonfinite import FILE as NOT_FINITE
+
+if TYPE_CHECKING:
+    from minigpt4.runners.runner_base import RunnerBase
 
 log = logging.getLogger(__name__)
 
 GROUP_KEYS = ("params", "lr", "betas", "eps", "weight_decay")
 """Of a group of AdamW's parameters, in all versions."""
+IN_USE = (
+    "Two runs in one folder would mix their files: wait for it to end or stop it. To branch off beside it, name a "
+    "checkpoint by run.resume_ckpt_path, which starts a folder of its own"
+)
 
 
 @dataclass
@@ -58,50 +69,137 @@ class Resumed:
         return (self.rank or self.ranks[0])["data"] if self.ranks else None
 
 
-def content(
-    model: nn.Module, updates: Mapping[str, Any], config: Mapping[str, Any], position: Position, ranks: list[Any]
-) -> dict[str, Any]:
+def choose_folder(config: Config, processes: Processes) -> tuple[Config, RunFolder]:
+    """The run's folder, the same on all ranks, and the config with `auto` replaced by what was found.
+
+    Training with `auto` goes on in the folder of the checkpoint it finds; everything else gets a new folder. RunError
+    on all ranks where there is no folder to be had.
+    """
+    found: tuple[str | None, str] | None = None
+    failure = None
+    if processes.is_main:
+        try:
+            found = _choose(config)
+        except MiniGPT4Error as error:
+            failure = str(error)
+    found, failure = processes.broadcast((found, failure))
+    if failure is not None:
+        raise RunError(failure)
+    checkpoint, folder = found
+    return config.replace(run=replace(config.run, resume_ckpt_path=checkpoint)), RunFolder.existing(Path(folder))
+
+
+def _choose(config: Config) -> tuple[str | None, str]:
+    """Checkpoint and folder; the folder is this process's from here on."""
+    run, output = config.run, Path(config.run.output_dir)
+    checkpoint = run.resume_ckpt_path
+    if checkpoint == AUTO:
+        newest = newest_checkpoint(output, run.job_name)
+        if newest is not None and not run.evaluate:
+            hold_folder(newest.parent, IN_USE)
+            # Who was in there until now may have gone on meanwhile.
+            newest = newest_checkpoint(newest.parent.parent, run.job_name, newest.parent.name) or newest
+            return str(newest), str(newest.parent)
+        if newest is None and run.evaluate:
+            raise ConfigError(
+                f"run.resume_ckpt_path: auto: no checkpoint of job {run.job_name} in {output}; to evaluate model.ckpt "
+                "set run.resume_ckpt_path: null"
+            )
+        if newest is None:
+            log.info("No checkpoint of job %s in %s yet: starting from scratch", run.job_name, output)
+        checkpoint = newest and str(newest)
+    folder = RunFolder.create(output).path
+    hold_folder(folder, IN_USE)
+    return checkpoint, str(folder)
+
+
+def content(runner: "RunnerBase", ranks: list[Any]) -> dict[str, Any]:
     """A checkpoint in the published layout, with a `state` entry beside it for exact resume."""
+    model, position = runner.model, runner.position
     return {
         "model": {name: p.detach().cpu().clone() for name, p in model.trainable_parameters().items()},
-        **updates,
-        "config": dict(config),
+        **_optimizer_state(runner),
+        "config": dict(runner.cfg.merged),
         "epoch": position.epoch - 1,  # the last whole one, as published
         "state": {"position": asdict(position), "ranks": ranks, "made_with": model.made_with()},
     }
 
 
-def card(
-    model: nn.Module, config: Mapping[str, Any], position: Position, iteration: int, **more: Any
-) -> dict[str, Any]:
+def card(runner: "RunnerBase") -> dict[str, Any]:
     """What anyone may want to know of a 12 MB file without opening it."""
+    config, facts = runner.cfg.merged, runner.run_log.facts()
     section = dict(config["model"])
     return {
         "arch": section.get("arch"),
         "model_type": section.get("model_type"),
         "llm": section.get("llama_model"),
         "vision": section.get("vit_model", "eva_clip_g"),
-        **model.made_with(),
-        "trained": {name: list(p.shape) for name, p in model.trainable_parameters().items()},
-        "epoch": position.epoch - 1,
-        "iteration": iteration,
-        "best_loss": position.best,
+        **runner.model.made_with(),
+        "trained": {name: list(p.shape) for name, p in runner.model.trainable_parameters().items()},
+        "epoch": runner.position.epoch - 1,
+        "iteration": runner.iterations_done,
+        "best_loss": runner.position.best,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
         "config": dict(config),
-        **more,
+        "job_name": runner.run.job_name,
+        "run_number": facts.get("number", 0),
+        "run_started": facts.get("started", ""),
     }
 
 
-def resume(path: Path, model: nn.Module, own: Mapping[str, Any], rank: int, world_size: int) -> Resumed:
+def _optimizer_state(runner: "RunnerBase") -> dict[str, Any]:
+    """Optimizer and scaler in the published layout."""
+    scaler = runner.scaler.state_dict() if runner.scaler.is_enabled() else None
+    return {"optimizer": runner.optimizer.state_dict(), "scaler": scaler}
+
+
+def rank_state(runner: "RunnerBase") -> dict[str, Any]:
+    """What each rank saves of itself; "pending" is its gradients between two updates, None if there are none."""
+    pending = None
+    if runner.num_tokens > 0:
+        gradients = {name: p.grad.cpu() for name, p in runner.parameters.items() if p.grad is not None}
+        ids = [str(image_id) for image_id in runner.image_ids]
+        pending = {"gradients": gradients, "tokens": runner.num_tokens, "ids": ids}
+    return {
+        "rng": rng_state(),
+        "data": runner.loader.state_dict(),
+        "pending": pending,
+        "finite": runner.guard.state_dict(),
+        "log": runner.run_log.state_dict(),
+    }
+
+
+def restore(runner: "RunnerBase", resumed: Resumed) -> None:
+    """Put a runner where the checkpoint was saved."""
+    for group, own in zip(resumed.optimizer["param_groups"], runner.optimizer.param_groups, strict=True):
+        group["fused"], group["foreach"] = own["fused"], own["foreach"]  # the implementation is this run's choice
+    runner.optimizer.load_state_dict(resumed.optimizer)
+    if resumed.scaler and runner.scaler.is_enabled():
+        runner.scaler.load_state_dict(resumed.scaler)
+    runner.position = resumed.position
+    if resumed.data is not None:
+        runner.loader.load_state_dict(resumed.data)
+    if resumed.rank is not None:
+        if pending := resumed.rank["pending"]:
+            for name, gradient in pending["gradients"].items():
+                runner.parameters[name].grad = gradient.to(runner.device)
+            runner.num_tokens, runner.image_ids = pending["tokens"], list(pending["ids"])
+        runner.guard.load_state_dict(resumed.rank["finite"])
+        runner.run_log.load_state_dict(resumed.rank["log"])
+        set_rng_state(resumed.rank["rng"])
+    copy_weights(runner.parameters, resumed.weights)
+
+
+def read(path: Path, runner: "RunnerBase") -> Resumed:
     """Read a checkpoint that a run goes on from; nothing is changed yet.
 
     A file of the original code has no `state`: the run then goes on at its next epoch, as it did there.
 
-    Args:
-        own: what this run would save now: the optimizer's and the scaler's state, and this rank's, as `rank`.
-
-    Raises WeightsError, naming the entry, for a file that does not fit the model or is not built like `own`.
+    Raises WeightsError, naming the entry, for a file that does not fit the model or is not built like what this run
+    would save now.
     """
+    model, rank, world_size = runner.model, runner.processes.rank, runner.processes.world_size
+    own = {**_optimizer_state(runner), "rank": rank_state(runner)}
     saved, weights = _read(path, model)
     trained = model.trainable_parameters()
     parameters = [p for group in model.get_optimizer_params(0.0) for p in group["params"]]

@@ -1,4 +1,4 @@
-"""From a configuration to an engine: what the page, the terminal and the server have in common."""
+"""From a configuration to an engine, for the page, the terminal and the server."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +35,7 @@ def checkpoints(cfg: Config, further: Sequence[str]) -> tuple[str, dict[str, Pat
 
 
 def load_engine(cfg: Config, further: Sequence[str], gpu_id: int, **settings: Any) -> Engine:
-    """The engine of a configuration, which does not run yet.
+    """The engine of a configuration; not started.
 
     Args:
         further: checkpoints besides `model.ckpt`, as in `checkpoints`.

@@ -1,6 +1,6 @@
 """The chat page, on Gradio: what it looks like, and which button does what.
 
-    page = ChatPage(engine, Limits())      # page_server.launch serves it
+    page = ChatPage(engine, Limits())      # page_gate.launch serves it
 
 A question goes through two steps: the first checks it and shows it at once, the second waits in Gradio's queue, as long
 as others are answered, and writes the answer.
@@ -14,7 +14,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,148 +22,18 @@ import gradio as gr
 from PIL import Image, ImageDraw
 
 from minigpt4.common.errors import MiniGPT4Error, RunError, SampleError
-from minigpt4.conversation.chat import PUBLISHED_CHAT, Decoding
+from minigpt4.conversation.decoding import PUBLISHED_CHAT, Decoding
 from minigpt4.inference import Engine
 from minigpt4.mini.files import TRUTH_FILE
 from minigpt4.serving.page_session import Message, PageSession, Visitors
-from minigpt4.serving.uploads import Limits, Uploads
+from minigpt4.serving.uploads import Limits, Uploads, read_image
 
 log = logging.getLogger(__name__)
 
-
-# From the page's sliders to a decoding.
-
-
-@dataclass(frozen=True)
-class Slider:
-    """A number that a visitor chooses."""
-
-    label: str
-    least: float
-    most: float
-    step: float
-    start: float
-    info: str = ""
-
-
-def sliders(limits: Limits, context: int) -> list[Slider]:
-    """The page's sliders, in the order of `decoding`'s arguments; they start as the published demo does.
-
-    `context`: positions that the LLM reads; an answer may take half of them.
-    """
-    tokens = max(1, min(limits.new_tokens, context // 2))
-    start = PUBLISHED_CHAT
-    return [
-        Slider(
-            "Beams",
-            1,
-            limits.beams,
-            1,
-            start.num_beams,
-            "More than one: the answer appears at once, at its end.",
-        ),
-        Slider("Temperature", 0.0, 2.0, 0.1, start.temperature, "0: the most likely answer, always the same."),
-        Slider("Top-p", 0.05, 1.0, 0.05, start.top_p, "Less: only the likelier words are chosen from."),
-        Slider("Maximum of tokens", 1, tokens, 1, min(start.max_new_tokens, tokens), "The longest answer."),
-        Slider("Repetition penalty", 1.0, 2.0, 0.05, start.repetition_penalty, "Above 1: words are not said so often."),
-    ]
-
-
-def decoding(
-    limits: Limits, beams: float, temperature: float, top_p: float, tokens: float, repetition_penalty: float
-) -> Decoding:
-    """How to answer; a temperature of 0 is the most likely answer.
-
-    Raises:
-        SampleError: a value is out of bounds, which a page's sliders do not allow but a request can hold.
-    """
-    if not (1 <= beams <= limits.beams and 1 <= tokens <= limits.new_tokens):
-        raise SampleError(f"at most {limits.beams} beams and {limits.new_tokens} tokens")
-    samples = temperature > 0
-    return Decoding(
-        num_beams=int(beams),
-        max_new_tokens=int(tokens),
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        temperature=temperature if samples else 1.0,
-        do_sample=samples,
-    )
-
-
-# Images for visitors who have none at hand: test scenes of the mini world where it was made, else drawings.
-
-
 WORLD = Path("data/mini")
-SHOWN = 4
-_SIDE = 448
-
-
-def examples(folder: Path, world: Path = WORLD) -> list[Path]:
-    """The images' files; drawings are put into `folder`."""
-    return _test_scenes(world) or _drawings(folder)
-
-
-def _test_scenes(world: Path) -> list[Path]:
-    """Scenes of several things, which no model was trained on."""
-    try:
-        scenes = json.loads((world / TRUTH_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return []
-    files = [
-        world / "flickr30k" / "flickr30k-images" / f"{image_id}.jpg"
-        for image_id, scene in scenes.items()
-        if len(scene["groups"]) > 1
-    ]
-    return [file for file in files if file.is_file()][:SHOWN]
-
-
-def _drawings(folder: Path) -> list[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for draw in (_house, _traffic_light, _chart, _boat):
-        picture = Image.new("RGB", (_SIDE, _SIDE), "white")
-        draw(ImageDraw.Draw(picture))
-        paths.append(folder / f"{draw.__name__.strip('_')}.png")
-        picture.save(paths[-1])
-    return paths
-
-
-def _house(pen: ImageDraw.ImageDraw) -> None:
-    pen.rectangle((0, 0, 448, 448), "#bfe3ff")
-    pen.rectangle((0, 320, 448, 448), "#6fbf5f")
-    pen.ellipse((330, 30, 410, 110), "#ffd23f")
-    pen.rectangle((90, 200, 270, 350), "#f2e3c6", "#6b4f3a", 4)
-    pen.polygon([(70, 205), (180, 110), (290, 205)], "#b5402f")
-    pen.rectangle((160, 265, 205, 350), "#6b4f3a")
-    pen.rectangle((110, 225, 145, 260), "#8ecdf0", "#6b4f3a", 4)
-    pen.rectangle((345, 250, 365, 350), "#7a5230")
-    pen.ellipse((305, 150, 405, 270), "#2f8f46")
-
-
-def _traffic_light(pen: ImageDraw.ImageDraw) -> None:
-    pen.rectangle((0, 0, 448, 448), "#d9dde2")
-    pen.rectangle((0, 360, 448, 448), "#6e7278")
-    pen.rectangle((212, 300, 236, 400), "#333a40")
-    pen.rounded_rectangle((164, 40, 284, 310), 24, "#333a40")
-    for top, colour in ((58, "#e5383b"), (142, "#5c5434"), (226, "#33503c")):
-        pen.ellipse((188, top, 260, top + 72), colour)
-
-
-def _chart(pen: ImageDraw.ImageDraw) -> None:
-    for index, (height, colour) in enumerate(((90, "#4c78a8"), (160, "#f58518"), (230, "#54a24b"), (310, "#e45756"))):
-        pen.rectangle((80 + 85 * index, 390 - height, 135 + 85 * index, 390), colour)
-    pen.line([(60, 50), (60, 390), (420, 390)], "#222222", 5)
-
-
-def _boat(pen: ImageDraw.ImageDraw) -> None:
-    pen.rectangle((0, 0, 448, 448), "#ffcf99")
-    pen.ellipse((60, 150, 160, 250), "#ff7b54")
-    pen.rectangle((0, 290, 448, 448), "#2a6f97")
-    pen.polygon([(150, 290), (350, 290), (310, 345), (190, 345)], "#7a4a2b")
-    pen.line([(245, 290), (245, 90)], "#4a2f1b", 8)
-    pen.polygon([(255, 95), (255, 270), (345, 270)], "#fdfcf7")
-
-
+"""The mini world, where it was made."""
+EXAMPLES = 4
+SIDE = 448
 TITLE = "MiniGPT-4"
 HEAD = "# MiniGPT-4\nAsk about a picture. A language model answers, and may be wrong: look for yourself."
 EMPTY = "Give an image, ask about it, and ask on.\n\nMore images may follow later in the conversation."
@@ -226,12 +96,12 @@ class ChatPage:
         gr.Examples([[path] for path in sorted(self.uploads.examples)], [self.image], label="Examples")
         names = self.engine.checkpoints
         self.checkpoint = gr.Dropdown(names, value=names[0], label="Checkpoint", visible=len(names) > 1)
-        self.sliders = []
+        self.sliders = sliders(self.limits, self.engine.context_length)
         with gr.Group():
-            *usual, rare = sliders(self.limits, self.engine.context_length)
-            self.sliders += [_slider(slider) for slider in usual]
+            for slider in self.sliders[:-1]:
+                slider.render()
         with gr.Accordion("More", open=False):
-            self.sliders.append(_slider(rare))
+            self.sliders[-1].render()
 
     def _lay_out_conversation(self) -> None:
         self.chat = gr.Chatbot(
@@ -286,30 +156,28 @@ class ChatPage:
         )
 
     def _put(self, question: str | None, upload: dict[str, Any] | None, request: gr.Request) -> list[Any]:
-        session = self._put_by(request, lambda session: session.put(question or "", self._path(upload, request)))
+        with _problems_shown():
+            session = self._session(request)
+            session.put(question or "", self._path(upload, request))
         return self._view(session, question="", image=None)
 
     def _put_again(self, request: gr.Request) -> list[Any]:
-        return self._view(self._put_by(request, lambda session: session.put_again()))
+        with _problems_shown():
+            session = self._session(request)
+            session.put_again()
+        return self._view(session)
 
     def put_edited(self, edit: gr.EditData, request: gr.Request) -> list[Any]:
-        def put(session: PageSession) -> None:
+        with _problems_shown():
+            session = self._session(request)
             messages = session.messages
             number = messages[edit.index].turn if 0 <= edit.index < len(messages) else -1
             session.put_edited(number, _written(str(edit.value)))
-
-        return self._view(self._put_by(request, put))
-
-    def _put_by(self, request: gr.Request, put: Callable[[PageSession], None]) -> PageSession:
-        session = self._session(request)
-        try:
-            put(session)
-        except PROBLEMS as error:
-            raise _told(error) from error
-        return session
+        return self._view(session)
 
     def _answer(self, request: gr.Request, checkpoint: str, *values: float) -> Iterator[list[Any]]:
-        session = self._session(request)
+        with _problems_shown():
+            session = self._session(request)
         try:
             for _ in session.answer(decoding(self.limits, *values), checkpoint):
                 yield self._view(session)
@@ -319,30 +187,27 @@ class ChatPage:
                 error = RunError("something went wrong on this side, and was noted; please try again")
             gr.Warning(html.escape(str(error)))
             session.stop()  # if it had not even begun
-            yield self._view(session, **_handed_back(session))
+            yield self._view_with_draft(session)
         else:
             yield self._view(session)
 
     def _stop(self, request: gr.Request) -> list[Any]:
-        session = self._session(request)
+        with _problems_shown():
+            session = self._session(request)
         session.stop()
-        return self._view(session, **_handed_back(session))
+        return self._view_with_draft(session)
 
     def _take_back(self, request: gr.Request) -> list[Any]:
-        session = self._session(request)
-        try:
+        with _problems_shown():
+            session = self._session(request)
             session.take_back()
-        except PROBLEMS as error:
-            raise _told(error) from error
-        return self._view(session, **_handed_back(session))
+        return self._view_with_draft(session)
 
     def _restart(self, request: gr.Request) -> list[Any]:
-        session = self._session(request)
-        try:
+        with _problems_shown():
+            session = self._session(request)
             session.restart()
-        except PROBLEMS as error:
-            raise _told(error) from error
-        self._delete_uploads(request)
+        self.uploads.leave(_visitor(request), request.session_hash)
         return self._view(session, question="", image=None)
 
     def _check(self, upload: dict[str, Any] | None, request: gr.Request) -> Any:
@@ -351,7 +216,7 @@ class ChatPage:
         try:
             path = self._path(upload, request)
             if path is not None:
-                self._session(request).check(path)
+                read_image(path, self.limits)
         except PROBLEMS as error:
             if path is not None:
                 self.uploads.forget(path)
@@ -361,9 +226,6 @@ class ChatPage:
 
     def _leave(self, request: gr.Request) -> None:
         self.visitors.leave(request.session_hash)
-        self._delete_uploads(request)
-
-    def _delete_uploads(self, request: gr.Request) -> None:
         self.uploads.leave(_visitor(request), request.session_hash)
 
     def _path(self, upload: dict[str, Any] | None, request: gr.Request) -> Path | None:
@@ -376,10 +238,7 @@ class ChatPage:
         return self.uploads.take(upload["path"], _visitor(request), request.session_hash)
 
     def _session(self, request: gr.Request) -> PageSession:
-        try:
-            return self.visitors.session(request.session_hash)
-        except PROBLEMS as error:
-            raise _told(error) from error
+        return self.visitors.session(request.session_hash)
 
     def _view(self, session: PageSession, **inputs: Any) -> list[Any]:
         """What the page shows: conversation, note, question, image, stop button; inputs that are not given stay."""
@@ -387,11 +246,59 @@ class ChatPage:
         question, image = inputs.get("question", gr.skip()), inputs.get("image", gr.skip())
         return [messages, session.note, question, image, gr.update(interactive=session.is_busy)]
 
+    def _view_with_draft(self, session: PageSession) -> list[Any]:
+        """The same, and what was not answered goes back into the inputs."""
+        draft = session.take_draft()
+        return (
+            self._view(session) if draft is None else self._view(session, question=draft.question, image=draft.upload)
+        )
 
-def _slider(slider: Slider) -> gr.Slider:
-    return gr.Slider(
-        slider.least, slider.most, slider.start, step=slider.step, label=slider.label, info=slider.info, buttons=[]
+
+# From the sliders to a decoding
+
+
+def sliders(limits: Limits, context: int) -> list[gr.Slider]:
+    """The sliders, in the order of `decoding`'s arguments and not rendered; they start as the published demo does.
+
+    `context`: positions that the LLM reads; an answer may take half of them.
+    """
+    tokens = max(1, min(limits.new_tokens, context // 2))
+    start = PUBLISHED_CHAT
+    rows = [
+        ("Beams", 1, limits.beams, 1, start.num_beams, "More than one: the answer appears at once, at its end."),
+        ("Temperature", 0.0, 2.0, 0.1, start.temperature, "0: the most likely answer, always the same."),
+        ("Top-p", 0.05, 1.0, 0.05, start.top_p, "Less: only the likelier words are chosen from."),
+        ("Maximum of tokens", 1, tokens, 1, min(start.max_new_tokens, tokens), "The longest answer."),
+        ("Repetition penalty", 1.0, 2.0, 0.05, start.repetition_penalty, "Above 1: words are not said so often."),
+    ]
+    return [
+        gr.Slider(least, most, value, step=step, label=label, info=info, buttons=[], render=False)
+        for label, least, most, step, value, info in rows
+    ]
+
+
+def decoding(
+    limits: Limits, beams: float, temperature: float, top_p: float, tokens: float, repetition_penalty: float
+) -> Decoding:
+    """How to answer; a temperature of 0 is the most likely answer.
+
+    Raises:
+        SampleError: a value is out of bounds, which a page's sliders do not allow but a request can hold.
+    """
+    if not (1 <= beams <= limits.beams and 1 <= tokens <= limits.new_tokens):
+        raise SampleError(f"at most {limits.beams} beams and {limits.new_tokens} tokens")
+    samples = temperature > 0
+    return Decoding(
+        num_beams=int(beams),
+        max_new_tokens=int(tokens),
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        temperature=temperature if samples else 1.0,
+        do_sample=samples,
     )
+
+
+# What is shown: text as it was written, and errors
 
 
 def _shown(message: Message) -> dict[str, Any]:
@@ -421,12 +328,75 @@ def _written(text: str) -> str:
     return text
 
 
-def _handed_back(session: PageSession) -> dict[str, Any]:
-    """Inputs with what was not answered, if there is something."""
-    draft = session.take_draft()
-    return {} if draft is None else {"question": draft.question, "image": draft.upload}
+@contextmanager
+def _problems_shown() -> Iterator[None]:
+    """Inside, an error for the visitor becomes one that the page shows."""
+    try:
+        yield
+    except PROBLEMS as error:
+        raise gr.Error(html.escape(str(error)), print_exception=False) from error
 
 
-def _told(error: Exception) -> gr.Error:
-    """The error for the visitor's eyes."""
-    return gr.Error(html.escape(str(error)), print_exception=False)
+# Images for visitors who have none at hand: test scenes of the mini world where it was made, else drawings
+
+
+def examples(folder: Path, world: Path = WORLD) -> list[Path]:
+    """The images' files, scenes of several things that no model was trained on; drawings are put into `folder`."""
+    try:
+        scenes = json.loads((world / TRUTH_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        scenes = {}
+    images = world / "flickr30k" / "flickr30k-images"
+    files = [images / f"{image_id}.jpg" for image_id, scene in scenes.items() if len(scene["groups"]) > 1]
+    return [file for file in files if file.is_file()][:EXAMPLES] or _drawings(folder)
+
+
+def _drawings(folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, strokes in DRAWINGS.items():
+        picture = Image.new("RGB", (SIDE, SIDE), "white")
+        pen = ImageDraw.Draw(picture)
+        for method, *arguments in strokes:
+            getattr(pen, method)(*arguments)
+        picture.save(folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in DRAWINGS]
+
+
+DRAWINGS = {
+    "house": [
+        ("rectangle", (0, 0, 448, 448), "#bfe3ff"),
+        ("rectangle", (0, 320, 448, 448), "#6fbf5f"),
+        ("ellipse", (330, 30, 410, 110), "#ffd23f"),
+        ("rectangle", (90, 200, 270, 350), "#f2e3c6", "#6b4f3a", 4),
+        ("polygon", [(70, 205), (180, 110), (290, 205)], "#b5402f"),
+        ("rectangle", (160, 265, 205, 350), "#6b4f3a"),
+        ("rectangle", (110, 225, 145, 260), "#8ecdf0", "#6b4f3a", 4),
+        ("rectangle", (345, 250, 365, 350), "#7a5230"),
+        ("ellipse", (305, 150, 405, 270), "#2f8f46"),
+    ],
+    "traffic_light": [
+        ("rectangle", (0, 0, 448, 448), "#d9dde2"),
+        ("rectangle", (0, 360, 448, 448), "#6e7278"),
+        ("rectangle", (212, 300, 236, 400), "#333a40"),
+        ("rounded_rectangle", (164, 40, 284, 310), 24, "#333a40"),
+        ("ellipse", (188, 58, 260, 130), "#e5383b"),
+        ("ellipse", (188, 142, 260, 214), "#5c5434"),
+        ("ellipse", (188, 226, 260, 298), "#33503c"),
+    ],
+    "chart": [
+        ("rectangle", (80, 300, 135, 390), "#4c78a8"),
+        ("rectangle", (165, 230, 220, 390), "#f58518"),
+        ("rectangle", (250, 160, 305, 390), "#54a24b"),
+        ("rectangle", (335, 80, 390, 390), "#e45756"),
+        ("line", [(60, 50), (60, 390), (420, 390)], "#222222", 5),
+    ],
+    "boat": [
+        ("rectangle", (0, 0, 448, 448), "#ffcf99"),
+        ("ellipse", (60, 150, 160, 250), "#ff7b54"),
+        ("rectangle", (0, 290, 448, 448), "#2a6f97"),
+        ("polygon", [(150, 290), (350, 290), (310, 345), (190, 345)], "#7a4a2b"),
+        ("line", [(245, 290), (245, 90)], "#4a2f1b", 8),
+        ("polygon", [(255, 95), (255, 270), (345, 270)], "#fdfcf7"),
+    ],
+}
+"""Strokes of `ImageDraw`, each with its arguments."""

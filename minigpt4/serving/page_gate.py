@@ -1,4 +1,4 @@
-"""What a browser may ask of the page's server: what the page itself asks, and nothing else that Gradio could do.
+"""Serves the page, and lets a browser ask what the page itself asks, and nothing else that Gradio could do.
 
 Gradio keeps uploads in a folder that whoever knows a path may read, without a limit of their number, reads bodies of
 any length, and prints a traceback for a call that the page would not make. Here uploads are taken and given out, and
@@ -54,16 +54,52 @@ SECONDS = 60.0
 PAUSE = 10.0
 """Seconds that an upload may rest."""
 
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
+CODE_FONTS = ("ui-monospace", "DejaVu Sans Mono", "monospace")
+CSS = """
+.gradio-container { max-width: 1240px !important; width: 100%; margin: auto }
+#note { min-height: 1.6em; opacity: .75 }
+#chat button[title=Share] { display: none }
+"""
 
 Tab = Annotated[str, Field(pattern=r"^[\w-]{1,64}$")]
 """The name that a page gives itself when it is loaded."""
 
 
-class _Section(BaseModel):
+def launch(page: ChatPage, *, host: str, port: int | None, auth: tuple[str, str] | None, share: bool) -> str:
+    """Serve the page, and return its address; ConfigError if that cannot be."""
+    theme = gr.themes.Soft(primary_hue="blue", font=FONTS, font_mono=CODE_FONTS)
+    try:
+        _, local, public = page.blocks.launch(
+            server_name=host,
+            server_port=port,
+            auth=auth,
+            share=share,
+            theme=theme,
+            css=CSS,
+            max_file_size=page.limits.image_bytes,
+            state_session_capacity=MOST,
+            max_threads=page.engine.max_rows + 40,
+            prevent_thread_lock=True,
+            quiet=True,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            run_history=False,
+            footer_links=[],
+            app_kwargs={"middleware": [Middleware(Gate, page=page)]},
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the page cannot be served: {error}") from error
+    return public or local
+
+
+class _Strict(BaseModel):
     model_config = ConfigDict(strict=True)
 
 
-class Call(_Section):
+class Call(_Strict):
     """A call of a function of the page, as its script writes it; other fields do not reach Gradio."""
 
     session_hash: Tab
@@ -72,7 +108,7 @@ class Call(_Section):
     event_data: Any = None
 
 
-class Cancel(_Section):
+class Cancel(_Strict):
     """The end of a call."""
 
     session_hash: Tab
@@ -80,7 +116,7 @@ class Cancel(_Section):
     event_id: str | None = None
 
 
-class Edit(_Section):
+class Edit(_Strict):
     """What the page says of an edited question."""
 
     index: int
@@ -157,7 +193,7 @@ class Gate:
             if not path.startswith("/login"):
                 readers = {"cancel": self._cancelled, "queue/join": self._joined, "run/predict": self._called}
                 body = _understood(readers[path.removeprefix(API).rstrip("/")], body, visitor)
-            return _Given(self._app, body)
+            return _WithBody(self._app, body)
         raise Refused(404, "there is no such path")
 
     # Files
@@ -273,7 +309,7 @@ def _checked(block: Any, value: Any) -> Any:
     raise ValueError(f"{named}: this value cannot be")
 
 
-class _Given:
+class _WithBody:
     """The app, given a body that was read already."""
 
     def __init__(self, app: Any, body: bytes) -> None:
@@ -333,44 +369,3 @@ async def _save(request: Request, path: Path, grow: Callable[[int], None]) -> No
             shutil.copyfileobj(sent.file, file)
 
     await run_sync(copy)
-
-
-# Serving the chat page: where, to whom, and how it looks.
-
-
-FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
-CODE_FONTS = ("ui-monospace", "DejaVu Sans Mono", "monospace")
-CSS = """
-.gradio-container { max-width: 1240px !important; width: 100%; margin: auto }
-#note { min-height: 1.6em; opacity: .75 }
-#chat button[title=Share] { display: none }
-"""
-
-
-def launch(page: ChatPage, *, host: str, port: int | None, auth: tuple[str, str] | None, share: bool) -> str:
-    """Serve the page, and return its address; ConfigError if that cannot be."""
-    theme = gr.themes.Soft(primary_hue="blue", font=FONTS, font_mono=CODE_FONTS)
-    try:
-        _, local, public = page.blocks.launch(
-            server_name=host,
-            server_port=port,
-            auth=auth,
-            share=share,
-            theme=theme,
-            css=CSS,
-            max_file_size=page.limits.image_bytes,
-            state_session_capacity=MOST,
-            max_threads=page.engine.max_rows + 40,
-            prevent_thread_lock=True,
-            quiet=True,
-            ssr_mode=False,
-            pwa=False,
-            mcp_server=False,
-            enable_monitoring=False,
-            run_history=False,
-            footer_links=[],
-            app_kwargs={"middleware": [Middleware(Gate, page=page)]},
-        )
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the page cannot be served: {error}") from error
-    return public or local

@@ -1,4 +1,4 @@
-"""One visitor's conversation on the page: what was said and is being said; pages and browsers are not known here."""
+"""The conversations of the page, one for each open tab; Gradio and browsers are not known here."""
 
 import threading
 import time
@@ -21,6 +21,14 @@ PATIENCE = 20.0
 """Seconds that a stopped answer has to end in: it notices between two tokens."""
 
 
+KEEP = 600.0
+"""Seconds that the conversation of a closed tab is kept: a connection that broke may come back."""
+MOST = 200
+"""Conversations; those that were used longest ago go first."""
+NAMES = 50
+"""Names of tabs that are known for each conversation: a page that was only looked at has a name, too."""
+
+
 class NotNowError(MiniGPT4Error):
     """Something that has to wait for the end of an answer."""
 
@@ -34,26 +42,18 @@ class Turn:
     """The image as the visitor sent it."""
     shown: Path | None
     """The image as the page shows it."""
-    before: "Moment"
+    before: "Snapshot"
     answer: str = ""
     is_over: bool = False
 
 
 @dataclass(frozen=True)
-class Moment:
-    """A state of a conversation, to go back to."""
+class Snapshot:
+    """The state of a conversation, to go back to."""
 
     turns: tuple[Turn, ...]
     conversation: Turns
     pictures: tuple[Picture, ...]
-
-
-@dataclass(frozen=True)
-class Draft:
-    """What goes back into the visitor's hands, because it was not answered."""
-
-    question: str
-    upload: Path | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class PageSession:
         self._chat = Chat(self._backend, timeout=self.limits.seconds)
         self._waits = False
         self._saved = self._now()
-        self._draft: Draft | None = None
+        self._draft: Turn | None = None
         self._tidy()
 
     # What the page shows
@@ -114,16 +114,12 @@ class PageSession:
         """Whether an answer waits or is being written."""
         return self._waits or not self._idle.is_set()
 
-    def take_draft(self) -> Draft | None:
-        """What was not answered, once."""
+    def take_draft(self) -> Turn | None:
+        """The turn that was not answered, once."""
         draft, self._draft = self._draft, None
         return draft
 
     # Asking
-
-    def check(self, upload: Path) -> None:
-        """Whether an image can be used; TooLargeError or SampleError if not."""
-        read_image(upload, self.limits)
 
     def put(self, question: str, upload: Path | None = None) -> None:
         """Ask about an image, or about those before.
@@ -134,9 +130,11 @@ class PageSession:
         """
         with self._lock:
             self._begin_to_put(question)
-            image = None if upload is None else self._read(upload)
-            before = self._now()
-            shown = None if image is None else self._show(image)
+            before, shown = self._now(), None
+            if upload is not None:
+                if len(self._chat.pictures) >= self.limits.images:
+                    raise SampleError(f"{self.limits.images} images are the most in one conversation; start over")
+                shown = self._show(read_image(upload, self.limits))
             self._put(Turn(question.strip(), upload, shown, before))
 
     def put_again(self) -> None:
@@ -152,11 +150,10 @@ class PageSession:
             self._begin_to_put(question)
             if not 0 <= number < len(self.turns):
                 raise SampleError("this question is not there any more")
-            old, saved = self.turns[number], self._now()
-            picture = self._picture_of(number)
+            old, saved, pictures = self.turns[number], self._now(), self._chat.pictures
             self._go_to(old.before)
-            if picture is not None:
-                self._chat.pictures.append(picture)
+            if old.shown is not None:
+                self._chat.pictures.append(pictures[len(old.before.pictures)])
                 self._chat.conversation.add_image()
             self._put(Turn(question.strip(), old.upload, old.shown, old.before), saved)
 
@@ -176,11 +173,6 @@ class PageSession:
         if 2 * len(self.turns) >= self.limits.turns:
             raise SampleError("this conversation is as long as it may be; start over")
 
-    def _read(self, upload: Path) -> Image.Image:
-        if len(self._chat.pictures) >= self.limits.images:
-            raise SampleError(f"{self.limits.images} images are the most in one conversation; start over")
-        return read_image(upload, self.limits)
-
     def _show(self, image: Image.Image) -> Path:
         shown = self._folder / f"{self._chat.show(image)}.jpg"
         if not shown.exists():
@@ -197,19 +189,13 @@ class PageSession:
             path.unlink(missing_ok=True)
             self.shown.discard(path)
 
-    def _picture_of(self, number: int) -> Picture | None:
-        """The image that the model saw in a turn."""
-        if self.turns[number].shown is None:
-            return None
-        return self._chat.pictures[len(self.turns[number].before.pictures)]
-
-    def _put(self, turn: Turn, saved: Moment | None = None) -> None:
+    def _put(self, turn: Turn, saved: Snapshot | None = None) -> None:
         self._saved = saved or turn.before
         self.turns.append(turn)
         self._waits, self.note = True, ""
         self._tidy()
 
-    # GenerationMixin
+    # Answering
 
     def answer(self, decoding: Decoding, checkpoint: str | None = None, seed: int | None = None) -> Iterator[None]:
         """Write the answer to what was put, and yield whenever it has grown; nothing, if it was withdrawn meanwhile.
@@ -234,14 +220,12 @@ class PageSession:
                     yield
         finally:
             with self._lock:
-                self._end(turn, chat.reply)
+                reply = chat.reply
+                if turn.answer or (reply is not None and reply.finish_reason in ("stop", "length")):
+                    turn.is_over, self.note = True, _note(reply, self._backend)
+                else:
+                    self._withdraw()
                 self._idle.set()
-
-    def _end(self, turn: Turn, reply: Reply | None) -> None:
-        if turn.answer or (reply is not None and reply.finish_reason in ("stop", "length")):
-            turn.is_over, self.note = True, _note(reply, self._backend)
-        else:
-            self._withdraw()
 
     def stop(self) -> None:
         """End the answer in the making; without a word of it the question is a draft again."""
@@ -289,16 +273,15 @@ class PageSession:
             raise NotNowError("an answer is being written; stop it first")
 
     def _withdraw(self) -> None:
-        turn, self._waits = self.turns[-1], False
-        self._draft = Draft(turn.question, turn.upload)
+        self._draft, self._waits = self.turns[-1], False
         self._go_to(self._saved)
 
-    def _now(self) -> Moment:
-        return Moment(tuple(self.turns), self._chat.conversation.copy(), tuple(self._chat.pictures))
+    def _now(self) -> Snapshot:
+        return Snapshot(tuple(self.turns), self._chat.conversation.copy(), tuple(self._chat.pictures))
 
-    def _go_to(self, moment: Moment) -> None:
-        self.turns = list(moment.turns)
-        self._chat.conversation, self._chat.pictures = moment.conversation.copy(), list(moment.pictures)
+    def _go_to(self, snapshot: Snapshot) -> None:
+        self.turns = list(snapshot.turns)
+        self._chat.conversation, self._chat.pictures = snapshot.conversation.copy(), list(snapshot.pictures)
 
 
 def _note(reply: Reply | None, backend: Backend) -> str:
@@ -311,17 +294,6 @@ def _note(reply: Reply | None, backend: Backend) -> str:
         parts.append(f"the oldest {turns} left out: this LLM reads {backend.context_length:,} positions")
     ends = {"length": "ended at the limit of tokens", "cancelled": "stopped"}
     return " · ".join([*parts, *filter(None, [ends.get(reply.finish_reason)])])
-
-
-# Who is on the page: a conversation for each open tab.
-
-
-KEEP = 600.0
-"""Seconds that the conversation of a closed tab is kept: a connection that broke may come back."""
-MOST = 200
-"""Conversations; those that were used longest ago go first."""
-NAMES = 50
-"""Names of tabs that are known for each conversation: a page that was only looked at has a name, too."""
 
 
 class Visitors:

@@ -1,7 +1,4 @@
-"""Talking in a terminal: questions from standard input, answers as they come on standard output.
-
-Only answers go to standard output; what else there is to say goes to standard error, so pipes get answers alone.
-"""
+"""Chat in a terminal: questions from standard input, answers on standard output, everything else on standard error."""
 
 import sys
 from collections.abc import Iterator
@@ -44,7 +41,7 @@ class Terminal:
         while line := self._read():
             try:
                 self._do(line)
-            except (MiniGPT4Error, SampleError) as error:
+            except MiniGPT4Error as error:
                 sys.stderr.write(f"error: {error}\n")
                 self._status = 2
         return 0 if sys.stdin.isatty() else self._status
@@ -84,15 +81,12 @@ class Terminal:
             return False
         sys.stdout.write("\n")
         sys.stdout.flush()
-        self._note()
-        return True
-
-    def _note(self) -> None:
         reply = self.chat.reply
         if reply.dropped_turns:
             sys.stderr.write(f"(the oldest turns were left out: {reply.dropped_turns})\n")
         if reply.finish_reason == "length":
             sys.stderr.write(f"(cut at {reply.completion_tokens} tokens; see --max-new-tokens)\n")
+        return True
 
     def _next_seed(self) -> int | None:
         seed = self._seed

@@ -1,11 +1,11 @@
-"""Images that visitors of the page sent: whose they are, how many bytes they may take, and when they go."""
+"""Images that strangers send: what they may cost, how they are read, and where the page keeps them."""
 
 import os
 import secrets
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -16,12 +16,17 @@ from PIL import Image
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, SampleError
 from minigpt4.processors import open_image
 
-# What one visitor or client may ask for; the page and the API share these.
-
-
 MIB = 1 << 20
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 """Kinds of files that are decoded; Pillow knows more, and hands some of them to other programs."""
+
+
+VISITORS = 8
+"""Visitors who may have sent as much as they may; then there is no room for others."""
+STEP = 64 << 10
+"""Bytes by which a file grows, so that even the smallest counts so much."""
+KEEP = 600.0
+"""Seconds without use after which a file makes room for others."""
 
 
 class TooLargeError(SampleError):
@@ -30,7 +35,7 @@ class TooLargeError(SampleError):
 
 @dataclass(frozen=True)
 class Limits:
-    """Upper bounds; none of them can be switched off, only raised."""
+    """Upper bounds of the page and the API; none of them can be switched off, only raised."""
 
     image_bytes: int = 20 * MIB
     """Of an image's file."""
@@ -104,14 +109,6 @@ def _check_head(content: bytes, limits: Limits, name: str) -> None:
         raise TooLargeError(f"{name}: {width} x {height} pixels are more than {limits.image_pixels:,}; scale it down")
 
 
-VISITORS = 8
-"""Visitors who may have sent as much as they may; then there is no room for others."""
-STEP = 64 << 10
-"""Bytes by which a file grows, so that even the smallest counts so much."""
-KEEP = 600.0
-"""Seconds without use after which a file makes room for others."""
-
-
 class NoRoomError(MiniGPT4Error):
     """No room for one more file; `is_own`: the visitor's own files take it."""
 
@@ -142,7 +139,7 @@ class Uploads:
         """Files of everybody."""
         self._folder, self._keep = folder, keep
         self._files: dict[str, _File] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     @contextmanager
     def room(self, visitor: str) -> Iterator[tuple[Path, Callable[[int], None]]]:
@@ -166,7 +163,7 @@ class Uploads:
             yield path, grow
             file.used, file.is_whole = time.monotonic(), True
         except BaseException:
-            self._drop([str(path)])
+            self._drop(str(path))
             raise
 
     def take(self, path: str, visitor: str, tab: str) -> Path:
@@ -186,40 +183,30 @@ class Uploads:
 
     def forget(self, path: Path) -> None:
         """Delete a file, unless it is an example."""
-        self._drop([str(path)])
+        self._drop(str(path))
 
     def leave(self, visitor: str, tab: str) -> None:
         """Delete what this tab used, and what the visitor sent and did not use yet."""
         with self._lock:
             own = [(path, file) for path, file in self._files.items() if file.visitor == visitor and file.is_whole]
-            gone = [path for path, file in own if file.tab in (None, tab)]
-        self._drop(gone)
+            self._drop(*(path for path, file in own if file.tab in (None, tab)))
 
     def _make_room(self, visitor: str, size: int) -> None:
-        own = [path for path, file in self._files.items() if file.visitor == visitor]
-        for paths, most in ((own, self.most_of_one), (list(self._files), self.most)):
-            need = sum(self._files[path].bytes for path in paths if path in self._files) + size - most
-            old = [path for path in paths if path in self._files and self._is_old(path)]
-            while need > 0 and old:  # the order of `_files` is that of coming
-                need -= self._files[old[0]].bytes
-                self._delete(old.pop(0))
-            if need > 0 and paths is own:
-                message = (
-                    f"{most / MIB:g} MiB of images are the most at once; Restart, or reload the page, and send less"
-                )
-                raise NoRoomError(message, is_own=True)
+        for is_own, most in ((True, self.most_of_one), (False, self.most)):
+            files = {path: file for path, file in self._files.items() if not is_own or file.visitor == visitor}
+            need = sum(file.bytes for file in files.values()) + size - most
+            for path, file in files.items():  # the oldest first
+                if need > 0 and file.is_whole and time.monotonic() - file.used > self._keep:
+                    need -= file.bytes
+                    self._drop(path)
+            if need > 0 and is_own:
+                text = f"{most / MIB:g} MiB of images are the most at once; Restart, or reload the page, and send less"
+                raise NoRoomError(text, is_own)
             if need > 0:
-                raise NoRoomError("there is no room for more images just now; try again later", is_own=False)
+                raise NoRoomError("there is no room for more images just now; try again later", is_own)
 
-    def _is_old(self, path: str) -> bool:
-        file = self._files[path]
-        return file.is_whole and time.monotonic() - file.used > self._keep
-
-    def _drop(self, paths: Iterable[str]) -> None:
+    def _drop(self, *paths: str) -> None:
         with self._lock:
             for path in paths:
-                self._delete(path)
-
-    def _delete(self, path: str) -> None:
-        if self._files.pop(path, None) is not None:
-            Path(path).unlink(missing_ok=True)
+                if self._files.pop(path, None) is not None:
+                    Path(path).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from minigpt4.common.config import Config
 from minigpt4.common.registry import registry
-from minigpt4.datasets import Dataset, build_datasets
+from minigpt4.datasets import BaseDataset, build_datasets
 from minigpt4.models.feature_cache import feature_cache, lazy_vision_argument
 from minigpt4.models.fsdp import sharding
 
@@ -21,7 +21,7 @@ class BaseTask:
         """The task of a configuration."""
         return cls()
 
-    def build_datasets(self, cfg: Config) -> dict[str, dict[str, Dataset]]:
+    def build_datasets(self, cfg: Config) -> dict[str, dict[str, BaseDataset]]:
         """Datasets by name and split, for the splits that the run names; nothing is decoded yet."""
         return build_datasets(cfg.datasets, cfg.run.splits(), feature_cache(cfg))
 

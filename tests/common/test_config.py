@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from minigpt4.common.config import PACKAGE, Config, DefaultFiles, find_default_files
+from minigpt4.common.config import Config
+from minigpt4.common.config_files import PACKAGE, DefaultFiles, find_default_files
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 

@@ -38,9 +38,9 @@ def test_other_ranks_log_warnings_and_errors_with_their_rank():
 
 BAR = """
 import logging, sys
-from minigpt4.common.logger import epoch_view, setup_logging
+from minigpt4.common.logger import EpochView, setup_logging
 setup_logging(0)
-view = epoch_view(0, 3, 0)
+view = EpochView(0, 3, 0)
 view.step()
 logging.warning("in the middle")
 view.step()

@@ -23,9 +23,9 @@ from minigpt4.common.dist_utils import start_processes, stop_processes
 p = start_processes("cpu")
 sums = p.sum(torch.tensor([1.0, float(p.rank)])).tolist()
 flags = [p.any(p.rank == 1), p.any(False), p.any(True)]
-shared = p.share({"from": p.rank})
+shared = p.broadcast({"from": p.rank})
 gathered = p.gather({"rank": p.rank})
-p.wait()
+p.barrier()
 stop_processes()
 print([p.rank, p.local_rank, p.world_size, p.is_main, sums, flags, shared, gathered], flush=True)
 """
@@ -67,9 +67,9 @@ def test_without_a_launcher_a_process_is_alone_and_its_calls_need_nobody():
     assert alone.any(True)
     assert not alone.any(False)
     assert alone.gather("x") == ["x"]
-    assert alone.share("x") == "x"
+    assert alone.broadcast("x") == "x"
     assert alone.sum(torch.tensor(2.0)) == 2
-    alone.wait()
+    alone.barrier()
 
 
 def test_two_processes_talk_when_torchrun_or_accelerate_started_them():

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from minigpt4.common.download import check_opens, digest
 from minigpt4.common.errors import WeightsError
+from minigpt4.common.torch_files import check_opens, digest
 
 
 def test_checks_know_torch_zip_old_torch_and_safetensors(tmp_path):

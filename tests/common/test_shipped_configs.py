@@ -9,7 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from minigpt4.common.binding import bind, missing_paths
-from minigpt4.common.config import Config, find_default_files
+from minigpt4.common.config import Config
+from minigpt4.common.config_files import find_default_files
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.schemas import DatasetConfig, GenerationSettings, RunConfig
 from minigpt4.common.weights import load_table

@@ -2,7 +2,6 @@ import pytest
 
 from minigpt4.common.errors import SampleError
 from minigpt4.conversation import get_template
-from minigpt4.conversation.chat import fit
 from minigpt4.conversation.templates import IMAGE_MESSAGE, TemplateConversation
 
 
@@ -27,13 +26,13 @@ def template(request):
 
 def test_a_conversation_that_fits_is_read_whole(template):
     whole = talk(template, 3)
-    fitted, dropped = fit(whole, len, 10, len(whole.get_prompt()) + 10)
+    fitted, dropped = whole.fit(len, 10, len(whole.get_prompt()) + 10)
     assert (fitted.get_prompt(), dropped) == (whole.get_prompt(), 0)
 
 
 def test_one_position_less_drops_the_oldest_turn_and_keeps_its_image(template):
     whole = talk(template, 3)
-    fitted, dropped = fit(whole, len, 10, len(whole.get_prompt()) + 9)
+    fitted, dropped = whole.fit(len, 10, len(whole.get_prompt()) + 9)
     assert dropped == 1
     assert [text for _, text in fitted.messages] == [f"{IMAGE_MESSAGE} question 1", "answer 1", "question 2", None]
     assert len(whole.messages) == 6
@@ -50,7 +49,7 @@ def test_no_more_turns_go_than_must(template):
     whole = talk(template, 200)
     room = len(whole.without_oldest(150).get_prompt())
     asked = []
-    fitted, dropped = fit(whole, lambda prompt: asked.append(1) or len(prompt), 0, room)
+    fitted, dropped = whole.fit(lambda prompt: asked.append(1) or len(prompt), 0, room)
     assert dropped == 150
     assert len(fitted.get_prompt()) == room
     assert len(asked) < 12
@@ -58,7 +57,7 @@ def test_no_more_turns_go_than_must(template):
 
 def test_a_last_question_that_is_too_long_by_itself_is_an_error_with_the_numbers(template):
     with pytest.raises(SampleError, match=r"may take 7, but this LLM reads 20 in all"):
-        fit(talk(template, 3), len, 7, 20)
+        talk(template, 3).fit(len, 7, 20)
 
 
 # Taking back the last question

@@ -1,6 +1,6 @@
 import pytest
 
-from minigpt4.conversation.chat import TextStream
+from minigpt4.conversation.decoding import TextStream
 
 
 def pieces(text, stop=("###",), start="", chars=1):

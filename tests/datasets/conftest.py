@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minigpt4.common.binding import bind
 from minigpt4.common.schemas import DatasetConfig
-from minigpt4.datasets import BadSampleMonitor, Dataset, EvalLoader, TrainLoader, TrainSource, builder_of
+from minigpt4.datasets import BadSampleMonitor, BaseDataset, EvalLoader, TrainLoader, TrainSource, builder_of
 from minigpt4.processors import Uint8Image
 
 SIZE = 4
@@ -67,7 +67,7 @@ class Files:
         path.write_text(json.dumps(content))
         return path
 
-    def shards(self, sizes: Iterable[int], name: str = "birds") -> Dataset:
+    def shards(self, sizes: Iterable[int], name: str = "birds") -> BaseDataset:
         """A dataset of shards of these sizes, keys counted from 0."""
         first, number = 0, -1
         for number, size in enumerate(sizes):
@@ -75,7 +75,7 @@ class Files:
             first += size
         return self.dataset("image_caption_shards", name, storage=f"{self.folder}/{name}-{{0..{number}}}.tar")
 
-    def records(self, count: int, name: str = "cats", missing: Iterable[int] = ()) -> Dataset:
+    def records(self, count: int, name: str = "cats", missing: Iterable[int] = ()) -> BaseDataset:
         """A dataset of a JSON file; the images of `missing` do not exist."""
         images = self.images(key for key in range(count) if key not in set(missing))
         records = [{"image_id": str(key), "caption": f"Cat {key}."} for key in range(count)]
@@ -83,7 +83,7 @@ class Files:
             "image_caption_json", name, ann_path=str(self.json(f"{name}.json", records)), image_path=str(images)
         )
 
-    def dataset(self, builder: str, name: str = "birds", split: str = "train", **info: Any) -> Dataset:
+    def dataset(self, builder: str, name: str = "birds", split: str = "train", **info: Any) -> BaseDataset:
         return builder_of(name, self.section(builder, **info)).build(split)
 
     @staticmethod
@@ -106,7 +106,7 @@ class Loaders:
 
     def train(
         self,
-        *sources: Dataset | TrainSource,
+        *sources: BaseDataset | TrainSource,
         batch_size: int = 3,
         num_workers: int = 0,
         seed: int = 7,
@@ -114,14 +114,13 @@ class Loaders:
         **keys: Any,
     ) -> TrainLoader:
         mixed = [s if isinstance(s, TrainSource) else TrainSource(s, batch_size) for s in sources]
-        ledger = ledger or lenient_ledger()
-        loader = TrainLoader(mixed, num_workers=num_workers, seed=seed, ledger=ledger, **keys)
+        loader = TrainLoader(mixed, num_workers=num_workers, seed=seed, ledger=ledger or lenient_monitor(), **keys)
         self._open.append(loader)
         return loader
 
     @staticmethod
-    def evaluate(dataset: Dataset, batch_size: int = 3, num_workers: int = 0, **keys: Any) -> EvalLoader:
-        keys.setdefault("ledger", lenient_ledger())
+    def evaluate(dataset: BaseDataset, batch_size: int = 3, num_workers: int = 0, **keys: Any) -> EvalLoader:
+        keys.setdefault("ledger", lenient_monitor())
         return EvalLoader(dataset, batch_size, num_workers=num_workers, **keys)
 
     def close(self) -> None:
@@ -136,7 +135,7 @@ def loaders() -> Iterator[Loaders]:
     made.close()
 
 
-def lenient_ledger(folder: Path | None = None) -> BadSampleMonitor:
+def lenient_monitor(folder: Path | None = None) -> BadSampleMonitor:
     return BadSampleMonitor(folder, max_share=1.0, max_in_a_row=1000)
 
 
@@ -164,5 +163,5 @@ def tools() -> Any:
     """The functions above, for test modules."""
     from types import SimpleNamespace
 
-    functions = (picture, take, ids, same, seen, lenient_ledger)
+    functions = (picture, take, ids, same, seen, lenient_monitor)
     return SimpleNamespace(size=SIZE, **{function.__name__: function for function in functions})

@@ -13,7 +13,7 @@ from minigpt4.datasets import BadSample, BadSampleMonitor
 BROKEN = Path(__file__).parents[1] / "data" / "images"
 
 
-def _ledger(folder=None, max_share=1.0, max_in_a_row=1000, **keys):
+def _monitor(folder=None, max_share=1.0, max_in_a_row=1000, **keys):
     return BadSampleMonitor(folder, max_share=max_share, max_in_a_row=max_in_a_row, **keys)
 
 
@@ -27,13 +27,13 @@ def _written(folder):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_counts_and_writes_every_bad_sample_of_each_source(workers, files, loaders, tools, tmp_path):
-    ledger = _ledger(tmp_path, rank=1)
+    monitor = _monitor(tmp_path, rank=1)
     shards = files.dataset("image_caption_shards", storage=str(files.tar("b.tar", _members(files))))
     loader = loaders.train(
-        files.records(10, missing=[2, 7]), shards, batch_size=1, num_workers=workers, ledger=ledger, seed=3
+        files.records(10, missing=[2, 7]), shards, batch_size=1, num_workers=workers, ledger=monitor, seed=3
     )
     read = Counter(batch["source"] for batch in tools.take(loader, 60))
-    counts = ledger.state_dict()
+    counts = monitor.state_dict()
     assert {name: counts[f"{name}/train"][0] for name in read} == read
     written = Counter(record["source"] for record in _written(tmp_path))
     assert written == {source: bad for source, (_, bad) in counts.items()}
@@ -48,36 +48,36 @@ def _members(files):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_pass_over_known_data_gives_exact_counts(workers, files, loaders, tools):
-    ledger = tools.lenient_ledger()
-    loader = loaders.train(files.records(12, missing=[2, 7]), batch_size=5, num_workers=workers, ledger=ledger)
-    while ledger.state_dict().get("cats/train", [0])[0] < 50:  # five passes of ten good samples
+    monitor = tools.lenient_monitor()
+    loader = loaders.train(files.records(12, missing=[2, 7]), batch_size=5, num_workers=workers, ledger=monitor)
+    while monitor.state_dict().get("cats/train", [0])[0] < 50:  # five passes of ten good samples
         next(loader)
-    good, bad = ledger.state_dict()["cats/train"]
+    good, bad = monitor.state_dict()["cats/train"]
     assert good == 50
     assert 8 <= bad <= 10  # those behind the last good sample are not read yet
 
 
 def test_record_names_source_sample_file_reason_and_rank(tmp_path):
-    _ledger(tmp_path, rank=3).add("birds/train", good=1, bad=_bad(1), in_a_row=1)
+    _monitor(tmp_path, rank=3).add("birds/train", good=1, bad=_bad(1), in_a_row=1)
     assert _written(tmp_path) == [
         {"rank": 3, "source": "birds/train", "key": "k0", "file": "birds.json, line 3", "reason": "it is broken"}
     ]
 
 
 def test_log_grows_with_the_logarithm_of_the_count(caplog):
-    ledger = _ledger()
+    monitor = _monitor()
     with caplog.at_level(logging.WARNING):
         for _ in range(1000):
-            ledger.add("birds/train", good=99, bad=_bad(1), in_a_row=1)
+            monitor.add("birds/train", good=99, bad=_bad(1), in_a_row=1)
     assert len(caplog.records) == 10
     assert "512 of 51,200 samples are bad (1.00%)" in caplog.records[-1].message
 
 
 def test_share_above_the_limit_stops_with_counts_places_and_reasons(tmp_path):
-    ledger = _ledger(tmp_path, max_share=0.01)
-    ledger.add("birds/train", good=1881, bad=_bad(19), in_a_row=1)
+    monitor = _monitor(tmp_path, max_share=0.01)
+    monitor.add("birds/train", good=1881, bad=_bad(19), in_a_row=1)
     with pytest.raises(SampleError) as error:
-        ledger.add("birds/train", good=9, bad=_bad(1, "birds.json, line 3: no image"), in_a_row=1)
+        monitor.add("birds/train", good=9, bad=_bad(1, "birds.json, line 3: no image"), in_a_row=1)
     text = str(error.value)
     assert "birds/train: 20 of 1,910 samples are bad (1.05%)" in text
     assert "run.max_bad_share, 1.00%" in text
@@ -86,28 +86,28 @@ def test_share_above_the_limit_stops_with_counts_places_and_reasons(tmp_path):
 
 
 def test_share_at_the_limit_goes_on():
-    ledger = _ledger(max_share=0.01)
-    ledger.add("birds/train", good=1980, bad=_bad(20), in_a_row=1)
-    assert ledger.state_dict() == {"birds/train": [1980, 20]}
+    monitor = _monitor(max_share=0.01)
+    monitor.add("birds/train", good=1980, bad=_bad(20), in_a_row=1)
+    assert monitor.state_dict() == {"birds/train": [1980, 20]}
 
 
 def test_few_bad_samples_at_the_start_are_not_judged_unless_none_is_allowed():
-    _ledger(max_share=0.01).add("birds/train", good=3, bad=_bad(5), in_a_row=5)
+    _monitor(max_share=0.01).add("birds/train", good=3, bad=_bad(5), in_a_row=5)
     with pytest.raises(SampleError, match=r"run.max_bad_share, 0.00%"):
-        _ledger(max_share=0.0).add("birds/train", good=3000, bad=_bad(1), in_a_row=1)
+        _monitor(max_share=0.0).add("birds/train", good=3000, bad=_bad(1), in_a_row=1)
 
 
 def test_sources_are_judged_by_themselves():
-    ledger = _ledger(max_share=0.01)
-    ledger.add("cats/train", good=100_000, bad=[], in_a_row=0)
+    monitor = _monitor(max_share=0.01)
+    monitor.add("cats/train", good=100_000, bad=[], in_a_row=0)
     with pytest.raises(SampleError, match="birds/train"):
-        ledger.add("birds/train", good=1000, bad=_bad(20), in_a_row=1)
+        monitor.add("birds/train", good=1000, bad=_bad(20), in_a_row=1)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_samples_in_a_row_stop_the_run(workers, files, loaders, tools):
     dataset = files.records(60, missing=range(5, 60))
-    loader = loaders.train(dataset, num_workers=workers, ledger=_ledger(max_in_a_row=10))
+    loader = loaders.train(dataset, num_workers=workers, ledger=_monitor(max_in_a_row=10))
     with pytest.raises(SampleError, match=r"1\d in a row, the limit run.max_bad_in_a_row") as error:
         tools.take(loader, 50)
     assert ".jpg does not exist" in str(error.value)
@@ -123,28 +123,28 @@ def test_source_without_one_good_sample_ends_with_an_error(kind, workers, files,
         "gone": lambda: files.dataset("image_caption_shards", storage=f"{files.folder}/gone-{{0..2}}.tar"),
     }[kind]()
     with pytest.raises(SampleError, match="100 of 100 samples are bad"):
-        next(loaders.train(dataset, num_workers=workers, ledger=_ledger(max_in_a_row=100)))
+        next(loaders.train(dataset, num_workers=workers, ledger=_monitor(max_in_a_row=100)))
 
 
 def test_reader_gives_up_even_where_the_limits_allow_everything(files, loaders):
-    loader = loaders.train(files.records(2, missing=range(2)), ledger=_ledger(max_in_a_row=10**9))
+    loader = loaders.train(files.records(2, missing=range(2)), ledger=_monitor(max_in_a_row=10**9))
     with pytest.raises(SampleError, match="nothing could be read, 10,000 samples in a row are bad"):
         next(loader)
 
 
 def test_counts_go_on_after_a_resume():
-    ledger = _ledger(max_share=0.5)
-    ledger.load_state_dict({"birds/train": [10, 10]})
+    monitor = _monitor(max_share=0.5)
+    monitor.load_state_dict({"birds/train": [10, 10]})
     with pytest.raises(SampleError, match="20 of 30 samples"):
-        ledger.add("birds/train", good=0, bad=_bad(10), in_a_row=1)
+        monitor.add("birds/train", good=0, bad=_bad(10), in_a_row=1)
 
 
 def test_log_file_that_cannot_be_written_does_not_stop_the_run(tmp_path, caplog):
     (tmp_path / "bad_samples.jsonl").mkdir()
-    ledger = _ledger(tmp_path)
-    ledger.add("birds/train", good=1, bad=_bad(1), in_a_row=1)
+    monitor = _monitor(tmp_path)
+    monitor.add("birds/train", good=1, bad=_bad(1), in_a_row=1)
     assert "cannot be written" in caplog.text
-    assert ledger.state_dict() == {"birds/train": [1, 1]}
+    assert monitor.state_dict() == {"birds/train": [1, 1]}
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -166,9 +166,9 @@ def test_images_that_decoders_fail_on_are_bad_samples_and_training_goes_on(kind,
         ]
         storage = str(files.tar("all.tar", [member for pair in pairs for member in pair]))
         dataset = files.dataset("image_caption_shards", storage=storage)
-    ledger = tools.lenient_ledger(files.folder)
-    batches = tools.take(loaders.train(dataset, batch_size=2, num_workers=workers, ledger=ledger), 12)
+    monitor = tools.lenient_monitor(files.folder)
+    batches = tools.take(loaders.train(dataset, batch_size=2, num_workers=workers, ledger=monitor), 12)
     assert set(tools.ids(batches)) == set(names[:6])
-    assert ledger.counts["birds/train"].bad > 0
+    assert monitor.counts["birds/train"].bad > 0
     reasons = [json.loads(line)["reason"] for line in (files.folder / "bad_samples.jsonl").read_text().splitlines()]
     assert {name for name in names if any(f"{name}.jpg: " in reason for reason in reasons)} == set(names[6:])

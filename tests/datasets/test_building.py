@@ -10,7 +10,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, RegistryError
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas import DatasetConfig
-from minigpt4.datasets import BaseBuilder, build_datasets
+from minigpt4.datasets import BaseDatasetBuilder, build_datasets
 
 
 def test_splits_that_a_dataset_lacks_are_left_out(files):
@@ -62,7 +62,7 @@ def test_shipped_section_is_built_by_the_builder_of_its_name(name, tmp_path):
     section = bind(DatasetConfig, cfg.datasets_cfg[name], section=name, source="user.yaml")
     builder = registry.get_builder_class(name)
     assert registry.get_builder_class(section.builder) is builder
-    assert issubclass(builder, BaseBuilder)
+    assert issubclass(builder, BaseDatasetBuilder)
     assert "train" in builder(name, section).splits()
 
 

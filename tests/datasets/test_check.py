@@ -98,8 +98,8 @@ def check_file(files, tools, capsys, tmp_path):
         out = capsys.readouterr()
         if status == 2:
             return status, out.out, out.err, None
-        ledger = tools.lenient_ledger(tmp_path)
-        list(EvalLoader(files.dataset(builder, **info), 2, num_workers=0, ledger=ledger))
+        monitor = tools.lenient_monitor(tmp_path)
+        list(EvalLoader(files.dataset(builder, **info), 2, num_workers=0, ledger=monitor))
         lines = tmp_path / "bad_samples.jsonl"
         refused = [json.loads(line)["reason"] for line in lines.read_text().splitlines()] if lines.exists() else []
         lines.unlink(missing_ok=True)

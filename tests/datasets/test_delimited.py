@@ -8,7 +8,7 @@ import pandas
 import pytest
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.datasets.datasets.records import Records
+from minigpt4.datasets.datasets.image_caption_json import Records
 
 CASES = Path(__file__).parents[1] / "data/cases"
 CAPTIONS = [

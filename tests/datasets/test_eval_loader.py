@@ -41,16 +41,16 @@ def test_rank_without_samples_gets_no_batches(files, loaders):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_bad_samples_are_counted_also_after_the_last_good_one(workers, files, loaders, tools):
-    ledger = tools.lenient_ledger()
-    read = tools.ids(loaders.evaluate(files.records(9, missing=[0, 7, 8]), num_workers=workers, ledger=ledger))
+    monitor = tools.lenient_monitor()
+    read = tools.ids(loaders.evaluate(files.records(9, missing=[0, 7, 8]), num_workers=workers, ledger=monitor))
     assert sorted(read) == ["1", "2", "3", "4", "5", "6"]
-    assert ledger.state_dict() == {"cats/train": [6, 3]}
+    assert monitor.state_dict() == {"cats/train": [6, 3]}
 
 
 def test_limits_stop_an_evaluation(files, loaders):
-    ledger = BadSampleMonitor(None, max_share=1.0, max_in_a_row=3)
+    monitor = BadSampleMonitor(None, max_share=1.0, max_in_a_row=3)
     with pytest.raises(SampleError, match="3 in a row"):
-        list(loaders.evaluate(files.records(9, missing=[4, 5, 6]), ledger=ledger))
+        list(loaders.evaluate(files.records(9, missing=[4, 5, 6]), ledger=monitor))
 
 
 def test_mistake_in_code_is_loud_in_workers_too(files, loaders):

@@ -11,9 +11,9 @@ from minigpt4.datasets import ImageCaptionJsonBuilder
 from minigpt4.processors import Blip2ImageTrainProcessor
 
 
-def _load(dataset, unit=0):
-    (step,) = dataset.open(unit, 1, None)
-    return step.load()
+def _load(dataset, index=0):
+    (sample,) = dataset.open(index, 1, None)
+    return sample.load()
 
 
 def test_cc_sbu_align_folder_is_read_without_cleaning_its_captions(files, tools):
@@ -24,7 +24,7 @@ def test_cc_sbu_align_folder_is_read_without_cleaning_its_captions(files, tools)
     sample = _load(files.dataset("image_caption_json", storage=str(storage)))
     assert (sample["image_id"], sample["answer"]) == ("2", "The image: A Cat!")
     assert sample["image"].shape == (3, tools.size, tools.size)
-    assert sample["image"].levels.dtype == torch.uint8
+    assert sample["image"].pixels.dtype == torch.uint8
 
 
 def test_flickr_split_files_are_read(files):
@@ -89,7 +89,7 @@ def test_exif_rotated_image_is_read_upright(files, tools):
     dataset = files.dataset("image_caption_json", ann_path=str(file), image_path=str(images))
     with Image.open(images / "plain.jpg") as image:
         upright = Blip2ImageTrainProcessor(image_size=tools.size)(image.transpose(Image.Transpose.ROTATE_270))
-    turned, plain = (tools.seen(_load(dataset, unit)["image"]) for unit in range(2))
+    turned, plain = (tools.seen(_load(dataset, index)["image"]) for index in range(2))
     assert torch.equal(turned, upright)
     assert not torch.equal(turned, plain)
 
@@ -200,7 +200,7 @@ def test_split_without_data_is_refused(split, info, complaint, files):
 
 def test_order_of_units_is_that_of_the_file(files):
     dataset = files.records(3)
-    assert [_load(dataset, unit)["image_id"] for unit in np.arange(3)] == ["0", "1", "2"]
+    assert [_load(dataset, index)["image_id"] for index in np.arange(3)] == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize("name", ["cc_sbu_align", "flickr30k_grounded_detail", "image_caption_json"])

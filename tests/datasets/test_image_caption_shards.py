@@ -10,18 +10,18 @@ from PIL import Image
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.registry import registry
 from minigpt4.datasets import ImageCaptionShardsBuilder
-from minigpt4.datasets.datasets.readers import generator
+from minigpt4.datasets.datasets.base_dataset import generator
 
 CASES = Path(__file__).parents[1] / "data/cases"
 
 
-def _read(dataset, slots=1):
+def _read(dataset, readers=1):
     """Good samples by key, and the reasons of the bad ones."""
     good, bad = {}, []
-    for unit in range(dataset.units(slots)):
-        for step in dataset.open(unit, slots, None):
+    for shard in range(dataset.num_shards(readers)):
+        for lazy in dataset.open(shard, readers, None):
             try:
-                sample = step.load()
+                sample = lazy.load()
                 good[sample["image_id"]] = sample
             except SampleError as error:
                 bad.append(str(error))
@@ -170,13 +170,13 @@ def test_damaged_header_ends_a_shard_with_a_bad_record(files):
     ],
     ids=["missing", "empty file", "no tar", "tar of nothing"],
 )
-@pytest.mark.parametrize("slots", [1, 5])
-def test_unreadable_shard_is_one_bad_record_for_any_number_of_readers(content, complaint, slots, files):
+@pytest.mark.parametrize("readers", [1, 5])
+def test_unreadable_shard_is_one_bad_record_for_any_number_of_readers(content, complaint, readers, files):
     if content is not None:
         (files.folder / "s-1.tar").write_bytes(content)
     for number, keys in ((0, range(2)), (2, range(2, 5))):
         files.shard(f"s-{number}.tar", keys)
-    good, bad = _read(files.dataset("image_caption_shards", storage=f"{files.folder}/s-{{0..2}}.tar"), slots)
+    good, bad = _read(files.dataset("image_caption_shards", storage=f"{files.folder}/s-{{0..2}}.tar"), readers)
     assert len(good) == 5
     assert len(bad) == 1
     assert "s-1.tar" in bad[0]
@@ -199,18 +199,18 @@ def test_pipe_whose_command_fails_is_a_bad_record(files):
 
 def test_two_samples_of_one_name_are_two(files, tools):
     pair = [("a.png", tools.picture()), ("a.json", json.dumps({"caption": "one"}).encode())]
-    steps = list(files.dataset("image_caption_shards", storage=str(files.tar("a.tar", pair * 2))).open(0, 1, None))
-    assert [step.key for step in steps] == ["a", "a"]
+    samples = list(files.dataset("image_caption_shards", storage=str(files.tar("a.tar", pair * 2))).open(0, 1, None))
+    assert [sample.key for sample in samples] == ["a", "a"]
 
 
 def test_shuffle_changes_the_order_inside_a_shard_and_repeats_itself(files):
     dataset = files.shards([30])
 
     def keys(*seed):
-        return [step.key for step in dataset.open(0, 1, generator(*seed))]
+        return [sample.key for sample in dataset.open(0, 1, generator(*seed))]
 
     assert keys(1) == keys(1) != keys(2)
-    assert sorted(keys(1)) == [step.key for step in dataset.open(0, 1, None)]
+    assert sorted(keys(1)) == [sample.key for sample in dataset.open(0, 1, None)]
 
 
 def test_split_has_shards_of_its_own(files):

@@ -5,18 +5,19 @@ import random
 import numpy as np
 import torch
 
-from minigpt4.datasets.datasets.readers import ReaderSlot, Shuffle, draw, generator, shuffled
+from minigpt4.datasets.datasets.base_dataset import ReaderSlot, Shuffle, generator, shuffled
+from minigpt4.datasets.datasets.dataloader_utils import draw
 
 
 def test_slots_of_all_ranks_and_workers_are_all_numbers_once():
-    slots = [ReaderSlot.of(rank, 3, worker, 2) for rank in range(3) for worker in range(2)]
+    slots = [slot for rank in range(3) for slot in ReaderSlot.of_rank(rank, 3, num_workers=2)]
     assert sorted(slot.index for slot in slots) == list(range(6))
     assert {slot.count for slot in slots} == {6}
 
 
-def test_order_of_a_pass_is_a_permutation_that_depends_on_every_key():
-    keys = [Shuffle(1, "a"), Shuffle(2, "a"), Shuffle(1, "b"), Shuffle(1, "a", era=1)]
-    orders = [tuple(shuffle.order(50, pass_)) for shuffle in keys for pass_ in (0, 1)]
+def test_order_of_an_epoch_is_a_permutation_that_depends_on_every_key():
+    keys = [Shuffle(1, "a"), Shuffle(2, "a"), Shuffle(1, "b"), Shuffle(1, "a", reshuffle_round=1)]
+    orders = [tuple(shuffle.order(50, epoch)) for shuffle in keys for epoch in (0, 1)]
     assert all(sorted(order) == list(range(50)) for order in orders)
     assert len(set(orders)) == len(orders)
     assert tuple(Shuffle(1, "a").order(50, 0)) == orders[0]

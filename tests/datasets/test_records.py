@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.datasets.datasets.records import Records
+from minigpt4.datasets.datasets.image_caption_json import Records
 
 RECORDS = [{"image_id": "1", "caption": "été"}, {"image_id": "2", "caption": "b, c"}]
 FILES = {

@@ -121,7 +121,7 @@ def test_prefetcher_gives_the_same_batches_and_states_on_every_device(device, wo
         ({"seed": 8}, "seed (7 -> 8)"),
     ],
 )
-def test_changed_run_warns_and_goes_on_with_a_new_pass(change, named, files, loaders, tools, caplog):
+def test_changed_run_warns_and_goes_on_with_a_new_epoch(change, named, files, loaders, tools, caplog):
     dataset = files.records(8)
     loader = loaders.train(dataset, batch_size=2)
     before = tools.ids(tools.take(loader, 3))

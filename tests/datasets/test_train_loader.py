@@ -49,7 +49,7 @@ def test_shards_are_read_once_a_pass_by_all_ranks_and_workers(world_size, worker
     read = Counter(identity for batches in own for identity in tools.ids(batches))
     assert sum(read.values()) == 12
     slots = world_size * workers
-    if dataset.units(slots) % slots == 0:  # else the slots meet the end of the pass at different batches
+    if dataset.num_shards(slots) % slots == 0:  # else the slots meet the end of the pass at different batches
         assert set(read.values()) == {1}
 
 
@@ -118,4 +118,4 @@ def test_workers_outlive_the_signals_that_tell_a_run_to_save(files, loaders, too
 
 def test_nothing_to_train_on_is_refused(tools):
     with pytest.raises(ConfigError, match="nothing to train on"):
-        TrainLoader([], num_workers=0, seed=1, ledger=tools.lenient_ledger())
+        TrainLoader([], num_workers=0, seed=1, ledger=tools.lenient_monitor())

@@ -10,19 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.datasets.datasets import readers
+from minigpt4.datasets.datasets import workers
 
 REPOSITORY = Path(__file__).parents[2]
 
 READER = """
 import os, signal, sys, time
 from pathlib import Path
-from minigpt4.datasets import workers
-from minigpt4.datasets.datasets.readers import read_worker_batches
+from minigpt4.datasets.datasets import workers
 
 def make(worker):
     Path(f"worker{worker}").write_text(str(os.getpid()))
-    yield "first packet"
+    yield "first batch"
     wait_for_second(worker)
 
 """
@@ -34,10 +33,10 @@ def wait_for_second(worker):
     time.sleep(0.2)  # by now the reader waits
     os.kill(os.getpid(), signal.SIGKILL)
 
-packets = read_worker_batches(make, source="cats/train", num_workers=2)
-print(next(packets), next(packets), flush=True)
+batches = workers.read_in_workers(make, source="cats/train", num_workers=2)
+print(next(batches), next(batches), flush=True)
 Path("read").touch()
-next(packets)
+next(batches)
 """
 
 PARENT_DIES = """
@@ -45,8 +44,8 @@ def wait_for_second(worker):
     Path("hangs").touch()
     time.sleep(3600)
 
-packets = read_worker_batches(make, source="cats/train", num_workers=1)
-next(packets)
+batches = workers.read_in_workers(make, source="cats/train", num_workers=1)
+next(batches)
 while not Path("hangs").exists():
     time.sleep(0.01)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -57,14 +56,14 @@ def wait_for_second(worker):
     time.sleep(3600)
 
 workers.LOOK, workers.PATIENCE = 0.6, 2
-for packet in read_worker_batches(make, source="cats/train", num_workers=1):
-    print(packet)
+for batch in workers.read_in_workers(make, source="cats/train", num_workers=1):
+    print(batch)
 """
 
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs a script that reads packets; returns its result and its workers' process ids."""
+    """Runs a script that reads batches; returns its result and its workers' process ids."""
 
     def run(script: str) -> tuple[subprocess.CompletedProcess, list[int]]:
         (tmp_path / "script.py").write_text(READER + script)
@@ -101,7 +100,7 @@ def _has_ended(pid: int) -> bool:
 def test_death_of_one_worker_ends_the_process_though_another_hangs(run):
     result, pids = run(ONE_DIES)
     assert result.returncode == 1
-    assert result.stdout == "first packet first packet\n"
+    assert result.stdout == "first batch first batch\n"
     assert "is killed by signal: Killed" in result.stderr
     assert "Exception ignored" not in result.stderr
     assert all(map(_has_ended, pids))
@@ -126,14 +125,14 @@ def test_reading_goes_on_after_a_wait(tmp_path, monkeypatch, caplog):
     def make(worker):
         while not (tmp_path / "told").exists():
             time.sleep(0.01)
-        yield "packet"
+        yield "batch"
 
     def told(record):
         (tmp_path / "told").touch()
         return True
 
-    monkeypatch.setattr(readers, "LOOK", 0.2)
-    monkeypatch.setattr(readers, "PATIENCE", 1000)
+    monkeypatch.setattr(workers, "LOOK", 0.2)
+    monkeypatch.setattr(workers, "PATIENCE", 1000)
     caplog.handler.addFilter(told)
-    assert list(readers.read_worker_batches(make, source="cats/train", num_workers=1)) == ["packet"]
+    assert list(workers.read_in_workers(make, source="cats/train", num_workers=1)) == ["batch"]
     assert "cats/train: no batch for 0.00333 minutes; the data workers are slow" in caplog.text

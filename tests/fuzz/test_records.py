@@ -149,7 +149,7 @@ def answers(builder: str, **info: str) -> list[str]:
     config = bind(DatasetConfig, section, section="datasets.mine", source="a.yaml")
     dataset = builder_of("mine", config).build("train")
     dataset.text_processor = str  # shards have one: without it captions stay as they are
-    samples = [outcome(step.load) for step in dataset.quick_steps()]
+    samples = [outcome(sample.load) for sample in dataset.quick_samples()]
     assert all(error == "" or "/mine." in error for _, error in samples)
     return [sample["answer"] for sample, error in samples if not error]
 

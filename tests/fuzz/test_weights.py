@@ -286,8 +286,8 @@ def run(tmp_path_factory, parity_dir) -> Iterator[Any]:
     runner.run_log.begin()
     with runner.run_log.epoch(0, 10) as epoch_log:
         for iteration in range(3):
-            epoch_log.step(runner._iterate(0, iteration, next(runner.loader)), 1e-3, num_samples=2)
-        runner._save("checkpoint_iter_3.pth")
+            epoch_log.step(runner.train_step(0, iteration, next(runner.loader)), 1e-3, num_samples=2)
+        runner.save_checkpoint("checkpoint_iter_3.pth")
     yield runner
     runner.loader.close()
 
@@ -334,7 +334,7 @@ def test_changed_checkpoints_of_a_run(run, random_cases):
     path = run.folder / "changed.pth"
     content = torch.load(run.folder / "checkpoint_iter_3.pth", weights_only=True)
     known = [at for at in places(content) if at[0] != "config"]
-    before = {name: p.detach().clone() for name, p in run.updater.parameters.items()}
+    before = {name: p.detach().clone() for name, p in run.parameters.items()}
     run.run = replace(run.run, resume_ckpt_path=str(path))
     refused = resumed = 0
     for case, rng in random_cases(60):
@@ -346,13 +346,13 @@ def test_changed_checkpoints_of_a_run(run, random_cases):
             continue
         with naming(case):
             if refuses(path, run.resume):
-                assert all(torch.equal(p, before[name]) for name, p in run.updater.parameters.items()), "half loaded"
+                assert all(torch.equal(p, before[name]) for name, p in run.parameters.items()), "half loaded"
                 refused += 1
                 continue
             resumed += 1
             if rng.random() < 0.2:
                 with run.run_log.epoch(run.position.epoch, 1000, first=run.position.iteration):
-                    run._iterate(run.position.epoch, 1, next(run.loader))
+                    run.train_step(run.position.epoch, 1, next(run.loader))
             torch.save(content, path)
             run.resume()
     assert refused

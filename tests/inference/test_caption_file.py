@@ -1,4 +1,4 @@
-"""Files of captions: what a second run keeps, mends and refuses."""
+"""Files of captions: what a second run keeps, drops and refuses."""
 
 import json
 import os
@@ -34,8 +34,8 @@ def test_lines_are_there_as_soon_as_they_are_added_beside_what_they_were_made_fr
         '{"image_id": "a", "image": "a.jpg", "caption": "A a."}',
         '{"image_id": "ü", "image": "ü.jpg", "error": "ü.jpg: not an image"}',
     ]
-    assert json.loads(file.origin.read_text()) == MADE_FROM | {"about": {"batch_size": 8}}
-    assert file.origin.name == "captions.made_from.json"
+    assert json.loads(file.provenance_file.read_text()) == MADE_FROM | {"about": {"batch_size": 8}}
+    assert file.provenance_file.name == "captions.made_from.json"
 
 
 def test_second_run_keeps_all_lines_failed_ones_too(open_file):
@@ -76,22 +76,22 @@ def test_last_line_that_lost_only_its_end_is_kept(open_file):
     assert len(file.path.read_text().splitlines()) == 2
 
 
-def test_file_of_another_origin_is_refused_with_what_differs_and_stays(open_file):
+def test_file_of_another_provenance_is_refused_with_what_differs_and_stays(open_file):
     file, _ = open_file()
     file.add([_line("a")])
-    before = file.path.read_bytes(), file.origin.read_bytes()
+    before = file.path.read_bytes(), file.provenance_file.read_bytes()
     with pytest.raises(ConfigError, match=r'(?s)prompt: "What\?" then, "Where\?" now.*num_beams: 1 then, 5 now'):
         open_file(prompt="Where?", decoding={"num_beams": 5})
-    assert (file.path.read_bytes(), file.origin.read_bytes()) == before
+    assert (file.path.read_bytes(), file.provenance_file.read_bytes()) == before
 
 
-@pytest.mark.parametrize("origin", [None, "", "[1]", "7", "[" * 100_000])
-def test_file_of_unknown_origin_is_refused(open_file, origin):
+@pytest.mark.parametrize("content", [None, "", "[1]", "7", "[" * 100_000])
+def test_file_of_unknown_provenance_is_refused(open_file, content):
     file, _ = open_file()
     file.add([_line("a")])
-    file.origin.unlink()
-    if origin is not None:
-        file.origin.write_text(origin)
+    file.provenance_file.unlink()
+    if content is not None:
+        file.provenance_file.write_text(content)
     with pytest.raises(ConfigError, match=r"captions\.made_from\.json beside it.*cannot be read"):
         open_file()
 
@@ -101,7 +101,7 @@ def test_deleted_file_is_begun_again_whatever_it_was_made_from(open_file):
     file.add([_line("a")])
     file.path.unlink()
     assert open_file(prompt="Where?")[1] == []
-    assert json.loads(file.origin.read_text())["prompt"] == "Where?"
+    assert json.loads(file.provenance_file.read_text())["prompt"] == "Where?"
 
 
 def test_file_name_that_is_not_utf8_survives(open_file):

@@ -68,9 +68,10 @@ def test_another_tower_sees_images_as_in_its_own_training(write_config, tmp_path
 def test_images_are_prepared_as_in_the_evaluation_of_the_only_dataset(config):
     name = "datasets.flickr30k_grounded_detail"
     info = [f"{name}.{key}" for key in ("builder=image_caption_json", "build_info.storage=birds")]
-    changed = read_source(config, [*info, f"{name}.vis_processor.eval={{name: blip2_image_eval, mean: [0, 0, 0]}}"])
-    assert list(image_processor(changed).mean) == [0, 0, 0]
+    changed = read_source(config, [*info, f"{name}.vis_processor.eval={{name: blip2_image_eval, image_size: 56}}"])
     assert image_processor(changed).image_size == image_processor(read_source(config)).image_size == 56
+    with pytest.raises(ConfigError, match=rf"{name}\.vis_processor\.train\.mean: .*eva_clip_g was trained with"):
+        read_source(config, [*info, f"{name}.vis_processor.eval={{name: blip2_image_eval, mean: [0, 0, 0]}}"])
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.models.generation import BeamSearch, Decoding, _Pool, generate_ids
+from minigpt4.models.beam_search import BeamSearch, _Pool
+from minigpt4.models.generation import Decoding, generate_ids
 from minigpt4.models.llm import load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
 

@@ -6,7 +6,7 @@ import torch
 
 from minigpt4.common.errors import ConfigError, WeightsError
 from minigpt4.common.model_schema import MiniGPT4Config
-from minigpt4.models.eva_vit import VisionEncoder, build_vision_encoder, load_vision_encoder
+from minigpt4.models.vision_tower import VisionTower, build_vision_encoder, load_vision_encoder
 
 ATOL = 3e-5
 POS_EMBED_ATOL = 5e-6
@@ -17,7 +17,7 @@ NORM_ATOL = 1e-5
 def load(tiny_section):
     """The encoder of a section with changes, loaded, in eval mode."""
 
-    def load_encoder(**changes) -> VisionEncoder:
+    def load_encoder(**changes) -> VisionTower:
         cfg = MiniGPT4Config(**tiny_section(**changes))
         encoder = build_vision_encoder(cfg)
         load_vision_encoder(encoder, cfg)

@@ -6,7 +6,8 @@ import pytest
 from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
-from minigpt4.models.generation import BeamSearch, Decoding, beam_search, end_tokens, first_token, generate_ids
+from minigpt4.models.beam_search import BeamSearch
+from minigpt4.models.generation import Decoding, beam_search, end_tokens, first_token, generate_ids
 
 PROMPT = "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
 IMAGES = 3

@@ -19,9 +19,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minigpt4.common.errors import WeightsError
+from minigpt4.models.attention import activation_checkpointing
 from minigpt4.models.llm import (
     SANITY_SENTENCE,
-    activation_checkpointing,
     cache_arguments,
     check_llm,
     english_loss,

@@ -11,8 +11,9 @@ from torch import nn
 from minigpt4.common.binding import bind
 from minigpt4.common.errors import WeightsError
 from minigpt4.common.model_schema import QFORMER_FILE, MiniGPT4Config
-from minigpt4.inference.prompts import CheckpointSwitch
-from minigpt4.models.loading import build_projection, load_trained, load_vision, vision_fingerprints
+from minigpt4.inference.engine import CheckpointSwitch
+from minigpt4.models.connectors import build_projection
+from minigpt4.models.loading import load_trained, load_vision, vision_fingerprints
 from minigpt4.models.mini_gpt4 import MiniGPT4
 
 VICUNA_7B, VICUNA_13B, QFORMER = 4096, 5120, 768
@@ -101,8 +102,8 @@ def test_three_layers_have_no_activation_between_them():
 
 
 def test_ln_vision_without_qformer_keeps_ones_and_zeros(tiny_section):
-    _, ln_vision, q_former = load_vision(MiniGPT4Config(**tiny_section(has_qformer=False, q_former_model=None)))
-    assert q_former is None
+    _, ln_vision, connector = load_vision(MiniGPT4Config(**tiny_section(has_qformer=False, q_former_model=None)))
+    assert not list(connector.parameters())
     assert torch.equal(ln_vision.weight, torch.ones(64))
     assert torch.equal(ln_vision.bias, torch.zeros(64))
 

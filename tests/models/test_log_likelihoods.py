@@ -34,7 +34,7 @@ def test_answer_that_greedy_decoding_gives_is_greedy_and_its_changes_are_not(sha
     for _ in range(5):
         greedy.append(int(model.llama_model(inputs_embeds=embeds).logits[0, -1].argmax()))
         embeds = torch.cat([embeds, model.llama_model.get_input_embeddings()(torch.tensor([[greedy[-1]]]))], dim=1)
-    rules = type(model._prompt_builder())
+    rules = type(model.prompting)
     encode = rules.encode
     changed = [*greedy[:-1], (greedy[-1] + 1) % len(model.llama_tokenizer)]
     given = {"greedy": greedy, "changed": changed}

@@ -5,19 +5,16 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from minigpt4.models.attention import FUSED, MATMUL
-from minigpt4.models.loss import target_losses
-from minigpt4.models.sequence import (
+from minigpt4.models.loss import (
     LONGEST_PREFIX,
     MOST_PREFIXES,
     PrefixStates,
-    TokenSequence,
     can_pack,
-    collate_training,
-    embed,
     pack,
     shared_prefix,
-    target_positions,
+    target_losses,
 )
+from minigpt4.models.sequence import TokenSequence, collate_training, embed, target_positions
 
 SIZES = {
     "vocab_size": 50,

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.conversation.chat import Decoding
+from minigpt4.conversation.decoding import Decoding
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
 from minigpt4.models.generation import end_tokens, first_token, generate_ids
 

@@ -205,14 +205,14 @@ def jpeg(image: Image.Image) -> bytes:
 def levels(source, **switches) -> torch.Tensor:
     """Grey levels (3, 224, 224) int16 of an image file's bytes."""
     processor = Blip2ImageEvalProcessor(**switches)
-    return process_image(processor, source, levels=True).levels.short()
+    return process_image(processor, source, as_uint8=True).pixels.short()
 
 
 def test_fast_resizing_is_within_one_grey_level_of_the_reference(parity_dir, golden, golden_tensors):
     size = golden["images"]["image_size"]
     processor = Blip2ImageTrainProcessor(image_size=size, fast_resize=True)
     for index, entry in enumerate(golden["images"]["files"]):
-        result = processor.levels(reference_image(parity_dir, entry)).levels.permute(1, 2, 0).short()
+        result = processor.uint8(reference_image(parity_dir, entry)).pixels.permute(1, 2, 0).short()
         off = (result - golden_tensors[f"images/img{index}/resized_uint8"].short()).abs()
         assert off.max() <= 1
         assert (off > 0).float().mean() < 0.02

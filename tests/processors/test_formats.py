@@ -1,5 +1,6 @@
 """What is refused before it costs anything: sizes, kinds of files, what is no file, and what a few bytes claim."""
 
+import functools
 import io
 import os
 import struct
@@ -22,6 +23,7 @@ from minigpt4.serving.uploads import Limits, read_image
 REPOSITORY = Path(__file__).parents[2]
 BROKEN = REPOSITORY / "tests" / "data" / "images"
 SMALL = Blip2ImageEvalProcessor(image_size=8)
+TRAINING_READ = functools.partial(ImageReader(SMALL).read, as_uint8=True)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -91,7 +93,7 @@ def test_size_beyond_the_limits_is_refused_with_file_size_and_limit(content, rea
     file.write_bytes(content)
     for read in (
         lambda: open_image(file),
-        lambda: ImageReader(SMALL).read_sample(file),
+        lambda: TRAINING_READ(file),
         lambda: read_image(content, Limits(), "odd.jpg"),
     ):
         with pytest.raises(SampleError, match=rf"odd\.jpg: .*({reason}|files are not taken)"):
@@ -106,7 +108,7 @@ def test_panoramas_and_long_screenshots_are_read(size):
 @pytest.mark.parametrize("size", [(1, 70_000), (3, 601), (0, 5)])
 def test_pillow_image_of_python_code_has_the_same_limits(size):
     image = Image.new("RGB", size)
-    for read in (SMALL, SMALL.levels, open_image, lambda one: look(one, SMALL)):
+    for read in (SMALL, SMALL.uint8, open_image, lambda one: look(one, SMALL)):
         with pytest.raises(SampleError, match=f"{size[0]} x {size[1]} pixels"):
             read(image)
     assert isinstance(look(Image.new("RGB", (9, 5)), SMALL), Picture)
@@ -240,7 +242,7 @@ def test_pipes_devices_and_folders_are_refused_at_once(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
     for name, reason in (("pipe", "pipe or a device"), ("folder", "folder"), ("zero", "pipe or a device")):
-        for read in (open_image, ImageReader(SMALL).read_sample):
+        for read in (open_image, TRAINING_READ):
             with pytest.raises(SampleError, match=rf"{name}\.jpg: cannot be opened.*{reason}"):
                 read(tmp_path / f"{name}.jpg")
 
@@ -265,7 +267,7 @@ def test_file_that_is_too_large_for_an_image_is_not_read(tmp_path):
 
 
 @pytest.mark.parametrize("file", sorted(BROKEN.iterdir()), ids=lambda file: file.name)
-@pytest.mark.parametrize("read", [open_image, ImageReader(SMALL).read_sample], ids=["python", "training"])
+@pytest.mark.parametrize("read", [open_image, TRAINING_READ], ids=["python", "training"])
 def test_file_whose_decoder_raises_anything_is_named(file, read):
     with pytest.raises(SampleError, match=file.name):
         read(file)

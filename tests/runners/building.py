@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from minigpt4 import launch
 from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import Processes
-from minigpt4.runners import RunnerBase
-from minigpt4.tasks import BaseTask
+from minigpt4.common.dist_utils import Processes, seed_everything
+from minigpt4.runners import RunnerBase, choose_folder
+from minigpt4.tasks import BaseTask, setup_task
 
 ALONE = Processes(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 CONSTANT_RATE = ("run.lr_sched=linear_warmup_step_lr", "run.warmup_steps=0", "run.warmup_lr=-1")
@@ -35,9 +34,9 @@ def build(
 ) -> RunnerBase:
     """What `train.py` builds, with another runner or task in its place."""
     torch.set_num_threads(1)
-    cfg, folder = launch.choose_folder(read(recipe, *options), processes)
-    launch.seed_everything(cfg.run.seed + processes.rank)
-    task = task or launch.setup_task(cfg)
+    cfg, folder = choose_folder(read(recipe, *options), processes)
+    seed_everything(cfg.run.seed + processes.rank)
+    task = task or setup_task(cfg)
     datasets = task.build_datasets(cfg)
     return runner(cfg, folder.job_id, task, task.build_model(cfg, processes.device), datasets, processes)
 
@@ -94,9 +93,9 @@ def gradients(runner: RunnerBase) -> list[dict[str, torch.Tensor]]:
     steps: list[dict[str, torch.Tensor]] = []
 
     def note(*_: Any) -> None:
-        steps.append({name: p.grad.clone() for name, p in runner.updater.parameters.items()})
+        steps.append({name: p.grad.clone() for name, p in runner.parameters.items()})
 
-    runner.updater.optimizer.register_step_pre_hook(note)
+    runner.optimizer.register_step_pre_hook(note)
     return steps
 
 

@@ -28,7 +28,6 @@ from minigpt4.models.fsdp import uneven_inputs
 from minigpt4.models.llm import fingerprint, load_llm
 from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.runners import RunnerBase
-from minigpt4.runners.validation import validate
 
 FSDP = "run.parallel=fsdp"
 DDP = "model.llm_prefix_cache=False"
@@ -50,8 +49,8 @@ def _trained(recipe: Path, processes: Processes, *options: str) -> tuple[dict[st
     lengths = ("run.max_epoch=1", f"run.iters_per_epoch={UPDATES}", "run.save_every_iters=2", WITHOUT_PROMPTS)
     given = fed(_batches(processes.rank))
     runner = build(recipe, *CONSTANT_RATE, *lengths, *options, runner=given, processes=processes)
-    losses, original = [], runner.updater.backward
-    runner.updater.backward = lambda *a, **k: (losses.append(original(*a, **k)), losses[-1])[1]
+    losses, original = [], runner.train_step
+    runner.train_step = lambda *a: (losses.append(original(*a)), losses[-1])[1]
     runner.train()
     result = {"losses": torch.stack(losses), "weights": trained(runner), "folder": str(runner.folder)}
     return result, runner
@@ -89,8 +88,8 @@ def scenario_validation(recipe: Path, processes: Processes) -> dict[str, Any]:
     results = {}
     for name, options in {"ddp": (DDP,), "fsdp": (FSDP,)}.items():
         runner = build(recipe, *options, "run.valid_splits=[val]", "run.batch_size_eval=1", processes=processes)
-        found = validate(runner.model, runner.task, runner.valid_loaders, runner.run, processes, runner.features)
-        runner.updater.backward(batch(processes.rank, 2), sync_gradients=True)
+        found = runner.eval_epoch(runner.valid_loaders)
+        runner.train_step(0, 0, batch(processes.rank, 2))
         runner.loader.close()
         results[name] = {"loss": found.loss, "shown": found.shown}
     return results

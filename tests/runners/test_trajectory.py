@@ -89,10 +89,8 @@ def _batches(tensors: dict[str, torch.Tensor]) -> list[dict]:
 
 
 def _groups(runner: RunnerBase) -> list[dict]:
-    names = {id(p): name for name, p in runner.updater.parameters.items()}
-    return [
-        {**group, "params": [names[id(p)] for p in group["params"]]} for group in runner.updater.optimizer.param_groups
-    ]
+    names = {id(p): name for name, p in runner.parameters.items()}
+    return [{**group, "params": [names[id(p)] for p in group["params"]]} for group in runner.optimizer.param_groups]
 
 
 @pytest.fixture(scope="module")

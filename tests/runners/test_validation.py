@@ -61,7 +61,7 @@ class Trained:
     def __init__(self, building, recipe: Path) -> None:
         self.runner = building.build(recipe, *LEARNING, *building.CONSTANT_RATE)
         self.modes = []
-        self.runner.updater.optimizer.register_step_pre_hook(lambda *_: self.modes.append(self._mode()))
+        self.runner.optimizer.register_step_pre_hook(lambda *_: self.modes.append(self._mode()))
         self.runner.train()
         self.folder = self.runner.folder
 

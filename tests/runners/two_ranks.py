@@ -66,24 +66,24 @@ def _accumulated(recipe: Path, processes: Processes, accumulation: int) -> dict[
         average = bucket.buffer().div_(processes.world_size)
         return dist.all_reduce(average, async_op=True).get_future().then(lambda done: done.value()[0])
 
-    runner.updater.model.register_comm_hook(None, exchange)
+    runner.wrapped_model.register_comm_hook(None, exchange)
     before, steps = digests(runner.model), gradients(runner)
     with collectives() as counted:
-        original, per_iteration = runner.updater.backward, []
+        original, per_iteration = runner.train_step, []
 
-        def backward(*arguments: Any, **keys: Any) -> Tensor:
+        def train_step(*arguments: Any) -> Tensor:
             count = len(counted)
-            loss = original(*arguments, **keys)
-            per_iteration.append(len(counted) - count)
+            loss = original(*arguments)
+            per_iteration.append(counted[count:])
             return loss
 
-        runner.updater.backward = backward
+        runner.train_step = train_step
         runner.train()
     return {
         "weights": trained(runner),
         "gradients": steps,
         "exchanged": exchanged,
-        "collectives_in_backward": per_iteration,
+        "collectives": per_iteration,
         "changed": [name for name, digest in digests(runner.model).items() if digest != before[name]],
     }
 
@@ -166,21 +166,21 @@ def _faulty(
 def _five(recipe: Path, processes: Processes, batches: list, task: Any, *options: str) -> dict[str, Any]:
     lengths = ("run.max_epoch=1", f"run.iters_per_epoch={len(batches)}", WITHOUT_PROMPTS, *CONSTANT_RATE)
     runner = build(recipe, *lengths, *options, runner=fed(batches), task=task, processes=processes)
-    original, scales, weights = runner.updater.update, [runner.updater.scaler.get_scale()], [trained(runner)]
+    original, scales, weights = runner.guard.watch, [runner.scaler.get_scale()], [trained(runner)]
 
-    def update() -> None:
-        original()
-        scales.append(runner.updater.scaler.get_scale())
+    def watch(*arguments: Any) -> None:
+        scales.append(runner.scaler.get_scale())
         weights.append(trained(runner))
+        original(*arguments)
 
-    runner.updater.update = update
+    runner.guard.watch = watch  # once an update, after it
     runner.train()
     return {
         "weights": weights,
         "scales": scales,
-        "skipped": runner.updater.finite.skipped,
+        "skipped": runner.guard.skipped,
         "folder": str(runner.folder),
-        "adam_steps": [int(state["step"]) for state in runner.updater.optimizer.state.values()],
+        "adam_steps": [int(state["step"]) for state in runner.optimizer.state.values()],
     }
 
 

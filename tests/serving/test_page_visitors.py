@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from minigpt4.conversation.chat import Decoding
+from minigpt4.conversation.decoding import Decoding
 from minigpt4.serving.page_session import NotNowError, PageSession, Visitors
 from minigpt4.serving.uploads import Limits
 

@@ -1,186 +1,23 @@
-"""What a format has to offer: a dataset of numbered units, and the builder that makes one for each split."""
+"""What a dataset is: shards of samples that are read when asked for, in an order that its keys alone decide."""
 
-import json
-import logging
+import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.registry import registry
-from minigpt4.common.schemas import DatasetConfig
-from minigpt4.datasets.feature_store import CachedImage, FeatureStore, image_digest
+from minigpt4.common.errors import SampleError, errors_as
+from minigpt4.datasets.feature_store import CachedBatch, CachedImage, FeatureStore, image_digest
 from minigpt4.processors import BaseProcessor, Uint8Image, process_image
 from minigpt4.processors.images import open_file
 
-if TYPE_CHECKING:
-    from minigpt4.models.feature_cache import FeatureCache
-
-log = logging.getLogger(__name__)
-
-
-# Bad samples: counted for each dataset, written down, and the reason to stop when they are too many.
-
-
-FILE_NAME = "bad_samples.jsonl"
-ENOUGH_TO_JUDGE = 20
-"""Bad samples before their share is judged: a few unlucky ones at the start say nothing."""
-
-SHOWN_REASONS = 3
-
-
-@dataclass(frozen=True)
-class BadSample:
-    """One sample that could not be used."""
-
-    source: str
-    """`name/split` of the dataset."""
-
-    key: str
-    """Name of the sample; "" for a whole file."""
-
-    file: str
-    """The shard, or the annotation file with line or record."""
-
-    reason: str
-
-
-@dataclass
-class Counts:
-    """Samples read from one dataset."""
-
-    good: int = 0
-    bad: int = 0
-
-    @property
-    def seen(self) -> int:
-        return self.good + self.bad
-
-
-class BadSampleMonitor:
-    """Counts, records and limits of one process.
-
-    Args:
-        folder: bad samples are appended to `bad_samples.jsonl` there, by every rank; None: not written.
-        max_share: share of bad samples of a dataset above which `add` raises; 0: the first one is too many.
-        max_in_a_row: bad samples in a row, of one reader, at which `add` raises.
-        rank: written beside each sample.
-    """
-
-    def __init__(self, folder: Path | None, *, max_share: float, max_in_a_row: int, rank: int = 0) -> None:
-        self.file = folder / FILE_NAME if folder else None
-        self.max_share = max_share
-        self.max_in_a_row = max_in_a_row
-        self.rank = rank
-        self.at: dict[str, int] = {}
-        """Where the run stands, written beside each sample: who goes on from a checkpoint drops what is later."""
-        self.counts: dict[str, Counts] = {}
-
-    def add(self, source: str, good: int, bad: Sequence[BadSample], in_a_row: int) -> None:
-        """Count what a reader has read; `in_a_row` is its longest run of bad samples in it.
-
-        SampleError, with counts, places and reasons, when a limit is passed.
-        """
-        counts = self.counts.setdefault(source, Counts())
-        counts.good += good
-        if not bad:
-            return
-        before, counts.bad = counts.bad, counts.bad + len(bad)
-        self._write(bad)
-        if counts.bad.bit_length() > before.bit_length():  # at 1, 2, 4, 8, ... bad samples
-            log.warning("%s The last: %s", self._summary(source), bad[-1].reason)
-        self._judge(source, bad, in_a_row)
-
-    def describe(self, source: str) -> str:
-        """`2 of 3,439 samples are bad (0.06%)`."""
-        counts = self.counts.get(source, Counts())
-        return f"{counts.bad:,} of {counts.seen:,} samples are bad ({counts.bad / max(counts.seen, 1):.2%})"
-
-    def state_dict(self) -> dict[str, list[int]]:
-        """[good, bad] by dataset."""
-        return {source: [counts.good, counts.bad] for source, counts in self.counts.items()}
-
-    def load_state_dict(self, state: dict[str, list[int]]) -> None:
-        """Counts of an earlier run, to count on from."""
-        self.counts = {source: Counts(*numbers) for source, numbers in state.items()}
-
-    def _summary(self, source: str) -> str:
-        written = f"; all are in {self.file}" if self.file else ""
-        return f"{source}: {self.describe(source)}{written}."
-
-    def _write(self, bad: Sequence[BadSample]) -> None:
-        if self.file is None:
-            return
-        lines = "".join(json.dumps({"rank": self.rank, **self.at, **asdict(sample)}) + "\n" for sample in bad)
-        try:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(lines)  # one write: lines of several ranks do not mix
-        except OSError as error:
-            log.warning("%s: cannot be written (%s); bad samples are only counted", self.file, error.strerror)
-
-    def _judge(self, source: str, bad: Sequence[BadSample], in_a_row: int) -> None:
-        counts = self.counts[source]
-        judged = counts.bad >= ENOUGH_TO_JUDGE or self.max_share == 0
-        if in_a_row >= self.max_in_a_row:
-            raise self._too_many(source, bad, f"{in_a_row} in a row, the limit run.max_bad_in_a_row")
-        if judged and counts.bad > self.max_share * counts.seen:
-            raise self._too_many(source, bad, f"more than run.max_bad_share, {self.max_share:.2%}")
-
-    def _too_many(self, source: str, bad: Sequence[BadSample], limit: str) -> SampleError:
-        last = "".join(f"\n  {sample.reason}" for sample in bad[-SHOWN_REASONS:])
-        return SampleError(
-            f"{self._summary(source)} That is {limit}. The last:{last}\n"
-            "Mend the data (python -m minigpt4.datasets.check CFG --full lists what is bad) or raise the limit."
-        )
-
-
-# How a dataset reads an image: from a file to pixels, or from a cache of features without decoding anything.
-
-
-class ImageReader:
-    """Reads the images of one split.
-
-    Args:
-        processor: PIL image -> (3, S, S).
-        features: rows of images that went through `processor`; None: there is no cache.
-    """
-
-    def __init__(self, processor: BaseProcessor, features: FeatureStore | None = None) -> None:
-        self.processor, self._features = processor, features
-
-    def read(self, source: Path | bytes, name: str | None = None) -> Tensor | CachedImage:
-        """Pixels (3, S, S) float32, or the image's row of the cache; SampleError if the image cannot be read.
-
-        `name`: how errors call it, if it is not a file.
-        """
-        if self._features is None:
-            return process_image(self.processor, source, name)
-        content = source if isinstance(source, bytes) else _content(source)
-        digest, store = image_digest(content), self._features
-        row_QV = store.get(digest)
-        if row_QV is not None:
-            return CachedImage(str(store.folder), digest, torch.from_numpy(row_QV.copy()))
-        pixels_3SS = process_image(self.processor, content, name or str(source))
-        return CachedImage(str(store.folder), digest, torch.from_numpy(store.shape.empty()), pixels_3SS)
-
-    def read_sample(self, source: Path | bytes, name: str | None = None) -> Tensor | Uint8Image | CachedImage:
-        """The same for a batch on its way to the device: a `Uint8Image` (3, S, S) if the processor gives one."""
-        if self._features is not None:
-            return self.read(source, name)
-        return process_image(self.processor, source, name, levels=True)
-
-
-def _content(file: Path) -> bytes:
-    with errors_as(SampleError, f"{file}: cannot be read"), open_file(file) as opened:
-        return opened.read()
-
-
+T = TypeVar("T")
 TRAIN = "train"
 
 
@@ -195,13 +32,24 @@ class LazySample:
     """Where it stands: the shard, or the annotation file with line or record."""
 
     load: Callable[[], dict[str, Any]]
-    """Reads the sample: {"image": Uint8Image (3, S, S), or float32 from a processor without levels, or a row of a
-    feature cache, "image_id": str, "answer": str, or in place of the answer "conv_q", "conv_a" and "connect_sym"}.
-    SampleError when the data is bad; other errors are bugs."""
+    """Reads the sample: {"image": as `ImageReader.read` gives it as uint8, "image_id": str, "answer": str, or in place
+    of the answer "conv_q", "conv_a" and "connect_sym"}. SampleError when the data is bad; other errors are bugs."""
 
 
-class Dataset(ABC):
-    """One split of a dataset. It is handed to worker processes, so it must pickle."""
+def failing(error: Exception) -> Callable[[], dict[str, Any]]:
+    """A `LazySample.load` that raises `error`."""
+
+    def load() -> dict[str, Any]:
+        raise error
+
+    return load
+
+
+class BaseDataset(ABC):
+    """One split of a dataset. It is handed to worker processes, so it must pickle.
+
+    It is cut into shards, what is opened as a whole: a record of a JSON file, a tar or a part of one.
+    """
 
     def __init__(self, name: str, split: str) -> None:
         self.name = name
@@ -218,89 +66,158 @@ class Dataset(ABC):
         """Number of samples, good and bad; None: only reading everything would tell."""
 
     @abstractmethod
-    def units(self, slots: int) -> int:
-        """Number of units when so many slots read; at least 1."""
+    def num_shards(self, readers: int) -> int:
+        """Number of shards when so many readers share them; at least 1."""
 
     @abstractmethod
-    def open(self, unit: int, slots: int, random: np.random.Generator | None) -> Iterator[LazySample]:
-        """The samples of a unit, shuffled where `random` is given; nothing is decoded before `LazySample.load`."""
+    def open(self, shard: int, readers: int, random: np.random.Generator | None) -> Iterator[LazySample]:
+        """The samples of a shard, shuffled where `random` is given; nothing is decoded before `LazySample.load`."""
 
     @abstractmethod
-    def quick_steps(self) -> Iterator[LazySample]:
-        """Steps whose loading is a cheap look at the data, for `python -m minigpt4.datasets.check`."""
+    def quick_samples(self) -> Iterator[LazySample]:
+        """Samples whose loading is a cheap look at the data, for `python -m minigpt4.datasets.check`."""
 
     @abstractmethod
     def describe(self) -> str:
         """What there is to read, such as `3,439 records`."""
 
-
-def failing(error: Exception) -> Callable[[], dict[str, Any]]:
-    """A `LazySample.load` that raises `error`."""
-
-    def load() -> dict[str, Any]:
-        raise error
-
-    return load
+    def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """{"image": as `join_images` gives it, "source": name of the dataset, every other key: list of B}."""
+        batch = {key: [sample[key] for sample in samples] for key in samples[0]}
+        return {**batch, "image": join_images(batch["image"]), "source": self.name}
 
 
-class BaseBuilder(ABC):
-    """Makes the datasets of one section under `datasets:`.
+class ImageReader:
+    """Reads the images of one split.
 
     Args:
-        name: the section's name.
-        config: the section; ConfigError if this format needs more than it says.
-        cache: features of images that are known already.
+        processor: PIL image -> (3, S, S).
+        features: rows of images that went through `processor`; None: there is no cache.
     """
 
-    SPLIT_KEYS: ClassVar[dict[str, str]]
-    """Key of `build_info` that holds the files of a split."""
+    def __init__(self, processor: BaseProcessor, features: FeatureStore | None = None) -> None:
+        self.processor, self._features = processor, features
 
-    def __init__(self, name: str, config: DatasetConfig, cache: "FeatureCache | None" = None) -> None:
-        self.name = name
-        self.config = config
-        self.cache = cache
+    def read(
+        self, source: Path | bytes, name: str | None = None, *, as_uint8: bool = False
+    ) -> Tensor | Uint8Image | CachedImage:
+        """Pixels (3, S, S) float32, or with `as_uint8` a `Uint8Image` (3, S, S) if the processor gives one; where there
+        is a cache, the image's row of it. SampleError, which calls it `name`, if the image cannot be read."""
+        if self._features is None:
+            return process_image(self.processor, source, name, as_uint8=as_uint8)
+        name = name or (str(source) if isinstance(source, Path) else None)
+        if isinstance(source, Path):
+            with errors_as(SampleError, f"{source}: cannot be read"), open_file(source) as file:
+                source = file.read()
+        digest, store = image_digest(source), self._features
+        row_QV = store.get(digest)
+        if row_QV is not None:
+            return CachedImage(str(store.folder), digest, torch.from_numpy(row_QV.copy()))
+        pixels_3SS = process_image(self.processor, source, name)
+        return CachedImage(str(store.folder), digest, torch.from_numpy(store.shape.empty()), pixels_3SS)
 
-    @abstractmethod
-    def build(self, split: str) -> Dataset:
-        """The dataset of a split; ConfigError when there is none or its files cannot be used."""
 
-    def splits(self) -> list[str]:
-        """Splits that the section names files for."""
-        return [split for split in self.SPLIT_KEYS if self._files(split)]
+def join_images(
+    images: Sequence[Tensor] | Sequence[Uint8Image] | Sequence[CachedImage],
+) -> Tensor | Uint8Image | CachedBatch:
+    """A batch of images: (B, 3, S, S) float32 or uint8, or rows of a cache; an empty tensor for none."""
+    if images and isinstance(images[0], CachedImage):
+        return CachedBatch.of(images)
+    if images and isinstance(images[0], Uint8Image):
+        return Uint8Image.joined(images)
+    return torch.stack(list(images)) if images else torch.empty(0)
 
-    def build_datasets(self, splits: Sequence[str] = (TRAIN,)) -> dict[str, Dataset]:
-        """Datasets by split, without the splits that the section says nothing about."""
-        known = self.splits()
-        return {split: self.build(split) for split in splits if split in known}
 
-    def vis_processor(self, split: str) -> BaseProcessor:
-        """The image processor of a split."""
-        section = self.config.vis_processor.train if split == TRAIN else self.config.vis_processor.eval
-        return registry.get_processor_class(section.name).from_config({"name": section.name, **section.arguments()})
+# The order of the samples: no global random state is read or changed.
 
-    def image_reader(self, split: str) -> ImageReader:
-        """How images of a split are read: decoded, or from `self.cache` where they are known."""
-        processor = self.vis_processor(split)
-        return ImageReader(processor, self.cache.store(processor) if self.cache is not None else None)
 
-    def text_processor(self, split: str) -> BaseProcessor:
-        """The text processor of a split."""
-        section = self.config.text_processor.train if split == TRAIN else self.config.text_processor.eval
-        return registry.get_processor_class(section.name).from_config({"name": section.name, **section.arguments()})
+@dataclass(frozen=True)
+class ReaderSlot:
+    """One reader among all: a worker of a rank."""
 
-    def error(self, text: str) -> ConfigError:
-        """A ConfigError that names the section."""
-        return ConfigError(f"datasets.{self.name}: {text}")
+    index: int
+    count: int
 
-    def _files(self, split: str) -> str | None:
-        key = self.SPLIT_KEYS.get(split)
-        return getattr(self.config.build_info, key) if key else None
+    @classmethod
+    def of_rank(cls, rank: int, world_size: int, num_workers: int) -> "list[ReaderSlot]":
+        """Slots of the workers of a rank, or the one of the rank itself when it has none."""
+        workers = max(1, num_workers)
+        return [cls(rank + world_size * worker, world_size * workers) for worker in range(workers)]
 
-    def require_files(self, split: str) -> str:
-        """What `build_info` says about the split; ConfigError if it says nothing."""
-        files = self._files(split)
-        if files:
-            return files
-        key = self.SPLIT_KEYS.get(split)
-        wanted = f"set build_info.{key}" if key else f"the splits are {', '.join(self.SPLIT_KEYS)}"
-        raise self.error(f"has no split {split!r}; {wanted}")
+
+@dataclass(frozen=True)
+class Cursor:
+    """Position of a reader: so many of its shards are behind it, and so many samples of the next one."""
+
+    shard: int = 0
+    offset: int = 0
+
+
+def generator(*key: int | str) -> np.random.Generator:
+    """A random generator that depends on the key alone, the same in every process."""
+    numbers = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(numbers)))
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Key of the order of one dataset."""
+
+    seed: int
+    label: str
+    """The dataset's `name/split`, so that one dataset's order does not depend on the others."""
+
+    reshuffle_round: int = 0
+    """Counts how often the order was begun anew, because a resumed run has other readers than the one before."""
+
+    def order(self, shards: int, epoch: int) -> np.ndarray:
+        """Permutation of the shards in this epoch, (shards,) int64."""
+        return generator(self.seed, self.label, self.reshuffle_round, epoch).permutation(shards)
+
+    def inside(self, epoch: int, shard: int) -> np.random.Generator:
+        """For the order inside a shard."""
+        return generator(self.seed, self.label, self.reshuffle_round, epoch, shard)
+
+
+def shuffled(items: Iterable[T], random: np.random.Generator, size: int) -> Iterator[T]:
+    """`items` through a buffer of `size`: each item leaves from a random place, which the next one takes."""
+    held: list[T] = []
+    for item in items:
+        if len(held) < size:
+            held.append(item)
+            continue
+        place = int(random.integers(size))
+        yield held[place]
+        held[place] = item
+    for place in random.permutation(len(held)):
+        yield held[place]
+
+
+def iter_infinite(
+    dataset: BaseDataset, slot: ReaderSlot, shuffle: Shuffle, cursor: Cursor = Cursor()
+) -> Iterator[tuple[Cursor, LazySample]]:
+    """The samples of a reader from `cursor` on, each with the position after it; never ends.
+
+    The shards of all epochs, each epoch in an order of its own, make one endless row, of which reader s of n takes
+    places s, s + n, s + 2n, ... So readers never share a shard of an epoch, none runs dry, and with one reader a rank
+    the first k shards of all ranks together are the same however many ranks there are.
+    """
+    shards = dataset.num_shards(slot.count)
+    number, offset = cursor.shard, cursor.offset
+    epoch, order = -1, None
+    while True:
+        current, place = divmod(slot.index + slot.count * number, shards)
+        if current != epoch:
+            epoch, order = current, shuffle.order(shards, current)
+        shard = int(order[place])
+        samples = dataset.open(shard, slot.count, shuffle.inside(epoch, shard))
+        for done, sample in enumerate(islice(samples, offset, None), start=offset + 1):
+            yield Cursor(number, done), sample
+        number, offset = number + 1, 0
+
+
+def iter_once(dataset: BaseDataset, slot: ReaderSlot) -> Iterator[tuple[Cursor, LazySample]]:
+    """The samples of a reader in the data's own order; all readers together read every sample once."""
+    for shard in range(slot.index, dataset.num_shards(slot.count), slot.count):
+        for done, sample in enumerate(dataset.open(shard, slot.count, None), start=1):
+            yield Cursor(shard, done), sample

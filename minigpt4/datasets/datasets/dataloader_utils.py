@@ -1,32 +1,307 @@
-"""Batches on the training device, the next one on its way while the present one is trained on."""
+"""Batches of one process: for training endless, mixed and resumable to the sample, for evaluation each sample once."""
 
 import functools
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.datasets.datasets.base_dataset import BadSampleMonitor, Dataset
-from minigpt4.datasets.datasets.readers import (
-    MAX_PATIENCE,
-    Geometry,
+from minigpt4.datasets.datasets.base_dataset import (
+    BaseDataset,
+    Cursor,
+    LazySample,
     ReaderSlot,
-    SourceReader,
-    TrainSource,
-    WorkerBatch,
-    draw,
+    Shuffle,
+    generator,
+    iter_infinite,
     iter_once,
-    packets,
-    read_worker_batches,
 )
+from minigpt4.datasets.datasets.workers import read_in_workers
 from minigpt4.processors import Uint8Image
 
 log = logging.getLogger(__name__)
 
+BAD_SAMPLES = "bad_samples.jsonl"
+"""File in a run's folder."""
 
-# The training batches of one process: endless, mixed from several datasets, resumable to the sample.
+ENOUGH_TO_JUDGE = 20
+"""Bad samples before their share is judged: a few unlucky ones at the start say nothing."""
+
+SHOWN_REASONS = 3
+
+MAX_BAD_IN_A_ROW = 10_000
+"""Bad samples in a row after which a reader gives up even if the run's limit is higher."""
+
+
+# Bad samples: counted for each dataset, written down, and the reason to stop when they are too many.
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """One sample that could not be used."""
+
+    source: str
+    """`name/split` of the dataset."""
+
+    key: str
+    """Name of the sample; "" for a whole file."""
+
+    file: str
+    """The shard, or the annotation file with line or record."""
+
+    reason: str
+
+
+@dataclass
+class Counts:
+    """Samples read from one dataset."""
+
+    good: int = 0
+    bad: int = 0
+
+    @property
+    def seen(self) -> int:
+        return self.good + self.bad
+
+
+class BadSampleMonitor:
+    """Counts, records and limits of one process.
+
+    Args:
+        folder: bad samples are appended to `bad_samples.jsonl` there, by every rank; None: not written.
+        max_share: share of bad samples of a dataset above which `add` raises; 0: the first one is too many.
+        max_in_a_row: bad samples in a row, of one reader, at which `add` raises.
+        rank: written beside each sample.
+    """
+
+    def __init__(self, folder: Path | None, *, max_share: float, max_in_a_row: int, rank: int = 0) -> None:
+        self.file = folder / BAD_SAMPLES if folder else None
+        self.max_share = max_share
+        self.max_in_a_row = max_in_a_row
+        self.rank = rank
+        self.at: dict[str, int] = {}
+        """Where the run stands, written beside each sample: who goes on from a checkpoint drops what is later."""
+        self.counts: dict[str, Counts] = {}
+
+    def add(self, source: str, good: int, bad: Sequence[BadSample], in_a_row: int) -> None:
+        """Count what a reader has read; `in_a_row` is its longest run of bad samples in it.
+
+        SampleError, with counts, places and reasons, when a limit is passed.
+        """
+        counts = self.counts.setdefault(source, Counts())
+        counts.good += good
+        if not bad:
+            return
+        before, counts.bad = counts.bad, counts.bad + len(bad)
+        self._write(bad)
+        summary = f"{source}: {self.describe(source)}{f'; all are in {self.file}' if self.file else ''}."
+        if counts.bad.bit_length() > before.bit_length():  # at 1, 2, 4, 8, ... bad samples
+            log.warning("%s The last: %s", summary, bad[-1].reason)
+        judged = counts.bad >= ENOUGH_TO_JUDGE or self.max_share == 0
+        if in_a_row >= self.max_in_a_row:
+            limit = f"{in_a_row} in a row, the limit run.max_bad_in_a_row"
+        elif judged and counts.bad > self.max_share * counts.seen:
+            limit = f"more than run.max_bad_share, {self.max_share:.2%}"
+        else:
+            return
+        last = "".join(f"\n  {sample.reason}" for sample in bad[-SHOWN_REASONS:])
+        raise SampleError(
+            f"{summary} That is {limit}. The last:{last}\n"
+            "Fix the data (python -m minigpt4.datasets.check CFG --full lists what is bad) or raise the limit."
+        )
+
+    def describe(self, source: str) -> str:
+        """`2 of 3,439 samples are bad (0.06%)`."""
+        counts = self.counts.get(source, Counts())
+        return f"{counts.bad:,} of {counts.seen:,} samples are bad ({counts.bad / max(counts.seen, 1):.2%})"
+
+    def state_dict(self) -> dict[str, list[int]]:
+        """[good, bad] by dataset."""
+        return {source: [counts.good, counts.bad] for source, counts in self.counts.items()}
+
+    def load_state_dict(self, state: dict[str, list[int]]) -> None:
+        """Counts of an earlier run, to count on from."""
+        self.counts = {source: Counts(*numbers) for source, numbers in state.items()}
+
+    def _write(self, bad: Sequence[BadSample]) -> None:
+        if self.file is None:
+            return
+        lines = "".join(json.dumps({"rank": self.rank, **self.at, **asdict(sample)}) + "\n" for sample in bad)
+        try:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(lines)  # one write: lines of several ranks do not mix
+        except OSError as error:
+            log.warning("%s: cannot be written (%s); bad samples are only counted", self.file, error.strerror)
+
+
+# What one reader makes, in a worker process or here.
+
+
+@dataclass(frozen=True)
+class WorkerBatch:
+    """What a worker hands over: a batch, and what happened on the way to it."""
+
+    worker: int
+    cursor: Cursor
+    """Position after the batch. A batch ends with a good sample, so there is no run of bad ones to remember."""
+
+    batch: dict[str, Any] | None
+    """None when no sample could be read."""
+
+    good: int
+    """Samples of the batch; fewer than asked for: the reader gave up, or the data of an evaluation ended."""
+
+    bad: list[BadSample]
+    longest_bad_run: int
+
+    def pin_memory(self, device: Any = None) -> "WorkerBatch":
+        """Called by torch's DataLoader when it pins."""
+        if self.batch is None:
+            return self
+        return replace(self, batch={**self.batch, "image": self.batch["image"].pin_memory()})
+
+
+Read = Callable[[], Iterable[tuple[Cursor, LazySample]]]
+"""Begins to read the samples of one reader, each with the position after it."""
+
+
+def worker_batches(
+    worker: int, *, dataset: BaseDataset, readers: Sequence[Read], batch_size: int, max_in_a_row: int
+) -> Iterator[WorkerBatch]:
+    """Batches of the samples of `readers[worker]`; bad samples are left out and reported.
+
+    After `max_in_a_row` bad samples in a row a batch goes out with what there is, so that no reader searches for ever.
+    Errors that are no SampleError are bugs and pass through.
+    """
+    give_up = min(max_in_a_row, MAX_BAD_IN_A_ROW)
+    good, bad, in_a_row, longest = [], [], 0, 0
+
+    def made(cursor: Cursor) -> WorkerBatch:
+        batch = dataset.collater(good) if good else None
+        return WorkerBatch(worker, cursor, batch, len(good), bad, longest)
+
+    for cursor, sample in readers[worker]():
+        try:
+            good.append(sample.load())
+            in_a_row = 0
+        except SampleError as error:
+            bad.append(BadSample(dataset.label, sample.key, sample.file, str(error)))
+            in_a_row += 1
+            longest = max(longest, in_a_row)
+        if len(good) == batch_size or (in_a_row and in_a_row % give_up == 0):
+            yield made(cursor)
+            good, bad, longest = [], [], 0
+    if good or bad:
+        yield made(cursor)
+
+
+@dataclass(frozen=True)
+class TrainSource:
+    """One dataset of the mix."""
+
+    dataset: BaseDataset
+    batch_size: int
+    ratio: float = 1.0
+    """Its weight among the sources."""
+
+
+class SourceReader:
+    """Batches of one source, for ever, from any position.
+
+    Args:
+        source: dataset and batch size.
+        slots: the readers of this rank.
+        order: what the order depends on, beside the data and the slots: "seed", "world_size", "num_workers".
+        max_in_a_row: bad samples in a row after which a reader gives up.
+        pin_memory: for the workers' images.
+    """
+
+    def __init__(
+        self,
+        source: TrainSource,
+        slots: list[ReaderSlot],
+        order: dict[str, int],
+        *,
+        max_in_a_row: int,
+        pin_memory: bool,
+    ) -> None:
+        self.source, self.label = source, source.dataset.label
+        self._slots = slots
+        self._order = {**order, "units": source.dataset.num_shards(slots[0].count)}
+        self._max_in_a_row, self._pin_memory = max_in_a_row, pin_memory
+        self._batches: Iterator[WorkerBatch] | None = None
+        self._begin(reshuffle_round=0)
+
+    def next_worker_batch(self) -> WorkerBatch:
+        """The next batch; the workers start with the first one."""
+        if self._batches is None:
+            self._batches = self._start()
+        batch = next(self._batches)
+        self._cursors[batch.worker] = batch.cursor
+        self._turn = (batch.worker + 1) % len(self._slots)
+        return batch
+
+    def close(self) -> None:
+        """End the workers; the position stays, and reading may go on from it."""
+        self._batches = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position after the last batch that `next_worker_batch` returned."""
+        return {
+            "order": dict(self._order),
+            "era": self._reshuffle_round,
+            "turn": self._turn,
+            "cursors": [list(astuple(cursor)) for cursor in self._cursors],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there, exactly; in a new order, with a warning, if the run is cut otherwise than before."""
+        self.close()
+        before, now = state["order"], self._order
+        if before == now:
+            self._reshuffle_round, self._turn = state["era"], state["turn"]
+            self._cursors = [Cursor(*numbers) for numbers in state["cursors"]]
+            return
+        changed = [f"{key} ({before.get(key)} -> {now[key]})" for key in now if before.get(key) != now[key]]
+        text = "%s: %s changed since the checkpoint, so its data goes on with a new epoch in a new order"
+        log.warning(text, self.label, ", ".join(changed))
+        self._begin(reshuffle_round=state["era"] + 1)
+
+    def _begin(self, reshuffle_round: int) -> None:
+        self._reshuffle_round, self._turn = reshuffle_round, 0
+        self._cursors = [Cursor()] * len(self._slots)
+
+    def _start(self) -> Iterator[WorkerBatch]:
+        dataset, num_workers = self.source.dataset, self._order["num_workers"]
+        shuffle = Shuffle(self._order["seed"], self.label, self._reshuffle_round)
+        make = functools.partial(
+            worker_batches,
+            dataset=dataset,
+            readers=[
+                functools.partial(iter_infinite, dataset, slot, shuffle, cursor)
+                for slot, cursor in zip(self._slots, self._cursors, strict=True)
+            ],
+            batch_size=self.source.batch_size,
+            max_in_a_row=self._max_in_a_row,
+        )
+        if num_workers == 0:
+            return make(0)
+        return read_in_workers(
+            make, source=self.label, num_workers=num_workers, first=self._turn, pin_memory=self._pin_memory
+        )
+
+
+def draw(weights: list[float], seed: int, iteration: int) -> int:
+    """Index of the source of an iteration, with probability by weight; the same on all ranks."""
+    edges = np.cumsum(weights)
+    point = generator(seed, "source", iteration).random() * edges[-1]
+    return int(min(np.searchsorted(edges, point, side="right"), len(weights) - 1))
 
 
 class TrainLoader:
@@ -37,7 +312,7 @@ class TrainLoader:
     Each iteration draws its dataset by the ratios, the same one on all ranks. The order depends on seed, rank, number
     of ranks and workers alone; no global random state is read or changed.
 
-    Bad samples are left out and go to the ledger; SampleError when it says that they are too many.
+    Bad samples are left out and go to the monitor; SampleError when it says that they are too many.
 
     Args:
         sources: the mix.
@@ -61,12 +336,13 @@ class TrainLoader:
     ) -> None:
         if not sources:
             raise ConfigError("datasets: there is nothing to train on; name at least one dataset")
-        geometry = Geometry(seed, rank, world_size, num_workers)
-        self.ledger = ledger
+        self.bad_samples = ledger
         self._seed = seed
         self._ratios = [source.ratio for source in sources]
+        slots = ReaderSlot.of_rank(rank, world_size, num_workers)
+        order = {"seed": seed, "world_size": world_size, "num_workers": num_workers}
         self._readers = [
-            SourceReader(source, geometry, max_in_a_row=ledger.max_in_a_row, pin_memory=pin_memory)
+            SourceReader(source, slots, order, max_in_a_row=ledger.max_in_a_row, pin_memory=pin_memory)
             for source in sources
         ]
         self._iteration = 0
@@ -76,13 +352,16 @@ class TrainLoader:
 
     def __next__(self) -> dict[str, Any]:
         reader = self._readers[draw(self._ratios, self._seed, self._iteration)]
-        packet = reader.next_worker_batch()
-        self.ledger.at = {"batch": self._iteration}
-        self.ledger.add(reader.label, packet.good, packet.bad, packet.longest_bad_run)
-        if packet.good < reader.source.batch_size:
-            raise _gave_up(reader.label, packet)
+        read = reader.next_worker_batch()
+        self.bad_samples.at = {"batch": self._iteration}
+        self.bad_samples.add(reader.label, read.good, read.bad, read.longest_bad_run)
+        if read.good < reader.source.batch_size:
+            raise SampleError(
+                f"{reader.label}: nothing could be read, {read.longest_bad_run:,} samples in a row are bad. "
+                f"{read.bad[-1].reason}"
+            )
         self._iteration += 1
-        return packet.batch
+        return read.batch
 
     def state_dict(self) -> dict[str, Any]:
         """Position after the last batch that was handed out, in ints, strings, lists and dicts.
@@ -93,16 +372,16 @@ class TrainLoader:
         return {
             "iteration": self._iteration,
             "sources": {reader.label: reader.state_dict() for reader in self._readers},
-            "counts": self.ledger.state_dict(),
+            "counts": self.bad_samples.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on behind that batch: with exactly the next one, if seed, ranks, workers and data are the same.
 
-        Otherwise a warning says what changed, and the data concerned goes on with a new pass.
+        Otherwise a warning says what changed, and the data concerned goes on with a new epoch.
         """
         self._iteration = state["iteration"]
-        self.ledger.load_state_dict(state["counts"])
+        self.bad_samples.load_state_dict(state["counts"])
         for reader in self._readers:
             if reader.label in state["sources"]:
                 reader.load_state_dict(state["sources"][reader.label])
@@ -115,16 +394,8 @@ class TrainLoader:
             reader.close()
 
 
-def _gave_up(label: str, packet: WorkerBatch) -> SampleError:
-    last = packet.bad[-1].reason
-    return SampleError(f"{label}: nothing could be read, {packet.longest_bad_run:,} samples in a row are bad. {last}")
-
-
-# The evaluation batches of one process: every sample once over all ranks, none twice.
-
-
 class EvalLoader:
-    """A finite pass over one dataset, the same each time; the last batches may be smaller, nothing is padded.
+    """Every sample of one dataset once over all ranks, the same each time; the last batches may be smaller.
 
     Ranks get different numbers of batches, down to none, so nothing inside the loop may wait for other ranks.
     Batches and bad samples are those of `TrainLoader`.
@@ -134,12 +405,12 @@ class EvalLoader:
         batch_size: samples of a batch.
         num_workers: processes; 0: read here.
         rank, world_size: which part is read here; 0 and 1 for all of it.
-        ledger: counts bad samples and judges them; its counts add up over the passes.
+        ledger: counts bad samples and judges them; its counts add up over the evaluations.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: BaseDataset,
         batch_size: int,
         *,
         num_workers: int,
@@ -147,37 +418,27 @@ class EvalLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.num_workers = num_workers
-        self.ledger = ledger
-        self.rank = rank
-        self.world_size = world_size
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for packet in read_worker_batches(self._maker(), source=self.dataset.label, num_workers=self.num_workers):
-            self.ledger.add(self.dataset.label, packet.good, packet.bad, packet.longest_bad_run)
-            if packet.batch is not None:
-                yield packet.batch
-
-    def _maker(self) -> functools.partial[Iterator[WorkerBatch]]:
-        return functools.partial(
-            _make_worker_batches,
-            dataset=self.dataset,
-            first=self.rank,
-            world_size=self.world_size,
-            readers=max(1, self.num_workers),
-            batch_size=self.batch_size,
-            patience=min(self.ledger.max_in_a_row, MAX_PATIENCE),
+        self.dataset, self.num_workers, self.bad_samples = dataset, num_workers, ledger
+        self._make = functools.partial(
+            worker_batches,
+            dataset=dataset,
+            readers=[
+                functools.partial(iter_once, dataset, slot)
+                for slot in ReaderSlot.of_rank(rank, world_size, num_workers)
+            ],
+            batch_size=batch_size,
+            max_in_a_row=ledger.max_in_a_row,
         )
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        label, make, workers = self.dataset.label, self._make, self.num_workers
+        for read in make(0) if workers == 0 else read_in_workers(make, source=label, num_workers=workers):
+            self.bad_samples.add(label, read.good, read.bad, read.longest_bad_run)
+            if read.batch is not None:
+                yield read.batch
 
-def _make_worker_batches(
-    worker: int, *, dataset: Dataset, first: int, world_size: int, readers: int, batch_size: int, patience: int
-) -> Iterator[WorkerBatch]:
-    """What a worker process runs."""
-    slot = ReaderSlot.of(first, world_size, worker, readers)
-    return packets(dataset, iter_once(dataset, slot), batch_size=batch_size, patience=patience, worker=worker)
+
+# To the training device.
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -200,54 +461,42 @@ class DevicePrefetcher:
     def __init__(self, loader: TrainLoader, device: torch.device) -> None:
         self.loader = loader
         self.device = device
-        self._ahead = _Ahead(loader, device) if device.type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._ahead: tuple[dict[str, Any], dict[str, Any]] | None = None
+        """On CUDA, the batch that comes next and the position behind it."""
+        self._state = loader.state_dict()
 
     def __iter__(self) -> "DevicePrefetcher":
         return self
 
     def __next__(self) -> dict[str, Any]:
-        if self._ahead is not None:
-            return self._ahead.next_batch()
-        return to_device(next(self.loader), self.device)
+        if self._stream is None:
+            return to_device(next(self.loader), self.device)
+        batch, self._state = self._ahead or self._fetch()
+        training = torch.cuda.current_stream(self.device)
+        training.wait_stream(self._stream)
+        # Without this the allocator may give the memory away while the training stream still reads it.
+        batch["image"].record_stream(training)
+        self._ahead = self._fetch()
+        return batch
 
     def state_dict(self) -> dict[str, Any]:
         """As `TrainLoader.state_dict`."""
-        return self._ahead.state if self._ahead is not None else self.loader.state_dict()
+        return self.loader.state_dict() if self._stream is None else self._state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As `TrainLoader.load_state_dict`; a batch on its way is dropped."""
         self.loader.load_state_dict(state)
-        if self._ahead is not None:
-            self._ahead = _Ahead(self.loader, self.device)
+        self._ahead, self._state = None, self.loader.state_dict()
 
     def close(self) -> None:
         """End the loader's workers."""
         self.loader.close()
 
-
-class _Ahead:
-    """One batch ahead of the training step, on a side stream."""
-
-    def __init__(self, loader: TrainLoader, device: torch.device) -> None:
-        self.state = loader.state_dict()
-        self._loader = loader
-        self._device = device
-        self._stream = torch.cuda.Stream(device)
-        self._fetched: tuple[dict[str, Any], dict[str, Any]] | None = None
-
-    def next_batch(self) -> dict[str, Any]:
-        batch, self.state = self._fetched or self._fetch()
-        training = torch.cuda.current_stream(self._device)
-        training.wait_stream(self._stream)
-        # Without this the allocator may give the memory away while the training stream still reads it.
-        batch["image"].record_stream(training)
-        self._fetched = self._fetch()
-        return batch
-
     def _fetch(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The loader's next batch, on its way to the device, and the position behind it."""
-        batch = next(self._loader)
+        batch = next(self.loader)
         image = batch["image"]
         batch = {**batch, "image": image if image.is_pinned() else image.pin_memory()}
         with torch.cuda.stream(self._stream):
-            return to_device(batch, self._device), self._loader.state_dict()
+            return to_device(batch, self.device), self.loader.state_dict()

@@ -26,7 +26,7 @@ class _Stray(ValueError):
     """A quotation mark that no writer of quoted fields would put there."""
 
 
-def read_table(text: str, delimiter: str) -> Iterator[tuple[int, dict[str, str] | str]]:
+def read_rows(text: str, delimiter: str) -> Iterator[tuple[int, dict[str, str] | str]]:
     """Line and record of each row that is not blank; in place of a record what is wrong with its row.
 
     Args:
@@ -81,7 +81,7 @@ class _Table:
         if self.delimiter not in SELDOM_QUOTED:
             return self._quoted()
         try:
-            taken = next(((line, row) for line, row in self._quoted() if any(map(self._takes_rows, row))), None)
+            taken = next((numbered for numbered in self._quoted() if self._may_hold_rows(numbered[1])), None)
         except _Stray as error:
             quoted = self._first_quoted()
             if quoted is None:
@@ -176,9 +176,9 @@ class _Table:
             raise _Stray(f"line {line}: the quotation mark that opens a field is never closed")
         return at
 
-    def _takes_rows(self, field: str) -> bool:
+    def _may_hold_rows(self, row: list[str] | str) -> bool:
         """Whether a field in quotation marks may be rows between two of them."""
-        return self.delimiter in field and self.line_break in field
+        return any(self.delimiter in field and self.line_break in field for field in row)
 
     def _row_inside(self, row: list[str]) -> int | None:
         """How many lines below the row's first one looks like a row by itself.

@@ -1,46 +1,113 @@
 """The format `image_caption_json`: a JSON, JSONL or CSV file of captions or conversations, and a folder of images.
 
-    [{"image_id": "1000092795", "grounded_caption": "Two young guys ..."}]        images in image_path/<id>.jpg
-    {"annotations": [{"image_id": "2", "caption": "The image shows ..."}]}        storage/image/<id>.jpg
-    {"id": "7", "image": "coco/7.png", "conversations": [{"from": "human", ...}]} images in image_path/coco/7.png
-    image,captions                                                                images in image_path/dogs/1.jpg
-    dogs/1.jpg,"[""A dog."", ""A brown dog.""]"                                   a list in place of a caption is joined
-
-COCO's annotations, Karpathy's split files and Kaggle's Flickr30k are read, too (foreign.py), and lists of LAVIS, which
-have the list in the caption's field. A text of which something was lost (common/text.py) is a bad sample.
-`build_info` says what the fields are called. Texts are given to the model as they are: the published code
-cleans captions in stage 1 only, so `text_processor` has no effect here, though published files name one.
+Texts are given to the model as they are: the published code cleans captions in stage 1 only, so `text_processor` has
+no effect here, though published files name one.
 """
 
 import functools
-from array import array
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from minigpt4.common.errors import SampleError, errors_as
-from minigpt4.common.registry import registry
+from minigpt4.common.errors import ConfigError, SampleError, first_line
 from minigpt4.common.schemas import BuildInfo
 from minigpt4.common.text import escaped, parse_json, require_readable, require_whole_characters
-from minigpt4.datasets.datasets.base_dataset import TRAIN, BaseBuilder, Dataset, ImageReader, LazySample, failing
-from minigpt4.datasets.datasets.records import SPLIT_FIELD, Records, tells_split
-from minigpt4.datasets.feature_store import CachedImage
-from minigpt4.processors import Uint8Image
-
-# The captions of a record: one, or a list in its field `captions` or, as in LAVIS's files, in place of the one.
-
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, ImageReader, LazySample, failing
+from minigpt4.datasets.datasets.records import SPAN, annotation_reader, read_table
 
 CAPTIONS = "captions"
 """Field of a record with the single captions of its image."""
 JOINED = "grounded_caption"
 """Field of the captions of an image in one string, as `prepare_flickr30k.py` writes it."""
 
+IMAGE_TAG = "<Img><ImageHere></Img> "
+PLACEHOLDER = "<image>"
+SEPARATOR = "\x1e"
+"""Between the questions, and between the answers, of a sample: a control character that no text holds."""
+SPEAKERS = ("human", "gpt")
+
+
+class Records:
+    """The records of an annotation file, parsed one at a time; `len()` counts the bad ones too.
+
+    JSON holds a list of objects, or an object with such a list under `annotations`, or is one of the forms of COCO and
+    Karpathy (`records`); JSON lines hold an object a line; CSV and TSV are those of `delimited`. Texts are those of
+    `common.text`. ConfigError when the file as a whole cannot be read.
+
+    Of JSON lists and JSON lines only the places of the records are kept, 24 bytes each: the text stays in the file,
+    whose pages all processes of a machine share. Other files become bytes in one block. Millions of Python objects
+    would be copied into every worker process as soon as their reference counts change.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._noun, read = annotation_reader(file)
+        self.is_table = read is read_table
+        try:
+            self._open_file()  # before it is read: a change meanwhile is noticed
+            self._stamp = self._now()
+            self._block, spans = read(file)
+            if self._block is not None:
+                self._file.close()
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
+        except Exception as error:  # whatever parsers raise
+            raise ConfigError(f"{file}: {first_line(error)}") from error
+        self._spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, SPAN)
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A record; SampleError that names the line when it is no object."""
+        _, start, end = self._spans[index].tolist()
+        try:
+            if self._block is None:  # at a place of its own: processes share the open file
+                content = os.pread(self._file.fileno(), end - start, start)
+            else:
+                content = bytes(self._block[start:end])
+            record = parse_json(content)
+        except OSError as error:
+            raise SampleError(f"{self.where(index)}: cannot be read ({error.strerror})") from error
+        except Exception as error:
+            raise SampleError(f"{self.where(index)}: not JSON ({first_line(error)}){self._changed()}") from error
+        if isinstance(record, dict):
+            return record
+        why = record if self.is_table else "as the others are"
+        raise SampleError(f"{self.where(index)}: not a record of named fields: {why}{self._changed()}")
+
+    def where(self, index: int) -> str:
+        """The place of a record, such as `birds.jsonl, line 12`; lines and records count from 1."""
+        return f"{self.file}, {self._noun} {self._spans[index, 0]}"
+
+    def _open_file(self) -> None:
+        self._file = self.file.open("rb", buffering=0)
+
+    def _now(self) -> tuple[int, int]:
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
+
+    def _changed(self) -> str:
+        changed = self._block is None and self._now() != self._stamp
+        return ". The file was changed after it was opened; start again" if changed else ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._block is None:
+            self._open_file()
+
 
 def single_captions(record: Mapping[str, Any], field: str, where: str) -> list[str] | None:
-    """The list of captions of a record, None if it has none; `field` is that of the one caption."""
+    """The list of captions of a record, None if it has none; `field` is that of the one caption.
+
+    It stands in the field `captions` or, as in LAVIS's files, in place of the one caption.
+    """
     value = record[field] if isinstance(record.get(field), list) else record.get(CAPTIONS)
     return caption_list(value, where) if value else None
 
@@ -58,17 +125,6 @@ def caption_list(value: Any, where: str) -> list[str]:
     return [caption for caption in captions if caption.strip()]
 
 
-# Conversations in LLaVA's form, as the model takes them.
-
-
-IMAGE_TAG = "<Img><ImageHere></Img> "
-PLACEHOLDER = "<image>"
-SEPARATOR = "\x1e"
-"""Between the questions, and between the answers, of a sample: a control character that no text holds."""
-
-_SPEAKERS = ("human", "gpt")
-
-
 def conversation_fields(turns: Any) -> dict[str, str]:
     """`[{"from": "human", "value": "<image> ..."}, {"from": "gpt", "value": "..."}, ...]` -> conv_q, conv_a.
 
@@ -76,28 +132,27 @@ def conversation_fields(turns: Any) -> dict[str, str]:
     A CSV holds the turns as JSON text. SampleError that names the turn, counted from 1, when they do not
     alternate from a human's question to an answer, or one is empty.
     """
-    turns = _read(turns)
-    texts = [_text(turn, number) for number, turn in enumerate(turns, start=1)]
+    try:
+        turns = parse_json(turns) if isinstance(turns, str) else turns
+    except ValueError as error:
+        raise SampleError(f"the conversation is not JSON ({error})") from error
+    if not isinstance(turns, list):
+        raise SampleError("a conversation must be a list of turns")
+    texts = [_turn_text(turn, number) for number, turn in enumerate(turns, start=1)]
     if not texts or len(texts) % 2:
         raise SampleError(f"a conversation needs an answer to each question, it has {len(texts)} turns")
-    questions = [_question(text, number) for number, text in enumerate(texts[::2])]
+    for number, text in enumerate(texts[::2]):
+        if text.count(PLACEHOLDER) > (number == 0):
+            raise SampleError(
+                f"turn {2 * number + 1}: a conversation has one image, {PLACEHOLDER} in the first question"
+            )
+    questions = [text.replace(PLACEHOLDER, "").strip() for text in texts[::2]]
     questions[0] = IMAGE_TAG + questions[0]
     return {"conv_q": SEPARATOR.join(questions), "conv_a": SEPARATOR.join(texts[1::2]), "connect_sym": SEPARATOR}
 
 
-def _read(turns: Any) -> list[Any]:
-    if isinstance(turns, str):
-        try:
-            turns = parse_json(turns)
-        except ValueError as error:
-            raise SampleError(f"the conversation is not JSON ({error})") from error
-    if not isinstance(turns, list):
-        raise SampleError("a conversation must be a list of turns")
-    return turns
-
-
-def _text(turn: Any, number: int) -> str:
-    speaker = _SPEAKERS[(number - 1) % 2]
+def _turn_text(turn: Any, number: int) -> str:
+    speaker = SPEAKERS[(number - 1) % 2]
     if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
         raise SampleError(f'turn {number} must be {{"from": "{speaker}", "value": text}}')
     text = turn["value"]
@@ -108,19 +163,14 @@ def _text(turn: Any, number: int) -> str:
     return require_readable(text, f"turn {number}")
 
 
-def _question(text: str, index: int) -> str:
-    allowed = 0 if index else 1
-    if text.count(PLACEHOLDER) > allowed:
-        raise SampleError(f"turn {2 * index + 1}: a conversation has one image, {PLACEHOLDER} in the first question")
-    return text.replace(PLACEHOLDER, "").strip()
+class ImageCaptionJson(BaseDataset):
+    """Samples by index; each is a shard of its own.
 
-
-STORAGE_ANNOTATIONS = "filter_cap.json"
-STORAGE_IMAGES = "image"
-
-
-class ImageCaptionJson(Dataset):
-    """Samples by index; each is a unit of its own.
+        [{"image_id": "1000092795", "grounded_caption": "Two young ..."}]            images in image_path/<id>.jpg
+        {"annotations": [{"image_id": "2", "caption": "The image shows ..."}]}        storage/image/<id>.jpg
+        {"id": "7", "image": "coco/7.png", "conversations": [{"from": "human", ...}]} images in image_path/coco/7.png
+        image,captions                                                                images in image_path/dogs/1.jpg
+        dogs/1.jpg,"[""A dog."", ""A brown dog.""]"                                   a list of captions is joined
 
     Args:
         records: the annotation file.
@@ -151,34 +201,34 @@ class ImageCaptionJson(Dataset):
     def size(self) -> int:
         return len(self.selection)
 
-    def units(self, slots: int) -> int:
+    def num_shards(self, readers: int) -> int:
         return self.size
 
-    def open(self, unit: int, slots: int, random: np.random.Generator | None) -> Iterator[LazySample]:
-        yield self._step(unit, self._load)
+    def open(self, shard: int, readers: int, random: np.random.Generator | None) -> Iterator[LazySample]:
+        yield self._lazy(shard, self._load)
 
-    def quick_steps(self) -> Iterator[LazySample]:
-        return (self._step(unit, self._look) for unit in range(self.size))
+    def quick_samples(self) -> Iterator[LazySample]:
+        return (self._lazy(index, self._look) for index in range(self.size))
 
     def describe(self) -> str:
         return f"{self.size:,} records"
 
-    def look(self, unit: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The record of a unit, and its sample without the image; SampleError if it is bad."""
-        index = int(self.selection[unit])
-        record = self.records[index]
-        return record, self._look(record, self.records.where(index))
+    def look(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """A record, and its sample without the image; SampleError if it is bad."""
+        number = int(self.selection[index])
+        record = self.records[number]
+        return record, self._look(record, self.records.where(number))
 
-    def image_file(self, unit: int) -> Path:
-        """File of the image of a unit; SampleError if its record names none."""
-        index = int(self.selection[unit])
-        return self._image_file(self.records[index], self.records.where(index))
+    def image_file(self, index: int) -> Path:
+        """File of the image of a record; SampleError if it names none."""
+        number = int(self.selection[index])
+        return self._image_file(self.records[number], self.records.where(number))
 
-    def _step(self, unit: int, read: Callable[[dict[str, Any], str], dict[str, Any]]) -> LazySample:
-        index = int(self.selection[unit])
-        where = self.records.where(index)
+    def _lazy(self, index: int, read: Callable[[dict[str, Any], str], dict[str, Any]]) -> LazySample:
+        number = int(self.selection[index])
+        where = self.records.where(number)
         try:
-            record = self.records[index]
+            record = self.records[number]
         except SampleError as error:
             return LazySample("", where, failing(error))
         key = escaped(str(record.get(self.info.id_field, "")))
@@ -186,145 +236,59 @@ class ImageCaptionJson(Dataset):
 
     def _load(self, record: dict[str, Any], where: str) -> dict[str, Any]:
         sample = self._look(record, where)
-        return {"image": self._image(self._image_file(record, where), where), **sample}
+        try:
+            return {"image": self.reader.read(self._image_file(record, where), as_uint8=True), **sample}
+        except SampleError as error:
+            raise SampleError(f"{where}: {error}") from error
 
     def _look(self, record: dict[str, Any], where: str) -> dict[str, Any]:
         """All of a sample but its image, which only has to be there."""
         texts = self._texts(record, where)
         file = self._image_file(record, where)
-        with errors_as(SampleError, f"{where}: the image {file}"):  # there are names that no file system takes
+        try:
             exists = file.is_file()
+        except (OSError, ValueError) as error:  # there are names that no file system takes
+            raise SampleError(f"{where}: the image {file}: {first_line(error)}") from error
         if not exists:
             raise SampleError(f"{where}: the image {file} does not exist")
         identity = record.get(self.info.id_field)
         return {"image_id": escaped(file.stem if identity in (None, "") else str(identity)), **texts}
 
     def _texts(self, record: dict[str, Any], where: str) -> dict[str, str]:
-        split_field = self.info.split_field
-        if split_field and record.get(split_field) in (None, ""):
-            missing = "" if split_field in record else self._header()
-            raise SampleError(f"{where}: the field {split_field!r} is missing, the split of the record{missing}")
-        field = self.info.conversation_field or self.info.caption_field
+        """The answer, or the fields of a conversation."""
+        split, conversation = self.info.split_field, self.info.conversation_field
+        if split and record.get(split) in (None, ""):
+            hint = "" if split in record else self._header_hint()
+            raise SampleError(f"{where}: the field {split!r} is missing, the split of the record{hint}")
+        field = conversation or self.info.caption_field
         value = record.get(field)
-        if not self.info.conversation_field and (value is None or isinstance(value, list)):
+        if not conversation and (value is None or isinstance(value, list)):
             captions = single_captions(record, field, where)
             value = None if captions is None else " ".join(captions)
         if value is None:
-            raise SampleError(
-                f"{where}: the field {field!r} is missing; it has {', '.join(record) or 'none'}{self._header()}"
-            )
-        if self.info.conversation_field:
-            return self._conversation(value, where)
-        return {"answer": _caption(value, where)}
-
-    def _header(self) -> str:
-        """Of a table, whose records all lack the field that one lacks."""
-        return "; the first line must name the fields: is it missing?" if self.records.is_table else ""
-
-    def _conversation(self, turns: Any, where: str) -> dict[str, str]:
-        try:
-            return conversation_fields(turns)
-        except SampleError as error:
-            raise SampleError(f"{where}: {error}") from None
+            has = ", ".join(record) or "none"
+            raise SampleError(f"{where}: the field {field!r} is missing; it has {has}{self._header_hint()}")
+        if conversation:
+            try:
+                return conversation_fields(value)
+            except SampleError as error:
+                raise SampleError(f"{where}: {error}") from None
+        if not isinstance(value, str):
+            raise SampleError(f"{where}: the caption must be text, it is {value!r:.80}")
+        if not value.strip():
+            raise SampleError(f"{where}: the caption is empty")
+        return {"answer": require_readable(value, f"{where}: the caption")}
 
     def _image_file(self, record: dict[str, Any], where: str) -> Path:
-        name = record.get(self.info.image_field)
-        if name is None and record.get(self.info.id_field) not in (None, ""):
-            name = f"{record[self.info.id_field]}{self.info.image_suffix}"
+        identity, name = record.get(self.info.id_field), record.get(self.info.image_field)
+        if name is None and identity not in (None, ""):
+            name = f"{identity}{self.info.image_suffix}"
         if not isinstance(name, str) or not name or "\0" in name:
             fields = f"{self.info.image_field!r} or {self.info.id_field!r}"
-            header = "" if {self.info.image_field, self.info.id_field} & record.keys() else self._header()
-            raise SampleError(f"{where}: no image; set the field {fields}{header}")
+            hint = "" if {self.info.image_field, self.info.id_field} & record.keys() else self._header_hint()
+            raise SampleError(f"{where}: no image; set the field {fields}{hint}")
         return self.images / name
 
-    def _image(self, file: Path, where: str) -> Tensor | Uint8Image | CachedImage:
-        try:
-            return self.reader.read_sample(file)
-        except SampleError as error:
-            raise SampleError(f"{where}: {error}") from error
-
-
-def _caption(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise SampleError(f"{where}: the caption must be text, it is {value!r:.80}")
-    if not value.strip():
-        raise SampleError(f"{where}: the caption is empty")
-    return require_readable(value, f"{where}: the caption")
-
-
-@registry.register_builder("flickr30k_grounded_detail")
-@registry.register_builder("cc_sbu_align")
-@registry.register_builder("image_caption_json")
-class ImageCaptionJsonBuilder(BaseBuilder):
-    """Builds `ImageCaptionJson`: a file for each split, or one file with `split_field`, which is read once for all."""
-
-    SPLIT_KEYS: ClassVar[dict[str, str]] = {TRAIN: "ann_path", "val": "val_ann_path", "test": "test_ann_path"}
-
-    def build(self, split: str) -> ImageCaptionJson:
-        info = self.config.build_info
-        records = self._records(split)
-        if not info.split_field and tells_split(next(self._parsed(records), {})):
-            raise self.error(
-                f"{records.file} holds all splits; name it by ann_path, and set split_field: {SPLIT_FIELD}"
-            )
-        selection = self._selection(records, split)
-        if not len(selection):
-            raise self.error(f"{records.file} has no records of the split {split!r}")
-        images = Path(info.storage) / STORAGE_IMAGES if info.storage else Path(self._required_images())
-        return ImageCaptionJson(self.name, split, records, selection, images, info, self.image_reader(split))
-
-    def splits(self) -> list[str]:
-        info = self.config.build_info
-        if info.split_field:
-            return sorted(self._by_split)
-        own = [TRAIN] if info.storage else []
-        return own + super().splits()
-
-    def _required_images(self) -> str:
-        path = self.config.build_info.image_path
-        if not path:
-            raise self.error("build_info.image_path: is missing; set ann_path and image_path, or storage")
-        return path
-
-    def _annotations(self, split: str) -> Path:
-        info = self.config.build_info
-        file_split = TRAIN if info.split_field else split
-        if info.storage and file_split == TRAIN:
-            file = Path(info.storage) / STORAGE_ANNOTATIONS
-        else:
-            file = Path(self.require_files(file_split))
-        if not file.is_file():
-            raise self.error(f"{file} does not exist; it holds the captions of the split {split!r}")
-        return file
-
-    def _records(self, split: str) -> Records:
-        return self._common_records if self.config.build_info.split_field else Records(self._annotations(split))
-
-    @functools.cached_property
-    def _common_records(self) -> Records:
-        """Of the one file that holds all splits."""
-        return Records(self._annotations(TRAIN))
-
-    @functools.cached_property
-    def _by_split(self) -> dict[str, np.ndarray]:
-        """Of the same file: which records belong to which split."""
-        chosen: dict[str, array] = {}
-        for index, record in enumerate(self._parsed(self._common_records)):
-            chosen.setdefault(self._split(record), array("q")).append(index)
-        return {split: np.frombuffer(indices, dtype=np.int64) for split, indices in chosen.items()}
-
-    def _selection(self, records: Records, split: str) -> np.ndarray:
-        if self.config.build_info.split_field:
-            return self._by_split.get(split, np.empty(0, dtype=np.int64))
-        return np.arange(len(records))
-
-    def _parsed(self, records: Records) -> Iterator[dict[str, Any]]:
-        for index in range(len(records)):
-            try:
-                yield records[index]
-            except SampleError:
-                yield {}
-
-    def _split(self, record: dict[str, Any]) -> str:
-        """Split of a record; one that cannot be told is reported as a bad record of the training split."""
-        return str(record.get(self.config.build_info.split_field) or TRAIN)
+    def _header_hint(self) -> str:
+        """Of a table, whose records all lack the field that one lacks."""
+        return "; the first line must name the fields: is it missing?" if self.records.is_table else ""

@@ -1,9 +1,4 @@
-"""The format `image_caption_shards`: tar shards of image and caption, as img2dataset writes them.
-
-A sample is NAME.jpg (or .png, .webp, ...) beside NAME.json, whose field `build_info.caption_field` is the
-caption, or NAME.txt, which is read where the JSON has no caption. Captions go through `text_processor`.
-`build_info.storage` is `laion_dataset/{00000..10488}.tar`, or any URL that webdataset opens.
-"""
+"""The format `image_caption_shards`: tar shards of image and caption, as img2dataset writes them."""
 
 import functools
 import tarfile
@@ -11,22 +6,20 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar
+from typing import Any
 
 import numpy as np
 from webdataset.gopen import gopen
-from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext
 
-from minigpt4.common.errors import SampleError, errors_as, first_line
-from minigpt4.common.registry import registry
+from minigpt4.common.errors import SampleError, first_line
 from minigpt4.common.text import decode, escaped, parse_json, require_readable
-from minigpt4.datasets.datasets.base_dataset import TRAIN, BaseBuilder, Dataset, ImageReader, LazySample, failing
-from minigpt4.datasets.datasets.readers import shuffled
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, ImageReader, LazySample, failing, shuffled
 from minigpt4.processors import BaseProcessor
 from minigpt4.processors.images import SUFFIXES
 
-# Reading tar shards: the files of each sample together, and what is wrong with a shard as one error.
+SHUFFLE_BUFFER = 1000
+"""Samples, still encoded, among which the next one is drawn."""
 
 
 @dataclass(frozen=True)
@@ -82,20 +75,16 @@ def _members(url: str) -> Iterator[tuple[str, str, bytes]]:
     """(key, suffix, content) of each file in the tar that has a suffix."""
     stream = gopen(url)
     try:
-        yield from _named_members(stream)
+        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as tar:
+            for member in tar:
+                tar.members = []  # tarfile would keep them all
+                key, suffix = base_plus_ext(member.name)
+                if member.isreg() and key is not None:
+                    yield key, suffix.lower(), tar.extractfile(member).read()
     finally:
         # A pipe complains about its command when it is closed early, or again after its read has failed.
         with suppress(OSError):
             stream.close()
-
-
-def _named_members(stream: BinaryIO) -> Iterator[tuple[str, str, bytes]]:
-    with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as tar:
-        for member in tar:
-            tar.members = []  # tarfile would keep them all
-            key, suffix = base_plus_ext(member.name)
-            if member.isreg() and key is not None:
-                yield key, suffix.lower(), tar.extractfile(member).read()
 
 
 class _StrictHeader(tarfile.TarInfo):
@@ -111,15 +100,14 @@ class _StrictHeader(tarfile.TarInfo):
             raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
 
 
-SHUFFLE_BUFFER = 1000
-"""Samples, still encoded, among which the next one is drawn."""
+class ImageCaptionShards(BaseDataset):
+    """Samples of a list of tars; a shard is a tar, or a part of one where readers outnumber tars.
 
-
-class ImageCaptionShards(Dataset):
-    """Samples of a list of tars; a unit is a shard, or a part of one where readers outnumber shards.
+    A sample is NAME.jpg (or .png, .webp, ...) beside NAME.json, whose field `caption_field` is the caption, or
+    NAME.txt, which is read where the JSON has no caption.
 
     Args:
-        urls: the shards.
+        urls: the tars.
         caption_field: field of the caption in the `.json` members.
         reader: reads an image file's bytes.
         text_processor: caption -> answer.
@@ -144,15 +132,24 @@ class ImageCaptionShards(Dataset):
     def size(self) -> None:
         return None
 
-    def units(self, slots: int) -> int:
-        return len(self.urls) * self._parts(slots)
+    def num_shards(self, readers: int) -> int:
+        return len(self.urls) * self._parts(readers)
 
-    def open(self, unit: int, slots: int, random: np.random.Generator | None) -> Iterator[LazySample]:
-        parts = self._parts(slots)
-        shard, part = divmod(unit, parts)
-        return self._steps(self.urls[shard], part, parts, random)
+    def _parts(self, readers: int) -> int:
+        return max(1, -(-readers // len(self.urls)))
 
-    def quick_steps(self) -> Iterator[LazySample]:
+    def open(self, shard: int, readers: int, random: np.random.Generator | None) -> Iterator[LazySample]:
+        """Every n-th sample of a tar of n parts; its fault, if it has one, last and in the first part only."""
+        parts = self._parts(readers)
+        number, part = divmod(shard, parts)
+        url, faults = self.urls[number], []
+        raws = (raw for index, raw in enumerate(_until_fault(url, faults)) if index % parts == part)
+        for raw in raws if random is None else shuffled(raws, random, SHUFFLE_BUFFER):
+            yield LazySample(escaped(raw.key), url, functools.partial(self._load, raw, url))
+        if faults and part == 0:
+            yield LazySample("", url, failing(faults[0]))
+
+    def quick_samples(self) -> Iterator[LazySample]:
         yield from self.open(0, 1, None)
         for url in self.urls[1:]:
             if "://" not in url and not url.startswith("pipe:") and not Path(url).is_file():
@@ -161,79 +158,47 @@ class ImageCaptionShards(Dataset):
     def describe(self) -> str:
         return f"{len(self.urls):,} shards, number of samples unknown"
 
-    def _parts(self, slots: int) -> int:
-        return max(1, -(-slots // len(self.urls)))
-
-    def _steps(self, url: str, part: int, parts: int, random: np.random.Generator | None) -> Iterator[LazySample]:
-        """Every `parts`-th sample of a shard; its fault, if it has one, last and in the first part only."""
-        faults: list[SampleError] = []
-        raws = _every(parts, part, _until_fault(url, faults))
-        for raw in raws if random is None else shuffled(raws, random, SHUFFLE_BUFFER):
-            yield LazySample(escaped(raw.key), url, functools.partial(self._load, raw, url))
-        if faults and part == 0:
-            yield LazySample("", url, failing(faults[0]))
-
     def _load(self, raw: RawSample, url: str) -> dict[str, Any]:
         key = escaped(raw.key)
         where = f"{url}/{key}"
         suffix = raw.image_suffix()
         if suffix is None:
             raise SampleError(f"{where}: no image; the sample has {', '.join(raw.files)}")
-        answer = self.text_processor(_caption(raw, self.caption_field, where))
+        answer = self.text_processor(self._caption(raw, where))
         if not answer.strip():
             raise SampleError(f"{where}: nothing is left of the caption once it is cleaned")
-        image = self.reader.read_sample(raw.files[suffix], name=f"{where}.{suffix}")
+        image = self.reader.read(raw.files[suffix], f"{where}.{suffix}", as_uint8=True)
         return {"image": image, "image_id": key, "answer": answer}
+
+    def _caption(self, raw: RawSample, where: str) -> str:
+        """The raw caption; SampleError when there is none, it is empty or the JSON is wrong."""
+        caption = self._json_caption(raw.files["json"], where) if "json" in raw.files else None
+        if caption is None and "txt" in raw.files:
+            try:
+                caption = decode(raw.files["txt"])
+            except ValueError as error:
+                raise SampleError(f"{where}.txt: {first_line(error)}") from error
+        if caption is None:
+            raise SampleError(f"{where}: no caption; neither a .json with the field {self.caption_field!r} nor a .txt")
+        if not isinstance(caption, str):
+            raise SampleError(f"{where}: the caption must be text, it is {caption!r:.80}")
+        if not caption.strip():
+            raise SampleError(f"{where}: the caption is empty")
+        return require_readable(caption, f"{where}: the caption")
+
+    def _json_caption(self, content: bytes, where: str) -> Any:
+        try:
+            record = parse_json(content)
+        except ValueError as error:
+            raise SampleError(f"{where}.json: not JSON: {first_line(error)}") from error
+        if not isinstance(record, dict):
+            raise SampleError(f"{where}.json: must be an object with the field {self.caption_field!r}")
+        return record.get(self.caption_field)
 
 
 def _until_fault(url: str, faults: list[SampleError]) -> Iterator[RawSample]:
+    """The samples of a tar; its fault goes to `faults`."""
     try:
         yield from read_tar(url)
     except SampleError as error:
         faults.append(error)
-
-
-def _every(parts: int, part: int, raws: Iterator[RawSample]) -> Iterator[RawSample]:
-    return (raw for index, raw in enumerate(raws) if index % parts == part)
-
-
-def _caption(raw: RawSample, field: str, where: str) -> str:
-    """The raw caption; SampleError when there is none, it is empty or the JSON is wrong."""
-    caption = _json_caption(raw.files["json"], field, where) if "json" in raw.files else None
-    if caption is None and "txt" in raw.files:
-        with errors_as(SampleError, f"{where}.txt"):
-            caption = decode(raw.files["txt"])
-    if caption is None:
-        raise SampleError(f"{where}: no caption; neither a .json with the field {field!r} nor a .txt")
-    if not isinstance(caption, str):
-        raise SampleError(f"{where}: the caption must be text, it is {caption!r:.80}")
-    if not caption.strip():
-        raise SampleError(f"{where}: the caption is empty")
-    return require_readable(caption, f"{where}: the caption")
-
-
-def _json_caption(content: bytes, field: str, where: str) -> Any:
-    with errors_as(SampleError, f"{where}.json: not JSON"):
-        record = parse_json(content)
-    if not isinstance(record, dict):
-        raise SampleError(f"{where}.json: must be an object with the field {field!r}")
-    return record.get(field)
-
-
-@registry.register_builder("cc_sbu")
-@registry.register_builder("laion")
-@registry.register_builder("image_caption_shards")
-class ImageCaptionShardsBuilder(BaseBuilder):
-    """Builds `ImageCaptionShards`."""
-
-    SPLIT_KEYS: ClassVar[dict[str, str]] = {TRAIN: "storage", "val": "val_storage", "test": "test_storage"}
-
-    def build(self, split: str) -> ImageCaptionShards:
-        return ImageCaptionShards(
-            self.name,
-            split,
-            expand_urls(self.require_files(split)),
-            self.config.build_info.caption_field,
-            self.image_reader(split),
-            self.text_processor(split),
-        )

@@ -1,4 +1,4 @@
-"""Who may use the server."""
+"""Who may use the API, what a client may cost, how long it may take, and how it is told what is wrong."""
 
 import asyncio
 import dataclasses
@@ -23,18 +23,16 @@ from minigpt4.serving.uploads import MIB, Limits, TooLargeError
 log = logging.getLogger(__name__)
 
 
-# Errors as OpenAI's clients know them: a status, and a body `{"error": {...}}`.
-
-
 RETRY_AFTER = {"Retry-After": "5"}
 CLIENT_GONE = 499
 """Nobody gets this status; logs and metrics have it."""
 SERVER_FAULT = "the server failed to answer this request; its log says why"
 SHUTTING_DOWN = "the server is shutting down"
+_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class ApiError(Exception):
-    """A request that is answered with an error.
+    """A request that is answered with an error: a status, and a body `{"error": {...}}` as OpenAI's clients know it.
 
     Args:
         status: of HTTP.
@@ -63,9 +61,6 @@ class ApiError(Exception):
     def response(self) -> JSONResponse:
         """The answer that carries it."""
         return JSONResponse(self.body, self.status, headers=self.headers)
-
-
-_KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class ClientGoneError(Exception):
@@ -101,8 +96,8 @@ def as_api_error(error: Exception, param: str | None = None) -> ApiError:
     return ApiError(500, str(error) if isinstance(error, MiniGPT4Error) else SERVER_FAULT)
 
 
-def install(app: FastAPI) -> None:
-    """Every error of the app in this form."""
+def install_error_handlers(app: FastAPI) -> None:
+    """Every error of the app in OpenAI's form."""
 
     async def known(request: Request, error: Exception) -> JSONResponse:
         return as_api_error(error).response()
@@ -121,12 +116,9 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ClientGoneError, gone)
 
 
-# What a client of the API may cost, beyond what one visitor may ask for.
-
-
 @dataclass(frozen=True)
 class ApiLimits(Limits):
-    """Upper bounds of the API; none of them can be switched off, only raised."""
+    """What a client may cost; none of the limits can be switched off, only raised."""
 
     body_bytes: int = 64 * MIB
     """Of one request's body; base64 makes an image a third larger."""
@@ -204,9 +196,6 @@ def _is_this_machine(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host.lower() == "localhost" or host.lower().endswith(".localhost")
-
-
-# A connection whose client takes too long is cut off, at every point where the server waits for the client.
 
 
 class GuardedConnection(H11Protocol):

@@ -1,11 +1,11 @@
-"""Answers of an engine, read in an event loop, and only as long as the client is there."""
+"""Answers of an engine, read in an event loop while the client is there; what is sent, counted and logged of them."""
 
 import asyncio
 import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +27,11 @@ from minigpt4.serving.api.access import (
 )
 
 log = logging.getLogger(__name__)
+
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
+NO_ROUTE = "other"
+DONE = b"data: [DONE]\n\n"
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must not collect the pieces
 
 
 class Answers:
@@ -124,15 +129,11 @@ async def while_connected(receive: Receive, seconds: float | None = None) -> Asy
         raise
 
 
-# Metrics for Prometheus, and one line of the log for a request, without a word of its contents.
-
-
-SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
-NO_ROUTE = "other"
+# Metrics for Prometheus, and a line of the log for each request without a word of its contents
 
 
 @dataclass
-class Trace:
+class RequestStats:
     """What is known of a request."""
 
     started: float = field(default_factory=time.monotonic)
@@ -177,25 +178,22 @@ class Metrics:
         self.first_word = Histogram(
             "minigpt4_first_token_seconds", "Time to the first words of an answer", buckets=SECONDS, **own
         )
-        self._gauge("minigpt4_waiting", "Answers that wait", lambda: engine.num_waiting)
-        self._gauge("minigpt4_running", "Answers in the making", lambda: engine.num_running)
+        Gauge("minigpt4_waiting", "Answers that wait", **own).set_function(lambda: engine.num_waiting)
+        Gauge("minigpt4_running", "Answers in the making", **own).set_function(lambda: engine.num_running)
 
-    def _gauge(self, name: str, meaning: str, value: Callable[[], float]) -> None:
-        Gauge(name, meaning, registry=self.registry).set_function(value)
-
-    def record(self, path: str, trace: Trace, seconds: float) -> None:
+    def record(self, path: str, stats: RequestStats, seconds: float) -> None:
         """A request is over."""
-        self.requests.labels(path, str(trace.outcome)).inc()
-        self.prompt_tokens.inc(trace.prompt_tokens)
-        self.completion_tokens.inc(trace.completion_tokens)
-        if trace.first_word is not None:
-            self.first_word.observe(trace.first_word)
-            if trace.outcome == 200:
+        self.requests.labels(path, str(stats.outcome)).inc()
+        self.prompt_tokens.inc(stats.prompt_tokens)
+        self.completion_tokens.inc(stats.completion_tokens)
+        if stats.first_word is not None:
+            self.first_word.observe(stats.first_word)
+            if stats.outcome == 200:
                 self.seconds.observe(seconds)
 
 
-class Observed:
-    """Middleware that gives every request a `Trace` and sees to it that every one ends with an answer."""
+class StatsMiddleware:
+    """Middleware that gives every request a `RequestStats` and sees to it that every one ends with an answer."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
@@ -205,47 +203,43 @@ class Observed:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        trace = Trace()
-        scope.setdefault("state", {})["trace"] = trace
+        stats = RequestStats()
+        scope.setdefault("state", {})["stats"] = stats
 
         async def noting(message: Message) -> None:
             if message["type"] == "http.response.start":
-                trace.status = message["status"]
+                stats.status = message["status"]
             await send(message)
 
         try:
             await self.app(scope, receive, noting)
         except asyncio.CancelledError:
-            await _refuse(ApiError(503, SHUTTING_DOWN), trace, scope, receive, noting)
+            await _refuse(ApiError(503, SHUTTING_DOWN), stats, scope, receive, noting)
         except Exception:
             log.exception("A request failed")
-            trace.failed = True
-            await _refuse(ApiError(500, SERVER_FAULT), trace, scope, receive, noting)
+            stats.failed = True
+            await _refuse(ApiError(500, SERVER_FAULT), stats, scope, receive, noting)
         finally:
-            self._record(scope, trace)
+            self._record(scope, stats)
 
-    def _record(self, scope: Scope, trace: Trace) -> None:
-        seconds = time.monotonic() - trace.started
+    def _record(self, scope: Scope, stats: RequestStats) -> None:
+        seconds = time.monotonic() - stats.started
         route = getattr(scope.get("route"), "path", NO_ROUTE)  # never the path itself, which may hold anything
-        self.metrics.record(route, trace, seconds)
+        self.metrics.record(route, stats, seconds)
         said = ""
-        if trace.model is not None:
-            said = f" model={trace.model} tokens={trace.prompt_tokens}+{trace.completion_tokens}"
+        if stats.model is not None:
+            said = f" model={stats.model} tokens={stats.prompt_tokens}+{stats.completion_tokens}"
         client = (scope.get("client") or ("-",))[0]
-        log.info("%s %s %s %d %.3f s%s", client, scope["method"][:10], route, trace.outcome, seconds, said)
+        log.info("%s %s %s %d %.3f s%s", client, scope["method"][:10], route, stats.outcome, seconds, said)
 
 
-async def _refuse(error: ApiError, trace: Trace, scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse(error: ApiError, stats: RequestStats, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer with an error, unless an answer has begun."""
-    if trace.status is None:
+    if stats.status is None:
         await error.response()(scope, receive, send)
 
 
-# What the server sends: whole completions, and streams of server-sent events.
-
-
-DONE = b"data: [DONE]\n\n"
-STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must not collect the pieces
+# What the server sends: whole completions, and streams of server-sent events
 
 
 @dataclass(frozen=True)
@@ -319,10 +313,10 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, completion: Completion, trace: Trace, seconds: float) -> None:
+    def __init__(self, completion: Completion, stats: RequestStats, seconds: float) -> None:
         super().__init__(None, headers=STREAM_HEADERS)
         del self.headers["content-length"]
-        self._completion, self._trace, self._seconds = completion, trace, seconds
+        self._completion, self._stats, self._seconds = completion, stats, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
@@ -331,10 +325,10 @@ class EventStream(Response):
             last = await self._spoken(receive, send)
             await send({"type": "http.response.body", "body": last})
         except ClientGoneError:
-            self._trace.client_is_gone = True
+            self._stats.client_is_gone = True
         finally:
             self._completion.answers.close()
-            self._trace.count(self._completion.answers)
+            self._stats.count(self._completion.answers)
 
     async def _spoken(self, receive: Receive, send: Send) -> bytes:
         """Send all but the last events, which are returned: those of an end, or of an error."""
@@ -349,10 +343,10 @@ class EventStream(Response):
         except ClientGoneError:
             raise
         except asyncio.CancelledError:
-            self._trace.failed = True
+            self._stats.failed = True
             return event(ApiError(503, SHUTTING_DOWN).body)
         except Exception as error:  # the status is sent already, so that clients learn it from the event
-            self._trace.failed = True
+            self._stats.failed = True
             return event(as_api_error(error).body)
 
 

@@ -5,7 +5,6 @@ import logging
 import os
 import socket
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,44 +14,38 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.conversation.chat import Picture
+from minigpt4.conversation.chat import Decoding
 from minigpt4.conversation.chat import Request as Asked
 from minigpt4.inference import Engine
-from minigpt4.serving.api import access as errors
-from minigpt4.serving.api.access import Access, ApiLimits, GuardedConnection, unknown_model
-from minigpt4.serving.api.answers import Answers, Completion, EventStream, Metrics, Observed, Trace, while_connected
+from minigpt4.serving.api.access import Access, ApiLimits, GuardedConnection, install_error_handlers, unknown_model
+from minigpt4.serving.api.answers import (
+    Answers,
+    Completion,
+    EventStream,
+    Metrics,
+    RequestStats,
+    StatsMiddleware,
+    while_connected,
+)
 from minigpt4.serving.api.images import AllowedHosts, RemoteImages, RequestImages
 from minigpt4.serving.api.schema import (
+    ByteBudget,
+    ChatInput,
     ChatRequest,
-    Held,
-    Store,
-    Talk,
+    Reservation,
     read_body,
+    read_conversation,
     read_decoding,
     read_request,
-    read_talk,
 )
 
 log = logging.getLogger(__name__)
 
 
-# From a request for a chat completion to its answer.
-
-
 GRACE = 5.0
 """Seconds beyond `limits.seconds` after which an engine that does not end an answer is given up."""
 SEEDS = 2**63
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is left of a request when its texts and images are the model's input; it holds no image file any more."""
-
-    model: str
-    requests: list[Asked]
-    """To the engine, one for each answer."""
-    is_stream: bool
-    include_usage: bool
+KEY_VARIABLE = "MINIGPT4_API_KEY"
 
 
 class Service:
@@ -65,62 +58,62 @@ class Service:
 
     def __init__(self, engine: Engine, limits: ApiLimits, remote: RemoteImages) -> None:
         self.engine, self.limits = engine, limits
-        self.store = Store(limits.held_bytes)
+        self.budget = ByteBudget(limits.held_bytes)
         self.images = RequestImages(engine.look, limits, remote)
 
     async def chat(self, request: Request) -> Response:
         """The answer to a request, whole or as a stream."""
-        trace: Trace = request.state.trace
-        with self.store.held() as held:
-            plan = await self._plan(request, held)
-        trace.model = plan.model
-        answers = Answers(self.engine, plan.requests)
-        completion = Completion(plan.model, answers, plan.include_usage)
+        stats: RequestStats = request.state.stats
+        with self.budget.reserve() as reserved:
+            wanted, requests = await self._read(request, reserved)
+        stats.model = wanted.model
+        answers = Answers(self.engine, requests)
+        options = wanted.stream_options
+        completion = Completion(wanted.model, answers, bool(options and options.include_usage))
         response = None
         try:
-            response = await self._answered(request, completion, trace, plan.is_stream)
+            response = await self._answered(request, completion, stats, bool(wanted.stream))
             return response
         finally:
             if not isinstance(response, EventStream):  # which ends the answers itself
                 answers.close()
-                trace.count(answers)
+                stats.count(answers)
 
-    async def _plan(self, request: Request, held: Held) -> Plan:
-        body = await read_body(request, self.limits, held)
+    async def _read(self, request: Request, reserved: Reservation) -> tuple[ChatRequest, list[Asked]]:
+        """The request without its messages, and what it asks of the engine, one for each answer."""
+        body = await read_body(request, self.limits, reserved)
         async with while_connected(request.receive, self.limits.seconds):
-            wanted, talk = await self.images.run(partial(self._read, body))
-            pictures = await self.images.read(talk.images, held)
-        options = wanted.stream_options
-        requests = self._requests(wanted, talk, pictures)
-        return Plan(wanted.model, requests, bool(wanted.stream), bool(options and options.include_usage))
-
-    def _read(self, body: bytearray) -> tuple[ChatRequest, Talk]:
-        """All checks that need no image."""
-        wanted = read_request(body)
-        if wanted.model not in self.engine.checkpoints:
-            raise unknown_model(wanted.model, self.engine.checkpoints)
-        read_decoding(wanted, self.limits)
-        return wanted, read_talk(wanted, self.engine.new_conversation, self.limits)
-
-    def _requests(self, wanted: ChatRequest, talk: Talk, pictures: list[Picture]) -> list[Asked]:
+            wanted, decoding, chat_input = await self.images.run(partial(self._parse, body))
+            pictures = await self.images.read(chat_input.images, reserved)
         asked = partial(
             Asked,
             pictures=pictures,
-            decoding=read_decoding(wanted, self.limits),
+            decoding=decoding,
             stop=wanted.stop or (),
             checkpoint=wanted.model,
             timeout=self.limits.seconds,
         )
+        wanted.messages.clear()  # image files are not kept while the answer is written
         seeds = [None if wanted.seed is None else (wanted.seed + n) % SEEDS for n in range(wanted.n or 1)]
-        return [asked(talk.conversation.copy(), seed=seed) for seed in seeds]
+        return wanted, [asked(chat_input.conversation.copy(), seed=seed) for seed in seeds]
 
-    async def _answered(self, request: Request, completion: Completion, trace: Trace, is_stream: bool) -> Response:
+    def _parse(self, body: bytearray) -> tuple[ChatRequest, Decoding, ChatInput]:
+        """All checks that need no image."""
+        wanted = read_request(body)
+        if wanted.model not in self.engine.checkpoints:
+            raise unknown_model(wanted.model, self.engine.checkpoints)
+        decoding = read_decoding(wanted, self.limits)
+        return wanted, decoding, read_conversation(wanted, self.engine.new_conversation, self.limits)
+
+    async def _answered(
+        self, request: Request, completion: Completion, stats: RequestStats, is_stream: bool
+    ) -> Response:
         answers, texts = completion.answers, [""] * len(completion.answers.replies)
         async with while_connected(request.receive, self.limits.seconds + GRACE):
             await answers.begin()  # errors before the first words still have a status of their own
-            trace.heard()
+            stats.heard()
             if is_stream:
-                return EventStream(completion, trace, self.limits.seconds + GRACE)
+                return EventStream(completion, stats, self.limits.seconds + GRACE)
             async for index, text in answers:
                 texts[index] += text or ""
         return JSONResponse(completion.whole(texts))
@@ -134,8 +127,8 @@ def build_app(
     service = Service(engine, limits, remote or RemoteImages(AllowedHosts([]), limits))
     metrics, started = Metrics(engine), int(time.time())
     app = FastAPI(title="MiniGPT-4", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Observed, metrics=metrics)
-    errors.install(app)
+    app.add_middleware(StatsMiddleware, metrics=metrics)
+    install_error_handlers(app)
     checked = [Depends(access.check)]
 
     def described(name: str) -> dict[str, Any]:
@@ -152,7 +145,7 @@ def build_app(
     @app.get("/v1/models/{name:path}", dependencies=checked)
     async def model(name: str) -> dict[str, Any]:
         if name not in engine.checkpoints:
-            raise errors.unknown_model(name, engine.checkpoints)
+            raise unknown_model(name, engine.checkpoints)
         return described(name)
 
     @app.get("/healthz")
@@ -169,10 +162,7 @@ def build_app(
     return app
 
 
-# Listening, and ending well.
-
-
-KEY_VARIABLE = "MINIGPT4_API_KEY"
+# Listening, and ending well
 
 
 def api_key() -> str | None:

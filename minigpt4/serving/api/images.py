@@ -1,4 +1,9 @@
-"""From the image references of a request to what the model sees."""
+"""From the image references of a request, data URLs or addresses, to what the model sees.
+
+Images are fetched from hosts that are named only, and never from an inner address: a name is looked up once for a
+connection, every address that it has is checked, and the connection goes to one of these, so a name that changes in
+between gains nothing. Proxies of the environment are not used: they would connect for us, unchecked.
+"""
 
 import asyncio
 import base64
@@ -9,7 +14,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -19,25 +24,20 @@ from PIL import Image
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.conversation.chat import Picture
 from minigpt4.serving.api.access import ApiError, ApiLimits, as_api_error, wrong
-from minigpt4.serving.api.schema import Held, ImageReference
+from minigpt4.serving.api.schema import ImageReference, Reservation
 from minigpt4.serving.uploads import MIB, Limits, TooLargeError, read_image
-
-# Images from other servers: only from hosts that are named, and never from an inner address.
-#
-# A name is looked up once for a connection, every address that it has is checked, and the connection goes to one of
-# these addresses and nowhere else, so a name that changes in between gains nothing. Proxies of the environment are not
-# used: they would connect for us, unchecked.
-
 
 PORTS = {"http": 80, "https": 443}
 REDIRECTS = (301, 302, 303, 307, 308)
 HEADERS = {"Accept": "image/*", "Accept-Encoding": "identity", "User-Agent": "minigpt4", "Connection": "close"}
 INVALID = "invalid_image_url"
+HOW = "write it as data:image/png;base64,..."
 PUBLIC_IPV6 = ipaddress.ip_network("2000::/3")
 NOT_PUBLIC = [ipaddress.ip_network(text) for text in ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20")]
 """Reserved ranges that some versions of Python's tables call global."""
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+Result = TypeVar("Result")
 
 
 def is_public(address: str) -> bool:
@@ -159,10 +159,9 @@ class RemoteImages:
     def __init__(self, hosts: AllowedHosts, limits: ApiLimits, network: CheckedNetwork | None = None) -> None:
         self._hosts, self._limits = hosts, limits
         self._network = network or CheckedNetwork()
-        self._tls: ssl.SSLContext | None = None
         self._slots = asyncio.Semaphore(4 * limits.readers)
 
-    async def fetch(self, url: str, held: Held) -> bytes:
+    async def fetch(self, url: str, reserved: Reservation) -> bytes:
         """The bytes behind a URL.
 
         Raises:
@@ -174,26 +173,26 @@ class RemoteImages:
         place = self._hosts.place(url)
         try:
             async with asyncio.timeout(self._limits.fetch_seconds), self._slots:
-                return await self._followed(place, held)
+                return await self._followed(place, reserved)
         except TimeoutError:
             message = f"the image did not come within {self._limits.fetch_seconds:g} s"
             raise wrong(message, code=INVALID) from None
         except (httpcore2.NetworkError, httpcore2.ProtocolError, httpcore2.TimeoutException, OSError):
             raise wrong("the image's host does not answer as it should", code=INVALID) from None
 
-    async def _followed(self, place: Place, held: Held) -> bytes:
+    async def _followed(self, place: Place, reserved: Reservation) -> bytes:
         for _ in range(self._limits.redirects + 1):
-            found = await self._asked(place, held)
+            found = await self._asked(place, reserved)
             if isinstance(found, bytes):
                 return found
             place = found
         raise wrong(f"the image is behind more than {self._limits.redirects} redirects", code=INVALID)
 
-    async def _asked(self, place: Place, held: Held) -> bytes | Place:
+    async def _asked(self, place: Place, reserved: Reservation) -> bytes | Place:
         """The image, or where it is said to be."""
         headers = HEADERS | {"Host": place.host_header}
         async with (
-            httpcore2.AsyncConnectionPool(ssl_context=self._tls_context(), network_backend=self._network) as pool,
+            httpcore2.AsyncConnectionPool(ssl_context=self._tls, network_backend=self._network) as pool,
             pool.stream("GET", place.url, headers=headers) as response,
         ):
             fields = {name.lower().decode("ascii"): value.decode("latin-1") for name, value in response.headers}
@@ -201,21 +200,20 @@ class RemoteImages:
                 here = f"{place.scheme}://{place.host_header}{place.target}"
                 return self._hosts.place(urljoin(here, fields.get("location", "")))
             _check_response(response.status, fields)
-            return await self._content(response, held)
+            return await self._content(response, reserved)
 
-    async def _content(self, response: httpcore2.Response, held: Held) -> bytes:
+    async def _content(self, response: httpcore2.Response, reserved: Reservation) -> bytes:
         content = bytearray()
         async for chunk in response.aiter_stream():
             if len(content) + len(chunk) > self._limits.image_bytes:
                 raise TooLargeError(f"the image has more than {self._limits.image_bytes / MIB:g} MiB")
-            held.take(len(chunk))
+            reserved.take(len(chunk))
             content += chunk
         return bytes(content)
 
-    def _tls_context(self) -> ssl.SSLContext:
-        if self._tls is None:
-            self._tls = httpcore2.default_ssl_context()
-        return self._tls
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return httpcore2.default_ssl_context()
 
 
 def _check_response(status: int, fields: dict[str, str]) -> None:
@@ -226,10 +224,6 @@ def _check_response(status: int, fields: dict[str, str]) -> None:
         raise wrong(f"what is behind the URL is no image but {kind[:100]}", code=INVALID)
     if fields.get("content-encoding", "identity").lower() != "identity":
         raise ApiError(400, "the image's host compresses it although it was asked not to", code=INVALID)
-
-
-Result = TypeVar("Result")
-HOW = "write it as data:image/png;base64,..."
 
 
 class RequestImages:
@@ -247,15 +241,15 @@ class RequestImages:
         """Do work that takes a while in one of the threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    async def read(self, references: Sequence[ImageReference], held: Held) -> list[Picture]:
+    async def read(self, references: Sequence[ImageReference], reserved: Reservation) -> list[Picture]:
         """The images in their order; ApiError, with the field, for one that cannot be had or read."""
-        return [await self._picture(reference, held) for reference in references]
+        return [await self._picture(reference, reserved) for reference in references]
 
-    async def _picture(self, reference: ImageReference, held: Held) -> Picture:
+    async def _picture(self, reference: ImageReference, reserved: Reservation) -> Picture:
         try:
             if reference.url[:5].lower() == "data:":
                 return await self.run(partial(self._seen, reference.url))
-            content = await self._remote.fetch(reference.url, held)
+            content = await self._remote.fetch(reference.url, reserved)
             return await self.run(partial(self._seen, content))
         except (SampleError, ApiError) as error:
             told = as_api_error(error)
@@ -277,11 +271,11 @@ def decoded(url: str, limits: Limits) -> bytes:
     header, comma, content = url.partition(",")
     kind, *options = header[5:].lower().split(";")
     if not comma or not kind.startswith("image/") or options[-1:] != ["base64"]:
-        raise wrong(f"the data URL holds no image in base64; {HOW}", code="invalid_image_url")
+        raise wrong(f"the data URL holds no image in base64; {HOW}", code=INVALID)
     size = len(content) * 3 // 4 - 2
     if size > limits.image_bytes:
         raise TooLargeError(f"the image: {size / MIB:.1f} MiB are more than {limits.image_bytes / MIB:g} MiB")
     try:
         return base64.b64decode(content, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise wrong(f"the data URL is no valid base64 ({error}); {HOW}", code="invalid_image_url") from None
+        raise wrong(f"the data URL is no valid base64 ({error}); {HOW}", code=INVALID) from None

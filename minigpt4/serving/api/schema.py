@@ -1,4 +1,4 @@
-"""The body of a chat completion: which fields there are, of which types, and what becomes of the others."""
+"""The body of a chat completion: reading it, its fields, and the decoding and conversation that they ask for."""
 
 import asyncio
 import json
@@ -15,46 +15,69 @@ from pydantic_core import ErrorDetails
 from starlette.requests import ClientDisconnect
 
 from minigpt4.common.errors import hint
-from minigpt4.conversation.chat import PUBLISHED_CHAT, Decoding
+from minigpt4.conversation.decoding import PUBLISHED_CHAT, Decoding
 from minigpt4.conversation.templates import IMAGE_MESSAGE, IMAGE_PLACEHOLDER, Turns
 from minigpt4.serving.api.access import RETRY_AFTER, ApiError, ApiLimits, ClientGoneError, wrong
 from minigpt4.serving.uploads import MIB
 
-# Reading a request's body: so many bytes, so many seconds, and so much of all clients together.
+IGNORED = {"metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"}
+IGNORED |= {"service_tier", "store", "user"}
+"""Fields of OpenAI's API that do not change what is answered."""
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "presence_penalty": (0,),
+    "response_format": ({"type": "text"},),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+}
+"""Fields that would change the answer, and the values at which they do not."""
+SHOWN_ERRORS = 5
+VALUES = 500_000
+"""In a body; commas and brackets of its texts count, too. An empty list takes three bytes there, and fifty here."""
+SEPARATORS = (b",", b"[", b"{")
+COLD = 0.01
+"""Temperatures below are taken for 0: dividing by them gains nothing but numbers that overflow."""
+SYSTEM = ("system", "developer")
 
 
-class Held:
+class Reservation:
     """Bytes that one request holds."""
 
-    def __init__(self, store: "Store") -> None:
-        self._store, self.bytes = store, 0
+    def __init__(self, budget: "ByteBudget") -> None:
+        self._budget, self.bytes = budget, 0
 
     def take(self, count: int) -> None:
         """So many more; ApiError 503 if the server holds too many already."""
-        if self._store.bytes + count > self._store.limit:
+        if self._budget.bytes + count > self._budget.limit:
             message = "too many large requests at once; try again later"
             raise ApiError(503, message, code="busy", headers=RETRY_AFTER | {"Connection": "close"})
-        self._store.bytes += count
+        self._budget.bytes += count
         self.bytes += count
 
 
-class Store:
+class ByteBudget:
     """Bytes that all requests hold together; used in the event loop only."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
 
     @contextmanager
-    def held(self) -> Iterator[Held]:
+    def reserve(self) -> Iterator[Reservation]:
         """The account of one request, which is given back at the end."""
-        held = Held(self)
+        reserved = Reservation(self)
         try:
-            yield held
+            yield reserved
         finally:
-            self.bytes -= held.bytes
+            self.bytes -= reserved.bytes
 
 
-async def read_body(request: Request, limits: ApiLimits, held: Held) -> bytearray:
+async def read_body(request: Request, limits: ApiLimits, reserved: Reservation) -> bytearray:
     """The body, looked at while it comes.
 
     Raises:
@@ -68,7 +91,7 @@ async def read_body(request: Request, limits: ApiLimits, held: Held) -> bytearra
             async for chunk in request.stream():
                 if len(body) + len(chunk) > limits.body_bytes:
                     raise _too_large(limits)
-                held.take(len(chunk))
+                reserved.take(len(chunk))
                 body += chunk
     except TimeoutError:
         message = f"the request's body did not come within {limits.body_seconds:g} s"
@@ -94,35 +117,7 @@ def _too_large(limits: ApiLimits) -> ApiError:
     return ApiError(413, message, code="too_large")
 
 
-IGNORED = {
-    "metadata",
-    "parallel_tool_calls",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "safety_identifier",
-    "service_tier",
-    "store",
-    "user",
-}
-"""Fields of OpenAI's API that do not change what is answered."""
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "modalities": (["text"],),
-    "presence_penalty": (0,),
-    "response_format": ({"type": "text"},),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
-}
-"""Fields that would change the answer, and the values at which they do not."""
-SHOWN_ERRORS = 5
-VALUES = 500_000
-"""In a body; commas and brackets of its texts count, too. An empty list takes three bytes there, and fifty here."""
-SEPARATORS = (b",", b"[", b"{")
+# The fields
 
 
 def _listed(value: Any) -> Any:
@@ -253,13 +248,10 @@ def _check_names(pairs: list[tuple[str, Any]]) -> None:
 def _readable(errors: list[ErrorDetails]) -> Exception:
     if errors[0]["type"] == "json_invalid":
         return wrong(f"the body is no JSON: {errors[0]['ctx']['error']}", code="invalid_json")
-    shown = [f"{path(error['loc'])}: {_reason(error)}".removeprefix(": ") for error in errors[:SHOWN_ERRORS]]
+    reasons = [(path(error["loc"]), error["msg"].removeprefix("Value error, ")) for error in errors[:SHOWN_ERRORS]]
+    shown = [f"{field}: {reason}".removeprefix(": ") for field, reason in reasons]
     more = [f"and {len(errors) - SHOWN_ERRORS} more"] if len(errors) > SHOWN_ERRORS else []
     return wrong("; ".join(shown + more), path(errors[0]["loc"]) or None)
-
-
-def _reason(error: ErrorDetails) -> str:
-    return error["msg"].removeprefix("Value error, ")
 
 
 def path(loc: tuple[int | str, ...]) -> str:
@@ -286,20 +278,13 @@ def _check_message(message: Message, where: str) -> None:
             raise wrong(f"{field}: this server knows role, content and name only", field, "unsupported_parameter")
 
 
-# How a request wants to be answered.
-
-
-COLD = 0.01
-"""Temperatures below are taken for 0: dividing by them gains nothing but numbers that overflow."""
+# Decoding and conversation
 
 
 def read_decoding(request: ChatRequest, limits: ApiLimits) -> Decoding:
     """What the request says, and that of the published chat where it says nothing; ApiError 400 beyond a limit."""
-    _check(
-        "max_completion_tokens" if request.max_completion_tokens else "max_tokens",
-        request.max_new_tokens,
-        limits.new_tokens,
-    )
+    length = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
+    _check(length, request.max_new_tokens, limits.new_tokens)
     _check("num_beams", request.num_beams, limits.beams)
     _check("n", request.n, limits.answers)
     for number, stop in enumerate(request.stop or ()):
@@ -324,12 +309,6 @@ def _check(field: str, value: int | None, limit: int) -> None:
         raise wrong(f"{field}: {value} is more than this server's limit, {limit}", field)
 
 
-# From the messages of a request to a conversation in the model's template.
-
-
-SYSTEM = ("system", "developer")
-
-
 @dataclass(frozen=True)
 class ImageReference:
     """An image of a request that was not looked at yet."""
@@ -340,7 +319,7 @@ class ImageReference:
 
 
 @dataclass(frozen=True)
-class Talk:
+class ChatInput:
     """What is to be answered."""
 
     conversation: Turns
@@ -349,7 +328,7 @@ class Talk:
     """One for each placeholder of the conversation, in their order."""
 
 
-def read_talk(request: ChatRequest, new_conversation: Callable[[], Turns], limits: ApiLimits) -> Talk:
+def read_conversation(request: ChatRequest, new_conversation: Callable[[], Turns], limits: ApiLimits) -> ChatInput:
     """The conversation of a request; ApiError 400 where the messages make none."""
     messages = request.messages
     _check_sizes(messages, limits)
@@ -367,7 +346,7 @@ def read_talk(request: ChatRequest, new_conversation: Callable[[], Turns], limit
         raise wrong(f"messages: {len(images)} images are more than {limits.images}", "messages")
     if conversation.get_prompt().count(IMAGE_PLACEHOLDER) != len(images):
         raise wrong("messages: the model's chat template does not keep this conversation's images", "messages")
-    return Talk(conversation, images)
+    return ChatInput(conversation, images)
 
 
 def _check_sizes(messages: Sequence[Message], limits: ApiLimits) -> None:

@@ -11,7 +11,7 @@ import sys
 import traceback
 
 import train
-from minigpt4 import launch  # noqa: F401  train.py imports it late
+from minigpt4 import runners  # noqa: F401  train.py imports it late
 
 
 def start(request):

@@ -3,7 +3,7 @@
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.conversation.chat import PUBLISHED_CHAT, Decoding
+from minigpt4.conversation.decoding import PUBLISHED_CHAT, Decoding
 from minigpt4.serving.api.access import ApiLimits
 from minigpt4.serving.api.schema import ChatRequest, read_decoding
 

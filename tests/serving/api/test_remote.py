@@ -15,7 +15,7 @@ import pytest
 from minigpt4.common.errors import ConfigError
 from minigpt4.serving.api.access import ApiError, ApiLimits
 from minigpt4.serving.api.images import AllowedHosts, CheckedNetwork, RemoteImages, is_public
-from minigpt4.serving.api.schema import Store
+from minigpt4.serving.api.schema import ByteBudget
 from minigpt4.serving.uploads import TooLargeError
 
 INNER = [
@@ -133,7 +133,7 @@ def fetch(url, hosts, network=None, **limits):
     chosen = ApiLimits(**limits)
 
     async def run():
-        with Store(chosen.held_bytes).held() as held:
+        with ByteBudget(chosen.held_bytes).reserve() as held:
             return await RemoteImages(AllowedHosts(hosts), chosen, network).fetch(url, held)
 
     return asyncio.run(run())

@@ -7,7 +7,7 @@ import pytest
 
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.datasets import ImageCaptionJsonBuilder
-from minigpt4.datasets.datasets.records import Records
+from minigpt4.datasets.datasets.image_caption_json import Records
 
 CASES = Path(__file__).parents[1] / "data/cases"
 SENTENCES = [{"raw": "A man cooks.", "tokens": ["a", "man", "cooks"]}, {"raw": " A cook. \n"}]
@@ -134,7 +134,7 @@ def test_flickr30k_of_kaggle_is_read_with_its_row_that_lacks_a_bar(files, fields
     images = files.images([1, 2199200615])
     info = {"ann_path": str(files.folder / "results.csv"), "image_path": str(images), **fields}
     dataset = files.dataset("image_caption_json", **info)
-    assert [tuple(dataset.look(unit)[1].values()) for unit in range(dataset.size)] == [
+    assert [tuple(dataset.look(index)[1].values()) for index in range(dataset.size)] == [
         ("1", 'Two " young " guys , one in a hat .'),
         ("1", '" Stop " says a sign .'),
         ("2199200615", "A dog runs across the grass ."),

@@ -13,7 +13,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.datasets import builder_of
 from minigpt4.evaluation.caption_run import for_evaluation
 from minigpt4.evaluation.generate import without_datasets
-from minigpt4.inference.pipeline import image_facts, image_processor
+from minigpt4.inference.pipeline import image_processor, image_provenance
 
 REPOSITORY = Path(__file__).parents[2]
 MODEL = "model: {arch: minigpt4, model_type: pretrain_vicuna0}\n"
@@ -109,24 +109,27 @@ def test_images_are_normalised_as_in_the_training_of_the_tower(read, name, own, 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
 @pytest.mark.parametrize("name", ["eva_clip_g", "resnet50"])
-def test_mean_and_std_of_the_file_win_everywhere_with_one_warning_if_the_tower_has_others(read, name, split, caplog):
+def test_mean_and_std_that_are_not_the_towers_are_an_error(read, name, split):
     section = f"{{name: blip2_image_{split}, mean: [0.1, 0.2, 0.3], std: [1, 1, 1]}}"
     both = f"{{vis_processor: {{{split}: {section}}}}}"
-    config = read(tower(name) + f"datasets: {{laion: {both}, cc_sbu: {both}}}\n" + RUN)
-    assert normalisation(config) == {((0.1, 0.2, 0.3), (1.0, 1.0, 1.0))}
-    warnings = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == (name == "resnet50")
-    assert all("datasets.laion.vis_processor.train.mean" in record.getMessage() for record in warnings)
+    with pytest.raises(ConfigError, match=rf"datasets\.laion\.vis_processor\.train\.mean: .*{name}.*leave it out"):
+        read(tower(name) + f"datasets: {{laion: {both}, cc_sbu: {both}}}\n" + RUN)
 
 
 def test_answers_are_kept_apart_by_what_was_done_to_the_images(read):
-    section = "{vis_processor: {eval: {name: blip2_image_eval, std: [1, 1, 1]}}}"
     made = [
-        image_facts(read(tower(name) + f"datasets: {{laion: {own}}}\n" + RUN))
-        for name, own in (("eva_clip_g", "{}"), ("eva_clip_g", section), ("resnet50", "{}"), ("resnet50", section))
+        image_provenance(read(tower(name) + "datasets: {laion: {}}\n" + RUN))
+        for name in ("eva_clip_g", "resnet50", "vit_tiny_patch16_224")
     ]
     assert made[0] == {}  # as before there were others
-    assert len({str(own) for own in made}) == 4
+    assert len({str(own) for own in made}) == 3
+
+
+def test_image_size_follows_the_model(read):
+    config = read(MODEL.replace("}", ", image_size: 336}") + "datasets: {cc_sbu_align: {}}\n" + RUN)
+    assert config.datasets["cc_sbu_align"].vis_processor.train.image_size == config.image_processor.image_size == 336
+    config = read(tower("vit_base_patch16_clip_384.laion2b_ft_in12k_in1k") + "datasets: {cc_sbu_align: {}}\n" + RUN)
+    assert config.model.image_size == config.image_processor.image_size == 384
 
 
 def test_statistics_that_are_those_of_the_tower_are_no_warning(read, caplog):

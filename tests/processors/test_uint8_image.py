@@ -29,9 +29,9 @@ def test_normalised_levels_are_value_by_value_the_published_formula():
 @pytest.mark.parametrize("device", DEVICES)
 def test_batch_is_normalised_to_the_bits_of_single_images_on_every_device(device, images):
     processor = Blip2ImageTrainProcessor(image_size=8)
-    batch = Uint8Image.joined([processor.levels(image) for image in images])
+    batch = Uint8Image.joined([processor.uint8(image) for image in images])
     assert batch.shape == (3, 3, 8, 8)
-    assert batch.levels.dtype == torch.uint8
+    assert batch.pixels.dtype == torch.uint8
     normalised = batch.to(torch.device(device)).normalised()
     assert normalised.device.type == device
     assert torch.equal(normalised.cpu(), torch.stack([processor(image) for image in images]))
@@ -39,7 +39,7 @@ def test_batch_is_normalised_to_the_bits_of_single_images_on_every_device(device
 
 def test_levels_on_their_way_take_a_quarter_of_the_bytes(images):
     processor = Blip2ImageTrainProcessor(image_size=64)
-    sent, read = len(pickle.dumps(processor.levels(images[0]).levels.numpy())), processor(images[0]).nbytes
+    sent, read = len(pickle.dumps(processor.uint8(images[0]).pixels.numpy())), processor(images[0]).nbytes
     assert sent < 0.27 * read
 
 

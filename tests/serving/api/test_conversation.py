@@ -4,7 +4,7 @@ import pytest
 
 from minigpt4.conversation.templates import TemplateConversation, get_template
 from minigpt4.serving.api.access import ApiLimits
-from minigpt4.serving.api.schema import ChatRequest, read_talk
+from minigpt4.serving.api.schema import ChatRequest, read_conversation
 
 IMAGE = "<Img><ImageHere></Img>"
 
@@ -15,7 +15,7 @@ def training():
 
 def read(*messages, template=training):
     body = {"model": "m", "messages": [{"role": role, "content": content} for role, content in messages]}
-    return read_talk(ChatRequest.model_validate(body), template, ApiLimits())
+    return read_conversation(ChatRequest.model_validate(body), template, ApiLimits())
 
 
 def image(name):

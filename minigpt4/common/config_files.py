@@ -1,0 +1,228 @@
+"""From a YAML file and `--options` to one merged tree, as in LAVIS: default files, then the user's, then the options.
+
+Shipped defaults are `configs/models/{arch}_{model_type}.yaml` and `configs/datasets/{name}/{type}.yaml`. A registered
+model or builder may bring its own in `PRETRAINED_MODEL_CONFIG_DICT` or `DATASET_CONFIG_DICT`: {type: path}, the path
+absolute or relative to the class's own file or to the package `minigpt4`.
+"""
+
+import importlib
+import logging
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from minigpt4.common.errors import ConfigError, hint, nearest
+from minigpt4.common.registry import registry
+from minigpt4.common.run_folder import RUN_JSON
+from minigpt4.common.yaml_files import load_yaml, merge, option_pairs, parse_options, short
+
+log = logging.getLogger(__name__)
+
+PACKAGE = Path(__file__).resolve().parents[1]
+USER_SECTIONS = ("model", "datasets", "run", "evaluation_datasets", "imports")
+OPTION_SECTIONS = ("model", "datasets", "run", "evaluation_datasets", "preprocess")
+
+Catalogue = dict[str, dict[str, Path]]
+
+
+@dataclass(frozen=True)
+class DefaultFiles:
+    """Default files by name and type; a name that has none is there with an empty table."""
+
+    models: Catalogue = field(default_factory=dict)
+    """{arch: {model_type: file}}"""
+
+    datasets: Catalogue = field(default_factory=dict)
+    """{dataset name: {type: file}}"""
+
+
+def find_default_files() -> DefaultFiles:
+    """Everything known now; a registered class's own table goes before the shipped files of that name."""
+    files = DefaultFiles()
+    for file in sorted((PACKAGE / "configs" / "models").glob("*.yaml")):
+        arch = load_yaml(file).model.arch
+        files.models.setdefault(arch, {})[file.stem.removeprefix(f"{arch}_")] = file
+    for file in sorted((PACKAGE / "configs" / "datasets").glob("*/*.yaml")):
+        files.datasets.setdefault(file.parent.name, {})[file.stem] = file
+    for arch in registry.list_models():
+        _add_class(files.models, arch, registry.get_model_class(arch), "PRETRAINED_MODEL_CONFIG_DICT")
+    for name in registry.list_builders():
+        _add_class(files.datasets, name, registry.get_builder_class(name), "DATASET_CONFIG_DICT")
+    return files
+
+
+def _add_class(catalogue: Catalogue, name: str, cls: type, attribute: str) -> None:
+    own = getattr(cls, attribute, None)
+    if not own:
+        catalogue.setdefault(name, {})
+        return
+    module_file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    folder = Path(module_file).resolve().parent if module_file else Path()
+    beside = {kind: folder / path for kind, path in own.items()}
+    catalogue[name] = {kind: path if path.exists() else PACKAGE / own[kind] for kind, path in beside.items()}
+
+
+def import_modules(names: Any, source: str) -> None:
+    """Import each module of a YAML's `imports:`; the working directory is searched as with `python -m`.
+
+    Raises:
+        ConfigError: not a list of names, or an import fails, whatever the reason.
+    """
+    if names is None:
+        return
+    if not isinstance(names, list | ListConfig) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{source}: `imports:` must be a list of modules, such as [my_package.my_task]")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a module may do anything, even call sys.exit
+            kind = type(error).__name__
+            raise ConfigError(f"{source}: imports: cannot import {short(repr(name))}: {kind}: {error}") from error
+
+
+class ConfigFile:
+    """A user's YAML file, or a run's `run.json`; its `imports:` are imported.
+
+    Raises ConfigError as `Config` does, here and in `merged`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.source = path
+        self.user = load_yaml(Path(path))
+        if Path(path).name == RUN_JSON:
+            if not isinstance(self.user.get("config"), DictConfig):
+                raise ConfigError(f"{path}: has no `config`, which a run writes into it when it starts")
+            self.user = self.user.config
+        import_modules(self.user.pop("imports", None), path)
+
+    def merged(self, options: list[str] | None, defaults: DefaultFiles) -> DictConfig:
+        """The whole tree: the file over its defaults, and `--options` over both."""
+        layers = (
+            {"run": self._section("run")},
+            self._model(defaults.models),
+            self._datasets(defaults.datasets),
+            self._evaluation(),
+        )
+        changes = parse_options(options)
+        if options and "=" not in options[0] and len(options) % 2:
+            log.warning("--options: the last key %r has no value and is ignored", options[-1])
+        self._warn_of_unknown_sections()
+        self._check_options(changes)
+        for pair in option_pairs(options):  # each alone, so that the one at fault is named
+            merge(f"--options {short(pair)} over {self.source}", *layers, parse_options([pair]))
+        return merge(f"--options over {self.source}", *layers, changes)
+
+    def _section(self, name: str) -> DictConfig:
+        if name not in self.user.keys():  # noqa: SIM118 - without keys(), `???` is not in it
+            raise ConfigError(f"{self.source}: has no section `{name}:`")
+        return self._mapping(self.user, name, f"`{name}:`")
+
+    def _mapping(self, parent: DictConfig, name: str, key: str) -> DictConfig:
+        """What stands below a key; ConfigError for `???`, null, a list or a value, and for ${...} that lead nowhere."""
+        try:
+            value = parent[name]
+        except OmegaConfBaseException:
+            value = None
+        if not isinstance(value, DictConfig):
+            found = OmegaConf.to_container(parent, resolve=False)[name]
+            raise ConfigError(
+                f"{self.source}: {key} must hold keys with values; write `{name}: {{}}` for none (it is "
+                f"{'empty' if found is None else short(repr(found))})"
+            )
+        return value
+
+    def _model(self, known: Catalogue) -> DictConfig:
+        section = self._section("model")
+        arch = self._required(section, "arch", known)
+        if arch not in known:
+            raise self._unknown("model.arch", arch, known)
+        model_type = self._required(section, "model_type", known[arch])
+        default = self._default("model.model_type", model_type, known[arch])
+        return merge(f"{self.source}: model", default, {"model": section})
+
+    def _required(self, section: DictConfig, key: str, known: Iterable[str]) -> str:
+        value = "???" if OmegaConf.is_missing(section, key) else section.get(key)
+        if value == "???" or not isinstance(value, str):
+            fault = "is missing" if value is None else f"cannot be {short(repr(value))}"
+            raise ConfigError(
+                f"{self.source}: model.{key} {fault}; it chooses the default file and must stand in the "
+                f"YAML, not in --options. {hint('', known)}"
+            )
+        return value
+
+    def _datasets(self, known: Catalogue) -> DictConfig:
+        sections = self._section("datasets")
+        return OmegaConf.merge({"datasets": {}}, *(self._dataset(sections, name, known) for name in sections))
+
+    def _dataset(self, sections: DictConfig, name: str, known: Catalogue) -> DictConfig:
+        key = f"datasets.{name}"
+        section = self._mapping(sections, name, key)
+        if name not in known and "builder" not in section:
+            raise ConfigError(
+                f"{self.source}: {key}: unknown dataset; {hint(name, known)}. "
+                "Data of your own needs `builder:` with the name of its format."
+            )
+        if not isinstance(name, str):
+            raise ConfigError(f"{self.source}: {key}: the name of a dataset must be text; put it in quotes")
+        default = self._default(f"{key}.type", section.get("type", "default"), known.get(name, {}))
+        if set(default.get("datasets", {})) - {name}:
+            raise ConfigError(f"the default file of dataset {name!r} describes {list(default.datasets)}")
+        return merge(f"{self.source}: {key}", default, {"datasets": {name: section}})
+
+    def _evaluation(self) -> dict[str, DictConfig]:
+        if self.user.get("evaluation_datasets") is None:
+            return {}
+        return {"evaluation_datasets": self._section("evaluation_datasets")}
+
+    def _default(self, key: str, kind: Any, files: dict[str, Path]) -> DictConfig:
+        """The default file of this type; none at all is fine for a class from outside that brings none."""
+        if not files:
+            return OmegaConf.create({})
+        if str(kind) not in files:
+            raise self._unknown(key, kind, files)
+        return load_yaml(files[str(kind)])
+
+    def _unknown(self, key: str, value: Any, known: Iterable[str]) -> ConfigError:
+        return ConfigError(f"{self.source}: {key}: unknown name {short(repr(value))}; {hint(value, known)}")
+
+    def _warn_of_unknown_sections(self) -> None:
+        for name in self.user:
+            if name == "preprocess":
+                log.warning("%s: `preprocess:` is ignored; it comes from the model's defaults", self.source)
+            elif name not in USER_SECTIONS:
+                close = nearest(name, USER_SECTIONS)
+                question = f"; did you mean `{close}:`?" if close else ""
+                log.warning("%s: unknown section `%s:` is ignored%s", self.source, name, question)
+
+    def _check_options(self, options: DictConfig) -> None:
+        for name, section in OmegaConf.to_container(options, resolve=False).items():
+            if name not in OPTION_SECTIONS:
+                raise ConfigError(f"--options {short(name)}: unknown section; {hint(name, OPTION_SECTIONS)}")
+            if not isinstance(section, dict):
+                raise ConfigError(f"--options {name}={short(section)}: name a key of the section: {name}.KEY=VALUE")
+        self._warn_unless_same(options, "model.arch", "model.model_type")
+        for name in options.get("datasets", {}):
+            if name not in self.user.datasets:
+                log.warning("--options datasets.%s: not in %s, so no default file lies under it", name, self.source)
+            self._warn_unless_same(options, f"datasets.{name}.type")
+
+    def _warn_unless_same(self, options: DictConfig, *keys: str) -> None:
+        """Warn of options that choose a default file in the YAML, but here change no more than the value."""
+        for key in keys:
+            value = OmegaConf.select(options, key)
+            if value is not None and value != OmegaConf.select(self.user, key):
+                log.warning(
+                    "--options %s=%s: changes the value, but the defaults that were loaded are those of the YAML "
+                    "file; set it there to load others",
+                    key,
+                    value,
+                )

@@ -1,0 +1,290 @@
+"""Vision towers: an image in, tokens out; what its pixels have to be comes with the tower.
+
+`model.vit_model` is `eva_clip_g` (BLIP-2's, eva_vit.py), a model of timm, or the directory of a CLIP or SigLIP model as
+transformers saves it. Shapes: B images, S pixels a side, N tokens (prefix tokens such as the class token first),
+V channels.
+"""
+
+import json
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+
+from minigpt4.common.checkpoint import copy_strict, find_weights, read_state_dict
+from minigpt4.common.errors import ConfigError, errors_as, nearest
+from minigpt4.common.model_schema import EVA_CLIP_G, VIT_FILE, MiniGPT4Config
+from minigpt4.models import eva_vit
+from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
+
+log = logging.getLogger(__name__)
+
+USUAL_SIZE = 224
+"""Side of the images of EVA-CLIP, and of a tower of which timm does not know it, pixels."""
+_HF_TOWERS = {"clip": (CLIPVisionConfig, CLIPVisionModel), "siglip": (SiglipVisionConfig, SiglipVisionModel)}
+_HF_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """The images that a tower was trained on."""
+
+    mean: list[float]
+    """R, G, B in 0..1."""
+
+    std: list[float]
+    image_size: int
+    """Side, pixels."""
+
+
+class VisionTower(nn.Module):
+    """Image (B, 3, S, S) -> tokens (B, N, V), the first `num_prefix_tokens` of them before the patches.
+
+    Args:
+        model: the network: timm's, or a vision model of transformers. `visual_encoder.` and its parameters' names are
+            the names of trained weights in checkpoints.
+        image_size: S; positions are interpolated where the network was made for another.
+    """
+
+    def __init__(self, model: nn.Module, image_size: int) -> None:
+        super().__init__()
+        self.model = model
+        self.image_size = image_size
+        self._of_transformers = isinstance(model, CLIPVisionModel | SiglipVisionModel)
+        if self._of_transformers:
+            self.num_features: int = model.config.hidden_size
+            self.num_prefix_tokens = int(isinstance(model, CLIPVisionModel))
+        else:
+            self.num_features = model.num_features
+            self.num_prefix_tokens = getattr(model, "num_prefix_tokens", 0)
+
+    @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """Layers of a transformer; none of a convolutional network."""
+        return self.model.encoder.layers if self._of_transformers else getattr(self.model, "blocks", ())
+
+    def forward(self, image_B3SS: Tensor) -> Tensor:
+        if self._of_transformers:
+            other_size = self.image_size != self.model.config.image_size
+            return self.model(image_B3SS, interpolate_pos_encoding=other_size).last_hidden_state
+        tokens = self.model.forward_features(image_B3SS)
+        if tokens.ndim == 4:  # a convolutional network: (B, V, H, W), or (B, H, W, V) for some timm families
+            if tokens.shape[1] != self.num_features:
+                tokens = tokens.permute(0, 3, 1, 2)
+            tokens = tokens.flatten(2).transpose(1, 2)
+        return tokens
+
+    def drop_layers_after(self, layer: int) -> None:
+        """Let the tokens be those of another layer: -2 is the one before the last; no norm follows it."""
+        if layer == -1:
+            return
+        count = len(list(self.blocks))
+        if not -count <= layer < 0:
+            raise ConfigError(f"model.vit_layer: {layer} must be from {-max(count, 1)} to -1 for this tower")
+        if self._of_transformers:
+            self.model.encoder.layers = self.model.encoder.layers[: count + 1 + layer]
+            self.model.post_layernorm = nn.Identity()
+        else:
+            self.model.blocks = self.model.blocks[: count + 1 + layer]
+            self.model.norm = nn.Identity()
+
+
+def is_directory(name: str) -> bool:
+    """Whether a `vit_model` names a directory: no name of timm's has a slash or stands on the disk."""
+    return "/" in name or name.startswith(("~", ".")) or Path(name).is_dir()
+
+
+def tower_pixels(name: str) -> Pixels | None:
+    """What the images of a `vit_model` are; None if timm does not say.
+
+    ConfigError for a name that timm does not know, or a directory without the files of a CLIP or SigLIP model.
+    """
+    if name == EVA_CLIP_G:
+        return Pixels(list(CLIP_MEAN), list(CLIP_STD), USUAL_SIZE)
+    return _directory_pixels(Path(name).expanduser()) if is_directory(name) else _timm_pixels(name)
+
+
+def build_vision_encoder(cfg: MiniGPT4Config) -> VisionTower:
+    """The tower with fresh weights and all its layers; ConfigError for sizes or names that do not work."""
+    size = image_size_of(cfg)
+    if cfg.vit_model == EVA_CLIP_G:
+        return VisionTower(eva_vit.build_eva(cfg, size), size)
+    if is_directory(cfg.vit_model):
+        return VisionTower(_build_of_directory(cfg), size)
+    return VisionTower(_build_timm(cfg, size), size)
+
+
+def image_size_of(cfg: MiniGPT4Config) -> int:
+    """`model.image_size`, or where it is null the tower's own."""
+    if cfg.image_size is not None:
+        return cfg.image_size
+    pixels = tower_pixels(cfg.vit_model)
+    return USUAL_SIZE if pixels is None else pixels.image_size
+
+
+def load_vision_encoder(tower: VisionTower, cfg: MiniGPT4Config) -> None:
+    """Fill a tower from `vit_weights` or its directory; WeightsError unless all of it is there and fits."""
+    path, state = read_vit_weights(cfg)
+    if cfg.vit_model == EVA_CLIP_G:
+        eva_vit.fit_position_embedding(state, tower.model, path)
+    elif not is_directory(cfg.vit_model):
+        state = _own_timm_keys(state, tower.model)
+    own = {name: tensor for name, tensor in tower.model.state_dict().items() if not name.endswith("position_ids")}
+    copy_strict(own, state, source=path)
+
+
+def read_vit_weights(cfg: MiniGPT4Config) -> tuple[Path, dict[str, Tensor]]:
+    """The tower's file and its tensors, mapped; of larger models' files only what is the tower's."""
+    if is_directory(cfg.vit_model):
+        path = _directory_file(Path(cfg.vit_model).expanduser())
+        return path, _own_keys_of_directory(read_state_dict(path, mapped=True))
+    if cfg.vit_model != EVA_CLIP_G and not cfg.vit_weights:
+        raise ConfigError(f"model.vit_weights: not set, but vit_model {cfg.vit_model} needs its weights file")
+    path = find_weights(cfg.vit_weights, "model.vit_weights", VIT_FILE)
+    state = read_state_dict(path, mapped=True)
+    return path, eva_vit.own_keys(state, cfg) if cfg.vit_model == EVA_CLIP_G else state
+
+
+# timm
+
+
+def _timm_pixels(name: str) -> Pixels | None:
+    """A name without the variant (`vit_base_patch16_224`, not `vit_base_patch16_224.dino`) is its first; where others
+    were trained with other images, the log says so."""
+    _require_timm_name(name)
+    own = _pretrained_pixels(name)
+    if "." not in name:
+        others = [full for full in timm.list_pretrained(f"{name}.*") if _statistics(full) != _statistics(name)]
+        if others:
+            log.warning(
+                "model.vit_model: %s is taken for %s.%s; weights of %s were trained on images of other mean and std: "
+                "name the variant, too, if vit_weights are theirs",
+                *(name, name, timm.get_pretrained_cfg(name).tag, ", ".join(others)),
+            )
+    return own
+
+
+def _statistics(name: str) -> tuple[list[float], list[float]] | None:
+    pixels = _pretrained_pixels(name)
+    return None if pixels is None else (pixels.mean, pixels.std)
+
+
+def _pretrained_pixels(name: str) -> Pixels | None:
+    known = timm.get_pretrained_cfg(name)
+    if known is None or len(known.mean) != 3 or len(known.std) != 3:
+        return None
+    return Pixels([float(one) for one in known.mean], [float(one) for one in known.std], known.input_size[-1])
+
+
+def _require_timm_name(name: str) -> None:
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name}*")[:3] or [nearest(name, timm.list_models())]
+        near = f"; near: {', '.join(close)}" if close[0] else ""
+        raise ConfigError(f"model.vit_model: {name!r} is neither {EVA_CLIP_G} nor a timm model nor a directory{near}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        variants = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        raise ConfigError(f"model.vit_model: {name!r} is no variant that timm knows: {', '.join(variants)}") from error
+
+
+def _build_timm(cfg: MiniGPT4Config, image_size: int) -> nn.Module:
+    _require_timm_name(cfg.vit_model)
+    arguments: dict[str, Any] = {"drop_path_rate": cfg.drop_path_rate, **cfg.vit_config}
+    try:
+        model = timm.create_model(cfg.vit_model, num_classes=0, img_size=image_size, **arguments)
+    except TypeError:  # families without position embedding take any size and know no img_size
+        try:
+            model = timm.create_model(cfg.vit_model, num_classes=0, **arguments)
+        except TypeError as error:
+            raise ConfigError(f"model.vit_config: {sorted(cfg.vit_config)} for {cfg.vit_model}: {error}") from error
+    if cfg.use_grad_checkpoint:
+        model.set_grad_checkpointing(True)
+    return model
+
+
+def _own_timm_keys(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The keys without the classifier that the pretrained file has and the tower here has not."""
+    classifiers = model.pretrained_cfg.get("classifier") or ()
+    names = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
+    prefixes = tuple(f"{name}." for name in names)
+    return {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}
+
+
+# Directories of transformers
+
+
+def _read_json(directory: Path, name: str) -> dict[str, Any]:
+    key = f"model.vit_model: {directory}"
+    if not (directory / name).is_file():
+        raise ConfigError(f"{key} has no {name}; it must be a CLIP or SigLIP model as transformers saves it")
+    with errors_as(ConfigError, f"{key}/{name} cannot be read"):
+        content = json.loads((directory / name).read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no keys with values")
+        return content
+
+
+def _directory_kind(directory: Path) -> tuple[str, dict[str, Any]]:
+    """`clip` or `siglip`, and the settings of its vision side."""
+    content = _read_json(directory, "config.json")
+    kind = str(content.get("model_type", "")).removesuffix("_vision_model")
+    if kind not in _HF_TOWERS:
+        raise ConfigError(
+            f"model.vit_model: {directory}: its model_type is {content.get('model_type')!r}; read are "
+            f"{', '.join(_HF_TOWERS)} and the names of timm"
+        )
+    settings = content.get("vision_config", content)
+    return kind, dict(settings) if isinstance(settings, Mapping) else {}
+
+
+def _directory_pixels(directory: Path) -> Pixels:
+    kind, settings = _directory_kind(directory)
+    processor = _read_json(directory, "preprocessor_config.json")
+    with errors_as(ConfigError, f"model.vit_model: {directory}"):
+        config = _HF_TOWERS[kind][0](**settings)
+        mean, std = ([float(one) for one in processor[key]] for key in ("image_mean", "image_std"))
+        if len(mean) != 3 or len(std) != 3:
+            raise ValueError("image_mean and image_std of preprocessor_config.json must have three numbers each")
+        return Pixels(mean, std, int(config.image_size))
+
+
+def _build_of_directory(cfg: MiniGPT4Config) -> nn.Module:
+    directory = Path(cfg.vit_model).expanduser()
+    kind, settings = _directory_kind(directory)
+    if cfg.vit_config or cfg.vit_weights or cfg.drop_path_rate:
+        raise ConfigError(
+            f"model.vit_model: {directory} has sizes and weights of its own; leave vit_config, vit_weights and "
+            "drop_path_rate unset"
+        )
+    config_class, model_class = _HF_TOWERS[kind]
+    with errors_as(ConfigError, f"model.vit_model: {directory}/config.json describes no {kind} tower"):
+        config = config_class(**settings)
+        if kind == "siglip":
+            config.vision_use_head = False  # it pools, and nobody reads that
+        model = model_class(config)
+    if cfg.use_grad_checkpoint:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def _directory_file(directory: Path) -> Path:
+    found = next((directory / name for name in _HF_FILES if (directory / name).is_file()), None)
+    if found is None:
+        raise ConfigError(f"model.vit_model: {directory} has neither {' nor '.join(_HF_FILES)}")
+    return found
+
+
+def _own_keys_of_directory(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The vision side without what pools: `vision_model.` goes, and with it the text side of a whole CLIP."""
+    prefix = "vision_model."
+    if any(name.startswith(prefix) for name in state):
+        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+    return {
+        name: tensor for name, tensor in state.items() if not name.startswith("head.") and "position_ids" not in name
+    }

@@ -1,0 +1,170 @@
+"""Towers from CLIP and SigLIP directories and of timm, any layer, every connector: against transformers and by hand."""
+
+import json
+
+import pytest
+import torch
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from minigpt4.common.errors import ConfigError, WeightsError
+from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.models.loading import feature_shape, load_vision
+from minigpt4.models.mini_gpt4 import MiniGPT4
+from minigpt4.models.vision_tower import tower_pixels
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "patch_size": 14}
+MEAN = [0.48, 0.46, 0.41]
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """`directory(kind, image_size)`: a tiny model as transformers saves it, and the vision model itself."""
+
+    def make(kind: str, image_size: int = 56):
+        torch.manual_seed(0)
+        if kind == "siglip":
+            vision = model = SiglipVisionModel(SiglipVisionConfig(image_size=image_size, **SIZES))
+        elif kind == "clip vision":
+            vision = model = CLIPVisionModel(CLIPVisionConfig(image_size=image_size, **SIZES))
+        else:
+            text = CLIPTextConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4)
+            settings = CLIPVisionConfig(image_size=image_size, **SIZES).to_dict()
+            model = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=settings))
+            vision = model.vision_model
+        path = tmp_path / kind.replace(" ", "_")
+        model.save_pretrained(path)
+        processor = {"image_mean": MEAN, "image_std": [0.27, 0.26, 0.28]}
+        (path / "preprocessor_config.json").write_text(json.dumps(processor))
+        return path, vision.eval()
+
+    return make
+
+
+def vision_of(path, **changes):
+    section = {"vit_model": str(path), "vit_precision": "fp32", "connector": "identity"}
+    cfg = MiniGPT4Config(**section | changes)
+    tower, ln_vision, connector = load_vision(cfg)
+    return cfg, lambda image: connector(ln_vision(tower.eval()(image)))
+
+
+@pytest.mark.parametrize("kind", ["clip", "clip vision", "siglip"])
+@pytest.mark.parametrize("layer", [-1, -2, -3])
+def test_tokens_of_a_directory_are_those_of_transformers(directory, kind, layer):
+    path, model = directory(kind)
+    cfg, features = vision_of(path, vit_layer=layer)
+    image = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        output = model(image, output_hidden_states=True)
+        expected = output.last_hidden_state if layer == -1 else output.hidden_states[layer]
+        expected = expected[:, 0 if kind == "siglip" else 1 :]
+        torch.testing.assert_close(features(image), expected, rtol=0, atol=1e-6)
+    assert feature_shape(cfg) == expected.shape[1:] == (16, 32)
+
+
+def test_class_token_is_kept_where_asked_for(directory):
+    cfg, features = vision_of(directory("clip")[0], vit_prefix="keep")
+    assert features(torch.zeros(1, 3, 56, 56)).shape[1:] == feature_shape(cfg) == (17, 32)
+
+
+def test_other_image_size_interpolates_the_positions(directory):
+    path, model = directory("clip")
+    cfg, features = vision_of(path, image_size=84)
+    image = torch.randn(1, 3, 84, 84)
+    with torch.no_grad():
+        expected = model(image, interpolate_pos_encoding=True).last_hidden_state[:, 1:]
+        torch.testing.assert_close(features(image), expected, rtol=0, atol=1e-6)
+    assert feature_shape(cfg) == (36, 32)
+
+
+def test_pixels_come_with_the_directory(directory):
+    pixels = tower_pixels(str(directory("siglip", 28)[0]))
+    assert (pixels.mean, pixels.image_size) == (MEAN, 28)
+
+
+def test_layer_of_timm_is_that_of_its_blocks(tiny_section):
+    image = torch.randn(1, 3, 56, 56)
+    towers = [load_vision(MiniGPT4Config(**tiny_section(vit_layer=layer)))[0].eval() for layer in (-1, -2)]
+    seen = []
+    towers[0].blocks[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.no_grad():
+        towers[0](image)
+        torch.testing.assert_close(towers[1](image), seen[0], rtol=0, atol=0)
+    with pytest.raises(ConfigError, match=r"model\.vit_layer: -4 must be from -3 to -1"):
+        load_vision(MiniGPT4Config(**tiny_section(vit_layer=-4)))
+
+
+def test_squares_of_patches_are_joined(directory):
+    path, model = directory("clip")
+    _, features = vision_of(path, connector="join2x2")
+    image = torch.randn(1, 3, 56, 56)
+    with torch.no_grad():
+        patches = torch.nn.functional.layer_norm(model(image).last_hidden_state, (32,))[0, 1:].view(4, 4, 32)
+        expected = torch.stack(
+            [patches[2 * r : 2 * r + 2, 2 * c : 2 * c + 2].reshape(-1) for r in range(2) for c in range(2)]
+        )
+        torch.testing.assert_close(features(image)[0], expected, rtol=0, atol=1e-5)
+
+
+def test_model_on_clip_takes_a_training_step(directory, parity_dir):
+    section = {
+        "vit_model": str(directory("clip")[0]),
+        "vit_layer": -2,
+        "vit_precision": "fp32",
+        "connector": "identity",
+        "projection": "mlp2x_gelu",
+        "llama_model": str(parity_dir / "vicuna_tiny"),
+        "llm_precision": "fp32",
+    }
+    model = MiniGPT4.from_config(section)
+    output = model({"image": torch.randn(2, 3, 56, 56), "answer": ["a cat", "two dogs"]})
+    output["loss"].backward()
+    assert {name: p.grad is not None for name, p in model.trainable_parameters().items()} == {
+        f"llama_proj.{layer}.{kind}": True for layer in (0, 2) for kind in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize(
+    ("break_it", "reason"),
+    [
+        (lambda path: (path / "config.json").unlink(), "has no config.json"),
+        (lambda path: (path / "config.json").write_text('{"model_type": "vit"}'), "its model_type is 'vit'"),
+        (lambda path: (path / "config.json").write_text("["), "config.json cannot be read"),
+        (lambda path: (path / "preprocessor_config.json").unlink(), "has no preprocessor_config.json"),
+    ],
+)
+def test_directory_that_is_no_tower_is_refused_by_name(directory, break_it, reason):
+    path, _ = directory("clip")
+    break_it(path)
+    with pytest.raises(ConfigError, match=rf"{path.name}.*{reason}"):
+        vision_of(path)
+
+
+def test_weights_that_do_not_fit_are_refused(directory):
+    path, _ = directory("clip")
+    config = json.loads((path / "config.json").read_text())
+    config["vision_config"]["num_hidden_layers"] = 5
+    (path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"missing: .*encoder\.layers\.4"):
+        vision_of(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "reason"),
+    [
+        ({"connector": "qformer", "has_qformer": False}, "connector: qformer does not go with has_qformer: False"),
+        ({"vit_prefix": "drop"}, "vit_prefix: drop does not go with a Q-Former"),
+        ({"proj_layers": 3, "projection": "linear"}, "projection: linear does not go with proj_layers: 3"),
+        ({"vit_layer": 0}, "vit_layer: 0 must be -1"),
+    ],
+)
+def test_keys_that_contradict_each_other_are_refused(section, reason):
+    with pytest.raises(ValueError, match=reason):
+        MiniGPT4Config(**section)
