@@ -1,10 +1,10 @@
-"""How the rules of the failure rate agree with texts that people have labelled.
+"""How well the rules of the failure rate agree with labelled texts.
 
     python eval_scripts/check_failure_rules.py                      # the labelled texts of the tests
     python eval_scripts/check_failure_rules.py MY_LABELS.jsonl
 
 A line of the file is {"part": "held out", "task": "poem", "ended": true, "kinds": ["repetition"], "text": "..."}.
-`kinds` is empty for a good answer, `ended` null where nobody knows. Each part is reported by itself.
+`kinds` is empty for a good answer, `ended` null if unknown. Each part is reported separately.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def _share(count: int, of: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for an error that the user can mend."""
+    """Returns the exit status: 0, or 2 for an error that the user can fix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("labels", nargs="?", type=Path, default=LABELS, metavar="FILE", help="labelled texts")
     args = parser.parse_args(argv)

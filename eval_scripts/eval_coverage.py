@@ -1,12 +1,12 @@
-"""How much of people's captions descriptions cover, by a language model as judge.
+"""How much of people's captions the descriptions cover, with a language model as judge.
 
     python eval_scripts/eval_coverage.py RESULTS.json captions_val2014.json --partial --protocol captions \
         --judge-url https://api.openai.com/v1 --judge-model gpt-4-1106-preview --output coverage.json
     python eval_scripts/eval_coverage.py RESULTS.json flickr30k/flickr_annotations_30k.csv --protocol objects \
         --judge-url http://localhost:8000/v1 --judge-model Qwen/Qwen2.5-14B-Instruct
 Protocols: `captions` counts the covered ones of five captions, 0 to 5; `objects` is the share of descriptions that
-cover all objects and relations of one caption. The two cannot be compared. Answers are kept: the same command again
-asks nothing, and goes on after a kill.
+cover all objects and relations of one caption. The two cannot be compared. Answers are kept: the same command resumes,
+and asks nothing twice.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import exit_status, write_json
-from minigpt4.evaluation.caption_data import match, read_references, read_results
+from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
 from minigpt4.evaluation.coverage import SYSTEM, coverage, prompt_of, score
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
 
@@ -63,7 +63,7 @@ def show(scored: dict) -> str:
     if scored["images_with_fewer_captions"]:
         lines.append(f"{scored['images_with_fewer_captions']} images have fewer than 5 captions; they can cover fewer")
     if unread := scored["unparsable"]:
-        shown = ", ".join(unread[:5]) + (", ..." if len(unread) > 5 else "")
+        shown = first_few(unread, 5)
         lines.append(f"{len(unread)} answers of the judge could not be read and are left out: images {shown}")
     return "\n".join(lines)
 

@@ -5,10 +5,10 @@ The published table, before and after stage 2, on 100 images of a folder:
         --ckpt "before stage 2=weights/minigpt4_stage1_7b.pth" "after stage 2=weights/prerained_minigpt4_7b.pth" \
         --images coco/test2014 --limit 100 --save_path output/failures
 On 4 GPUs: torchrun --standalone --nproc-per-node 4 eval_scripts/eval_failure_rate.py ... (the same arguments).
-With a judge who sees the images: --judge-url http://localhost:8000/v1 --judge-model NAME
+With a judge that sees the images: --judge-url http://localhost:8000/v1 --judge-model NAME
 With a person: python eval_scripts/judge_by_hand.py output/failures, then this again with
     --verdicts output/failures/verdicts.jsonl
-The same command again goes on after a kill, and generates nothing when all is there. The rules: docs/failure_rate.md.
+The same command resumes after a kill, and generates nothing once all answers are there. Rules: docs/failure_rate.md.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=names, default=names, help=f"what to ask ({' '.join(names)})")
     parser.add_argument("--limit", type=int, metavar="N", help="draw N images by run.seed (all)")
     parser.add_argument("--verdicts", type=Path, metavar="FILE", help="a person's, in place of rules and judge")
-    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
+    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="override config values")
     add_judge_arguments(parser, required=False)
     args = parser.parse_args(argv)
     if args.limit is not None and args.limit < 1:
@@ -50,43 +50,37 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def evaluate(args: argparse.Namespace) -> None:
-    """Check what can be wrong, the cheap first, then ask, find failures and write the report."""
+def run(args: argparse.Namespace) -> None:
+    """Cheap checks first; then ask, find failures and write the report."""
     from minigpt4.common.dist_utils import start_processes, stop_processes
-    from minigpt4.evaluation import failure_rate, generate
-    from minigpt4.evaluation import failure_rate as failure_run
-    from minigpt4.evaluation.failure_rate import summary
-    from minigpt4.evaluation.generate import without_datasets
-    from minigpt4.inference import image_list
+    from minigpt4.evaluation.failure_rate import FailureRun, evaluate, read_verdicts, summary
+    from minigpt4.evaluation.generate import read_checkpoint_list, without_datasets
+    from minigpt4.inference.image_list import find_images
 
-    config = Config(args)
-    config = without_datasets(config.validate(training=False))
+    config = without_datasets(Config(args).validate(training=False))
     require_paths(config.sections(), config.source)
     if args.verdicts is not None:
-        failure_rate.read_verdicts(args.verdicts)
-    images = image_list.find_images(args.images, args.image_folder, args.limit, config.run.seed)
+        read_verdicts(args.verdicts)
+    images = find_images(args.images, args.image_folder, args.limit, config.run.seed)
     judge = judge_of(args)
-    checkpoints = generate.read_checkpoint_list(args.ckpt)
-    run = config.run
-    processes = start_processes(run.device, run.distributed, run.dist_url)
+    checkpoints = read_checkpoint_list(args.ckpt)
+    processes = start_processes(config.run.device, config.run.distributed, config.run.dist_url)
     setup_logging(processes.rank)
     log.info("Configuration of %s:\n%s", config.source, config.pretty())
     tasks = [task_called(name) for name in dict.fromkeys(args.tasks)]
-    plan = failure_run.FailureRun(
-        config, checkpoints, images, tasks, args.save_path, judge, args.judge_at_once, args.verdicts
-    )
-    facts = failure_run.evaluate(plan, processes)
-    if facts is not None:
-        print(summary(facts))
+    plan = FailureRun(config, checkpoints, images, tasks, args.save_path, judge, args.judge_at_once, args.verdicts)
+    results = evaluate(plan, processes)
+    if results is not None:
+        print(summary(results))
         log.info("Everything is in %s; read failures.md there", args.save_path)
     stop_processes()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for an error that the user can mend."""
+    """Returns the exit status: 0, or 2 for an error that the user can fix."""
     args = parse_args(argv)
     setup_logging(rank=0)
-    return exit_status(lambda: evaluate(args))
+    return exit_status(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -1,31 +1,48 @@
-"""What captions and answers say about objects that are not there.
+"""How often captions and answers name objects that are not there.
 
 CHAIR of captions, no model needed:
-    python eval_scripts/eval_hallucination.py chair RESULTS.json instances_val2014.json --partial \
+    python eval_scripts/eval_py chair RESULTS.json instances_val2014.json --partial \
         --captions captions_val2014.json
-    python eval_scripts/eval_hallucination.py chair captions_epoch_4.json data/mini/scenes_test.json
+    python eval_scripts/eval_py chair captions_epoch_4.json data/mini/scenes_test.json
 Questions with yes or no, as in POPE: made from the truth, asked, scored:
-    python eval_scripts/eval_hallucination.py pope-questions instances_val2014.json --negatives adversarial \
+    python eval_scripts/eval_py pope-questions instances_val2014.json --negatives adversarial \
         --output questions.jsonl
-    python eval_scripts/eval_hallucination.py pope --cfg-path eval_configs/minigpt4_failure_eval.yaml --ckpt CKPT.pth \
+    python eval_scripts/eval_py pope --cfg-path eval_configs/minigpt4_failure_eval.yaml --ckpt CKPT.pth \
         --questions questions.jsonl --image-path coco/val2014 --save_path output/pope \
         --options run.generation.max_new_tokens=20
-    python eval_scripts/eval_hallucination.py pope-score output/pope/answers_CKPT.jsonl questions.jsonl
+    python eval_scripts/eval_py pope-score output/pope/answers_CKPT.jsonl questions.jsonl
 """
 
 import argparse
 import sys
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from minigpt4.common.binding import require_paths
+from minigpt4.common.config import Config
+from minigpt4.common.dist_utils import start_processes, stop_processes
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import exit_status, write_json
-from minigpt4.evaluation import chair, pope
-from minigpt4.evaluation.caption_data import match, read_references, read_results
-from minigpt4.evaluation.chair import read_truth
-
-UNREAD_SHOWN = 5
+from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
+from minigpt4.evaluation.generate import read_checkpoint_list, without_datasets
+from minigpt4.evaluation.hallucination import (
+    NEGATIVES,
+    PROMPT,
+    PopeRun,
+    chair_scores,
+    compare,
+    evaluate_pope,
+    make_questions,
+    pope_scores,
+    pope_table,
+    question_files,
+    read_answers,
+    read_questions,
+    read_truth,
+    write_lines,
+    wrong_captions,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -61,7 +78,10 @@ def _truth_arguments(parser: argparse.ArgumentParser) -> None:
 def _questions_arguments(parser: argparse.ArgumentParser) -> None:
     _truth_arguments(parser)
     parser.add_argument(
-        "--negatives", choices=pope.NEGATIVES, default="random", help="which objects that are not there (random)"
+        "--negatives",
+        choices=NEGATIVES,
+        default="random",
+        help="which objects that are not there (random)",
     )
     parser.add_argument("--pairs", type=int, default=3, metavar="N", help="questions of each kind an image (3)")
     parser.add_argument("--least-objects", type=int, default=1, metavar="N", help="leave images with fewer out (1)")
@@ -83,7 +103,7 @@ def _pope_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", metavar="TEXT", help="with <ImageHere> and {} for the question, before the model's template"
     )
-    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
+    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="override config values")
     parser.set_defaults(run=run_pope)
 
 
@@ -100,21 +120,21 @@ def run_chair(args: argparse.Namespace) -> None:
     truth = truth.only(match(results, truth.objects, partial=args.partial))
     if args.captions:
         truth = truth.with_captions(read_references(args.captions, "separate", args.split))
-    images = chair.compare(results, truth)
-    found = chair.chair(images)
+    images = compare(results, truth)
+    found = chair_scores(images)
     counts = found["counts"]
     print(_table(found))
     print(f"{counts['captions']} captions, {counts['captions_wrong']} with an object that is not there")
     print(f"{counts['mentions']} mentions of objects, {counts['mentions_wrong']} of them wrong")
     sources = {"results": str(args.results), "truth": str(args.truth), "captions": args.captions and str(args.captions)}
     if args.output:
-        write_json(args.output, {**sources, **found, "wrong": chair.listed(images, results)})
+        write_json(args.output, {**sources, **found, "wrong": wrong_captions(images, results)})
 
 
 def run_questions(args: argparse.Namespace) -> None:
     """A file of questions."""
     truth = read_truth(args.truth, args.synonyms)
-    questions = pope.make_questions(
+    questions = make_questions(
         truth,
         args.negatives,
         pairs=args.pairs,
@@ -123,40 +143,33 @@ def run_questions(args: argparse.Namespace) -> None:
         seed=args.seed,
         suffix=args.suffix,
     )
-    pope.write_lines(args.output, questions)
+    write_lines(args.output, map(asdict, questions))
     images = len({question.image for question in questions})
     print(f"{len(questions)} questions about {images} images ({args.negatives}) are in {args.output}")
 
 
 def run_pope(args: argparse.Namespace) -> None:
-    """Answers and scores of checkpoints; the cheap checks come first."""
-    from minigpt4.common.binding import require_paths
-    from minigpt4.common.config import Config
-    from minigpt4.common.dist_utils import start_processes, stop_processes
-    from minigpt4.evaluation import pope as pope_run
-    from minigpt4.evaluation.generate import read_checkpoint_list, without_datasets
-
+    """Answers and scores of checkpoints; cheap checks first."""
     config = without_datasets(Config(args).validate(training=False))
     require_paths(config.sections(), config.source)
-    questions = pope.read_questions(args.questions)
-    pope_run.question_files(questions, args.image_path)
+    questions = read_questions(args.questions)
+    question_files(questions, args.image_path)  # are the images there?
     checkpoints = read_checkpoint_list(args.ckpt)
-    run = config.run
-    processes = start_processes(run.device, run.distributed, run.dist_url)
+    processes = start_processes(config.run.device, config.run.distributed, config.run.dist_url)
     setup_logging(processes.rank)
-    prompt = args.prompt or pope_run.PROMPT
-    plan = pope_run.PopeRun(config, checkpoints, questions, args.image_path, args.save_path, prompt)
-    facts = pope_run.evaluate(plan, processes)
-    if facts is not None:
-        print(pope_run.table(facts).markdown())
-        for row in facts["checkpoints"]:
+    prompt = args.prompt or PROMPT
+    plan = PopeRun(config, checkpoints, questions, args.image_path, args.save_path, prompt)
+    results = evaluate_pope(plan, processes)
+    if results is not None:
+        print(pope_table(results).markdown())
+        for row in results["checkpoints"]:
             print(f"{row['name']}: {pope_summary(row)}")
     stop_processes()
 
 
 def run_score(args: argparse.Namespace) -> None:
     """Scores of a file of answers."""
-    found = pope.score(pope.read_questions(args.questions), pope.read_answers(args.answers))
+    found = pope_scores(read_questions(args.questions), read_answers(args.answers))
     print(_table(found))
     print(pope_summary(found))
     if args.output:
@@ -166,8 +179,7 @@ def run_score(args: argparse.Namespace) -> None:
 def pope_summary(found: dict[str, Any]) -> str:
     """How many questions, and which answers are neither yes nor no."""
     unread = found["unparsable"]
-    shown = ", ".join(unread[:UNREAD_SHOWN]) + (", ..." if len(unread) > UNREAD_SHOWN else "")
-    named = f": questions {shown}" if unread else ""
+    named = f": questions {first_few(unread, 5)}" if unread else ""
     return f"{found['questions']} questions, {len(unread)} answers are neither yes nor no{named}"
 
 
@@ -185,8 +197,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
     setup_logging(rank=0)
-    run: Callable[[argparse.Namespace], None] = args.run
-    return exit_status(lambda: run(args))
+    return exit_status(lambda: args.run(args))
 
 
 if __name__ == "__main__":

@@ -4,19 +4,20 @@
     python eval_scripts/eval_failure_rate.py ... --verdicts output/failures/verdicts.jsonl
 
 The page does not say which checkpoint an answer is from, and the order is shuffled. Every verdict is written at once;
-the same command goes on after a stop. Needs gradio: pip install -e ".[demo]"
+the same command resumes. Needs gradio: pip install -e ".[demo]"
 """
 
 import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
-from minigpt4.evaluation.failure_rate import ANSWERS, FILE, Sitting
-from minigpt4.evaluation.failure_rules import KINDS, AskedAnswer, read_answers
+from minigpt4.evaluation.failure_rate import ANSWERS, VERDICTS, AnnotationSession, AskedAnswer, read_answers
+from minigpt4.evaluation.failure_rules import KINDS
 from minigpt4.processors import open_image
 
 if TYPE_CHECKING:
@@ -29,23 +30,23 @@ debris in it; **not English**; **off the image**: mostly about things that are n
 what was asked for."""
 
 
-def page(sitting: Sitting) -> "gradio.Blocks":
+def page(session: AnnotationSession) -> "gradio.Blocks":
     """The page; each button is an API of its name too, with `_` for blanks."""
     import gradio as gr
 
     def show(place: int) -> list[Any]:
-        done = f"{sitting.judged} of {len(sitting.answers)} answers judged"
-        buttons = [gr.update(interactive=place < len(sitting.answers))] * (1 + len(KINDS))
-        if place >= len(sitting.answers):
+        done = f"{session.judged} of {len(session.answers)} answers judged"
+        buttons = [gr.update(interactive=place < len(session.answers))] * (1 + len(KINDS))
+        if place >= len(session.answers):
             return [place, done, None, "Thank you: nothing is left.", "", *buttons]
-        answer = sitting.answers[place]
+        answer = session.answers[place]
         instruction = f"**{answer.instruction}**"
         return [place, done, open_image(Path(answer.image)), instruction, answer.text, *buttons]
 
     def judge(place: int, kinds: list[str]) -> list[Any]:
-        if place < len(sitting.answers):
-            sitting.judge(place, kinds)
-        return show(sitting.next_after(place))
+        if place < len(session.answers):
+            session.judge(place, kinds)
+        return show(session.next_after(place))
 
     with gr.Blocks(title="Judge answers", analytics_enabled=False) as blocks:
         place = gr.State(0)
@@ -56,27 +57,18 @@ def page(sitting: Sitting) -> "gradio.Blocks":
                 instruction = gr.Markdown()
                 text = gr.Textbox(label="answer", lines=12, interactive=False)
         with gr.Row():
-            buttons = {name: gr.Button(name, variant="primary" if name == FINE else "secondary") for name in _names()}
+            buttons = {
+                name: gr.Button(name, variant="primary" if name == FINE else "secondary") for name in (FINE, *KINDS)
+            }
         back = gr.Button("back to the answer before", size="sm")
         gr.Markdown(HELP)
         outputs = [place, done, image, instruction, text, *buttons.values()]
         for name, button in buttons.items():
             kinds = [] if name == FINE else [name]
-            button.click(_with_kinds(judge, kinds), place, outputs, api_name=name.replace(" ", "_"))
+            button.click(partial(judge, kinds=kinds), place, outputs, api_name=name.replace(" ", "_"))
         back.click(lambda place: show(max(0, place - 1)), place, outputs, api_name="back")
-        blocks.load(lambda: show(sitting.next_after(-1)), None, outputs, api_name="start")
+        blocks.load(lambda: show(session.next_after(-1)), None, outputs, api_name="start")
     return blocks
-
-
-def _names() -> tuple[str, ...]:
-    return (FINE, *KINDS)
-
-
-def _with_kinds(judge: Any, kinds: list[str]) -> Any:
-    def clicked(place: int) -> list[Any]:
-        return judge(place, kinds)
-
-    return clicked
 
 
 def _require_images(file: Path, answers: Sequence[AskedAnswer]) -> None:
@@ -89,7 +81,7 @@ def _require_images(file: Path, answers: Sequence[AskedAnswer]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 for an error that the user can mend."""
+    """Returns the exit status: 0, or 2 for an error that the user can fix."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="DIR", help="folder of eval_failure_rate.py")
     parser.add_argument("--seed", type=int, default=0, help="of the order (0)")
@@ -101,12 +93,12 @@ def main(argv: list[str] | None = None) -> int:
             raise ConfigError('gradio is not installed; run: pip install -e ".[demo]"')
         answers = read_answers(args.folder / ANSWERS)
         _require_images(args.folder / ANSWERS, answers)
-        sitting = Sitting(answers, args.folder / FILE, args.seed)
+        session = AnnotationSession(answers, args.folder / VERDICTS, args.seed)
     except MiniGPT4Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{sitting.judged} of {len(sitting.answers)} answers are judged; verdicts go to {args.folder / FILE}")
-    page(sitting).launch(server_name=args.host, server_port=args.port)
+    print(f"{session.judged} of {len(session.answers)} answers are judged; verdicts go to {args.folder / VERDICTS}")
+    page(session).launch(server_name=args.host, server_port=args.port)
     return 0
 
 

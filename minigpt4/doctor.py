@@ -1,10 +1,10 @@
-"""What works here, and the command that mends what does not.
+"""What works here, and the command that fixes what does not.
 
     python -m minigpt4.doctor           # for a person
     python -m minigpt4.doctor --json    # for a bug report
 
-Exit status 0 if the core is usable, 1 if not. Runs without torch, or with a broken one: versions come from
-metadata, and torch is only imported in a process of its own.
+Exit status 0 if the core is usable, 1 if not. Runs without torch or with a broken one: versions come from metadata, and
+torch is only imported in a separate process.
 """
 
 import argparse
@@ -28,7 +28,7 @@ CORE = "core"
 PROBE_SECONDS = 300
 JARS = ("tokenizer/stanford-corenlp-3.4.1.jar", "meteor/meteor-1.5.jar")
 
-# Run by a Python of its own: a broken torch may raise anything, or take the process down with it.
+# Runs in a separate process: a broken torch may raise anything, or crash.
 PROBE = """
 import importlib, json
 found = {"gpus": []}
@@ -79,7 +79,7 @@ class Package:
 
 @dataclass
 class Feature:
-    """Something a person wants to do, and what stands in the way."""
+    """Something a user may want to do, and what prevents it."""
 
     name: str
     problems: list[str] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found out."""
+    """All findings."""
 
     packages: list[Package]
     torch: dict
@@ -139,23 +139,18 @@ def read_packages() -> tuple[list[Package], str]:
         table = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         groups = {CORE: table["dependencies"], **table["optional-dependencies"]}
         packages = [parse(line, group) for group, lines in groups.items() for line in lines if applies(line)]
-        return _others(packages), table["requires-python"]
+        return [package for package in packages if package.name != NAME], table["requires-python"]  # no extra of extras
     metadata = importlib.metadata.metadata(NAME)
     packages = []
     for line in filter(applies, metadata.get_all("Requires-Dist") or []):
         requirement, _, marker = line.partition(";")
         extra = re.search(r"extra\s*==\s*[\"']([\w-]+)", marker)
         packages.append(parse(requirement, extra[1] if extra else CORE))
-    return _others(packages), metadata["Requires-Python"]
-
-
-def _others(packages: list[Package]) -> list[Package]:
-    """Without the project itself, which an extra names to take in other extras."""
-    return [package for package in packages if package.name != NAME]
+    return [package for package in packages if package.name != NAME], metadata["Requires-Python"]
 
 
 def checkout() -> Path | None:
-    """The folder with our pyproject.toml, where the package runs from a checkout."""
+    """The folder with our pyproject.toml, if the package runs from a checkout."""
     root = Path(__file__).resolve().parents[1]
     file = root / "pyproject.toml"
     if file.exists() and tomllib.loads(file.read_text(encoding="utf-8"))["project"]["name"] == NAME:
@@ -164,13 +159,13 @@ def checkout() -> Path | None:
 
 
 def applies(requirement: str) -> bool:
-    """Whether a requirement is one of this platform."""
+    """Whether a requirement holds on this platform."""
     platforms = re.search(r"sys_platform\s*==\s*[\"'](\w+)", requirement)
     return platforms is None or platforms[1] == sys.platform
 
 
 def parse(requirement: str, group: str) -> Package:
-    """`torch>=2.6` as a Package; a bound of another form than >= is not looked at."""
+    """`torch>=2.6` as a Package; bounds other than >= are ignored."""
     found = re.match(r"\s*([\w.-]+)\s*(?:\[[^]]*\])?\s*(.*)", requirement)
     lowest = re.search(r">=\s*([\w.]+)", found[2])
     try:
@@ -189,7 +184,7 @@ def version_tuple(version: str) -> tuple[int, ...]:
 
 
 def probe_torch() -> dict:
-    """What a fresh Python says when it imports torch and torchvision: build, GPUs, errors."""
+    """Build, GPUs and errors that a fresh Python finds when it imports torch and torchvision."""
     try:
         done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, timeout=PROBE_SECONDS)
     except subprocess.TimeoutExpired:
@@ -226,7 +221,7 @@ def look_at_machine(python: str) -> dict:
 
 
 def judge(packages: list[Package], torch: dict, java: dict, machine: dict) -> list[Feature]:
-    """Every feature with its problems and the commands that mend them; the first is the core."""
+    """Every feature with its problems and the commands that fix them; the first is the core."""
 
     def of(name: str, group: str, *only: str) -> Feature:
         feature = Feature(name)
@@ -305,7 +300,7 @@ def judge_gpu(feature: Feature, torch: dict, machine: dict) -> None:
 
 
 def install_command(group: str) -> str:
-    """The pip command that brings a group: `pip install -e ".[eval]"` in a checkout."""
+    """The pip command that installs a group: `pip install -e ".[eval]"` in a checkout."""
     extra = "" if group == CORE else f"[{group}]"
     root = checkout()
     if root is None:

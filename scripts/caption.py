@@ -7,8 +7,8 @@ Another checkpoint and prompt, and 4 GPUs:
     torchrun --standalone --nproc-per-node 4 scripts/caption.py --cfg-path eval_configs/minigpt4_eval.yaml \
         --ckpt RUN/checkpoint_4.pth --images photos --output captions.jsonl --batch-size 32 \
         --prompt "<Img><ImageHere></Img> Describe this image in one sentence."
-The same command again goes on after a stop, and captions what came into the folder since. An image that cannot be read
-gets a line with its error, and the exit status is then 1; --retry-failed tries it again.
+The same command resumes, and captions images that were added since. An image that cannot be read gets a line with its
+error, and the exit status is then 1; --retry-failed tries it again.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompt", help="instruction with one <ImageHere> (run.generation.prompt of the YAML)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="images at once (run.batch_size_eval, or 8)")
     parser.add_argument("--retry-failed", action="store_true", help="try again what could not be read")
-    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="values that go over the file's")
+    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="override config values")
     args = parser.parse_args(argv)
     if args.batch_size is not None and args.batch_size < 1:
         parser.error("--batch-size must be at least 1")
@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_configuration(args: argparse.Namespace) -> Config:
-    """The config with the checkpoint that is asked; ConfigError if there is none."""
+    """The config with the checkpoint; ConfigError if there is none."""
     config = Config(args).validate(training=False)
     if args.ckpt is not None:
         config = config.replace(model=dataclasses.replace(config.model, ckpt=args.ckpt))
@@ -64,7 +64,7 @@ def read_configuration(args: argparse.Namespace) -> Config:
 
 
 def caption(args: argparse.Namespace) -> int:
-    """Check what can be wrong, the cheap first, then caption; returns the exit status."""
+    """Cheap checks first, then caption; returns the exit status."""
     config = read_configuration(args)
     from minigpt4.common.dist_utils import start_processes, stop_processes
     from minigpt4.inference.captioning import CaptionFile, Captioning
@@ -74,8 +74,7 @@ def caption(args: argparse.Namespace) -> int:
     file = CaptionFile(args.output)
     base, items = images_to_caption(args.images, args.image_folder)
     rules = rules_of(config, args.prompt, source="--prompt")
-    run = config.run
-    processes = start_processes(run.device, run.distributed, run.dist_url)
+    processes = start_processes(config.run.device, config.run.distributed, config.run.dist_url)
     setup_logging(processes.rank)
     log.info("%d images; prompt %r; stop %s; %s", len(items), rules.prompt, rules.stop, rules.decoding)
     size = args.batch_size or images_at_once(config)
@@ -91,7 +90,7 @@ def caption(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0; 1 where images failed; 2 for an error that the user can mend; 130 after Ctrl-C."""
+    """Exit status: 0; 1 where images failed; 2 for an error that the user can fix; 130 after Ctrl-C."""
     args = parse_args(argv)
     setup_logging(rank=0)
     try:
@@ -100,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return USER_ERROR
     except KeyboardInterrupt:
-        sys.stderr.write(f"stopped; the same command goes on: {args.output}\n")
+        sys.stderr.write(f"stopped; the same command resumes: {args.output}\n")
         return INTERRUPTED
 
 

@@ -4,7 +4,7 @@
 #   scripts/download_stage1_images.sh ccs_synthetic_filtered_large.tsv cc_sbu_dataset      # shards 00000..01255
 #   scripts/download_stage1_images.sh laion_synthetic_filtered_large.tsv laion_dataset     # shards 00000..10488
 # Both together take about 2.3 TB. Many links are dead by now: fewer images, and so fewer pairs per shard, are normal.
-# The same command goes on where it stopped. More arguments go to img2dataset as they are.
+# The same command resumes. More arguments go to img2dataset as they are.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then

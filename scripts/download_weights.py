@@ -1,4 +1,4 @@
-"""Download the published weights: resumed after a break, checked, listed in weights/manifest.json.
+"""Download the published weights: resumable, checked, listed in weights/manifest.json.
 
     python scripts/download_weights.py --list  # what there is
     python scripts/download_weights.py 7b --dry-run  # what would be fetched; no network, nothing written
@@ -6,8 +6,8 @@
     python scripts/download_weights.py eva_vit_g aligned_13b --dir /data/weights
     python scripts/download_weights.py 7b --verify  # read everything again and compare the hashes
 
-The same command again goes on where the last one stopped, and does nothing where all is there. Llama-2 is
-gated: accept its licence on Hugging Face and run `hf auth login` first. See docs/weights.md.
+The same command resumes, and does nothing once all files are there. Llama-2 is gated: accept its licence on Hugging
+Face and run `hf auth login` first. See docs/weights.md.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        print("\nstopped; run the same command again to resume", file=sys.stderr)
         return 130
 
 

@@ -1,6 +1,6 @@
 """Pretrain the mini world's vision encoder and Q-Former from scratch; the result is shipped in minigpt4/mini/weights.
 
-python scripts/pretrain_mini_vision.py --dir output/mini_vision                # goes on where it was stopped
+python scripts/pretrain_mini_vision.py --dir output/mini_vision                # resumes where it stopped
 python scripts/pretrain_mini_vision.py --dir /tmp/try --scenes 500 --steps 20  # does it run?
 """
 

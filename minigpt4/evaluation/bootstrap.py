@@ -7,18 +7,26 @@ Shapes: R draws, N images, K counts of an image.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from minigpt4.evaluation.metrics import FAMILIES, CaptionScores
 
-# Intervals of shares: how many of n things were so.
-
-
 Z_95 = 1.959963984540054
 """The 97.5% point of the normal distribution."""
+DRAWS = 1000
+SEED = 0
+TAILS = (2.5, 97.5)
+"""Percentiles of a 95% interval."""
+ROWS_AT_ONCE = 50
+
+# METEOR 1.5's parameters for English, and its weights of exact, stem, synonym and paraphrase matches.
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+# pycocoevalcap's guards against division by zero in BLEU.
+TINY, SMALL = 1e-15, 1e-9
 
 
 def wilson(count: int, of: int) -> tuple[float, float]:
@@ -34,19 +42,6 @@ def wilson(count: int, of: int) -> tuple[float, float]:
     half = Z_95 * math.sqrt(share * (1 - share) / of + square / (4 * of * of))
     low, high = ((centre + side * half) / (1 + square / of) for side in (-1, 1))
     return max(0.0, low), min(1.0, high)
-
-
-DRAWS = 1000
-SEED = 0
-TAILS = (2.5, 97.5)
-"""Percentiles of a 95% interval."""
-ROWS_AT_ONCE = 50
-
-# METEOR 1.5's parameters for English, and its weights of exact, stem, synonym and paraphrase matches.
-ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
-MATCH_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
-# pycocoevalcap's guards against division by zero in BLEU.
-TINY, SMALL = 1e-15, 1e-9
 
 
 @dataclass(frozen=True)
@@ -80,10 +75,13 @@ class Bootstrap:
     def compare(self, index: int, baseline: int) -> dict[str, Comparison]:
         """Every metric of one set against that of another."""
         corpus, base = self.scores[index].corpus, self.scores[baseline].corpus
-        return {
-            name: _compare(corpus[name] - base[name], values - self._drawn[baseline][name])
-            for name, values in self._drawn[index].items()
-        }
+        found = {}
+        for name, values in self._drawn[index].items():
+            drawn_R = values - self._drawn[baseline][name]
+            against = min((drawn_R <= 0).sum(), (drawn_R >= 0).sum())
+            p = min(1.0, 2 * (float(against) + 1) / (len(drawn_R) + 1))
+            found[name] = Comparison(corpus[name] - base[name], _interval(drawn_R), p)
+        return found
 
 
 def _resample(scores: Sequence[CaptionScores], images: int, draws: int) -> list[dict[str, np.ndarray]]:
@@ -138,12 +136,6 @@ def _interval(values_R: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _compare(difference: float, drawn_R: np.ndarray) -> Comparison:
-    against = min((drawn_R <= 0).sum(), (drawn_R >= 0).sum())
-    p = min(1.0, 2 * (float(against) + 1) / (len(drawn_R) + 1))
-    return Comparison(difference, _interval(drawn_R), p)
-
-
 def ratio_interval(above_N: Sequence[float], below_N: Sequence[float]) -> tuple[float, float] | None:
     """95% interval of sum(above) / sum(below) over images; a mean where `below_N` is all ones.
 
@@ -160,6 +152,6 @@ def ratio_interval(above_N: Sequence[float], below_N: Sequence[float]) -> tuple[
     return _interval(sums_R2[:, 0] / sums_R2[:, 1])
 
 
-def intervals_of(scores: CaptionScores, images: int) -> Mapping[str, tuple[float, float]]:
+def intervals_of(scores: CaptionScores, images: int) -> dict[str, tuple[float, float]]:
     """95% intervals of one set of captions; none for a single image."""
     return Bootstrap([scores], images).intervals(0) if images > 1 else {}

@@ -1,6 +1,6 @@
 """The images of a caption evaluation, each once, with their references, in batches that depend on the data alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,9 @@ from minigpt4.datasets.datasets.records import SPLIT_FIELD
 from minigpt4.datasets.feature_store import CachedImage
 from minigpt4.processors import Uint8Image
 
+TEXT_FIELDS = (JOINED, "caption")
+FLICKR_COLUMNS = {"raw", SPLIT_FIELD, "filename"}
+
 ReferenceMode = Literal["joined", "separate"]
 """`joined`: the one string that training used; `separate`: each caption of the image is a reference."""
 
@@ -26,7 +29,7 @@ class CaptionItem:
     image_id: str
     file: Path
     answer: str
-    """The text that training would use."""
+    """The text that training uses."""
 
     captions: list[str] | None
     """The single captions, if the annotations have them."""
@@ -106,22 +109,7 @@ def _where(dataset: ImageCaptionJson, number: int) -> str:
     return dataset.records.where(int(dataset.selection[number]))
 
 
-# References and results of captions in the forms that people have.
-#
-#     COCO         {"annotations": [{"image_id": 42, "caption": "..."}, ...]}, also captions_val2014.json and the like
-#     Karpathy     {"images": [{"cocoid": 42, "split": "test", "sentences": [{"raw": "..."}, ...]}]}
-#     ours         [{"image_id": "1000092795", "grounded_caption": "...", "captions": ["...", ...]}]
-#     LAVIS        [{"image": "val2014/a.jpg", "caption": ["...", "..."]}]
-#     Flickr30k    flickr_annotations_30k.csv with the columns raw, split, filename; Kaggle's results.csv
-#     results      [{"image_id": 42, "caption": "..."}], COCO's form, and files of scripts/caption.py
-#
-# Also as JSON lines, CSV and TSV. Image ids are compared as text; a record without one has the name of its `image`,
-# without folder and ending. Of records that have a field `split` only those of one split are read.
-
-
-TEXT_FIELDS = (JOINED, "caption")
-FLICKR_COLUMNS = {"raw", SPLIT_FIELD, "filename"}
-SHOWN = 3
+# Files of references and of results
 
 
 @dataclass
@@ -137,7 +125,15 @@ class _Image:
 
 
 def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dict[str, list[str]]:
-    """References by image id.
+    """References by image id, from JSON, JSON lines, CSV or TSV in the forms that people have:
+
+        COCO         {"annotations": [{"image_id": 42, "caption": "..."}, ...]}, also captions_val2014.json and the like
+        Karpathy     {"images": [{"cocoid": 42, "split": "test", "sentences": [{"raw": "..."}, ...]}]}
+        ours         [{"image_id": "1000092795", "grounded_caption": "...", "captions": ["...", ...]}]
+        LAVIS        [{"image": "val2014/a.jpg", "caption": ["...", "..."]}]
+        Flickr30k    flickr_annotations_30k.csv with the columns raw, split, filename; Kaggle's results.csv
+
+    Image ids are compared as text; a record without one has the name of its `image`, without folder and ending.
 
     Args:
         mode: `separate`: each caption; `joined`: all captions of an image in one string.
@@ -164,9 +160,10 @@ def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dic
 
 
 def read_results(path: Path) -> dict[str, str]:
-    """Captions by image id; SampleError for a bad record or an image that comes twice.
+    """Captions by image id, from [{"image_id": 42, "caption": "..."}] (COCO's form) or a file of scripts/caption.py.
 
-    A record with an `error` in place of the caption is left out: the image is one without a caption.
+    SampleError for a bad record or an image that comes twice. A record with an `error` in place of the caption is left
+    out: the image is one without a caption.
     """
     results: dict[str, str] = {}
     for record, where in _records(path):
@@ -193,11 +190,11 @@ def match(
     """
     unknown = [image_id for image_id in results if image_id not in references]
     if unknown:
-        raise SampleError(f"{len(unknown)} of {len(results)} images have no reference: {_some(unknown)}")
+        raise SampleError(f"{len(unknown)} of {len(results)} images have no reference: {first_few(unknown)}")
     missing = [image_id for image_id in references if image_id not in results]
     if missing and not partial:
         raise SampleError(
-            f"{len(missing)} of {len(references)} images of the references have no caption: {_some(missing)}; with "
+            f"{len(missing)} of {len(references)} images of the references have no caption: {first_few(missing)}; with "
             "--partial the others are scored alone"
         )
     return {image_id: references[image_id] for image_id in results}
@@ -244,5 +241,7 @@ def _texts(image: _Image, mode: ReferenceMode, where: str) -> list[str]:
     return image.captions or image.joined
 
 
-def _some(image_ids: Sequence[str]) -> str:
-    return ", ".join(image_ids[:SHOWN]) + (", ..." if len(image_ids) > SHOWN else "")
+def first_few(names: Iterable[str], shown: int = 3) -> str:
+    """`a, b, c, ...`, for errors."""
+    names = list(names)
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

@@ -1,4 +1,4 @@
-"""A caption evaluation from configuration to report: `eval_scripts/eval_flickr30k.py` in steps."""
+"""A caption evaluation from config to report: the steps of `eval_scripts/eval_flickr30k.py`."""
 
 import dataclasses
 import hashlib
@@ -14,7 +14,7 @@ from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError
 from minigpt4.datasets import ImageCaptionJson, build_datasets
 from minigpt4.evaluation.caption_data import CaptionData, ReferenceMode
-from minigpt4.evaluation.generate import Asking, NamedCheckpoint, batch_size, setup_facts
+from minigpt4.evaluation.generate import NamedCheckpoint, PredictionRun, batch_size, setup_metadata
 from minigpt4.evaluation.metrics import CaptionScorer, metric_versions
 from minigpt4.evaluation.report import CaptionReport, ScoredCheckpoint, finished
 from minigpt4.inference.pipeline import PromptRules
@@ -59,23 +59,33 @@ def evaluate(run: CaptionRun, processes: Processes) -> dict[str, Any] | None:
     references = data.references(run.reference_mode)
     rules = PromptRules.of(run.cfg.model, cfg.generation, cfg.seed)
     log.info("%d images; prompt %r; stop %s; %s", len(data), rules.prompt, rules.stop, rules.decoding)
-    asking = Asking(run.cfg, data, data.batches(batch_size(run.cfg)), [rules], run.checkpoints, run.folder)
-    answers = asking.answers(processes)
+    batches = data.batches(batch_size(run.cfg))
+    answers = PredictionRun(run.cfg, data, batches, [rules], run.checkpoints, run.folder).answers(processes)
     if answers is None:
         return None
     said = [{image_id: answer.text for image_id, answer in own.items()} for (own,) in answers]
-    setup = setup_facts(run.cfg, rules)
+    setup = setup_metadata(run.cfg, rules)
     setup["versions"] |= metric_versions()
     key = _key(run, setup, references, said)
-    facts = finished(run.folder, key)
-    if facts is None:
-        report = _report(run, data, setup, references, said, key)
+    results = finished(run.folder, key)
+    if results is None:
+        scorer = CaptionScorer(references, run.families)
+        log.info("Scoring %d captions of %d checkpoints", len(data), len(said))
+        rows = [ScoredCheckpoint(*row) for row in zip(run.checkpoints, said, scorer.score_all(said), strict=True)]
+        report = CaptionReport(
+            title=f"{data.dataset.name}, {data.dataset.split}",
+            key=key,
+            items=data.items,
+            references=references,
+            reference_mode=run.reference_mode,
+            metrics=scorer.metrics,
+            rows=rows,
+            setup=setup,
+            notes=list(run.notes),
+        )
         report.write(run.folder)
-        facts = report.facts
-    return facts
-
-
-# Data
+        results = report.results
+    return results
 
 
 def _split(cfg: Config) -> str:
@@ -97,29 +107,9 @@ def read_data(cfg: Config) -> CaptionData:
     return CaptionData(own[split])
 
 
-# Scores
-
-
 def _key(run: CaptionRun, setup: Mapping[str, Any], *data: Any) -> str:
     """Hash of everything that a report depends on."""
     plan = [run.reference_mode, run.families, run.notes]
     checkpoints = [[one.name, str(one.path), one.sha256, one.card] for one in run.checkpoints]
     text = json.dumps([plan, checkpoints, setup, data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _report(
-    run: CaptionRun,
-    data: CaptionData,
-    setup: Mapping[str, Any],
-    references: Mapping[str, Sequence[str]],
-    said: Sequence[Mapping[str, str]],
-    key: str,
-) -> CaptionReport:
-    scorer = CaptionScorer(references, run.families)
-    log.info("Scoring %d captions of %d checkpoints", len(data), len(said))
-    rows = [ScoredCheckpoint(*row) for row in zip(run.checkpoints, said, scorer.score_all(said), strict=True)]
-    title = f"{data.dataset.name}, {data.dataset.split}"
-    return CaptionReport(
-        title, key, data.items, references, run.reference_mode, scorer.metrics, rows, setup, list(run.notes)
-    )

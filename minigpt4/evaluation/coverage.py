@@ -8,14 +8,13 @@
 The words of the published prompts are not used; these are our own, and stand in the results.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from minigpt4.common.errors import SampleError
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
-from minigpt4.evaluation.judge import Judge, Question
-from minigpt4.evaluation.pope import yes_no, yes_no_lines
+from minigpt4.evaluation.judge import Judge, Question, yes_no, yes_no_lines
 
 Protocol = Literal["captions", "objects"]
 MOST_CAPTIONS = 5
@@ -81,16 +80,26 @@ def coverage(
     bare = [image_id for image_id in descriptions if not captions.get(image_id)]
     if bare:
         raise SampleError(f"{len(bare)} images have no captions, such as {bare[0]}")
-    used = {
-        image_id: list(captions[image_id])[: 1 if protocol == "objects" else MOST_CAPTIONS] for image_id in descriptions
-    }
-    ask: Callable[[str, Sequence[str]], str] = _about_objects if protocol == "objects" else _about_captions
-    questions = [Question(ask(descriptions[key], used[key]), system=SYSTEM) for key in descriptions]
+    most = 1 if protocol == "objects" else MOST_CAPTIONS
+    used = [[" ".join(caption.split()) for caption in captions[image_id][:most]] for image_id in descriptions]
+    questions = []
+    for text, own in zip(descriptions.values(), used, strict=True):
+        if protocol == "objects":
+            prompt = OBJECTS_PROMPT.format(description=text.strip(), caption=own[0])
+        else:
+            lines = "\n".join(f"{number}. {caption}" for number, caption in enumerate(own, start=1))
+            prompt = CAPTIONS_PROMPT.format(description=text.strip(), captions=lines, count=len(own))
+        questions.append(Question(prompt, system=SYSTEM))
     answers = judge.ask_all(questions, at_once=at_once, title="coverage")
-    return [
-        Judged(image_id, answer, _read(answer, len(used[image_id]), protocol))
-        for image_id, answer in zip(descriptions, answers, strict=True)
-    ]
+    judged = []
+    for image_id, answer, own in zip(descriptions, answers, used, strict=True):
+        if protocol == "captions":
+            covered = yes_no_lines(answer, len(own))
+        else:
+            whole = yes_no(answer)
+            covered = None if whole is None else [whole]
+        judged.append(Judged(image_id, answer, covered))
+    return judged
 
 
 def score(judged: Sequence[Judged], protocol: Protocol) -> dict[str, Any]:
@@ -118,23 +127,3 @@ def score(judged: Sequence[Judged], protocol: Protocol) -> dict[str, Any]:
 def prompt_of(protocol: Protocol) -> str:
     """The prompt with its blanks, for the results."""
     return OBJECTS_PROMPT if protocol == "objects" else CAPTIONS_PROMPT
-
-
-def _about_captions(description: str, captions: Sequence[str]) -> str:
-    lines = "\n".join(f"{number}. {_line(caption)}" for number, caption in enumerate(captions, start=1))
-    return CAPTIONS_PROMPT.format(description=description.strip(), captions=lines, count=len(captions))
-
-
-def _about_objects(description: str, captions: Sequence[str]) -> str:
-    return OBJECTS_PROMPT.format(description=description.strip(), caption=_line(captions[0]))
-
-
-def _line(caption: str) -> str:
-    return " ".join(caption.split())
-
-
-def _read(answer: str, count: int, protocol: Protocol) -> list[bool] | None:
-    if protocol == "captions":
-        return yes_no_lines(answer, count)
-    whole = yes_no(answer)
-    return None if whole is None else [whole]

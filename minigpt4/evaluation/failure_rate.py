@@ -1,12 +1,13 @@
-"""The failure rate from configuration to report: `eval_scripts/eval_failure_rate.py` in steps."""
+"""The failure rate from config to report: the steps of `eval_scripts/eval_failure_rate.py`."""
 
-import dataclasses
+import hashlib
+import json
 import logging
 import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,11 @@ from minigpt4.evaluation.failure_rules import (
     OFF_IMAGE,
     OFF_INSTRUCTION,
     RULED_KINDS,
-    AskedAnswer,
     Failure,
     Task,
-    write_answers,
+    find_failures,
 )
-from minigpt4.evaluation.generate import Asking, NamedCheckpoint, batch_size, setup_facts
+from minigpt4.evaluation.generate import NamedCheckpoint, PredictionRun, batch_size, setup_metadata
 from minigpt4.evaluation.judge import AT_ONCE, Judge, Question
 from minigpt4.evaluation.report import Table
 from minigpt4.inference.image_list import ImageFile, ImageList
@@ -39,10 +39,72 @@ from minigpt4.models.generation import Answer
 log = logging.getLogger(__name__)
 
 
-# Verdicts of people on answers: one line a verdict, the last one on an answer counts.
+VERDICTS = "verdicts.jsonl"
+JSON, MARKDOWN, ANSWERS = "failures.json", "failures.md", "answers.json"
+IMAGE_MARKS = re.compile(r"</?Img>|<ImageHere>")
+QUESTION = """Somebody was shown this image and was told: "{instruction}"
+The answer was:
+<answer>
+{text}
+</answer>
+Judge two things and nothing else; style, length and repetition do not matter.
+1. IMAGE: is the answer about this image? Small mistakes are fine. Say no if it is mostly about things that are not \
+there.
+2. INSTRUCTION: is the answer of the kind that was asked for? Say no for a refusal, a question, a caption of a few \
+words where a detailed description was asked for, or prose where a poem was asked for.
+Reply with exactly two lines, each with yes or no and a short reason:
+IMAGE: yes or no - reason
+INSTRUCTION: yes or no - reason"""
+LINE = re.compile(r"^\W*(?:\d\W+)?(IMAGE|INSTRUCTION)\W+(yes|no)\b(?:[^\w\n]|_)*(.*)$", re.IGNORECASE | re.MULTILINE)
+KIND_OF = {"IMAGE": OFF_IMAGE, "INSTRUCTION": OFF_INSTRUCTION}
 
 
-FILE = "verdicts.jsonl"
+# Answers
+
+
+@dataclass(frozen=True)
+class AskedAnswer:
+    """One answer of one checkpoint."""
+
+    checkpoint: str
+    task: str
+    image_id: str
+    image: str
+    """File."""
+
+    instruction: str
+    """As a person reads it, without marks for the image."""
+
+    text: str
+    ended: bool | None
+    """Whether the model ended it itself; see `find_failures`."""
+
+    failures: tuple[Failure, ...] = ()
+
+    @cached_property
+    def key(self) -> str:
+        """Of what a person sees: the same for every checkpoint that gives this answer."""
+        seen = json.dumps([self.task, self.image_id, self.instruction, self.text])
+        return hashlib.sha256(seen.encode()).hexdigest()[:16]
+
+
+def write_answers(file: Path, answers: Sequence[AskedAnswer]) -> None:
+    """Write answers, without their failures, as JSON; ConfigError if the disk refuses."""
+    entries = [{key: value for key, value in asdict(one).items() if key != "failures"} for one in answers]
+    write_whole(file, as_json(entries))
+
+
+def read_answers(file: Path) -> list[AskedAnswer]:
+    """The answers of a file of `write_answers`; ConfigError if it is none."""
+    try:
+        return [AskedAnswer(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read: {error.strerror}; eval_failure_rate.py writes it") from error
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{file}: not a file of answers: {error}") from error
+
+
+# Verdicts of people: a line a verdict; the last one on an answer counts
 
 
 def read_verdicts(file: Path) -> dict[str, list[str]]:
@@ -61,8 +123,8 @@ def _is_verdict(record: Mapping[str, Any]) -> bool:
     return isinstance(record.get("answer"), str) and isinstance(kinds, list) and set(kinds) <= set(KINDS)
 
 
-class Sitting:
-    """One person who goes through answers in an order that tells nothing of the checkpoints.
+class AnnotationSession:
+    """One person goes through answers, in an order that tells nothing of the checkpoints.
 
     Args:
         answers: of all checkpoints; equal ones about an image are shown once.
@@ -95,24 +157,7 @@ class Sitting:
         self._lines.append({"answer": key, "kinds": self.verdicts[key]})
 
 
-# A judge who sees the image: is the answer about it, and does it do what was asked?
-
-
-QUESTION = """Somebody was shown this image and was told: "{instruction}"
-The answer was:
-<answer>
-{text}
-</answer>
-Judge two things and nothing else; style, length and repetition do not matter.
-1. IMAGE: is the answer about this image? Small mistakes are fine. Say no if it is mostly about things that are not \
-there.
-2. INSTRUCTION: is the answer of the kind that was asked for? Say no for a refusal, a question, a caption of a few \
-words where a detailed description was asked for, or prose where a poem was asked for.
-Reply with exactly two lines, each with yes or no and a short reason:
-IMAGE: yes or no - reason
-INSTRUCTION: yes or no - reason"""
-LINE = re.compile(r"^\W*(?:\d\W+)?(IMAGE|INSTRUCTION)\W+(yes|no)\b(?:[^\w\n]|_)*(.*)$", re.IGNORECASE | re.MULTILINE)
-KIND_OF = {"IMAGE": OFF_IMAGE, "INSTRUCTION": OFF_INSTRUCTION}
+# Verdicts of a judge who sees the image
 
 
 def ask_judge(judge: Judge, answers: Sequence[AskedAnswer], at_once: int) -> tuple[list[AskedAnswer], int]:
@@ -134,7 +179,7 @@ def ask_judge(judge: Judge, answers: Sequence[AskedAnswer], at_once: int) -> tup
             if not unread:
                 log.warning("A reply of the judge cannot be read: %.200r", reply)
             unread += 1
-        judged.append(answer.and_failures(found or []))
+        judged.append(replace(answer, failures=(*answer.failures, *(found or []))))
     return judged, unread
 
 
@@ -150,17 +195,15 @@ def read_reply(reply: str) -> list[Failure] | None:
     ]
 
 
-# What a measurement of the failure rate leaves: the table in the published form, and every failure with its text.
-#
-# No file holds a time or the number of processes: the same measurement writes the same bytes.
-
-
-JSON, MARKDOWN, ANSWERS = "failures.json", "failures.md", "answers.json"
+# The report
 
 
 @dataclass(frozen=True)
 class FailureReport:
-    """Everything that is reported."""
+    """The table in the published form, and every failure with its text.
+
+    No file holds a time or the number of processes: the same measurement writes the same bytes.
+    """
 
     checkpoints: Sequence[NamedCheckpoint]
     tasks: Sequence[Task]
@@ -174,10 +217,10 @@ class FailureReport:
         """Write every file, `failures.json` last; ConfigError if the disk refuses."""
         write_answers(folder / ANSWERS, self.answers)
         write_whole(folder / MARKDOWN, self.markdown())
-        write_whole(folder / JSON, as_json(self.facts))
+        write_whole(folder / JSON, as_json(self.results))
 
     @cached_property
-    def facts(self) -> dict[str, Any]:
+    def results(self) -> dict[str, Any]:
         """The content of `failures.json`."""
         return {
             "images": len({answer.image_id for answer in self.answers}),
@@ -185,7 +228,18 @@ class FailureReport:
             **self.setup,
             "notes": self._notes(),
             "checkpoints": [self._checkpoint(checkpoint) for checkpoint in self.checkpoints],
-            "failures": [_failure(answer) for answer in self.answers if answer.failures],
+            "failures": [
+                {
+                    "checkpoint": answer.checkpoint,
+                    "task": answer.task,
+                    "image_id": answer.image_id,
+                    "kinds": {failure.kind: failure.evidence for failure in answer.failures},
+                    "ended": answer.ended,
+                    "text": answer.text,
+                }
+                for answer in self.answers
+                if answer.failures
+            ],
         }
 
     def _checkpoint(self, checkpoint: NamedCheckpoint) -> dict[str, Any]:
@@ -228,18 +282,21 @@ class FailureReport:
 
     def markdown(self) -> str:
         """The content of `failures.md`."""
-        facts = self.facts
         decoding = ", ".join(f"{key} {value}" for key, value in self.setup["decoding"].items())
-        lines = [*facts["notes"], f"Decoding, the same for all checkpoints: {decoding}."]
+        lines = [*self.results["notes"], f"Decoding, the same for all checkpoints: {decoding}."]
         lines += [f"Prompt of {name}: `{prompt!r}`" for name, prompt in self.setup["prompts"].items()]
         lines.append(f"Stop: `{self.setup['stop']}`")
-        parts = [f"# {headline(facts)}", rate_table(facts).markdown(), "\n".join(f"- {line}" for line in lines)]
+        parts = [
+            f"# {headline(self.results)}",
+            rate_table(self.results).markdown(),
+            "\n".join(f"- {line}" for line in lines),
+        ]
         parts += [f"## Answers by kind\n\n{self._kind_table().markdown()}", *self._listed()]
         return "\n\n".join(part.strip() for part in parts) + "\n"
 
     def _kind_table(self) -> Table:
         rows = []
-        for one in self.facts["checkpoints"]:
+        for one in self.results["checkpoints"]:
             for name, rate in one["tasks"].items():
                 counts = [str(rate["kinds"].get(kind, 0)) for kind in self._kinds()]
                 rows.append([one["name"], name, *counts, str(rate["failed"])])
@@ -268,39 +325,26 @@ def _rate(answers: Sequence[AskedAnswer]) -> dict[str, Any]:
     }
 
 
-def _failure(answer: AskedAnswer) -> dict[str, Any]:
-    return {
-        "checkpoint": answer.checkpoint,
-        "task": answer.task,
-        "image_id": answer.image_id,
-        "kinds": {failure.kind: failure.evidence for failure in answer.failures},
-        "ended": answer.ended,
-        "text": answer.text,
-    }
-
-
-def headline(facts: Mapping[str, Any]) -> str:
+def headline(results: Mapping[str, Any]) -> str:
     """What was measured."""
-    return f"Failure rate, {facts['images']} images"
+    return f"Failure rate, {results['images']} images"
 
 
-def rate_table(facts: Mapping[str, Any]) -> Table:
+def rate_table(results: Mapping[str, Any]) -> Table:
     """The published form: a row a checkpoint, a column a task, with 95% intervals."""
-    rows = [[one["name"], *(_cell(one["tasks"][name]) for name in facts["tasks"])] for one in facts["checkpoints"]]
-    return Table(["checkpoint", *facts["tasks"].values()], rows)
+    rows = []
+    for one in results["checkpoints"]:
+        rates = [(one["tasks"][name]["rate"], *one["tasks"][name]["interval"]) for name in results["tasks"]]
+        rows.append([one["name"], *(f"{rate:.1%} ({low:.1%} - {high:.1%})" for rate, low, high in rates)])
+    return Table(["checkpoint", *results["tasks"].values()], rows)
 
 
-def _cell(rate: Mapping[str, Any]) -> str:
-    low, high = rate["interval"]
-    return f"{rate['rate']:.1%} ({low:.1%} - {high:.1%})"
-
-
-def summary(facts: Mapping[str, Any]) -> str:
+def summary(results: Mapping[str, Any]) -> str:
     """What the terminal shows of `failures.json`."""
-    return "\n".join([headline(facts), "", rate_table(facts).markdown(), *facts["notes"]])
+    return "\n".join([headline(results), "", rate_table(results).markdown(), *results["notes"]])
 
 
-IMAGE_MARKS = re.compile(r"</?Img>|<ImageHere>")
+# The run
 
 
 @dataclass(frozen=True)
@@ -328,29 +372,30 @@ def evaluate(run: FailureRun, processes: Processes) -> dict[str, Any] | None:
     Raises:
         MiniGPT4Error: something is wrong with configuration, images, checkpoints or judge; the text says what.
     """
-    rules = [_rules(run, task) for task in run.tasks]
-    for task, own in zip(run.tasks, rules, strict=True):
+    rules = []
+    for task in run.tasks:
+        settings, key = replace(run.cfg.run.generation, prompt=run.prompt(task)), f"run.failure_prompts.{task.name}"
+        own = PromptRules.of(run.cfg.model, settings, run.cfg.run.seed, key=key)
         log.info(
             "%s: %d images; prompt %r; stop %s; %s", task.name, len(run.images), own.prompt, own.stop, own.decoding
         )
+        rules.append(own)
     images = ImageList(run.images, image_processor(run.cfg), feature_cache(run.cfg))
     batches = images.batches(batch_size(run.cfg))
-    said = Asking(run.cfg, images, batches, rules, run.checkpoints, run.folder).answers(processes)
+    said = PredictionRun(run.cfg, images, batches, rules, run.checkpoints, run.folder).answers(processes)
     if said is None:
         return None
-    answers, judging = _judged([answer.by_rules() for answer in _asked(run, said)], run)
-    report = FailureReport(run.checkpoints, run.tasks, answers, _setup(run, rules) | judging)
+    answers, judging = _judged(_asked(run, said), run)
+    setup = setup_metadata(run.cfg, rules[0])
+    del setup["prompt"]
+    setup = {"prompts": {task.name: own.prompt for task, own in zip(run.tasks, rules, strict=True)}, **setup, **judging}
+    report = FailureReport(run.checkpoints, run.tasks, answers, setup)
     report.write(run.folder)
-    return report.facts
-
-
-def _rules(run: FailureRun, task: Task) -> PromptRules:
-    settings = dataclasses.replace(run.cfg.run.generation, prompt=run.prompt(task))
-    return PromptRules.of(run.cfg.model, settings, run.cfg.run.seed, key=f"run.failure_prompts.{task.name}")
+    return report.results
 
 
 def _asked(run: FailureRun, said: Sequence[Sequence[dict[str, Answer]]]) -> list[AskedAnswer]:
-    """Every answer, by checkpoint, task and image."""
+    """Every answer, by checkpoint, task and image, with what the rules find in it."""
     return [
         AskedAnswer(
             checkpoint.name,
@@ -360,6 +405,7 @@ def _asked(run: FailureRun, said: Sequence[Sequence[dict[str, Answer]]]) -> list
             " ".join(IMAGE_MARKS.sub(" ", run.prompt(task)).split()),
             texts[item.image_id].text,
             texts[item.image_id].ended,
+            tuple(find_failures(texts[item.image_id].text, task.form, texts[item.image_id].ended)),
         )
         for checkpoint, own in zip(run.checkpoints, said, strict=True)
         for task, texts in zip(run.tasks, own, strict=True)
@@ -368,22 +414,19 @@ def _asked(run: FailureRun, said: Sequence[Sequence[dict[str, Answer]]]) -> list
 
 
 def _judged(answers: list[AskedAnswer], run: FailureRun) -> tuple[list[AskedAnswer], dict[str, Any]]:
-    """The answers with what judge and person say, and what the report says about them."""
-    facts: dict[str, Any] = {"judge": None, "judged_by_hand": 0}
+    """The answers with what judge and person say, and the report's metadata about the two."""
+    metadata: dict[str, Any] = {"judge": None, "judged_by_hand": 0}
     if run.judge is not None:
         answers, unread = ask_judge(run.judge, answers, run.judge_at_once)
         endpoint = run.judge.endpoint
-        facts["judge"] = {"url": endpoint.address, "model": endpoint.model, "unread_replies": unread}
+        metadata["judge"] = {"url": endpoint.address, "model": endpoint.model, "unread_replies": unread}
     if run.verdicts is not None:
         verdicts = read_verdicts(run.verdicts)
         by_hand = [answer for answer in answers if answer.key in verdicts]
-        facts["judged_by_hand"] = len(by_hand)
-        facts["agreed_with_person"] = sum(bool(one.failures) == bool(verdicts[one.key]) for one in by_hand)
-        answers = [one.by_hand(verdicts[one.key]) if one.key in verdicts else one for one in answers]
-    return answers, facts
-
-
-def _setup(run: FailureRun, rules: Sequence[PromptRules]) -> dict[str, Any]:
-    setup = setup_facts(run.cfg, rules[0])
-    del setup["prompt"]
-    return {"prompts": {task.name: own.prompt for task, own in zip(run.tasks, rules, strict=True)}, **setup}
+        metadata["judged_by_hand"] = len(by_hand)
+        metadata["agreed_with_person"] = sum(bool(one.failures) == bool(verdicts[one.key]) for one in by_hand)
+        for place, one in enumerate(answers):  # a person's verdict stands in place of all others
+            if one.key in verdicts:
+                failures = tuple(Failure(kind, "seen by a person") for kind in verdicts[one.key])
+                answers[place] = replace(one, failures=failures)
+    return answers, metadata

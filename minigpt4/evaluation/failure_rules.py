@@ -1,22 +1,15 @@
-"""The tasks of the failure rate; `run.failure_prompts` has the fixed prompt of each."""
+"""When an answer is a failure: rules on its text, and on whether the model ended it.
 
-import hashlib
-import json
+`docs/failure_rate.md` has the rules in plain words, and how they agree with labelled texts.
+"""
+
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.utils import as_json, write_whole
-
-# When an answer is a failure: rules on its text, and on whether the model ended it.
-#
-# Pure functions. `docs/failure_rate.md` has the rules in plain words, and how they agree with labelled texts.
-
 
 EMPTY, CUT_OFF, REPETITION, FRAGMENT, NOT_ENGLISH = "empty", "cut off", "repetition", "fragment", "not English"
 OFF_IMAGE, OFF_INSTRUCTION = "off the image", "off the instruction"
@@ -82,6 +75,40 @@ BARE_BULLET = re.compile(r"^\s*(?:[-*•+]|\(?\d{1,2}[.)])\s*$", re.MULTILINE)
 QUOTED = re.compile(r"\"[^\"\n]*\"|“[^”\n]*”|「[^」\n]*」")
 
 
+# Tasks
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked for."""
+
+    name: str
+    """As on the command line and in `run.failure_prompts`."""
+
+    title: str
+    """Of its column."""
+
+    form: Form
+    """Of a good answer."""
+
+
+TASKS = (
+    Task("detail", "detailed description", "prose"),
+    Task("poem", "poem", "verse"),
+)
+
+
+def task_called(name: str) -> Task:
+    """The task of that name; ConfigError if there is none."""
+    for task in TASKS:
+        if task.name == name:
+            return task
+    raise ConfigError(f"task {name!r}: unknown; known: {', '.join(task.name for task in TASKS)}")
+
+
+# All rules
+
+
 @dataclass(frozen=True)
 class Failure:
     """One way in which an answer fails."""
@@ -114,9 +141,6 @@ def _words(text: str) -> list[str]:
     return [word.lower() for word in WORD.findall(text)]
 
 
-# Cut off
-
-
 def _cut_off(text: str, ended: bool | None) -> str | None:
     if ended is not False:
         return None
@@ -137,17 +161,12 @@ def _loop(words: Sequence[str], form: Form) -> str | None:
         (times, period, start)
         for period in range(1, min(MAX_PERIOD, len(words) // 2) + 1)
         for times, start in [_most_in_a_row(words, period)]
-        if times >= _allowed(period, form)
+        if times >= min(most for length, most in LOOPS[form].items() if period >= length)
     ]
     if not found:
         return None
     times, period, start = max(found, key=lambda one: (one[0], -one[1]))
     return f"{times} times in a row: {_shown(words[start : start + period])}"
-
-
-def _allowed(period: int, form: Form) -> int:
-    """Times in a row that make a loop of a passage of `period` words."""
-    return min(times for length, times in LOOPS[form].items() if period >= length)
 
 
 def _most_in_a_row(words: Sequence[str], period: int) -> tuple[int, int]:
@@ -170,7 +189,7 @@ def _sentence_again(text: str) -> str | None:
 
 
 def _duplicates(words: Sequence[str], form: Form) -> str | None:
-    counts = Counter(_ngrams(words))
+    counts = Counter(zip(*(words[start:] for start in range(NGRAM)), strict=False))
     if counts.total() < DUPLICATE_NGRAMS:
         return None
     share = 1 - len(counts) / counts.total()
@@ -178,10 +197,6 @@ def _duplicates(words: Sequence[str], form: Form) -> str | None:
     if share < DUPLICATE_SHARE[form]:
         return None
     return f"{share:.0%} of the {NGRAM}-word passages came before, {_shown(ngram)} {times} times"
-
-
-def _ngrams(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    return zip(*(words[start:] for start in range(NGRAM)), strict=False)
 
 
 # Fragments
@@ -202,12 +217,9 @@ def _fragment(text: str, words: Sequence[str] | None, form: Form, ended: bool | 
     first = WORD.search(text)[0]
     if form == "prose" and first in OPEN_STARTS:
         return f"begins in mid-sentence: {_shown(words[:6])}"
-    return None if ended is False else _open_end(text, words)  # what the limit ended is cut off already
-
-
-def _open_end(text: str, words: Sequence[str]) -> str | None:
-    """An end that no writer chose: a comma, or a word that needs another."""
     text = text.rstrip()
+    if ended is False:  # and so cut off already
+        return None
     if text[-1] in ",;:(-–—/&" or (words[-1] in OPEN_ENDS and not SENTENCE_END.search(text)):
         return f"ends in mid-sentence: {_tail(text)}"
     return None
@@ -218,7 +230,7 @@ def _open_end(text: str, words: Sequence[str]) -> str | None:
 
 def _other_letters(text: str) -> str | None:
     letters = [character for character in QUOTED.sub(" ", text) if character.isalpha()]  # signs may say what they like
-    foreign = sum(not _is_latin(letter) for letter in letters)
+    foreign = sum(not (ord(letter) < 0x250 or 0x1E00 <= ord(letter) < 0x1F00) for letter in letters)
     if not letters or foreign / len(letters) < FOREIGN_SHARE:
         return None
     return f"{foreign} of {len(letters)} letters are not Latin"
@@ -232,10 +244,6 @@ def _other_words(text: str, form: Form) -> str | None:
     return f"{known} of {len(words)} words are English function words: {_shown(words[:8])}"
 
 
-def _is_latin(letter: str) -> bool:
-    return ord(letter) < 0x250 or 0x1E00 <= ord(letter) < 0x1F00
-
-
 # Evidence
 
 
@@ -247,89 +255,3 @@ def _shown(words: Sequence[str]) -> str:
 def _tail(text: str) -> str:
     text = " ".join(text.split())
     return f"“{text if len(text) <= 60 else '...' + text[-57:]}”"
-
-
-# Answers whose failures are counted: what was asked, what was said, and who found what in it.
-
-
-@dataclass(frozen=True)
-class AskedAnswer:
-    """One answer of one checkpoint."""
-
-    checkpoint: str
-    task: str
-    image_id: str
-    image: str
-    """File."""
-
-    instruction: str
-    """As a person reads it, without marks for the image."""
-
-    text: str
-    ended: bool | None
-    """Whether the model ended it itself; see `find_failures`."""
-
-    failures: tuple[Failure, ...] = ()
-
-    @cached_property
-    def key(self) -> str:
-        """Of what a person sees: the same for every checkpoint that gives this answer."""
-        seen = json.dumps([self.task, self.image_id, self.instruction, self.text])
-        return hashlib.sha256(seen.encode()).hexdigest()[:16]
-
-    def by_rules(self) -> "AskedAnswer":
-        """The answer with what the rules find."""
-        found = find_failures(self.text, task_called(self.task).form, self.ended)
-        return replace(self, failures=tuple(found))
-
-    def by_hand(self, kinds: Sequence[str]) -> "AskedAnswer":
-        """The answer with a person's verdict in place of all others."""
-        return replace(self, failures=tuple(Failure(kind, "seen by a person") for kind in kinds))
-
-    def and_failures(self, more: Sequence[Failure]) -> "AskedAnswer":
-        """The answer with further failures."""
-        return replace(self, failures=(*self.failures, *more))
-
-
-def write_answers(file: Path, answers: Sequence[AskedAnswer]) -> None:
-    """Write answers, without their failures, as JSON; ConfigError if the disk refuses."""
-    entries = [{key: value for key, value in asdict(one).items() if key != "failures"} for one in answers]
-    write_whole(file, as_json(entries))
-
-
-def read_answers(file: Path) -> list[AskedAnswer]:
-    """The answers of a file of `write_answers`; ConfigError if it is none."""
-    try:
-        return [AskedAnswer(**entry) for entry in json.loads(file.read_text(encoding="utf-8"))]
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be read: {error.strerror}; eval_failure_rate.py writes it") from error
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{file}: not a file of answers: {error}") from error
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is asked for."""
-
-    name: str
-    """As on the command line and in `run.failure_prompts`."""
-
-    title: str
-    """Of its column."""
-
-    form: Form
-    """Of a good answer."""
-
-
-TASKS = (
-    Task("detail", "detailed description", "prose"),
-    Task("poem", "poem", "verse"),
-)
-
-
-def task_called(name: str) -> Task:
-    """The task of that name; ConfigError if there is none."""
-    for task in TASKS:
-        if task.name == name:
-            return task
-    raise ConfigError(f"task {name!r}: unknown; known: {', '.join(task.name for task in TASKS)}")

@@ -1,8 +1,8 @@
-"""A language model as judge, behind any OpenAI-compatible endpoint, with answers that are paid for once.
+"""A language model as judge, behind any OpenAI-compatible endpoint; each answer is paid for once.
 
-Answers are kept in a JSON-lines file, under a hash of endpoint, model, messages (the bytes of images included),
-temperature and length: whoever asks the same again gets the same answer without a request, and a killed evaluation
-goes on. The key of the account is neither logged nor written.
+Answers are kept in a JSON-lines file, under a hash of endpoint, model, messages (bytes of images included), temperature
+and length: the same question again sends no request, and a killed evaluation resumes. The account's key is neither
+logged nor written.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,16 +33,36 @@ from minigpt4.processors.images import open_image
 
 log = logging.getLogger(__name__)
 
-
-# Questions to an OpenAI-compatible endpoint by the `openai` package, with errors that never show the key.
-
-
 KEY_VARIABLE = "OPENAI_API_KEY"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 QUOTA_USED_UP = "insufficient_quota"
 PATH = "/chat/completions"
 SHOWN = 300
 """Characters of what a server says."""
+SENT_AS_IT_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
+"""Formats that every endpoint reads; others, and those that are to be turned, are sent as PNG."""
+AT_ONCE = 8
+"""Requests under way at a time."""
+THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL | re.IGNORECASE)
+WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+FIRST = re.compile(r"\W*(yes|no|yeah|yep|nope)\b", re.IGNORECASE)
+NUMBERED = re.compile(r"\W*(?:caption|line|number)?\W*(\d+)\W+(yes|no)\b", re.IGNORECASE)
+SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n")
+UNSURE = re.compile(
+    r"\b(?:not (?:sure|certain|clear|possible|able)|unsure|unclear|cannot (?:tell|say|determine)|"
+    r"(?:can't|can not|don't|do not) (?:tell|say|know|determine)|maybe|perhaps|possibly|might|may be|sorry)\b"
+)
+SHOWS = r"(?:show|have|has|contain|feature|include|depict|see)s?"
+DENIAL = re.compile(
+    rf"\bthere (?:is|are|was|were)(?: no| not|n't)\b|\bthere's (?:no|not)\b|\b{SHOWS} (?:no|not)\b|"
+    rf"\b(?:does not|doesn't|do not|don't|cannot|can't|can not) (?:\w+ )?(?:{SHOWS}|appear)\b"
+)
+AFFIRMATION = re.compile(
+    rf"\bthere(?: is| are|'s)\b|\bi (?:can )?see\b|\b(?:image|picture|photo|scene) (?:\w+ )?{SHOWS}\b"
+)
+
+
+# The endpoint
 
 
 @dataclass(frozen=True)
@@ -49,13 +70,13 @@ class JudgeEndpoint:
     """Where the judge is, and how it is asked.
 
     `url` is that of a server (`http://localhost:8000`), of its API (`https://api.openai.com/v1`) or of
-    `.../chat/completions` itself. ConfigError for a URL that is none, or one that holds a password or a query.
+    `.../chat/completions` itself. ConfigError for an invalid URL, or one that holds a password or a query.
     """
 
     url: str
     model: str
     key_variable: str = KEY_VARIABLE
-    """Environment variable with the key; where it is not set, requests go without one, as local servers want it."""
+    """Environment variable with the key; unset: requests carry none, which is right for local servers."""
 
     timeout: float = 120.0
     """Seconds without a sign of the server."""
@@ -140,7 +161,7 @@ class JudgeClient:
                 raise self._error(f"no answer that can be read ({error}); check --judge-url") from error
 
     def _adapts(self, refused: str | None, options: Mapping[str, Any]) -> bool:
-        """Newer models call the length otherwise, and some take no temperature."""
+        """Newer models have another name for the length, and some take no temperature."""
         if refused not in options or refused == "max_completion_tokens":
             return False
         others = {name: value for name, value in self._options.items() if name != refused}
@@ -206,10 +227,7 @@ def _is_url(text: str) -> bool:
         return False
 
 
-SENT_AS_IT_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-"""Formats that every endpoint reads; others, and those that are to be turned, are sent as PNG."""
-AT_ONCE = 8
-"""Requests under way at a time."""
+# Questions, and answers that are kept
 
 
 @dataclass(frozen=True)
@@ -236,7 +254,7 @@ class Judge:
     def ask_all(self, questions: Sequence[Question], *, at_once: int = AT_ONCE, title: str = "judge") -> list[str]:
         """The answers in the order of the questions; equal ones are asked once.
 
-        An answer is empty where the judge says nothing, which is asked again the next time. The first error ends it.
+        An answer is empty where the judge says nothing; it is asked again the next time. Stops at the first error.
 
         Raises:
             RunError: the endpoint gives no answer; the text says what to do.
@@ -249,8 +267,15 @@ class Judge:
         return [answers[question] for question in questions]
 
     def _answer(self, question: Question) -> str:
-        messages = _messages(question)
-        key = self._key(messages)
+        content: Any = question.text
+        if question.image is not None:
+            picture = {"type": "image_url", "image_url": {"url": data_url(question.image)}}
+            content = [{"type": "text", "text": question.text}, picture]
+        system = [{"role": "system", "content": question.system}] if question.system else []
+        messages = [*system, {"role": "user", "content": content}]
+        one = self.endpoint
+        whole = [one.address, one.model, one.max_tokens, one.temperature, messages]
+        key = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
         answer = self.answers.get(key)
         if answer is None:
             answer = self._client.complete(messages)
@@ -258,14 +283,9 @@ class Judge:
                 self.answers.put(key, answer, {"model": self.endpoint.model, "question": question.text})
         return answer
 
-    def _key(self, messages: list[dict[str, Any]]) -> str:
-        endpoint = self.endpoint
-        whole = [endpoint.address, endpoint.model, endpoint.max_tokens, endpoint.temperature, messages]
-        return hashlib.sha256(json.dumps(whole).encode()).hexdigest()
-
 
 class AnswerCache:
-    """Answers by key in a JSON-lines file; a line that a kill cut off is passed over. For several threads.
+    """Answers by key in a JSON-lines file; a line that a kill cut off is skipped. Thread-safe.
 
     Raises:
         ConfigError: the file cannot be read or made.
@@ -306,15 +326,6 @@ class AnswerCache:
             self._answers[key] = answer
 
 
-def _messages(question: Question) -> list[dict[str, Any]]:
-    content: Any = question.text
-    if question.image is not None:
-        picture = {"type": "image_url", "image_url": {"url": data_url(question.image)}}
-        content = [{"type": "text", "text": question.text}, picture]
-    system = [{"role": "system", "content": question.system}] if question.system else []
-    return [*system, {"role": "user", "content": content}]
-
-
 def data_url(image: Path) -> str:
     """An image file as a `data:` URL; SampleError if it cannot be read."""
     picture = open_image(image)
@@ -328,6 +339,9 @@ def data_url(image: Path) -> str:
     png = io.BytesIO()
     picture.save(png, "PNG")
     return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+
+
+# Command lines
 
 
 def add_judge_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -358,3 +372,54 @@ def judge_of(args: argparse.Namespace) -> Judge | None:
         args.judge_url, args.judge_model or "", key_variable=args.judge_key_variable, timeout=args.judge_timeout
     )
     return Judge(endpoint, args.judge_cache)
+
+
+# Yes or no in what people and models write; what is neither is None
+
+
+def yes_no(answer: str) -> bool | None:
+    """Whether an answer says yes.
+
+    By its first word; else by the one of `yes` and `no` that its first sentence holds; else by a statement such as
+    `there is no dog` or `I see a dog`. None for what is unsure, contradicts itself or speaks of other things.
+    """
+    answer = _without_thought(answer).replace("\u2019", "'")
+    if first := FIRST.match(answer):
+        return first[1].lower().startswith("y")
+    sentence = SENTENCE_END.split(answer, maxsplit=1)[0].lower()
+    if UNSURE.search(sentence):
+        return None
+    said = set(WORD.findall(sentence))
+    if DENIAL.search(sentence):
+        return None if "yes" in said else False
+    affirms = AFFIRMATION.search(sentence) is not None
+    if len(said) == 1:
+        return True if said == {"yes"} else None if affirms else False
+    return True if not said and affirms else None
+
+
+def yes_no_lines(answer: str, count: int) -> list[bool] | None:
+    """`count` answers, one a line as `1. yes`, as `yes`, or all in one line; None unless there are exactly so many.
+
+    Numbered lines may have words of explanation behind them, and any order.
+    """
+    lines = [line for line in _without_thought(answer).splitlines() if line.strip()]
+    numbered = [(int(found[1]), found[2]) for line in lines if (found := NUMBERED.match(line))]
+    if len(numbered) > 1 or count == 1 == len(numbered):
+        by_number = dict(numbered)
+        whole = len(numbered) == len(by_number) and by_number.keys() == set(range(1, count + 1))
+        return _are_yes([by_number[number] for number in range(1, count + 1)]) if whole else None
+    plain = [found[1] for line in lines if (found := re.match(r"\W*(yes|no)\b", line, re.IGNORECASE))]
+    if len(plain) == count:
+        return _are_yes(plain)
+    words = WORD.findall(_without_thought(answer))
+    return _are_yes(words) if len(words) == count else None
+
+
+def _without_thought(answer: str) -> str:
+    """The answer of a model that thinks aloud first."""
+    return THOUGHT.sub("", answer).strip()
+
+
+def _are_yes(words: Sequence[str]) -> list[bool]:
+    return [word.lower() == "yes" for word in words]

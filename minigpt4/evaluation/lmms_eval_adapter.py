@@ -4,7 +4,7 @@
     python -m lmms_eval --model minigpt4 --tasks mme --batch_size 8 \
         --model_args cfg_path=eval_configs/minigpt4_eval.yaml,ckpt=weights/prerained_minigpt4_7b.pth
 
-Images come before the text, or where the text says `<image>`, and all of it goes into `model.prompt_template`. Only
+Images stand before the text, or where it says `<image>`, and the whole goes into `model.prompt_template`. Only
 lmms-eval imports this module; nothing else here needs that package.
 """
 
@@ -30,15 +30,13 @@ from minigpt4.models.prompting import apply_template
 from minigpt4.models.sequence import IMAGE_PLACEHOLDER
 from minigpt4.processors import process_image
 
-log = logging.getLogger(__name__)
-
-
 try:
     from lmms_eval.api.instance import GenerationResult, Instance
     from lmms_eval.api.model import lmms
 except ImportError as error:
     raise ConfigError(f"the adapter for lmms-eval needs that package, 0.7: pip install lmms-eval ({error})") from error
 
+log = logging.getLogger(__name__)
 
 IMAGE_MARK = "<image>"
 """What tasks write into their texts where an image belongs."""
@@ -67,7 +65,7 @@ class MiniGPT4Lmms(lmms):
 
     Args:
         cfg_path: YAML with the section `model:`, such as `eval_configs/minigpt4_eval.yaml`.
-        ckpt: goes over `model.ckpt`.
+        ckpt: overrides `model.ckpt`.
         batch_size: requests at once; `--batch_size`.
         device: `cuda`, `cuda:N` or `cpu`; default: a GPU if there is one. Under `accelerate launch` each process takes
             its own.
@@ -116,12 +114,12 @@ class MiniGPT4Lmms(lmms):
         return answers
 
     def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
-        """Of each continuation (loss, greedy): minus its log-probability, nats summed over its tokens, and whether
+        """(loss, greedy) of each continuation: minus its log-probability, nats summed over its tokens, and whether
         greedy decoding would give it.
 
-        A loss, for lmms-eval takes the choice with the smallest number, whatever it calls it; in a GenerationResult,
-        for its evaluator makes a text of a bare pair (0.7.3). Blanks before a continuation go: answers are trained as
-        texts of their own, after a prompt that ends in one.
+        A loss, because lmms-eval takes the choice with the smallest number, whatever its name; in a GenerationResult,
+        because its evaluator turns a bare pair into text (0.7.3). Leading blanks of a continuation are dropped: answers
+        are trained as texts of their own, after a prompt that ends in a blank.
         """
         found, continuations = [], []
         for index, request in enumerate(requests):
@@ -138,7 +136,7 @@ class MiniGPT4Lmms(lmms):
         return [GenerationResult(loss) for loss in losses]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """ConfigError: tasks that look at an answer before they ask on are not supported."""
+        """ConfigError: tasks whose next question depends on an answer are not supported."""
         raise ConfigError("the adapter for lmms-eval has no tasks of several rounds; leave them out of --tasks")
 
     def _request(self, index: int, context: str, place: Sequence[Any]) -> Request:

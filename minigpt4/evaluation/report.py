@@ -26,11 +26,25 @@ from minigpt4.evaluation.generate import NamedCheckpoint
 from minigpt4.evaluation.metrics import CaptionScores
 from minigpt4.processors import open_image
 
-# Scores as tables: the published layout for terminals, Markdown and HTML, and CSV.
-
+MODES = {
+    "joined": "all captions of an image joined into one string, as in training",
+    "separate": "every caption of an image is a reference",
+}
+CSV, JSON, MARKDOWN, CHART, PAGE = "metrics.csv", "metrics.json", "metrics.md", "metrics.png", "report.html"
+TEMPLATE = Path(__file__).with_name("report_page.html")
+MARK = re.compile("@([A-Z]+)@")
+SETUP_KEYS = ("decoding", "prompt", "stop", "seed", "batch_size", "model", "versions")
+GALLERY_METRICS = ("CIDEr", "ROUGE-L", "SPICE")
+"""Those with a score for each image."""
+MAX_IMAGES = 1000
+THUMBNAIL = 208
+"""Longer side, pixels."""
 
 Scores = Mapping[str, float]
 """By metric, for one checkpoint."""
+
+
+# Tables
 
 
 @dataclass(frozen=True)
@@ -47,15 +61,16 @@ class Table:
 
     def html(self) -> str:
         """A `<table>`, its texts escaped."""
-        lines = [_html_line("th", self.head), *(_html_line("td", row) for row in self.rows)]
-        return f"<table>{''.join(lines)}</table>\n"
+        tagged = [("th", self.head), *(("td", row) for row in self.rows)]
+        lines = ["".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) for tag, cells in tagged]
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>\n"
 
 
 def score_table(rows: Mapping[str, Scores], metrics: Sequence[str]) -> Table:
     """Four digits, a row a checkpoint."""
-    return Table(
-        ["checkpoint", *metrics], [[name, *(_number(own.get(m)) for m in metrics)] for name, own in rows.items()]
-    )
+    found = [(name, [own.get(metric) for metric in metrics]) for name, own in rows.items()]
+    cells = [[name, *("-" if value is None else f"{value:.4f}" for value in values)] for name, values in found]
+    return Table(["checkpoint", *metrics], cells)
 
 
 def interval_table(rows: Mapping[str, Mapping[str, Sequence[float]]], metrics: Sequence[str]) -> Table:
@@ -82,27 +97,7 @@ def csv_table(rows: Mapping[str, Scores], metrics: Sequence[str], reference_mode
     return file.getvalue()
 
 
-def _html_line(tag: str, cells: Sequence[str]) -> str:
-    return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-# `report.html`: one page that needs no other file and no network, with a gallery that can be searched.
-#
-# The page's policy forbids requests, its texts are escaped, and pictures are in it as small JPEGs.
-
-
-MARK = re.compile("@([A-Z]+)@")
-TEMPLATE = Path(__file__).with_name("report_page.html")
-SETUP_KEYS = ("decoding", "prompt", "stop", "seed", "batch_size", "model", "versions")
-GALLERY_METRICS = ("CIDEr", "ROUGE-L", "SPICE")
-"""Those with a score for each image."""
-MAX_IMAGES = 1000
-THUMBNAIL = 208
-"""Longer side, pixels."""
+# The page, with a gallery that can be searched
 
 
 @dataclass(frozen=True)
@@ -127,10 +122,14 @@ def gallery(
     captions: Sequence[Mapping[str, str]],
     per_image: Sequence[Mapping[str, np.ndarray]],
 ) -> list[GalleryImage]:
-    """The images of the gallery: all, or the best and worst half each of MAX_IMAGES by the last checkpoint."""
+    """The images of the gallery: all, or the best and the worst by the last checkpoint, half of MAX_IMAGES each."""
     metrics = gallery_metrics(per_image[-1])
+    chosen = list(range(len(items)))
+    if len(items) > MAX_IMAGES:
+        order = np.argsort(per_image[-1][metrics[0]], kind="stable") if metrics else np.arange(len(items))
+        chosen = sorted(int(number) for number in (*order[: MAX_IMAGES // 2], *order[-(MAX_IMAGES // 2) :]))
     found = []
-    for number in _selection(per_image[-1][metrics[0]] if metrics else None, len(items)):
+    for number in chosen:
         item = items[number]
         scores = [[round(float(own[metric][number]), 4) for own in per_image] for metric in metrics]
         said = [own[item.image_id] for own in captions]
@@ -141,13 +140,6 @@ def gallery(
 def gallery_metrics(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
     """Metrics by which single images can be ordered."""
     return [name for name in GALLERY_METRICS if name in names]
-
-
-def _selection(scores_N: np.ndarray | None, images: int) -> list[int]:
-    if images <= MAX_IMAGES:
-        return list(range(images))
-    order = np.arange(images) if scores_N is None else np.argsort(scores_N, kind="stable")
-    return sorted(int(number) for number in (*order[: MAX_IMAGES // 2], *order[-(MAX_IMAGES // 2) :]))
 
 
 def thumbnail(file: Path) -> str:
@@ -164,27 +156,30 @@ def thumbnail(file: Path) -> str:
 
 def page(
     headline: str,
-    facts: Mapping[str, Any],
+    results: Mapping[str, Any],
     tables: Mapping[str, Table],
     chart: bytes,
     images: Sequence[GalleryImage],
 ) -> str:
-    """The page; `tables` are by heading, `facts` the content of `metrics.json`."""
-    notes = list(facts["notes"])
-    if len(images) < facts["images"]:
+    """`report.html`, which needs no other file and no network: its policy forbids requests, its texts are escaped.
+
+    `tables` are by heading, `results` the content of `metrics.json`, `chart` a PNG file.
+    """
+    notes = list(results["notes"])
+    if len(images) < results["images"]:
         notes.append(f"The gallery shows {len(images):,} images, the best and the worst of the last checkpoint.")
     data = {
-        "checkpoints": [one["name"] for one in facts["checkpoints"]],
-        "metrics": gallery_metrics(facts["metrics"]),
+        "checkpoints": [one["name"] for one in results["checkpoints"]],
+        "metrics": gallery_metrics(results["metrics"]),
         "images": [asdict(image) for image in images],
     }
-    cards = [{key: one[key] for key in ("name", "file", "sha256", "card")} for one in facts["checkpoints"]]
+    cards = [{key: one[key] for key in ("name", "file", "sha256", "card")} for one in results["checkpoints"]]
     fields = {
         "TITLE": html.escape(headline),
         "TABLES": "".join(f"<h2>{html.escape(name)}</h2>\n{table.html()}" for name, table in tables.items()),
         "CHART": _data_uri("image/png", chart),
-        "FACTS": f"<ul>{''.join(f'<li>{html.escape(remark)}</li>' for remark in notes)}</ul>",
-        "SETUP": html.escape(_pretty({key: facts[key] for key in SETUP_KEYS if key in facts})),
+        "NOTES": f"<ul>{''.join(f'<li>{html.escape(remark)}</li>' for remark in notes)}</ul>",
+        "SETUP": html.escape(_pretty({key: results[key] for key in SETUP_KEYS if key in results})),
         "CARDS": html.escape(_pretty(cards)),
         "DATA": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),  # no text can end the script
     }
@@ -200,7 +195,7 @@ def _data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-# The line chart of metrics over checkpoints.
+# The chart
 
 
 def require_figures(key: str) -> None:
@@ -230,11 +225,7 @@ def draw_metrics(path: Path, rows: Mapping[str, Scores], metrics: Sequence[str],
     pyplot.close(figure)
 
 
-MODES = {
-    "joined": "all captions of an image joined into one string, as in training",
-    "separate": "every caption of an image is a reference",
-}
-CSV, JSON, MARKDOWN, CHART, PAGE = "metrics.csv", "metrics.json", "metrics.md", "metrics.png", "report.html"
+# The report
 
 
 @dataclass(frozen=True)
@@ -256,6 +247,11 @@ class ScoredCheckpoint:
     def captions_file(self) -> str:
         """Name of the file in COCO's results form."""
         return f"captions_{self.checkpoint.file_name}.json"
+
+    @property
+    def empty_captions(self) -> int:
+        """How many captions have no word."""
+        return sum(not text.strip() for text in self.captions.values())
 
 
 @dataclass(frozen=True)
@@ -283,13 +279,16 @@ class CaptionReport:
             write_whole(folder / row.captions_file, as_json(results))
         write_whole(folder / CSV, csv_table(self.scores, self.metrics, self.reference_mode, len(self.items)))
         write_whole(folder / MARKDOWN, self.markdown())
+        title = headline(self.results)
         try:
-            draw_metrics(folder / CHART, self.scores, self.metrics, headline(self.facts))
+            draw_metrics(folder / CHART, self.scores, self.metrics, title)
         except OSError as error:
             raise refused(folder / CHART, error, "--save_path") from error
+        captions, per_image = [row.captions for row in self.rows], [row.scores.per_image for row in self.rows]
+        images = gallery(self.items, self.references, captions, per_image)
         chart = (folder / CHART).read_bytes()
-        write_whole(folder / PAGE, page(headline(self.facts), self.facts, self.tables, chart, self._gallery()))
-        write_whole(folder / JSON, as_json(self.facts))
+        write_whole(folder / PAGE, page(title, self.results, self.tables, chart, images))
+        write_whole(folder / JSON, as_json(self.results))
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
@@ -302,7 +301,7 @@ class CaptionReport:
         return Bootstrap([row.scores for row in self.rows], images) if images > 1 else None
 
     @cached_property
-    def facts(self) -> dict[str, Any]:
+    def results(self) -> dict[str, Any]:
         """The content of `metrics.json`."""
         return {
             "key": self.key,
@@ -312,36 +311,35 @@ class CaptionReport:
             "metrics": list(self.metrics),
             **self.setup,
             "notes": self.remarks,
-            "checkpoints": [self._row_facts(index) for index in range(len(self.rows))],
+            "checkpoints": [
+                {
+                    "name": row.name,
+                    "file": str(row.checkpoint.path),
+                    "sha256": row.checkpoint.sha256,
+                    "captions": row.captions_file,
+                    "empty_captions": row.empty_captions,
+                    "mean_words": sum(len(text.split()) for text in row.captions.values()) / len(row.captions),
+                    "scores": row.scores.corpus,
+                    "intervals": self._bootstrap.intervals(index) if self._bootstrap else {},
+                    "card": row.checkpoint.card,
+                }
+                for index, row in enumerate(self.rows)
+            ],
             "comparisons": self._comparisons(),
-        }
-
-    def _row_facts(self, index: int) -> dict[str, Any]:
-        row = self.rows[index]
-        return {
-            "name": row.name,
-            "file": str(row.checkpoint.path),
-            "sha256": row.checkpoint.sha256,
-            "captions": row.captions_file,
-            "empty_captions": _empty(row),
-            "mean_words": sum(len(text.split()) for text in row.captions.values()) / len(row.captions),
-            "scores": row.scores.corpus,
-            "intervals": self._bootstrap.intervals(index) if self._bootstrap else {},
-            "card": row.checkpoint.card,
         }
 
     def _comparisons(self) -> list[dict[str, Any]]:
         """Every checkpoint against every one above it."""
         if self._bootstrap is None:
             return []
-        pairs = [(index, base) for index in range(len(self.rows)) for base in range(index)]
         return [
             {
-                "checkpoint": self.rows[index].name,
+                "checkpoint": row.name,
                 "baseline": self.rows[base].name,
                 "metrics": {name: asdict(one) for name, one in self._bootstrap.compare(index, base).items()},
             }
-            for index, base in pairs
+            for index, row in enumerate(self.rows)
+            for base in range(index)
         ]
 
     @property
@@ -352,7 +350,7 @@ class CaptionReport:
             remarks.append("One image: no intervals, and CIDEr is 0, for no word tells it from other images.")
         else:
             remarks.append(f"Intervals: 95%, {DRAWS:,} bootstrap draws of images; p: paired over the same draws.")
-        empty = [f"{row.name} {count}" for row in self.rows if (count := _empty(row))]
+        empty = [f"{row.name} {count}" for row in self.rows if (count := row.empty_captions)]
         if empty:
             remarks.append(f"Empty captions, which count as they are: {', '.join(empty)}.")
         return [*remarks, *self.notes]
@@ -361,10 +359,10 @@ class CaptionReport:
     def tables(self) -> dict[str, Table]:
         """By heading."""
         found = {"Scores": score_table(self.scores, self.metrics)}
-        checkpoints = self.facts["checkpoints"]
+        checkpoints = self.results["checkpoints"]
         if self._bootstrap is not None:
             found["95% intervals"] = interval_table({c["name"]: c["intervals"] for c in checkpoints}, self.metrics)
-        against_first = [c for c in self.facts["comparisons"] if c["baseline"] == self.rows[0].name]
+        against_first = [c for c in self.results["comparisons"] if c["baseline"] == self.rows[0].name]
         if against_first:
             heading = f"Difference from {self.rows[0].name}, and p of the paired test"
             found[heading] = difference_table({c["checkpoint"]: c["metrics"] for c in against_first}, self.metrics)
@@ -376,39 +374,27 @@ class CaptionReport:
         lines = [*self.remarks, f"Decoding, the same for all checkpoints: {decoding}."]
         lines += [f"Prompt: `{self.setup['prompt']}`", f"Stop: `{self.setup['stop']}`"]
         (scores, *more) = self.tables.items()
-        parts = [f"# {headline(self.facts)}", scores[1].markdown(), "\n".join(f"- {line}" for line in lines)]
+        parts = [f"# {headline(self.results)}", scores[1].markdown(), "\n".join(f"- {line}" for line in lines)]
         parts += [f"## {heading}\n\n{table.markdown()}" for heading, table in more]
         return "\n\n".join(part.strip() for part in [*parts, f"![metrics]({CHART})"]) + "\n"
 
-    def _gallery(self) -> list[GalleryImage]:
-        return gallery(
-            self.items,
-            self.references,
-            [row.captions for row in self.rows],
-            [row.scores.per_image for row in self.rows],
-        )
 
-
-def headline(facts: Mapping[str, Any]) -> str:
+def headline(results: Mapping[str, Any]) -> str:
     """What was scored against what."""
-    return f"{facts['data']}: {facts['images']} images, references {facts['reference_mode']}"
+    return f"{results['data']}: {results['images']} images, references {results['reference_mode']}"
 
 
-def summary(facts: Mapping[str, Any]) -> str:
+def summary(results: Mapping[str, Any]) -> str:
     """What the terminal shows of `metrics.json`: the table in the published layout."""
-    scores = {one["name"]: one["scores"] for one in facts["checkpoints"]}
-    return "\n".join([headline(facts), "", score_table(scores, facts["metrics"]).markdown()])
+    scores = {one["name"]: one["scores"] for one in results["checkpoints"]}
+    return "\n".join([headline(results), "", score_table(scores, results["metrics"]).markdown()])
 
 
 def finished(folder: Path, key: str) -> dict[str, Any] | None:
-    """The facts of a report with this key, if all its files are there."""
+    """The results of a report with this key, if all its files are there."""
     try:
-        facts = json.loads((folder / JSON).read_text(encoding="utf-8"))
-        names = [CSV, MARKDOWN, CHART, PAGE, *(one["captions"] for one in facts["checkpoints"])]
+        results = json.loads((folder / JSON).read_text(encoding="utf-8"))
+        names = [CSV, MARKDOWN, CHART, PAGE, *(one["captions"] for one in results["checkpoints"])]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return facts if facts.get("key") == key and all((folder / name).is_file() for name in names) else None
-
-
-def _empty(row: ScoredCheckpoint) -> int:
-    return sum(not text.strip() for text in row.captions.values())
+    return results if results.get("key") == key and all((folder / name).is_file() for name in names) else None

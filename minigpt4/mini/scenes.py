@@ -1,8 +1,8 @@
-"""Scenes as data: what stands where. Seeded: the same seed gives the same scenes on every machine.
+"""Scenes of 80 kinds of things on eight backgrounds: what stands where, what is said about it, and how it is drawn.
 
-Some combinations are reserved: about one pair of kinds in eight, and one background for each kind. Scenes for
-training (of the vision weights as well) never hold a reserved combination; every scene for validation and test holds at
-least one.
+Seeded: the same seed gives the same scenes on every machine. Some combinations are reserved: about one pair of kinds in
+eight, and one background for each kind. Training scenes (of the vision weights as well) never hold a reserved
+combination; every validation and test scene holds at least one.
 """
 
 import io
@@ -17,9 +17,6 @@ import numpy as np
 from PIL import Image
 
 from minigpt4.common.errors import MiniGPT4Error
-
-# What scenes are made of: 80 kinds of things, named by the Unicode standard, and eight backgrounds.
-
 
 # Code points of single drawings with short names and regular plurals.
 _CODE_POINTS = {
@@ -177,24 +174,22 @@ def _draw_scene(rng: np.random.Generator, groups: int) -> Scene:
     )
 
 
-# What is said about scenes: alt-texts, detailed descriptions, and five captions in five styles.
+# Captions
 
 
 _PLACES = {
+    (ALONE, 1): ("in the middle",),
     (ROW, 2): ("on the left", "on the right"),
     (ROW, 3): ("on the left", "in the middle", "on the right"),
+    (COLUMN, 2): ("at the top", "at the bottom"),
+    (COLUMN, 3): ("at the top", "in the middle", "at the bottom"),
 }
-_COLUMN_PLACES = {2: ("at the top", "at the bottom"), 3: ("at the top", "in the middle", "at the bottom")}
-_RELATIONS = {ROW: "to the left of", COLUMN: "above"}
+RELATIONS = {ROW: "to the left of", COLUMN: "above"}
 
 
 def places(scene: Scene) -> tuple[str, ...]:
     """Where each group stands, in words."""
-    if scene.layout == ALONE:
-        return ("in the middle",)
-    if scene.layout == ROW:
-        return _PLACES[ROW, len(scene.groups)]
-    return _COLUMN_PLACES[len(scene.groups)]
+    return _PLACES[scene.layout, len(scene.groups)]
 
 
 def alt_text(scene: Scene) -> str:
@@ -212,9 +207,9 @@ def detailed_description(scene: Scene) -> str:
 
 
 def five_captions(scene: Scene) -> list[str]:
-    """As five people would write them, each in a style of their own: in full, in short, with sizes, as a title, and
-    beginning with the background."""
-    things = _join([_phrase(group) for group in scene.groups])
+    """As five people would write them: in full, in short, with sizes, as a title, and beginning with the background."""
+    phrases = [_phrase(group) for group in scene.groups]
+    things = " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))  # a cat, a dog and a bus
     return [
         alt_text(scene),
         f"{_capital(_chain(scene))}.",
@@ -226,7 +221,7 @@ def five_captions(scene: Scene) -> list[str]:
 
 def _chain(scene: Scene, sized: bool = False) -> str:
     """`a cat to the left of two dogs to the left of a bus`."""
-    return f" {_RELATIONS.get(scene.layout)} ".join(_phrase(group, sized) for group in scene.groups)
+    return f" {RELATIONS.get(scene.layout)} ".join(_phrase(group, sized) for group in scene.groups)
 
 
 def _phrase(group: Group, sized: bool = False) -> str:
@@ -235,16 +230,11 @@ def _phrase(group: Group, sized: bool = False) -> str:
     return with_article(words) if group.count == 1 else f"{NUMBERS[group.count]} {words}"
 
 
-def _join(phrases: list[str]) -> str:
-    """`a cat`, `a cat and a dog`, `a cat, a dog and a bus`."""
-    return " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))
-
-
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-# Scenes as pictures: OpenMoji drawings (CC BY-SA 4.0) on a plain background.
+# Pictures: OpenMoji drawings on a plain background
 
 
 SIDE = 224
@@ -283,17 +273,14 @@ def draw(scene: Scene) -> tuple[Image.Image, list[tuple[int, Image.Image, tuple[
     for index, group in enumerate(scene.groups):
         low, high = _size_range(group.size, tight=scene.count >= 3 and max(len(scene.groups), group.count) == 3)
         for centre in _centres(scene, index, rng):
-            drawing = _scaled(artwork(group.thing), int(rng.integers(low, high + 1)))
+            drawing = artwork(group.thing)
+            ratio = int(rng.integers(low, high + 1)) / max(drawing.size)
+            size = [max(1, round(edge * ratio)) for edge in drawing.size]
+            drawing = drawing.resize(size, Image.Resampling.LANCZOS)
             corner = tuple(int(np.clip(c - s / 2, 0, SIDE - s)) for c, s in zip(centre, drawing.size, strict=True))
             picture.paste(drawing, corner, drawing)
             pasted.append((index, drawing, corner))
     return picture, pasted
-
-
-def _scaled(drawing: Image.Image, side: int) -> Image.Image:
-    """The longer side becomes `side` pixels."""
-    ratio = side / max(drawing.size)
-    return drawing.resize([max(1, round(edge * ratio)) for edge in drawing.size], Image.Resampling.LANCZOS)
 
 
 def _size_range(size: str, tight: bool) -> tuple[int, int]:

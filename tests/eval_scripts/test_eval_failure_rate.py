@@ -14,8 +14,8 @@ import yaml
 
 from minigpt4.common.config import Config
 from minigpt4.evaluation.bootstrap import wilson
-from minigpt4.evaluation.failure_rate import FILE, Sitting
-from minigpt4.evaluation.failure_rules import find_failures, read_answers
+from minigpt4.evaluation.failure_rate import VERDICTS, AnnotationSession, read_answers
+from minigpt4.evaluation.failure_rules import find_failures
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.processors import open_image
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
@@ -232,12 +232,12 @@ def test_judge_that_rambles_finds_nothing_and_is_counted(chat_server, complete, 
 
 def test_verdicts_of_a_person_count_in_place_of_the_rules(complete, measurement, copied):
     folder = measurement.folder / copied
-    sitting = Sitting(read_answers(folder / "answers.json"), folder / FILE, seed=0)
-    poems = [place for place, answer in enumerate(sitting.answers) if answer.task == "poem"]
+    session = AnnotationSession(read_answers(folder / "answers.json"), folder / VERDICTS, seed=0)
+    poems = [place for place, answer in enumerate(session.answers) if answer.task == "poem"]
     for place in poems:
-        sitting.judge(place, [])
-    sitting.judge(poems[0], ["off the image"])
-    facts = _facts(measurement.run(copied, "--verdicts", str(folder / FILE)))
+        session.judge(place, [])
+    session.judge(poems[0], ["off the image"])
+    facts = _facts(measurement.run(copied, "--verdicts", str(folder / VERDICTS)))
     before = _facts(complete)["checkpoints"]
     assert [one["tasks"]["detail"] for one in facts["checkpoints"]] == [one["tasks"]["detail"] for one in before]
     kinds = [one["tasks"]["poem"]["kinds"] for one in facts["checkpoints"]]

@@ -6,8 +6,14 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.evaluation.failure_rate import FILE, Sitting, read_verdicts
-from minigpt4.evaluation.failure_rules import AskedAnswer, read_answers, write_answers
+from minigpt4.evaluation.failure_rate import (
+    VERDICTS,
+    AnnotationSession,
+    AskedAnswer,
+    read_answers,
+    read_verdicts,
+    write_answers,
+)
 
 TEXTS = {"before": ("A red thing. " * 9, "A thing."), "after": ("A red square on a wall.", "A green square.")}
 
@@ -37,7 +43,7 @@ def open_page(script, answers, tmp_path):
     pages = []
 
     def open_page():
-        page = script.page(Sitting(answers, tmp_path / FILE, seed=0))
+        page = script.page(AnnotationSession(answers, tmp_path / VERDICTS, seed=0))
         _, url, _ = page.launch(prevent_thread_lock=True, quiet=True)
         pages.append(page)
         return Client(url, verbose=False)
@@ -60,7 +66,7 @@ def test_page_takes_a_verdict_a_click_and_shows_the_next_answer(open_page, answe
     assert progress == "1 of 4 answers judged"
     assert first != second
     keys = {answer.text: answer.key for answer in answers}
-    assert read_verdicts(tmp_path / FILE) == {keys[first]: ["cut off"]}
+    assert read_verdicts(tmp_path / VERDICTS) == {keys[first]: ["cut off"]}
 
 
 def test_page_goes_on_where_it_was_left_and_ends(open_page, tmp_path):
@@ -75,7 +81,7 @@ def test_page_goes_on_where_it_was_left_and_ends(open_page, tmp_path):
     assert outputs[0] == "4 of 4 answers judged"
     assert "nothing is left" in outputs[2]
     client.predict(api_name="/fine")
-    assert len((tmp_path / FILE).read_text().splitlines()) == 4
+    assert len((tmp_path / VERDICTS).read_text().splitlines()) == 4
 
 
 def test_verdict_can_be_taken_back(open_page, answers, tmp_path):
@@ -84,7 +90,7 @@ def test_verdict_can_be_taken_back(open_page, answers, tmp_path):
     client.predict(api_name="/empty")
     assert _shown(client.predict(api_name="/back"))[1] == first
     client.predict(api_name="/fine")
-    assert list(read_verdicts(tmp_path / FILE).values()) == [[]]
+    assert list(read_verdicts(tmp_path / VERDICTS).values()) == [[]]
 
 
 def test_page_shows_the_image_and_the_instruction_and_no_checkpoint(open_page):
@@ -98,7 +104,7 @@ def test_page_shows_the_image_and_the_instruction_and_no_checkpoint(open_page):
 
 def test_order_depends_on_the_seed_and_not_on_the_checkpoints(answers, tmp_path):
     def order(given, seed):
-        return [answer.text for answer in Sitting(given, tmp_path / FILE, seed).answers]
+        return [answer.text for answer in AnnotationSession(given, tmp_path / VERDICTS, seed).answers]
 
     assert order(answers, 0) == order(answers[::-1], 0)
     assert any(order(answers, 0) != order(answers, seed) for seed in range(1, 5))
@@ -106,13 +112,13 @@ def test_order_depends_on_the_seed_and_not_on_the_checkpoints(answers, tmp_path)
 
 def test_equal_answers_of_two_checkpoints_are_shown_once(answers, tmp_path):
     same = AskedAnswer(**{**vars(answers[0]), "checkpoint": "third"})
-    assert len(Sitting([*answers, same], tmp_path / FILE, 0).answers) == 4
+    assert len(AnnotationSession([*answers, same], tmp_path / VERDICTS, 0).answers) == 4
 
 
 def test_broken_line_is_dropped_and_the_last_verdict_counts(answers, tmp_path):
     lines = [{"answer": "a", "kinds": ["empty"]}, {"answer": "a", "kinds": []}, {"answer": "b", "kinds": ["dull"]}]
-    (tmp_path / FILE).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"answer": "c", "ki')
-    assert read_verdicts(tmp_path / FILE) == {"a": []}
+    (tmp_path / VERDICTS).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"answer": "c", "ki')
+    assert read_verdicts(tmp_path / VERDICTS) == {"a": []}
     with pytest.raises(ConfigError, match=r"--verdicts: there is no file .*judge_by_hand"):
         read_verdicts(tmp_path / "none.jsonl")
 

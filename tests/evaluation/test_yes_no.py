@@ -2,7 +2,7 @@
 
 import pytest
 
-from minigpt4.evaluation.pope import yes_no, yes_no_lines
+from minigpt4.evaluation.judge import yes_no, yes_no_lines
 
 
 @pytest.mark.parametrize(

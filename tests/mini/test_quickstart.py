@@ -78,7 +78,7 @@ def finished(folder, stopped):
 def test_ctrl_c_stops_with_a_word_and_keeps_what_was_trained(stopped, folder):
     said, status = stopped
     assert status == 130, said
-    assert "goes on from here" in said
+    assert "The same command resumes" in said
     assert list((folder / "output/mini/fast/stage1").glob("*/checkpoint_iter_*.pth"))
 
 

@@ -179,7 +179,7 @@ def test_interrupted_run_says_how_to_go_on(place, monkeypatch, capsys):
 
     monkeypatch.setattr("minigpt4.inference.captioning.read_batches", stop)
     assert place.run("captions", status=130) == []
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
 
 
 def test_file_made_with_another_prompt_checkpoint_or_decoding_is_refused(place, capsys, tmp_path):

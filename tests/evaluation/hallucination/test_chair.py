@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minigpt4.evaluation.chair import ObjectNames, Truth, chair, compare, listed, read_truth
+from minigpt4.evaluation.hallucination import ObjectNames, Truth, chair_scores, compare, read_truth, wrong_captions
 from minigpt4.mini.report import measure
 from minigpt4.mini.scenes import THINGS, alt_text, detailed_description, five_captions, sample_scenes
 
@@ -35,7 +35,7 @@ def test_scores_by_hand():
         "2": "A cat sleeps.",  # 1 right; 1 of 1 found
         "3": "Nothing to see here.",  # 0 of 1 found
     }
-    found = chair(compare(captions, truth))
+    found = chair_scores(compare(captions, truth))
     assert found["scores"] == pytest.approx(
         {
             "CHAIR-i": 2 / 5,
@@ -55,14 +55,14 @@ def test_scores_by_hand():
         "objects_right": 2,
         "objects_shown": 4,
     }
-    assert listed(compare(captions, truth), captions) == [
+    assert wrong_captions(compare(captions, truth), captions) == [
         {"image_id": "1", "caption": captions["1"], "wrong": ["cat"], "shown": ["cup", "dog"]}
     ]
 
 
 def test_captions_without_objects_have_no_share_of_wrong_ones():
     truth = Truth({"1": frozenset({"dog"})}, ObjectNames({"dog": []}))
-    found = chair(compare({"1": ""}, truth))
+    found = chair_scores(compare({"1": ""}, truth))
     assert (found["scores"]["CHAIR-i"], found["scores"]["CHAIR-s"], found["scores"]["recall"]) == (None, 0.0, 0.0)
     assert "CHAIR-i" not in found["intervals"]
 
@@ -73,13 +73,13 @@ def test_captions_without_objects_have_no_share_of_wrong_ones():
 @pytest.mark.parametrize("style", range(5))
 def test_true_captions_of_every_style_have_no_wrong_objects(scenes, style):
     captions = {image_id: five_captions(scene)[style] for image_id, scene in SCENES.items()}
-    scores = chair(compare(captions, scenes))["scores"]
+    scores = chair_scores(compare(captions, scenes))["scores"]
     assert (scores["CHAIR-i"], scores["CHAIR-s"], scores["recall"], scores["F1"]) == (0, 0, 1, 1)
 
 
 def test_true_detailed_descriptions_have_no_wrong_objects(scenes):
     captions = {image_id: detailed_description(scene) for image_id, scene in SCENES.items()}
-    found = chair(compare(captions, scenes))
+    found = chair_scores(compare(captions, scenes))
     assert found["scores"]["CHAIR-i"] == 0
     assert found["counts"]["mentions"] == 2 * sum(len(scene.groups) for scene in SCENES.values())
 
@@ -90,12 +90,12 @@ def test_a_false_thing_in_every_third_caption_is_found_exactly(scenes):
     for image_id in altered:
         captions[image_id] += f" with a {_other_thing(SCENES[image_id])}"
     images = compare(captions, scenes)
-    found = chair(images)
+    found = chair_scores(images)
     things = sum(len(scene.groups) for scene in SCENES.values())
     assert found["scores"]["CHAIR-s"] == len(altered) / len(SCENES) == 1 / 3
     assert found["scores"]["CHAIR-i"] == len(altered) / (things + len(altered))
     assert found["scores"]["recall"] == 1
-    assert [entry["image_id"] for entry in listed(images, captions)] == altered
+    assert [entry["image_id"] for entry in wrong_captions(images, captions)] == altered
     low, high = found["intervals"]["CHAIR-i"]
     assert low < found["scores"]["CHAIR-i"] < high
 
@@ -103,7 +103,7 @@ def test_a_false_thing_in_every_third_caption_is_found_exactly(scenes):
 def test_captions_of_other_scenes_are_judged_as_the_mini_measures_do(scenes):
     ids = list(SCENES)
     captions = {image_id: alt_text(SCENES[other]) for image_id, other in zip(ids, ids[1:] + ids[:1], strict=True)}
-    scores = chair(compare(captions, scenes))["scores"]
+    scores = chair_scores(compare(captions, scenes))["scores"]
     measured = measure(captions, {image_id: scene.record() for image_id, scene in SCENES.items()})
     assert scores["CHAIR-i (once)"] == pytest.approx(measured.things_wrong)
     assert scores["recall"] == pytest.approx(measured.things_named)

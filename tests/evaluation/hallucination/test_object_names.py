@@ -3,7 +3,7 @@
 import pytest
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.evaluation.chair import COCO_OBJECTS, MINI_OBJECTS, ObjectNames, read_synonyms
+from minigpt4.evaluation.hallucination import COCO_OBJECTS, MINI_OBJECTS, ObjectNames, read_synonyms
 from minigpt4.mini.scenes import THINGS
 
 COCO = (  # the 80 names of the published annotations

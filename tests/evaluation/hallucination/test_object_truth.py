@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.evaluation.chair import read_truth
+from minigpt4.evaluation.hallucination import read_truth
 
 INSTANCES = {
     "categories": [{"id": 1, "name": "person"}, {"id": 18, "name": "dog"}],

@@ -1,19 +1,21 @@
 """Questions about objects: who is asked about, how answers are scored, and bad files."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.evaluation.bootstrap import wilson
-from minigpt4.evaluation.chair import ObjectNames, Truth
-from minigpt4.evaluation.pope import (
+from minigpt4.evaluation.hallucination import (
+    ObjectNames,
     ObjectQuestion,
+    Truth,
     make_questions,
+    pope_scores,
     question_text,
     read_answers,
     read_questions,
-    score,
     write_lines,
 )
 
@@ -96,7 +98,7 @@ def test_scores_by_hand():
     labels = ["yes", "yes", "yes", "yes", "no", "no", "no", "no"]
     questions = [ObjectQuestion(n, "1.jpg", "Is there a dog?", label) for n, label in enumerate(labels)]
     said = ["Yes.", "yes", "yes", "no", "Yes", "no", "no", "A dog?"]
-    found = score(questions, {str(n): answer for n, answer in enumerate(said)})
+    found = pope_scores(questions, {str(n): answer for n, answer in enumerate(said)})
     assert found["scores"] == {"accuracy": 5 / 8, "precision": 3 / 4, "recall": 3 / 4, "yes share": 4 / 8, "F1": 3 / 4}
     assert found["unparsable"] == ["7"]
     assert found["intervals"]["accuracy"] == wilson(5, 8)
@@ -105,14 +107,14 @@ def test_scores_by_hand():
 
 def test_a_model_that_never_says_yes_has_no_precision():
     questions = [ObjectQuestion(1, "1.jpg", "Is there a dog?", "yes")]
-    found = score(questions, {"1": "no"})
+    found = pope_scores(questions, {"1": "no"})
     assert (found["scores"]["precision"], found["scores"]["F1"]) == (None, 0)
     assert "precision" not in found["intervals"]
 
 
 def test_questions_come_back_from_their_file(tmp_path):
     questions = make_questions(TRUTH, "random")
-    write_lines(tmp_path / "deep" / "questions.json", questions)
+    write_lines(tmp_path / "deep" / "questions.json", map(asdict, questions))
     assert read_questions(tmp_path / "deep" / "questions.json") == questions
 
 
@@ -156,6 +158,6 @@ def test_bad_line_is_named(tmp_path, read, lines, words):
 def test_questions_and_answers_must_fit():
     questions = [ObjectQuestion(1, "1.jpg", "Is there a dog?", "yes"), ObjectQuestion(2, "1.jpg", "And a cat?", "no")]
     with pytest.raises(SampleError, match="1 questions have no answer: question_id 2"):
-        score(questions, {"1": "yes"})
+        pope_scores(questions, {"1": "yes"})
     with pytest.raises(SampleError, match="1 answers have no question: question_id 3"):
-        score(questions, {"1": "yes", "2": "no", "3": "no"})
+        pope_scores(questions, {"1": "yes", "2": "no", "3": "no"})
