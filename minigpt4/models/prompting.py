@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.text import decode, require_readable, require_whole_characters
+from minigpt4.common.utils import decode, require_readable, require_whole_characters
 from minigpt4.models.sequence import (
     IMAGE_PLACEHOLDER,
     Batch,
