@@ -1,4 +1,5 @@
-"""What a training batch says to the LLM: prompts in their template, answers with their end symbol."""
+"""What a training batch says to the LLM: LAVIS's `samples`, checked once; prompts in their template, answers with their
+end symbol; both as token sequences."""
 
 import logging
 import random
@@ -26,9 +27,6 @@ from minigpt4.models.sequence import (
 from minigpt4.models.tokenizer import end_symbol_ids, hidden_pad_id, start_ids
 
 log = logging.getLogger(__name__)
-
-
-# The `samples` dictionary that LAVIS-style loaders give to a model, checked once and made plain.
 
 
 @dataclass(frozen=True)
