@@ -58,8 +58,8 @@ def test_a_damaged_cache_is_mended(warm, make, tools, tmp_path):
     warm.train(first, *cached(tmp_path))
     for rows in tmp_path.glob("*/*.rows"):
         rows.write_bytes(rows.read_bytes()[:-2000])
-    mended = warm.train(second, *cached(tmp_path))
-    assert "is damaged; its image is encoded again" in mended.text()
+    fixed = warm.train(second, *cached(tmp_path))
+    assert "is damaged; its image is encoded again" in fixed.text()
     assert tools["logged"](second.runs()[0]) == tools["logged"](first.runs()[0])
 
 
