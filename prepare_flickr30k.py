@@ -22,8 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from minigpt4.common.errors import SampleError
-from minigpt4.common.text import parse_json, require_readable
-from minigpt4.common.utils import as_json, exit_status, replacing
+from minigpt4.common.utils import as_json, exit_status, parse_json, replacing, require_readable
 from minigpt4.datasets.datasets.image_caption_json import Records
 
 ANNOTATIONS = "flickr_annotations_30k.csv"

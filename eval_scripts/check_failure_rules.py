@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, errors_as
-from minigpt4.common.text import LINE_END, decode, parse_json
+from minigpt4.common.utils import LINE_END, decode, parse_json
 from minigpt4.evaluation.failure_rules import RULED_KINDS, find_failures, task_called
 from minigpt4.evaluation.report import Table
 

@@ -14,7 +14,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, errors_as
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.schemas import RunConfig
-from minigpt4.common.text import decode
+from minigpt4.common.utils import decode
 from minigpt4.models.memory import CUDA_ALLOWANCE, GIB, Estimate, Lengths, MetaModel, llm_config_for
 from minigpt4.models.sequence import IMAGE_PLACEHOLDER
 

@@ -21,8 +21,7 @@ from typing import Any, TextIO
 from tqdm import tqdm
 
 from minigpt4.common.errors import SampleError
-from minigpt4.common.text import require_readable, unique_fields
-from minigpt4.common.utils import exit_status, replacing
+from minigpt4.common.utils import exit_status, replacing, require_readable, unique_fields
 
 CHUNK = 1 << 20
 """Characters read at a time."""

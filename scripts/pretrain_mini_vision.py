@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from minigpt4.mini import small_models
+from minigpt4.mini import files
+from minigpt4.mini.files import word_embeddings, write_language_model
 from minigpt4.mini.pretraining import Settings, pretrain
-from minigpt4.mini.small_models import word_embeddings, write_language_model
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -32,7 +32,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s [%(levelname)s] %(message)s")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     write_language_model(arguments["llm"])
-    codes = small_models.word_codes(word_embeddings(arguments["llm"], small_models.WORDS))
+    codes = files.word_codes(word_embeddings(arguments["llm"], files.WORDS))
     result = pretrain(settings, codes, arguments["dir"], device, DTYPES[arguments["dtype"]], arguments["processes"])
     print(result)
 

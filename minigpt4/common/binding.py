@@ -25,8 +25,8 @@ from typing import Any, Literal, TypeVar, Union
 from braceexpand import braceexpand
 from omegaconf import DictConfig
 
+from minigpt4.common.config_files import short, to_plain, with_option
 from minigpt4.common.errors import ConfigError, hint
-from minigpt4.common.yaml_files import short, to_plain, with_option
 
 T = TypeVar("T")
 

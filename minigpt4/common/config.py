@@ -13,12 +13,18 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from minigpt4.common.binding import bind
-from minigpt4.common.config_files import ConfigFile, DefaultFiles, find_default_files
+from minigpt4.common.config_files import (
+    ConfigFile,
+    DefaultFiles,
+    find_default_files,
+    option_pairs,
+    to_plain,
+    yaml_faults,
+)
 from minigpt4.common.errors import ConfigError, RegistryError, errors_as
 from minigpt4.common.model_schema import EVA_CLIP_G, MiniGPT4Config
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas import DatasetConfig, RunConfig, VisProcessorConfig
-from minigpt4.common.yaml_files import option_pairs, to_plain, yaml_faults
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.common.text import escaped, require_whole_characters
+from minigpt4.common.utils import escaped, require_whole_characters
 from minigpt4.datasets import ImageCaptionJson
 from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, Records, caption_list, single_captions
 from minigpt4.datasets.datasets.records import SPLIT_FIELD

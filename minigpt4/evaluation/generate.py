@@ -26,8 +26,7 @@ from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, RunError, SampleError, WeightsError, errors_as
 from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import versions
-from minigpt4.common.text import escaped
-from minigpt4.common.utils import JsonLines, quick_hash
+from minigpt4.common.utils import JsonLines, escaped, quick_hash
 from minigpt4.inference.engine import CheckpointSwitch
 from minigpt4.inference.image_list import Images, read_batches
 from minigpt4.inference.pipeline import PromptRules, frozen_files, image_provenance

@@ -19,8 +19,7 @@ import numpy as np
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.text import LINE_END, decode, parse_json
-from minigpt4.common.utils import write_json
+from minigpt4.common.utils import LINE_END, decode, parse_json, write_json
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
 from minigpt4.evaluation.caption_data import first_few
 from minigpt4.evaluation.generate import NamedCheckpoint, PredictionRun, batch_size, setup_metadata

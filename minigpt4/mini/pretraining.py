@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.utils import replacing
-from minigpt4.mini import small_models
+from minigpt4.mini import files
 from minigpt4.mini.scenes import draw, sample_scene
 from minigpt4.models.connectors import build_qformer
 from minigpt4.models.vision_tower import build_vision_encoder
@@ -78,17 +78,17 @@ def _draw_one(task: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray, np.nd
     picture, pasted = draw(scene)
     file = io.BytesIO()  # stage-1 shards hold JPEG files: the encoder should know their noise
     picture.save(file, "JPEG", quality=90)
-    small = Image.open(file).resize((small_models.IMAGE_SIZE, small_models.IMAGE_SIZE), Image.Resampling.BICUBIC)
-    return np.asarray(small), small_models.patch_ids(scene, pasted), small_models.word_ids(scene)
+    small = Image.open(file).resize((files.IMAGE_SIZE, files.IMAGE_SIZE), Image.Resampling.BICUBIC)
+    return np.asarray(small), files.patch_ids(scene, pasted), files.word_ids(scene)
 
 
 def draw_scenes(split: str, count: int, seed: int, processes: int) -> DrawnScenes:
     """The first `count` scenes of a split as arrays; 37 KB each."""
-    side, grid = small_models.IMAGE_SIZE, small_models.IMAGE_SIZE // small_models.PATCH_SIZE
+    side, grid = files.IMAGE_SIZE, files.IMAGE_SIZE // files.PATCH_SIZE
     drawn = DrawnScenes(
         np.empty((count, side, side, 3), np.uint8),
         np.empty((count, grid * grid), np.uint8),
-        np.empty((count, small_models.QUERIES), np.uint8),
+        np.empty((count, files.QUERIES), np.uint8),
     )
     tasks = ((split, index, seed) for index in range(count))
     with get_context("spawn").Pool(processes) as pool:
@@ -106,10 +106,10 @@ class Pretrainer(nn.Module):
         super().__init__()
         self.register_buffer("codes_QWD", codes_QWD, persistent=False)
         cfg = MiniGPT4Config(
-            image_size=small_models.IMAGE_SIZE,
-            vit_config=dict(small_models.VIT_SIZES),
-            qformer_config=dict(small_models.QFORMER_SIZES),
-            num_query_token=small_models.QUERIES,
+            image_size=files.IMAGE_SIZE,
+            vit_config=dict(files.VIT_SIZES),
+            qformer_config=dict(files.QFORMER_SIZES),
+            num_query_token=files.QUERIES,
         )
         self.vit = build_vision_encoder(cfg)
         self.ln_vision = nn.LayerNorm(self.vit.num_features)
@@ -213,14 +213,14 @@ def pretrain(
             record |= accuracy(model, test, device, dtype)
             with replacing(state_file) as part:
                 torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, part)
-            model.save(folder / small_models.VIT_FILE.name, folder / small_models.QFORMER_FILE.name)
+            model.save(folder / files.VIT_FILE.name, folder / files.QFORMER_FILE.name)
         record["seconds"] = round(time.monotonic() - started, 1)
         log.info("%s", record)
         with (folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         sums.zero_()
     result = accuracy(model, test, device, dtype)
-    model.save(folder / small_models.VIT_FILE.name, folder / small_models.QFORMER_FILE.name)
+    model.save(folder / files.VIT_FILE.name, folder / files.QFORMER_FILE.name)
     facts = asdict(settings) | {"dtype": str(dtype).removeprefix("torch."), "accuracy": result}
     (folder / "settings.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return result
@@ -240,7 +240,7 @@ def _update(
     patch_loss = F.cross_entropy(patches.float().flatten(0, 1), patch_ids.flatten())
     scores = settings.sharpness * model.word_scores(said_BQD)
     word_loss = F.cross_entropy(scores.flatten(0, 1), word_ids.flatten())
-    code_BQD = model.codes_QWD[torch.arange(small_models.QUERIES, device=image.device), word_ids]
+    code_BQD = model.codes_QWD[torch.arange(files.QUERIES, device=image.device), word_ids]
     distance = F.mse_loss(said_BQD.float(), code_BQD)
     optimizer.zero_grad()
     (patch_loss + word_loss + settings.distance_weight * distance).backward()

@@ -28,8 +28,7 @@ from minigpt4.common.checkpoint import card_path, newest_checkpoint
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.utils import replacing
 from minigpt4.evaluation.metrics import PUBLISHED_FAMILIES
-from minigpt4.mini.files import WorldSize, write_world
-from minigpt4.mini.small_models import PACKAGE_MB, write_language_model
+from minigpt4.mini.files import PACKAGE_MB, WorldSize, write_language_model, write_world
 
 log = logging.getLogger(__name__)
 

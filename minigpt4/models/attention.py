@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.models.base_model import to_device
+from minigpt4.models.sequence import to_device
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from types import MethodType
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 _MATMULS = (nn.Linear, nn.Conv2d)
@@ -82,8 +82,3 @@ def store_matmuls(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         if isinstance(part, _MATMULS):
             part.to(dtype)
     return module
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU on `device`; from page-locked memory to a GPU, for then the host need not wait."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

@@ -1,7 +1,9 @@
 """Token by token, for rows that come and go: prompts join a running batch, and rows that ended leave it.
 
-What a row says depends on its own prompt and settings; its neighbours change no more than the rounding.
-Shapes: B rows, T prompt positions, P positions in the cache, D channels of the LLM, V vocabulary.
+What a row says depends on its own prompt and settings; its neighbours change no more than the rounding. Keys and
+values lie in room that is set aside, so a token, or a row that leaves, copies little; where a row leaves, the last one
+takes its place. Shapes: B rows, T prompt positions, P positions in the cache, H heads of keys, E channels of a head, D
+channels of the LLM, V vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
@@ -26,13 +28,6 @@ from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.conversation.decoding import Decoding
 from minigpt4.models.attention import native_dtype
 from minigpt4.models.llm import cache_arguments
-
-# Keys and values of rows that come and go, in room that is set aside: a token, or a row that leaves, copies little.
-#
-# The cache of transformers is a tensor that is copied as a whole for each new token and for each row that leaves. Here
-# both happen in place, so the rows of a batch change their order: where one leaves, the last one takes its place.
-# Shapes: B rows, H heads of keys, P positions, E channels of a head.
-
 
 ROOM = 32
 """Positions that are set aside at once: at most so many stay empty, and the cache is copied once in so many tokens."""

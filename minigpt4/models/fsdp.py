@@ -1,8 +1,10 @@
-"""As many forward passes of a sharded LLM on every process, where some have more to do than others.
+"""`run.parallel: fsdp`: a frozen LLM whose layers are spread over the processes of a run, by torch's FSDP2.
 
-A sharded LLM computes on all processes together, or on none. Where their numbers of passes differ (validation, answers
-of different lengths, evaluations), one that has finished goes on with passes whose result nobody reads, until all
-have: before each pass every process tells the others whether it is a real one.
+Each process holds a part of the rows of every matrix of the layers; a layer's parts are gathered before it computes and
+let go afterwards. Vectors (norms, biases), embeddings and output layer are whole everywhere: the code reads them
+directly, and they are small. So every pass is one of all processes together. Where some have more to do than others
+(validation, answers of different lengths, evaluations), those that have finished make dummy passes until all have:
+before each pass every process tells the others whether its own is a real one.
 """
 
 import inspect
@@ -29,12 +31,6 @@ from minigpt4.common.torch_files import check_torch_file
 from minigpt4.models.base_model import freeze
 
 log = logging.getLogger(__name__)
-
-
-# Single tensors, and rows of them, from the weight files of an LLM directory, which stay on the disk.
-#
-# Formats: safetensors and torch's zip files, whole or with an index, as transformers saves them. Files are mapped into
-# memory, so what several processes of a machine read is there once.
 
 
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -121,15 +117,6 @@ def _of_index(index: Path) -> list[str]:
         return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(f"model.llama_model: {index}: cannot be read: {error}") from error
-
-
-# A frozen LLM whose layers are spread over the processes of a run (torch's FSDP2).
-#
-# Each process holds a part of the rows of every matrix of the layers; a layer's parts are gathered before it computes
-# and let go afterwards. Vectors (norms, biases), embeddings and output layer are whole everywhere: the code reads them
-# directly, and they are small. So every forward and backward pass is one of all processes together; `lockstep.py` is
-# for
-# places where some have more to do than others.
 
 
 def sharding(run: RunConfig) -> dict[str, bool]:

@@ -18,10 +18,9 @@ from transformers import DynamicCache
 
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.attention import FUSED, LLAMA_LIKE, MATMUL, PadMap, activation_checkpointing, native_dtype
-from minigpt4.models.base_model import to_device
 from minigpt4.models.fsdp import is_sharded
 from minigpt4.models.llm import cache_arguments
-from minigpt4.models.sequence import Batch, embed
+from minigpt4.models.sequence import Batch, embed, to_device
 
 MOST_PREFIXES = 8
 LONGEST_PREFIX = 256
@@ -37,9 +36,11 @@ CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 16 << 20, 64 << 20
 class LMLoss:
     """Runs a frozen LLM over batches; remembers the beginnings that they share."""
 
-    def __init__(self, cfg: MiniGPT4Config) -> None:
+    def __init__(self, cfg: MiniGPT4Config, llm: nn.Module) -> None:
         self.cfg = cfg
         self._prefixes = PrefixStates()
+        # Of a sharded LLM a pass of one process alone would hang.
+        self._keeps_prefix = cfg.llm_prefix_cache and not is_sharded(llm)
 
     def losses(
         self,
@@ -78,8 +79,7 @@ class LMLoss:
                 tuple(to_device(index, device) for index in at),
             )
             return batch, at, columns_K, {"attention_mask": batch.attention_mask_BT}
-        keeps_prefix = self.cfg.llm_prefix_cache and not is_sharded(llm)  # a pass of one process alone would hang
-        prefix = shared_prefix(batch, at) if keeps_prefix else []
+        prefix = shared_prefix(batch, at) if self._keeps_prefix else []
         packed: Packed = pack(batch, at, len(prefix))
         columns_K, packed = _columns(packed.at, device), packed.to(device)
         return packed.batch, packed.at, columns_K, packed.inputs(self._prefixes.of(llm, prefix))

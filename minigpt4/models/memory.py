@@ -29,11 +29,6 @@ from minigpt4.models.llm import read_llm_config
 from minigpt4.models.loading import build_vision, feature_shape, store_frozen
 from minigpt4.models.loss import target_losses
 
-# Attention of an LLM on meta tensors: it computes nothing and keeps for the backward pass what the real one keeps.
-#
-# Shapes: B rows, H heads, T positions, E channels of a head.
-
-
 _FUSED, _EAGER = "minigpt4_fused_size", "minigpt4_eager_size"
 
 

@@ -87,7 +87,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         self.llama_proj = build_projection(cfg, connector.feature_width, llm_width)
         self._freeze_parts()
         self.prompting = _build_prompting(cfg, llama_tokenizer)
-        self.lm_loss = LMLoss(cfg)
+        self.lm_loss = LMLoss(cfg, llama_model)
         self._made_with: dict[str, Any] | None = None
 
     @classmethod
@@ -217,7 +217,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         A trained part is in fp32 and so follows `run.amp_dtype`: under bf16 there is no gradient scaler, and fp16
         here would lose small gradients.
         """
-        if self.cfg.vit_precision == "fp32" or is_trained(part):
+        if self.cfg.vit_precision == "fp32" or part in self._trained:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=DTYPES[self.cfg.vit_precision])
 
@@ -253,7 +253,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
     @property
     def vision_is_frozen(self) -> bool:
         """Whether everything before the projection is as its files have it."""
-        return not is_trained(self.visual_encoder, self.ln_vision, self.connector)
+        return not self._trained
 
     @property
     def llm_is_sharded(self) -> bool:
@@ -264,6 +264,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         for name in _VISION_SIDE:
             if self.cfg.is_frozen(name):
                 freeze(getattr(self, name))
+        # Asked in each step: not by a walk over a billion parameters.
+        self._trained = [part for name in _VISION_SIDE if is_trained(part := getattr(self, name))]
 
     def ensure_vision_loaded(self) -> None:
         """Load the vision side if it waits to be needed."""

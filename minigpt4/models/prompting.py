@@ -1,4 +1,5 @@
-"""What a training batch says to the LLM: prompts in their template, answers with their end symbol."""
+"""What a training batch says to the LLM: LAVIS's `samples`, checked once; prompts in their template, answers with their
+end symbol; both as token sequences."""
 
 import logging
 import random
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.text import decode, require_readable, require_whole_characters
+from minigpt4.common.utils import decode, require_readable, require_whole_characters
 from minigpt4.models.sequence import (
     IMAGE_PLACEHOLDER,
     Batch,
@@ -26,9 +27,6 @@ from minigpt4.models.sequence import (
 from minigpt4.models.tokenizer import end_symbol_ids, hidden_pad_id, start_ids
 
 log = logging.getLogger(__name__)
-
-
-# The `samples` dictionary that LAVIS-style loaders give to a model, checked once and made plain.
 
 
 @dataclass(frozen=True)

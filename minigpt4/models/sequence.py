@@ -11,8 +11,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from minigpt4.models.base_model import to_device
-
 IMAGE_PLACEHOLDER = "<ImageHere>"
 IGNORE = -100
 """Target of a position that is not trained on."""
@@ -99,6 +97,11 @@ class Batch:
             to_device(self.image_source, device),
             to_device(self.lengths_B, device),
         )
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on `device`; from page-locked memory to a GPU, for then the host need not wait."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def split_prompt(prompt: str) -> list[str]:

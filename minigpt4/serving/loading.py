@@ -10,7 +10,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.evaluation.generate import read_checkpoint_list
-from minigpt4.inference import Engine
+from minigpt4.inference.engine import Engine
 from minigpt4.inference.pipeline import image_processor
 from minigpt4.models.feature_cache import lazy_vision_argument
 

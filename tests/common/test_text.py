@@ -6,8 +6,15 @@ import sys
 import pytest
 
 from minigpt4.common.errors import SampleError
-from minigpt4.common.text import decode, escaped, parse_json, require_readable, require_whole_characters
-from minigpt4.common.utils import exit_status, write_json
+from minigpt4.common.utils import (
+    decode,
+    escaped,
+    exit_status,
+    parse_json,
+    require_readable,
+    require_whole_characters,
+    write_json,
+)
 
 TEXT = "a\tcafé\x0b\x0c\r\n東京 🗼"
 

@@ -1,15 +1,20 @@
 """The terminal, with an engine that can be held."""
 
+import importlib.util
 import io
 import os
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 
 from minigpt4.conversation.chat import Chat, Decoding
-from minigpt4.serving.terminal import INTERRUPTED, Terminal
 
+_SPEC = importlib.util.spec_from_file_location("demo", Path(__file__).parents[2] / "demo.py")
+demo = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(demo)
+INTERRUPTED, Terminal = demo.INTERRUPTED, demo.Terminal
 FEW = Decoding(max_new_tokens=5)
 
 

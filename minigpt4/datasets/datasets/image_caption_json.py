@@ -14,7 +14,7 @@ import numpy as np
 
 from minigpt4.common.errors import ConfigError, SampleError, first_line
 from minigpt4.common.schemas import BuildInfo
-from minigpt4.common.text import escaped, parse_json, require_readable, require_whole_characters
+from minigpt4.common.utils import escaped, parse_json, require_readable, require_whole_characters
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, ImageReader, LazySample, failing
 from minigpt4.datasets.datasets.records import SPAN, annotation_reader, read_table
 

@@ -13,7 +13,7 @@ from webdataset.gopen import gopen
 from webdataset.tariterators import base_plus_ext
 
 from minigpt4.common.errors import SampleError, first_line
-from minigpt4.common.text import decode, escaped, parse_json, require_readable
+from minigpt4.common.utils import decode, escaped, parse_json, require_readable
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, ImageReader, LazySample, failing, shuffled
 from minigpt4.processors import BaseProcessor
 from minigpt4.processors.images import SUFFIXES

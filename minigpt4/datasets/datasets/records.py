@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.text import decode, parse_json
+from minigpt4.common.utils import decode, parse_json
 from minigpt4.datasets.datasets.delimited import read_rows
 
 Found = tuple[bytes | bytearray | None, array]
