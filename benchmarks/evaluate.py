@@ -83,8 +83,8 @@ def measure(args: argparse.Namespace) -> str:
         for number in range(args.repeats):
             timings.append(_repeat(args, checkpoints, options, folder / str(number), apart_first=bool(number % 2)))
             print(f"repeat {number + 1}: {timings[-1]}", file=sys.stderr)
-        facts = json.loads((folder / "0" / "together" / JSON).read_text(encoding="utf-8"))
-    return section(args, facts, timings)
+        results = json.loads((folder / "0" / "together" / JSON).read_text(encoding="utf-8"))
+    return section(args, results, timings)
 
 
 def _of_run(run: Path) -> list[str]:
@@ -167,9 +167,9 @@ def _results(folder: Path) -> list[dict[str, Any]]:
     return [{"name": r["name"], "scores": r["scores"], "captions": text} for r, text in zip(rows, said, strict=True)]
 
 
-def section(args: argparse.Namespace, facts: dict[str, Any], timings: Sequence[Timing]) -> str:
+def section(args: argparse.Namespace, results: dict[str, Any], timings: Sequence[Timing]) -> str:
     """Command, machine and table as Markdown."""
-    count = len(facts["checkpoints"])
+    count = len(results["checkpoints"])
     rows = [
         (f"one run, {count} checkpoints, s", [timing.together for timing in timings], 1),
         (f"{count} runs, one after the other, s", [timing.apart for timing in timings], 1),
@@ -184,12 +184,12 @@ def section(args: argparse.Namespace, facts: dict[str, Any], timings: Sequence[T
     lines = [
         "## Several checkpoints in one run",
         "",
-        f"{count} checkpoints on {facts['images']} images ({facts['data']}, `{Path(args.cfg_path).name}`, beams "
-        f"{facts['decoding']['num_beams']}, at most {facts['decoding']['max_new_tokens']} tokens, batches of "
-        f"{facts['batch_size']}), scored with {', '.join(facts['metrics'])}. Whole processes, from start to exit; "
+        f"{count} checkpoints on {results['images']} images ({results['data']}, `{Path(args.cfg_path).name}`, beams "
+        f"{results['decoding']['num_beams']}, at most {results['decoding']['max_new_tokens']} tokens, batches of "
+        f"{results['batch_size']}), scored with {', '.join(results['metrics'])}. Whole processes, from start to exit; "
         f"{_times(len(timings))}. A run is one of `eval_flickr30k.py`; captions and scores of one run and of {count} "
         "are identical.",
-        *([] if args.skip_plain else _about_plain(facts, timings)),
+        *([] if args.skip_plain else _about_plain(results, timings)),
         "",
         f"    python benchmarks/evaluate.py {_command(args)}",
         "",
@@ -202,8 +202,8 @@ def section(args: argparse.Namespace, facts: dict[str, Any], timings: Sequence[T
     return "\n".join(lines) + "\n"
 
 
-def _about_plain(facts: dict[str, Any], timings: Sequence[Timing]) -> list[str]:
-    said = facts["images"] * len(facts["checkpoints"])
+def _about_plain(results: dict[str, Any], timings: Sequence[Timing]) -> list[str]:
+    said = results["images"] * len(results["checkpoints"])
     return [
         "A plain run is one of `benchmarks/plain_evaluation.py`: the same loading, then an image at a time by "
         "`generate` of transformers, the prompt once a beam and logits at all its positions, then pycocoevalcap as it "

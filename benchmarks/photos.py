@@ -61,11 +61,11 @@ def write_folder(folder: Path, files: Sequence[bytes]) -> None:
 
 
 def write_tar(path: Path, files: Sequence[bytes]) -> None:
-    """A shard as img2dataset writes it: image, caption and facts of each sample."""
+    """A shard as img2dataset writes it: image, caption and metadata of each sample."""
     with tarfile.open(path, "w") as tar:
         for number, content in enumerate(files):
-            facts = json.dumps({"caption": "A picture.", "url": "http://localhost/picture.jpg", "status": "success"})
-            for suffix, data in (("jpg", content), ("txt", b"A picture."), ("json", facts.encode())):
+            metadata = json.dumps({"caption": "A picture.", "url": "http://localhost/picture.jpg", "status": "success"})
+            for suffix, data in (("jpg", content), ("txt", b"A picture."), ("json", metadata.encode())):
                 member = tarfile.TarInfo(f"{number:09d}.{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))

@@ -221,8 +221,8 @@ def pretrain(
         sums.zero_()
     result = accuracy(model, test, device, dtype)
     model.save(folder / files.VIT_FILE.name, folder / files.QFORMER_FILE.name)
-    facts = asdict(settings) | {"dtype": str(dtype).removeprefix("torch."), "accuracy": result}
-    (folder / "settings.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    metadata = asdict(settings) | {"dtype": str(dtype).removeprefix("torch."), "accuracy": result}
+    (folder / "settings.json").write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     return result
 
 
