@@ -15,8 +15,8 @@ from minigpt4.common.errors import ConfigError, errors_as
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.schemas import RunConfig
 from minigpt4.common.utils import decode
+from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.models.memory import CUDA_ALLOWANCE, GIB, Estimate, Lengths, MetaModel, llm_config_for
-from minigpt4.models.sequence import IMAGE_PLACEHOLDER
 
 # What `train.py --check` sizes, the largest batch that fits, and what helps where the configured one does not.
 

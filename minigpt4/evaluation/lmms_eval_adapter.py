@@ -23,11 +23,11 @@ from torch import Tensor
 from minigpt4.common.binding import require_paths
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.inference.pipeline import image_processor
 from minigpt4.models import MiniGPT4
 from minigpt4.models.generation import Decoding
 from minigpt4.models.prompting import apply_template
-from minigpt4.models.sequence import IMAGE_PLACEHOLDER
 from minigpt4.processors import process_image
 
 try:

@@ -36,11 +36,11 @@ from minigpt4.common.utils import quick_hash
 from minigpt4.conversation import prompt_template_from_tokenizer
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.decoding import Answer, Decoding
+from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.datasets.feature_store import CachedBatch
 from minigpt4.inference.engine import CheckpointSwitch, Engine
 from minigpt4.models.feature_cache import FeatureEncoder, lazy_vision_argument
 from minigpt4.models.prompting import apply_template, read_prompts
-from minigpt4.models.sequence import IMAGE_PLACEHOLDER
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.processors import BaseProcessor, process_image
 

@@ -24,7 +24,6 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.models.sequence import to_device
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +37,11 @@ their norms and MLPs are those of the fused kernels, their logits the output lay
 def attention_for(device: torch.device) -> str:
     """Name of the function that is fast on `device`."""
     return MATMUL if device.type == "cpu" else FUSED
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A small tensor of the CPU on `device`; from page-locked memory to a GPU, for then the host need not wait."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)

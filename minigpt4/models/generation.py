@@ -20,7 +20,7 @@ from transformers import (
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.conversation import clean_generated
 from minigpt4.conversation.decoding import Answer, Decoding
-from minigpt4.models import sequence
+from minigpt4.models import prompting
 from minigpt4.models.attention import native_dtype
 from minigpt4.models.batch_decoder import (
     BatchDecoder,
@@ -141,14 +141,14 @@ class GenerationMixin:
     def prompt_embeds(self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
         """Left-padded embeddings (B, T, D), zero where padded, and their mask (B, T), from image embeddings."""
         rows, tokens_MD = self._prompt_rows(prompts, images)
-        batch = sequence.collate_prompts(rows, self.llama_tokenizer.pad_token_id).to(self.device)
-        embeds_BTD = sequence.embed(batch, self.llama_model.get_input_embeddings(), tokens_MD)
+        batch = prompting.collate_prompts(rows, self.llama_tokenizer.pad_token_id).to(self.device)
+        embeds_BTD = prompting.embed(batch, self.llama_model.get_input_embeddings(), tokens_MD)
         mask_BT = batch.attention_mask_BT
         return embeds_BTD * mask_BT.unsqueeze(-1).to(embeds_BTD.dtype), mask_BT
 
     def prompt_length(self, prompt: str, image_tokens: Sequence[int]) -> int:
         """Positions that a prompt takes, where its n-th image takes `image_tokens[n]` of them."""
-        texts = self.prompting.encode(sequence.split_prompt(prompt))
+        texts = self.prompting.encode(prompting.split_prompt(prompt))
         return len(self.prompting.start) + sum(map(len, texts)) + sum(image_tokens)
 
     @property
@@ -158,7 +158,7 @@ class GenerationMixin:
 
     def _prompt_rows(
         self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]
-    ) -> tuple[list[sequence.TokenSequence], Tensor | None]:
+    ) -> tuple[list[prompting.TokenSequence], Tensor | None]:
         """Prompts as rows that begin with bos, and the image tokens (M, D) that go into them."""
         rules, start = self.prompting, self.prompting.start
         rows, tokens, first = [], [], 0
@@ -169,7 +169,7 @@ class GenerationMixin:
                 spans.append((first, tokens[-1].shape[0]))
                 first += spans[-1][1]
             try:
-                rows.append(sequence.prompt_row(rules.encode(sequence.split_prompt(prompt)), spans, start=start))
+                rows.append(prompting.prompt_row(rules.encode(prompting.split_prompt(prompt)), spans, start=start))
             except ValueError as error:
                 raise SampleError(f"texts[{index}]: {error}") from error
         return rows, torch.cat(tokens) if tokens else None
@@ -258,22 +258,22 @@ class GenerationMixin:
         if not texts:
             return []
         rows, tokens_MD = self._prompt_rows(texts, self._image_lists(images, len(texts)))
-        wanted = [sequence.TokenSequence().add_text(ids, train=True) for ids in self.prompting.encode(answers)]
-        batch = sequence.collate_training(rows, wanted, [], self.llama_tokenizer.pad_token_id)
-        columns_K = sequence.target_columns(batch)
+        wanted = [prompting.TokenSequence().add_text(ids, train=True) for ids in self.prompting.encode(answers)]
+        batch = prompting.collate_training(rows, wanted, [], self.llama_tokenizer.pad_token_id)
+        columns_K = prompting.target_columns(batch)
         if not len(columns_K):
             return [(0.0, True)] * len(texts)
         batch, columns_K = batch.to(self.device), columns_K.to(self.device)
         with native_dtype(self.llama_model):
             logits_BKV = self.llama_model(
-                inputs_embeds=sequence.embed(batch, self.llama_model.get_input_embeddings(), tokens_MD),
+                inputs_embeds=prompting.embed(batch, self.llama_model.get_input_embeddings(), tokens_MD),
                 attention_mask=batch.attention_mask_BT,
                 use_cache=False,
                 logits_to_keep=columns_K,
             ).logits.float()
         targets_BK = batch.targets_BT[:, columns_K + 1]
         losses_BK = nn.functional.cross_entropy(logits_BKV.transpose(1, 2), targets_BK, reduction="none")
-        greedy_BK = (logits_BKV.argmax(dim=-1) == targets_BK) | (targets_BK == sequence.IGNORE)
+        greedy_BK = (logits_BKV.argmax(dim=-1) == targets_BK) | (targets_BK == prompting.IGNORE)
         return list(zip((-losses_BK.sum(dim=1)).tolist(), greedy_BK.all(dim=1).tolist(), strict=True))
 
     def _image_lists(self, images: Any, count: int) -> list[list[Tensor]]:

@@ -17,10 +17,18 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from minigpt4.common.model_schema import MiniGPT4Config
-from minigpt4.models.attention import FUSED, LLAMA_LIKE, MATMUL, PadMap, activation_checkpointing, native_dtype
+from minigpt4.models.attention import (
+    FUSED,
+    LLAMA_LIKE,
+    MATMUL,
+    PadMap,
+    activation_checkpointing,
+    native_dtype,
+    to_device,
+)
 from minigpt4.models.fsdp import is_sharded
 from minigpt4.models.llm import cache_arguments
-from minigpt4.models.sequence import Batch, embed, to_device
+from minigpt4.models.prompting import Batch, embed
 
 MOST_PREFIXES = 8
 LONGEST_PREFIX = 256

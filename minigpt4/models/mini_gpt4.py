@@ -24,7 +24,7 @@ from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.registry import registry
 from minigpt4.common.start_clock import phase
 from minigpt4.conversation import prompt_template_from_tokenizer
-from minigpt4.models import llm, sequence
+from minigpt4.models import llm, prompting
 from minigpt4.models.base_model import DTYPES, BaseModel, freeze, is_trained
 from minigpt4.models.connectors import Connector, build_projection
 from minigpt4.models.fsdp import is_sharded
@@ -147,7 +147,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         dummy_loss = None
         if not len(batch.image_source):  # text alone: trained parts and LLM are in the graph, or other ranks wait
             dummy_loss = 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
-        num_tokens, at = batch.num_targets, sequence.target_positions(batch)  # on the CPU: no wait for the GPU
+        num_tokens, at = batch.num_targets, prompting.target_positions(batch)  # on the CPU: no wait for the GPU
         losses_N = self.lm_loss.losses(self.llama_model, batch, at, image_tokens_MD, dummy_loss)
         if reduction == "mean":
             return {"loss": losses_N.mean(), "num_tokens": num_tokens}
@@ -156,7 +156,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         loss_B = losses_N.new_zeros(rows).index_add(0, row_N, losses_N) / (columns - 1)
         return {"loss": loss_B, "num_tokens": num_tokens}
 
-    def training_batch(self, samples: Samples) -> tuple[sequence.Batch, Tensor | None]:
+    def training_batch(self, samples: Samples) -> tuple[prompting.Batch, Tensor | None]:
         """Token sequences of a batch, on the CPU, and the image tokens (M, D) that go into them."""
         if samples.image is None:
             return self.prompting.training_batch(samples, [[] for _ in range(len(samples))]), None

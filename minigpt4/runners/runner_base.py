@@ -27,6 +27,7 @@ from minigpt4.common.checkpoint import (
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes, StopRequest, distribute, rng_state, set_rng_state
 from minigpt4.common.errors import MiniGPT4Error, RunError, WeightsError, errors_as
+from minigpt4.common.optims import NonFiniteGuard
 from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
@@ -45,7 +46,6 @@ from minigpt4.models.attention import compile_parts
 from minigpt4.models.feature_cache import FeatureEncoder
 from minigpt4.models.fsdp import uneven_inputs
 from minigpt4.runners import state
-from minigpt4.runners.nonfinite import NonFiniteGuard
 from minigpt4.tasks import BaseTask
 
 log = logging.getLogger(__name__)

@@ -16,11 +16,11 @@ from minigpt4.common.checkpoint import copy_weights, is_finite, newest_checkpoin
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes, rng_state, set_rng_state
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, WeightsError
+from minigpt4.common.optims import FILE as NOT_FINITE
 from minigpt4.common.run_folder import RunFolder, hold_folder
 from minigpt4.common.utils import JsonLines, is_before
 from minigpt4.datasets.datasets.dataloader_utils import BAD_SAMPLES
 from minigpt4.models.loading import trained_weights
-from minigpt4.runners.nonfinite import FILE as NOT_FINITE
 
 if TYPE_CHECKING:
     from minigpt4.runners.runner_base import RunnerBase

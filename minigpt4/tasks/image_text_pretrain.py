@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt4.common.registry import registry
-from minigpt4.models.sequence import IMAGE_PLACEHOLDER
+from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.tasks.base_task import BaseTask
 
 CAPTION_TOKENS = 100

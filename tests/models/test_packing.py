@@ -14,7 +14,7 @@ from minigpt4.models.loss import (
     shared_prefix,
     target_losses,
 )
-from minigpt4.models.sequence import TokenSequence, collate_training, embed, target_positions
+from minigpt4.models.prompting import TokenSequence, collate_training, embed, target_positions
 
 SIZES = {
     "vocab_size": 50,

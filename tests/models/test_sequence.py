@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from minigpt4.models.sequence import (
+from minigpt4.models.prompting import (
     IGNORE,
     NO_IMAGE,
     TokenSequence,
