@@ -9,14 +9,11 @@ sha256. A file without a fitting card was being written when the run died.
 """
 
 import fnmatch
-import hashlib
 import json
 import logging
-import os
 import pickle
 import re
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -26,13 +23,12 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from minigpt4.common.errors import WeightsError, errors_as, first_line
-from minigpt4.common.torch_files import check_torch_file
-from minigpt4.common.utils import is_url
+from minigpt4.common.torch_files import check_torch_file, file_sha256
+from minigpt4.common.utils import is_url, replacing, sync
 
 log = logging.getLogger(__name__)
 
 ITERATION_PATTERN = "checkpoint_iter_*.pth"
-TEMPORARY_PATTERN = ".checkpoint_*.tmp"
 BEST = "checkpoint_best.pth"
 CARD_TYPES = {"run_number": int, "run_started": str, "iteration": int, "best_loss": int | float}
 CARD_TYPES |= {"llm_fingerprint": str, "vision_fingerprints": dict}
@@ -239,28 +235,24 @@ def card_path(checkpoint: Path) -> Path:
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any], card: Mapping[str, Any]) -> None:
-    """Write file and card as temporary files, then rename them, the card last.
+    """Write file and card beside their places, then rename them, the card last.
 
     Raises WeightsError if the disk refuses; what was there before, even under this name, stays whole.
     """
-    new, new_card = _temporary(path), _temporary(card_path(path))
     try:
-        _write(new, lambda file: torch.save(dict(content), file))
-        text = json.dumps(
-            {**card, "file": path.name, "bytes": new.stat().st_size, "sha256": file_sha256(new)}, indent=2
-        )
-        _write(new_card, lambda file: file.write(text.encode()))
-        card_path(path).unlink(missing_ok=True)  # an older card must not stand beside the new file
-        _rename(new, path)
-        _rename(new_card, card_path(path))
+        with replacing(card_path(path)) as new_card, replacing(path) as new:  # left in reverse order
+            with new.open("wb") as file:
+                torch.save(dict(content), file)
+            facts = {"file": path.name, "bytes": new.stat().st_size, "sha256": file_sha256(new)}
+            new_card.write_text(json.dumps({**card, **facts}, indent=2), encoding="utf-8")
+            sync(new)
+            sync(new_card)
+            card_path(path).unlink(missing_ok=True)  # an older card must not stand beside the new file
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
         raise WeightsError(
             f"{path}: could not be saved: {_cause(error)}. Earlier checkpoints are untouched; free some space, or make "
             "the disk writable, and go on with run.resume_ckpt_path=auto"
         ) from error
-    finally:
-        _delete(new)
-        _delete(new_card)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -272,7 +264,7 @@ def _cause(error: BaseException) -> BaseException:
 
 def drop_leftovers(folder: Path) -> None:
     """Delete the temporary files of a process that was killed while it saved."""
-    for path in folder.glob(TEMPORARY_PATTERN):
+    for path in folder.glob(".checkpoint_*"):
         log.info("%s was left by a save that did not end; it is deleted", path)
         _delete(path)
 
@@ -285,49 +277,13 @@ def _delete(path: Path) -> None:
         log.warning("%s: cannot be deleted (%s)", path, error.strerror)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-
-
-def _write(path: Path, write: Callable[[Any], Any]) -> None:
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _rename(old: Path, new: Path) -> None:
-    old.replace(new)
-    _sync_folder(new.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; some file systems offer no such call."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        log.debug("%s cannot be synchronised", folder)
-    finally:
-        os.close(descriptor)
-
-
 def amend_card(path: Path, **facts: Any) -> None:
     """Add what became known later to the card of a checkpoint; WeightsError if the disk refuses."""
     card = read_card(path)
     if card is None:
         return
-    new = _temporary(card_path(path))
-    try:
-        _write(new, lambda file: file.write(json.dumps(card | facts, indent=2).encode()))
-        _rename(new, card_path(path))
-    except OSError as error:
-        raise WeightsError(f"{card_path(path)}: could not be written: {error}") from error
-    finally:
-        _delete(new)
+    with errors_as(WeightsError, f"{card_path(path)}: could not be written"), replacing(card_path(path)) as new:
+        new.write_text(json.dumps(card | facts, indent=2), encoding="utf-8")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -400,12 +356,3 @@ def drop_old(folder: Path, keep: int | None) -> None:
     for _, path in whole[:-keep]:
         _delete(card_path(path))
         _delete(path)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
