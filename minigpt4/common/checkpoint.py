@@ -112,27 +112,19 @@ def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, T
         state = state[name]
         if not isinstance(state, Mapping):
             raise WeightsError(f"{source}: its entry '{name}' is a {type(state).__name__}, not a dictionary")
-    tensors = _tensors(state) or _tensors(_only_state(state, source))
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        found = _some([f"{key} ({type(value).__name__})" for key, value in state.items()]) or "nothing"
+        raise WeightsError(
+            f"{source}: holds no tensors, but {found}. Save the dictionary of weights alone, or as its entry 'model'"
+        )
     for name, tensor in tensors.items():
         require_plain(name, tensor, source)
-    return _without_prefix(tensors, source)
-
-
-def _tensors(state: Mapping[Any, Any]) -> dict[Any, Tensor]:
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _only_state(content: Mapping[Any, Any], source: str | Path) -> Mapping[Any, Any]:
-    """The one entry that is a dictionary with tensors; WeightsError says what there is instead."""
-    states = [key for key, value in content.items() if isinstance(value, Mapping) and _tensors(value)]
-    if len(states) == 1:
-        return content[states[0]]
-    found = _some([f"{key} ({type(value).__name__})" for key, value in content.items()]) or "nothing"
-    several = f" of its own, but in {_some(list(map(str, states)))}" if states else ""
-    raise WeightsError(
-        f"{source}: holds no tensors{several}; it holds {found}. Save the dictionary of weights alone, or as its entry "
-        "'model'"
-    )
+    tensors = {WITHIN.sub("", name): tensor for name, tensor in tensors.items()}
+    while prefix := next((p for p in WRAPPERS if all(name.startswith(p) for name in tensors)), ""):
+        log.info("%s: all names begin with '%s', which a wrapper put there; it is taken off", source, prefix)
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def require_plain(name: Any, tensor: Tensor, source: str | Path) -> None:
@@ -147,14 +139,6 @@ def require_plain(name: Any, tensor: Tensor, source: str | Path) -> None:
         raise WeightsError(
             f"{source}: {name} is {tuple(tensor.shape)}, an expanded view of fewer numbers; save it .contiguous()"
         )
-
-
-def _without_prefix(tensors: dict[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    tensors = {WITHIN.sub("", name): tensor for name, tensor in tensors.items()}
-    while prefix := next((p for p in WRAPPERS if all(name.startswith(p) for name in tensors)), ""):
-        log.info("%s: all names begin with '%s', which a wrapper put there; it is taken off", source, prefix)
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def copy_strict(
@@ -177,28 +161,23 @@ def require_fit(
     target: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str | Path, hint: str = ""
 ) -> None:
     """WeightsError unless `copy_strict` would copy."""
-    common = [name for name in target if name in state]
-    wrong = [
-        f"{name} is {tuple(state[name].shape)} in the file, {tuple(target[name].shape)} in the model"
-        for name in common
-        if state[name].shape != target[name].shape
-    ]
-    other = [
-        f"{name} is {state[name].dtype} in the file, {target[name].dtype} in the model"
-        for name in common
-        if state[name].is_floating_point() != target[name].is_floating_point() or state[name].is_complex()
-    ]
-    problems = {
+    problems: dict[str, list[str]] = {
         "missing": sorted(target.keys() - state.keys()),
         "not expected": sorted(state.keys() - target.keys()),
-        "wrong shape": wrong,
-        "wrong type": other,
+        "wrong shape": [],
+        "wrong type": [],
     }
+    common = {name: (state[name], target[name]) for name in target if name in state}
+    for name, (theirs, ours) in common.items():
+        if theirs.shape != ours.shape:
+            shapes = f"{name} is {tuple(theirs.shape)} in the file, {tuple(ours.shape)} in the model"
+            problems["wrong shape"].append(shapes)
+        if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex():
+            problems["wrong type"].append(f"{name} is {theirs.dtype} in the file, {ours.dtype} in the model")
     if any(problems.values()):
         lines = [f"{title}: {_some(names)}" for title, names in problems.items() if names]
-        text = "\n  ".join([f"{source} does not fit the model.", *lines])
-        raise WeightsError(f"{text}\n  {hint}" if hint else text)
-    broken = [name for name in common if not is_finite(state[name].to(target[name].dtype))]
+        raise WeightsError("\n  ".join([f"{source} does not fit the model.", *lines, *filter(None, [hint])]))
+    broken = [name for name, (theirs, ours) in common.items() if not is_finite(theirs.to(ours.dtype))]
     if broken:
         raise WeightsError(
             f"{source}: holds NaN, infinity or numbers beyond the model's type in {_some(broken)}. Training broke down "
@@ -213,12 +192,8 @@ def is_finite(tensor: Tensor) -> bool:
 
 def drop_keys(state: Mapping[str, Tensor], patterns: Iterable[str]) -> dict[str, Tensor]:
     """`state` without the keys that match one of the shell patterns (the named allow-list)."""
-    patterns = tuple(patterns)
-    return {
-        name: tensor
-        for name, tensor in state.items()
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    }
+    dropped = {name for pattern in patterns for name in state if fnmatch.fnmatchcase(name, pattern)}
+    return {name: tensor for name, tensor in state.items() if name not in dropped}
 
 
 def _some(names: list[str]) -> str:
