@@ -73,6 +73,8 @@ def test_another_folder_gets_all_that_an_llm_needs_in_another_type(llm, tmp_path
     assert capsys.readouterr().out == f"{target}: converted\n"
     kept = {path.name for path in directory.iterdir() if "pytorch_model" not in path.name}
     assert {path.name for path in target.iterdir()} == kept | {SINGLE}
+    assert main([str(directory), "--output", str(directory / "config.json" / "new")]) == 2
+    assert "config.json/new" in capsys.readouterr().err  # the disk refuses
     assert reads_pickles(directory)
     assert {tensor.dtype for tensor in tensors(target).values()} == {torch.bfloat16}
     assert fingerprint(load_llm(target, "fp32", CPU)) == fingerprint(load_llm(directory, "fp32", CPU))
@@ -148,9 +150,3 @@ def test_directories_that_cannot_be_converted_are_named_and_stay(llm, capsys, fi
     assert error.startswith(f"error: {directory}")
     assert message in error
     assert set(directory.iterdir()) == before
-
-
-def test_disk_that_refuses_is_named(llm, tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert main([str(llm()), "--output", str(tmp_path / "file" / "new")]) == 2
-    assert "file/new" in capsys.readouterr().err
