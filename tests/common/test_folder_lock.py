@@ -17,59 +17,30 @@ HOLD = """
 import multiprocessing, pathlib, sys, time
 from minigpt4.common.run_folder import hold_folder
 hold_folder(pathlib.Path(sys.argv[1]), "Wait.")
-if len(sys.argv) > 2:
-    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
-    worker.start()
-    print(worker.pid, flush=True)
-print("held", flush=True)
+worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+worker.start()
+print(worker.pid, flush=True)
 time.sleep(60)
 """
 
 
-@pytest.fixture
-def holder(tmp_path):
-    """Starts a process that holds the folder; ends it."""
-    started = []
-
-    def start(*more):
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, str(tmp_path), *more], stdout=subprocess.PIPE, text=True
-        )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-
-
-def test_the_second_is_refused_and_told_who_holds_it_and_the_way_out(holder, tmp_path):
-    process = holder()
-    assert process.stdout.readline() == "held\n"
-    with pytest.raises(RunError) as error:
-        hold_folder(tmp_path, "Wait for it.", patience=0)
-    assert f"{tmp_path}: is in use by process {process.pid} on " in str(error.value)
-    assert "since 20" in str(error.value)
-    assert str(error.value).endswith("Wait for it.")
-
-
-def test_after_kill_9_the_folder_is_free_though_a_worker_lives_on(holder, tmp_path):
-    process = holder("with a worker")
+def test_the_second_learns_who_holds_it_and_after_kill_9_it_is_free_though_a_worker_lives_on(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     worker = int(process.stdout.readline())
-    assert process.stdout.readline() == "held\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
     try:
+        with pytest.raises(RunError) as error:
+            hold_folder(tmp_path, "Wait for it.", patience=0)
+        assert f"{tmp_path}: is in use by process {process.pid} on " in str(error.value)
+        assert "since 20" in str(error.value)
+        assert str(error.value).endswith("Wait for it.")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
         os.kill(worker, 0)
         hold_folder(tmp_path, "", patience=0)
+        hold_folder(tmp_path, "")  # the same process may ask again
     finally:
+        process.kill()
         os.kill(worker, signal.SIGKILL)
-
-
-def test_the_same_process_may_ask_again(tmp_path):
-    hold_folder(tmp_path, "")
-    hold_folder(tmp_path, "")
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL])
