@@ -138,8 +138,7 @@ def accepts(file: Path, options: list[str]) -> bool:
                 expand_braces(storage)
         if config.model.prompt_template != "tokenizer":
             assert len((config.model.prompt_template or "{}").format("text")) < 200_000
-        config.run.require_training_keys(config.source)
-        config.require_batches()
+        config.validate()
     except (ConfigError, RegistryError) as error:
         refusal = str(error)
     assert not refusal or str(file) in refusal or "--options" in refusal, refusal
