@@ -58,7 +58,6 @@ class MiniGPT4Config:
 
     arch: str = "minigpt4"
     """Registered name of the model class."""
-
     model_type: str | None = None
     """Packaged default YAML under the user's file: `pretrain_vicuna0` or `pretrain_llama2`."""
 
@@ -69,128 +68,98 @@ class MiniGPT4Config:
     vit_model: str = EVA_CLIP_G
     """`eva_clip_g` (BLIP-2's EVA-CLIP ViT-g/14 without its 40th block), any timm model name, or the directory of a CLIP
     or SigLIP model as transformers saves it."""
-
     vit_layer: Annotated[Int, Le(-1)] = -1
     """New. Layer of the ViT whose tokens are read: -1 the last, as the encoder gives it; -2 the one before, as in
     LLaVA, without a norm after it."""
-
     vit_prefix: Literal["keep", "drop"] | None = None
     """New. What becomes of the class token; null: a Q-Former reads it, other connectors leave it out."""
-
     vit_weights: FilePath = None
     """New. File of the vision encoder's weights (`eva_vit_g.pth`); unset: that name in `weights/` or torch's
     download cache, where the original code kept it."""
-
     vit_config: VitSizes = field(default_factory=dict)
     """New. Overrides of the ViT's sizes."""
 
     vit_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Storage and compute of the frozen vision encoder and Q-Former: `fp16`, `bf16` or `fp32`. LayerNorms and
     embeddings stay fp32, as in the original; a part that is trained is stored in fp32 and follows `run.amp`."""
-
     drop_path_rate: Annotated[Float, Ge(0), Lt(1)] = 0.0
     """Stochastic depth of the ViT, 0 to 1; acts only while the ViT is trained."""
-
     use_grad_checkpoint: bool = False
     """Recompute the ViT's activations in the backward pass; acts only while the ViT is trained."""
-
     freeze_vit: bool = True
     """Keep the vision encoder and `ln_vision` as loaded."""
 
     has_qformer: bool = True
     """False: the ablation without Q-Former; the published name of `connector: join4`."""
-
     connector: Literal["qformer", "join4", "join2x2", "identity"] | None = None
     """New. What makes image tokens of vision tokens: `qformer`; `join4`, four neighbouring patches joined into one, as
     in the released LLaMA-2 model; `join2x2`, squares of patches; `identity`, each patch, as in LLaVA. Null: as
     `has_qformer` says."""
-
     q_former_model: FilePath = None
     """File of the BLIP-2 weights (Q-Former, query tokens, `ln_vision`): path or the published URL, which
     is looked up by its file name like `vit_weights`."""
-
     qformer_config: QFormerSizes = field(default_factory=dict)
     """New. Overrides of the Q-Former's sizes."""
-
     num_query_token: Channels = 32
     """Learned queries of the Q-Former = image tokens that the LLM reads."""
-
     freeze_qformer: bool = True
     """Keep Q-Former and query tokens as loaded; False trains them beside the projection."""
 
     proj_layers: Literal[1, 3] = 1
     """New. Linear layers between vision and LLM: 1 (published) or 3 (the paper's ablation)."""
-
     projection: Literal["linear", "linear3", "mlp2x_gelu"] | None = None
     """New. What is between vision and LLM: `linear`, `linear3`, or LLaVA 1.5's `mlp2x_gelu`. Null: as `proj_layers`
     says."""
 
     llama_model: Annotated[str | None, PathTo("dir")] = None
     """Local directory of the frozen LLM: Vicuna, LLaMA-2-chat or any causal LM that transformers loads."""
-
     llm_precision: Literal["fp16", "bf16", "fp32", "int8", "nf4"] = "fp16"
     """New. Storage of the frozen LLM: `fp16`, `bf16`, `fp32`, or `int8` and `nf4` (bitsandbytes, CUDA)."""
-
     low_resource: bool = False
     """Load the LLM in 8 bits; the published name of `llm_precision: int8`."""
-
     device_8bit: NonNegativeInt = 0
     """CUDA device of a quantised LLM when the caller names no device."""
 
     llm_attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     """New. The LLM's attention code, one of transformers; null: the fused kernel on GPUs and matrix products on CPUs,
     both without padding."""
-
     llm_kernels: Literal["liger"] | None = None
     """New. `liger`: the LLM's norms and MLPs by the fused kernels of Liger-Kernel (CUDA); null: torch's operations."""
-
     llm_packing: bool = True
     """New. A training step computes nothing for padding; with `llm_attention: null` and LLaMA-like LLMs."""
-
     llm_prefix_cache: bool = True
     """New. The text before the image, the same in each step, is read by the frozen LLM once; with `llm_packing`."""
-
     llm_logits: Literal["targets", "all"] = "targets"
     """New. Positions whose logits a training step computes: `targets` only, or `all`, as the original does; the loss
     is the same."""
-
     llm_grad_checkpoint: bool = False
     """New. Recompute the LLM's activations in the backward pass: less memory, about a third more time."""
-
     llm_sanity_check: bool = True
     """New. Let the LLM read one English sentence after loading; a loss near ln(vocabulary) stops the run."""
 
     ckpt: FilePath = None
     """Checkpoint with the trained weights (`llama_proj.*` in the published files)."""
-
     ckpt_allow_keys: list[str] = field(default_factory=list)
     """New. Shell patterns of checkpoint keys that may be missing or left over; others are errors."""
-
     ckpt_any_llm: bool = False
     """New. Load a checkpoint although its card says that it was trained with another LLM."""
-
     ckpt_any_vision: bool = False
     """New. Load a checkpoint although its card says that it was trained with other weights of the vision side."""
 
     prompt_path: FilePath = None
     """Text file with one training instruction a line; lines without `<ImageHere>` are dropped."""
-
     prompt_template: str = ""
     """Chat format around an instruction, with one `{}`; '' leaves it as it is; `tokenizer` takes the chat
     template that comes with the LLM's tokenizer."""
-
     chat_template: bool = False
     """Put `instruction_input` of a sample into `prompt_template` too."""
 
     max_txt_len: Channels = 32
     """Longest answer in training, tokens, end symbol included."""
-
     max_context_len: PositiveInt = 3800
     """Longest prompt in training, tokens and image embeddings together; cut on the right."""
-
     end_sym: str = "\n"
     """What ends an answer in training and is therefore what the model learns to stop with."""
-
     truncate_end_sym: bool = False
     """New. True: a too long answer loses its end symbol, as in the published code; False keeps it."""
 

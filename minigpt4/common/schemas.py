@@ -107,41 +107,32 @@ class BuildInfo:
 
     storage: Annotated[str | None, PathTo("data", training=True)] = None
     """Tar shards as `shards/{000..099}.tar` or a URL; or the folder with `filter_cap.json` and `image/`."""
-
     val_storage: Annotated[str | None, PathTo("data", later=True)] = None
     """New. Tar shards of the split `val`."""
-
     test_storage: Annotated[str | None, PathTo("data", later=True)] = None
     """New. Tar shards of the split `test`."""
 
     ann_path: Annotated[str | None, PathTo("file", training=True)] = None
     """File with the captions: `.json`, `.jsonl`, `.csv` or `.tsv`."""
-
     val_ann_path: Annotated[str | None, PathTo("file", later=True)] = None
     """New. The same for the split `val`. Like `test_ann_path` it is looked for only when a run uses the split."""
-
     test_ann_path: Annotated[str | None, PathTo("file", later=True)] = None
     """New. The same for the split `test`."""
-
     image_path: Annotated[str | None, PathTo("dir")] = None
     """Folder of the images, of all splits."""
 
     caption_field: str = "caption"
     """New. Field of the caption, in the records of the file or in the `.json` members of the shards."""
-
     id_field: str = "image_id"
     """New. Field of the name of a sample."""
-
     image_field: str = "image"
     """New. Field of the image's file name in `image_path`; a record without it has the image `<id><image_suffix>`."""
-
     image_suffix: str = ".jpg"
     """New. Ending of the images whose records give only an id."""
 
     conversation_field: str | None = None
     """New. Field of the turns of a conversation, `[{"from": "human", "value": "..."}, {"from": "gpt", ...}]`;
     set: the records are conversations, and `caption_field` is not read."""
-
     split_field: str | None = None
     """New. Field that says of each record of `ann_path` which split it belongs to; null: each split has a file."""
 
@@ -167,10 +158,8 @@ class ProcessorConfig:
 
     name: str
     """Registered name: `blip2_image_train` or `blip2_image_eval` (both resize and normalise), or `blip_caption`."""
-
     image_size: PositiveInt | None = None
     """Side of the square image, pixels; null: the model's `image_size`, which it must equal. Not for text."""
-
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Every other key, such as `max_words`, for the processor's constructor."""
 
@@ -195,7 +184,6 @@ class VisProcessors:
 
     train: ProcessorConfig = field(default_factory=lambda: ProcessorConfig("blip2_image_train"))
     """For the training split."""
-
     eval: ProcessorConfig = field(default_factory=lambda: ProcessorConfig("blip2_image_eval"))
     """For all other splits."""
 
@@ -210,7 +198,6 @@ class TextProcessors:
 
     train: ProcessorConfig = field(default_factory=lambda: ProcessorConfig("blip_caption"))
     """For the training split."""
-
     eval: ProcessorConfig = field(default_factory=lambda: ProcessorConfig("blip_caption"))
     """For all other splits."""
 
@@ -221,25 +208,20 @@ class DatasetConfig:
 
     builder: str
     """Registered name of the format: `image_caption_shards`, `image_caption_json`, or one of your own."""
-
     type: str = "default"
     """Which default file lies under this section."""
-
     data_type: Literal["images"] = "images"
     """What the samples hold beside text."""
 
     batch_size: BatchSize | None = None
     """Training batch per GPU; null: `run.batch_size_train`."""
-
     sample_ratio: PositiveFloat = 1.0
     """Weight among the datasets: each iteration draws its dataset by these weights."""
 
     build_info: BuildInfo = field(default_factory=BuildInfo)
     """Where the data lies."""
-
     vis_processor: VisProcessors = field(default_factory=VisProcessors)
     """Image processors."""
-
     text_processor: TextProcessors = field(default_factory=TextProcessors)
     """Text processors."""
 
@@ -268,147 +250,111 @@ class RunConfig:
 
     task: str = "image_text_pretrain"
     """Registered name of the task: what a train step and an evaluation step are."""
-
     runner: str = "runner_base"
     """Registered name of the runner: the loop over epochs."""
-
     lr_sched: str = "linear_warmup_cosine_lr"
     """Registered name of the schedule: `linear_warmup_cosine_lr` or `linear_warmup_step_lr`."""
 
     init_lr: PositiveFloat | None = None
     """Learning rate that the warm-up leads to; needed to train."""
-
     min_lr: NonNegativeFloat = 0.0
     """Lowest learning rate, where the schedule ends."""
-
     warmup_lr: Float | None = -1.0
     """Learning rate of the first step; negative or null: `init_lr`, no ramp."""
-
     warmup_steps: NonNegativeInt = 0
     """Length of the warm-up, iterations; one longer than an epoch starts again with each epoch."""
-
     lr_decay_rate: Annotated[PositiveFloat, Le(1)] | None = None
     """Factor on the rate per epoch, for `linear_warmup_step_lr`; null: 1."""
-
     weight_decay: NonNegativeFloat = 0.05
     """AdamW's decay of matrices; biases and other 1-D parameters have none."""
-
     beta2: Annotated[PositiveFloat, Lt(1)] = 0.999
     """AdamW's second beta; the first is 0.9."""
 
     max_epoch: PositiveInt | None = None
     """Epochs to train; needed to train."""
-
     iters_per_epoch: PositiveInt | None = None
     """Iterations (micro-batches) of an epoch, whatever the size of the data; needed to train."""
-
     accum_grad_iters: PositiveInt = 1
     """Gradient-accumulation steps."""
-
     accum_loss: Literal["mean", "sum"] = "mean"
     """New. `mean`: an update follows the mean over all supervised tokens of its iterations and ranks, however
     they are cut; `sum`: the published behaviour, the losses of the iterations are added."""
-
     max_grad_norm: PositiveFloat | None = None
     """New. Clip the gradient of an update to this norm; null: no clipping, as published."""
-
     max_nonfinite_steps: PositiveInt = 10
     """New. Updates in a row with a loss or gradient that is not finite before the run stops; each is skipped."""
 
     num_workers: Annotated[NonNegativeInt, Le(1_000)] = 4
     """Loader processes per GPU and dataset; 0 loads in the main process."""
-
     batch_size_train: BatchSize | None = None
     """Training batch per GPU of datasets that set no `batch_size` themselves."""
-
     batch_size_eval: BatchSize | None = None
     """Evaluation batch per GPU; null: the training batch."""
-
     seed: NonNegativeInt = 42
     """Seed of everything random; the rank is added to it."""
 
-    output_dir: Annotated[str, PathTo("dir", later=True)] = "output"
-    """Folder of runs; each makes a folder of its own in it, named by its job id."""
-
     amp: bool = False
     """Automatic mixed precision in training."""
-
     amp_dtype: Literal["fp16", "bf16"] = "fp16"
     """Precision under `amp`; fp16 comes with a gradient scaler."""
-
     compile: bool = False
     """New. torch.compile on norms, MLPs and the vision side's blocks: faster steps after a slower first one."""
-
     feature_cache: Annotated[str | None, PathTo("dir", later=True)] = None
     """New. Folder where what the frozen vision side gives for each image is kept, for all ranks, epochs, runs and
     evaluations; null: images are encoded each time."""
 
+    output_dir: Annotated[str, PathTo("dir", later=True)] = "output"
+    """Folder of runs; each makes a folder of its own in it, named by its job id."""
     save_every_iters: PositiveInt | None = None
     """New. Also save a checkpoint after each so many iterations; null: at the end of each epoch only."""
-
     keep_last: PositiveInt | None = None
     """New. Keep this many checkpoints of `save_every_iters`; those of epochs and the best stay. Null: all."""
-
     resume_ckpt_path: Annotated[str | None, PathTo("checkpoint")] = None
     """Checkpoint of an earlier run to go on from, optimizer, data position and random state included; `auto`:
     the newest whole one of this job in `output_dir`, or a start from scratch if there is none."""
 
     max_bad_share: Annotated[NonNegativeFloat, Le(1)] = 0.01
     """New. Share of samples that may be unreadable before the run stops."""
-
     max_bad_in_a_row: PositiveInt = 100
     """New. Unreadable samples in a row before the run stops."""
 
     evaluate: bool = False
     """Evaluate `resume_ckpt_path`, else `model.ckpt`, on `test_splits` and do not train."""
-
     train_splits: list[str] = field(default_factory=lambda: ["train"])
     """Dataset splits to train on."""
-
     valid_splits: list[str] = field(default_factory=list)
     """Splits to evaluate after each epoch."""
-
     valid_captions: NonNegativeInt = 0
     """New. Images that are captioned and scored (BLEU, CIDEr, ROUGE-L) in the validation after each epoch and of each
     test split; 0: two captions are shown in the log, none is scored."""
-
     test_splits: list[str] = field(default_factory=list)
     """Splits to evaluate at the end, on the best epoch where `valid_splits` tell it, or alone with `evaluate`."""
 
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """New. How captions are decoded in an evaluation, the same for all checkpoints."""
-
     failure_prompts: FailurePrompts = field(default_factory=FailurePrompts)
     """New. What `eval_scripts/eval_failure_rate.py` asks about every image."""
 
     device: str = "cuda"
     """`cuda`, `cuda:N`, `cpu` or `mps`."""
-
     world_size: PositiveInt = 1
     """Number of processes; torchrun's own number goes before it."""
-
     dist_url: str = "env://"
     """Where the processes of a distributed run meet; `env://`: as torchrun says."""
-
     distributed: bool = True
     """Use several processes when the run was launched with several."""
-
     parallel: Literal["ddp", "fsdp"] = "ddp"
     """New. What several processes hold of the frozen LLM: `ddp`: each of them all of it; `fsdp`: its layers are spread
     over them (torch FSDP2), for an LLM that one GPU does not hold. The trained parameters are whole in both."""
-
     use_dist_eval_sampler: bool = True
     """Split evaluation data over the processes; False: each reads all of it."""
 
     wandb_log: bool = False
     """Log to Weights & Biases too, from rank 0."""
-
     tensorboard_log: bool = False
     """New. Write TensorBoard event files into the run's folder too, from rank 0."""
-
     job_name: str = "minigpt4"
     """Name of the run for Weights & Biases."""
-
     log_freq: PositiveInt = 50
     """Iterations between two lines of the training log."""
 
