@@ -37,18 +37,11 @@ PUBLISHED_PROCESSORS = {"blip2_image_train", "blip2_image_eval"}
 class Config:
     """A run's configuration: the merged tree, and after `validate` its typed sections.
 
-    A key goes YAML -> `config` -> section: `run.init_lr` of the file is `config.run.init_lr`.
+    `run.init_lr` of the file is `config.run_cfg.init_lr` as in LAVIS, and `config.run.init_lr` once validated.
 
     Attributes:
-        config: the merged OmegaConf tree; `run_cfg`, `model_cfg` and `datasets_cfg` are its sections, as in LAVIS.
+        config: the merged OmegaConf tree.
         source: the file, to name it in errors.
-
-    Attributes after `validate`:
-        model: schema of the model's `arch`.
-        datasets: a `DatasetConfig` by name.
-        run: a `RunConfig`.
-        merged: the tree in plain types, for checkpoints and `run.json`.
-        image_processor: what is done to images outside of the datasets: as these say for `eval`, where they agree.
 
     Args:
         args: anything with `cfg_path` and `options`; the path is that of a YAML file or of a run's `run.json`.
@@ -58,11 +51,15 @@ class Config:
         ConfigError: a file cannot be read, a name has no default file, an import or an option fails.
     """
 
+    # After `validate`:
     model: Any
+    """Of the `config_class` of the model's `arch`."""
     datasets: dict[str, DatasetConfig]
     run: RunConfig
     merged: dict[str, Any]
+    """The tree in plain types, for checkpoints and `run.json`."""
     image_processor: ProcessorConfig
+    """Of images outside of the datasets: as these say for `eval`, where they agree."""
 
     def __init__(self, args: Any, default_files: DefaultFiles | None = None) -> None:
         self.source = str(args.cfg_path)
@@ -121,8 +118,7 @@ class Config:
             self.model = section(self._model_schema(), self.merged["model"], "model")
             if self.run and training:
                 faults += self.run.training_faults()
-            if self.run and all(self.datasets.values()):
-                faults += self._batch_faults() if training else ()
+                faults += self._batch_faults() if all(self.datasets.values()) else ()
             if self.run and self.model:
                 faults += _contradictions(self)
             self._raise(faults)

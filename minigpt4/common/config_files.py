@@ -9,11 +9,11 @@ import importlib
 import logging
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -28,6 +28,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 OPTION_SECTIONS = ("model", "datasets", "run", "evaluation_datasets", "preprocess")
 FULL_KEY = re.compile(r"full_key: (\S+)")
 
+T = TypeVar("T")
 Catalogue = dict[str, dict[str, Path]]
 
 
@@ -189,11 +190,7 @@ class ConfigFile:
 
     def merged(self, options: list[str] | None, defaults: DefaultFiles) -> DictConfig:
         """The whole tree: the file over its defaults, and `--options` over both."""
-        layers = [
-            {"run": self._section("run")},
-            self._model(defaults.models),
-            *self._datasets(defaults.datasets),
-        ]
+        layers = [{"run": self._section("run")}, self._model(defaults.models), *self._datasets(defaults.datasets)]
         if self.user.get("evaluation_datasets") is not None:
             layers.append({"evaluation_datasets": self._section("evaluation_datasets")})
         self._warn_of_unknown_sections()
@@ -222,11 +219,8 @@ class ConfigFile:
 
     def _model(self, known: Catalogue) -> DictConfig:
         section = self._section("model")
-        arch = self._required(section, "arch", known)
-        if arch not in known:
-            raise self._unknown("model.arch", arch, known)
-        model_type = self._required(section, "model_type", known[arch])
-        default = self._default("model.model_type", model_type, known[arch])
+        types = self._known("model.arch", self._required(section, "arch", known), known)
+        default = self._default("model.model_type", self._required(section, "model_type", types), types)
         return merge(f"{self.source}: model", default, {"model": section})
 
     def _required(self, section: DictConfig, key: str, known: Iterable[str]) -> str:
@@ -259,14 +253,12 @@ class ConfigFile:
 
     def _default(self, key: str, kind: Any, files: dict[str, Path]) -> DictConfig:
         """The default file of this type; none at all is fine for a class from outside that brings none."""
-        if not files:
-            return OmegaConf.create({})
-        if str(kind) not in files:
-            raise self._unknown(key, kind, files)
-        return load_yaml(files[str(kind)])
+        return load_yaml(self._known(key, str(kind), files)) if files else OmegaConf.create({})
 
-    def _unknown(self, key: str, value: Any, known: Iterable[str]) -> ConfigError:
-        return ConfigError(f"{self.source}: {key}: unknown name {short(repr(value))}; {hint(value, known)}")
+    def _known(self, key: str, name: str, known: Mapping[str, T]) -> T:
+        if name not in known:
+            raise ConfigError(f"{self.source}: {key}: unknown name {short(repr(name))}; {hint(name, known)}")
+        return known[name]
 
     def _warn_of_unknown_sections(self) -> None:
         sections = ("model", "datasets", "run", "evaluation_datasets", "imports")
