@@ -75,6 +75,8 @@ def load_yaml(file: Path) -> DictConfig:
         ConfigError: no such file, not UTF-8, not YAML, empty, or not a mapping.
     """
     with yaml_faults(f"{short(file)}: cannot be read as YAML"):
+        if not file.is_file():
+            raise ConfigError(f"{short(file)}: no such file")
         text = file.read_text(encoding="utf-8-sig")
         config = OmegaConf.create(text) if text.strip() else OmegaConf.create()
     if not isinstance(config, DictConfig) or not config:
