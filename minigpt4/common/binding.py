@@ -1,54 +1,112 @@
-"""From a YAML section to its dataclass, with every fault of the section in one ConfigError.
+"""From a YAML section to its dataclass with pydantic, reporting every fault of the section at once.
 
-Types are checked here because OmegaConf's structured configs turn `True` into the text "True", refuse `1e3` for an
-integer, and stop at the first fault. A schema's field may have metadata:
-    {"path": "file" | "dir"}           must exist; ~ is the home directory
-    {"path": "checkpoint"}             a file, or the word `auto`
-    {"path": "data"}                   a file, a folder, shards such as `shards/{000..099}.tar`, or a URL
-    {"path": "later" | "data later"}   need not exist when a run starts
-    {"training": True}                 beside a path: not looked for with `run.evaluate`
-    {"extra": True}                    a dict that takes the keys which no other field has
-`REFUSED_KEYS: ClassVar = {key: reason}` of a schema names keys known from elsewhere, which are refused with the reason
-unless their value is empty, zero or false.
+Beside pydantic's own rules: unknown keys come with the nearest known one, true and false are no numbers, placeholders
+such as `/path/to/x` are refused, and `PathTo` marks paths. `REFUSED_KEYS: ClassVar = {key: reason}` of a schema names
+keys known from elsewhere, which are refused with the reason unless their value is empty, zero or false.
 """
 
 import dataclasses
-import math
+import errno
+import functools
 import os
 import re
-import types
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar
 
+from annotated_types import Ge, Gt, Le
 from braceexpand import braceexpand
 from omegaconf import DictConfig
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import core_schema
+from typing_extensions import is_typeddict
 
-from minigpt4.common.config_files import short, to_plain, with_option
+from minigpt4.common.config_files import below, short, to_plain
 from minigpt4.common.errors import ConfigError, hint
 
 T = TypeVar("T")
 
 MOST_FAULTS = 30
-"""Shown of one section."""
 PLACEHOLDER = re.compile(
     r"please set this value|^\?\?\?$|(^|/)path/to(/|$)|^todo\b|^<\s*(your|path|set|fill)\b", re.IGNORECASE
 )
-AUTO = "auto"
-"""In place of a checkpoint: the newest one."""
-RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?", re.ASCII)
-MOST_SHARDS = 1_000_000
-MOST_CHARACTERS = 200_000_000
-MOST_BRACES = 50
-LETTERS = 58
-"""Of the alphabet of `{a..e}`, at most."""
-MAX_NAME, MAX_PATH = 255, 4095
-"""Bytes; of Linux and most others."""
-THERE = {"file": os.path.isfile, "checkpoint": os.path.isfile, "dir": os.path.isdir, "data": os.path.exists}
-"""Unlike those of Path these are also False for names that no file can have."""
 ANGLE_BRACKETS = re.compile(r"^<.*>$")
 REMOTE = re.compile(r"^(pipe:|[a-z][a-z0-9+.-]*://)")
+AUTO = "auto"
+"""In place of a checkpoint: the newest one."""
+MOST_SHARDS, MOST_CHARACTERS, MOST_BRACES = 1_000_000, 200_000_000, 50
+LETTERS = 58
+"""Between `A` and `z`, as many as `{A..z}` can stand for."""
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 2**63):
+        raise ValueError("must be a number below 2^63")
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_number)]
+Float = Annotated[float, BeforeValidator(_number)]
+PositiveInt = Annotated[Int, Ge(1)]
+NonNegativeInt = Annotated[Int, Ge(0)]
+PositiveFloat = Annotated[Float, Gt(0)]
+NonNegativeFloat = Annotated[Float, Ge(0)]
+BatchSize = Annotated[PositiveInt, Le(1_000_000)]
+
+
+@dataclasses.dataclass(frozen=True)
+class PathTo:
+    """Marks a field as a path: `Annotated[str | None, PathTo("file")]`; `~` becomes the home directory."""
+
+    kind: Literal["file", "dir", "checkpoint", "data"]
+    """`checkpoint`: a file, or `auto`; `data`: a file, a folder, shards such as `x/{000..099}.tar`, or a URL."""
+
+    later: bool = False
+    """Need not exist when a run starts."""
+
+    training: bool = False
+    """Need not exist with `run.evaluate`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(self.read, handler(source))
+
+    def read(self, value: str | None) -> str | None:
+        """The path in full; ValueError if no file can have this name."""
+        if not value:
+            return value
+        path = os.path.expanduser(value)  # noqa: PTH111 - Path would join the slashes of URLs
+        if ANGLE_BRACKETS.search(value):
+            raise ValueError("is a placeholder")
+        if path.startswith("~"):
+            raise ValueError("there is no such home directory")
+        if self.kind == "data":
+            expand_braces(path)
+        elif not REMOTE.match(path):
+            for name in (path, *path.split("/")):  # each name alone too: its folder need not exist yet
+                try:
+                    os.lstat(name)
+                except OSError as error:
+                    if error.errno == errno.ENAMETOOLONG:
+                        raise ValueError("is too long") from error
+        return path
+
+    def missing(self, path: str) -> list[str]:
+        """What does not exist of a path, as seen from the working directory."""
+        if self.later or REMOTE.match(path) or (self.kind == "checkpoint" and path == AUTO):
+            return []
+        paths = expand_braces(path) if self.kind == "data" else [path]
+        exists = {"dir": os.path.isdir, "data": os.path.exists}.get(self.kind, os.path.isfile)
+        # The first and the last tell whether the range is right; few people hold every shard in between.
+        return [one for one in dict.fromkeys((paths[0], paths[-1])) if not exists(one)]
+
+
+def refuse(*rules: tuple[Any, str]) -> None:
+    """ValueError with the text of every broken rule, for `__post_init__`: pairs of (is it broken, `key: text`)."""
+    broken = [text for is_broken, text in rules if is_broken]
+    if broken:
+        raise ValueError("\n".join(broken))
 
 
 def bind(
@@ -71,275 +129,147 @@ def bind(
     Raises:
         ConfigError: all faults found: unknown, missing or refused keys, wrong types, ranges, placeholders.
     """
-    values = to_plain(node, source, options) if isinstance(node, DictConfig) else node
+    bound, faults = read(schema, to_plain(node, source) if isinstance(node, DictConfig) else node, section)
+    raise_faults(source, faults, options)
+    return bound
+
+
+def raise_faults(source: str, faults: Collection[str], options: Collection[str] = ()) -> None:
+    """One ConfigError with all `key: text` of `faults`, if there are any; `options`: keys set by `--options`."""
+    if not faults:
+        return
+    named = [f"--options {fault}" if below(fault.partition(":")[0], options) else fault for fault in faults]
+    more = [f"and {len(named) - MOST_FAULTS} more"] if len(named) > MOST_FAULTS else []
+    raise ConfigError("\n  - ".join([f"{source}:", *named[:MOST_FAULTS], *more]))
+
+
+def read(schema: type[T], values: Any, section: str) -> tuple[T | None, list[str]]:
+    """The section as its dataclass, None if that is impossible; and its faults, each beginning with its key."""
+    placeholders = list(_placeholders(values, section))
+    faults = [f"{key}: {short(repr(text))} is a placeholder; {_way_out(key)}" for key, text in placeholders]
+    faults += islice(_unknown_keys(schema, values, section), MOST_FAULTS)
     try:
-        return _bind(schema, values, section, source)
-    except _SectionError as faults:
-        shown = [f"  - {with_option(fault, options)}" for fault in faults.args[:MOST_FAULTS]]
-        more = len(faults.args) - MOST_FAULTS
-        listed = "\n".join([*shown, f"  and {more} more"] if more > 0 else shown)
-        raise ConfigError(f"{source}:\n{listed}") from None
+        return _adapter(schema).validate_python({section: values})[section], faults
+    except ValidationError as error:
+        known = {key for key, _ in placeholders}
+        for detail in error.errors(include_url=False):
+            key = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in detail["loc"])[1:]
+            if key not in known and detail["type"] != "invalid_key":  # which is an unknown key too
+                faults += _fault(key, detail)
+        return None, faults
 
 
-class _SectionError(ValueError):
-    """One text per fault, each beginning with its key."""
+@functools.cache
+def _adapter(schema: type) -> TypeAdapter:
+    return TypeAdapter(dict[str, schema], config=ConfigDict(allow_inf_nan=False))
 
 
-def _bind(schema: type[T], values: Any, section: str, source: str) -> T:
-    if not isinstance(values, Mapping):
-        raise _SectionError(f"{section}: {_show(values)} must be keys with values")
-    fields = {field.name: field for field in dataclasses.fields(schema) if field.init}
-    extra = next((name for name, field in fields.items() if field.metadata.get("extra")), None)
-    named = {name: field for name, field in fields.items() if name != extra}
-    unnamed = {str(key): value for key, value in values.items() if not isinstance(key, str) or key not in named}
-    faults = [] if extra else _unknown_keys(schema, unnamed, list(named), section)
-    arguments = {extra: unnamed} if extra else {}
-    kinds = typing.get_type_hints(schema)
-    for name, field in named.items():
-        key = f"{section}.{name}"
-        try:
-            if name in values:
-                is_path = "path" in field.metadata
-                value = _convert(kinds[name], values[name], key, source)
-                for text in value if isinstance(value, list) else [value]:
-                    if isinstance(text, str | Path) and is_placeholder(str(text), is_path=is_path):
-                        raise _SectionError(f"{key}: {_show(str(text))} is a placeholder; {_how_to_set(key, source)}")
-                arguments[name] = _path(value, field.metadata["path"], key) if is_path and value else value
-            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-                raise _SectionError(f"{key}: is missing; {_how_to_set(key, source)}")
-        except _SectionError as inner:
-            faults.extend(inner.args)
-    if faults:
-        raise _SectionError(*faults)
-    try:
-        return schema(**arguments)
-    except ValueError as error:
-        text = str(error)
-        names_field = re.split(r"\W", text, maxsplit=1)[0] in fields
-        raise _SectionError(f"{section}.{text}" if names_field else f"{section}: {text}") from error
+def _placeholders(values: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(values, str) and PLACEHOLDER.search(values):
+        yield key, values
+    elif isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _placeholders(value, f"{key}.{name}")
+    elif isinstance(values, list):
+        for index, value in enumerate(values):
+            yield from _placeholders(value, f"{key}[{index}]")
 
 
-def _unknown_keys(schema: type, unnamed: Mapping[str, Any], known: list[str], section: str) -> list[str]:
-    refused = getattr(schema, "REFUSED_KEYS", {})
-    faults = []
-    for key, value in unnamed.items():
-        if key not in refused:
-            known_hint = hint(key, known) if len(faults) < MOST_FAULTS else ""
-            faults.append(f"{section}.{key:.100}: unknown key; {known_hint}")
-        elif value:
-            faults.append(f"{section}.{key}: {refused[key]}")
-    return faults
+def _unknown_keys(schema: type, values: Any, section: str) -> Iterator[str]:
+    kinds, refused = typing.get_type_hints(schema), getattr(schema, "REFUSED_KEYS", {})
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        if key in refused:
+            if value:
+                yield f"{section}.{key}: {refused[key]}"
+        elif key not in kinds:
+            if not hasattr(schema, "collect_kwargs"):
+                yield f"{section}.{short(key, 100)}: unknown key; {hint(key, set(kinds) - {'REFUSED_KEYS'})}"
+        elif dataclasses.is_dataclass(kinds[key]) or is_typeddict(kinds[key]):
+            yield from _unknown_keys(kinds[key], value, f"{section}.{key}")
 
 
-def _path(value: str | Path, kind: str, key: str) -> str | Path:
-    """A path below the home directory in full, or _SectionError if no file can have this name."""
-    try:
-        check_name(str(value), kind)
-        return expand_home(value)
-    except (ValueError, RuntimeError) as error:
-        raise _SectionError(f"{key}: {_show(value)}: {error}") from error
+def _fault(key: str, detail: Mapping[str, Any]) -> Iterator[str]:
+    """What pydantic found, in words of a YAML file."""
+    text, value = detail["msg"].removeprefix("Value error, ").removeprefix("Input "), detail["input"]
+    if detail["type"] == "missing":
+        yield f"{key}: is missing; {_way_out(key)}"
+    elif detail["type"] == "value_error" and isinstance(value, Mapping):  # of a `__post_init__`
+        for line in text.splitlines():
+            yield f"{key}.{line}" if re.match(r"[\w.]+:", line) else f"{key}: {line}"
+    elif detail["type"] in ("dataclass_type", "dict_type"):
+        yield f"{key}: {short(repr(value))} must be keys with values"
+    else:
+        yield f"{key}: {'no value' if value is None else short(repr(value))} {text}"
 
 
-def _how_to_set(key: str, source: str) -> str:
-    return f"set it in {source} or with --options {key}=..."
-
-
-def _convert(kind: Any, value: Any, key: str, source: str) -> Any:
-    """`value` as `kind`, or _SectionError. Numbers may stand in quotes, as some YAML writers put them."""
-    origin, args = typing.get_origin(kind) or kind, typing.get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (Union, types.UnionType):
-        return _convert_union(args, value, key, source)
-    if origin is Literal:  # 1 == True in Python, but not in a YAML file
-        if any(value == choice and type(value) is type(choice) for choice in args):
-            return value
-        raise _SectionError(f"{key}: {_show(value)} must be one of {', '.join(map(str, args))}")
-    if origin is list:
-        if not isinstance(value, list | tuple):
-            raise _SectionError(f"{key}: {_show(value)} must be a list, such as [a, b]")
-        kind = args[0] if args else Any
-        return [_convert(kind, item, f"{key}[{index}]", source) for index, item in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, Mapping):
-            raise _SectionError(f"{key}: {_show(value)} must be keys with values")
-        kind = args[1] if args else Any
-        return {name: _convert(kind, item, f"{key}.{name}", source) for name, item in value.items()}
-    if dataclasses.is_dataclass(kind):
-        return _bind(kind, value, key, source)
-    wanted, read = _SCALARS[kind]
-    converted = read(value)
-    if converted is None:
-        raise _SectionError(f"{key}: {_show(value)} must be {wanted}")
-    return converted
-
-
-def _convert_union(kinds: tuple[Any, ...], value: Any, key: str, source: str) -> Any:
-    if value is None and types.NoneType in kinds:
-        return None
-    faults = []
-    for kind in kinds:
-        if kind is types.NoneType:
-            continue
-        try:
-            return _convert(kind, value, key, source)
-        except _SectionError as inner:
-            faults.extend(inner.args)
-    raise _SectionError(*faults)
-
-
-def _show(value: Any) -> str:
-    return "no value" if value is None else short(repr(value))
-
-
-def _read_int(value: Any) -> int | None:
-    number = _read_float(value)
-    if number is None or not number.is_integer():
-        return None
-    whole = value if isinstance(value, int) else int(number)
-    return whole if abs(whole) < 2**63 else None
-
-
-def _read_float(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-# What a scalar must be, and its value, None if it is something else.
-_SCALARS: dict[type, tuple[str, Callable[[Any], Any]]] = {
-    bool: ("true or false", lambda value: value if isinstance(value, bool) else None),
-    int: ("a whole number below 2^63", _read_int),
-    float: ("a number", _read_float),
-    str: ("text (numbers and true/false in quotes)", lambda value: value if isinstance(value, str) else None),
-    Path: ("a path", lambda value: Path(value) if isinstance(value, str | Path) else None),
-}
-
-
-# Paths: names that a file can have, shards in braces, and what is not there.
-
-
-def is_placeholder(text: str, *, is_path: bool = False) -> bool:
-    """True for `/path/to/x`, `please set this value ...`, `TODO`; for a path also for any `<...>`.
-
-    Other texts may well be `<...>`: the end symbol `</s>` is.
-    """
-    return bool(PLACEHOLDER.search(text) or (is_path and ANGLE_BRACKETS.search(text)))
-
-
-def expand_home(path: str | Path) -> str | Path:
-    """`~/x` below the home directory, of the same type; everything else, URLs and braces too, as it is."""
-    return type(path)(Path(path).expanduser()) if str(path).startswith("~") else path
-
-
-def check_name(path: str, kind: str) -> None:
-    """ValueError if the system can have no file of this name, or braces stand for too many."""
-    if "\0" in path:
-        raise ValueError("holds a NUL character")
-    try:
-        size = len(os.fsencode(path))
-    except UnicodeEncodeError as error:
-        raise ValueError("holds half of a surrogate pair, which no file name can") from error
-    if kind.startswith("data"):
-        expand_braces(path)
-    elif size > MAX_PATH or any(len(os.fsencode(name)) > MAX_NAME for name in path.split("/")):
-        raise ValueError(f"is too long; names have at most {MAX_NAME} bytes, paths {MAX_PATH}")
+def _way_out(key: str) -> str:
+    return f"set it in the file or with --options {key}=..."
 
 
 def expand_braces(pattern: str) -> list[str]:
     """The paths or URLs of `a{00..99}.tar` and `{a,b}.tar`, as a shell expands them.
 
-    ValueError for braces that do not go together, and for those that stand for too many or too long names, which is
-    found out before any is made.
+    ValueError for braces that do not go together, and, before any name is made, for those that stand for too many.
     """
-    count, characters = _expanded(pattern)
-    if count > MOST_SHARDS or characters > MOST_CHARACTERS:
+    count = _most_names(pattern)
+    if count > MOST_SHARDS or count * len(pattern) > MOST_CHARACTERS:
         raise ValueError(f"stands for more than {MOST_SHARDS:,} names, or for too long ones")
     return list(braceexpand(pattern))
 
 
-def _expanded(pattern: str) -> tuple[int, int]:
-    """How many names a pattern stands for and how many characters they have: as many or more, never fewer."""
-    groups: list[tuple[int, list[list[int]]]] = [(0, [[1, 0]])]  # where it starts; names and characters of each branch
-
-    def close(end: int) -> None:
-        start, branches = groups.pop()
-        count, size = (sum(numbers) for numbers in zip(*branches, strict=True))
-        numbers = RANGE.fullmatch(pattern, start, end)
-        if numbers:
-            first, last, step = (int(number) if number else 1 for number in numbers.groups())
-            count = abs(last - first) // max(1, abs(step)) + 1
-            size = count * (end - start)
-        elif ".." in pattern[start:end] and len(branches) == 1:
-            count, size = max(count, LETTERS), size + LETTERS
-        before = groups[-1][1][-1]
-        before[1] = before[1] * count + before[0] * (size + 2 * count)
-        before[0] *= count
-
-    skip = False
-    for position, character in enumerate(pattern):
-        if character == "{" and not skip:
-            groups.append((position + 1, [[1, 0]]))
+def _most_names(pattern: str) -> int:
+    """How many names a pattern stands for: as many or more, never fewer."""
+    groups = [(0, [1])]  # open braces: where each starts, and the names of each of its branches
+    for mark in re.finditer(r"\\.|[{},]", pattern, re.DOTALL):
+        start, branches = groups[-1]
+        if mark[0] == "{":
+            groups.append((mark.end(), [1]))
             if len(groups) > MOST_BRACES:
                 raise ValueError(f"has braces within braces, more than {MOST_BRACES} deep")
-        elif character == "}" and len(groups) > 1 and not skip:
-            close(position)
-        elif character == "," and len(groups) > 1 and not skip:
-            groups[-1][1].append([1, 0])
-        else:
-            branch = groups[-1][1][-1]
-            branch[1] += branch[0]
-        skip = character == "\\" and not skip
-    while len(groups) > 1:  # not closed: nothing but characters, the braces within apart
-        for count, size in groups.pop()[1]:
-            before = groups[-1][1][-1]
-            before[1] = before[1] * count + before[0] * (size + count)
-            before[0] *= count
-    return groups[0][1][0][0], groups[0][1][0][1]
+        elif mark[0] == "," and len(groups) > 1:
+            branches.append(1)
+        elif mark[0] == "}" and len(groups) > 1:
+            numbers = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?", pattern[start : mark.start()], re.ASCII)
+            if numbers:
+                first, last, step = (int(number or 1) for number in numbers.groups())
+                branches = [abs(last - first) // max(1, abs(step)) + 1]
+            elif ".." in pattern[start : mark.start()]:
+                branches = [*branches, LETTERS]
+            groups.pop()
+            groups[-1][1][-1] *= sum(branches)
+    count = 1
+    for _, branches in groups:  # those that nothing closes stand for themselves
+        for names in branches:
+            count *= names
+    return count
 
 
 def missing_paths(sections: Mapping[str, object]) -> list[tuple[str, str]]:
     """Keys and paths that do not exist, relative paths seen from the working directory.
 
-    With `run.evaluate` nobody looks for the files of the training splits, which have `{"training": True}` beside.
+    With `run.evaluate` nobody looks for the files of the training splits.
 
     Args:
         sections: bound schemas by section name, such as {"model": ..., "datasets.laion": ...}.
     """
-    unread = "training" if getattr(sections.get("run"), "evaluate", False) else None
-    marked = (entry for section, schema in sections.items() for entry in _marked(schema, section, unread))
-    return [(key, path) for key, kind, value in marked for path in _missing(kind, value)]
+    evaluates = getattr(sections.get("run"), "evaluate", False)
+    marked = (entry for section, schema in sections.items() for entry in _paths(schema, section))
+    read = ((key, mark, path) for key, mark, path in marked if not (evaluates and mark.training))
+    return [(key, missing) for key, mark, path in read for missing in mark.missing(path)]
 
 
 def require_paths(sections: Mapping[str, object], source: str) -> None:
     """Raise one ConfigError that lists every key whose path does not exist."""
-    missing = missing_paths(sections)
-    if missing:
-        listed = "\n".join(f"  - {key}: {path} does not exist" for key, path in missing)
-        raise ConfigError(
-            f"{source}: not found from {Path.cwd()}:\n{listed}\n"
-            f"Set them in {source} or with --options {missing[0][0]}=..."
-        )
+    missing = [f"{key}: {path} does not exist; {_way_out(key)}" for key, path in missing_paths(sections)]
+    raise_faults(f"{source}: not found from {Path.cwd()}", missing)
 
 
-def _marked(schema: object, section: str, unread: str | None) -> Iterator[tuple[str, str, str]]:
-    """(key, kind, path) of every path field that is set and not `unread`, nested schemas included."""
-    for field in dataclasses.fields(schema):
-        value = getattr(schema, field.name)
-        key = f"{section}.{field.name}"
+def _paths(schema: object, section: str) -> Iterator[tuple[str, PathTo, str]]:
+    """(key, mark, path) of every path field that is set, nested schemas included."""
+    for name, kind in typing.get_type_hints(type(schema), include_extras=True).items():
+        value = getattr(schema, name)
         if dataclasses.is_dataclass(value):
-            yield from _marked(value, key, unread)
-        elif "path" in field.metadata and unread not in field.metadata and value:
-            yield key, field.metadata["path"], str(value)
-
-
-def _missing(kind: str, value: str) -> list[str]:
-    if kind.endswith("later") or REMOTE.match(value) or (kind == "checkpoint" and value == AUTO):
-        return []
-    paths = expand_braces(value) if kind == "data" else [value]
-    # The first and the last tell whether the range is right; few people hold every shard in between.
-    return [path for path in dict.fromkeys((paths[0], paths[-1])) if not THERE[kind](path)]
+            yield from _paths(value, f"{section}.{name}")
+        for mark in getattr(kind, "__metadata__", ()):
+            if isinstance(mark, PathTo) and value:
+                yield f"{section}.{name}", mark, value

@@ -7,12 +7,12 @@ The roots are `model:`, `datasets:` and `run:`, beside `evaluation_datasets:` an
 import copy
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from minigpt4.common.binding import bind
+from minigpt4.common.binding import raise_faults, read
 from minigpt4.common.config_files import (
     ConfigFile,
     DefaultFiles,
@@ -24,7 +24,7 @@ from minigpt4.common.config_files import (
 from minigpt4.common.errors import ConfigError, RegistryError, errors_as
 from minigpt4.common.model_schema import EVA_CLIP_G, MiniGPT4Config
 from minigpt4.common.registry import registry
-from minigpt4.common.schemas import DatasetConfig, RunConfig, VisProcessorConfig
+from minigpt4.common.schemas import DatasetConfig, ProcessorConfig, RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +37,11 @@ PUBLISHED_PROCESSORS = {"blip2_image_train", "blip2_image_eval"}
 class Config:
     """A run's configuration: the merged tree, and after `validate` its typed sections.
 
-    A key goes YAML -> `config` -> section: `run.init_lr` of the file is `config.run.init_lr`.
+    `run.init_lr` of the file is `config.run_cfg.init_lr` as in LAVIS, and `config.run.init_lr` once validated.
 
     Attributes:
-        config: the merged OmegaConf tree; `run_cfg`, `model_cfg` and `datasets_cfg` are its sections, as in LAVIS.
+        config: the merged OmegaConf tree.
         source: the file, to name it in errors.
-
-    Attributes after `validate`:
-        model: schema of the model's `arch`.
-        datasets: a `DatasetConfig` by name.
-        run: a `RunConfig`.
-        merged: the tree in plain types, for checkpoints and `run.json`.
-        image_processor: what is done to images outside of the datasets: as these say for `eval`, where they agree.
 
     Args:
         args: anything with `cfg_path` and `options`; the path is that of a YAML file or of a run's `run.json`.
@@ -58,11 +51,15 @@ class Config:
         ConfigError: a file cannot be read, a name has no default file, an import or an option fails.
     """
 
+    # After `validate`:
     model: Any
+    """Of the `config_class` of the model's `arch`."""
     datasets: dict[str, DatasetConfig]
     run: RunConfig
     merged: dict[str, Any]
-    image_processor: VisProcessorConfig
+    """The tree in plain types, for checkpoints and `run.json`."""
+    image_processor: ProcessorConfig
+    """Of images outside of the datasets: as these say for `eval`, where they agree."""
 
     def __init__(self, args: Any, default_files: DefaultFiles | None = None) -> None:
         self.source = str(args.cfg_path)
@@ -102,27 +99,35 @@ class Config:
         """Bind every section to its schema, check them against each other, and return this configuration.
 
         `training`: the run needs learning rate, epochs and iterations; demo and evaluation files have none.
-        ConfigError with key, file and the nearest valid key.
+        ConfigError with the file and every fault: key, what is wrong, the nearest valid key.
         """
-        where = {"source": self.source, "options": self.option_keys}
         with errors_as(ConfigError, f"{self.source}: cannot be read as a configuration"):
-            self.run = bind(RunConfig, self.run_cfg, section="run", **where)
-            if training:
-                self.run.require_training_keys(self.source)
-            self.datasets = {
-                name: bind(DatasetConfig, section, section=f"datasets.{name}", **where)
-                for name, section in self.datasets_cfg.items()
-            }
-            self.model = bind(_model_schema(self), self.model_cfg, section="model", **where)
-            _share_statistics(self.datasets.values())
             self.merged = self.to_dict()
-            self.image_processor = _image_processor(self.datasets, self.source)
-            if training:
-                self.require_batches()
-            _set_image_sizes(self)
-            _check_combinations(self)
-            _set_statistics(self)
+            faults: list[str] = []
+
+            def section(schema: type, values: Any, name: str) -> Any:
+                bound, found = read(schema, values, name)
+                faults.extend(found)
+                return bound
+
+            self.run = section(RunConfig, self.merged["run"], "run")
+            self.datasets = {
+                name: section(DatasetConfig, values, f"datasets.{name}")
+                for name, values in self.merged["datasets"].items()
+            }
+            self.model = section(self._model_schema(), self.merged["model"], "model")
+            if self.run and training:
+                faults += self.run.training_faults()
+                faults += self._batch_faults() if all(self.datasets.values()) else ()
+            if self.run and self.model:
+                faults += _contradictions(self)
+            self._raise(faults)
+            self.image_processor = _image_processor(self.datasets.values(), self.source)
+            self._raise([*_image_size_faults(self), *_statistics_faults(self)])
         return self
+
+    def _raise(self, faults: Collection[str]) -> None:
+        raise_faults(self.source, faults, self.option_keys)
 
     def replace(self, **sections: Any) -> "Config":
         """A copy with other bound sections: `config.replace(run=...)`."""
@@ -138,43 +143,54 @@ class Config:
 
     def batch_size(self) -> int:
         """Samples of one iteration on one GPU; an iteration reads one dataset, so the largest counts."""
-        if not self.datasets:
-            raise ConfigError(f"{self.source}: datasets: is empty; name at least one dataset")
-        sizes = [d.batch_size or self.run.batch_size_train for d in self.datasets.values()]
-        if None in sizes:
-            raise ConfigError(f"{self.source}: no batch size; set datasets.NAME.batch_size or run.batch_size_train")
-        return max(sizes)
+        self._raise(self._no_batch())
+        return max(dataset.batch_size or self.run.batch_size_train for dataset in self.datasets.values())
 
     def require_batches(self) -> None:
         """ConfigError if there is nothing to train on, or with `run.evaluate` nothing to evaluate on."""
+        self._raise(self._batch_faults())
+
+    def _batch_faults(self) -> list[str]:
         if self.run.evaluate and not self.run.test_splits:
+            return ["run.test_splits: is empty, and run.evaluate evaluates on nothing else; name them, such as [test]"]
+        return [] if self.run.evaluate and self.run.batch_size_eval else self._no_batch()
+
+    def _no_batch(self) -> list[str]:
+        if not self.datasets:
+            return ["datasets: is empty; name at least one dataset"]
+        if self.run.batch_size_train or all(dataset.batch_size for dataset in self.datasets.values()):
+            return []
+        return ["run.batch_size_train: no batch size; set it or datasets.NAME.batch_size"]
+
+    def _model_schema(self) -> type:
+        arch = self.merged["model"]["arch"]
+        if arch in MODEL_SCHEMAS:
+            return MODEL_SCHEMAS[arch]
+        try:
+            cls = registry.get_model_class(arch)
+        except RegistryError as error:
+            raise ConfigError(f"{self.source}: model.arch: {error}") from error
+        if not dataclasses.is_dataclass(getattr(cls, "config_class", None)):
             raise ConfigError(
-                f"{self.source}: run.test_splits: is empty, and run.evaluate: True evaluates on nothing else; name "
-                "the splits, such as [test]"
+                f"model.arch: {arch}: {cls.__qualname__} needs a `config_class`, the dataclass of its section"
             )
-        if not (self.run.evaluate and self.run.batch_size_eval):
-            self.batch_size()
+        return cls.config_class
 
 
-def _model_schema(config: Config) -> type:
-    arch = config.model_cfg.arch
-    if not isinstance(arch, str):
-        raise ConfigError(f"{config.source}: model.arch: {arch!r:.200} must be a registered name")
-    if arch in MODEL_SCHEMAS:
-        return MODEL_SCHEMAS[arch]
-    try:
-        cls = registry.get_model_class(arch)
-    except RegistryError as error:
-        raise ConfigError(f"{config.source}: model.arch: {error}") from error
-    if not dataclasses.is_dataclass(getattr(cls, "config_class", None)):
-        raise ConfigError(
-            f"model.arch: {arch}: {cls.__qualname__} needs a `config_class`, the dataclass of its section"
+def _contradictions(config: Config) -> Iterator[str]:
+    """What cannot go together: fsdp with bitsandbytes, whose tensors have no rows; two ways to fuse modules."""
+    storage, kernels = getattr(config.model, "llm_storage", None), getattr(config.model, "llm_kernels", None)
+    if config.run.parallel == "fsdp" and storage in ("int8", "nf4"):
+        yield (
+            f"run.parallel: fsdp does not go with an LLM in {storage}; set model.llm_precision to fp16 or bf16 (and "
+            "low_resource: False), or run.parallel: ddp, where each GPU holds the whole LLM"
         )
-    return cls.config_class
+    if config.run.compile and kernels:
+        yield f"run.compile: and model.llm_kernels: {kernels} both fuse the LLM's norms and MLPs; set one of them"
 
 
-def _share_statistics(datasets: Iterable[DatasetConfig]) -> None:
-    """A mean or std that stands with one split of a dataset only holds for the others: the model is the same."""
+def _image_processor(datasets: Collection[DatasetConfig], source: str) -> ProcessorConfig:
+    """That of images of no dataset; a mean or std that one split of a dataset sets holds for its others too."""
     for dataset in datasets:
         train, other = sections = dataset.vis_processor.train, dataset.vis_processor.eval
         if train.name == other.name or {train.name, other.name} <= PUBLISHED_PROCESSORS:
@@ -183,18 +199,15 @@ def _share_statistics(datasets: Iterable[DatasetConfig]) -> None:
                 for own in sections:
                     if given is not None and own.kwargs.get(key) is None:
                         own.kwargs[key] = given
-
-
-def _image_processor(datasets: Mapping[str, DatasetConfig], source: str) -> VisProcessorConfig:
-    sections = [dataset.vis_processor.eval for dataset in datasets.values()]
-    usual = VisProcessorConfig("blip2_image_eval")
+    sections = [dataset.vis_processor.eval for dataset in datasets]
+    usual = ProcessorConfig("blip2_image_eval")
     if all((own.name, own.kwargs) == (sections[0].name, sections[0].kwargs) for own in sections):
         return dataclasses.replace(sections[0]) if sections else usual
     log.warning("%s: vis_processor.eval of the datasets differ; images of no dataset go through %s", source, usual.name)
     return usual
 
 
-def _image_sections(config: Config) -> dict[str, VisProcessorConfig]:
+def _image_sections(config: Config) -> dict[str, ProcessorConfig]:
     """All image processors by their keys."""
     sections = {
         f"datasets.{name}.vis_processor.{split}": getattr(dataset.vis_processor, split)
@@ -204,8 +217,8 @@ def _image_sections(config: Config) -> dict[str, VisProcessorConfig]:
     return sections | {"datasets.NAME.vis_processor.eval": config.image_processor}
 
 
-def _set_image_sizes(config: Config) -> None:
-    """Processors take the model's image size; one of its own is an error, which the original finds in step 1 only."""
+def _image_size_faults(config: Config) -> Iterator[str]:
+    """Processors take the model's image size; one of their own is an error, which the original finds in step 1 only."""
     wanted = getattr(config.model, "image_size", None)
     if wanted is None:
         if not isinstance(config.model, MiniGPT4Config):
@@ -214,15 +227,12 @@ def _set_image_sizes(config: Config) -> None:
 
         wanted = config.model.image_size = image_size_of(config.model)
     for key, processor in _image_sections(config).items():
-        if processor.image_size is None:
-            processor.image_size = wanted
+        processor.image_size = processor.image_size or wanted
         if processor.image_size != wanted:
-            raise ConfigError(
-                f"{config.source}: {key}.image_size: {processor.image_size} must equal model.image_size: {wanted}"
-            )
+            yield f"{key}.image_size: {processor.image_size} must equal model.image_size: {wanted}"
 
 
-def _set_statistics(config: Config) -> None:
+def _statistics_faults(config: Config) -> Iterator[str]:
     """Images are normalised as the tower was trained; a processor with other numbers is an error."""
     if not isinstance(config.model, MiniGPT4Config):
         return
@@ -238,29 +248,11 @@ def _set_statistics(config: Config) -> None:
         for name in STATISTICS if takes_mean_and_std(section.name) else ():
             given, own = section.kwargs.get(name), None if pixels is None else getattr(pixels, name)
             if given is None and own is None:
-                raise ConfigError(
-                    f"{config.source}: {key}.{name}: is missing, and timm does not know with which {name} of "
-                    f"images {tower} was trained; set mean and std, three numbers each (R, G, B in 0..1)"
+                yield (
+                    f"{key}.{name}: is missing, and timm does not know the {name} with which {tower} was trained; "
+                    "set mean and std, three numbers each (R, G, B in 0..1)"
                 )
-            if given is None:
+            elif given is None:
                 section.kwargs[name] = own
             elif own is not None and given != own:
-                raise ConfigError(
-                    f"{config.source}: {key}.{name}: {given} is not what model.vit_model: {tower} was trained with, "
-                    f"{own}; leave it out"
-                )
-
-
-def _check_combinations(config: Config) -> None:
-    """Refuse what cannot go together: fsdp with bitsandbytes, whose tensors have no rows; two ways to fuse modules."""
-    storage, kernels = getattr(config.model, "llm_storage", None), getattr(config.model, "llm_kernels", None)
-    if config.run.parallel == "fsdp" and storage in ("int8", "nf4"):
-        raise ConfigError(
-            f"{config.source}: run.parallel: fsdp does not go with an LLM in {storage}; set model.llm_precision to "
-            "fp16 or bf16 (and low_resource: False), or run.parallel: ddp, where each GPU holds the whole LLM"
-        )
-    if config.run.compile and kernels:
-        raise ConfigError(
-            f"{config.source}: run.compile and model.llm_kernels: {kernels} both fuse the LLM's norms and MLPs; set "
-            "one of them"
-        )
+                yield f"{key}.{name}: {given}, but model.vit_model: {tower} was trained with {own}; leave it out"

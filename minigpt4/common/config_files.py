@@ -9,13 +9,12 @@ import importlib
 import logging
 import re
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,202 +24,11 @@ from minigpt4.common.run_folder import RUN_JSON
 
 log = logging.getLogger(__name__)
 
-
-# Reading YAML files and `--options` with OmegaConf, every fault as a ConfigError that names its place.
-
-
-MAX_BYTES = 4 << 20
-MAX_DEPTH = 40
-MAX_NODES = 10_000
-MAX_CHARACTERS = 100_000
-"""Far above any real configuration; aliases and `${...}` can ask for more than a memory holds."""
-
-FULL_KEY = re.compile(r"full_key: (\S+)")
-REFERENCE = re.compile(r"\$\{([^${}:]+)\}")
-
-
-def load_yaml(file: Path) -> DictConfig:
-    """The mapping that a YAML file holds.
-
-    Raises:
-        ConfigError: no such file, not UTF-8, not YAML, empty, too large, nested too deep, or not a mapping.
-    """
-    with yaml_faults(f"{short(file)}: cannot be read as YAML"):
-        text = _text(file)
-        _check_shape(text)
-        config = OmegaConf.create(text) if text.strip() else OmegaConf.create()
-        _check_references(config)
-    if not isinstance(config, DictConfig):
-        raise ConfigError(f"{file}: must hold keys with values, such as `model:`, but holds a list")
-    if not config:
-        raise ConfigError(f"{file}: is empty")
-    return config
-
-
-def _text(file: Path) -> str:
-    if file.is_dir():
-        raise ConfigError(f"{file}: is a folder; name a YAML file")
-    if not file.is_file():
-        raise ConfigError(f"{file}: no such file")
-    if file.stat().st_size > MAX_BYTES:
-        raise ConfigError(f"{file}: has {file.stat().st_size:,} bytes, which is no configuration")
-    return file.read_text(encoding="utf-8-sig")
-
-
-def _check_shape(text: str) -> None:
-    """ValueError if a document is nested too deep, contains itself, or expands to too much by its aliases."""
-    anchored: dict[str, int | None] = {}
-    sizes, anchors = [0], [None]
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-        if isinstance(event, yaml.CollectionStartEvent):
-            sizes.append(0)
-            anchors.append(event.anchor)
-            anchored[event.anchor] = None
-            if len(sizes) > MAX_DEPTH:
-                raise ValueError(f"nested deeper than {MAX_DEPTH} levels at line {event.start_mark.line + 1}")
-            continue
-        size = 1
-        if isinstance(event, yaml.CollectionEndEvent):
-            size += sizes.pop()
-            anchored[anchors.pop()] = size
-        elif isinstance(event, yaml.ScalarEvent):
-            anchored[event.anchor] = size
-        elif isinstance(event, yaml.AliasEvent):
-            known = anchored.get(event.anchor, 1)
-            if known is None:
-                raise ValueError(f"*{event.anchor} contains itself at line {event.start_mark.line + 1}")
-            size = known
-        sizes[-1] += size
-        if sizes[-1] > MAX_NODES:
-            raise ValueError(f"more than {MAX_NODES:,} values, those of aliases counted each time")
-
-
-def parse_options(options: list[str] | None) -> DictConfig:
-    """`--options` as a tree: `a.b=1 c=2`, or `a.b 1 c 2` where the first has no `=`.
-
-    Values are parsed as YAML, so `1e-4` is a number, `null` nothing and `'12'` text.
-
-    Raises:
-        ConfigError: an option without a key or value, or a value that is not YAML.
-    """
-    tree = OmegaConf.create()
-    for pair in option_pairs(options):
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise ConfigError(f"--options {short(pair)}: write KEY=VALUE, for instance run.max_epoch=2")
-        quotes = f"put text with special characters in two kinds of quotes: \"{short(key)}='{short(value)}'\""
-        with yaml_faults(f"--options {short(pair)}: the value is not YAML", quotes):
-            if key.count(".") + key.count("[") >= MAX_DEPTH:
-                raise ConfigError(f"--options {short(pair)}: the key has more than {MAX_DEPTH} levels")
-            _check_shape(value)
-            tree.merge_with_dotlist([pair])
-    return tree
-
-
-def option_pairs(options: list[str] | None) -> list[str]:
-    """Options of either form as `KEY=VALUE`."""
-    if not options or "=" in options[0]:
-        return list(options or [])
-    return [f"{key}={value}" for key, value in zip(options[0::2], options[1::2], strict=False)]
-
-
-def merge(place: str, *layers: Any) -> DictConfig:
-    """The layers, later ones over earlier ones; ConfigError with `place` where a list meets a mapping."""
-    with yaml_faults(f"{place}: does not fit what lies under it, list or mapping"):
-        return OmegaConf.merge(*layers)
-
-
-def to_plain(config: Any, source: str, options: Collection[str] = ()) -> dict[str, Any]:
-    """Dicts, lists and scalars of a config, `${...}` resolved; ConfigError where that fails.
-
-    `options`: keys that `--options` set, to name them.
-    """
-    with yaml_faults(source, options=options):
-        _check_references(config)
-        return OmegaConf.to_container(config, resolve=True)
-
-
-def _check_references(config: Any) -> None:
-    """ValueError, before anything is resolved, for `${...}` that lead back to themselves or make too long a text."""
-    sizes: dict[str, int | None] = {}
-
-    def size(key: str, value: Any) -> int:
-        if key in sizes:
-            if sizes[key] is None:
-                raise ValueError(f"{key}: its ${{...}} lead back to itself")
-            return sizes[key]
-        sizes[key] = None
-        if isinstance(value, dict | list):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            total = 1 + sum(size(f"{key}.{name}" if key else str(name), item) for name, item in items)
-        else:
-            total = len(value) if isinstance(value, str) else 1
-            for reference in REFERENCE.findall(value) if isinstance(value, str) else ():
-                target = _absolute(reference, key)
-                found = _at(tree, target)
-                total += size(target, found) if found is not None else 0
-        if total > MAX_CHARACTERS:
-            raise ValueError(f"{key}: its ${{...}} make a text of more than {MAX_CHARACTERS:,} characters")
-        sizes[key] = total
-        return total
-
-    tree = OmegaConf.to_container(config, resolve=False)
-    size("", tree)
-
-
-def _absolute(reference: str, key: str) -> str:
-    """`.x` and `..x` are seen from where they stand, everything else from the top."""
-    reference = re.sub(r"\[([^\]]*)\]", r".\1", reference)
-    path = reference.lstrip(".")
-    up = len(reference) - len(path)
-    parents = key.split(".")[:-up] if up else []
-    return ".".join([*parents, path])
-
-
-def _at(tree: Any, key: str) -> Any:
-    """What stands at a dotted key; None if nothing does."""
-    for name in key.split("."):
-        if isinstance(tree, dict):
-            tree = next((value for own, value in tree.items() if str(own) == name), None)
-        elif isinstance(tree, list) and name.isdigit() and int(name) < len(tree):
-            tree = tree[int(name)]
-        else:
-            return None
-    return tree
-
-
-def with_option(fault: str, options: Collection[str]) -> str:
-    """A fault begins with its key; `--options` goes before it where that is where the value comes from."""
-    key = fault.partition(":")[0]
-    below = any(key == option or key.startswith((f"{option}.", f"{option}[")) for option in options)
-    return f"--options {fault}" if below else fault
-
-
-@contextmanager
-def yaml_faults(place: str, way_out: str = "", options: Collection[str] = ()) -> Iterator[None]:
-    """Whatever a library raises becomes a ConfigError: place, key if there is one, what is wrong, the way out."""
-    try:
-        yield
-    except MiniGPT4Error:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).replace('in "<unicode string>", ', "").split()) or type(error).__name__
-        key = FULL_KEY.search(text) if isinstance(error, OmegaConfBaseException) else None
-        text = text.split(" full_key:")[0]
-        fault = with_option(f"{key.group(1)}: {text}" if key else text, options)
-        raise ConfigError(f"{place}: {short(fault, 400)}{'; ' * bool(way_out)}{way_out}") from error
-
-
-def short(text: object, limit: int = 200) -> str:
-    """A text that is safe to show: cut where it is very long."""
-    shown = str(text)
-    return shown if len(shown) <= limit else f"{shown[:limit]} ..."
-
-
 PACKAGE = Path(__file__).resolve().parents[1]
-USER_SECTIONS = ("model", "datasets", "run", "evaluation_datasets", "imports")
 OPTION_SECTIONS = ("model", "datasets", "run", "evaluation_datasets", "preprocess")
+FULL_KEY = re.compile(r"full_key: (\S+)")
 
+T = TypeVar("T")
 Catalogue = dict[str, dict[str, Path]]
 
 
@@ -255,10 +63,94 @@ def _add_class(catalogue: Catalogue, name: str, cls: type, attribute: str) -> No
     if not own:
         catalogue.setdefault(name, {})
         return
-    module_file = getattr(sys.modules.get(cls.__module__), "__file__", None)
-    folder = Path(module_file).resolve().parent if module_file else Path()
+    folder = Path(getattr(sys.modules.get(cls.__module__), "__file__", None) or "").resolve().parent
     beside = {kind: folder / path for kind, path in own.items()}
     catalogue[name] = {kind: path if path.exists() else PACKAGE / own[kind] for kind, path in beside.items()}
+
+
+def load_yaml(file: Path) -> DictConfig:
+    """The mapping that a YAML file holds.
+
+    Raises:
+        ConfigError: no such file, not UTF-8, not YAML, empty, or not a mapping.
+    """
+    with yaml_faults(f"{short(file)}: cannot be read as YAML"):
+        if not file.is_file():
+            raise ConfigError(f"{short(file)}: no such file")
+        text = file.read_text(encoding="utf-8-sig")
+        config = OmegaConf.create(text) if text.strip() else OmegaConf.create()
+    if not isinstance(config, DictConfig) or not config:
+        raise ConfigError(
+            f"{file}: must hold keys with values, such as `model:`, but {'is empty' if not config else 'holds a list'}"
+        )
+    return config
+
+
+def parse_options(options: list[str] | None) -> DictConfig:
+    """`--options` as a tree: `a.b=1 c=2`, or `a.b 1 c 2` where the first has no `=`.
+
+    Values are parsed as YAML, so `1e-4` is a number, `null` nothing and `'12'` text.
+
+    Raises:
+        ConfigError: an option without a key or value, or a value that is not YAML.
+    """
+    tree = OmegaConf.create()
+    for pair in option_pairs(options):
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise ConfigError(f"--options {short(pair)}: write KEY=VALUE, for instance run.max_epoch=2")
+        quotes = f"put text with special characters in two kinds of quotes: \"{short(key)}='{short(value)}'\""
+        with yaml_faults(f"--options {short(pair)}: the value is not YAML", quotes):
+            tree.merge_with_dotlist([pair])
+    return tree
+
+
+def option_pairs(options: list[str] | None) -> list[str]:
+    """Options of either form as `KEY=VALUE`."""
+    if not options or "=" in options[0]:
+        return list(options or [])
+    return [f"{key}={value}" for key, value in zip(options[0::2], options[1::2], strict=False)]
+
+
+def merge(place: str, *layers: Any) -> DictConfig:
+    """The layers, later ones over earlier ones; ConfigError with `place` where a list meets a mapping."""
+    with yaml_faults(f"{place}: does not fit what lies under it, list or mapping"):
+        return OmegaConf.merge(*layers)
+
+
+def to_plain(config: Any, source: str, options: Collection[str] = ()) -> dict[str, Any]:
+    """Dicts, lists and scalars of a config, `${...}` resolved; ConfigError where that fails.
+
+    `options`: keys that `--options` set, to name them.
+    """
+    with yaml_faults(source, options=options):
+        return OmegaConf.to_container(config, resolve=True)
+
+
+def below(key: str, options: Collection[str]) -> bool:
+    """Whether a key, or one above it, is among `options`."""
+    return any(key == option or key.startswith((f"{option}.", f"{option}[")) for option in options)
+
+
+@contextmanager
+def yaml_faults(place: str, way_out: str = "", options: Collection[str] = ()) -> Iterator[None]:
+    """Whatever a library raises becomes a ConfigError: place, key if there is one, what is wrong, the way out."""
+    try:
+        yield
+    except MiniGPT4Error:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).replace('in "<unicode string>", ', "").split()) or type(error).__name__
+        key = FULL_KEY.search(text) if isinstance(error, OmegaConfBaseException) else None
+        fault = f"{key[1]}: {text.split(' full_key:')[0]}" if key else text
+        option = "--options " if key and below(key[1], options) else ""
+        raise ConfigError(f"{place}: {option}{short(fault, 400)}{'; ' * bool(way_out)}{way_out}") from error
+
+
+def short(text: object, limit: int = 200) -> str:
+    """A text that is safe to show: cut where it is very long."""
+    shown = str(text)
+    return shown if len(shown) <= limit else f"{shown[:limit]} ..."
 
 
 def import_modules(names: Any, source: str) -> None:
@@ -269,7 +161,7 @@ def import_modules(names: Any, source: str) -> None:
     """
     if names is None:
         return
-    if not isinstance(names, list | ListConfig) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, ListConfig) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{source}: `imports:` must be a list of modules, such as [my_package.my_task]")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -300,20 +192,17 @@ class ConfigFile:
 
     def merged(self, options: list[str] | None, defaults: DefaultFiles) -> DictConfig:
         """The whole tree: the file over its defaults, and `--options` over both."""
-        layers = (
-            {"run": self._section("run")},
-            self._model(defaults.models),
-            self._datasets(defaults.datasets),
-            self._evaluation(),
-        )
-        changes = parse_options(options)
+        layers = [{"run": self._section("run")}, self._model(defaults.models), *self._datasets(defaults.datasets)]
+        if self.user.get("evaluation_datasets") is not None:
+            layers.append({"evaluation_datasets": self._section("evaluation_datasets")})
+        self._warn_of_unknown_sections()
         if options and "=" not in options[0] and len(options) % 2:
             log.warning("--options: the last key %r has no value and is ignored", options[-1])
-        self._warn_of_unknown_sections()
-        self._check_options(changes)
+        self._check_options(parse_options(options))
+        tree = OmegaConf.merge(*layers)
         for pair in option_pairs(options):  # each alone, so that the one at fault is named
-            merge(f"--options {short(pair)} over {self.source}", *layers, parse_options([pair]))
-        return merge(f"--options over {self.source}", *layers, changes)
+            tree = merge(f"--options {short(pair)} over {self.source}", tree, parse_options([pair]))
+        return tree
 
     def _section(self, name: str) -> DictConfig:
         if name not in self.user.keys():  # noqa: SIM118 - without keys(), `???` is not in it
@@ -327,20 +216,13 @@ class ConfigFile:
         except OmegaConfBaseException:
             value = None
         if not isinstance(value, DictConfig):
-            found = OmegaConf.to_container(parent, resolve=False)[name]
-            raise ConfigError(
-                f"{self.source}: {key} must hold keys with values; write `{name}: {{}}` for none (it is "
-                f"{'empty' if found is None else short(repr(found))})"
-            )
+            raise ConfigError(f"{self.source}: {key} must hold keys with values; write `{name}: {{}}` for none")
         return value
 
     def _model(self, known: Catalogue) -> DictConfig:
         section = self._section("model")
-        arch = self._required(section, "arch", known)
-        if arch not in known:
-            raise self._unknown("model.arch", arch, known)
-        model_type = self._required(section, "model_type", known[arch])
-        default = self._default("model.model_type", model_type, known[arch])
+        types = self._known("model.arch", self._required(section, "arch", known), known)
+        default = self._default("model.model_type", self._required(section, "model_type", types), types)
         return merge(f"{self.source}: model", default, {"model": section})
 
     def _required(self, section: DictConfig, key: str, known: Iterable[str]) -> str:
@@ -353,49 +235,41 @@ class ConfigFile:
             )
         return value
 
-    def _datasets(self, known: Catalogue) -> DictConfig:
+    def _datasets(self, known: Catalogue) -> Iterator[DictConfig]:
         sections = self._section("datasets")
-        return OmegaConf.merge({"datasets": {}}, *(self._dataset(sections, name, known) for name in sections))
-
-    def _dataset(self, sections: DictConfig, name: str, known: Catalogue) -> DictConfig:
-        key = f"datasets.{name}"
-        section = self._mapping(sections, name, key)
-        if name not in known and "builder" not in section:
-            raise ConfigError(
-                f"{self.source}: {key}: unknown dataset; {hint(name, known)}. "
-                "Data of your own needs `builder:` with the name of its format."
-            )
-        if not isinstance(name, str):
-            raise ConfigError(f"{self.source}: {key}: the name of a dataset must be text; put it in quotes")
-        default = self._default(f"{key}.type", section.get("type", "default"), known.get(name, {}))
-        if set(default.get("datasets", {})) - {name}:
-            raise ConfigError(f"the default file of dataset {name!r} describes {list(default.datasets)}")
-        return merge(f"{self.source}: {key}", default, {"datasets": {name: section}})
-
-    def _evaluation(self) -> dict[str, DictConfig]:
-        if self.user.get("evaluation_datasets") is None:
-            return {}
-        return {"evaluation_datasets": self._section("evaluation_datasets")}
+        yield {"datasets": {}}
+        for name in sections:
+            key = f"datasets.{name}"
+            section = self._mapping(sections, name, key)
+            if name not in known and "builder" not in section:
+                raise ConfigError(
+                    f"{self.source}: {key}: unknown dataset; {hint(name, known)}. "
+                    "Data of your own needs `builder:` with the name of its format."
+                )
+            if not isinstance(name, str):
+                raise ConfigError(f"{self.source}: {key}: the name of a dataset must be text; put it in quotes")
+            default = self._default(f"{key}.type", section.get("type", "default"), known.get(name, {}))
+            if set(default.get("datasets", {})) - {name}:
+                raise ConfigError(f"the default file of dataset {name!r} describes {list(default.datasets)}")
+            yield merge(f"{self.source}: {key}", default, {"datasets": {name: section}})
 
     def _default(self, key: str, kind: Any, files: dict[str, Path]) -> DictConfig:
         """The default file of this type; none at all is fine for a class from outside that brings none."""
-        if not files:
-            return OmegaConf.create({})
-        if str(kind) not in files:
-            raise self._unknown(key, kind, files)
-        return load_yaml(files[str(kind)])
+        return load_yaml(self._known(key, str(kind), files)) if files else OmegaConf.create({})
 
-    def _unknown(self, key: str, value: Any, known: Iterable[str]) -> ConfigError:
-        return ConfigError(f"{self.source}: {key}: unknown name {short(repr(value))}; {hint(value, known)}")
+    def _known(self, key: str, name: str, known: Mapping[str, T]) -> T:
+        if name not in known:
+            raise ConfigError(f"{self.source}: {key}: unknown name {short(repr(name))}; {hint(name, known)}")
+        return known[name]
 
     def _warn_of_unknown_sections(self) -> None:
-        for name in self.user:
-            if name == "preprocess":
-                log.warning("%s: `preprocess:` is ignored; it comes from the model's defaults", self.source)
-            elif name not in USER_SECTIONS:
-                close = nearest(name, USER_SECTIONS)
-                question = f"; did you mean `{close}:`?" if close else ""
-                log.warning("%s: unknown section `%s:` is ignored%s", self.source, name, question)
+        sections = ("model", "datasets", "run", "evaluation_datasets", "imports")
+        for name in set(self.user) - {"preprocess", *sections}:
+            close = nearest(name, sections)
+            question = f"; did you mean `{close}:`?" if close else ""
+            log.warning("%s: unknown section `%s:` is ignored%s", self.source, name, question)
+        if "preprocess" in self.user:
+            log.warning("%s: `preprocess:` is ignored; it comes from the model's defaults", self.source)
 
     def _check_options(self, options: DictConfig) -> None:
         for name, section in OmegaConf.to_container(options, resolve=False).items():
@@ -403,20 +277,12 @@ class ConfigFile:
                 raise ConfigError(f"--options {short(name)}: unknown section; {hint(name, OPTION_SECTIONS)}")
             if not isinstance(section, dict):
                 raise ConfigError(f"--options {name}={short(section)}: name a key of the section: {name}.KEY=VALUE")
-        self._warn_unless_same(options, "model.arch", "model.model_type")
+        chosen = ["model.arch", "model.model_type"]
         for name in options.get("datasets", {}):
+            chosen.append(f"datasets.{name}.type")
             if name not in self.user.datasets:
                 log.warning("--options datasets.%s: not in %s, so no default file lies under it", name, self.source)
-            self._warn_unless_same(options, f"datasets.{name}.type")
-
-    def _warn_unless_same(self, options: DictConfig, *keys: str) -> None:
-        """Warn of options that choose a default file in the YAML, but here change no more than the value."""
-        for key in keys:
+        for key in chosen:
             value = OmegaConf.select(options, key)
             if value is not None and value != OmegaConf.select(self.user, key):
-                log.warning(
-                    "--options %s=%s: changes the value, but the defaults that were loaded are those of the YAML "
-                    "file; set it there to load others",
-                    key,
-                    value,
-                )
+                log.warning("--options %s=%s: changes the value only, not the default file that it chooses", key, value)

@@ -12,12 +12,10 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
 
-from minigpt4.common.binding import bind, require_paths
+from minigpt4.common.binding import require_paths
 from minigpt4.common.config import Config
 from minigpt4.common.errors import SampleError
-from minigpt4.common.schemas import DatasetConfig, RunConfig
 from minigpt4.common.utils import exit_status
 from minigpt4.datasets.builders.base_dataset_builder import build_datasets
 from minigpt4.datasets.data_utils import first_sample
@@ -26,14 +24,9 @@ from minigpt4.datasets.datasets.base_dataset import BaseDataset, ReaderSlot, ite
 
 def datasets_of(config: Config) -> Iterator[BaseDataset]:
     """Every dataset, in the splits that the run uses; ConfigError for faults and missing paths."""
-    sections = {
-        name: bind(DatasetConfig, node, section=f"datasets.{name}", source=config.source)
-        for name, node in config.datasets_cfg.items()
-    }
-    run = bind(RunConfig, config.run_cfg, section="run", source=config.source)
-    require_paths({f"datasets.{name}": section for name, section in sections.items()}, config.source)
-    splits = dict.fromkeys([*run.train_splits, *run.valid_splits, *run.test_splits])
-    for own in build_datasets(sections, list(splits)).values():
+    require_paths({f"datasets.{name}": section for name, section in config.datasets.items()}, config.source)
+    splits = dict.fromkeys([*config.run.train_splits, *config.run.valid_splits, *config.run.test_splits])
+    for own in build_datasets(config.datasets, list(splits)).values():
         yield from own.values()
 
 
@@ -67,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     all_good = []
 
     def check() -> None:
-        for dataset in datasets_of(Config(SimpleNamespace(cfg_path=args.cfg_path, options=args.options))):
+        for dataset in datasets_of(Config(args).validate(training=False)):
             lines, good = report(dataset, args.full)
             all_good.append(good)
             sys.stdout.write("\n".join(lines) + "\n")

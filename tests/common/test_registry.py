@@ -30,20 +30,14 @@ def test_unknown_name_lists_known_names_and_the_nearest():
     registry.register_task("retrieval")(Runner)
     with pytest.raises(RegistryError) as error:
         registry.get_task_class("image_text_pretrian")
-    assert "did you mean 'image_text_pretrain'?" in str(error.value)
-    assert "Known: image_text_pretrain, retrieval" in str(error.value)
+    assert "did you mean 'image_text_pretrain'? Known: image_text_pretrain, retrieval" in str(error.value)
 
 
-def test_same_name_for_another_class_is_refused():
+def test_same_name_for_another_class_is_refused_but_for_a_reloaded_one():
     registry = Registry()
     registry.register_model("minigpt4")(Walker)
     with pytest.raises(RegistryError, match="already registered as .*Walker"):
         registry.register_model("minigpt4")(Runner)
-
-
-def test_reloaded_class_takes_the_place_of_the_old():
-    registry = Registry()
-    registry.register_model("minigpt4")(Walker)
     reloaded = type("Walker", (), {"__module__": Walker.__module__, "__qualname__": Walker.__qualname__})
     registry.register_model("minigpt4")(reloaded)
     assert registry.get_model_class("minigpt4") is reloaded

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from minigpt4.common.binding import bind, missing_paths
+from minigpt4.common.binding import missing_paths
 from minigpt4.common.config import Config
 from minigpt4.common.config_files import find_default_files
 from minigpt4.common.model_schema import MiniGPT4Config
-from minigpt4.common.schemas import DatasetConfig, GenerationSettings, RunConfig
+from minigpt4.common.schemas import GenerationSettings
 from minigpt4.common.weights import TABLE, load_table
 
 REPOSITORY = Path(__file__).parents[2]
@@ -37,48 +37,46 @@ def _recipe(llm: str, stage: str) -> Path:
     return REPOSITORY / "train_configs" / f"minigpt4_{stage if llm == '7b' else f'{llm}_{stage}'}.yaml"
 
 
-def _bound(file: Path, options: list[str] | None = None) -> tuple[MiniGPT4Config, dict[str, DatasetConfig], RunConfig]:
-    cfg = Config(SimpleNamespace(cfg_path=str(file), options=options))
-    datasets = {
-        name: bind(DatasetConfig, node, section=f"datasets.{name}", source=cfg.source)
-        for name, node in cfg.datasets_cfg.items()
-    }
-    model = bind(MiniGPT4Config, cfg.model_cfg, section="model", source=cfg.source)
-    return model, datasets, bind(RunConfig, cfg.run_cfg, section="run", source=cfg.source)
+def _bound(file: Path, options: list[str] | None = None, training: bool = False) -> Config:
+    return Config(SimpleNamespace(cfg_path=str(file), options=options)).validate(training=training)
 
 
-def test_every_llm_has_every_recipe_and_no_file_is_untested():
+def _user(folder: Path, text: str) -> Path:
+    file = folder / "user.yaml"
+    file.write_text(text)
+    return file
+
+
+@pytest.mark.parametrize("file", [*RECIPES, *MINI_RECIPES], ids=lambda file: file.stem)
+def test_recipe_can_train_and_switches_no_saving_of_the_step_off(file):
+    config, defaults = _bound(file, training=True), MiniGPT4Config()
+    assert not config.run.wandb_log
+    assert (config.model.model_type == "pretrain_mini") == (file in MINI_RECIPES)
+    assert config.run.amp or file in MINI_RECIPES
+    for key in ("llm_attention", "llm_packing", "llm_prefix_cache", "llm_logits"):
+        assert getattr(config.model, key) == getattr(defaults, key), key
+
+
+def test_every_llm_has_every_recipe_each_with_a_folder_of_its_own():
     assert sorted(_recipe(llm, stage) for llm, stage in VARIANTS) == RECIPES
     assert sorted([*RECIPES, *MINI_RECIPES]) == sorted((REPOSITORY / "train_configs").iterdir())
-
-
-@pytest.mark.parametrize("file", MINI_RECIPES, ids=lambda file: file.stem)
-def test_mini_recipe_binds_and_can_train(file):
-    model, _, run = _bound(file)
-    run.require_training_keys(str(file))
-    assert model.model_type == "pretrain_mini"
-
-
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_recipe_binds_and_can_train(file):
-    _, _, run = _bound(file)
-    run.require_training_keys(str(file))
-    assert run.amp
-    assert not run.wandb_log
+    runs = [_bound(file).run for file in RECIPES]
+    assert len({run.output_dir for run in runs}) == len({run.job_name for run in runs}) == len(RECIPES)
 
 
 @pytest.mark.parametrize(("llm", "stage"), VARIANTS)
 def test_recipe_has_the_published_numbers(llm, stage):
-    model, datasets, run = _bound(_recipe(llm, stage))
+    config = _bound(_recipe(llm, stage))
+    run = config.run
     lengths = (run.warmup_steps, run.max_epoch, run.iters_per_epoch)
-    for dataset in datasets.values():
-        found = (run.init_lr, run.min_lr, run.warmup_lr, *lengths, dataset.batch_size, model.max_txt_len)
+    for dataset in config.datasets.values():
+        found = (run.init_lr, run.min_lr, run.warmup_lr, *lengths, dataset.batch_size, config.model.max_txt_len)
         assert found == PUBLISHED[stage]
 
 
 @pytest.mark.parametrize(("llm", "stage"), VARIANTS)
 def test_recipe_joins_what_belongs_together(llm, stage):
-    model, _, _ = _bound(_recipe(llm, stage))
+    model = _bound(_recipe(llm, stage)).model
     table = load_table()
     pairings = yaml.safe_load(TABLE.read_text())["llms"]
     pairing = next(pairing for pairing in pairings if pairing["llm"] == LLMS[llm])
@@ -100,11 +98,6 @@ def test_weights_of_a_recipe_are_files_of_the_table(file):
     assert set(named) <= {entry.path for entry in load_table().files.values()}
 
 
-def test_recipes_write_into_folders_of_their_own():
-    runs = [_bound(file)[2] for file in RECIPES]
-    assert len({run.output_dir for run in runs}) == len({run.job_name for run in runs}) == len(RECIPES)
-
-
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_options_named_in_the_comments_are_keys_of_the_recipe(file):
     options = re.findall(r"\b(?:run|datasets|model)\.[\w.]+=\S+", _comments(file))
@@ -123,9 +116,9 @@ def test_options_named_in_the_comments_are_keys_of_the_recipe(file):
 def test_one_gpu_makes_the_published_updates_with_the_options_of_the_comment(stage, options, samples):
     file = _recipe("7b", stage)
     line = next(line for line in _comments(file).splitlines() if options in line)
-    _, datasets, run = _bound(file, [word for word in line.split() if "=" in word])
-    published = PUBLISHED[stage]
-    assert next(iter(datasets.values())).batch_size * run.accum_grad_iters == samples
+    config = _bound(file, [word for word in line.split() if "=" in word])
+    run, published = config.run, PUBLISHED[stage]
+    assert next(iter(config.datasets.values())).batch_size * run.accum_grad_iters == samples
     assert run.iters_per_epoch == published[5] * run.accum_grad_iters
     assert run.warmup_steps == published[3] * run.accum_grad_iters
 
@@ -135,40 +128,33 @@ def _comments(file: Path) -> str:
 
 
 def test_stage_1_mixes_its_sources_as_published():
-    _, datasets, _ = _bound(REPOSITORY / "train_configs/minigpt4_stage1_pretrain.yaml")
+    datasets = _bound(REPOSITORY / "train_configs/minigpt4_stage1_pretrain.yaml").datasets
     assert {name: dataset.sample_ratio for name, dataset in datasets.items()} == {"laion": 115, "cc_sbu": 14}
 
 
-def test_only_weights_and_data_are_missing_from_a_fresh_checkout(monkeypatch):
+def test_prompts_come_with_the_checkout_and_all_hold_the_image(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    model, datasets, run = _bound(REPOSITORY / "train_configs/minigpt4_flickr_finetune.yaml")
-    assert model.prompt_path == "prompts/alignment.txt"
-    keys = {key for key, _ in missing_paths({"model": model, "run": run, **datasets})}
-    assert "model.prompt_path" not in keys
+    config = _bound(REPOSITORY / "train_configs/minigpt4_flickr_finetune.yaml")
+    assert config.model.prompt_path == "prompts/alignment.txt"
+    assert "model.prompt_path" not in dict(missing_paths(config.sections()))
+    lines = (REPOSITORY / "prompts/alignment.txt").read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 4
+    assert all(line.startswith("<Img><ImageHere></Img> ") for line in lines)
 
 
 @pytest.mark.parametrize(
     ("name", "file"), [(n, f) for n, files in find_default_files().datasets.items() for f in files.values()]
 )
 def test_shipped_dataset_default_is_complete_by_itself(name, file, tmp_path):
-    user = tmp_path / "user.yaml"
     model = "{arch: minigpt4, model_type: pretrain_vicuna0}"
-    user.write_text(f"model: {model}\ndatasets: {{{name}: {{type: {file.stem}}}}}\nrun: {{}}\n")
-    _, datasets, _ = _bound(user)
-    assert datasets[name].type == file.stem
+    user = _user(tmp_path, f"model: {model}\ndatasets: {{{name}: {{type: {file.stem}}}}}\nrun: {{}}\n")
+    assert _bound(user).datasets[name].type == file.stem
 
 
 def test_llama2_model_type_differs_from_vicuna_as_published(tmp_path):
-    user = tmp_path / "user.yaml"
-    user.write_text("model: {arch: minigpt4, model_type: pretrain_llama2}\ndatasets: {cc_sbu_align: {}}\nrun: {}\n")
-    model, _, _ = _bound(user)
+    text = "model: {arch: minigpt4, model_type: pretrain_llama2}\ndatasets: {cc_sbu_align: {}}\nrun: {}\n"
+    model = _bound(_user(tmp_path, text)).model
     assert (model.has_qformer, model.end_sym, model.prompt_template) == (False, "\n", "")
-
-
-def test_instructions_all_hold_the_image():
-    lines = (REPOSITORY / "prompts/alignment.txt").read_text().splitlines()
-    assert len(lines) == len(set(lines)) == 4
-    assert all(line.startswith("<Img><ImageHere></Img> ") for line in lines)
 
 
 EVALUATION = """
@@ -189,41 +175,20 @@ run:
 """
 
 
-def test_flickr_evaluation_asks_the_model_that_the_recipe_trains():
-    trained, _, _ = _bound(_recipe("7b", "flickr_finetune"))
-    evaluated, datasets, run = _bound(FLICKR_EVALUATION)
-    differing = {name for name, value in vars(trained).items() if vars(evaluated)[name] != value}
-    assert differing == {"ckpt"}
-    assert datasets["flickr30k_grounded_detail"].build_info.test_ann_path.endswith("_test.json")
-    assert run.test_splits == ["test"]
-
-
-def test_coco_evaluation_differs_in_data_and_prompt_alone():
-    flickr, _, _ = _bound(FLICKR_EVALUATION)
-    coco, datasets, run = _bound(COCO_EVALUATION)
-    assert {name for name, value in vars(flickr).items() if vars(coco)[name] != value} == {"prompt_path"}
-    assert datasets["coco_karpathy"].build_info.split_field == "split"
-    ours = {"prompt": run.generation.prompt, "max_new_tokens": 60}
-    assert run.generation == dataclasses.replace(GenerationSettings(), **ours)
-    assert run.test_splits == ["test"]
-
-
-def test_flickr_evaluation_spells_out_the_default_decoding():
-    assert _bound(FLICKR_EVALUATION)[2].generation == GenerationSettings()
-
-
 def test_file_with_the_keys_of_the_released_demo_config_binds(tmp_path):
-    user = tmp_path / "user.yaml"
-    user.write_text(EVALUATION)
-    model, datasets, run = _bound(user)
-    assert model.low_resource
-    assert datasets["cc_sbu_align"].vis_processor.train.name == "blip2_image_eval"
-    assert run.init_lr is None
+    config = _bound(_user(tmp_path, EVALUATION))
+    assert config.model.low_resource
+    assert config.datasets["cc_sbu_align"].vis_processor.train.name == "blip2_image_eval"
+    assert config.run.init_lr is None
 
 
-@pytest.mark.parametrize("file", [*RECIPES, *MINI_RECIPES], ids=lambda file: file.stem)
-def test_no_recipe_switches_a_saving_of_the_training_step_off(file):
-    model, _, _ = _bound(file)
-    defaults = MiniGPT4Config()
-    for key in ("llm_attention", "llm_packing", "llm_prefix_cache", "llm_logits"):
-        assert getattr(model, key) == getattr(defaults, key), key
+def test_evaluations_ask_the_model_that_the_recipe_trains():
+    trained, flickr, coco = map(_bound, (_recipe("7b", "flickr_finetune"), FLICKR_EVALUATION, COCO_EVALUATION))
+    assert flickr.model == dataclasses.replace(trained.model, ckpt=flickr.model.ckpt)
+    assert coco.model == dataclasses.replace(flickr.model, prompt_path=coco.model.prompt_path)
+    assert flickr.datasets["flickr30k_grounded_detail"].build_info.test_ann_path.endswith("_test.json")
+    assert coco.datasets["coco_karpathy"].build_info.split_field == "split"
+    assert flickr.run.test_splits == coco.run.test_splits == ["test"]
+    assert flickr.run.generation == GenerationSettings(), "the defaults are spelt out"
+    own = {"prompt": coco.run.generation.prompt, "max_new_tokens": 60}
+    assert coco.run.generation == dataclasses.replace(GenerationSettings(), **own)

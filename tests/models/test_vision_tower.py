@@ -162,7 +162,6 @@ def test_weights_that_do_not_fit_are_refused(directory):
         ({"connector": "qformer", "has_qformer": False}, "connector: qformer does not go with has_qformer: False"),
         ({"vit_prefix": "drop"}, "vit_prefix: drop does not go with a Q-Former"),
         ({"proj_layers": 3, "projection": "linear"}, "projection: linear does not go with proj_layers: 3"),
-        ({"vit_layer": 0}, "vit_layer: 0 must be -1"),
     ],
 )
 def test_keys_that_contradict_each_other_are_refused(section, reason):
