@@ -42,7 +42,10 @@ class Decoding:
             "min_length": (self.min_length >= 0, "at least 0"),
             "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
             "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
-            "temperature": (self.temperature > 0 or not self.do_sample, "above 0, or do_sample False"),
+            "temperature": (
+                self.temperature > 0 or not self.do_sample,
+                "above 0; for the likeliest answer set do_sample to False",
+            ),
         }
         wrong = [f"{key}: {getattr(self, key)} must be {rule}" for key, (holds, rule) in ranges.items() if not holds]
         if wrong:

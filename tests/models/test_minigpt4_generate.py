@@ -203,7 +203,7 @@ def test_encoded_images_give_the_answers_of_pixels(shared_model, pool):
     texts = [PROMPT, "<Img><ImageHere></Img> A longer question about this image? ", PROMPT]
     decoding = Decoding(max_new_tokens=12, num_beams=2)
     images = [[embeds_1QD] for embeds_1QD in embeds.split(1)]
-    answers = model.generate_from_embeds(images, texts, decoding, ["###"])
+    answers = [a.text for a in model.answers_from_embeds(images, texts, decoding, ["###"])]
     assert answers == model.generate(pool[:3], texts, max_new_tokens=12, num_beams=2, stop=["###"])
 
 
