@@ -32,35 +32,11 @@ from minigpt4.models.loss import target_losses
 _FUSED, _EAGER = "minigpt4_fused_size", "minigpt4_eager_size"
 
 
-def sized_attention(llm_attention: str | None) -> str:
-    """The name to build an LLM with; `llm_attention` as in the section `model:`."""
-    AttentionInterface.register(_FUSED, _fused)
-    AttentionMaskInterface.register(_FUSED, lambda *args, **kwargs: None)
-    AttentionInterface.register(_EAGER, _eager)
-    AttentionMaskInterface.register(_EAGER, _eager_mask)
-    return _EAGER if llm_attention == "eager" else _FUSED
-
-
-class _FusedAttention(torch.autograd.Function):
-    """Keeps what a fused kernel keeps: queries, keys, values, output, and one fp32 number per query and head."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = torch.empty_like(query)
-        log_sum = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, output, log_sum)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = ctx.saved_tensors[:3]
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
 def _fused(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    return _FusedAttention.apply(query, key, value).transpose(1, 2).contiguous(), None
+    output = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, is_causal=True)[0]
+    return output.transpose(1, 2).contiguous(), None
 
 
 def _eager(
@@ -78,6 +54,11 @@ def _eager(
 def _eager_mask(batch_size: int, q_length: int, kv_length: int, dtype: torch.dtype, **kwargs: Any) -> Tensor:
     return torch.empty(batch_size, 1, q_length, kv_length, dtype=dtype, device="meta")
 
+
+AttentionInterface.register(_FUSED, _fused)
+AttentionMaskInterface.register(_FUSED, lambda *args, **kwargs: None)
+AttentionInterface.register(_EAGER, _eager)
+AttentionMaskInterface.register(_EAGER, _eager_mask)
 
 GIB = 2**30
 OPTIMIZER_BYTES = 4 + 8
@@ -293,7 +274,7 @@ def llm_config_for(cfg: MiniGPT4Config) -> tuple[PretrainedConfig, str]:
 
 
 def _build_llm(cfg: MiniGPT4Config, llm_config: PretrainedConfig) -> nn.Module:
-    dtype, attention = DTYPES.get(cfg.llm_storage, torch.float16), sized_attention(cfg.llm_attention)
+    dtype, attention = DTYPES.get(cfg.llm_storage, torch.float16), _EAGER if cfg.llm_attention == "eager" else _FUSED
     own = copy.deepcopy(llm_config)  # the model writes its attention into it
     llm = AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attention)
     enable_activation_checkpointing(llm)
