@@ -235,15 +235,12 @@ def judge(packages: list[Package], torch: dict, java: dict, machine: dict) -> li
     metrics = of("METEOR and PTB tokenizer (Java)", "eval", "pycocoevalcap")
     judge_metrics(metrics, java)
     low_bit = of("LLM in 8 bits (int8) or 4 (nf4)", "gpu", "bitsandbytes")
-    liger = of("Liger-Kernel (model.llm_kernels: liger)", "gpu", "liger-kernel")
-    for feature in (low_bit, liger):
-        judge_gpu(feature, torch, machine)
+    judge_gpu(low_bit, torch, machine)
     features = [
         core,
         of("evaluate captions", "eval", "pycocoevalcap"),
         metrics,
         low_bit,
-        liger,
         of("language model as judge", "judge"),
         of("Gradio demo", "demo"),
         of("server (serve.py)", "serve"),

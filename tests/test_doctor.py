@@ -146,12 +146,12 @@ def test_low_bit_llm_is_ready_with_a_gpu_and_bitsandbytes(tmp_path):
 def test_a_package_of_another_platform_is_not_missed(monkeypatch):
     from minigpt4 import doctor as module
 
-    line = "liger-kernel>=0.6; sys_platform == 'linux'"
+    line = "triton>=3; sys_platform == 'linux'"
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not module.applies(line)
     monkeypatch.setattr(sys, "platform", "linux")
     assert module.applies(line)
-    assert module.applies('liger-kernel>=0.6; extra == "gpu"')
+    assert module.applies('triton>=3; extra == "gpu"')
 
 
 def low_bit(before: Path) -> dict:

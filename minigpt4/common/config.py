@@ -252,15 +252,10 @@ def _set_statistics(config: Config) -> None:
 
 
 def _check_combinations(config: Config) -> None:
-    """Refuse what cannot go together: fsdp with bitsandbytes, whose tensors have no rows; two ways to fuse modules."""
-    storage, kernels = getattr(config.model, "llm_storage", None), getattr(config.model, "llm_kernels", None)
+    """Refuse what cannot go together: fsdp with bitsandbytes, whose tensors have no rows."""
+    storage = getattr(config.model, "llm_storage", None)
     if config.run.parallel == "fsdp" and storage in ("int8", "nf4"):
         raise ConfigError(
             f"{config.source}: run.parallel: fsdp does not go with an LLM in {storage}; set model.llm_precision to "
             "fp16 or bf16 (and low_resource: False), or run.parallel: ddp, where each GPU holds the whole LLM"
-        )
-    if config.run.compile and kernels:
-        raise ConfigError(
-            f"{config.source}: run.compile and model.llm_kernels: {kernels} both fuse the LLM's norms and MLPs; set "
-            "one of them"
         )

@@ -116,7 +116,6 @@ def _padded(states_BHPE: Tensor, positions: int) -> Tensor:
 
 TOP_K = 50
 """Candidates that sampling keeps: the default of transformers 4.30, which the published code never changed."""
-
 NOT_FINITE = (
     "the LLM's logits are not finite numbers, so there is no answer: its weights are broken, or "
     "model.llm_precision: fp16 overflows where bf16 or fp32 would not"

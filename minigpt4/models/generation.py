@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.conversation import clean_generated
+from minigpt4.conversation import IMAGE_PLACEHOLDER, clean_generated
 from minigpt4.conversation.decoding import Answer, Decoding
 from minigpt4.models import prompting
 from minigpt4.models.attention import native_dtype
@@ -123,7 +123,7 @@ class GenerationMixin:
 
     def prompt_length(self, prompt: str, image_tokens: Sequence[int]) -> int:
         """Positions that a prompt takes, where its n-th image takes `image_tokens[n]` of them."""
-        texts = self.prompting.encode(prompting.split_prompt(prompt))
+        texts = self.prompting.encode(prompt.split(IMAGE_PLACEHOLDER))
         return len(self.prompting.start) + sum(map(len, texts)) + sum(image_tokens)
 
     @property
@@ -144,7 +144,7 @@ class GenerationMixin:
                 spans.append((first, tokens[-1].shape[0]))
                 first += spans[-1][1]
             try:
-                rows.append(prompting.prompt_row(rules.encode(prompting.split_prompt(prompt)), spans, start=start))
+                rows.append(prompting.prompt_row(rules.encode(prompt.split(IMAGE_PLACEHOLDER)), spans, start=start))
             except ValueError as error:
                 raise SampleError(f"texts[{index}]: {error}") from error
         return rows, torch.cat(tokens) if tokens else None
@@ -215,7 +215,7 @@ class GenerationMixin:
         rows, tokens_MD = self._prompt_rows(texts, self._image_lists(images, len(texts)))
         wanted = [prompting.TokenSequence().add_text(ids, train=True) for ids in self.prompting.encode(answers)]
         batch = prompting.collate_training(rows, wanted, [], self.llama_tokenizer.pad_token_id)
-        columns_K = prompting.target_columns(batch)
+        columns_K = prompting.target_positions(batch)[1].unique()
         if not len(columns_K):
             return [(0.0, True)] * len(texts)
         batch, columns_K = batch.to(self.device), columns_K.to(self.device)

@@ -81,12 +81,6 @@ def test_model_class_without_a_schema_is_an_error(read, tmp_path, monkeypatch):
         read(model + "datasets: {}\n" + RUN)
 
 
-def test_compile_and_liger_exclude_each_other(read):
-    model = MODEL.replace("}", ", llm_kernels: liger}")
-    with pytest.raises(ConfigError, match=r"run\.compile and model\.llm_kernels: liger both fuse"):
-        read(model + "datasets: {laion: {batch_size: 3}}\n" + RUN.replace("2}", "2, compile: True}"))
-
-
 # Mean and std of images
 
 
