@@ -56,8 +56,8 @@ class Way:
     """Keys of `model:`."""
 
 
-def ways(precision: str, *, compiled: bool = False, liger: bool = False) -> list[Way]:
-    """The plain way, each saving by itself, all of them, and if asked for those with torch.compile or Liger."""
+def ways(precision: str, *, compiled: bool = False) -> list[Way]:
+    """The plain way, each saving by itself, all of them, and if asked for those with torch.compile."""
     plain, attention = Way("plain"), {"llm_attention": None}
     packing = attention | {"llm_packing": True}
     prefix = packing | {"llm_prefix_cache": True}
@@ -74,7 +74,6 @@ def ways(precision: str, *, compiled: bool = False, liger: bool = False) -> list
         Way("all without cache", precision, model=everything),
         last,
         *([dataclasses.replace(last, name="all, compiled", compiled=True)] if compiled else []),
-        *([dataclasses.replace(last, name="all, Liger", model=everything | {"llm_kernels": "liger"})] if liger else []),
     ]
 
 
@@ -151,7 +150,7 @@ def measure(args: argparse.Namespace, folder: Path) -> str:
     """The Markdown section."""
     size, device = SIZES[args.size], "cuda" if torch.cuda.is_available() else "cpu"
     write_weights(folder, size, torch.float32 if args.size != "7b" else torch.bfloat16)
-    every = ways(args.precision, compiled=args.compile, liger=args.liger)
+    every = ways(args.precision, compiled=args.compile)
     chosen = [way for way in every if not args.only or way.name in args.only]
     steps = {way.name: Step(way, size, folder, device) for way in chosen}
     source = batches(args.batch_size, size.section(folder, "fp32").get("image_size", 224), args.captions, device)
@@ -202,7 +201,7 @@ def _section(args: argparse.Namespace, rows: list[tuple[str, ...]], padding: flo
         f"positions {padding:.0%} are padding, without padding none. The fp32 rows compute "
         f'with `torch.set_float32_matmul_precision("{torch.get_float32_matmul_precision()}")`.\n\n'
         f"    python benchmarks/step.py --size {args.size} --batch-size {args.batch_size} --captions {args.captions} "
-        f"--precision {args.precision} --repeats {args.repeats}{given_switches(args, 'compile', 'liger')}\n\n"
+        f"--precision {args.precision} --repeats {args.repeats}{given_switches(args, 'compile')}\n\n"
         f"Machine: {machine()}, {torch.get_num_threads()} threads.\n\n{table(head, rows)}"
     )
 
@@ -215,7 +214,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--captions", choices=CAPTION_TOKENS, default="long")
     parser.add_argument("--precision", choices=("bf16", "fp16", "fp32"), default="bf16", help="of the last rows (bf16)")
     parser.add_argument("--compile", action="store_true", help="also measure `run.compile`")
-    parser.add_argument("--liger", action="store_true", help="also measure `model.llm_kernels: liger`; needs a GPU")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
     parser.add_argument("--only", nargs="*", help="names of rows; the first is what the others are compared with")
     return parser.parse_args(argv)

@@ -189,15 +189,12 @@ def judge(packages: dict[str, tuple[str, str | None, str | None]], torch: dict, 
     metrics = of("METEOR and PTB tokenizer (Java)", "eval", "pycocoevalcap")
     judge_metrics(metrics, java)
     low_bit = of("LLM in 8 bits (int8) or 4 (nf4)", "gpu", "bitsandbytes")
-    liger = of("Liger-Kernel (model.llm_kernels: liger)", "gpu", "liger-kernel")
     if not torch["gpus"]:
         low_bit.lacks(*no_gpu(torch))
-        liger.lacks(*no_gpu(torch))
     others = [
         of("evaluate captions", "eval", "pycocoevalcap"),
         metrics,
         low_bit,
-        liger,
         of("language model as judge", "judge"),
         of("Gradio demo", "demo"),
         of("server (serve.py)", "serve"),

@@ -178,15 +178,13 @@ class Config:
 
 
 def _contradictions(config: Config) -> Iterator[str]:
-    """What cannot go together: fsdp with bitsandbytes, whose tensors have no rows; two ways to fuse modules."""
-    storage, kernels = getattr(config.model, "llm_storage", None), getattr(config.model, "llm_kernels", None)
+    """What cannot go together: fsdp with bitsandbytes, whose tensors have no rows."""
+    storage = getattr(config.model, "llm_storage", None)
     if config.run.parallel == "fsdp" and storage in ("int8", "nf4"):
         yield (
             f"run.parallel: fsdp does not go with an LLM in {storage}; set model.llm_precision to fp16 or bf16 (and "
             "low_resource: False), or run.parallel: ddp, where each GPU holds the whole LLM"
         )
-    if config.run.compile and kernels:
-        yield f"run.compile: and model.llm_kernels: {kernels} both fuse the LLM's norms and MLPs; set one of them"
 
 
 def _image_processor(datasets: Collection[DatasetConfig], source: str) -> ProcessorConfig:

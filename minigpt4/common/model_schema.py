@@ -123,8 +123,7 @@ class MiniGPT4Config:
     llm_attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
     """New. The LLM's attention code, one of transformers; null: the fused kernel on GPUs and matrix products on CPUs,
     both without padding."""
-    llm_kernels: Literal["liger"] | None = None
-    """New. `liger`: the LLM's norms and MLPs by the fused kernels of Liger-Kernel (CUDA); null: torch's operations."""
+
     llm_packing: bool = True
     """New. A training step computes nothing for padding; with `llm_attention: null` and LLaMA-like LLMs."""
     llm_prefix_cache: bool = True

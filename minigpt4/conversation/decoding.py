@@ -8,27 +8,48 @@ from minigpt4.common.errors import ConfigError
 
 @dataclass(frozen=True)
 class Decoding:
-    """How an answer is searched for; the defaults are those of the published `generate`."""
+    """How an answer is searched for; the defaults are greedy, and those of the published `generate`."""
 
     num_beams: int = 1
+    """Width of the beam search; 1: no search."""
+
     max_new_tokens: int = 20
+    """Longest answer, tokens."""
+
     min_length: int = 1
+    """Tokens before an answer may end, bos counted as in transformers 4.30."""
+
     top_p: float = 0.9
+    """Draw from the likeliest tokens that together have this probability; read with `do_sample` only."""
+
     repetition_penalty: float = 1.0
+    """Divides the scores of tokens that stand in the answer already; 1: none."""
+
     length_penalty: float = 1.0
+    """Exponent of the length that a beam's score is divided by; above 1 favours longer answers. Read with
+    `num_beams` above 1 only."""
+
     temperature: float = 1.0
+    """Divides the logits before tokens are drawn; read with `do_sample` only."""
+
     do_sample: bool = False
+    """Draw tokens at random; False takes the likeliest."""
 
     def __post_init__(self) -> None:
-        for name in ("num_beams", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} must be at least 1")
-        if self.do_sample and self.temperature <= 0:
-            raise ConfigError("temperature: must be above 0; for the most likely answer set do_sample to False")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p: {self.top_p} must be in (0, 1]")
-        if self.repetition_penalty <= 0:
-            raise ConfigError(f"repetition_penalty: {self.repetition_penalty} must be above 0")
+        ranges = {
+            "num_beams": (self.num_beams >= 1, "at least 1"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "min_length": (self.min_length >= 0, "at least 0"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+            "temperature": (
+                self.temperature > 0 or not self.do_sample,
+                "above 0; for the likeliest answer set do_sample to False",
+            ),
+        }
+        wrong = [f"{key}: {getattr(self, key)} must be {rule}" for key, (holds, rule) in ranges.items() if not holds]
+        if wrong:
+            raise ConfigError("\n".join(wrong))
 
 
 PUBLISHED_CHAT = Decoding(max_new_tokens=300, do_sample=True, repetition_penalty=1.05)

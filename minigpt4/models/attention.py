@@ -8,13 +8,11 @@ Shapes: B rows, T columns, N tokens of all rows, P positions of a prefix, S = P 
 G groups that share keys.
 """
 
-import importlib.util
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import MethodType
 from typing import Any
 
 import torch
@@ -31,7 +29,7 @@ log = logging.getLogger(__name__)
 MATMUL, FUSED = "minigpt4_products", "minigpt4_fused"
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types of transformers that are LLaMA's layers: they hand what they do not know on to the attention function,
-their norms and MLPs are those of the fused kernels, their logits the output layer's, without scale or cap."""
+and their logits are the output layer's, without scale or cap."""
 
 
 def attention_for(device: torch.device) -> str:
@@ -84,14 +82,14 @@ class PadMap:
         heads, channels = states_BHTE.shape[1], states_BHTE.shape[3]
         return _Tokens.apply(cells, self.tokens_N).view(1, len(self.tokens_N), heads, channels)
 
-    def after_prefix(self, layer: int, key_BGTE: Tensor, value_BGTE: Tensor) -> list[Tensor]:
-        """Keys and values behind those of the prefix, (B, G, S, E) each."""
-        states = (key_BGTE, value_BGTE)
-        if not self.prefix:
-            return list(states)
-        shape = (len(self.cells_BT), -1, -1, -1)
-        pairs = zip(self.prefix[layer], states, strict=True)
-        return [torch.cat([before.to(own.dtype).expand(shape), own], dim=2) for before, own in pairs]
+    def states(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+        """Queries (B, H, T, E) in their rows; keys and values behind those of the prefix, (B, G, S, E) each."""
+        own = [self.rows(key), self.rows(value)]
+        if self.prefix:
+            shape = (len(self.cells_BT), -1, -1, -1)
+            before = [states.to(key.dtype).expand(shape) for states in self.prefix[layer]]
+            own = [torch.cat(pair, dim=2) for pair in zip(before, own, strict=True)]
+        return self.rows(query), *own
 
     @cached_property
     def mask(self) -> Tensor:
@@ -148,8 +146,10 @@ def _fused(
     if grid is None:
         states = (query_BHTE, key_BGSE, value_BGSE)
         return sdpa_attention_forward(module, *states, attention_mask, scaling=scaling, **kwargs)
-    query, key, value = _in_rows(module, grid, query_BHTE, key_BGSE, value_BGSE)
-    key, value = _all_heads(module, key), _all_heads(module, value)
+    query, key, value = grid.states(module.layer_idx, query_BHTE, key_BGSE, value_BGSE)
+    groups = getattr(module, "num_key_value_groups", 1)  # heads that share keys
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if grid.visible_BT is not None:
         output_BHTE = nn.functional.scaled_dot_product_attention(query, key, value, grid.mask, scale=scaling)
         return grid.tokens(output_BHTE), None
@@ -157,12 +157,6 @@ def _fused(
     query = nn.functional.pad(query, (0, 0, before, 0))
     output_BHSE = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     return grid.tokens(output_BHSE[:, :, before:]), None
-
-
-def _all_heads(module: nn.Module, states_BGSE: Tensor) -> Tensor:
-    """Keys or values of G groups of heads, for each head."""
-    groups = getattr(module, "num_key_value_groups", 1)
-    return states_BGSE if groups == 1 else states_BGSE.repeat_interleave(groups, dim=1)
 
 
 def _products(
@@ -178,8 +172,9 @@ def _products(
     if grid is None:
         output_BHTE = _attend(query_BHTE, key_BGSE, value_BGSE, attention_mask, scaling)
         return output_BHTE.transpose(1, 2).contiguous(), None
-    query, key, value = _in_rows(module, grid, query_BHTE, key_BGSE, value_BGSE)
-    bias = torch.zeros((), dtype=query.dtype).where(grid.mask, _lowest(query.dtype))
+    query, key, value = grid.states(module.layer_idx, query_BHTE, key_BGSE, value_BGSE)
+    # Half the lowest number of a type; that of fp32 stays finite in bf16, which autocast may make of the scores.
+    bias = torch.zeros((), dtype=query.dtype).where(grid.mask, torch.finfo(query.dtype).min / 2)
     return grid.tokens(_attend(query, key, value, bias, scaling)), None
 
 
@@ -198,15 +193,6 @@ def _attend(
         scores += bias
     shares_FQS = scores.softmax(dim=-1).view(rows * groups, query_FQE.shape[1], -1)
     return torch.bmm(shares_FQS.to(value_FSE.dtype), value_FSE).view(query_BHTE.shape)
-
-
-def _in_rows(module: nn.Module, grid: PadMap, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-    return grid.rows(query), *grid.after_prefix(module.layer_idx, grid.rows(key), grid.rows(value))
-
-
-def _lowest(dtype: torch.dtype) -> float:
-    """Half the lowest number of a type; that of fp32 stays finite in bf16, which autocast may make of the scores."""
-    return torch.finfo(dtype).min / 2
 
 
 AttentionInterface.register(MATMUL, _products)
@@ -253,53 +239,6 @@ def activation_checkpointing(model: nn.Module, active: bool) -> Iterator[None]:
             layer.training = False
 
 
-# `model.llm_kernels: liger`: norms and gated MLPs as one kernel each, the same up to rounding. Liger's own patching
-# swaps classes of transformers for the whole process; this changes the modules of one LLM.
-
-
-def require_liger(device: torch.device) -> None:
-    """ConfigError where the kernels cannot run."""
-    if device.type != "cuda":
-        raise ConfigError(
-            f"model.llm_kernels: liger: its kernels run on CUDA GPUs, but the LLM goes to {device}; set it to null"
-        )
-    if importlib.util.find_spec("liger_kernel") is None:
-        raise ConfigError("model.llm_kernels: liger: needs the package liger-kernel: pip install -e '.[gpu]'")
-
-
-def use_liger(llm: nn.Module) -> int:
-    """Let norms and MLPs of an LLM compute by Liger's kernels; how many modules do.
-
-    Raises ConfigError for an LLM that they do not fit.
-    """
-    kind, activation = llm.config.model_type, getattr(llm.config, "hidden_act", None)
-    if kind not in LLAMA_LIKE or activation != "silu":
-        raise ConfigError(
-            f"model.llm_kernels: liger: made for {', '.join(sorted(LLAMA_LIKE))} with silu, but the LLM is {kind} "
-            f"with {activation}; set it to null"
-        )
-    count = 0
-    for module in llm.base_model.modules():
-        forward = _norm if hasattr(module, "variance_epsilon") else _mlp if hasattr(module, "gate_proj") else None
-        if forward is not None:
-            module.forward = MethodType(forward, module)
-            count += 1
-    return count
-
-
-def _norm(module: nn.Module, hidden_BTD: Tensor) -> Tensor:
-    from liger_kernel.transformers.functional import liger_rms_norm
-
-    # Not in place: whether anybody else reads the gradient that comes in is transformers' business.
-    return liger_rms_norm(hidden_BTD, module.weight, module.variance_epsilon, in_place=False)
-
-
-def _mlp(module: nn.Module, hidden_BTD: Tensor) -> Tensor:
-    from liger_kernel.transformers.functional import liger_swiglu
-
-    return module.down_proj(liger_swiglu(module.gate_proj(hidden_BTD), module.up_proj(hidden_BTD)))
-
-
 # `run.compile`: one compilation serves the norms and MLPs of all layers, whereas attention knows its layer's number and
 # would be compiled for each. Blocks of the vision side are compiled whole. Batches differ in length: dynamic shapes.
 
@@ -325,7 +264,9 @@ def require_compiler(device: torch.device) -> None:
 def compile_parts(model: nn.Module) -> None:
     """Let the parts of a `MiniGPT4` compile themselves when they first run; ConfigError without compiler."""
     require_compiler(model.device)
-    parts = [*llm_parts(model.llama_model), *_vision_blocks(model)]
+    parts = list(llm_parts(model.llama_model))
+    if next(model.visual_encoder.parameters()).device.type != "meta":  # one that waits encodes each image only once
+        parts += [*model.visual_encoder.blocks, *model.connector.blocks]
     for part in parts:
         part.compile(dynamic=True)
     log.info("run.compile: %d parts; the first step takes up to minutes longer", len(parts))
@@ -335,9 +276,3 @@ def llm_parts(llm: nn.Module) -> Iterator[nn.Module]:
     """Norms and MLPs of the LLM's layers."""
     for layer in getattr(llm.base_model, "layers", []):
         yield from (part for part in layer.children() if not hasattr(part, "layer_idx"))
-
-
-def _vision_blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """None of a vision side that waits to be needed: it encodes each image once, for the cache."""
-    if next(model.visual_encoder.parameters()).device.type != "meta":
-        yield from (*model.visual_encoder.blocks, *model.connector.blocks)

@@ -90,11 +90,6 @@ class KVCache(Cache):
             layer.move(sources.long(), targets.long(), count)
         return order
 
-    def drop_first(self, positions: int) -> None:
-        """The first positions of all rows are not in use any more."""
-        for layer in self.layers:
-            layer.drop_first(positions)
-
     def joined(self, other: "KVCache", positions: int) -> "KVCache":
         """These rows and then those of `other`, padded on the left to so many positions."""
         both = KVCache()
@@ -121,7 +116,6 @@ def _padded(states_BHPE: Tensor, positions: int) -> Tensor:
 
 TOP_K = 50
 """Candidates that sampling keeps: the default of transformers 4.30, which the published code never changed."""
-
 NOT_FINITE = (
     "the LLM's logits are not finite numbers, so there is no answer: its weights are broken, or "
     "model.llm_precision: fp16 overflows where bf16 or fp32 would not"
@@ -196,7 +190,12 @@ class BatchDecoder:
             row.ids.append(token)
         self._logits_BV = None
         self._mask_BP = nn.functional.pad(self._mask_BP, (0, 1), value=1)
-        self._notice_ends()
+        ends = stopped(self.tokenizer, [row.ids for row in self.rows], [row.stop for row in self.rows])
+        for row, is_stopped in zip(self.rows, ends, strict=True):
+            if is_stopped or row.ids[-1] in self.end_ids:
+                row.ended = True
+            elif row.num_new_tokens >= row.decoding.max_new_tokens:
+                row.ended = False
         self._keep([index for index, row in enumerate(self.rows) if row.ended is None])
 
     @torch.inference_mode()
@@ -227,7 +226,11 @@ class BatchDecoder:
             if processors:
                 ids_ML = torch.tensor([self.rows[index].ids for index in members], device=scores_MV.device)
                 scores_MV = processors(ids_ML, scores_MV)
-            tokens_B[members] = _choose(scores_MV, first)
+            if not first.decoding.do_sample:
+                tokens_B[members] = scores_MV.argmax(dim=-1)
+                continue
+            shares_MV = warpers(first.decoding, min_tokens_to_keep=1)(None, scores_MV).softmax(dim=-1).nan_to_num()
+            tokens_B[members] = torch.multinomial(shares_MV, 1, generator=first.generator).squeeze(1)
         finite_B = self._logits_BV.sum(dim=1).isfinite().long()  # one pass: whatever is not finite spreads to the sum
         tokens, finite = torch.stack([tokens_B, finite_B]).tolist()  # the one time that the host waits for the device
         if not all(finite):
@@ -247,24 +250,6 @@ class BatchDecoder:
         by_age = sorted(range(len(self.rows)), key=lambda index: self.rows[index].number)
         return [list(group) for _, group in groupby(sorted(by_age, key=kind), key=kind)]
 
-    # Ending
-
-    def _notice_ends(self) -> None:
-        stopped = self._stopped()
-        for row, is_stopped in zip(self.rows, stopped, strict=True):
-            if is_stopped or row.ids[-1] in self.end_ids:
-                row.ended = True
-            elif row.num_new_tokens >= row.decoding.max_new_tokens:
-                row.ended = False
-
-    def _stopped(self) -> list[bool]:
-        """Whether the newest token completed a stop string of its row."""
-        tails = [row.ids[max(1, len(row.ids) - tail_length(row.stop)) :] if row.stop else [] for row in self.rows]
-        if not any(tails):
-            return [False] * len(tails)
-        texts = self.tokenizer.batch_decode(tails)
-        return [any(stop in text for stop in row.stop) for row, text in zip(self.rows, texts, strict=True)]
-
     # The batch
 
     def _keep(self, indices: list[int]) -> None:
@@ -279,15 +264,11 @@ class BatchDecoder:
         self._mask_BP = self._mask_BP[chosen]
         if self._logits_BV is not None:
             self._logits_BV = self._logits_BV[chosen]
-        self._trim()
-
-    def _trim(self) -> None:
-        """Drop positions on the left that are padding in every row that is left."""
+        # Positions on the left that are padding in every row that is left go, too.
         unused = int(self._mask_BP.any(dim=0).int().argmax())
-        if not unused:
-            return
         self._mask_BP = self._mask_BP[:, unused:]
-        self._cache.drop_first(unused)
+        for layer in self._cache.layers if unused else ():
+            layer.drop_first(unused)
 
 
 def next_logits(llm: nn.Module, cache: Cache, mask_BP: Tensor, **inputs: Tensor) -> Tensor:
@@ -297,14 +278,6 @@ def next_logits(llm: nn.Module, cache: Cache, mask_BP: Tensor, **inputs: Tensor)
         # An index, not a number: a slice would not be contiguous, and CPUs copy the head's weights for it.
         logits_B1V = llm(**inputs, **cache_arguments(llm, cache), attention_mask=mask_BP, logits_to_keep=last).logits
     return logits_B1V[:, 0].float()
-
-
-def _choose(scores_MV: Tensor, row: GenerationState) -> Tensor:
-    """The next token of each row, (M,); all are decoded as `row` is."""
-    if not row.decoding.do_sample:
-        return scores_MV.argmax(dim=-1)
-    kept_MV = warpers(row.decoding, min_tokens_to_keep=1)(None, scores_MV)
-    return torch.multinomial(kept_MV.softmax(dim=-1).nan_to_num(), 1, generator=row.generator).squeeze(1)
 
 
 def penalties(decoding: Decoding, end_ids: list[int], device: torch.device) -> LogitsProcessorList:
@@ -329,6 +302,15 @@ def warpers(decoding: Decoding, min_tokens_to_keep: int) -> LogitsProcessorList:
     )
 
 
-def tail_length(stop: Sequence[str]) -> int:
-    """Newest tokens that have to be looked at to see a stop string end: a token holds at least one byte of text."""
-    return 1 + max(len(text.encode()) for text in stop)
+def stopped(
+    tokenizer: PreTrainedTokenizerBase, rows: Sequence[list[int]], stops: Sequence[Sequence[str]]
+) -> list[bool]:
+    """Whether the newest token of each row, bos first, completed one of the row's stop strings.
+
+    Compares text, not ids, for a tokenizer can write `###` in more than one way. A token holds at least one byte.
+    """
+    if not any(stops):
+        return [False] * len(rows)
+    lengths = [1 + max((len(text.encode()) for text in stop), default=0) for stop in stops]
+    texts = tokenizer.batch_decode([ids[max(1, len(ids) - n) :] for ids, n in zip(rows, lengths, strict=True)])
+    return [any(stop in text for stop in own) for own, text in zip(stops, texts, strict=True)]

@@ -87,25 +87,35 @@ class QFormer(Connector):
             yield lavis_name(name), parameter
 
     def load_weights(self, cfg: MiniGPT4Config, ln_vision: nn.Module) -> None:
-        path = qformer_file(cfg)
-        load_blip2(self, ln_vision, read_state_dict(path, mapped=True), path)
+        """Fill Q-Former and `ln_vision` from the BLIP-2 file, whose query branch must have their keys."""
+        target, path = dict(self.lavis_parameters()), qformer_file(cfg)
+        target |= {f"ln_vision.{name}": parameter for name, parameter in ln_vision.named_parameters()}
+        hint = (
+            "Is model.q_former_model the BLIP-2 file, and do num_query_token, qformer_config and the width of the "
+            "vision encoder fit it?"
+        )
+        copy_strict(target, own_blip2_keys(read_state_dict(path, mapped=True)), source=path, hint=hint)
 
 
-class JoinedPatches(Connector):
-    """Neighbouring patches in the place of each: (B, N, V) -> (B, P // 4, 4 V); without weights.
+class Patches(Connector):
+    """Patches as image tokens, (B, N, V) -> (B, P, V) or (B, P // 4, 4 V); without weights.
 
-    `join4`, as the LLaMA-2 model was released: four in the order of the tokens, what is left over at the end is
-    dropped; where the grid's width is no multiple of 4 they reach over the ends of rows. `join2x2`: the grid's squares.
+    `identity`: each is one, as in LLaVA. `join4`, as the LLaMA-2 model was released: four in the order of the tokens,
+    what is left over at the end is dropped; where the grid's width is no multiple of 4 they reach over the ends of
+    rows. `join2x2`: the grid's squares.
     """
 
-    def __init__(self, vision_width: int, num_prefix_tokens: int, *, by_grid: bool = False) -> None:
+    def __init__(self, kind: str, vision_width: int, num_prefix_tokens: int) -> None:
         super().__init__()
-        self.feature_width = JOINED * vision_width
-        self.num_prefix_tokens, self.by_grid = num_prefix_tokens, by_grid
+        self.kind, self.num_prefix_tokens = kind, num_prefix_tokens
+        self.has_norm = kind != "identity"
+        self.feature_width = (JOINED if self.has_norm else 1) * vision_width
 
     def forward(self, tokens_BNV: Tensor) -> Tensor:
         patches_BPV = tokens_BNV[:, self.num_prefix_tokens :]
-        if not self.by_grid:
+        if self.kind == "identity":
+            return patches_BPV
+        if self.kind == "join4":
             usable = patches_BPV.shape[1] // JOINED * JOINED
             return patches_BPV[:, :usable].unflatten(1, (-1, JOINED)).flatten(2)
         side = round(patches_BPV.shape[1] ** 0.5)
@@ -118,26 +128,11 @@ class JoinedPatches(Connector):
         return grid.transpose(2, 3).flatten(3, 5).flatten(1, 2)
 
 
-class Patches(Connector):
-    """`identity`: each patch is an image token, (B, N, V) -> (B, P, V), as in LLaVA."""
-
-    has_norm = False
-
-    def __init__(self, vision_width: int, num_prefix_tokens: int) -> None:
-        super().__init__()
-        self.feature_width = vision_width
-        self.num_prefix_tokens = num_prefix_tokens
-
-    def forward(self, tokens_BNV: Tensor) -> Tensor:
-        return tokens_BNV[:, self.num_prefix_tokens :]
-
-
 def build_connector(cfg: MiniGPT4Config, tower: VisionTower) -> Connector:
     """The connector that `model.connector` names, with fresh weights."""
     if cfg.connector == "qformer":
         return build_qformer(cfg, tower.num_features)
-    shape = tower.num_features, 0 if cfg.vit_prefix == "keep" else tower.num_prefix_tokens
-    return Patches(*shape) if cfg.connector == "identity" else JoinedPatches(*shape, by_grid=cfg.connector == "join2x2")
+    return Patches(cfg.connector, tower.num_features, 0 if cfg.vit_prefix == "keep" else tower.num_prefix_tokens)
 
 
 def build_projection(cfg: MiniGPT4Config, feature_width: int, llm_width: int) -> nn.Module:
@@ -146,12 +141,12 @@ def build_projection(cfg: MiniGPT4Config, feature_width: int, llm_width: int) ->
     `linear`, as published; `linear3`, three in a row without activation between them (the paper's Table 5, variant b);
     `mlp2x_gelu`, LLaVA 1.5's.
     """
+    first = nn.Linear(feature_width, llm_width)
     if cfg.projection == "linear":
-        return nn.Linear(feature_width, llm_width)
-    first, *others = nn.Linear(feature_width, llm_width), nn.Linear(llm_width, llm_width)
+        return first
     if cfg.projection == "mlp2x_gelu":
-        return nn.Sequential(first, nn.GELU(), *others)
-    return nn.Sequential(first, *others, nn.Linear(llm_width, llm_width))
+        return nn.Sequential(first, nn.GELU(), nn.Linear(llm_width, llm_width))
+    return nn.Sequential(first, nn.Linear(llm_width, llm_width), nn.Linear(llm_width, llm_width))
 
 
 def build_qformer(cfg: MiniGPT4Config, vision_width: int) -> QFormer:
@@ -163,21 +158,6 @@ def build_qformer(cfg: MiniGPT4Config, vision_width: int) -> QFormer:
             f"{config.num_attention_heads}"
         )
     return QFormer(config, cfg.num_query_token)
-
-
-def load_blip2(qformer: QFormer, ln_vision: nn.LayerNorm, state: Mapping[str, Tensor], source: Path) -> None:
-    """Fill Q-Former and `ln_vision` from a LAVIS state dict.
-
-    Other modules of the file (language model, heads, text branch) are passed over; inside the query branch
-    the keys must be equal, else WeightsError.
-    """
-    target: dict[str, Tensor] = dict(qformer.lavis_parameters())
-    target |= {f"ln_vision.{name}": parameter for name, parameter in ln_vision.named_parameters()}
-    hint = (
-        "Is model.q_former_model the BLIP-2 file, and do num_query_token, qformer_config and the width of the "
-        "vision encoder fit it?"
-    )
-    copy_strict(target, own_blip2_keys(state), source=source, hint=hint)
 
 
 def own_blip2_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ before each pass every process tells the others whether its own is a real one.
 import inspect
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,16 +18,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from minigpt4.common.errors import ConfigError, RunError, WeightsError
+from minigpt4.common.checkpoint import read_weights
+from minigpt4.common.errors import ConfigError, RunError, WeightsError, errors_as
 from minigpt4.common.schemas import RunConfig
-from minigpt4.common.torch_files import check_torch_file
 from minigpt4.models.base_model import freeze
 
 log = logging.getLogger(__name__)
@@ -37,86 +36,22 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 """In the order of preference; beside each, `NAME.index.json` tells which file of several holds a tensor."""
 
 
-class WeightSlices:
-    """The tensors of an LLM directory by name; WeightsError for files that are missing or broken."""
-
-    def __init__(self, directory: Path) -> None:
-        self._readers: dict[str, _Safetensors | _TorchFile] = {}
-        for path in _files(directory):
-            reader = _opened(path)
-            self._readers |= dict.fromkeys(reader.names(), reader)
-
-    def names(self) -> set[str]:
-        """Of all tensors."""
-        return set(self._readers)
-
-    def shape(self, name: str) -> torch.Size:
-        """Of a whole tensor."""
-        return self._readers[name].shape(name)
-
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        """A part of a tensor along its first dimension, on the CPU, in the file's type."""
-        return self._readers[name].rows(name, start, stop)
-
-
-class _Safetensors:
-    def __init__(self, path: Path) -> None:
-        self._file = safe_open(path, framework="pt")
-
-    def names(self) -> list[str]:
-        return list(self._file.keys())
-
-    def shape(self, name: str) -> torch.Size:
-        return torch.Size(self._file.get_slice(name).get_shape())
-
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        return self._file.get_slice(name)[start:stop]
-
-
-class _TorchFile:
-    def __init__(self, path: Path) -> None:
-        check_torch_file(path, sums=False)
-        self._state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-
-    def names(self) -> list[str]:
-        return list(self._state)
-
-    def shape(self, name: str) -> torch.Size:
-        return self._state[name].shape
-
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        return self._state[name][start:stop]
-
-
-def _opened(path: Path) -> _Safetensors | _TorchFile:
-    try:
-        return _Safetensors(path) if path.suffix == ".safetensors" else _TorchFile(path)
-    except FileNotFoundError as error:
-        raise WeightsError(f"model.llama_model: {path}: no such file, but the index names it") from error
-    except WeightsError as error:
-        raise WeightsError(f"model.llama_model: {error}") from error
-    except Exception as error:
-        raise WeightsError(
-            f"model.llama_model: {path}: broken, or not a file that can be mapped into memory ({error}); "
-            "run.parallel: fsdp needs safetensors, or files that torch 1.6 or newer wrote"
-        ) from error
-
-
-def _files(directory: Path) -> list[Path]:
+def _mapped_weights(directory: Path) -> dict[str, Tensor]:
+    """The tensors of an LLM directory, left on disk until they are read; WeightsError for missing or broken files."""
     for name in FILES:
-        index = directory / f"{name}.index.json"
-        if (directory / name).is_file():
-            return [directory / name]
-        if index.is_file():
-            return [directory / file for file in _of_index(index)]
+        index, paths = directory / f"{name}.index.json", [directory / name]
+        if not paths[0].is_file():
+            if not index.is_file():
+                continue
+            with errors_as(WeightsError, f"model.llama_model: {index}: cannot be read"):
+                paths = [
+                    directory / file for file in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+                ]
+        try:
+            return {name: tensor for path in paths for name, tensor in read_weights(path, mapped=True).items()}
+        except WeightsError as error:
+            raise WeightsError(f"model.llama_model: {error}") from error
     raise WeightsError(f"model.llama_model: {directory} holds none of {', '.join(FILES)}")
-
-
-def _of_index(index: Path) -> list[str]:
-    try:
-        return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise WeightsError(f"model.llama_model: {index}: cannot be read: {error}") from error
 
 
 def sharding(run: RunConfig) -> dict[str, bool]:
@@ -146,12 +81,17 @@ def load_sharded(
         WeightsError: files are missing or broken.
         ConfigError: the architecture does not say what its layers are, or torch is too old.
     """
-    weights = WeightSlices(directory)
+    weights = _mapped_weights(directory)
     with init_empty_weights(include_buffers=False):  # buffers come from the architecture, not from files
         llm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     freeze(llm)
     _shard(llm, DeviceMesh.from_group(dist.group.WORLD, device.type))
-    _allocate(llm, device)
+    buffers = {name: buffer.clone() for name, buffer in llm.named_buffers()}
+    llm.to_empty(device=device)
+    for name, buffer in llm.named_buffers():
+        buffer.copy_(buffers[name])
+    llm.tie_weights()
+    llm.requires_grad_(False)
     report = _fill(llm, weights)
     dummy_forward(llm)  # makes the tensors that gathered layers lie in; made in inference mode they could never train
     return llm, report
@@ -186,41 +126,27 @@ def decoder_layers(llm: nn.Module) -> list[nn.Module]:
     return layers
 
 
-def _allocate(llm: nn.Module, device: torch.device) -> None:
-    """Storage for this process's parts and for what is whole, still without values; buffers keep theirs."""
-    buffers = {name: buffer.clone() for name, buffer in llm.named_buffers()}
-    llm.to_empty(device=device)
-    for name, buffer in llm.named_buffers():
-        buffer.copy_(buffers[name])
-    llm.tie_weights()
-    llm.requires_grad_(False)
-
-
 @torch.no_grad()
-def _fill(llm: nn.Module, weights: WeightSlices) -> dict[str, Any]:
-    """Copy this process's rows; returns what does not fit."""
+def _fill(llm: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Copy this process's rows, all that is read of the files; returns what does not fit."""
     parameters = dict(llm.named_parameters())  # tied ones once, under their first name
     known = parameters.keys() | dict(llm.named_parameters(remove_duplicate=False)).keys()
-    found = parameters.keys() & weights.names()
-    fitting = {name for name in found if weights.shape(name) == parameters[name].shape}
+    found = parameters.keys() & weights.keys()
+    fitting = {name for name in found if weights[name].shape == parameters[name].shape}
     for name in sorted(fitting):
-        target, first = _own_rows(parameters[name])
-        if len(target):
-            target.copy_(weights.rows(name, first, first + len(target)))
+        parameter, rows = parameters[name], weights[name]
+        if isinstance(parameter, DTensor):
+            own = parameter.device_mesh.get_local_rank()
+            local, chunks = parameter.to_local(), rows.chunk(parameter.device_mesh.size())
+            if len(local):  # the last processes may have none
+                local.copy_(chunks[own])
+        else:
+            parameter.copy_(rows)
     return {
         "missing_keys": parameters.keys() - found,
-        "mismatched_keys": [(name, weights.shape(name), parameters[name].shape) for name in found - fitting],
-        "unexpected_keys": weights.names() - known - dict(llm.named_buffers()).keys(),
+        "mismatched_keys": [(name, weights[name].shape, parameters[name].shape) for name in found - fitting],
+        "unexpected_keys": weights.keys() - known - dict(llm.named_buffers()).keys(),
     }
-
-
-def _own_rows(parameter: Tensor) -> tuple[Tensor, int]:
-    """This process's rows of a parameter, and the number of the first; torch gives the last processes fewer or none."""
-    if not isinstance(parameter, DTensor):
-        return parameter, 0
-    local = parameter.to_local()
-    size = -(-len(parameter) // parameter.device_mesh.size())
-    return local, min(size * parameter.device_mesh.get_local_rank(), len(parameter))
 
 
 @contextmanager

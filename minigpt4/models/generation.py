@@ -11,24 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.conversation import clean_generated
+from minigpt4.conversation import IMAGE_PLACEHOLDER, clean_generated
 from minigpt4.conversation.decoding import Answer, Decoding
 from minigpt4.models import prompting
 from minigpt4.models.attention import native_dtype
-from minigpt4.models.batch_decoder import (
-    BatchDecoder,
-    GenerationState,
-    penalties,
-    tail_length,
-    warpers,
-)
+from minigpt4.models.batch_decoder import BatchDecoder, GenerationState, penalties, stopped, warpers
 from minigpt4.models.beam_search import BeamSearch
 from minigpt4.models.prompting import ImageFeatures
 
@@ -41,20 +31,13 @@ def check_stop(stop: Sequence[str]) -> list[str]:
 
 
 class StopOnText(StoppingCriteria):
-    """Ends a row, and that row alone, as soon as its own output contains one of the stop strings.
-
-    Compares text, not ids, for a tokenizer can write `###` in more than one way.
-    """
+    """Ends a row, and that row alone, as soon as its own output contains one of the stop strings."""
 
     def __init__(self, stop: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
-        self.stop = check_stop(stop)
-        self.tokenizer = tokenizer
-        self.tail = tail_length(stop)
+        self.stop, self.tokenizer = check_stop(stop), tokenizer
 
     def __call__(self, input_ids: Tensor, scores: object, **kwargs) -> Tensor:
-        first = max(1, input_ids.shape[1] - self.tail)
-        texts = self.tokenizer.batch_decode(input_ids[:, first:].tolist())
-        done = [any(stop in text for stop in self.stop) for text in texts]
+        done = stopped(self.tokenizer, input_ids.tolist(), [self.stop] * len(input_ids))
         return torch.tensor(done, device=input_ids.device)
 
 
@@ -115,16 +98,8 @@ def first_token(llm: nn.Module) -> int:
 
 def end_tokens(llm: nn.Module) -> list[int]:
     """Ids that end an answer of this LLM."""
-    return _as_list(llm.generation_config.eos_token_id)
-
-
-def _as_list(ids: int | list[int] | None) -> list[int]:
-    if ids is None:
-        return []
-    return list(ids) if isinstance(ids, (list, tuple)) else [ids]
-
-
-__all__ = ["Answer", "Decoding", "StopOnText", "check_stop", "cut_at_stop", "end_tokens", "first_token", "generate_ids"]
+    ids = llm.generation_config.eos_token_id
+    return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
 
 
 class GenerationMixin:
@@ -148,7 +123,7 @@ class GenerationMixin:
 
     def prompt_length(self, prompt: str, image_tokens: Sequence[int]) -> int:
         """Positions that a prompt takes, where its n-th image takes `image_tokens[n]` of them."""
-        texts = self.prompting.encode(prompting.split_prompt(prompt))
+        texts = self.prompting.encode(prompt.split(IMAGE_PLACEHOLDER))
         return len(self.prompting.start) + sum(map(len, texts)) + sum(image_tokens)
 
     @property
@@ -169,7 +144,7 @@ class GenerationMixin:
                 spans.append((first, tokens[-1].shape[0]))
                 first += spans[-1][1]
             try:
-                rows.append(prompting.prompt_row(rules.encode(prompting.split_prompt(prompt)), spans, start=start))
+                rows.append(prompting.prompt_row(rules.encode(prompt.split(IMAGE_PLACEHOLDER)), spans, start=start))
             except ValueError as error:
                 raise SampleError(f"texts[{index}]: {error}") from error
         return rows, torch.cat(tokens) if tokens else None
@@ -179,15 +154,8 @@ class GenerationMixin:
         self,
         images: Tensor | Sequence[Tensor | None] | None,
         texts: Sequence[str],
-        num_beams: int = 1,
-        max_new_tokens: int = 20,
-        min_length: int = 1,
-        top_p: float = 0.9,
-        repetition_penalty: float = 1.0,
-        length_penalty: float = 1.0,
-        temperature: float = 1.0,
-        do_sample: bool = False,
         stop: Sequence[str] = (),
+        **decoding: Any,
     ) -> list[str]:
         """Answers to prompts, one a prompt, decoded together with left padding.
 
@@ -195,28 +163,15 @@ class GenerationMixin:
             images: (B, 3, S, S), one a prompt; or (B, n, 3, S, S); or a list with a tensor (3, S, S) or
                 (n, 3, S, S) or None for each prompt; or features of one image a prompt; or None for text alone.
             texts: whole prompts, `<ImageHere>` where an image belongs.
-            min_length: tokens before an answer may end, bos counted as in transformers 4.30.
             stop: strings that end an answer; each row stops by itself and is cut before the string.
-            Others: as in transformers' `generate`.
+            decoding: fields of `Decoding`, as in transformers' `generate`.
         """
-        decoding = Decoding(
-            num_beams, max_new_tokens, min_length, top_p, repetition_penalty, length_penalty, temperature, do_sample
-        )
         if isinstance(texts, str):
             raise SampleError("texts: must be a list of prompts, one an image; put a single one in brackets")
         if not texts:
             return []
-        return self.generate_from_embeds(self._image_lists(images, len(texts)), texts, decoding, stop)
-
-    def generate_from_embeds(
-        self,
-        images: Sequence[Sequence[Tensor]],
-        texts: Sequence[str],
-        decoding: Decoding,
-        stop: Sequence[str] = (),
-    ) -> list[str]:
-        """`generate` where the images are encoded already: the embeddings (1, Q, D) of each prompt's images."""
-        return [answer.text for answer in self.answers_from_embeds(images, texts, decoding, stop)]
+        answers = self.answers_from_embeds(self._image_lists(images, len(texts)), texts, Decoding(**decoding), stop)
+        return [answer.text for answer in answers]
 
     @torch.no_grad()
     def answers_from_embeds(
@@ -226,19 +181,19 @@ class GenerationMixin:
         decoding: Decoding,
         stop: Sequence[str] = (),
     ) -> list[Answer]:
-        """`generate_from_embeds` that also tells whether each answer was ended or cut."""
-        stop = [stop] if isinstance(stop, str) else list(stop)
-        embeds_BTD, mask_BT = self.prompt_embeds(texts, images)
-        ids_BL = generate_ids(self.llama_model, self.llama_tokenizer, embeds_BTD, mask_BT, decoding, stop)
-        rows, tokenizer = ids_BL.tolist(), self.llama_tokenizer
+        """`generate` from the embeddings (1, Q, D) of each prompt's images, and whether answers were ended or cut."""
+        stop, tokenizer = [stop] if isinstance(stop, str) else list(stop), self.llama_tokenizer
+        prompts = self.prompt_embeds(texts, images)
+        rows = generate_ids(self.llama_model, tokenizer, *prompts, decoding, stop).tolist()
         ends = set(end_tokens(self.llama_model))
         whole = tokenizer.batch_decode(rows)  # a stop string may be a special token
-        ended = [
-            not ends.isdisjoint(row[1:]) or any(s in text for s in stop) for row, text in zip(rows, whole, strict=True)
-        ]
         decoded = tokenizer.batch_decode(rows, skip_special_tokens=True)
-        texts = [clean_generated(cut_at_stop(text, stop)) for text in decoded]
-        return [Answer(*answer) for answer in zip(texts, ended, strict=True)]
+        return [
+            Answer(
+                clean_generated(cut_at_stop(text, stop)), not ends.isdisjoint(row[1:]) or any(s in all_ for s in stop)
+            )
+            for row, all_, text in zip(rows, whole, decoded, strict=True)
+        ]
 
     @torch.no_grad()
     def log_likelihoods(
@@ -260,7 +215,7 @@ class GenerationMixin:
         rows, tokens_MD = self._prompt_rows(texts, self._image_lists(images, len(texts)))
         wanted = [prompting.TokenSequence().add_text(ids, train=True) for ids in self.prompting.encode(answers)]
         batch = prompting.collate_training(rows, wanted, [], self.llama_tokenizer.pad_token_id)
-        columns_K = prompting.target_columns(batch)
+        columns_K = prompting.target_positions(batch)[1].unique()
         if not len(columns_K):
             return [(0.0, True)] * len(texts)
         batch, columns_K = batch.to(self.device), columns_K.to(self.device)
@@ -285,7 +240,7 @@ class GenerationMixin:
             raise SampleError(f"images: {len(images)} entries{shape} for {count} texts")
         if isinstance(images, ImageFeatures):
             return [[embeds_1QD] for embeds_1QD in self.encode_img(images)[0].split(1)]
-        own = [_as_stack(image) for image in images]
+        own = [image[None] if image is not None and image.ndim == 3 else image for image in images]
         pixels = [stack for stack in own if stack is not None]
         if not pixels:
             return [[] for _ in range(count)]
@@ -319,9 +274,3 @@ class GenerationMixin:
             for row, count in zip(losses_BC, num_cand, strict=True):
                 row[count:] = float("inf")
         return losses_BC.argsort(dim=1, stable=True).tolist()
-
-
-def _as_stack(image: Tensor | None) -> Tensor | None:
-    if image is None or image.ndim == 4:
-        return image
-    return image.unsqueeze(0)

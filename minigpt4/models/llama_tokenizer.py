@@ -12,11 +12,11 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, normalizers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizer
@@ -50,7 +50,7 @@ class LlamaPieceTokenizer(PreTrainedTokenizer):
 
     def __init__(
         self,
-        pieces: sentencepiece.SentencePieceProcessor,
+        pieces: SentencePieceProcessor,
         added: Mapping[int, AddedToken],
         add_bos_token: bool = True,
         add_eos_token: bool = False,
@@ -63,17 +63,14 @@ class LlamaPieceTokenizer(PreTrainedTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """Number of pieces, without added tokens."""
         return len(self._piece_ids)
 
     def get_vocab(self) -> dict[str, int]:
-        """Ids by piece or added token."""
         return self._piece_ids | self._added_tokens_encoder
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """Bos before and eos behind each of the two texts, as far as the directory asks for them."""
         before = [self.bos_token_id] if self.add_bos_token else []
         behind = [self.eos_token_id] if self.add_eos_token else []
         ids = [*before, *token_ids_0, *behind]
@@ -101,16 +98,15 @@ class LlamaPieceTokenizer(PreTrainedTokenizer):
     def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs) -> str:
         """Text of the ids. Those that are neither piece nor added token (Vicuna v0's 32000) are left out."""
         specials, size = set(self.all_special_ids) if skip_special_tokens else (), self.vocab_size
-        parts, run = [], []
-        for index in [token_ids] if isinstance(token_ids, int) else token_ids:
-            if index in specials:
-                continue
-            if index < size:
-                run.append(index)
-            elif index in self._added_tokens_decoder:
-                parts += [self._decode_pieces(run)] * bool(run) + [self._added_tokens_decoder[index].content]
-                run = []
-        text = " ".join(parts + [self._decode_pieces(run)] * bool(run))
+        ids = [token_ids] if isinstance(token_ids, int) else token_ids
+        ids = [i for i in ids if i not in specials and (i < size or i in self._added_tokens_decoder)]
+        parts = []
+        for is_piece, run in groupby(ids, lambda index: index < size):
+            if is_piece:
+                parts.append(self._decode_pieces(run))
+            else:
+                parts += [self._added_tokens_decoder[index].content for index in run]
+        text = " ".join(parts)
         return self.clean_up_tokenization(text) if self.clean_up_tokenization_spaces else text
 
     def _decode_pieces(self, ids: Iterable[int]) -> str:
@@ -160,7 +156,11 @@ def read_llama_tokenizer(directory: Path, model_type: str, vocabulary: int | Non
             ids[content] = max([pieces.get_piece_size() - 1, *ids.values()]) + 1
     tokens = {content: token for content, (_, token) in added.items()} | tokens
     past = [content for content in tokens if vocabulary is not None and ids[content] >= vocabulary]
-    _refuse_past(directory, past, named, vocabulary)
+    for name in ("bos_token", "eos_token"):
+        if named[name] is not None and named[name].content in past:
+            raise ValueError(f"{name} is {named[name].content!r}, which is not among the LLM's {vocabulary} tokens")
+    if past:
+        log.warning("%s: %s are past the LLM's %s tokens, and are plain text here", directory, past, vocabulary)
     adds_bos, adds_eos = _adds(directory, config, converted, model_type)
     if adds_bos and named["bos_token"] is None:
         raise ValueError('tokenizer_config.json: bos_token is null; set it to "<s>", or add_bos_token to false')
@@ -182,7 +182,7 @@ def read_llama_tokenizer(directory: Path, model_type: str, vocabulary: int | Non
     return tokenizer
 
 
-def _is_piece(pieces: sentencepiece.SentencePieceProcessor, content: str) -> bool:
+def _is_piece(pieces: SentencePieceProcessor, content: str) -> bool:
     return pieces.id_to_piece(pieces.piece_to_id(content)) == content
 
 
@@ -193,9 +193,8 @@ def _check_empty(directory: Path, named: dict[str, AddedToken | None]) -> None:
         raise ValueError(f'tokenizer_config.json: {empty[0]} is ""; write {_DEFAULTS[empty[0]]!r}')
     if empty:
         log.warning(
-            "%s: its tokenizer files name special tokens '', as LLaMA directories of 2023 do. The published code then "
-            "takes id 0 for them, also before each text, and so does this; with <s> and </s> in tokenizer_config.json "
-            "it would be 1 and 2",
+            "%s: special tokens are named '', which means id 0, also before each text, as in the published code; name "
+            "them <s> and </s> in tokenizer_config.json for 1 and 2",
             directory,
         )
 
@@ -215,7 +214,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _pieces(
     directory: Path, model_type: str, config: dict[str, Any], converted: dict[str, Any]
-) -> sentencepiece.SentencePieceProcessor | None:
+) -> SentencePieceProcessor | None:
     """SentencePiece's model of a LLaMA, whichever file holds it.
 
     A class or else a model type with "llama" in its name stands for SentencePiece of any options, another one for
@@ -227,28 +226,19 @@ def _pieces(
         proto = sentencepiece_model_pb2.ModelProto()
         try:
             proto.ParseFromString(path.read_bytes())
-            pieces = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+            pieces = SentencePieceProcessor(model_proto=proto.SerializeToString())
         except Exception as error:
-            if _is_byte_level(converted):
+            if "ByteLevel" in json.dumps(converted.get("pre_tokenizer")):
                 return None  # LLaMA 3's file for tiktoken
             raise ValueError("tokenizer.model: is damaged, or no SentencePiece model") from error
-        return pieces if "llama" in kind.lower() or _has_llama_options(proto) else None
+        normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
+        has_llama_options = (
+            (trainer.model_type, trainer.byte_fallback, normalizer.add_dummy_prefix) == (trainer.BPE, True, True)
+            and not normalizer.remove_extra_whitespaces
+            and not normalizer.precompiled_charsmap
+        )
+        return pieces if "llama" in kind.lower() or has_llama_options else None
     return _rebuilt(directory, model_type, converted) if _is_converted(converted) else None
-
-
-def _has_llama_options(proto: Any) -> bool:
-    normalizer, trainer = proto.normalizer_spec, proto.trainer_spec
-    return (
-        trainer.model_type == trainer.BPE
-        and trainer.byte_fallback
-        and normalizer.add_dummy_prefix
-        and not normalizer.remove_extra_whitespaces
-        and not normalizer.precompiled_charsmap
-    )
-
-
-def _is_byte_level(converted: dict[str, Any]) -> bool:
-    return "ByteLevel" in json.dumps(converted.get("pre_tokenizer"))
 
 
 def _is_converted(converted: dict[str, Any]) -> bool:
@@ -263,7 +253,7 @@ def _is_converted(converted: dict[str, Any]) -> bool:
     )
 
 
-def _rebuilt(directory: Path, model_type: str, converted: dict[str, Any]) -> sentencepiece.SentencePieceProcessor:
+def _rebuilt(directory: Path, model_type: str, converted: dict[str, Any]) -> SentencePieceProcessor:
     """SentencePiece's model from the vocabulary and merges of a tokenizer.json, tried on sentences.
 
     A piece's score is the rank of the first merge that makes it, which is the order of the scores it was made from.
@@ -300,7 +290,7 @@ def _rebuilt(directory: Path, model_type: str, converted: dict[str, Any]) -> sen
     trainer.unk_piece, trainer.unk_id = unknown, places[unknown]
     trainer.bos_id, trainer.eos_id, trainer.pad_id = places.get("<s>", -1), places.get("</s>", -1), -1
     normalizer.name, normalizer.add_dummy_prefix, normalizer.remove_extra_whitespaces = "identity", True, False
-    pieces = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    pieces = SentencePieceProcessor(model_proto=proto.SerializeToString())
 
     plain = Tokenizer(BPE(places, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     plain.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)])
@@ -370,7 +360,7 @@ def _token(place: str, value: Any, keeps_blanks: bool = False, special: bool = T
 
 
 def _added_tokens(
-    directory: Path, config: dict[str, Any], converted: dict[str, Any], pieces: sentencepiece.SentencePieceProcessor
+    directory: Path, config: dict[str, Any], converted: dict[str, Any], pieces: SentencePieceProcessor
 ) -> dict[str, tuple[int, AddedToken]]:
     """Id and token of what was added to the pieces, by content; added_tokens.json's word goes first, as in 4.30.
 
@@ -401,14 +391,6 @@ def _added_tokens(
     return added
 
 
-def _refuse_past(directory: Path, past: list[str], named: dict[str, AddedToken | None], vocabulary: int | None) -> None:
-    for name in ("bos_token", "eos_token"):
-        if named[name] is not None and named[name].content in past:
-            raise ValueError(f"{name} is {named[name].content!r}, which is not among the LLM's {vocabulary} tokens")
-    if past:
-        log.warning("%s: %s are past the LLM's %s tokens, and are plain text here", directory, past, vocabulary)
-
-
 def _adds(directory: Path, config: dict[str, Any], converted: dict[str, Any], model_type: str) -> tuple[bool, bool]:
     """Whether bos goes before a text and eos behind it: what the configuration says; else, as in 4.30, bos and no eos.
 
@@ -424,8 +406,8 @@ def _adds(directory: Path, config: dict[str, Any], converted: dict[str, Any], mo
         adds_bos = "llama" in f"{config.get('tokenizer_class')} {model_type}".lower()
         if adds_bos and "add_bos_token" not in config:
             log.warning(
-                "%s: tokenizer.json puts no bos before a text, but a LLaMA was trained with it, so it is put there; "
-                "add_bos_token in tokenizer_config.json says what is right",
+                "%s: tokenizer.json puts no bos before a text; a LLaMA was trained with it, so it is put there, unless "
+                "tokenizer_config.json has add_bos_token: false",
                 directory,
             )
     return bool(config.get("add_bos_token", adds_bos)), bool(config.get("add_eos_token", adds_eos))

@@ -124,7 +124,8 @@ def load_llm(
     """
     directory = Path(directory).expanduser()
     config = read_llm_config(directory)
-    _refuse_delta_name(directory)
+    if re.search(r"delta([-_]v[\d.]+)?$", directory.resolve().name.lower()):
+        raise WeightsError(_delta_text(directory, "its name says so"))
     attention = attention or attention_for(device)
     with errors_as(WeightsError, f"model.llama_model: {directory} does not load"):
         _refuse_small_files(directory, config.get_text_config())
@@ -144,15 +145,11 @@ def _load_whole(
     directory: Path, config: PretrainedConfig, storage: dict[str, Any], device: torch.device, attention: str
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The model, and what its files lack or have too much."""
-    if reads_pickles(directory):
-        log.info(
-            "%s holds pickled weights; python scripts/to_safetensors.py %s converts them once into safetensors",
-            directory,
-            directory,
-        )
     try:
-        for file in directory.glob("pytorch_model*.bin") if reads_pickles(directory) else ():
-            check_torch_file(file, sums=False)
+        if reads_pickles(directory):
+            log.info("Pickled weights: python scripts/to_safetensors.py %s converts them once", directory)
+            for file in directory.glob("pytorch_model*.bin"):
+                check_torch_file(file, sums=False)
         return AutoModelForCausalLM.from_pretrained(
             directory,
             config=config,
@@ -213,11 +210,6 @@ def _storage(precision: str, device: torch.device) -> dict[str, Any]:
         return {"dtype": torch.float16, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16)
     return {"dtype": torch.float16, "quantization_config": nf4}
-
-
-def _refuse_delta_name(directory: Path) -> None:
-    if re.search(r"delta([-_]v[\d.]+)?$", directory.resolve().name.lower()):
-        raise WeightsError(_delta_text(directory, "its name says so"))
 
 
 def _refuse_delta_weights(directory: Path, model: nn.Module) -> None:
@@ -282,15 +274,9 @@ def set_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else ends
     if isinstance(ends, list) and eos in ends:
         eos = ends  # chat models that end a turn and a text by different tokens
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=eos, pad_token_id=_fill_id(tokenizer, stored)
-    )
-
-
-def _fill_id(tokenizer: PreTrainedTokenizerBase, stored: GenerationConfig | None) -> int:
-    """Id after the end of a row; generation_config.json's, as published, else the pad id."""
-    fill = getattr(stored, "pad_token_id", None)
-    return fill if fill is not None and fill >= 0 else tokenizer.pad_token_id
+    fill = getattr(stored, "pad_token_id", None)  # after the end of a row, as published
+    fill = fill if fill is not None and fill >= 0 else tokenizer.pad_token_id
+    model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=eos, pad_token_id=fill)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -305,38 +291,23 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def english_loss(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Mean loss (nats a token) of the LLM on one plain English sentence."""
-    ids = tokenizer(SANITY_SENTENCE, return_tensors="pt").input_ids.to(model.get_input_embeddings().weight.device)
-    with torch.no_grad():
-        logits = model(input_ids=ids).logits[0, :-1].float()
-    return nn.functional.cross_entropy(logits, ids[0, 1:]).item()
-
-
 def check_llm(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> float:
     """Sanity sentence: raises WeightsError if the LLM's loss is not finite or that of a uniform guess.
 
     Returns the loss. People trained for days on an LLM that had not loaded (loss 10.37 = ln 32000).
     """
-    loss = english_loss(model, tokenizer)
+    ids = tokenizer(SANITY_SENTENCE, return_tensors="pt").input_ids.to(model.get_input_embeddings().weight.device)
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits[0, :-1].float()
+    loss = nn.functional.cross_entropy(logits, ids[0, 1:]).item()
     uniform = math.log(model.get_output_embeddings().weight.shape[0])
     if not math.isfinite(loss) or abs(loss - uniform) < UNIFORM_MARGIN:
         raise WeightsError(
-            f"model.llama_model: {_weight_files(directory)} cannot be right: the LLM's loss on an English sentence "
+            f"model.llama_model: {directory} cannot be right: the LLM's loss on an English sentence "
             f"is {loss:.3f}, a uniform guess has {uniform:.3f}. Its weights are zero, broken or in a format that "
             "was not read; get the files again and compare their sizes with docs/weights.md."
         )
     if loss > WEAK_SHARE * uniform:
-        log.warning(
-            "%s reads English with a loss of %.2f (a uniform guess has %.2f): untrained, or the wrong tokenizer?",
-            directory,
-            loss,
-            uniform,
-        )
+        text = "%s reads English with a loss of %.2f (a uniform guess has %.2f): untrained, or the wrong tokenizer?"
+        log.warning(text, directory, loss, uniform)
     return loss
-
-
-def _weight_files(directory: str | Path) -> str:
-    names = sorted(f.name for suffix in ("*.bin", "*.safetensors") for f in Path(directory).glob(suffix))
-    shown = ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
-    return f"{directory} ({shown})" if names else str(directory)

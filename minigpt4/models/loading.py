@@ -23,7 +23,6 @@ from minigpt4.common.checkpoint import (
 from minigpt4.common.errors import MiniGPT4Error, WeightsError, errors_as
 from minigpt4.common.model_schema import EVA_CLIP_G, MiniGPT4Config
 from minigpt4.common.start_clock import LLM, VISION, phase
-from minigpt4.models.attention import require_liger, use_liger
 from minigpt4.models.base_model import DTYPES, store_matmuls
 from minigpt4.models.connectors import Connector, build_connector, own_blip2_keys, qformer_file
 from minigpt4.models.llm import check_llm, load_llm, set_token_ids
@@ -47,11 +46,7 @@ def build_vision(cfg: MiniGPT4Config) -> VisionSide:
     tower = build_vision_encoder(cfg)
     tower.drop_layers_after(cfg.vit_layer)
     connector = build_connector(cfg, tower)
-    return tower, _norm_before(connector, tower), connector
-
-
-def _norm_before(connector: Connector, tower: VisionTower) -> nn.Module:
-    return nn.LayerNorm(tower.num_features) if connector.has_norm else nn.Identity()
+    return tower, nn.LayerNorm(tower.num_features) if connector.has_norm else nn.Identity(), connector
 
 
 @phase(VISION)
@@ -60,13 +55,16 @@ def load_vision(cfg: MiniGPT4Config) -> VisionSide:
 
     Without Q-Former no file holds `ln_vision`, and it keeps its initial ones and zeros, as published.
     """
+
+    def build_tower() -> VisionTower:
+        return store_frozen(build_vision_encoder(cfg), cfg.freeze_vit, cfg)
+
     # Other towers may compute buffers when they are built.
-    build = _unfilled if cfg.vit_model == EVA_CLIP_G else _built
-    tower = build(lambda: store_frozen(build_vision_encoder(cfg), cfg.freeze_vit, cfg))
+    tower = _unfilled(build_tower) if cfg.vit_model == EVA_CLIP_G else build_tower()
     load_vision_encoder(tower, cfg)
     tower.drop_layers_after(cfg.vit_layer)
     connector = _unfilled(lambda: store_frozen(build_connector(cfg, tower), cfg.freeze_qformer, cfg))
-    ln_vision = _norm_before(connector, tower)
+    ln_vision = nn.LayerNorm(tower.num_features) if connector.has_norm else nn.Identity()
     connector.load_weights(cfg, ln_vision)
     return tower, ln_vision, connector
 
@@ -92,11 +90,7 @@ def load_language_side(
     """The LLM, tried on a sentence, and its tokenizer; `shard`: as in `load_llm`."""
     tokenizer = load_tokenizer(directory)
     switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint, "sharded": shard}
-    if cfg.llm_kernels == "liger":
-        require_liger(device)
     model = load_llm(directory, cfg.llm_storage, device, **switches)
-    if cfg.llm_kernels == "liger":
-        use_liger(model)
     with errors_as(WeightsError, f"model.llama_model: {directory} loads, but does not run"):
         set_token_ids(model, tokenizer)
         if cfg.llm_sanity_check:
@@ -110,10 +104,6 @@ def store_frozen(module: nn.Module, frozen: bool, cfg: MiniGPT4Config) -> nn.Mod
     Done before the weights are read, so that no process holds a fp32 copy of a billion numbers (4 GB).
     """
     return store_matmuls(module, DTYPES[cfg.vit_precision]) if frozen else module
-
-
-def _built(build: Callable[[], Any]) -> Any:
-    return build()
 
 
 def _unfilled(build: Callable[[], Any]) -> Any:
@@ -140,20 +130,16 @@ def vision_fingerprints(cfg: MiniGPT4Config) -> dict[str, str]:
         readers["q_former_model"] = lambda: own_blip2_keys(read_state_dict(qformer_file(cfg), mapped=True))
     fingerprints = {}
     for key, read in readers.items():
+        digest = hashlib.sha256()
         try:
-            fingerprints[key] = _fingerprint(read())
+            for name, tensor in sorted(read().items()):
+                digest.update(name.encode(errors="backslashreplace"))
+                start = tensor.reshape(-1)[:FINGERPRINT_NUMBERS]
+                digest.update(start.to(torch.bfloat16).view(torch.uint8).numpy().tobytes())
+            fingerprints[key] = digest.hexdigest()[:16]
         except MiniGPT4Error as error:
             log.warning("Whether checkpoints were trained with the same model.%s cannot be told: %s", key, error)
     return fingerprints
-
-
-def _fingerprint(state: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(state.items()):
-        digest.update(name.encode(errors="backslashreplace"))
-        start = tensor.reshape(-1)[:FINGERPRINT_NUMBERS]
-        digest.update(start.to(torch.bfloat16).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def load_trained(
@@ -188,14 +174,15 @@ def trained_weights(
     with errors_as(WeightsError, f"{path}: is no checkpoint of this program"):
         _refuse_other_parts(path, content, made_with, cfg)
         state = drop_keys(state_dict_of(content, path), PUBLISHED_BUFFERS)
-        _refuse_parts_of_llm(state, path)
+        if of_llm := [name for name in state if PART_OF_LLM.search(name)]:
+            raise WeightsError(
+                f"{path}: holds {len(of_llm)} trained weights of its LLM (such as {of_llm[0]}), LoRA or a soft prompt, "
+                "which this model has not; docs/weights.md lists checkpoints that fit"
+            )
         _refuse_other_projection(state, target, path, cfg)
         tolerated = cfg.ckpt_allow_keys
-        optional = target.keys() - drop_keys(target, tolerated).keys()
-        state = {
-            name: tensor for name, tensor in state.items() if name in target or drop_keys({name: tensor}, tolerated)
-        }
-        target = {name: tensor for name, tensor in target.items() if name in state or name not in optional}
+        state = drop_keys(state, tolerated) | {name: state[name] for name in target if name in state}
+        target = drop_keys(target, tolerated) | {name: target[name] for name in target if name in state}
         if not state.keys() & target.keys():
             require_fit(
                 target, state, source=path, hint="It holds nothing that is trained here: is it of another model?"
@@ -235,28 +222,14 @@ def _refuse_other_parts(
         )
 
 
-def _refuse_parts_of_llm(state: Mapping[str, Tensor], path: Path) -> None:
-    trained = [name for name in state if PART_OF_LLM.search(name)]
-    if trained:
-        raise WeightsError(
-            f"{path}: holds {len(trained)} trained weights of its LLM (such as {trained[0]}): LoRA, as MiniGPT-v2's, "
-            "or a soft prompt. This model has none, and without them the others do not do what they were trained for. "
-            "docs/weights.md lists checkpoints that fit."
-        )
-
-
 def _refuse_other_projection(
     state: Mapping[str, Tensor], target: Mapping[str, Tensor], path: Path, cfg: MiniGPT4Config
 ) -> None:
     name = "llama_proj.weight"
-    if name not in state or name not in target or state[name].shape == target[name].shape:
-        return
-    if state[name].ndim != 2:
-        return  # `require_fit` says what it is
+    if name not in state or name not in target or state[name].ndim != 2 or state[name].shape == target[name].shape:
+        return  # what else is wrong of it, `require_fit` says
     (found_llm, found_vision), (llm, vision) = state[name].shape, target[name].shape
-    text = (
-        f"{path}: its projection goes from {found_vision} to {found_llm} channels, the model needs {vision} to {llm}."
-    )
+    text = f"{path}: its projection goes from {found_vision} to {found_llm} channels, not from {vision} to {llm}."
     if found_llm != llm:
         made_for = _LLM_OF_WIDTH.get(found_llm, "an LLM of that width")
         raise WeightsError(

@@ -73,7 +73,8 @@ class LMLoss:
             with activation_checkpointing(llm, recompute):
                 if self.cfg.llm_logits == "targets":
                     return target_losses(llm, inputs, at, batch.targets_BT[:, 1:][at], columns_K)
-                return _losses_of_all(llm, inputs, batch)[at]
+                logits_BVT = llm(**inputs, use_cache=False).logits[:, :-1].transpose(1, 2).float()  # as the original
+                return nn.functional.cross_entropy(logits_BVT, batch.targets_BT[:, 1:], reduction="none")[at]
 
     def _inputs(
         self, llm: nn.Module, batch: Batch, at: tuple[Tensor, Tensor]
@@ -81,28 +82,13 @@ class LMLoss:
         """Batch, positions and their columns on the LLM's device, and the arguments of its forward pass."""
         device = llm.get_input_embeddings().weight.device
         if not (self.cfg.llm_packing and can_pack(llm)):
-            batch, columns_K, at = (
-                batch.to(device),
-                _columns(at, device),
-                tuple(to_device(index, device) for index in at),
-            )
+            columns_K = to_device(at[1].unique(), device)  # found on the CPU: a GPU would be asked how many there are
+            batch, at = batch.to(device), tuple(to_device(index, device) for index in at)
             return batch, at, columns_K, {"attention_mask": batch.attention_mask_BT}
         prefix = shared_prefix(batch, at) if self._keeps_prefix else []
-        packed: Packed = pack(batch, at, len(prefix))
-        columns_K, packed = _columns(packed.at, device), packed.to(device)
+        packed = pack(batch, at, len(prefix))
+        columns_K, packed = to_device(packed.at[1].unique(), device), packed.to(device)
         return packed.batch, packed.at, columns_K, packed.inputs(self._prefixes.of(llm, prefix))
-
-
-def _columns(at: tuple[Tensor, Tensor], device: torch.device) -> Tensor:
-    """(K,), each column once, in order; found on the CPU, because how many there are is a number that a GPU would be
-    asked for."""
-    return to_device(at[1].unique(), device)
-
-
-def _losses_of_all(llm: nn.Module, inputs: Mapping[str, Any], batch: Batch) -> Tensor:
-    """(B, T - 1), from logits at all positions, as the original makes them."""
-    logits_BVT = llm(**inputs, use_cache=False).logits[:, :-1].transpose(1, 2).float()
-    return nn.functional.cross_entropy(logits_BVT, batch.targets_BT[:, 1:], reduction="none")
 
 
 # Packing
@@ -202,18 +188,14 @@ class PrefixStates:
         amp = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
         key = (tuple(ids), device, amp)
         if key not in self._known:
-            self._known[key] = _prefix_states(llm, torch.tensor([ids], device=device))
+            cache = DynamicCache()
+            with torch.no_grad():
+                llm.base_model(input_ids=torch.tensor([ids], device=device), **cache_arguments(llm.base_model, cache))
+            self._known[key] = tuple((layer.keys, layer.values) for layer in cache.layers)
         self._known.move_to_end(key)
         while len(self._known) > MOST_PREFIXES:
             self._known.popitem(last=False)
         return self._known[key]
-
-
-@torch.no_grad()
-def _prefix_states(llm: nn.Module, ids_1P: Tensor) -> States:
-    cache = DynamicCache()
-    llm.base_model(input_ids=ids_1P, **cache_arguments(llm.base_model, cache))
-    return tuple((layer.keys, layer.values) for layer in cache.layers)
 
 
 # The frozen output layer: its input's gradient is all that the backward pass needs of it, and that is known as soon as
@@ -233,22 +215,14 @@ def target_losses(
     """
     inputs = {**inputs, "use_cache": False}
     head = llm.get_output_embeddings()
-    if not _is_plain(llm, head):
+    is_plain = llm.config.model_type in LLAMA_LIKE and isinstance(head, nn.Linear) and head.weight.is_floating_point()
+    if not is_plain or head.weight.requires_grad:
         logits_BKV = llm(**inputs, logits_to_keep=columns_K).logits
         logits_ND = logits_BKV[at[0], torch.searchsorted(columns_K, at[1])]
         return nn.functional.cross_entropy(logits_ND.float(), targets_N, reduction="none")
     hidden_BTD = llm.base_model(**inputs).last_hidden_state
     hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, at[0] * hidden_BTD.shape[1] + at[1])
     return _FrozenHeadLoss.apply(hidden_ND, head.weight, head.bias, targets_N)
-
-
-def _is_plain(llm: nn.Module, head: nn.Module) -> bool:
-    return (
-        llm.config.model_type in LLAMA_LIKE
-        and isinstance(head, nn.Linear)
-        and head.weight.is_floating_point()
-        and not head.weight.requires_grad
-    )
 
 
 class _FrozenHeadLoss(torch.autograd.Function):

@@ -32,35 +32,11 @@ from minigpt4.models.loss import target_losses
 _FUSED, _EAGER = "minigpt4_fused_size", "minigpt4_eager_size"
 
 
-def sized_attention(llm_attention: str | None) -> str:
-    """The name to build an LLM with; `llm_attention` as in the section `model:`."""
-    AttentionInterface.register(_FUSED, _fused)
-    AttentionMaskInterface.register(_FUSED, lambda *args, **kwargs: None)
-    AttentionInterface.register(_EAGER, _eager)
-    AttentionMaskInterface.register(_EAGER, _eager_mask)
-    return _EAGER if llm_attention == "eager" else _FUSED
-
-
-class _FusedAttention(torch.autograd.Function):
-    """Keeps what a fused kernel keeps: queries, keys, values, output, and one fp32 number per query and head."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        output = torch.empty_like(query)
-        log_sum = query.new_empty(query.shape[:-1], dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, output, log_sum)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        query, key, value = ctx.saved_tensors[:3]
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
 def _fused(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    return _FusedAttention.apply(query, key, value).transpose(1, 2).contiguous(), None
+    output = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, is_causal=True)[0]
+    return output.transpose(1, 2).contiguous(), None
 
 
 def _eager(
@@ -78,6 +54,11 @@ def _eager(
 def _eager_mask(batch_size: int, q_length: int, kv_length: int, dtype: torch.dtype, **kwargs: Any) -> Tensor:
     return torch.empty(batch_size, 1, q_length, kv_length, dtype=dtype, device="meta")
 
+
+AttentionInterface.register(_FUSED, _fused)
+AttentionMaskInterface.register(_FUSED, lambda *args, **kwargs: None)
+AttentionInterface.register(_EAGER, _eager)
+AttentionMaskInterface.register(_EAGER, _eager_mask)
 
 GIB = 2**30
 OPTIMIZER_BYTES = 4 + 8
@@ -158,17 +139,12 @@ class StorageCounter(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
         for value in tree_leaves(output):
-            if isinstance(value, Tensor):
-                self._count(value.untyped_storage())
+            if isinstance(value, Tensor) and (storage := value.untyped_storage()) not in self._seen:
+                self._seen.add(storage)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._release, storage.nbytes())
         return output
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._seen:
-            return
-        self._seen.add(storage)
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._release, storage.nbytes())
 
     def _release(self, nbytes: int) -> None:
         self.live -= nbytes
@@ -184,12 +160,27 @@ class MetaModel:
             llm_width = llm_config.get_text_config().hidden_size
             self.projection = build_projection(cfg, self.connector.feature_width, llm_width)
             with errors_as(WeightsError, f"model.llama_model: no LLM can be built as {cfg.llama_model} describes it"):
-                self.llm = _build_llm(cfg, llm_config)
-        for part, frozen in ((self.encoder, cfg.freeze_vit), (self.ln_vision, cfg.freeze_vit)):
-            part.requires_grad_(not frozen)
+                self.llm = AutoModelForCausalLM.from_config(
+                    copy.deepcopy(llm_config),  # the model writes its attention into it
+                    dtype=DTYPES.get(cfg.llm_storage, torch.float16),
+                    attn_implementation=_EAGER if cfg.llm_attention == "eager" else _FUSED,
+                )
+                enable_activation_checkpointing(self.llm)
+        self.llm.requires_grad_(False).eval()
+        self.encoder.requires_grad_(not cfg.freeze_vit)
+        self.ln_vision.requires_grad_(not cfg.freeze_vit)
         self.connector.requires_grad_(not cfg.freeze_qformer)
-        self.parts = self._parts()  # sized as stored, before the 16-bit copies below
-        self._to_compute_dtype()
+        vision = (self.encoder, self.ln_vision, self.connector)
+        store_frozen(self.encoder, cfg.freeze_vit, cfg)
+        store_frozen(self.connector, cfg.freeze_qformer, cfg)
+        llm = replace(_part(_LLM, self.llm), weight_bytes=_llm_bytes(self.llm, cfg.llm_storage))
+        parts = [_part("vision encoder, ln_vision", *vision[:2]), _part("Q-Former", self.connector)]
+        parts += [_part("projection (llama_proj)", self.projection), llm]
+        self.parts = tuple(part for part in parts if part.parameters)
+        # Sized as stored. Meta tensors know no autocast: from here on the vision side computes in its 16 bits.
+        for part in vision if cfg.vit_precision != "fp32" else ():
+            part.to(DTYPES[cfg.vit_precision])
+        self.projection.to(self.llm.dtype)
 
     def estimate(
         self, batch_size: int, lengths: Lengths, *, recompute: bool | None = None, cached: bool = False
@@ -206,9 +197,10 @@ class MetaModel:
         shape = feature_shape(self.cfg) if cached else None
         llm = f"model.llama_model: no step is possible with what {self.cfg.llama_model} describes"
         with errors_as(WeightsError, llm), StorageCounter(known) as counter:
-            tokens = self._step(batch_size, lengths, recompute, shape)
+            embeds_BTD = self._embeds(batch_size, lengths, shape)
+            self._loss(embeds_BTD, lengths.answer, recompute).backward()
         parts = self.parts[-2:] if cached else self.parts
-        return Estimate(parts, batch_size, tokens, counter.peak)
+        return Estimate(parts, batch_size, embeds_BTD.shape[1], counter.peak)
 
     def stored_as(self, estimate: Estimate, storage: str) -> Estimate:
         """The same step with the LLM stored in another precision; its activations stay in 16 bits."""
@@ -225,36 +217,19 @@ class MetaModel:
         gathered = Part("LLM, gathered layers", 0, 0, GATHERED_LAYERS * max(map(_bytes, layers)))
         return _with_llm(estimate, llm, gathered)
 
-    def _parts(self) -> tuple[Part, ...]:
-        store_frozen(self.encoder, self.cfg.freeze_vit, self.cfg)
-        store_frozen(self.connector, self.cfg.freeze_qformer, self.cfg)
-        rows = [_part("vision encoder, ln_vision", self.encoder, self.ln_vision)]
-        if next(self.connector.parameters(), None) is not None:
-            rows.append(_part("Q-Former", self.connector))
-        rows.append(_part("projection (llama_proj)", self.projection))
-        rows.append(replace(_part(_LLM, self.llm), weight_bytes=_llm_bytes(self.llm, self.cfg.llm_storage)))
-        return tuple(rows)
-
-    def _to_compute_dtype(self) -> None:
-        """Meta tensors know no autocast: the vision side computes in its 16 bits throughout."""
-        if self.cfg.vit_precision != "fp32":
-            for part in (self.encoder, self.ln_vision, self.connector):
-                part.to(DTYPES[self.cfg.vit_precision])
-        self.projection.to(self.llm.dtype)
-
-    def _step(self, batch_size: int, lengths: Lengths, recompute: bool, shape: tuple[int, int] | None) -> int:
+    def _embeds(self, batch_size: int, lengths: Lengths, shape: tuple[int, int] | None) -> Tensor:
+        """What the LLM reads; `shape`: of cached features, in the place of the images."""
+        dtype = self.llm.dtype
         if shape:
-            features_BQV = torch.empty(batch_size, *shape, dtype=self.llm.dtype, device="meta")
+            features_BQV = torch.empty(batch_size, *shape, dtype=dtype, device="meta")
         else:
-            features_BQV = self._vision(batch_size)
-        embeds_BTD = self._embeds(features_BQV, lengths)
-        self._loss(embeds_BTD, lengths.answer, recompute).backward()
-        return embeds_BTD.shape[1]
-
-    def _embeds(self, features_BQV: Tensor, lengths: Lengths) -> Tensor:
-        image_BQD = self.projection(features_BQV.to(self.llm.dtype))
-        length, width = 1 + lengths.prompt + lengths.answer, image_BQD.shape[2]
-        text = torch.empty(len(image_BQD), length, width, dtype=self.llm.dtype, device="meta")
+            size, vision_dtype = self.encoder.image_size, next(self.encoder.parameters()).dtype
+            image = torch.empty(batch_size, 3, size, size, dtype=vision_dtype, device="meta")
+            with torch.set_grad_enabled(is_trained(self.encoder, self.ln_vision, self.connector)):
+                features_BQV = self.connector(self.ln_vision(self.encoder(image)))
+        image_BQD = self.projection(features_BQV.to(dtype))
+        length = 1 + lengths.prompt + lengths.answer
+        text = torch.empty(batch_size, length, image_BQD.shape[2], dtype=dtype, device="meta")
         return torch.cat([image_BQD, text], dim=1)
 
     def _loss(self, embeds_BTD: Tensor, answer: int, recompute: bool) -> Tensor:
@@ -267,12 +242,6 @@ class MetaModel:
             logits_BTV = self.llm(**inputs, use_cache=False).logits
             logits_BVT = logits_BTV[:, :-1].transpose(1, 2).float()
         return nn.functional.cross_entropy(logits_BVT, mask_BT[:, 1:], reduction="none").mean()
-
-    def _vision(self, batch_size: int) -> Tensor:
-        size, dtype = self.encoder.image_size, next(self.encoder.parameters()).dtype
-        image = torch.empty(batch_size, 3, size, size, dtype=dtype, device="meta")
-        with torch.set_grad_enabled(is_trained(self.encoder, self.ln_vision, self.connector)):
-            return self.connector(self.ln_vision(self.encoder(image)))
 
 
 def llm_config_for(cfg: MiniGPT4Config) -> tuple[PretrainedConfig, str]:
@@ -292,39 +261,25 @@ def llm_config_for(cfg: MiniGPT4Config) -> tuple[PretrainedConfig, str]:
     return LlamaConfig(vocab_size=32000, **_LLAMA_SIZES[int(size[1])]), f"LLaMA {size[1]}B, by the name {directory}"
 
 
-def _build_llm(cfg: MiniGPT4Config, llm_config: PretrainedConfig) -> nn.Module:
-    dtype, attention = DTYPES.get(cfg.llm_storage, torch.float16), sized_attention(cfg.llm_attention)
-    own = copy.deepcopy(llm_config)  # the model writes its attention into it
-    llm = AutoModelForCausalLM.from_config(own, dtype=dtype, attn_implementation=attention)
-    enable_activation_checkpointing(llm)
-    return llm.requires_grad_(False).eval()
-
-
 def _with_llm(estimate: Estimate, *llm: Part) -> Estimate:
     """The estimate with these parts in the place of the LLM."""
     return replace(estimate, parts=(*(part for part in estimate.parts if not part.name.startswith(_LLM)), *llm))
 
 
 def _bytes(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(p.numel() * p.element_size() for p in parameters)
+    return sum(p.nbytes for p in parameters)
 
 
 def _part(name: str, *modules: nn.Module) -> Part:
     parameters = [p for module in modules for p in module.parameters()]
-    return Part(
-        name,
-        parameters=sum(p.numel() for p in parameters),
-        trained=sum(p.numel() for p in parameters if p.requires_grad),
-        weight_bytes=_bytes(parameters),
-    )
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    return Part(name, sum(p.numel() for p in parameters), trained, _bytes(parameters))
 
 
 def _llm_bytes(llm: nn.Module, storage: str) -> int:
     """Stored size; bitsandbytes quantises linear layers except the output layer."""
-    sizes = {id(p): p.numel() * p.element_size() for p in llm.parameters()}
-    if storage in _QUANTISED_BYTES:
-        output = llm.get_output_embeddings()
-        for module in llm.modules():
-            if isinstance(module, nn.Linear) and module is not output:
-                sizes[id(module.weight)] = int(module.weight.numel() * _QUANTISED_BYTES[storage])
+    sizes = {id(p): p.nbytes for p in llm.parameters()}
+    for module in llm.modules() if storage in _QUANTISED_BYTES else ():
+        if isinstance(module, nn.Linear) and module is not llm.get_output_embeddings():
+            sizes[id(module.weight)] = int(module.weight.numel() * _QUANTISED_BYTES[storage])
     return sum(sizes.values())

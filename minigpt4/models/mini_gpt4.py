@@ -1,9 +1,8 @@
-"""The model: vision tower -> connector -> projection -> soft prompt of an LLM; what it is in detail says its YAML.
+"""The model: vision tower -> connector -> projection -> soft prompt of an LLM, as its section of the YAML says.
 
 MiniGPT-4 (Zhu et al., arXiv 2304.10592, section 3): a frozen EVA-ViT and Q-Former, one trained linear layer, a
-frozen Vicuna. The ablations of its Table 5, the released model on LLaMA-2 and the mini model are other values of the
-same keys. Shapes: B samples, S pixels a side, N vision tokens of width V, Q image tokens of width H, D channels of the
-LLM, M image tokens of a batch, T positions.
+frozen Vicuna; other values of the same keys give the variants. Shapes: B samples, S pixels a side, N vision tokens of
+width V, Q image tokens of width H, D channels of the LLM, M image tokens of a batch, T positions.
 """
 
 import logging
@@ -86,7 +85,19 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         llm_width = llama_model.get_input_embeddings().weight.shape[1]
         self.llama_proj = build_projection(cfg, connector.feature_width, llm_width)
         self._freeze_parts()
-        self.prompting = _build_prompting(cfg, llama_tokenizer)
+        template = cfg.prompt_template
+        if template == "tokenizer":
+            template = prompt_template_from_tokenizer(llama_tokenizer)
+        self.prompting = PromptBuilder(
+            tokenizer=llama_tokenizer,
+            prompt_list=read_prompts(cfg.prompt_path, template),
+            prompt_template=template,
+            chat_template=cfg.chat_template,
+            max_txt_len=cfg.max_txt_len,
+            max_context_len=cfg.max_context_len,
+            end_sym=cfg.end_sym,
+            truncate_end_sym=cfg.truncate_end_sym,
+        )
         self.lm_loss = LMLoss(cfg, llama_model)
         self._made_with: dict[str, Any] | None = None
 
@@ -161,7 +172,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         if samples.image is None:
             return self.prompting.training_batch(samples, [[] for _ in range(len(samples))]), None
         embeds_BQD, _ = self.encode_img(samples.image)
-        count, room = embeds_BQD.shape[1], samples.max_images
+        count, room = embeds_BQD.shape[1], len(embeds_BQD) // len(samples)
         images = [
             [((index * room + n) * count, count) for n in range(length)]
             for index, length in enumerate(samples.lengths or [room] * len(samples))
@@ -225,7 +236,6 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
 
     @property
     def device(self) -> torch.device:
-        """Where inputs have to be."""
         return next(self.llama_proj.parameters()).device
 
     @property
@@ -243,7 +253,6 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         return {name: getattr(self, name) for name in (*_VISION_SIDE, "llama_proj", "llama_model")}
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """Everything that is trained, under the names of published checkpoints; the one place that decides it."""
         named = dict(self.connector.lavis_parameters())
         named |= {f"visual_encoder.{n}": p for n, p in self.visual_encoder.model.named_parameters()}
         named |= {f"ln_vision.{n}": p for n, p in self.ln_vision.named_parameters()}
@@ -291,7 +300,6 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         load_trained(self.trainable_parameters(), file, self.cfg, self.made_with())
 
     def made_with(self) -> dict[str, Any]:
-        """What a checkpoint's card says of the frozen parts that its weights belong to."""
         if self._made_with is None:
             self._made_with = {
                 "llm_fingerprint": llm.fingerprint(self.llama_model),
@@ -304,22 +312,6 @@ MiniGPT4 = VisionLanguageModel
 """The published name."""
 
 _VISION_SIDE = ("visual_encoder", "ln_vision", "Qformer")
-
-
-def _build_prompting(cfg: MiniGPT4Config, tokenizer: Any) -> PromptBuilder:
-    template = cfg.prompt_template
-    if template == "tokenizer":
-        template = prompt_template_from_tokenizer(tokenizer)
-    return PromptBuilder(
-        tokenizer=tokenizer,
-        prompt_list=read_prompts(cfg.prompt_path, template),
-        prompt_template=template,
-        chat_template=cfg.chat_template,
-        max_txt_len=cfg.max_txt_len,
-        max_context_len=cfg.max_context_len,
-        end_sym=cfg.end_sym,
-        truncate_end_sym=cfg.truncate_end_sym,
-    )
 
 
 def _llm_device(cfg: MiniGPT4Config, device: torch.device) -> torch.device:

@@ -1,9 +1,7 @@
-"""What a training batch says to the LLM: LAVIS's `samples`, checked; prompts in their template, answers with their end
-symbol; all of it as token sequences: ids, attention mask, targets, and where the image tokens go.
+"""What a training batch says to the LLM: LAVIS's `samples`, checked, as token sequences.
 
-A `TokenSequence` is one sequence under construction; its four lists grow together, segment by segment, so that a mask
-or a target cannot drift from its token. Shapes: B rows, T positions, D channels of the LLM, M image tokens of the
-batch.
+The four lists of a `TokenSequence` grow together, so that a mask or a target cannot drift from its token.
+Shapes: B rows, T positions, D channels of the LLM, M image tokens of the batch.
 """
 
 import logging
@@ -25,8 +23,9 @@ from minigpt4.models.tokenizer import end_symbol_ids, hidden_pad_id, start_ids
 
 log = logging.getLogger(__name__)
 
+Spans = Sequence[Sequence[tuple[int, int]]]
+"""First token and number of tokens, in the flat list of the batch, of each sample's images."""
 
-# Token sequences
 
 IGNORE = -100
 """Target of a position that is not trained on."""
@@ -54,7 +53,7 @@ class TokenSequence:
         return self
 
     def add_image(self, start: int, count: int) -> "TokenSequence":
-        """Append image tokens `start` to `start + count - 1` of the batch's flat list."""
+        """Append image tokens from `start` of the batch's flat list."""
         self.ids += [0] * count
         self.targets += [IGNORE] * count
         self.attend += [1] * count
@@ -63,8 +62,8 @@ class TokenSequence:
 
     def cut(self, length: int) -> "TokenSequence":
         """Keep the first `length` positions."""
-        for name in ("ids", "targets", "attend", "images"):
-            del getattr(self, name)[length:]
+        for values in vars(self).values():
+            del values[length:]
         return self
 
     def hide_target(self, token_id: int) -> "TokenSequence":
@@ -105,19 +104,8 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on `device`."""
-        return Batch(
-            to_device(self.ids_BT, device),
-            to_device(self.attention_mask_BT, device),
-            to_device(self.targets_BT, device),
-            tuple(to_device(index, device) for index in self.image_at),
-            to_device(self.image_source, device),
-            to_device(self.lengths_B, device),
-        )
-
-
-def split_prompt(prompt: str) -> list[str]:
-    """The texts around the image placeholders: n placeholders give n + 1 texts, each possibly empty."""
-    return prompt.split(IMAGE_PLACEHOLDER)
+        values = {name: to_device(value, device) for name, value in vars(self).items() if name != "image_at"}
+        return Batch(image_at=tuple(to_device(index, device) for index in self.image_at), **values)
 
 
 def prompt_row(
@@ -136,10 +124,8 @@ def prompt_row(
 
 
 def answer_row(ids: Sequence[int], end_ids: Sequence[int], max_len: int, *, truncate_end: bool) -> TokenSequence:
-    """An answer that ends in its end symbol, at most `max_len` tokens.
-
-    A longer one loses tokens before the end symbol, or with `truncate_end` its end (the published behaviour).
-    """
+    """An answer of at most `max_len` tokens: a longer one loses those before its end symbol, or with `truncate_end`,
+    as published, its end."""
     ids = list(ids)
     if len(ids) > max_len:
         ids = ids[:max_len] if truncate_end else ids[: max_len - len(end_ids)] + list(end_ids)
@@ -154,22 +140,18 @@ def conversation_row(
     *,
     truncate_end: bool,
 ) -> TokenSequence:
-    """answer, question, answer, ...: answers are trained on, the chain has at most `max_len` tokens.
+    """answer, question, answer, ... of at most `max_len` tokens, answers as targets.
 
-    Unless `truncate_end`, a chain that is cut inside an answer still ends in the end symbol, and a question
-    whose answer is cut away goes with it.
+    Unless `truncate_end`, it ends in an answer with its end symbol, wherever it is cut.
     """
     row = TokenSequence()
-    for turn, answer in enumerate(answers):
-        if turn:
-            question = list(questions[turn - 1])
-            if not truncate_end and len(row) + len(question) + len(end_ids) >= max_len:
-                return row
-            row.add_text(question)
-        room = max_len - len(row)
-        if not truncate_end and len(answer) > room:
-            row.add_text(list(answer[: room - len(end_ids)]) + list(end_ids), train=True)
+    for turn, (question, answer) in enumerate(zip([(), *questions], answers, strict=True)):
+        room = max_len - len(row) - len(question)
+        if turn and not truncate_end and room <= len(end_ids):
             return row
+        row.add_text(list(question))
+        if not truncate_end and len(answer) > room:
+            return row.add_text(list(answer[: room - len(end_ids)]) + list(end_ids), train=True)
         row.add_text(list(answer), train=True)
     return row.cut(max_len)
 
@@ -179,11 +161,15 @@ def collate_training(
 ) -> Batch:
     """`start` (bos), condition, answer, padding on the right.
 
-    T is len(start) + longest condition + longest answer, as in the published code, whose padded length enters
-    the loss with `reduction="none"`. Padding carries the embedding of `pad_id` and mask 0.
+    T is len(start) + longest condition + longest answer, as published: it enters the loss with `reduction="none"`.
     """
     width = len(start) + max(map(len, conditions)) + max(map(len, answers))
-    rows = [_join(TokenSequence().add_text(list(start)), c, a) for c, a in zip(conditions, answers, strict=True)]
+    rows = []
+    for condition, answer in zip(conditions, answers, strict=True):
+        row = TokenSequence().add_text(list(start))
+        for name, values in vars(row).items():
+            values += getattr(condition, name) + getattr(answer, name)
+        rows.append(row)
     return _stack(rows, width, pad_id, left=False)
 
 
@@ -202,24 +188,9 @@ def embed(batch: Batch, embedding: nn.Module, image_tokens_MD: Tensor | None) ->
     return embeds_BTD.index_put(batch.image_at, placed)
 
 
-def target_columns(batch: Batch) -> Tensor:
-    """Positions (K,) whose next token is a target in any row: the only ones whose logits the loss needs."""
-    return (batch.targets_BT[:, 1:] != IGNORE).any(dim=0).nonzero().squeeze(1)
-
-
 def target_positions(batch: Batch) -> tuple[Tensor, Tensor]:
     """Row and column (N,) of every position whose next token is a target, in order."""
     return (batch.targets_BT[:, 1:] != IGNORE).nonzero(as_tuple=True)
-
-
-def _join(*rows: TokenSequence) -> TokenSequence:
-    joined = TokenSequence()
-    for row in rows:
-        joined.ids += row.ids
-        joined.targets += row.targets
-        joined.attend += row.attend
-        joined.images += row.images
-    return joined
 
 
 def _stack(rows: Sequence[TokenSequence], width: int, pad_id: int, *, left: bool) -> Batch:
@@ -240,10 +211,6 @@ def _stack(rows: Sequence[TokenSequence], width: int, pad_id: int, *, left: bool
     )
 
 
-# What a training batch says to the LLM: LAVIS's `samples`, checked once; prompts in their template, answers with their
-# end symbol; both as token sequences.
-
-
 @dataclass(frozen=True)
 class ImageFeatures:
     """What the projection reads, in the place of pixels wherever a `MiniGPT4` takes images, one image a sample."""
@@ -259,14 +226,6 @@ class ImageFeatures:
 
 
 @dataclass(frozen=True)
-class Conversation:
-    """Questions and answers of one sample, as many of one as of the other."""
-
-    questions: list[str]
-    answers: list[str]
-
-
-@dataclass(frozen=True)
 class Samples:
     """A batch for training; exactly one of `answers` and `conversations` is filled."""
 
@@ -277,17 +236,14 @@ class Samples:
     """Images that exist in each sample, of n."""
 
     answers: list[str]
-    conversations: list[Conversation]
+    conversations: list[tuple[list[str], list[str]]]
+    """Questions and answers of each sample, as many of one as of the other."""
+
     instructions: list[str] | None
     image_ids: list[Any] | None
 
     def __len__(self) -> int:
         return len(self.conversations or self.answers)
-
-    @property
-    def max_images(self) -> int:
-        """Images that `image` has room for in each sample."""
-        return self.image.shape[1] if isinstance(self.image, Tensor) and self.image.ndim == 5 else 1
 
     def name(self, index: int) -> str:
         """What to call a sample in an error."""
@@ -298,81 +254,50 @@ class Samples:
 
 def read_samples(samples: Mapping[str, Any]) -> Samples:
     """Check a batch; raises SampleError that names the field."""
-    image = samples.get("image")
-    answers, conversations = _read_answers(samples), _read_conversations(samples)
+    image, answers = samples.get("image"), samples.get("answer", [])
+    answers = [answers] if isinstance(answers, str) else list(answers)
+    conversations = _read_conversations(samples) if "conv_q" in samples else []
     if bool(answers) == bool(conversations):
         raise SampleError(
             f"the samples need either 'answer' or 'conv_q' and 'conv_a'; they have {', '.join(sorted(samples))}"
         )
     count = len(conversations or answers)
-    instructions = samples.get("instruction_input")
+    instructions, lengths = samples.get("instruction_input"), samples.get("length")
     if isinstance(instructions, str):
         instructions = [instructions] * count
-    fields = {"image": image, "instruction_input": instructions, "length": samples.get("length")}
-    for name, value in fields.items():
+    for name, value in {"image": image, "instruction_input": instructions, "length": lengths}.items():
         if value is not None and len(value) != count:
             raise SampleError(f"{name}: {len(value)} entries for {count} samples")
-    lengths = _read_lengths(samples, image, count)
-    image_ids = _read_image_ids(samples.get("image_id"), count)
-    return Samples(image, lengths, answers, conversations, instructions, image_ids)
+    if lengths is not None:
+        lengths = torch.as_tensor(lengths).tolist()
+        if not isinstance(image, Tensor) or image.ndim != 5:
+            raise SampleError("length: needs image of shape (B, n, 3, S, S)")
+        for index, length in enumerate(lengths):
+            if not 0 <= length <= image.shape[1]:
+                raise SampleError(
+                    f"length: {length} images in sample {index} of the batch, but image holds {image.shape[1]}"
+                )
+    ids = samples.get("image_id")
+    ids = ids.tolist() if isinstance(ids, Tensor) else list(ids or [])
+    return Samples(image, lengths, answers, conversations, instructions, ids if len(ids) == count else None)
 
 
-def _read_answers(samples: Mapping[str, Any]) -> list[str]:
-    answers = samples.get("answer", [])
-    return [answers] if isinstance(answers, str) else list(answers)
-
-
-def _read_conversations(samples: Mapping[str, Any]) -> list[Conversation]:
-    if "conv_q" not in samples:
-        return []
+def _read_conversations(samples: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:
     try:
-        mark = _first(samples["connect_sym"])
+        mark = samples["connect_sym"]
+        mark = mark if isinstance(mark, str) else mark[0]
         pairs = list(zip(samples["conv_q"], samples["conv_a"], strict=True))
     except KeyError as error:
         raise SampleError(f"a batch with 'conv_q' also needs {error}") from error
     except ValueError as error:
         raise SampleError("conv_a: not as many entries as conv_q") from error
-    return [
-        _read_conversation(index, questions.split(mark), answers.split(mark))
-        for index, (questions, answers) in enumerate(pairs)
-    ]
-
-
-def _read_conversation(index: int, questions: list[str], answers: list[str]) -> Conversation:
-    if len(questions) != len(answers):
-        raise SampleError(
-            f"sample {index} of the batch: {len(questions)} questions in conv_q, {len(answers)} answers in conv_a"
-        )
-    return Conversation(questions, answers)
-
-
-def _first(value: str | Sequence[str]) -> str:
-    return value if isinstance(value, str) else value[0]
-
-
-def _read_lengths(samples: Mapping[str, Any], image: Tensor | ImageFeatures | None, count: int) -> list[int] | None:
-    if samples.get("length") is None:
-        return None
-    if not isinstance(image, Tensor) or image.ndim != 5:
-        raise SampleError("length: needs image of shape (B, n, 3, S, S)")
-    lengths = torch.as_tensor(samples["length"]).tolist()
-    for index, length in enumerate(lengths):
-        if not 0 <= length <= image.shape[1]:
+    conversations = [(questions.split(mark), answers.split(mark)) for questions, answers in pairs]
+    for index, (questions, answers) in enumerate(conversations):
+        if len(questions) != len(answers):
             raise SampleError(
-                f"length: {length} images in sample {index} of the batch, but image holds {image.shape[1]}"
+                f"sample {index} of the batch: {len(questions)} questions in conv_q, {len(answers)} answers in conv_a"
             )
-    return lengths
-
-
-def _read_image_ids(value: Any, count: int) -> list[Any] | None:
-    if value is None:
-        return None
-    ids = value.tolist() if isinstance(value, Tensor) else list(value)
-    return ids if len(ids) == count else None
-
-
-Span = tuple[int, int]
-"""First token and number of tokens of one image in the flat list of the batch."""
+    return conversations
 
 
 @dataclass
@@ -393,12 +318,12 @@ class PromptBuilder:
         self._hidden = hidden_pad_id(self.tokenizer)
         self._end_ids_of: dict[str, list[int]] = {}
 
-    def training_batch(self, samples: Samples, images: Sequence[Sequence[Span]]) -> Batch:
+    def training_batch(self, samples: Samples, images: Spans) -> Batch:
         """Prompts and answers of a batch, on the CPU; `images`: where the image tokens of each sample's images are."""
         conditions, answers = self.condition_rows(samples, images), self.answer_rows(samples)
         return collate_training(conditions, answers, self.start, self.tokenizer.pad_token_id)
 
-    def condition_rows(self, samples: Samples, images: Sequence[Sequence[Span]]) -> list[TokenSequence]:
+    def condition_rows(self, samples: Samples, images: Spans) -> list[TokenSequence]:
         """What comes before the answer: the prompt with its images, or in stage 1 the image alone, without tags.
 
         Raises SampleError where a prompt and the images of its sample do not match.
@@ -406,7 +331,7 @@ class PromptBuilder:
         prompts = self._prompts(samples)
         if prompts is None:
             return [prompt_row([[]] * (len(own) + 1), own).cut(self.max_context_len) for own in images]
-        parts = [split_prompt(prompt) for prompt in prompts]
+        parts = [prompt.split(IMAGE_PLACEHOLDER) for prompt in prompts]
         ids = iter(self.encode([text for texts in parts for text in texts]))
         rows = []
         for index, (texts, own) in enumerate(zip(parts, images, strict=True)):
@@ -420,9 +345,15 @@ class PromptBuilder:
     def answer_rows(self, samples: Samples) -> list[TokenSequence]:
         """Answers or conversations as targets; raises SampleError for a sample with nothing to train on."""
         if samples.conversations:
-            rows = [self._conversation_row(conversation) for conversation in samples.conversations]
+            rows = [self._conversation_row(*conversation) for conversation in samples.conversations]
         else:
-            rows = self._single_answer_rows(samples.answers)
+            end_ids = self._end_ids()
+            rows = [
+                answer_row(ids, end_ids, self.max_txt_len, truncate_end=self.truncate_end_sym)
+                for ids in self.encode([answer + self.end_sym for answer in samples.answers])
+            ]
+            if self._hidden is not None:
+                rows = [row.hide_target(self._hidden) for row in rows]
         for index, row in enumerate(rows):
             if not row.num_targets:
                 raise SampleError(f"{samples.name(index)}: nothing to train on, its answer and end_sym are empty")
@@ -440,7 +371,7 @@ class PromptBuilder:
     def _prompts(self, samples: Samples) -> list[str] | None:
         """One prompt a sample, or None; a prompt of the list is drawn once a batch, as published."""
         if samples.conversations:
-            return [apply_template(self.prompt_template, c.questions[0]) for c in samples.conversations]
+            return [apply_template(self.prompt_template, asked[0]) for asked, _ in samples.conversations]
         if samples.instructions is not None:
             template = self.prompt_template if self.chat_template else ""
             return [apply_template(template, text) for text in samples.instructions]
@@ -448,21 +379,11 @@ class PromptBuilder:
             return [random.choice(self.prompt_list)] * len(samples)
         return None
 
-    def _single_answer_rows(self, answers: Sequence[str]) -> list[TokenSequence]:
-        end_ids, hidden = self._end_ids(), self._hidden
-        rows = [
-            answer_row(ids, end_ids, self.max_txt_len, truncate_end=self.truncate_end_sym)
-            for ids in self.encode([answer + self.end_sym for answer in answers])
-        ]
-        return rows if hidden is None else [row.hide_target(hidden) for row in rows]
-
-    def _conversation_row(self, conversation: Conversation) -> TokenSequence:
-        answers = self.encode([answer + self.end_sym for answer in conversation.answers])
-        later = [apply_template(self.prompt_template, question) for question in conversation.questions[1:]]
-        questions = [self.start + ids for ids in self.encode(later)]
-        row = conversation_row(
-            answers, questions, self._end_ids(), self.max_txt_len, truncate_end=self.truncate_end_sym
-        )
+    def _conversation_row(self, questions: list[str], answers: list[str]) -> TokenSequence:
+        answer_ids = self.encode([answer + self.end_sym for answer in answers])
+        later = self.encode([apply_template(self.prompt_template, question) for question in questions[1:]])
+        later = [self.start + ids for ids in later]
+        row = conversation_row(answer_ids, later, self._end_ids(), self.max_txt_len, truncate_end=self.truncate_end_sym)
         return row if self._hidden is None else row.hide_from_attention(self._hidden)
 
     def _end_ids(self) -> list[int]:

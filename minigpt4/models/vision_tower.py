@@ -133,7 +133,10 @@ def load_vision_encoder(tower: VisionTower, cfg: MiniGPT4Config) -> None:
     if cfg.vit_model == EVA_CLIP_G:
         eva_vit.fit_position_embedding(state, tower.model, path)
     elif not is_directory(cfg.vit_model):
-        state = _own_timm_keys(state, tower.model)
+        classifiers = tower.model.pretrained_cfg.get("classifier") or ()  # of the file, and not of the tower
+        names = (classifiers,) if isinstance(classifiers, str) else classifiers
+        prefixes = tuple(f"{name}." for name in names)
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}
     own = {name: tensor for name, tensor in tower.model.state_dict().items() if not name.endswith("position_ids")}
     copy_strict(own, state, source=path)
 
@@ -141,8 +144,14 @@ def load_vision_encoder(tower: VisionTower, cfg: MiniGPT4Config) -> None:
 def read_vit_weights(cfg: MiniGPT4Config) -> tuple[Path, dict[str, Tensor]]:
     """The tower's file and its tensors, mapped; of larger models' files only what is the tower's."""
     if is_directory(cfg.vit_model):
-        path = _directory_file(Path(cfg.vit_model).expanduser())
-        return path, _own_keys_of_directory(read_state_dict(path, mapped=True))
+        directory, prefix = Path(cfg.vit_model).expanduser(), "vision_model."
+        path = next((directory / name for name in _HF_FILES if (directory / name).is_file()), None)
+        if path is None:
+            raise ConfigError(f"model.vit_model: {directory} has neither {' nor '.join(_HF_FILES)}")
+        state = read_state_dict(path, mapped=True)
+        if any(name.startswith(prefix) for name in state):  # a whole CLIP, with its text side
+            state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
+        return path, {n: t for n, t in state.items() if not n.startswith("head.") and "position_ids" not in n}
     if cfg.vit_model != EVA_CLIP_G and not cfg.vit_weights:
         raise ConfigError(f"model.vit_weights: not set, but vit_model {cfg.vit_model} needs its weights file")
     path = find_weights(cfg.vit_weights, "model.vit_weights", VIT_FILE)
@@ -154,30 +163,18 @@ def read_vit_weights(cfg: MiniGPT4Config) -> tuple[Path, dict[str, Tensor]]:
 
 
 def _timm_pixels(name: str) -> Pixels | None:
-    """A name without the variant (`vit_base_patch16_224`, not `vit_base_patch16_224.dino`) is its first; where others
-    were trained with other images, the log says so."""
+    """A name without the variant (`vit_base_patch16_224`, not `vit_base_patch16_224.dino`) is its first."""
     _require_timm_name(name)
-    own = _pretrained_pixels(name)
-    if "." not in name:
-        others = [full for full in timm.list_pretrained(f"{name}.*") if _statistics(full) != _statistics(name)]
-        if others:
-            log.warning(
-                "model.vit_model: %s is taken for %s.%s; weights of %s were trained on images of other mean and std: "
-                "name the variant, too, if vit_weights are theirs",
-                *(name, name, timm.get_pretrained_cfg(name).tag, ", ".join(others)),
-            )
-    return own
-
-
-def _statistics(name: str) -> tuple[list[float], list[float]] | None:
-    pixels = _pretrained_pixels(name)
-    return None if pixels is None else (pixels.mean, pixels.std)
-
-
-def _pretrained_pixels(name: str) -> Pixels | None:
     known = timm.get_pretrained_cfg(name)
     if known is None or len(known.mean) != 3 or len(known.std) != 3:
         return None
+    every = {} if "." in name else {one: timm.get_pretrained_cfg(one) for one in timm.list_pretrained(f"{name}.*")}
+    if others := [one for one, cfg in every.items() if (cfg.mean, cfg.std) != (known.mean, known.std)]:
+        log.warning(
+            "model.vit_model: %s is taken for %s.%s; name the variant if vit_weights are of %s, trained on images of "
+            "other mean and std",
+            *(name, name, known.tag, ", ".join(others)),
+        )
     return Pixels([float(one) for one in known.mean], [float(one) for one in known.std], known.input_size[-1])
 
 
@@ -206,14 +203,6 @@ def _build_timm(cfg: MiniGPT4Config, image_size: int) -> nn.Module:
     if cfg.use_grad_checkpoint:
         model.set_grad_checkpointing(True)
     return model
-
-
-def _own_timm_keys(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The keys without the classifier that the pretrained file has and the tower here has not."""
-    classifiers = model.pretrained_cfg.get("classifier") or ()
-    names = (classifiers,) if isinstance(classifiers, str) else tuple(classifiers)
-    prefixes = tuple(f"{name}." for name in names)
-    return {name: tensor for name, tensor in state.items() if not name.startswith(prefixes)}
 
 
 # Directories of transformers
@@ -271,20 +260,3 @@ def _build_of_directory(cfg: MiniGPT4Config) -> nn.Module:
     if cfg.use_grad_checkpoint:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
-
-
-def _directory_file(directory: Path) -> Path:
-    found = next((directory / name for name in _HF_FILES if (directory / name).is_file()), None)
-    if found is None:
-        raise ConfigError(f"model.vit_model: {directory} has neither {' nor '.join(_HF_FILES)}")
-    return found
-
-
-def _own_keys_of_directory(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The vision side without what pools: `vision_model.` goes, and with it the text side of a whole CLIP."""
-    prefix = "vision_model."
-    if any(name.startswith(prefix) for name in state):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    return {
-        name: tensor for name, tensor in state.items() if not name.startswith("head.") and "position_ids" not in name
-    }

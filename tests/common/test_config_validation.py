@@ -67,10 +67,10 @@ def test_batch_size_is_the_largest_of_the_datasets_and_the_runs_for_those_withou
             ["datasets.laion.vis_processor.train.image_size", "datasets.cc_sbu.vis_processor.train.image_size"],
         ),
         (
-            MODEL.replace("}", ", llm_kernels: liger, low_resource: True}")
+            MODEL.replace("}", ", low_resource: True}")
             + "datasets: {cc_sbu_align: {batch_size: 1}}\n"
-            + RUN.replace("2}", "2, compile: True, parallel: fsdp}"),
-            ["run.parallel", "run.compile"],
+            + RUN.replace("2}", "2, parallel: fsdp}"),
+            ["run.parallel"],
         ),
         (
             MODEL.replace("}", ", llama_modle: x, ckpt: /path/to/x}")

@@ -16,9 +16,9 @@ def _turns(*texts: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("first", ["<image>\nWhat is it?", "What is it?\n<image>", "What is it?"])
 def test_model_reads_questions_and_answers_with_the_image_first(first):
     fields = conversation_fields(_turns(first, "A cat.", "Its colour?", "Black."))
-    conversation = read_samples({key: [value] for key, value in fields.items()}).conversations[0]
-    assert conversation.questions == ["<Img><ImageHere></Img> What is it?", "Its colour?"]
-    assert conversation.answers == ["A cat.", "Black."]
+    questions, answers = read_samples({key: [value] for key, value in fields.items()}).conversations[0]
+    assert questions == ["<Img><ImageHere></Img> What is it?", "Its colour?"]
+    assert answers == ["A cat.", "Black."]
 
 
 def test_turns_may_be_json_text():

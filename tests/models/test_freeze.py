@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from minigpt4.models.base_model import freeze, is_trained, store_matmuls
+from minigpt4.models.base_model import freeze, store_matmuls
 
 
 def network():
@@ -26,22 +26,8 @@ def test_frozen_modules_stay_in_eval_mode(switch):
     assert parent[1].training
 
 
-def test_train_of_a_frozen_module_returns_it():
-    module = freeze(network())
-    assert module.train() is module
-    assert module.train(False) is module
-
-
 def test_matmuls_alone_change_their_storage():
     module = store_matmuls(network(), torch.bfloat16)
     dtypes = {type(part).__name__: part.weight.dtype for part in module.modules() if hasattr(part, "weight")}
     assert dtypes == {"Conv2d": torch.bfloat16, "LayerNorm": torch.float32, "Linear": torch.bfloat16}
     assert module[0].bias.dtype == torch.bfloat16
-
-
-def test_is_trained_if_any_parameter_of_any_module_takes_gradients():
-    frozen, trained = freeze(network()), network()
-    assert is_trained(frozen, trained)
-    assert not is_trained(frozen, freeze(network()))
-    frozen[2].bias.requires_grad_(True)
-    assert is_trained(frozen)

@@ -5,11 +5,10 @@ import shutil
 import pytest
 import torch
 
-from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.errors import ConfigError
 from minigpt4.models.batch_decoder import TOP_K
 from minigpt4.models.generation import Decoding, StopOnText, cut_at_stop, generate_ids
 from minigpt4.models.llm import load_llm, set_token_ids
-from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.models.tokenizer import load_tokenizer
 
 BOS, EOS, PAD = 1, 2, 0
@@ -21,34 +20,17 @@ TEXTS = [
     "###Human: What is this? Please tell me all about it. ###Assistant: ",
 ]
 WITH_IMAGE = "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
-WITH_TWO = "###Human: <Img><ImageHere></Img> and <Img><ImageHere></Img> differ in ###Assistant: "
-
-
-def build(parity_dir, **changes):
-    section = {
-        "arch": "minigpt4",
-        "image_size": 56,
-        "vit_weights": str(parity_dir / "eva_vit_tiny.pth"),
-        "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
-        "num_query_token": 8,
-        "qformer_config": {
-            "hidden_size": 48,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "intermediate_size": 96,
-        },
-        "q_former_model": str(parity_dir / "blip2_tiny.pth"),
-        "llama_model": str(parity_dir / "vicuna_tiny"),
-        "ckpt": str(parity_dir / "minigpt4_tiny.pth"),
-        "vit_precision": "fp32",
-        "llm_precision": "fp32",
-    }
-    return MiniGPT4.from_config(section | changes)
 
 
 @pytest.fixture(scope="module")
-def model(parity_dir):
-    return build(parity_dir).eval()
+def batch(model):
+    """Left-padded embeddings of TEXTS and their mask."""
+    return model.prompt_embeds(TEXTS, [[] for _ in TEXTS])
+
+
+@pytest.fixture(scope="module")
+def model(shared_model):
+    return shared_model()
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +44,8 @@ def tokenizer(model):
 
 
 @pytest.fixture(scope="module")
-def pixels(golden_tensors):
-    return torch.stack([golden_tensors[f"images/img{i}/train"] for i in range(3)])
-
-
-@pytest.fixture(scope="module")
-def batch(model):
-    """Left-padded embeddings of TEXTS and their mask."""
-    return model.prompt_embeds(TEXTS, [[] for _ in TEXTS])
+def pixels(pool):
+    return pool[:3]
 
 
 def row(batch, index):
@@ -124,14 +100,6 @@ def test_greedy_equals_plain_greedy(llm, tokenizer, batch, repetition_penalty, m
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
-def test_batch_equals_one_by_one(llm, tokenizer, batch, num_beams):
-    decoding = Decoding(num_beams=num_beams, max_new_tokens=16, repetition_penalty=1.05)
-    together = generate_ids(llm, tokenizer, *batch, decoding).tolist()
-    alone = [generate_ids(llm, tokenizer, *row(batch, i), decoding).tolist()[0] for i in range(len(TEXTS))]
-    assert [answer(ids) for ids in together] == [answer(ids) for ids in alone]
-
-
-@pytest.mark.parametrize("num_beams", [1, 3])
 def test_stop_strings_end_rows_one_by_one(model, num_beams):
     kwargs = {"num_beams": num_beams, "max_new_tokens": 16, "stop": ["a", "in", "T"]}
     together = model.generate(None, TEXTS, **kwargs)
@@ -157,18 +125,6 @@ def test_stop_string_is_found_however_its_tokens_split_it(tokenizer, text):
     assert criterion(ids[:, :-1], None).tolist() == [False]
 
 
-def test_unfinished_stop_string_ends_nothing(tokenizer):
-    ids = torch.tensor([[BOS, *tokenizer.encode("word##", add_special_tokens=False)]])
-    assert StopOnText(["###"], tokenizer)(ids, None).tolist() == [False]
-    assert cut_at_stop("word##", ["###"]) == "word##"
-
-
-def test_stop_string_of_single_hashes_is_found(tokenizer):
-    hash_id = tokenizer.encode("a#", add_special_tokens=False)[-1]
-    rows = torch.tensor([[BOS, 50, hash_id, hash_id, hash_id], [BOS, hash_id, 50, hash_id, hash_id]])
-    assert StopOnText(["###"], tokenizer)(rows, None).tolist() == [True, False]
-
-
 def test_bos_is_no_part_of_the_stop_text(tokenizer):
     assert StopOnText(["<s>"], tokenizer)(torch.tensor([[BOS, 60]]), None).tolist() == [False]
 
@@ -178,32 +134,6 @@ def test_text_is_cut_at_the_earliest_stop_string():
     assert cut_at_stop("one", []) == "one"
 
 
-@pytest.mark.parametrize(("min_length", "ends"), [(8, True), (9, False)])
-def test_min_length_counts_bos(model, golden, pixels, min_length, ends):
-    """The golden answer has seven tokens, so eight ids stand before its end."""
-    case = next(case for case in golden["generate"]["cases"] if case["name"] == "greedy_single")
-    (text,) = model.generate(pixels[1:2], case["texts"], max_new_tokens=24, min_length=min_length)
-    assert (text == case["answers"][0]) == ends
-
-
-@pytest.mark.parametrize("num_beams", [1, 2])
-def test_repetition_penalty_counts_bos(llm, tokenizer, batch, num_beams):
-    """A copy whose likeliest first token is bos takes another once bos is penalised, with nothing else written."""
-    prompt = row(batch, 0)
-    copied = ends_first(llm, prompt[0])
-    copied.lm_head.weight.data[[BOS, EOS]] = copied.lm_head.weight.data[[EOS, BOS]]
-    first = [
-        generate_ids(copied, tokenizer, *prompt, Decoding(num_beams, 1, repetition_penalty=penalty))[0, 1].item()
-        for penalty in (1.0, 99.0)
-    ]
-    assert first[0] == BOS != first[1]
-
-
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_one_new_token(llm, tokenizer, batch, num_beams):
-    assert generate_ids(llm, tokenizer, *batch, Decoding(num_beams, max_new_tokens=1)).shape == (len(TEXTS), 2)
-
-
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_row_that_ends_at_once_is_filled_while_others_go_on(llm, tokenizer, batch, num_beams):
     copied = ends_first(llm, row(batch, 2)[0])
@@ -211,12 +141,6 @@ def test_row_that_ends_at_once_is_filled_while_others_go_on(llm, tokenizer, batc
     ids = generate_ids(copied, tokenizer, *batch, decoding).tolist()
     assert ids[2] == [BOS, EOS] + [PAD] * (len(ids[2]) - 2)
     assert answer(ids[0]) == answer(generate_ids(copied, tokenizer, *row(batch, 0), decoding).tolist()[0]) != []
-
-
-def test_answer_without_tokens_is_an_empty_text(model, golden, pixels):
-    case = next(case for case in golden["generate"]["cases"] if case["name"] == "beam2_lpneg")
-    assert model.generate(pixels, case["texts"], **case["kwargs"]) == case["answers"]
-    assert case["answers"][2] == ""
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])
@@ -261,7 +185,7 @@ def test_narrow_top_p_samples_the_likeliest_token(llm, tokenizer, batch):
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"temperature": 0, "do_sample": True}, "temperature: .* set do_sample to False"),
+        ({"temperature": 0, "do_sample": True}, "temperature: .*do_sample"),
         ({"num_beams": 0}, "num_beams: 0"),
         ({"max_new_tokens": 0}, "max_new_tokens: 0"),
         ({"top_p": 0.0}, "top_p: 0.0"),
@@ -277,32 +201,6 @@ def test_impossible_settings_are_refused_by_name(model, values, text):
 
 def test_temperature_zero_does_not_matter_without_sampling(model):
     assert model.generate(None, TEXTS, temperature=0) == model.generate(None, TEXTS)
-
-
-@pytest.mark.parametrize("num_beams", [1, 3])
-def test_bf16(parity_dir, pixels, num_beams):
-    model = build(parity_dir, llm_precision="bf16", vit_precision="bf16")
-    texts = model.generate(pixels[:2], [WITH_IMAGE, WITH_IMAGE], num_beams=num_beams, max_new_tokens=4)
-    assert len(texts) == 2
-
-
-def test_prompts_with_none_one_and_two_images_in_one_batch(model, pixels):
-    images, texts = [None, pixels[0], pixels[1:3]], [TEXTS[0], WITH_IMAGE, WITH_TWO]
-    alone = [model.generate([image], [text])[0] for image, text in zip(images, texts, strict=True)]
-    assert model.generate(images, texts) == alone
-    assert model.generate([None], TEXTS[:1]) == model.generate(None, TEXTS[:1])
-
-
-def test_five_dimensional_images_are_several_a_prompt(model, pixels):
-    stacked = torch.stack([pixels[:2], pixels[1:]])
-    assert model.generate(stacked, [WITH_TWO] * 2) == model.generate([pixels[:2], pixels[1:]], [WITH_TWO] * 2)
-
-
-def test_images_that_do_not_fit_the_prompts_are_errors(model, pixels):
-    with pytest.raises(SampleError, match=r"texts\[1\]: the prompt has 1 <ImageHere>, but 2 images"):
-        model.generate([pixels[0], pixels[:2]], [WITH_IMAGE, WITH_IMAGE])
-    with pytest.raises(SampleError, match=r"images: 3 entries .* for 1 texts"):
-        model.generate(pixels, [WITH_IMAGE])
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])

@@ -21,10 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from minigpt4.common.errors import WeightsError
 from minigpt4.models.attention import activation_checkpointing
 from minigpt4.models.llm import (
-    SANITY_SENTENCE,
     cache_arguments,
     check_llm,
-    english_loss,
     load_llm,
     read_llm_config,
     set_token_ids,
@@ -103,13 +101,6 @@ def test_pickled_weights_are_told_how_to_be_converted(parity_dir, caplog, name, 
     assert caplog.text.count(f"python scripts/to_safetensors.py {parity_dir / name}") == said
 
 
-def test_llm_is_frozen(parity_dir):
-    model = load(parity_dir / "vicuna_tiny")
-    model.train()
-    assert not any(parameter.requires_grad for parameter in model.parameters())
-    assert not any(module.training for module in model.modules())
-
-
 def test_rotary_table_comes_from_the_architecture_and_not_from_the_file(parity_dir, golden):
     model = load(parity_dir / "vicuna_tiny")
     torch.testing.assert_close(model.model.rotary_emb.inv_freq, 10000 ** (-torch.arange(0, 24, 2) / 24))
@@ -156,13 +147,6 @@ def test_recomputed_layers_run_again_in_the_backward_pass(parity_dir, active, ru
         assert layer_runs_in_a_training_step(model) == runs
 
 
-def test_recomputation_leaves_the_layers_in_eval_mode(parity_dir):
-    model = load(parity_dir / "vicuna_tiny", grad_checkpoint=True)
-    with activation_checkpointing(model, True):
-        assert any(part.training for part in model.modules())
-    assert not any(part.training for part in model.modules())
-
-
 # Directories that are no LLM
 
 
@@ -183,27 +167,6 @@ def test_config_that_cannot_be_read_is_named(llm_copy, content):
     directory = llm_copy()
     (directory / "config.json").write_text(content)
     assert f"model.llama_model: {directory / 'config.json'}: " in refusal(directory)
-
-
-def test_directory_without_weights_is_named(llm_copy):
-    directory = llm_copy()
-    (directory / "pytorch_model.bin").unlink()
-    assert f"model.llama_model: {directory} does not load: " in refusal(directory)
-
-
-def test_missing_shard_is_named(llm_copy):
-    directory = llm_copy("vicuna_tiny_sharded")
-    (directory / "pytorch_model-00002-of-00002.bin").unlink()
-    text = refusal(directory)
-    assert f"model.llama_model: {directory} does not load: " in text
-    assert "pytorch_model-00002-of-00002.bin" in text
-
-
-def test_truncated_safetensors_are_named(llm_copy):
-    directory = llm_copy("vicuna_tiny_safetensors")
-    file = directory / "model.safetensors"
-    file.write_bytes(file.read_bytes()[:-100])
-    assert f"model.llama_model: {file}: broken or truncated" in refusal(directory)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"hello", None])
@@ -241,35 +204,9 @@ def test_code_in_a_pickle_does_not_run(llm_copy, tmp_path, save):
 # Weights that do not fit
 
 
-def test_missing_tensor_is_named(changed_llm):
-    directory = changed_llm(lambda tensors: {name: tensors[name] for name in tensors if name != LAYER})
-    expected = f"model.llama_model: the weights in {directory} do not fit its config.json: missing {LAYER} (1)"
-    assert refusal(directory) == expected
-
-
-def test_tensor_of_another_shape_is_named(changed_llm):
-    directory = changed_llm(lambda tensors: tensors.update({LAYER: torch.zeros(96, 96)}))
-    expected = f"model.llama_model: the weights in {directory} do not fit its config.json: wrong shape {LAYER} (1)"
-    assert refusal(directory) == expected
-
-
-def test_tensors_that_are_not_expected_are_named_and_counted(changed_llm):
-    extra = {f"model.layers.1.adapter{index}.weight": torch.ones(1) for index in range(6)}
-    text = refusal(changed_llm(lambda tensors: tensors.update(extra)))
-    assert "not expected model.layers.1.adapter0.weight, " in text
-    assert text.endswith("... (6)")
-
-
 def test_old_rotary_tables_in_the_file_are_no_fault(changed_llm):
     name = "model.layers.0.self_attn.rotary_emb.inv_freq"
     load(changed_llm(lambda tensors: tensors.update({name: torch.zeros(12)})))
-
-
-@pytest.mark.parametrize("name", ["vicuna-7b-delta-v0", "vicuna-13b-delta-v1.1", "Vicuna_Delta"])
-def test_delta_is_known_by_its_name(llm_copy, name):
-    text = refusal(llm_copy(name=name))
-    assert "is a delta, not a model (its name says so)" in text
-    assert "python -m fastchat.model.apply_delta --base LLAMA_DIR --delta DELTA_DIR --target VICUNA_DIR" in text
 
 
 def test_merged_model_whose_config_still_names_the_delta_is_none(llm_copy):
@@ -277,19 +214,6 @@ def test_merged_model_whose_config_still_names_the_delta_is_none(llm_copy):
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps(config | {"_name_or_path": "lmsys/vicuna-7b-delta-v1.1"}))
     assert load(directory).config.model_type == "llama"
-
-
-def test_delta_is_known_by_its_numbers(changed_llm):
-    generator = torch.Generator().manual_seed(0)
-
-    def finetuned_minus_base(tensors):
-        def finetuned(tensor):
-            return tensor.float() + 0.002 * torch.randn(tensor.shape, generator=generator)
-
-        return {name: (finetuned(tensor) - tensor.float()).half() for name, tensor in tensors.items()}
-
-    text = refusal(changed_llm(finetuned_minus_base))
-    assert "is a delta, not a model (the mean size of its norm weights is 0.00" in text
 
 
 # Weights that fit and say nothing
@@ -306,7 +230,7 @@ def test_weights_without_information_fail_on_the_sanity_sentence(changed_llm, va
     with pytest.raises(WeightsError) as error:
         check_llm(model, tokenizer, directory)
     text = str(error.value)
-    assert f"model.llama_model: {directory} (model.safetensors) cannot be right" in text
+    assert f"model.llama_model: {directory} cannot be right" in text
     assert f"loss on an English sentence is {loss}, a uniform guess has {math.log(513):.3f}" in text
 
 
@@ -322,24 +246,7 @@ def test_loss_far_above_that_of_a_trained_llm_is_warned_of(parity_dir, caplog):
     model, tokenizer = load(directory), load_tokenizer(directory)
     with caplog.at_level(logging.WARNING, logger="minigpt4.models.llm"):
         loss = check_llm(model, tokenizer, directory)
-    assert loss == english_loss(model, tokenizer)
     assert f"reads English with a loss of {loss:.2f} (a uniform guess has 6.24)" in caplog.text
-
-
-def test_llm_that_knows_the_sentence_passes_without_a_word(parity_dir, caplog):
-    directory = parity_dir / "vicuna_tiny"
-    model, tokenizer = load(directory), load_tokenizer(directory)
-    model.requires_grad_(True)
-    ids = tokenizer(SANITY_SENTENCE, return_tensors="pt").input_ids
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(15):
-        model(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    with caplog.at_level(logging.WARNING, logger="minigpt4.models.llm"):
-        caplog.clear()
-        assert check_llm(model, tokenizer, directory) < 4.5
-    assert not caplog.records
 
 
 class _Older(nn.Module):
@@ -383,33 +290,45 @@ AUTO_MAP = {
 }
 
 
-@pytest.mark.parametrize("tokenizer", ["tokenizer.model", "tokenizer.json"])
-@pytest.mark.parametrize("case", AUTO_MAP)
-def test_code_of_a_directory_never_runs_and_is_never_asked_about(llm_copy, case, tokenizer):
-    directory = llm_copy()
-    (directory / "evil.py").write_text(CODE)
-    if tokenizer == "tokenizer.json":
-        (directory / "tokenizer.model").unlink()
-        shutil.copy(Path(__file__).parent.parent / "data/llama_tokenizers/tokenizer_v4.json", directory / tokenizer)
-    for name, changes in AUTO_MAP[case].items():
-        content = json.loads((directory / name).read_text())
-        (directory / name).write_text(json.dumps(content | changes))
-    program = (
-        "import sys, torch\nfrom minigpt4.common.errors import WeightsError\nfrom minigpt4.models.llm import load_llm\n"
-        "from minigpt4.models.tokenizer import load_tokenizer\n"
-        "try:\n load_tokenizer(sys.argv[1]); load_llm(sys.argv[1], 'fp32', torch.device('cpu')); print('loaded')\n"
-        "except WeightsError as error: print('refused', error)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(directory)], input="y\ny\ny\n", capture_output=True, text=True, timeout=200
-    )
-    assert not (directory / "ran").exists()
+PROGRAM = """
+import sys, torch
+from minigpt4.common.errors import WeightsError
+from minigpt4.models.llm import load_llm
+from minigpt4.models.tokenizer import load_tokenizer
+for directory in sys.argv[1:]:
+    try:
+        load_tokenizer(directory)
+        load_llm(directory, "fp32", torch.device("cpu"))
+        print("loaded")
+    except WeightsError as error:
+        print("refused", str(error).partition("\\n")[0])
+"""
+
+
+def test_code_of_a_directory_never_runs_and_is_never_asked_about(llm_copy):
+    directories = {}
+    for case, changed in AUTO_MAP.items():
+        for tokenizer in ("tokenizer.model", "tokenizer.json"):
+            directory = llm_copy(name=f"llm{len(directories)}")
+            directories[directory] = case
+            (directory / "evil.py").write_text(CODE)
+            if tokenizer == "tokenizer.json":
+                (directory / "tokenizer.model").unlink()
+                converted = Path(__file__).parent.parent / "data/llama_tokenizers/tokenizer_v4.json"
+                shutil.copy(converted, directory / tokenizer)
+            for name, changes in changed.items():
+                content = json.loads((directory / name).read_text())
+                (directory / name).write_text(json.dumps(content | changes))
+    command = [sys.executable, "-c", PROGRAM, *map(str, directories)]
+    done = subprocess.run(command, input="y\n" * 30, capture_output=True, text=True, timeout=300)
     assert "[y/N]" not in done.stdout + done.stderr
-    if "LLaMA" in case:
-        assert done.stdout == "loaded\n"
-    else:
-        assert done.stdout.startswith(f"refused {'model.llama_model: ' if 'unknown' in case else ''}{directory}")
-        assert "auto_map" in done.stdout
+    for (directory, case), line in zip(directories.items(), done.stdout.splitlines(), strict=True):
+        assert not (directory / "ran").exists()
+        if "LLaMA" in case:
+            assert line == "loaded"
+        else:
+            assert line.startswith(f"refused {'model.llama_model: ' if 'unknown' in case else ''}{directory}")
+            assert "auto_map" in line
 
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "gptq", "awq"])

@@ -37,24 +37,16 @@ def test_projection_of_another_llm_is_refused_by_the_size_it_was_made_for(tmp_pa
     with pytest.raises(WeightsError) as error:
         load_trained(projection(llm), path, MiniGPT4Config(llama_model="weights/vicuna"))
     text = str(error.value)
-    assert text.startswith(f"{path}: its projection goes from 768 to {made_for} channels, the model needs 768 to {llm}")
+    assert text.startswith(f"{path}: its projection goes from 768 to {made_for} channels, not from 768 to {llm}")
     assert f"It was trained for {name}, and model.llama_model is weights/vicuna" in text
     assert "docs/weights.md has the table of which projection goes with which LLM" in text
-
-
-def test_projection_of_a_tiny_llm_is_refused_by_its_width(build_model, tmp_path):
-    path = checkpoint(tmp_path, 120, vision=48)
-    with pytest.raises(WeightsError) as error:
-        build_model(ckpt=str(path))
-    assert "its projection goes from 48 to 120 channels, the model needs 48 to 96" in str(error.value)
-    assert "It was trained for an LLM of that width" in str(error.value)
 
 
 def test_projection_of_another_vision_side_is_refused(build_model, parity_dir):
     path = parity_dir / "minigpt4_tiny_noqformer.pth"
     with pytest.raises(WeightsError) as error:
         build_model(ckpt=str(path))
-    assert f"{path}: its projection goes from 256 to 96 channels, the model needs 48 to 96" in str(error.value)
+    assert f"{path}: its projection goes from 256 to 96 channels, not from 48 to 96" in str(error.value)
     assert "check has_qformer, qformer_config, vit_model" in str(error.value)
 
 
@@ -99,22 +91,6 @@ def test_three_layers_have_no_activation_between_them():
     layers = build_projection(MiniGPT4Config(proj_layers=3), 48, 96)
     assert [type(layer) for layer in layers] == [nn.Linear] * 3
     assert [tuple(layer.weight.shape) for layer in layers] == [(96, 48), (96, 96), (96, 96)]
-
-
-def test_ln_vision_without_qformer_keeps_ones_and_zeros(tiny_section):
-    _, ln_vision, connector = load_vision(MiniGPT4Config(**tiny_section(has_qformer=False, q_former_model=None)))
-    assert not list(connector.parameters())
-    assert torch.equal(ln_vision.weight, torch.ones(64))
-    assert torch.equal(ln_vision.bias, torch.zeros(64))
-
-
-@pytest.mark.parametrize("frozen", [True, False])
-def test_frozen_vision_is_filled_in_its_16_bits_and_trained_vision_in_fp32(tiny_section, frozen):
-    section = tiny_section(vit_precision="bf16", freeze_vit=frozen, freeze_qformer=frozen)
-    encoder, _, q_former = load_vision(MiniGPT4Config(**section))
-    expected = torch.bfloat16 if frozen else torch.float32
-    for part in (encoder, q_former):
-        assert {m.weight.dtype for m in part.modules() if isinstance(m, nn.Linear)} == {expected}
 
 
 def test_the_only_numbers_from_no_file_are_the_zero_key_biases_of_the_vit(tiny_section):

@@ -1,7 +1,6 @@
 """Likelihoods of given answers: those of the LLM's own logits and of training, alone or in a batch."""
 
 import pytest
-import torch
 
 from minigpt4.common.errors import SampleError
 
@@ -24,26 +23,6 @@ def test_answers_of_one_token_have_the_probabilities_of_the_next_token(shared_mo
     for (score, greedy), token in zip(scores, single.values(), strict=True):
         assert score == pytest.approx(wanted_V[token].item(), abs=ATOL)
         assert greedy == (token == int(wanted_V.argmax()))
-
-
-def test_answer_that_greedy_decoding_gives_is_greedy_and_its_changes_are_not(shared_model, pool, monkeypatch):
-    model = shared_model()
-    image = model.encode_img(pool[:1])[0]
-    embeds = model.get_context_emb(PROMPT, [image])
-    greedy = []
-    for _ in range(5):
-        greedy.append(int(model.llama_model(inputs_embeds=embeds).logits[0, -1].argmax()))
-        embeds = torch.cat([embeds, model.llama_model.get_input_embeddings()(torch.tensor([[greedy[-1]]]))], dim=1)
-    rules = type(model.prompting)
-    encode = rules.encode
-    changed = [*greedy[:-1], (greedy[-1] + 1) % len(model.llama_tokenizer)]
-    given = {"greedy": greedy, "changed": changed}
-    monkeypatch.setattr(  # ids that no text has to have
-        rules, "encode", lambda self, texts: [given.get(t) or encode(self, [t])[0] for t in texts]
-    )
-    scores = model.log_likelihoods(pool[:1].repeat(2, 1, 1, 1), [PROMPT] * 2, list(given))
-    assert [flag for _, flag in scores] == [True, False]
-    assert scores[0][0] > scores[1][0]
 
 
 def test_sum_is_that_of_the_training_loss(shared_model, pool):

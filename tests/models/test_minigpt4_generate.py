@@ -45,11 +45,6 @@ def test_left_padded_prompts_meet_the_reference(shared_model, pool, golden_tenso
 # What `images` may be
 
 
-def test_a_list_of_images_is_the_same_as_a_batch(shared_model, pool):
-    model = shared_model()
-    assert model.generate(list(pool[:2]), [PROMPT, PROMPT]) == model.generate(pool[:2], [PROMPT, PROMPT])
-
-
 def test_each_prompt_may_have_its_own_number_of_images(shared_model, pool):
     model = shared_model()
     two = "<Img><ImageHere></Img> and <Img><ImageHere></Img> differ in what? "
@@ -63,33 +58,23 @@ def test_each_prompt_may_have_its_own_number_of_images(shared_model, pool):
     assert together == alone
 
 
-def test_no_image_at_all_may_be_none_for_the_batch_or_for_each(shared_model):
-    model = shared_model()
-    assert model.generate([None, None], ["Hello. ", "Bye. "]) == model.generate(None, ["Hello. ", "Bye. "])
-
-
-def test_number_of_images_and_texts_must_be_equal(shared_model, pool):
-    with pytest.raises(SampleError, match=r"images: 2 entries \(shape \(2, 3, 56, 56\)\) for 1 texts"):
-        shared_model().generate(pool[:2], [PROMPT])
-
-
-def test_image_without_batch_dimension_is_refused_with_its_shape(shared_model, pool):
-    with pytest.raises(SampleError, match=r"images: 3 entries \(shape \(3, 56, 56\)\) for 1 texts"):
-        shared_model().generate(pool[0], [PROMPT])
-
-
-def test_prompt_outside_a_list_is_refused(shared_model, pool):
-    with pytest.raises(SampleError, match="texts: must be a list of prompts"):
-        shared_model().generate(pool[:1], PROMPT)
+@pytest.mark.parametrize(
+    ("index", "texts", "text"),
+    [
+        (slice(0, 2), [PROMPT], r"images: 2 entries \(shape \(2, 3, 56, 56\)\) for 1 texts"),
+        (0, [PROMPT], r"images: 3 entries \(shape \(3, 56, 56\)\) for 1 texts"),
+        (slice(0, 1), PROMPT, "texts: must be a list of prompts"),
+        (slice(0, 2), [PROMPT, "none"], r"texts\[1\]: the prompt has 0 <ImageHere>, but 1 images were given"),
+        (slice(0, 1), [PROMPT * 2], r"texts\[0\]: the prompt has 2 <ImageHere>, but 1 images were given"),
+    ],
+)
+def test_images_that_do_not_fit_the_prompts_are_refused(shared_model, pool, index, texts, text):
+    with pytest.raises(SampleError, match=text):
+        shared_model().generate(pool[index], texts)
 
 
 def test_no_prompt_has_no_answer(shared_model):
     assert shared_model().generate(None, []) == []
-
-
-def test_prompt_whose_placeholders_do_not_match_its_images_is_named(shared_model, pool):
-    with pytest.raises(SampleError, match=r"texts\[1\]: the prompt has 0 <ImageHere>, but 1 images were given"):
-        shared_model().generate(pool[:2], [PROMPT, "no placeholder"])
 
 
 def test_answer_is_cut_before_a_stop_string_given_alone_or_in_a_list(shared_model, pool):
@@ -185,14 +170,6 @@ def test_placeholder_may_stand_at_either_end_of_a_context(shared_model, pool, pr
     assert torch.equal(model.get_context_emb(prompt, [image]), expected)
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_context_with_another_number_of_images_than_placeholders_is_refused(shared_model, pool, count):
-    model = shared_model()
-    images = [model.encode_img(pool[:1])[0]] * count
-    with pytest.raises(SampleError, match=f"the prompt has 1 <ImageHere>, but {count} images were given"):
-        model.get_context_emb("look: <ImageHere>", images)
-
-
 # Images that are encoded already
 
 
@@ -203,7 +180,7 @@ def test_encoded_images_give_the_answers_of_pixels(shared_model, pool):
     texts = [PROMPT, "<Img><ImageHere></Img> A longer question about this image? ", PROMPT]
     decoding = Decoding(max_new_tokens=12, num_beams=2)
     images = [[embeds_1QD] for embeds_1QD in embeds.split(1)]
-    answers = model.generate_from_embeds(images, texts, decoding, ["###"])
+    answers = [a.text for a in model.answers_from_embeds(images, texts, decoding, ["###"])]
     assert answers == model.generate(pool[:3], texts, max_new_tokens=12, num_beams=2, stop=["###"])
 
 

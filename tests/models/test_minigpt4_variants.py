@@ -194,17 +194,6 @@ def test_patches_that_fill_no_group_of_four_are_left_out(shared_model, size, pat
 # Prompts of the section
 
 
-@pytest.mark.parametrize("chat_template", [False, True])
-def test_chat_template_key_puts_instructions_into_the_prompt_template(shared_model, pool, chat_template):
-    model = shared_model(chat_template=chat_template, prompt_template="###Human: {} ###Assistant: ")
-    instruction = "<Img><ImageHere></Img> What? "
-    batch = {"image": pool[:1], "answer": ["a"], "instruction_input": [instruction]}
-    written = f"###Human: {instruction} ###Assistant: " if chat_template else instruction
-    expected, _ = shared_model().training_batch(read_samples(batch | {"instruction_input": [written]}))
-    actual, _ = model.training_batch(read_samples(batch))
-    assert torch.equal(actual.ids_BT, expected.ids_BT)
-
-
 # An LLM whose tokenizer knows bytes, adds no bos, and has no `$$`
 
 

@@ -104,13 +104,6 @@ def test_a_long_prefix_is_cut():
     assert len(shared_prefix(batch, target_positions(batch))) == LONGEST_PREFIX
 
 
-def test_rows_that_begin_differently_have_no_prefix():
-    rows = [TokenSequence().add_text([3, 4]), TokenSequence().add_text([4, 4])]
-    answers = [TokenSequence().add_text([6], train=True) for _ in range(2)]
-    batch = collate_training(rows, answers, [], PAD)
-    assert shared_prefix(batch, target_positions(batch)) == []
-
-
 def test_prefix_states_are_computed_once_and_the_oldest_forgotten():
     llm, states, calls = llm_of(LlamaConfig(**SIZES)), PrefixStates(), []
     llm.base_model.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -121,10 +114,6 @@ def test_prefix_states_are_computed_once_and_the_oldest_forgotten():
         states.of(llm, [BOS, 10 + number])
     states.of(llm, [BOS, 3])
     assert len(calls) == 2 + MOST_PREFIXES
-
-
-def test_without_a_prefix_the_llm_does_not_run():
-    assert PrefixStates().of(None, []) == ()
 
 
 @pytest.mark.parametrize(

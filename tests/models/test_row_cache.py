@@ -69,7 +69,8 @@ def test_rows_that_stay_fill_the_places_of_those_that_leave(staying, order):
 def test_first_positions_go_and_later_ones_come():
     first, later = states(2, 6, seed=0), states(2, 1, seed=1)
     cache = filled(first)
-    cache.drop_first(4)
+    for layer in cache.layers:
+        layer.drop_first(4)
     for number, (keys, values) in enumerate(later):
         cache.update(keys, values, number)
     assert_same(cache, [part[:, :, :, 4:] for part in expected(first, later)])

@@ -99,15 +99,6 @@ def test_each_row_has_its_own_limit_and_stop_string(model, decoder, join, alone)
     assert whole.ids == free
 
 
-def test_an_end_token_ends_its_row(model, alone):
-    free = alone(PROMPTS[1])
-    ending = BatchDecoder(model.llama_model, model.llama_tokenizer, end_ids=[free[3]])
-    row = GenerationState([first_token(model.llama_model)], LONG)
-    ending.add([row], *model.prompt_embeds([PROMPTS[1]], [[]]))
-    exhaust(ending)
-    assert (row.ids, row.ended) == (free[: free.index(free[3]) + 1], True)
-
-
 def test_penalties_count_the_tokens_of_their_own_row(decoder, join, alone):
     penalised = Decoding(max_new_tokens=12, repetition_penalty=0.1)
     first = join(PROMPTS[1], penalised)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from minigpt4.common.errors import WeightsError
@@ -21,27 +22,21 @@ def expected(golden):
     return golden["tokenizer"]
 
 
-def test_ids_without_special_tokens_meet_the_reference(tokenizer, expected):
-    cases = expected["cases"]
-    ids = [tokenizer(case["text"], add_special_tokens=False)["input_ids"] for case in cases]
-    assert ids == [case["ids"] for case in cases]
+def test_ids_and_pieces_meet_the_reference(tokenizer, expected):
+    for case in expected["cases"]:
+        assert tokenizer(case["text"], add_special_tokens=False)["input_ids"] == case["ids"]
+        assert tokenizer(case["text"])["input_ids"] == case["ids_special"]
+        assert tokenizer.convert_ids_to_tokens(case["ids"]) == tokenizer.tokenize(case["text"]) == case["pieces"]
 
 
-def test_ids_with_bos_meet_the_reference(tokenizer, expected):
-    cases = expected["cases"]
-    ids = [tokenizer(case["text"])["input_ids"] for case in cases]
-    assert ids == [case["ids_special"] for case in cases]
-
-
-def test_pieces_meet_the_reference(tokenizer, expected):
-    cases = expected["cases"]
-    pieces = [tokenizer.convert_ids_to_tokens(case["ids"]) for case in cases]
-    assert pieces == [case["pieces"] for case in cases]
-
-
-def test_tokenize_gives_the_pieces_of_the_reference(tokenizer, expected):
-    cases = expected["cases"]
-    assert [tokenizer.tokenize(case["text"]) for case in cases] == [case["pieces"] for case in cases]
+def test_decoded_text_meets_the_reference(tokenizer, expected):
+    rows = [case["ids"] for case in expected["decode"]]
+    for skip, field in ((True, "skip_special"), (False, "keep_special")):
+        texts = [case[field] for case in expected["decode"]]
+        assert [tokenizer.decode(ids, skip_special_tokens=skip) for ids in rows] == texts
+        assert [tokenizer.decode(torch.tensor(ids), skip_special_tokens=skip) for ids in rows] == texts
+        assert tokenizer.batch_decode(rows, skip_special_tokens=skip) == texts
+    assert tokenizer.decode(1) == "<s>"
 
 
 @pytest.mark.parametrize("index", range(3))
@@ -50,19 +45,6 @@ def test_padded_and_cut_batches_meet_the_reference(tokenizer, expected, index):
     batch = tokenizer(case["texts"], **case["kwargs"])
     assert batch["input_ids"] == case["input_ids"]
     assert batch["attention_mask"] == case["attention_mask"]
-
-
-@pytest.mark.parametrize(("skip", "field"), [(True, "skip_special"), (False, "keep_special")])
-def test_decoded_text_meets_the_reference(tokenizer, expected, skip, field):
-    cases = expected["decode"]
-    texts = [tokenizer.decode(case["ids"], skip_special_tokens=skip) for case in cases]
-    assert texts == [case[field] for case in cases]
-
-
-def test_batch_decode_gives_the_text_of_every_row(tokenizer, expected):
-    cases = expected["decode"]
-    texts = tokenizer.batch_decode([case["ids"] for case in cases], skip_special_tokens=True)
-    assert texts == [case["skip_special"] for case in cases]
 
 
 def test_special_ids_come_from_the_tokenizer_and_not_from_config_json(tokenizer, expected):
@@ -92,16 +74,6 @@ def test_end_symbol_ids_end_every_answer_that_ends_with_it(tokenizer, end_sym):
 
 def test_ids_outside_of_sentencepiece_are_left_out_of_the_text(tokenizer):
     assert tokenizer.decode([1, 443, 443, 512]) == "<s> "
-
-
-def test_decode_takes_tensors_single_ids_and_nested_lists(tokenizer, expected):
-    import torch
-
-    case = next(case for case in expected["decode"] if len(case["ids"]) > 3)
-    text = case["keep_special"]
-    assert tokenizer.decode(torch.tensor(case["ids"])) == text
-    assert tokenizer.decode([case["ids"], case["ids"]]) == [text, text]
-    assert tokenizer.decode(1) == "<s>"
 
 
 def test_directory_without_tokenizer_is_refused_by_name(llm_copy):

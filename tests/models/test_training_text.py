@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common.errors import ConfigError, MiniGPT4Error
+from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.models.prompting import PromptBuilder, apply_template, read_prompts, read_samples
-from minigpt4.models.tokenizer import end_symbol_ids, load_tokenizer, start_ids
+from minigpt4.models.tokenizer import load_tokenizer, start_ids
 
 CASES = Path(__file__).parents[1] / "data/cases"
 TEMPLATE = "###Human: {} ###Assistant: "
@@ -90,81 +90,7 @@ def test_first_question_of_a_conversation_is_in_the_template(rules, ids):
     assert row.ids == [*ids("###Human: <Img>"), 0, 0, *ids("</Img> What?  ###Assistant: ")]
 
 
-def test_condition_is_cut_on_the_right(rules):
-    samples = read_samples({"answer": ["a"], "instruction_input": f"Look at {IMAGE} and say much. "})
-    whole = rules().condition_rows(samples, [[(0, 8)]])[0]
-    cut = rules(max_context_len=10).condition_rows(samples, [[(0, 8)]])[0]
-    assert (cut.ids, cut.images) == (whole.ids[:10], whole.images[:10])
-    assert 0 < sum(source >= 0 for source in cut.images) < 8
-
-
 # Answers at the exact boundary
-
-
-def single(build):
-    return build.answer_rows(read_samples({"answer": [ANSWER]}))[0]
-
-
-def test_answer_that_just_fits_is_whole(rules, ids):
-    whole = ids(ANSWER + "###")
-    assert single(rules(max_txt_len=len(whole))).targets == whole
-
-
-def test_answer_one_token_too_long_keeps_its_end_symbol(rules, ids, tokenizer):
-    whole, end = ids(ANSWER + "###"), end_symbol_ids(tokenizer, "###")
-    targets = single(rules(max_txt_len=len(whole) - 1)).targets
-    assert targets == [*whole[: -len(end) - 1], *end]
-    assert tokenizer.decode(targets).endswith("###")
-
-
-def test_answer_one_token_too_long_loses_its_end_symbol_under_the_switch(rules, ids):
-    whole = ids(ANSWER + "###")
-    assert single(rules(max_txt_len=len(whole) - 1, truncate_end_sym=True)).targets == whole[:-1]
-
-
-def test_smallest_room_holds_one_token_and_the_end_symbol(rules, ids, tokenizer):
-    end = end_symbol_ids(tokenizer, "###")
-    assert single(rules(max_txt_len=len(end) + 1)).targets == [ids(ANSWER)[0], *end]
-    with pytest.raises(ConfigError, match=f"max_txt_len: {len(end)} leaves no room beside end_sym '###'"):
-        single(rules(max_txt_len=len(end)))
-
-
-def chain_row(build):
-    return build.answer_rows(conversation())[0]
-
-
-@pytest.fixture(scope="module")
-def chain(ids):
-    """Ids of answer, bos and question, answer."""
-    return ids(ANSWER + "###"), [1, *ids(TEMPLATE.format(QUESTION))], ids(ANSWER + "###")
-
-
-def test_conversation_that_just_fits_is_whole(rules, chain):
-    length = sum(map(len, chain))
-    row = chain_row(rules(prompt_template=TEMPLATE, max_txt_len=length))
-    assert row.ids == [token for part in chain for token in part]
-    assert row.num_targets == len(chain[0]) + len(chain[2])
-
-
-def test_conversation_one_token_too_long_keeps_the_end_symbol(rules, chain, tokenizer):
-    length, end = sum(map(len, chain)), end_symbol_ids(tokenizer, "###")
-    row = chain_row(rules(prompt_template=TEMPLATE, max_txt_len=length - 1))
-    assert row.ids == [*chain[0], *chain[1], *chain[2][: -len(end) - 1], *end]
-    assert row.targets[-len(end) :] == end
-
-
-def test_conversation_one_token_too_long_is_cut_anywhere_under_the_switch(rules, chain):
-    length = sum(map(len, chain))
-    row = chain_row(rules(prompt_template=TEMPLATE, max_txt_len=length - 1, truncate_end_sym=True))
-    assert row.ids == [token for part in chain for token in part][:-1]
-
-
-def test_question_goes_with_an_answer_of_which_nothing_fits(rules, chain, tokenizer):
-    end = end_symbol_ids(tokenizer, "###")
-    room = len(chain[0]) + len(chain[1]) + len(end)
-    assert chain_row(rules(prompt_template=TEMPLATE, max_txt_len=room)).ids == chain[0]
-    longer = chain_row(rules(prompt_template=TEMPLATE, max_txt_len=room + 1)).ids
-    assert longer == [*chain[0], *chain[1], chain[2][0], *end]
 
 
 def test_padding_piece_in_an_answer_is_no_target(rules, ids, tokenizer):
@@ -225,17 +151,6 @@ def test_no_prompt_file_means_no_prompts_and_draws_nothing():
     assert random.getstate() == state
 
 
-def test_reading_prompts_draws_once(tmp_path):
-    path = tmp_path / "prompts.txt"
-    path.write_text(f"{IMAGE}\n{IMAGE} two\n")
-    random.seed(0)
-    read_prompts(str(path), "")
-    state = random.getstate()
-    random.seed(0)
-    random.choice([1, 2])
-    assert random.getstate() == state
-
-
 @pytest.mark.parametrize(
     ("template", "text", "expected"),
     [
@@ -247,10 +162,6 @@ def test_reading_prompts_draws_once(tmp_path):
 )
 def test_template_takes_the_text_as_it_is(template, text, expected):
     assert apply_template(template, text) == expected
-
-
-def test_llama_starts_with_bos(tokenizer):
-    assert start_ids(tokenizer) == [1]
 
 
 def test_tokenizer_that_adds_no_bos_starts_with_nothing(tmp_path):
