@@ -13,6 +13,7 @@ from minigpt4.datasets import ImageCaptionJson
 from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, Records, caption_list, single_captions
 from minigpt4.datasets.datasets.records import SPLIT_FIELD
 from minigpt4.datasets.feature_store import CachedImage
+from minigpt4.inference.image_list import ImageFile
 from minigpt4.processors import Uint8Image
 
 TEXT_FIELDS = (JOINED, "caption")
@@ -23,15 +24,13 @@ ReferenceMode = Literal["joined", "separate"]
 
 
 @dataclass(frozen=True)
-class CaptionItem:
-    """One image."""
+class CaptionItem(ImageFile):
+    """One image with its captions."""
 
-    image_id: str
-    file: Path
-    answer: str
+    answer: str = ""
     """The text that training uses."""
 
-    captions: list[str] | None
+    captions: list[str] | None = None
     """The single captions, if the annotations have them."""
 
     unit: int = 0
@@ -96,13 +95,13 @@ def _item(dataset: ImageCaptionJson, units: Sequence[int]) -> CaptionItem:
         record, _ = looks[0]
         single = single_captions(record, dataset.info.caption_field, where)
         captions = single if single is not None else [] if is_joined else answers
-        return CaptionItem(image_id, file, answers[0], captions or None, units[0])
+        return CaptionItem(image_id, file, "", answers[0], captions or None, units[0])
     if is_joined or any(single_captions(record, dataset.info.caption_field, where) for record, _ in looks):
         raise SampleError(f"{where}: the image id {image_id!r} comes twice")
     others = [other for unit in units if (other := dataset.image_file(unit)) != file]
     if others:
         raise SampleError(f"{where}: {others[0]} and {file} have the same id {image_id!r}; give them a field image_id")
-    return CaptionItem(image_id, file, " ".join(answers), answers, units[0])
+    return CaptionItem(image_id, file, "", " ".join(answers), answers, units[0])
 
 
 def _where(dataset: ImageCaptionJson, number: int) -> str:

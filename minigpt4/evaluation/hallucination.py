@@ -22,7 +22,7 @@ from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import LINE_END, decode, parse_json, write_json
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
 from minigpt4.evaluation.caption_data import first_few
-from minigpt4.evaluation.generate import NamedCheckpoint, PredictionRun, batch_size, setup_metadata
+from minigpt4.evaluation.generate import NamedCheckpoint, batch_size, predict, setup_metadata
 from minigpt4.evaluation.judge import yes_no
 from minigpt4.evaluation.report import Table, score_table
 from minigpt4.inference.image_list import ImageFile, ImageList
@@ -564,7 +564,7 @@ def evaluate_pope(run: PopeRun, processes: Processes) -> dict[str, Any] | None:
     files = question_files(run.questions, run.images)
     images = ImageList(files, image_processor(run.cfg), feature_cache(run.cfg))
     batches = images.batches(batch_size(run.cfg))
-    said = PredictionRun(run.cfg, images, batches, [rules], run.checkpoints, run.folder).answers(processes)
+    said = predict(run.cfg, images, batches, [rules], run.checkpoints, run.folder, processes)
     if said is None:
         return None
     rows = [_row(run, checkpoint, own) for checkpoint, (own,) in zip(run.checkpoints, said, strict=True)]

@@ -14,7 +14,6 @@ import yaml
 
 from minigpt4.common.config import Config
 from minigpt4.evaluation.bootstrap import wilson
-from minigpt4.evaluation.failure_rate import VERDICTS, AnnotationSession, read_answers
 from minigpt4.evaluation.failure_rules import find_failures
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.processors import open_image
@@ -187,7 +186,7 @@ def test_killed_measurement_goes_on_and_leaves_the_same_bytes(complete, measurem
     assert _content(measurement.run("killed_failures")) == _content(complete)
 
 
-# Judge and person
+# A judge
 
 
 @pytest.fixture
@@ -230,22 +229,6 @@ def test_judge_that_rambles_finds_nothing_and_is_counted(chat_server, complete, 
     assert any("could not be read" in note for note in facts["notes"])
 
 
-def test_verdicts_of_a_person_count_in_place_of_the_rules(complete, measurement, copied):
-    folder = measurement.folder / copied
-    session = AnnotationSession(read_answers(folder / "answers.json"), folder / VERDICTS, seed=0)
-    poems = [place for place, answer in enumerate(session.answers) if answer.task == "poem"]
-    for place in poems:
-        session.judge(place, [])
-    session.judge(poems[0], ["off the image"])
-    facts = _facts(measurement.run(copied, "--verdicts", str(folder / VERDICTS)))
-    before = _facts(complete)["checkpoints"]
-    assert [one["tasks"]["detail"] for one in facts["checkpoints"]] == [one["tasks"]["detail"] for one in before]
-    kinds = [one["tasks"]["poem"]["kinds"] for one in facts["checkpoints"]]
-    assert {kind for own in kinds for kind in own} == {"off the image"}
-    assert facts["judged_by_hand"] == 2 * IMAGES
-    assert any("A person judged 22 of 44 answers" in note for note in facts["notes"])
-
-
 # Images and errors
 
 
@@ -284,11 +267,6 @@ def test_list_of_annotations_takes_its_images_from_a_folder(complete, measuremen
 def test_prompt_without_an_image_is_named_by_its_key(measurement, capsys):
     message = _error(measurement, capsys, "--options", "run.failure_prompts.poem=Sing.")
     assert "run.failure_prompts.poem: 'Sing.' must hold <ImageHere> exactly once" in message
-
-
-def test_missing_verdicts_are_named_before_anything_loads(measurement, capsys, monkeypatch):
-    monkeypatch.setattr(MiniGPT4, "from_config", None)
-    assert "--verdicts: there is no file nowhere.jsonl" in _error(measurement, capsys, "--verdicts", "nowhere.jsonl")
 
 
 def test_mini_configuration_asks_the_mini_model(measurement):

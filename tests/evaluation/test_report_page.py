@@ -24,7 +24,7 @@ FACTS = {
 @pytest.fixture
 def items(tmp_path) -> list[CaptionItem]:
     Image.new("RGB", (400, 300), "red").save(tmp_path / "1.jpg")
-    return [CaptionItem(str(n), tmp_path / f"{n}.jpg", NASTY, None) for n in (1, 2)]
+    return [CaptionItem(str(n), tmp_path / f"{n}.jpg", answer=NASTY) for n in (1, 2)]
 
 
 @pytest.fixture
