@@ -15,7 +15,7 @@ import logging
 import sys
 
 from minigpt4.evaluation import command
-from minigpt4.evaluation.metrics import FAMILIES, require_caption_metrics, usable_families
+from minigpt4.evaluation.metrics import FAMILIES, require_caption_metrics
 
 log = logging.getLogger("eval_flickr30k")
 
@@ -42,11 +42,8 @@ def run(args: argparse.Namespace) -> None:
     config = command.read_config(args, for_evaluation)
     require_caption_metrics("--metrics")
     require_figures("metrics.png")
-    families, notes = usable_families(args.metrics)
     with command.started(args, config) as (checkpoints, processes):
-        for note in notes:
-            log.info("%s", note)
-        results = evaluate(config, checkpoints, args.save_path, args.reference_mode, families, notes, processes)
+        results = evaluate(config, checkpoints, args.save_path, args.reference_mode, args.metrics, processes)
         if results is not None:
             print(summary(results))
             log.info("Everything is in %s; open report.html there", args.save_path)

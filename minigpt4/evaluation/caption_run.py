@@ -15,7 +15,7 @@ from minigpt4.datasets import ImageCaptionJson, build_datasets
 from minigpt4.evaluation.caption_data import CaptionData, ReferenceMode
 from minigpt4.evaluation.generate import NamedCheckpoint, batch_size, predict, setup_metadata
 from minigpt4.evaluation.metrics import CaptionScorer, metric_versions
-from minigpt4.evaluation.report import CaptionReport, ScoredCheckpoint, finished
+from minigpt4.evaluation.report import finished, write_report
 from minigpt4.inference.pipeline import PromptRules
 from minigpt4.models.feature_cache import feature_cache
 
@@ -40,14 +40,12 @@ def evaluate(
     folder: Path,
     reference_mode: ReferenceMode,
     families: Sequence[str],
-    notes: Sequence[str],
     processes: Processes,
 ) -> dict[str, Any] | None:
     """Caption, score and report; every rank must call it. The content of `metrics.json`, on rank 0.
 
     Args:
         families: keys of `metrics.FAMILIES`.
-        notes: lines for the report, such as why a metric is missing.
 
     Raises:
         MiniGPT4Error: something is wrong with configuration, data or checkpoints; the text says what.
@@ -62,7 +60,7 @@ def evaluate(
     said = [{image_id: answer.text for image_id, answer in own.items()} for (own,) in answers]
     setup = setup_metadata(cfg, rules)
     setup["versions"] |= metric_versions()
-    plan = [reference_mode, families, notes]
+    plan = [reference_mode, sorted(families)]
     named = [[one.name, str(one.path), one.sha256, one.card] for one in checkpoints]
     everything = json.dumps([plan, named, setup, [references, said]], sort_keys=True)
     key = hashlib.sha256(everything.encode()).hexdigest()[:16]
@@ -70,13 +68,9 @@ def evaluate(
     if results is None:
         scorer = CaptionScorer(references, families)
         log.info("Scoring %d captions of %d checkpoints", len(data), len(said))
-        rows = [ScoredCheckpoint(*row) for row in zip(checkpoints, said, scorer.score_all(said), strict=True)]
+        rows = list(zip(checkpoints, said, scorer.score_all(said), strict=True))
         title = f"{data.dataset.name}, {data.dataset.split}"
-        report = CaptionReport(
-            title, key, data.items, references, reference_mode, scorer.metrics, rows, setup, list(notes)
-        )
-        report.write(folder)
-        results = report.results
+        results = write_report(folder, title, key, data.items, references, reference_mode, scorer.metrics, rows, setup)
     return results
 
 

@@ -30,6 +30,15 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="override config values")
 
 
+def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that judges captions from a file."""
+    parser.add_argument("results", type=Path, help='captions: [{"image_id": ..., "caption": "..."}]')
+    parser.add_argument("references", type=Path, help="COCO annotations, our JSON, or the Flickr30k CSV")
+    parser.add_argument("--split", default="test", help="split of a Flickr30k CSV (test)")
+    parser.add_argument("--partial", action="store_true", help="the images of the results alone")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the scores there, too")
+
+
 def read_config(args: argparse.Namespace, prepare: Callable[[Config], Config]) -> Config:
     """The config, `prepare`d, whose files are all there; ConfigError if it is wrong."""
     config = prepare(Config(args).validate(training=False))
