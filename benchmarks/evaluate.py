@@ -67,8 +67,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def measure(args: argparse.Namespace, folder: Path) -> str:
     """The Markdown section; ConfigError or RunError with the reason if it cannot be measured."""
-    checkpoints = args.ckpt or [str(path) for path in args.run.glob("checkpoint_[0-9]*.pth")]
-    checkpoints.sort(key=lambda path: 0 if args.ckpt else int(Path(path).stem.removeprefix("checkpoint_")))
+    epochs = [] if args.ckpt else [path.stem.removeprefix("checkpoint_") for path in args.run.glob("checkpoint_*.pth")]
+    numbers = sorted(int(epoch) for epoch in epochs if epoch.isdigit())
+    checkpoints = args.ckpt or [str(args.run / f"checkpoint_{number}.pth") for number in numbers]
     if len(checkpoints) < 2 or args.repeats < 1:
         raise ConfigError("it takes two checkpoints and one repeat at least")
     options = [*args.options, *_limit(args, folder)]

@@ -13,7 +13,7 @@ def test_each_step_ends_with_a_line_of_its_own():
     progress = Progress([10, 0, 30], out)
     progress.start("scenes")
     progress.finish("4 scenes")
-    progress.skip("stage 1")
+    progress.start("stage 1", is_done=True)
     progress.start("stage 2")
     progress.finish()
     lines = out.getvalue().splitlines()
