@@ -3,29 +3,21 @@
 import argparse
 import shlex
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from tables import write_section
+
+from minigpt4.common.utils import exit_status
 
 
 def parser_of(description: str, *, weights: bool = False) -> argparse.ArgumentParser:
     """A parser with `--write`, and with `--dir` if the benchmark writes weights."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if weights:
-        parser.add_argument(
-            "--dir", type=Path, help="where the weights go, to be used again (a folder that is deleted)"
-        )
+        parser.add_argument("--dir", type=Path, help="where the weights go, to be used again (a temporary folder)")
     parser.add_argument("--write", type=Path, metavar="FILE.md", help="put the section into this file, too")
     return parser
-
-
-@contextmanager
-def weights_folder(args: argparse.Namespace) -> Iterator[Path]:
-    """`--dir`, or a folder that is gone after the block."""
-    with tempfile.TemporaryDirectory() as temporary:
-        yield args.dir or Path(temporary)
 
 
 def given_switches(args: argparse.Namespace, *names: str) -> str:
@@ -39,3 +31,13 @@ def publish(args: argparse.Namespace, mark: str, text: str) -> None:
     print(text)
     if args.write:
         write_section(args.write, mark, text)
+
+
+def measured(args: argparse.Namespace, mark: str, measure: Callable[[argparse.Namespace, Path], str]) -> int:
+    """Measure, given `--dir` or a folder that is deleted, and publish; the exit status."""
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as temporary:
+            publish(args, mark, measure(args, getattr(args, "dir", None) or Path(temporary)))
+
+    return exit_status(run)

@@ -11,31 +11,25 @@ between the ways are an error. The plain way is plain_evaluation.py; how many of
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from command import parser_of, publish
+from command import measured, parser_of
 from plain_evaluation import RESULT, SCORERS
-from tables import REPOSITORY, machine
+from tables import REPOSITORY, machine, table
 
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, RunError
-from minigpt4.common.utils import exit_status
 from minigpt4.datasets.datasets.image_caption_json import Records
 from minigpt4.evaluation.report import JSON
 
-SCRIPT = REPOSITORY / "eval_scripts" / "eval_flickr30k.py"
-PLAIN_SCRIPT = REPOSITORY / "benchmarks" / "plain_evaluation.py"
-EPOCH = re.compile(r"checkpoint_(\d+)\.pth")
 SHOWN_OF_ERROR = 3000
 
 
@@ -49,8 +43,8 @@ class Timing:
     apart: float
     """A process for each checkpoint, one after the other, summed."""
 
-    plain: float | None = None
-    """A plain process for each checkpoint, summed; None: not measured."""
+    plain: float = 0.0
+    """A plain process for each checkpoint, summed."""
 
     same: int = 0
     """Captions of the plain processes that are those of the others."""
@@ -71,25 +65,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def measure(args: argparse.Namespace) -> str:
+def measure(args: argparse.Namespace, folder: Path) -> str:
     """The Markdown section; ConfigError or RunError with the reason if it cannot be measured."""
-    checkpoints = args.ckpt or _of_run(args.run)
+    epochs = [] if args.ckpt else [path.stem.removeprefix("checkpoint_") for path in args.run.glob("checkpoint_*.pth")]
+    numbers = sorted(int(epoch) for epoch in epochs if epoch.isdigit())
+    checkpoints = args.ckpt or [str(args.run / f"checkpoint_{number}.pth") for number in numbers]
     if len(checkpoints) < 2 or args.repeats < 1:
         raise ConfigError("it takes two checkpoints and one repeat at least")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        options = [*args.options, *_limit(args, folder)]
-        timings = []
-        for number in range(args.repeats):
-            timings.append(_repeat(args, checkpoints, options, folder / str(number), apart_first=bool(number % 2)))
-            print(f"repeat {number + 1}: {timings[-1]}", file=sys.stderr)
-        results = json.loads((folder / "0" / "together" / JSON).read_text(encoding="utf-8"))
+    options = [*args.options, *_limit(args, folder)]
+    timings = []
+    for number in range(args.repeats):
+        timings.append(repeat(args, checkpoints, options, folder / str(number), apart_first=bool(number % 2)))
+        print(f"repeat {number + 1}: {timings[-1]}", file=sys.stderr)
+    results = json.loads((folder / "0" / "together" / JSON).read_text(encoding="utf-8"))
     return section(args, results, timings)
-
-
-def _of_run(run: Path) -> list[str]:
-    files = [(int(found[1]), path) for path in run.glob("*.pth") if (found := EPOCH.fullmatch(path.name))]
-    return [str(path) for _, path in sorted(files)]
 
 
 def _limit(args: argparse.Namespace, folder: Path) -> list[str]:
@@ -106,29 +95,31 @@ def _limit(args: argparse.Namespace, folder: Path) -> list[str]:
     return [f"datasets.{name}.build_info.test_ann_path={folder / 'first.jsonl'}"]
 
 
-def _repeat(
+def repeat(
     args: argparse.Namespace, checkpoints: Sequence[str], options: Sequence[str], folder: Path, *, apart_first: bool
 ) -> Timing:
     """All ways once; RunError unless one run and several give the same."""
+    script = REPOSITORY / "eval_scripts" / "eval_flickr30k.py"
     lists = {"together": list(checkpoints)} | {f"apart_{n}": [one] for n, one in enumerate(checkpoints)}
-    order = sorted(lists, key=lambda name: (name == "together") == apart_first)
-    seconds = {name: _evaluate(args, lists[name], options, folder / name) for name in order}
+    seconds = {}
+    for name in sorted(lists, key=lambda name: (name == "together") == apart_first):
+        seconds[name] = run_script(args, script, ["--ckpt", *lists[name], "--save_path", str(folder / name)], options)
     together = _results(folder / "together")
     apart = [entry for n in range(len(checkpoints)) for entry in _results(folder / f"apart_{n}")]
     for one, other in zip(together, apart, strict=True):
         if one != other:
             raise RunError(f"captions or scores of {one['name']!r} are not those of its own process, {other['name']!r}")
-    timing = Timing(seconds.pop("together"), sum(seconds.values()))
-    if args.skip_plain:
-        return timing
     plain, same = 0.0, 0
     for number, (checkpoint, result) in enumerate(zip(checkpoints, together, strict=True)):
-        plain += _evaluate_plain(args, checkpoint, options, folder / f"plain_{number}")
-        same += _same(result, json.loads((folder / f"plain_{number}" / RESULT).read_text(encoding="utf-8")))
-    return replace(timing, plain=plain, same=same)
+        if not args.skip_plain:
+            own = folder / f"plain_{number}"
+            given = ["--ckpt", checkpoint.split("=")[-1], "--save", str(own)]
+            plain += run_script(args, REPOSITORY / "benchmarks" / "plain_evaluation.py", given, options)
+            same += same_captions(result, json.loads((own / RESULT).read_text(encoding="utf-8")))
+    return Timing(seconds.pop("together"), sum(seconds.values()), plain, same)
 
 
-def _same(ours: dict[str, Any], plain: dict[str, Any]) -> int:
+def same_captions(ours: dict[str, Any], plain: dict[str, Any]) -> int:
     """Captions that are the same; RunError if all are and a score is not."""
     same = sum(plain["captions"][one["image_id"]] == one["caption"] for one in ours["captions"])
     if same == len(ours["captions"]) and plain["scores"] != {name: ours["scores"][name] for name in plain["scores"]}:
@@ -138,19 +129,9 @@ def _same(ours: dict[str, Any], plain: dict[str, Any]) -> int:
     return same
 
 
-def _evaluate(args: argparse.Namespace, checkpoints: Sequence[str], options: Sequence[str], folder: Path) -> float:
-    """Seconds of a process of eval_flickr30k.py."""
-    return _seconds(args, [str(SCRIPT), "--ckpt", *checkpoints, "--save_path", str(folder)], options)
-
-
-def _evaluate_plain(args: argparse.Namespace, checkpoint: str, options: Sequence[str], folder: Path) -> float:
-    """Seconds of a plain process."""
-    return _seconds(args, [str(PLAIN_SCRIPT), "--ckpt", checkpoint.split("=")[-1], "--save", str(folder)], options)
-
-
-def _seconds(args: argparse.Namespace, script: Sequence[str], options: Sequence[str]) -> float:
-    """Of one process; RunError with the end of what it said if it fails."""
-    command = [sys.executable, *script, "--cfg-path", args.cfg_path, "--metrics", *args.metrics]
+def run_script(args: argparse.Namespace, script: Path, given: Sequence[str], options: Sequence[str]) -> float:
+    """Seconds of a whole process; RunError with the end of what it said if it fails."""
+    command = [sys.executable, str(script), *given, "--cfg-path", args.cfg_path, "--metrics", *args.metrics]
     command += ["--options", *options] if options else []
     path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     start = time.perf_counter()
@@ -169,51 +150,35 @@ def _results(folder: Path) -> list[dict[str, Any]]:
 
 def section(args: argparse.Namespace, results: dict[str, Any], timings: Sequence[Timing]) -> str:
     """Command, machine and table as Markdown."""
-    count = len(results["checkpoints"])
-    rows = [
+    count, decoding = len(results["checkpoints"]), results["decoding"]
+    values = [
         (f"one run, {count} checkpoints, s", [timing.together for timing in timings], 1),
         (f"{count} runs, one after the other, s", [timing.apart for timing in timings], 1),
         (f"{count} runs / one run", [timing.apart / timing.together for timing in timings], 2),
     ]
+    about_plain = ""
     if not args.skip_plain:
-        rows += [
+        values += [
             (f"{count} plain runs, one after the other, s", [timing.plain for timing in timings], 1),
             (f"{count} plain runs / {count} runs", [timing.plain / timing.apart for timing in timings], 2),
             (f"{count} plain runs / one run", [timing.plain / timing.together for timing in timings], 2),
         ]
-    lines = [
-        "## Several checkpoints in one run",
-        "",
-        f"{count} checkpoints on {results['images']} images ({results['data']}, `{Path(args.cfg_path).name}`, beams "
-        f"{results['decoding']['num_beams']}, at most {results['decoding']['max_new_tokens']} tokens, batches of "
-        f"{results['batch_size']}), scored with {', '.join(results['metrics'])}. Whole processes, from start to exit; "
-        f"{_times(len(timings))}. A run is one of `eval_flickr30k.py`; captions and scores of one run and of {count} "
-        "are identical.",
-        *([] if args.skip_plain else _about_plain(results, timings)),
-        "",
-        f"    python benchmarks/evaluate.py {_command(args)}",
-        "",
-        f"Machine: {machine()}.",
-        "",
-        "| what | median | lowest | highest |",
-        "| --- | --- | --- | --- |",
-        *(f"| {name} | {statistics.median(v):.{n}f} | {min(v):.{n}f} | {max(v):.{n}f} |" for name, v, n in rows),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _about_plain(results: dict[str, Any], timings: Sequence[Timing]) -> list[str]:
-    said = results["images"] * len(results["checkpoints"])
-    return [
-        "A plain run is one of `benchmarks/plain_evaluation.py`: the same loading, then an image at a time by "
-        "`generate` of transformers, the prompt once a beam and logits at all its positions, then pycocoevalcap as it "
-        f"is. {min(timing.same for timing in timings)} of its {said} captions are those of the other runs: another "
-        "shape of a batch rounds differently, and in 16 bits a near tie may fall the other way."
-    ]
-
-
-def _times(count: int) -> str:
-    return "measured once" if count == 1 else f"measured {count} times"
+        about_plain = (
+            "A plain run is one of `benchmarks/plain_evaluation.py`: the same loading, then an image at a time by "
+            "`generate` of transformers, the prompt once a beam and logits at all its positions, then pycocoevalcap as "
+            f"it is. {min(timing.same for timing in timings)} of its {results['images'] * count} captions are those of "
+            "the other runs: another shape of a batch rounds differently, and in 16 bits a near tie may fall the other "
+            "way.\n"
+        )
+    rows = [[name, *(f"{of(v):.{digits}f}" for of in (statistics.median, min, max))] for name, v, digits in values]
+    return (
+        f"## Several checkpoints in one run\n\n{count} checkpoints on {results['images']} images ({results['data']}, "
+        f"`{Path(args.cfg_path).name}`, beams {decoding['num_beams']}, at most {decoding['max_new_tokens']} tokens, "
+        f"batches of {results['batch_size']}), scored with {', '.join(results['metrics'])}. Whole processes, from "
+        f"start to exit; rounds: {len(timings)}. A run is one of `eval_flickr30k.py`; captions and scores of one run "
+        f"and of {count} are identical.\n{about_plain}\n    python benchmarks/evaluate.py {_command(args)}\n\n"
+        f"Machine: {machine()}.\n\n{table(('what', 'median', 'lowest', 'highest'), rows)}"
+    )
 
 
 def _command(args: argparse.Namespace) -> str:
@@ -222,12 +187,9 @@ def _command(args: argparse.Namespace) -> str:
     given += " --skip-plain" if args.skip_plain else ""
     given += f" --images {args.images}" if args.images else ""
     given += f" --metrics {' '.join(args.metrics)}"
-    return given + (f" --options {' '.join(map(_option, args.options))}" if args.options else "")
-
-
-def _option(given: str) -> str:
-    key, _, value = given.partition("=")
-    return f"{key}={_short(value)}" if value.startswith("/") else given
+    pairs = [option.partition("=") for option in args.options]
+    options = [f"{key}={_short(value) if value.startswith('/') else value}" for key, _, value in pairs]
+    return given + (f" --options {' '.join(options)}" if options else "")
 
 
 def _short(path: str) -> str:
@@ -238,13 +200,7 @@ def _short(path: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
-    return exit_status(lambda: run(args))
-
-
-def run(args: argparse.Namespace) -> None:
-    """The section for the terminal and, if asked for, in a file."""
-    text = measure(args)
-    publish(args, "evaluate", text)
+    return measured(args, "evaluate", measure)
 
 
 if __name__ == "__main__":

@@ -20,19 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from command import given_switches, parser_of, publish, weights_folder
-from sizes import SIZES, write_weights
+from command import given_switches, measured, parser_of
+from sizes import SIZES, peak_bytes, write_weights
 from step import PROMPT
 from tables import machine, ratio, seconds_in_turn, table
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from minigpt4.common.errors import RunError
-from minigpt4.common.utils import exit_status
 from minigpt4.models.attention import llm_parts, require_compiler
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
 from minigpt4.models.generation import Decoding, first_token, generate_ids
-from minigpt4.models.memory import StorageCounter
 from minigpt4.models.mini_gpt4 import MiniGPT4
 
 
@@ -170,18 +168,6 @@ def positions(work: Work, way: Way) -> int:
     return sum(calls)
 
 
-def peak_bytes(work: Work, way: Way) -> int:
-    """What generating needs beside the weights, at its peak."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work.answers(way)
-        return torch.cuda.max_memory_allocated() - before
-    with StorageCounter(nn.ModuleList([work.model])) as counter:
-        work.answers(way)
-    return counter.peak
-
-
 def build(args: argparse.Namespace, folder: Path) -> Work:
     """The model and what it is asked."""
     size, device = SIZES[args.size], "cuda" if torch.cuda.is_available() else "cpu"
@@ -217,7 +203,7 @@ def measure(args: argparse.Namespace, folder: Path) -> str:
                 f"{sum(work.limits) / statistics.median(seconds[name]):.1f}",
                 f"{ratio(seconds[plain], seconds[name]):.2f}",
                 str(positions(work, way)),
-                f"{peak_bytes(work, way) / 2**20:.0f}",
+                f"{peak_bytes(work.model, lambda way=way: work.answers(way)) / 2**20:.0f}",
                 f"{same} of {args.images}",
             )
         )
@@ -258,17 +244,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure, print, write."""
-    with weights_folder(args) as folder:
-        text = measure(args, folder)
-    publish(args, f"generate {args.size} {args.images} {args.beams} {args.precision}", text)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
-    return exit_status(lambda: run(args))
+    return measured(args, f"generate {args.size} {args.images} {args.beams} {args.precision}", measure)
 
 
 if __name__ == "__main__":

@@ -19,17 +19,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from command import parser_of, publish, weights_folder
-from sizes import SIZES, Size, write_weights
+from command import measured, parser_of
+from sizes import SIZES, Size, peak_bytes, weight_bytes, write_weights
 from tables import REPOSITORY, machine, table
 from torch import nn
 
 from minigpt4.check import expected_lengths, largest_batch
 from minigpt4.common.config import Config
 from minigpt4.common.model_schema import MiniGPT4Config
-from minigpt4.common.utils import exit_status
 from minigpt4.models.attention import FUSED
-from minigpt4.models.memory import CUDA_ALLOWANCE, GIB, Estimate, Lengths, MetaModel, StorageCounter, llm_config_for
+from minigpt4.models.memory import CUDA_ALLOWANCE, GIB, Estimate, Lengths, MetaModel, llm_config_for
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.models.prompting import ImageFeatures
 
@@ -76,32 +75,24 @@ class Sized:
     """A model whose steps are sized in several ways; what ways have in common is sized once."""
 
     def __init__(self, section: Callable[..., MiniGPT4Config], llm_config: Any, lengths: Lengths) -> None:
-        self._section, self._llm_config, self._lengths = section, llm_config, lengths
-        self._meta = functools.cache(self._built)
-        self._step = functools.cache(self._sized)
+        self._meta = functools.cache(lambda changes: MetaModel(section(**dict(changes)), llm_config))
+        self._step = functools.cache(lambda changes, size, **how: self._meta(changes).estimate(size, lengths, **how))
 
     def estimate(self, way: Way, batch_size: int) -> Estimate:
         """Of one GPU."""
         changes = dict(way.changes)
         storage, recompute = changes.pop("llm_precision", None), changes.pop("llm_grad_checkpoint", False)
         key = tuple(sorted(changes.items()))
-        estimate = self._step(key, batch_size, recompute, way.cached)
+        estimate = self._step(key, batch_size, recompute=recompute, cached=way.cached)
         if storage:
             return self._meta(key).stored_as(estimate, storage)
         return self._meta(key).sharded_over(estimate, way.gpus)
-
-    def _built(self, changes: tuple[tuple[str, Any], ...]) -> MetaModel:
-        return MetaModel(self._section(**dict(changes)), self._llm_config)
-
-    def _sized(self, changes: tuple[tuple[str, Any], ...], batch_size: int, recompute: bool, cached: bool) -> Estimate:
-        meta = self._meta(changes)
-        return meta.estimate(batch_size, self._lengths, recompute=recompute, cached=cached)
 
 
 # Real steps
 
 
-def measured(way: Way, size: Size, folder: Path, precision: str, batch_size: int) -> int | None:
+def real_step(way: Way, size: Size, folder: Path, precision: str, batch_size: int) -> int | None:
     """Peak bytes of a real step, weights included; None for a way that this machine cannot go."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     quantised = way.changes.get("llm_precision") in ("int8", "nf4")
@@ -112,9 +103,18 @@ def measured(way: Way, size: Size, folder: Path, precision: str, batch_size: int
         model = MiniGPT4.from_config(size.section(folder, precision, **changes), device=device).train()
         if model.cfg.llm_attention is None:
             model.llama_model.set_attn_implementation(FUSED)  # what is estimated, also on a CPU
-        return _peak(model, _batch(model, batch_size, way.cached), way.cached)
+        batch = _batch(model, batch_size, way.cached)
+        if way.cached:
+            model.visual_encoder = model.Qformer = model.ln_vision = nn.Identity()
+        return weight_bytes(model) + peak_bytes(model, lambda: _step(model, batch))
     except torch.OutOfMemoryError:
         return None
+
+
+def _step(model: MiniGPT4, batch: dict[str, Any]) -> None:
+    with torch.autocast(model.device.type, model.llama_model.dtype):
+        loss = model(batch)["loss"]
+    loss.backward()
 
 
 def _batch(model: MiniGPT4, batch_size: int, cached: bool) -> dict[str, Any]:
@@ -131,39 +131,15 @@ def _batch(model: MiniGPT4, batch_size: int, cached: bool) -> dict[str, Any]:
     }
 
 
-def _peak(model: MiniGPT4, batch: dict[str, Any], cached: bool) -> int:
-    if cached:
-        model.visual_encoder = model.Qformer = model.ln_vision = nn.Identity()
-    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-    device = model.device.type
-    if device == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        _step(model, batch)
-        return torch.cuda.max_memory_allocated() - before + weights
-    with StorageCounter(nn.ModuleList([model])) as counter:
-        _step(model, batch)
-    return weights + counter.peak
-
-
-def _step(model: MiniGPT4, batch: dict[str, Any]) -> None:
-    with torch.autocast(model.device.type, model.llama_model.dtype):
-        loss = model(batch)["loss"]
-    loss.backward()
-
-
 # Tables
 
 
 def switches_section(args: argparse.Namespace, folder: Path) -> str:
     """What each switch gives, at one batch."""
     size = SIZES[args.size]
-
-    def configuration(**changes: Any) -> MiniGPT4Config:
-        return MiniGPT4Config(**size.section(folder, "fp16", **changes))
-
-    sized = Sized(configuration, size.llm_config(), STAGE_2)
+    sized = Sized(
+        lambda **changes: MiniGPT4Config(**size.section(folder, "fp16", **changes)), size.llm_config(), STAGE_2
+    )
     defaults = sized.estimate(DEFAULTS, args.batch_size)
     steps = [sized.estimate(way, args.batch_size) for way in TO_DEFAULTS]
     down = [_switch_row(args, folder, *row) for row in zip(TO_DEFAULTS, steps, [None, *steps[:-1]], strict=True)]
@@ -179,7 +155,7 @@ def switches_section(args: argparse.Namespace, folder: Path) -> str:
 def _switch_row(
     args: argparse.Namespace, folder: Path, way: Way, estimate: Estimate, before: Estimate | None
 ) -> tuple[str, ...]:
-    peak = measured(way, SIZES[args.size], folder, args.precision, args.batch_size) if args.measure else None
+    peak = real_step(way, SIZES[args.size], folder, args.precision, args.batch_size) if args.measure else None
     return (
         way.name,
         f"{estimate.total / GIB:.2f}",
@@ -193,34 +169,22 @@ def batches_section(recipes: Sequence[str], ways: Sequence[Way], gpu_gib: float)
     """Memory of the recipes at their batch, and the largest batch that fits, in each way."""
     head, columns = ["step"], [[way.name for way in ways]]
     for name in recipes:
-        config = _recipe(name)
-        sized, batch = _sized_recipe(config), config.batch_size()
+        path = str(REPOSITORY / "train_configs" / f"{name}.yaml")
+        config = Config(SimpleNamespace(cfg_path=path, options=None)).validate()
+        change, batch = functools.partial(dataclasses.replace, config.model), config.batch_size()
+        sized = Sized(change, llm_config_for(config.model)[0], expected_lengths(config.model))
         estimates = [sized.estimate(way, batch) for way in ways]
         head += [f"`{name}`, batch {batch}, GiB", "largest batch"]
         columns.append([f"{estimate.total / GIB:.1f}" for estimate in estimates])
-        columns.append([_largest(sized, *pair, gpu_gib) for pair in zip(ways, estimates, strict=True)])
+        largest = [
+            largest_batch(functools.partial(sized.estimate, way), estimate, gpu_gib)
+            for way, estimate in zip(ways, estimates, strict=True)
+        ]
+        columns.append(list(map(str, largest)))
     return (
         "Estimated, for one GPU, at the recipe's batch; and the largest batch of one GPU that is estimated to fit in "
         f"{gpu_gib:g} GiB (0: not even one sample).\n\n{table(head, list(zip(*columns, strict=True)))}"
     )
-
-
-def _recipe(name: str) -> Config:
-    path = str(REPOSITORY / "train_configs" / f"{name}.yaml")
-    return Config(SimpleNamespace(cfg_path=path, options=None)).validate()
-
-
-def _sized_recipe(config: Config) -> Sized:
-    llm_config, _ = llm_config_for(config.model)
-    return Sized(
-        lambda **changes: dataclasses.replace(config.model, **changes),
-        llm_config,
-        expected_lengths(config.model),
-    )
-
-
-def _largest(sized: Sized, way: Way, estimate: Estimate, gpu_gib: float) -> str:
-    return str(largest_batch(lambda batch: sized.estimate(way, batch), estimate, gpu_gib))
 
 
 def section(args: argparse.Namespace, folder: Path) -> str:
@@ -257,17 +221,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Size, measure, print, write."""
-    with weights_folder(args) as folder:
-        text = section(args, folder)
-    publish(args, f"memory {args.size} {args.batch_size}", text)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
-    return exit_status(lambda: run(args))
+    return measured(args, f"memory {args.size} {args.batch_size}", section)
 
 
 if __name__ == "__main__":

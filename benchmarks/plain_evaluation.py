@@ -22,7 +22,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import exit_status
 from minigpt4.conversation import clean_generated
-from minigpt4.evaluation.caption_data import CaptionData
+from minigpt4.evaluation import command
 from minigpt4.evaluation.caption_run import for_evaluation, read_data
 from minigpt4.evaluation.metrics import FAMILIES, java_on_path
 from minigpt4.inference.pipeline import PromptRules
@@ -81,34 +81,25 @@ def scores(captions: dict[str, str], references: dict[str, list[str]], families:
     return found
 
 
-def settings(cfg: Config) -> PromptRules:
-    """What is asked and how; ConfigError for what transformers 5 and our loop do differently by intention."""
-    rules = PromptRules.of(cfg.model, cfg.run.generation, cfg.run.seed)
+def evaluate(args: argparse.Namespace) -> None:
+    """Load, caption, score, write; ConfigError for what transformers 5 and our loop do differently by intention."""
+    cfg = for_evaluation(Config(args).validate(training=False))
+    rules, data = PromptRules.of(cfg.model, cfg.run.generation, cfg.run.seed), read_data(cfg)
     if rules.decoding.do_sample or rules.decoding.min_length > 1:
         raise ConfigError(f"{cfg.source}: run.generation: the plain way knows no do_sample and no min_length above 1")
-    return rules
-
-
-def evaluate(args: argparse.Namespace) -> None:
-    """Load, caption, score, write."""
-    cfg = for_evaluation(Config(args).validate(training=False))
-    rules, data = settings(cfg), read_data(cfg)
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.run.device != "cpu" else "cpu")
     model = registry.get_model_class(cfg.model.arch).from_config(cfg.model, device=device).eval()
     model.load_checkpoint(args.ckpt)
     said = {item.image_id: caption(model, data.image(number), rules) for number, item in enumerate(data.items)}
-    found = scores(said, _one_line(data), args.metrics)
+    references = {key: [" ".join(text.split()) for text in own] for key, own in data.references("joined").items()}
+    found = scores(said, references, args.metrics)
     args.save.mkdir(parents=True, exist_ok=True)
     (args.save / RESULT).write_text(json.dumps({"captions": said, "scores": found}), encoding="utf-8")
 
 
-def _one_line(data: CaptionData) -> dict[str, list[str]]:
-    return {key: [" ".join(text.split()) for text in own] for key, own in data.references("joined").items()}
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser_of(__doc__)
     parser.add_argument("--cfg-path", required=True, help="YAML file of the evaluation")
     parser.add_argument("--ckpt", required=True, type=Path, help="the checkpoint")
     parser.add_argument("--save", required=True, type=Path, help=f"folder for {RESULT}")

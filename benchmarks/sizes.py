@@ -1,7 +1,7 @@
 """Models of named sizes with seeded random weights, written in the published formats and loaded as a user's are."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.connectors import build_qformer
 from minigpt4.models.eva_vit import EVA_CLIP_G_SIZES
-from minigpt4.models.memory import GIB
+from minigpt4.models.memory import GIB, StorageCounter
 from minigpt4.models.vision_tower import build_vision_encoder
 
 TOKENIZER = Path(__file__).parent.parent / "tests" / "data" / "parity" / "vicuna_tiny"
@@ -54,14 +54,13 @@ class Size:
         }
 
 
+def _qformer(width: int, layers: int, heads: int, inner: int) -> dict[str, int]:
+    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    return dict(zip(names, (width, layers, heads, inner), strict=True))
+
+
 def _llama(width: int, layers: int, heads: int, inner: int, vocabulary: int) -> dict[str, int]:
-    return {
-        "vocab_size": vocabulary,
-        "hidden_size": width,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-    }
+    return {"vocab_size": vocabulary, **_qformer(width, layers, heads, inner)}
 
 
 SIZES = {
@@ -71,24 +70,14 @@ SIZES = {
             "image_size": 56,
             "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
             "num_query_token": 8,
-            "qformer_config": {
-                "hidden_size": 48,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 4,
-                "intermediate_size": 96,
-            },
+            "qformer_config": _qformer(48, 4, 4, 96),
         },
     ),
     "mid": Size(
         _llama(512, 8, 8, 1376, 32000),
         {
             "vit_config": {"embed_dim": 384, "depth": 8, "num_heads": 6},
-            "qformer_config": {
-                "hidden_size": 384,
-                "num_hidden_layers": 6,
-                "num_attention_heads": 6,
-                "intermediate_size": 1536,
-            },
+            "qformer_config": _qformer(384, 6, 6, 1536),
         },
     ),
     "1gb": Size(_llama(1536, 14, 12, 4096, 32000)),  # 495 million parameters, 0.99 GB in 16 bits
@@ -155,3 +144,21 @@ def random_like(tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
     if tensor.ndim == 1:
         return torch.full(tensor.shape, float(name.endswith("weight")), dtype=dtype)
     return torch.randn(tensor.shape, dtype=dtype).mul_(STD)
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+
+def peak_bytes(model: nn.Module, run: Callable[[], Any]) -> int:
+    """What `run` needs beside the weights of the model, at its peak."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    with StorageCounter(nn.ModuleList([model])) as counter:
+        run()
+    return counter.peak

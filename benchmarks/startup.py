@@ -16,13 +16,12 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import torch
-from command import parser_of, publish, weights_folder
+from command import measured, parser_of
 from safetensors.torch import load_file
 from sizes import SIZES, write_llm
 from tables import machine, ratio, synchronised_time, table
@@ -31,7 +30,6 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from minigpt4.common.errors import RunError
 from minigpt4.common.torch_files import INDEX, PICKLE_INDEX
-from minigpt4.common.utils import exit_status
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.llm import load_llm
 from minigpt4.models.memory import GIB
@@ -59,6 +57,9 @@ class Seconds:
         return self.initialise + self.load + self.sentence
 
 
+FIELDS = ("initialise", "load", "sentence", "total")
+
+
 @dataclass(frozen=True)
 class Job:
     """What all processes of a round do."""
@@ -74,25 +75,22 @@ def unpickled(job: Job, device: torch.device) -> tuple[nn.Module, float]:
     folder = job.folder / PICKLED
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=DTYPES[job.precision])
     initialised = time.perf_counter()
-    weight_map = json.loads((folder / PICKLE_INDEX).read_text())["weight_map"]
     state = {}
-    for name in sorted(set(weight_map.values())):
+    for name in sorted(set(json.loads((folder / PICKLE_INDEX).read_text())["weight_map"].values())):
         state |= torch.load(folder / name, map_location="cpu", weights_only=True)
     model.load_state_dict(state)
     return model.to(device), initialised
 
 
-def loaded(job: Job, device: torch.device, kind: str) -> tuple[nn.Module, float]:
+def loaded(job: Job, device: torch.device) -> tuple[nn.Module, float]:
     """As ours, which initialises nothing."""
     start = time.perf_counter()
-    return load_llm(job.folder / kind, job.precision, device), start
+    return load_llm(job.folder / WAYS[job.way], job.precision, device), start
 
 
-WAYS: dict[str, Callable[[Job, torch.device], tuple[nn.Module, float]]] = {
-    "unpickled in each process": unpickled,
-    "`load_llm`, `.bin`": lambda job, device: loaded(job, device, PICKLED),
-    "`load_llm`, safetensors": lambda job, device: loaded(job, device, SAFE),
-}
+PLAIN = "unpickled in each process"
+WAYS = {PLAIN: PICKLED, "`load_llm`, `.bin`": PICKLED, "`load_llm`, safetensors": SAFE}
+"""With the folder of each way."""
 
 
 def work(connection: Connection, job: Job) -> None:
@@ -103,7 +101,7 @@ def work(connection: Connection, job: Job) -> None:
     connection.send("ready")
     connection.recv()
     start = time.perf_counter()
-    model, initialised = WAYS[job.way](job, device)
+    model, initialised = (unpickled if job.way == PLAIN else loaded)(job, device)
     ready = synchronised_time()
     with torch.inference_mode():
         model(input_ids=torch.arange(TOKENS, device=device)[None], use_cache=False)
@@ -111,7 +109,7 @@ def work(connection: Connection, job: Job) -> None:
     connection.recv()
 
 
-def measured(job: Job, look_at_memory: bool = False) -> tuple[Seconds, int]:
+def timed(job: Job, look_at_memory: bool = False) -> tuple[Seconds, int]:
     """A round of one way: the seconds of the slowest process, and the peak of the memory that loading added, bytes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
@@ -181,39 +179,30 @@ def measure(args: argparse.Namespace, folder: Path) -> str:
     """The Markdown section."""
     prepare(folder, args.size, args.precision)
     jobs = {way: Job(way, folder, args.precision, args.processes) for way in WAYS}
-    peaks = {way: measured(job, look_at_memory=True)[1] for way, job in jobs.items()}
+    peaks = {way: timed(job, look_at_memory=True)[1] for way, job in jobs.items()}
     seconds: dict[str, list[Seconds]] = {way: [] for way in WAYS}
     for number in range(args.repeats):
         for way in list(WAYS) if number % 2 == 0 else list(WAYS)[::-1]:
-            seconds[way].append(measured(jobs[way])[0])
+            seconds[way].append(timed(jobs[way])[0])
     return _section(args, folder, seconds, peaks)
 
 
 def _section(args: argparse.Namespace, folder: Path, seconds: dict[str, list[Seconds]], peaks: dict[str, int]) -> str:
-    head = (
-        "LLM",
-        "initialise, s",
-        "load, s",
-        "first sentence, s",
-        "in all, s",
-        "times faster",
-        "memory, GiB",
-        "of plain",
-    )
-    plain = next(iter(WAYS))
+    times = ("initialise, s", "load, s", "first sentence, s", "in all, s")
+    head = ("LLM", *times, "times faster", "memory, GiB", "of plain")
     rows = [
         (
             way,
-            *(f"{_median(own, name):.2f}" for name in ("initialise", "load", "sentence", "total")),
-            f"{ratio([s.total for s in seconds[plain]], [s.total for s in own]):.1f}",
+            *(f"{statistics.median(getattr(s, name) for s in own):.2f}" for name in FIELDS),
+            f"{ratio([s.total for s in seconds[PLAIN]], [s.total for s in own]):.1f}",
             f"{peaks[way] / GIB:.2f}",
-            f"{peaks[way] / peaks[plain]:.0%}",
+            f"{peaks[way] / peaks[PLAIN]:.0%}",
         )
         for way, own in seconds.items()
     ]
     gigabytes = sum(file.stat().st_size for file in (folder / SAFE).glob("*.safetensors")) / 1e9
     ours = list(seconds)[-1]
-    reading = ratio([s.load + s.sentence for s in seconds[plain]], [s.load + s.sentence for s in seconds[ours]])
+    reading = ratio([s.load + s.sentence for s in seconds[PLAIN]], [s.load + s.sentence for s in seconds[ours]])
     text = (
         f"An LLM of {gigabytes:.2f} GB in {args.precision}, loaded by {args.processes} processes at the same time "
         f"until it has read {TOKENS} tokens; the slowest process, median of {args.repeats} rounds. The files are in "
@@ -229,10 +218,6 @@ def _section(args: argparse.Namespace, folder: Path, seconds: dict[str, list[Sec
     )
 
 
-def _median(own: list[Seconds], name: str) -> float:
-    return statistics.median(getattr(seconds, name) for seconds in own)
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = parser_of(__doc__, weights=True)
@@ -243,17 +228,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure, print, write."""
-    with weights_folder(args) as folder:
-        text = measure(args, folder)
-    publish(args, f"startup {args.size} {args.processes}", text)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
-    return exit_status(lambda: run(args))
+    return measured(args, f"startup {args.size} {args.processes}", measure)
 
 
 if __name__ == "__main__":

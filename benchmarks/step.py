@@ -19,15 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import given_switches, parser_of, publish, weights_folder
-from sizes import SIZES, TOKENIZER, Size, write_weights
+from command import given_switches, measured, parser_of
+from sizes import SIZES, TOKENIZER, Size, peak_bytes, weight_bytes, write_weights
 from tables import machine, matrix_rate, ratio, seconds_in_turn, table
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from minigpt4.common.utils import exit_status
 from minigpt4.models.attention import compile_parts
-from minigpt4.models.memory import StorageCounter
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.models.prompting import ImageFeatures, read_samples
 from minigpt4.models.tokenizer import load_tokenizer
@@ -101,14 +98,7 @@ class Step:
 
     def peak_bytes(self, batch: dict[str, Any]) -> int:
         """Weights and all that a step makes, at its peak."""
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            self(batch)
-            return torch.cuda.max_memory_allocated() - before + _bytes(self.model)
-        with StorageCounter(nn.ModuleList([self.model])) as counter:
-            self(batch)
-        return _bytes(self.model) + counter.peak
+        return weight_bytes(self.model) + peak_bytes(self.model, lambda: self(batch))
 
     def flops(self, batch: dict[str, Any]) -> int:
         """Floating-point operations of matrix products."""
@@ -122,10 +112,6 @@ def _set_vision_attention(model: MiniGPT4, fused: bool) -> None:
         if hasattr(part, "fused_attn"):
             part.fused_attn = fused
     model.Qformer.bert.set_attn_implementation("sdpa" if fused else "eager")
-
-
-def _bytes(model: nn.Module) -> int:
-    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def batches(size: int, image_size: int, captions: str, device: str) -> Iterator[dict[str, Any]]:
@@ -219,17 +205,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure, print, write."""
-    with weights_folder(args) as folder:
-        text = measure(args, folder)
-    publish(args, f"step {args.size} {args.batch_size} {args.captions} {args.precision}", text)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
-    return exit_status(lambda: run(args))
+    return measured(args, f"step {args.size} {args.batch_size} {args.captions} {args.precision}", measure)
 
 
 if __name__ == "__main__":

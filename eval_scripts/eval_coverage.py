@@ -11,13 +11,11 @@ and asks nothing twice.
 
 import argparse
 import sys
-from dataclasses import asdict
-from pathlib import Path
 
-from minigpt4.common.logger import setup_logging
-from minigpt4.common.utils import exit_status, write_json
+from minigpt4.common.utils import write_json
+from minigpt4.evaluation import command
 from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
-from minigpt4.evaluation.coverage import SYSTEM, coverage, prompt_of, score
+from minigpt4.evaluation.coverage import PROMPTS, SYSTEM, coverage, score
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
 
 RANGES = {"captions": "of 5 captions, mean number covered", "objects": "share of descriptions that cover one caption"}
@@ -25,62 +23,45 @@ RANGES = {"captions": "of 5 captions, mean number covered", "objects": "share of
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help='descriptions: [{"image_id": ..., "caption": "..."}]')
-    parser.add_argument("references", type=Path, help="COCO annotations, our JSON, or the Flickr30k CSV")
+    parser = command.parser_of(__doc__)
+    command.add_result_arguments(parser)
     parser.add_argument("--protocol", choices=RANGES, default="captions", help="which published one (captions)")
-    parser.add_argument("--split", default="test", help="split of a Flickr30k CSV (test)")
-    parser.add_argument("--partial", action="store_true", help="judge the images of the results alone")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write scores and answers there, too")
     add_judge_arguments(parser, required=True)
     return parser.parse_args(argv)
 
 
-def judge(args: argparse.Namespace) -> dict:
-    """Scores and what they were made from, plain types."""
+def run(args: argparse.Namespace) -> None:
+    """Scores for the terminal and, if asked for, as JSON."""
     results = read_results(args.results)
     captions = match(results, read_references(args.references, "separate", args.split), partial=args.partial)
-    judged = coverage(judge_of(args), results, captions, args.protocol, args.judge_at_once)
-    return {
+    answers = coverage(judge_of(args), results, captions, args.protocol, args.judge_at_once)
+    scored = {
         "results": str(args.results),
         "references": str(args.references),
-        **score(judged, args.protocol),
+        **score(answers, args.protocol),
         "empty_descriptions": sum(not text.strip() for text in results.values()),
         "judge": {"url": args.judge_url, "model": args.judge_model},
-        "prompt": {"system": SYSTEM, "user": prompt_of(args.protocol)},
-        "answers": [asdict(one) for one in judged],
+        "prompt": {"system": SYSTEM, "user": PROMPTS[args.protocol]},
+        "answers": answers,
     }
-
-
-def show(scored: dict) -> str:
-    """The score and what to know of it."""
-    name, value, interval = scored["protocol"], scored["score"], scored["interval"]
+    value, interval = scored["score"], scored["interval"]
     ends = f" (95% {interval[0]:.4f} - {interval[1]:.4f})" if interval else ""
-    lines = [
-        f"coverage, protocol {name}: {'-' if value is None else f'{value:.4f}'}{ends}; {RANGES[name]}",
-        f"{scored['images']} images, judge {scored['judge']['model']}; {scored['empty_descriptions']} empty texts",
-    ]
-    if scored["images_with_fewer_captions"]:
-        lines.append(f"{scored['images_with_fewer_captions']} images have fewer than 5 captions; they can cover fewer")
+    shown = "-" if value is None else f"{value:.4f}"
+    print(f"coverage, protocol {args.protocol}: {shown}{ends}; {RANGES[args.protocol]}")
+    print(f"{scored['images']} images, judge {args.judge_model}; {scored['empty_descriptions']} empty texts")
+    if fewer := scored["images_with_fewer_captions"]:
+        print(f"{fewer} images have fewer than 5 captions; they can cover fewer")
     if unread := scored["unparsable"]:
-        shown = first_few(unread, 5)
-        lines.append(f"{len(unread)} answers of the judge could not be read and are left out: images {shown}")
-    return "\n".join(lines)
+        named = first_few(unread, 5)
+        print(f"{len(unread)} answers of the judge could not be read and are left out: images {named}")
+    if args.output:
+        write_json(args.output, scored)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
-    setup_logging(rank=0)
-    return exit_status(lambda: run(args))
-
-
-def run(args: argparse.Namespace) -> None:
-    """Scores for the terminal and, if asked for, as JSON."""
-    scored = judge(args)
-    print(show(scored))
-    if args.output:
-        write_json(args.output, scored)
+    return command.main(lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -61,11 +61,11 @@ def caption(args: argparse.Namespace) -> int:
     """Cheap checks first, then caption; returns the exit status."""
     config = read_configuration(args)
     from minigpt4.common.dist_utils import start_processes, stop_processes
-    from minigpt4.inference.captioning import CaptionFile, Captioning
+    from minigpt4.inference.captioning import AnswerStore, Captioning
     from minigpt4.inference.image_list import images_to_caption
     from minigpt4.inference.pipeline import images_at_once, rules_of
 
-    file = CaptionFile(args.output)
+    file = AnswerStore.captions(args.output)
     base, items = images_to_caption(args.images, args.image_folder)
     rules = rules_of(config, args.prompt, source="--prompt")
     processes = start_processes(config.run.device, config.run.distributed, config.run.dist_url)
@@ -76,10 +76,11 @@ def caption(args: argparse.Namespace) -> int:
     stop_processes()
     if counts is None:
         return 0
-    print(f"{counts.captioned} captions, {counts.failed} failed ({counts.new} new): {args.output}")
-    if not counts.failed:
+    captioned, failed, new = counts
+    print(f"{captioned} captions, {failed} failed ({new} new): {args.output}")
+    if not failed:
         return 0
-    log.warning("%d images have no caption; their lines say why, and --retry-failed tries them again", counts.failed)
+    log.warning("%d images have no caption; their lines say why, and --retry-failed tries them again", failed)
     return FAILED_IMAGES
 
 

@@ -1,14 +1,14 @@
 """How sure scores are: bootstrap over images, with intervals and a paired test between checkpoints.
 
 Images are drawn with replacement and the corpus scores computed anew, from per-image counts (BLEU, METEOR) or scores
-(CIDEr, ROUGE-L, SPICE). The weights of words in CIDEr stay those of all references. Everyone is scored on the same
+(CIDEr, ROUGE-L). The weights of words in CIDEr stay those of all references. Everyone is scored on the same
 draws, so the test is paired.
 Shapes: R draws, N images, K counts of an image.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -44,18 +44,6 @@ def wilson(count: int, of: int) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One checkpoint against another in one metric."""
-
-    difference: float
-    interval: tuple[float, float]
-    """95% of the differences of the draws."""
-
-    p: float
-    """Two-sided: how often the draws contradict the sign of the difference, doubled; never 0."""
-
-
 class Bootstrap:
     """Scores of several sets of captions of the same N > 1 images, on the same draws.
 
@@ -66,37 +54,36 @@ class Bootstrap:
         if images < 2:
             raise ValueError("a bootstrap needs more than one image")
         self.scores = scores
-        self._drawn = _resample(scores, images, draws)
+        random = np.random.Generator(np.random.PCG64(SEED))
+        parts: list[list[dict[str, np.ndarray]]] = [[] for _ in scores]
+        for start in range(0, draws, ROWS_AT_ONCE):
+            rows = min(ROWS_AT_ONCE, draws - start)
+            times_RN = random.multinomial(images, np.full(images, 1 / images), size=rows).astype(np.float64)
+            for part, own in zip(parts, scores, strict=True):
+                part.append(_scores_of(own, times_RN))
+        self._drawn = [{name: np.concatenate([rows[name] for rows in part]) for name in part[0]} for part in parts]
 
     def intervals(self, index: int) -> dict[str, tuple[float, float]]:
         """95% interval of every metric of one set."""
         return {name: _interval(values) for name, values in self._drawn[index].items()}
 
-    def compare(self, index: int, baseline: int) -> dict[str, Comparison]:
-        """Every metric of one set against that of another."""
+    def compare(self, index: int, baseline: int) -> dict[str, dict[str, Any]]:
+        """`difference` of every metric of one set from that of another, 95% `interval` of the draws' differences, `p`.
+
+        p is two-sided: how often the draws contradict the sign of the difference, doubled; never 0.
+        """
         corpus, base = self.scores[index].corpus, self.scores[baseline].corpus
         found = {}
         for name, values in self._drawn[index].items():
             drawn_R = values - self._drawn[baseline][name]
             against = min((drawn_R <= 0).sum(), (drawn_R >= 0).sum())
             p = min(1.0, 2 * (float(against) + 1) / (len(drawn_R) + 1))
-            found[name] = Comparison(corpus[name] - base[name], _interval(drawn_R), p)
+            found[name] = {"difference": corpus[name] - base[name], "interval": _interval(drawn_R), "p": p}
         return found
 
 
-def _resample(scores: Sequence[CaptionScores], images: int, draws: int) -> list[dict[str, np.ndarray]]:
-    """Scores of each set on each draw, (R,) by metric."""
-    random = np.random.Generator(np.random.PCG64(SEED))
-    parts: list[list[dict[str, np.ndarray]]] = [[] for _ in scores]
-    for start in range(0, draws, ROWS_AT_ONCE):
-        rows = min(ROWS_AT_ONCE, draws - start)
-        times_RN = random.multinomial(images, np.full(images, 1 / images), size=rows).astype(np.float64)
-        for part, own in zip(parts, scores, strict=True):
-            part.append(_scores_of(own, times_RN))
-    return [{name: np.concatenate([rows[name] for rows in part]) for name in part[0]} for part in parts]
-
-
 def _scores_of(scores: CaptionScores, times_RN: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores of a set on each draw, (R,) by metric."""
     found = {name: times_RN @ values / times_RN.shape[1] for name, values in scores.per_image.items()}
     if "BLEU" in scores.counts:
         found |= dict(zip(FAMILIES["BLEU"], bleu(times_RN @ scores.counts["BLEU"]).T, strict=True))
@@ -150,8 +137,3 @@ def ratio_interval(above_N: Sequence[float], below_N: Sequence[float]) -> tuple[
     if not sums_R2[:, 1].all():
         return None
     return _interval(sums_R2[:, 0] / sums_R2[:, 1])
-
-
-def intervals_of(scores: CaptionScores, images: int) -> dict[str, tuple[float, float]]:
-    """95% intervals of one set of captions; none for a single image."""
-    return Bootstrap([scores], images).intervals(0) if images > 1 else {}

@@ -1,7 +1,7 @@
 """The images of a caption evaluation, each once, with their references, in batches that depend on the data alone."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from minigpt4.datasets import ImageCaptionJson
 from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, Records, caption_list, single_captions
 from minigpt4.datasets.datasets.records import SPLIT_FIELD
 from minigpt4.datasets.feature_store import CachedImage
+from minigpt4.inference.image_list import ImageFile
 from minigpt4.processors import Uint8Image
 
 TEXT_FIELDS = (JOINED, "caption")
@@ -23,15 +24,13 @@ ReferenceMode = Literal["joined", "separate"]
 
 
 @dataclass(frozen=True)
-class CaptionItem:
-    """One image."""
+class CaptionItem(ImageFile):
+    """One image with its captions."""
 
-    image_id: str
-    file: Path
-    answer: str
+    answer: str = ""
     """The text that training uses."""
 
-    captions: list[str] | None
+    captions: list[str] | None = None
     """The single captions, if the annotations have them."""
 
     unit: int = 0
@@ -96,13 +95,13 @@ def _item(dataset: ImageCaptionJson, units: Sequence[int]) -> CaptionItem:
         record, _ = looks[0]
         single = single_captions(record, dataset.info.caption_field, where)
         captions = single if single is not None else [] if is_joined else answers
-        return CaptionItem(image_id, file, answers[0], captions or None, units[0])
+        return CaptionItem(image_id, file, "", answers[0], captions or None, units[0])
     if is_joined or any(single_captions(record, dataset.info.caption_field, where) for record, _ in looks):
         raise SampleError(f"{where}: the image id {image_id!r} comes twice")
     others = [other for unit in units if (other := dataset.image_file(unit)) != file]
     if others:
         raise SampleError(f"{where}: {others[0]} and {file} have the same id {image_id!r}; give them a field image_id")
-    return CaptionItem(image_id, file, " ".join(answers), answers, units[0])
+    return CaptionItem(image_id, file, "", " ".join(answers), answers, units[0])
 
 
 def _where(dataset: ImageCaptionJson, number: int) -> str:
@@ -110,18 +109,6 @@ def _where(dataset: ImageCaptionJson, number: int) -> str:
 
 
 # Files of references and of results
-
-
-@dataclass
-class _Image:
-    """What is known of one image."""
-
-    captions: list[str] = field(default_factory=list)
-    joined: list[str] = field(default_factory=list)
-    """Texts of records without a list of captions: single captions, or one that was joined."""
-
-    is_joined: bool = False
-    """Whether such a text is several captions in one."""
 
 
 def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dict[str, list[str]]:
@@ -142,21 +129,38 @@ def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dic
     Raises:
         SampleError: a record is bad, or has no single captions though they are asked for.
     """
-    images: dict[str, _Image] = {}
+    single: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}  # of records without a list: single captions, or one that was joined
+    joined: set[str] = set()
     for record, where in _records(path):
         if SPLIT_FIELD in record and str(record[SPLIT_FIELD]).strip() != split:
             continue
         if record.keys() >= FLICKR_COLUMNS:
-            name = Path(str(record["filename"]).strip()).stem
-            captions = caption_list(record["raw"], where)
-            if not captions:
-                raise SampleError(f"{where}: no reference; the field 'raw' lists no caption")
-            images.setdefault(name, _Image()).captions += captions
+            image_id = Path(str(record["filename"]).strip()).stem
+            listed, name = caption_list(record["raw"], where), None
         else:
-            _add(images.setdefault(_image_id(record, where), _Image()), record, where)
-    if not images:
+            image_id = _image_id(record, where)
+            name = next((name for name in TEXT_FIELDS if record.get(name)), None)
+            listed = single_captions(record, name or JOINED, where)
+        single.setdefault(image_id, []).extend(listed or [])
+        if name is not None and not isinstance(record[name], list):
+            if not isinstance(record[name], str) or not record[name].strip():
+                raise SampleError(f"{where}: the field {name!r} must be text with words; it is {record[name]!r:.80}")
+            texts.setdefault(image_id, []).append(require_whole_characters(record[name], f"{where}: the caption"))
+            joined |= {image_id} if name == JOINED else set()
+        elif not listed:
+            raise SampleError(f"{where}: no reference; it needs one of {CAPTIONS}, {', '.join(TEXT_FIELDS)}")
+    if not single:
         raise SampleError(f"{path}: holds no references (of the split {split!r}, if its records have one)")
-    return {image_id: _texts(image, mode, f"{path}: image {image_id}") for image_id, image in images.items()}
+    if mode == "joined":
+        return {image_id: [" ".join(texts.get(image_id) or own)] for image_id, own in single.items()}
+    bare = next((image_id for image_id, own in single.items() if not own and image_id in joined), None)
+    if bare is not None:
+        raise SampleError(
+            f"{path}: image {bare}: has one joined caption, but no list {CAPTIONS!r} for --reference-mode separate; "
+            "prepare_flickr30k.py writes it"
+        )
+    return {image_id: own or texts[image_id] for image_id, own in single.items()}
 
 
 def read_results(path: Path) -> dict[str, str]:
@@ -213,32 +217,6 @@ def _image_id(record: Mapping[str, Any], where: str) -> str:
     if isinstance(image_id, bool) or not isinstance(image_id, str | int) or image_id == "":
         raise SampleError(f"{where}: the field 'image_id' must be text or a number; it is {image_id!r:.80}")
     return escaped(str(image_id))
-
-
-def _add(image: _Image, record: Mapping[str, Any], where: str) -> None:
-    name = next((name for name in TEXT_FIELDS if record.get(name)), None)
-    single = single_captions(record, name or JOINED, where)
-    image.captions += single or []
-    if name is not None and not isinstance(record[name], list):
-        if not isinstance(record[name], str):
-            raise SampleError(f"{where}: the field {name!r} must be text; it is {record[name]!r:.80}")
-        if not record[name].strip():
-            raise SampleError(f"{where}: the field {name!r} is blank; a reference needs words")
-        image.joined.append(require_whole_characters(record[name], f"{where}: the caption"))
-        image.is_joined |= name == JOINED
-    elif not single:
-        raise SampleError(f"{where}: no reference; it needs one of {CAPTIONS}, {', '.join(TEXT_FIELDS)}")
-
-
-def _texts(image: _Image, mode: ReferenceMode, where: str) -> list[str]:
-    if mode == "joined":
-        return [" ".join(image.joined or image.captions)]
-    if not image.captions and image.is_joined:
-        raise SampleError(
-            f"{where}: has one joined caption, but no list {CAPTIONS!r} for --reference-mode separate; "
-            "prepare_flickr30k.py writes it"
-        )
-    return image.captions or image.joined
 
 
 def first_few(names: Iterable[str], shown: int = 3) -> str:

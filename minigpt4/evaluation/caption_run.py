@@ -4,8 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +13,13 @@ from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError
 from minigpt4.datasets import ImageCaptionJson, build_datasets
 from minigpt4.evaluation.caption_data import CaptionData, ReferenceMode
-from minigpt4.evaluation.generate import NamedCheckpoint, PredictionRun, batch_size, setup_metadata
+from minigpt4.evaluation.generate import NamedCheckpoint, batch_size, predict, setup_metadata
 from minigpt4.evaluation.metrics import CaptionScorer, metric_versions
-from minigpt4.evaluation.report import CaptionReport, ScoredCheckpoint, finished
+from minigpt4.evaluation.report import finished, write_report
 from minigpt4.inference.pipeline import PromptRules
 from minigpt4.models.feature_cache import feature_cache
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CaptionRun:
-    """What to evaluate, and how."""
-
-    cfg: Config
-    checkpoints: Sequence[NamedCheckpoint]
-    folder: Path
-    reference_mode: ReferenceMode
-    families: Sequence[str]
-    notes: Sequence[str] = ()
-    """Lines for the report, such as why a metric is missing."""
 
 
 def for_evaluation(cfg: Config) -> Config:
@@ -48,43 +34,43 @@ def for_evaluation(cfg: Config) -> Config:
     return cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None), datasets=datasets)
 
 
-def evaluate(run: CaptionRun, processes: Processes) -> dict[str, Any] | None:
+def evaluate(
+    cfg: Config,
+    checkpoints: Sequence[NamedCheckpoint],
+    folder: Path,
+    reference_mode: ReferenceMode,
+    families: Sequence[str],
+    processes: Processes,
+) -> dict[str, Any] | None:
     """Caption, score and report; every rank must call it. The content of `metrics.json`, on rank 0.
+
+    Args:
+        families: keys of `metrics.FAMILIES`.
 
     Raises:
         MiniGPT4Error: something is wrong with configuration, data or checkpoints; the text says what.
     """
-    cfg = run.cfg.run
-    data = read_data(run.cfg)
-    references = data.references(run.reference_mode)
-    rules = PromptRules.of(run.cfg.model, cfg.generation, cfg.seed)
+    data = read_data(cfg)
+    references = data.references(reference_mode)
+    rules = PromptRules.of(cfg.model, cfg.run.generation, cfg.run.seed)
     log.info("%d images; prompt %r; stop %s; %s", len(data), rules.prompt, rules.stop, rules.decoding)
-    batches = data.batches(batch_size(run.cfg))
-    answers = PredictionRun(run.cfg, data, batches, [rules], run.checkpoints, run.folder).answers(processes)
+    answers = predict(cfg, data, data.batches(batch_size(cfg)), [rules], checkpoints, folder, processes)
     if answers is None:
         return None
     said = [{image_id: answer.text for image_id, answer in own.items()} for (own,) in answers]
-    setup = setup_metadata(run.cfg, rules)
+    setup = setup_metadata(cfg, rules)
     setup["versions"] |= metric_versions()
-    key = _key(run, setup, references, said)
-    results = finished(run.folder, key)
+    plan = [reference_mode, sorted(families)]
+    named = [[one.name, str(one.path), one.sha256, one.card] for one in checkpoints]
+    everything = json.dumps([plan, named, setup, [references, said]], sort_keys=True)
+    key = hashlib.sha256(everything.encode()).hexdigest()[:16]
+    results = finished(folder, key)
     if results is None:
-        scorer = CaptionScorer(references, run.families)
+        scorer = CaptionScorer(references, families)
         log.info("Scoring %d captions of %d checkpoints", len(data), len(said))
-        rows = [ScoredCheckpoint(*row) for row in zip(run.checkpoints, said, scorer.score_all(said), strict=True)]
-        report = CaptionReport(
-            title=f"{data.dataset.name}, {data.dataset.split}",
-            key=key,
-            items=data.items,
-            references=references,
-            reference_mode=run.reference_mode,
-            metrics=scorer.metrics,
-            rows=rows,
-            setup=setup,
-            notes=list(run.notes),
-        )
-        report.write(run.folder)
-        results = report.results
+        rows = list(zip(checkpoints, said, scorer.score_all(said), strict=True))
+        title = f"{data.dataset.name}, {data.dataset.split}"
+        results = write_report(folder, title, key, data.items, references, reference_mode, scorer.metrics, rows, setup)
     return results
 
 
@@ -105,11 +91,3 @@ def read_data(cfg: Config) -> CaptionData:
     if not isinstance(own[split], ImageCaptionJson):
         raise ConfigError(f"{cfg.source}: datasets.{name}.builder: captions are evaluated on image_caption_json only")
     return CaptionData(own[split])
-
-
-def _key(run: CaptionRun, setup: Mapping[str, Any], *data: Any) -> str:
-    """Hash of everything that a report depends on."""
-    plan = [run.reference_mode, run.families, run.notes]
-    checkpoints = [[one.name, str(one.path), one.sha256, one.card] for one in run.checkpoints]
-    text = json.dumps([plan, checkpoints, setup, data], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -9,7 +9,6 @@ The words of the published prompts are not used; these are our own, and stand in
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from minigpt4.common.errors import SampleError
@@ -21,7 +20,8 @@ MOST_CAPTIONS = 5
 SYSTEM = (
     "You compare texts about images. You read carefully and answer in the form that is asked for, and nothing else."
 )
-CAPTIONS_PROMPT = """Here is a description of an image:
+PROMPTS: dict[Protocol, str] = {
+    "captions": """Here is a description of an image:
 <description>
 {description}
 </description>
@@ -34,34 +34,23 @@ from the description. The words may differ, and the description may say more. A 
 description misses or contradicts an important part of it.
 
 Answer with exactly {count} lines, one for each caption in their order: its number, a full stop, and yes or no.
-"""
-OBJECTS_PROMPT = """Here is a description of an image:
+""",
+    "objects": """Here is a description of an image:
 <description>
 {description}
 </description>
 
 And here is a caption that a person wrote for the same image:
 <caption>
-{caption}
+{captions}
 </caption>
 
 Does the description mention all objects of the caption, and all relations between them that the caption tells? The \
 words may differ, and the description may say more.
 
 Answer with one word: yes or no.
-"""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """One image."""
-
-    image_id: str
-    answer: str
-    """Of the judge, as it came."""
-
-    covered: list[bool] | None
-    """By caption; None where the answer could not be read."""
+""",
+}
 
 
 def coverage(
@@ -70,8 +59,12 @@ def coverage(
     captions: Mapping[str, Sequence[str]],
     protocol: Protocol,
     at_once: int,
-) -> list[Judged]:
+) -> list[dict[str, Any]]:
     """Ask the judge about every description; one question an image.
+
+    Returns:
+        `image_id`, `answer` of the judge, as it came, and `covered`, by caption, of each image; None where the answer
+        could not be read.
 
     Raises:
         SampleError: an image has no captions.
@@ -84,30 +77,25 @@ def coverage(
     used = [[" ".join(caption.split()) for caption in captions[image_id][:most]] for image_id in descriptions]
     questions = []
     for text, own in zip(descriptions.values(), used, strict=True):
-        if protocol == "objects":
-            prompt = OBJECTS_PROMPT.format(description=text.strip(), caption=own[0])
-        else:
-            lines = "\n".join(f"{number}. {caption}" for number, caption in enumerate(own, start=1))
-            prompt = CAPTIONS_PROMPT.format(description=text.strip(), captions=lines, count=len(own))
+        lines = own if protocol == "objects" else [f"{n}. {caption}" for n, caption in enumerate(own, start=1)]
+        prompt = PROMPTS[protocol].format(description=text.strip(), captions="\n".join(lines), count=len(own))
         questions.append(Question(prompt, system=SYSTEM))
     answers = judge.ask_all(questions, at_once=at_once, title="coverage")
     judged = []
     for image_id, answer, own in zip(descriptions, answers, used, strict=True):
-        if protocol == "captions":
-            covered = yes_no_lines(answer, len(own))
-        else:
-            whole = yes_no(answer)
-            covered = None if whole is None else [whole]
-        judged.append(Judged(image_id, answer, covered))
+        covered = yes_no_lines(answer, len(own))
+        if protocol == "objects":
+            covered = None if (whole := yes_no(answer)) is None else [whole]
+        judged.append({"image_id": image_id, "answer": answer, "covered": covered})
     return judged
 
 
-def score(judged: Sequence[Judged], protocol: Protocol) -> dict[str, Any]:
+def score(judged: Sequence[Mapping[str, Any]], protocol: Protocol) -> dict[str, Any]:
     """The score over the images whose answers could be read, its 95% interval, and which could not.
 
     The interval is Wilson's for `objects`, and a bootstrap over images for `captions`.
     """
-    rows = [one.covered for one in judged if one.covered is not None]
+    rows = [one["covered"] for one in judged if one["covered"] is not None]
     counts = [sum(row) for row in rows]
     if protocol == "objects":
         interval = wilson(sum(counts), len(counts)) if counts else None
@@ -120,10 +108,5 @@ def score(judged: Sequence[Judged], protocol: Protocol) -> dict[str, Any]:
         "covered": sum(counts),
         "images": len(rows),
         "images_with_fewer_captions": 0 if protocol == "objects" else sum(len(row) < MOST_CAPTIONS for row in rows),
-        "unparsable": [one.image_id for one in judged if one.covered is None],
+        "unparsable": [one["image_id"] for one in judged if one["covered"] is None],
     }
-
-
-def prompt_of(protocol: Protocol) -> str:
-    """The prompt with its blanks, for the results."""
-    return OBJECTS_PROMPT if protocol == "objects" else CAPTIONS_PROMPT

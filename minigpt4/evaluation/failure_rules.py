@@ -7,9 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-from minigpt4.common.errors import ConfigError
+from typing import Literal, NamedTuple
 
 EMPTY, CUT_OFF, REPETITION, FRAGMENT, NOT_ENGLISH = "empty", "cut off", "repetition", "fragment", "not English"
 OFF_IMAGE, OFF_INSTRUCTION = "off the image", "off the instruction"
@@ -75,15 +73,8 @@ BARE_BULLET = re.compile(r"^\s*(?:[-*•+]|\(?\d{1,2}[.)])\s*$", re.MULTILINE)
 QUOTED = re.compile(r"\"[^\"\n]*\"|“[^”\n]*”|「[^」\n]*」")
 
 
-# Tasks
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is asked for."""
-
-    name: str
-    """As on the command line and in `run.failure_prompts`."""
+class Task(NamedTuple):
+    """What is asked for; its name is that on the command line and in `run.failure_prompts`."""
 
     title: str
     """Of its column."""
@@ -92,21 +83,7 @@ class Task:
     """Of a good answer."""
 
 
-TASKS = (
-    Task("detail", "detailed description", "prose"),
-    Task("poem", "poem", "verse"),
-)
-
-
-def task_called(name: str) -> Task:
-    """The task of that name; ConfigError if there is none."""
-    for task in TASKS:
-        if task.name == name:
-            return task
-    raise ConfigError(f"task {name!r}: unknown; known: {', '.join(task.name for task in TASKS)}")
-
-
-# All rules
+TASKS = {"detail": Task("detailed description", "prose"), "poem": Task("poem", "verse")}
 
 
 @dataclass(frozen=True)
@@ -127,9 +104,12 @@ def find_failures(text: str, form: Form, ended: bool | None) -> list[Failure]:
     words = _words(text)
     if not words:
         return [Failure(EMPTY, "no word" + (f", only {text.strip()[:40]!r}" if text.strip() else ""))]
-    repetition, letters = _repetition(text, words, form), _other_letters(text)
+    again = _sentence_again(text) if form == "prose" else None
+    repetition, letters = _loop(words, form) or again or _duplicates(words, form), _other_letters(text)
+    how = "after a whole sentence" if SENTENCE_END.search(text.rstrip()) else "in mid-sentence"
+    limit = f"the token limit came before the end symbol, {how}: {_tail(text)}"
     found = {
-        CUT_OFF: _cut_off(text, ended),
+        CUT_OFF: limit if ended is False else None,
         REPETITION: repetition,
         FRAGMENT: _fragment(text, words if letters is None else None, form, ended),
         NOT_ENGLISH: letters or (None if repetition else _other_words(text, form)),  # a loop is no sample of a language
@@ -139,20 +119,6 @@ def find_failures(text: str, form: Form, ended: bool | None) -> list[Failure]:
 
 def _words(text: str) -> list[str]:
     return [word.lower() for word in WORD.findall(text)]
-
-
-def _cut_off(text: str, ended: bool | None) -> str | None:
-    if ended is not False:
-        return None
-    how = "after a whole sentence" if SENTENCE_END.search(text.rstrip()) else "in mid-sentence"
-    return f"the token limit came before the end symbol, {how}: {_tail(text)}"
-
-
-# Repetition
-
-
-def _repetition(text: str, words: Sequence[str], form: Form) -> str | None:
-    return _loop(words, form) or (_sentence_again(text) if form == "prose" else None) or _duplicates(words, form)
 
 
 def _loop(words: Sequence[str], form: Form) -> str | None:
@@ -199,9 +165,6 @@ def _duplicates(words: Sequence[str], form: Form) -> str | None:
     return f"{share:.0%} of the {NGRAM}-word passages came before, {_shown(ngram)} {times} times"
 
 
-# Fragments
-
-
 def _fragment(text: str, words: Sequence[str] | None, form: Form, ended: bool | None) -> str | None:
     """`words`: None where the text is in a script that may not part them."""
     if debris := DEBRIS.search(text):
@@ -225,9 +188,6 @@ def _fragment(text: str, words: Sequence[str] | None, form: Form, ended: bool | 
     return None
 
 
-# Language
-
-
 def _other_letters(text: str) -> str | None:
     letters = [character for character in QUOTED.sub(" ", text) if character.isalpha()]  # signs may say what they like
     foreign = sum(not (ord(letter) < 0x250 or 0x1E00 <= ord(letter) < 0x1F00) for letter in letters)
@@ -242,9 +202,6 @@ def _other_words(text: str, form: Form) -> str | None:
     if len(words) < FUNCTION_SHARE_WORDS or known / len(words) >= FUNCTION_SHARE[form]:
         return None
     return f"{known} of {len(words)} words are English function words: {_shown(words[:8])}"
-
-
-# Evidence
 
 
 def _shown(words: Sequence[str]) -> str:

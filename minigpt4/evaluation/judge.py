@@ -20,14 +20,14 @@ from dataclasses import dataclass
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from PIL import Image
 from PIL.ExifTags import Base as ExifTag
 from tqdm import tqdm
 
-from minigpt4.common.errors import ConfigError, RunError
+from minigpt4.common.errors import ConfigError, RunError, errors_as
 from minigpt4.common.utils import JsonLines
 from minigpt4.processors.images import open_image
 
@@ -90,8 +90,13 @@ class JudgeEndpoint:
     def __post_init__(self) -> None:
         if "@" in self.url or "?" in self.url:
             raise ConfigError("--judge-url: give the key in the environment, not in the URL; see --judge-key-variable")
-        if not _is_url(self.url):
-            raise ConfigError(f"--judge-url: {self.url!r} is no URL such as http://localhost:8000/v1")
+        wrong = ConfigError(f"--judge-url: {self.url!r} is no URL such as http://localhost:8000/v1")
+        try:
+            parts = urlsplit(self.url)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or " " in self.url:
+                raise wrong
+        except ValueError as error:  # of a port that is no number, for instance
+            raise wrong from error
         if not self.model:
             raise ConfigError("--judge-model: name the model that the endpoint is to answer with")
         if self.timeout <= 0:
@@ -122,9 +127,7 @@ class JudgeClient:
         import openai
 
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # it has a line for every request
-        self.endpoint = endpoint
-        self._key = endpoint.key()
-        self._tried = f"asked up to {endpoint.attempts} times, and what was answered before is kept"
+        self.endpoint, self._key = endpoint, endpoint.key()
         self._options = {"max_tokens": endpoint.max_tokens, "temperature": endpoint.temperature}
         http = openai.DefaultHttpxClient(
             follow_redirects=False,  # the key would go to another server
@@ -142,23 +145,36 @@ class JudgeClient:
         self._create = partial(client.chat.completions.create, model=endpoint.model, extra_headers=headers)
 
     def complete(self, messages: list[dict[str, Any]]) -> str:
-        """The text that the model answers with, which may be empty; RunError, which names the way out, for none."""
+        """The text that the model answers with; empty where it declines, or has used up its tokens for thought.
+
+        RunError, which names the way out, where there is no answer.
+        """
         import openai
 
+        tried = f"asked up to {self.endpoint.attempts} times, and what was answered before is kept"
         while True:
-            options = self._options
+            options, answer = self._options, None
             try:
-                return self._text_of(self._create(messages=messages, **options))
+                answer = self._create(messages=messages, **options)
+                choice = answer.choices[0]
+                text = (choice.message.content or "").strip()
             except openai.APIStatusError as error:
                 if error.status_code != 400 or not self._adapts(error.param, options):
-                    raise self._of_status(error) from None  # its text may repeat the key
+                    raise self._error(self._reason(error, tried)) from None  # its text may repeat the key
+                continue
             except openai.APIConnectionError as error:
                 what = f"no connection, or one that broke ({error.__cause__}); check --judge-url"
                 if isinstance(error, openai.APITimeoutError):
                     what = f"no answer within {self.endpoint.timeout:g} s (--judge-timeout)"
-                raise self._error(f"{what}; {self._tried}") from error
+                raise self._error(f"{what}; {tried}") from error
             except ValueError as error:
                 raise self._error(f"no answer that can be read ({error}); check --judge-url") from error
+            except (AttributeError, IndexError, TypeError) as error:  # openai does not check what servers send
+                what = f"no choices[0].message.content in its answer {answer!r:.{SHOWN}}"
+                raise self._error(f"{what}; is it an OpenAI-compatible chat endpoint? Check --judge-url") from error
+            if getattr(choice, "finish_reason", None) == "length":
+                log.warning("An answer of %s is cut off at %d tokens", self.endpoint.model, self.endpoint.max_tokens)
+            return text
 
     def _adapts(self, refused: str | None, options: Mapping[str, Any]) -> bool:
         """Newer models have another name for the length, and some take no temperature."""
@@ -172,26 +188,16 @@ class JudgeClient:
         self._options = others  # a new one, as other threads read the old
         return True
 
-    def _text_of(self, answer: Any) -> str:
-        """Empty where the judge declines or has used up its tokens for thought."""
-        try:
-            choice = answer.choices[0]
-            text = (choice.message.content or "").strip()
-        except (AttributeError, IndexError, TypeError) as error:  # openai does not check what servers send
-            what = f"no choices[0].message.content in its answer {answer!r:.{SHOWN}}"
-            raise self._error(f"{what}; is it an OpenAI-compatible chat endpoint? Check --judge-url") from error
-        if getattr(choice, "finish_reason", None) == "length":
-            log.warning("An answer of %s is cut off at %d tokens", self.endpoint.model, self.endpoint.max_tokens)
-        return text
-
-    def _of_status(self, error: Any) -> RunError:
-        """For an `openai.APIStatusError`."""
-        said, status, model = self._said(error), error.status_code, self.endpoint.model
+    def _reason(self, error: Any, tried: str) -> str:
+        """What an `openai.APIStatusError` means, without the key."""
+        said = error.body.get("message", error.body) if isinstance(error.body, dict) else error.body
+        said = " ".join(str(said or error.response.reason_phrase).split())
+        said = (said.replace(self._key, "***") if self._key else said)[:SHOWN]
         if error.code == QUOTA_USED_UP:
-            return self._error(f"the account's quota is used up ({said})")
+            return f"the account's quota is used up ({said})"
+        status, model = error.status_code, self.endpoint.model
         if 300 <= status < 400:
-            place = error.response.headers.get("Location")
-            return self._error(f"sends requests on to {place}; give that as --judge-url")
+            return f"sends requests on to {error.response.headers.get('Location')}; give that as --judge-url"
         key = f"the key in {self.endpoint.key_variable} is not {'accepted' if self._key else 'set'}"
         ways_out = {
             400: f"the model {model!r} refuses the request; if it has images, the model must read them",
@@ -199,13 +205,7 @@ class JudgeClient:
             403: key,
             404: f"check --judge-url, which most often ends in /v1, and whether the server has the model {model!r}",
         }
-        return self._error(f"status {status} ({said}); {ways_out.get(status, self._tried)}")
-
-    def _said(self, error: Any) -> str:
-        """What the server says, on one line and without the key."""
-        said = error.body.get("message", error.body) if isinstance(error.body, dict) else error.body
-        said = " ".join(str(said or error.response.reason_phrase).split())
-        return (said.replace(self._key, "***") if self._key else said)[:SHOWN]
+        return f"status {status} ({said}); {ways_out.get(status, tried)}"
 
     def _error(self, what: str) -> RunError:
         return RunError(f"judge {self.endpoint.address}: {what}")
@@ -219,19 +219,10 @@ def _do_not_wait_for_quota(response: Any) -> None:
             response.headers["x-should-retry"] = "false"
 
 
-def _is_url(text: str) -> bool:
-    try:
-        parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and " " not in text
-    except ValueError:  # of a port that is no number, for instance
-        return False
-
-
 # Questions, and answers that are kept
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """What the judge is asked."""
 
     text: str
@@ -240,7 +231,7 @@ class Question:
 
 
 class Judge:
-    """Answers from `endpoint`, kept in the file `cache`, which several judges may share.
+    """Answers from `endpoint`, kept in the JSON-lines file `cache`, which several judges may share.
 
     Raises:
         ConfigError: the endpoint's values or the file cannot be used.
@@ -248,8 +239,15 @@ class Judge:
 
     def __init__(self, endpoint: JudgeEndpoint, cache: Path) -> None:
         self.endpoint = endpoint
-        self.answers = AnswerCache(cache)
-        self._client = JudgeClient(endpoint)
+        self._client, self._cache, self._lock = JudgeClient(endpoint), cache, threading.Lock()
+        with errors_as(ConfigError, f"--judge-cache: {cache} cannot be used"):
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with cache.open("ab+") as file:
+                file.seek(max(0, file.tell() - 1))
+                if file.read() not in (b"", b"\n"):
+                    file.write(b"\n")  # a line that a kill cut off ends here
+        kept = [(record.get("key"), record.get("answer")) for record in JsonLines(cache).read()]
+        self._answers = {key: text for key, text in kept if isinstance(key, str) and isinstance(text, str)}
 
     def ask_all(self, questions: Sequence[Question], *, at_once: int = AT_ONCE, title: str = "judge") -> list[str]:
         """The answers in the order of the questions; equal ones are asked once.
@@ -276,54 +274,21 @@ class Judge:
         one = self.endpoint
         whole = [one.address, one.model, one.max_tokens, one.temperature, messages]
         key = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
-        answer = self.answers.get(key)
-        if answer is None:
-            answer = self._client.complete(messages)
-            if answer:
-                self.answers.put(key, answer, {"model": self.endpoint.model, "question": question.text})
+        if key in self._answers:
+            return self._answers[key]
+        answer = self._client.complete(messages)
+        if answer:
+            self._keep({"key": key, "answer": answer, "model": one.model, "question": question.text})
         return answer
 
-
-class AnswerCache:
-    """Answers by key in a JSON-lines file; a line that a kill cut off is skipped. Thread-safe.
-
-    Raises:
-        ConfigError: the file cannot be read or made.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._lock = path, threading.Lock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("ab+") as file:
-                size = file.tell()
-                file.seek(max(0, size - 1))
-                if file.read() not in (b"", b"\n"):
-                    file.write(b"\n")  # the torn line ends here
-            records = JsonLines(path).read()
-        except OSError as error:
-            raise ConfigError(f"--judge-cache: {path} cannot be used ({error.strerror})") from error
-        self._answers = {
-            record["key"]: record["answer"]
-            for record in records
-            if isinstance(record.get("key"), str) and isinstance(record.get("answer"), str)
-        }
-
-    def get(self, key: str) -> str | None:
-        return self._answers.get(key)
-
-    def put(self, key: str, answer: str, about: Mapping[str, str]) -> None:
-        """Keep an answer, as one line in one write; RunError if the disk refuses, before more is paid for."""
-        line = json.dumps({"key": key, "answer": answer, **about}, ensure_ascii=False).encode(errors="replace") + b"\n"
-        with self._lock:
-            try:
-                with self._path.open("ab", buffering=0) as file:
-                    written = file.write(line)
-            except OSError as error:
-                raise RunError(f"{self._path}: answers cannot be kept ({error.strerror})") from error
-            if written < len(line):
-                raise RunError(f"{self._path}: answers cannot be kept (the disk is full)")
-            self._answers[key] = answer
+    def _keep(self, record: dict[str, str]) -> None:
+        """One line in one write; RunError if the disk refuses, before more is paid for."""
+        line = json.dumps(record, ensure_ascii=False).encode(errors="replace") + b"\n"
+        with self._lock, errors_as(RunError, f"{self._cache}: answers cannot be kept"):
+            with self._cache.open("ab", buffering=0) as file:
+                if file.write(line) < len(line):
+                    raise RunError(f"{self._cache}: answers cannot be kept (the disk is full)")
+            self._answers[record["key"]] = record["answer"]
 
 
 def data_url(image: Path) -> str:
@@ -410,9 +375,7 @@ def yes_no_lines(answer: str, count: int) -> list[bool] | None:
         whole = len(numbered) == len(by_number) and by_number.keys() == set(range(1, count + 1))
         return _are_yes([by_number[number] for number in range(1, count + 1)]) if whole else None
     plain = [found[1] for line in lines if (found := re.match(r"\W*(yes|no)\b", line, re.IGNORECASE))]
-    if len(plain) == count:
-        return _are_yes(plain)
-    words = WORD.findall(_without_thought(answer))
+    words = plain if len(plain) == count else WORD.findall(_without_thought(answer))
     return _are_yes(words) if len(words) == count else None
 
 

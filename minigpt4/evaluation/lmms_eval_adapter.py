@@ -11,10 +11,9 @@ lmms-eval imports this module; nothing else here needs that package.
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -47,13 +46,10 @@ DECODING_KEYS = ("num_beams", "max_new_tokens", "top_p", "repetition_penalty", "
 OTHER_KEYS = ("until", "do_sample", "temperature")
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """One request of lmms-eval, its images not yet read."""
 
     index: int
-    """Its place in the order of the answers."""
-
     text: str
     visuals: Callable[[], list[Any] | None]
     where: str
@@ -94,7 +90,9 @@ class MiniGPT4Lmms(lmms):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ConfigError(f"--batch_size: {batch_size!r} must be a number, 1 or more")
         self.batch_size = int(batch_size)
-        self.device = _device(device)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        local = os.environ.get("LOCAL_RANK") if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
+        self.device = torch.device(f"cuda:{local}" if device == "cuda" and local else device)
         self.model = MiniGPT4.from_config(config.model, device=self.device).eval()
         self.processor = image_processor(config)
 
@@ -106,8 +104,7 @@ class MiniGPT4Lmms(lmms):
             groups.setdefault(self._decoding(settings), []).append(self._request(index, context, place))
         answers = [""] * len(requests)
         for (decoding, stop), own in groups.items():
-            for batch in self._batches(own):
-                images, texts = self._inputs(batch)
+            for batch, images, texts in self._batches(own):
                 said = self.model.generate(images, texts, **dataclasses.asdict(decoding), stop=stop)
                 for request, answer in zip(batch, said, strict=True):
                     answers[request.index] = answer
@@ -127,8 +124,7 @@ class MiniGPT4Lmms(lmms):
             found.append(self._request(index, context, place))
             continuations.append(continuation(self._document(place)) if callable(continuation) else continuation)
         losses: list[tuple[float, bool]] = [(0.0, True)] * len(requests)
-        for batch in self._batches(found):
-            images, texts = self._inputs(batch)
+        for batch, images, texts in self._batches(found):
             answers = [str(continuations[request.index]).lstrip(" ") for request in batch]
             scores = self.model.log_likelihoods(images, texts, answers)
             for request, (score, greedy) in zip(batch, scores, strict=True):
@@ -150,23 +146,22 @@ class MiniGPT4Lmms(lmms):
         _, number, task, split = place
         return self.task_dict[task][split][number]
 
-    def _batches(self, requests: Sequence[Request]) -> list[list[Request]]:
-        """Requests of like length together, the longest first."""
+    def _batches(
+        self, requests: Sequence[Request]
+    ) -> Iterator[tuple[Sequence[Request], list[Tensor | None], list[str]]]:
+        """Requests of like length, the longest first; the pixels (n, 3, S, S) or None, and whole prompt, of each."""
         order = sorted(requests, key=lambda request: (-len(request.text), request.index))
-        return [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
-
-    def _inputs(self, batch: Sequence[Request]) -> tuple[list[Tensor | None], list[str]]:
-        """Pixels (n, 3, S, S) or None, and the whole prompt, of each request."""
-        images, texts = [], []
-        for request in batch:
-            visuals = request.visuals() or []
-            wrong = next((one for one in visuals if not isinstance(one, Image.Image)), None)
-            if wrong is not None:
-                raise SampleError(f"{request.where}: only images can be shown, not {type(wrong).__name__}")
-            pixels = [process_image(self.processor, one, request.where) for one in visuals]
-            images.append(torch.stack(pixels) if visuals else None)
-            texts.append(apply_template(self.model.prompt_template, _with_images(request, len(visuals))))
-        return images, texts
+        for start in range(0, len(order), self.batch_size):
+            batch, images, texts = order[start : start + self.batch_size], [], []
+            for request in batch:
+                visuals = request.visuals() or []
+                wrong = next((one for one in visuals if not isinstance(one, Image.Image)), None)
+                if wrong is not None:
+                    raise SampleError(f"{request.where}: only images can be shown, not {type(wrong).__name__}")
+                pixels = [process_image(self.processor, one, request.where) for one in visuals]
+                images.append(torch.stack(pixels) if visuals else None)
+                texts.append(apply_template(self.model.prompt_template, _with_images(request, len(visuals))))
+            yield batch, images, texts
 
     def _decoding(self, settings: dict[str, Any]) -> tuple[Decoding, tuple[str, ...]]:
         """Decoding and stop strings of a task's `generation_kwargs`."""
@@ -197,10 +192,3 @@ def _with_images(request: Request, count: int) -> str:
     if marks:
         raise SampleError(f"{request.where}: the text has {marks} {IMAGE_MARK}, but {count} images belong to it")
     return " ".join([*[IMAGE_TAG] * count, request.text])
-
-
-def _device(name: str | None) -> torch.device:
-    """The device of this process."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    local = os.environ.get("LOCAL_RANK") if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
-    return torch.device(f"cuda:{local}" if name == "cuda" and local else name)

@@ -11,8 +11,7 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ CSV, JSON, MARKDOWN, CHART, PAGE = "metrics.csv", "metrics.json", "metrics.md", 
 TEMPLATE = Path(__file__).with_name("report_page.html")
 MARK = re.compile("@([A-Z]+)@")
 SETUP_KEYS = ("decoding", "prompt", "stop", "seed", "batch_size", "model", "versions")
-GALLERY_METRICS = ("CIDEr", "ROUGE-L", "SPICE")
+GALLERY_METRICS = ("CIDEr", "ROUGE-L")
 """Those with a score for each image."""
 MAX_IMAGES = 1000
 THUMBNAIL = 208
@@ -73,47 +72,39 @@ def score_table(rows: Mapping[str, Scores], metrics: Sequence[str]) -> Table:
     return Table(["checkpoint", *metrics], cells)
 
 
-def interval_table(rows: Mapping[str, Mapping[str, Sequence[float]]], metrics: Sequence[str]) -> Table:
-    """`0.3175 - 0.3302`, a row a checkpoint."""
-    cells = [[name, *(f"{own[m][0]:.4f} - {own[m][1]:.4f}" for m in metrics)] for name, own in rows.items()]
-    return Table(["checkpoint", *metrics], cells)
+def _tables(results: Mapping[str, Any]) -> dict[str, Table]:
+    """Scores, intervals and differences from the first checkpoint, by heading."""
+    checkpoints, metrics = results["checkpoints"], results["metrics"]
+    head, first = ["checkpoint", *metrics], checkpoints[0]["name"]
+    found = {"Scores": score_table(_scores(results), metrics)}
+    ends = [(one["name"], [one["intervals"][m] for m in metrics]) for one in checkpoints if one["intervals"]]
+    if ends:
+        rows = [[name, *(f"{low:.4f} - {high:.4f}" for low, high in own)] for name, own in ends]
+        found["95% intervals"] = Table(head, rows)
+    against_first = [one for one in results["comparisons"] if one["baseline"] == first]
+    if against_first:
+        pairs = [(one["checkpoint"], [one["metrics"][m] for m in metrics]) for one in against_first]
+        rows = [[name, *(f"{own['difference']:+.4f} (p {own['p']:.3f})" for own in by)] for name, by in pairs]
+        found[f"Difference from {first}, and p of the paired test"] = Table(head, rows)
+    return found
 
 
-def difference_table(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequence[str]) -> Table:
-    """`+0.0127 (p 0.002)`, a row a checkpoint."""
-    cells = [
-        [name, *(f"{own[m]['difference']:+.4f} (p {own[m]['p']:.3f})" for m in metrics)] for name, own in rows.items()
-    ]
-    return Table(["checkpoint", *metrics], cells)
+def _scores(results: Mapping[str, Any]) -> dict[str, Scores]:
+    return {one["name"]: one["scores"] for one in results["checkpoints"]}
 
 
-def csv_table(rows: Mapping[str, Scores], metrics: Sequence[str], reference_mode: str, images: int) -> str:
+def _csv(results: Mapping[str, Any]) -> str:
     """All digits, with the reference mode and the number of images in every row."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["checkpoint", *metrics, "reference_mode", "images"])
-    for name, scores in rows.items():
-        writer.writerow([name, *(scores.get(metric, "") for metric in metrics), reference_mode, images])
+    writer.writerow(["checkpoint", *results["metrics"], "reference_mode", "images"])
+    for name, scores in _scores(results).items():
+        values = [scores.get(metric, "") for metric in results["metrics"]]
+        writer.writerow([name, *values, results["reference_mode"], results["images"]])
     return file.getvalue()
 
 
 # The page, with a gallery that can be searched
-
-
-@dataclass(frozen=True)
-class GalleryImage:
-    """One image of the gallery."""
-
-    id: str
-    picture: str
-    """`data:` URI, or empty if the file cannot be read any more."""
-
-    references: Sequence[str]
-    captions: Sequence[str]
-    """By checkpoint."""
-
-    scores: Sequence[Sequence[float]]
-    """By metric of `gallery_metrics`, then by checkpoint."""
 
 
 def gallery(
@@ -121,8 +112,11 @@ def gallery(
     references: Mapping[str, Sequence[str]],
     captions: Sequence[Mapping[str, str]],
     per_image: Sequence[Mapping[str, np.ndarray]],
-) -> list[GalleryImage]:
-    """The images of the gallery: all, or the best and the worst by the last checkpoint, half of MAX_IMAGES each."""
+) -> list[dict[str, Any]]:
+    """The images of the gallery: all, or the best and the worst by the last checkpoint, half of MAX_IMAGES each.
+
+    Captions are by checkpoint, scores by metric of `gallery_metrics` and then by checkpoint.
+    """
     metrics = gallery_metrics(per_image[-1])
     chosen = list(range(len(items)))
     if len(items) > MAX_IMAGES:
@@ -132,8 +126,9 @@ def gallery(
     for number in chosen:
         item = items[number]
         scores = [[round(float(own[metric][number]), 4) for own in per_image] for metric in metrics]
-        said = [own[item.image_id] for own in captions]
-        found.append(GalleryImage(item.image_id, thumbnail(item.file), list(references[item.image_id]), said, scores))
+        said, own_references = [own[item.image_id] for own in captions], list(references[item.image_id])
+        image = {"id": item.image_id, "picture": thumbnail(item.file), "references": own_references}
+        found.append(image | {"captions": said, "scores": scores})
     return found
 
 
@@ -143,7 +138,7 @@ def gallery_metrics(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
 
 
 def thumbnail(file: Path) -> str:
-    """A small JPEG of an image file as a `data:` URI."""
+    """A small JPEG of an image file as a `data:` URI; empty if it cannot be read any more."""
     try:
         image = open_image(file)
     except SampleError:
@@ -159,7 +154,7 @@ def page(
     results: Mapping[str, Any],
     tables: Mapping[str, Table],
     chart: bytes,
-    images: Sequence[GalleryImage],
+    images: Sequence[Mapping[str, Any]],
 ) -> str:
     """`report.html`, which needs no other file and no network: its policy forbids requests, its texts are escaped.
 
@@ -171,7 +166,7 @@ def page(
     data = {
         "checkpoints": [one["name"] for one in results["checkpoints"]],
         "metrics": gallery_metrics(results["metrics"]),
-        "images": [asdict(image) for image in images],
+        "images": list(images),
     }
     cards = [{key: one[key] for key in ("name", "file", "sha256", "card")} for one in results["checkpoints"]]
     fields = {
@@ -204,7 +199,7 @@ def require_figures(key: str) -> None:
         raise ConfigError(f'{key}: the chart needs the package matplotlib; pip install -e ".[eval]" brings it')
 
 
-def draw_metrics(path: Path, rows: Mapping[str, Scores], metrics: Sequence[str], title: str) -> None:
+def _draw_metrics(path: Path, results: Mapping[str, Any]) -> None:
     """Write a PNG (1200 x 750 pixels) with a line for each metric and a place for each checkpoint."""
     import matplotlib
 
@@ -212,12 +207,12 @@ def draw_metrics(path: Path, rows: Mapping[str, Scores], metrics: Sequence[str],
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), dpi=150)
-    places = range(len(rows))
-    for metric in metrics:
+    rows, places = _scores(results), range(len(results["checkpoints"]))
+    for metric in results["metrics"]:
         axes.plot(places, [scores.get(metric) for scores in rows.values()], marker="o", label=metric)
     axes.set_xticks(list(places), list(rows), rotation=20 if len(rows) > 6 else 0)
     axes.set_ylabel("score")
-    axes.set_title(title)
+    axes.set_title(headline(results))
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
     figure.tight_layout()
@@ -228,155 +223,91 @@ def draw_metrics(path: Path, rows: Mapping[str, Scores], metrics: Sequence[str],
 # The report
 
 
-@dataclass(frozen=True)
-class ScoredCheckpoint:
-    """One row of the tables."""
+def write_report(
+    folder: Path,
+    title: str,
+    key: str,
+    items: Sequence[CaptionItem],
+    references: Mapping[str, Sequence[str]],
+    reference_mode: ReferenceMode,
+    metrics: Sequence[str],
+    rows: Sequence[tuple[NamedCheckpoint, Mapping[str, str], CaptionScores]],
+    setup: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write every file, `metrics.json`, whose content is returned, last; ConfigError if the disk refuses.
 
-    checkpoint: NamedCheckpoint
-    captions: Mapping[str, str]
-    """By image id, in the order of the data."""
-
-    scores: CaptionScores
-
-    @property
-    def name(self) -> str:
-        """Of the checkpoint."""
-        return self.checkpoint.name
-
-    @property
-    def captions_file(self) -> str:
-        """Name of the file in COCO's results form."""
-        return f"captions_{self.checkpoint.file_name}.json"
-
-    @property
-    def empty_captions(self) -> int:
-        """How many captions have no word."""
-        return sum(not text.strip() for text in self.captions.values())
-
-
-@dataclass(frozen=True)
-class CaptionReport:
-    """Everything that is reported of an evaluation."""
-
-    title: str
-    key: str
-    """Hash of everything that the report depends on."""
-
-    items: Sequence[CaptionItem]
-    references: Mapping[str, Sequence[str]]
-    reference_mode: ReferenceMode
-    metrics: Sequence[str]
-    rows: Sequence[ScoredCheckpoint]
-    setup: Mapping[str, Any]
-    """Decoding, prompt, versions and so on: the same for all checkpoints."""
-
-    notes: Sequence[str]
-
-    def write(self, folder: Path) -> None:
-        """Write every file, `metrics.json` last; ConfigError if the disk refuses."""
-        for row in self.rows:
-            results = [{"image_id": image_id, "caption": text} for image_id, text in row.captions.items()]
-            write_whole(folder / row.captions_file, as_json(results))
-        write_whole(folder / CSV, csv_table(self.scores, self.metrics, self.reference_mode, len(self.items)))
-        write_whole(folder / MARKDOWN, self.markdown())
-        title = headline(self.results)
-        try:
-            draw_metrics(folder / CHART, self.scores, self.metrics, title)
-        except OSError as error:
-            raise refused(folder / CHART, error, "--save_path") from error
-        captions, per_image = [row.captions for row in self.rows], [row.scores.per_image for row in self.rows]
-        images = gallery(self.items, self.references, captions, per_image)
-        chart = (folder / CHART).read_bytes()
-        write_whole(folder / PAGE, page(title, self.results, self.tables, chart, images))
-        write_whole(folder / JSON, as_json(self.results))
-
-    @property
-    def scores(self) -> dict[str, dict[str, float]]:
-        """Corpus scores by the checkpoint's name."""
-        return {row.name: row.scores.corpus for row in self.rows}
-
-    @cached_property
-    def _bootstrap(self) -> Bootstrap | None:
-        images = len(self.items)
-        return Bootstrap([row.scores for row in self.rows], images) if images > 1 else None
-
-    @cached_property
-    def results(self) -> dict[str, Any]:
-        """The content of `metrics.json`."""
-        return {
-            "key": self.key,
-            "data": self.title,
-            "images": len(self.items),
-            "reference_mode": self.reference_mode,
-            "metrics": list(self.metrics),
-            **self.setup,
-            "notes": self.remarks,
-            "checkpoints": [
-                {
-                    "name": row.name,
-                    "file": str(row.checkpoint.path),
-                    "sha256": row.checkpoint.sha256,
-                    "captions": row.captions_file,
-                    "empty_captions": row.empty_captions,
-                    "mean_words": sum(len(text.split()) for text in row.captions.values()) / len(row.captions),
-                    "scores": row.scores.corpus,
-                    "intervals": self._bootstrap.intervals(index) if self._bootstrap else {},
-                    "card": row.checkpoint.card,
-                }
-                for index, row in enumerate(self.rows)
-            ],
-            "comparisons": self._comparisons(),
+    Args:
+        key: hash of everything that the report depends on.
+        rows: of each checkpoint its captions, by image id in the order of the data, and their scores.
+        setup: decoding, prompt, versions and so on: the same for all checkpoints.
+    """
+    bootstrap = Bootstrap([scores for _, _, scores in rows], len(items)) if len(items) > 1 else None
+    checkpoints, comparisons = [], []
+    for index, (one, captions, scores) in enumerate(rows):
+        content = {
+            "name": one.name,
+            "file": str(one.path),
+            "sha256": one.sha256,
+            "captions": f"captions_{one.file_name}.json",
+            "empty_captions": sum(not text.strip() for text in captions.values()),
+            "mean_words": sum(len(text.split()) for text in captions.values()) / len(captions),
+            "scores": scores.corpus,
+            "intervals": bootstrap.intervals(index) if bootstrap else {},
+            "card": one.card,
         }
+        checkpoints.append(content)
+        said = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
+        write_whole(folder / content["captions"], as_json(said))
+        for base in range(index if bootstrap else 0):  # against every one above it
+            compared = {"checkpoint": one.name, "baseline": rows[base][0].name}
+            comparisons.append(compared | {"metrics": bootstrap.compare(index, base)})
+    results = {
+        "key": key,
+        "data": title,
+        "images": len(items),
+        "reference_mode": reference_mode,
+        "metrics": list(metrics),
+        **setup,
+        "notes": _notes(reference_mode, bootstrap is not None, checkpoints),
+        "checkpoints": checkpoints,
+        "comparisons": comparisons,
+    }
+    write_whole(folder / CSV, _csv(results))
+    write_whole(folder / MARKDOWN, _markdown(results))
+    try:
+        _draw_metrics(folder / CHART, results)
+    except OSError as error:
+        raise refused(folder / CHART, error, "--save_path") from error
+    all_captions, per_image = [captions for _, captions, _ in rows], [scores.per_image for _, _, scores in rows]
+    images = gallery(items, references, all_captions, per_image)
+    chart = (folder / CHART).read_bytes()
+    write_whole(folder / PAGE, page(headline(results), results, _tables(results), chart, images))
+    write_whole(folder / JSON, as_json(results))
+    return results
 
-    def _comparisons(self) -> list[dict[str, Any]]:
-        """Every checkpoint against every one above it."""
-        if self._bootstrap is None:
-            return []
-        return [
-            {
-                "checkpoint": row.name,
-                "baseline": self.rows[base].name,
-                "metrics": {name: asdict(one) for name, one in self._bootstrap.compare(index, base).items()},
-            }
-            for index, row in enumerate(self.rows)
-            for base in range(index)
-        ]
 
-    @property
-    def remarks(self) -> list[str]:
-        """What a reader has to know about the numbers."""
-        remarks = [f"References: {self.reference_mode} ({MODES[self.reference_mode]})."]
-        if self._bootstrap is None:
-            remarks.append("One image: no intervals, and CIDEr is 0, for no word tells it from other images.")
-        else:
-            remarks.append(f"Intervals: 95%, {DRAWS:,} bootstrap draws of images; p: paired over the same draws.")
-        empty = [f"{row.name} {count}" for row in self.rows if (count := row.empty_captions)]
-        if empty:
-            remarks.append(f"Empty captions, which count as they are: {', '.join(empty)}.")
-        return [*remarks, *self.notes]
+def _notes(reference_mode: ReferenceMode, has_intervals: bool, checkpoints: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader has to know about the numbers."""
+    notes = [f"References: {reference_mode} ({MODES[reference_mode]})."]
+    if has_intervals:
+        notes.append(f"Intervals: 95%, {DRAWS:,} bootstrap draws of images; p: paired over the same draws.")
+    else:
+        notes.append("One image: no intervals, and CIDEr is 0, for no word tells it from other images.")
+    empty = [f"{one['name']} {one['empty_captions']}" for one in checkpoints if one["empty_captions"]]
+    if empty:
+        notes.append(f"Empty captions, which count as they are: {', '.join(empty)}.")
+    return notes
 
-    @property
-    def tables(self) -> dict[str, Table]:
-        """By heading."""
-        found = {"Scores": score_table(self.scores, self.metrics)}
-        checkpoints = self.results["checkpoints"]
-        if self._bootstrap is not None:
-            found["95% intervals"] = interval_table({c["name"]: c["intervals"] for c in checkpoints}, self.metrics)
-        against_first = [c for c in self.results["comparisons"] if c["baseline"] == self.rows[0].name]
-        if against_first:
-            heading = f"Difference from {self.rows[0].name}, and p of the paired test"
-            found[heading] = difference_table({c["checkpoint"]: c["metrics"] for c in against_first}, self.metrics)
-        return found
 
-    def markdown(self) -> str:
-        """The content of `metrics.md`."""
-        decoding = ", ".join(f"{key} {value}" for key, value in self.setup["decoding"].items())
-        lines = [*self.remarks, f"Decoding, the same for all checkpoints: {decoding}."]
-        lines += [f"Prompt: `{self.setup['prompt']}`", f"Stop: `{self.setup['stop']}`"]
-        (scores, *more) = self.tables.items()
-        parts = [f"# {headline(self.results)}", scores[1].markdown(), "\n".join(f"- {line}" for line in lines)]
-        parts += [f"## {heading}\n\n{table.markdown()}" for heading, table in more]
-        return "\n\n".join(part.strip() for part in [*parts, f"![metrics]({CHART})"]) + "\n"
+def _markdown(results: Mapping[str, Any]) -> str:
+    """The content of `metrics.md`."""
+    decoding = ", ".join(f"{key} {value}" for key, value in results["decoding"].items())
+    lines = [*results["notes"], f"Decoding, the same for all checkpoints: {decoding}."]
+    lines += [f"Prompt: `{results['prompt']}`", f"Stop: `{results['stop']}`"]
+    (scores, *more) = _tables(results).items()
+    parts = [f"# {headline(results)}", scores[1].markdown(), "\n".join(f"- {line}" for line in lines)]
+    parts += [f"## {heading}\n\n{table.markdown()}" for heading, table in more]
+    return "\n\n".join(part.strip() for part in [*parts, f"![metrics]({CHART})"]) + "\n"
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -386,8 +317,7 @@ def headline(results: Mapping[str, Any]) -> str:
 
 def summary(results: Mapping[str, Any]) -> str:
     """What the terminal shows of `metrics.json`: the table in the published layout."""
-    scores = {one["name"]: one["scores"] for one in results["checkpoints"]}
-    return "\n".join([headline(results), "", score_table(scores, results["metrics"]).markdown()])
+    return "\n".join([headline(results), "", score_table(_scores(results), results["metrics"]).markdown()])
 
 
 def finished(folder: Path, key: str) -> dict[str, Any] | None:

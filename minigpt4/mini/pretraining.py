@@ -1,7 +1,7 @@
 """How the shipped mini vision encoder and Q-Former were made: both learn to say what scenes show.
 
 As BLIP-2's Q-Former was trained with a frozen LLM behind it, these queries learn words in the LLM's terms: an output
-is pulled to the code of its word and place (`small_models.word_codes`), by distance and by being nearer to it than to
+is pulled to the code of its word and place (`files.word_codes`), by distance and by being nearer to it than to
 other codes. The ViT's patches predict what they lie on, which makes it learn many times faster; that head is dropped.
 Shapes: B scenes, N patches, Q queries, W words, D channels.
 """
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -57,8 +58,7 @@ class Settings:
     distance_weight: float = 3.0
 
 
-@dataclass(frozen=True)
-class DrawnScenes:
+class DrawnScenes(NamedTuple):
     """Pictures (n, S, S, 3) uint8, patch ids (n, N) and word ids (n, Q) uint8."""
 
     pictures: np.ndarray
@@ -85,16 +85,13 @@ def _draw_one(task: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray, np.nd
 def draw_scenes(split: str, count: int, seed: int, processes: int) -> DrawnScenes:
     """The first `count` scenes of a split as arrays; 37 KB each."""
     side, grid = files.IMAGE_SIZE, files.IMAGE_SIZE // files.PATCH_SIZE
-    drawn = DrawnScenes(
-        np.empty((count, side, side, 3), np.uint8),
-        np.empty((count, grid * grid), np.uint8),
-        np.empty((count, files.QUERIES), np.uint8),
-    )
+    drawn = [np.empty((count, *shape), np.uint8) for shape in ((side, side, 3), (grid * grid,), (files.QUERIES,))]
     tasks = ((split, index, seed) for index in range(count))
     with get_context("spawn").Pool(processes) as pool:
         for index, parts in enumerate(pool.imap(_draw_one, tasks, chunksize=200)):
-            drawn.pictures[index], drawn.patch_ids[index], drawn.word_ids[index] = parts
-    return drawn
+            for array, part in zip(drawn, parts, strict=True):
+                array[index] = part
+    return DrawnScenes(*drawn)
 
 
 class Pretrainer(nn.Module):
@@ -166,12 +163,8 @@ def accuracy(model: Pretrainer, drawn: DrawnScenes, device: torch.device, dtype:
             right.append((model.word_scores(model(image)[1]).argmax(-1) == ids).cpu())
     model.train()
     hit_nQ, said_nQ = torch.cat(right).numpy(), drawn.word_ids != 0
-    parts = {
-        "background": slice(0, 1),
-        "layout": slice(1, 2),
-        "things": slice(2, None, 2),
-        "amounts": slice(3, None, 2),
-    }
+    slices = (slice(0, 1), slice(1, 2), slice(2, None, 2), slice(3, None, 2))
+    parts = dict(zip(("background", "layout", "things", "amounts"), slices, strict=True))
     return {name: round(float(hit_nQ[:, part][said_nQ[:, part]].mean()), 4) for name, part in parts.items()}
 
 
@@ -180,7 +173,7 @@ def pretrain(
 ) -> dict:
     """Train, or resume from what `folder` holds; returns the accuracies on scenes of new combinations.
 
-    `codes_QWD` is from `small_models.word_codes`. Every save writes `state.pth` to resume from and the two weights
+    `codes_QWD` is from `files.word_codes`. Every save writes `state.pth` to resume from and the two weights
     files; `log.jsonl` grows in between.
     """
     folder.mkdir(parents=True, exist_ok=True)

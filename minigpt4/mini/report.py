@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from minigpt4.evaluation import score_captions
-from minigpt4.evaluation.report import summary
+from minigpt4.evaluation.report import Table, summary
 from minigpt4.mini.files import TRUTH_FILE
 from minigpt4.mini.scenes import BACKGROUNDS, COLUMN, RELATIONS, ROW, THINGS
 
@@ -36,6 +36,23 @@ COLUMNS = {
     "above_below": "above/below",
     "background": "background",
 }
+TEXT = """# The mini world
+
+{table}
+
+How true the captions are; the test scenes hold combinations that no training scene has:
+
+{measures}
+Does `{last}` look at the picture? CIDEr {cider:.3f}; with the images shuffled among the test scenes \
+{shuffled:.3f}{less}.
+
+- scenes with their captions: `{output}/scenes.png`
+- metrics over epochs: `{evaluation}/metrics.png`; everything to look through: `{evaluation}/report.html`
+- captions: `{evaluation}/captions_*.json`
+- checkpoints: `{output}/stage1.pth`, `stage2.pth`, `flickr30k.pth`; logs: `{output}/logs`
+- ask about a picture: `python demo.py --cfg-path eval_configs/mini_eval.yaml`, or in the terminal, with \
+`--cli --image FILE`
+"""
 _SHOWN = 6
 _TILE, _TEXT, _GAP, _LINE = 224, 150, 16, 15
 
@@ -128,75 +145,47 @@ def _share(part: int, whole: int) -> float:
 # The report
 
 
-@dataclass(frozen=True)
-class Looks:
-    """Whether the last checkpoint looks at the picture: CIDEr with the images as they are, and shuffled."""
-
-    cider: float
-    cider_shuffled: float
-
-    @property
-    def lost(self) -> float:
-        """Share of the CIDEr that shuffling costs; NaN where the captions are as bad as shuffled ones."""
-        return 1 - self.cider_shuffled / self.cider if self.cider > self.cider_shuffled else math.nan
+def lost(cider: float, cider_shuffled: float) -> float:
+    """Share of the CIDEr that shuffling the images costs; NaN where the captions are no better than by chance."""
+    return 1 - cider_shuffled / cider if cider > cider_shuffled else float("nan")
 
 
 def write_report(output: Path, evaluation: Path, data: Path) -> None:
-    """Write all of it into `output`."""
-    metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
+    """Read captions, metrics and truth; write the files of the report into `output`, `report.txt` last."""
     truth = json.loads((data / TRUTH_FILE).read_text(encoding="utf-8"))
+    metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     captions = {}
     for one in metrics["checkpoints"]:
         entries = json.loads((evaluation / one["captions"]).read_text(encoding="utf-8"))
         captions[one["name"]] = {entry["image_id"]: entry["caption"] for entry in entries}
     measures = {name: measure(said, truth) for name, said in captions.items()}
-    last = captions[list(captions)[-1]]
+    last = list(captions)[-1]
     records = json.loads((data / "flickr30k" / "flickr30k_grounded_detail_test.json").read_text(encoding="utf-8"))
     references = {record["image_id"]: [record["grounded_caption"]] for record in records}
-    looks = Looks(*(score_captions(said, references)["CIDEr"] for said in (last, shuffled(last))))
-    draw_figure(output / "scenes.png", data / "flickr30k" / "flickr30k-images", last)
-    text = _markdown(output, evaluation, summary(metrics), measures, looks)
+    both = (captions[last], shuffled(captions[last]))
+    cider, cider_shuffled = (score_captions(said, references)["CIDEr"] for said in both)
+    share = lost(cider, cider_shuffled)
+    draw_figure(output / "scenes.png", data / "flickr30k" / "flickr30k-images", captions[last])
+    rows = [[name, *(_percent(getattr(own, field)) for field in COLUMNS)] for name, own in measures.items()]
+    text = TEXT.format(
+        table=summary(metrics).strip(),
+        measures=Table(["checkpoint", *COLUMNS.values()], rows).markdown(),
+        last=last,
+        cider=cider,
+        shuffled=cider_shuffled,
+        less=": no more than by chance" if math.isnan(share) else f", {_percent(share)} less",
+        output=output,
+        evaluation=evaluation,
+    )
     (output / "report.md").write_text(text, encoding="utf-8")
     content = {
-        "measures": {name: asdict(m) for name, m in measures.items()},
-        "looks": {**asdict(looks), "lost": looks.lost},
+        "measures": {name: asdict(own) for name, own in measures.items()},
+        "looks": {"cider": cider, "cider_shuffled": cider_shuffled, "lost": share},
         "images": len(truth),
         "scores": {one["name"]: one["scores"] for one in metrics["checkpoints"]},
     }
     (output / "report.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (output / "report.txt").write_text(text.replace("`", ""), encoding="utf-8")
-
-
-def _markdown(output: Path, evaluation: Path, table: str, measures: dict[str, Measures], looks: Looks) -> str:
-    last = list(measures)[-1]
-    less = ": no more than by chance" if math.isnan(looks.lost) else f", {_percent(looks.lost)} less"
-    rows = [f"| checkpoint | {' | '.join(COLUMNS.values())} |", "| --- |" + " --- |" * len(COLUMNS)]
-    for name, values in measures.items():
-        cells = " | ".join(_percent(getattr(values, field)) for field in COLUMNS)
-        rows.append(f"| {name} | {cells} |")
-    return "\n".join(
-        [
-            "# The mini world",
-            "",
-            table.strip(),
-            "",
-            "How true the captions are; the test scenes hold combinations that no training scene has:",
-            "",
-            *rows,
-            "",
-            f"Does `{last}` look at the picture? CIDEr {looks.cider:.3f}; with the images shuffled among the test "
-            f"scenes {looks.cider_shuffled:.3f}{less}.",
-            "",
-            f"- scenes with their captions: `{output / 'scenes.png'}`",
-            f"- metrics over epochs: `{evaluation / 'metrics.png'}`; everything to look through: "
-            f"`{evaluation / 'report.html'}`",
-            f"- captions: `{evaluation}/captions_*.json`",
-            f"- checkpoints: `{output}/stage1.pth`, `stage2.pth`, `flickr30k.pth`; logs: `{output}/logs`",
-            "- ask about a picture: `python demo.py --cfg-path eval_configs/mini_eval.yaml`, or in the terminal, with "
-            "`--cli --image FILE`",
-            "",
-        ]
-    )
 
 
 def _percent(share: float) -> str:

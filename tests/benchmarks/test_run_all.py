@@ -12,7 +12,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 SCRIPT = BENCHMARKS / "run_all.sh"
-WRITES = "    publish(args, "
+WRITES = re.compile(r"    (return measured|publish)\(args, ")
 
 # Stands for the interpreter: notes its arguments, fails for the benchmark of FAILS, says whether there is a GPU.
 RECORDER = f"""#!{sys.executable}
@@ -47,12 +47,6 @@ def run_all(tmp_path):
 
 
 @pytest.fixture
-def small_matrices(script, monkeypatch):
-    """Of the measured rate of matrix products."""
-    monkeypatch.setattr(script("tables"), "MATRIX", 64)
-
-
-@pytest.fixture
 def parsed(script):
     """`parsed(name, arguments)`: what the benchmark makes of them. By its file: the repository has another serve.py."""
     script("tables")
@@ -68,7 +62,7 @@ def parsed(script):
 
 def writers() -> set[str]:
     """Scripts that write a section."""
-    return {path.stem for path in BENCHMARKS.glob("*.py") if WRITES in path.read_text()}
+    return {path.stem for path in BENCHMARKS.glob("*.py") if path.stem != "command" and WRITES.search(path.read_text())}
 
 
 def test_every_benchmark_that_writes_a_section_is_called_with_arguments_that_it_takes(run_all, parsed):
@@ -112,27 +106,3 @@ def test_other_arguments_are_refused(run_all):
         process, called = run_all(*arguments)
         assert (process.returncode, called) == (2, [])
         assert "usage:" in process.stderr
-
-
-def test_header_names_machine_commit_and_matrix_rates(script, tmp_path, capsys, small_matrices):
-    assert script("header").main(["--write", str(tmp_path / "x.md")]) == 0
-    text = (tmp_path / "x.md").read_text()
-    assert re.search(r"^\| commit \| ([0-9a-f]{40}|no git checkout)", text, re.MULTILINE)
-    assert re.search(r"^\| matrix products in bfloat16, TFLOP/s \| \d+\.\d\d \|$", text, re.MULTILINE)
-    assert text.split("\n", 1)[1].startswith(capsys.readouterr().out.splitlines()[0])
-
-
-def test_without_a_gpu_the_rows_of_full_size_say_that_nothing_was_measured(script):
-    gpu = script("gpu")
-    text = gpu.section(gpu.parse_args([]), None)
-    rows = re.findall(r"^\| (.*?) \| \d+ \| \w+ \| (.*) \| .* \|$", text, re.MULTILINE)
-    assert [name for name, _ in rows] == [recipe.name for recipe in gpu.RECIPES]
-    assert all(cells == " | ".join(["not measured yet"] * 4) for _, cells in rows)
-
-
-def test_recipes_are_measured_where_it_is_asked_for(script, tmp_path, capsys, one_thread, small_matrices, monkeypatch):
-    gpu = script("gpu")
-    monkeypatch.setattr(gpu, "RECIPES", gpu.RECIPES[-1:])
-    assert gpu.main(["--size", "tiny", "--measure", "--repeats", "1", "--dir", str(tmp_path)]) == 0
-    shown = capsys.readouterr().out
-    assert re.search(r"^\| Flickr30k \| 2 \| long \| \d+\.\d{3} \| \d+\.\d \| \d+% \| \d+\.\d \| ", shown, re.MULTILINE)

@@ -71,10 +71,10 @@ def test_section_names_the_plain_runs_and_their_ratios(benchmark, complete):
 def test_scores_of_the_same_captions_must_be_the_same(benchmark):
     ours = {"name": "a", "scores": {"CIDEr": 0.5}, "captions": [{"image_id": "1", "caption": "A dog."}]}
     plain = {"captions": {"1": "A dog."}, "scores": {"CIDEr": 0.5}}
-    assert benchmark._same(ours, plain) == 1
-    assert benchmark._same(ours, {"captions": {"1": "A cat."}, "scores": {"CIDEr": 0.4}}) == 0
+    assert benchmark.same_captions(ours, plain) == 1
+    assert benchmark.same_captions(ours, {"captions": {"1": "A cat."}, "scores": {"CIDEr": 0.4}}) == 0
     with pytest.raises(benchmark.RunError, match="scores of 'a' are not those of pycocoevalcap"):
-        benchmark._same(ours, plain | {"scores": {"CIDEr": 0.4}})
+        benchmark.same_captions(ours, plain | {"scores": {"CIDEr": 0.4}})
 
 
 def test_difference_between_the_ways_is_an_error(benchmark, tmp_path, monkeypatch):
@@ -82,10 +82,10 @@ def test_difference_between_the_ways_is_an_error(benchmark, tmp_path, monkeypatc
     names = iter(["together", "apart_0", "apart_1"])
     rows = {name: [{"name": "a", "scores": {}, "captions": [name]}] for name in ("apart_0", "apart_1")}
     rows["together"] = [*rows["apart_0"], {"name": "a", "scores": {}, "captions": ["other"]}]
-    monkeypatch.setattr(benchmark, "_evaluate", lambda *given: float(len(next(names))))
+    monkeypatch.setattr(benchmark, "run_script", lambda *given: float(len(next(names))))
     monkeypatch.setattr(benchmark, "_results", lambda folder: rows[folder.name])
     with pytest.raises(benchmark.RunError, match="captions or scores of 'a' are not those of its own process"):
-        benchmark._repeat(args, ["a.pth", "b.pth"], [], tmp_path, apart_first=False)
+        benchmark.repeat(args, ["a.pth", "b.pth"], [], tmp_path, apart_first=False)
 
 
 def test_one_checkpoint_is_no_comparison(benchmark, shared, capsys):

@@ -54,26 +54,17 @@ def test_captions_protocol_from_files_to_a_file(main, arguments, chat_server, tm
     assert "2 images have fewer than 5 captions" in shown
 
 
-def test_objects_protocol_is_named(main, arguments, chat_server, capsys):
-    assert main([*arguments, "--protocol", "objects"]) == 0
-    assert "coverage, protocol objects: 1.0000" in capsys.readouterr().out
-
-
-def test_second_run_asks_nothing(main, arguments, chat_server, capsys):
+def test_second_run_asks_nothing_and_other_protocols_and_faults_are_named(main, arguments, chat_server, capsys):
     chat_server.answer = _numbered
     assert main(arguments) == 0
     first, asked = capsys.readouterr().out, len(chat_server.requests)
     assert main(arguments) == 0
     assert (capsys.readouterr().out, len(chat_server.requests)) == (first, asked)
-
-
-def test_answers_that_cannot_be_read_are_shown(main, arguments, chat_server, capsys):
     chat_server.answer = lambda request: "It depends."
-    assert main(arguments) == 0
-    assert "2 answers of the judge could not be read and are left out: images 42, 7" in capsys.readouterr().out
-
-
-def test_judge_that_refuses_is_an_error_to_read(main, arguments, chat_server, capsys):
+    assert main([*arguments, "--protocol", "objects"]) == 0
+    shown = capsys.readouterr().out
+    assert "coverage, protocol objects: -" in shown
+    assert "2 answers of the judge could not be read and are left out: images 42, 7" in shown
     chat_server.steps = [401, 401]
-    assert main(arguments) == 2
+    assert main([*arguments, "--judge-cache", arguments[-1] + ".other"]) == 2
     assert "error: judge http://127.0.0.1" in capsys.readouterr().err

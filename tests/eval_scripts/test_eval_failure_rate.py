@@ -14,7 +14,6 @@ import yaml
 
 from minigpt4.common.config import Config
 from minigpt4.evaluation.bootstrap import wilson
-from minigpt4.evaluation.failure_rate import VERDICTS, AnnotationSession, read_answers
 from minigpt4.evaluation.failure_rules import find_failures
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.processors import open_image
@@ -161,16 +160,6 @@ def test_chosen_task_and_number_of_images(complete, measurement, monkeypatch):
 # Processes and kills
 
 
-def test_images_are_encoded_once_for_all_checkpoints_and_tasks(measurement, monkeypatch):
-    encoded = []
-    encode = MiniGPT4.image_features
-    monkeypatch.setattr(
-        MiniGPT4, "image_features", lambda self, pixels: encoded.append(len(pixels)) or encode(self, pixels)
-    )
-    measurement.run("counted")
-    assert sum(encoded) == IMAGES
-
-
 def test_two_processes_leave_the_same_bytes_as_one(complete, measurement, environment_of):
     result = measurement.start("two_failures", environment_of(measurement.folder), measurement.config, processes=2)
     assert result.returncode == 0, result.stderr[-4000:]
@@ -187,7 +176,7 @@ def test_killed_measurement_goes_on_and_leaves_the_same_bytes(complete, measurem
     assert _content(measurement.run("killed_failures")) == _content(complete)
 
 
-# Judge and person
+# A judge
 
 
 @pytest.fixture
@@ -230,65 +219,21 @@ def test_judge_that_rambles_finds_nothing_and_is_counted(chat_server, complete, 
     assert any("could not be read" in note for note in facts["notes"])
 
 
-def test_verdicts_of_a_person_count_in_place_of_the_rules(complete, measurement, copied):
-    folder = measurement.folder / copied
-    session = AnnotationSession(read_answers(folder / "answers.json"), folder / VERDICTS, seed=0)
-    poems = [place for place, answer in enumerate(session.answers) if answer.task == "poem"]
-    for place in poems:
-        session.judge(place, [])
-    session.judge(poems[0], ["off the image"])
-    facts = _facts(measurement.run(copied, "--verdicts", str(folder / VERDICTS)))
-    before = _facts(complete)["checkpoints"]
-    assert [one["tasks"]["detail"] for one in facts["checkpoints"]] == [one["tasks"]["detail"] for one in before]
-    kinds = [one["tasks"]["poem"]["kinds"] for one in facts["checkpoints"]]
-    assert {kind for own in kinds for kind in own} == {"off the image"}
-    assert facts["judged_by_hand"] == 2 * IMAGES
-    assert any("A person judged 22 of 44 answers" in note for note in facts["notes"])
-
-
 # Images and errors
 
 
-def _error(measurement, capsys, *more: str) -> str:
-    assert measurement.script.main(measurement.arguments("errors", *more)) == 2
-    return capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        ('["a.jpg"]', r"entry 1: the image .*a\.jpg does not exist; --image-folder says"),
-        ('[{"file": "a.jpg"}]', "entry 1: names no image"),
-        ('{"images": []}', "must hold a list of files"),
-        ("[]", "has no images"),
-        ("[", "neither a folder nor JSON"),
-    ],
-)
-def test_list_that_names_no_images_is_an_error(measurement, capsys, tmp_path, entries, message, monkeypatch):
+def test_prompt_without_an_image_and_list_without_images_are_named(measurement, capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(MiniGPT4, "from_config", None)
-    file = tmp_path / "list.json"
-    file.write_text(entries)
-    assert re.search(message, _error(measurement, capsys, "--images", str(file)))
-
-
-def test_list_of_annotations_takes_its_images_from_a_folder(complete, measurement):
-    test = str(measurement.folder / "test.json")
-    folder = measurement.run(
-        "listed", "--images", test, "--image-folder", str(measurement.folder / "images"), "--tasks", "detail"
-    )
-    texts = {a["image_id"] + ".jpg": a["text"] for a in _answers(folder)}
-    rows = [a for a in _answers(complete) if a["task"] == "detail"]
-    assert texts == {a["image_id"]: a["text"] for a in rows}
-
-
-def test_prompt_without_an_image_is_named_by_its_key(measurement, capsys):
-    message = _error(measurement, capsys, "--options", "run.failure_prompts.poem=Sing.")
-    assert "run.failure_prompts.poem: 'Sing.' must hold <ImageHere> exactly once" in message
-
-
-def test_missing_verdicts_are_named_before_anything_loads(measurement, capsys, monkeypatch):
-    monkeypatch.setattr(MiniGPT4, "from_config", None)
-    assert "--verdicts: there is no file nowhere.jsonl" in _error(measurement, capsys, "--verdicts", "nowhere.jsonl")
+    (tmp_path / "list.json").write_text('["a.jpg"]')
+    for more, message in (
+        (
+            ["--options", "run.failure_prompts.poem=Sing."],
+            r"run\.failure_prompts\.poem: 'Sing\.' must hold <ImageHere>",
+        ),
+        (["--images", str(tmp_path / "list.json")], r"entry 1: the image .*a\.jpg does not exist; --image-folder says"),
+    ):
+        assert measurement.script.main(measurement.arguments("errors", *more)) == 2
+        assert re.search(message, capsys.readouterr().err)
 
 
 def test_mini_configuration_asks_the_mini_model(measurement):

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.metadata
 import json
-import math
 import re
 import shutil
 from pathlib import Path
@@ -31,25 +30,28 @@ def _captions(file: Path) -> dict[str, str]:
     return {entry["image_id"]: entry["caption"] for entry in json.loads(file.read_text())}
 
 
+def _facts(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text())
+
+
 def _scores(folder: Path) -> dict[str, dict[str, float]]:
-    facts = json.loads((folder / "metrics.json").read_text())
-    return {one["name"]: one["scores"] for one in facts["checkpoints"]}
+    return {one["name"]: one["scores"] for one in _facts(folder)["checkpoints"]}
+
+
+def _lines(folder: Path) -> list[int]:
+    return [path.read_text().count("\n") for path in folder.glob("predictions/*/rank*.jsonl")]
 
 
 # The same captions and scores
 
 
-def test_every_image_has_its_own_caption_in_the_order_of_the_data(complete, shared):
+def test_every_image_has_its_own_caption_in_the_order_of_the_data_and_every_checkpoint_others(complete, shared):
     ids = [record["image_id"] for record in json.loads((shared.folder / "test.json").read_text())]
-    for name in CAPTION_FILES:
-        captions = _captions(complete / name)
+    said = [_captions(complete / name) for name in CAPTION_FILES]
+    for captions in said:
         assert list(captions) == ids
         assert len(set(captions.values())) > len(ids) // 2
-
-
-def test_checkpoints_say_different_things(complete):
-    first, second, third = (_captions(complete / name) for name in CAPTION_FILES)
-    assert first != second != third != first
+    assert said[0] != said[1] != said[2] != said[0]
 
 
 def test_captions_are_those_of_generate(complete, shared):
@@ -65,9 +67,8 @@ def test_two_processes_leave_the_same_bytes_as_one(complete, shared):
     result = shared.start("two", processes=2)
     assert result.returncode == 0, result.stderr[-4000:]
     assert _content(shared.folder / "two") == _content(complete)
-    batches = [path.read_text().count("\n") for path in (shared.folder / "two").glob("predictions/*/rank*.jsonl")]
-    assert len(batches) == 6
-    assert sum(batches) == 3 * math.ceil(11 / 3)
+    lines = _lines(shared.folder / "two")
+    assert (len(lines), sum(lines)) == (6, 33)
 
 
 def test_one_run_over_all_checkpoints_is_as_separate_runs(complete, shared):
@@ -82,10 +83,10 @@ def test_killed_evaluation_goes_on_and_leaves_the_same_bytes(complete, shared):
     killed = shared.with_plugin("dying").start("killed")
     assert killed.returncode == -9
     folder = shared.folder / "killed"
-    assert sum(path.read_text().count("\n") for path in folder.glob("predictions/*/rank0.jsonl")) == 4
+    assert sum(_lines(folder)) == 11  # four batches
     assert not (folder / "metrics.json").exists()
     assert _content(shared.run("killed")) == _content(complete)
-    assert sum(path.read_text().count("\n") for path in folder.glob("predictions/*/rank0.jsonl")) == 12
+    assert sum(_lines(folder)) == 33
 
 
 def test_kill_of_one_of_two_processes_is_made_good_by_one(complete, shared):
@@ -102,83 +103,60 @@ def test_drawn_captions_do_not_depend_on_what_was_drawn_before(own):
     assert (other_seed / CAPTION_FILES[2]).read_bytes() != (alone / CAPTION_FILES[2]).read_bytes()
 
 
-def test_captions_from_a_feature_cache_are_the_same_and_a_full_one_needs_no_vision_encoder(
-    complete, shared, monkeypatch
-):
+def test_feature_cache_and_batch_size_change_no_caption_and_a_full_cache_needs_no_vision(complete, shared, monkeypatch):
     option = ("--options", f"run.feature_cache={shared.folder / 'features'}")
-    filling = shared.run("filling", *option)
+    folders = [shared.run("batches", "--options", "run.batch_size_eval=7"), shared.run("filling", *option)]
     monkeypatch.setattr("minigpt4.models.mini_gpt4.load_vision", None)
-    reading = shared.run("reading", *option)
-    for name in CAPTION_FILES:
-        assert (filling / name).read_bytes() == (complete / name).read_bytes() == (reading / name).read_bytes()
-
-
-def test_batch_size_changes_no_caption(complete, shared):
-    folder = shared.run("batches", "--options", "run.batch_size_eval=7")
-    assert [_captions(folder / name) for name in CAPTION_FILES] == [
-        _captions(complete / name) for name in CAPTION_FILES
-    ]
+    for folder in (*folders, shared.run("reading", *option)):
+        for name in CAPTION_FILES:
+            assert (folder / name).read_bytes() == (complete / name).read_bytes()
 
 
 # Going on
 
 
-def test_second_run_generates_and_changes_nothing(complete, shared, monkeypatch):
-    before = {path: path.stat().st_mtime_ns for path in complete.rglob("*") if path.is_file()}
-    monkeypatch.setattr(MiniGPT4, "from_config", None)  # a model would be a waste of minutes
-    shared.run("complete")
-    assert {path: path.stat().st_mtime_ns for path in complete.rglob("captions*")} == {
-        path: time for path, time in before.items() if path.name.startswith("captions")
-    }
-    assert (complete / "metrics.json").stat().st_mtime_ns == before[complete / "metrics.json"]
-
-
-def test_deleted_file_of_a_report_comes_back_without_a_model(complete, shared, monkeypatch):
-    content = _content(complete)
-    (complete / "metrics.png").unlink()
+def test_second_run_writes_only_what_is_missing_and_loads_no_model(complete, shared, monkeypatch):
+    content, times = _content(complete), {name: (complete / name).stat().st_mtime_ns for name in FILES}
     monkeypatch.setattr(MiniGPT4, "from_config", None)
+    shared.run("complete")
+    assert {name: (complete / name).stat().st_mtime_ns for name in FILES} == times
+    (complete / "metrics.png").unlink()
     shared.run("complete")
     assert _content(complete) == content
-
-
-def test_other_references_need_no_new_captions(complete, shared, monkeypatch):
     shutil.copytree(complete, shared.folder / "modes")
-    monkeypatch.setattr(MiniGPT4, "from_config", None)
-    folder = shared.run("modes", "--reference-mode", "separate")
-    assert json.loads((folder / "metrics.json").read_text())["reference_mode"] == "separate"
+    assert _facts(shared.run("modes", "--reference-mode", "separate"))["reference_mode"] == "separate"
 
 
-def _made(folder: Path) -> int:
-    return len(list(folder.glob("predictions/*/rank0.jsonl")))
-
-
-@pytest.mark.parametrize("change", ["checkpoint", "decoding", "prompt", "image"])
+@pytest.mark.parametrize(
+    "change",
+    ["checkpoint", "run.generation.max_new_tokens=5", "run.generation.prompt=<ImageHere> What is it?", "image"],
+)
 def test_captions_are_made_anew_when_what_they_come_from_changes(own, change):
-    options: tuple[str, ...] = ()
+    options: tuple[str, ...] = ("--options", change) if "=" in change else ()
     chosen = own.checkpoints[:1]
     folder = own.run("results", checkpoints=chosen)
     if change == "checkpoint":
         shutil.copy(own.folder / "checkpoint_1.pth", own.folder / "start.pth")
-    if change == "decoding":
-        options = ("--options", "run.generation.max_new_tokens=5")
-    if change == "prompt":
-        options = ("--options", "run.generation.prompt=<ImageHere> What is it?")
     if change == "image":
         Image.new("RGB", (60, 80), "red").save(own.folder / "images" / "100.jpg")
     before = (folder / CAPTION_FILES[0]).read_bytes()
     own.run("results", *options, checkpoints=chosen)
-    assert _made(folder) == 2
+    assert len(_lines(folder)) == 2
     assert (folder / CAPTION_FILES[0]).read_bytes() != before
 
 
 # Files
 
 
-def test_scores_are_those_of_the_captions(complete, shared):
+@pytest.mark.parametrize(("mode", "field"), [("joined", "grounded_caption"), ("separate", "captions")])
+def test_scores_are_those_of_the_captions(complete, shared, mode, field):
+    folder = complete if mode == "joined" else shared.run("separate", "--reference-mode", "separate")
     records = json.loads((shared.folder / "test.json").read_text())
-    references = {record["image_id"]: [record["grounded_caption"]] for record in records}
+    references = {one["image_id"]: [one[field]] if mode == "joined" else one[field] for one in records}
     for name, file in zip(("pretrained", "epoch 0", "epoch 1"), CAPTION_FILES, strict=True):
-        assert _scores(complete)[name] == score_captions(_captions(complete / file), references)
+        assert _scores(folder)[name] == score_captions(_captions(folder / file), references)
+        assert _captions(folder / file) == _captions(complete / file)
+    assert f"11 images, references {mode}" in (folder / "metrics.md").read_text()
 
 
 def test_console_shows_the_published_table(complete, shared, capsys):
@@ -190,69 +168,46 @@ def test_console_shows_the_published_table(complete, shared, capsys):
     assert [row[1] for row in rows] == ["pretrained", "epoch 0", "epoch 1"]
 
 
-def test_report_names_decoding_prompt_mode_versions_and_checkpoints(complete, shared):
-    facts = json.loads((complete / "metrics.json").read_text())
+def test_report_names_decoding_prompt_mode_versions_and_checkpoints_and_compares_them(complete, shared):
+    facts = _facts(complete)
     assert (facts["images"], facts["reference_mode"], facts["stop"]) == (11, "joined", ["###"])
     assert facts["prompt"].startswith("###Human: ")
     assert (facts["decoding"]["max_new_tokens"], facts["decoding"]["num_beams"]) == (12, 1)
     assert facts["versions"]["torch"] == importlib.metadata.version("torch")
-    hashes = [one["sha256"] for one in facts["checkpoints"]]
     files = [shared.folder / name for name in ("start.pth", "checkpoint_0.pth", "checkpoint_1.pth")]
-    assert hashes == [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    markdown = (complete / "metrics.md").read_text()
-    assert "References: joined" in markdown
-    assert "max_new_tokens 12" in markdown
-
-
-def test_intervals_hold_the_scores_and_pairs_are_compared(complete):
-    facts = json.loads((complete / "metrics.json").read_text())
+    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    assert [one["sha256"] for one in facts["checkpoints"]] == hashes
+    assert "max_new_tokens 12" in (complete / "metrics.md").read_text()
     for one in facts["checkpoints"]:
         for metric in ("CIDEr", "ROUGE-L"):
             low, high = one["intervals"][metric]
             assert low <= one["scores"][metric] <= high
     pairs = [(one["checkpoint"], one["baseline"]) for one in facts["comparisons"]]
     assert pairs == [("epoch 0", "pretrained"), ("epoch 1", "pretrained"), ("epoch 1", "epoch 0")]
-
-
-def test_chart_is_a_picture(complete):
     with Image.open(complete / "metrics.png") as image:
         assert image.size == (1200, 750)
 
 
-def test_separate_references_score_against_each_caption(complete, shared):
-    folder = shared.run("separate", "--reference-mode", "separate")
-    records = json.loads((shared.folder / "test.json").read_text())
-    references = {record["image_id"]: record["captions"] for record in records}
-    captions = _captions(folder / CAPTION_FILES[1])
-    assert _scores(folder)["epoch 0"] == score_captions(captions, references)
-    assert captions == _captions(complete / CAPTION_FILES[1])
-    assert "11 images, references separate" in (folder / "metrics.md").read_text()
-
-
-def test_card_of_a_checkpoint_is_reported_if_it_is_of_this_file(own):
-    file = own.folder / "checkpoint_0.pth"
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    (own.folder / "checkpoint_0.json").write_text(json.dumps({"sha256": sha256, "epoch": 0, "config": {}}))
-    (own.folder / "checkpoint_1.json").write_text(json.dumps({"sha256": sha256, "epoch": 1}))
-    folder = own.run("results", checkpoints=own.checkpoints[1:])
-    cards = [one["card"] for one in json.loads((folder / "metrics.json").read_text())["checkpoints"]]
-    assert cards == [{"epoch": 0}, None]
-
-
-def test_one_image_has_scores_but_no_intervals(own):
+def test_one_image_has_scores_but_no_intervals_and_a_card_must_be_of_its_file(own):
     records = json.loads((own.folder / "test.json").read_text())
     (own.folder / "test.json").write_text(json.dumps(records[:1]))
-    facts = json.loads((own.run("results") / "metrics.json").read_text())
-    assert [one["intervals"] for one in facts["checkpoints"]] == [{}] * 3
+    sha256 = hashlib.sha256((own.folder / "checkpoint_0.pth").read_bytes()).hexdigest()
+    (own.folder / "checkpoint_0.json").write_text(json.dumps({"sha256": sha256, "epoch": 0, "config": {}}))
+    (own.folder / "checkpoint_1.json").write_text(json.dumps({"sha256": sha256, "epoch": 1}))
+    facts = _facts(own.run("results"))
+    assert [(one["intervals"], one["card"]) for one in facts["checkpoints"]] == [
+        ({}, None),
+        ({}, {"epoch": 0}),
+        ({}, None),
+    ]
     assert facts["comparisons"] == []
     assert any("One image" in note for note in facts["notes"])
 
 
-def test_trained_qformer_is_read_anew_for_each_checkpoint(own, parity_dir):
+def test_trained_qformer_is_read_anew_for_each_checkpoint(own):
     own.change(model={"freeze_qformer": False, "ckpt_allow_keys": ["Qformer.*", "query_tokens"]})
     published = torch.load(own.folder / "start.pth", weights_only=True)["model"]
-    model = {**published, "query_tokens": torch.ones(1, 8, 48)}
-    torch.save({"model": model}, own.folder / "checkpoint_0.pth")
+    torch.save({"model": {**published, "query_tokens": torch.ones(1, 8, 48)}}, own.folder / "checkpoint_0.pth")
     torch.save({"model": published}, own.folder / "checkpoint_1.pth")
     folder = own.run("results")
     first, second, third = (_captions(folder / name) for name in CAPTION_FILES)
@@ -262,58 +217,44 @@ def test_trained_qformer_is_read_anew_for_each_checkpoint(own, parity_dir):
 # Errors
 
 
-def _error(evaluation, capsys, *more: str, checkpoints: list[str] | None = None) -> str:
-    assert evaluation.script.main(evaluation.arguments("results", *more, checkpoints=checkpoints)) == 2
-    return capsys.readouterr().err
+def _break_data(folder: Path, what: str) -> None:
+    file = folder / "test.json"
+    records = json.loads(file.read_text())
+    if what == "missing":
+        (folder / "images" / "103.jpg").unlink()
+    elif what == "damaged":
+        (folder / "images" / "103.jpg").write_bytes(b"no image")
+    elif what == "twice":
+        file.write_text(json.dumps([*records, records[0]]))
+    elif what == "joined only":
+        del records[2]["captions"]
+        file.write_text(json.dumps(records))
+    elif what == "misfit":
+        torch.save({"model": {"llama_proj.weight": torch.zeros(3, 3)}}, folder / "start.pth")
 
 
-def test_missing_checkpoint_is_named_before_anything_loads(own, capsys, monkeypatch):
-    monkeypatch.setattr(MiniGPT4, "from_config", None)
-    assert "there is no file nowhere.pth" in _error(own, capsys, checkpoints=["a=nowhere.pth"])
+SAME = "'epoch 0' and 'epoch 0' would share their files"
 
 
-def test_two_checkpoints_of_one_name_are_refused(own, capsys):
-    message = _error(own, capsys, checkpoints=[f"epoch 0={own.folder}/start.pth", f"{own.folder}/checkpoint_0.pth"])
-    assert "'epoch 0' and 'epoch 0' would share their files" in message
-
-
-def test_missing_image_is_an_error_and_no_smaller_evaluation(own, capsys):
-    (own.folder / "images" / "103.jpg").unlink()
-    assert re.search(r"test\.json, record 4: the image \S+103\.jpg does not exist", _error(own, capsys))
-
-
-def test_damaged_image_is_named(own, capsys):
-    (own.folder / "images" / "103.jpg").write_bytes(b"no image")
-    assert "103.jpg: not an image" in _error(own, capsys)
-
-
-def test_image_that_comes_twice_is_an_error(own, capsys):
-    records = json.loads((own.folder / "test.json").read_text())
-    (own.folder / "test.json").write_text(json.dumps([*records, records[0]]))
-    assert "record 12: the image id '100' comes twice" in _error(own, capsys)
-
-
-def test_separate_mode_without_single_captions_names_the_way_out(own, capsys):
-    records = json.loads((own.folder / "test.json").read_text())
-    del records[2]["captions"]
-    (own.folder / "test.json").write_text(json.dumps(records))
-    message = _error(own, capsys, "--reference-mode", "separate")
-    assert re.search(r"record 3: --reference-mode separate needs the field 'captions'.*prepare_flickr30k", message)
-
-
-def test_decoding_out_of_range_is_refused_with_its_key(own, capsys):
-    message = _error(own, capsys, "--options", "run.generation.num_beams=0", "run.generation.top_k=3")
-    assert "run.generation.top_k: unknown key" in message
-    assert "run.generation.num_beams: 0 must be at least 1" in _error(
-        own, capsys, "--options", "run.generation.num_beams=0"
-    )
-
-
-def test_prompt_without_an_image_is_refused(own, capsys):
-    message = _error(own, capsys, "--options", "run.generation.prompt=Describe it.")
-    assert "run.generation.prompt: 'Describe it.' must hold <ImageHere> exactly once" in message
-
-
-def test_checkpoint_that_does_not_fit_is_an_error(own, capsys):
-    torch.save({"model": {"llama_proj.weight": torch.zeros(3, 3)}}, own.folder / "start.pth")
-    assert "start.pth" in _error(own, capsys)
+@pytest.mark.parametrize(
+    ("what", "arguments", "text"),
+    [
+        ("", ["--ckpt", "a=nowhere.pth"], "there is no file nowhere.pth"),
+        ("", ["--ckpt", "epoch 0={}/start.pth", "{}/checkpoint_0.pth"], SAME),
+        ("missing", [], r"test\.json, record 4: the image \S+103\.jpg does not exist"),
+        ("damaged", [], "103.jpg: not an image"),
+        ("twice", [], "record 12: the image id '100' comes twice"),
+        ("joined only", ["--reference-mode", "separate"], "record 3: --reference-mode separate .*prepare_flickr30k"),
+        ("misfit", [], "start.pth"),
+        ("", ["--options", "run.generation.top_k=3"], "run.generation.top_k: unknown key"),
+        ("", ["--options", "run.generation.num_beams=0"], "run.generation.num_beams: 0 must be at least 1"),
+        ("", ["--options", "run.generation.prompt=Describe it."], "run.generation.prompt: 'Describe it.' must hold"),
+    ],
+)
+def test_what_is_wrong_is_named(own, capsys, monkeypatch, what, arguments, text):
+    _break_data(own.folder, what)
+    if what not in ("damaged", "misfit"):
+        monkeypatch.setattr(MiniGPT4, "from_config", None)  # named before anything loads
+    given = [argument.format(own.folder) for argument in arguments]
+    assert own.script.main(own.arguments("results", *given)) == 2
+    assert re.search(text, capsys.readouterr().err)

@@ -42,43 +42,6 @@ def test_coco_results_are_scored_against_coco_annotations(main, files, tmp_path,
     assert f"| results | {scored['scores']['BLEU-1']:.4f} |" in shown
 
 
-def test_scores_of_an_evaluation_come_out_again(main, complete, shared, tmp_path):
-    output = tmp_path / "scores.json"
-    arguments = [str(complete / "captions_epoch_0.json"), str(shared.folder / "test.json"), "--output", str(output)]
-    assert main([*arguments, *FAST, "--reference-mode", "joined"]) == 0
-    facts = json.loads((complete / "metrics.json").read_text())
-    (epoch,) = [one for one in facts["checkpoints"] if one["name"] == "epoch 0"]
-    scored = json.loads(output.read_text())
-    assert scored["scores"] == epoch["scores"]
-    assert scored["intervals"] == epoch["intervals"]
-
-
-def test_one_image_is_scored_without_intervals(main, tmp_path, capsys):
-    (tmp_path / "results.json").write_text(json.dumps(RESULTS[:1]))
-    (tmp_path / "coco.json").write_text(json.dumps(COCO))
-    assert main([str(tmp_path / "results.json"), str(tmp_path / "coco.json"), *FAST, "--partial"]) == 0
-    shown = capsys.readouterr().out
-    assert shown.startswith("1 images")
-    assert "95%" not in shown
-
-
-def test_part_of_the_references_needs_a_word(main, files, tmp_path, capsys):
-    (tmp_path / "results.json").write_text(json.dumps(RESULTS[:1]))
-    assert main([*files, *FAST]) == 2
-    assert "1 of 2 images of the references have no caption: 7" in capsys.readouterr().err
-
-
-def test_blank_reference_is_an_error_that_names_its_record(main, files, tmp_path, capsys):
-    (tmp_path / "blank.json").write_text(json.dumps([{"image_id": "42", "caption": " "}]))
-    assert main([files[0], str(tmp_path / "blank.json"), *FAST]) == 2
-    assert "blank.json, record 1: " in capsys.readouterr().err
-
-
-def test_missing_file_is_an_error_to_read(main, files, capsys):
-    assert main(["nowhere.json", files[1], *FAST]) == 2
-    assert "error: nowhere.json: cannot be read" in capsys.readouterr().err
-
-
 def test_file_of_caption_py_has_the_captions_and_scores_of_the_evaluation(main, complete, shared, command, tmp_path):
     images, file = str(shared.folder / "test.json"), tmp_path / "captions.jsonl"
     where = ["--images", images, "--image-folder", str(shared.folder / "images"), "--output", str(file)]
@@ -91,4 +54,22 @@ def test_file_of_caption_py_has_the_captions_and_scores_of_the_evaluation(main, 
     assert main([str(file), images, *FAST, "--reference-mode", "joined", "--output", str(output)]) == 0
     facts = json.loads((complete / "metrics.json").read_text())
     (epoch,) = [one for one in facts["checkpoints"] if one["name"] == "epoch 0"]
-    assert json.loads(output.read_text())["scores"] == epoch["scores"]
+    scored = json.loads(output.read_text())
+    assert (scored["scores"], scored["intervals"]) == (epoch["scores"], epoch["intervals"])
+
+
+def test_one_image_has_no_intervals_and_faults_are_named(main, files, tmp_path, capsys):
+    (tmp_path / "one.json").write_text(json.dumps(RESULTS[:1]))
+    (tmp_path / "blank.json").write_text(json.dumps([{"image_id": "42", "caption": " "}]))
+    one, results, coco = str(tmp_path / "one.json"), *files
+    assert main([one, coco, *FAST, "--partial"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("1 images")
+    assert "95%" not in shown
+    for given, text in (
+        ([one, coco], "1 of 2 images of the references have no caption: 7"),
+        ([results, str(tmp_path / "blank.json")], "blank.json, record 1: "),
+        (["nowhere.json", coco], "error: nowhere.json: cannot be read"),
+    ):
+        assert main([*given, *FAST]) == 2
+        assert text in capsys.readouterr().err

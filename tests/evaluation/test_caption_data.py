@@ -35,70 +35,62 @@ def read(tmp_path):
     return read
 
 
-def test_lists_of_lavis_are_references_in_both_modes(read):
-    data = read([{"image": "a.jpg", "caption": ["one", "two"]}, {"image": "b.jpg", "caption": ["three"]}])
-    assert data.references("separate") == {"a": ["one", "two"], "b": ["three"]}
-    assert data.references("joined") == {"a": ["one two"], "b": ["three"]}
+CSV = 'image_id,caption,captions\na,one two,"[""one"", ""two""]"\n'
+SEVERAL = "image,caption\nb.jpg,one\na.jpg,two\nb.jpg,three\n"
+LAVIS = [{"image": "a.jpg", "caption": ["one", "two"]}, {"image": "b.jpg", "caption": ["three"]}]
+LISTS = [{"image": "a.jpg", "captions": ["one", "two"]}]
+BLANK = [{"image_id": "a", "caption": "one", "captions": ["one", " "]}]
 
 
-def test_caption_of_which_something_was_lost_is_named(read):
-    with pytest.raises(SampleError, match="record 2: the caption cannot be read"):
-        read([RECORDS[0], {"image_id": "b", "caption": "\ud83d"}])
+@pytest.mark.parametrize(
+    ("records", "name", "separate", "joined"),
+    [
+        (
+            RECORDS[:2],
+            "t.json",
+            {"a": ["one", "two"], "b": ["one two", "three four"]},
+            ["one two", "one two three four"],
+        ),
+        (LAVIS, "t.json", {"a": ["one", "two"], "b": ["three"]}, ["one two", "three"]),
+        (LISTS, "t.json", {"a": ["one", "two"]}, ["one two"]),
+        (BLANK, "t.json", {"a": ["one"]}, ["one"]),
+        (CSV, "t.csv", {"a": ["one", "two"]}, ["one two"]),
+        (SEVERAL, "t.csv", {"b": ["one", "three"], "a": ["two"]}, ["one three", "two"]),
+    ],
+    ids=["ours", "LAVIS", "lists", "blank", "CSV", "several records"],
+)
+def test_images_have_references_in_both_modes(read, records, name, separate, joined):
+    data = read(records, name)
+    assert data.references("separate") == separate
+    assert data.references("joined") == {key: [text] for key, text in zip(separate, joined, strict=True)}
+    assert data.image(len(data) - 1).shape == (3, 224, 224)
 
 
-def test_batches_hold_every_image_once_longest_first(read):
-    assert read(RECORDS).batches(3) == [[1, 3, 0], [2]]
+@pytest.mark.parametrize(("size", "batches"), [(3, [[1, 3, 0], [2]]), (1, [[1], [3], [0], [2]])])
+def test_batches_hold_every_image_once_longest_first(read, size, batches):
+    assert read(RECORDS).batches(size) == batches
 
 
-def test_batches_of_equal_length_keep_the_order_of_the_data(read):
-    assert read(RECORDS).batches(1) == [[1], [3], [0], [2]]
+MORE = [{"image": "a.jpg", "caption": "one"}, {"image": "more/a.jpg", "caption": "two"}]
 
 
-def test_joined_reference_is_the_text_of_training(read):
-    assert read(RECORDS).references("joined")["b"] == ["one two three four"]
-
-
-def test_separate_references_are_the_single_captions(read):
-    assert read(RECORDS).references("separate")["b"] == ["one two", "three four"]
-
-
-def test_blank_captions_are_no_references(read):
-    data = read([{"image_id": "a", "caption": "one", "captions": ["one", " "]}])
-    assert data.references("separate") == {"a": ["one"]}
-    with pytest.raises(ConfigError, match="record 1: --reference-mode separate needs the field 'captions'"):
-        read([{"image_id": "a", "caption": "one", "captions": [" "]}]).references("separate")
-
-
-def test_csv_file_holds_single_captions_as_json(read):
-    data = read('image_id,caption,captions\na,one two,"[""one"", ""two""]"\n', "test.csv")
-    assert data.references("separate") == {"a": ["one", "two"]}
-
-
-def test_record_without_a_caption_is_named(read):
-    with pytest.raises(SampleError, match=r"record 2: the field 'caption' is missing"):
-        read([RECORDS[0], {"image_id": "b"}])
-
-
-def test_several_records_of_an_image_are_its_single_captions(read):
-    data = read("image,caption\nb.jpg,one\na.jpg,two\nb.jpg,three\n", "test.csv")
-    assert data.references("separate") == {"b": ["one", "three"], "a": ["two"]}
-    assert data.references("joined") == {"b": ["one three"], "a": ["two"]}
-    assert data.image(1).shape == (3, 224, 224)
-
-
-def test_list_of_captions_needs_no_joined_one(read):
-    data = read([{"image": "a.jpg", "captions": ["one", "two"]}])
-    assert data.references("joined") == {"a": ["one two"]}
-    assert data.references("separate") == {"a": ["one", "two"]}
-
-
-def test_images_of_different_files_must_not_share_an_id(read, tmp_path):
+@pytest.mark.parametrize(
+    ("records", "text"),
+    [
+        ([RECORDS[0], {"image_id": "b", "caption": "\ud83d"}], "record 2: the caption cannot be read"),
+        ([RECORDS[0], {"image_id": "b"}], "record 2: the field 'caption' is missing"),
+        ([RECORDS[0], RECORDS[0]], "record 2: the image id 'a' comes twice"),
+        (MORE, r"more/a.jpg and \S+/a.jpg have the same id 'a'; give them a field image_id"),
+    ],
+)
+def test_bad_record_is_named(read, tmp_path, records, text):
     (tmp_path / "more").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "more" / "a.jpg")
-    with pytest.raises(SampleError, match=r"more/a.jpg and \S+/a.jpg have the same id 'a'; give them a field image_id"):
-        read([{"image": "a.jpg", "caption": "one"}, {"image": "more/a.jpg", "caption": "two"}])
+    with pytest.raises(SampleError, match=text):
+        read(records)
 
 
-def test_list_that_comes_twice_is_refused(read):
-    with pytest.raises(SampleError, match="record 2: the image id 'a' comes twice"):
-        read([RECORDS[0], RECORDS[0]])
+def test_blank_single_captions_are_none(read):
+    data = read([{"image_id": "a", "caption": "one", "captions": [" "]}])
+    with pytest.raises(ConfigError, match="record 1: --reference-mode separate needs the field 'captions'"):
+        data.references("separate")

@@ -39,7 +39,7 @@ def _numbered(request) -> str:
 def test_captions_protocol_counts_covered_ones_of_five(chat_server, judge):
     chat_server.answer = _numbered
     judged = coverage(judge, DESCRIPTIONS, CAPTIONS, "captions", at_once=2)
-    assert [one.covered for one in judged] == [
+    assert [one["covered"] for one in judged] == [
         [False, True, False, False, False],
         [True, True, True, False, False],
         [False, False, False],
@@ -60,7 +60,7 @@ def test_one_request_an_image_with_its_five_captions(chat_server, judge):
 def test_objects_protocol_is_the_share_that_covers_the_first_caption(chat_server, judge):
     chat_server.answer = lambda request: "Yes." if _words(request)[1][0] in _words(request)[0] else "No."
     judged = coverage(judge, DESCRIPTIONS, CAPTIONS, "objects", at_once=2)
-    assert [one.covered for one in judged] == [[False], [True], [False]]
+    assert [one["covered"] for one in judged] == [[False], [True], [False]]
     found = score(judged, "objects")
     assert (found["score"], found["interval"], found["covered"]) == (1 / 3, wilson(1, 3), 1)
 

@@ -35,58 +35,36 @@ def _flickr(tmp_path):
     return path
 
 
-def test_coco_annotations_are_grouped_by_image(tmp_path):
-    path = _file(tmp_path, COCO)
-    assert read_references(path, "separate") == {"42": ["A dog.", "An animal."], "7": ["A cat."]}
-    assert read_references(path, "joined") == {"42": ["A dog. An animal."], "7": ["A cat."]}
-
-
-def test_our_files_hold_both_modes(tmp_path):
-    path = _file(tmp_path, OURS)
-    assert read_references(path, "separate") == {"10": ["One .", "Two ."]}
-    assert read_references(path, "joined") == {"10": ["One . Two ."]}
-
-
-def test_flickr_csv_is_read_by_split(tmp_path):
-    path = _flickr(tmp_path)
-    assert read_references(path, "separate") == {"10": ["One.", "Two."]}
-    assert read_references(path, "joined", "val") == {"11": ["Three."]}
-
-
 KARPATHY = {
     "images": [
         {"cocoid": 42, "filename": "a.jpg", "split": "test", "sentences": [{"raw": "One."}, {"raw": "Two."}]},
         {"filename": "b.jpg", "split": "restval", "sentences": [{"raw": "Three."}]},
     ]
 }
-
-
-def test_lists_of_lavis_are_references_in_both_modes(tmp_path):
-    path = _file(tmp_path, [{"image": "img/10.jpg", "caption": ["One .", "Two ."], "image_id": "coco_10"}])
-    assert read_references(path, "separate") == {"coco_10": ["One .", "Two ."]}
-    assert read_references(path, "joined") == {"coco_10": ["One . Two ."]}
-
-
-def test_flickr30k_of_kaggle_is_read(tmp_path):
-    rows = "image_name| comment_number| comment\n10.jpg| 0| One .\n10.jpg| 4   Two .\n"
-    assert read_references(_file(tmp_path, rows, "results.csv"), "separate") == {"10": ["One .", "Two ."]}
+LAVIS = [{"image": "img/10.jpg", "caption": ["One .", "Two ."], "image_id": "coco_10"}]
+KAGGLE = "image_name| comment_number| comment\n10.jpg| 0| One .\n10.jpg| 4   Two .\n"
+OWN = "image,caption\ndogs/10.jpg,One.\ndogs/10.jpg,Two.\n"
 
 
 @pytest.mark.parametrize(
-    ("mode", "split", "references"),
+    ("content", "name", "split", "separate", "joined"),
     [
-        ("separate", "test", {"42": ["One.", "Two."]}),
-        ("joined", "test", {"42": ["One. Two."]}),
-        ("separate", "train", {"b": ["Three."]}),
+        (COCO, "coco.json", "test", {"42": ["A dog.", "An animal."], "7": ["A cat."]}, ["A dog. An animal.", "A cat."]),
+        (OURS, "ours.json", "test", {"10": ["One .", "Two ."]}, ["One . Two ."]),
+        (None, "flickr.csv", "test", {"10": ["One.", "Two."]}, ["One. Two."]),
+        (None, "flickr.csv", "val", {"11": ["Three."]}, ["Three."]),
+        (LAVIS, "lavis.json", "test", {"coco_10": ["One .", "Two ."]}, ["One . Two ."]),
+        (KAGGLE, "results.csv", "test", {"10": ["One .", "Two ."]}, ["One . Two ."]),
+        (KARPATHY, "coco.json", "test", {"42": ["One.", "Two."]}, ["One. Two."]),
+        (KARPATHY, "coco.json", "train", {"b": ["Three."]}, ["Three."]),
+        (OWN, "own.csv", "test", {"10": ["One.", "Two."]}, ["One. Two."]),
     ],
+    ids=["COCO", "ours", "Flickr30k", "Flickr30k val", "LAVIS", "Kaggle", "Karpathy", "Karpathy train", "own"],
 )
-def test_karpathy_file_is_read_by_split(tmp_path, mode, split, references):
-    assert read_references(_file(tmp_path, KARPATHY), mode, split) == references
-
-
-def test_image_without_an_id_is_named_by_its_file(tmp_path):
-    path = _file(tmp_path, "image,caption\ndogs/10.jpg,One.\ndogs/10.jpg,Two.\n", "references.csv")
-    assert read_references(path, "separate") == {"10": ["One.", "Two."]}
+def test_references_are_read_from_every_form_in_both_modes(tmp_path, content, name, split, separate, joined):
+    path = _flickr(tmp_path) if content is None else _file(tmp_path, content, name)
+    assert read_references(path, "separate", split) == separate
+    assert read_references(path, "joined", split) == {key: [text] for key, text in zip(separate, joined, strict=True)}
 
 
 def test_split_without_images_is_an_error(tmp_path):
@@ -107,10 +85,10 @@ def test_joined_caption_alone_is_no_set_of_references(tmp_path):
         ({"caption": "a"}, "record 1: the field 'image_id' must be text or a number; it is None"),
         ({"image_id": True, "caption": "a"}, "'image_id' must be text or a number; it is True"),
         ({"image_id": 1}, "record 1: no reference"),
-        ({"image_id": 1, "caption": " "}, "record 1: the field 'caption' is blank"),
-        ({"image_id": 1, "grounded_caption": "\n"}, "record 1: the field 'grounded_caption' is blank"),
+        ({"image_id": 1, "caption": " "}, "record 1: the field 'caption' must be text with words"),
+        ({"image_id": 1, "grounded_caption": "\n"}, "record 1: the field 'grounded_caption' must be text with words"),
         ({"raw": '[" "]', "split": "test", "filename": "1.jpg"}, "record 1: no reference"),
-        ({"image_id": 1, "caption": 5}, "the field 'caption' must be text; it is 5"),
+        ({"image_id": 1, "caption": 5}, "the field 'caption' must be text with words; it is 5"),
         ({"image_id": 1, "captions": [3]}, "must be a list of texts"),
         ({"image_id": 1, "captions": "[3"}, "are not JSON"),
         ({"image_id": 1, "caption": "\ud83d"}, "record 1: the caption cannot be read"),

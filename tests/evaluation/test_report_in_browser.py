@@ -29,7 +29,7 @@ def report(tmp_path_factory):
     """A report of 60 images and two checkpoints; the caption of number 7 attacks, that of number 8 is empty."""
     folder = tmp_path_factory.mktemp("report")
     Image.new("RGB", (400, 300), "red").save(folder / "picture.png")
-    items = [CaptionItem(str(100 + n), folder / "picture.png", "a", None) for n in range(IMAGES)]
+    items = [CaptionItem(str(100 + n), folder / "picture.png", answer="a") for n in range(IMAGES)]
     references = {item.image_id: [f"A dog near house {item.image_id}."] for item in items}
     said = {item.image_id: f"A Cat on roof {number}." for number, item in enumerate(items)}
     captions = [said, {**said, "107": NASTY, "108": ""}]

@@ -1,3 +1,4 @@
+import io
 import os
 import signal
 import sys
@@ -6,7 +7,7 @@ import threading
 import pytest
 
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.mini.quickstart import ANSWER_LINE, TRAIN_LINE, run_command
+from minigpt4.mini.quickstart import ANSWER_LINE, TRAIN_LINE, Progress, run_command
 
 
 def test_the_lines_of_training_and_captioning_are_understood():
@@ -61,3 +62,40 @@ def test_ctrl_c_asks_the_command_to_stop_and_waits_for_it(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_command([sys.executable, str(script), str(tmp_path / "state")], tmp_path / "log.txt", interrupt)
     assert (tmp_path / "state").read_text() == "saved"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_each_step_ends_with_a_line_of_its_own_and_a_file_is_not_flooded():
+    out = io.StringIO()
+    progress = Progress([10, 0, 30], out)
+    progress.start("scenes")
+    progress.finish("4 scenes")
+    progress.start("stage 1", is_done=True)
+    progress.start("stage 2")
+    progress.finish()
+    assert out.getvalue().splitlines() == [
+        "[1/3] scenes ...",
+        "[1/3] scenes: 4 scenes",
+        "[2/3] stage 1: done before",
+        "[3/3] stage 2 ...",
+        "[3/3] stage 2: done",
+    ]
+    for step in range(100):
+        progress.at(step / 100, f"{step}%")
+    assert len(out.getvalue().splitlines()) <= 6
+
+
+def test_a_terminal_shows_the_share_and_the_time_left_on_one_line():
+    out = Terminal()
+    progress = Progress([120, 120], out)
+    progress.start("stage 1")
+    progress.at(0.5, "50%, loss 1.0")
+    progress.at(0.6, "60%")
+    text = out.getvalue()
+    assert "\r[1/2] stage 1: 50%, loss 1.0; about " in text
+    assert text.rstrip().endswith("min left")
+    assert "\n" not in text

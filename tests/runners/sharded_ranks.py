@@ -3,7 +3,6 @@
 As in `two_ranks.py` every function named `scenario_...` is one run; the pairs `ddp` and `fsdp` are to be equal.
 """
 
-import dataclasses
 import gc
 import sys
 import weakref
@@ -20,8 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.common.dist_utils import Processes, start_processes, stop_processes
 from minigpt4.common.errors import RunError
-from minigpt4.evaluation.generate import PredictionRun, read_checkpoint_list
-from minigpt4.inference.captioning import CaptionFile, Captioning
+from minigpt4.evaluation.generate import predict, read_checkpoint_list
+from minigpt4.inference.captioning import AnswerStore, Captioning
 from minigpt4.inference.image_list import ImageList, images_to_caption
 from minigpt4.inference.pipeline import rules_of
 from minigpt4.models.fsdp import uneven_inputs
@@ -96,7 +95,7 @@ def scenario_validation(recipe: Path, processes: Processes) -> dict[str, Any]:
 
 
 def scenario_answers(recipe: Path, processes: Processes) -> dict[str, Any]:
-    """Three batches of one image, so two on rank 0: by `PredictionRun`, greedy and by beams, and by `Captioning`."""
+    """Three batches of one image, so two on rank 0: by `predict`, greedy and by beams, and by `Captioning`."""
     results = {}
     for name, options in {"ddp": (DDP,), "fsdp": (FSDP, "model.llm_sanity_check=False")}.items():
         cfg = read(recipe, *options, "run.generation.max_new_tokens=6", "run.num_workers=0")
@@ -105,12 +104,12 @@ def scenario_answers(recipe: Path, processes: Processes) -> dict[str, Any]:
         images = ImageList(items[:3], Blip2ImageEvalProcessor(image_size=56))
         rules = [rules_of(cfg, source="test", num_beams=beams) for beams in (1, 3)]
         checkpoints = read_checkpoint_list([cfg.model.ckpt])
-        said = PredictionRun(cfg, images, images.batches(1), rules, checkpoints, folder).answers(processes)
-        file = CaptionFile(folder / "captions.jsonl")
+        said = predict(cfg, images, images.batches(1), rules, checkpoints, folder, processes)
+        file = AnswerStore.captions(folder / "captions.jsonl")
         counts = Captioning(cfg, rules[0], base, items[:3], 1, file).run(processes)
         results[name] = [
             [[[key, one.text] for key, one in own.items()] for own in said[0]] if said else None,
-            dataclasses.astuple(counts) if counts else None,
+            counts,
             sorted(line["caption"] for line in file.lines().values()),
         ]
     return results

@@ -28,16 +28,17 @@ FAST_RESIZE = [
 ]
 DYING = """
 import os, signal
-from minigpt4.inference.captioning import CaptionFile
+from minigpt4.inference.captioning import AnswerStore
 
-add = CaptionFile.add
+add = AnswerStore.add
 def add_and_die(self, lines):
+    lines = list(lines)
     if lines and lines[0]["image_id"] == "104":
         with self.path.open("a") as file:
             file.write('{"image_id": "104", "ima')
         os.kill(os.getpid(), signal.SIGKILL)
     add(self, lines)
-CaptionFile.add = add_and_die
+AnswerStore.add = add_and_die
 """
 
 
@@ -117,23 +118,38 @@ def test_bad_image_is_a_line_with_its_error_and_the_others_have_captions(place, 
     assert place.run("captions", "--retry-failed") == lines[:3] + lines[4:] + [good[3]]
 
 
-def test_second_run_captions_what_came_since_and_loads_no_model_for_nothing(place, monkeypatch, capsys):
+def test_images_that_decoders_fail_on_are_lines_and_the_others_have_captions(place, monkeypatch):
+    good = place.run("good")
+    for number, file in enumerate(sorted(BROKEN.iterdir())):
+        (place.images / f"10{number}.jpg").write_bytes(file.read_bytes())
+    (place.images / "106.jpg").unlink()
+    os.mkfifo(place.images / "106.jpg")
+    images = [str(file) for file in sorted(place.images.rglob("*.jpg"))]
+    lines = place.run("captions", "--images", *images, "--options", "run.num_workers=1", status=1)
+    assert [line["image_id"] for line in lines if "error" in line] == ["100", "101", "106"]
+    assert all(f"{line['image_id']}.jpg: " in line["error"] for line in lines if "error" in line)
+    said = [line["caption"] for line in good]
+    assert [line["caption"] for line in lines if "error" not in line][2:] == said[4:6] + said[7:]
+
+
+def test_a_feature_cache_changes_no_caption_and_a_bad_image_is_still_one(place, monkeypatch):
+    place.damage("103.jpg")
+    plain = place.run("plain", status=1)
+    option = ("--options", f"run.feature_cache={place.folder / 'features'}")
+    assert place.run("filling", *option, status=1) == plain
+    monkeypatch.setattr("minigpt4.models.mini_gpt4.load_vision", None)
+    assert place.run("reading", *option, status=1) == plain
+
+
+def test_second_run_captions_what_came_since_and_loads_no_model_for_nothing(place, monkeypatch):
     moved = (place.images / "102.jpg").rename(place.folder / "102.jpg")
     lines = place.run("captions")
     moved.rename(place.images / "102.jpg")
     longer = place.run("captions")
     assert longer[:-1] == lines
     assert longer[-1]["image_id"] == "102"
-    with monkeypatch.context() as patch:
-        patch.setattr("minigpt4.inference.captioning.Pipeline", None)
-        assert place.run("captions") == longer
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("minigpt4.inference.captioning.read_batches", stop)
-    assert place.run("interrupted", status=130) == []
-    assert "the same command resumes" in capsys.readouterr().err
+    monkeypatch.setattr("minigpt4.models.mini_gpt4.MiniGPT4.from_config", None)
+    assert place.run("captions") == longer
 
 
 def test_killed_run_of_two_processes_is_made_good_by_one_with_the_same_captions(place):
@@ -161,14 +177,14 @@ def test_file_made_with_another_prompt_checkpoint_or_decoding_is_refused(place, 
     published = torch.load(yaml.safe_load((place.folder / "tiny.yaml").read_text())["model"]["ckpt"], weights_only=True)
     torch.save({"model": {k: v + 1 for k, v in published["model"].items() if k.startswith("llama_proj")}}, other)
     for change, key in (
-        (["--prompt", "<ImageHere> What?"], "prompt: "),
-        (["--ckpt", str(other)], "checkpoint: "),
-        (["--options", "run.generation.num_beams=2"], "decoding.num_beams: 1 then, 2 now"),
-        (["--options", *FAST_RESIZE], 'image_processor: null then, {"fast_resize": true} now'),
-        (["--images", str(place.images / "more")], "image_folder: "),
+        (["--prompt", "<ImageHere> What?"], "prompt"),
+        (["--ckpt", str(other)], "checkpoint"),
+        (["--options", "run.generation.num_beams=2"], "decoding"),
+        (["--options", *FAST_RESIZE], "image_processor"),
+        (["--images", str(place.images / "more")], "image_folder"),
     ):
         assert place.run("captions", *change, status=2) == lines
-        assert key in capsys.readouterr().err
+        assert f"made with another {key}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -182,6 +198,6 @@ def test_file_made_with_another_prompt_checkpoint_or_decoding_is_refused(place, 
     ],
 )
 def test_wrong_command_line_is_an_error_before_the_model_loads(place, capsys, change, complaint, monkeypatch):
-    monkeypatch.setattr("minigpt4.inference.captioning.Pipeline", None)
+    monkeypatch.setattr("minigpt4.models.mini_gpt4.MiniGPT4.from_config", None)
     assert place.script.main([*place.arguments("captions"), *change]) == 2
     assert complaint in capsys.readouterr().err

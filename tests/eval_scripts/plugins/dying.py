@@ -3,20 +3,20 @@
 import os
 import signal
 
-from minigpt4.evaluation.generate import Predictions
+from minigpt4.inference.captioning import AnswerStore
 
 written = 0
-add = Predictions.add
+add = AnswerStore.add
 
 
-def add_and_die(self, batch, answers):
+def add_and_die(self, lines):
     global written
     written += 1
     if written == 5:
-        with self._own.path.open("a") as file:
-            file.write('{"batch": 0, "capt')
+        with self.path.open("a") as file:
+            file.write('{"image_id": "100", "capt')
         os.kill(os.getpid(), signal.SIGKILL)
-    add(self, batch, answers)
+    add(self, lines)
 
 
-Predictions.add = add_and_die
+AnswerStore.add = add_and_die

@@ -1,0 +1,66 @@
+"""What the commands of evaluations share: their options, and the way from options to processes."""
+
+import argparse
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from minigpt4.common.binding import require_paths
+from minigpt4.common.config import Config
+from minigpt4.common.logger import setup_logging
+from minigpt4.common.utils import exit_status
+
+log = logging.getLogger(__name__)
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """A parser that shows the text as it stands."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that asks checkpoints; `started` reads them."""
+    parser.add_argument("--cfg-path", required=True, help="YAML file of the evaluation")
+    parser.add_argument(
+        "--ckpt", required=True, nargs="+", metavar="[NAME=]PATH", help="checkpoints, in the order of the table"
+    )
+    parser.add_argument("--save_path", "--save-path", required=True, type=Path, help="folder for all results")
+    parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="override config values")
+
+
+def add_result_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of a command that judges captions from a file."""
+    parser.add_argument("results", type=Path, help='captions: [{"image_id": ..., "caption": "..."}]')
+    parser.add_argument("references", type=Path, help="COCO annotations, our JSON, or the Flickr30k CSV")
+    parser.add_argument("--split", default="test", help="split of a Flickr30k CSV (test)")
+    parser.add_argument("--partial", action="store_true", help="the images of the results alone")
+    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the scores there, too")
+
+
+def read_config(args: argparse.Namespace, prepare: Callable[[Config], Config]) -> Config:
+    """The config, `prepare`d, whose files are all there; ConfigError if it is wrong."""
+    config = prepare(Config(args).validate(training=False))
+    require_paths(config.sections(), config.source)
+    return config
+
+
+@contextmanager
+def started(args: argparse.Namespace, config: Config) -> Iterator[tuple[Any, Any]]:
+    """The checkpoints, and the processes that the launcher started, for the length of the block."""
+    from minigpt4.common.dist_utils import start_processes, stop_processes
+    from minigpt4.evaluation.generate import read_checkpoint_list
+
+    checkpoints = read_checkpoint_list(args.ckpt)
+    processes = start_processes(config.run.device, config.run.distributed, config.run.dist_url)
+    setup_logging(processes.rank)
+    log.info("Configuration of %s:\n%s", config.source, config.pretty())
+    yield checkpoints, processes
+    stop_processes()
+
+
+def main(run: Callable[[], None]) -> int:
+    """The exit status of a command: 0, or 2 for an error that the user can fix."""
+    setup_logging(rank=0)
+    return exit_status(run)
