@@ -21,11 +21,11 @@ REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "caption.py"
 BROKEN = REPOSITORY / "tests" / "data" / "images"
 IMAGES = 9
-FAST_RESIZE = [
+OTHER_PROCESSOR = [
     "datasets.own.builder=image_caption_shards",
     "datasets.own.build_info.storage=own.tar",
     "datasets.own.vis_processor.eval.name=blip2_image_eval",
-    "datasets.own.vis_processor.eval.fast_resize=True",
+    "datasets.own.vis_processor.eval.min_scale=0.5",
 ]
 DYING = """
 import os, signal
@@ -191,7 +191,7 @@ def test_file_made_with_another_prompt_checkpoint_or_decoding_is_refused(place, 
         (["--prompt", "<ImageHere> What?"], "prompt: "),
         (["--ckpt", str(other)], "checkpoint: "),
         (["--options", "run.generation.num_beams=2"], "decoding.num_beams: 1 then, 2 now"),
-        (["--options", *FAST_RESIZE], 'image_processor: null then, {"fast_resize": true} now'),
+        (["--options", *OTHER_PROCESSOR], 'image_processor: null then, {"min_scale": 0.5} now'),
         (["--images", str(place.images / "more")], "image_folder: "),
     ):
         assert place.run("captions", *change, status=2) == lines
