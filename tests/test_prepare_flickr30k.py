@@ -159,8 +159,8 @@ def test_missing_columns_are_named(root, command, capsys):
     ("text", "message"),
     [
         ('raw,split,filename\n"[""a""]",train\n', "line 2: not a record of named fields: it has 2 fields, not 3"),
-        ('raw,split,filename\n["a", "b"],train,1.jpg\n', "csv, line 2: not a record of named fields: blanks before"),
-        ('raw,split,filename\n"[""a""],train,1.jpg\n', "csv: line 2: the quotation mark that opens a field is never"),
+        ('raw,split,filename\n["a", "b"],train,1.jpg\n', "csv, line 2: not a record of named fields: it has 4 fields"),
+        ('raw,split,filename\n"[""a""],train,1.jpg\n', "csv: line 2: unexpected end of data; is a quotation mark"),
         ("raw,split,filename,split\n", "csv: line 1: two columns are called 'split'"),
         ("", "csv: the first line must name the fields"),
     ],

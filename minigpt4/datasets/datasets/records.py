@@ -81,7 +81,9 @@ def _table(content: bytes, kind: str) -> Numbered:
             else:
                 yield line, json.dumps(_fault(row, names, inside) or _row_record(row, names)).encode()
     except csv.Error as error:
-        raise ValueError(f"line {end + 1}: {error}; fields with quotation marks stand in them, doubled") from error
+        raise ValueError(
+            f"line {end + 1}: {error}; is a quotation mark missing, or not doubled in a quoted field?"
+        ) from error
     if not names:
         raise ValueError("the first line must name the fields")
 
