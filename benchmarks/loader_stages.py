@@ -52,7 +52,7 @@ def _stages(files: Files, batch_size: int) -> dict[str, tuple[float, float]]:
     plain_tar = _through(wds.tarfile_samples([{"url": str(files.tar)}]))
     return {
         READ_FILE: (read, read),
-        READ_TAR: (plain_tar, _through(read_tar(str(files.tar)))),
+        READ_TAR: (plain_tar, _through(read_tar(str(files.tar), []))),
         DECODE: (decode_plain, decode),
         RESIZE: (resize_plain, resize_ours),
         NORMALISE: (normalise_plain, normalise_ours / batch_size),

@@ -4,7 +4,7 @@ import io
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +32,7 @@ SOURCES = ("folder", "tar")
 ENDLESS = 1 << 40
 
 
-@dataclass(frozen=True)
-class Way:
-    """A name, and for ours the switches of the image processor."""
-
-    name: str
-    switches: dict[str, bool] | None = field(default_factory=dict)
-    """None: plain."""
-
-
-WAYS = (
-    Way("plain", None),
-    Way("ours"),
-    Way("fast_resize", {"fast_resize": True}),
-    Way("fast_resize, fast_decode", {"fast_resize": True, "fast_decode": True}),
-)
+WAYS = ("plain", "ours")
 
 
 @dataclass(frozen=True)
@@ -92,16 +78,16 @@ def plain_tar(path: Path) -> wds.DataPipeline:
 
 @contextmanager
 def batches(
-    way: Way, source: str, files: Files, batch_size: int, workers: int, device: torch.device
+    way: str, source: str, files: Files, batch_size: int, workers: int, device: torch.device
 ) -> Iterator[Iterator[Tensor]]:
     """Endless batches (B, 3, S, S) float32 on `device`; the workers end with the block."""
-    if way.switches is None:
+    if way == "plain":
         dataset = PlainFolder(files.folder) if source == "folder" else plain_tar(files.tar)
         loader = DataLoader(dataset, batch_size, num_workers=workers, pin_memory=device.type == "cuda")
         yield (image.to(device, non_blocking=True) for image, _ in loader)
         return
     ledger = BadSampleMonitor(None, max_share=0.0, max_in_a_row=1)
-    sources = [TrainSource(_dataset(source, files, way.switches), batch_size)]
+    sources = [TrainSource(_dataset(source, files), batch_size)]
     pin = device.type == "cuda"
     prefetcher = DevicePrefetcher(
         TrainLoader(sources, num_workers=workers, seed=0, ledger=ledger, pin_memory=pin), device
@@ -112,12 +98,12 @@ def batches(
         prefetcher.close()
 
 
-def _dataset(source: str, files: Files, switches: dict[str, bool]) -> Any:
+def _dataset(source: str, files: Files) -> Any:
     builder = {"folder": "cc_sbu_align", "tar": "laion"}[source]
     section = {
         "builder": builder,
         "build_info": {"storage": str(files.folder if source == "folder" else files.tar)},
-        "vis_processor": {"train": {"name": "blip2_image_train", "image_size": SIZE, **switches}},
+        "vis_processor": {"train": {"name": "blip2_image_train", "image_size": SIZE}},
         "text_processor": {"train": {"name": "blip_caption"}},
     }
     return builder_of(builder, bind(DatasetConfig, section, section="datasets", source="loader.py")).build("train")

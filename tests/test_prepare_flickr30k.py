@@ -142,7 +142,7 @@ def test_wrong_value_is_named_by_line_and_column(root, command, capsys, column, 
     [
         (b"sentids,split,img_id\n1,train,1\n", "no column raw, filename; it has sentids, split, img_id"),
         (b'raw,split,filename\n"[""a""]",train\n', "line 2: not a record of named fields"),
-        (b'raw,split,filename\n"[""a""],train,1.jpg\n', "line 2: the quotation mark that opens a field is never"),
+        (b'raw,split,filename\n"[""a""],train,1.jpg\n', "line 2: unexpected end of data; is a quotation mark"),
         (b"raw,split,filename,split\n", "line 1: two columns are called 'split'"),
         (b"", "the first line must name the fields"),
         ("raw,split,filename\nMädchen,train,1.jpg".encode("latin-1"), "not UTF-8 text (byte 0xe4 in line 2)"),

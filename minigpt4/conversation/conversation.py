@@ -25,7 +25,7 @@ from minigpt4.conversation.templates import (
 )
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
 from minigpt4.models.generation import StopOnText, beam_search, end_tokens, first_token
-from minigpt4.processors.images import process_image
+from minigpt4.processors import process_image
 
 __all__ = [
     "CONV_VISION_LLama2",

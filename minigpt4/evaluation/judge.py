@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from minigpt4.common.errors import ConfigError, RunError, errors_as
 from minigpt4.common.utils import JsonLines
-from minigpt4.processors.images import open_image
+from minigpt4.processors import open_image
 
 log = logging.getLogger(__name__)
 

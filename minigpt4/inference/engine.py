@@ -26,8 +26,8 @@ from minigpt4.conversation.decoding import TextStream
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER, Turns, conversation_for
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
 from minigpt4.models.generation import beam_search, check_stop, end_tokens, first_token
+from minigpt4.processors import process_image
 from minigpt4.processors.base_processor import BaseProcessor
-from minigpt4.processors.images import process_image
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from minigpt4.datasets.datasets.base_dataset import ImageReader, join_images
 from minigpt4.datasets.feature_store import CachedBatch, CachedImage
 from minigpt4.models.feature_cache import FeatureCache
 from minigpt4.processors import BaseProcessor
-from minigpt4.processors.images import SUFFIXES
+from minigpt4.processors.blip_processors import SUFFIXES
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """`run.feature_cache`: what a frozen vision side gives for each image, kept on disk and keyed by what it depends on.
 
 The folder has a folder for each key: a hash of the vision settings, samples of the weights' files, and the image
-processor. Features of other weights or settings are therefore never found, and old ones do not disturb.
+processor. Features of other weights or settings are therefore never found.
 Shapes: B images, S pixels a side, Q image tokens, V channels before the projection.
 """
 
@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +29,21 @@ log = logging.getLogger(__name__)
 
 
 VISION_KEYS = (
-    "vit_model",
-    "vit_config",
-    "image_size",
-    "vit_precision",
-    "connector",
-    "vit_layer",
-    "vit_prefix",
-    "num_query_token",
-    "qformer_config",
+    *("vit_model", "vit_config", "image_size", "vit_precision", "connector", "vit_layer", "vit_prefix"),
+    *("num_query_token", "qformer_config"),
 )
 WEIGHTS = ("vit_weights", "q_former_model")
-VERSION = 1
-"""Of what is computed; raise it when the same files and settings give other features."""
+VERSION = 2
+"""Raise it when the same files and settings give other features, or the files of the cache change."""
 KEY_FILE = "key.json"
 
 
 class FeatureCache:
-    """The features of one vision side.
+    """The features of one vision side; ConfigError if it is trained, for then its features change.
 
     Args:
         root: the folder of `run.feature_cache`.
         cfg: the model.
-
-    Raises ConfigError if the vision side is trained, for then its features change.
     """
 
     def __init__(self, root: Path, cfg: MiniGPT4Config) -> None:
@@ -59,40 +51,35 @@ class FeatureCache:
             if not getattr(cfg, key):
                 raise ConfigError(f"run.feature_cache: model.{key} is False; only frozen features can be kept")
         self._root, self._cfg = root, cfg
-        tokens, width = feature_shape(cfg)
-        self._shape = RowShape(tokens, width, _dtype(cfg))
-        self._stores: dict[str, FeatureStore] = {}
+        self._shape = RowShape(*feature_shape(cfg), _dtype(cfg))
 
     def store(self, processor: BaseProcessor) -> FeatureStore:
-        """The rows of images that went through this processor.
+        """The features of images that went through this processor.
 
-        ConfigError for a processor that does not say what its output depends on.
+        ConfigError for a processor that does not say what its output depends on, or a folder that cannot be made.
         """
-        made_from = self._made_from(processor)
-        text = json.dumps(made_from, sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        if key not in self._stores:
-            self._stores[key] = self._opened(self._root / key, made_from)
-        return self._stores[key]
-
-    def _opened(self, folder: Path, made_from: dict[str, Any]) -> FeatureStore:
+        metadata = self._metadata(processor)
+        folder = self._root / hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:16]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / KEY_FILE).exists():
-                with replacing(folder / KEY_FILE) as part:
-                    part.write_text(as_json(made_from), encoding="utf-8")
-        except FileNotFoundError:
-            log.debug("%s was deleted in this moment; the first row makes it anew", folder)
+                with suppress(FileNotFoundError), replacing(folder / KEY_FILE) as part:  # deleted just now
+                    part.write_text(as_json(metadata), encoding="utf-8")
         except OSError as error:
             raise ConfigError(
                 f"run.feature_cache: {folder} cannot be made or written to ({error.strerror}); name another folder, or "
                 "null for none"
             ) from error
-        store = FeatureStore(folder, self._shape)
-        log.info("Feature cache %s: %d images, %.1f KiB each", folder, len(store), self._shape.nbytes / 1024)
-        return store
+        log.info("Feature cache %s: %.1f KiB an image", folder, self._shape.nbytes / 1024)
+        return FeatureStore(folder, self._shape)
 
-    def _made_from(self, processor: BaseProcessor) -> dict[str, Any]:
+    def _metadata(self, processor: BaseProcessor) -> dict[str, Any]:
+        """What features depend on."""
+        if not hasattr(processor, "feature_key"):
+            raise ConfigError(
+                f"run.feature_cache: {type(processor).__name__} does not say that it gives the same pixels each time; "
+                "a processor without chance has a property `feature_key`, plain values that its output depends on"
+            )
         cfg = dataclasses.asdict(self._cfg)
         keys = WEIGHTS if cfg["connector"] == "qformer" else WEIGHTS[:1]
         files = [Path(cfg[key]) for key in keys if cfg.get(key)]
@@ -100,19 +87,9 @@ class FeatureCache:
             "version": VERSION,
             "vision": {key: cfg[key] for key in VISION_KEYS},
             "weights": [quick_hash(path) for path in files if path.is_file()],
-            "processor": _facts(processor),
+            "processor": processor.feature_key,
             "row": dataclasses.asdict(self._shape),
         }
-
-
-def _facts(processor: BaseProcessor) -> Any:
-    facts = getattr(processor, "feature_key", None)
-    if facts is None:
-        raise ConfigError(
-            f"run.feature_cache: {type(processor).__name__} does not say that it gives the same pixels each time; a "
-            "processor without chance has a property `feature_key`, plain values that its output depends on"
-        )
-    return facts
 
 
 def feature_cache(cfg: Config) -> FeatureCache | None:
@@ -158,13 +135,14 @@ class FeatureEncoder:
         if not isinstance(image, CachedBatch):
             return image
         if image.missing:
-            image = image.with_rows(self._known(image))
+            store = self._store(image)
+            # Rows that were made since the loader looked.
+            rows = {number: store.get(digest) for number, digest in enumerate(image.digests)}
+            image = image.with_rows({n: torch.from_numpy(row.copy()) for n, row in rows.items() if row is not None})
         if image.missing:
             new_MQV = self.model.image_features(image.pixels).cpu().to(image.features.dtype)
-            store = self._store(image)
             for digest, features_QV in zip(image.digests, new_MQV.numpy(), strict=True):
                 store.add(digest, features_QV)
-            store.flush()
             image = image.with_rows(dict(enumerate(new_MQV)))
         return ImageFeatures(image.features.to(self.model.device, non_blocking=True))
 
@@ -172,11 +150,6 @@ class FeatureEncoder:
         """What the projection reads of a batch, (B, Q, V), whatever is known of it."""
         known = self.complete(image)
         return known.features if isinstance(known, ImageFeatures) else self.model.image_features(known)
-
-    def _known(self, image: CachedBatch) -> dict[int, Tensor]:
-        """Missing rows that this process has made since the loader looked."""
-        rows = {number: self._store(image).get(digest) for number, digest in enumerate(image.digests)}
-        return {number: torch.from_numpy(row.copy()) for number, row in rows.items() if row is not None}
 
     def _store(self, image: CachedBatch) -> FeatureStore:
         if image.folder not in self._stores:

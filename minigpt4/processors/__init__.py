@@ -10,9 +10,11 @@ from minigpt4.processors.blip_processors import (
     Blip2ImageTrainProcessor,
     BlipCaptionProcessor,
     Uint8Image,
+    open_image,
+    process_image,
     takes_mean_and_std,
+    to_rgb,
 )
-from minigpt4.processors.images import open_image, process_image, to_rgb
 
 __all__ = [
     "BaseProcessor",

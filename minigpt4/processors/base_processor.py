@@ -26,20 +26,18 @@ class BaseProcessor(ABC):
     def from_config(cls, cfg: Mapping[str, Any] | DictConfig | None = None) -> Self:
         """Build from a section such as `{name: blip2_image_eval, image_size: 224}`.
 
-        `name` only chooses the class; a key set to null takes its default, as in the published files.
-        ConfigError names a wrong key with the nearest valid one, or a wrong value.
+        `name` only chooses the class; a key set to null takes its default, as in the published files. ConfigError names
+        a wrong value, or a wrong key with the nearest valid one.
         """
-        if OmegaConf.is_config(cfg):
-            cfg = OmegaConf.to_container(cfg, resolve=True)
-        if cfg is not None and not isinstance(cfg, Mapping):
+        section = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg or {}
+        if not isinstance(section, Mapping):
             raise ConfigError(f"{cls.__name__}: expected a section of keys and values, got {cfg!r}")
-        section = dict(cfg or {})
-        title = section.pop("name", None) or cls.__name__
+        title = section.get("name") or cls.__name__
         known = [field.name for field in fields(cls)]
-        for key in section:
-            if key not in known:
-                raise ConfigError(f"{title}: unknown key '{key}'; {hint(str(key), ['name', *known])}")
+        values = {key: value for key, value in section.items() if key != "name"}
+        for key in (key for key in values if key not in known):
+            raise ConfigError(f"{title}: unknown key '{key}'; {hint(str(key), ['name', *known])}")
         try:
-            return cls(**{key: value for key, value in section.items() if value is not None})
+            return cls(**{key: value for key, value in values.items() if value is not None})
         except ConfigError as error:
             raise ConfigError(f"{title}: {error}") from None

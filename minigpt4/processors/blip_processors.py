@@ -1,55 +1,240 @@
-"""The processors of the published recipes: BLIP-2's image preprocessing and BLIP's caption cleaning."""
+"""The processors of the published recipes, and how image files of every kind become upright 8-bit RGB."""
 
 import functools
 import logging
 import re
-from collections.abc import Sequence
+import stat
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BytesIO
 from numbers import Real
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
-from torch.nn import functional
 
-from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.errors import ConfigError, SampleError, first_line
 from minigpt4.common.registry import registry
 from minigpt4.processors.base_processor import BaseProcessor
-from minigpt4.processors.images import to_rgb
 
 log = logging.getLogger(__name__)
 
-
-Channels = tuple[float, float, float]
-"""A number each for R, G, B in 0..1."""
-WHITE = (255.0, 255.0, 255.0)
+ImageSource = str | Path | bytes | Image.Image
 
 # CLIP's channel statistics (RGB, of pixel values in 0..1), which EVA-CLIP was trained with.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+WHITE = (255.0, 255.0, 255.0)
 
-FAST = ("fast_resize", "fast_decode")
-"""Switches whose pixels are not to the bit those of the published code."""
-DECODED_PER_OUTPUT = 2
-"""Pixels that fast decoding keeps for each of the output, along a side."""
+FORMATS = (
+    *("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "AVIF", "JPEG2000", "PPM", "DIB", "ICO", "PCX", "QOI", "SGI", "SUN"),
+    *("HEIF", "JXL"),  # by plugins of Pillow, where they are registered
+    "TGA",  # has no signature, so it comes last
+)
+"""Formats that are decoded, by Pillow's names; for EPS, Pillow would run another program."""
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".jp2")
+"""Endings of image files where nothing else tells them."""
 
+# Limits that hold before anything is decoded: a few bytes can claim gigabytes. Pillow limits the number of pixels.
+MAX_SIDE = 65_535
+"""Of the longer side, JPEG's own limit: resizing takes memory by the longer side, however short the other is."""
+MAX_RATIO = 200
+"""Longer side to shorter; the longest panoramas and screenshots have 50."""
+MAX_BYTES = 2 << 30
+"""Of a file."""
+MAX_TILE = 1 << 24
+"""Pixels of a tile of a TIFF that is smaller than its tiles."""
+MAX_SCANS = 50
+"""Of a JPEG; progressive ones have a dozen. Each takes time for all pixels, and may have 14 bytes."""
+
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd7\xff])", re.DOTALL)
+_TILE_WIDTH, _TILE_LENGTH = 322, 323
 _PUNCTUATION = re.compile(r'[.!"()*#:;~]')
 _WHITESPACE_RUN = re.compile(r"\s{2,}")
+
+# Pillow warns about files that are read all the same, or refused here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+class _MeteredFile:
+    """A file of TIFF or EXIF tags. Pillow copies what each claims, and each of 65,535 may claim the same megabyte."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        here = file.tell()
+        self._left = 2 * file.seek(0, 2)  # an honest file has room for all of its tags
+        file.seek(here)
+        self._file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise OSError("the tags claim more bytes than there are")  # Pillow goes on with those that it has
+        return self._file.read(size)
+
+
+_load_tags = TiffImagePlugin.ImageFileDirectory_v2.load
+TiffImagePlugin.ImageFileDirectory_v2.load = lambda tags, file: _load_tags(tags, _MeteredFile(file))
+
+
+# Image files
+
+
+def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
+    """Read a whole image as upright RGB, 8 bits a channel (the first frame of an animation).
+
+    `source` is a path, the bytes of a file, or a Pillow image; errors call it `name`, or by its path. SampleError when
+    it is missing, damaged, cut off, of a format that is not read, or larger than the limits.
+    """
+    image = _upright_rgb(source, name)
+    # A copy lets go of the decoder and of the compressed bytes that it may hold.
+    return image if type(image) is Image.Image and image is not source else image.copy()
+
+
+def process_image(
+    processor: Callable[[Image.Image], Any], source: ImageSource, name: str | None = None, *, as_uint8: bool = False
+) -> Any:
+    """`processor(open_image(source, name))` without the copy, which for a large photo takes as long as decoding.
+
+    Args:
+        as_uint8: call the processor's `uint8` instead, if it has one.
+    """
+    image = _upright_rgb(source, name)
+    return getattr(processor, "uint8", processor)(image) if as_uint8 else processor(image)
+
+
+def read_file(path: str | Path, name: str | None = None) -> bytes:
+    """The bytes of an image file; SampleError, which calls it `name`, if it is missing or has over MAX_BYTES.
+
+    Only regular files: opening a pipe would wait for its writer, and a device may never end.
+    """
+    name = name or str(path)
+    try:
+        status = Path(path).stat()
+        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
+            return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise SampleError(f"{name}: cannot be opened ({reason}); check the image path") from error
+    if stat.S_ISREG(status.st_mode):
+        raise SampleError(f"{name}: the file is too large; {status.st_size:,} bytes are more than {MAX_BYTES:,}")
+    raise SampleError(f"{name}: cannot be opened (a folder, pipe or device); check the image path")
+
+
+def to_rgb(image: Image.Image, name: str | None = None) -> Image.Image:
+    """Any Pillow image as upright 8-bit RGB; the image itself where it already is that.
+
+    Transparency is dropped, not blended, as published. Grey levels of more than 8 bits are scaled to 0..255.
+    SampleError, which calls it `name`, when it cannot be decoded or is too large.
+    """
+    name = name or str(getattr(image, "filename", None) or f"<image of {image.width} x {image.height} pixels>")
+    with _sample_errors(name):
+        _require_size(image, name)
+        image.load()
+        _require_size(image, name)  # an icon says one size and may hold another
+        image = _turned(image)  # after decoding: Pillow rotates TIFFs while it loads them
+        if image.mode.startswith("I") or image.mode == "F":
+            image = _eight_bits(image)
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # the same colours as directly, without Pillow's warning
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _upright_rgb(source: ImageSource, name: str | None) -> Image.Image:
+    """The image of `source`; it may be `source` itself, or hold on to its decoder."""
+    if isinstance(source, Image.Image):
+        return to_rgb(source, name)
+    # Pillow never sees a path: it maps uncompressed TIFFs into memory, and scrambles those that are to be turned.
+    name = name or (f"<image of {len(source)} bytes>" if isinstance(source, bytes) else str(source))
+    content = source if isinstance(source, bytes) else read_file(source, name)
+    Image.init()
+    with _sample_errors(name), Image.open(BytesIO(content), formats=[f for f in FORMATS if f in Image.OPEN]) as image:
+        tags = getattr(image, "tag_v2", {})
+        tile = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))
+        if tile > max(MAX_TILE, image.width * image.height):
+            raise SampleError(f"{name}: the image is too large; its tiles have {tile:,} pixels; save it without tiles")
+        if image.format in ("JPEG", "MPO") and _count_scans(content) > MAX_SCANS:
+            raise SampleError(f"{name}: the image has more than {MAX_SCANS} scans; save it anew, as PNG or JPEG")
+        return to_rgb(image, name)
+
+
+@contextmanager
+def _sample_errors(name: str) -> Iterator[None]:
+    """Whatever decoders raise becomes a SampleError."""
+    try:
+        yield
+    except SampleError:
+        raise
+    except UnidentifiedImageError as error:
+        raise SampleError(f"{name}: not an image, or of a format that is not read; save it as PNG or JPEG") from error
+    except Image.DecompressionBombError as error:
+        raise SampleError(f"{name}: the image is too large; {error}") from error
+    except Exception as error:
+        raise SampleError(f"{name}: the image is damaged or cut off; fetch it again: {first_line(error)}") from error
+
+
+def _require_size(image: Image.Image, name: str) -> None:
+    shorter, longer = sorted(image.size)
+    size = f"{image.width} x {image.height} pixels"
+    if shorter < 1:
+        raise SampleError(f"{name}: no picture; it has {size}")
+    if longer > MAX_SIDE:
+        raise SampleError(f"{name}: the image is too large; {size}, and a side may have {MAX_SIDE:,}; scale it down")
+    if longer > MAX_RATIO * shorter:
+        raise SampleError(f"{name}: the image is too narrow; {size}, and a side may be {MAX_RATIO} times the other")
+
+
+def _count_scans(content: bytes) -> int:
+    """How often a JPEG's decoder will go over its pixels, by the markers that it will find."""
+    at, scans, in_scan = 2, 0, False
+    while (marker := _JPEG_MARKER.search(content, at)) and marker[1] != b"\xd9":  # its end, though a film may follow
+        at = marker.end()
+        if in_scan and marker[1] < b"\xc0":
+            continue  # no marker: the decoder looks for the next one byte by byte
+        in_scan = marker[1] == b"\xda"
+        scans += in_scan
+        at += int.from_bytes(content[at : at + 2], "big")
+    return scans
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    try:
+        is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        return image if is_upright else ImageOps.exif_transpose(image)
+    except Exception:  # damaged metadata beside good pixels is common on the web
+        return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey levels of mode I;16*, I or F scaled to mode L, where Pillow would clip; black if not finite.
+
+    White is the end of the smallest usual range that holds the brightest pixel.
+    """
+    levels = np.array(image, dtype=np.float64)
+    np.nan_to_num(levels, copy=False, posinf=0.0, neginf=0.0)
+    brightest = float(levels.max(initial=0.0))
+    usual = {"I": (255.0, 65535.0), "F": (1.0, 255.0, 65535.0)}.get(image.mode, (65535.0,))
+    levels *= 255.0 / next((white for white in usual if brightest <= white), brightest)
+    return Image.fromarray(np.rint(levels, out=levels).clip(0, 255, out=levels).astype(np.uint8))
+
+
+# Processors
 
 
 @dataclass(frozen=True)
 class Uint8Image:
-    """One image or a batch on its way to the model, a quarter of the bytes that the model reads.
+    """One image or a batch on its way to the model: a quarter of the bytes, still to become (pixel / 255 - mean) / std.
 
-    What is still to be done to it is (pixel / 255 - mean) / std.
+    `pixels`: (..., 3, S, S) uint8; `mean`, `std`: a number each for R, G, B in 0..1.
     """
 
     pixels: Tensor
-    """(..., 3, S, S) uint8, S pixels a side."""
-    mean: Channels
-    std: Channels
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
     @classmethod
     def joined(cls, images: Sequence["Uint8Image"]) -> "Uint8Image":
@@ -63,27 +248,24 @@ class Uint8Image:
     def normalised(self) -> Tensor:
         """What the model reads, (..., 3, S, S) float32, on the device of the pixels.
 
-        Each step is rounded as IEEE 754 says, so all devices give the same bits: the divisors are tensors because CUDA
-        multiplies by the reciprocal of a plain number.
+        All devices give the same bits: the divisors are tensors because CUDA multiplies by the reciprocal of a plain
+        number.
         """
         white, mean, std = (_channels(values, self.pixels.device) for values in (WHITE, self.mean, self.std))
         return self.pixels.float().div_(white).sub_(mean).div_(std)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
-        """The same on `device`."""
         return replace(self, pixels=self.pixels.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """The same in page-locked memory."""
         return replace(self, pixels=self.pixels.pin_memory())
 
     def is_pinned(self) -> bool:
-        """Whether it is in page-locked memory."""
         return self.pixels.is_pinned()
 
 
 @functools.lru_cache(maxsize=64)  # making a tensor on a GPU out of numbers waits for it
-def _channels(values: Channels, device: torch.device) -> Tensor:
+def _channels(values: tuple[float, float, float], device: torch.device) -> Tensor:
     with torch.inference_mode(False):
         return torch.tensor(values, device=device).view(3, 1, 1)
 
@@ -92,20 +274,13 @@ def _channels(values: Channels, device: torch.device) -> Tensor:
 class _Blip2ImageProcessor(BaseProcessor):
     """PIL image of any mode and size -> normalised float32 tensor (3, image_size, image_size).
 
-    The image is resized to a square with bicubic interpolation: nothing is cropped, the aspect ratio is
-    not kept. Then (pixel / 255 - mean) / std for each channel.
+    The image is resized to a square with bicubic interpolation: nothing is cropped, the aspect ratio is not kept. Then
+    (pixel / 255 - mean) / std for each channel.
 
     Fields:
         image_size: side of the output in pixels.
-        mean, std: three numbers each for R, G, B in 0..1; CLIP's by default. A configuration with another vision
-            encoder than EVA-CLIP sets its own.
-        min_scale, max_scale: accepted because published files hold them; like in the published code they
-            have no effect, since there is no random crop.
-        fast_resize: resize by torch's 8-bit kernel in place of Pillow's, which takes several times as long. On photos
-            0.2 to 0.5% of the values are off by one grey level, fewer than one in 100,000 by two.
-        fast_decode: let the JPEG decoder halve, quarter or eighth an image while it stays at least twice as large as
-            the output on both sides: from 896 x 896 for an output of 224. On photos of 1600 x 1200 the values are
-            off by 0.2 to 0.5 grey levels on average and by 5 at most, up to 2% by more than one.
+        mean, std: three numbers each for R, G, B in 0..1; CLIP's by default.
+        min_scale, max_scale: accepted because published files hold them; as published, they have no effect.
     """
 
     image_size: int = 224
@@ -113,8 +288,6 @@ class _Blip2ImageProcessor(BaseProcessor):
     std: Sequence[float] = CLIP_STD
     min_scale: float | None = None
     max_scale: float | None = None
-    fast_resize: bool = False
-    fast_decode: bool = False
 
     def __post_init__(self) -> None:
         _require_positive_int("image_size", self.image_size)
@@ -124,9 +297,6 @@ class _Blip2ImageProcessor(BaseProcessor):
             raise ConfigError(f"std must be above zero, got {list(self.std)}")
         if (self.min_scale, self.max_scale) != (None, None):
             _warn_that_scale_is_ignored()
-        for key in FAST:
-            if not isinstance(getattr(self, key), bool):
-                raise ConfigError(f"{key} must be True or False, got {getattr(self, key)!r}")
 
     def __call__(self, item: Image.Image) -> Tensor:
         return self.uint8(item).normalised()
@@ -135,43 +305,22 @@ class _Blip2ImageProcessor(BaseProcessor):
         """The same before it is normalised, (3, image_size, image_size) uint8."""
         if not isinstance(item, Image.Image):
             raise SampleError(f"an image processor takes a PIL image, got {type(item).__name__}")
-        resized_3SS = (self._resize_fast if self.fast_resize else self._resize)(to_rgb(item))
-        return Uint8Image(resized_3SS, self.mean, self.std)
-
-    @property
-    def decode_at_least(self) -> int | None:
-        """Pixels that both sides of an image need when it comes here; None: all that the file has."""
-        return DECODED_PER_OUTPUT * self.image_size if self.fast_decode else None
+        image, size = to_rgb(item), self.image_size
+        # Width first, then height: newer Pillow releases choose the order of the two passes by the shape of the image,
+        # which moves pixels by one level against the published preprocessing.
+        widened = image.resize((size, image.height), Image.Resampling.BICUBIC)
+        pixels_HWC = np.asarray(widened.resize((size, size), Image.Resampling.BICUBIC))
+        return Uint8Image(torch.from_numpy(pixels_HWC.transpose(2, 0, 1).copy()), self.mean, self.std)
 
     @property
     def feature_key(self) -> dict[str, Any]:
         """What the pixels depend on besides the image: the same values, the same pixels."""
-        fast = {key: True for key in FAST if getattr(self, key)}
-        return {"kind": "blip2", "image_size": self.image_size, "mean": self.mean, "std": self.std, **fast}
-
-    def _resize_fast(self, image: Image.Image) -> Tensor:
-        pixels_HW3 = torch.from_numpy(np.array(image))
-        size = (self.image_size, self.image_size)
-        # Channels that vary fastest, as here, are what the 8-bit kernel is fast for.
-        pixels_1CHW = pixels_HW3.permute(2, 0, 1)[None]
-        return functional.interpolate(pixels_1CHW, size, mode="bicubic", antialias=True)[0].contiguous()
-
-    def _resize(self, image: Image.Image) -> Tensor:
-        # Width first, then height: newer Pillow releases choose the order of the two passes by the shape
-        # of the image, which moves pixels by one level against the published preprocessing.
-        size = self.image_size
-        widened = image.resize((size, image.height), Image.Resampling.BICUBIC)
-        pixels_HWC = np.asarray(widened.resize((size, size), Image.Resampling.BICUBIC))
-        return torch.from_numpy(pixels_HWC.transpose(2, 0, 1).copy())
+        return {"kind": "blip2", "image_size": self.image_size, "mean": self.mean, "std": self.std}
 
 
 @registry.register_processor("blip2_image_train")
 class Blip2ImageTrainProcessor(_Blip2ImageProcessor):
-    """Image preprocessing for training: the same as for evaluation, without augmentation.
-
-    That every epoch sees the same pixels is the published behaviour, and is why the features of the
-    frozen vision encoder can be cached.
-    """
+    """Image preprocessing for training: as published, the same as for evaluation, without augmentation."""
 
 
 @registry.register_processor("blip2_image_eval")
@@ -189,8 +338,8 @@ def takes_mean_and_std(name: str) -> bool:
 class BlipCaptionProcessor(BaseProcessor):
     """Caption text -> lower case, without most punctuation, at most `max_words` words, after `prompt`.
 
-    Each of . ! " ( ) * # : ; ~ becomes a blank, a run of whitespace one blank, and the ends are trimmed
-    of newlines and blanks. Words are what single blanks separate.
+    Each of . ! " ( ) * # : ; ~ becomes a blank, a run of whitespace one blank, and the ends are trimmed of newlines and
+    blanks. Words are what single blanks separate.
 
     Fields:
         prompt: put before every caption as it is; not cleaned, not counted.

@@ -6,6 +6,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -102,37 +103,25 @@ class Loaders:
     """Makes loaders and closes them after the test."""
 
     def __init__(self) -> None:
-        self._open: list[TrainLoader] = []
+        self.open: list[TrainLoader] = []
 
-    def train(
-        self,
-        *sources: BaseDataset | TrainSource,
-        batch_size: int = 3,
-        num_workers: int = 0,
-        seed: int = 7,
-        ledger: BadSampleMonitor | None = None,
-        **keys: Any,
-    ) -> TrainLoader:
+    def train(self, *sources: BaseDataset | TrainSource, batch_size: int = 3, **keys: Any) -> TrainLoader:
+        keys = {"num_workers": 0, "seed": 7, "ledger": lenient_monitor(), **keys}
         mixed = [s if isinstance(s, TrainSource) else TrainSource(s, batch_size) for s in sources]
-        loader = TrainLoader(mixed, num_workers=num_workers, seed=seed, ledger=ledger or lenient_monitor(), **keys)
-        self._open.append(loader)
-        return loader
+        self.open.append(TrainLoader(mixed, **keys))
+        return self.open[-1]
 
     @staticmethod
-    def evaluate(dataset: BaseDataset, batch_size: int = 3, num_workers: int = 0, **keys: Any) -> EvalLoader:
-        keys.setdefault("ledger", lenient_monitor())
-        return EvalLoader(dataset, batch_size, num_workers=num_workers, **keys)
-
-    def close(self) -> None:
-        for loader in self._open:
-            loader.close()
+    def evaluate(dataset: BaseDataset, batch_size: int = 3, **keys: Any) -> EvalLoader:
+        return EvalLoader(dataset, batch_size, **{"num_workers": 0, "ledger": lenient_monitor(), **keys})
 
 
 @pytest.fixture
 def loaders() -> Iterator[Loaders]:
     made = Loaders()
     yield made
-    made.close()
+    for loader in made.open:
+        loader.close()
 
 
 def lenient_monitor(folder: Path | None = None) -> BadSampleMonitor:
@@ -159,9 +148,7 @@ def seen(image: Tensor | Uint8Image) -> Tensor:
 
 
 @pytest.fixture
-def tools() -> Any:
+def tools() -> SimpleNamespace:
     """The functions above, for test modules."""
-    from types import SimpleNamespace
-
     functions = (picture, take, ids, same, seen, lenient_monitor)
     return SimpleNamespace(size=SIZE, **{function.__name__: function for function in functions})

@@ -1,122 +1,200 @@
-"""Annotation files of every kind, and the place of what is wrong in them."""
+"""Annotation files of every kind give the same records, and no row takes in another; faults have their place."""
 
-import os
+import csv
+import io
+import json
 import pickle
 from pathlib import Path
 
+import pandas
 import pytest
 
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.datasets.datasets.image_caption_json import Records
 
-RECORDS = [{"image_id": "1", "caption": "été"}, {"image_id": "2", "caption": "b, c"}]
-FILES = {
-    "no_end.jsonl": '{"image_id": "1", "caption": "été"}\r\n \t{"image_id": "2", "caption": "b, c"}',
-    "list.json": '\ufeff\r\n[\r\n{"image_id": "1", "caption": "été"} ,{"image_id":\r\n"2", "caption": "b, c"}\n]\n',
-    "ascii.json": '[{"image_id": "1", "caption": "\\u00e9t\\u00e9"}, {"image_id": "2", "caption": "b, c"}]',
-    "a.json": '[{"image_id": "1", "caption": "été"}, {"image_id": "2", "caption": "b, c"}]',
-    "b.json": '\ufeff{"annotations": [{"image_id": "1", "caption": "été"}, {"image_id": "2", "caption": "b, c"}]}',
-    "c.jsonl": '{"image_id": "1", "caption": "été"}\n\n{"image_id": "2", "caption": "b, c"}\n',
-    "d.csv": 'image_id,caption\n1,été\n2,"b, c"\n',
-    "e.tsv": "image_id\tcaption\n1\tété\n2\tb, c\n",
-}
+CASES = Path(__file__).parents[1] / "data/cases"
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_every_kind_of_file_gives_the_same_records(name, tmp_path):
-    (tmp_path / name).write_bytes(FILES[name].encode())
-    records = Records(tmp_path / name)
-    assert [records[index] for index in range(len(records))] == RECORDS
+@pytest.fixture
+def read(tmp_path):
+    """Records, or the fault, of each record of a file."""
+
+    def read(name, content):
+        content = content if isinstance(content, str | bytes) else json.dumps(content)
+        (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
+        records, rows = pickle.loads(pickle.dumps(Records(tmp_path / name))), []
+        for index in range(len(records)):
+            try:
+                rows.append(records[index])
+            except SampleError as error:
+                rows.append(str(error).removeprefix(f"{tmp_path}/{name}, "))
+        return rows
+
+    return read
 
 
-def test_wrong_line_of_jsonl_is_named_and_the_others_are_read(tmp_path):
-    file = tmp_path / "a.jsonl"
-    file.write_bytes(b'{"x": 1}\n\n{"x": \n{"x": "\xff"}\n[1]\n{"x": 2}\n')
-    records = Records(file)
-    assert (records[0], records[4]) == ({"x": 1}, {"x": 2})
-    for index, line in ((1, 3), (2, 4), (3, 5)):
-        with pytest.raises(SampleError, match=f"a.jsonl, line {line}: not"):
-            records[index]
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("no_end.jsonl", '{"image_id": "1", "caption": "été"}\r\n \t{"image_id": "2", "caption": "b, c"}'),
+        ("blank.jsonl", '{"image_id": "1", "caption": "été"}\n\n{"image_id": "2", "caption": "b, c"}\n'),
+        ("list.json", '\ufeff\r\n[\n{"image_id": "1", "caption": "été"} ,{"image_id":\r\n"2", "caption": "b, c"}\n]\n'),
+        ("ascii.json", '[{"image_id": "1", "caption": "\\u00e9t\\u00e9"}, {"image_id": "2", "caption": "b, c"}]'),
+        ("b.json", '{"annotations": [{"image_id": "1", "caption": "été"}, {"image_id": "2", "caption": "b, c"}]}'),
+        ("d.csv", 'image_id,caption\n1,été\n2,"b, c"\n'),
+        ("blank.csv", 'image_id, caption\n1, été\n\n  \n2, "b, c"\n'),
+        ("nameless.csv", ',image_id,caption,\n0,1,été,\n1,2,"b, c",\n'),
+        ("e.tsv", "image_id\tcaption\n1\tété\n2\tb, c\n"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_every_kind_of_file_gives_the_same_records(name, content, encoding, read):
+    content = content.removeprefix("\ufeff").encode(encoding)
+    assert read(name, content) == [{"image_id": "1", "caption": "été"}, {"image_id": "2", "caption": "b, c"}]
 
 
-def test_line_of_csv_counts_lines_inside_quotes(tmp_path):
-    file = tmp_path / "a.csv"
-    file.write_text('id,caption\n1,"two\nlines"\n2,a,b\n3,c\n')
-    records = Records(file)
-    assert records[0]["caption"] == "two\nlines"
-    with pytest.raises(SampleError, match="line 4: not a record"):
-        records[1]
-    assert records[2] == {"id": "3", "caption": "c"}
+def test_wrong_line_of_jsonl_is_named_and_the_others_are_read(read):
+    rows = read("a.jsonl", b'{"x": 1}\n\n{"x": \n{"x": "\xff"}\n[1]\n{"x": 2}\n')
+    assert rows[0] == {"x": 1}
+    assert [row.partition(":")[0] for row in rows[1:4]] == ["line 3", "line 4", "line 5"]
+    assert rows[4] == {"x": 2}
 
 
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
-        ("a.json", '[{"x": 1},', "a.json: not JSON: .*line 1 column 11"),
-        ("a.json", '[{"x": 1},]', "a.json: not JSON: .*line 1 column 11"),
-        ("a.json", '[{"x": 1}\n{"x": 2}]', "a.json: not JSON: .*line 2 column 1"),
-        ("a.json", '[{"x": 1}', "a.json: not JSON: .*line 1 column 10"),
-        ("a.json", '[{"x": 1}] {}', "a.json: not JSON: Extra data: line 1 column 12"),
-        ("a.json", "[", "a.json: not JSON: .*line 1 column 2"),
-        ("a.json", "", "a.json: not JSON: .*line 1 column 1"),
-        ("a.json", '{"images": []}', "under 'annotations'"),
+        ("a.json", '[{"x": 1},', "not JSON: .*line 1 column 11"),
+        ("a.json", '[{"x": 1}\n{"x": 2}]', "not JSON: .*line 2 column 1"),
+        ("a.json", '[{"x": 1}] {}', r"not JSON: Extra data: line 1 column 12.*\.jsonl"),
+        ("a.json", "", "not JSON: .*line 1 column 1"),
+        ("a.json", '{"images": []}', ".*under 'annotations'"),
+        ("a.json", '[{"x": 1, "x": 2}]', ".*stands twice"),
         ("a.json", '"text"', "expected a list of records"),
-        ("a.csv", "", "the first line must name the fields"),
-        ("a.xlsx", "", "annotations are read from .json"),
+        ("a.csv", "\n\n", "the first line must name the fields"),
+        ("a.xlsx", "", ".*annotations are read from .json"),
+        ("a.csv", 'image,caption\n1,a\n2,"b\n3,c\n', "line 3: "),
+        ("a.csv", 'image,caption\n1,"a\n2,"b"\n', "line 2: "),
+        ("a.csv", 'image,caption\n1,"a \\"red\\" boat"\n', "line 2: "),
+        ("a.tsv", 'image\tcaption\n1\t"a ""red"" boat"\n2\t"a" 12 record\n', "line 3: "),
+        ("a.csv", "image,caption, caption\n1,a,b\n", "line 1: .*'caption'"),
+        ("a.csv", b"image,caption\n1,caf\xe9\n", "not UTF-8 text .byte 0xe9 in line 2"),
+        ("a.csv", "image,caption\n1,a\n".encode("utf-16-le"), "line 1: .*UTF-16"),
     ],
 )
-def test_file_that_is_wrong_as_a_whole_is_refused(name, content, complaint, tmp_path):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(ConfigError, match=complaint):
-        Records(tmp_path / name)
+def test_file_that_is_wrong_as_a_whole_is_refused_by_name_and_line(name, content, complaint, read):
+    with pytest.raises(ConfigError, match=f"{name}: {complaint}"):
+        read(name, content)
 
 
-def test_empty_list_has_no_records(tmp_path):
-    (tmp_path / "a.json").write_text(" [ ] ")
-    assert len(Records(tmp_path / "a.json")) == 0
+@pytest.mark.parametrize(("name", "delimiter"), [("a.tsv", "\t"), ("a.csv", ","), ("a.csv", ";"), ("a.csv", "|")])
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+@pytest.mark.parametrize("index", [True, False])
+def test_what_pandas_writes_is_read_as_it_was(read, name, delimiter, quoting, index):
+    captions = [
+        *("A dog runs .", 'He said "hi", twice.', '"Open"', '" A man', "12'' and 12\"", "two\nlines", "tab\tand\nline"),
+        *("", "é 🗼", "a;b|c", "one\ntwo, three", "a,b\nc,d", "in 1990,\n2 dogs, 3 cats", "x" * 200_000),
+    ]
+    frame = pandas.DataFrame({"image": [f"{n}.jpg" for n in range(len(captions))], "caption": captions})
+    text = frame.to_csv(sep=delimiter, quoting=quoting, index=index)
+    assert read(name, text) == frame.to_dict("records")
 
 
-def anonymous_memory() -> int:
-    """Bytes of this process that no other can share."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss_Anon"))
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(("name", "delimiter"), [("a.tsv", "\t"), ("a.csv", ",")])
+def test_line_ends_change_nothing(read, end, name, delimiter):
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter, lineterminator=end).writerows([["image", "caption"], ["1.jpg", 'é "x", y']])
+    assert read(name, out.getvalue()) == [{"image": "1.jpg", "caption": 'é "x", y'}]
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
-def test_text_of_json_stays_in_its_file(name, tmp_path):
-    line = f'{{"caption": "{"word " * 2000}"}}'
-    lines = [line] * 3000  # 30 MB
-    (tmp_path / name).write_text("\n".join(lines) if name == "a.jsonl" else f"[{','.join(lines)}]")
-    Records(tmp_path / name)  # what Python keeps for itself
-    before = anonymous_memory()
-    records = Records(tmp_path / name)
-    assert len(records) == 3000
-    assert anonymous_memory() - before < 3_000_000
+def test_quotation_marks_of_a_file_that_quotes_nothing_are_text(read):
+    captions = [record["caption"] for record in read("a.tsv", (CASES / "unquoted.tsv").read_bytes())]
+    assert captions[1:3] == ['"Open" says the sign on the door .', '" A man in a hat stands by the road .']
+    assert captions[6:8] == ['The 12" record plays .', '"The end .']
+    text = 'image,caption\n1.jpg,A sign says "hi" .\n2.jpg,"A ""red"" boat, 12"""\n3.jpg,12" and 7"\n'
+    assert [row["caption"] for row in read("a.csv", text)] == ['A sign says "hi" .', 'A "red" boat, 12"', '12" and 7"']
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_records_go_to_another_process_by_pickling(name, tmp_path):
-    (tmp_path / name).write_bytes(FILES[name].encode())
-    records = pickle.loads(pickle.dumps(Records(tmp_path / name)))
-    assert [records[index] for index in range(len(records))] == RECORDS
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("pair.tsv", 'image\tcaption\n1.jpg\t" A man\n2.jpg\tdog\n3.jpg\tthe end"\n'),
+        ("first.tsv", 'caption\timage\n" A man\t1.jpg\ndog\t2.jpg\nthe end"\t3.jpg\n'),
+        ("bar.csv", 'image| caption\n1.jpg| " A man\n2.jpg| dog\n3.jpg| the end"\n'),
+    ],
+)
+def test_quotation_marks_that_happen_to_pair_take_no_rows(read, name, text):
+    captions = {row["image"]: row["caption"] for row in read(name, text)}
+    assert captions == {"1.jpg": '" A man', "2.jpg": "dog", "3.jpg": 'the end"'}
 
 
-def test_file_that_was_changed_while_it_was_used_is_named_as_changed(tmp_path):
-    file = tmp_path / "a.jsonl"
-    file.write_text('{"x": 1}\n{"x": 2}\n')
-    records = Records(file)
-    with file.open("r+") as text:  # in place, as a careless program writes
-        text.write('{"y": 1000}')
-        text.truncate()
-    os.utime(file, ns=(0, 0))
-    with pytest.raises(SampleError, match="line 2: not JSON .*changed after it was opened"):
-        records[1]
+@pytest.mark.parametrize(
+    ("text", "line", "fault"),
+    [
+        ("image,caption\n1.jpg,a,b\n2.jpg,c\n", 2, "3 fields, not 2"),
+        ("image,caption\n1.jpg\n2.jpg,c\n", 2, "1 fields, not 2"),
+        ('image,caption\n0.jpg,"two\nlines"\n1.jpg,a,b\n2.jpg,c\n', 4, "3 fields, not 2"),
+        ("image,caption,,\n1.jpg,a dog, running,\n2.jpg,c,,\n", 2, "a column without a name"),
+        ('image,caption\n1.jpg,"a\n7.jpg,b"\n2.jpg,c\n', 2, "looks like a row"),
+        ('caption,image\n"a,1.jpg\nb",7.jpg\nc,2.jpg\n', 2, "looks like a row"),
+        ('image,caption\n1/a/x.jpg,"one, two\n\n1/b/y.PNG,two, three"\n2.jpg,c\n', 2, "looks like a row"),
+        ('caption,image\n"A man said hi,cat.jpg\nA dog, small",dog.jpg\nc,2.jpg\n', 2, "looks like a row"),
+    ],
+)
+def test_bad_row_is_named_by_its_line_and_the_next_one_is_read(text, line, fault, read):
+    *_, bad, good = read("a.csv", text)
+    assert good == {"image": "2.jpg", "caption": "c"}
+    assert bad.startswith(f"line {line}: ")
+    assert fault in bad
 
 
-def test_file_that_was_replaced_is_read_as_it_was(tmp_path):
-    file = tmp_path / "a.jsonl"
-    file.write_text('{"x": 1}\n{"x": 2}\n')
-    records = Records(file)
-    (tmp_path / "new").write_text("{}\n")
-    (tmp_path / "new").replace(file)
-    assert records[1] == {"x": 2}
+# What others made: Karpathy, COCO, Kaggle
+
+SENTENCES = [{"raw": "A man cooks.", "tokens": ["a", "man", "cooks"]}, {"raw": " A cook. \n"}]
+KARPATHY = {
+    "dataset": "coco",
+    "images": [
+        {"filepath": "val2014", "filename": "COCO_val2014_391895.jpg", "cocoid": 391895, "imgid": 0, "split": "test"}
+        | {"sentences": SENTENCES},
+        {"filename": "1000092795.jpg", "imgid": 1, "split": "restval", "sentences": []},
+    ],
+}
+COCO = {
+    "images": [{"id": 42, "file_name": "000000000042.jpg"}],
+    "annotations": [
+        *({"image_id": 42, "id": 1, "caption": "A dog."}, {"image_id": 42, "id": 2, "caption": "An animal."}),
+        *({"image_id": 43, "id": 3, "caption": "A cat."}, {"image_id": [42], "caption": "A."}),
+    ],
+}
+
+
+def test_karpathy_image_is_a_record_with_its_captions_and_the_rest_of_val_is_for_training(read):
+    first, second = read("dataset.json", KARPATHY)
+    assert first == {
+        "image_id": "391895",
+        "image": "val2014/COCO_val2014_391895.jpg",
+        "imgid": 0,
+        "split": "test",
+        "captions": ["A man cooks.", "A cook."],
+        "caption": "A man cooks. A cook.",
+    }
+    assert (second["image_id"], second["image"], second["split"]) == ("1000092795", "1000092795.jpg", "train")
+
+
+def test_coco_annotation_knows_the_file_of_its_image(read):
+    images = [record.get("image") for record in read("captions.json", COCO)]
+    assert images == ["000000000042.jpg", "000000000042.jpg", None, None]
+    with pytest.raises(ConfigError, match="two images have the id 42: '000000000042.jpg' and 'other.jpg'"):
+        read("captions.json", {**COCO, "images": [*COCO["images"], {"id": 42, "file_name": "other.jpg"}]})
+
+
+def test_flickr30k_of_kaggle_is_read_with_its_row_that_lacks_a_bar(read):
+    text = (
+        'image_name| comment_number| comment\n1.jpg| 0| Two " young " guys , one in a hat .\n'
+        '1.jpg| 1| " Stop " says a sign .\n2199200615.jpg| 4   A dog runs across the grass .\n'
+    )
+    assert [(row["image"], row["caption"]) for row in read("results.csv", text)] == [
+        ("1.jpg", 'Two " young " guys , one in a hat .'),
+        ("1.jpg", '" Stop " says a sign .'),
+        ("2199200615.jpg", "A dog runs across the grass ."),
+    ]

@@ -112,7 +112,7 @@ def bounded(monkeypatch) -> Iterator[None]:
 
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_image_is_an_image_or_an_error_that_names_it(valid, random_cases, bounded, tmp_path):
-    processor = Blip2ImageEvalProcessor(image_size=8, fast_decode=True)
+    processor = Blip2ImageEvalProcessor(image_size=8)
     counts = {"read": 0, "refused": 0}
     for name, choose in random_cases(2500):
         content = damaged(valid, choose)

@@ -28,42 +28,14 @@ from minigpt4.models.prompting import read_prompts
 ENCODINGS = ("utf-8", "utf-8", "utf-8-sig", "utf-16")
 JSON_ENCODINGS = (*ENCODINGS, "utf-16-be")
 WORDS = (
-    "a dog",
-    "é",
-    "東京",
-    "🗼",
-    ",",
-    ";",
-    "|",
-    '"',
-    '12" record',
-    '"Open"',
-    '" stop',
-    "\\",
-    "{}",
-    "'",
-    "<image>",
-    ".",
+    *("a dog", "é", "東京", "🗼", ",", ";", "|", '"', '12" record', '"Open"', '" stop', "\\", "{}", "'"),
+    *("<image>", "."),
 )
 INSIDE_QUOTES = ("\n", "\t", "\r\n", "\n\n", '\n"')
 PIECES = [
-    b'"',
-    b'""',
-    b",",
-    b"\t",
-    b"\n",
-    b"\r",
-    b"|",
-    b"\0",
-    b"\\",
-    b"\xe9",
-    b"\xff\xfe",
-    b"[" * 3000,
-    b"{",
-    b"}",
-    b"]",
+    *(b'"', b'""', b",", b"\t", b"\n", b"\r", b"|", b"\0", b"\\", b"\xe9", b"\xff\xfe", b"[" * 3000, b"{", b"}", b"]"),
+    *(codecs.BOM_UTF8, rb"\ud83d", b"\xed\xa0\xbd", "\ufffd".encode(), b"null", b'"caption": 1,', b"1e999", b"NaN"),
 ]
-PIECES += [codecs.BOM_UTF8, rb"\ud83d", b"\xed\xa0\xbd", "\ufffd".encode(), b"null", b'"caption": 1,', b"1e999", b"NaN"]
 
 
 @pytest.fixture(scope="module")
@@ -75,12 +47,10 @@ def images(tmp_path_factory):
 
 
 def caption(number: int, chance: random.Random, more: tuple[str, ...] = ()) -> str:
-    words = [
-        *chance.choices(WORDS, k=chance.randint(0, 4)),
-        *(chance.choices(more, k=chance.randint(0, 2)) if more else ()),
-    ]
+    words = chance.choices(WORDS, k=chance.randint(0, 4))
+    words += chance.choices(more, k=chance.randint(0, 2)) if more else []
     chance.shuffle(words)
-    return " ".join([*words, f"<{number}>"]) if chance.random() < 0.5 else " ".join([f"<{number}>", *words])
+    return " ".join([*words, f"<{number}>"] if chance.random() < 0.5 else [f"<{number}>", *words])
 
 
 def annotations(chance: random.Random) -> tuple[str, list[dict[str, str]], str]:
@@ -89,12 +59,13 @@ def annotations(chance: random.Random) -> tuple[str, list[dict[str, str]], str]:
     inside = () if kind == "plain" else INSIDE_QUOTES
     records = [{"image": f"{n}.jpg", "caption": caption(n, chance, inside)} for n in range(chance.randint(1, 6))]
     ascii_only = chance.random() < 0.5
-    if kind == "json":
-        return ".json", records, json.dumps(records, ensure_ascii=ascii_only, indent=chance.choice([None, 1]))
-    if kind == "coco":
-        named = [{"id": n, "file_name": record["image"]} for n, record in enumerate(records)]
-        texts = [{"image_id": n, "caption": record["caption"]} for n, record in enumerate(records)]
-        return ".json", records, json.dumps({"images": named, "annotations": texts}, ensure_ascii=ascii_only)
+    if kind in ("json", "coco"):
+        content: Any = records
+        if kind == "coco":
+            named = [{"id": n, "file_name": record["image"]} for n, record in enumerate(records)]
+            texts = [{"image_id": n, "caption": record["caption"]} for n, record in enumerate(records)]
+            content = {"images": named, "annotations": texts}
+        return ".json", records, json.dumps(content, ensure_ascii=ascii_only, indent=chance.choice([None, 1]))
     if kind == "jsonl":
         return ".jsonl", records, "".join(json.dumps(record, ensure_ascii=ascii_only) + "\n" for record in records)
     if kind == "plain":

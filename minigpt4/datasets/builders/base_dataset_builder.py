@@ -45,13 +45,15 @@ class BaseDatasetBuilder(ABC):
         return {split: self.build(split) for split in splits if split in known}
 
     def vis_processor(self, split: str) -> BaseProcessor:
-        """The image processor of a split."""
-        section = self.config.vis_processor.train if split == TRAIN else self.config.vis_processor.eval
+        """The image processor of a split: that for training, or for evaluation."""
+        sections = self.config.vis_processor
+        section = sections.train if split == TRAIN else sections.eval
         return load_processor(section.name, section.arguments())
 
     def text_processor(self, split: str) -> BaseProcessor:
         """The text processor of a split."""
-        section = self.config.text_processor.train if split == TRAIN else self.config.text_processor.eval
+        sections = self.config.text_processor
+        section = sections.train if split == TRAIN else sections.eval
         return load_processor(section.name, section.arguments())
 
     def image_reader(self, split: str) -> ImageReader:
@@ -87,9 +89,7 @@ def build_datasets(
 ) -> dict[str, dict[str, BaseDataset]]:
     """{dataset name: {split: dataset}}, without the splits that a dataset does not have.
 
-    `cache`: features of images that are known already; those need not be decoded.
-
-    ConfigError when no dataset has a split, or files cannot be used.
+    ConfigError when no dataset has a split, or files cannot be used. `cache`: features that are known already.
     """
     datasets = {}
     for name, section in sections.items():
@@ -100,8 +100,7 @@ def build_datasets(
     for split in splits:
         if not any(split in own for own in datasets.values()):
             raise ConfigError(
-                f"datasets: {', '.join(sections) or 'none'}: no split {split!r}; set build_info.{split}_ann_path "
-                f"(build_info.{split}_storage for shards) of at least one dataset, or leave the split out of "
-                "run.train_splits, run.valid_splits and run.test_splits"
+                f"datasets: {', '.join(sections) or 'none'}: no split {split!r}; set build_info.{split}_ann_path or "
+                f"build_info.{split}_storage of a dataset, or leave the split out of run.*_splits"
             )
     return datasets

@@ -1,7 +1,6 @@
 """Builders of images with texts: of annotation files and of tar shards, also by the published datasets' names."""
 
 import functools
-from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -50,12 +49,15 @@ class ImageCaptionJsonBuilder(BaseDatasetBuilder):
 
     def build(self, split: str) -> ImageCaptionJson:
         info = self.config.build_info
-        records = self._common_records if info.split_field else Records(self._annotations(split))
-        if not info.split_field and tells_split(next(_parsed(records), {})):
-            raise self.error(
-                f"{records.file} holds all splits; name it by ann_path, and set split_field: {SPLIT_FIELD}"
-            )
-        selection = self._by_split.get(split, ()) if info.split_field else np.arange(len(records))
+        if info.split_field:
+            records, selection = self._common_records, self._by_split.get(split, ())
+        else:
+            records = Records(self._annotations(split))
+            selection = np.arange(len(records))
+            if tells_split(next(_parsed(records), {})):
+                raise self.error(
+                    f"{records.file} holds all splits; name it by ann_path, and set split_field: {SPLIT_FIELD}"
+                )
         if not len(selection):
             raise self.error(f"{records.file} has no records of the split {split!r}")
         if not info.storage and not info.image_path:
@@ -67,13 +69,12 @@ class ImageCaptionJsonBuilder(BaseDatasetBuilder):
         info = self.config.build_info
         if info.split_field:
             return sorted(self._by_split)
-        own = [TRAIN] if info.storage else []
-        return own + super().splits()
+        return [TRAIN] * bool(info.storage) + super().splits()
 
     def _annotations(self, split: str) -> Path:
         storage = self.config.build_info.storage
-        named = storage and split == TRAIN
-        file = Path(storage) / STORAGE_ANNOTATIONS if named else Path(self.require_files(split))
+        in_storage = storage and split == TRAIN
+        file = Path(storage) / STORAGE_ANNOTATIONS if in_storage else Path(self.require_files(split))
         if not file.is_file():
             raise self.error(f"{file} does not exist; it holds the captions of the split {split!r}")
         return file
@@ -86,11 +87,10 @@ class ImageCaptionJsonBuilder(BaseDatasetBuilder):
     @functools.cached_property
     def _by_split(self) -> dict[str, np.ndarray]:
         """Of the same file: which records belong to which split; bad ones to that of training."""
-        chosen: dict[str, array] = {}
+        chosen: dict[str, list[int]] = {}
         for index, record in enumerate(_parsed(self._common_records)):
-            split = str(record.get(self.config.build_info.split_field) or TRAIN)
-            chosen.setdefault(split, array("q")).append(index)
-        return {split: np.frombuffer(indices, dtype=np.int64) for split, indices in chosen.items()}
+            chosen.setdefault(str(record.get(self.config.build_info.split_field) or TRAIN), []).append(index)
+        return {split: np.array(indices, dtype=np.int64) for split, indices in chosen.items()}
 
 
 def _parsed(records: Records) -> Iterator[dict[str, Any]]:

@@ -6,16 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from minigpt4.common.errors import SampleError, errors_as
+from minigpt4.common.errors import SampleError
+from minigpt4.common.utils import require_readable
 from minigpt4.datasets.feature_store import CachedBatch, CachedImage, FeatureStore, image_digest
-from minigpt4.processors import BaseProcessor, Uint8Image, process_image
-from minigpt4.processors.images import open_file
+from minigpt4.processors.base_processor import BaseProcessor
+from minigpt4.processors.blip_processors import Uint8Image, process_image, read_file
 
 T = TypeVar("T")
 TRAIN = "train"
@@ -35,14 +36,23 @@ class LazySample:
     """Reads the sample: {"image": as `ImageReader.read` gives it as uint8, "image_id": str, "answer": str, or in place
     of the answer "conv_q", "conv_a" and "connect_sym"}. SampleError when the data is bad; other errors are bugs."""
 
+    @classmethod
+    def failing(cls, file: str, error: SampleError) -> "LazySample":
+        """A sample that cannot be read."""
 
-def failing(error: Exception) -> Callable[[], dict[str, Any]]:
-    """A `LazySample.load` that raises `error`."""
+        def load() -> dict[str, Any]:
+            raise error
 
-    def load() -> dict[str, Any]:
-        raise error
+        return cls("", file, load)
 
-    return load
+
+def require_caption(caption: Any, where: str) -> str:
+    """The caption; SampleError unless it is text of which nothing was lost."""
+    if not isinstance(caption, str):
+        raise SampleError(f"{where}: the caption must be text, it is {caption!r:.80}")
+    if not caption.strip():
+        raise SampleError(f"{where}: the caption is empty")
+    return require_readable(caption, f"{where}: the caption")
 
 
 class BaseDataset(ABC):
@@ -92,7 +102,7 @@ class ImageReader:
 
     Args:
         processor: PIL image -> (3, S, S).
-        features: rows of images that went through `processor`; None: there is no cache.
+        features: of images that went through `processor`; None: there is no cache.
     """
 
     def __init__(self, processor: BaseProcessor, features: FeatureStore | None = None) -> None:
@@ -102,25 +112,25 @@ class ImageReader:
         self, source: Path | bytes, name: str | None = None, *, as_uint8: bool = False
     ) -> Tensor | Uint8Image | CachedImage:
         """Pixels (3, S, S) float32, or with `as_uint8` a `Uint8Image` (3, S, S) if the processor gives one; where there
-        is a cache, the image's row of it. SampleError, which calls it `name`, if the image cannot be read."""
-        if self._features is None:
+        is a cache, a `CachedImage`. SampleError, which calls it `name`, if the image cannot be read."""
+        store = self._features
+        if store is None:
             return process_image(self.processor, source, name, as_uint8=as_uint8)
-        name = name or (str(source) if isinstance(source, Path) else None)
         if isinstance(source, Path):
-            with errors_as(SampleError, f"{source}: cannot be read"), open_file(source) as file:
-                source = file.read()
-        digest, store = image_digest(source), self._features
-        row_QV = store.get(digest)
-        if row_QV is not None:
-            return CachedImage(str(store.folder), digest, torch.from_numpy(row_QV.copy()))
-        pixels_3SS = process_image(self.processor, source, name)
-        return CachedImage(str(store.folder), digest, torch.from_numpy(store.shape.empty()), pixels_3SS)
+            name = name or str(source)
+            source = read_file(source, name)
+        digest, folder = image_digest(source), str(store.folder)
+        features = store.get(digest)
+        if features is not None:
+            return CachedImage(folder, digest, torch.from_numpy(features.copy()))
+        unknown_QV = torch.zeros(store.shape.tokens, store.shape.width, dtype=getattr(torch, store.shape.dtype))
+        return CachedImage(folder, digest, unknown_QV, process_image(self.processor, source, name))
 
 
 def join_images(
     images: Sequence[Tensor] | Sequence[Uint8Image] | Sequence[CachedImage],
 ) -> Tensor | Uint8Image | CachedBatch:
-    """A batch of images: (B, 3, S, S) float32 or uint8, or rows of a cache; an empty tensor for none."""
+    """A batch of images: (B, 3, S, S) float32 or uint8, or a batch of a cache; an empty tensor for none."""
     if images and isinstance(images[0], CachedImage):
         return CachedBatch.of(images)
     if images and isinstance(images[0], Uint8Image):
@@ -131,8 +141,7 @@ def join_images(
 # The order of the samples: no global random state is read or changed.
 
 
-@dataclass(frozen=True)
-class ReaderSlot:
+class ReaderSlot(NamedTuple):
     """One reader among all: a worker of a rank."""
 
     index: int
@@ -145,8 +154,7 @@ class ReaderSlot:
         return [cls(rank + world_size * worker, world_size * workers) for worker in range(workers)]
 
 
-@dataclass(frozen=True)
-class Cursor:
+class Cursor(NamedTuple):
     """Position of a reader: so many of its shards are behind it, and so many samples of the next one."""
 
     shard: int = 0
@@ -159,24 +167,23 @@ def generator(*key: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(numbers)))
 
 
-@dataclass(frozen=True)
-class Shuffle:
-    """Key of the order of one dataset."""
+class Shuffle(NamedTuple):
+    """Key of the order of one dataset, whose label (`name/split`) makes it independent of the others.
+
+    `reshuffle_round` counts how often the order was begun anew, because a resumed run has other readers than before.
+    """
 
     seed: int
     label: str
-    """The dataset's `name/split`, so that one dataset's order does not depend on the others."""
-
     reshuffle_round: int = 0
-    """Counts how often the order was begun anew, because a resumed run has other readers than the one before."""
 
     def order(self, shards: int, epoch: int) -> np.ndarray:
         """Permutation of the shards in this epoch, (shards,) int64."""
-        return generator(self.seed, self.label, self.reshuffle_round, epoch).permutation(shards)
+        return generator(*self, epoch).permutation(shards)
 
     def inside(self, epoch: int, shard: int) -> np.random.Generator:
         """For the order inside a shard."""
-        return generator(self.seed, self.label, self.reshuffle_round, epoch, shard)
+        return generator(*self, epoch, shard)
 
 
 def shuffled(items: Iterable[T], random: np.random.Generator, size: int) -> Iterator[T]:
@@ -194,7 +201,7 @@ def shuffled(items: Iterable[T], random: np.random.Generator, size: int) -> Iter
 
 
 def iter_infinite(
-    dataset: BaseDataset, slot: ReaderSlot, shuffle: Shuffle, cursor: Cursor = Cursor()
+    dataset: BaseDataset, slot: ReaderSlot, shuffle: Shuffle, cursor: Cursor
 ) -> Iterator[tuple[Cursor, LazySample]]:
     """The samples of a reader from `cursor` on, each with the position after it; never ends.
 
@@ -203,7 +210,7 @@ def iter_infinite(
     the first k shards of all ranks together are the same however many ranks there are.
     """
     shards = dataset.num_shards(slot.count)
-    number, offset = cursor.shard, cursor.offset
+    number, offset = cursor
     epoch, order = -1, None
     while True:
         current, place = divmod(slot.index + slot.count * number, shards)
@@ -221,3 +228,10 @@ def iter_once(dataset: BaseDataset, slot: ReaderSlot) -> Iterator[tuple[Cursor, 
     for shard in range(slot.index, dataset.num_shards(slot.count), slot.count):
         for done, sample in enumerate(dataset.open(shard, slot.count, None), start=1):
             yield Cursor(shard, done), sample
+
+
+def draw(weights: list[float], seed: int, iteration: int) -> int:
+    """Index of the source of an iteration, with probability by weight; the same on all ranks."""
+    edges = np.cumsum(weights)
+    point = generator(seed, "source", iteration).random() * edges[-1]
+    return int(min(np.searchsorted(edges, point, side="right"), len(weights) - 1))

@@ -4,11 +4,10 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from minigpt4.common.errors import ConfigError, SampleError
@@ -18,7 +17,7 @@ from minigpt4.datasets.datasets.base_dataset import (
     LazySample,
     ReaderSlot,
     Shuffle,
-    generator,
+    draw,
     iter_infinite,
     iter_once,
 )
@@ -29,12 +28,9 @@ log = logging.getLogger(__name__)
 
 BAD_SAMPLES = "bad_samples.jsonl"
 """File in a run's folder."""
-
 ENOUGH_TO_JUDGE = 20
 """Bad samples before their share is judged: a few unlucky ones at the start say nothing."""
-
 SHOWN_REASONS = 3
-
 MAX_BAD_IN_A_ROW = 10_000
 """Bad samples in a row after which a reader gives up even if the run's limit is higher."""
 
@@ -42,32 +38,13 @@ MAX_BAD_IN_A_ROW = 10_000
 # Bad samples: counted for each dataset, written down, and the reason to stop when they are too many.
 
 
-@dataclass(frozen=True)
-class BadSample:
-    """One sample that could not be used."""
+class BadSample(NamedTuple):
+    """A sample that could not be used: `name/split` of its dataset, its name ("" for a whole file), its place."""
 
     source: str
-    """`name/split` of the dataset."""
-
     key: str
-    """Name of the sample; "" for a whole file."""
-
     file: str
-    """The shard, or the annotation file with line or record."""
-
     reason: str
-
-
-@dataclass
-class Counts:
-    """Samples read from one dataset."""
-
-    good: int = 0
-    bad: int = 0
-
-    @property
-    def seen(self) -> int:
-        return self.good + self.bad
 
 
 class BadSampleMonitor:
@@ -87,26 +64,29 @@ class BadSampleMonitor:
         self.rank = rank
         self.at: dict[str, int] = {}
         """Where the run stands, written beside each sample: who goes on from a checkpoint drops what is later."""
-        self.counts: dict[str, Counts] = {}
+        self.counts: dict[str, list[int]] = {}
+        """[good, bad] by dataset."""
 
     def add(self, source: str, good: int, bad: Sequence[BadSample], in_a_row: int) -> None:
         """Count what a reader has read; `in_a_row` is its longest run of bad samples in it.
 
         SampleError, with counts, places and reasons, when a limit is passed.
         """
-        counts = self.counts.setdefault(source, Counts())
-        counts.good += good
+        counts = self.counts.setdefault(source, [0, 0])
+        before = counts[1]
+        counts[0] += good
+        counts[1] += len(bad)
         if not bad:
             return
-        before, counts.bad = counts.bad, counts.bad + len(bad)
         self._write(bad)
-        summary = f"{source}: {self.describe(source)}{f'; all are in {self.file}' if self.file else ''}."
-        if counts.bad.bit_length() > before.bit_length():  # at 1, 2, 4, 8, ... bad samples
+        share = counts[1] / sum(counts)
+        summary = f"{source}: {counts[1]:,} of {sum(counts):,} samples are bad ({share:.2%})"
+        summary += f"; all are in {self.file}." if self.file else "."
+        if counts[1].bit_length() > before.bit_length():  # at 1, 2, 4, 8, ... bad samples
             log.warning("%s The last: %s", summary, bad[-1].reason)
-        judged = counts.bad >= ENOUGH_TO_JUDGE or self.max_share == 0
         if in_a_row >= self.max_in_a_row:
             limit = f"{in_a_row} in a row, the limit run.max_bad_in_a_row"
-        elif judged and counts.bad > self.max_share * counts.seen:
+        elif share > self.max_share and (counts[1] >= ENOUGH_TO_JUDGE or self.max_share == 0):
             limit = f"more than run.max_bad_share, {self.max_share:.2%}"
         else:
             return
@@ -116,23 +96,18 @@ class BadSampleMonitor:
             "Fix the data (python -m minigpt4.datasets.check CFG --full lists what is bad) or raise the limit."
         )
 
-    def describe(self, source: str) -> str:
-        """`2 of 3,439 samples are bad (0.06%)`."""
-        counts = self.counts.get(source, Counts())
-        return f"{counts.bad:,} of {counts.seen:,} samples are bad ({counts.bad / max(counts.seen, 1):.2%})"
-
     def state_dict(self) -> dict[str, list[int]]:
         """[good, bad] by dataset."""
-        return {source: [counts.good, counts.bad] for source, counts in self.counts.items()}
+        return {source: list(counts) for source, counts in self.counts.items()}
 
     def load_state_dict(self, state: dict[str, list[int]]) -> None:
         """Counts of an earlier run, to count on from."""
-        self.counts = {source: Counts(*numbers) for source, numbers in state.items()}
+        self.counts = {source: list(counts) for source, counts in state.items()}
 
     def _write(self, bad: Sequence[BadSample]) -> None:
         if self.file is None:
             return
-        lines = "".join(json.dumps({"rank": self.rank, **self.at, **asdict(sample)}) + "\n" for sample in bad)
+        lines = "".join(json.dumps({"rank": self.rank, **self.at, **sample._asdict()}) + "\n" for sample in bad)
         try:
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(lines)  # one write: lines of several ranks do not mix
@@ -150,13 +125,10 @@ class WorkerBatch:
     worker: int
     cursor: Cursor
     """Position after the batch. A batch ends with a good sample, so there is no run of bad ones to remember."""
-
     batch: dict[str, Any] | None
     """None when no sample could be read."""
-
     good: int
     """Samples of the batch; fewer than asked for: the reader gave up, or the data of an evaluation ended."""
-
     bad: list[BadSample]
     longest_bad_run: int
 
@@ -201,6 +173,16 @@ def worker_batches(
         yield made(cursor)
 
 
+def read_batches(
+    dataset: BaseDataset, readers: Sequence[Read], batch_size: int, *, max_in_a_row: int, num_workers: int, **keys: Any
+) -> Iterator[WorkerBatch]:
+    """`worker_batches` of all readers in turn, in worker processes if there are any; `keys` as of `read_in_workers`."""
+    make = functools.partial(
+        worker_batches, dataset=dataset, readers=readers, batch_size=batch_size, max_in_a_row=max_in_a_row
+    )
+    return read_in_workers(make, source=dataset.label, num_workers=num_workers, **keys) if num_workers else make(0)
+
+
 @dataclass(frozen=True)
 class TrainSource:
     """One dataset of the mix."""
@@ -214,22 +196,11 @@ class TrainSource:
 class SourceReader:
     """Batches of one source, for ever, from any position.
 
-    Args:
-        source: dataset and batch size.
-        slots: the readers of this rank.
-        order: what the order depends on, beside the data and the slots: "seed", "world_size", "num_workers".
-        max_in_a_row: bad samples in a row after which a reader gives up.
-        pin_memory: for the workers' images.
+    `order` is what the order depends on, beside the data and the slots: "seed", "world_size", "num_workers".
     """
 
     def __init__(
-        self,
-        source: TrainSource,
-        slots: list[ReaderSlot],
-        order: dict[str, int],
-        *,
-        max_in_a_row: int,
-        pin_memory: bool,
+        self, source: TrainSource, slots: list[ReaderSlot], order: dict[str, int], max_in_a_row: int, pin_memory: bool
     ) -> None:
         self.source, self.label = source, source.dataset.label
         self._slots = slots
@@ -257,7 +228,7 @@ class SourceReader:
             "order": dict(self._order),
             "era": self._reshuffle_round,
             "turn": self._turn,
-            "cursors": [list(astuple(cursor)) for cursor in self._cursors],
+            "cursors": [list(cursor) for cursor in self._cursors],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -278,30 +249,17 @@ class SourceReader:
         self._cursors = [Cursor()] * len(self._slots)
 
     def _start(self) -> Iterator[WorkerBatch]:
-        dataset, num_workers = self.source.dataset, self._order["num_workers"]
-        shuffle = Shuffle(self._order["seed"], self.label, self._reshuffle_round)
-        make = functools.partial(
-            worker_batches,
-            dataset=dataset,
-            readers=[
-                functools.partial(iter_infinite, dataset, slot, shuffle, cursor)
-                for slot, cursor in zip(self._slots, self._cursors, strict=True)
-            ],
-            batch_size=self.source.batch_size,
+        dataset, shuffle = self.source.dataset, Shuffle(self._order["seed"], self.label, self._reshuffle_round)
+        places = zip(self._slots, self._cursors, strict=True)
+        return read_batches(
+            dataset,
+            [functools.partial(iter_infinite, dataset, slot, shuffle, cursor) for slot, cursor in places],
+            self.source.batch_size,
             max_in_a_row=self._max_in_a_row,
+            num_workers=self._order["num_workers"],
+            first=self._turn,
+            pin_memory=self._pin_memory,
         )
-        if num_workers == 0:
-            return make(0)
-        return read_in_workers(
-            make, source=self.label, num_workers=num_workers, first=self._turn, pin_memory=self._pin_memory
-        )
-
-
-def draw(weights: list[float], seed: int, iteration: int) -> int:
-    """Index of the source of an iteration, with probability by weight; the same on all ranks."""
-    edges = np.cumsum(weights)
-    point = generator(seed, "source", iteration).random() * edges[-1]
-    return int(min(np.searchsorted(edges, point, side="right"), len(weights) - 1))
 
 
 class TrainLoader:
@@ -341,10 +299,7 @@ class TrainLoader:
         self._ratios = [source.ratio for source in sources]
         slots = ReaderSlot.of_rank(rank, world_size, num_workers)
         order = {"seed": seed, "world_size": world_size, "num_workers": num_workers}
-        self._readers = [
-            SourceReader(source, slots, order, max_in_a_row=ledger.max_in_a_row, pin_memory=pin_memory)
-            for source in sources
-        ]
+        self._readers = [SourceReader(source, slots, order, ledger.max_in_a_row, pin_memory) for source in sources]
         self._iteration = 0
 
     def __iter__(self) -> "TrainLoader":
@@ -364,11 +319,8 @@ class TrainLoader:
         return read.batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Position after the last batch that was handed out, in ints, strings, lists and dicts.
-
-        It belongs to this rank: bad samples let ranks drift apart. Where the number of ranks changes, every new
-        rank takes the state of the same old one.
-        """
+        """Position after the last batch that was handed out, in plain types; where the number of ranks changes, every
+        new rank takes the state of the same old one."""
         return {
             "iteration": self._iteration,
             "sources": {reader.label: reader.state_dict() for reader in self._readers},
@@ -376,10 +328,8 @@ class TrainLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on behind that batch: with exactly the next one, if seed, ranks, workers and data are the same.
-
-        Otherwise a warning says what changed, and the data concerned goes on with a new epoch.
-        """
+        """Go on with exactly the next batch, if seed, ranks, workers and data are the same; otherwise a warning says
+        what changed, and the data concerned goes on with a new epoch."""
         self._iteration = state["iteration"]
         self.bad_samples.load_state_dict(state["counts"])
         for reader in self._readers:
@@ -398,14 +348,7 @@ class EvalLoader:
     """Every sample of one dataset once over all ranks, the same each time; the last batches may be smaller.
 
     Ranks get different numbers of batches, down to none, so nothing inside the loop may wait for other ranks.
-    Batches and bad samples are those of `TrainLoader`.
-
-    Args:
-        dataset: what to read.
-        batch_size: samples of a batch.
-        num_workers: processes; 0: read here.
-        rank, world_size: which part is read here; 0 and 1 for all of it.
-        ledger: counts bad samples and judges them; its counts add up over the evaluations.
+    Batches, bad samples and arguments are those of `TrainLoader`; counts add up over the evaluations.
     """
 
     def __init__(
@@ -418,22 +361,19 @@ class EvalLoader:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.dataset, self.num_workers, self.bad_samples = dataset, num_workers, ledger
-        self._make = functools.partial(
-            worker_batches,
-            dataset=dataset,
-            readers=[
-                functools.partial(iter_once, dataset, slot)
-                for slot in ReaderSlot.of_rank(rank, world_size, num_workers)
-            ],
-            batch_size=batch_size,
-            max_in_a_row=ledger.max_in_a_row,
-        )
+        self.dataset, self.batch_size = dataset, batch_size
+        self.num_workers, self.bad_samples = num_workers, ledger
+        self._slots = ReaderSlot.of_rank(rank, world_size, num_workers)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        label, make, workers = self.dataset.label, self._make, self.num_workers
-        for read in make(0) if workers == 0 else read_in_workers(make, source=label, num_workers=workers):
-            self.bad_samples.add(label, read.good, read.bad, read.longest_bad_run)
+        for read in read_batches(
+            self.dataset,
+            [functools.partial(iter_once, self.dataset, slot) for slot in self._slots],
+            self.batch_size,
+            max_in_a_row=self.bad_samples.max_in_a_row,
+            num_workers=self.num_workers,
+        ):
+            self.bad_samples.add(self.dataset.label, read.good, read.bad, read.longest_bad_run)
             if read.batch is not None:
                 yield read.batch
 
@@ -454,8 +394,7 @@ class DevicePrefetcher:
     """Batches of a TrainLoader on `device`.
 
     On CUDA the next batch is fetched and copied, on a stream of its own, before the present one is handed out;
-    elsewhere batches are fetched when they are asked for. `state_dict` is the position behind the last batch
-    that was handed out, in both cases.
+    `state_dict` is always the position behind the last batch that was handed out.
     """
 
     def __init__(self, loader: TrainLoader, device: torch.device) -> None:

@@ -5,18 +5,18 @@ no effect here, though published files name one.
 """
 
 import functools
-import os
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minigpt4.common.errors import ConfigError, SampleError, first_line
+from minigpt4.common.errors import ConfigError, SampleError, errors_as, first_line
 from minigpt4.common.schemas import BuildInfo
 from minigpt4.common.utils import escaped, parse_json, require_readable, require_whole_characters
-from minigpt4.datasets.datasets.base_dataset import BaseDataset, ImageReader, LazySample, failing
-from minigpt4.datasets.datasets.records import SPAN, annotation_reader, read_table
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, ImageReader, LazySample, require_caption
+from minigpt4.datasets.datasets.records import READERS
 
 CAPTIONS = "captions"
 """Field of a record with the single captions of its image."""
@@ -34,73 +34,50 @@ class Records:
     """The records of an annotation file, parsed one at a time; `len()` counts the bad ones too.
 
     JSON holds a list of objects, or an object with such a list under `annotations`, or is one of the forms of COCO and
-    Karpathy (`records`); JSON lines hold an object a line; CSV and TSV are those of `delimited`. Texts are those of
-    `common.text`. ConfigError when the file as a whole cannot be read.
+    Karpathy; JSON lines hold an object a line; CSV and TSV name their fields in the first row. Texts are those of
+    `common.utils.decode`. ConfigError when the file as a whole cannot be read.
 
-    Of JSON lists and JSON lines only the places of the records are kept, 24 bytes each: the text stays in the file,
-    whose pages all processes of a machine share. Other files become bytes in one block. Millions of Python objects
-    would be copied into every worker process as soon as their reference counts change.
+    The records are kept as one block of bytes: millions of Python objects would be copied into every worker process as
+    soon as their reference counts change.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self._noun, read = annotation_reader(file)
-        self.is_table = read is read_table
+        kind = file.suffix.lower()
+        self.is_table = kind in (".csv", ".tsv")
+        self._noun = "record" if kind == ".json" else "line"
+        if kind not in READERS:
+            raise ConfigError(f"{file}: unknown kind of file; annotations are read from {', '.join(READERS)}")
+        self._block, spans = bytearray(), array("q")
         try:
-            self._open_file()  # before it is read: a change meanwhile is noticed
-            self._stamp = self._now()
-            self._block, spans = read(file)
-            if self._block is not None:
-                self._file.close()
+            for number, record in READERS[kind](file.read_bytes(), kind):
+                start = len(self._block)
+                self._block += record
+                spans.extend((number, start, len(self._block)))
         except OSError as error:
             raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
         except Exception as error:  # whatever parsers raise
             raise ConfigError(f"{file}: {first_line(error)}") from error
-        self._spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, SPAN)
+        self._spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, 3)
 
     def __len__(self) -> int:
         return len(self._spans)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A record; SampleError that names the line when it is no object."""
+        """A record; SampleError that names its place when it is no object."""
         _, start, end = self._spans[index].tolist()
         try:
-            if self._block is None:  # at a place of its own: processes share the open file
-                content = os.pread(self._file.fileno(), end - start, start)
-            else:
-                content = bytes(self._block[start:end])
-            record = parse_json(content)
-        except OSError as error:
-            raise SampleError(f"{self.where(index)}: cannot be read ({error.strerror})") from error
+            record = parse_json(bytes(self._block[start:end]))
         except Exception as error:
-            raise SampleError(f"{self.where(index)}: not JSON ({first_line(error)}){self._changed()}") from error
+            raise SampleError(f"{self.where(index)}: not JSON ({first_line(error)})") from error
         if isinstance(record, dict):
             return record
         why = record if self.is_table else "as the others are"
-        raise SampleError(f"{self.where(index)}: not a record of named fields: {why}{self._changed()}")
+        raise SampleError(f"{self.where(index)}: not a record of named fields: {why}")
 
     def where(self, index: int) -> str:
         """The place of a record, such as `birds.jsonl, line 12`; lines and records count from 1."""
         return f"{self.file}, {self._noun} {self._spans[index, 0]}"
-
-    def _open_file(self) -> None:
-        self._file = self.file.open("rb", buffering=0)
-
-    def _now(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
-        return status.st_size, status.st_mtime_ns
-
-    def _changed(self) -> str:
-        changed = self._block is None and self._now() != self._stamp
-        return ". The file was changed after it was opened; start again" if changed else ""
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self._block is None:
-            self._open_file()
 
 
 def single_captions(record: Mapping[str, Any], field: str, where: str) -> list[str] | None:
@@ -114,10 +91,8 @@ def single_captions(record: Mapping[str, Any], field: str, where: str) -> list[s
 
 def caption_list(value: Any, where: str) -> list[str]:
     """The captions of a list, or of a list as JSON, without blank ones; SampleError if it is none."""
-    try:
+    with errors_as(SampleError, f"{where}: the captions are not JSON"):
         captions = parse_json(value) if isinstance(value, str) else value
-    except ValueError as error:
-        raise SampleError(f"{where}: the captions are not JSON: {error}") from error
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise SampleError(f"{where}: the captions must be a list of texts; they are {captions!r:.80}")
     for number, caption in enumerate(captions, start=1):
@@ -125,42 +100,33 @@ def caption_list(value: Any, where: str) -> list[str]:
     return [caption for caption in captions if caption.strip()]
 
 
-def conversation_fields(turns: Any) -> dict[str, str]:
+def conversation_fields(turns: Any, where: str) -> dict[str, str]:
     """`[{"from": "human", "value": "<image> ..."}, {"from": "gpt", "value": "..."}, ...]` -> conv_q, conv_a.
 
-    The image comes before the first question, wherever `<image>` stands in it or whether it stands at all.
-    A CSV holds the turns as JSON text. SampleError that names the turn, counted from 1, when they do not
-    alternate from a human's question to an answer, or one is empty.
+    The image comes before the first question, wherever `<image>` stands in it or whether it stands at all. A CSV holds
+    the turns as JSON text. SampleError that names the turn, counted from 1, when they do not alternate from a human's
+    question to an answer, or one is empty.
     """
-    try:
+    with errors_as(SampleError, f"{where}: the conversation is not JSON"):
         turns = parse_json(turns) if isinstance(turns, str) else turns
-    except ValueError as error:
-        raise SampleError(f"the conversation is not JSON ({error})") from error
-    if not isinstance(turns, list):
-        raise SampleError("a conversation must be a list of turns")
-    texts = [_turn_text(turn, number) for number, turn in enumerate(turns, start=1)]
-    if not texts or len(texts) % 2:
-        raise SampleError(f"a conversation needs an answer to each question, it has {len(texts)} turns")
-    for number, text in enumerate(texts[::2]):
-        if text.count(PLACEHOLDER) > (number == 0):
-            raise SampleError(
-                f"turn {2 * number + 1}: a conversation has one image, {PLACEHOLDER} in the first question"
-            )
+    if not isinstance(turns, list) or not turns or len(turns) % 2:
+        raise SampleError(f"{where}: a conversation must be a list of turns, with an answer to each question")
+    texts = []
+    for number, turn in enumerate(turns):
+        place, speaker = f"{where}: turn {number + 1}", SPEAKERS[number % 2]
+        if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
+            raise SampleError(f'{place} must be {{"from": "{speaker}", "value": text}}')
+        text = turn["value"]
+        if number % 2 == 0 and text.count(PLACEHOLDER) > (number == 0):
+            raise SampleError(f"{place}: a conversation has one image, {PLACEHOLDER} in the first question")
+        if not text.replace(PLACEHOLDER, "").strip():
+            raise SampleError(f"{place} is empty")
+        if SEPARATOR in text or "<ImageHere>" in text:
+            raise SampleError(f"{place} holds {SEPARATOR!r} or <ImageHere>, which mean something to the model")
+        texts.append(require_readable(text, place))
     questions = [text.replace(PLACEHOLDER, "").strip() for text in texts[::2]]
     questions[0] = IMAGE_TAG + questions[0]
     return {"conv_q": SEPARATOR.join(questions), "conv_a": SEPARATOR.join(texts[1::2]), "connect_sym": SEPARATOR}
-
-
-def _turn_text(turn: Any, number: int) -> str:
-    speaker = SPEAKERS[(number - 1) % 2]
-    if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
-        raise SampleError(f'turn {number} must be {{"from": "{speaker}", "value": text}}')
-    text = turn["value"]
-    if not text.replace(PLACEHOLDER, "").strip():
-        raise SampleError(f"turn {number} is empty")
-    if SEPARATOR in text or "<ImageHere>" in text:
-        raise SampleError(f"turn {number} holds {SEPARATOR!r} or <ImageHere>, which mean something to the model")
-    return require_readable(text, f"turn {number}")
 
 
 class ImageCaptionJson(BaseDataset):
@@ -230,7 +196,7 @@ class ImageCaptionJson(BaseDataset):
         try:
             record = self.records[number]
         except SampleError as error:
-            return LazySample("", where, failing(error))
+            return LazySample.failing(where, error)
         key = escaped(str(record.get(self.info.id_field, "")))
         return LazySample(key, where, functools.partial(read, record, where))
 
@@ -247,8 +213,8 @@ class ImageCaptionJson(BaseDataset):
         file = self._image_file(record, where)
         try:
             exists = file.is_file()
-        except (OSError, ValueError) as error:  # there are names that no file system takes
-            raise SampleError(f"{where}: the image {file}: {first_line(error)}") from error
+        except OSError:  # a name that no file system takes
+            exists = False
         if not exists:
             raise SampleError(f"{where}: the image {file} does not exist")
         identity = record.get(self.info.id_field)
@@ -258,26 +224,16 @@ class ImageCaptionJson(BaseDataset):
         """The answer, or the fields of a conversation."""
         split, conversation = self.info.split_field, self.info.conversation_field
         if split and record.get(split) in (None, ""):
-            hint = "" if split in record else self._header_hint()
-            raise SampleError(f"{where}: the field {split!r} is missing, the split of the record{hint}")
+            raise SampleError(f"{where}: the field {split!r} is missing, the split of the record")
         field = conversation or self.info.caption_field
         value = record.get(field)
         if not conversation and (value is None or isinstance(value, list)):
             captions = single_captions(record, field, where)
             value = None if captions is None else " ".join(captions)
         if value is None:
-            has = ", ".join(record) or "none"
-            raise SampleError(f"{where}: the field {field!r} is missing; it has {has}{self._header_hint()}")
-        if conversation:
-            try:
-                return conversation_fields(value)
-            except SampleError as error:
-                raise SampleError(f"{where}: {error}") from None
-        if not isinstance(value, str):
-            raise SampleError(f"{where}: the caption must be text, it is {value!r:.80}")
-        if not value.strip():
-            raise SampleError(f"{where}: the caption is empty")
-        return {"answer": require_readable(value, f"{where}: the caption")}
+            hint = "; does the first line name the fields?" if self.records.is_table else ""
+            raise SampleError(f"{where}: the field {field!r} is missing; it has {', '.join(record) or 'none'}{hint}")
+        return conversation_fields(value, where) if conversation else {"answer": require_caption(value, where)}
 
     def _image_file(self, record: dict[str, Any], where: str) -> Path:
         identity, name = record.get(self.info.id_field), record.get(self.info.image_field)
@@ -285,10 +241,5 @@ class ImageCaptionJson(BaseDataset):
             name = f"{identity}{self.info.image_suffix}"
         if not isinstance(name, str) or not name or "\0" in name:
             fields = f"{self.info.image_field!r} or {self.info.id_field!r}"
-            hint = "" if {self.info.image_field, self.info.id_field} & record.keys() else self._header_hint()
-            raise SampleError(f"{where}: no image; set the field {fields}{hint}")
+            raise SampleError(f"{where}: no image; set the field {fields}")
         return self.images / name
-
-    def _header_hint(self) -> str:
-        """Of a table, whose records all lack the field that one lacks."""
-        return "; the first line must name the fields: is it missing?" if self.records.is_table else ""

@@ -4,87 +4,27 @@ import functools
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from webdataset.gopen import gopen
-from webdataset.tariterators import base_plus_ext
+from webdataset.tariterators import group_by_keys
 
 from minigpt4.common.errors import SampleError, first_line
-from minigpt4.common.utils import decode, escaped, parse_json, require_readable
-from minigpt4.datasets.datasets.base_dataset import BaseDataset, ImageReader, LazySample, failing, shuffled
+from minigpt4.common.utils import decode, escaped, parse_json
+from minigpt4.datasets.datasets.base_dataset import (
+    BaseDataset,
+    ImageReader,
+    LazySample,
+    require_caption,
+    shuffled,
+)
 from minigpt4.processors import BaseProcessor
-from minigpt4.processors.images import SUFFIXES
+from minigpt4.processors.blip_processors import SUFFIXES
 
 SHUFFLE_BUFFER = 1000
 """Samples, still encoded, among which the next one is drawn."""
-
-
-@dataclass(frozen=True)
-class RawSample:
-    """The files of a tar that share a name up to the first dot."""
-
-    key: str
-    files: dict[str, bytes] = field(default_factory=dict)
-    """Content by suffix, in small letters, without the dot."""
-
-    def image_suffix(self) -> str | None:
-        """The first suffix of an image, None if there is no image."""
-        return next((suffix for suffix in self.files if f".{suffix}" in SUFFIXES), None)
-
-    def is_whole(self) -> bool:
-        """True when there is an image and something that may hold its caption."""
-        return self.image_suffix() is not None and ("json" in self.files or "txt" in self.files)
-
-
-def read_tar(url: str) -> Iterator[RawSample]:
-    """The samples of a shard, in its order; local paths and every URL that webdataset opens.
-
-    SampleError at the end, after the samples that could be read, when the shard is missing, empty, cut off or
-    no tar.
-    """
-    count, fault = 0, None
-    held: RawSample | None = None
-    try:
-        for key, suffix, content in _members(url):
-            if held is None or key != held.key or suffix in held.files:
-                if held is not None:
-                    count += 1
-                    yield held
-                held = RawSample(key)
-            held.files[suffix] = content
-    except Exception as error:  # whatever gopen, tarfile and the decompressors raise
-        fault = error
-        held = held if held is not None and held.is_whole() else None
-    if held is not None:
-        count += 1
-        yield held
-    if fault is not None and count:
-        raise SampleError(
-            f"{url}: the shard is cut off or damaged after {count} samples ({first_line(fault)}); fetch it again"
-        )
-    if fault is not None:
-        raise SampleError(f"{url}: the shard cannot be read ({first_line(fault)}); look whether it exists and is a tar")
-    if not count:
-        raise SampleError(f"{url}: the shard holds no samples")
-
-
-def _members(url: str) -> Iterator[tuple[str, str, bytes]]:
-    """(key, suffix, content) of each file in the tar that has a suffix."""
-    stream = gopen(url)
-    try:
-        with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as tar:
-            for member in tar:
-                tar.members = []  # tarfile would keep them all
-                key, suffix = base_plus_ext(member.name)
-                if member.isreg() and key is not None:
-                    yield key, suffix.lower(), tar.extractfile(member).read()
-    finally:
-        # A pipe complains about its command when it is closed early, or again after its read has failed.
-        with suppress(OSError):
-            stream.close()
 
 
 class _StrictHeader(tarfile.TarInfo):
@@ -98,6 +38,32 @@ class _StrictHeader(tarfile.TarInfo):
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
+
+
+def read_tar(url: str, faults: list[Exception]) -> Iterator[dict[str, Any]]:
+    """webdataset's samples of a shard, {"__key__": str, suffix: bytes, ...}; local paths and every URL that it opens.
+
+    Where it would end, be silent or raise, what is wrong goes to `faults`, and what can be read still comes.
+    """
+    return group_by_keys(_members(url, faults), handler=lambda error: faults.append(error) is None)
+
+
+def _members(url: str, faults: list[Exception]) -> Iterator[dict[str, Any]]:
+    """`webdataset.tariterators.tar_file_expander` of one shard, with headers that must be whole."""
+    try:
+        stream = gopen(url)
+        try:
+            with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as tar:
+                for member in tar:
+                    tar.members = []  # tarfile would keep them all
+                    if member.isreg():
+                        yield {"fname": member.name, "data": tar.extractfile(member).read(), "__url__": url}
+        finally:
+            # A pipe complains about its command when it is closed early, or again after its read has failed.
+            with suppress(OSError):
+                stream.close()
+    except Exception as error:  # whatever gopen, tarfile and the decompressors raise
+        faults.append(error)
 
 
 class ImageCaptionShards(BaseDataset):
@@ -139,66 +105,63 @@ class ImageCaptionShards(BaseDataset):
         return max(1, -(-readers // len(self.urls)))
 
     def open(self, shard: int, readers: int, random: np.random.Generator | None) -> Iterator[LazySample]:
-        """Every n-th sample of a tar of n parts; its fault, if it has one, last and in the first part only."""
+        """Every n-th sample of a tar of n parts; its faults, if it has any, last and in the first part only."""
         parts = self._parts(readers)
         number, part = divmod(shard, parts)
-        url, faults = self.urls[number], []
-        raws = (raw for index, raw in enumerate(_until_fault(url, faults)) if index % parts == part)
-        for raw in raws if random is None else shuffled(raws, random, SHUFFLE_BUFFER):
-            yield LazySample(escaped(raw.key), url, functools.partial(self._load, raw, url))
-        if faults and part == 0:
-            yield LazySample("", url, failing(faults[0]))
+        url, faults, seen = self.urls[number], [], 0
+
+        def own() -> Iterator[dict[str, Any]]:
+            nonlocal seen
+            for seen, sample in enumerate(read_tar(url, faults), start=1):
+                if (seen - 1) % parts == part:
+                    yield sample
+
+        for sample in own() if random is None else shuffled(own(), random, SHUFFLE_BUFFER):
+            yield LazySample(escaped(sample["__key__"]), url, functools.partial(self._load, sample, url))
+        if not seen and not faults:
+            faults.append(ValueError("it holds no samples"))
+        for fault in faults if part == 0 else ():
+            text = f"{url}: the shard is cut off, damaged or no tar: {first_line(fault)}, after {seen} samples"
+            yield LazySample.failing(url, SampleError(f"{text}; fetch it again"))
 
     def quick_samples(self) -> Iterator[LazySample]:
         yield from self.open(0, 1, None)
         for url in self.urls[1:]:
             if "://" not in url and not url.startswith("pipe:") and not Path(url).is_file():
-                yield LazySample("", url, failing(SampleError(f"{url}: the shard does not exist")))
+                yield LazySample.failing(url, SampleError(f"{url}: the shard does not exist"))
 
     def describe(self) -> str:
         return f"{len(self.urls):,} shards, number of samples unknown"
 
-    def _load(self, raw: RawSample, url: str) -> dict[str, Any]:
-        key = escaped(raw.key)
+    def _load(self, sample: dict[str, Any], url: str) -> dict[str, Any]:
+        key = escaped(sample["__key__"])
         where = f"{url}/{key}"
-        suffix = raw.image_suffix()
+        suffix = next((suffix for suffix in sample if f".{suffix}" in SUFFIXES), None)
         if suffix is None:
-            raise SampleError(f"{where}: no image; the sample has {', '.join(raw.files)}")
-        answer = self.text_processor(self._caption(raw, where))
+            has = ", ".join(suffix for suffix in sample if not suffix.startswith("__"))
+            raise SampleError(f"{where}: no image; the sample has {has}")
+        answer = self.text_processor(self._caption(sample, where))
         if not answer.strip():
             raise SampleError(f"{where}: nothing is left of the caption once it is cleaned")
-        image = self.reader.read(raw.files[suffix], f"{where}.{suffix}", as_uint8=True)
+        image = self.reader.read(sample[suffix], f"{where}.{suffix}", as_uint8=True)
         return {"image": image, "image_id": key, "answer": answer}
 
-    def _caption(self, raw: RawSample, where: str) -> str:
+    def _caption(self, sample: dict[str, Any], where: str) -> str:
         """The raw caption; SampleError when there is none, it is empty or the JSON is wrong."""
-        caption = self._json_caption(raw.files["json"], where) if "json" in raw.files else None
-        if caption is None and "txt" in raw.files:
+        caption = None
+        try:
+            if "json" in sample:
+                caption = parse_json(sample["json"])
+                if not isinstance(caption, dict):
+                    raise ValueError(f"must be an object with the field {self.caption_field!r}")
+                caption = caption.get(self.caption_field)
+        except ValueError as error:
+            raise SampleError(f"{where}.json: {first_line(error)}") from error
+        if caption is None and "txt" in sample:
             try:
-                caption = decode(raw.files["txt"])
+                caption = decode(sample["txt"])
             except ValueError as error:
                 raise SampleError(f"{where}.txt: {first_line(error)}") from error
         if caption is None:
             raise SampleError(f"{where}: no caption; neither a .json with the field {self.caption_field!r} nor a .txt")
-        if not isinstance(caption, str):
-            raise SampleError(f"{where}: the caption must be text, it is {caption!r:.80}")
-        if not caption.strip():
-            raise SampleError(f"{where}: the caption is empty")
-        return require_readable(caption, f"{where}: the caption")
-
-    def _json_caption(self, content: bytes, where: str) -> Any:
-        try:
-            record = parse_json(content)
-        except ValueError as error:
-            raise SampleError(f"{where}.json: not JSON: {first_line(error)}") from error
-        if not isinstance(record, dict):
-            raise SampleError(f"{where}.json: must be an object with the field {self.caption_field!r}")
-        return record.get(self.caption_field)
-
-
-def _until_fault(url: str, faults: list[SampleError]) -> Iterator[RawSample]:
-    """The samples of a tar; its fault goes to `faults`."""
-    try:
-        yield from read_tar(url)
-    except SampleError as error:
-        faults.append(error)
+        return require_caption(caption, where)

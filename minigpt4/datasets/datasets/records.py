@@ -1,149 +1,147 @@
 """Finds the records of annotation files: JSON, JSON lines, CSV or TSV, and what COCO, Karpathy and Kaggle made of them.
 
-A reader gives the text, None where it is the file's as it stands, and the place of each record in it: the number of
-its line or record, and where its bytes begin and end.
+A reader gives number and JSON text of each record; of a row that is bad, what is wrong with it as a JSON string.
 """
 
 import codecs
+import csv
 import json
 import re
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from io import BytesIO
-from itertools import chain
-from json.decoder import WHITESPACE
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from io import StringIO
+from pathlib import PurePosixPath
+from typing import Any
 
-from minigpt4.common.errors import ConfigError
 from minigpt4.common.utils import decode, parse_json
-from minigpt4.datasets.datasets.delimited import read_rows
+from minigpt4.processors.blip_processors import SUFFIXES
 
-Found = tuple[bytes | bytearray | None, array]
-Read = Callable[[Path], Found]
-
-SPAN = 3
-"""64-bit numbers of a place."""
-UTF_8 = ("utf-8", "utf-8-sig")
 SPLIT_FIELD = "split"
 """Field of a record of a Karpathy file with its split."""
 REST = "restval"
 """Split of images of COCO's val2014 that nobody tests on; papers train on them, so they belong to `train` here."""
 
+_IMAGE_FILE = rf"[^\s,;|]+({'|'.join(map(re.escape, SUFFIXES))})"
 
-def annotation_reader(file: Path) -> tuple[str, Read]:
-    """What the places of a file are called, and its reader; ConfigError for a kind of file that has none."""
-    readers: dict[str, tuple[str, Read]] = {
-        ".json": ("record", read_json),
-        ".jsonl": ("line", read_json_lines),
-        ".csv": ("line", read_table),
-        ".tsv": ("line", read_table),
-    }
-    if file.suffix.lower() not in readers:
-        raise ConfigError(f"{file}: unknown kind of file; annotations are read from {', '.join(readers)}")
-    return readers[file.suffix.lower()]
+csv.field_size_limit(sys.maxsize)  # a caption may be longer than the 128 KiB that Python takes by default
 
 
-def read_json(file: Path) -> Found:
-    """A list of records stays in the file; of other forms the records are written anew. ValueError if it is neither."""
-    content = file.read_bytes()
-    encoding = json.detect_encoding(content)
-    text, mark = decode(content, encoding), len(codecs.BOM_UTF8) * content.startswith(codecs.BOM_UTF8)
-    del content
-    start = WHITESPACE.match(text).end()
+Numbered = Iterator[tuple[int, bytes]]
+
+
+def _json(content: bytes, kind: str) -> Numbered:
     try:
-        if text.startswith("[", start):
-            spans = array("q", chain.from_iterable(_as_bytes(text, _list_items(text, start), mark)))
-            return None if encoding in UTF_8 else text.encode(), spans
-        records = _records_of_object(parse_json(text))
+        records = parse_json(content)
     except json.JSONDecodeError as error:
         lines = "; JSON lines, an object a line, end in .jsonl" if error.msg == "Extra data" else ""
         raise ValueError(f"not JSON: {error}{lines}") from error
-    return _written(enumerate(records, start=1))
+    for number, record in enumerate(records if isinstance(records, list) else _records_of_object(records), start=1):
+        yield number, json.dumps(record).encode()
 
 
-def read_json_lines(file: Path) -> Found:
-    """An object a line; blank lines are passed over."""
-    with file.open("rb") as lines:
-        encoding = json.detect_encoding(lines.read(4))
-        lines.seek(0)
-        if encoding in UTF_8:
-            return None, array("q", chain.from_iterable(_lines(lines)))
-    content = decode(file.read_bytes(), encoding).encode()
-    return content, array("q", chain.from_iterable(_lines(BytesIO(content))))
+def _json_lines(content: bytes, kind: str) -> Numbered:
+    encoding = json.detect_encoding(content)
+    if encoding not in ("utf-8", "utf-8-sig"):
+        content = decode(content, encoding).encode()
+    for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
+        if line.strip():
+            yield number, line
 
 
-def read_table(file: Path) -> Found:
-    """CSV or TSV; a row that is bad is text in place of a record, what is wrong with it."""
-    rows = read_rows(kaggle_text(decode(file.read_bytes())), "\t" if file.suffix.lower() == ".tsv" else ",")
-    return _written((line, kaggle_record(row)) for line, row in rows)
+def _table(content: bytes, kind: str) -> Numbered:
+    """The first row names the fields, and tells the delimiter where that of the file's ending is not in it.
 
-
-def _written(entries: Iterable[tuple[int, Any]]) -> Found:
-    """Numbered records, or what is in their place, as text."""
-    block, numbers = bytearray(), array("q")
-    for number, record in entries:
-        start = len(block)
-        block += json.dumps(record).encode()
-        numbers.extend((number, start, len(block)))
-    return block, numbers
-
-
-def _list_items(text: str, start: int) -> Iterator[tuple[int, int]]:
-    """Where the items of the JSON list that begins at `start` begin and end, in characters.
-
-    Each is parsed and dropped: faults of the file are found, and there is never more than one in memory.
+    Blanks after a delimiter belong to it if they follow every delimiter of the first row. A row with too many fields or
+    too few is bad, and so is one that takes in the row of another image, as after a stray quotation mark.
     """
-    item = json.JSONDecoder(parse_int=str).raw_decode  # a number that Python refuses is a fault of its record
-    at = WHITESPACE.match(text, start + 1).end()
-    more = not text.startswith("]", at)
-    while more:
-        _, end = item(text, at)
-        yield at, end
-        at = WHITESPACE.match(text, end).end()
-        more = text.startswith(",", at)
-        if more:
-            at = WHITESPACE.match(text, at + 1).end()
-        elif not text.startswith("]", at):
-            raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
-    rest = WHITESPACE.match(text, at + 1).end()
-    if rest < len(text):
-        raise json.JSONDecodeError("Extra data", text, rest)
+    text = _kaggle_text(decode(content))
+    head = text.lstrip("\r\n").partition("\n")[0]
+    usual = "\t" if kind == ".tsv" else ","
+    delimiter = usual if usual in head else max(";\t|,", key=head.count)
+    quoted = delimiter in ",;" or _is_quoted(text, delimiter)
+    rows = csv.reader(
+        StringIO(text, newline=""),
+        delimiter=delimiter,
+        skipinitialspace=all(part.startswith(" ") for part in head.split(delimiter)[1:]),
+        quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
+        strict=True,
+    )
+    mark = re.escape(delimiter)
+    inside = re.compile(rf"([\r\n]|{mark} *){_IMAGE_FILE}( *{mark}|[\r\n])", re.IGNORECASE)
+    names: list[str] = []
+    end = 0
+    try:
+        for row in rows:
+            line, end = end + 1, rows.line_num
+            if not any(field.strip() for field in row):
+                continue
+            if not names:
+                names = [name.strip() for name in row]
+                _require_names(names, line)
+            else:
+                yield line, json.dumps(_fault(row, names, inside) or _row_record(row, names)).encode()
+    except csv.Error as error:
+        raise ValueError(
+            f"line {end + 1}: {error}; is a quotation mark missing, or not doubled in a quoted field?"
+        ) from error
+    if not names:
+        raise ValueError("the first line must name the fields")
 
 
-def _as_bytes(text: str, places: Iterable[tuple[int, int]], first: int) -> Iterator[tuple[int, int, int]]:
-    """Numbered places in the text as UTF-8 that begins at byte `first`."""
-    plain, character, byte = text.isascii(), 0, first
-    for number, (start, end) in enumerate(places, start=1):
-        if plain:
-            yield number, first + start, first + end
-            continue
-        begin = byte + len(text[character:start].encode())
-        character, byte = end, begin + len(text[start:end].encode())
-        yield number, begin, byte
+def _fault(row: list[str], names: list[str], inside: re.Pattern[str]) -> str:
+    """What is wrong with a row, "" if nothing is; `inside` finds the row of another image in a field."""
+    if len(row) != len(names):
+        return f"it has {len(row)} fields, not {len(names)} as the first line names; is it quoted as it should be?"
+    if any(field.strip() for name, field in zip(names[1:], row[1:], strict=True) if not name):
+        return "a column without a name holds text; is a quotation mark missing?"
+    if any("\n" in field.replace("\r", "\n") and inside.search(field) for field in row):
+        return "a field takes in a line that looks like a row; is a quotation mark missing?"
+    return ""
 
 
-def _lines(lines: BinaryIO) -> Iterator[tuple[int, int, int]]:
-    start = number = 0
-    for line in lines:
-        # A file of old Macs is one such line.
-        for part in line.split(b"\r") if number == 0 and not line.endswith(b"\n") else (line,):
-            number += 1
-            if record := part.strip():
-                begin = start + len(part) - len(part.lstrip())
-                yield number, begin, begin + len(record)
-            start += len(part) + (part is not line)
+def _row_record(row: list[str], names: list[str]) -> dict[str, str]:
+    record = {name: field for name, field in zip(names, row, strict=True) if name}
+    if {"image_name", "comment"} <= record.keys():  # Kaggle's Flickr30k
+        record |= {"image": record["image_name"], "caption": record["comment"]}
+    return record
 
 
-# Files of captions that other people made, as records like ours: an image a record, or a caption.
+def _is_quoted(text: str, delimiter: str) -> bool:
+    """Whether quotation marks between tabs or bars are those of a writer; most such files quote nothing.
+
+    They are text if each line by itself is a row, and no field is quoted as only a writer does it: a name of the first
+    row, or a field with its quotation marks doubled.
+    """
+    lines = [line.split(delimiter) for line in text.splitlines() if line]
+    fields = [field.strip(" ") for row in lines for field in row]
+    quoted = [field[1:-1] for field in fields if len(field) > 1 and field[0] == field[-1] == '"']
+    doubled = any('""' in field and '"' not in field.replace('""', "") for field in quoted)
+    return doubled or any(len(row) != len(lines[0]) or lines[0][0].startswith('"') for row in lines)
+
+
+def _require_names(names: list[str], line: int) -> None:
+    if "\0" in "".join(names):
+        raise ValueError(f"line {line}: the names hold NUL, as of UTF-16 without its mark; save the file as UTF-8")
+    twice = next((name for number, name in enumerate(names) if name and name in names[:number]), None)
+    if twice is not None:
+        raise ValueError(f"line {line}: two columns are called {twice!r}; give each a name of its own")
+
+
+def _kaggle_text(text: str) -> str:
+    """Kaggle's Flickr30k with the bar that its row of 2199200615.jpg lacks; other texts as they are."""
+    if not re.match(r"image_name\| *comment_number\| *comment\s", text):
+        return text
+    return re.sub(r"(?m)^([^|\n]+\| *\d+)(?= +[^|\n ][^|\n]*$)", r"\1|", text)
+
+
+# Files of captions that other people made, as records like ours: an image a record, or a caption. The lists of LAVIS's
+# files are like ours.
 #
 # Karpathy  {"images": [{"filepath": "val2014", "filename": "COCO_val2014_000000391895.jpg", "cocoid": 391895,
 #                        "split": "test", "sentences": [{"raw": "A man ..."}, ...]}], "dataset": "coco"}
 # COCO      {"images": [{"id": 397133, "file_name": "000000397133.jpg"}],
 #            "annotations": [{"image_id": 397133, "caption": "A man ..."}, ...]}
 # Kaggle    image_name| comment_number| comment, the `results.csv` of Flickr30k
-#
-# The lists of LAVIS's files are like ours.
 
 
 def _records_of_object(content: Any) -> Iterable[Any]:
@@ -197,15 +195,5 @@ def _coco_records(content: Mapping[str, Any]) -> Iterator[Any]:
         yield record if file is None or "image" in record else {**record, "image": file}
 
 
-def kaggle_text(text: str) -> str:
-    """Kaggle's Flickr30k with the bar that its row of 2199200615.jpg lacks; other texts as they are."""
-    if not re.match(r"image_name\| *comment_number\| *comment\s", text):
-        return text
-    return re.sub(r"(?m)^([^|\n]+\| *\d+)(?= +[^|\n ][^|\n]*$)", r"\1|", text)
-
-
-def kaggle_record(record: Any) -> Any:
-    """A record of that file under our names, too."""
-    if not isinstance(record, dict) or not {"image_name", "comment"} <= record.keys():
-        return record
-    return {**record, "image": record["image_name"], "caption": record["comment"]}
+READERS = {".json": _json, ".jsonl": _json_lines, ".csv": _table, ".tsv": _table}
+"""By the ending of a file, in small letters; each takes its content and that ending."""

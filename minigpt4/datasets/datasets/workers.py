@@ -15,7 +15,6 @@ import sys
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import TypeVar
 
@@ -94,32 +93,25 @@ def _received(batches: "Iterator[Batch | _Failure]", source: str) -> Iterator[Ba
             waits += 1
             waited = f"{source}: no batch for {waits * LOOK / 60:.3g} minutes"
             if waits >= PATIENCE:
-                raise RunError(
-                    f"{waited}: a data worker hangs. Look whether the storage answers; run.resume_ckpt_path=auto goes "
-                    "on from the last checkpoint"
-                ) from error
+                way_out = "look whether the storage answers; run.resume_ckpt_path=auto goes on from the last checkpoint"
+                raise RunError(f"{waited}: a data worker hangs; {way_out}") from error
             log.warning("%s; the data workers are slow, or the storage does not answer", waited)
             continue
         if isinstance(batch, _Failure):
-            raise RuntimeError(f"a data worker failed; its traceback:\n{batch.traceback}")
+            raise RuntimeError(f"a data worker failed; its traceback:\n{batch}")
         waits = 0
         yield batch
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """The last word of a worker. A worker that lets torch pass the error on holds its end up by ten seconds."""
-
-    traceback: str
+class _Failure(str):
+    """The traceback of a worker, its last word: one that lets torch pass the error on ends ten seconds late."""
 
 
 class _Turns(IterableDataset):
     """Gives process i the worker whose turn is i-th; torch asks the processes in turn."""
 
     def __init__(self, make: Callable[[int], Iterator[Batch]], first: int, num_workers: int) -> None:
-        self._make = make
-        self._first = first
-        self._num_workers = num_workers
+        self._make, self._first, self._num_workers = make, first, num_workers
 
     def __iter__(self) -> Iterator[Batch | _Failure]:
         try:

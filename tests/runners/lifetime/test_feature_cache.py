@@ -56,8 +56,8 @@ def test_features_of_other_settings_are_not_found(warm, make, tmp_path):
 def test_a_damaged_cache_is_mended(warm, make, tools, tmp_path):
     first, second = make("json"), make("json")
     warm.train(first, *cached(tmp_path))
-    for rows in tmp_path.glob("*/*.rows"):
-        rows.write_bytes(rows.read_bytes()[:-2000])
+    for features in tmp_path.glob("*/??/*"):
+        features.write_bytes(features.read_bytes()[:-2000])
     fixed = warm.train(second, *cached(tmp_path))
     assert "is damaged; its image is encoded again" in fixed.text()
     assert tools["logged"](second.runs()[0]) == tools["logged"](first.runs()[0])

@@ -1,0 +1,154 @@
+"""The files of a feature cache: several writers, kills, damage, and what may happen to the folder while runs use it."""
+
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.datasets.feature_store import FeatureStore, RowShape, image_digest
+from minigpt4.models.feature_cache import FeatureCache
+from minigpt4.processors import Blip2ImageEvalProcessor
+
+SHAPE = RowShape(tokens=4, width=6, dtype="float16")
+SCRIPT = """
+import os, resource, signal, sys
+from pathlib import Path
+import numpy as np
+from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.datasets.feature_store import FeatureStore, RowShape, image_digest
+from minigpt4.models.feature_cache import FeatureCache
+from minigpt4.processors import Blip2ImageEvalProcessor
+
+folder = Path(sys.argv[1])
+def fill(shape, count):
+    store = FeatureStore(folder, shape)
+    for number in range(count):
+        store.add(image_digest(str(number).encode()), np.full((shape.tokens, shape.width), number % 1000, np.float16))
+        print(number, flush=True)
+"""
+
+
+def digest(number):
+    return image_digest(str(number).encode())
+
+
+def row(number):
+    return np.full((4, 6), number, np.float16)
+
+
+def fill(store, numbers):
+    for number in numbers:
+        store.add(digest(number), row(number))
+
+
+def have(store, numbers):
+    return [n for n in numbers if (found := store.get(digest(n))) is not None and np.array_equal(found, row(n))]
+
+
+def command(code, folder):
+    return [sys.executable, "-c", SCRIPT + code, str(folder)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "cache"
+
+
+def test_several_writers_share_a_folder_and_a_copy_in_another_process_does_too(folder):
+    stores = [FeatureStore(folder, SHAPE) for _ in range(3)]
+    copy = pickle.loads(pickle.dumps(stores[0]))
+    for number in range(30):
+        fill(stores[number % 3], [number])
+    for store in (*stores, copy, FeatureStore(folder, SHAPE)):
+        assert have(store, range(31)) == list(range(30))
+    with pytest.raises(ValueError, match="shape"):
+        copy.add(digest(1), np.zeros((4, 7), np.float16))
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "cut off", "empty"])
+def test_damage_is_noticed_and_made_good(folder, damage, caplog):
+    store = FeatureStore(folder, SHAPE)
+    fill(store, range(5))
+    file = folder / digest(3)[:2] / digest(3)
+    content = bytearray(file.read_bytes())
+    content[5] ^= 1
+    file.write_bytes({"flipped bit": content, "cut off": content[:-1], "empty": b""}[damage])
+    assert have(store, range(5)) == [0, 1, 2, 4]
+    assert f"{file}: is damaged" in caplog.text
+    fill(store, [3])
+    assert have(FeatureStore(folder, SHAPE), range(5)) == list(range(5))
+
+
+def test_what_is_deleted_while_it_is_used_is_kept_again(folder, caplog):
+    store, reader = FeatureStore(folder, SHAPE), FeatureStore(folder, SHAPE)
+    fill(store, range(5))
+    shutil.rmtree(folder)
+    assert have(reader, range(5)) == []
+    fill(store, range(10))
+    assert have(reader, range(10)) == list(range(10))
+    shutil.rmtree(folder)
+    folder.write_text("a file in its place")
+    fill(store, range(10, 20))
+    assert have(store, range(20)) == []
+    assert caplog.text.count("keeps no more features") == 1
+
+
+def test_a_writer_that_is_killed_leaves_whole_files(folder):
+    code = "fill(RowShape(4, 6, 'float16'), 100000)"
+    with subprocess.Popen(command(code, folder), stdout=subprocess.PIPE, text=True) as process:
+        while int(process.stdout.readline()) < 40:
+            pass
+        process.kill()
+    store = FeatureStore(folder, SHAPE)
+    assert have(store, range(41)) == list(range(41))
+    assert all(file.stat().st_size == SHAPE.nbytes + 4 for file in folder.glob("*/*") if not file.name.startswith("."))
+
+
+def test_a_full_disk_costs_features_and_one_warning(folder):
+    """A file that would grow beyond the limit is an OSError, as on a full disk."""
+    code = """
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+fill(RowShape(4, 6, 'float16'), 20)
+resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30))
+fill(RowShape(4, 6, 'float16'), 100)
+"""
+    result = subprocess.run(command(code, folder), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("keeps no more features") == 1
+    assert have(FeatureStore(folder, SHAPE), range(100)) == list(range(20))
+
+
+def test_a_fresh_cache_is_opened_by_many_ranks_at_once(folder):
+    code = """
+cache = FeatureCache(folder, MiniGPT4Config())
+for turn in range(12):
+    processor = Blip2ImageEvalProcessor(image_size=14 + turn)
+    together, go = os.pipe()
+    children = []
+    for _ in range(8):
+        if not (child := os.fork()):
+            os.close(go)
+            os.read(together, 1)  # all start when the parent closes its end
+            cache.store(processor)
+            os._exit(0)
+        children.append(child)
+    os.close(go)
+    os.close(together)
+    assert not any(os.waitpid(child, 0)[1] for child in children), turn
+"""
+    result = subprocess.run(command(code, folder), capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert len(list(folder.iterdir())) == 12
+    assert {len(list(path.iterdir())) for path in folder.iterdir()} == {1}
+
+
+def test_a_path_that_cannot_be_a_folder_is_an_error_that_names_the_key(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("n" * 300)):
+        with pytest.raises(ConfigError, match=r"run\.feature_cache: .*name another folder"):
+            FeatureCache(path, MiniGPT4Config()).store(Blip2ImageEvalProcessor(image_size=224))
