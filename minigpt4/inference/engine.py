@@ -193,7 +193,7 @@ class BusyError(MiniGPT4Error):
 
 
 class Engine:
-    """Answers requests, several together; a `Backend` of chats.
+    """Answers requests, several together.
 
     Args:
         model: a `MiniGPT4` on its device, in eval mode.

@@ -206,8 +206,7 @@ class Pipeline:
     ) -> str | list[str]:
         """The caption of an image, or a list of captions of several.
 
-        Prompt and decoding are those of the configuration, as in an evaluation, where nothing else is said. Sampling
-        draws from torch's random stream: `torch.manual_seed` repeats it.
+        Prompt and decoding default to those of the configuration; `torch.manual_seed` repeats sampling.
 
         Args:
             images: a PIL image, a path, or several of them.

@@ -24,6 +24,7 @@ POLICY = (
 )
 """What the browser may ask for: this server alone, whatever an answer names."""
 API = "/gradio_api/"
+UPLOAD = f"{API}upload"
 READ = compile(
     r"/(?:(?:config|logout)/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(?:assets|static|svelte)/[\w./@+~-]+)?"
     rf"|{API}(?:startup-events|login_check|user|app_id|info|upload_progress|queue/(?:data|status)|heartbeat/[\w-]+)/?"
@@ -84,6 +85,8 @@ class Gate:
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app, self._most = app, limits.images * limits.image_bytes
         self._uploads = Path(gr.utils.get_upload_folder()).resolve()
+        self._incoming = 0
+        """Bytes of uploads that are not stored yet."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI has it."""
@@ -98,7 +101,12 @@ class Gate:
             await send(message)
 
         answer = PlainTextResponse(text, status) if status else self._app
-        await answer(scope, receive, send_with_policy)
+        incoming = _length(scope) if not status and scope["path"].startswith(UPLOAD) else 0
+        self._incoming += incoming
+        try:
+            await answer(scope, receive, send_with_policy)
+        finally:
+            self._incoming -= incoming
 
     async def _checked(self, scope: Scope, receive: Receive) -> tuple[int, str, Receive]:
         """The status and reason to refuse a request with, 0 to let it pass; and what its body is read from."""
@@ -107,15 +115,14 @@ class Gate:
             return 404, "there is no such path", receive
         if reads or path.startswith("/login"):
             return 0, "", receive
-        is_upload = path.startswith(f"{API}upload")
-        length = int(dict(scope["headers"]).get(b"content-length", -1))
+        is_upload, length = path.startswith(UPLOAD), _length(scope)
         if length < 0:
             return 411, "send the header Content-Length", receive
         if length > (self._most + FORM_BYTES if is_upload else CALL_BYTES):
             return 413, "too large; send a smaller image", receive
         if is_upload:
             stored = sum(file.stat().st_size for file in self._uploads.rglob("*") if file.is_file())
-            is_full = stored + length > STORED * self._most
+            is_full = stored + self._incoming + length > STORED * self._most
             return (503 if is_full else 0), "there is no room for more images; try again later", receive
         body = b""
         while len(body) < length:
@@ -141,3 +148,8 @@ class Gate:
             raise ValueError("path: the image is not here; give it again")
         if "component" in values:
             raise ValueError("component: messages hold text and images only")
+
+
+def _length(scope: Scope) -> int:
+    """Of a request's body, as its head says; -1 where it does not."""
+    return int(dict(scope["headers"]).get(b"content-length", -1))
