@@ -223,7 +223,7 @@ def serve(args: argparse.Namespace, config: Config) -> int:
             signal.signal(number, lambda *_: over.set())
         print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
         over.wait()
-        page.close()
+        page.blocks.close(verbose=False)
     return 0
 
 

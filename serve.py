@@ -11,15 +11,16 @@ import importlib.util
 import logging
 import signal
 
-from minigpt4.common.binding import require_paths
+from minigpt4.common.binding import bind, require_paths
 from minigpt4.common.config import Config
+from minigpt4.common.config_files import parse_options
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import end, exit_status
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("fastapi", "uvicorn", "prometheus_client", "httpcore2")
+PACKAGES = ("fastapi", "uvicorn")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,13 +34,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8000, help="port to listen on, 0 for any (8000)")
     parser.add_argument("--max-rows", type=int, default=8, help="answers generated at once (8)")
     parser.add_argument("--limits", nargs="*", default=[], metavar="NAME=VALUE", help="override limits")
-    parser.add_argument(
-        "--allow-image-host",
-        action="append",
-        default=[],
-        metavar="HOST[:PORT]",
-        help="host that image URLs may name; without one only data URLs are accepted",
-    )
     return parser.parse_args(argv)
 
 
@@ -54,22 +48,21 @@ def serve(args: argparse.Namespace) -> None:
     """Load, listen, and answer until a signal comes."""
     require_packages()
     from minigpt4.serving.api.access import Access, ApiLimits
-    from minigpt4.serving.api.app import KEY_VARIABLE, address_of, api_key, bind, build_app, is_local, make_server
-    from minigpt4.serving.api.images import AllowedHosts, RemoteImages
+    from minigpt4.serving.api.app import KEY_VARIABLE, address_of, api_key, build_app, is_local, listen, make_server
     from minigpt4.serving.loading import load_engine
 
     if args.max_rows < 1:
         raise ConfigError(f"--max-rows: {args.max_rows} must be above 0")
-    limits = ApiLimits.changed(args.limits)
-    key, hosts = api_key(), AllowedHosts(args.allow_image_host)
+    limits = bind(ApiLimits, parse_options(args.limits), section="limits", source="--limits")
+    key = api_key()
     config = Config(args).validate(training=False)
     require_paths({"model": config.model}, config.source)
-    with bind(args.host, args.port) as bound:
+    with listen(args.host, args.port) as bound:
         if key is None and not is_local(bound):
             log.warning("Whoever reaches %s may use this server: set %s", address_of(bound), KEY_VARIABLE)
         settings = {"max_rows": args.max_rows, "max_waiting": limits.waiting}
         with load_engine(config, args.ckpt, args.gpu_id, **settings) as engine:
-            app = build_app(engine, limits, Access(key, is_local(bound)), RemoteImages(hosts, limits))
+            app = build_app(engine, limits, Access(key, is_local(bound)))
             log.info("Listening on %s; models: %s", address_of(bound), ", ".join(engine.checkpoints))
             make_server(app, limits).run(sockets=[bound])
     log.info("Ended")

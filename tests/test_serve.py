@@ -101,13 +101,14 @@ def test_the_command_serves_until_a_signal_and_logs_no_contents(process):
         while not process.health()["waiting"] and not whole.done():
             pass
         process.process.send_signal(signal.SIGTERM)
-        with pytest.raises(openai.APIError, match="shutting down"):
+        with pytest.raises(openai.APIError, match="stopped"):
             list(stream)
-        with pytest.raises(openai.InternalServerError, match="shutting down"):
+        with pytest.raises(openai.InternalServerError, match="stopped"):
             whole.result()
     assert process.ended() == 0
     tokens = f"{answer.usage.prompt_tokens}\\+{answer.usage.completion_tokens}"
-    assert re.search(rf"POST /v1/chat/completions 200 [\d.]+ s model=second tokens={tokens}\n", process.log)
+    assert re.search(rf"model=second tokens={tokens} [\d.]+ s", process.log)
+    assert '"POST /v1/chat/completions HTTP/1.1" 200' in process.log
     for secret in ("Zebras", KEY, "Traceback"):
         assert secret not in process.log
 
@@ -115,8 +116,7 @@ def test_the_command_serves_until_a_signal_and_logs_no_contents(process):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--limits", "imagebytes=5"], "there is no limit 'imagebytes'; did you mean 'image_bytes'?"),
-        (["--allow-image-host", "http://x"], "is no host"),
+        (["--limits", "imagebytes=5"], "did you mean 'image_bytes'?"),
         (["--ckpt", "other=nowhere.pth"], "there is no file"),
         (["--ckpt", "minigpt4_tiny={ckpt}"], "is the name of model.ckpt already"),
         (["--options", "model.ckpt="], "model.ckpt names no checkpoint"),

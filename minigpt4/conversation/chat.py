@@ -10,7 +10,7 @@ for piece in chat.stream("Tell me more."):
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 from minigpt4.common.errors import SampleError
 from minigpt4.conversation.decoding import GREEDY, Decoding
@@ -50,67 +50,33 @@ class Request:
     """Seconds from the request to the last word; None: as long as it takes."""
 
 
-class Reply(Protocol):
-    """An answer in the making; iterate over its pieces, which joined are the answer."""
-
-    prompt_tokens: int
-    """Positions that the prompt takes, images included; 0 until it was read."""
-    completion_tokens: int
-    dropped_turns: int
-    """Oldest turns that did not fit into the LLM's context."""
-    finish_reason: str | None
-    """None while it goes on; "stop": the model ended it; "length": the token limit did; "cancelled"."""
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    def close(self) -> None:
-        """Stop the answer; returns at once, and does nothing to one that has ended."""
-
-
-class Backend(Protocol):
-    """Runs the model: an `Engine`, which lies a layer above."""
-
-    @property
-    def context_length(self) -> int:
-        """Positions that the LLM reads, prompt and answer together."""
-
-    def look(self, image: "Image.Image") -> Picture:
-        """The image as the model reads it."""
-
-    def new_conversation(self) -> Turns:
-        """An empty conversation in the model's template."""
-
-    def submit(self, request: Request) -> Reply:
-        """Ask for an answer. Errors of the request come when the reply is read."""
-
-
 @dataclass
 class Chat:
     """One conversation.
 
     Fields:
-        backend: runs the model, such as an `Engine`.
+        engine: an `Engine`, which lies a layer above.
         conversation: what was said; by default empty, in the model's template.
         pictures: the images that were shown, in the order of the conversation's placeholders.
-        checkpoint: name of the checkpoint that answers; None: the backend's first.
+        checkpoint: name of the checkpoint that answers; None: the engine's first.
         timeout: seconds that an answer may take, waiting included; then reading it raises a TimeoutError.
-        reply: the answer that was asked for last: tokens, turns that were left out, how it ended.
+        reply: the `EngineReply` that was asked for last: tokens, turns that were left out, how it ended.
     """
 
-    backend: Backend
+    engine: Any
     conversation: Turns | None = None
     pictures: list[Picture] = field(default_factory=list)
     checkpoint: str | None = None
     timeout: float | None = None
-    reply: Reply | None = None
+    reply: Any = None
 
     def __post_init__(self) -> None:
         if self.conversation is None:
-            self.conversation = self.backend.new_conversation()
+            self.conversation = self.engine.new_conversation()
 
     def show(self, image: "Image.Image") -> str:
         """The user shows an image; the next question is about it, and about those before. Returns its id."""
-        picture = self.backend.look(image)
+        picture = self.engine.look(image)
         self.pictures.append(picture)
         self.conversation.add_image()
         return picture.image_id
@@ -147,14 +113,14 @@ class Chat:
 
     def restart(self) -> None:
         """Forget everything."""
-        self.conversation, self.pictures, self.reply = self.backend.new_conversation(), [], None
+        self.conversation, self.pictures, self.reply = self.engine.new_conversation(), [], None
 
     def _answer(self, question: str, decoding: Decoding, seed: int | None, before: Turns) -> Iterator[str]:
         said = ""
         try:
             self.conversation.ask(question)
             self.conversation.open_answer()
-            self.reply = self.backend.submit(
+            self.reply = self.engine.submit(
                 Request(
                     self.conversation.copy(),
                     tuple(self.pictures),

@@ -7,6 +7,7 @@ conversation.open_answer()
 conversation.get_prompt()  # "...###Human: <Img><ImageHere></Img> What is this?###Assistant: "
 """
 
+import copy
 import re
 from bisect import bisect_left
 from collections.abc import Callable
@@ -152,8 +153,11 @@ class Turns:
         answers = shown[1::2] + [None] * (len(shown) % 2)
         return [list(pair) for pair in zip(shown[::2], answers, strict=True)]
 
-    def _copied_messages(self) -> list[list[Any]]:
-        return [list(message) for message in self.messages]
+    def copy(self) -> Self:
+        """The same conversation with messages of its own, to go on independently."""
+        twin = copy.copy(self)
+        twin.messages = [list(message) for message in self.messages]
+        return twin
 
 
 def _question(text: str | None) -> str:
@@ -211,25 +215,12 @@ class Conversation(Turns):
             parts.append(f"{role}{text}{end}" if text else role)
         return "".join(parts)
 
-    def copy(self) -> Self:
-        """The same conversation with messages of its own, to go on independently."""
-        return type(self)(
-            system=self.system,
-            roles=self.roles,
-            messages=self._copied_messages(),
-            offset=self.offset,
-            sep_style=self.sep_style,
-            sep=self.sep,
-            sep2=self.sep2,
-            conv_id=self.conv_id,
-        )
-
     def dict(self) -> "dict[str, Any]":  # quoted: in this class, dict is this method
         """The conversation in plain types under the published keys, ready for JSON."""
         return {
             "system": self.system,
             "roles": list(self.roles),
-            "messages": self._copied_messages(),
+            "messages": self.copy().messages,
             "offset": self.offset,
             "sep": self.sep,
             "sep2": self.sep2,
@@ -255,7 +246,7 @@ _TEMPLATES = {
 
 
 def get_template(name: str) -> Conversation:
-    """A fresh conversation of the template; ConfigError lists the names when there is no such template."""
+    """A fresh conversation of the template; ConfigError for an unknown name."""
     if name in _TEMPLATES:
         return _TEMPLATES[name].copy()
     raise ConfigError(f"unknown conversation template '{name}'; {hint(str(name), _TEMPLATES)}")
@@ -295,22 +286,6 @@ class TemplateConversation(Turns):
                 parts.append(f"{text}{self.end_sym}")
         return "".join(parts)
 
-    def copy(self) -> Self:
-        """The same conversation with messages of its own."""
-        twin = type(self)(self.template, self.end_sym, self.system)
-        twin.messages = self._copied_messages()
-        return twin
-
-    def dict(self) -> "dict[str, Any]":  # quoted: in this class, dict is this method
-        """The conversation in plain types, ready for JSON."""
-        return {
-            "system": self.system,
-            "template": self.template,
-            "end_sym": self.end_sym,
-            "roles": list(self.roles),
-            "messages": self._copied_messages(),
-        }
-
 
 class TokenizerConversation(Turns):
     """A conversation written in the tokenizer's chat template; `system` None leaves that message out.
@@ -347,22 +322,6 @@ class TokenizerConversation(Turns):
             chat.append({"role": role, "content": " ".join(text for _, text in turn)})
         is_open = bool(self.messages) and self.messages[-1][0] == _ASSISTANT and not self.messages[-1][1]
         return _render(self.tokenizer, chat, add_generation_prompt=is_open) if chat else ""
-
-    def copy(self) -> Self:
-        """The same conversation with messages of its own; the tokenizer is shared."""
-        twin = type(self)(self.tokenizer, self.system)
-        twin.messages = self._copied_messages()
-        return twin
-
-    def dict(self) -> "dict[str, Any]":  # quoted: in this class, dict is this method
-        """The conversation in plain types, ready for JSON; the tokenizer by its name."""
-        return {
-            "system": self.system,
-            "roles": list(self.roles),
-            "messages": self._copied_messages(),
-            "offset": self.offset,
-            "tokenizer": _name(self.tokenizer),
-        }
 
 
 # Stands for the instruction while a template is rendered; letters only, so no template changes it.

@@ -5,14 +5,16 @@ print(Chat(engine).ask("Hello?"))          # works while it is read
 engine.start()                             # or in a thread of its own, for many readers at once
 """
 
+import asyncio
 import hashlib
 import logging
 import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,28 +35,29 @@ log = logging.getLogger(__name__)
 
 
 class EngineReply:
-    """An answer between the thread that makes it and its reader: pieces to iterate over, counts to look at in between.
+    """An answer between the thread that makes it and its reader: iterate over its pieces, which joined are the answer.
 
-    Args:
-        request: what is answered.
-        drive: makes the engine work for a reader that waits; None where a thread of its own does.
-        notify: called, in the engine's thread, whenever there is something new to read.
+    Attributes:
+        prompt_tokens: positions that the prompt takes, images included; 0 until it was read.
+        dropped_turns: oldest turns that did not fit into the LLM's context.
+        finish_reason: None while it goes on; "stop": the model ended it; "length": the token limit did; "cancelled".
     """
 
-    def __init__(
-        self, request: Request, drive: Callable[[], None] | None = None, notify: Callable[[], None] | None = None
-    ) -> None:
+    def __init__(self, request: Request, drive: Callable[[], None] | None = None) -> None:
         self.request = request
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self.dropped_turns = 0
+        self.prompt_tokens = self.completion_tokens = self.dropped_turns = 0
         self.finish_reason: str | None = None
         self.deadline = None if request.timeout is None else time.monotonic() + request.timeout
         self.stop = [*filter(None, [request.conversation.answer_end]), *request.stop]
+        self.is_over = False
+        self.row: GenerationState | None = None
+        """With one beam, a row of the decoder."""
+        self.search: Generator[None, None, list[list[int]]] | None = None
+        """With several beams, a search of its own."""
         self._stream = TextStream(self.stop, request.conversation.answer_start)
-        self._drive, self._notify = drive, notify
+        self._drive = drive
+        self._notify: Callable[[], Any] | None = None
         self._news: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
-        self._is_over = threading.Event()
 
     # For the reader
 
@@ -70,53 +73,50 @@ class EngineReply:
                 raise news
             yield news
 
-    def waiting_news(self) -> list[str | Exception | None]:
-        """What can be read without waiting: pieces, then None or an error at the end; for asynchronous readers."""
-        news = []
-        while not self._news.empty():
-            news.append(self._news.get())
-        return news
+    async def __aiter__(self) -> AsyncIterator[str]:
+        """The same in an event loop, from an engine with a thread of its own."""
+        changed = asyncio.Event()
+        self._notify = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
+        while True:
+            while not self._news.empty():
+                news = self._news.get()
+                if news is None:
+                    return
+                if isinstance(news, Exception):
+                    raise news
+                yield news
+            await changed.wait()
+            changed.clear()
 
     def close(self) -> None:
-        """No further words are wanted; the engine notices before its next token."""
+        """Stop the answer; returns at once, and does nothing to one that has ended."""
         self._end("cancelled")
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing more will come."""
-        return self._is_over.is_set()
 
     # For the engine
 
-    def grow(self, text: str, tokens: int) -> None:
-        """The answer's text so far, and how many tokens it has."""
+    def grow(self, text: str, tokens: int, ended: bool | None) -> None:
+        """The answer's text so far, how many tokens it has, and how it ended: by the model, by the limit, not yet."""
         self.completion_tokens = tokens
-        self._put(self._stream.feed(text))
-
-    def finish(self, text: str, tokens: int, ended: bool) -> None:
-        """The answer is whole: ended by the model, or by the token limit."""
-        self.completion_tokens = tokens
-        self._put(self._stream.finish(text))
-        self._end("stop" if ended else "length")
+        piece = self._stream.feed(text) if ended is None else self._stream.finish(text)
+        if piece and not self.is_over:
+            self._tell(piece)
+        if ended is not None:
+            self._end("stop" if ended else "length")
 
     def fail(self, error: Exception) -> None:
         """There will be no answer, or no more of it."""
         self._end(None, error)
 
     def _end(self, reason: str | None, error: Exception | None = None) -> None:
-        if not self._is_over.is_set():
-            self.finish_reason = reason
-            self._is_over.set()
+        if not self.is_over:
+            self.finish_reason, self.is_over = reason, True
             self._tell(error)
-
-    def _put(self, piece: str) -> None:
-        if piece and not self._is_over.is_set():
-            self._tell(piece)
 
     def _tell(self, news: str | Exception | None) -> None:
         self._news.put(news)
         if self._notify is not None:
-            self._notify()
+            with suppress(RuntimeError):  # the reader's loop is closed
+                self._notify()
 
 
 def look(image: Image.Image, processor: BaseProcessor) -> Picture:
@@ -185,56 +185,6 @@ class CheckpointSwitch:
             parameter.copy_(weights[name])
 
 
-class PictureEncoder:
-    """Image tokens, kept for the images that were asked about last.
-
-    Shapes: Q image tokens, V channels before the projection, D channels of the LLM.
-
-    Args:
-        switch: the checkpoints of a `MiniGPT4` in eval mode.
-        keep: images that are remembered.
-    """
-
-    def __init__(self, switch: CheckpointSwitch, keep: int) -> None:
-        self.switch, self.model, self._keep = switch, switch.model, keep
-        self._features: OrderedDict[str, Tensor] = OrderedDict()
-        self._embeds: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
-
-    @torch.inference_mode()
-    def embeds(self, pictures: Sequence[Picture], checkpoint: str) -> list[Tensor]:
-        """Embeddings (1, Q, D) of each picture."""
-        self.switch.use(checkpoint)
-        missing = {p.image_id: p for p in pictures if (checkpoint, p.image_id) not in self._embeds}
-        own = {p.image_id: self._embeds[checkpoint, p.image_id] for p in pictures if p.image_id not in missing}
-        if missing:
-            embeds_BQD = self.model.project(self._image_features(list(missing.values())))
-            own |= zip(missing, embeds_BQD.split(1), strict=True)
-        for image_id, embeds_1QD in own.items():
-            _remember(self._embeds, (checkpoint, image_id), embeds_1QD, self._keep)
-        return [own[picture.image_id] for picture in pictures]
-
-    def _image_features(self, pictures: Sequence[Picture]) -> Tensor:
-        """What the projection reads, (B, Q, V)."""
-        missing = [picture for picture in pictures if picture.image_id not in self._features]
-        own = {p.image_id: self._features[p.image_id] for p in pictures if p not in missing}
-        if missing:
-            features_BQV = self.model.image_features(torch.stack([picture.pixels_3SS for picture in missing]))
-            if not self.model.vision_is_frozen:  # another checkpoint sees it in another way: nothing was kept
-                return features_BQV
-            own |= zip((picture.image_id for picture in missing), features_BQV.split(1), strict=True)
-        for image_id, features_1QV in own.items():
-            _remember(self._features, image_id, features_1QV, self._keep)
-        return torch.cat([own[picture.image_id] for picture in pictures])
-
-
-def _remember(memory: OrderedDict, key: Any, value: Tensor, keep: int) -> None:
-    """Put it last; the one that was used longest ago goes if there are too many."""
-    memory[key] = value
-    memory.move_to_end(key)
-    while len(memory) > keep:
-        memory.popitem(last=False)
-
-
 OUT_OF_MEMORY = "the GPU's memory is full: fewer answers at once, shorter answers, or fewer beams need less"
 
 
@@ -243,7 +193,7 @@ class BusyError(MiniGPT4Error):
 
 
 class Engine:
-    """Answers requests, several together; a `Backend` of chats.
+    """Answers requests, several together.
 
     Args:
         model: a `MiniGPT4` on its device, in eval mode.
@@ -276,10 +226,11 @@ class Engine:
         for other, path in (checkpoints or {}).items():
             self._switch.load(path)
             self._switch.keep(other)
-        self._encoder = PictureEncoder(self._switch, keep_images)
+        self._keep_images = keep_images
+        self._features: OrderedDict[tuple[str | None, str], Tensor] = OrderedDict()
         self._decoder = BatchDecoder(model.llama_model, model.llama_tokenizer, end_tokens(model.llama_model))
         self._waiting: deque[EngineReply] = deque()
-        self._running: list[_Job] = []
+        self._running: list[EngineReply] = []
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stops = False
@@ -319,11 +270,8 @@ class Engine:
         """An empty conversation in the model's template."""
         return conversation_for(self.model)
 
-    def submit(self, request: Request, notify: Callable[[], None] | None = None) -> EngineReply:
+    def submit(self, request: Request) -> EngineReply:
         """Ask for an answer.
-
-        Args:
-            notify: called, in the engine's thread, whenever there is something new to read.
 
         Raises:
             BusyError: too many requests wait.
@@ -336,7 +284,7 @@ class Engine:
                 raise BusyError(f"{self.max_waiting} requests wait already; try again later")
             if self._stops:
                 raise RunError("the engine was stopped")
-            reply = EngineReply(request, drive=None if self._thread else self.tick, notify=notify)
+            reply = EngineReply(request, drive=None if self._thread else self.tick)
             self._waiting.append(reply)
             self._changed.notify()
         return reply
@@ -356,7 +304,7 @@ class Engine:
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
-        self._fail(RunError("the engine was stopped"), [*self._replies(), *self._waiting])
+        self._fail(RunError("the engine was stopped"), [*self._running, *self._waiting])
 
     def __enter__(self) -> "Engine":
         return self.start()
@@ -383,70 +331,63 @@ class Engine:
             self._step()
         except Exception as error:  # whatever it is must reach the readers, and the next request finds an empty batch
             log.exception("The answers in progress are lost")
-            self._fail(_readable(error), self._replies())
+            self._fail(_readable(error), self._running)
 
     def _leave(self) -> None:
-        """Answers that nobody wants any more, or that took too long."""
+        """Forget answers that nobody wants any more, or that took too long."""
         now = time.monotonic()
         with self._changed:
-            waiting = list(self._waiting)
-        for reply in [*self._replies(), *waiting]:
-            if reply.deadline is not None and now > reply.deadline:
-                reply.fail(TimeoutError(f"the answer took longer than {reply.request.timeout:g} s"))
-        self._forget_over()
-        with self._changed:  # their places in the queue are for others
+            for reply in [*self._running, *self._waiting]:
+                if reply.deadline is not None and now > reply.deadline:
+                    reply.fail(TimeoutError(f"the answer took longer than {reply.request.timeout:g} s"))
             self._waiting = deque(reply for reply in self._waiting if not reply.is_over)
+        self._forget_over()
 
     def _forget_over(self) -> None:
-        over = [job for job in self._running if job.reply.is_over]
-        self._decoder.remove([job.row for job in over if job.row is not None])
-        self._running = [job for job in self._running if job not in over]
+        self._decoder.remove([reply.row for reply in self._running if reply.is_over and reply.row is not None])
+        self._running = [reply for reply in self._running if not reply.is_over]
 
     def _admit(self) -> None:
         """Waiting requests in their order, as long as there is room."""
-        llm, tokenizer, device = self.model.llama_model, self.model.llama_tokenizer, self.model.device
-        rows, texts, images = [], [], []
+        llm, tokenizer, model = self.model.llama_model, self.model.llama_tokenizer, self.model
+        joining, texts, images = [], [], []
         for reply in self._take_waiting():
-            decoding = reply.request.decoding
+            decoding, seed = reply.request.decoding, reply.request.seed
             try:
                 text, embeds = self._read(reply)
                 if decoding.num_beams > 1:
                     search = beam_search(llm, tokenizer, decoding, reply.stop)
-                    steps = search.steps(llm, *self.model.prompt_embeds([text], [embeds]), first_token(llm))
-                    self._running.append(_Job(reply, steps=steps))
+                    reply.search = search.steps(llm, *model.prompt_embeds([text], [embeds]), first_token(llm))
+                    self._running.append(reply)
                     continue
-                generator = None
-                if decoding.do_sample and reply.request.seed is not None:
-                    generator = torch.Generator(device).manual_seed(reply.request.seed)
-                row = GenerationState([first_token(llm)], decoding, reply.stop, generator)
+                is_seeded = decoding.do_sample and seed is not None
+                generator = torch.Generator(model.device).manual_seed(seed) if is_seeded else None
+                reply.row = GenerationState([first_token(llm)], decoding, reply.stop, generator)
             except Exception as error:  # of this request alone
                 reply.fail(_readable(error))
                 continue
-            rows.append(_Job(reply, row))
+            joining.append(reply)
             texts.append(text)
             images.append(embeds)
-        if rows:
-            self._running += rows
-            self._decoder.add([job.row for job in rows], *self.model.prompt_embeds(texts, images))
+        if joining:
+            self._running += joining
+            self._decoder.add([reply.row for reply in joining], *model.prompt_embeds(texts, images))
 
     def _take_waiting(self) -> list[EngineReply]:
         taken: list[EngineReply] = []
-        rows = sum(job.reply.request.decoding.num_beams for job in self._running)
+        rows = sum(reply.request.decoding.num_beams for reply in self._running)
         with self._changed:
             while self._waiting:
-                reply = self._waiting[0]
-                rows += reply.request.decoding.num_beams
+                rows += self._waiting[0].request.decoding.num_beams
                 if rows > self.max_rows and (taken or self._running):
                     break
-                self._waiting.popleft()
-                if not reply.is_over:
-                    taken.append(reply)
-        return taken
+                taken.append(self._waiting.popleft())
+        return [reply for reply in taken if not reply.is_over]
 
     def _read(self, reply: EngineReply) -> tuple[str, list[Tensor]]:
         """The prompt of a request and the embeddings (1, Q, D) of its images; SampleError if they do not fit."""
         request = reply.request
-        embeds = self._encoder.embeds(request.pictures, self._switch.name(request.checkpoint))
+        embeds = self._image_embeds(request.pictures, self._switch.name(request.checkpoint))
         image_tokens = [embeds_1QD.shape[1] for embeds_1QD in embeds]
 
         def length(prompt: str) -> int:
@@ -456,38 +397,47 @@ class Engine:
             length, request.decoding.max_new_tokens, self.model.context_length
         )
         text = fitted.get_prompt()
-        if text.count(IMAGE_PLACEHOLDER) != len(embeds):  # it would end the answers of all who are embedded with it
-            raise SampleError(
-                f"the conversation has room for {text.count(IMAGE_PLACEHOLDER)} images, not {len(embeds)}"
-            )
+        places = text.count(IMAGE_PLACEHOLDER)
+        if places != len(embeds):  # it would end the answers of all who are embedded with it
+            raise SampleError(f"the conversation has room for {places} images, not {len(embeds)}")
         reply.prompt_tokens = length(text)
         return text, embeds
+
+    @torch.inference_mode()
+    def _image_embeds(self, pictures: Sequence[Picture], checkpoint: str) -> list[Tensor]:
+        """Embeddings (1, Q, D) of each picture; what the projection reads is kept for the latest images."""
+        self._switch.use(checkpoint)
+        seen_by = None if self.model.vision_is_frozen else checkpoint
+        known = {picture.image_id: self._features.get((seen_by, picture.image_id)) for picture in pictures}
+        missing = {p.image_id: p.pixels_3SS for p in pictures if known[p.image_id] is None}
+        if missing:
+            features_BQV = self.model.image_features(torch.stack(list(missing.values())))
+            known |= zip(missing, features_BQV.split(1), strict=True)
+        for image_id, features_1QV in known.items():
+            self._features[seen_by, image_id] = features_1QV
+            self._features.move_to_end((seen_by, image_id))
+        while len(self._features) > self._keep_images:
+            self._features.popitem(last=False)
+        return [self.model.project(known[picture.image_id]) for picture in pictures]
 
     def _step(self) -> None:
         if self._decoder.rows:
             self._decoder.step()
-        for job in self._running:
-            if job.row is not None:
-                self._update(job.reply, job.row.ids, job.row.ended)
+        for reply in self._running:
+            if reply.row is not None:
+                self._update(reply, reply.row.ids, reply.row.ended)
                 continue
             try:
-                next(job.steps)  # a search has nothing to say before its end
+                next(reply.search)  # a search has nothing to say before its end
             except StopIteration as end:
                 (ids,) = end.value
                 text = self.model.llama_tokenizer.decode(ids[1:])
-                ended = ids[-1] in self._decoder.end_ids or any(stop in text for stop in job.reply.stop)
-                self._update(job.reply, ids, ended)
+                self._update(reply, ids, ids[-1] in self._decoder.end_ids or any(stop in text for stop in reply.stop))
         self._forget_over()
 
     def _update(self, reply: EngineReply, ids: Sequence[int], ended: bool | None) -> None:
         text = self.model.llama_tokenizer.decode(ids[1:], skip_special_tokens=True)
-        if ended is None:
-            reply.grow(text, len(ids) - 1)
-        else:
-            reply.finish(text, len(ids) - 1, ended)
-
-    def _replies(self) -> list[EngineReply]:
-        return [job.reply for job in self._running]
+        reply.grow(text, len(ids) - 1, ended)
 
     def _fail(self, error: Exception, replies: Sequence[EngineReply]) -> None:
         """Nothing more comes to any of these, and nothing is left in progress."""
@@ -495,15 +445,6 @@ class Engine:
             reply.fail(error)
         self._running = []
         self._decoder.remove(list(self._decoder.rows))
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """An answer in progress: with one beam a row of the decoder, with several a search of its own."""
-
-    reply: EngineReply
-    row: GenerationState | None = None
-    steps: Generator[None, None, list[list[int]]] | None = None
 
 
 def _readable(error: Exception) -> Exception:

@@ -168,21 +168,12 @@ def _refuse_doubles(named: Sequence[tuple[str, str, str]]) -> None:
         seen.add(name)
 
 
-class ImageItem(Protocol):
-    """One image that is asked about."""
-
-    @property
-    def image_id(self) -> str: ...
-
-    @property
-    def file(self) -> Path: ...
-
-
 class Images(Protocol):
     """What can be asked about, such as `ImageList`."""
 
     @property
-    def items(self) -> Sequence[ImageItem]: ...
+    def items(self) -> Sequence[Any]:
+        """Each has `image_id` and `file`."""
 
     def image(self, number: int) -> Tensor | CachedImage:
         """Pixels of one image, (3, S, S) float32, or its row of a cache; SampleError if it cannot be read."""

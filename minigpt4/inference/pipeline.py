@@ -39,7 +39,7 @@ from minigpt4.conversation.decoding import Answer, Decoding
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.datasets.feature_store import CachedBatch
 from minigpt4.inference.engine import CheckpointSwitch, Engine
-from minigpt4.models.feature_cache import FeatureEncoder, lazy_vision_argument
+from minigpt4.models.feature_cache import FeatureEncoder, build_model
 from minigpt4.models.prompting import apply_template, read_prompts
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.processors import BaseProcessor, process_image
@@ -175,10 +175,9 @@ class Pipeline:
         require_paths({"model": cfg.model}, cfg.source)
         self.cfg = cfg
         self.processor = image_processor(cfg)
-        model_class = registry.get_model_class(cfg.model.arch)
-        start = dataclasses.replace(cfg.model, ckpt=None)
-        switches = lazy_vision_argument(cfg) | ({"shard_llm": True} if shard_llm else {})
-        self.model = model_class.from_config(start, device=_device(device), **switches).eval()
+        start = cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None))
+        switches = {"shard_llm": True} if shard_llm else {}
+        self.model = build_model(start, _device(device), **switches).eval()
         self._encoder = FeatureEncoder(self.model)
         self.checkpoint: Path | None = None
         self._switch = CheckpointSwitch(self.model)
@@ -207,8 +206,7 @@ class Pipeline:
     ) -> str | list[str]:
         """The caption of an image, or a list of captions of several.
 
-        Prompt and decoding are those of the configuration, as in an evaluation, where nothing else is said. Sampling
-        draws from torch's random stream: `torch.manual_seed` repeats it.
+        Prompt and decoding default to those of the configuration; `torch.manual_seed` repeats sampling.
 
         Args:
             images: a PIL image, a path, or several of them.

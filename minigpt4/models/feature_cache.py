@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.common.registry import registry
 from minigpt4.common.utils import as_json, quick_hash, replacing
 from minigpt4.datasets.feature_store import CachedBatch, FeatureStore, RowShape
 from minigpt4.models.loading import feature_shape
@@ -100,6 +101,15 @@ def feature_cache(cfg: Config) -> FeatureCache | None:
 def lazy_vision_argument(cfg: Config) -> dict[str, bool]:
     """What a model's `from_config` is told where a cache may know all images."""
     return {"lazy_vision": True} if cfg.run.feature_cache else {}
+
+
+def build_model(cfg: Config, device: torch.device | str = "cpu", **switches: Any) -> nn.Module:
+    """The registered model of `model.arch` with its weights, on `device`, for training, evaluation and inference.
+
+    `switches`: of `from_config`, such as `shard_llm`.
+    """
+    model_class = registry.get_model_class(cfg.model.arch)
+    return model_class.from_config(cfg.model, device=device, **lazy_vision_argument(cfg), **switches)
 
 
 def cached_numbers(cfg: Config) -> dict[str, str]:

@@ -8,11 +8,10 @@ import torch
 
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.registry import registry
 from minigpt4.evaluation.generate import read_checkpoint_list
 from minigpt4.inference.engine import Engine
 from minigpt4.inference.pipeline import image_processor
-from minigpt4.models.feature_cache import lazy_vision_argument
+from minigpt4.models.feature_cache import build_model
 
 
 def checkpoints(cfg: Config, further: Sequence[str]) -> tuple[str, dict[str, Path]]:
@@ -23,7 +22,7 @@ def checkpoints(cfg: Config, further: Sequence[str]) -> tuple[str, dict[str, Pat
 
     Raises:
         ConfigError: `model.ckpt` is not set, or a name is taken.
-        WeightsError: a file is not there.
+        WeightsError: a file is missing.
     """
     if not cfg.model.ckpt:
         raise ConfigError(f"{cfg.source}: model.ckpt names no checkpoint; set it with --options model.ckpt=FILE")
@@ -35,17 +34,7 @@ def checkpoints(cfg: Config, further: Sequence[str]) -> tuple[str, dict[str, Pat
 
 
 def load_engine(cfg: Config, further: Sequence[str], gpu_id: int, **settings: Any) -> Engine:
-    """The engine of a configuration; not started.
-
-    Args:
-        further: checkpoints besides `model.ckpt`, as in `checkpoints`.
-        gpu_id: where there are GPUs; else the CPU.
-        settings: further arguments of `Engine`.
-
-    Raises WeightsError for files that do not fit the model.
-    """
+    """The engine of a configuration, not started; `further` as in `checkpoints`, `settings` as in `Engine`."""
     name, others = checkpoints(cfg, further)
-    device = f"cuda:{gpu_id}" if torch.cuda.is_available() else "cpu"
-    model_class = registry.get_model_class(cfg.model.arch)
-    model = model_class.from_config(cfg.model, device, **lazy_vision_argument(cfg)).eval()
+    model = build_model(cfg, f"cuda:{gpu_id}" if torch.cuda.is_available() else "cpu").eval()
     return Engine(model, image_processor(cfg), others, name, **settings)

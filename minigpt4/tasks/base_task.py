@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from minigpt4.common.config import Config
-from minigpt4.common.registry import registry
 from minigpt4.datasets import BaseDataset, build_datasets
-from minigpt4.models.feature_cache import feature_cache, lazy_vision_argument
+from minigpt4.models.feature_cache import build_model, feature_cache
 from minigpt4.models.fsdp import sharding
 
 
@@ -27,8 +26,7 @@ class BaseTask:
 
     def build_model(self, cfg: Config, device: torch.device | str = "cpu") -> nn.Module:
         """The registered model of `model.arch` with its weights, on `device`."""
-        model_class = registry.get_model_class(cfg.model.arch)
-        return model_class.from_config(cfg.model, device=device, **lazy_vision_argument(cfg), **sharding(cfg.run))
+        return build_model(cfg, device, **sharding(cfg.run))
 
     def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> dict[str, Any]:
         """Forward pass of a training batch: "loss" (mean over targets, nats) and "num_tokens" (targets)."""

@@ -1,72 +1,55 @@
+"""Turns in the template of training."""
+
+import pytest
+
 from minigpt4.conversation.templates import TemplateConversation
 
 VICUNA = "###Human: {} ###Assistant: "
 
 
-def test_one_question_is_the_prompt_of_training():
-    talk = TemplateConversation(VICUNA, "###")
-    talk.add_image()
-    talk.ask("What is this?")
-    talk.open_answer()
-    assert talk.get_prompt() == "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
+def talk(*said, template=VICUNA, end="###", system=None):
+    """Questions and answers in turn; after a question the answer is open."""
+    conversation = TemplateConversation(template, end)
+    if system:
+        conversation.set_system(system)
+    for number, text in enumerate(said):
+        if number % 2:
+            conversation.fill_answer(text)
+        else:
+            conversation.ask(text)
+            conversation.open_answer()
+    return conversation
 
 
-def test_a_second_question_follows_the_ended_answer():
-    talk = TemplateConversation(VICUNA, "###")
-    talk.ask("Hello")
-    talk.open_answer()
-    talk.fill_answer("Hi.")
-    talk.ask("Who?")
-    talk.open_answer()
-    assert talk.get_prompt() == "###Human: Hello ###Assistant: Hi.######Human: Who? ###Assistant: "
+@pytest.mark.parametrize(
+    ("said", "prompt"),
+    [
+        (("Hello", "Hi.", "Who?"), "###Human: Hello ###Assistant: Hi.######Human: Who? ###Assistant: "),
+        (("{x}", "{}"), "###Human: {x} ###Assistant: {}###"),
+    ],
+)
+def test_a_question_follows_the_ended_answer_and_braces_stay(said, prompt):
+    assert talk(*said).get_prompt() == prompt
 
 
 def test_an_empty_template_leaves_the_words_alone():
-    talk = TemplateConversation("", "\n")
-    talk.ask("Hello")
-    assert talk.get_prompt() == "Hello"
+    assert talk("Hello", template="", end="\n").get_prompt() == "Hello"
 
 
-def test_braces_in_an_answer_or_question_stay():
-    talk = TemplateConversation(VICUNA, "###")
-    talk.ask("{x}")
-    talk.open_answer()
-    talk.fill_answer("{}")
-    assert talk.get_prompt() == "###Human: {x} ###Assistant: {}###"
-
-
-def test_a_copy_goes_on_by_itself():
-    talk = TemplateConversation(VICUNA, "###")
-    talk.ask("Hello")
-    twin = talk.copy()
+def test_an_image_is_joined_by_its_question_and_a_copy_goes_on_by_itself():
+    first = talk()
+    first.add_image()
+    first.ask("What is this?")
+    twin = first.copy()
     twin.open_answer()
-    twin.fill_answer("Hi.")
-    assert talk.get_prompt() == "###Human: Hello ###Assistant: "
-    assert twin.dict()["messages"] == [["user", "Hello"], ["assistant", "Hi."]]
+    twin.fill_answer("A dog.")
+    assert first.get_prompt() == "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
+    assert [text for _, text in twin.messages] == ["<Img><ImageHere></Img> What is this?", "A dog."]
 
 
-def test_a_system_text_begins_the_first_instruction_only():
-    talk = TemplateConversation(VICUNA, "###")
-    talk.set_system("Be brief.")
-    talk.add_image()
-    talk.ask("What is this?")
-    talk.open_answer()
-    talk.fill_answer("A dog.")
-    talk.copy().ask("Sure?")
-    talk.ask("Sure?")
-    assert talk.get_prompt() == (
-        "###Human: Be brief. <Img><ImageHere></Img> What is this? ###Assistant: A dog.######Human: Sure? ###Assistant: "
+def test_a_system_text_begins_the_first_instruction_only_also_when_the_oldest_turn_goes():
+    conversation = talk("One", "A", "Two", "B", "Three", system="Be brief.")
+    assert conversation.get_prompt().startswith(
+        "###Human: Be brief. One ###Assistant: A######Human: Two ###Assistant: B###"
     )
-    assert talk.copy().get_prompt() == talk.get_prompt()
-    assert talk.dict()["system"] == "Be brief."
-
-
-def test_a_system_text_stays_when_the_oldest_turn_goes():
-    talk = TemplateConversation(VICUNA, "###")
-    talk.set_system("Be brief.")
-    for text in ("One", "Two"):
-        talk.ask(text)
-        talk.open_answer()
-        talk.fill_answer(text)
-    talk.ask("Three")
-    assert talk.without_oldest(1).get_prompt().startswith("###Human: Be brief. Two ###Assistant: Two###")
+    assert conversation.copy().without_oldest(1).get_prompt().startswith("###Human: Be brief. Two ###Assistant: B###")

@@ -109,6 +109,7 @@ def test_two_separators_meet_the_reference(golden):
     for role, text in case["messages"]:
         conversation.append_message(role, text)
     assert conversation.get_prompt() == case["prompt"]
+    assert conversation.answer_end == case["sep2"]
 
 
 def test_two_separators_need_the_second():
@@ -137,11 +138,6 @@ def test_unknown_template_lists_the_names():
         get_template("vicuna")
 
 
-def test_copy_keeps_every_field():
-    conversation = Conversation("S", ("U: ", "A: "), [["U: ", "hi"]], 3, SeparatorStyle.TWO, " ", "</s>", 17)
-    assert conversation.copy() == conversation
-
-
 def test_copy_goes_on_independently():
     original = two_turns("vicuna0")
     twin = original.copy()
@@ -150,40 +146,27 @@ def test_copy_goes_on_independently():
     assert original.messages[-1] == ["Assistant: ", None]
 
 
-def test_dict_does_not_share_its_messages():
-    conversation = two_turns("vicuna0")
-    conversation.dict()["messages"][0][1] = "changed"
-    assert conversation.messages[0][1].startswith("<Img>")
+IMAGE = "<Img><ImageHere></Img>"
 
 
-def test_question_does_not_join_an_image_of_an_earlier_turn():
+@pytest.mark.parametrize(
+    ("shown", "answer", "texts"),
+    [
+        (1, "A boat.", [IMAGE, "A boat.", "What?"]),
+        (2, None, [IMAGE, f"{IMAGE} What?"]),
+        (0, "</Img>", ["</Img>", "What?"]),
+    ],
+    ids=["not one of an earlier turn", "only the last of two", "not an answer that ends like one"],
+)
+def test_a_question_joins_the_image_before_it(shown, answer, texts):
     conversation = get_template("vicuna0")
-    conversation.add_image()
-    conversation.open_answer()
-    conversation.fill_answer("A boat.")
-    conversation.ask("Which colour?")
-    assert [text for _, text in conversation.messages] == [
-        "<Img><ImageHere></Img>",
-        "A boat.",
-        "Which colour?",
-    ]
-
-
-def test_question_joins_only_the_last_of_two_images():
-    conversation = get_template("vicuna0")
-    conversation.add_image()
-    conversation.add_image()
-    conversation.ask("Which is older?")
-    image = "<Img><ImageHere></Img>"
-    assert [text for _, text in conversation.messages] == [image, f"{image} Which is older?"]
-
-
-def test_question_does_not_join_an_answer_that_ends_like_an_image():
-    conversation = get_template("vicuna0")
-    conversation.open_answer()
-    conversation.fill_answer("</Img>")
-    conversation.ask("Pardon?")
-    assert conversation.messages[-1] == ["Human: ", "Pardon?"]
+    for _ in range(shown):
+        conversation.add_image()
+    if answer:
+        conversation.open_answer()
+        conversation.fill_answer(answer)
+    conversation.ask("What?")
+    assert [text for _, text in conversation.messages] == texts
 
 
 def test_question_with_an_image_placeholder_is_refused_and_leaves_the_chat_alone():
@@ -202,24 +185,12 @@ def test_filling_an_answer_nobody_opened_is_an_error(said):
         conversation.fill_answer("Hi.")
 
 
-def test_gradio_pair_of_an_open_question_has_no_answer_yet():
-    conversation = get_template("vicuna0")
-    conversation.offset = 0
-    conversation.ask("Hello?")
-    assert conversation.to_gradio_chatbot() == [["Hello?", None]]
-
-
 @pytest.mark.parametrize(
     ("name", "start", "end"),
     [("vicuna0", "Assistant:", "###"), ("llama2", "[/INST]", ""), ("minigptv2", "[/INST]", "")],
 )
 def test_answer_marks_follow_the_template(name, start, end):
     assert (get_template(name).answer_start, get_template(name).answer_end) == (start, end)
-
-
-def test_answer_of_a_template_with_two_separators_ends_at_the_second():
-    conversation = Conversation("", ("U: ", "A: "), sep_style=SeparatorStyle.TWO, sep=" ", sep2="</s>")
-    assert conversation.answer_end == "</s>"
 
 
 def test_importing_the_package_needs_neither_torch_nor_transformers():

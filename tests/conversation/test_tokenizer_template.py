@@ -132,26 +132,6 @@ def test_tokenizer_without_a_chat_template_is_refused(build):
         build(make_tokenizer(None))
 
 
-def test_copy_goes_on_independently(chatml):
-    original = asked(chatml, "Be brief.")
-    before = original.get_prompt()
-    twin = original.copy()
-    assert twin.get_prompt() == before
-    twin.fill_answer("A boat.")
-    assert original.get_prompt() == before
-
-
-def test_dict_is_plain(brackets):
-    conversation = asked(brackets)
-    assert conversation.dict() == {
-        "system": None,
-        "roles": ["user", "assistant"],
-        "messages": [["user", "<Img><ImageHere></Img> What is this?"], ["assistant", None]],
-        "offset": 0,
-        "tokenizer": "models/tiny",
-    }
-
-
 def test_gradio_pairs_start_at_the_first_turn(chatml):
     conversation = asked(chatml)
     conversation.fill_answer("A boat.")
@@ -163,10 +143,6 @@ def test_prompt_template_filled_in_is_the_prompt_of_the_conversation(chatml, bra
         template = prompt_template_from_tokenizer(tokenizer)
         instruction = "<Img><ImageHere></Img> What is this?"
         assert template.format(instruction) == asked(tokenizer).get_prompt()
-
-
-def test_prompt_template_has_one_slot(chatml):
-    assert prompt_template_from_tokenizer(chatml) == "<|user|>\n{}<|end|>\n<|assistant|>\n"
 
 
 def test_prompt_template_can_hold_a_system_text(chatml):

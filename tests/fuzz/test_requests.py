@@ -18,7 +18,7 @@ from PIL import Image
 from minigpt4.inference import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.serving.api.access import Access, ApiLimits
-from minigpt4.serving.api.app import bind, build_app, make_server
+from minigpt4.serving.api.app import build_app, listen, make_server
 
 RAW = "raw JSON: "
 """Begins a text that stands for itself, without quotes."""
@@ -108,8 +108,8 @@ class Server:
     """The API in a thread of this process, and what it logs."""
 
     def __init__(self, engine):
-        limits = ApiLimits(shutdown_seconds=0.5, header_seconds=1, body_seconds=1)
-        self._bound = bind("127.0.0.1", 0)
+        limits = ApiLimits(shutdown_seconds=0.5, body_seconds=1)
+        self._bound = listen("127.0.0.1", 0)
         self.port = self._bound.getsockname()[1]
         self._server = make_server(build_app(engine, limits, Access()), limits)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._bound]}, daemon=True)

@@ -27,11 +27,11 @@ def test_the_answer_is_that_of_generate_for_the_same_prompt(chat, image):
     chat.show(image)
     answer = chat.ask("What is this?", DECODING)
     pixels = Blip2ImageEvalProcessor(image_size=56)(image.convert("RGB"))[None]
-    talk = conversation_for(chat.backend.model)
+    talk = conversation_for(chat.engine.model)
     talk.add_image()
     talk.ask("What is this?")
     talk.open_answer()
-    assert [answer] == chat.backend.model.generate(pixels, [talk.get_prompt()], max_new_tokens=6, stop=["###"])
+    assert [answer] == chat.engine.model.generate(pixels, [talk.get_prompt()], max_new_tokens=6, stop=["###"])
 
 
 def test_a_second_question_is_asked_in_the_same_conversation(chat, image):
@@ -71,8 +71,8 @@ def test_a_reader_that_stops_ends_the_generation_and_keeps_what_was_said(chat):
     stream = chat.stream("What is this?", Decoding(max_new_tokens=1500))
     said = next(stream)
     stream.close()
-    chat.backend.tick()
-    assert chat.backend.num_running == 0
+    chat.engine.tick()
+    assert chat.engine.num_running == 0
     assert chat.conversation.messages[-1] == ["Assistant: ", said]
     assert chat.reply.finish_reason == "cancelled"
     assert chat.ask("And now?", DECODING)
@@ -111,7 +111,7 @@ def test_a_long_conversation_drops_its_oldest_turns_and_says_so(chat, image):
         chat.ask("Tell me more about it. " * 60, DECODING)
     chat.ask("And now?", Decoding(max_new_tokens=400))
     assert 0 < chat.reply.dropped_turns < 3
-    assert chat.reply.prompt_tokens + 400 <= chat.backend.model.context_length
+    assert chat.reply.prompt_tokens + 400 <= chat.engine.model.context_length
     assert len(chat.conversation.messages) == 8
 
 
@@ -124,7 +124,7 @@ def test_after_a_restart_nothing_is_left(chat, image):
 
 
 def test_a_placeholder_that_the_model_says_is_not_taken_for_an_image(chat, monkeypatch):
-    monkeypatch.setattr(type(chat.backend), "submit", lambda self, request: _Saying("An <ImageHere> indeed."))
+    monkeypatch.setattr(type(chat.engine), "submit", lambda self, request: _Saying("An <ImageHere> indeed."))
     assert chat.ask("Hello?", DECODING) == "An <ImageHere> indeed."
     assert chat.conversation.messages[-1][1] == "An  indeed."
 

@@ -69,7 +69,7 @@ def test_an_answer_is_that_of_generate(make, images, beams):
     assert (
         reply.prompt_tokens
         == engine.model.get_context_emb(
-            asked.conversation.get_prompt(), engine._encoder.embeds(asked.pictures, "minigpt4")
+            asked.conversation.get_prompt(), engine._image_embeds(asked.pictures, "minigpt4")
         ).shape[1]
     )
 
@@ -270,7 +270,7 @@ def test_checkpoints_share_the_frozen_parts_and_may_be_asked_at_the_same_time(ow
     assert sum(encoded) == 1
     alone = []
     for name in ("other", "first"):
-        engine._encoder.switch.use(name)
+        engine._switch.use(name)
         alone.append(generated(engine, asked[0]))
     assert said == [alone[0], alone[1], alone[0]]
     assert alone[0] != alone[1]

@@ -93,8 +93,6 @@ def test_the_page_ends(start, make_png):
     pytest.importorskip("gradio")
     process, url = start("demo.py")
     (path,) = httpx.post(f"{url}/gradio_api/upload", files={"files": ("x.png", make_png(8, 8))}).json()
-    functions = httpx.get(f"{url}/config").json()["dependencies"]
-    check = next(one["id"] for one in functions if [event for _, event in one["targets"]] == ["input"])
-    call = {"fn_index": check, "data": [{"path": path}], "session_hash": "somebody"}
-    assert httpx.post(f"{url}/gradio_api/queue/join", json=call).status_code == 200
+    call = {"fn_index": 0, "data": [{"text": "What?", "files": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}]}
+    send_in_background(f"{url}/gradio_api/queue/join", json=call | {"session_hash": "somebody"})
     assert ends(process)

@@ -1,58 +1,232 @@
-"""The page's own parts, without a browser."""
+"""The page without a browser: what is asked of the engine, and what its server refuses."""
 
+import json
 import socket
+import uuid
 
 import httpx
 import pytest
+from PIL import Image
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.conversation.decoding import GREEDY, PUBLISHED_CHAT
 from minigpt4.serving.uploads import Limits
 
 gradio = pytest.importorskip("gradio")
 
-from minigpt4.serving import page as page_module  # noqa: E402 - needs gradio
-from minigpt4.serving.page_gate import launch  # noqa: E402
+from minigpt4.serving import page_gate  # noqa: E402 - needs gradio
+from minigpt4.serving.page import NO_ANSWER, ChatPage, decoding, example_images, sliders  # noqa: E402
+
+IMAGE = "<Img><ImageHere></Img>"
+LIMITS = Limits(images=3, turns=6, image_bytes=2 << 20)
 
 
 @pytest.fixture(scope="module")
-def page(make_engine):
-    page = page_module.ChatPage(make_engine(), Limits())
-    page.address = launch(page, host="127.0.0.1", port=None, auth=None, share=False)
-    yield page
-    page.close()
+def page(make_engine, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
+        page = ChatPage(make_engine(), LIMITS)
+        page.address = page_gate.launch(page, host="127.0.0.1", port=None, auth=None, share=False)
+        yield page
+        page.blocks.close(verbose=False)
 
 
-def test_an_address_in_place_of_an_image_is_not_fetched(page, monkeypatch):
-    fetched, address = [], "http://192.0.2.1/x.png"
+@pytest.fixture
+def image(parity_dir):
+    return str(parity_dir / "images" / "img0_rgb_nonsquare.png")
+
+
+def user(*parts):
+    return {"role": "user", "content": list(parts)}
+
+
+def said(text, **metadata):
+    return {"role": "assistant", "content": [{"type": "text", "text": text}], "metadata": metadata}
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def file(path):
+    return {"type": "file", "file": {"path": path}}
+
+
+def asked(page, question, history=(), files=()):
+    return page.request({"text": question, "files": list(files)}, list(history), None, GREEDY)
+
+
+def test_all_messages_so_far_become_one_request(page, image):
+    history = [user(file(image)), user(text("A &lt;b&gt;?")), said("Yes &amp; no")]
+    request = asked(page, "And &lt;?", history, [image])
+    assert [text for _, text in request.conversation.messages] == [
+        f"{IMAGE} A <b>?",
+        "Yes & no",
+        f"{IMAGE} And &lt;?",
+        None,
+    ]
+    assert len(request.pictures) == 2
+    assert request.timeout == LIMITS.seconds
+
+
+@pytest.mark.parametrize("answer", [[], [said("the queue is full", title=NO_ANSWER)], [said("")]])
+def test_a_question_without_an_answer_is_left_out_and_its_image_stays(page, image, answer):
+    request = asked(page, "Now?", [user(text("First?")), said("Yes."), user(file(image)), user(text("Lost?")), *answer])
+    assert [text for _, text in request.conversation.messages] == ["First?", "Yes.", f"{IMAGE} Now?", None]
+
+
+def test_the_models_words_open_no_place_for_an_image(page):
+    request = asked(page, "Now?", [user(text("First?")), said("a <ImageHere> b")])
+    assert "ImageHere" not in request.conversation.messages[1][1]
+
+
+@pytest.mark.parametrize(("history", "files"), [([user(text("a"))] * 6, 0), ([], 4)])
+def test_a_conversation_has_limits(page, image, history, files):
+    with pytest.raises(SampleError):
+        asked(page, "What?", history, [image] * files)
+
+
+@pytest.mark.parametrize("question", [" ", "a" * 20_001, "<ImageHere>"])
+def test_a_question_that_cannot_be_asked_stays_in_the_box(page, question):
+    assert not page.check({"text": question, "files": []})["is_valid"]
+    assert page.check({"text": "What?", "files": []})["is_valid"]
+
+
+def test_an_image_that_cannot_be_read_is_told_without_its_path(page, tmp_path, hostile_images):
+    for name, content in hostile_images.items():
+        (tmp_path / "x.png").write_bytes(content)
+        page.picture.cache_clear()
+        checked = page.check({"text": "What?", "files": [str(tmp_path / "x.png")]})
+        assert not checked["is_valid"], name
+        assert str(tmp_path) not in checked["message"]
+
+
+def test_the_sliders_start_as_the_published_demo_and_keep_to_a_small_context():
+    assert decoding(Limits(), *(slider.value for slider in sliders(Limits(), context=2048))) == PUBLISHED_CHAT
+    tokens = next(slider for slider in sliders(Limits(), context=256) if slider.label == "Maximum of tokens")
+    assert (tokens.maximum, tokens.value) == (128, 128)
+    assert not decoding(Limits(), 1, 0, 0.9, 20, 1.0).do_sample
+
+
+@pytest.mark.parametrize(
+    "values", [(11, 1, 0.9, 20, 1.0), (1, 1, 0.9, 2000, 1.0), (0, 1, 0.9, 20, 1.0), (1, 1, 0, 20, 1.0)]
+)
+def test_settings_beyond_the_limits_are_refused(values):
+    with pytest.raises((SampleError, ConfigError)):
+        decoding(Limits(), *values)
+
+
+def test_examples_are_scenes_of_several_things_or_else_drawings(tmp_path):
+    for path in example_images(tmp_path / "drawn", world=tmp_path / "nowhere"):
+        assert len(Image.open(path).getcolors()) > 1
+    images = tmp_path / "flickr30k" / "flickr30k-images"
+    images.mkdir(parents=True)
+    groups = {"1": 1, "2": 2, "3": 3, "4": 2}
+    (tmp_path / "scenes_test.json").write_text(json.dumps({n: {"groups": [{}] * k} for n, k in groups.items()}))
+    for name in ("1", "2", "3"):
+        Image.new("RGB", (8, 8)).save(images / f"{name}.jpg")
+    assert [path.name for path in example_images(tmp_path, world=tmp_path)] == ["2.jpg", "3.jpg"]
+
+
+# Its server
+
+
+class Visitor:
+    """A browser with one tab, without its good manners."""
+
+    def __init__(self, address):
+        self.http = httpx.Client(base_url=address, timeout=60)
+        self.tab = uuid.uuid4().hex[:11]
+
+    def upload(self, content, name="picture.png"):
+        return self.http.post("gradio_api/upload", files={"files": (name, content)})
+
+    def call(self, function, data, **more):
+        call = {"fn_index": function, "data": data, "session_hash": self.tab} | more
+        return self.http.post("gradio_api/queue/join", json=call)
+
+
+@pytest.fixture
+def visitor(page):
+    return Visitor(page.address)
+
+
+def functions(page):
+    """Numbers of the functions that take images, and how many inputs they have."""
+    kinds = (gradio.MultimodalTextbox, gradio.Chatbot)
+    return {n: call.inputs for n, call in page.blocks.fns.items() if any(isinstance(one, kinds) for one in call.inputs)}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "http://192.0.2.1/x.png",
+        "/etc/passwd",
+        "{uploads}/../x.png",
+        "README.md",
+        "data:image/png;base64,AA",
+        {"path": "x"},
+    ],
+)
+def test_what_is_no_upload_is_no_image_and_nothing_is_fetched(page, visitor, path, monkeypatch):
+    path = path.replace("{uploads}", gradio.utils.get_upload_folder()) if isinstance(path, str) else path
+    fetched = []
     monkeypatch.setattr(gradio.processing_utils, "async_ssrf_protected_download", lambda url, **_: fetched.append(url))
-    image = {"path": address, "url": address, "meta": {"_type": "gradio.FileData"}}
-    taking = {number: call.inputs for number, call in page.blocks.fns.items() if page.image in call.inputs}
-    assert len(taking) == 2
-    for number, inputs in taking.items():
-        for value in (image, [image], {"path": image}, image | {"more": image}):
-            data = ["What?", value][-len(inputs) :]
-            call = {"data": data, "fn_index": number, "session_hash": "a"}
-            if httpx.post(f"{page.address}gradio_api/queue/join", json=call).status_code == 200:
-                assert "completed" in httpx.get(f"{page.address}gradio_api/queue/data?session_hash=a", timeout=60).text
+    image = {"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}
+    assert functions(page)
+    for number, inputs in functions(page).items():
+        values = [
+            {"text": "a", "files": [image]} if isinstance(one, gradio.MultimodalTextbox) else [user(file(path))]
+            for one in inputs
+        ]
+        assert visitor.call(number, values).status_code == 400
     assert fetched == []
 
 
-def test_the_browser_is_told_to_ask_nobody_else(page):
+@pytest.mark.parametrize(
+    "path",
+    [
+        "gradio_api/file=/etc/passwd",
+        "gradio_api/file=http://192.0.2.1/x.png",
+        "gradio_api/proxy=http://192.0.2.1/x.png",
+        "gradio_api/stream/a/1/1/playlist.m3u8",
+        "gradio_api/component_server",
+        "monitoring",
+        "docs",
+    ],
+)
+def test_other_paths_of_gradio_do_not_answer(visitor, path):
+    assert visitor.http.get(path).status_code in (403, 404)
+
+
+def test_messages_hold_no_components(page, visitor):
+    component = {"component": "image", "value": "http://192.0.2.1/x.png", "constructor_args": {}, "props": {}}
+    number = next(n for n, inputs in functions(page).items() if isinstance(inputs[0], gradio.Chatbot))
+    assert visitor.call(number, [[user(component)]]).status_code == 400
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[" * 100_000, b"\xff"])
+def test_a_call_that_is_no_json_is_refused(visitor, body):
+    assert visitor.http.post("gradio_api/queue/join", content=body).status_code == 400
+
+
+def test_bodies_and_uploads_have_limits(page, visitor, monkeypatch):
+    assert visitor.http.post("gradio_api/queue/join", content=bytes(5 << 20)).status_code == 413
+    assert visitor.upload(bytes(3 << 20)).status_code == 413
+    assert visitor.upload(bytes(7 << 20)).status_code == 413
+    assert visitor.http.post("gradio_api/upload", content=iter([b"x"])).status_code == 411
+    assert visitor.upload(b"x").status_code == 200
+    monkeypatch.setattr(page_gate, "STORED", 0)
+    assert visitor.upload(b"x").status_code == 503
+
+
+def test_the_browser_is_told_to_ask_nobody_else(visitor):
     for path in ("", "config", "gradio_api/startup-events"):
-        assert "default-src 'self'" in httpx.get(page.address + path).headers["content-security-policy"]
+        assert "default-src 'self'" in visitor.http.get(path).headers["content-security-policy"]
 
 
-def test_a_caller_without_a_session_gets_no_conversation(page):
-    put = next(number for number, call in page.blocks.fns.items() if call.fn.__name__ == "_put")
-    before = len(page.visitors)
-    reply = httpx.post(f"{page.address}gradio_api/run/predict", json={"data": ["Hello?", None], "fn_index": put})
-    assert reply.status_code >= 400
-    assert "Traceback" not in reply.text
-    assert len(page.visitors) == before
-
-
-def test_pieces_of_an_answer_are_sent_at_once(page, monkeypatch):
+def test_pieces_of_an_answer_are_sent_at_once(visitor, monkeypatch):
     options, made = [], H11Protocol.connection_made
 
     def watched(protocol, transport):
@@ -60,52 +234,26 @@ def test_pieces_of_an_answer_are_sent_at_once(page, monkeypatch):
         options.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
     monkeypatch.setattr(H11Protocol, "connection_made", watched)
-    httpx.get(page.address)
+    visitor.http.get("")
     assert options
     assert all(options)
 
 
-def test_a_file_that_is_too_large_is_refused_by_the_server_too(page):
-    reply = httpx.post(f"{page.address}gradio_api/upload", files={"files": ("heavy.png", bytes(30 << 20))})
-    assert reply.status_code == 413
-
-
 def test_behind_a_password_nothing_is_taken_or_given_out_without_it(page):
-    locked = page_module.ChatPage(page.engine, Limits())
-    address = launch(locked, host="127.0.0.1", port=None, auth=("me", "secret"), share=False)
-    example = next(iter(locked.uploads.examples))
-    with httpx.Client(base_url=address) as visitor:
+    locked = ChatPage(page.engine, LIMITS)
+    visitor = Visitor(page_gate.launch(locked, host="127.0.0.1", port=None, auth=("me", "secret"), share=False))
 
-        def statuses():
-            call = {"fn_index": 1, "data": ["What?", None], "session_hash": "x"}
-            replies = [
-                visitor.post("gradio_api/upload", files={"files": b"x"}),
-                visitor.get(f"gradio_api/file={example}"),
-                visitor.post("gradio_api/queue/join", json=call),
-            ]
-            return [reply.status_code for reply in replies]
+    def statuses():
+        return [visitor.upload(b"x").status_code, visitor.call(1, [{"text": "What?", "files": []}]).status_code]
 
-        assert statuses() == [401, 401, 401]
-        assert visitor.post("login", data={"username": "me", "password": "secret"}).status_code == 200
-        assert statuses() == [200, 200, 200]
-    locked.close()
+    assert statuses() == [401, 401]
+    assert visitor.http.post("login", data={"username": "me", "password": "secret"}).status_code == 200
+    assert statuses() == [200, 200]
+    locked.blocks.close(verbose=False)
 
 
 def test_a_port_that_is_taken_is_an_error(page):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        other = page_module.ChatPage(page.engine, Limits())
         with pytest.raises(ConfigError, match=str(port)):
-            launch(other, host="127.0.0.1", port=port, auth=None, share=False)
-        other.close()
-
-
-@pytest.mark.parametrize("text", ["a <b>c</b>", "1 < 2 & 3", "![x](y)", "<!-- -->", "one!"])
-def test_a_question_is_edited_as_it_was_written(text):
-    assert page_module._written(page_module._literal(text)) == text
-
-
-def test_tags_are_words_except_in_code_where_they_are_so_anyway():
-    answer = "A <b>cat</b>:\n```html\n<b>cat</b>\n```\n<i>"
-    assert page_module._literal(answer) == "A &lt;b>cat&lt;/b>:\n```html\n<b>cat</b>\n```\n&lt;i>"
-    assert page_module._literal("```html\n<b>still being wr") == "```html\n<b>still being wr"
+            page_gate.launch(ChatPage(page.engine, LIMITS), host="127.0.0.1", port=port, auth=None, share=False)

@@ -39,7 +39,7 @@ def address(engine, chromium):
 
     page = ChatPage(engine, Limits())
     yield launch(page, host="127.0.0.1", port=None, auth=None, share=False)
-    page.close()
+    page.blocks.close(verbose=False)
 
 
 @pytest.fixture
@@ -63,10 +63,11 @@ class Visit:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.goto(address)
         chat = self.page.locator("#chat")
-        self.answers, self.said = chat.get_by_test_id("bot"), chat.get_by_test_id("user")
+        self.answers = chat.get_by_test_id("bot")
+        self.questions = chat.get_by_test_id("user").filter(has_not=self.page.locator("img"))
         self.pictures = chat.locator("img")
-        self.question, self.note = self.page.get_by_label("Question"), self.page.locator("#note p")
-        self.box, self.toast = self.page.locator("#image img"), self.page.locator(".toast-body")
+        self.question, self.note = self.page.locator("#question textarea"), self.page.locator("#note p")
+        self.given, self.stop = self.page.locator("#question img"), self.page.locator("#question .stop-button")
         self.set("Temperature", 0)
         self.set("Maximum of tokens", DECODING.max_new_tokens)
 
@@ -79,23 +80,21 @@ class Visit:
         number.fill(str(value))
         number.press("Enter")
 
-    def button(self, name):
-        return self.page.get_by_role("button", name=name, exact=True)
+    def give(self, *images):
+        self.page.locator("#question input[type=file]").set_input_files(images)
+        self.expect(self.given).to_have_count(len(images))
 
-    def give(self, image):
-        self.page.locator("#image input[type=file]").set_input_files(image)
-
-    def ask(self, question, image=None):
-        if image is not None:
-            self.give(image)
-            self.expect(self.box).to_be_visible()
+    def ask(self, question, *images):
+        if images:
+            self.give(*images)
         self.question.fill(question)
-        self.button("Ask").click()
+        self.question.press("Enter")
 
     def wait_for_answer(self, number):
         """Until the conversation has so many answers and the last is whole."""
         self.expect(self.answers).to_have_count(number)
-        self.expect(self.button("Stop")).to_be_disabled()
+        self.expect(self.stop).to_have_count(0)
+        self.expect(self.question).to_be_editable()
         return self.answers.nth(number - 1).inner_text()
 
     def wait_for_more_than(self, text):
@@ -124,63 +123,63 @@ def visit(browser, address, engine):
 
 
 def letters(text):
-    """What neither Markdown nor a browser changes."""
+    """What a browser does not change."""
     return re.sub(r"[^A-Za-z]", "", text)
 
 
 def test_an_answer_grows_and_can_be_stopped_and_the_talk_goes_on(visit, engine, images):
-    visitor = visit()
+    visitor, chat = visit(), Chat(engine)
     engine.hold()
     visitor.ask(LONG, images[1])
-    visitor.expect(visitor.said).to_have_count(2)  # at once: image and question
+    visitor.expect(visitor.questions).to_have_count(1)  # at once: image and question
     visitor.expect(visitor.pictures).to_have_count(1)
-    visitor.expect(visitor.question).to_have_value("")
     seen = [""]
     for _ in range(2):
         engine.let(6)
         seen.append(visitor.wait_for_more_than(seen[-1]))
-    visitor.question.fill("Too early?")
-    visitor.button("Ask").click()
-    visitor.expect(visitor.toast).to_contain_text("stop it first")
-    visitor.button("Stop").click()
-    visitor.expect(visitor.note).to_contain_text("stopped")
+    visitor.stop.click()
+    engine.wait_for(running=0)  # before its next token
     engine.release()
-    chat = Chat(engine)
     chat.show(Image.open(images[1]))
     whole = letters(chat.ask(LONG, DECODING))
     assert all(whole.startswith(letters(text)) for text in seen)
     assert len(letters(seen[-1])) < len(whole)
-    visitor.button("Ask").click()
+    visitor.ask("And now?")
     visitor.wait_for_answer(2)
-    visitor.expect(visitor.said.last).to_have_text("Too early?")
+    kept = letters(visitor.answers.first.inner_text())
+    assert letters(seen[-1]) == kept[: len(letters(seen[-1]))]
+    assert kept == whole[: len(kept)] != whole
 
 
 def test_a_conversation_on_the_page_is_that_of_a_script(visit, engine, images):
     visitor, chat = visit(), Chat(engine)
-    for number, (image, question) in enumerate(zip(images, ("What is this?", "And this?"), strict=True), start=1):
-        visitor.ask(question, image)
+    visitor.ask("What is this?", *images)
+    for image in images:
         chat.show(Image.open(image))
-        assert letters(visitor.wait_for_answer(number)) == letters(chat.ask(question, DECODING))
+    assert letters(visitor.wait_for_answer(1)) == letters(chat.ask("What is this?", DECODING))
     visitor.expect(visitor.pictures).to_have_count(2)
-    again = visitor.answers.last.inner_text()
-    visitor.button("Regenerate").click()
+    visitor.ask("And this?", images[0])
+    chat.show(Image.open(images[0]))
+    again = letters(chat.ask("And this?", DECODING))
+    assert letters(visitor.wait_for_answer(2)) == again
+    visitor.expect(visitor.note).to_contain_text("tokens read")
+    visitor.page.get_by_label("Retry").last.click()
     visitor.expect(visitor.answers).to_have_count(1)
-    assert visitor.wait_for_answer(2) == again
+    assert letters(visitor.wait_for_answer(2)) == again
 
     chat.take_back()
     visitor.page.get_by_label("Edit").last.click()
     visitor.page.locator("#chat textarea").fill("And <b>that</b>?")
-    visitor.page.get_by_label("Submit").click()
-    visitor.expect(visitor.said.last).to_have_text("And <b>that</b>?")
+    visitor.page.get_by_label("Submit").first.click()
+    visitor.expect(visitor.questions.last).to_have_text("And <b>that</b>?")
     assert letters(visitor.wait_for_answer(2)) == letters(chat.ask("And <b>that</b>?", DECODING))
 
     visitor.page.get_by_label("Undo").last.click()
     visitor.expect(visitor.question).to_have_value("And <b>that</b>?")
-    visitor.expect(visitor.box).to_be_visible()
-    visitor.button("Restart").click()
-    visitor.expect(visitor.said).to_have_count(0)
-    visitor.ask("And now?")
-    assert letters(visitor.wait_for_answer(1)) == letters(Chat(engine).ask("And now?", DECODING))
+    visitor.expect(visitor.given).to_have_count(1)
+    visitor.expect(visitor.answers).to_have_count(1)
+    visitor.page.get_by_label("Clear").first.click()
+    visitor.expect(visitor.questions).to_have_count(0)
 
 
 def test_visitors_at_once_see_their_own_words_and_others_wait_in_a_queue(visit, engine):
@@ -195,53 +194,50 @@ def test_visitors_at_once_see_their_own_words_and_others_wait_in_a_queue(visit, 
     third = visit()
     third.ask("Who is there?")
     third.expect(third.page.locator("#chat")).to_contain_text("queue: 1/1")
-    third.button("Stop").click()
-    third.expect(third.question).to_have_value("Who is there?")
-    third.button("Ask").click()
-    third.expect(third.said).to_have_count(1)
     visitors[0].context.close()  # in mid-answer: its place is free, the other's answer is not touched
+    engine.wait_for(running=1)
     engine.let(1)  # Gradio notices between two pieces
     engine.wait_for(running=ROWS)
     engine.release()
     for visitor, question in ((visitors[1], chats[1]), (third, "Who is there?")):
         assert letters(visitor.wait_for_answer(1)) == letters(Chat(engine).ask(question, DECODING))
-        assert visitor.said.all_inner_texts() == [question]
+        assert visitor.questions.all_inner_texts() == [question]
     visitors[1].page.reload()
-    visitors[1].expect(visitors[1].button("Ask")).to_be_visible()
-    visitors[1].expect(visitors[1].said).to_have_count(0)
+    visitors[1].expect(visitors[1].question).to_be_editable()
+    visitors[1].expect(visitors[1].questions).to_have_count(0)
 
 
-def test_what_is_no_image_or_too_large_is_told_and_the_page_goes_on(visit, tmp_path, make_png, images):
+def test_what_cannot_be_asked_is_told_and_stays_in_the_box(visit, engine, tmp_path, make_png, images):
     visitor = visit()
     (tmp_path / "page.png").write_text("<html></html>")
     (tmp_path / "wide.png").write_bytes(make_png(20_000, 20_000))
-    (tmp_path / "heavy.png").write_bytes(bytes(30 << 20))
-    told = {"page.png": "not an image", "wide.png": "more pixels than 50,000,000", "heavy.png": "20.0 Mb"}
-    for name, message in told.items():
-        visitor.give(tmp_path / name)
-        visitor.expect(visitor.toast).to_contain_text(message)
-        assert str(tmp_path) not in visitor.toast.inner_text()
-        visitor.expect(visitor.box).to_have_count(0)
-        visitor.page.get_by_label("Close").click()
-        visitor.expect(visitor.toast).to_have_count(0)
+    for name, message in {"page.png": "not an image", "wide.png": "more pixels than 50,000,000"}.items():
+        visitor.ask("What is this?", tmp_path / name)
+        visitor.expect(visitor.page.get_by_text(message)).to_be_visible()
+        visitor.expect(visitor.question).to_have_value("What is this?")
+        visitor.page.get_by_label("Remove file").first.click()
     visitor.ask(" ")
-    visitor.expect(visitor.toast).to_contain_text("write a question")
+    visitor.expect(visitor.page.get_by_text("write a question")).to_be_visible()
+    engine.max_waiting, before = 0, engine.max_waiting
     visitor.ask("What is this?", images[0])
+    visitor.expect(visitor.answers).to_contain_text("try again later")
+    engine.max_waiting = before
+    visitor.page.get_by_label("Retry").last.click()
+    visitor.expect(visitor.answers).not_to_contain_text("try again later")
     assert visitor.wait_for_answer(1)
 
 
 def test_an_example_is_asked_and_words_that_look_like_pages_stay_words(visit):
     visitor = visit()
-    visitor.page.locator(".gallery-item").first.click()
-    visitor.expect(visitor.box).to_be_visible()
+    visitor.page.locator("#chat .example").first.click()
+    visitor.expect(visitor.given).to_be_visible()
     visitor.expect(visitor.question).to_have_value("Describe this image in detail.")
-    visitor.button("Ask").click()
+    visitor.question.press("Enter")
     visitor.wait_for_answer(1)
-    nasty = "<script>alert(1)</script> ![x](http://192.0.2.1/x.png) <img src=http://192.0.2.1/y.png>"
+    nasty = "<script>alert(1)</script> ![x](http://192.0.2.1/x.png) <img src=http://192.0.2.1/y.png> &lt; $$x$$ **b**"
     visitor.ask(nasty)
-    visitor.expect(visitor.said.last).to_contain_text("<script>alert(1)</script>")
-    visitor.expect(visitor.said.last).to_contain_text("<img src=")
-    assert visitor.said.last.locator("img, script").count() == 0
+    visitor.expect(visitor.questions.last).to_have_text(nasty)
+    assert visitor.questions.last.locator("img, script, strong").count() == 0
 
 
 @contextmanager
@@ -279,8 +275,8 @@ def test_demo_py_serves_the_page_behind_a_password_until_it_is_told_to_end(brows
         page.get_by_label("Checkpoint").click()
         page.get_by_role("option", name="second").click()
         page.get_by_label("number input for Maximum of tokens").fill("5")
-        page.get_by_label("Question").fill("What is this?")
-        page.get_by_role("button", name="Ask").click()
+        page.locator("#question textarea").fill("What is this?")
+        page.locator("#question textarea").press("Enter")
         page.get_by_test_id("bot").wait_for()
         page.close()
         running.send_signal(signal.SIGTERM)

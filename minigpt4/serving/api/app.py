@@ -1,135 +1,228 @@
-"""The server's paths: chat completions, models, health, metrics."""
+"""The server's paths: chat completions, models, health."""
 
+import asyncio
 import ipaddress
+import json
 import logging
 import os
 import socket
+import threading
 import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import uvicorn
 from fastapi import Depends, FastAPI, Request
-from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.background import BackgroundTask
+from starlette.requests import ClientDisconnect
 
-from minigpt4.common.errors import ConfigError
-from minigpt4.conversation.chat import Decoding
-from minigpt4.conversation.chat import Request as Asked
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.conversation.chat import Picture
+from minigpt4.conversation.chat import Request as EngineRequest
 from minigpt4.inference import Engine
-from minigpt4.serving.api.access import Access, ApiLimits, GuardedConnection, install_error_handlers, unknown_model
-from minigpt4.serving.api.answers import (
-    Answers,
-    Completion,
-    EventStream,
-    Metrics,
-    RequestStats,
-    StatsMiddleware,
-    while_connected,
+from minigpt4.inference.engine import EngineReply
+from minigpt4.serving.api.access import (
+    Access,
+    ApiError,
+    ApiLimits,
+    ClientGoneError,
+    as_api_error,
+    install_error_handlers,
 )
-from minigpt4.serving.api.images import AllowedHosts, RemoteImages, RequestImages
-from minigpt4.serving.api.schema import (
-    ByteBudget,
-    ChatInput,
-    ChatRequest,
-    Reservation,
-    read_body,
-    read_conversation,
-    read_decoding,
-    read_request,
-)
+from minigpt4.serving.api.schema import ChatRequest, decoded, read_request
+from minigpt4.serving.uploads import MIB, read_image
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
-
-GRACE = 5.0
-"""Seconds beyond `limits.seconds` after which an engine that does not end an answer is given up."""
 SEEDS = 2**63
 KEY_VARIABLE = "MINIGPT4_API_KEY"
+DONE = b"data: [DONE]\n\n"
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must not collect the pieces
+GRACE = 5.0
+"""Seconds from the end of the answers to that of the connections."""
 
 
 class Service:
-    """Answers chat completions.
+    """Answers chat completions with an engine whose thread runs."""
 
-    Args:
-        engine: answers; its thread runs.
-        remote: where images by URL come from.
-    """
-
-    def __init__(self, engine: Engine, limits: ApiLimits, remote: RemoteImages) -> None:
-        self.engine, self.limits = engine, limits
-        self.budget = ByteBudget(limits.held_bytes)
-        self.images = RequestImages(engine.look, limits, remote)
+    def __init__(self, engine: Engine, limits: ApiLimits) -> None:
+        self.engine, self.limits, self.held = engine, limits, 0
+        self.readers = ThreadPoolExecutor(limits.readers, thread_name_prefix="reader")
 
     async def chat(self, request: Request) -> Response:
         """The answer to a request, whole or as a stream."""
-        stats: RequestStats = request.state.stats
-        with self.budget.reserve() as reserved:
-            wanted, requests = await self._read(request, reserved)
-        stats.model = wanted.model
-        answers = Answers(self.engine, requests)
-        options = wanted.stream_options
-        completion = Completion(wanted.model, answers, bool(options and options.include_usage))
+        size = self._size(request)
+        self.held += size
+        try:
+            wanted, requests = await unless_gone(request, self._read(await self._body(request)))
+        finally:
+            self.held -= size
+        replies: list[EngineReply] = []
+        end = partial(_end, request.client, wanted.model, replies, time.monotonic())
         response = None
         try:
-            response = await self._answered(request, completion, stats, bool(wanted.stream))
+            for one in requests:
+                replies.append(self.engine.submit(one))
+            response = await unless_gone(request, self._answer(wanted, replies, end))
             return response
         finally:
-            if not isinstance(response, EventStream):  # which ends the answers itself
-                answers.close()
-                stats.count(answers)
+            if not isinstance(response, StreamingResponse):
+                end()
 
-    async def _read(self, request: Request, reserved: Reservation) -> tuple[ChatRequest, list[Asked]]:
+    def _size(self, request: Request) -> int:
+        """Bytes of the body; ApiError unless there is room for it."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # a web page may send other types anywhere without being asked
+            raise ApiError(415, "send the header Content-Type: application/json")
+        if "content-length" not in request.headers:
+            raise ApiError(411, "send the header Content-Length")
+        size, most = int(request.headers["content-length"]), self.limits.body_bytes
+        if size > most:
+            raise ApiError(413, f"the request's body is larger than {most / MIB:g} MiB; send smaller images")
+        if self.held + size > self.limits.held_bytes:
+            raise ApiError(503, "too many large requests at once; try again later", code="busy")
+        return size
+
+    async def _body(self, request: Request) -> bytes:
+        try:
+            async with asyncio.timeout(self.limits.body_seconds):
+                return b"".join([chunk async for chunk in request.stream()])
+        except TimeoutError:
+            raise ApiError(408, f"the body did not come within {self.limits.body_seconds:g} s") from None
+        except ClientDisconnect:
+            raise ClientGoneError from None
+
+    async def _read(self, body: bytes) -> tuple[ChatRequest, list[EngineRequest]]:
         """The request without its messages, and what it asks of the engine, one for each answer."""
-        body = await read_body(request, self.limits, reserved)
-        async with while_connected(request.receive, self.limits.seconds):
-            wanted, decoding, chat_input = await self.images.run(partial(self._parse, body))
-            pictures = await self.images.read(chat_input.images, reserved)
-        asked = partial(
-            Asked,
-            pictures=pictures,
-            decoding=decoding,
-            stop=wanted.stop or (),
-            checkpoint=wanted.model,
-            timeout=self.limits.seconds,
+        wanted = await self._in_thread(partial(read_request, body, self.limits))
+        _require_model(self.engine, wanted.model)
+        conversation = wanted.conversation(self.engine.new_conversation)
+        pictures = [await self._in_thread(partial(self._picture, *image)) for image in wanted.images()]
+        wanted.messages.clear()
+        seeds = [None if wanted.seed is None else (wanted.seed + n) % SEEDS for n in range(wanted.n)]
+        decoding = wanted.decoding(self.limits)
+        asked = partial(EngineRequest, conversation, pictures, decoding, wanted.stop, wanted.model)
+        return wanted, [asked(seed, self.limits.seconds) for seed in seeds]
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self.readers, work)
+
+    def _picture(self, field: str, url: str) -> Picture:
+        try:
+            return self.engine.look(read_image(decoded(url, self.limits), self.limits))
+        except (SampleError, ApiError) as error:
+            told = as_api_error(error)
+            raise ApiError(told.status, f"{field}: {told.message}", field) from None
+
+    async def _answer(self, wanted: ChatRequest, replies: list[EngineReply], end: Callable[[], None]) -> Response:
+        pieces = [aiter(reply) for reply in replies]
+        first = await anext(pieces[0], "")  # errors before the first words still have a status of their own
+        frame = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": wanted.model}
+        if wanted.stream:
+            events = _events(frame, replies, pieces, first, wanted.stream_options.include_usage)
+            ends = BackgroundTask(end)
+            return StreamingResponse(events, headers=STREAM_HEADERS, media_type="text/event-stream", background=ends)
+        texts = ["".join([piece async for piece in one]) for one in pieces]
+        texts[0] = first + texts[0]
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": text, "refusal": None},
+                "logprobs": None,
+                "finish_reason": replies[index].finish_reason,
+            }
+            for index, text in enumerate(texts)
+        ]
+        return JSONResponse(
+            {**frame, "object": "chat.completion", "choices": choices, **_dropped(replies), "usage": _usage(replies)}
         )
-        wanted.messages.clear()  # image files are not kept while the answer is written
-        seeds = [None if wanted.seed is None else (wanted.seed + n) % SEEDS for n in range(wanted.n or 1)]
-        return wanted, [asked(chat_input.conversation.copy(), seed=seed) for seed in seeds]
-
-    def _parse(self, body: bytearray) -> tuple[ChatRequest, Decoding, ChatInput]:
-        """All checks that need no image."""
-        wanted = read_request(body)
-        if wanted.model not in self.engine.checkpoints:
-            raise unknown_model(wanted.model, self.engine.checkpoints)
-        decoding = read_decoding(wanted, self.limits)
-        return wanted, decoding, read_conversation(wanted, self.engine.new_conversation, self.limits)
-
-    async def _answered(
-        self, request: Request, completion: Completion, stats: RequestStats, is_stream: bool
-    ) -> Response:
-        answers, texts = completion.answers, [""] * len(completion.answers.replies)
-        async with while_connected(request.receive, self.limits.seconds + GRACE):
-            await answers.begin()  # errors before the first words still have a status of their own
-            stats.heard()
-            if is_stream:
-                return EventStream(completion, stats, self.limits.seconds + GRACE)
-            async for index, text in answers:
-                texts[index] += text or ""
-        return JSONResponse(completion.whole(texts))
 
 
-def build_app(
-    engine: Engine, limits: ApiLimits | None = None, access: Access | None = None, remote: RemoteImages | None = None
-) -> FastAPI:
+async def _events(
+    frame: dict[str, Any], replies: list[EngineReply], pieces: list[AsyncIterator[str]], first: str, counts: bool
+) -> AsyncIterator[bytes]:
+    """A stream: the answers one after the other, though all are written at once."""
+
+    def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
+        content = {**frame, "object": "chat.completion.chunk", "choices": choices, **more}
+        return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+    def chunk(index: int, delta: dict[str, str], reason: str | None = None) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}
+        return event([choice], **({"usage": None} if counts else {}), **(_dropped(replies) if reason else {}))
+
+    try:
+        for index, reply in enumerate(replies):
+            yield chunk(index, {"role": "assistant", "content": "" if index else first})
+            async for piece in pieces[index]:
+                yield chunk(index, {"content": piece})
+            yield chunk(index, {}, reply.finish_reason)
+        if counts:
+            yield event([], usage=_usage(replies))
+        yield DONE
+    except Exception as error:  # the status is sent already, so that clients learn it from the event
+        yield b"data: " + json.dumps(as_api_error(error).body).encode() + b"\n\n"
+
+
+def _usage(replies: Sequence[EngineReply]) -> dict[str, int]:
+    """Tokens; those of images count."""
+    prompt, completion = replies[0].prompt_tokens, sum(reply.completion_tokens for reply in replies)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+def _dropped(replies: Sequence[EngineReply]) -> dict[str, int]:
+    return {"dropped_turns": replies[0].dropped_turns}
+
+
+def _end(client: Any, model: str, replies: Sequence[EngineReply], started: float) -> None:
+    """Free the engine's places, and log the request without its content."""
+    for reply in replies:
+        reply.close()
+    if replies:
+        tokens = "{prompt_tokens}+{completion_tokens}".format(**_usage(replies))
+        reasons = ",".join(str(reply.finish_reason) for reply in replies)
+        seconds = time.monotonic() - started
+        log.info("%s model=%s tokens=%s %.3f s %s", client and client.host, model, tokens, seconds, reasons)
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which ends with ClientGoneError when the client leaves; the body was read before."""
+
+    async def leave() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(leave())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    except asyncio.CancelledError:
+        raise ApiError(503, "the server is shutting down") from None
+    finally:
+        task.cancel()
+        gone.cancel()
+
+
+def _require_model(engine: Engine, name: str) -> None:
+    if name not in engine.checkpoints:
+        message = f"there is no model '{name[:100]}'; there are: {', '.join(engine.checkpoints)}"
+        raise ApiError(404, message, "model", "model_not_found")
+
+
+def build_app(engine: Engine, limits: ApiLimits | None = None, access: Access | None = None) -> FastAPI:
     """The app over an engine whose thread runs."""
-    limits, access = limits or ApiLimits(), access or Access()
-    service = Service(engine, limits, remote or RemoteImages(AllowedHosts([]), limits))
-    metrics, started = Metrics(engine), int(time.time())
+    service = Service(engine, limits or ApiLimits())
+    checked, started = [Depends((access or Access()).check)], int(time.time())
     app = FastAPI(title="MiniGPT-4", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(StatsMiddleware, metrics=metrics)
+    app.state.engine = engine
     install_error_handlers(app)
-    checked = [Depends(access.check)]
 
     def described(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started, "owned_by": "minigpt4"}
@@ -144,8 +237,7 @@ def build_app(
 
     @app.get("/v1/models/{name:path}", dependencies=checked)
     async def model(name: str) -> dict[str, Any]:
-        if name not in engine.checkpoints:
-            raise unknown_model(name, engine.checkpoints)
+        _require_model(engine, name)
         return described(name)
 
     @app.get("/healthz")
@@ -154,10 +246,6 @@ def build_app(
         if engine.is_alive:
             return JSONResponse({"status": "ok", **state})
         return JSONResponse({"status": "the engine stopped", **state}, 503)
-
-    @app.get("/metrics", dependencies=checked)
-    async def numbers() -> Response:
-        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return app
 
@@ -168,16 +256,12 @@ def build_app(
 def api_key() -> str | None:
     """The key of the environment, None where there is none; ConfigError, which does not show it, for a useless one."""
     key = os.environ.get(KEY_VARIABLE)
-    if key is None:
-        return None
-    if not key or not key.isascii() or not key.isprintable() or " " in key:
-        raise ConfigError(
-            f"{KEY_VARIABLE}: is empty, or holds blanks or signs that no key has; set it again or unset it"
-        )
+    if key is not None and (not key or not key.isascii() or not key.isprintable() or " " in key):
+        raise ConfigError(f"{KEY_VARIABLE}: is empty, or has characters that no key has; set it again or unset it")
     return key
 
 
-def bind(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """A socket with its address, which does not listen yet; ConfigError if the address is taken or not ours."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -201,20 +285,30 @@ def address_of(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def make_server(app: FastAPI, limits: ApiLimits) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """Gives running answers `shutdown_seconds` after a signal; then they end with an error."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does, with an engine that stops."""
+        stop = threading.Thread(target=self.config.app.state.engine.stop, daemon=True).start
+        timer = asyncio.get_running_loop().call_later(self.config.timeout_graceful_shutdown - GRACE, stop)
+        await super().shutdown(sockets)
+        timer.cancel()
+
+
+def make_server(app: FastAPI, limits: ApiLimits) -> Server:
     """A server; `run(sockets=[...])` returns when a signal came and the running answers ended, or had their time."""
-    return uvicorn.Server(
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    return Server(
         uvicorn.Config(
             app,
-            http=GuardedConnection.within(limits),
+            http="h11",
             ws="none",
             lifespan="off",
             log_config=None,
-            log_level="warning",
-            access_log=False,
             proxy_headers=False,
             server_header=False,
             limit_concurrency=limits.connections,
-            timeout_graceful_shutdown=limits.shutdown_seconds,
+            timeout_graceful_shutdown=limits.shutdown_seconds + GRACE,
         )
     )

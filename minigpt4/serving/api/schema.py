@@ -1,123 +1,25 @@
-"""The body of a chat completion: reading it, its fields, and the decoding and conversation that they ask for."""
+"""The body of a chat completion: its fields, and the decoding, conversation and images that they ask for."""
 
-import asyncio
-import json
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import base64
+import binascii
+from collections.abc import Callable, Iterator
 from itertools import groupby
 from typing import Annotated, Any, Literal
 
-from fastapi import Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
-from starlette.requests import ClientDisconnect
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from minigpt4.common.errors import hint
 from minigpt4.conversation.decoding import PUBLISHED_CHAT, Decoding
 from minigpt4.conversation.templates import IMAGE_MESSAGE, IMAGE_PLACEHOLDER, Turns
-from minigpt4.serving.api.access import RETRY_AFTER, ApiError, ApiLimits, ClientGoneError, wrong
-from minigpt4.serving.uploads import MIB
+from minigpt4.serving.api.access import ApiError, ApiLimits, wrong
+from minigpt4.serving.uploads import MIB, TooLargeError
 
-IGNORED = {"metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"}
-IGNORED |= {"service_tier", "store", "user"}
-"""Fields of OpenAI's API that do not change what is answered."""
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "frequency_penalty": (0,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "modalities": (["text"],),
-    "presence_penalty": (0,),
-    "response_format": ({"type": "text"},),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_logprobs": (0,),
-}
-"""Fields that would change the answer, and the values at which they do not."""
 SHOWN_ERRORS = 5
 VALUES = 500_000
-"""In a body; commas and brackets of its texts count, too. An empty list takes three bytes there, and fifty here."""
-SEPARATORS = (b",", b"[", b"{")
+"""In a body: an empty list takes three bytes there, and fifty in memory."""
 COLD = 0.01
-"""Temperatures below are taken for 0: dividing by them gains nothing but numbers that overflow."""
+"""Temperatures below count as 0, for dividing by them overflows."""
 SYSTEM = ("system", "developer")
-
-
-class Reservation:
-    """Bytes that one request holds."""
-
-    def __init__(self, budget: "ByteBudget") -> None:
-        self._budget, self.bytes = budget, 0
-
-    def take(self, count: int) -> None:
-        """So many more; ApiError 503 if the server holds too many already."""
-        if self._budget.bytes + count > self._budget.limit:
-            message = "too many large requests at once; try again later"
-            raise ApiError(503, message, code="busy", headers=RETRY_AFTER | {"Connection": "close"})
-        self._budget.bytes += count
-        self.bytes += count
-
-
-class ByteBudget:
-    """Bytes that all requests hold together; used in the event loop only."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit, self.bytes = limit, 0
-
-    @contextmanager
-    def reserve(self) -> Iterator[Reservation]:
-        """The account of one request, which is given back at the end."""
-        reserved = Reservation(self)
-        try:
-            yield reserved
-        finally:
-            self.bytes -= reserved.bytes
-
-
-async def read_body(request: Request, limits: ApiLimits, reserved: Reservation) -> bytearray:
-    """The body, looked at while it comes.
-
-    Raises:
-        ApiError: 413 too large, 408 too slow, 415 not JSON, 400 no number in Content-Length, 503 no room.
-        ClientGoneError: the client left before it had sent everything.
-    """
-    _check_headers(request, limits)
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for chunk in request.stream():
-                if len(body) + len(chunk) > limits.body_bytes:
-                    raise _too_large(limits)
-                reserved.take(len(chunk))
-                body += chunk
-    except TimeoutError:
-        message = f"the request's body did not come within {limits.body_seconds:g} s"
-        raise ApiError(408, message, code="timeout", headers={"Connection": "close"}) from None
-    except ClientDisconnect:
-        raise ClientGoneError from None
-    return body
-
-
-def _check_headers(request: Request, limits: ApiLimits) -> None:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # a web page may send other types anywhere without being asked
-        raise ApiError(415, "send the header Content-Type: application/json")
-    length = request.headers.get("content-length", "0")
-    if not (length.isascii() and length.isdigit()):
-        raise ApiError(400, "Content-Length is no number", headers={"Connection": "close"})
-    if int(length) > limits.body_bytes:
-        raise _too_large(limits)
-
-
-def _too_large(limits: ApiLimits) -> ApiError:
-    message = f"the request's body is larger than {limits.body_bytes / MIB:g} MiB; send smaller images"
-    return ApiError(413, message, code="too_large")
-
-
-# The fields
 
 
 def _listed(value: Any) -> Any:
@@ -128,23 +30,43 @@ def _parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-class _Section(BaseModel):
+def _without_placeholder(text: str) -> str:
+    if IMAGE_PLACEHOLDER in text:
+        raise ValueError(f"must not hold {IMAGE_PLACEHOLDER}, which stands for an image")
+    return text.strip()
+
+
+def _data_url(url: str) -> str:
+    kind, *options = url.partition(",")[0].lower().split(";")
+    if not kind.startswith("data:image/") or options[-1:] != ["base64"]:
+        raise ValueError("this server fetches no images; send a data URL: data:image/png;base64,...")
+    return url
+
+
+class Section(BaseModel):
+    """Unknown fields are errors; null is the same as leaving a field out."""
+
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        return {key: one for key, one in values.items() if one is not None} if isinstance(values, dict) else values
 
-class ImageUrl(_Section):
-    """Where an image is."""
 
-    url: str
-    detail: Literal["auto", "low", "high", "original"] | None = None
+class ImageUrl(Section):
+    """An image as a data URL."""
+
+    url: Annotated[str, AfterValidator(_data_url)]
+    detail: Any = None
     """Without effect: the model sees every image at one size."""
 
 
-class Part(_Section):
+class Part(Section):
     """A text or an image of a message."""
 
     type: Literal["text", "image_url"]
-    text: str | None = None
+    text: Annotated[str, AfterValidator(_without_placeholder)] | None = None
     image_url: ImageUrl | None = None
 
     @model_validator(mode="after")
@@ -154,252 +76,213 @@ class Part(_Section):
         return self
 
 
-class Message(_Section):
+class Message(Section):
     """What one side said."""
 
-    model_config = ConfigDict(extra="allow")
-
     role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[Part] | None, BeforeValidator(_parts)] = None
-    name: str | None = None
+    content: Annotated[list[Part], BeforeValidator(_parts)] = []
+    name: Any = None
     """Without effect."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, values: Any) -> Any:
+        """Without the empty `tool_calls`, `refusal` and the like that OpenAI's clients send back."""
+        return {key: one for key, one in values.items() if one} if isinstance(values, dict) else values
 
-class StreamOptions(_Section):
+    @model_validator(mode="after")
+    def _is_said(self) -> "Message":
+        if self.role != "user" and any(part.type == "image_url" for part in self.content):
+            raise ValueError("only a user's message may hold an image")
+        if self.role != "assistant" and not self.text:
+            raise ValueError("the message is empty")
+        return self
+
+    @property
+    def text(self) -> str:
+        """As the LLM reads it, images as placeholders."""
+        text, last = "", None
+        for part in self.content:
+            piece = IMAGE_MESSAGE if part.type == "image_url" else part.text
+            if piece:
+                blank = "\n" if last == part.type == "text" else " "
+                text, last = f"{text}{blank if text else ''}{piece}", part.type
+        return text
+
+
+class TextFormat(Section):
+    """The only format of answers."""
+
+    type: Literal["text"]
+
+
+class StreamOptions(Section):
     """How a stream is written."""
 
-    include_usage: bool | None = None
-    include_obfuscation: bool | None = None
+    include_usage: bool = False
+    include_obfuscation: Any = None
     """Without effect."""
 
 
-class ChatRequest(_Section):
-    """The fields that are understood; null is the same as leaving a field out."""
+Zero = Annotated[float, Field(ge=0, le=0)]
+Empty = Annotated[list[Any], Field(max_length=0)]
+Count = Annotated[int, Field(ge=1)]
 
-    model_config = ConfigDict(extra="allow")
+
+class ChatRequest(Section):
+    """OpenAI's fields: those that are understood, then those that may only ask for the default, then ignored ones."""
 
     model: str
     messages: Annotated[list[Message], Field(min_length=1)]
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
-    num_beams: Annotated[int, Field(ge=1)] | None = None
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed), Field(max_length=4)] | None = (
-        None
-    )
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] = PUBLISHED_CHAT.temperature
+    top_p: Annotated[float, Field(gt=0, le=1)] = PUBLISHED_CHAT.top_p
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] = PUBLISHED_CHAT.repetition_penalty
+    num_beams: Count = PUBLISHED_CHAT.num_beams
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_listed), Field(max_length=4)] = []
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Count = 1
+
+    frequency_penalty: Zero = 0
+    function_call: Literal["none", "auto"] = "none"
+    functions: Empty = []
+    logit_bias: Annotated[dict[str, Any], Field(max_length=0)] = {}
+    logprobs: Literal[False] = False
+    modalities: list[Literal["text"]] = []
+    presence_penalty: Zero = 0
+    response_format: TextFormat | None = None
+    tool_choice: Literal["none", "auto"] = "none"
+    tools: Empty = []
+    top_logprobs: Zero = 0
+
+    metadata: Any = None
+    parallel_tool_calls: Any = None
+    prompt_cache_key: Any = None
+    prompt_cache_retention: Any = None
+    safety_identifier: Any = None
+    service_tier: Any = None
+    store: Any = None
+    user: Any = None
 
     @model_validator(mode="after")
     def _is_consistent(self) -> "ChatRequest":
-        lengths = {self.max_tokens, self.max_completion_tokens} - {None}
-        if len(lengths) > 1:
+        if len({self.max_tokens, self.max_completion_tokens} - {None}) > 1:
             raise ValueError("max_tokens and max_completion_tokens say different numbers; give one of them")
-        if self.stream_options is not None and not self.stream:
+        if "stream_options" in self.model_fields_set and not self.stream:
             raise ValueError("stream_options is only for requests with stream: true")
+        if self.seed is not None and self.num_beams > 1 and self.temperature >= COLD:
+            raise ValueError("seed has no effect on sampling with several beams; leave one of them out")
+        if any(message.role in SYSTEM for message in self.messages[self.leading :]):
+            raise ValueError("messages: a system message must come before all others")
+        if self.messages[-1].role != "user":
+            raise ValueError("messages: the last message must be the user's")
         return self
+
+    @property
+    def leading(self) -> int:
+        """System messages at the start."""
+        return next((n for n, message in enumerate(self.messages) if message.role not in SYSTEM), len(self.messages))
 
     @property
     def max_new_tokens(self) -> int | None:
         """Under either name."""
         return self.max_completion_tokens or self.max_tokens
 
+    def decoding(self, limits: ApiLimits) -> Decoding:
+        """How to answer: that of the published chat where the request says nothing."""
+        samples = self.temperature >= COLD
+        return Decoding(
+            num_beams=self.num_beams,
+            max_new_tokens=self.max_new_tokens or min(PUBLISHED_CHAT.max_new_tokens, limits.new_tokens),
+            top_p=self.top_p,
+            repetition_penalty=self.repetition_penalty,
+            temperature=self.temperature if samples else 1.0,
+            do_sample=samples,
+        )
 
-def read_request(body: bytes | bytearray) -> ChatRequest:
+    def conversation(self, new_conversation: Callable[[], Turns]) -> Turns:
+        """The messages in the model's template, with an open answer at the end."""
+        conversation, leading = new_conversation(), self.leading
+        if leading:
+            conversation.set_system("\n".join(message.text for message in self.messages[:leading]))
+        said = [message for message in self.messages[leading:] if message.text]
+        for role, turn in groupby(said, key=lambda message: message.role):
+            conversation.append_message(
+                conversation.roles[role == "assistant"], "\n".join(message.text for message in turn)
+            )
+        conversation.open_answer()
+        if conversation.get_prompt().count(IMAGE_PLACEHOLDER) != len(list(self.images())):
+            raise wrong("messages: the model's chat template does not keep this conversation's images", "messages")
+        return conversation
+
+    def images(self) -> Iterator[tuple[str, str]]:
+        """(where it stands in the request, data URL) of each image."""
+        for number, message in enumerate(self.messages):
+            for index, part in enumerate(message.content):
+                if part.type == "image_url":
+                    yield f"messages[{number}].content[{index}].image_url.url", part.image_url.url
+
+
+def read_request(body: bytes, limits: ApiLimits) -> ChatRequest:
     """The request in a body; ApiError 400 with the path of every field that is wrong."""
-    frame = _without_files(body)
-    if sum(map(frame.count, SEPARATORS)) > VALUES:
+    if sum(map(body.count, (b",", b"[", b"{"))) > VALUES:
         raise wrong(f"the body has more than {VALUES:,} values")
     try:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
-        raise _readable(error.errors(include_url=False, include_input=False)) from None
-    except RecursionError:
-        raise wrong("the body is nested too deeply") from None
-    json.loads(frame, object_pairs_hook=_check_names, parse_int=str, parse_float=str)
-    _check_others(request.model_extra, [*ChatRequest.model_fields, *IGNORED, *NEUTRAL])
-    for number, message in enumerate(request.messages):
-        _check_message(message, f"messages[{number}]")
+        raise _readable(error) from None
+    for field, value, limit in _costs(request, limits):
+        if value > limit:
+            raise wrong(f"{field}: {value:,} is more than this server's limit, {limit:,}", field.partition(" ")[0])
     return request
 
 
-def _without_files(body: bytes | bytearray) -> bytes:
-    """JSON with data URLs cut short: megabytes in which there is nothing to look for."""
-    parts, at = [], 0
-    while (start := body.find(b'"data:', at)) >= 0:
-        end = body.find(b'"', start + 1)
-        is_file = end - start > 1000 and body.find(b"\\", start, end) < 0
-        parts.append(body[at : start + 1 if is_file else max(end, start + 1)])
-        at = max(end, start + 1)
-    return b"".join([*parts, body[at:]])
+def _costs(request: ChatRequest, limits: ApiLimits) -> Iterator[tuple[str, int, int]]:
+    """(field, value, limit) of what a request may cost."""
+    yield "max_tokens", request.max_new_tokens or 0, limits.new_tokens
+    yield "num_beams", request.num_beams, limits.beams
+    yield "n", request.n, limits.answers
+    yield "stop (characters)", max(map(len, request.stop), default=0), limits.stop_chars
+    yield "messages", len(request.messages), limits.turns
+    yield "messages (images)", len(list(request.images())), limits.images
+    sizes = [sum(len(part.text or "") for part in message.content) for message in request.messages]
+    for number, size in enumerate(sizes):
+        yield f"messages[{number}].content (characters)", size, limits.question_chars
+    yield "messages (characters)", sum(sizes), limits.conversation_chars
 
 
-def _check_names(pairs: list[tuple[str, Any]]) -> None:
-    """ApiError for an object with two values of one name, of which every reader would take another."""
-    if len(dict(pairs)) < len(pairs):
-        (name, _), *_ = Counter(name for name, _ in pairs).most_common(1)
-        raise wrong(f"{name[:100]}: given twice; leave one out", name[:100])
-
-
-def _readable(errors: list[ErrorDetails]) -> Exception:
+def _readable(error: ValidationError) -> ApiError:
+    errors = error.errors(include_url=False, include_input=False)
     if errors[0]["type"] == "json_invalid":
         return wrong(f"the body is no JSON: {errors[0]['ctx']['error']}", code="invalid_json")
-    reasons = [(path(error["loc"]), error["msg"].removeprefix("Value error, ")) for error in errors[:SHOWN_ERRORS]]
-    shown = [f"{field}: {reason}".removeprefix(": ") for field, reason in reasons]
-    more = [f"and {len(errors) - SHOWN_ERRORS} more"] if len(errors) > SHOWN_ERRORS else []
-    return wrong("; ".join(shown + more), path(errors[0]["loc"]) or None)
+    shown = []
+    for one in errors[:SHOWN_ERRORS]:
+        reason = one["msg"].removeprefix("Value error, ")
+        if one["type"] == "extra_forbidden":
+            reason = f"unknown field; {hint(str(one['loc'][-1])[:100], ChatRequest.model_fields)}"
+        shown.append(f"{_path(one['loc'])}: {reason}".removeprefix(": "))
+    if len(errors) > SHOWN_ERRORS:
+        shown.append(f"and {len(errors) - SHOWN_ERRORS} more")
+    code = "unknown_parameter" if errors[0]["type"] == "extra_forbidden" else None
+    return wrong("; ".join(shown), _path(errors[0]["loc"]) or None, code)
 
 
-def path(loc: tuple[int | str, ...]) -> str:
+def _path(loc: tuple[int | str, ...]) -> str:
     """("messages", 0, "content") as `messages[0].content`."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in loc).removeprefix(".")
+    steps = [f"[{step}]" if isinstance(step, int) else f".{step[:100]}" for step in loc]
+    return "".join(steps).removeprefix(".")
 
 
-def _check_others(extra: Mapping[str, Any] | None, known: list[str]) -> None:
-    """ApiError for a field that would change the answer, if it were understood."""
-    for name, value in (extra or {}).items():
-        if value is None or name in IGNORED:
-            continue
-        if name not in NEUTRAL:
-            raise wrong(f"{name[:100]}: unknown field; {hint(name[:100], known)}", name[:100], "unknown_parameter")
-        if value not in NEUTRAL[name]:
-            raise wrong(f"{name}: this server cannot do that; leave the field out", name, "unsupported_parameter")
-
-
-def _check_message(message: Message, where: str) -> None:
-    """ApiError for what a message holds beside its text, such as calls of tools."""
-    for name, value in (message.model_extra or {}).items():
-        if value:
-            field = f"{where}.{name[:100]}"
-            raise wrong(f"{field}: this server knows role, content and name only", field, "unsupported_parameter")
-
-
-# Decoding and conversation
-
-
-def read_decoding(request: ChatRequest, limits: ApiLimits) -> Decoding:
-    """What the request says, and that of the published chat where it says nothing; ApiError 400 beyond a limit."""
-    length = "max_completion_tokens" if request.max_completion_tokens else "max_tokens"
-    _check(length, request.max_new_tokens, limits.new_tokens)
-    _check("num_beams", request.num_beams, limits.beams)
-    _check("n", request.n, limits.answers)
-    for number, stop in enumerate(request.stop or ()):
-        if len(stop) > limits.stop_chars:
-            raise wrong(f"stop[{number}]: longer than {limits.stop_chars} characters", f"stop[{number}]")
-    default = PUBLISHED_CHAT
-    temperature = default.temperature if request.temperature is None else request.temperature
-    if request.seed is not None and (request.num_beams or 1) > 1 and temperature >= COLD:
-        raise wrong("seed: has no effect on sampling with several beams; leave one of them out", "seed")
-    return Decoding(
-        num_beams=request.num_beams or default.num_beams,
-        max_new_tokens=request.max_new_tokens or min(default.max_new_tokens, limits.new_tokens),
-        top_p=request.top_p or default.top_p,
-        repetition_penalty=request.repetition_penalty or default.repetition_penalty,
-        temperature=temperature if temperature >= COLD else 1.0,
-        do_sample=temperature >= COLD,
-    )
-
-
-def _check(field: str, value: int | None, limit: int) -> None:
-    if value is not None and value > limit:
-        raise wrong(f"{field}: {value} is more than this server's limit, {limit}", field)
-
-
-@dataclass(frozen=True)
-class ImageReference:
-    """An image of a request that was not looked at yet."""
-
-    url: str
-    field: str
-    """Where it stands in the request."""
-
-
-@dataclass(frozen=True)
-class ChatInput:
-    """What is to be answered."""
-
-    conversation: Turns
-    """Ends in an open answer."""
-    images: list[ImageReference]
-    """One for each placeholder of the conversation, in their order."""
-
-
-def read_conversation(request: ChatRequest, new_conversation: Callable[[], Turns], limits: ApiLimits) -> ChatInput:
-    """The conversation of a request; ApiError 400 where the messages make none."""
-    messages = request.messages
-    _check_sizes(messages, limits)
-    leading = next((n for n, message in enumerate(messages) if message.role not in SYSTEM), len(messages))
-    _check_roles(messages, leading)
-    conversation = new_conversation()
-    if leading:
-        conversation.set_system("\n".join(_text(message, n) for n, message in enumerate(messages[:leading])))
-    said = [(message.role, _text(message, n)) for n, message in enumerate(messages) if n >= leading]
-    for role, turn in groupby(filter(lambda one: one[1], said), key=lambda one: one[0]):
-        conversation.append_message(conversation.roles[role == "assistant"], "\n".join(text for _, text in turn))
-    conversation.open_answer()
-    images = list(_images(messages))
-    if len(images) > limits.images:
-        raise wrong(f"messages: {len(images)} images are more than {limits.images}", "messages")
-    if conversation.get_prompt().count(IMAGE_PLACEHOLDER) != len(images):
-        raise wrong("messages: the model's chat template does not keep this conversation's images", "messages")
-    return ChatInput(conversation, images)
-
-
-def _check_sizes(messages: Sequence[Message], limits: ApiLimits) -> None:
-    if len(messages) > limits.turns:
-        raise wrong(f"messages: {len(messages)} messages are more than {limits.turns}", "messages")
-    sizes = [sum(len(part.text or "") for part in message.content or []) for message in messages]
-    for number, size in enumerate(sizes):
-        if size > limits.question_chars:
-            field = f"messages[{number}].content"
-            raise wrong(f"{field}: {size:,} characters are more than {limits.question_chars:,}", field)
-    if sum(sizes) > limits.conversation_chars:
-        raise wrong(f"messages: {sum(sizes):,} characters are more than {limits.conversation_chars:,}", "messages")
-
-
-def _check_roles(messages: Sequence[Message], leading: int) -> None:
-    for number, message in enumerate(messages[leading:], leading):
-        if message.role in SYSTEM:
-            field = f"messages[{number}].role"
-            raise wrong(f"{field}: a {message.role} message must come before all others", field)
-    if messages[-1].role != "user":
-        raise wrong("messages: the last message must be the user's", f"messages[{len(messages) - 1}].role")
-
-
-def _text(message: Message, number: int) -> str:
-    """The message as the LLM reads it, images as placeholders; only an assistant may have said nothing."""
-    field = f"messages[{number}].content"
-    parts = message.content or []
-    if message.role != "user" and any(part.type == "image_url" for part in parts):
-        raise wrong(f"{field}: only a user's message may hold an image", field)
-    text, last = "", None
-    for index, part in enumerate(parts):
-        piece = _piece(part, f"{field}[{index}]" if len(parts) > 1 else field)
-        if piece:
-            blank = "\n" if last == part.type == "text" else " "
-            text, last = f"{text}{blank if text else ''}{piece}", part.type
-    if not text and message.role != "assistant":
-        raise wrong(f"{field}: the message is empty", field)
-    return text
-
-
-def _piece(part: Part, field: str) -> str:
-    if part.type == "image_url":
-        return IMAGE_MESSAGE
-    if IMAGE_PLACEHOLDER in part.text:
-        raise wrong(
-            f"{field}: must not hold {IMAGE_PLACEHOLDER}, which stands for an image; send a part of type image_url",
-            field,
-        )
-    return part.text.strip()
-
-
-def _images(messages: Sequence[Message]) -> Iterator[ImageReference]:
-    for number, message in enumerate(messages):
-        for index, part in enumerate(message.content or []):
-            if part.type == "image_url":
-                yield ImageReference(part.image_url.url, f"messages[{number}].content[{index}].image_url.url")
+def decoded(url: str, limits: ApiLimits) -> bytes:
+    """The file in a data URL; ApiError 400 where it is no base64, TooLargeError beyond `image_bytes`."""
+    content = url.partition(",")[2]
+    size = len(content) * 3 // 4 - 2
+    if size > limits.image_bytes:
+        raise TooLargeError(f"the image: {size / MIB:.1f} MiB are more than {limits.image_bytes / MIB:g} MiB")
+    try:
+        return base64.b64decode(content, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise wrong(f"the data URL is no valid base64: {error}") from None

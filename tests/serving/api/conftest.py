@@ -4,12 +4,11 @@ import base64
 import http.client
 import io
 import json
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import openai
@@ -20,8 +19,7 @@ from PIL import Image
 from minigpt4.inference import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.serving.api.access import Access, ApiLimits
-from minigpt4.serving.api.app import bind, build_app, make_server
-from minigpt4.serving.api.images import RemoteImages
+from minigpt4.serving.api.app import build_app, listen, make_server
 
 PATIENCE = 60.0
 """Seconds that a test waits for what should come at once; machines that run tests are busy."""
@@ -188,14 +186,10 @@ def engine(make_engine) -> Iterator[PacedEngine]:
 
 
 @contextmanager
-def listening(
-    engine: PacedEngine, limits: ApiLimits, access: Access, remote: RemoteImages | None = None, send_buffer: int = 0
-) -> Iterator[Server]:
+def listening(engine: PacedEngine, limits: ApiLimits, access: Access) -> Iterator[Server]:
     """A server in a thread until the end of the block."""
-    bound = bind("127.0.0.1", 0)
-    if send_buffer:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-    server = make_server(build_app(engine, limits, access, remote), limits)
+    bound = listen("127.0.0.1", 0)
+    server = make_server(build_app(engine, limits, access), limits)
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
     thread.start()
     wait_until(lambda: server.started)
@@ -214,21 +208,10 @@ def server(engine) -> Iterator[Server]:
 
 @pytest.fixture
 def serve(engine) -> Iterator[Callable[..., Server]]:
-    """`serve(limit=..., access=..., remote=..., engine=..., send_buffer=...)`: a server of the test's own."""
-    open_servers = []
+    """`serve(limit=..., access=..., engine=...)`: a server of the test's own."""
+    with ExitStack() as servers:
 
-    def start(
-        access: Access | None = None,
-        remote: Callable[[ApiLimits], RemoteImages] | None = None,
-        engine: PacedEngine = engine,
-        send_buffer: int = 0,
-        **limits: Any,
-    ) -> Server:
-        chosen = replace(ApiLimits(shutdown_seconds=0.5), **limits)
-        context = listening(engine, chosen, access or Access(), remote and remote(chosen), send_buffer)
-        open_servers.append(context)
-        return context.__enter__()
+        def start(access: Access | None = None, engine: PacedEngine = engine, **limits: Any) -> Server:
+            return servers.enter_context(listening(engine, ApiLimits(**limits), access or Access()))
 
-    yield start
-    for context in reversed(open_servers):
-        context.__exit__(None, None, None)
+        yield start

@@ -18,14 +18,9 @@ LONG = {"max_tokens": 1000, "temperature": 0}
 
 
 @contextmanager
-def connected(server, receive_buffer=None):
+def connected(server):
     """A connection on which a test writes what it likes."""
-    client = socket.socket()
-    if receive_buffer:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    client.settimeout(60)
-    client.connect(("127.0.0.1", server.port))
-    with client:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
         yield client
 
 
@@ -33,29 +28,6 @@ def answer(client):
     response = http.client.HTTPResponse(client)
     response.begin()
     return response.status, json.loads(response.read())["error"]["message"]
-
-
-def everything(client):
-    """What comes until the server closes."""
-    received = b""
-    try:
-        while piece := client.recv(65536):
-            received += piece
-    except ConnectionResetError:
-        pass
-    return received
-
-
-def drip(client, text, seconds, pause=0.02):
-    """Send a byte at a time, until the server has enough of it or the time is over; returns whether it had."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            client.sendall(text)
-        except OSError:
-            return True
-        time.sleep(pause)
-    return False
 
 
 # Sizes
@@ -75,18 +47,10 @@ def test_a_client_that_waits_for_leave_to_send_is_told_no(serve):
         assert answer(client)[0] == 413
 
 
-def test_a_body_that_becomes_too_large_while_it_is_read_is_refused(serve):
-    with connected(serve(body_bytes=100_000)) as client:
+def test_a_body_without_its_length_is_refused(server):
+    with connected(server) as client:
         client.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
-        for _ in range(4):
-            client.sendall(b"8000\r\n" + b" " * 0x8000 + b"\r\n")
-        assert answer(client)[0] == 413
-
-
-def test_an_endless_body_is_not_read_for_ever(serve):
-    with connected(serve(body_bytes=100_000, header_seconds=0.5)) as client:
-        client.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n")
-        assert drip(client, b"8000\r\n" + b" " * 0x8000 + b"\r\n", seconds=60, pause=0)
+        assert answer(client)[0] == 411
 
 
 @pytest.mark.parametrize("length", [b"12", b"-5", b"1e3", b"0x10", b"5, 6"])
@@ -97,89 +61,24 @@ def test_a_body_that_is_not_as_long_as_said_is_an_error(server, length):
     assert server.chat().status == 200
 
 
-def test_too_many_bytes_of_all_clients_together_are_refused_and_given_back(serve):
+def test_too_many_bytes_of_all_clients_together_are_refused_and_given_back(serve, tools):
     server = serve(held_bytes=100_000)
+    body = b" " * 50_000
     with connected(server) as slow:
-        slow.sendall(HEAD + b"Content-Length: 90000\r\n\r\n" + b" " * 80_000)
-        body = json.dumps({"model": "first", "messages": [{"role": "user", "content": "a " * 9_000}]}).encode()
-        for _ in range(200):
-            busy = server.post(body + b" " * 10_000)
-            if busy.status == 503:
-                break
-        assert busy.status == 503
-        assert int(busy.headers["retry-after"]) > 0
-    assert eventually(lambda: server.post(b"[" + b" " * 90_000 + b"]").status == 400)
+        slow.sendall(HEAD + b"Content-Length: 90000\r\n\r\n")
+        tools.wait_until(lambda: server.post(body).status == 503)
+        assert int(server.post(body).headers["retry-after"]) > 0
+        assert server.chat().status == 200  # and smaller requests are not delayed
+    tools.wait_until(lambda: server.post(body).status == 400)
 
 
-def eventually(holds):
-    end = time.monotonic() + 60
-    while not holds():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-# Slowness
-
-
-@pytest.mark.parametrize("beginning", [b"", b"GET /healthz HTTP/1.1\r\nX: "])
-def test_a_client_that_never_ends_its_headers_is_cut_off(serve, beginning):
-    server = serve(header_seconds=0.3)
-    with connected(server) as client:
-        client.sendall(beginning)
-        assert drip(client, b"a", seconds=60) if beginning else everything(client) == b""
-    assert server.chat().status == 200
-
-
-def test_headers_of_a_second_request_have_no_more_time(serve):
-    with connected(serve(header_seconds=0.5)) as client:
-        client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert b"200 OK" in client.recv(65536)
-        client.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
-        assert drip(client, b"a", seconds=60)
-
-
-def test_a_request_that_was_sent_ahead_has_all_the_time_that_it_needs(serve, engine, tools):
-    body = json.dumps(tools.asked(max_tokens=4)).encode()
-    with engine.slowed(), connected(serve(header_seconds=0.4)) as client:
-        health = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
-        client.sendall(health + HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-        received = everything(client)
-    assert received.count(b"HTTP/1.1 200 OK") == 2
-    assert b'"finish_reason":"length"' in received
-
-
-@pytest.mark.parametrize("sends", [b"", b" "])
-def test_a_client_that_never_ends_its_body_is_told_and_holds_no_place(serve, engine, sends):
-    server = serve(body_seconds=0.4)
-    with connected(server) as client:
-        client.sendall(HEAD + b"Content-Length: 100000\r\n\r\n")
-        if sends:
-            threading.Thread(target=drip, args=(client, sends, 1.0), daemon=True).start()
+def test_a_client_that_never_ends_its_body_is_told_and_holds_no_place(serve, engine):
+    with connected(serve(body_seconds=0.4)) as client:
+        client.sendall(HEAD + b"Content-Length: 100000\r\n\r\n ")
         assert engine.num_waiting + engine.num_running == 0
         status, message = answer(client)
     assert status == 408
     assert "did not come within 0.4 s" in message
-
-
-def test_a_slow_body_does_not_delay_others(serve):
-    server = serve(body_seconds=30)
-    with connected(server) as client:
-        client.sendall(HEAD + b"Content-Length: 100000\r\n\r\n ")
-        assert server.chat().status == 200
-
-
-def test_a_client_that_does_not_read_is_cut_off_and_its_place_is_free(serve, engine, tools):
-    server = serve(write_seconds=0.3, send_buffer=4096)
-    # 195 tokens eight times: more events than the buffers of both sides hold.
-    body = json.dumps(tools.asked("What is this?", **LONG, repetition_penalty=1, stream=True, n=8)).encode()
-    with connected(server, receive_buffer=2048) as client:
-        client.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        tools.wait_until(lambda: b'completions",status="499"} 1.0' in server.get("/metrics").content)
-        tools.wait_until(lambda: engine.num_running == 0)
-        assert b"[DONE]" not in everything(client)
-    assert server.chat().status == 200
 
 
 # Going away
@@ -211,7 +110,7 @@ def test_images_of_a_client_that_has_gone_are_not_decoded(serve, tools, images, 
     with connected(server) as client:
         client.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
         tools.wait_until(lambda: begun)
-    tools.wait_until(lambda: 'status="499"' in server.get("/metrics").content.decode())
+    time.sleep(0.2)  # for the server to notice
     go_on.set()
     assert server.chat([tools.picture(images[0])]).status == 200
     assert len(begun) == 2

@@ -1,0 +1,112 @@
+"""From the fields of a request to the model's template and to decoding."""
+
+import pytest
+
+from minigpt4.common.binding import bind
+from minigpt4.common.errors import ConfigError
+from minigpt4.conversation.decoding import PUBLISHED_CHAT, Decoding
+from minigpt4.conversation.templates import TemplateConversation, get_template
+from minigpt4.serving.api.access import ApiLimits
+from minigpt4.serving.api.schema import ChatRequest
+
+IMAGE = "<Img><ImageHere></Img>"
+URL = "data:image/png;base64,"
+
+
+def training():
+    return TemplateConversation("###Human: {} ###Assistant: ", "###")
+
+
+def vicuna():
+    return get_template("vicuna0")
+
+
+def request(*messages, **fields):
+    said = [{"role": role, "content": content} for role, content in messages or [("user", "a")]]
+    return ChatRequest.model_validate({"model": "m", "messages": said} | fields)
+
+
+def image(name):
+    return {"type": "image_url", "image_url": {"url": URL + name}}
+
+
+def said(text):
+    return {"type": "text", "text": text}
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
+    [
+        ([image("a"), said("What?")], f"{IMAGE} What?"),
+        ([said("This:"), image("a"), said(" and "), image("b"), said("?")], f"This: {IMAGE} and {IMAGE} ?"),
+        ([image("a"), image("b")], f"{IMAGE} {IMAGE}"),
+        ([said("One."), said("Two.")], "One.\nTwo."),
+        ([said(" "), image("a"), said("")], IMAGE),
+    ],
+)
+def test_parts_become_one_message_in_their_order(parts, text):
+    asked = request(("user", parts))
+    assert asked.conversation(training).get_prompt() == f"###Human: {text} ###Assistant: "
+    assert [url for _, url in asked.images()] == [part["image_url"]["url"] for part in parts if "image_url" in part]
+
+
+def test_images_are_known_by_their_place():
+    asked = request(("user", [image("a")]), ("assistant", "A dog."), ("user", [said("And"), image("b")]))
+    places = ["messages[0].content[0].image_url.url", "messages[2].content[1].image_url.url"]
+    assert [place for place, _ in asked.images()] == places
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "prompt"),
+    [
+        (
+            training,
+            [("user", [image("a")]), ("user", "What?"), ("assistant", "A"), ("assistant", "dog."), ("user", "Sure?")],
+            f"###Human: {IMAGE}\nWhat? ###Assistant: A\ndog.######Human: Sure? ###Assistant: ",
+        ),
+        (
+            training,
+            [("user", "What?"), ("assistant", ""), ("user", "Say!")],
+            "###Human: What?\nSay! ###Assistant: ",
+        ),
+        (
+            vicuna,
+            [("system", "Be brief."), ("developer", "Be kind."), ("assistant", "Hello!"), ("user", "Hi")],
+            "Be brief.\nBe kind.###Assistant: Hello!###Human: Hi###Assistant: ",
+        ),
+        (vicuna, [("user", "Hi")], f"{get_template('vicuna0').system}###Human: Hi###Assistant: "),
+    ],
+    ids=["roles in a row are joined", "an empty answer is left out", "system texts", "the template's own system text"],
+)
+def test_messages_in_the_models_template(template, messages, prompt):
+    assert request(*messages).conversation(template).get_prompt() == prompt
+
+
+def test_decoding_is_that_of_the_published_chat_where_nothing_is_said():
+    assert request().decoding(ApiLimits()) == PUBLISHED_CHAT
+    assert (
+        request(temperature=None, top_p=None, max_tokens=None, num_beams=None).decoding(ApiLimits()) == PUBLISHED_CHAT
+    )
+    assert request().decoding(ApiLimits(new_tokens=50)).max_new_tokens == 50
+
+
+@pytest.mark.parametrize("temperature", [0, 1e-30, 0.009])
+def test_cold_is_greedy(temperature):
+    asked = request(temperature=temperature, repetition_penalty=1)
+    assert asked.decoding(ApiLimits()) == Decoding(max_new_tokens=300, top_p=0.9)
+
+
+def test_every_field_has_its_effect():
+    asked = request(temperature=0.5, top_p=0.2, repetition_penalty=2, num_beams=4, max_completion_tokens=7)
+    assert asked.decoding(ApiLimits()) == Decoding(
+        4, 7, top_p=0.2, repetition_penalty=2, temperature=0.5, do_sample=True
+    )
+    assert request(max_tokens=7).decoding(ApiLimits()).max_new_tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("values", "key"), [({"image": 2}, "'images'"), ({"images": "two"}, "images"), ({"images": 0}, "images")]
+)
+def test_a_wrong_limit_is_an_error(values, key):
+    with pytest.raises(ConfigError, match=key):
+        bind(ApiLimits, values, section="limits", source="--limits")
