@@ -139,15 +139,21 @@ def replacing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.part")
     try:
         yield part
-        _sync(part)
-        part.replace(path)
-        with suppress(OSError):  # some file systems offer no such call
-            _sync(path.parent)
+        replace_durably(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def replace_durably(part: Path, path: Path) -> None:
+    """Rename `part` to `path`, content and name on the disk before this returns."""
+    sync(part)
+    part.replace(path)
+    with suppress(OSError):  # some file systems cannot do it for folders
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
