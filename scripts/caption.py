@@ -32,14 +32,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg-path", required=True, help="YAML file with the model")
     parser.add_argument("--ckpt", metavar="FILE", help="checkpoint (model.ckpt of the YAML)")
-    parser.add_argument(
-        "--images",
-        required=True,
-        nargs="+",
-        type=Path,
-        metavar="PATH",
-        help="folder, list (.txt, .json) or image files",
-    )
+    images = "folder, list (.txt, .json) or image files"
+    parser.add_argument("--images", required=True, nargs="+", type=Path, metavar="PATH", help=images)
     parser.add_argument("--image-folder", type=Path, metavar="DIR", help="where the files of a list are (beside it)")
     parser.add_argument("--output", required=True, type=Path, metavar="FILE.jsonl", help="a line an image")
     parser.add_argument("--prompt", help="instruction with one <ImageHere> (run.generation.prompt of the YAML)")

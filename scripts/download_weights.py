@@ -17,58 +17,37 @@ from pathlib import Path
 
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.utils import human
-from minigpt4.common.weights import (
-    TABLE,
-    WeightsEntry,
-    WeightsFolder,
-    WeightsTable,
-    files_markdown,
-    llms_markdown,
-    load_table,
-    web_page,
-)
+from minigpt4.common.weights import TABLE, WeightsEntry, WeightsFolder, WeightsTable, load_table, web_page
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 --verify found a changed file, 2 an error to read, 130 stopped by Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    args = parse_args(argv)
-    try:
-        return run(args, load_table(args.table))
-    except MiniGPT4Error as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command again to resume", file=sys.stderr)
-        return 130
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wanted", nargs="*", metavar="NAME", help="presets (7b, 13b, llama2) or names of --list")
     parser.add_argument("--dir", type=Path, default=Path("weights"), help="folder for the files (weights)")
     parser.add_argument("--table", type=Path, default=TABLE, help="another table, say of your own mirror")
     action = parser.add_mutually_exclusive_group()
     action.add_argument("--list", action="store_true", help="print names, sizes and presets")
-    action.add_argument("--markdown", action="store_true", help="print the tables of docs/weights.md")
     action.add_argument("--dry-run", action="store_true", help="print what would be fetched; no network")
     action.add_argument("--verify", action="store_true", help="hash the files again, against the manifest")
     args = parser.parse_args(argv)
-    if not args.wanted and not (args.list or args.markdown):
+    if not args.wanted and not args.list:
         parser.error("name what to download: a preset (7b, 13b, llama2) or names; --list shows them")
-    return args
-
-
-def run(args: argparse.Namespace, table: WeightsTable) -> int:
-    if args.markdown:
-        print(files_markdown(table), llms_markdown(table), sep="\n\n")
-        return 0
-    if args.list:
-        return show(table)
-    folder, entries = WeightsFolder(args.dir), table.select(args.wanted)
-    if args.dry_run:
-        return plan(folder, entries)
-    return verify(folder, entries) if args.verify else download(folder, entries)
+    try:
+        table = load_table(args.table)
+        if args.list:
+            return show(table)
+        folder, entries = WeightsFolder(args.dir), table.select(args.wanted)
+        if args.dry_run:
+            return plan(folder, entries)
+        return verify(folder, entries) if args.verify else download(folder, entries)
+    except MiniGPT4Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again to resume", file=sys.stderr)
+        return 130
 
 
 def show(table: WeightsTable) -> int:
@@ -84,9 +63,8 @@ def plan(folder: WeightsFolder, entries: list[WeightsEntry]) -> int:
     print(f"into {folder.root.absolute()}")
     for entry in entries:
         state = "there" if folder.has(entry) else human(entry.bytes or entry.about)
-        print(f"{entry.name:18} {state:>9}  {entry.path} from {' or '.join(map(web_page, entry.sources))}")
-        if entry.gated and not folder.has(entry):
-            print(f"{'':18} {'':>9}  gated: accept the licence there, then `hf auth login`")
+        gated = "; gated: accept the licence there, then `hf auth login`" if entry.gated else ""
+        print(f"{entry.name:18} {state:>9}  {entry.path} from {' or '.join(map(web_page, entry.sources))}{gated}")
     print(f"to fetch: about {human(folder.missing_bytes(entries))}; free: {human(folder.free_bytes())}")
     folder.need_room(entries)
     return 0
@@ -96,29 +74,23 @@ def download(folder: WeightsFolder, entries: list[WeightsEntry]) -> int:
     missing = [entry for entry in entries if not folder.has(entry)]
     if not missing:
         print(f"nothing to do: {', '.join(entry.name for entry in entries)} in {folder.root}")
-        return 0
     folder.need_room(missing)
     failures = []
     for entry in missing:
         try:
-            files = folder.get(entry)
+            folder.get(entry)
+            print(f"{entry.name}: in {folder.root / entry.path}")
         except MiniGPT4Error as error:  # the others are still worth having
             failures.append(error)
-            continue
-        print(f"{entry.name}: {human(sum(file.bytes for file in files))} in {folder.root / entry.path}")
     for failure in failures:
         print(f"error: {failure}", file=sys.stderr)
     return 2 if failures else 0
 
 
 def verify(folder: WeightsFolder, entries: list[WeightsEntry]) -> int:
-    known = {record.name for record in folder.records().values()}
-    problems = [f"{entry.name}: not downloaded" for entry in entries if entry.name not in known]
-    problems += folder.verify({entry.name for entry in entries})
-    for problem in problems:
-        print(problem)
-    if not problems:
-        print(f"whole: {', '.join(entry.name for entry in entries)}")
+    names = [entry.name for entry in entries]
+    problems = folder.verify(set(names))
+    print("\n".join(problems) or f"whole: {', '.join(names)}")
     return 1 if problems else 0
 
 

@@ -9,14 +9,11 @@ sha256. A file without a fitting card was being written when the run died.
 """
 
 import fnmatch
-import hashlib
 import json
 import logging
-import os
 import pickle
 import re
-import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -26,13 +23,12 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from minigpt4.common.errors import WeightsError, errors_as, first_line
-from minigpt4.common.torch_files import check_torch_file
-from minigpt4.common.utils import is_url
+from minigpt4.common.torch_files import check_torch_file, file_sha256
+from minigpt4.common.utils import is_url, replacing, sync
 
 log = logging.getLogger(__name__)
 
 ITERATION_PATTERN = "checkpoint_iter_*.pth"
-TEMPORARY_PATTERN = ".checkpoint_*.tmp"
 BEST = "checkpoint_best.pth"
 CARD_TYPES = {"run_number": int, "run_started": str, "iteration": int, "best_loss": int | float}
 CARD_TYPES |= {"llm_fingerprint": str, "vision_fingerprints": dict}
@@ -116,27 +112,19 @@ def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, T
         state = state[name]
         if not isinstance(state, Mapping):
             raise WeightsError(f"{source}: its entry '{name}' is a {type(state).__name__}, not a dictionary")
-    tensors = _tensors(state) or _tensors(_only_state(state, source))
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        found = _some([f"{key} ({type(value).__name__})" for key, value in state.items()]) or "nothing"
+        raise WeightsError(
+            f"{source}: holds no tensors, but {found}. Save the dictionary of weights alone, or as its entry 'model'"
+        )
     for name, tensor in tensors.items():
         require_plain(name, tensor, source)
-    return _without_prefix(tensors, source)
-
-
-def _tensors(state: Mapping[Any, Any]) -> dict[Any, Tensor]:
-    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _only_state(content: Mapping[Any, Any], source: str | Path) -> Mapping[Any, Any]:
-    """The one entry that is a dictionary with tensors; WeightsError says what there is instead."""
-    states = [key for key, value in content.items() if isinstance(value, Mapping) and _tensors(value)]
-    if len(states) == 1:
-        return content[states[0]]
-    found = _some([f"{key} ({type(value).__name__})" for key, value in content.items()]) or "nothing"
-    several = f" of its own, but in {_some(list(map(str, states)))}" if states else ""
-    raise WeightsError(
-        f"{source}: holds no tensors{several}; it holds {found}. Save the dictionary of weights alone, or as its entry "
-        "'model'"
-    )
+    tensors = {WITHIN.sub("", name): tensor for name, tensor in tensors.items()}
+    while prefix := next((p for p in WRAPPERS if all(name.startswith(p) for name in tensors)), ""):
+        log.info("%s: all names begin with '%s', which a wrapper put there; it is taken off", source, prefix)
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def require_plain(name: Any, tensor: Tensor, source: str | Path) -> None:
@@ -151,14 +139,6 @@ def require_plain(name: Any, tensor: Tensor, source: str | Path) -> None:
         raise WeightsError(
             f"{source}: {name} is {tuple(tensor.shape)}, an expanded view of fewer numbers; save it .contiguous()"
         )
-
-
-def _without_prefix(tensors: dict[str, Tensor], source: str | Path) -> dict[str, Tensor]:
-    tensors = {WITHIN.sub("", name): tensor for name, tensor in tensors.items()}
-    while prefix := next((p for p in WRAPPERS if all(name.startswith(p) for name in tensors)), ""):
-        log.info("%s: all names begin with '%s', which a wrapper put there; it is taken off", source, prefix)
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return tensors
 
 
 def copy_strict(
@@ -181,28 +161,23 @@ def require_fit(
     target: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str | Path, hint: str = ""
 ) -> None:
     """WeightsError unless `copy_strict` would copy."""
-    common = [name for name in target if name in state]
-    wrong = [
-        f"{name} is {tuple(state[name].shape)} in the file, {tuple(target[name].shape)} in the model"
-        for name in common
-        if state[name].shape != target[name].shape
-    ]
-    other = [
-        f"{name} is {state[name].dtype} in the file, {target[name].dtype} in the model"
-        for name in common
-        if state[name].is_floating_point() != target[name].is_floating_point() or state[name].is_complex()
-    ]
-    problems = {
+    problems: dict[str, list[str]] = {
         "missing": sorted(target.keys() - state.keys()),
         "not expected": sorted(state.keys() - target.keys()),
-        "wrong shape": wrong,
-        "wrong type": other,
+        "wrong shape": [],
+        "wrong type": [],
     }
+    common = {name: (state[name], target[name]) for name in target if name in state}
+    for name, (theirs, ours) in common.items():
+        if theirs.shape != ours.shape:
+            shapes = f"{name} is {tuple(theirs.shape)} in the file, {tuple(ours.shape)} in the model"
+            problems["wrong shape"].append(shapes)
+        if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex():
+            problems["wrong type"].append(f"{name} is {theirs.dtype} in the file, {ours.dtype} in the model")
     if any(problems.values()):
         lines = [f"{title}: {_some(names)}" for title, names in problems.items() if names]
-        text = "\n  ".join([f"{source} does not fit the model.", *lines])
-        raise WeightsError(f"{text}\n  {hint}" if hint else text)
-    broken = [name for name in common if not is_finite(state[name].to(target[name].dtype))]
+        raise WeightsError("\n  ".join([f"{source} does not fit the model.", *lines, *filter(None, [hint])]))
+    broken = [name for name, (theirs, ours) in common.items() if not is_finite(theirs.to(ours.dtype))]
     if broken:
         raise WeightsError(
             f"{source}: holds NaN, infinity or numbers beyond the model's type in {_some(broken)}. Training broke down "
@@ -217,12 +192,8 @@ def is_finite(tensor: Tensor) -> bool:
 
 def drop_keys(state: Mapping[str, Tensor], patterns: Iterable[str]) -> dict[str, Tensor]:
     """`state` without the keys that match one of the shell patterns (the named allow-list)."""
-    patterns = tuple(patterns)
-    return {
-        name: tensor
-        for name, tensor in state.items()
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-    }
+    dropped = {name for pattern in patterns for name in state if fnmatch.fnmatchcase(name, pattern)}
+    return {name: tensor for name, tensor in state.items() if name not in dropped}
 
 
 def _some(names: list[str]) -> str:
@@ -239,28 +210,24 @@ def card_path(checkpoint: Path) -> Path:
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any], card: Mapping[str, Any]) -> None:
-    """Write file and card as temporary files, then rename them, the card last.
+    """Write file and card beside their places, then rename them, the card last.
 
     Raises WeightsError if the disk refuses; what was there before, even under this name, stays whole.
     """
-    new, new_card = _temporary(path), _temporary(card_path(path))
     try:
-        _write(new, lambda file: torch.save(dict(content), file))
-        text = json.dumps(
-            {**card, "file": path.name, "bytes": new.stat().st_size, "sha256": file_sha256(new)}, indent=2
-        )
-        _write(new_card, lambda file: file.write(text.encode()))
-        card_path(path).unlink(missing_ok=True)  # an older card must not stand beside the new file
-        _rename(new, path)
-        _rename(new_card, card_path(path))
+        with replacing(card_path(path)) as new_card, replacing(path) as new:  # left in reverse order
+            with new.open("wb") as file:
+                torch.save(dict(content), file)
+            facts = {"file": path.name, "bytes": new.stat().st_size, "sha256": file_sha256(new)}
+            new_card.write_text(json.dumps({**card, **facts}, indent=2), encoding="utf-8")
+            sync(new)
+            sync(new_card)
+            card_path(path).unlink(missing_ok=True)  # an older card must not stand beside the new file
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
         raise WeightsError(
             f"{path}: could not be saved: {_cause(error)}. Earlier checkpoints are untouched; free some space, or make "
             "the disk writable, and go on with run.resume_ckpt_path=auto"
         ) from error
-    finally:
-        _delete(new)
-        _delete(new_card)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -272,7 +239,7 @@ def _cause(error: BaseException) -> BaseException:
 
 def drop_leftovers(folder: Path) -> None:
     """Delete the temporary files of a process that was killed while it saved."""
-    for path in folder.glob(TEMPORARY_PATTERN):
+    for path in folder.glob(".checkpoint_*"):
         log.info("%s was left by a save that did not end; it is deleted", path)
         _delete(path)
 
@@ -285,49 +252,13 @@ def _delete(path: Path) -> None:
         log.warning("%s: cannot be deleted (%s)", path, error.strerror)
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-
-
-def _write(path: Path, write: Callable[[Any], Any]) -> None:
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _rename(old: Path, new: Path) -> None:
-    old.replace(new)
-    _sync_folder(new.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable; some file systems offer no such call."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        log.debug("%s cannot be synchronised", folder)
-    finally:
-        os.close(descriptor)
-
-
 def amend_card(path: Path, **facts: Any) -> None:
     """Add what became known later to the card of a checkpoint; WeightsError if the disk refuses."""
     card = read_card(path)
     if card is None:
         return
-    new = _temporary(card_path(path))
-    try:
-        _write(new, lambda file: file.write(json.dumps(card | facts, indent=2).encode()))
-        _rename(new, card_path(path))
-    except OSError as error:
-        raise WeightsError(f"{card_path(path)}: could not be written: {error}") from error
-    finally:
-        _delete(new)
+    with errors_as(WeightsError, f"{card_path(path)}: could not be written"), replacing(card_path(path)) as new:
+        new.write_text(json.dumps(card | facts, indent=2), encoding="utf-8")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -400,12 +331,3 @@ def drop_old(folder: Path, keep: int | None) -> None:
     for _, path in whole[:-keep]:
         _delete(card_path(path))
         _delete(path)
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

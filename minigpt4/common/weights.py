@@ -1,88 +1,75 @@
-"""The table of published weights, and a folder of them with its `manifest.json`: from where, and is it still whole."""
+"""The published weights: a table of files, and a folder into which they are downloaded, with its `manifest.json`.
 
+huggingface_hub transfers all of them, so HF_ENDPOINT, HF_TOKEN and the proxy variables work as everywhere. A file grows
+as `NAME.part`, and a later call resumes it; what has its right name is complete and checked.
+"""
+
+import html
 import json
 import logging
+import re
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
 
 import yaml
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import filter_repo_objects
 
-from minigpt4.common.download import (
-    PATIENT,
-    Expected,
-    Fetched,
-    Retry,
-    drive_url,
-    fetch,
-    fetch_repository,
-    part_of,
-    replace_durably,
-)
-from minigpt4.common.errors import ConfigError, WeightsError, hint
-from minigpt4.common.torch_files import check_opens, digest
-from minigpt4.common.utils import human
+from minigpt4.common.errors import ConfigError, WeightsError, errors_as, hint
+from minigpt4.common.run_folder import hold_folder
+from minigpt4.common.torch_files import check_whole, file_sha256
+from minigpt4.common.utils import human, replace_durably, write_whole
 
 log = logging.getLogger(__name__)
 
-
 TABLE = Path(__file__).parents[1] / "configs" / "weights.yaml"
 MANIFEST = "manifest.json"
-BY_HAND = "already there"
-SCHEMES = ("https:", "http:", "gdrive:", "hf:")
+PAGES = {
+    "https": "https:{}",
+    "http": "http:{}",
+    "gdrive": "https://drive.google.com/file/d/{}/view",
+    "hf": "https://huggingface.co/{}",
+}
+"""By the scheme of a source: where a browser shows it."""
+DRIVE = "https://drive.usercontent.google.com/download"
+HIDDEN_FIELD = re.compile(r'<input type="hidden" name="([^"]+)" value="([^"]*)"')
+IGNORED = (".gitattributes", "*.msgpack", "*.h5", "original/*")
+"""Files of a repository with the same weights for other frameworks."""
 
 
 @dataclass(frozen=True)
 class WeightsEntry:
-    """One published file, or one Hugging Face repository."""
+    """One published file, or one Hugging Face repository; configs/weights.yaml says what the fields mean."""
 
     name: str
     path: str
-    """Below the weights folder; a folder for a repository."""
-    sources: tuple[str, ...]
-    """Tried in order: `https://...`, `gdrive:<file id>` or `hf:<owner>/<repository>`."""
+    sources: list[str]
     about: int
-    """Bytes, good enough to judge whether the disk has room."""
     size: str
-    """Where `about` comes from."""
     goes_with: str
     bytes: int | None = None
-    """Exact size; the download must have it."""
     sha256: str | None = None
-    """The download must have it."""
-    ignore: tuple[str, ...] = ()
-    """Patterns of a repository's files that are not fetched."""
+    ignore: list[str] = field(default_factory=list)
     gated: bool = False
-    """The repository asks for an accepted licence and a token."""
 
     def __post_init__(self) -> None:
-        unknown = [source for source in self.sources if not source.startswith(SCHEMES)]
-        if unknown or not self.sources:
-            raise ConfigError(f"weights table, {self.name}.sources: {unknown or 'empty'}; known: {SCHEMES}")
+        if not self.sources or any(source.partition(":")[0] not in PAGES for source in self.sources):
+            raise ConfigError(f"weights table, {self.name}.sources: {self.sources}; known: {', '.join(PAGES)}")
         if Path(self.path).is_absolute() or ".." in Path(self.path).parts:
             raise ConfigError(f"weights table, {self.name}.path: {self.path} must lie below the weights folder")
 
 
 @dataclass(frozen=True)
-class LLMEntry:
-    """Which template and which projector an LLM takes."""
-
-    llm: str
-    model_type: str
-    prompt_template: str
-    end_sym: str
-    qformer: bool
-    projector: tuple[int, int]
-    """Width of an image token, width of the LLM."""
-    stage1: str | None
-    aligned: str | None
-
-
-@dataclass(frozen=True)
 class WeightsTable:
+    """Entries by name, and names by preset."""
+
     files: dict[str, WeightsEntry]
-    llms: tuple[LLMEntry, ...] = ()
-    presets: dict[str, list[str]] = field(default_factory=dict)
+    presets: dict[str, list[str]]
 
     def select(self, wanted: list[str]) -> list[WeightsEntry]:
         """The entries of names and presets, each once, in table order; ConfigError for an unknown one."""
@@ -96,119 +83,136 @@ class WeightsTable:
 
 def load_table(path: Path = TABLE) -> WeightsTable:
     """Read a table of weights; ConfigError names the file and the key that is wrong."""
-    try:
+    with errors_as(ConfigError, f"{path}: not a table of weights"):
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not a readable weights table: {error}") from error
-    if not isinstance(raw, dict) or not raw.get("files"):
-        raise ConfigError(f"{path}: not a weights table: no `files` in it")
-    try:
-        table = WeightsTable(
-            files={name: WeightsEntry(name=name, **_tuples(entry)) for name, entry in raw["files"].items()},
-            llms=tuple(LLMEntry(**_tuples(entry)) for entry in raw.get("llms", [])),
-            presets=raw.get("presets", {}),
-        )
-    except TypeError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    for preset, names in table.presets.items():
-        if missing := set(names) - set(table.files):
-            raise ConfigError(f"{path}: preset {preset} names {sorted(missing)}, not among `files`")
-    return table
-
-
-def _tuples(entry: dict) -> dict:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in entry.items()}
+        files = {name: WeightsEntry(name=name, **entry) for name, entry in raw["files"].items()}
+        presets = raw.get("presets", {})
+        for preset, names in presets.items():
+            if missing := set(names) - set(files):
+                raise ConfigError(f"{path}: preset {preset} names {sorted(missing)}, not among `files`")
+    return WeightsTable(files, presets)
 
 
 def web_page(source: str) -> str:
     """The address at which a browser shows or fetches a source."""
     scheme, _, rest = source.partition(":")
-    pages = {"gdrive": "https://drive.google.com/file/d/{}/view", "hf": "https://huggingface.co/{}"}
-    return pages[scheme].format(rest) if scheme in pages else source
+    return PAGES[scheme].format(rest)
 
 
-def files_markdown(table: WeightsTable) -> str:
-    """The tables of files and presets in docs/weights.md."""
-    rows = [("name", "file", "from", "size", "sha256", "goes with")]
-    for entry in table.files.values():
-        links = ", ".join(f"[{_host(source)}]({web_page(source)})" for source in entry.sources)
-        digest = f"`{entry.sha256[:12]}...`" if entry.sha256 else "not published"
-        size = f"{human(entry.bytes or entry.about)} ({entry.size})"
-        rows.append((f"`{entry.name}`", f"`{entry.path}`", links, size, digest, entry.goes_with))
-    presets = [("preset", "files", "size")]
-    for name, files in table.presets.items():
-        total = sum(table.files[file].about for file in files)
-        presets.append((f"`{name}`", ", ".join(f"`{file}`" for file in files), f"about {human(total)}"))
-    return _grid(rows) + "\n\n" + _grid(presets)
+def fetch(source: str, target: Path, expected: WeightsEntry) -> str:
+    """Download a plain address or a shared file of Google Drive to `target`, resuming what an earlier call left.
+
+    Returns the sha256. WeightsError if the server refuses, the link or the disk fails (the part stays), or the file is
+    cut short or not the one expected (nothing stays).
+    """
+    scheme, _, rest = source.partition(":")
+    fields = {"id": rest, "export": "download", "confirm": "t"}
+    part = target.with_name(target.name + ".part")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        resumed = bool(_size(part))
+        with errors_as(WeightsError, f"{target.name} from {source}"):
+            _transfer(f"{DRIVE}?{urlencode(fields)}" if scheme == "gdrive" else source, part)
+        token = _hidden_fields(part) if scheme == "gdrive" else {}
+        if token.keys() - fields.keys():  # the page with a button that Drive puts before large files
+            fields |= token
+            part.unlink()
+            continue
+        try:
+            sha256 = check_expected(part, target.name, expected)
+            break
+        except WeightsError as error:
+            part.unlink()
+            if not resumed:
+                raise WeightsError(f"{error} (from {source}; nothing was kept)") from error
+            log.warning("%s; its beginning was of an earlier download, starting again", error)
+    replace_durably(part, target)
+    return sha256
 
 
-def llms_markdown(table: WeightsTable) -> str:
-    """The table of LLMs in docs/weights.md."""
-    rows = [("LLM", "`model_type`", "`prompt_template`", "`end_sym`", "Q-Former", "projector", "stage 1", "aligned")]
-    for entry in table.llms:
-        files = [f"`{name}`" if name else "not published" for name in (entry.stage1, entry.aligned)]
-        template, end = f"`'{entry.prompt_template}'`", f"`'{entry.end_sym}'`"
-        width = f"{entry.projector[0]} -> {entry.projector[1]}"
-        qformer = "yes" if entry.qformer else "no"
-        rows.append((f"`{entry.llm}`", f"`{entry.model_type}`", template, end, qformer, width, *files))
-    return _grid(rows)
+def _transfer(url: str, part: Path) -> None:
+    """Append to `part` what the server has beyond it."""
+    with part.open("ab") as file:
+        try:
+            http_get(url, file, resume_size=file.tell(), displayed_filename=part.stem)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 416:  # asked for bytes after the last one
+                raise
 
 
-def _grid(rows: list[tuple[str, ...]]) -> str:
-    head, *body = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])
+def _hidden_fields(part: Path) -> dict[str, str]:
+    with part.open("rb") as file:
+        page = file.read(1 << 16).decode("utf-8", "replace")
+    return {name: html.unescape(value) for name, value in HIDDEN_FIELD.findall(page)}
 
 
-def _host(source: str) -> str:
-    if source.startswith("gdrive:"):
-        return "Google Drive"
-    return "Hugging Face" if source.startswith(("hf:", "https://huggingface.co")) else source.split("/")[2]
+def check_expected(path: Path, name: str, expected: WeightsEntry) -> str:
+    """The sha256 of a whole file of weights; WeightsError if it is cut short or not the one expected."""
+    check_whole(path, name)
+    size, sha256 = path.stat().st_size, file_sha256(path)
+    if size != (expected.bytes or size):
+        raise WeightsError(f"{name}: {size} bytes, expected {expected.bytes}")
+    if sha256 != (expected.sha256 or sha256):
+        raise WeightsError(f"{name}: its sha256 is {sha256}, expected {expected.sha256}")
+    return sha256
 
 
-@dataclass(frozen=True)
-class Record:
-    """One file of the manifest; its key there is the path below the weights folder."""
+def fetch_repository(repository: str, folder: Path, entry: WeightsEntry) -> tuple[str, dict[Path, str]]:
+    """Bring `owner/name` of Hugging Face into `folder`; its source with the commit, and the sha256 of its files.
 
-    name: str
-    source: str
-    bytes: int
-    sha256: str
+    A stopped download is resumed. WeightsError: no access, no connection, no room, or a file that is not what the Hub
+    says it is, which is then deleted.
+    """
+    skipped = [*IGNORED, *entry.ignore]
+    with errors_as(WeightsError, f"Hugging Face repository {repository}"):
+        try:
+            info = HfApi().model_info(repository, files_metadata=True)
+        except RepositoryNotFoundError as error:  # or gated
+            raise WeightsError(
+                f"Hugging Face does not show the repository {repository}: accept its licence at "
+                f"https://huggingface.co/{repository}, then run `hf auth login` (or set HF_TOKEN) and try again"
+            ) from error
+        snapshot_download(repository, revision=info.sha, local_dir=folder, ignore_patterns=skipped)
+    found = {}
+    for file in filter_repo_objects(info.siblings or [], ignore_patterns=skipped, key=lambda file: file.rfilename):
+        path = folder / file.rfilename
+        found[path] = file_sha256(path)
+        wanted = file.lfs.sha256 if file.lfs else found[path]
+        if path.stat().st_size != file.size or found[path] != wanted:
+            path.unlink()
+            raise WeightsError(f"{path}: not what the Hub says ({file.size} bytes, sha256 {wanted}); it was deleted")
+    return f"hf:{repository}@{info.sha}", found
 
 
 class WeightsFolder:
     """Where the weights of a table lie."""
 
-    def __init__(self, root: Path, retry: Retry = PATIENT) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
-        self.retry = retry
         self.manifest = root / MANIFEST
 
-    def records(self) -> dict[str, Record]:
-        """The manifest by path; empty where there is none yet; WeightsError if it cannot be read."""
+    def records(self) -> dict[str, dict[str, Any]]:
+        """name, source, bytes and sha256 by path below the folder; WeightsError if the manifest cannot be read."""
         if not self.manifest.exists():
             return {}
-        try:
+        with errors_as(WeightsError, f"{self.manifest}: broken; delete it, the next download writes it"):
             files = json.loads(self.manifest.read_text(encoding="utf-8"))["files"]
-            return {path: Record(**record) for path, record in files.items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise WeightsError(
-                f"{self.manifest}: not a manifest of weights ({error}); delete it, the next run writes it"
-            ) from error
+            keys = ("name", "source", "bytes", "sha256")
+            return {path: {key: record[key] for key in keys} for path, record in files.items()}
 
     def has(self, entry: WeightsEntry) -> bool:
         """Whether the manifest knows the entry and its files still have their sizes; reads no content."""
-        files = {path: record for path, record in self.records().items() if record.name == entry.name}
-        return bool(files) and all(_size(self.root / path) == record.bytes for path, record in files.items())
+        files = {path: record for path, record in self.records().items() if record["name"] == entry.name}
+        return bool(files) and all(_size(self.root / path) == record["bytes"] for path, record in files.items())
 
     def missing_bytes(self, entries: list[WeightsEntry]) -> int:
         """Bytes still to come for these entries, by the table's sizes and what an earlier run left."""
         total = 0
         for entry in entries:
-            if self.has(entry):
-                continue
             target = self.root / entry.path
-            kept = _tree_size(target) + (_size(part_of(target)) or 0)
-            total += max(0, (entry.bytes or entry.about) - kept)
+            files = (target, target.with_name(target.name + ".part"), *target.rglob("*"))
+            kept = sum(_size(file) or 0 for file in files)
+            total += 0 if self.has(entry) else max(0, (entry.bytes or entry.about) - kept)
         return total
 
     def free_bytes(self) -> int:
@@ -223,85 +227,62 @@ class WeightsFolder:
         missing, free = self.missing_bytes(entries), self.free_bytes()
         if missing > free:
             raise WeightsError(
-                f"{self.root}: about {human(missing)} still to come, {human(free)} free on this disk; make "
-                "room, or choose another folder with --dir"
+                f"{self.root}: about {human(missing)} still to come, {human(free)} free on this disk; make room, or "
+                "choose another folder with --dir"
             )
 
-    def get(self, entry: WeightsEntry) -> list[Fetched]:
-        """Fetch an entry from the first of its sources that gives it, and note it; [] if it was there."""
+    def get(self, entry: WeightsEntry) -> None:
+        """Fetch what is missing of an entry, from the first of its sources that gives it, and note it in the manifest.
+
+        A file that somebody put there is taken if it is the published one as far as that can be told.
+        """
         if self.has(entry):
-            return []
+            return
+        self.root.mkdir(parents=True, exist_ok=True)
+        hold_folder(self.root, "Wait for that download.")
         target = self.root / entry.path
-        if not entry.sources[0].startswith("hf:") and target.exists():
-            files = [_adopt(entry, target)]
-        else:
-            files = self._from_sources(entry, target)
-        self._note(entry, files)
-        return files
-
-    def verify(self, names: set[str]) -> list[str]:
-        """Hash the files of these entries again; one line for every one that is missing or has changed."""
-        problems = []
-        for path, record in self.records().items():
-            if record.name not in names:
-                continue
-            file = self.root / path
-            if _size(file) is None:
-                problems.append(f"{file}: missing")
-            elif _size(file) != record.bytes:
-                problems.append(f"{file}: {_size(file)} bytes, {record.bytes} when it was downloaded")
-            elif digest(file) != record.sha256:
-                problems.append(f"{file}: its content has changed since it was downloaded")
-        return problems
-
-    def _from_sources(self, entry: WeightsEntry, target: Path) -> list[Fetched]:
+        if target.is_file():
+            try:
+                self._note(entry, "already there", {target: check_expected(target, str(target), entry)})
+            except WeightsError as error:
+                raise WeightsError(f"{error}: not the published {entry.name}; move it away and start again") from error
+            return
         refusals = []
         for source in entry.sources:
             try:
-                return self._from_source(entry, source, target)
+                if source.startswith("hf:"):
+                    self._note(entry, *fetch_repository(source.removeprefix("hf:"), target, entry))
+                else:
+                    self._note(entry, source, {target: fetch(source, target, entry)})
+                return
             except WeightsError as error:
                 log.warning("%s", error)
-                refusals.append(str(error))
+                refusals.append(f"{error}. By hand: {web_page(source)}")
         raise WeightsError(f"{entry.name}: no source gave it.\n  " + "\n  ".join(refusals))
 
-    def _from_source(self, entry: WeightsEntry, source: str, target: Path) -> list[Fetched]:
-        scheme, _, rest = source.partition(":")
-        if scheme == "hf":
-            return fetch_repository(rest, target, entry.ignore, self.retry)
-        expected = Expected(entry.bytes, entry.sha256)
-        address = (lambda opener, timeout: drive_url(opener, rest, timeout)) if scheme == "gdrive" else source
-        return [fetch(address, target, expected, self.retry, source)]
+    def _note(self, entry: WeightsEntry, source: str, files: dict[Path, str]) -> None:
+        records = {path: record for path, record in self.records().items() if record["name"] != entry.name}
+        for file, sha256 in files.items():
+            facts = {"name": entry.name, "source": source, "bytes": file.stat().st_size, "sha256": sha256}
+            records[file.relative_to(self.root).as_posix()] = facts
+        content = {"files": dict(sorted(records.items()))}
+        write_whole(self.manifest, json.dumps(content, indent=2) + "\n", "--dir")
 
-    def _note(self, entry: WeightsEntry, files: list[Fetched]) -> None:
-        records = {path: record for path, record in self.records().items() if record.name != entry.name}
-        for file in files:
-            path = file.path.relative_to(self.root).as_posix()
-            records[path] = Record(entry.name, file.source, file.bytes, file.sha256)
-        part = part_of(self.manifest)
-        content = {"files": {path: asdict(record) for path, record in sorted(records.items())}}
-        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        replace_durably(part, self.manifest)
-
-
-def _adopt(entry: WeightsEntry, target: Path) -> Fetched:
-    """Take a file that somebody put there, if it is the published one as far as that can be told."""
-    size, sha256 = target.stat().st_size, digest(target)
-    wrong_size = entry.bytes is not None and size != entry.bytes
-    if wrong_size or (entry.sha256 and sha256 != entry.sha256):
-        raise WeightsError(
-            f"{target}: there already, but not the published {entry.name} ({size} bytes, sha256 {sha256}); "
-            "move it away and run the same command again"
-        )
-    check_opens(target)
-    return Fetched(target, BY_HAND, size, sha256)
+    def verify(self, names: set[str]) -> list[str]:
+        """Hash the files of these entries again; one line for every one that is missing or has changed."""
+        records = self.records()
+        known = {record["name"] for record in records.values()}
+        problems = [f"{name}: not downloaded" for name in sorted(names - known)]
+        for path, record in records.items():
+            file = self.root / path
+            if record["name"] not in names:
+                continue
+            if not file.is_file():
+                problems.append(f"{file}: missing")
+            elif file_sha256(file) != record["sha256"]:
+                problems.append(f"{file}: its content has changed since it was downloaded")
+        return problems
 
 
 def _size(path: Path) -> int | None:
     return path.stat().st_size if path.is_file() else None
-
-
-def _tree_size(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder."""
-    if path.is_dir():
-        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-    return _size(path) or 0

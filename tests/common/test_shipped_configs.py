@@ -7,13 +7,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from minigpt4.common.binding import bind, missing_paths
 from minigpt4.common.config import Config
 from minigpt4.common.config_files import find_default_files
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.schemas import DatasetConfig, GenerationSettings, RunConfig
-from minigpt4.common.weights import load_table
+from minigpt4.common.weights import TABLE, load_table
 
 REPOSITORY = Path(__file__).parents[2]
 RECIPES = sorted((REPOSITORY / "train_configs").glob("minigpt4_*.yaml"))
@@ -79,16 +80,17 @@ def test_recipe_has_the_published_numbers(llm, stage):
 def test_recipe_joins_what_belongs_together(llm, stage):
     model, _, _ = _bound(_recipe(llm, stage))
     table = load_table()
-    pairing = next(pairing for pairing in table.llms if pairing.llm == LLMS[llm])
-    assert model.llama_model == f"weights/{table.files[pairing.llm].path}"
-    assert (model.model_type, model.has_qformer) == (pairing.model_type, pairing.qformer)
+    pairings = yaml.safe_load(TABLE.read_text())["llms"]
+    pairing = next(pairing for pairing in pairings if pairing["llm"] == LLMS[llm])
+    assert model.llama_model == f"weights/{table.files[LLMS[llm]].path}"
+    assert (model.model_type, model.has_qformer) == (pairing["model_type"], pairing["qformer"])
     if stage == "stage1_pretrain":
         assert (model.ckpt, model.prompt_path) == (None, None)
         assert (model.prompt_template, model.end_sym) == ("", "\n")
         return
-    start = pairing.stage1 if stage == "stage2_finetune" and pairing.stage1 else pairing.aligned
+    start = pairing["stage1"] if stage == "stage2_finetune" and pairing["stage1"] else pairing["aligned"]
     assert model.ckpt == f"weights/{table.files[start].path}"
-    assert (model.prompt_template, model.end_sym) == (pairing.prompt_template, pairing.end_sym)
+    assert (model.prompt_template, model.end_sym) == (pairing["prompt_template"], pairing["end_sym"])
 
 
 @pytest.mark.parametrize("file", [*RECIPES, FLICKR_EVALUATION, COCO_EVALUATION], ids=lambda file: file.stem)

@@ -36,13 +36,10 @@ def test_asks_for_the_published_shards(recorder):
     assert values["--timeout"] == "5"
 
 
-def test_says_how_to_install_img2dataset(tmp_path):
-    done = _run("a.tsv", "out", path=str(tmp_path))
+def test_says_how_to_install_img2dataset_and_how_it_is_used(tmp_path, recorder):
+    done = _run("a.tsv", "out", path=str(tmp_path / "empty"))
     assert (done.returncode, done.stdout) == (2, "")
     assert "pip install img2dataset" in done.stderr
-
-
-def test_says_how_it_is_used(recorder):
     done = _run("a.tsv", path=recorder)
     assert done.returncode == 2
     assert "FILE.tsv OUTPUT_FOLDER" in done.stderr

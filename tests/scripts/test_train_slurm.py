@@ -104,20 +104,13 @@ def test_signal_before_the_limit_reaches_the_workers_and_the_job_is_requeued(job
     assert (tmp_path / "requeued").exists()
 
 
-def test_every_worker_resumes_in_a_folder_of_the_job(job, tmp_path):
-    process = job("a.yaml", "run.seed=7", TRAIN="short")
-    assert process.wait(60) == 0
+def test_every_worker_resumes_in_a_folder_of_the_job_and_a_failure_is_not_requeued(job, tmp_path):
+    assert job("a.yaml", "run.seed=7", TRAIN="short", STATUS="3").wait(60) != 0
     for rank in (0, 1):
         arguments = (tmp_path / f"arguments_{rank}").read_text().split("\n")
         assert arguments[:3] == ["--cfg-path", "a.yaml", "--options"]
         assert arguments[3].startswith("run.output_dir=output/slurm-")
         assert arguments[4:] == ["run.resume_ckpt_path=auto", "run.seed=7"]
-    assert not (tmp_path / "requeued").exists()
-
-
-def test_training_that_fails_gives_its_status_and_is_not_requeued(job, tmp_path):
-    process = job("a.yaml", TRAIN="short", STATUS="3")
-    assert process.wait(60) != 0
     assert not (tmp_path / "requeued").exists()
 
 
