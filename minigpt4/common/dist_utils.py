@@ -1,4 +1,4 @@
-"""The processes of a run, their random state, and signals that ask them to save and stop.
+"""The processes of a run, by accelerate's PartialState, their random state, and signals that ask them to save and stop.
 
 A run is one process, or several launched by torchrun, accelerate or srun, known by their environment variables.
 """
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object, set_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -29,6 +31,8 @@ MEETING_TIMEOUT = timedelta(minutes=10)
 
 START_TIMEOUT = timedelta(minutes=30)
 """Ranks load their weights at different speeds; afterwards a step never takes this long."""
+
+SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
 
 SAVE_AND_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -89,7 +93,7 @@ def init_distributed_mode(args: Any) -> None:
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run."""
+    """This process among those of the run. Every rank must call the methods."""
 
     rank: int
     local_rank: int
@@ -108,31 +112,23 @@ class Processes:
         return value
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; every rank must call it, and the host waits."""
+        """Whether the flag is set on any rank; the host waits."""
         if self.world_size == 1:
             return flag
         return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
 
     def gather(self, value: Any) -> list[Any] | None:
-        """Plain objects of all ranks on rank 0, None elsewhere; every rank must call it."""
-        if self.world_size == 1:
-            return [value]
-        gathered: list[Any] | None = [None] * self.world_size if self.is_main else None
-        dist.gather_object(value, gathered)
-        return gathered
+        """Plain objects of all ranks on rank 0, None elsewhere."""
+        gathered = gather_object([value])
+        return gathered if self.is_main else None
 
     def broadcast(self, value: Any) -> Any:
-        """Rank 0's plain object on every rank; every rank must call it."""
-        if self.world_size == 1:
-            return value
-        box = [value if self.is_main else None]
-        dist.broadcast_object_list(box)
-        return box[0]
+        """Rank 0's plain object on every rank."""
+        return broadcast_object_list([value])[0]
 
     def barrier(self) -> None:
         """Until every rank is here."""
-        if self.world_size > 1:
-            dist.barrier()
+        PartialState().wait_for_everyone()
 
 
 def start_processes(device: str = "cuda", distributed: bool = True, dist_url: str = "env://") -> Processes:
@@ -142,19 +138,17 @@ def start_processes(device: str = "cuda", distributed: bool = True, dist_url: st
     """
     rank, local_rank, world_size = _from_environment()
     chosen = _device(device, local_rank, world_size)
-    if chosen.type == "cuda":
+    on_gpu = chosen.type == "cuda"
+    if on_gpu:
         torch.cuda.set_device(chosen)
-    if world_size == 1:
-        return Processes(0, 0, 1, chosen)
-    if not distributed:
-        raise ConfigError(f"run.distributed: False, but {world_size} processes were launched; start one or set it True")
-    dist.init_process_group(
-        backend="nccl" if chosen.type == "cuda" else "gloo",
-        store=_store(dist_url, rank, world_size),
-        rank=rank,
-        world_size=world_size,
-        timeout=START_TIMEOUT,
-    )
+    group: dict[str, Any] = {}
+    if world_size > 1:
+        if not distributed:
+            text = f"run.distributed: False, but {world_size} processes were launched; start one or set it True"
+            raise ConfigError(text)
+        group = {"backend": "nccl" if on_gpu else "gloo", "timeout": START_TIMEOUT}
+        group |= {"store": _store(dist_url, rank, world_size), "rank": rank, "world_size": world_size}
+    PartialState(cpu=world_size == 1 or not on_gpu, **group)  # accelerate's; alone it needs no GPU
     return Processes(rank, local_rank, world_size, chosen)
 
 
@@ -185,16 +179,18 @@ def _store(dist_url: str, rank: int, world_size: int) -> dist.Store:
 
 
 def _from_environment() -> tuple[int, int, int]:
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    """Rank, local rank and number of processes; srun's variables get torchrun's names, which accelerate reads."""
     if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
         os.environ.setdefault("MASTER_PORT", "29500")
-    if names[0] not in os.environ:
+        for name, of_slurm in SLURM_NAMES.items():
+            if of_slurm in os.environ:
+                os.environ[name] = os.environ[of_slurm]
+    if "RANK" not in os.environ:
         return 0, 0, 1
     try:
-        rank, local_rank, world_size = (int(os.environ[name]) for name in names)
+        rank, local_rank, world_size = (int(os.environ[name]) for name in SLURM_NAMES)
     except (KeyError, ValueError) as error:
-        raise ConfigError(f"the launcher's variables {', '.join(names)} are incomplete: {error}") from error
+        raise ConfigError(f"the launcher's variables {', '.join(SLURM_NAMES)} are incomplete: {error}") from error
     return rank, local_rank, world_size
 
 
@@ -204,14 +200,14 @@ def _device(wanted: str, local_rank: int, world_size: int) -> torch.device:
     if not torch.cuda.is_available():
         log.warning("run.device is %s, but there is no GPU: the run goes on the CPU", wanted)
         return torch.device("cpu")
-    if world_size > 1 or ":" not in wanted:
-        if local_rank >= torch.cuda.device_count():
-            raise ConfigError(
-                f"local rank {local_rank} has no GPU of its own: {torch.cuda.device_count()} GPUs are visible; "
-                "start at most so many processes (--nproc-per-node)"
-            )
-        return torch.device("cuda", local_rank)
-    return torch.device(wanted)
+    if world_size == 1 and ":" in wanted:
+        return torch.device(wanted)
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"local rank {local_rank} has no GPU of its own: {torch.cuda.device_count()} GPUs are visible; "
+            "start at most so many processes (--nproc-per-node)"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def distribute(model: nn.Module, processes: Processes, trained: Mapping[str, nn.Parameter]) -> nn.Module:
@@ -231,12 +227,8 @@ def distribute(model: nn.Module, processes: Processes, trained: Mapping[str, nn.
 
 # Random state of a process
 
-
-def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch on all devices."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+seed_everything = set_seed
+"""Seed python, numpy and torch on all devices."""
 
 
 def rng_state() -> dict[str, Any]:
@@ -260,9 +252,6 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-# Signals
 
 
 class StopRequest:

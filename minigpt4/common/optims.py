@@ -1,8 +1,8 @@
 """What an update of the weights needs beside torch's optimizer: learning-rate schedules, and the guard that counts,
 reports and limits updates whose gradients are not finite.
 
-A schedule remembers nothing between steps, so a resumed run has the rates of an uninterrupted one. Rates, steps
-and epochs count as in the published recipes, with three traits that users' logs show:
+A schedule is a function of (epoch, step): it remembers nothing, so a resumed run has the rates of an uninterrupted one.
+Rates count as in the published recipes, with three traits that users' logs show:
 
 - the cosine runs over all steps, warm-up included, so the rate drops a little where the warm-up ends;
 - the warm-up's end is judged by the total step while its ramp follows the step within the epoch, so a
@@ -10,12 +10,10 @@ and epochs count as in the published recipes, with three traits that users' logs
 - the other schedules warm up in epoch 0 only, to its end if need be.
 """
 
-import json
 import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,22 +22,15 @@ from torch import Tensor
 
 from minigpt4.common.errors import RunError
 from minigpt4.common.registry import registry
+from minigpt4.common.utils import JsonLines
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 log = logging.getLogger(__name__)
 
-
-# Learning-rate schedules: functions of (epoch, step) that write their rate to an optimizer.
-#
-# Nothing is remembered between steps, so a resumed run has the rates of an uninterrupted one. Rates, steps
-# and epochs count as in the published recipes, with three traits that users' logs show:
-#
-# - the cosine runs over all steps, warm-up included, so the rate drops a little where the warm-up ends;
-# - the warm-up's end is judged by the total step while its ramp follows the step within the epoch, so a
-#   warm-up longer than an epoch starts again with each epoch;
-# - the other schedules warm up in epoch 0 only, to its end if need be.
+NOT_FINITE = "nonfinite.jsonl"
+"""In a run's folder: samples of the updates that were skipped."""
 
 
 class _Schedule(ABC):
@@ -123,24 +114,6 @@ class ConstantLRScheduler(_Schedule):
         return self._warmup_lr(cur_step) if cur_epoch == 0 else self.init_lr
 
 
-# Optimizer steps that are not finite: counted on the device, reported with their samples, limited.
-
-
-FILE = "nonfinite.jsonl"
-
-
-@dataclass
-class _Flags:
-    """What is known of one update, on its way to the host."""
-
-    update: int
-    values: Tensor
-    """(2,) bool on the host: bad gradient, bad loss on this rank."""
-
-    arrived: torch.cuda.Event | None
-    ids: list[Any]
-
-
 class NonFiniteGuard:
     """Reads each update's flags one update late, so that the host never waits for work it has just queued.
 
@@ -148,56 +121,54 @@ class NonFiniteGuard:
     """
 
     def __init__(self, folder: Path, limit: int, rank: int) -> None:
-        self.path = folder / FILE
+        self.lines = JsonLines(folder / NOT_FINITE)
         self.limit = limit
         self.rank = rank
         self.updates = 0
         self.skipped = 0
         self.in_a_row = 0
-        self._waiting: _Flags | None = None
+        self._waiting: tuple[Tensor, torch.cuda.Event | None, list[str]] | None = None
 
     def watch(self, bad_gradient: Tensor, bad_loss: Tensor, ids: Sequence[Any]) -> None:
-        """Note an update; raises RunError once `limit` updates in a row were skipped."""
+        """Note an update; raises RunError once `limit` updates in a row were skipped.
+
+        Args:
+            bad_gradient: bool, scalar, the same on all ranks.
+            bad_loss: bool, scalar, of this rank.
+            ids: image ids of the update's samples.
+        """
         self.flush()
-        flags = torch.stack([bad_gradient, bad_loss])
         self.updates += 1
-        if flags.device.type != "cuda":
-            self._waiting = _Flags(self.updates, flags, None, list(ids))
+        flags, arrived = torch.stack([bad_gradient, bad_loss]), None
+        if on_gpu := flags.device.type == "cuda":
+            flags = torch.empty(2, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
+            arrived = torch.cuda.Event()
+            arrived.record()
+        self._waiting = (flags, arrived, [str(image_id) for image_id in ids])
+        if not on_gpu:
             self.flush()
-            return
-        host = torch.empty(2, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._waiting = _Flags(self.updates, host, event, list(ids))
 
     def flush(self) -> None:
         """Read what is still on its way."""
-        flags, self._waiting = self._waiting, None
-        if flags is None:
+        if self._waiting is None:
             return
-        if flags.arrived is not None:
-            flags.arrived.synchronize()
-        bad_gradient, bad_loss = flags.values.tolist()
+        (flags, arrived, ids), self._waiting = self._waiting, None
+        if arrived is not None:
+            arrived.synchronize()
+        bad_gradient, bad_loss = flags.tolist()
         if not bad_gradient:
             self.in_a_row = 0
             return
         self.skipped += 1
         self.in_a_row += 1
-        self._report(flags, "loss" if bad_loss else "gradient")
+        what = "loss" if bad_loss else "gradient"
+        log.warning("update %d was skipped: its %s is not finite (%d so far)", self.updates, what, self.skipped)
+        self.lines.append({"update": self.updates, "rank": self.rank, "what": what, "image_ids": ids})
         if self.in_a_row >= self.limit:
             raise RunError(
-                f"{self.in_a_row} updates in a row were not finite and were skipped; their samples are in {self.path}. "
-                "With fp16 try run.amp_dtype: bf16; look at the samples; lower run.init_lr."
+                f"{self.in_a_row} updates in a row were not finite and were skipped; their samples are in "
+                f"{self.lines.path}. With fp16 try run.amp_dtype: bf16; look at the samples; lower run.init_lr."
             )
-
-    def _report(self, flags: _Flags, what: str) -> None:
-        log.warning("update %d was skipped: its %s is not finite (%d so far)", flags.update, what, self.skipped)
-        record = {"update": flags.update, "rank": self.rank, "what": what, "image_ids": [str(i) for i in flags.ids]}
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            log.warning("%s: cannot be written (%s); its samples: %s", self.path, error.strerror, record["image_ids"])
 
     def state_dict(self) -> dict[str, int]:
         """Counts so far; flush first."""

@@ -12,6 +12,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from minigpt4.common.errors import ConfigError, RunError
-from minigpt4.common.utils import now, replacing
+from minigpt4.common.utils import escaped, now, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,11 @@ FILE = "in_use.lock"
 PATIENCE = 5.0
 """Seconds: a process that was killed keeps its locks until its memory has been given back."""
 RUN_JSON = "run.json"
-FACT_TYPES = {"number": int, "started": str, "id": str}
+FACT_TYPES = {"number": int, "started": str, "id": str, "resumed": list}
 """Of what is read from `run.json`."""
 PACKAGES = ("torch", "torchvision", "transformers", "timm", "webdataset", "omegaconf", "safetensors", "pillow")
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 _held: dict[Path, int] = {}
 """Open descriptors by folder. A lock lives as long as any process has its descriptor."""
@@ -50,15 +53,18 @@ def hold_folder(folder: Path, way_out: str, patience: float = PATIENCE) -> None:
         path.touch()
         while (descriptor := _locked(path)) is None:
             if time.monotonic() >= end:
-                raise RunError(f"{folder}: is in use by {_holder(path)}. {way_out}")
+                holder = path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+                raise RunError(f"{folder}: is in use by {holder}. {way_out}")
             time.sleep(0.1)
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+        if error.errno not in NO_LOCKS:
             raise RunError(f"{path}: cannot be written: {error.strerror}. {way_out}") from error
         log.warning("%s: its file system has no locks (%s); nothing keeps a second run out", folder, error.strerror)
         return
     _held[folder] = descriptor
-    _sign(path)
+    with suppress(OSError):  # the folder is locked all the same
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        path.write_text(f"process {os.getpid()} on {platform.node()}, since {since}\n")
 
 
 def _locked(path: Path) -> int | None:
@@ -91,22 +97,6 @@ def _leave_to_parent() -> None:
 os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-def _holder(path: Path) -> str:
-    try:
-        by = json.loads(path.read_text(encoding="utf-8"))
-        return f"process {by['pid']} on {by['host']}, since {by['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"
-
-
-def _sign(path: Path) -> None:
-    since = datetime.now(UTC).isoformat(timespec="seconds")
-    try:
-        path.write_text(json.dumps({"pid": os.getpid(), "host": platform.node(), "since": since}) + "\n")
-    except OSError as error:
-        log.warning("%s: cannot be written (%s); the folder is locked all the same", path, error.strerror)
-
-
 @dataclass(frozen=True)
 class RunFolder:
     """`output_dir/<job_id>/`; the job id is the time of the start, to the second, `20250608_111442`."""
@@ -120,20 +110,21 @@ class RunFolder:
         Raises:
             ConfigError: it cannot be made.
         """
-        stamp = now()
-        path, number = output_dir / stamp, 1
-        while not _made(path):
+        stamp, number = now(), 1
+        while True:
+            path = output_dir / (stamp if number == 1 else f"{stamp}_{number}")
+            try:
+                path.mkdir(parents=True)  # of two processes only one can make it
+                return cls(path)
+            except OSError as error:
+                if not path.exists():
+                    text = f"run.output_dir: cannot make {path}: {error.strerror}; choose another folder"
+                    raise ConfigError(text) from error
             number += 1
-            path = output_dir / f"{stamp}_{number}"
-        return cls(path)
 
     @classmethod
     def existing(cls, path: Path) -> Self:
-        """The folder of a run to go on with.
-
-        Raises:
-            ConfigError: it is not there.
-        """
+        """The folder of a run to go on with; ConfigError if it is not there."""
         if not path.is_dir():
             raise ConfigError(f"{path}: no such run folder; check run.resume_ckpt_path")
         return cls(path)
@@ -142,16 +133,6 @@ class RunFolder:
     def job_id(self) -> str:
         """Name of the folder."""
         return self.path.name
-
-    @property
-    def log_txt(self) -> Path:
-        """One JSON object per epoch, as published."""
-        return self.path / "log.txt"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON object per line of the training log."""
-        return self.path / "metrics.jsonl"
 
     @property
     def run_json(self) -> Path:
@@ -179,59 +160,20 @@ class RunFolder:
         Raises:
             ConfigError: the disk refuses.
         """
-        start = {"number": self._next_number(), **_start(world_size)}
-        self._write({**self._identity(), **start, "seed": seed, "config": config, "resumed": []})
+        others = (RunFolder(file.parent).facts() for file in self.path.parent.glob(f"*/{RUN_JSON}"))
+        number = 1 + max((facts.get("number", 0) for facts in others), default=0)  # clocks are set back, this is not
+        identity = {"id": uuid.uuid4().hex[:12], "job_id": self.job_id, "number": number}
+        self._write({**identity, **_start(world_size), "seed": seed, "config": config, "resumed": []})
 
     def note_resume(self, checkpoint: Path, *, world_size: int) -> None:
         """Add to `run.json` that the run goes on from `checkpoint`; what stood there stays."""
-        facts = self.facts() or self._identity()
-        facts["resumed"] = [*_entries(facts), {"checkpoint": str(checkpoint), **_start(world_size)}]
-        self._write(facts)
-
-    def note_start_up(self, seconds: Mapping[str, float]) -> None:
-        """Add to the newest start in `run.json` how long it took. A disk that refuses costs a warning."""
         facts = self.facts()
-        newest = (_entries(facts) or [facts])[-1]
-        newest["start_up_seconds"] = dict(seconds)
-        try:
-            self._write(facts)
-        except ConfigError as error:
-            log.warning("%s; the run goes on", error)
-
-    def _next_number(self) -> int:
-        """One more than the runs beside this one have: clocks are set back, and this is not."""
-        numbers = [RunFolder(file.parent).facts().get("number") for file in self.path.parent.glob(f"*/{RUN_JSON}")]
-        return 1 + max((number for number in numbers if isinstance(number, int)), default=0)
-
-    def _identity(self) -> dict[str, str]:
-        return {"id": uuid.uuid4().hex[:12], "job_id": self.job_id}
+        resumes = [*facts.get("resumed", []), {"checkpoint": str(checkpoint), **_start(world_size)}]
+        self._write({**facts, "resumed": resumes})
 
     def _write(self, facts: Mapping[str, Any]) -> None:
         text = json.dumps(facts, indent=2, ensure_ascii=False, default=str) + "\n"
-        try:
-            with replacing(self.run_json) as part:
-                part.write_text(text, encoding="utf-8", errors="backslashreplace")
-        except OSError as error:
-            raise ConfigError(f"run.output_dir: cannot write {self.run_json}: {error.strerror}") from error
-
-
-def _entries(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The resumes in `run.json`, whatever somebody made of it."""
-    resumed = facts.get("resumed")
-    return [entry for entry in resumed if isinstance(entry, dict)] if isinstance(resumed, list) else []
-
-
-def _made(path: Path) -> bool:
-    """Make the folder; False if the name is taken. Of two processes only one can make it."""
-    try:
-        path.mkdir(parents=True)
-    except OSError as error:
-        if path.exists():
-            return False
-        raise ConfigError(
-            f"run.output_dir: cannot make {path}: {error.strerror}; choose a folder that can be written to"
-        ) from error
-    return True
+        write_whole(self.run_json, escaped(text), "run.output_dir")
 
 
 def _start(world_size: int) -> dict[str, Any]:

@@ -14,136 +14,55 @@
 Every rank does the same; rank 0 alone shows and writes.
 """
 
-import importlib
 import logging
+import math
 import os
+import sys
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from minigpt4.common import start_clock
+from tqdm import tqdm
+
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.logger import EpochMeters, EpochView, Progress
+from minigpt4.common.logger import MetricLogger, SmoothedValue, Stopwatch, max_memory, to_stdout
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.schemas import RunConfig
 from minigpt4.common.utils import JsonLines, is_before
 
 if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker
     from torch import Tensor
 
     from minigpt4.common.dist_utils import Processes
 
 log = logging.getLogger(__name__)
 
-START_SECONDS = 30
-"""Longest wait for Weights & Biases at the start."""
-
-FINISH_SECONDS = 60
-"""Longest wait for its uploads at the end."""
-
+WANDB_LIMITS = {"init_timeout": 30.0, "login_timeout": 30.0, "finish_timeout": 60.0}
+"""Seconds that Weights & Biases may take, as far as its version knows them."""
 PROBE_SECONDS = 5
 """Longest wait for any answer from its server."""
 
 
-class Tracker(Protocol):
-    """Takes numbers by name. None of its methods may stop a run."""
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Numbers of iteration `step`, counted over the whole run."""
-
-    def close(self) -> None:
-        """The run ends."""
-
-
-class TrackerGroup:
-    """Any number of trackers as one; one that fails is left out from then on, with a warning."""
-
-    def __init__(self, trackers: list[Tracker]) -> None:
-        self.trackers = trackers
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._each("log", metrics, step)
-
-    def close(self) -> None:
-        self._each("close")
-
-    def _each(self, method: str, *arguments: Any) -> None:
-        for tracker in list(self.trackers):
-            try:
-                getattr(tracker, method)(*arguments)
-            except Exception as error:  # whatever a service throws, the training is worth more
-                log.warning("%s failed and is left out from here on: %s", type(tracker).__name__, error)
-                self.trackers.remove(tracker)
-
-
-class TensorBoardTracker:
-    """Event files in the run's folder."""
-
-    def __init__(self, folder: RunFolder, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        # Events after the checkpoint that a run goes on from are hidden: they come again.
-        self._writer = SummaryWriter(str(folder.path), purge_step=first_step or None)
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class WandbTracker:
-    """A Weights & Biases run under the run's identity, so that a resumed run goes on in the same chart.
-
-    Never asks anything: without a login, or without an answer from the server, it writes its files offline, to be sent
-    later by `wandb sync`.
-    """
-
-    def __init__(self, folder: RunFolder, job_name: str, config: Mapping[str, Any]) -> None:
-        import wandb
-
-        mode = _wandb_mode(wandb)
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", "minigpt4"),
-            name=f"{job_name}-{folder.job_id}",
-            id=folder.facts().get("id"),
-            resume="allow" if mode == "online" else None,
-            dir=str(folder.path),
-            config=dict(config),
-            mode=mode,
-            settings=wandb.Settings(**_settings(wandb)),
-        )
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
+# Trackers
 
 
 def check_trackers(run: RunConfig) -> None:
-    """To call on every rank before anything heavy.
+    """ConfigError if TensorBoard is asked for and not installed; to call on every rank before anything heavy."""
+    from accelerate.utils import is_tensorboard_available
 
-    Raises:
-        ConfigError: TensorBoard is asked for and not installed.
-    """
-    if not run.tensorboard_log:
-        return
-    try:
-        importlib.import_module("torch.utils.tensorboard")
-    except ImportError as error:
-        raise ConfigError(
-            f"run.tensorboard_log: needs the package tensorboard ({error}); pip install tensorboard"
-        ) from error
+    if run.tensorboard_log and not is_tensorboard_available():
+        raise ConfigError("run.tensorboard_log: needs the package tensorboard; pip install tensorboard")
 
 
-def build_tracker(run: RunConfig, folder: RunFolder, config: Mapping[str, Any], first_step: int = 0) -> TrackerGroup:
-    """What `run.wandb_log` and `run.tensorboard_log` ask for; on rank 0 only.
+def start_trackers(
+    run: RunConfig, folder: RunFolder, config: Mapping[str, Any], first_step: int = 0
+) -> list["GeneralTracker"]:
+    """What `run.wandb_log` and `run.tensorboard_log` ask for, on rank 0; one that does not start costs a warning.
 
     Args:
         run: the section `run:`.
@@ -151,34 +70,53 @@ def build_tracker(run: RunConfig, folder: RunFolder, config: Mapping[str, Any], 
         config: the merged configuration, plain types, to show beside the curves.
         first_step: iteration that a resumed run goes on with.
     """
-    trackers: list[Tracker] = []
-    if run.tensorboard_log:
-        try:
-            trackers.append(TensorBoardTracker(folder, first_step))
-        except OSError as error:
-            log.warning("run.tensorboard_log: %s cannot be written to (%s). Going on without it.", folder.path, error)
-    if run.wandb_log:
-        try:
-            trackers.append(WandbTracker(folder, run.job_name, config))
-        except ImportError as error:
-            log.warning("run.wandb_log: Weights & Biases is not installed (%s); pip install wandb. Going on.", error)
-        except Exception as error:  # a service that does not start is no reason not to train
-            log.warning("run.wandb_log: Weights & Biases did not start (%s). Going on without it.", error)
-    return TrackerGroup(trackers)
+    trackers: list[GeneralTracker] = []
+    wanted = {"tensorboard": run.tensorboard_log, "wandb": run.wandb_log}
+    for name, make in (("tensorboard", _tensorboard), ("wandb", _wandb)):
+        if wanted[name]:
+            try:
+                tracker = make(run, folder, config, first_step)
+                tracker.start()
+                trackers.append(tracker)
+            except Exception as error:  # whatever a service throws, the training is worth more
+                text = "run.%s_log: did not start (%s). Going on without it; pip install %s if it is missing"
+                log.warning(text, name, error, name)
+    return trackers
 
 
-def _wandb_mode(wandb: Any) -> str:
-    """`WANDB_MODE` where it is set; else online with a login and a server that answers, and offline without."""
-    if mode := os.environ.get("WANDB_MODE"):
-        return mode
-    if not (os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+def _tensorboard(run: RunConfig, folder: RunFolder, config: Mapping[str, Any], first_step: int) -> "GeneralTracker":
+    """Event files in the run's folder; those of `first_step` and later are hidden, for they come again."""
+    from accelerate.tracking import TensorBoardTracker
+
+    return TensorBoardTracker(folder.path.name, folder.path.parent, purge_step=first_step or None)
+
+
+def _wandb(run: RunConfig, folder: RunFolder, config: Mapping[str, Any], first_step: int) -> "GeneralTracker":
+    """A Weights & Biases run under the run's identity, so that a resumed run goes on in the same chart.
+
+    Never asks anything: without a login, or without an answer from the server, it writes its files offline, to be sent
+    later by `wandb sync`.
+    """
+    import wandb
+    from accelerate.tracking import WandBTracker
+
+    address, mode = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"), os.environ.get("WANDB_MODE")
+    if not (mode or os.environ.get("WANDB_API_KEY") or wandb.api.api_key):
+        mode = "offline"
         log.info("Weights & Biases: no login, writing offline; `wandb login` before a run, or `wandb sync` after it")
-        return "offline"
-    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    if not _answers(address):
+    elif not (mode or _answers(address)):
+        mode = "offline"
         log.warning("Weights & Biases: no answer from %s within %d s, writing offline", address, PROBE_SECONDS)
-        return "offline"
-    return "online"
+    return WandBTracker(
+        os.environ.get("WANDB_PROJECT", "minigpt4"),
+        name=f"{run.job_name}-{folder.job_id}",
+        id=folder.facts().get("id"),
+        resume=None if mode == "offline" else "allow",
+        dir=str(folder.path),
+        config=dict(config),
+        mode=mode or "online",
+        settings={name: limit for name, limit in WANDB_LIMITS.items() if name in wandb.Settings.model_fields},
+    )
 
 
 def _answers(address: str) -> bool:
@@ -198,21 +136,33 @@ def _answers(address: str) -> bool:
     return answered.wait(PROBE_SECONDS)
 
 
-def _settings(wandb: Any) -> dict[str, Any]:
-    """Time limits, as far as this version knows them."""
-    wanted = {"init_timeout": START_SECONDS, "finish_timeout": FINISH_SECONDS, "login_timeout": START_SECONDS}
-    known = wandb.Settings.model_fields
-    return {name: float(value) for name, value in wanted.items() if name in known}
+# The log
 
 
-class EpochLog:
-    """One epoch on one rank; `RunLog.epoch` makes it."""
+class EpochLog(MetricLogger):
+    """One epoch on one rank; `RunLog.epoch` makes it. Rank 0 shows it: as a bar where stderr is a terminal, as the
+    published lines on stdout where it is not; as both where the lines go into a file beside the bar."""
 
-    def __init__(self, run_log: "RunLog", meters: EpochMeters, view: EpochView | None) -> None:
-        self._run_log, self._meters, self._view = run_log, meters, view
-        self.waiting_for_data = meters.waiting_for_data
+    def __init__(self, run_log: "RunLog", epoch: int, iterations: int, first: int) -> None:
+        super().__init__("  ")
+        self.add_meter("lr", SmoothedValue(1, "{value:.6f}"))
+        self.add_meter("loss", SmoothedValue(1, "{value:.4f}"))
+        self.run_log, self.epoch, self.iterations, self.iteration = run_log, epoch, iterations, first - 1
+        self.header = f"Train: data epoch: [{epoch}]"
+        self.watch = Stopwatch()
+        self.waiting_for_data = self.watch.waiting_for_data
+        self.at_last_line = (0.0, 0)
+        has_bar = run_log.is_main and sys.stderr.isatty()
+        keys = {"total": iterations, "initial": first, "desc": f"epoch {epoch}", "disable": not has_bar}
+        self.bar = tqdm(**keys, unit="it", dynamic_ncols=True)
+        self.shows_lines = run_log.is_main and not (has_bar and sys.stdout.isatty())
 
-    def step(self, loss: "Tensor | float", lr: float, *, num_samples: int, **extra: float | int | str | None) -> None:
+    @property
+    def complete(self) -> bool:
+        """Whether the last iteration is done."""
+        return self.iteration >= self.iterations - 1
+
+    def step(self, loss: "Tensor | float", lr: float, *, num_samples: int) -> None:
         """An iteration is done.
 
         Args:
@@ -220,14 +170,46 @@ class EpochLog:
                 but do not enter the means.
             lr: learning rate that the iteration used.
             num_samples: what this rank trained on in it.
-            **extra: more for `metrics.jsonl` and the trackers, host values: a tensor here would make every step wait.
         """
-        progress = self._meters.step(loss, lr, num_samples)
-        if self._view is not None:
-            self._view.step()
-            if progress is not None:
-                self._view.show(progress)
-                self._run_log.write_progress(progress, extra)
+        self.iteration += 1
+        self.update(lr=lr, loss=loss)
+        due = self.iteration % self.run_log.run.log_freq == 0 or self.complete
+        if due:
+            self.loss.read()  # before the clock is read
+        self.watch.tick(num_samples)
+        self.bar.update()
+        if due and self.run_log.is_main:
+            self._report()
+
+    def _report(self) -> None:
+        """The published line, what is new behind it; a line of `metrics.jsonl`, and its numbers for the trackers."""
+        lap, memory = self.watch.end_lap(), max_memory(self.run_log.processes.device)
+        (total, count), self.at_last_line = self.at_last_line, (self.loss.total, self.loss.count)
+        new = self.loss.count - count
+        numbers = {
+            "lr": self.lr.value,
+            "loss": self.loss.value,
+            "loss_mean": (self.loss.total - total) / new if new else math.nan,  # since the last line
+            "seconds_per_iteration": lap.seconds / lap.iterations,
+            "samples_per_second": lap.samples * self.run_log.processes.world_size / lap.seconds,  # of all ranks
+            "data_share": lap.data_seconds / lap.seconds,
+            "max_memory_mib": memory,
+        }
+        speed, data_share = numbers["samples_per_second"], numbers["data_share"]
+        self.bar.set_postfix_str(
+            f"lr {self.lr.value:.2e}, loss {self.loss.value:.4f}, {speed:.1f} samples/s, data {data_share:.0%}"
+        )
+        line = self.line(self.header, self.iteration, self.iterations, self.watch, lap, memory)
+        self.write(f"{line}  samples/s: {speed:.1f}  data wait: {data_share:.0%}")
+        step = self.epoch * self.iterations + self.iteration
+        at = {"step": step, "epoch": self.epoch, "iteration": self.iteration}
+        self.run_log.metrics.append(at | numbers)
+        self.run_log.track({f"train/{name}": value for name, value in numbers.items() if value is not None}, step)
+
+    def write(self, line: str) -> None:
+        """A line on stdout, if lines are shown."""
+        if self.shows_lines:
+            to_stdout(line)
 
 
 class RunLog:
@@ -241,19 +223,14 @@ class RunLog:
     """
 
     def __init__(self, run: RunConfig, folder: RunFolder, processes: "Processes", config: Mapping[str, Any]) -> None:
-        self._run, self._folder, self._processes, self._config = run, folder, processes, config
-        self._is_main = processes.rank == 0
-        self._iterations = run.iters_per_epoch or 0
-        self._log_txt, self._metrics = JsonLines(folder.log_txt), JsonLines(folder.metrics)
-        self._trackers = TrackerGroup([])
-        self._meters: EpochMeters | None = None
+        self.run, self.folder, self.processes, self.config = run, folder, processes, config
+        self.is_main = processes.rank == 0
+        self.log_txt, self.metrics = JsonLines(folder.path / "log.txt"), JsonLines(folder.path / "metrics.jsonl")
+        self.trackers: list[GeneralTracker] = []
+        self._epoch: EpochLog | None = None
         self._unfinished: dict[str, list[float]] | None = None
-        if self._is_main and not folder.facts():
+        if self.is_main and not folder.facts():
             folder.describe(config, seed=run.seed, world_size=processes.world_size)
-
-    def facts(self) -> dict[str, Any]:
-        """What `run.json` says; a resume changes neither `started` nor `number` in it."""
-        return self._folder.facts()
 
     def begin(
         self, epoch: int = 0, iteration: int = 0, checkpoint: Path | None = None, validated: int | None = None
@@ -266,69 +243,33 @@ class RunLog:
             checkpoint: what the run goes on from.
             validated: epochs whose validation is not done again; as many as were trained, if that is not given.
         """
-        if not self._is_main:
+        if not self.is_main:
             return
-        step, validated = epoch * self._iterations + iteration, epoch if validated is None else validated
-        self._log_txt.keep(lambda line: is_before(line, "epoch", epoch if "train_loss" in line else validated))
-        self._metrics.keep(lambda line: is_before(line, "step", step))
+        step, validated = epoch * (self.run.iters_per_epoch or 0) + iteration, epoch if validated is None else validated
+        self.log_txt.keep(lambda line: is_before(line, "epoch", epoch if "train_loss" in line else validated))
+        self.metrics.keep(lambda line: is_before(line, "step", step))
         if checkpoint is not None:
-            self._folder.note_resume(checkpoint, world_size=self._processes.world_size)
-        self._trackers = build_tracker(self._run, self._folder, self._config, first_step=step)
-
-    def started_up(self) -> None:
-        """An iteration is done. After the first, the log and `run.json` say how long it took to come so far."""
-        start = start_clock.finish()
-        if start is not None and self._is_main:
-            log.info(start.line())
-            self._folder.note_start_up(start.facts())
+            self.folder.note_resume(checkpoint, world_size=self.processes.world_size)
+        self.trackers = start_trackers(self.run, self.folder, self.config, first_step=step)
 
     @contextmanager
     def epoch(self, epoch: int, iterations: int, first: int = 0) -> Iterator[EpochLog]:
         """Log an epoch from iteration `first` on. Left after the last iteration it writes the means, for which every
         rank must come here; left before, by an error or a signal, it writes nothing and waits for nobody."""
-        processes = self._processes
-        meters = EpochMeters(
-            epoch,
-            iterations,
-            first=first,
-            log_freq=self._run.log_freq,
-            world_size=processes.world_size,
-            device=processes.device,
-        )
+        epoch_log = EpochLog(self, epoch, iterations, first)
         if first and self._unfinished is not None:
-            meters.load_state_dict(self._unfinished)
-        self._unfinished, self._meters = None, meters
-        view = EpochView(epoch, iterations, first) if self._is_main else None
-        try:
-            yield EpochLog(self, meters, view)
-            if meters.complete:
-                meters.synchronize_between_processes(processes.sum)
-                if view is not None:
-                    view.write(meters.total_line())
-                log.info("Averaged stats: %s", meters.global_avg())
-                averages = {name: meter.global_avg for name, meter in meters.meters.items()}
-                published = {name: f"{value:.3f}" for name, value in averages.items()}
-                self._write_epoch("train", epoch, self._last_step(epoch), published, averages)
-        finally:
-            if view is not None:
-                view.close()
-
-    def write_progress(self, progress: Progress, extra: Mapping[str, float | int | str | None]) -> None:
-        """A line of `metrics.jsonl`, and its numbers for the trackers."""
-        facts = {
-            "lr": progress.lr,
-            "loss": progress.loss,
-            "loss_mean": progress.loss_mean,
-            "seconds_per_iteration": progress.lap.seconds / max(1, progress.lap.iterations),
-            "samples_per_second": progress.samples_per_second,
-            "data_share": progress.lap.data_share,
-            "max_memory_mib": progress.max_memory,
-            **extra,
-        }
-        step = progress.epoch * progress.iterations + progress.iteration
-        self._metrics.append({"step": step, "epoch": progress.epoch, "iteration": progress.iteration, **facts})
-        numbers = {f"train/{name}": value for name, value in facts.items() if isinstance(value, int | float)}
-        self._trackers.log(numbers, step)
+            for name, (total, count) in self._unfinished.items():
+                epoch_log.meters[name].total, epoch_log.meters[name].count = total, int(count)
+            epoch_log.at_last_line = (epoch_log.loss.total, epoch_log.loss.count)
+        self._unfinished, self._epoch = None, epoch_log
+        with epoch_log.bar:
+            yield epoch_log
+            if epoch_log.complete:
+                epoch_log.synchronize_between_processes()
+                epoch_log.write(epoch_log.watch.total_line(epoch_log.header))
+                log.info("Averaged stats: %s", epoch_log.global_avg())
+                means = {name: meter.global_avg for name, meter in epoch_log.meters.items()}
+                self._write_epoch("train", epoch, epoch, {name: f"{mean:.3f}" for name, mean in means.items()}, means)
 
     def validation(
         self,
@@ -353,22 +294,32 @@ class RunLog:
         log.info("Validation (%s): %s", split, "  ".join(f"{name}: {value:.4f}" for name, value in scores.items()))
         for caption in captions:
             log.info("  %s", caption)
-        self._write_epoch(split, epoch, self._last_step(epoch if after is None else after), scores, scores)
+        self._write_epoch(split, epoch, epoch if after is None else after, scores, scores)
 
     def _write_epoch(
-        self, split: str, epoch: int, step: int, shown: Mapping[str, float | str], tracked: Mapping[str, float]
+        self, split: str, epoch: int, after: int, shown: Mapping[str, float | str], tracked: Mapping[str, float]
     ) -> None:
-        if self._is_main:
-            self._log_txt.append({f"{split}_{name}": value for name, value in shown.items()} | {"epoch": epoch})
-            self._trackers.log({f"{split}/epoch_{name}": value for name, value in tracked.items()}, step)
+        if self.is_main:
+            self.log_txt.append({f"{split}_{name}": value for name, value in shown.items()} | {"epoch": epoch})
+            step = max(0, (after + 1) * (self.run.iters_per_epoch or 0) - 1)
+            self.track({f"{split}/epoch_{name}": value for name, value in tracked.items()}, step)
 
-    def _last_step(self, epoch: int) -> int:
-        return max(0, (epoch + 1) * self._iterations - 1)
+    def track(self, numbers: Mapping[str, float], step: int) -> None:
+        """Numbers of iteration `step`, counted over the whole run, for the trackers."""
+        for tracker in list(self.trackers):
+            try:
+                tracker.log(dict(numbers), step)
+            except Exception as error:  # as at the start
+                log.warning("%s failed and is left out from here on: %s", tracker.name, error)
+                self.trackers.remove(tracker)
 
     def state_dict(self) -> dict[str, list[float]] | None:
         """Sums of this rank over an unfinished epoch, plain numbers; None between epochs. Waits for the device."""
-        unfinished = self._meters is not None and not self._meters.complete
-        return self._meters.state_dict() if unfinished else None
+        if self._epoch is None or self._epoch.complete:
+            return None
+        for meter in self._epoch.meters.values():
+            meter.read()
+        return {name: [meter.total, float(meter.count)] for name, meter in self._epoch.meters.items()}
 
     def load_state_dict(self, state: dict[str, list[float]] | None) -> None:
         """Take the sums of `state_dict` into the epoch that comes next, if that one goes on in its middle."""
@@ -376,4 +327,8 @@ class RunLog:
 
     def close(self) -> None:
         """The run ends: trackers send what they have, within their time limits."""
-        self._trackers.close()
+        for tracker in self.trackers:
+            try:
+                tracker.finish()
+            except Exception as error:  # as at the start
+                log.warning("%s failed at its end: %s", tracker.name, error)

@@ -1,4 +1,5 @@
-"""Small things that commands and runs share: files that appear whole, JSON lines, sizes, hashes, how commands end."""
+"""Small things that commands and runs share: text and JSON that others wrote, files that appear whole, how commands
+end."""
 
 import codecs
 import hashlib
@@ -23,13 +24,6 @@ from minigpt4.common.errors import ConfigError, MiniGPT4Error, SampleError
 log = logging.getLogger(__name__)
 
 
-# Text that others wrote: from bytes to characters, from JSON to values, and what nothing may be trained on.
-#
-# Text is UTF-8, with a byte order mark or without one, or UTF-16 or UTF-32 with theirs. Nothing is guessed and nothing
-# is
-# replaced: bytes that are no text are an error.
-
-
 LINE_END = re.compile(r"\r\n?|\n")
 
 _MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
@@ -44,7 +38,8 @@ _MEANING = {"\0": "NUL, as of UTF-16 without its mark", "\ufffd": "U+FFFD, which
 
 
 def decode(content: bytes, encoding: str | None = None) -> str:
-    """The text without its byte order mark; ValueError that says where there is none.
+    """Text without its byte order mark: UTF-8, or what the mark says. Nothing is guessed and nothing is replaced:
+    ValueError that says where bytes are no text.
 
     `encoding`: where it is known, as JSON's is by `json.detect_encoding`.
     """
@@ -136,7 +131,7 @@ def find_java() -> tuple[str | None, str]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write; at the end of the block it takes its place, after an error it is deleted.
+    """A file beside `path` to write; at the end of the block it takes its place for good; deleted after an error.
 
     Its name is new in each call, so any number of processes on any number of machines may write the same file. OSError
     if the disk refuses.
@@ -173,10 +168,7 @@ def as_json(content: Any) -> str:
 
 def write_json(path: Path, content: Any, option: str = "--output") -> None:
     """Write `content` as JSON; ConfigError naming `option` if the disk refuses."""
-    try:
-        path.write_text(as_json(content), encoding="utf-8")
-    except OSError as error:
-        raise refused(path, error, option) from error
+    write_whole(path, as_json(content), option)
 
 
 def write_whole(path: Path, text: str, option: str = "--save_path") -> None:
@@ -214,67 +206,59 @@ class JsonLines:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one line; numbers that JSON does not know (NaN, infinity) become null."""
-        values = {key: _finite(value) for key, value in record.items()}
+        values = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
         line = escaped(json.dumps(values, ensure_ascii=False, allow_nan=False))
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(line + "\n")  # one write: lines of several processes do not mix
         except OSError as error:
             self._warn("written", error)
 
-    def _warn(self, what: str, error: OSError) -> None:
-        if not self._warned:
-            log.warning(
-                "%s: cannot be %s (%s); its lines are lost until that is fixed", self.path, what, error.strerror
-            )
-        self._warned = True
-
     def read(self) -> list[Mapping[str, Any]]:
-        """The whole lines; none, with a warning, if there is no file that can be read."""
-        return [record for _, record in self._lines() or []]
+        """The whole lines; none if there is no file, nor, with a warning, if it cannot be read."""
+        try:
+            return [record for _, record in self._lines()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            self._warn("read", error)
+            return []
 
     def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         """Drop the lines that `wanted` refuses, and one that a kill cut off; a missing file is fine.
 
         A run that goes on from a checkpoint writes again what came after it.
         """
-        lines = self._lines()
-        if lines is None:
-            return
         try:
+            kept = b"".join(line + b"\n" for line, record in self._lines() if wanted(record))
             with replacing(self.path) as part:
-                part.write_bytes(b"".join(line + b"\n" for line, record in lines if wanted(record)))
-        except OSError as error:
-            self._warn("written", error)
-
-    def _lines(self) -> list[tuple[bytes, Mapping[str, Any]]] | None:
-        """Lines and what they hold; None if the file cannot be read."""
-        try:
-            content = self.path.read_bytes()
+                part.write_bytes(kept)
         except FileNotFoundError:
-            return None
+            return
         except OSError as error:
-            self._warn("read", error)
-            return None
-        return [(line, record) for line in content.split(b"\n") if (record := _parse(line)) is not None]
+            self._warn("read or written", error)
+
+    def _lines(self) -> Iterator[tuple[bytes, Mapping[str, Any]]]:
+        """Whole lines and what they hold."""
+        for line in self.path.read_bytes().split(b"\n"):
+            with suppress(ValueError):
+                if isinstance(record := parse_json(line), dict):
+                    yield line, record
+
+    def _warn(self, what: str, error: OSError) -> None:
+        if not self._warned:
+            text = "%s: cannot be %s (%s); its lines are lost until that is fixed"
+            log.warning(text, self.path, what, error.strerror)
+        self._warned = True
 
 
 def is_before(line: Mapping[str, Any], key: str, end: int) -> bool:
     """Whether a line belongs to what came before `end`; one without the key always does."""
     at = line.get(key, -1)
     return isinstance(at, int | float) and at < end
-
-
-def _parse(line: bytes) -> Mapping[str, Any] | None:
-    try:
-        record = parse_json(line)
-    except ValueError:
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def quick_hash(path: Path) -> list[Any]:

@@ -6,24 +6,16 @@ One epoch is `iters_per_epoch` iterations of an endless loader; an iteration is 
 import itertools
 import logging
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from minigpt4.common.checkpoint import (
-    BEST,
-    amend_card,
-    drop_leftovers,
-    drop_old,
-    read_card,
-    save_checkpoint,
-)
+from minigpt4.common import start_clock
+from minigpt4.common.checkpoint import BEST, amend_card, drop_leftovers, drop_old, read_card, save_checkpoint
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes, StopRequest, distribute, rng_state, set_rng_state
 from minigpt4.common.errors import MiniGPT4Error, RunError, WeightsError, errors_as
@@ -31,7 +23,8 @@ from minigpt4.common.optims import NonFiniteGuard
 from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
-from minigpt4.common.start_clock import CHECKPOINT, FIRST_BATCH, FIRST_STEP, phase
+from minigpt4.common.schemas import DatasetConfig
+from minigpt4.common.start_clock import phase
 from minigpt4.datasets import (
     BadSampleMonitor,
     BaseDataset,
@@ -41,7 +34,6 @@ from minigpt4.datasets import (
     TrainSource,
     to_device,
 )
-from minigpt4.evaluation import score_captions
 from minigpt4.models.attention import compile_parts
 from minigpt4.models.feature_cache import FeatureEncoder
 from minigpt4.models.fsdp import uneven_inputs
@@ -67,15 +59,6 @@ OUT_OF_MEMORY = (
 )
 
 
-class Evaluation(NamedTuple):
-    """What weights are worth: the mean loss over all targets (nats a token), caption metrics by name if captions are
-    scored, and lines `image_id: caption` to show."""
-
-    loss: float
-    scores: dict[str, float]
-    shown: list[str]
-
-
 @registry.register_runner("runner_base")
 class RunnerBase:
     """Trains `model` on `datasets` as `cfg.run` says, or with `run.evaluate` evaluates it.
@@ -85,21 +68,18 @@ class RunnerBase:
 
     Args:
         cfg: the typed configuration.
-        job_id: name of the run's folder in `output_dir`.
-        task: what a step is.
+        job_id: name of the run's folder in `output_dir`, which is there.
         model: on the device of `processes`.
         datasets: what `task.build_datasets` returned.
-        processes: this process among the run's.
     """
 
     def __init__(
         self, cfg: Config, job_id: str, task: BaseTask, model: nn.Module, datasets: Datasets, processes: Processes
     ) -> None:
-        self.cfg, self.run, self.task = cfg, cfg.run, task
+        self.cfg, self.run, self.task, self.model = cfg, cfg.run, task, model.train()
         self.processes, self.device = processes, processes.device
         folder = RunFolder.existing(Path(cfg.run.output_dir) / job_id)
         self.folder = folder.path
-        self.model = model.train()
         if self.run.compile:
             compile_parts(self.model)
         self.features = FeatureEncoder(self.model) if self.run.feature_cache else None
@@ -120,7 +100,16 @@ class RunnerBase:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.run.amp and self.run.amp_dtype == "fp16")
         self.wrapped_model = distribute(self.model, processes, self.parameters)
         self.guard = NonFiniteGuard(self.folder, self.run.max_nonfinite_steps, processes.rank)
-        self.schedule = self.build_schedule()
+        self.schedule = registry.get_lr_scheduler_class(self.run.lr_sched)(
+            optimizer=self.optimizer,
+            max_epoch=self.run.max_epoch,
+            iters_per_epoch=self.run.iters_per_epoch,
+            min_lr=self.run.min_lr,
+            init_lr=self.run.init_lr,
+            warmup_steps=self.run.warmup_steps,
+            warmup_start_lr=self.run.warmup_lr,
+            decay_rate=self.run.lr_decay_rate,
+        )
         self.loader = self.build_train_loader(datasets)
         self.valid_loaders = self.build_eval_loaders(datasets, self.run.valid_splits)
         self._start_update()
@@ -153,12 +142,13 @@ class RunnerBase:
         log.info("Start training epoch %d, %d iters per inner epoch.", epoch, run.iters_per_epoch)
         with self.run_log.epoch(epoch, run.iters_per_epoch, first=self.position.iteration) as epoch_log:
             for iteration in range(self.position.iteration, run.iters_per_epoch):
-                with epoch_log.waiting_for_data(), phase(FIRST_BATCH):
+                with epoch_log.waiting_for_data(), phase(start_clock.FIRST_BATCH):
                     samples = next(batches)
-                with phase(FIRST_STEP):
+                with phase(start_clock.FIRST_STEP):
                     loss = self.train_step(epoch, iteration, samples)
                     epoch_log.step(loss, self.optimizer.param_groups[0]["lr"], num_samples=len(samples["image_id"]))
-                self.run_log.started_up()
+                if start := start_clock.finish():
+                    log.info(start)
                 if iteration + 1 == run.iters_per_epoch:
                     break  # the epoch has a checkpoint of its own
 
@@ -168,8 +158,7 @@ class RunnerBase:
                 if stopping or (run.save_every_iters and done % run.save_every_iters == 0):
                     self.save_checkpoint(f"checkpoint_iter_{done}.pth")
                 if stopping:
-                    text = "Stopped by a signal after %d iterations; run.resume_ckpt_path=auto goes on from here"
-                    log.warning(text, done)
+                    log.warning("Stopped by a signal after %d iterations; run.resume_ckpt_path=auto goes on", done)
                     return False
         self.guard.flush()
         return True
@@ -184,8 +173,7 @@ class RunnerBase:
             The mean loss over the micro-batch's targets, a scalar on the device.
         """
         run = self.run
-        if self.features is not None:
-            samples = self.features.complete_batch(samples)
+        samples = self.features.complete_batch(samples) if self.features else samples
         self.schedule.step(epoch, iteration)
         # With the published sum, the rest of an epoch waits for the next one.
         epoch_ends = run.accum_loss == "mean" and iteration + 1 == run.iters_per_epoch
@@ -212,9 +200,7 @@ class RunnerBase:
             if run.accum_loss == "mean":
                 # From the ranks' averaged, TOKEN_UNIT-weighted sums to the mean over all tokens of the update.
                 tokens = torch.full((), float(self.num_tokens), device=self.device)  # from a number it would wait
-                if self.processes.world_size > 1:
-                    dist.all_reduce(tokens)
-                torch._foreach_mul_(gradients, TOKEN_UNIT * self.processes.world_size / tokens)
+                torch._foreach_mul_(gradients, TOKEN_UNIT * self.processes.world_size / self.processes.sum(tokens))
             norm = nn.utils.get_total_norm(gradients)
             if run.max_grad_norm is not None:
                 nn.utils.clip_grads_with_norm_(self.parameters.values(), run.max_grad_norm, norm)
@@ -247,21 +233,24 @@ class RunnerBase:
         epoch = self.position.epoch - 1
         self.valid_monitor.at = {"epoch": epoch}
         before = rng_state()  # a run that goes on from the checkpoint must not depend on whether this was done
-        result = self.eval_epoch(self.valid_loaders)
+        loss, scores, shown = self.eval_epoch(self.valid_loaders)
         set_rng_state(before)
-        self.run_log.validation(epoch, result.loss, result.shown, **result.scores)
+        self.run_log.validation(epoch, loss, shown, **scores)
         best = self.position.best
-        if math.isfinite(result.loss) and (best is None or result.loss < best):
-            self.position.best = result.loss
+        if math.isfinite(loss) and (best is None or loss < best):
+            self.position.best = loss
             self.save_checkpoint(BEST)
         if self.processes.is_main:
-            amend_card(self.folder / self._epoch_name(), valid_loss=result.loss, **result.scores)
+            amend_card(self.folder / self._epoch_name(), valid_loss=loss, **scores)
 
     @torch.no_grad()
-    def eval_epoch(self, loaders: list[EvalLoader]) -> Evaluation:
+    def eval_epoch(self, loaders: list[EvalLoader]) -> tuple[float, dict[str, float], list[str]]:
         """Run all loaders once, each sample on one rank; every rank must call it.
 
         `run.valid_captions` images (over all ranks) are captioned and scored; with 0 a few are shown and none scored.
+
+        Returns:
+            The mean loss over all targets (nats a token), caption metrics by name, lines `image_id: caption` to show.
         """
         self.model.eval()
         scored, world_size = self.run.valid_captions, self.processes.world_size
@@ -271,8 +260,7 @@ class RunnerBase:
         with uneven_inputs(self.model.llama_model):
             for batch in itertools.chain.from_iterable(loaders):
                 samples = to_device(batch, self.device)
-                if self.features is not None:
-                    samples = self.features.complete_batch(samples)
+                samples = self.features.complete_batch(samples) if self.features else samples
                 with self.autocast():
                     output = self.task.valid_step(self.model, samples)
                     left = wanted - len(said)
@@ -283,33 +271,17 @@ class RunnerBase:
                 totals += torch.stack([output["loss"].double() * tokens, totals.new_full((), float(tokens))])
         self.model.train()
         loss = (self.processes.sum(totals)[0] / totals[1]).item()
-        shown = [f"{image_id}: {caption}" for image_id, caption, _ in said[:SHOWN_CAPTIONS]]
-        return Evaluation(loss, self._caption_scores(said) if scored else {}, shown)
-
-    def _caption_scores(self, said: list[tuple[str, str, str]]) -> dict[str, float]:
-        """Metrics over the images of all ranks, the same on every rank; what several samples say of an image are its
-        references."""
-        gathered = self.processes.gather(said)
-        scores: dict[str, float] = {}
-        if gathered is not None:
-            captions: dict[str, str] = {}
-            references: dict[str, list[str]] = {}
-            for image_id, caption, reference in itertools.chain(*gathered):
-                captions.setdefault(image_id, caption)
-                references.setdefault(image_id, []).append(reference)
-            if captions:
-                scores = score_captions(captions, references)
-        return self.processes.broadcast(scores)
+        gathered = self.processes.gather(said) if scored else None
+        scores = self.processes.broadcast(self.task.score(itertools.chain(*gathered)) if gathered else {})
+        return loss, scores, [f"{image_id}: {caption}" for image_id, caption, _ in said[:SHOWN_CAPTIONS]]
 
     def evaluate(self) -> None:
         """Measure the loaded weights, those of `run.resume_ckpt_path` if it is set, on `run.test_splits`."""
         path = Path(self.run.resume_ckpt_path) if self.run.resume_ckpt_path else None
         if path is not None:
             self.position = state.load_weights(path, self.model)
-        source = path or getattr(self.cfg.model, "ckpt", None)
-        if source is None:
-            log.warning("Neither model.ckpt nor run.resume_ckpt_path is set: what is evaluated was never trained")
-        log.info("Evaluating %s on %s", source or "the model", ", ".join(self.test_loaders))
+        source = path or getattr(self.cfg.model, "ckpt", None) or "a model that was never trained (no model.ckpt)"
+        log.info("Evaluating %s on %s", source, ", ".join(self.test_loaders))
         self.run_log.begin(self.position.epoch, self.position.iteration, path)
         try:
             with memory_advice():
@@ -342,10 +314,9 @@ class RunnerBase:
         """Loss and scores by split, also written to the log as those of this position's last epoch."""
         results = {}
         for split, loaders in self.test_loaders.items():
-            result = self.eval_epoch(loaders)
-            epoch, after = position.epoch - 1, self.position.epoch - 1
-            self.run_log.validation(epoch, result.loss, result.shown, split, after, **result.scores)
-            results[split] = {"loss": result.loss, **result.scores}
+            loss, scores, shown = self.eval_epoch(loaders)
+            self.run_log.validation(position.epoch - 1, loss, shown, split, self.position.epoch - 1, **scores)
+            results[split] = {"loss": loss, **scores}
         return results
 
     # Checkpoints
@@ -380,18 +351,17 @@ class RunnerBase:
         if not self.run.resume_ckpt_path:
             self.run_log.begin()
             return
-        path, processes = Path(self.run.resume_ckpt_path), self.processes
-        with phase(CHECKPOINT), errors_as(WeightsError, f"{path}: a run cannot go on from it"):
-            resumed = state.read(path, self)
-            state.restore(self, resumed)
+        path = Path(self.run.resume_ckpt_path)
+        with phase(start_clock.CHECKPOINT), errors_as(WeightsError, f"{path}: a run cannot go on from it"):
+            ranks = state.resume(path, self)
         # Was the epoch of this checkpoint of this run saved, but not validated to the end?
         at_epoch = self.position.iteration == 0 and self.position.epoch > 0
         repeats = at_epoch and path.parent == self.folder and "valid_loss" not in (read_card(path) or {})
         validated = self.position.epoch - repeats
         self.run_log.begin(self.position.epoch, self.position.iteration, path, validated)
-        if processes.is_main:
-            state.drop_later_lines(self.folder, resumed, validated)
-        processes.barrier()  # nobody writes before that
+        if self.processes.is_main:
+            state.drop_later_lines(self.folder, ranks, validated)
+        self.processes.barrier()  # nobody writes before that
         best = (read_card(path.parent / BEST) or {}).get("best_loss")
         if best is not None and (self.position.best is None or best < self.position.best):
             self.position.best = best
@@ -405,10 +375,8 @@ class RunnerBase:
         """Endless batches of the training splits on the device, mixed by `sample_ratio`."""
         run, processes = self.run, self.processes
         sources = [
-            TrainSource(datasets[name][split], section.batch_size or run.batch_size_train, section.sample_ratio)
-            for name, section in self.cfg.datasets.items()
-            for split in run.train_splits
-            if split in datasets[name]
+            TrainSource(dataset, section.batch_size or run.batch_size_train, section.sample_ratio)
+            for dataset, section in self._chosen(datasets, run.train_splits)
         ]
         loader = TrainLoader(
             sources,
@@ -423,60 +391,43 @@ class RunnerBase:
 
     def build_eval_loaders(self, datasets: Datasets, splits: list[str]) -> list[EvalLoader]:
         """One finite loader for each dataset and each of these splits."""
-        run, processes = self.run, self.processes
-        shared = run.use_dist_eval_sampler
+        run = self.run
+        ranks = (self.processes.rank, self.processes.world_size) if run.use_dist_eval_sampler else (0, 1)
         return [
             EvalLoader(
-                datasets[name][split],
+                dataset,
                 run.batch_size_eval or section.batch_size or run.batch_size_train,
                 num_workers=run.num_workers,
                 ledger=self.valid_monitor,
-                rank=processes.rank if shared else 0,
-                world_size=processes.world_size if shared else 1,
+                rank=ranks[0],
+                world_size=ranks[1],
             )
-            for name, section in self.cfg.datasets.items()
-            for split in splits
-            if split in datasets[name]
+            for dataset, section in self._chosen(datasets, splits)
         ]
+
+    def _chosen(self, datasets: Datasets, splits: list[str]) -> list[tuple[BaseDataset, DatasetConfig]]:
+        """The datasets of these splits, each with its section."""
+        sections = self.cfg.datasets.items()
+        return [(datasets[name][at], section) for name, section in sections for at in splits if at in datasets[name]]
 
     def _bad_sample_monitor(self) -> BadSampleMonitor:
         run = self.run
-        return BadSampleMonitor(
-            self.folder, max_share=run.max_bad_share, max_in_a_row=run.max_bad_in_a_row, rank=self.processes.rank
-        )
-
-    def build_schedule(self) -> Any:
-        """The schedule that `run.lr_sched` names."""
-        run = self.run
-        return registry.get_lr_scheduler_class(run.lr_sched)(
-            optimizer=self.optimizer,
-            max_epoch=run.max_epoch,
-            iters_per_epoch=run.iters_per_epoch,
-            min_lr=run.min_lr,
-            init_lr=run.init_lr,
-            warmup_steps=run.warmup_steps,
-            warmup_start_lr=run.warmup_lr,
-            decay_rate=run.lr_decay_rate,
-        )
+        limits = {"max_share": run.max_bad_share, "max_in_a_row": run.max_bad_in_a_row}
+        return BadSampleMonitor(self.folder, **limits, rank=self.processes.rank)
 
     # The log's first lines
 
     def _announce(self) -> None:
         """What is trained, and on how much."""
         run, iterations = self.run, self.run.max_epoch * self.run.iters_per_epoch
-        frozen = {name: p for name, p in self.model.named_parameters() if not p.requires_grad}
         log.info("number of trainable parameters: %d", sum(p.numel() for p in self.parameters.values()))
-        log.info("Trained: %s", _counts(self.parameters))
-        log.info("Frozen: %s", _counts(frozen) or "nothing")
-
         updates = run.max_epoch * math.ceil(run.iters_per_epoch / run.accum_grad_iters)
         if run.accum_loss == "sum":  # what is left at the end makes no update
             updates = iterations // run.accum_grad_iters
         size = self.cfg.batch_size() * self.processes.world_size * run.accum_grad_iters
         samples = min(updates * size, iterations * size // run.accum_grad_iters)
         times = "x" if samples == updates * size else "x up to"
-        number = f"{samples / 1e6:.4g} M" if samples >= 1_000_000 else f"{samples:,}"
-        log.info("%s steps %s %d = %s samples", f"{updates:,}", times, size, number)
+        log.info("%s steps %s %d = %s samples", f"{updates:,}", times, size, f"{samples:,}")
 
         if any(p.dtype == torch.float16 for p in self.model.parameters()) and not self.scaler.is_enabled():
             log.warning(
@@ -484,14 +435,6 @@ class RunnerBase:
                 "run.amp: True with amp_dtype: fp16, or model.llm_precision and vit_precision: bf16"
             )
         log.info("Start training")
-
-
-def _counts(parameters: Mapping[str, nn.Parameter]) -> str:
-    """`llama_proj 3,149,824`: parameters by the first part of their names."""
-    found: Counter[str] = Counter()
-    for name, parameter in parameters.items():
-        found[name.split(".")[0]] += parameter.numel()
-    return ", ".join(f"{part} {count:,}" for part, count in found.items())
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import logging
 import math
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from minigpt4.common.checkpoint import copy_weights, is_finite, newest_checkpoin
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes, rng_state, set_rng_state
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, WeightsError
-from minigpt4.common.optims import FILE as NOT_FINITE
+from minigpt4.common.optims import NOT_FINITE
 from minigpt4.common.run_folder import RunFolder, hold_folder
 from minigpt4.common.utils import JsonLines, is_before
 from minigpt4.datasets.datasets.dataloader_utils import BAD_SAMPLES
@@ -47,36 +47,13 @@ class Position:
     """Lowest validation loss so far, nats a token."""
 
 
-@dataclass(frozen=True)
-class Resumed:
-    """A checkpoint as a run needs it."""
-
-    weights: dict[str, Tensor]
-    """Trained parameters by name; they fit the model."""
-
-    position: Position
-    optimizer: dict[str, Any]
-    scaler: dict[str, Any] | None
-    rank: dict[str, Any] | None
-    """This rank's random state, pending gradients and log; None if the file has none or has other ranks."""
-
-    ranks: list[dict[str, Any]]
-    """What `rank` is of, for all ranks that saved; empty if the file has none."""
-
-    @property
-    def data(self) -> dict[str, Any] | None:
-        """Position in the data, None if the file has none; the loader finds out itself whether it is of other ranks."""
-        return (self.rank or self.ranks[0])["data"] if self.ranks else None
-
-
 def choose_folder(config: Config, processes: Processes) -> tuple[Config, RunFolder]:
     """The run's folder, the same on all ranks, and the config with `auto` replaced by what was found.
 
     Training with `auto` goes on in the folder of the checkpoint it finds; everything else gets a new folder. RunError
     on all ranks where there is no folder to be had.
     """
-    found: tuple[str | None, str] | None = None
-    failure = None
+    found = failure = None
     if processes.is_main:
         try:
             found = _choose(config)
@@ -86,20 +63,20 @@ def choose_folder(config: Config, processes: Processes) -> tuple[Config, RunFold
     if failure is not None:
         raise RunError(failure)
     checkpoint, folder = found
-    return config.replace(run=replace(config.run, resume_ckpt_path=checkpoint)), RunFolder.existing(Path(folder))
+    return config.replace(run=replace(config.run, resume_ckpt_path=checkpoint)), RunFolder.existing(folder)
 
 
-def _choose(config: Config) -> tuple[str | None, str]:
+def _choose(config: Config) -> tuple[str | None, Path]:
     """Checkpoint and folder; the folder is this process's from here on."""
     run, output = config.run, Path(config.run.output_dir)
     checkpoint = run.resume_ckpt_path
     if checkpoint == AUTO:
         newest = newest_checkpoint(output, run.job_name)
         if newest is not None and not run.evaluate:
-            hold_folder(newest.parent, IN_USE)
+            folder = newest.parent
+            hold_folder(folder, IN_USE)
             # Who was in there until now may have gone on meanwhile.
-            newest = newest_checkpoint(newest.parent.parent, run.job_name, newest.parent.name) or newest
-            return str(newest), str(newest.parent)
+            return str(newest_checkpoint(folder.parent, run.job_name, folder.name) or newest), folder
         if newest is None and run.evaluate:
             raise ConfigError(
                 f"run.resume_ckpt_path: auto: no checkpoint of job {run.job_name} in {output}; to evaluate model.ckpt "
@@ -110,7 +87,7 @@ def _choose(config: Config) -> tuple[str | None, str]:
         checkpoint = newest and str(newest)
     folder = RunFolder.create(output).path
     hold_folder(folder, IN_USE)
-    return checkpoint, str(folder)
+    return checkpoint, folder
 
 
 def content(runner: "RunnerBase", ranks: list[Any]) -> dict[str, Any]:
@@ -127,7 +104,7 @@ def content(runner: "RunnerBase", ranks: list[Any]) -> dict[str, Any]:
 
 def card(runner: "RunnerBase") -> dict[str, Any]:
     """What anyone may want to know of a 12 MB file without opening it."""
-    config, facts = runner.cfg.merged, runner.run_log.facts()
+    config, facts = runner.cfg.merged, runner.run_log.folder.facts()
     section = dict(config["model"])
     return {
         "arch": section.get("arch"),
@@ -169,53 +146,38 @@ def rank_state(runner: "RunnerBase") -> dict[str, Any]:
     }
 
 
-def restore(runner: "RunnerBase", resumed: Resumed) -> None:
-    """Put a runner where the checkpoint was saved."""
-    for group, own in zip(resumed.optimizer["param_groups"], runner.optimizer.param_groups, strict=True):
-        group["fused"], group["foreach"] = own["fused"], own["foreach"]  # the implementation is this run's choice
-    runner.optimizer.load_state_dict(resumed.optimizer)
-    if resumed.scaler and runner.scaler.is_enabled():
-        runner.scaler.load_state_dict(resumed.scaler)
-    runner.position = resumed.position
-    if resumed.data is not None:
-        runner.loader.load_state_dict(resumed.data)
-    if resumed.rank is not None:
-        if pending := resumed.rank["pending"]:
-            for name, gradient in pending["gradients"].items():
-                runner.parameters[name].grad = gradient.to(runner.device)
-            runner.num_tokens, runner.image_ids = pending["tokens"], list(pending["ids"])
-        runner.guard.load_state_dict(resumed.rank["finite"])
-        runner.run_log.load_state_dict(resumed.rank["log"])
-        set_rng_state(resumed.rank["rng"])
-    copy_weights(runner.parameters, resumed.weights)
-
-
-def read(path: Path, runner: "RunnerBase") -> Resumed:
-    """Read a checkpoint that a run goes on from; nothing is changed yet.
+def resume(path: Path, runner: "RunnerBase") -> list[dict[str, Any]]:
+    """Put a runner where the checkpoint was saved; returns what its ranks saved, nothing for a file without that.
 
     A file of the original code has no `state`: the run then goes on at its next epoch, as it did there.
 
     Raises WeightsError, naming the entry, for a file that does not fit the model or is not built like what this run
-    would save now.
+    would save now; then nothing was changed.
     """
-    model, rank, world_size = runner.model, runner.processes.rank, runner.processes.world_size
+    saved, weights = _read(path, runner.model)
     own = {**_optimizer_state(runner), "rank": rank_state(runner)}
-    saved, weights = _read(path, model)
-    trained = model.trainable_parameters()
-    parameters = [p for group in model.get_optimizer_params(0.0) for p in group["params"]]
-    _check_optimizer(path, saved["optimizer"], own["optimizer"], parameters)
+    _check_optimizer(path, saved["optimizer"], own["optimizer"], runner.optimizer.param_groups)
     scaler = saved.get("scaler") or None
     if scaler is not None and own["scaler"] is not None:
         require_like(scaler, own["scaler"], path, "scaler")
         if not (math.isfinite(scaler["scale"]) and scaler["scale"] > 0):
             raise WeightsError(f"{path}: scaler.scale is {scaler['scale']}; gradients cannot be scaled by it")
-    state = saved.get("state")
-    if state is None:
+    position, ranks = _position(path, saved)
+    for number, entry in enumerate(ranks):
+        _check_rank(path, entry, own["rank"], runner.parameters, f"state.ranks[{number}]")
+
+    # The file fits: from here on the runner changes.
+    for group, our in zip(saved["optimizer"]["param_groups"], runner.optimizer.param_groups, strict=True):
+        group["fused"], group["foreach"] = our["fused"], our["foreach"]  # the implementation is this run's choice
+    runner.optimizer.load_state_dict(saved["optimizer"])
+    if scaler and runner.scaler.is_enabled():
+        runner.scaler.load_state_dict(scaler)
+    runner.position = position
+    rank, world_size = runner.processes.rank, runner.processes.world_size
+    if not ranks:
         log.warning("%s holds no random state and no data position: the run goes on at the next epoch", path)
-        return Resumed(weights, Position(saved["epoch"] + 1), saved["optimizer"], scaler, None, [])
-    position, ranks = _check_state(path, state, own["rank"], trained)
-    same = len(ranks) == world_size
-    if not same:
+    elif len(ranks) != world_size:
+        runner.loader.load_state_dict(ranks[0]["data"])  # which finds out itself that it is of other ranks
         log.warning(
             "%s was saved by %d processes, this run has %d: it goes on with the same weights and optimizer, but the "
             "order of the samples changes, and gradients that waited for an update are lost",
@@ -223,23 +185,32 @@ def read(path: Path, runner: "RunnerBase") -> Resumed:
             len(ranks),
             world_size,
         )
-    return Resumed(weights, position, saved["optimizer"], scaler, ranks[rank] if same else None, ranks)
+    else:
+        own_state = ranks[rank]
+        runner.loader.load_state_dict(own_state["data"])
+        if pending := own_state["pending"]:
+            for name, gradient in pending["gradients"].items():
+                runner.parameters[name].grad = gradient.to(runner.device)
+            runner.num_tokens, runner.image_ids = pending["tokens"], list(pending["ids"])
+        runner.guard.load_state_dict(own_state["finite"])
+        runner.run_log.load_state_dict(own_state["log"])
+        set_rng_state(own_state["rng"])
+    copy_weights(runner.parameters, weights)
+    return ranks
 
 
 def load_weights(path: Path, model: nn.Module) -> Position:
     """Load a checkpoint's weights alone into `model`; where the run stood. WeightsError if it does not fit."""
     saved, weights = _read(path, model)
+    position, _ = _position(path, saved)
     copy_weights(model.trainable_parameters(), weights)
-    if saved.get("state") is None:
-        return Position(saved["epoch"] + 1)
-    return _position(path, saved["state"])
+    return position
 
 
 def _read(path: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The content of a checkpoint, and its weights, which fit the model."""
     saved = read_checkpoint(path)
-    missing = [key for key in ("model", "optimizer", "epoch") if key not in saved]
-    if missing:
+    if missing := [key for key in ("model", "optimizer", "epoch") if key not in saved]:
         raise WeightsError(
             f"{path}: has no {', '.join(missing)}, so a run cannot go on from it. To start a new run from its weights "
             "set model.ckpt instead of run.resume_ckpt_path."
@@ -249,65 +220,52 @@ def _read(path: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tenso
     return saved, weights
 
 
-def drop_later_lines(folder: Path, resumed: Resumed, validated: int) -> None:
+def drop_later_lines(folder: Path, ranks: list[dict[str, Any]], validated: int) -> None:
     """Drop what all ranks noted of bad samples and skipped updates after the checkpoint; rank 0 alone does it.
 
     Args:
+        folder: of the run.
+        ranks: what `resume` returned.
         validated: epochs whose validation is not done again.
     """
-    if not resumed.ranks:
+    if not ranks:
         return
-    batches, updates = resumed.ranks[0]["data"].get("iteration", 0), resumed.ranks[0]["finite"]["updates"]
+    batches, updates = ranks[0]["data"].get("iteration", 0), ranks[0]["finite"]["updates"]
     JsonLines(folder / BAD_SAMPLES).keep(
         lambda line: is_before(line, "batch", batches) and is_before(line, "epoch", validated)
     )
     JsonLines(folder / NOT_FINITE).keep(lambda line: is_before(line, "update", updates + 1))
 
 
-def _check_optimizer(path: Path, saved: Any, own: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
+# Is a file built like what a run saves?
+
+
+def _check_optimizer(path: Path, saved: Any, own: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
     require_like(saved, {"state": {}, "param_groups": [{}]}, path, "optimizer")
-    groups, ours = saved["param_groups"], own["param_groups"]
-    if len(groups) != len(ours):
-        raise WeightsError(f"{path}: optimizer has {len(groups)} groups of parameters, this run has {len(ours)}")
-    for number, (group, our) in enumerate(zip(groups, ours, strict=True)):
+    theirs, ours = saved["param_groups"], own["param_groups"]
+    if len(theirs) != len(ours):
+        raise WeightsError(f"{path}: optimizer has {len(theirs)} groups of parameters, this run has {len(ours)}")
+    for number, (group, our) in enumerate(zip(theirs, ours, strict=True)):
         # Other versions of torch save other switches, and which implementation computes is this run's choice.
-        known = {key: our[key] for key in our if key in group and key not in ("fused", "foreach")}
-        like = {key: our[key] for key in GROUP_KEYS} | known
-        like |= {key: float(value) for key, value in like.items() if type(value) is int}
+        known = [key for key in our if key in GROUP_KEYS or (key in group and key not in ("fused", "foreach"))]
+        like = {key: float(our[key]) if type(our[key]) is int else our[key] for key in known}
         require_like(group, like, path, f"optimizer.param_groups[{number}]")
-    numbers = [number for group in groups for number in group["params"]]
-    if len(numbers) != len(parameters):
-        raise WeightsError(f"{path}: optimizer is of {len(numbers)} parameters, {len(parameters)} are trained here")
-    for number, parameter in zip(numbers, parameters, strict=True):
-        moments = saved["state"].get(number)
-        if moments is None:  # never updated
-            continue
-        like, where = torch.zeros(parameter.shape), f"optimizer.state.{number}"
-        step = torch.zeros(()) if isinstance(moments, Mapping) and isinstance(moments.get("step"), Tensor) else 0.0
-        require_like(moments, {"exp_avg": like, "exp_avg_sq": like, "step": step}, path, where)
-        if not (is_finite(moments["exp_avg"]) and is_finite(moments["exp_avg_sq"])):
-            raise WeightsError(f"{path}: {where} holds NaN or infinity; take an earlier checkpoint")
+        for index, parameter in zip(group["params"], groups[number]["params"], strict=True):
+            moments, where = saved["state"].get(index), f"optimizer.state.{index}"
+            if moments is None:  # never updated
+                continue
+            like = torch.zeros(parameter.shape)
+            step = torch.zeros(()) if isinstance(_mapping(saved["state"], index).get("step"), Tensor) else 0.0
+            require_like(moments, {"exp_avg": like, "exp_avg_sq": like, "step": step}, path, where)
+            if not (is_finite(moments["exp_avg"]) and is_finite(moments["exp_avg_sq"])):
+                raise WeightsError(f"{path}: {where} holds NaN or infinity; take an earlier checkpoint")
 
 
-def _check_state(
-    path: Path, state: Any, own: Mapping[str, Any], trained: Mapping[str, Tensor]
-) -> tuple[Position, list[dict[str, Any]]]:
-    position, ranks = _position(path, state), state["ranks"]
-    rng = own["rng"] | {"cuda": None, "python": [*own["rng"]["python"][:2], None]}
-    like = own | {"rng": rng, "data": {}, "pending": None, "log": None}
-    for number, entry in enumerate(ranks):
-        where = f"state.ranks[{number}]"
-        require_like(entry, like, path, where)
-        _check_data(path, entry["data"], own["data"], f"{where}.data")
-        if entry["log"] is not None:
-            require_like(entry["log"], dict.fromkeys(("lr", "loss"), [0.0, 0.0]), path, f"{where}.log")
-        if entry["pending"] is not None:
-            gradients = {name: trained.get(name, "") for name in _mapping(entry["pending"], "gradients")}
-            require_like(entry["pending"], {"gradients": gradients, "tokens": 0, "ids": []}, path, f"{where}.pending")
-    return position, ranks
-
-
-def _position(path: Path, state: Any) -> Position:
+def _position(path: Path, saved: Mapping[str, Any]) -> tuple[Position, list[dict[str, Any]]]:
+    """Where the run stood, and what its ranks saved: nothing in a file of the original code."""
+    state = saved.get("state")
+    if state is None:
+        return Position(saved["epoch"] + 1), []
     require_like(state, {"position": {"epoch": 0, "iteration": 0, "best": None}, "ranks": [{}]}, path, "state")
     at, ranks = state["position"], state["ranks"]
     position = Position(at["epoch"], at["iteration"], at["best"])
@@ -315,18 +273,28 @@ def _position(path: Path, state: Any) -> Position:
         require_like(position.best, 0.0, path, "state.position.best")
     if min(position.epoch, position.iteration) < 0 or not ranks:
         raise WeightsError(f"{path}: state: is at {position}, saved by {len(ranks)} processes; that cannot be")
-    return position
+    return position, ranks
 
 
-def _check_data(path: Path, data: Mapping[str, Any], own: Mapping[str, Any], where: str) -> None:
-    require_like(data, own | {"sources": {}} if "sources" in own else own, path, where)
-    for source, counts in _mapping(data, "counts").items():
-        require_like(counts, [0, 0], path, f"{where}.counts.{source}")
-    for source, ours in _mapping(own, "sources").items():
-        theirs = _mapping(data, "sources").get(source, ours)  # one that the file does not know is read from its start
-        require_like(theirs, ours, path, f"{where}.sources.{source}")
+def _check_rank(path: Path, entry: dict[str, Any], own: dict[str, Any], trained: Mapping[str, Any], where: str) -> None:
+    data, pending = _mapping(entry, "data"), _mapping(entry, "pending")
+    # A source that the file does not know is read from its start.
+    sources = {name: ours for name, ours in own["data"].get("sources", {}).items() if name in _mapping(data, "sources")}
+    of_file = {"sources": sources, "counts": dict.fromkeys(_mapping(data, "counts"), [0, 0])}
+    gradients = {name: trained.get(name, "") for name in _mapping(pending, "gradients")}
+    rng = own["rng"] | {"cuda": None, "python": [*own["rng"]["python"][:2], None]}
+    like = {
+        **own,
+        "rng": rng,
+        "data": own["data"] | {key: of_file[key] for key in of_file if key in own["data"]},
+        "pending": None if entry.get("pending") is None else {"gradients": gradients, "tokens": 0, "ids": []},
+        "log": None if entry.get("log") is None else dict.fromkeys(("lr", "loss"), [0.0, 0.0]),
+    }
+    require_like(entry, like, path, where)
+    for name, ours in sources.items():
+        theirs = data["sources"][name]
         if theirs["order"] == ours["order"] and len(theirs["cursors"]) != len(ours["cursors"]):
-            raise WeightsError(f"{path}: {where}.sources.{source} has cursors of another number of workers")
+            raise WeightsError(f"{path}: {where}.data.sources.{name} has cursors of another number of workers")
 
 
 def _mapping(owner: Any, key: str) -> Mapping[Any, Any]:

@@ -1,6 +1,6 @@
 """What a run does with a batch; the runner owns the loop, a task owns the steps."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from minigpt4.common.config import Config
 from minigpt4.datasets import BaseDataset, build_datasets
+from minigpt4.evaluation import score_captions
 from minigpt4.models.feature_cache import build_model, feature_cache
 from minigpt4.models.fsdp import sharding
 
@@ -40,3 +41,12 @@ class BaseTask:
     def caption(self, model: nn.Module, images: Tensor) -> list[str]:
         """What the model says to images (B, 3, S, S), for the log and the metrics; nothing by default."""
         return []
+
+    def score(self, said: Iterable[tuple[str, str, str]]) -> dict[str, float]:
+        """Caption metrics of (image id, caption, reference); an image may have several references."""
+        captions: dict[str, str] = {}
+        references: dict[str, list[str]] = {}
+        for image_id, caption, reference in said:
+            captions.setdefault(image_id, caption)
+            references.setdefault(image_id, []).append(reference)
+        return score_captions(captions, references) if captions else {}

@@ -44,68 +44,51 @@ def _port() -> str:
         return str(probe.getsockname()[1])
 
 
-def _talk(*environments: dict[str, str]) -> list[str]:
-    """What processes with these variables find out."""
+@pytest.mark.parametrize(
+    "names", [("RANK", "LOCAL_RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")]
+)
+def test_two_processes_talk_when_torchrun_accelerate_or_srun_started_them(names):
     common = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port()}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", TALK],
-            env={**common, **env},
+            env=common | dict(zip(names, (rank, rank, "2"), strict=True)),
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
         )
-        for env in environments
+        for rank in "01"
     ]
-    return [process.communicate(timeout=60)[0].strip() for process in processes]
-
-
-def test_without_a_launcher_a_process_is_alone_and_its_calls_need_nobody():
-    alone = start_processes("cpu")
-    assert alone == Processes(0, 0, 1, torch.device("cpu"))
-    assert alone.is_main
-    assert alone.any(True)
-    assert not alone.any(False)
-    assert alone.gather("x") == ["x"]
-    assert alone.broadcast("x") == "x"
-    assert alone.sum(torch.tensor(2.0)) == 2
-    alone.barrier()
-
-
-def test_two_processes_talk_when_torchrun_or_accelerate_started_them():
-    first, second = _talk(*({"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": "2"} for r in range(2)))
+    first, second = (process.communicate(timeout=60)[0].strip() for process in processes)
     told = "[2.0, 1.0], [True, False, True], {'from': 0}"
     assert first == f"[0, 0, 2, True, {told}, [{{'rank': 0}}, {{'rank': 1}}]]"
     assert second == f"[1, 1, 2, False, {told}, None]"
 
 
-def test_two_processes_talk_when_srun_started_them():
-    first, second = _talk(*({"SLURM_PROCID": str(r), "SLURM_LOCALID": str(r), "SLURM_NTASKS": "2"} for r in range(2)))
-    assert first.startswith("[0, 0, 2, True, [2.0, 1.0]")
-    assert second.startswith("[1, 1, 2, False, [2.0, 1.0]")
+def test_without_a_launcher_a_process_is_alone_and_its_calls_need_nobody():
+    alone = start_processes("cpu")
+    assert alone == Processes(0, 0, 1, torch.device("cpu"))
+    assert (alone.is_main, alone.any(True), alone.any(False)) == (True, True, False)
+    assert (alone.gather("x"), alone.broadcast("x"), alone.sum(torch.tensor(2.0))) == (["x"], "x", 2)
+    alone.barrier()
 
 
-def test_process_that_never_comes_ends_the_wait_with_an_error(monkeypatch):
-    variables = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port()}
-    for name, value in variables.items():
+TWO = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "distributed", "kind", "text"),
+    [
+        (TWO, True, RunError, r"rank 0 of 2 waited .* 1/2 clients joined.* MASTER_ADDR \(127\.0\.0\.1\)"),
+        (TWO, False, ConfigError, r"run\.distributed: False, but 2 processes"),
+        ({**TWO, "WORLD_SIZE": "two"}, True, ConfigError, "RANK, LOCAL_RANK, WORLD_SIZE are incomplete"),
+    ],
+)
+def test_what_the_launcher_did_wrong_is_named(monkeypatch, variables, distributed, kind, text):
+    for name, value in {**variables, "MASTER_PORT": _port()}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(dist_utils, "MEETING_TIMEOUT", timedelta(seconds=1))
-    with pytest.raises(RunError, match=r"rank 0 of 2 waited .* 1/2 clients joined.* MASTER_ADDR \(127\.0\.0\.1\)"):
-        start_processes("cpu")
-
-
-def test_variables_that_do_not_fit_together_are_named(monkeypatch):
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "two")
-    with pytest.raises(ConfigError, match="RANK, LOCAL_RANK, WORLD_SIZE are incomplete"):
-        start_processes("cpu")
-
-
-def test_several_processes_against_the_configuration_are_refused(monkeypatch):
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=r"run\.distributed: False, but 2 processes"):
-        start_processes("cpu", distributed=False)
+    with pytest.raises(kind, match=text):
+        start_processes("cpu", distributed=distributed)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

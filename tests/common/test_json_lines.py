@@ -1,70 +1,44 @@
-"""JSON lines under kills and full disks."""
+"""Files that appear whole, and JSON lines, under kills and full disks."""
 
 import json
-import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from minigpt4.common.utils import JsonLines
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.utils import JsonLines, parse_json, write_json
 
 
-def test_every_line_is_strict_json(tmp_path):
+def test_every_line_is_strict_json_of_any_text(tmp_path):
     lines = JsonLines(tmp_path / "log.txt")
-    lines.append({"train_lr": "0.001", "train_loss": "7.861"})
-    lines.append({"loss": float("nan"), "best": float("-inf"), "caption": "café"})
-    text = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
-    assert text[0] == '{"train_lr": "0.001", "train_loss": "7.861"}'
-    assert json.loads(text[1], parse_constant=pytest.fail) == {"loss": None, "best": None, "caption": "café"}
-
-
-def test_keep_drops_what_is_refused_and_what_a_kill_cut_off(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    file.write_text('{"step": 1}\n{"step": 5}\n[1]\n{"ste')
-    JsonLines(file).keep(lambda record: record["step"] < 5)
-    assert file.read_text() == '{"step": 1}\n'
-
-
-def test_read_gives_the_whole_lines(tmp_path):
-    file = tmp_path / "metrics.jsonl"
-    assert JsonLines(file).read() == []
-    file.write_text('{"step": 1}\n[1]\n{"step": 2}\n{"ste')
-    assert JsonLines(file).read() == [{"step": 1}, {"step": 2}]
-
-
-def test_damaged_line_is_dropped_and_no_other(tmp_path):
-    path = tmp_path / "lines.jsonl"
-    path.write_bytes(b'{"a": "caf\xe9"}\n{"a": "\\u00e9\xe2\x80\xa8"}\n' + b"[" * 100_000 + b"\n")
-    assert JsonLines(path).read() == [{"a": "é\u2028"}]
-    JsonLines(path).keep(lambda record: True)
-    assert path.read_bytes() == b'{"a": "\\u00e9\xe2\x80\xa8"}\n'
-
-
-def test_any_text_can_be_written(tmp_path):
-    JsonLines(tmp_path / "lines.jsonl").append({"image": "caf\udce9"})
-    assert JsonLines(tmp_path / "lines.jsonl").read() == [{"image": "caf\udce9"}]
-
-
-def test_keep_of_a_missing_file_makes_none(tmp_path):
-    JsonLines(tmp_path / "log.txt").keep(lambda record: True)
+    assert lines.read() == []
+    lines.keep(lambda record: True)
     assert list(tmp_path.iterdir()) == []
+    lines.append({"train_lr": "0.001", "train_loss": "7.861"})
+    lines.append({"loss": float("nan"), "best": float("-inf"), "caption": "café", "image": "caf\udce9"})
+    first, second = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert first == '{"train_lr": "0.001", "train_loss": "7.861"}'
+    expected = {"loss": None, "best": None, "caption": "café", "image": "caf\udce9"}
+    assert json.loads(second, parse_constant=pytest.fail) == lines.read()[1] == expected
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
+def test_damaged_lines_and_what_is_refused_are_dropped_and_no_other(tmp_path):
+    path, whole = tmp_path / "lines.jsonl", b'{"step": 1, "a": "\\u00e9\xe2\x80\xa8"}\n'
+    path.write_bytes(b'{"a": "caf\xe9"}\n' + whole + b"[" * 100_000 + b'\n[1]\n{"step": 5}\n{"ste')
+    lines = JsonLines(path)
+    assert lines.read() == [{"step": 1, "a": "é\u2028"}, {"step": 5}]
+    lines.keep(lambda record: record["step"] < 5)
+    assert path.read_bytes() == whole
+
+
 def test_full_disk_costs_the_lines_and_is_said_once(caplog):
-    caplog.set_level(logging.WARNING)
     lines = JsonLines(Path("/dev/full"))
     lines.append({"step": 1})
     lines.append({"step": 2})
-    assert [record.message for record in caplog.records] == [
-        "/dev/full: cannot be written (No space left on device); its lines are lost until that is fixed"
-    ]
-
-
-def test_a_name_that_is_no_unicode_is_written_as_json_writes_it(tmp_path):
-    lines = JsonLines(tmp_path / "log.txt")
-    lines.append({"file": "caf\udce9.jpg", "said": "été"})
-    assert lines.read() == [{"file": "caf\udce9.jpg", "said": "été"}]
+    (message,) = caplog.messages
+    assert message.startswith("/dev/full: cannot be written (No space left on device)")
 
 
 def test_a_file_that_cannot_be_read_costs_a_warning_and_stays(tmp_path, caplog):
@@ -74,3 +48,27 @@ def test_a_file_that_cannot_be_read_costs_a_warning_and_stays(tmp_path, caplog):
     lines.keep(lambda line: False)
     assert "cannot be read (Is a directory)" in caplog.text
     assert (tmp_path / "log.txt").is_dir()
+
+
+def test_json_of_any_text_is_written_and_a_refusal_names_option_and_file(tmp_path):
+    content = {"name": "é", "score": 0.5, "image": "caf\udce9.jpg"}
+    write_json(tmp_path / "a.json", content)
+    assert parse_json((tmp_path / "a.json").read_bytes()) == content
+    with pytest.raises(ConfigError, match=r"--save_path: cannot write .*none/a\.json"):
+        write_json(tmp_path / "none" / "a.json", {}, "--save_path")
+
+
+MANY = """
+import pathlib, sys
+from minigpt4.common.utils import write_whole
+for turn in range(20):
+    write_whole(pathlib.Path(sys.argv[1]) / str(turn), sys.argv[2] * 9999)
+"""
+
+
+def test_many_processes_may_write_the_same_file(tmp_path):
+    commands = [[sys.executable, "-c", MANY, str(tmp_path), letter] for letter in "abcdef"]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    assert [process.communicate()[1] for process in processes] == [""] * len(processes)
+    assert {path.name for path in tmp_path.iterdir()} == set(map(str, range(20)))
+    assert all(len(set(path.read_text())) == 1 for path in tmp_path.iterdir())

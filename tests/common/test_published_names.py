@@ -91,14 +91,11 @@ def test_log_every(capsys):
     assert total.startswith("Evaluation Total time: 0:00:00 (0.")
 
 
-def test_setup_logger(monkeypatch):
+def test_utils(monkeypatch):
     given = {}
     monkeypatch.setattr("logging.basicConfig", lambda **keys: given.update(keys))
     setup_logger()
     assert given["level"] == 20
-
-
-def test_utils():
     assert now().replace("_", "").isdigit()
     assert is_url("https://host/file.pth")
     assert not is_url("weights/file.pth")

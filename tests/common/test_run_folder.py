@@ -18,35 +18,23 @@ from minigpt4.common.run_folder import RunFolder
 REPOSITORY = Path(__file__).parents[2]
 
 
-def test_name_is_the_time_of_the_start(tmp_path):
-    folder = RunFolder.create(tmp_path / "output" / "stage2")
-    assert folder.path.is_dir()
-    assert re.fullmatch(r"20\d{6}_\d{6}", folder.job_id)
-
-
-def test_runs_started_together_get_folders_of_their_own(tmp_path):
+def test_runs_started_together_get_folders_of_their_own_named_by_the_time(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        folders = list(pool.map(lambda _: RunFolder.create(tmp_path), range(24)))
+        folders = list(pool.map(lambda _: RunFolder.create(tmp_path / "output" / "stage2"), range(24)))
     assert len({folder.path for folder in folders}) == 24
+    assert all(folder.path.is_dir() and re.fullmatch(r"20\d{6}_\d{6}(_\d+)?", folder.job_id) for folder in folders)
+    assert RunFolder.existing(folders[0].path) == folders[0]
 
 
-def test_output_dir_that_is_a_file_is_named_in_the_error(tmp_path):
+def test_folders_that_cannot_be_are_named_with_their_keys(tmp_path):
     (tmp_path / "output").write_text("")
     with pytest.raises(ConfigError, match=r"run\.output_dir: cannot make .*output.*: Not a directory"):
         RunFolder.create(tmp_path / "output")
-
-
-def test_folder_of_an_earlier_run_is_found_again(tmp_path):
-    folder = RunFolder.create(tmp_path)
-    assert RunFolder.existing(folder.path) == folder
-
-
-def test_folder_that_is_not_there_is_named_in_the_error(tmp_path):
     with pytest.raises(ConfigError, match=r"20250608_111442: no such run folder; check run\.resume_ckpt_path"):
         RunFolder.existing(tmp_path / "20250608_111442")
 
 
-def test_run_json_says_what_ran(tmp_path, monkeypatch):
+def test_run_json_says_what_ran_and_what_it_went_on_from(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py", "--cfg-path", "a file.yaml"])
     folder = RunFolder.create(tmp_path)
     folder.describe({"run": {"init_lr": 3e-5}, "model": {"ckpt": Path("weights/é.pth")}}, seed=42, world_size=4)
@@ -57,6 +45,14 @@ def test_run_json_says_what_ran(tmp_path, monkeypatch):
     assert facts["command"].endswith("train.py --cfg-path 'a file.yaml'")
     assert facts["versions"]["torch"].startswith(torch.__version__.split("+")[0])
     assert facts["started"].endswith("+00:00")
+    folder.note_resume(folder.path / "checkpoint_0.pth", world_size=1)
+    folder.note_resume(folder.path / "checkpoint_1.pth", world_size=2)
+    resumed = folder.facts()["resumed"]
+    assert {**folder.facts(), "resumed": []} == facts
+    assert [(Path(entry["checkpoint"]).name, entry["world_size"]) for entry in resumed] == [
+        ("checkpoint_0.pth", 1),
+        ("checkpoint_1.pth", 2),
+    ]
 
 
 def test_run_json_names_the_commit_and_whether_files_differ_from_it(tmp_path):
@@ -67,60 +63,14 @@ def test_run_json_names_the_commit_and_whether_files_differ_from_it(tmp_path):
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
         subprocess.run([*git, *arguments], check=True)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    assert _git_of(tmp_path) == {"commit": commit, "changed": False}
-    (package / "__init__.py").write_text('__version__ = "0"\n')
-    assert _git_of(tmp_path) == {"commit": commit, "changed": True}
-
-
-def _git_of(tmp_path) -> dict:
-    code = (
-        "from pathlib import Path; from minigpt4.common.run_folder import RunFolder as F; "
-        "f = F.create(Path('.')); f.describe({}, seed=1, world_size=1); print(f.run_json)"
-    )
+    code = "import json; from minigpt4.common.run_folder import git_state; print(json.dumps(git_state()))"
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "copy")}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
-    )
-    return json.loads((tmp_path / done.stdout.strip()).read_text())["git"]
-
-
-def test_resume_is_noted_beside_what_stood_there(tmp_path):
-    folder = RunFolder.create(tmp_path)
-    folder.describe({"run": {}}, seed=42, world_size=2)
-    before = folder.facts()
-    folder.note_resume(folder.path / "checkpoint_0.pth", world_size=1)
-    folder.note_resume(folder.path / "checkpoint_1.pth", world_size=2)
-    after = folder.facts()
-    resumed = after.pop("resumed")
-    assert {**after, "resumed": []} == before
-    assert [Path(entry["checkpoint"]).name for entry in resumed] == ["checkpoint_0.pth", "checkpoint_1.pth"]
-    assert [entry["world_size"] for entry in resumed] == [1, 2]
-
-
-def test_seconds_of_a_start_stand_with_the_newest_start(tmp_path):
-    folder = RunFolder.create(tmp_path)
-    folder.describe({"run": {}}, seed=42, world_size=2)
-    folder.note_start_up({"total": 3.5})
-    folder.note_resume(folder.path / "checkpoint_0.pth", world_size=1)
-    folder.note_start_up({"total": 2.5})
-    facts = folder.facts()
-    assert facts["start_up_seconds"] == {"total": 3.5}
-    assert facts["resumed"][0]["start_up_seconds"] == {"total": 2.5}
-
-
-def test_start_whose_seconds_cannot_be_noted_goes_on(tmp_path, caplog):
-    folder = RunFolder.create(tmp_path)
-    folder.run_json.mkdir()
-    folder.note_start_up({"total": 3.5})
-    assert "cannot write" in caplog.text
-
-
-def test_broken_run_json_counts_as_none(tmp_path):
-    folder = RunFolder.create(tmp_path)
-    folder.run_json.write_text('{"id": "0')
-    assert folder.facts() == {}
-    folder.note_resume(tmp_path / "checkpoint_0.pth", world_size=1)
-    assert len(folder.facts()["resumed"]) == 1
+    for changed in (False, True):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True
+        )
+        assert json.loads(done.stdout) == {"commit": commit, "changed": changed}
+        (package / "__init__.py").write_text('__version__ = "0"\n')
 
 
 def test_runs_are_numbered_whatever_the_clock_and_other_files_say(tmp_path):
@@ -132,10 +82,13 @@ def test_runs_are_numbered_whatever_the_clock_and_other_files_say(tmp_path):
 
     assert start("20260101_000000").facts()["number"] == 1
     assert start("20200101_000000").facts()["number"] == 2
-    (tmp_path / "20260101_000000" / "run.json").write_text('{"number": "many", "started": 5}')
+    (tmp_path / "20260101_000000" / "run.json").write_text('{"number": "many", "started": 5, "resumed": 7}')
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text('{"number": 70')
     last = start("20190101_000000")
     last.note_resume(tmp_path / "checkpoint_0.pth", world_size=1)
     assert last.facts()["number"] == 3
-    assert RunFolder(tmp_path / "20260101_000000").facts() == {}
+    other = RunFolder(tmp_path / "20260101_000000")
+    assert other.facts() == {}
+    other.note_resume(tmp_path / "checkpoint_0.pth", world_size=1)
+    assert len(other.facts()["resumed"]) == 1

@@ -5,59 +5,54 @@ import json
 import logging
 import re
 import time
-from dataclasses import dataclass
 
 import pytest
 import torch
 
-from minigpt4.common import start_clock
+from minigpt4.common import dist_utils
+from minigpt4.common.dist_utils import Processes
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog
 from minigpt4.common.schemas import RunConfig
 
 PUBLISHED_LINE = re.compile(
-    r"^Train: data epoch: \[(\d+)\]  \[ *(\d+)/(\d+)\]  eta: (\d+:\d\d:\d\d)  lr: (\d\.\d{6})  loss: (\d+\.\d{4})"
-    r"  time: (\d+\.\d{4})  data: (\d+\.\d{4})(?:  max mem: (\d+))?"
+    r"Train: data epoch: \[(\d+)\]  \[ *(\d+)/(\d+)\]  eta: (\d+:\d\d:\d\d)  lr: (\d\.\d{6})  loss: (\d+\.\d{4})"
+    r"  time: (\d+\.\d{4})  data: (\d+\.\d{4})(?:  max mem: (\d+))?  samples/s: \d+\.\d  data wait: \d+%"
 )
-PUBLISHED_TOTAL = re.compile(r"^Train: data epoch: \[(\d+)\] Total time: (\d+:\d\d:\d\d) \((\d+\.\d{4}) s / it\)$")
+PUBLISHED_TOTAL = re.compile(r"Train: data epoch: \[(\d+)\] Total time: \d+:\d\d:\d\d \(\d+\.\d{4} s / it\)")
 
 
-@dataclass
-class Ranks:
-    """One process of two whose sums are known."""
-
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = torch.device("cpu")
-    others: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
-    sums: int = 0
-
-    def sum(self, value):
-        self.sums += 1
-        return value + torch.tensor(self.others, dtype=value.dtype)
-
-
-def _run(**keys) -> RunConfig:
-    return RunConfig(**{"init_lr": 1e-4, "max_epoch": 2, "iters_per_epoch": 10, "log_freq": 4} | keys)
-
-
-def _run_log(tmp_path, processes=None, **keys) -> RunLog:
+def _run_log(tmp_path, rank=0, world_size=1, **keys) -> RunLog:
     folder = RunFolder(tmp_path / "20250608_111442")
     folder.path.mkdir(exist_ok=True)
-    return RunLog(_run(**keys), folder, processes or Ranks(), {"run": {"seed": 42}})
+    run = RunConfig(**{"init_lr": 1e-4, "max_epoch": 2, "iters_per_epoch": 10, "log_freq": 4} | keys)
+    run_log = RunLog(run, folder, Processes(rank, rank, world_size, torch.device("cpu")), {"run": {"seed": 42}})
+    run_log.begin()
+    return run_log
 
 
-def _train(run_log, losses, epoch=0, first=0, rates=None, num_samples=2) -> None:
+def _train(run_log, losses, epoch=0, first=0, rates=None) -> None:
     with run_log.epoch(epoch, len(losses), first) as epoch_log:
         for iteration in range(first, len(losses)):
-            with epoch_log.waiting_for_data():
-                pass
             rate = rates[iteration] if rates is not None else 1e-4
-            epoch_log.step(torch.tensor(losses[iteration]), rate, num_samples=num_samples)
+            epoch_log.step(torch.tensor(losses[iteration]), rate, num_samples=2)
 
 
 def _records(tmp_path, name) -> list[dict]:
     return [json.loads(line) for line in (tmp_path / "20250608_111442" / name).read_text().splitlines()]
+
+
+@pytest.fixture
+def sums(monkeypatch) -> list[torch.Tensor]:
+    """What this rank gave to be summed; another has an lr of 1e-4 twice, and losses of 2 and 4."""
+    given: list[torch.Tensor] = []
+
+    def all_reduced(value):
+        given.append(value)
+        return value + torch.tensor([[2e-4, 2], [6.0, 2]])
+
+    monkeypatch.setattr(dist_utils, "all_reduced", all_reduced)
+    return given
 
 
 @pytest.fixture
@@ -70,73 +65,52 @@ def reference(golden, golden_tensors):
 
 
 def test_lines_are_the_published_ones_every_log_freq_iterations_and_at_the_last(tmp_path, capsys):
-    run_log = _run_log(tmp_path)
-    run_log.begin()
-    _train(run_log, [3.0 + i / 8 for i in range(10)], epoch=1, rates=[8.25e-6] * 10)
-    lines = capsys.readouterr().out.splitlines()
-    found = [PUBLISHED_LINE.match(line).groups() for line in lines[:-1]]
+    _train(_run_log(tmp_path), [3.0 + i / 8 for i in range(10)], epoch=1, rates=[8.25e-6] * 10)
+    *lines, total = capsys.readouterr().out.splitlines()
+    found = [PUBLISHED_LINE.fullmatch(line).groups() for line in lines]
     assert [groups[:3] for groups in found] == [("1", i, "10") for i in ("0", "4", "8", "9")]
     assert [groups[5] for groups in found] == ["3.0000", "3.5000", "4.0000", "4.1250"]
     assert {groups[4] for groups in found} == {"0.000008"}
-    assert PUBLISHED_TOTAL.match(lines[-1]).group(1) == "1"
-
-
-def test_speed_and_data_wait_stand_behind_the_published_part(tmp_path, capsys):
-    run_log = _run_log(tmp_path)
-    run_log.begin()
-    _train(run_log, [1.0])
-    line = capsys.readouterr().out.splitlines()[0]
-    assert re.fullmatch(r"  samples/s: \d+\.\d  data wait: \d+%", line[PUBLISHED_LINE.match(line).end() :])
+    assert PUBLISHED_TOTAL.fullmatch(total)[1] == "1"
 
 
 def test_iteration_is_padded_to_the_width_of_the_last(tmp_path, capsys):
-    run_log = _run_log(tmp_path, iters_per_epoch=500, log_freq=50)
-    run_log.begin()
-    with run_log.epoch(0, 500) as epoch_log:
-        for _ in range(51):
-            epoch_log.step(torch.tensor(2.8966), 8.25e-6, num_samples=2)
-    assert "Train: data epoch: [0]  [ 50/500]  eta: 0:00:0" in capsys.readouterr().out
+    with _run_log(tmp_path).epoch(0, 500) as epoch_log:
+        epoch_log.step(torch.tensor(2.8966), 8.25e-6, num_samples=2)
+    assert "Train: data epoch: [0]  [  0/500]  eta: 0:00:0" in capsys.readouterr().out
 
 
 def test_averages_and_log_txt_are_those_of_the_reference(tmp_path, reference, caplog):
     losses, rates, published = reference
     caplog.set_level(logging.INFO)
     run_log = _run_log(tmp_path)
-    run_log.begin()
     for epoch in range(2):
         _train(run_log, losses[epoch], epoch, rates=rates[epoch])
     assert _records(tmp_path, "log.txt") == [{**line, "epoch": epoch} for epoch, line in enumerate(published)]
     assert [r.message for r in caplog.records if r.message.startswith("Averaged")] == [
         f"Averaged stats: lr: {sum(r) / 10:.4f}  loss: {sum(x) / 10:.4f}" for x, r in zip(losses, rates, strict=True)
     ]
+    assert run_log.state_dict() is None
 
 
-def test_averages_cover_all_ranks(tmp_path):
-    processes = Ranks(world_size=2, others=(2e-4, 2.0, 6.0, 2.0))  # the other rank: 2 iterations, losses 2 and 4
-    run_log = _run_log(tmp_path, processes)
-    run_log.begin()
-    _train(run_log, [1.0, 2.0])
+def test_averages_cover_all_ranks(tmp_path, sums):
+    _train(_run_log(tmp_path, world_size=2), [1.0, 2.0])
     assert _records(tmp_path, "log.txt")[0]["train_loss"] == "2.250"
 
 
-def test_other_ranks_join_the_sum_and_write_nothing(tmp_path, capsys):
-    processes = Ranks(rank=1, world_size=2)
-    run_log = _run_log(tmp_path, processes)
-    run_log.begin()
+def test_other_ranks_join_the_sum_and_write_nothing(tmp_path, sums, capsys):
+    run_log = _run_log(tmp_path, rank=1, world_size=2)
     _train(run_log, [1.0, 2.0])
     run_log.validation(0, 1.5, ["a dog"])
     run_log.close()
-    assert processes.sums == 1
+    assert len(sums) == 1
     assert capsys.readouterr().out == ""
     assert list((tmp_path / "20250608_111442").iterdir()) == []
 
 
 def test_losses_wait_on_their_device_until_a_line_is_due(tmp_path):
-    run_log = _run_log(tmp_path)
-    run_log.begin()
-    loss = torch.tensor(1.0, requires_grad=True)
-    with run_log.epoch(0, 10) as epoch_log:
-        epoch_log.step(loss, 1e-4, num_samples=1)
+    with _run_log(tmp_path).epoch(0, 10) as epoch_log:
+        epoch_log.step(torch.tensor(1.0, requires_grad=True), 1e-4, num_samples=1)
         value = torch.tensor(2.0)
         epoch_log.step(value, 1e-4, num_samples=1)
         value.fill_(99.0)  # the step's buffer is used again before anyone reads it
@@ -146,78 +120,61 @@ def test_losses_wait_on_their_device_until_a_line_is_due(tmp_path):
 
 
 def test_loss_that_is_not_finite_is_shown_and_left_out_of_the_means(tmp_path, capsys):
-    run_log = _run_log(tmp_path)
-    run_log.begin()
-    with run_log.epoch(0, 3) as epoch_log:
-        for loss in (1.0, 2.0, float("nan")):
-            epoch_log.step(torch.tensor(loss), 1e-4, num_samples=1)
+    _train(_run_log(tmp_path), [1.0, 2.0, float("nan")])
     assert "loss: nan" in capsys.readouterr().out
     assert _records(tmp_path, "log.txt")[0]["train_loss"] == "1.500"
     last = _records(tmp_path, "metrics.jsonl")[-1]
     assert (last["loss"], last["loss_mean"]) == (None, 2.0)
 
 
-def test_metrics_have_a_line_for_each_log_iteration(tmp_path):
-    run_log = _run_log(tmp_path, Ranks(world_size=3))
-    run_log.begin()
-    with run_log.epoch(1, 10) as epoch_log:
+def test_metrics_have_a_line_for_each_log_iteration(tmp_path, sums):
+    with _run_log(tmp_path, world_size=3).epoch(1, 10) as epoch_log:
         for i in range(10):
             with epoch_log.waiting_for_data():
                 time.sleep(0.002)
-            epoch_log.step(torch.tensor(float(i)), 1e-4, num_samples=4, grad_norm=0.5)
+            epoch_log.step(torch.tensor(float(i)), 1e-4, num_samples=4)
     lines = _records(tmp_path, "metrics.jsonl")
     assert [(line["step"], line["epoch"], line["iteration"]) for line in lines] == [
-        (10, 1, 0),
-        (14, 1, 4),
-        (18, 1, 8),
-        (19, 1, 9),
+        (10 + iteration, 1, iteration) for iteration in (0, 4, 8, 9)
     ]
-    last = lines[1]
-    assert (last["lr"], last["loss"], last["loss_mean"], last["grad_norm"]) == (1e-4, 4.0, 2.5, 0.5)
-    assert last["samples_per_second"] == pytest.approx(3 * 4 / last["seconds_per_iteration"])
-    assert 0.5 < last["data_share"] <= 1
-    assert last["max_memory_mib"] is None
+    second = lines[1]
+    assert (second["lr"], second["loss"], second["loss_mean"]) == (1e-4, 4.0, 2.5)
+    assert second["samples_per_second"] == pytest.approx(3 * 4 / second["seconds_per_iteration"])
+    assert 0.5 < second["data_share"] <= 1
+    assert second["max_memory_mib"] is None
 
 
-def test_epoch_that_a_signal_ends_writes_no_means_and_waits_for_nobody(tmp_path, capsys):
-    processes = Ranks(world_size=2)
-    run_log = _run_log(tmp_path, processes)
-    run_log.begin()
-    with run_log.epoch(0, 10) as epoch_log:
-        epoch_log.step(1.0, 1e-4, num_samples=1)
-    assert processes.sums == 0
+@pytest.mark.parametrize("error", [None, RuntimeError("out of memory")])
+def test_epoch_that_a_signal_or_an_error_ends_writes_no_means_and_waits_for_nobody(tmp_path, sums, capsys, error):
+    def leave_early():
+        with _run_log(tmp_path, world_size=2).epoch(0, 2 if error is None else 1) as epoch_log:
+            epoch_log.step(1.0, 1e-4, num_samples=1)
+            if error:
+                raise error
+
+    if error:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            leave_early()
+    else:
+        leave_early()
+    assert not sums
     assert "Total time" not in capsys.readouterr().out
     assert not (tmp_path / "20250608_111442/log.txt").exists()
-
-
-def test_epoch_that_an_error_ends_waits_for_nobody(tmp_path):
-    processes = Ranks(world_size=2)
-    run_log = _run_log(tmp_path, processes)
-    run_log.begin()
-
-    def fail_in_the_last_iteration():
-        with run_log.epoch(0, 1) as epoch_log:
-            epoch_log.step(1.0, 1e-4, num_samples=1)
-            raise RuntimeError("out of memory")
-
-    with pytest.raises(RuntimeError, match="out of memory"):
-        fail_in_the_last_iteration()
-    assert processes.sums == 0
 
 
 def test_resume_in_mid_epoch_gives_the_files_of_an_uninterrupted_run(tmp_path, reference):
     losses, rates, published = reference
     stopped = _run_log(tmp_path)
-    stopped.begin()
+    started = stopped.folder.facts()["started"]
     _train(stopped, losses[0], 0, rates=rates[0])
     with stopped.epoch(1, 10) as epoch_log:
         for i in range(6):
             epoch_log.step(torch.tensor(losses[1][i]), rates[1][i], num_samples=2)
             if i == 3:
                 state = json.loads(json.dumps(stopped.state_dict()))  # saved after 4 iterations, killed after 6
-    with (tmp_path / "20250608_111442/metrics.jsonl").open("a") as file:
-        file.write('{"step": 15, "lo')
-    resumed = _run_log(tmp_path)
+    metrics = tmp_path / "20250608_111442/metrics.jsonl"
+    metrics.write_text(metrics.read_text() + '{"step": 15, "lo')
+    resumed = RunLog(stopped.run, stopped.folder, stopped.processes, stopped.config)
     resumed.load_state_dict(state)
     resumed.begin(1, 4, tmp_path / "checkpoint_iter_14.pth")
     _train(resumed, losses[1], 1, first=4, rates=rates[1])
@@ -225,35 +182,17 @@ def test_resume_in_mid_epoch_gives_the_files_of_an_uninterrupted_run(tmp_path, r
     lines = _records(tmp_path, "metrics.jsonl")
     assert [line["step"] for line in lines] == [0, 4, 8, 9, 10, 14, 18, 19]
     assert [line["loss"] for line in lines] == [(losses[0] + losses[1])[line["step"]] for line in lines]
-
-
-def test_state_between_epochs_is_empty(tmp_path):
-    run_log = _run_log(tmp_path)
-    assert run_log.state_dict() is None
-    run_log.begin()
-    _train(run_log, [1.0, 2.0])
-    assert run_log.state_dict() is None
+    facts = resumed.folder.facts()
+    assert facts["started"] == started
+    assert [entry["checkpoint"] for entry in facts["resumed"]] == [str(tmp_path / "checkpoint_iter_14.pth")]
 
 
 def test_validation_goes_to_console_and_log_txt(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    run_log = _run_log(tmp_path)
-    run_log.begin()
-    run_log.validation(1, 1.25, ["a dog runs"], cider=0.5)
+    _run_log(tmp_path).validation(1, 1.25, ["a dog runs"], cider=0.5)
     assert _records(tmp_path, "log.txt") == [{"val_loss": 1.25, "val_cider": 0.5, "epoch": 1}]
     assert "Validation (val): loss: 1.2500  cider: 0.5000" in caplog.messages
     assert "  a dog runs" in caplog.messages
-
-
-def test_run_that_goes_on_keeps_its_start_and_notes_the_checkpoint(tmp_path):
-    first = _run_log(tmp_path)
-    started = first.facts()["started"]
-    assert started
-    again = _run_log(tmp_path)
-    again.begin(1, 0, tmp_path / "checkpoint_0.pth")
-    assert again.facts()["started"] == started
-    facts = RunFolder(tmp_path / "20250608_111442").facts()
-    assert [entry["checkpoint"] for entry in facts["resumed"]] == [str(tmp_path / "checkpoint_0.pth")]
 
 
 class Terminal(io.StringIO):
@@ -261,36 +200,14 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_terminal_sees_a_bar_and_no_lines(tmp_path, monkeypatch):
-    out, err = Terminal(), Terminal()
-    monkeypatch.setattr("sys.stdout", out)
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_terminal_sees_a_bar_and_only_a_file_beside_it_gets_lines(tmp_path, monkeypatch, capsys, is_terminal):
+    err, out = Terminal(), Terminal()
     monkeypatch.setattr("sys.stderr", err)
-    run_log = _run_log(tmp_path)
-    run_log.begin()
-    _train(run_log, [1.0, 2.0, 3.0])
-    assert "epoch 0" in err.getvalue()
-    assert "3/3" in err.getvalue()
-    assert "loss 3.0000" in err.getvalue()
-    assert out.getvalue() == ""
-
-
-def test_lines_go_to_a_file_while_the_terminal_sees_the_bar(tmp_path, monkeypatch, capsys):
-    err = Terminal()
-    monkeypatch.setattr("sys.stderr", err)
-    run_log = _run_log(tmp_path)
-    run_log.begin()
-    _train(run_log, [1.0, 2.0])
-    assert "2/2" in err.getvalue()
-    out = capsys.readouterr().out.splitlines()
-    assert [bool(PUBLISHED_LINE.match(line)) for line in out] == [True, True, False]
-    assert PUBLISHED_TOTAL.match(out[-1])
-
-
-@pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0)])
-def test_start_is_told_once_by_rank_0(tmp_path, caplog, rank, lines):
-    run_log = _run_log(tmp_path, Ranks(rank=rank))
-    start_clock.begin()
-    with caplog.at_level(logging.INFO):
-        run_log.started_up()
-        run_log.started_up()
-    assert caplog.text.count("Start-up took ") == lines
+    if is_terminal:
+        monkeypatch.setattr("sys.stdout", out)
+    _train(_run_log(tmp_path), [1.0, 2.0, 3.0])
+    for shown in ("epoch 0", "3/3", "loss 3.0000"):
+        assert shown in err.getvalue()
+    lines = (out.getvalue() if is_terminal else capsys.readouterr().out).splitlines()
+    assert [bool(PUBLISHED_LINE.fullmatch(line)) for line in lines] == ([] if is_terminal else [True, True, False])

@@ -1,6 +1,5 @@
 """Asking a run to stop by a signal."""
 
-import os
 import signal
 
 import pytest
@@ -8,50 +7,34 @@ import pytest
 from minigpt4.common.dist_utils import SAVE_AND_STOP, StopRequest
 
 
-@pytest.mark.parametrize("number", SAVE_AND_STOP)
-def test_signal_sets_the_flag_and_its_name(number):
+@pytest.mark.parametrize(
+    ("numbers", "name"),
+    [
+        *(([number], number.name) for number in SAVE_AND_STOP),
+        ([signal.SIGTERM, signal.SIGINT], "SIGINT"),
+        ([signal.SIGTERM, signal.SIGTERM], "SIGTERM"),
+    ],
+)
+def test_signals_set_the_flag_and_its_name(numbers, name):
     with StopRequest() as stop:
         assert not stop
-        os.kill(os.getpid(), number)
+        for number in numbers:
+            signal.raise_signal(number)
         assert stop
-    assert stop.name == number.name
+    assert stop.name == name
 
 
-def test_second_ctrl_c_interrupts():
-    with StopRequest() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert stop
-        with pytest.raises(KeyboardInterrupt):
+def test_second_ctrl_c_interrupts_and_handlers_are_restored():
+    def handlers():
+        return [signal.getsignal(number) for number in SAVE_AND_STOP]
+
+    def twice():
+        with StopRequest():
+            assert not set(handlers()) & set(before)
+            signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
 
-
-def test_ctrl_c_after_another_signal_does_not_interrupt():
-    with StopRequest() as stop:
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGINT)
-        assert stop.name == "SIGINT"
-
-
-def test_second_sigterm_is_remembered_only():
-    with StopRequest() as stop:
-        signal.raise_signal(signal.SIGTERM)
-        signal.raise_signal(signal.SIGTERM)
-        assert stop.name == "SIGTERM"
-
-
-def _handlers() -> list:
-    return [signal.getsignal(number) for number in SAVE_AND_STOP]
-
-
-def test_handlers_are_restored():
-    before = _handlers()
-    with StopRequest():
-        assert not set(_handlers()) & set(before)
-    assert _handlers() == before
-
-
-def test_handlers_are_restored_after_an_error():
-    before = _handlers()
-    with pytest.raises(RuntimeError), StopRequest():
-        raise RuntimeError
-    assert _handlers() == before
+    before = handlers()
+    with pytest.raises(KeyboardInterrupt):
+        twice()
+    assert handlers() == before

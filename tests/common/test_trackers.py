@@ -1,126 +1,90 @@
 """Trackers with the real packages: they take numbers, wait a bounded time, and never stop a run."""
 
 import logging
-import os
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from minigpt4.common.dist_utils import Processes
 from minigpt4.common.run_folder import RunFolder
-from minigpt4.common.run_log import TrackerGroup, build_tracker, check_trackers
+from minigpt4.common.run_log import RunLog, check_trackers
 from minigpt4.common.schemas import RunConfig
+
+ALONE = Processes(0, 0, 1, "cpu")
 
 
 @pytest.fixture
 def folder(tmp_path) -> RunFolder:
-    folder = RunFolder.create(tmp_path / "output")
-    folder.describe({"run": {"seed": 42}}, seed=42, world_size=1)
-    return folder
+    return RunFolder.create(tmp_path / "output")
 
 
-class Failing:
-    calls = 0
-
-    def log(self, metrics, step):
-        self.calls += 1
-        raise ConnectionError("the service went away")
-
-
-class Listing:
-    def __init__(self):
-        self.logged = []
-
-    def log(self, metrics, step):
-        self.logged.append((dict(metrics), step))
+def _log(folder, *numbers: tuple[int, float], first=0, **keys) -> None:
+    """Log these losses by step to what `keys` ask for."""
+    run_log = RunLog(RunConfig(job_name="stage2", iters_per_epoch=1000, **keys), folder, ALONE, {"run": {"seed": 42}})
+    run_log.begin(iteration=first)
+    for step, loss in numbers:
+        run_log.track({"train/loss": loss}, step)
+    run_log.close()
 
 
-def test_nothing_is_built_unless_asked_for(folder):
-    assert build_tracker(RunConfig(), folder, {}).trackers == []
+def test_nothing_starts_unless_asked_for(folder):
+    check_trackers(RunConfig())
+    _log(folder, (0, 1.0))
+    assert [path.name for path in folder.path.iterdir()] == ["run.json"]
 
 
-def test_tracker_that_fails_is_left_out_and_the_others_go_on(caplog):
-    failing, listing = Failing(), Listing()
-    group = TrackerGroup([failing, listing])
-    group.log({"train/loss": 1.0}, 0)
-    group.log({"train/loss": 2.0}, 1)
-    assert failing.calls == 1
-    assert listing.logged == [({"train/loss": 1.0}, 0), ({"train/loss": 2.0}, 1)]
-    assert "Failing failed and is left out from here on: the service went away" in caplog.text
+def test_tracker_that_fails_is_left_out_and_the_others_go_on(folder, caplog):
+    class Tracker:
+        def __init__(self, name):
+            self.name, self.logged = name, []
+
+        def log(self, numbers, step):
+            self.logged.append((numbers, step))
+            if self.name == "failing":
+                raise ConnectionError("the service went away")
+
+    run_log = RunLog(RunConfig(), folder, ALONE, {})
+    failing, listing = run_log.trackers[:] = [Tracker("failing"), Tracker("listing")]
+    for step in (0, 1):
+        run_log.track({"train/loss": 2.0}, step)
+    assert len(failing.logged) == 1
+    assert listing.logged == [({"train/loss": 2.0}, 0), ({"train/loss": 2.0}, 1)]
+    assert "failing failed and is left out from here on: the service went away" in caplog.text
 
 
-def _without(package: str, tmp_path: Path, code: str) -> subprocess.CompletedProcess:
-    """Run `code` in a process where importing `package` fails as if it were not installed."""
-    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{package!r}] = None\n")
-    path = os.pathsep.join([str(tmp_path), *sys.path])
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
+MISSING = """
+import sys
+from pathlib import Path
+sys.modules["tensorboard"] = sys.modules["wandb"] = None
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.run_folder import RunFolder
+from minigpt4.common.run_log import check_trackers, start_trackers
+from minigpt4.common.schemas import RunConfig
+try:
+    check_trackers(RunConfig(tensorboard_log=True))
+except ConfigError as error:
+    print(error)
+print(start_trackers(RunConfig(wandb_log=True), RunFolder(Path(".")), {}))
+"""
 
 
-def test_tensorboard_that_is_not_installed_is_an_error_with_the_command(tmp_path):
-    done = _without(
-        "tensorboard",
-        tmp_path,
-        "from minigpt4.common.schemas import RunConfig\n"
-        "from minigpt4.common.run_log import check_trackers\n"
-        "check_trackers(RunConfig(tensorboard_log=True))",
-    )
-    assert "ConfigError: run.tensorboard_log: needs the package tensorboard" in done.stderr
-    assert "pip install tensorboard" in done.stderr
-
-
-def test_tensorboard_is_not_looked_for_unless_asked():
-    check_trackers(RunConfig(tensorboard_log=False))
-
-
-def test_wandb_that_is_not_installed_is_a_warning(tmp_path):
-    done = _without(
-        "wandb",
-        tmp_path,
-        "from pathlib import Path\n"
-        "from minigpt4.common.run_folder import RunFolder\n"
-        "from minigpt4.common.schemas import RunConfig\n"
-        "from minigpt4.common.run_log import build_tracker\n"
-        "tracker = build_tracker(RunConfig(wandb_log=True), RunFolder(Path('.')), {})\n"
-        "tracker.log({'train/loss': 1.0}, 0)\n"
-        "print('trained')",
-    )
-    assert done.stdout == "trained\n"
+def test_missing_tensorboard_is_an_error_and_missing_wandb_a_warning(tmp_path):
+    done = subprocess.run([sys.executable, "-c", MISSING], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "run.tensorboard_log: needs the package tensorboard; pip install tensorboard\n[]\n"
+    assert "run.wandb_log" in done.stderr
     assert "pip install wandb" in done.stderr
 
 
-def test_tensorboard_files_hold_the_numbers(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    check_trackers(RunConfig(tensorboard_log=True))
-    tracker = build_tracker(RunConfig(tensorboard_log=True), folder, {})
-    tracker.log({"train/loss": 2.5, "train/lr": 1e-4}, 0)
-    tracker.log({"train/loss": 2.0}, 50)
-    tracker.close()
-    events = EventAccumulator(str(folder.path)).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(0, 2.5), (50, 2.0)]
-    assert sorted(events.Tags()["scalars"]) == ["train/loss", "train/lr"]
-
-
 def test_tensorboard_of_a_resumed_run_shows_no_step_twice(folder):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    for first_step, steps in ((0, (0, 50, 100)), (50, (50, 100, 150))):
-        tracker = build_tracker(RunConfig(tensorboard_log=True), folder, {}, first_step)
-        for step in steps:
-            tracker.log({"train/loss": float(first_step + step)}, step)
-        tracker.close()
-    events = EventAccumulator(str(folder.path)).Reload()
-    shown = [(event.step, event.value) for event in events.Scalars("train/loss")]
-    assert shown == [(0, 0.0), (50, 100.0), (100, 150.0), (150, 200.0)]
+    check_trackers(RunConfig(tensorboard_log=True))
+    _log(folder, (0, 0.5), (50, 1.5), (100, 2.5), tensorboard_log=True)
+    _log(folder, (50, 3.5), (100, 4.5), first=50, tensorboard_log=True)
+    shown = EventAccumulator(str(folder.path)).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in shown] == [(0, 0.5), (50, 3.5), (100, 4.5)]
 
 
 @pytest.fixture
@@ -134,33 +98,21 @@ def no_login(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_SILENT", "true")
 
 
-def _log_offline(folder) -> float:
-    began = time.perf_counter()
-    tracker = build_tracker(RunConfig(wandb_log=True, job_name="stage2"), folder, {"run": {"seed": 42}})
-    tracker.log({"train/loss": 2.5}, 0)
-    tracker.close()
-    return time.perf_counter() - began
-
-
-def test_wandb_without_a_login_writes_offline(folder, no_login, caplog):
+@pytest.mark.parametrize("has_login", [False, True])
+def test_wandb_without_a_login_or_an_answer_writes_offline(folder, no_login, has_login, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    assert _log_offline(folder) < 60
-    assert "no login, writing offline" in caplog.text
-    assert len(list(folder.path.glob(f"wandb/offline-run-*-{folder.facts()['id']}/*.wandb"))) == 1
-
-
-def test_wandb_without_an_answer_from_the_server_writes_offline(folder, no_login, monkeypatch, caplog):
+    began = time.perf_counter()
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never says a word
-        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
-        assert _log_offline(folder) < 60
-    assert "no answer from http://127.0.0.1" in caplog.text
-    assert list(folder.path.glob("wandb/offline-run-*/*.wandb"))
+        if has_login:
+            monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+        _log(folder, (0, 2.5), wandb_log=True)
+    assert time.perf_counter() - began < 60
+    assert ("no answer from http://127.0.0.1" if has_login else "no login, writing offline") in caplog.text
+    assert len(list(folder.path.glob(f"wandb/offline-run-*-{folder.facts()['id']}/*.wandb"))) == 1
 
 
 def test_wandb_that_does_not_start_is_a_warning(folder, no_login, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_MODE", "no such mode")
-    tracker = build_tracker(RunConfig(wandb_log=True), folder, {})
-    tracker.log({"train/loss": 1.0}, 0)
-    tracker.close()
-    assert "run.wandb_log: Weights & Biases did not start" in caplog.text
+    _log(folder, (0, 1.0), wandb_log=True)
+    assert "run.wandb_log: did not start" in caplog.text

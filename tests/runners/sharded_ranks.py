@@ -87,10 +87,10 @@ def scenario_validation(recipe: Path, processes: Processes) -> dict[str, Any]:
     results = {}
     for name, options in {"ddp": (DDP,), "fsdp": (FSDP,)}.items():
         runner = build(recipe, *options, "run.valid_splits=[val]", "run.batch_size_eval=1", processes=processes)
-        found = runner.eval_epoch(runner.valid_loaders)
+        loss, _, shown = runner.eval_epoch(runner.valid_loaders)
         runner.train_step(0, 0, batch(processes.rank, 2))
         runner.loader.close()
-        results[name] = {"loss": found.loss, "shown": found.shown}
+        results[name] = {"loss": loss, "shown": shown}
     return results
 
 

@@ -44,45 +44,42 @@ def checkpoints(output: Path) -> dict[Path, float]:
 
 
 @pytest.fixture(scope="module")
-def trained(tested):
+def trained(tested, warm):
     """Folder of a run that was validated and then tested; its rate makes the later epochs worse."""
     output = tested.folder / "trained"
     rates = ("run.lr_sched=linear_warmup_step_lr", "run.warmup_steps=0", "run.warmup_lr=-1", "run.init_lr=0.01")
-    tested.train(*TRAIN, *rates, f"run.output_dir={output}")
+    warm.train(tested, *TRAIN, *rates, f"run.output_dir={output}")
     (run,) = output.iterdir()
     return run
 
 
-def test_training_ends_with_the_test_splits_on_its_best_checkpoint(tested, trained, tmp_path):
+def test_training_ends_with_the_test_splits_on_its_best_checkpoint_once(tested, trained, warm, tmp_path):
     losses = [line["val_loss"] for line in log_lines(trained) if "val_loss" in line]
     best = losses.index(min(losses))
     assert best < 2, "or the last weights would do"
     line = of_test(trained)
     assert line["epoch"] == best
     checkpoint = f"run.resume_ckpt_path={trained}/checkpoint_{best}.pth"
-    tested.train(*EVALUATE, f"run.output_dir={tmp_path}", checkpoint)
+    warm.train(tested, *EVALUATE, f"run.output_dir={tmp_path}", checkpoint)
     (alone,) = tmp_path.iterdir()
     assert of_test(alone) == line
     assert json.loads((trained / "checkpoint_best.json").read_text())["tested"] == {"test": {"loss": line["test_loss"]}}
-
-
-def test_a_finished_run_that_is_started_again_is_not_tested_twice(tested, trained):
     before = (trained / "log.txt").read_text()
-    tested.train(*TRAIN, f"run.output_dir={trained.parent}", "run.resume_ckpt_path=auto")
+    warm.train(tested, *TRAIN, f"run.output_dir={trained.parent}", "run.resume_ckpt_path=auto")
     assert (trained / "log.txt").read_text() == before
 
 
-def test_evaluation_of_auto_leaves_the_run_as_it_is_and_needs_no_training_data(tested, trained, tmp_path):
+def test_evaluation_of_auto_leaves_the_run_as_it_is_and_needs_no_training_data(tested, trained, warm, tmp_path):
     output = tmp_path / "output"
     shutil.copytree(trained.parent, output)
     before, log = checkpoints(output), (trained / "log.txt").read_text()
     hidden = tested.folder / "cc_sbu_align" / "filter_cap.json"
     hidden.rename(tmp_path / "hidden.json")
     try:
-        result = tested.train(*EVALUATE, f"run.output_dir={output}", "run.resume_ckpt_path=auto")
+        result = warm.train(tested, *EVALUATE, f"run.output_dir={output}", "run.resume_ckpt_path=auto")
     finally:
         (tmp_path / "hidden.json").rename(hidden)
-    assert "checkpoint_2.pth" in result.stderr
+    assert "checkpoint_2.pth" in result.text()
     assert checkpoints(output) == before
     assert (output / trained.name / "log.txt").read_text() == log
     (new,) = [run for run in output.iterdir() if run.name != trained.name]
@@ -90,19 +87,19 @@ def test_evaluation_of_auto_leaves_the_run_as_it_is_and_needs_no_training_data(t
     assert of_test(new)["epoch"] == 2
 
 
-def test_model_ckpt_is_evaluated_alike_by_one_and_two_processes_with_and_without_a_cache(tested, tmp_path):
+def test_model_ckpt_is_evaluated_alike_by_one_and_two_processes_with_and_without_a_cache(tested, warm, tmp_path):
     lines = []
     for name, processes, more in (("alone", 1, ()), ("two", 2, ("{cache}",)), ("known", 1, ("{cache}",))):
         cache = [f"run.feature_cache={tmp_path}/cache" for _ in more]
         options = (*EVALUATE, "run.valid_captions=4", f"run.output_dir={tmp_path}/{name}", *cache)
-        result = tested.train(*options, processes=processes)
+        result = warm.train(tested, *options, processes=processes)
         (run,) = (tmp_path / name).iterdir()
         assert checkpoints(tmp_path / name) == {}
         lines.append(of_test(run))
     assert lines[1] == pytest.approx(lines[0], rel=1e-5)
     assert lines[2] == pytest.approx(lines[0], rel=1e-5)
     assert {"test_BLEU-4", "test_CIDEr", "test_ROUGE-L"} <= lines[0].keys()
-    assert "loading the vision encoder now" not in result.stderr
+    assert "loading the vision encoder now" not in result.text()
 
 
 @pytest.mark.parametrize(
@@ -114,10 +111,10 @@ def test_model_ckpt_is_evaluated_alike_by_one_and_two_processes_with_and_without
         ([*EVALUATE, "datasets.cc_sbu_align.batch_size=null"], "batch_size"),
     ],
 )
-def test_nothing_to_evaluate_is_an_error(options, key, tested):
-    result = tested.run(*options)
-    assert result.returncode == 2
-    assert key in result.stderr.splitlines()[-1]
+def test_nothing_to_evaluate_is_an_error(options, key, tested, warm):
+    result = warm.start(tested, *options)
+    assert result.wait() == [2]
+    assert key in result.text().splitlines()[-1]
 
 
 def test_check_says_what_would_be_evaluated(tested):

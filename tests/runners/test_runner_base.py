@@ -14,13 +14,10 @@ def test_run_trains_saves_each_epoch_and_logs(tiny):
     assert expected <= names
     assert "number of trainable parameters: 4704" in result.stderr
     assert "20 steps x 2 = 40 samples" in result.stderr
-    assert "Trained: llama_proj 4,704" in result.stderr
-    assert re.search(r"Frozen: visual_encoder [\d,]+, ln_vision 128, Qformer [\d,]+, llama_model [\d,]+", result.stderr)
     (start,) = re.findall(r"Start-up took .*", result.stderr)
     assert re.fullmatch(
         r"Start-up took [\d.]+ s: " + ", ".join(rf"{name} [\d.]+" for name in [*PHASES, "other"]), start
     )
-    assert json.loads((run / "run.json").read_text())["start_up_seconds"].keys() == {"total", *PHASES}
     epochs = [json.loads(line) for line in (run / "log.txt").read_text().splitlines()]
     assert [line["epoch"] for line in epochs] == [0, 1]
     assert float(epochs[1]["train_loss"]) < float(epochs[0]["train_loss"])

@@ -116,34 +116,17 @@ def replay(request, replays) -> Replay:
     return replays(request.param)
 
 
-@pytest.fixture(scope="module")
-def main(replays) -> Replay:
-    return replays("main")
-
-
 def _near(actual, expected: torch.Tensor, *, atol: float = ATOL, rtol: float = 0.0) -> None:
     torch.testing.assert_close(torch.as_tensor(actual, dtype=expected.dtype), expected, atol=atol, rtol=rtol)
 
 
-# Step by step
-
-
-def test_loss_of_every_step_is_the_references(replay, golden_tensors):
-    _near([line["loss"] for line in replay.metrics], golden_tensors[f"train/{replay.name}/loss"])
-
-
-def test_rate_of_every_step_is_the_references(replay, golden_tensors):
-    _near([line["lr"] for line in replay.metrics], golden_tensors[f"train/{replay.name}/lr"], atol=0, rtol=1e-12)
-
-
-def test_weights_before_every_step_have_the_references_norms(replay, golden_tensors):
-    _near(replay.norms, golden_tensors[f"train/{replay.name}/weight_norm_before_step"])
-
-
-def test_final_weights_are_the_references(replay, golden_tensors):
-    trained = replay.runner.model.trainable_parameters()
-    _near(trained["llama_proj.weight"].detach(), golden_tensors[f"train/{replay.name}/final_llama_proj_weight"])
-    _near(trained["llama_proj.bias"].detach(), golden_tensors[f"train/{replay.name}/final_llama_proj_bias"])
+def test_every_step_and_the_end_are_the_references(replay, golden_tensors):
+    golden = {name: golden_tensors[f"train/{replay.name}/{name}"] for name in ("loss", "lr", "weight_norm_before_step")}
+    _near([line["loss"] for line in replay.metrics], golden["loss"])
+    _near([line["lr"] for line in replay.metrics], golden["lr"], atol=0, rtol=1e-12)
+    _near(replay.norms, golden["weight_norm_before_step"])
+    for name, tensor in replay.runner.model.trainable_parameters().items():
+        _near(tensor.detach(), golden_tensors[f"train/{replay.name}/final_{name.replace('.', '_')}"])
 
 
 def test_parameter_groups_at_the_start_are_the_references(replay):
@@ -167,55 +150,37 @@ def test_resumed_run_begins_at_the_second_epoch(replays):
 
 
 @pytest.fixture(scope="module")
-def saved(main) -> dict:
+def saved(replays) -> dict:
     """Our checkpoint after the first epoch."""
-    return torch.load(main.runner.folder / "checkpoint_0.pth", weights_only=True)
+    return torch.load(replays("main").runner.folder / "checkpoint_0.pth", weights_only=True)
 
 
-@pytest.fixture(scope="module")
-def published(parity_dir) -> dict:
-    """The reference's."""
-    return torch.load(parity_dir / FIRST_EPOCH, weights_only=True)
-
-
-def test_checkpoint_has_the_published_entries_and_one_for_exact_resume(saved):
+def test_checkpoint_has_the_published_entries_and_weights_and_one_for_exact_resume(saved, parity_dir):
+    published = torch.load(parity_dir / FIRST_EPOCH, weights_only=True)["model"]
     assert set(saved) == PUBLISHED_ENTRIES | {"state"}
-    assert saved["epoch"] == 0
-    assert saved["scaler"] is None
+    assert (saved["epoch"], saved["scaler"]) == (0, None)
+    buffers = {name for name in published for like in PUBLISHED_BUFFERS if fnmatch.fnmatchcase(name, like)}
+    assert set(published) - buffers == set(saved["model"]) == set(PROJECTION)
+    for name, tensor in saved["model"].items():
+        assert tensor.dtype == published[name].dtype
+        _near(tensor, published[name])
+    assert set(saved["config"]) >= {"model", "datasets", "run"}
+    assert saved["config"]["run"]["init_lr"] == RUNS["main"]["run"]["init_lr"]
+    assert set(GOLDEN["checkpoints"][FIRST_EPOCH]["config_keys"]["run"]) <= set(saved["config"]["run"])
 
 
-def test_checkpoint_holds_the_published_weights_without_the_buffers(saved, published):
-    kept = {
-        name: tensor
-        for name, tensor in published["model"].items()
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in PUBLISHED_BUFFERS)
-    }
-    assert set(kept) == set(saved["model"]) == set(PROJECTION)
-    for name, tensor in kept.items():
-        assert saved["model"][name].dtype == tensor.dtype
-        _near(saved["model"][name], tensor)
-
-
-def test_optimizer_state_has_the_published_layout_and_numbers(saved, published):
-    ours, theirs = saved["optimizer"], published["optimizer"]
+def test_optimizer_state_has_the_published_layout_and_numbers(saved, parity_dir):
+    ours, theirs = saved["optimizer"], torch.load(parity_dir / FIRST_EPOCH, weights_only=True)["optimizer"]
     assert ours["state"].keys() == theirs["state"].keys()
     for index, state in theirs["state"].items():
         assert ours["state"][index].keys() == state.keys()
         for key, tensor in state.items():
             _near(ours["state"][index][key], tensor, atol=1e-5)
-    implementation = {"fused", "foreach"}
     for group, want in zip(ours["param_groups"], theirs["param_groups"], strict=True):
-        assert want.keys() <= group.keys()
-        assert {key: group[key] for key in want.keys() - implementation - {"lr"}} == {
-            key: want[key] for key in want.keys() - implementation - {"lr"}
-        }
+        equal = want.keys() - {"fused", "foreach", "lr"}
+        assert {key: group[key] for key in equal} == {key: want[key] for key in equal}
         assert group["lr"] == pytest.approx(want["lr"], rel=1e-12)
-
-
-def test_config_in_the_checkpoint_is_the_merged_one(saved, main):
-    assert set(saved["config"]) >= {"model", "datasets", "run"}
-    assert saved["config"]["run"]["init_lr"] == main.golden["run"]["init_lr"]
-    assert set(GOLDEN["checkpoints"][FIRST_EPOCH]["config_keys"]["run"]) <= set(saved["config"]["run"])
+        assert want.keys() <= group.keys()
 
 
 def test_original_torch_optimizer_takes_our_state(saved):

@@ -87,28 +87,15 @@ def test_loss_of_two_processes_with_uneven_shares_is_the_same_mean(two_ranks, ha
     assert _losses(folder) == pytest.approx(expected, rel=1e-6)
 
 
-def test_batches_hold_so_different_numbers_of_tokens_that_a_wrong_weight_shows(building, validated):
-    runner = building.build(validated.recipe, "run.valid_splits=[val]")
-    (loader,) = runner.valid_loaders
-    with torch.no_grad():
-        outputs = [runner.model(samples) for samples in _on_the_cpu(loader)]
-    runner.loader.close()
-    tokens = [output["num_tokens"] for output in outputs]
-    assert max(tokens) > 1.5 * min(tokens)
-
-
-def test_best_checkpoint_is_that_of_the_best_epoch(alone, tools):
+def test_best_checkpoint_is_that_of_the_best_epoch_and_cards_name_the_losses(alone, tools):
     losses = _losses(alone.folder)
     best = losses.index(min(losses))
     assert best < EPOCHS - 1
     ours = tools["weights"](alone.folder / "checkpoint_best.pth")
     assert tools["same"](ours, tools["weights"](alone.folder / f"checkpoint_{best}.pth"))
     assert json.loads((alone.folder / "checkpoint_best.json").read_text())["best_loss"] == losses[best]
-
-
-def test_card_of_each_epoch_names_its_loss(alone):
     cards = [json.loads((alone.folder / f"checkpoint_{epoch}.json").read_text()) for epoch in range(EPOCHS)]
-    assert [card["valid_loss"] for card in cards] == _losses(alone.folder)
+    assert [card["valid_loss"] for card in cards] == losses
 
 
 def test_loss_that_is_not_a_number_is_never_the_best(building, validated):
@@ -121,12 +108,8 @@ def test_loss_that_is_not_a_number_is_never_the_best(building, validated):
     assert torch.load(runner.folder / "checkpoint_best.pth", weights_only=True)["epoch"] == 1
 
 
-def test_model_trains_on_in_train_mode_with_its_frozen_parts_in_eval_mode(alone):
-    assert alone.modes == [(True, False)] * (2 * EPOCHS)
-    assert alone.runner.model.training
-
-
 def test_validation_leaves_the_training_as_it_is(alone, building, validated, tools):
+    assert alone.modes == [(True, False)] * (2 * EPOCHS)  # the frozen parts stay in eval mode
     without = (option for option in LEARNING if "valid_splits" not in option)
     runner = building.build(validated.recipe, *without, *building.CONSTANT_RATE)
     runner.train()
@@ -170,17 +153,13 @@ def _scores_by_hand(runner) -> dict[str, float]:
     return score_captions(said, wanted)
 
 
-def test_several_captions_of_an_image_are_its_references(building, validated, tmp_path):
-    records = [{"image_id": str(n // 2), "caption": f"A dog sleeps on floor number {n}."} for n in range(4)]
+@pytest.mark.parametrize("captions_an_image", [1, 2])
+def test_captions_are_scored_as_by_hand_and_noted_in_the_card(building, validated, tmp_path, captions_an_image):
+    """Several captions of an image are its references."""
+    records = [{"image_id": str(n // captions_an_image), "caption": f"A dog sleeps on floor {n}."} for n in range(4)]
     (tmp_path / "val.json").write_text(json.dumps(records))
     place = f"datasets.cc_sbu_align.build_info.val_ann_path={tmp_path}/val.json"
     runner = building.build(validated.recipe, *SCORED, place)
-    runner.train()
-    assert _scores(runner.folder) == pytest.approx(_scores_by_hand(runner), rel=1e-9)
-
-
-def test_captions_are_scored_as_by_hand_and_noted_in_the_card(building, validated):
-    runner = building.build(validated.recipe, *SCORED)
     runner.train()
     scores = _scores(runner.folder)
     assert scores == pytest.approx(_scores_by_hand(runner), rel=1e-9)
@@ -189,13 +168,13 @@ def test_captions_are_scored_as_by_hand_and_noted_in_the_card(building, validate
     assert card["valid_loss"] == _losses(runner.folder)[0]
 
 
-def test_scores_are_the_same_for_one_and_two_processes(validated):
+def test_scores_are_the_same_for_one_and_two_processes(validated, warm):
     found = []
     for processes in (1, 2):
         # One update of rate almost 0: both runs validate the same weights.
         options = (*SCORED, "run.iters_per_epoch=1", "run.init_lr=1e-12", "run.min_lr=0", "run.warmup_lr=-1")
         output = validated.folder / f"scored_{processes}"
-        validated.train(*options, f"run.output_dir={output}", processes=processes)
+        warm.train(validated, *options, f"run.output_dir={output}", processes=processes)
         (run,) = output.iterdir()
         found.append(_scores(run))
     assert found[0] == pytest.approx(found[1], rel=1e-9)

@@ -1,6 +1,7 @@
 """What two processes do together; `torchrun --nproc-per-node 2 two_ranks.py RECIPE FOLDER` runs all of it.
 
-Every function named `scenario_...` is one run, of the real runner; what it returns is saved by rank for the tests.
+Every function named `scenario_...` and every entry of the tables is one run, of the real runner; what it returns is
+saved by rank for the tests.
 """
 
 import sys
@@ -18,6 +19,8 @@ from minigpt4.common.dist_utils import Processes, start_processes, stop_processe
 from minigpt4.tasks import ImageTextPretrainTask
 
 UPDATES = 3
+ACCUMULATED = {"two_micro_batches": 2, "double_batch": 1}
+"""Micro-batches of an update."""
 FAULTY = 2
 """Iteration at which rank 1 fails, of 5."""
 
@@ -104,14 +107,6 @@ def collectives() -> Any:
         dist.all_reduce = original
 
 
-def scenario_two_micro_batches(recipe: Path, processes: Processes) -> dict[str, Any]:
-    return _accumulated(recipe, processes, 2)
-
-
-def scenario_double_batch(recipe: Path, processes: Processes) -> dict[str, Any]:
-    return _accumulated(recipe, processes, 1)
-
-
 def scenario_prompts_by_rank(recipe: Path, processes: Processes) -> dict[str, Any]:
     """Prompts are drawn: what each rank drew."""
     drawn = []
@@ -155,14 +150,6 @@ def scenario_text_only(recipe: Path, processes: Processes) -> dict[str, Any]:
     return {"finished": runner.train(), "weights": trained(runner)}
 
 
-def _faulty(
-    recipe: Path, processes: Processes, fault: Callable[[Tensor, nn.Module], Tensor], *options: str
-) -> dict[str, Any]:
-    """5 iterations, the third of them bad on rank 1."""
-    batches = [batch(100 * processes.rank + 2 * number, 2) for number in range(5)]
-    return _five(recipe, processes, batches, FaultyTask(processes.rank, fault), *options)
-
-
 def _five(recipe: Path, processes: Processes, batches: list, task: Any, *options: str) -> dict[str, Any]:
     lengths = ("run.max_epoch=1", f"run.iters_per_epoch={len(batches)}", WITHOUT_PROMPTS, *CONSTANT_RATE)
     runner = build(recipe, *lengths, *options, runner=fed(batches), task=task, processes=processes)
@@ -184,34 +171,24 @@ def _five(recipe: Path, processes: Processes, batches: list, task: Any, *options
     }
 
 
-def scenario_nan_loss(recipe: Path, processes: Processes) -> dict[str, Any]:
-    return _faulty(recipe, processes, nan_loss)
+FAULTS = {
+    "nan_loss": (nan_loss,),
+    "nan_added": (nan_added,),
+    "infinite_gradient": (infinite_gradient,),
+    "nan_in_first_micro_batch": (nan_loss, "run.accum_grad_iters=2"),
+    "nan_with_published_sum": (nan_loss, "run.accum_loss=sum"),
+    "nan_fp16": (nan_loss, "run.amp=True"),
+}
 
 
-def scenario_nan_added(recipe: Path, processes: Processes) -> dict[str, Any]:
-    return _faulty(recipe, processes, nan_added)
-
-
-def scenario_infinite_gradient(recipe: Path, processes: Processes) -> dict[str, Any]:
-    return _faulty(recipe, processes, infinite_gradient)
-
-
-def scenario_nan_in_first_micro_batch(recipe: Path, processes: Processes) -> dict[str, Any]:
-    return _faulty(recipe, processes, nan_loss, "run.accum_grad_iters=2")
-
-
-def scenario_nan_with_published_sum(recipe: Path, processes: Processes) -> dict[str, Any]:
-    return _faulty(recipe, processes, nan_loss, "run.accum_loss=sum")
-
-
-def scenario_nan_fp16(recipe: Path, processes: Processes) -> dict[str, Any]:
-    return _faulty(recipe, processes, nan_loss, "run.amp=True")
-
-
-def scenario_without_the_faulty_batch(recipe: Path, processes: Processes) -> dict[str, Any]:
-    """What a skipped update must be equal to."""
-    batches = [batch(100 * processes.rank + 2 * number, 2) for number in range(5) if number != FAULTY]
-    return _five(recipe, processes, batches, ImageTextPretrainTask())
+def faulty(recipe: Path, processes: Processes) -> dict[str, dict[str, Any]]:
+    """5 iterations, the third of them bad on rank 1, and without it: what a skipped update must equal."""
+    batches = [batch(100 * processes.rank + 2 * number, 2) for number in range(5)]
+    results = {}
+    for name, (fault, *options) in FAULTS.items():
+        results[name] = _five(recipe, processes, batches, FaultyTask(processes.rank, fault), *options)
+    others = [one for number, one in enumerate(batches) if number != FAULTY]
+    return results | {"without_the_faulty_batch": _five(recipe, processes, others, ImageTextPretrainTask())}
 
 
 def scenario_validation(recipe: Path, processes: Processes) -> dict[str, Any]:
@@ -229,6 +206,8 @@ def main(recipe: str, folder: str) -> None:
         for name, scenario in list(globals().items())  # warnings add a name
         if name.startswith("scenario_")
     }
+    results |= {name: _accumulated(Path(recipe), processes, n) for name, n in ACCUMULATED.items()}
+    results |= faulty(Path(recipe), processes)
     torch.save(results, Path(folder) / f"rank{processes.rank}.pt")
     processes.barrier()
     stop_processes()

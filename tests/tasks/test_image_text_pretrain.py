@@ -33,11 +33,8 @@ def _loss(model, samples, prompt: str) -> float:
         return model({**samples, "instruction_input": [prompt] * 2})["loss"].item()
 
 
-def test_name_of_the_recipes_gives_the_task():
+def test_task_is_found_by_the_recipes_name_and_another_name_is_told_the_known_ones():
     assert type(setup_task(SimpleNamespace(run=SimpleNamespace(task="image_text_pretrain")))) is ImageTextPretrainTask
-
-
-def test_unknown_name_names_the_known_ones():
     with pytest.raises(RegistryError, match="image_text_pretrain"):
         setup_task(SimpleNamespace(run=SimpleNamespace(task="image_text_pretrian")))
 
@@ -49,19 +46,11 @@ def test_training_draws_from_all_prompts(model, samples):
     assert drawn == expected
 
 
-def test_validation_always_uses_the_first_prompt(model, samples):
-    losses = {TASK.valid_step(model, samples)["loss"].item() for _ in range(8)}
-    assert losses == {_loss(model, samples, model.prompt_list[0])}
-
-
-def test_validation_needs_no_gradient_and_leaves_the_prompts(model, samples):
+def test_validation_uses_the_first_prompt_without_gradients_and_leaves_the_prompts(model, samples):
     prompts = list(model.prompt_list)
-    assert not TASK.valid_step(model, samples)["loss"].requires_grad
-    assert model.prompt_list == prompts
-
-
-def test_prompts_are_back_after_a_validation_batch_that_fails(model, samples):
-    prompts = list(model.prompt_list)
+    outputs = [TASK.valid_step(model, samples) for _ in range(8)]
+    assert {output["loss"].item() for output in outputs} == {_loss(model, samples, prompts[0])}
+    assert not outputs[0]["loss"].requires_grad
     with pytest.raises(SampleError):
         TASK.valid_step(model, {**samples, "image": samples["image"][..., :-1]})
     assert model.prompt_list == prompts
@@ -73,19 +62,10 @@ def test_number_of_targets_is_told(model, samples):
     assert TASK.train_step(model, samples)["num_tokens"] == sum(map(len, answers))
 
 
-def test_captions_are_greedy_answers_to_the_first_prompt_up_to_the_end_symbol(model, samples):
-    expected = model.generate(samples["image"], model.prompt_list[:1] * 2, max_new_tokens=100, stop=["###"])
+@pytest.mark.parametrize("has_prompts", [True, False])
+def test_captions_are_greedy_answers_to_the_first_prompt_or_to_the_image(model, samples, monkeypatch, has_prompts):
+    monkeypatch.setattr(model, "prompt_list", model.prompt_list if has_prompts else [])
+    prompt = model.prompt_list[0] if has_prompts else "<ImageHere>"
+    expected = model.generate(samples["image"], [prompt] * 2, max_new_tokens=100, stop=["###"])
     assert TASK.caption(model, samples["image"]) == expected
-
-
-def test_captions_of_a_model_without_prompts_follow_the_image(model, samples):
-    prompts, model.prompt_list = model.prompt_list, []
-    try:
-        captions = TASK.caption(model, samples["image"])
-    finally:
-        model.prompt_list = prompts
-    assert captions == model.generate(samples["image"], ["<ImageHere>"] * 2, max_new_tokens=100, stop=["###"])
-
-
-def test_task_of_ones_own_that_captions_nothing_shows_nothing(model, samples):
     assert BaseTask().caption(model, samples["image"]) == []

@@ -45,17 +45,11 @@ def test_a_run_killed_while_it_fills_the_cache_goes_on_to_the_same_end(warm, mak
     assert tools["alike"](tools["final"](tiny.runs()[0])["model"], tools["final"](undisturbed.runs()[0])["model"])
 
 
-def test_features_of_other_settings_are_not_found(warm, make, tmp_path):
-    tiny = make("json")
-    warm.train(tiny, *cached(tmp_path))
-    other = warm.train(tiny, *cached(tmp_path, "model.vit_precision=bf16"))
-    assert LOADS_VISION in other.text()
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_a_damaged_cache_is_mended(warm, make, tools, tmp_path):
+def test_features_of_other_settings_are_not_found_and_damaged_ones_encoded_again(warm, make, tools, tmp_path):
     first, second = make("json"), make("json")
     warm.train(first, *cached(tmp_path))
+    assert LOADS_VISION in warm.train(first, *cached(tmp_path, "model.vit_precision=bf16")).text()
+    assert len(list(tmp_path.iterdir())) == 2
     for features in tmp_path.glob("*/??/*"):
         features.write_bytes(features.read_bytes()[:-2000])
     fixed = warm.train(second, *cached(tmp_path))

@@ -34,18 +34,13 @@ def others(tmp_path_factory, parity_dir):
     return {part: f"{KEYS[part]}={folder / place}" for part, place in places.items()}
 
 
-@pytest.mark.parametrize("cached", [False, True], ids=["", "vision waits"])
-@pytest.mark.parametrize("auto", [True, False], ids=["auto", "by path"])
+@pytest.mark.parametrize(("auto", "cached"), [(True, False), (False, True)])  # with a cache the vision side waits
 @pytest.mark.parametrize("part", KEYS)
 def test_a_run_is_not_resumed_with_another_part(part, auto, cached, run, others, warm, tmp_path):
     tiny, folder = run
     path = folder / "checkpoint_0.pth"
-    options = [
-        others[part],
-        AUTO if auto else f"run.resume_ckpt_path={path}",
-        *([f"run.feature_cache={tmp_path}"] * cached),
-    ]
-    refused = warm.start(tiny, *options)
+    cache = [f"run.feature_cache={tmp_path}"] * cached
+    refused = warm.start(tiny, others[part], AUTO if auto else f"run.resume_ckpt_path={path}", *cache)
     assert refused.wait() == [2], refused.text()
     assert f"error: {path}: was trained with" in refused.text()
     assert KEYS[part] in refused.text()

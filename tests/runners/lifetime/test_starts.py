@@ -6,40 +6,23 @@ import shutil
 AUTO = "run.resume_ckpt_path=auto"
 
 
-def test_auto_without_a_checkpoint_starts_from_scratch(warm, make, tools):
+def test_auto_starts_from_scratch_leaves_a_finished_run_alone_and_goes_on_for_more_epochs(warm, make, tools):
     tiny = make("json")
-    run = warm.train(tiny, AUTO)
-    assert "No checkpoint of job minigpt4" in run.text()
-    (folder,) = tiny.runs()
-    assert [step for step, _, _ in tools["logged"](folder)] == list(range(14))
-
-
-def test_auto_of_another_job_starts_from_scratch(warm, make):
-    tiny = make("json")
-    warm.train(tiny)
-    warm.train(tiny, AUTO, "run.job_name=other")
-    first, second = tiny.runs()
-    assert json.loads((second / "checkpoint_0.json").read_text())["job_name"] == "other"
-    assert json.loads((first / "run.json").read_text())["resumed"] == []
-
-
-def test_auto_of_a_finished_run_changes_no_weights(warm, make, tools):
-    tiny = make("json")
-    warm.train(tiny)
+    assert "No checkpoint of job minigpt4" in warm.train(tiny, AUTO).text()
     (run,) = tiny.runs()
+    assert [step for step, _, _ in tools["logged"](run)] == list(range(14))
     before = {path.name: path.read_bytes() for path in run.glob("*.pth")}
     assert "Training finished" in warm.train(tiny, AUTO).text()
-    assert tiny.runs() == [run]
     assert {path.name: path.read_bytes() for path in run.glob("*.pth")} == before
     assert len(tools["logged"](run)) == 14
-
-
-def test_finished_run_goes_on_when_it_gets_more_epochs(warm, make, tools):
-    tiny = make("json")
-    warm.train(tiny)
     warm.train(tiny, AUTO, "run.max_epoch=3")
-    (run,) = tiny.runs()
+    assert tiny.runs() == [run]
     assert [step for step, _, _ in tools["logged"](run)] == list(range(21))
+    resumed = json.loads((run / "run.json").read_text())["resumed"]
+    warm.train(tiny, AUTO, "run.job_name=other")
+    _, second = tiny.runs()
+    assert json.loads((second / "checkpoint_0.json").read_text())["job_name"] == "other"
+    assert json.loads((run / "run.json").read_text())["resumed"] == resumed
 
 
 def test_file_of_the_original_code_goes_on_at_the_next_epoch(warm, make, tools, parity_dir, tmp_path):
