@@ -114,17 +114,14 @@ def main() -> None:
         out_of_memory = False
     except torch.OutOfMemoryError:
         out_of_memory = True
-    print(
-        json.dumps(
-            {
-                "batch": batch,
-                "out_of_memory": out_of_memory,
-                "allocated_gib": torch.cuda.max_memory_allocated() / 2**30,
-                "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
-                "steps": steps,
-            }
-        )
-    )
+    result = {
+        "batch": batch,
+        "out_of_memory": out_of_memory,
+        "allocated_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
+        "steps": steps,
+    }
+    sys.stdout.write(json.dumps(result) + "\n")
 
 
 main()
