@@ -1,0 +1,45 @@
+"""Steps of the recipes at 7B and 13B on the mock: `train.py --check` estimates their memory, and none waits."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = Path(__file__).with_name("full_size.py")
+ALLOWANCE = "CUDA and allocator"
+
+
+def _step(mock_gpu, recipe, *more, gib):
+    done = mock_gpu(SCRIPT, REPOSITORY / f"train_configs/{recipe}.yaml", *more, cwd=REPOSITORY, MOCK_CUDA_GIB=str(gib))
+    assert done.returncode == 0, done.stderr[-6000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _check(recipe):
+    """What `train.py --check` says, and the GiB of its table by row."""
+    command = [sys.executable, "train.py", "--cfg-path", f"train_configs/{recipe}.yaml", "--check", "--gpu-gib", "23.6"]
+    text = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    table = re.findall(r"^  (\S.*?)  +([\d.]+) GiB$", text, re.MULTILINE)
+    return text, {name: float(gib) for name, gib in table}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "llm"),
+    [("minigpt4_flickr_finetune", "7b"), ("minigpt4_stage1_pretrain", "7b"), ("minigpt4_13b_stage2_finetune", "13b")],
+)
+def test_memory_of_a_step_is_what_check_says(mock_gpu, recipe, llm):
+    step = _step(mock_gpu, recipe, "--llm", llm, "--steps", "3", gib=79)
+    _, table = _check(recipe)
+    assert step["allocated_gib"] == pytest.approx(table["total"] - table[ALLOWANCE], rel=0.03)
+
+
+@pytest.mark.parametrize("recipe", ["minigpt4_stage1_pretrain", "minigpt4_stage2_finetune"])
+def test_the_largest_batch_that_check_names_fits_a_card_and_the_next_does_not(mock_gpu, recipe):
+    text, _ = _check(recipe)
+    largest = int(re.search(r"largest batch that fits is (\d+)", text)[1])
+    assert not _step(mock_gpu, recipe, "--batch", str(largest), gib=23.6)["out_of_memory"]
+    assert _step(mock_gpu, recipe, "--batch", str(largest + 1), gib=23.6)["out_of_memory"]

@@ -1,0 +1,78 @@
+"""`train.py` on "cuda": every part of the path runs, tensors are where they belong, and no step waits for the GPU."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).with_name("train_on_mock.py")
+FP16 = ("run.amp=True", "model.vit_precision=fp16", "model.llm_precision=fp16")
+BF16 = ("run.amp=True", "run.amp_dtype=bf16", "model.vit_precision=bf16", "model.llm_precision=bf16")
+OPTIONS = {
+    "fp16, workers": (*FP16, "run.num_workers=2"),
+    "bf16": BF16,
+    "fp32": (),
+    "cache, accumulation, clipping": (
+        *FP16,
+        "run.feature_cache=cache",
+        "run.accum_grad_iters=2",
+        "run.max_grad_norm=1.0",
+    ),
+    "recomputation, trained Q-Former": (
+        *FP16,
+        "model.llm_grad_checkpoint=True",
+        "model.freeze_qformer=False",
+        "model.ckpt=null",
+    ),
+    "trained ViT": (*BF16, "model.freeze_vit=False", "model.ckpt=null"),
+    "nf4": (*BF16, "model.llm_precision=nf4"),
+}
+
+
+@pytest.fixture
+def tiny(tmp_path, parity_dir, runs):
+    return runs.make_tiny(tmp_path, parity_dir)
+
+
+def _train(mock_gpu, tiny, *options, **variables):
+    arguments = ("--cfg-path", tiny.recipe, "--options", "run.device=cuda", *options)
+    done = mock_gpu(SCRIPT, *arguments, cwd=tiny.folder, **variables)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return done
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_a_run_on_cuda_never_waits(mock_gpu, tiny, options):
+    if "model.llm_precision=nf4" in options and importlib.util.find_spec("bitsandbytes") is None:
+        pytest.skip("needs bitsandbytes")
+    done = _train(mock_gpu, tiny, "run.max_epoch=1", "run.log_freq=5", *options)
+    assert "max mem: " in done.stdout
+    assert (tiny.runs()[0] / "checkpoint_0.pth").is_file()
+
+
+def test_a_run_on_cuda_resumes_in_mid_epoch_and_validates(mock_gpu, tiny):
+    recipe = tiny.recipe.read_text()
+    (tiny.folder / "val.json").write_text(json.dumps([{"image_id": "0", "caption": "A dog."}]))
+    recipe = recipe.replace("/cc_sbu_align}", f"/cc_sbu_align, val_ann_path: {tiny.folder}/val.json}}")
+    recipe = recipe.replace("image_size: 56}}", "image_size: 56}, eval: {name: blip2_image_eval, image_size: 56}}")
+    tiny.recipe.write_text(recipe)
+    ones = {"MOCK_CUDA_FILL": "1"}  # flags of finite logits read as true, and those of steps to skip, too
+    options = (*BF16, "run.max_epoch=1", "run.save_every_iters=4", "run.max_nonfinite_steps=100")
+    _train(mock_gpu, tiny, *options, **ones)
+    run = tiny.runs()[0]
+    (run / "checkpoint_0.pth").unlink()
+    more = ("run.valid_splits=[val]", "run.valid_captions=1", "run.resume_ckpt_path=auto")
+    done = _train(mock_gpu, tiny, *options, *more, **ones)
+    assert "[8/10]" in done.stdout.replace(" ", "")
+    assert "[7/10]" not in done.stdout.replace(" ", "")
+    assert (run / "checkpoint_0.pth").is_file()
+
+
+def test_a_wait_is_noticed(mock_gpu):
+    script = (
+        "import os, torch; torch.cuda.set_sync_debug_mode('error'); a = torch.ones(3, device='cuda'); a.sum().item()"
+    )
+    done = mock_gpu("-c", script)
+    assert done.returncode != 0
+    assert "synchroniz" in done.stderr
