@@ -24,6 +24,10 @@ from minigpt4.common.run_folder import RUN_JSON
 
 log = logging.getLogger(__name__)
 
+MAX_CHARACTERS = 100_000
+"""Of a value whose `${...}` are resolved: far above any real one; a chain that doubles asks for more than a memory."""
+
+REFERENCE = re.compile(r"\$\{([^${}:]+)\}")
 PACKAGE = Path(__file__).resolve().parents[1]
 OPTION_SECTIONS = ("model", "datasets", "run", "evaluation_datasets", "preprocess")
 FULL_KEY = re.compile(r"full_key: (\S+)")
@@ -124,7 +128,57 @@ def to_plain(config: Any, source: str, options: Collection[str] = ()) -> dict[st
     `options`: keys that `--options` set, to name them.
     """
     with yaml_faults(source, options=options):
+        _check_references(config)
         return OmegaConf.to_container(config, resolve=True)
+
+
+def _check_references(config: Any) -> None:
+    """ValueError, before anything is resolved, for `${...}` that lead back to themselves or make too long a text."""
+    sizes: dict[str, int | None] = {}
+
+    def size(key: str, value: Any) -> int:
+        if key in sizes:
+            if sizes[key] is None:
+                raise ValueError(f"{key}: its ${{...}} lead back to itself")
+            return sizes[key]
+        sizes[key] = None
+        if isinstance(value, dict | list):
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            total = 1 + sum(size(f"{key}.{name}" if key else str(name), item) for name, item in items)
+        else:
+            total = len(value) if isinstance(value, str) else 1
+            for reference in REFERENCE.findall(value) if isinstance(value, str) else ():
+                target = _absolute(reference, key)
+                found = _at(tree, target)
+                total += size(target, found) if found is not None else 0
+        if total > MAX_CHARACTERS:
+            raise ValueError(f"{key}: its ${{...}} make a text of more than {MAX_CHARACTERS:,} characters")
+        sizes[key] = total
+        return total
+
+    tree = OmegaConf.to_container(config, resolve=False)
+    size("", tree)
+
+
+def _absolute(reference: str, key: str) -> str:
+    """`.x` and `..x` are seen from where they stand, everything else from the top."""
+    reference = re.sub(r"\[([^\]]*)\]", r".\1", reference)
+    path = reference.lstrip(".")
+    up = len(reference) - len(path)
+    parents = key.split(".")[:-up] if up else []
+    return ".".join([*parents, path])
+
+
+def _at(tree: Any, key: str) -> Any:
+    """What stands at a dotted key; None if nothing does."""
+    for name in key.split("."):
+        if isinstance(tree, dict):
+            tree = next((value for own, value in tree.items() if str(own) == name), None)
+        elif isinstance(tree, list) and name.isdigit() and int(name) < len(tree):
+            tree = tree[int(name)]
+        else:
+            return None
+    return tree
 
 
 def below(key: str, options: Collection[str]) -> bool:
