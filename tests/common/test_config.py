@@ -250,8 +250,10 @@ def test_import_that_fails_in_any_way_names_module_and_file(body, user_file, tmp
 
 
 def test_a_chain_of_references_that_doubles_is_refused_before_it_is_resolved(tmp_path):
-    chain = "".join(f"  k{n}: ${{model.k{n + 1}}}${{model.k{n + 1}}}\n" for n in range(40))
+    chain = "\n".join(f"  k{n}: ${{model.k{n + 1}}}${{model.k{n + 1}}}" for n in range(40))
     file = tmp_path / "chain.yaml"
-    file.write_text(f"model:\n  arch: minigpt4\n  model_type: pretrain_vicuna0\n{chain}  k40: xx\ndatasets: {{cc_sbu_align: {{}}}}\nrun: {{}}\n")
+    file.write_text(f"model:\n  arch: minigpt4\n  model_type: pretrain_vicuna0\n{chain}\n  k40: xx\n")
+    with file.open("a") as end:
+        end.write("datasets: {cc_sbu_align: {}}\nrun: {}\n")
     with pytest.raises(ConfigError, match=r"chain\.yaml.*model\.k\d+"):
         Config(SimpleNamespace(cfg_path=str(file), options=None)).validate()

@@ -44,6 +44,7 @@ def read(tmp_path):
         ("d.csv", 'image_id,caption\n1,été\n2,"b, c"\n'),
         ("blank.csv", 'image_id, caption\n1, été\n\n  \n2, "b, c"\n'),
         ("nameless.csv", ',image_id,caption,\n0,1,été,\n1,2,"b, c",\n'),
+        ("excel.csv", "sep=;\r\nimage_id;caption\r\n1;été\r\n2;b, c\r\n"),
         ("e.tsv", "image_id\tcaption\n1\tété\n2\tb, c\n"),
     ],
 )

@@ -58,6 +58,9 @@ def _table(content: bytes, kind: str) -> Numbered:
     head = text.lstrip("\r\n").partition("\n")[0]
     usual = "\t" if kind == ".tsv" else ","
     delimiter = usual if usual in head else max(";\t|,", key=head.count)
+    if excel := re.fullmatch(r'"?sep=(.)"?\s*', head):  # Excel's own first line
+        delimiter, text = excel[1], text.replace(head, "", 1)
+        head = text.lstrip("\r\n").partition("\n")[0]
     quoted = delimiter in ",;" or _is_quoted(text, delimiter)
     rows = csv.reader(
         StringIO(text, newline=""),
