@@ -229,7 +229,7 @@ def activation_checkpointing(model: nn.Module, active: bool) -> Iterator[None]:
     transformers does so in train mode only and then refuses a key-value cache, so the layers, and they alone
     (there is no dropout to switch on), are in train mode for the time of a training forward.
     """
-    layers = [part for part in model.modules() if active and hasattr(part, "gradient_checkpointing")]
+    layers = [part for part in model.modules() if hasattr(part, "gradient_checkpointing")] if active else []
     for layer in layers:
         layer.training = True
     try:
