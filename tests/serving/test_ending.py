@@ -73,7 +73,10 @@ def send_in_background(url, **request):
 
 def ends(process):
     """Whether it ends well once it decodes."""
+    stuck = threading.Timer(120, process.kill)  # or a request that never decodes would wait for ever
+    stuck.start()
     assert any("It decodes" in line for line in process.stdout)
+    stuck.cancel()
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert "Traceback" not in output
@@ -93,6 +96,10 @@ def test_the_page_ends(start, make_png):
     pytest.importorskip("gradio")
     process, url = start("demo.py")
     (path,) = httpx.post(f"{url}/gradio_api/upload", files={"files": ("x.png", make_png(8, 8))}).json()
-    call = {"fn_index": 0, "data": [{"text": "What?", "files": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}]}
+    config = httpx.get(f"{url}/config").json()
+    function = next(function for function in config["dependencies"] if function["api_name"] == "answer")
+    values = {component["id"]: component["props"].get("value") for component in config["components"]}
+    message = {"text": "What?", "files": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}
+    call = {"fn_index": function["id"], "data": [message, *(values[name] for name in function["inputs"][1:])]}
     send_in_background(f"{url}/gradio_api/queue/join", json=call | {"session_hash": "somebody"})
     assert ends(process)
