@@ -215,7 +215,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__, weights=True)
     parser.add_argument("--size", choices=SIZES, default="7b", help="of the table of switches (7b)")
     parser.add_argument("--batch-size", type=int, default=12, help="of the table of switches (12, as published)")
-    parser.add_argument("--gpu-gib", type=float, default=24, help="memory of the GPU to fit in (24)")
+    parser.add_argument("--gpu-gib", type=float, default=23.6, help="memory of the GPU to fit in (23.6)")
     parser.add_argument("--measure", action="store_true", help="run a real step of every row that one device can run")
     parser.add_argument("--precision", choices=("bf16", "fp16"), default="bf16", help="of measured rows (bf16)")
     return parser.parse_args(argv)

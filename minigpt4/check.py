@@ -20,7 +20,8 @@ CHARACTERS_PER_TOKEN = 3
 """Cautious for English prompts; LLaMA's tokenizer makes a token of about 4."""
 MOST_GPUS = 8
 """Of one machine: looked at to find a number that suffices."""
-DEFAULT_GPU_GIB = 24.0
+DEFAULT_GPU_GIB = 23.6
+"""What a card of 24 GB has."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def check(config: Config, gpu_gib: float | None = None, gpus: int | None = None)
     """The report as text; raises ConfigError for a configuration that cannot run.
 
     Args:
-        gpu_gib: memory of the GPU to fit in, GiB; None: the GPU of this machine, else 24.
+        gpu_gib: memory of the GPU to fit in, GiB; None: what is free on this machine's GPU, else 23.6.
         gpus: processes of the run, for `run.parallel: fsdp`; None: as the launcher or `run.world_size` says.
     """
     with errors_as(ConfigError, f"{config.source}: cannot be sized"):
@@ -63,7 +64,7 @@ def check(config: Config, gpu_gib: float | None = None, gpus: int | None = None)
         gpus = int(os.environ.get("WORLD_SIZE", run.world_size)) if gpus is None else gpus
         if gpu_gib is None:
             has_gpu = torch.cuda.is_available()
-            gpu_gib = torch.cuda.get_device_properties(0).total_memory / GIB if has_gpu else DEFAULT_GPU_GIB
+            gpu_gib = torch.cuda.mem_get_info(0)[0] / GIB if has_gpu else DEFAULT_GPU_GIB
         if gpus < 1:
             raise ConfigError(f"--gpus: {gpus} must be at least 1")
         if not 0 < gpu_gib < math.inf:

@@ -36,7 +36,7 @@ def test_the_second_learns_who_holds_it_and_after_kill_9_it_is_free_though_a_wor
         process.send_signal(signal.SIGKILL)
         process.wait()
         os.kill(worker, 0)
-        hold_folder(tmp_path, "", patience=0)
+        hold_folder(tmp_path, "", patience=10)  # the kernel may take a moment to close the files of the dead
         hold_folder(tmp_path, "")  # the same process may ask again
     finally:
         process.kill()

@@ -153,9 +153,9 @@ def test_model_reads_questions_and_answers_with_the_image_first(first, form, fil
     sample = load(record, id_field="id", conversation_field="turns")
     assert "answer" not in sample
     fields = {key: [sample[key]] for key in ("conv_q", "conv_a", "connect_sym")}
-    conversation = read_samples(fields).conversations[0]
-    assert conversation.questions == ["<Img><ImageHere></Img> What is it?", "Its colour?"]
-    assert conversation.answers == ["A cat.", "Black."]
+    questions, answers = read_samples(fields).conversations[0]
+    assert questions == ["<Img><ImageHere></Img> What is it?", "Its colour?"]
+    assert answers == ["A cat.", "Black."]
 
 
 @pytest.mark.parametrize(

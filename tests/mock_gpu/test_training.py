@@ -46,7 +46,10 @@ def _train(mock_gpu, tiny, *options, **variables):
 def test_a_run_on_cuda_never_waits(mock_gpu, tiny, options):
     if "model.llm_precision=nf4" in options and importlib.util.find_spec("bitsandbytes") is None:
         pytest.skip("needs bitsandbytes")
-    done = _train(mock_gpu, tiny, "run.max_epoch=1", "run.log_freq=5", *options)
+    options = ("run.max_epoch=1", "run.log_freq=5", "run.iters_per_epoch=12", *options)
+    if "run.feature_cache=cache" in options:
+        _train(mock_gpu, tiny, *options, FREE_STEPS="12")  # to fill it takes what the device computed
+    done = _train(mock_gpu, tiny, *options)
     assert "max mem: " in done.stdout
     assert (tiny.runs()[0] / "checkpoint_0.pth").is_file()
 

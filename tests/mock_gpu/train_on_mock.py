@@ -10,7 +10,7 @@ import torch
 
 from minigpt4.runners.runner_base import RunnerBase
 
-FREE = 3  # steps that may wait: the first ones keep prefixes, make states and grow pools
+FREE = int(os.environ.get("FREE_STEPS", "3"))  # may wait: they keep prefixes, make states, grow pools
 
 torch.backends.cudnn.enabled = False  # the mock has no cuDNN
 train_step, steps = RunnerBase.train_step, 0

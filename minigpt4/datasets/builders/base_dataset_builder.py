@@ -101,6 +101,7 @@ def build_datasets(
         if not any(split in own for own in datasets.values()):
             raise ConfigError(
                 f"datasets: {', '.join(sections) or 'none'}: no split {split!r}; set build_info.{split}_ann_path or "
-                f"build_info.{split}_storage of a dataset, or leave the split out of run.*_splits"
+                f"build_info.{split}_storage of a dataset, or leave the split out of run.train_splits, "
+                "run.valid_splits and run.test_splits"
             )
     return datasets
