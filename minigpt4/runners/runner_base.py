@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from minigpt4.common import start_clock
@@ -200,7 +201,9 @@ class RunnerBase:
             if run.accum_loss == "mean":
                 # From the ranks' averaged, TOKEN_UNIT-weighted sums to the mean over all tokens of the update.
                 tokens = torch.full((), float(self.num_tokens), device=self.device)  # from a number it would wait
-                torch._foreach_mul_(gradients, TOKEN_UNIT * self.processes.world_size / self.processes.sum(tokens))
+                if self.processes.world_size > 1:
+                    dist.all_reduce(tokens)
+                torch._foreach_mul_(gradients, TOKEN_UNIT * self.processes.world_size / tokens)
             norm = nn.utils.get_total_norm(gradients)
             if run.max_grad_norm is not None:
                 nn.utils.clip_grads_with_norm_(self.parameters.values(), run.max_grad_norm, norm)
