@@ -30,7 +30,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 from minigpt4.common.errors import RunError
 from minigpt4.models.attention import llm_parts, require_compiler
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
-from minigpt4.models.generation import Decoding, first_token, generate_ids
+from minigpt4.models.generation import Decoding, generate_ids
 from minigpt4.models.mini_gpt4 import MiniGPT4
 
 
@@ -105,8 +105,9 @@ class Work:
         if self.beams > 1:
             ids_BL = generate_ids(llm, tokenizer, embeds_BTD, mask_BT, Decoding(self.beams, limits[0]))
             return ids_BL[:, 1:].tolist()
-        decoder = BatchDecoder(llm, tokenizer, [])
-        rows = [GenerationState([first_token(llm)], Decoding(max_new_tokens=limit)) for limit in limits]
+        decoder = BatchDecoder(llm, tokenizer)
+        decoder.end_ids = []
+        rows = [GenerationState(Decoding(max_new_tokens=limit)) for limit in limits]
         decoder.add(rows, embeds_BTD, mask_BT)
         while decoder.rows:
             decoder.step()

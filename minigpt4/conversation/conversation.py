@@ -24,7 +24,8 @@ from minigpt4.conversation.templates import (
     Turns,
 )
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
-from minigpt4.models.generation import StopOnText, beam_search, end_tokens, first_token
+from minigpt4.models.beam_search import BeamSearch
+from minigpt4.models.generation import StopOnText
 from minigpt4.processors import process_image
 
 __all__ = [
@@ -151,11 +152,9 @@ class Chat:
         criteria = StoppingCriteriaList(stopping_criteria or [])
         mask_1T = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         if settings.num_beams > 1:
-            search = replace(beam_search(llm, tokenizer, settings), stopping=criteria)
-            yield from search.run(llm, inputs_embeds, mask_1T, first_token(llm))
+            yield from BeamSearch(llm, settings, criteria).run(inputs_embeds, mask_1T)
             return
-        state = GenerationState([first_token(llm)], settings)
-        decoder = BatchDecoder(llm, tokenizer, end_tokens(llm))
+        state, decoder = GenerationState(settings), BatchDecoder(llm, tokenizer)
         decoder.add([state], inputs_embeds, mask_1T)
         while decoder.rows:
             decoder.step()

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,8 @@ from minigpt4.conversation.chat import Picture, Request
 from minigpt4.conversation.decoding import TextStream
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER, Turns, conversation_for
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
-from minigpt4.models.generation import beam_search, check_stop, end_tokens, first_token
+from minigpt4.models.beam_search import BeamSearch
+from minigpt4.models.generation import StopOnText, check_stop
 from minigpt4.processors import process_image
 from minigpt4.processors.base_processor import BaseProcessor
 
@@ -52,7 +53,7 @@ class EngineReply:
         self.is_over = False
         self.row: GenerationState | None = None
         """With one beam, a row of the decoder."""
-        self.search: Generator[None, None, list[list[int]]] | None = None
+        self.search: Iterator[list[list[int]] | None] | None = None
         """With several beams, a search of its own."""
         self._stream = TextStream(self.stop, request.conversation.answer_start)
         self._drive = drive
@@ -228,7 +229,7 @@ class Engine:
             self._switch.keep(other)
         self._keep_images = keep_images
         self._features: OrderedDict[tuple[str | None, str], Tensor] = OrderedDict()
-        self._decoder = BatchDecoder(model.llama_model, model.llama_tokenizer, end_tokens(model.llama_model))
+        self._decoder = BatchDecoder(model.llama_model, model.llama_tokenizer)
         self._waiting: deque[EngineReply] = deque()
         self._running: list[EngineReply] = []
         self._changed = threading.Condition()
@@ -349,20 +350,21 @@ class Engine:
 
     def _admit(self) -> None:
         """Waiting requests in their order, as long as there is room."""
-        llm, tokenizer, model = self.model.llama_model, self.model.llama_tokenizer, self.model
+        model = self.model
         joining, texts, images = [], [], []
         for reply in self._take_waiting():
             decoding, seed = reply.request.decoding, reply.request.seed
             try:
                 text, embeds = self._read(reply)
                 if decoding.num_beams > 1:
-                    search = beam_search(llm, tokenizer, decoding, reply.stop)
-                    reply.search = search.steps(llm, *model.prompt_embeds([text], [embeds]), first_token(llm))
+                    stopping = [StopOnText(reply.stop, model.llama_tokenizer)] if reply.stop else []
+                    search = BeamSearch(model.llama_model, decoding, stopping)
+                    reply.search = search.steps(*model.prompt_embeds([text], [embeds]))
                     self._running.append(reply)
                     continue
                 is_seeded = decoding.do_sample and seed is not None
                 generator = torch.Generator(model.device).manual_seed(seed) if is_seeded else None
-                reply.row = GenerationState([first_token(llm)], decoding, reply.stop, generator)
+                reply.row = GenerationState(decoding, reply.stop, generator)
             except Exception as error:  # of this request alone
                 reply.fail(_readable(error))
                 continue
@@ -427,10 +429,8 @@ class Engine:
             if reply.row is not None:
                 self._update(reply, reply.row.ids, reply.row.ended)
                 continue
-            try:
-                next(reply.search)  # a search has nothing to say before its end
-            except StopIteration as end:
-                (ids,) = end.value
+            if (best := next(reply.search)) is not None:  # a search has nothing to say before its end
+                (ids,) = best
                 text = self.model.llama_tokenizer.decode(ids[1:])
                 self._update(reply, ids, ids[-1] in self._decoder.end_ids or any(stop in text for stop in reply.stop))
         self._forget_over()

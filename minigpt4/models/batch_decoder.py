@@ -1,14 +1,13 @@
 """Token by token, for rows that come and go: prompts join a running batch, and rows that ended leave it.
 
 What a row says depends on its own prompt and settings; its neighbours change no more than the rounding. Keys and
-values lie in room that is set aside, so a token, or a row that leaves, copies little; where a row leaves, the last one
-takes its place. Shapes: B rows, T prompt positions, P positions in the cache, H heads of keys, E channels of a head, D
-channels of the LLM, V vocabulary.
+values lie in room that is set aside, so a token copies nothing but itself. Shapes: B rows, T prompt positions, P
+positions in the cache, H heads of keys, E channels of a head, D channels of the LLM, V vocabulary.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import count, groupby
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ from transformers import (
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.conversation.decoding import Decoding
 from minigpt4.models.attention import native_dtype
-from minigpt4.models.llm import cache_arguments
+from minigpt4.models.llm import cache_arguments, end_tokens, first_token
 
 ROOM = 32
 """Positions that are set aside at once: at most so many stay empty, and the cache is copied once in so many tokens."""
@@ -36,39 +35,29 @@ ROOM = 32
 class RowLayer(DynamicLayer):
     """One layer: `keys` and `values`, (B, H, P, E), are what is in use of two larger tensors."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._stores: list[Tensor] = []
-        self._first = 0  # position of the stores that is the first in use
-
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Append positions; returns all of them, as attention in transformers expects."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
-        end = self._first + self.keys.shape[2] + key_states.shape[2]
-        if not self._stores or end > self._stores[0].shape[2]:
-            self._stores = [_with_room(self.keys, key_states), _with_room(self.values, value_states)]
-            end, self._first = end - self._first, 0
+            self._stores = [key_states[:, :, :0], value_states[:, :, :0]]
+        start = self.get_seq_length()
+        end = start + key_states.shape[2]
+        if end > self._stores[0].shape[2]:
+            room = (0, 0, 0, end + ROOM - start)
+            self._stores = [nn.functional.pad(store[:, :, :start], room) for store in self._stores]
         for store, states in zip(self._stores, (key_states, value_states), strict=True):
-            store[: len(states), :, end - states.shape[2] : end] = states
-        self._use(len(key_states), end)
+            store[:, :, start:end] = states
+        self._use(end)
         return self.keys, self.values
 
-    def move(self, sources: Tensor, targets: Tensor, rows: int) -> None:
-        """The rows at `sources` go to the places `targets`, which are others; then the first `rows` are in use."""
-        if len(sources):
-            self.keys[targets], self.values[targets] = self.keys[sources], self.values[sources]
-        self._use(rows, self._first + self.keys.shape[2])
+    def keep(self, rows: Tensor, first: int) -> None:
+        """Only these rows stay, from position `first` on."""
+        end = self.get_seq_length() - first
+        self._stores = [store[rows, :, first:] for store in self._stores]
+        self._use(end)
 
-    def drop_first(self, positions: int) -> None:
-        """The first positions are not in use any more."""
-        end = self._first + self.keys.shape[2]
-        self._first += positions
-        self._use(len(self.keys), end)
-
-    def _use(self, rows: int, end: int) -> None:
-        self.keys, self.values = (store[:rows, :, self._first : end] for store in self._stores)
+    def _use(self, end: int) -> None:
+        self.keys, self.values = (store[:, :, :end] for store in self._stores)
 
 
 class KVCache(Cache):
@@ -77,41 +66,16 @@ class KVCache(Cache):
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=RowLayer)
 
-    def keep(self, indices: Sequence[int]) -> list[int]:
-        """Only these rows stay, ascending indices; returns which one of them is at each place now."""
-        count, kept = len(indices), set(indices)
-        free = [place for place in range(count) if place not in kept]
-        movers = [index for index in indices if index >= count]
-        order = list(range(count))
-        for place, mover in zip(free, movers, strict=True):
-            order[place] = mover
-        for layer in self.layers:
-            sources, targets = (torch.tensor(places, device=layer.keys.device) for places in (movers, free))
-            layer.move(sources.long(), targets.long(), count)
-        return order
-
     def joined(self, other: "KVCache", positions: int) -> "KVCache":
         """These rows and then those of `other`, padded on the left to so many positions."""
         both = KVCache()
         for number, (own, new) in enumerate(zip(self.layers, other.layers, strict=True)):
+            pairs = (own.keys, new.keys), (own.values, new.values)
             keys, values = (
-                torch.cat([_padded(old, positions), _padded(added, positions)])
-                for old, added in ((own.keys, new.keys), (own.values, new.values))
+                torch.cat([nn.functional.pad(s, (0, 0, positions - s.shape[2], 0)) for s in pair]) for pair in pairs
             )
             both.update(keys, values, number)
         return both
-
-
-def _with_room(states_BHPE: Tensor, more_BHPE: Tensor) -> Tensor:
-    """A copy, with room behind it for more positions and some to come."""
-    rows, heads, positions, channels = states_BHPE.shape
-    store = states_BHPE.new_empty(rows, heads, positions + more_BHPE.shape[2] + ROOM, channels)
-    store[:, :, :positions] = states_BHPE
-    return store
-
-
-def _padded(states_BHPE: Tensor, positions: int) -> Tensor:
-    return nn.functional.pad(states_BHPE, (0, 0, positions - states_BHPE.shape[2], 0))
 
 
 TOP_K = 50
@@ -126,36 +90,23 @@ NOT_FINITE = (
 class GenerationState:
     """An answer in the making."""
 
-    ids: list[int]
-    """What is there: bos, the answer so far, its end token if it ended by one."""
     decoding: Decoding
     stop: Sequence[str] = ()
     generator: torch.Generator | None = None
     """Of this row's sampling, on the LLM's device; None: the global one."""
-    number: int = field(default=0, init=False)
-    """Rows that joined the decoder before it: sampled rows draw in this order."""
+    ids: list[int] = field(default_factory=list, init=False)
+    """Of a row that has joined: bos, the answer so far, its end token if it ended by one."""
     ended: bool | None = field(default=None, init=False)
     """None while it goes on; True: an end token or a stop string came; False: the token limit did."""
 
-    @property
-    def num_new_tokens(self) -> int:
-        """Tokens that the LLM has said."""
-        return len(self.ids) - 1
-
 
 class BatchDecoder:
-    """Decodes rows with one beam each.
+    """Decodes rows with one beam each by a causal LM of transformers, whose `generation_config` has the end tokens."""
 
-    Args:
-        llm: a causal LM of transformers.
-        end_ids: tokens that end an answer.
-    """
-
-    def __init__(self, llm: nn.Module, tokenizer: PreTrainedTokenizerBase, end_ids: Sequence[int]) -> None:
-        self.llm, self.tokenizer, self.end_ids = llm, tokenizer, list(end_ids)
+    def __init__(self, llm: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.llm, self.tokenizer, self.end_ids = llm, tokenizer, end_tokens(llm)
         self.rows: list[GenerationState] = []
-        """Those that go on, in the order of the batch: where one leaves, the last one takes its place."""
-        self._numbers = count()
+        """Those that go on, in the order in which they joined."""
         self._cache = KVCache()
         self._mask_BP: Tensor | None = None
         self._logits_BV: Tensor | None = None  # None: the newest tokens are not read yet
@@ -176,7 +127,7 @@ class BatchDecoder:
             logits_BV = torch.cat([self._logits_BV, logits_BV])
         self._cache, self._mask_BP, self._logits_BV = cache, mask_BT, logits_BV
         for row in rows:
-            row.number = next(self._numbers)
+            row.ids = [first_token(self.llm)]
         self.rows = [*self.rows, *rows]
 
     @torch.inference_mode()
@@ -194,7 +145,7 @@ class BatchDecoder:
         for row, is_stopped in zip(self.rows, ends, strict=True):
             if is_stopped or row.ids[-1] in self.end_ids:
                 row.ended = True
-            elif row.num_new_tokens >= row.decoding.max_new_tokens:
+            elif len(row.ids) > row.decoding.max_new_tokens:
                 row.ended = False
         self._keep([index for index, row in enumerate(self.rows) if row.ended is None])
 
@@ -204,8 +155,6 @@ class BatchDecoder:
         leaving = {id(row) for row in rows}
         self._keep([index for index, row in enumerate(self.rows) if id(row) not in leaving])
 
-    # Reading
-
     def _read_newest(self) -> None:
         if self._logits_BV is not None:
             return
@@ -214,8 +163,6 @@ class BatchDecoder:
         self._logits_BV = next_logits(
             self.llm, self._cache, self._mask_BP, input_ids=newest_B1, position_ids=position_ids_B1
         )
-
-    # Choosing
 
     def _chosen_tokens(self) -> list[int]:
         tokens_B = torch.empty(len(self.rows), dtype=torch.long, device=self._logits_BV.device)
@@ -247,10 +194,7 @@ class BatchDecoder:
             own = id(row.generator) if decoding.do_sample and row.generator is not None else 0
             return repr(decoding), 0 if plain else len(row.ids), own
 
-        by_age = sorted(range(len(self.rows)), key=lambda index: self.rows[index].number)
-        return [list(group) for _, group in groupby(sorted(by_age, key=kind), key=kind)]
-
-    # The batch
+        return [list(group) for _, group in groupby(sorted(range(len(self.rows)), key=kind), key=kind)]
 
     def _keep(self, indices: list[int]) -> None:
         if len(indices) == len(self.rows):
@@ -258,17 +202,15 @@ class BatchDecoder:
         if not indices:
             self.rows, self._cache, self._mask_BP, self._logits_BV = [], KVCache(), None, None
             return
-        order = self._cache.keep(indices)
-        self.rows = [self.rows[index] for index in order]
-        chosen = torch.tensor(order, device=self._mask_BP.device)
-        self._mask_BP = self._mask_BP[chosen]
+        self.rows = [self.rows[index] for index in indices]
+        chosen = torch.tensor(indices, device=self._mask_BP.device)
         if self._logits_BV is not None:
             self._logits_BV = self._logits_BV[chosen]
-        # Positions on the left that are padding in every row that is left go, too.
-        unused = int(self._mask_BP.any(dim=0).int().argmax())
-        self._mask_BP = self._mask_BP[:, unused:]
-        for layer in self._cache.layers if unused else ():
-            layer.drop_first(unused)
+        mask_BP = self._mask_BP[chosen]
+        unused = int(mask_BP.any(dim=0).int().argmax())  # positions on the left that are padding in all rows now
+        self._mask_BP = mask_BP[:, unused:]
+        for layer in self._cache.layers:
+            layer.keep(chosen, unused)
 
 
 def next_logits(llm: nn.Module, cache: Cache, mask_BP: Tensor, **inputs: Tensor) -> Tensor:

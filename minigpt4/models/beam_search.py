@@ -9,52 +9,47 @@ Shapes: B rows still searched, K beams, N = B * K, C candidates a row, L ids so 
 T prompt positions, D channels of the LLM.
 """
 
-from collections.abc import Generator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import inf
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    DynamicCache,
-    LogitsProcessorList,
-    StoppingCriteriaList,
-)
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.models.batch_decoder import NOT_FINITE, next_logits
+from minigpt4.conversation.decoding import Decoding
+from minigpt4.models.batch_decoder import NOT_FINITE, next_logits, penalties, warpers
+from minigpt4.models.llm import end_tokens, first_token
 
 
-@dataclass(frozen=True)
 class BeamSearch:
-    """Settings of a search; `run` searches."""
+    """Searches with `decoding.num_beams` beams; with `do_sample` candidates are drawn, else the likeliest are taken.
 
-    num_beams: int
-    max_new_tokens: int
-    length_penalty: float
-    end_ids: list[int]
-    processors: LogitsProcessorList
-    """Change a beam's next log-probabilities, before its sum is added."""
-    stopping: StoppingCriteriaList
-    """Further ends of a hypothesis, each of which counts as an end token does."""
-    warpers: LogitsProcessorList | None = None
-    """With warpers, which change the sums, candidates are drawn by probability; else the likeliest are taken."""
+    Args:
+        llm: a causal LM of transformers.
+        stopping: further ends of a hypothesis, each of which counts as an end token does.
+    """
+
+    def __init__(self, llm: nn.Module, decoding: Decoding, stopping: Iterable[StoppingCriteria] = ()) -> None:
+        self.llm, self.decoding, self.num_beams = llm, decoding, decoding.num_beams
+        self.end_ids, self.stopping = end_tokens(llm), StoppingCriteriaList(stopping)
+        self.processors = penalties(decoding, self.end_ids, llm.get_input_embeddings().weight.device)
+        self.warpers = warpers(decoding, min_tokens_to_keep=2) if decoding.do_sample else None
 
     @torch.no_grad()
-    def steps(
-        self, llm: nn.Module, embeds_BTD: Tensor, mask_BT: Tensor, first_id: int
-    ) -> Generator[None, None, list[list[int]]]:
-        """Yields after each token, so that a caller can do other things, or give up, between two.
+    def steps(self, embeds_BTD: Tensor, mask_BT: Tensor) -> Iterator[list[list[int]] | None]:
+        """None after each token, so that a caller can do other things, or give up; at last the best hypotheses.
 
-        Returns the best hypothesis of each row: `first_id`, the answer, its end token if it ended by itself.
-        `embeds_BTD` is padded on the left with mask 0.
+        A hypothesis is bos, the answer, and its end token if it ended by itself. `embeds_BTD` is padded on the left
+        with mask 0.
         """
-        pools = [_Pool(self.num_beams, self.length_penalty) for _ in range(len(embeds_BTD))]
+        pools = [_Pool(self.num_beams, self.decoding.length_penalty) for _ in range(len(embeds_BTD))]
         open_rows = list(range(len(pools)))
-        beams = _Beams(llm, embeds_BTD, mask_BT, first_id, self.num_beams)
+        beams = _Beams(self.llm, embeds_BTD, mask_BT, self.num_beams)
         if self.warpers is None:
             beams.keep_one_per_row()
-        for step in range(self.max_new_tokens):
+        for step in range(self.decoding.max_new_tokens):
             if step:
                 beams.forward()
             candidates = self._candidates(beams)
@@ -63,20 +58,16 @@ class BeamSearch:
             if not open_rows:
                 break
             beams.select([candidate for row in open_rows for candidate in chosen[row]])
-            yield
+            yield None
         for row, own in zip(open_rows, beams.hypotheses(), strict=False):
             for ids, total in own:
                 pools[row].add(ids, total, length=len(ids))
-        return [pool.best() for pool in pools]
+        yield [pool.best() for pool in pools]
 
-    def run(self, llm: nn.Module, embeds_BTD: Tensor, mask_BT: Tensor, first_id: int) -> list[list[int]]:
-        """`steps` to their end."""
-        steps = self.steps(llm, embeds_BTD, mask_BT, first_id)
-        while True:
-            try:
-                next(steps)
-            except StopIteration as end:
-                return end.value
+    def run(self, embeds_BTD: Tensor, mask_BT: Tensor) -> list[list[int]]:
+        """The best hypothesis of each row, see `steps`."""
+        *_, best = self.steps(embeds_BTD, mask_BT)
+        return best
 
     def _candidates(self, beams: "_Beams") -> list[list["_Candidate"]]:
         """The next C candidates of each row, best first: enough for K beams where as many end tokens come first."""
@@ -153,7 +144,7 @@ class _Pool:
 class _Beams:
     """What is being searched: ids_NL, their summed log-probabilities totals_N, logits_NV of the next token."""
 
-    def __init__(self, llm: nn.Module, embeds_BTD: Tensor, mask_BT: Tensor, first_id: int, num_beams: int) -> None:
+    def __init__(self, llm: nn.Module, embeds_BTD: Tensor, mask_BT: Tensor, num_beams: int) -> None:
         self.llm, self.num_beams = llm, num_beams
         self.cache = DynamicCache(config=llm.config)
         self.mask = mask_BT
@@ -162,7 +153,7 @@ class _Beams:
         self.cache.batch_repeat_interleave(num_beams)
         self.mask = mask_BT.repeat_interleave(num_beams, dim=0)
         self.logits_NV = logits_BV.repeat_interleave(num_beams, dim=0)
-        self.ids_NL = torch.full((len(self.mask), 1), first_id, device=self.mask.device)
+        self.ids_NL = torch.full((len(self.mask), 1), first_token(llm), device=self.mask.device)
         self.totals_N = torch.zeros(len(self.mask), device=self.mask.device)
 
     def keep_one_per_row(self) -> None:

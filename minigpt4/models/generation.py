@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.conversation import IMAGE_PLACEHOLDER, clean_generated
 from minigpt4.conversation.decoding import Answer, Decoding
 from minigpt4.models import prompting
 from minigpt4.models.attention import native_dtype
-from minigpt4.models.batch_decoder import BatchDecoder, GenerationState, penalties, stopped, warpers
+from minigpt4.models.batch_decoder import BatchDecoder, GenerationState, stopped
 from minigpt4.models.beam_search import BeamSearch
+from minigpt4.models.llm import end_tokens
 from minigpt4.models.prompting import ImageFeatures
 
 
@@ -61,45 +62,17 @@ def generate_ids(
     """
     stop = check_stop(stop)
     if decoding.num_beams > 1:
-        search = beam_search(llm, tokenizer, decoding, stop)
-        rows = search.run(llm, embeds_BTD, attention_mask_BT, first_token(llm))
+        stopping = [StopOnText(stop, tokenizer)] if stop else []
+        rows = BeamSearch(llm, decoding, stopping).run(embeds_BTD, attention_mask_BT)
     else:
-        decoder = BatchDecoder(llm, tokenizer, end_tokens(llm))
-        decoded = [GenerationState([first_token(llm)], decoding, stop) for _ in embeds_BTD]
-        decoder.add(decoded, embeds_BTD, attention_mask_BT)
+        decoder = BatchDecoder(llm, tokenizer)
+        states = [GenerationState(decoding, stop) for _ in embeds_BTD]
+        decoder.add(states, embeds_BTD, attention_mask_BT)
         while decoder.rows:
             decoder.step()
-        rows = [row.ids for row in decoded]
+        rows = [state.ids for state in states]
     fill = llm.generation_config.pad_token_id
     return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=fill).to(embeds_BTD.device)
-
-
-def beam_search(
-    llm: nn.Module, tokenizer: PreTrainedTokenizerBase, decoding: Decoding, stop: Sequence[str] = ()
-) -> BeamSearch:
-    """The search of several beams as `decoding` has it."""
-    ends, device = end_tokens(llm), llm.get_input_embeddings().weight.device
-    return BeamSearch(
-        decoding.num_beams,
-        decoding.max_new_tokens,
-        decoding.length_penalty,
-        ends,
-        penalties(decoding, ends, device),
-        StoppingCriteriaList([StopOnText(stop, tokenizer)] if stop else []),
-        warpers(decoding, min_tokens_to_keep=2) if decoding.do_sample else None,
-    )
-
-
-def first_token(llm: nn.Module) -> int:
-    """What every output starts with: bos, or padding for an LLM without bos."""
-    ids = llm.generation_config
-    return ids.bos_token_id if ids.bos_token_id is not None else ids.pad_token_id
-
-
-def end_tokens(llm: nn.Module) -> list[int]:
-    """Ids that end an answer of this LLM."""
-    ids = llm.generation_config.eos_token_id
-    return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
 
 
 class GenerationMixin:

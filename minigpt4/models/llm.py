@@ -279,6 +279,18 @@ def set_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=eos, pad_token_id=fill)
 
 
+def first_token(model: nn.Module) -> int:
+    """What every output starts with: bos, or padding for an LLM without bos."""
+    ids = model.generation_config
+    return ids.bos_token_id if ids.bos_token_id is not None else ids.pad_token_id
+
+
+def end_tokens(model: nn.Module) -> list[int]:
+    """Ids that end an answer."""
+    ids = model.generation_config.eos_token_id
+    return [] if ids is None else list(ids) if isinstance(ids, list | tuple) else [ids]
+
+
 def fingerprint(model: nn.Module) -> str:
     """Short hash of what an LLM is: its first embeddings and its norms, rounded to bf16.
 

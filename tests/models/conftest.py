@@ -33,6 +33,22 @@ def assert_near() -> Callable[[Tensor, Tensor, float], None]:
     return check
 
 
+@pytest.fixture(scope="session")
+def model(shared_model) -> Any:
+    """The tiny model, which nobody changes."""
+    return shared_model()
+
+
+@pytest.fixture(scope="session")
+def llm(model) -> Any:
+    return model.llama_model
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model) -> Any:
+    return model.llama_tokenizer
+
+
 @pytest.fixture
 def llm_copy(parity_dir, tmp_path) -> Callable[..., Path]:
     """A writable copy of one of the LLM directories."""

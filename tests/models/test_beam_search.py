@@ -6,27 +6,13 @@ from math import inf
 import pytest
 import torch
 from torch import nn
-from transformers import LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria
 
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.models.beam_search import BeamSearch, _Pool
 from minigpt4.models.generation import Decoding, generate_ids
-from minigpt4.models.llm import load_llm, set_token_ids
-from minigpt4.models.tokenizer import load_tokenizer
 
 BOS, EOS, PAD = 1, 2, 0
-
-
-@pytest.fixture(scope="module")
-def tokenizer(parity_dir):
-    return load_tokenizer(parity_dir / "vicuna_tiny")
-
-
-@pytest.fixture(scope="module")
-def llm(parity_dir, tokenizer):
-    model = load_llm(parity_dir / "vicuna_tiny", "fp32", torch.device("cpu"))
-    set_token_ids(model, tokenizer)
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +158,9 @@ class EndsAtOnce(StoppingCriteria):
 
 
 def test_row_ends_when_no_beam_can_go_on(llm, prompts):
-    search = BeamSearch(3, 9, 1.0, [EOS], LogitsProcessorList(), StoppingCriteriaList([EndsAtOnce()]))
+    search = BeamSearch(llm, Decoding(num_beams=3, max_new_tokens=9), [EndsAtOnce()])
     likeliest = (llm.lm_head.weight @ last_hidden(llm, prompts[0])).argmax().item()
-    assert search.run(llm, *left_pad(prompts[:1]), BOS) == [[BOS, likeliest]]
+    assert search.run(*left_pad(prompts[:1])) == [[BOS, likeliest]]
 
 
 def test_several_end_tokens_leave_enough_beams(llm, tokenizer, prompts):

@@ -1,12 +1,15 @@
+"""Answers from embeddings: settings, stops and ends against a plain loop, and what an answer costs."""
+
 import copy
 import json
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.models.batch_decoder import TOP_K
+from minigpt4.models.batch_decoder import ROOM, TOP_K, BatchDecoder, GenerationState
 from minigpt4.models.generation import Decoding, StopOnText, cut_at_stop, generate_ids
 from minigpt4.models.llm import load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
@@ -19,6 +22,7 @@ TEXTS = [
     "Give me boats and people",
     "###Human: What is this? Please tell me all about it. ###Assistant: ",
 ]
+IMAGES, TOKENS = 3, 6
 WITH_IMAGE = "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
 
 
@@ -26,26 +30,6 @@ WITH_IMAGE = "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
 def batch(model):
     """Left-padded embeddings of TEXTS and their mask."""
     return model.prompt_embeds(TEXTS, [[] for _ in TEXTS])
-
-
-@pytest.fixture(scope="module")
-def model(shared_model):
-    return shared_model()
-
-
-@pytest.fixture(scope="module")
-def llm(model):
-    return model.llama_model
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model):
-    return model.llama_tokenizer
-
-
-@pytest.fixture(scope="module")
-def pixels(pool):
-    return pool[:3]
 
 
 def row(batch, index):
@@ -90,10 +74,9 @@ def test_golden_ids(llm, tokenizer, golden, golden_tensors, name):
     assert generate_ids(llm, tokenizer, *inputs, Decoding(**case["kwargs"])).tolist() == case["output_ids"]
 
 
-@pytest.mark.parametrize("repetition_penalty", [1.0, 1.05, 1.3])
-@pytest.mark.parametrize("min_length", [1, 8])
+@pytest.mark.parametrize(("repetition_penalty", "min_length"), [(1.0, 1), (1.05, 8), (1.3, 1)])
 def test_greedy_equals_plain_greedy(llm, tokenizer, batch, repetition_penalty, min_length):
-    decoding = Decoding(max_new_tokens=16, repetition_penalty=repetition_penalty, min_length=min_length)
+    decoding = Decoding(max_new_tokens=ROOM + 8, repetition_penalty=repetition_penalty, min_length=min_length)
     rows = generate_ids(llm, tokenizer, *batch, decoding).tolist()
     for index, ids in enumerate(rows):
         assert answer(ids) == answer(plain_greedy(llm, row(batch, index)[0], decoding))
@@ -204,10 +187,10 @@ def test_temperature_zero_does_not_matter_without_sampling(model):
 
 
 @pytest.mark.parametrize("num_beams", [1, 2])
-def test_generation_keeps_no_gradient(model, pixels, num_beams):
+def test_generation_keeps_no_gradient(model, pool, num_beams):
     recorded = []
     hook = model.llama_model.lm_head.register_forward_hook(lambda module, args, out: recorded.append(out.requires_grad))
-    model.generate(pixels[:1], [WITH_IMAGE], num_beams=num_beams, max_new_tokens=3)
+    model.generate(pool[:1], [WITH_IMAGE], num_beams=num_beams, max_new_tokens=3)
     hook.remove()
     assert recorded == [False] * 3
 
@@ -225,3 +208,57 @@ def test_settings_stored_with_the_llm_do_not_count(parity_dir, tmp_path, llm, to
             torch.manual_seed(4)
             ids.append(generate_ids(each, tokenizer, *batch, decoding))
         assert torch.equal(*ids)
+
+
+# What an answer costs: positions that the LLM reads
+
+
+@contextmanager
+def positions(module):
+    """Rows times positions of each call of a module."""
+    calls = []
+
+    def note(_, args, kwargs):
+        read = next(given for given in (*args, *kwargs.values()) if given is not None)
+        calls.append(read.shape[0] * read.shape[1])
+
+    hook = module.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        hook.remove()
+
+
+@pytest.fixture(scope="module")
+def prompts(model, pool):
+    """Embeddings and mask of three prompts of one length, each with its image."""
+    embeds = model.encode_img(pool[:IMAGES])[0].split(1)
+    return model.prompt_embeds([WITH_IMAGE] * IMAGES, [[own] for own in embeds])
+
+
+@pytest.mark.parametrize("beams", [1, 4])
+def test_the_prompt_is_read_once_an_image_and_each_token_once_a_beam(model, prompts, beams):
+    with positions(model.llama_model) as read, positions(model.llama_model.lm_head) as scored:
+        generate_ids(model.llama_model, model.llama_tokenizer, *prompts, Decoding(beams, TOKENS))
+    assert read == [prompts[1].numel()] + [beams * IMAGES] * (TOKENS - 1)
+    assert scored == [IMAGES] + [beams * IMAGES] * (TOKENS - 1)
+
+
+def test_a_row_that_ended_is_not_read_any_more(model, prompts):
+    decoder, limits = BatchDecoder(model.llama_model, model.llama_tokenizer), (2, 6, 4)
+    rows = [GenerationState(Decoding(max_new_tokens=limit)) for limit in limits]
+    with positions(model.llama_model) as read:
+        decoder.add(rows, *prompts)
+        while decoder.rows:
+            decoder.step()
+    assert read[1:] == [3, 2, 2, 1, 1]
+    assert [len(row.ids) - 1 for row in rows] == list(limits)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_images_are_encoded_once_in_one_batch(model, pool, beams):
+    sizes = []
+    hook = model.visual_encoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    model.generate(pool[:IMAGES], [WITH_IMAGE] * IMAGES, num_beams=beams, max_new_tokens=2)
+    hook.remove()
+    assert sizes == [IMAGES]

@@ -7,8 +7,8 @@ import torch
 
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.conversation.decoding import Decoding
-from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
-from minigpt4.models.generation import end_tokens, first_token, generate_ids
+from minigpt4.models.batch_decoder import ROOM, BatchDecoder, GenerationState
+from minigpt4.models.generation import generate_ids
 
 PROMPTS = [
     "###Human: Hi ###Assistant: ",
@@ -18,14 +18,9 @@ PROMPTS = [
 LONG = Decoding(max_new_tokens=12)
 
 
-@pytest.fixture(scope="module")
-def model(shared_model):
-    return shared_model()
-
-
 @pytest.fixture
-def decoder(model):
-    return BatchDecoder(model.llama_model, model.llama_tokenizer, end_tokens(model.llama_model))
+def decoder(llm, tokenizer):
+    return BatchDecoder(llm, tokenizer)
 
 
 @pytest.fixture
@@ -33,7 +28,7 @@ def join(model, decoder):
     """Let a prompt join the decoder; returns its row."""
 
     def add(prompt, decoding=LONG, stop=(), generator=None):
-        row = GenerationState([first_token(model.llama_model)], decoding, stop, generator)
+        row = GenerationState(decoding, stop, generator)
         decoder.add([row], *model.prompt_embeds([prompt], [[]]))
         return row
 
@@ -45,8 +40,8 @@ def alone(model):
     """Ids that a prompt gets by itself."""
 
     def decode(prompt, decoding=LONG, stop=()):
-        embeds, mask = model.prompt_embeds([prompt], [[]])
-        return generate_ids(model.llama_model, model.llama_tokenizer, embeds, mask, decoding, stop)[0].tolist()
+        prompts = model.prompt_embeds([prompt], [[]])
+        return generate_ids(model.llama_model, model.llama_tokenizer, *prompts, decoding, stop)[0].tolist()
 
     return decode
 
@@ -121,18 +116,32 @@ def test_sampling_with_a_seed_of_its_own_does_not_depend_on_the_neighbours(decod
 
 
 def test_sampled_rows_draw_in_the_order_in_which_they_joined(decoder, join):
-    hot = Decoding(max_new_tokens=8, do_sample=True)
-    rows = [join(prompt, hot) for prompt in (*PROMPTS, PROMPTS[0])]
-    decoder.remove(rows[:1])
-    assert decoder.rows == [rows[3], rows[1], rows[2]]
-    (together,) = decoder._alike()
-    assert [decoder.rows[index] for index in together] == rows[1:]
+    hot, drawn = Decoding(max_new_tokens=8, do_sample=True), []
+    for prompts in (PROMPTS, PROMPTS[1:]):
+        rows = [join(prompt, hot) for prompt in prompts]
+        decoder.remove(rows[:-2])
+        torch.manual_seed(0)
+        exhaust(decoder)
+        drawn.append([row.ids for row in rows[-2:]])
+    assert drawn[0] == drawn[1]
+
+
+def test_a_token_copies_nothing_but_itself_while_there_is_room(decoder, join):
+    join(PROMPTS[0], Decoding(max_new_tokens=ROOM + 4))
+    decoder.step()  # the prompt was read with room for this many
+    place = decoder._cache.layers[0].keys.data_ptr()
+    for _ in range(ROOM):
+        decoder.step()
+    assert decoder._cache.layers[0].keys.data_ptr() == place
+    decoder.step()
+    decoder.step()
+    assert decoder._cache.layers[0].keys.data_ptr() != place
 
 
 def test_logits_that_are_not_finite_are_an_error(model):
     broken = copy.deepcopy(model.llama_model)
     broken.lm_head.weight.data.fill_(float("nan"))
-    decoder = BatchDecoder(broken, model.llama_tokenizer, [])
-    decoder.add([GenerationState([1], LONG)], *model.prompt_embeds(PROMPTS[:1], [[]]))
+    decoder = BatchDecoder(broken, model.llama_tokenizer)
+    decoder.add([GenerationState(LONG)], *model.prompt_embeds(PROMPTS[:1], [[]]))
     with pytest.raises(MiniGPT4Error, match="not finite"):
         decoder.step()
