@@ -108,18 +108,14 @@ class GenerationMixin:
         self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]
     ) -> tuple[list[prompting.TokenSequence], Tensor | None]:
         """Prompts as rows that begin with bos, and the image tokens (M, D) that go into them."""
-        rules, start = self.prompting, self.prompting.start
-        rows, tokens, first = [], [], 0
-        for index, (prompt, own) in enumerate(zip(prompts, images, strict=True)):
-            spans = []
+        tokens, spans, first = [], [], 0
+        for own in images:
+            spans.append([])
             for embeds_1QD in own:
                 tokens.append(embeds_1QD.flatten(0, -2).to(self.device))
-                spans.append((first, tokens[-1].shape[0]))
-                first += spans[-1][1]
-            try:
-                rows.append(prompting.prompt_row(rules.encode(prompt.split(IMAGE_PLACEHOLDER)), spans, start=start))
-            except ValueError as error:
-                raise SampleError(f"texts[{index}]: {error}") from error
+                spans[-1].append((first, len(tokens[-1])))
+                first += len(tokens[-1])
+        rows = self.prompting.prompt_rows(prompts, spans, "texts[{}]".format, self.prompting.start)
         return rows, torch.cat(tokens) if tokens else None
 
     @torch.no_grad()

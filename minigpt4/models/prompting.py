@@ -6,7 +6,7 @@ Shapes: B rows, T positions, D channels of the LLM, M image tokens of the batch.
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,6 @@ log = logging.getLogger(__name__)
 
 Spans = Sequence[Sequence[tuple[int, int]]]
 """First token and number of tokens, in the flat list of the batch, of each sample's images."""
-
-
 IGNORE = -100
 """Target of a position that is not trained on."""
 NO_IMAGE = -1
@@ -58,6 +56,12 @@ class TokenSequence:
         self.targets += [IGNORE] * count
         self.attend += [1] * count
         self.images += range(start, start + count)
+        return self
+
+    def add(self, other: "TokenSequence") -> "TokenSequence":
+        """Append another sequence."""
+        for name, values in vars(self).items():
+            values += getattr(other, name)
         return self
 
     def cut(self, length: int) -> "TokenSequence":
@@ -108,51 +112,27 @@ class Batch:
         return Batch(image_at=tuple(to_device(index, device) for index in self.image_at), **values)
 
 
-def prompt_row(
-    texts: Sequence[Sequence[int]], images: Sequence[tuple[int, int]], start: Sequence[int] = ()
-) -> TokenSequence:
-    """`start`, then text ids and images in turn; `images` holds (start, count) of each image's tokens.
-
-    Raises ValueError unless there is exactly one more text than images.
-    """
-    if len(texts) != len(images) + 1:
-        raise ValueError(f"the prompt has {len(texts) - 1} {IMAGE_PLACEHOLDER}, but {len(images)} images were given")
-    row = TokenSequence().add_text(list(start))
-    for text, image in zip(texts, images, strict=False):
-        row.add_text(list(text)).add_image(*image)
-    return row.add_text(list(texts[-1]))
-
-
-def answer_row(ids: Sequence[int], end_ids: Sequence[int], max_len: int, *, truncate_end: bool) -> TokenSequence:
-    """An answer of at most `max_len` tokens: a longer one loses those before its end symbol, or with `truncate_end`,
-    as published, its end."""
-    ids = list(ids)
-    if len(ids) > max_len:
-        ids = ids[:max_len] if truncate_end else ids[: max_len - len(end_ids)] + list(end_ids)
-    return TokenSequence().add_text(ids, train=True)
-
-
-def conversation_row(
-    answers: Sequence[Sequence[int]],
-    questions: Sequence[Sequence[int]],
-    end_ids: Sequence[int],
+def answer_row(
+    answers: Sequence[list[int]],
+    questions: Sequence[list[int]],
+    end_ids: list[int],
     max_len: int,
     *,
     truncate_end: bool,
 ) -> TokenSequence:
     """answer, question, answer, ... of at most `max_len` tokens, answers as targets.
 
-    Unless `truncate_end`, it ends in an answer with its end symbol, wherever it is cut.
+    Wherever it is cut, it ends in an answer with its end symbol; with `truncate_end`, as published, just there.
     """
     row = TokenSequence()
     for turn, (question, answer) in enumerate(zip([(), *questions], answers, strict=True)):
         room = max_len - len(row) - len(question)
         if turn and not truncate_end and room <= len(end_ids):
             return row
-        row.add_text(list(question))
+        row.add_text(question)
         if not truncate_end and len(answer) > room:
-            return row.add_text(list(answer[: room - len(end_ids)]) + list(end_ids), train=True)
-        row.add_text(list(answer), train=True)
+            return row.add_text(answer[: room - len(end_ids)] + end_ids, train=True)
+        row.add_text(answer, train=True)
     return row.cut(max_len)
 
 
@@ -164,12 +144,8 @@ def collate_training(
     T is len(start) + longest condition + longest answer, as published: it enters the loss with `reduction="none"`.
     """
     width = len(start) + max(map(len, conditions)) + max(map(len, answers))
-    rows = []
-    for condition, answer in zip(conditions, answers, strict=True):
-        row = TokenSequence().add_text(list(start))
-        for name, values in vars(row).items():
-            values += getattr(condition, name) + getattr(answer, name)
-        rows.append(row)
+    pairs = zip(conditions, answers, strict=True)
+    rows = [TokenSequence().add_text(start).add(condition).add(answer) for condition, answer in pairs]
     return _stack(rows, width, pad_id, left=False)
 
 
@@ -328,18 +304,33 @@ class PromptBuilder:
 
         Raises SampleError where a prompt and the images of its sample do not match.
         """
-        prompts = self._prompts(samples)
-        if prompts is None:
-            return [prompt_row([[]] * (len(own) + 1), own).cut(self.max_context_len) for own in images]
+        if (prompts := self._prompts(samples)) is not None:
+            rows = self.prompt_rows(prompts, images, samples.name)
+        else:
+            rows = [TokenSequence() for _ in images]
+            for row, own in zip(rows, images, strict=True):
+                for image in own:
+                    row.add_image(*image)
+        return [row.cut(self.max_context_len) for row in rows]
+
+    def prompt_rows(
+        self, prompts: Sequence[str], images: Spans, name: Callable[[int], str], start: Sequence[int] = ()
+    ) -> list[TokenSequence]:
+        """`start`, then the text of each prompt with its images in the places that it has for them.
+
+        Raises SampleError, with the `name` of the prompt, where there are not as many images as places.
+        """
         parts = [prompt.split(IMAGE_PLACEHOLDER) for prompt in prompts]
         ids = iter(self.encode([text for texts in parts for text in texts]))
         rows = []
         for index, (texts, own) in enumerate(zip(parts, images, strict=True)):
-            try:
-                row = prompt_row([next(ids) for _ in texts], own)
-            except ValueError as error:
-                raise SampleError(f"{samples.name(index)}: {error}") from error
-            rows.append(row.cut(self.max_context_len))
+            if len(texts) != len(own) + 1:
+                places = f"the prompt has {len(texts) - 1} {IMAGE_PLACEHOLDER}, but {len(own)} images were given"
+                raise SampleError(f"{name(index)}: {places}")
+            row = TokenSequence().add_text(start)
+            for image in own:
+                row.add_text(next(ids)).add_image(*image)
+            rows.append(row.add_text(next(ids)))
         return rows
 
     def answer_rows(self, samples: Samples) -> list[TokenSequence]:
@@ -347,11 +338,7 @@ class PromptBuilder:
         if samples.conversations:
             rows = [self._conversation_row(*conversation) for conversation in samples.conversations]
         else:
-            end_ids = self._end_ids()
-            rows = [
-                answer_row(ids, end_ids, self.max_txt_len, truncate_end=self.truncate_end_sym)
-                for ids in self.encode([answer + self.end_sym for answer in samples.answers])
-            ]
+            rows = [self._answer_row([ids]) for ids in self._answer_ids(samples.answers)]
             if self._hidden is not None:
                 rows = [row.hide_target(self._hidden) for row in rows]
         for index, row in enumerate(rows):
@@ -380,11 +367,15 @@ class PromptBuilder:
         return None
 
     def _conversation_row(self, questions: list[str], answers: list[str]) -> TokenSequence:
-        answer_ids = self.encode([answer + self.end_sym for answer in answers])
         later = self.encode([apply_template(self.prompt_template, question) for question in questions[1:]])
-        later = [self.start + ids for ids in later]
-        row = conversation_row(answer_ids, later, self._end_ids(), self.max_txt_len, truncate_end=self.truncate_end_sym)
+        row = self._answer_row(self._answer_ids(answers), [self.start + ids for ids in later])
         return row if self._hidden is None else row.hide_from_attention(self._hidden)
+
+    def _answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
+        return self.encode([answer + self.end_sym for answer in answers])
+
+    def _answer_row(self, answers: Sequence[list[int]], later: Sequence[list[int]] = ()) -> TokenSequence:
+        return answer_row(answers, later, self._end_ids(), self.max_txt_len, truncate_end=self.truncate_end_sym)
 
     def _end_ids(self) -> list[int]:
         if self.end_sym not in self._end_ids_of:
