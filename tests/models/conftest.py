@@ -1,5 +1,6 @@
 """Tiny models built from the parity files; a build takes a fraction of a second on a CPU."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 POOL = 6
@@ -71,3 +73,26 @@ def changed_weights(tmp_path) -> Callable[..., Path]:
         return path
 
     return change_file
+
+
+@pytest.fixture
+def changed_llm(llm_copy) -> Callable[..., Path]:
+    """`changed_llm(change)`: a copy of the LLM whose safetensors went through `change(tensors)`."""
+
+    def build(change: Callable[[dict[str, Tensor]], Any]) -> Path:
+        directory = llm_copy("vicuna_tiny_safetensors")
+        tensors = load_file(directory / "model.safetensors")
+        save_file(change(tensors) or tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        return directory
+
+    return build
+
+
+@pytest.fixture
+def change_json() -> Callable[[Path, Any], None]:
+    """`change_json(file, key=value)` sets keys of a JSON file."""
+
+    def change(file: Path, **changes: Any) -> None:
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change

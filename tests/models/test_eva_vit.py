@@ -31,10 +31,6 @@ def encoder(load):
     return load()
 
 
-def images_and_results(golden_tensors, name="vision/qformer"):
-    return golden_tensors[f"{name}/images"], golden_tensors[f"{name}/visual_encoder"]
-
-
 @pytest.mark.parametrize("index", range(3))
 @torch.no_grad()
 def test_every_block_meets_the_reference(encoder, golden_tensors, assert_near, index):
@@ -51,7 +47,7 @@ def test_every_block_meets_the_reference(encoder, golden_tensors, assert_near, i
 def test_other_image_sizes_meet_the_reference(load, golden_tensors, assert_near, size):
     encoder = load(image_size=size)
     assert_near(encoder.model.pos_embed.data, golden_tensors[f"vision/size{size}/pos_embed"], POS_EMBED_ATOL)
-    images, expected = images_and_results(golden_tensors, f"vision/size{size}/qformer")
+    images, expected = (golden_tensors[f"vision/size{size}/qformer/{name}"] for name in ("images", "visual_encoder"))
     assert_near(encoder(images), expected, ATOL)
 
 
@@ -82,11 +78,6 @@ def test_every_other_key_is_used(load, golden, parity_dir):
     ("change", "text"),
     [
         (lambda state: state.pop("blocks.1.attn.q_bias"), "missing: blocks.1.attn.q_bias"),
-        (lambda state: state.update({"blocks.0.gamma_1": torch.ones(64)}), "not expected: blocks.0.gamma_1"),
-        (
-            lambda state: state.update({"cls_token": torch.ones(1, 1, 32)}),
-            "wrong shape: cls_token is (1, 1, 32) in the file, (1, 1, 64) in the model",
-        ),
         (
             lambda state: state.update({"pos_embed": torch.ones(1, 13, 64)}),
             "pos_embed has 13 positions, not a square grid and a class token",
@@ -96,7 +87,7 @@ def test_every_other_key_is_used(load, golden, parity_dir):
             "not expected: blocks.4.norm1.weight",
         ),
     ],
-    ids=["missing", "extra", "shape", "grid", "more_blocks"],
+    ids=["missing", "grid", "more_blocks"],
 )
 def test_file_that_does_not_fit_is_refused_with_the_difference(load, parity_dir, changed_weights, change, text):
     path = changed_weights(parity_dir / "eva_vit_tiny.pth", change)
@@ -112,32 +103,27 @@ def test_file_that_does_not_fit_is_refused_with_the_difference(load, parity_dir,
         ({"image_size": 60}, "model.image_size: 60 is not a multiple of the patch size 14"),
         ({"vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 5}}, "model.vit_config: embed_dim"),
         ({"vit_model": "vit_tinny_patch16_224", "vit_config": {}}, "near: vit_tiny_patch16_224"),
+        ({"vit_model": "resnet10t", "vit_config": {"depth": 3}}, "model.vit_config: ['depth'] for resnet10t"),
+        ({"vit_model": "resnet10t", "vit_config": {}, "vit_weights": None}, "model.vit_weights: not set"),
     ],
 )
-def test_sizes_and_names_that_do_not_work_are_refused(tiny_section, changes, text):
+def test_sizes_and_names_that_do_not_work_are_refused(load, changes, text):
     with pytest.raises(ConfigError) as error:
-        build_vision_encoder(MiniGPT4Config(**tiny_section(**changes)))
+        load(**changes)
     assert text in str(error.value)
 
 
 def test_published_sizes_are_those_of_blip2():
     with torch.device("meta"):
-        model = build_vision_encoder(MiniGPT4Config()).model
+        model = build_vision_encoder(MiniGPT4Config(drop_path_rate=0.2)).model
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     assert len(model.blocks) == 39
     assert shapes["pos_embed"] == (1, 257, 1408)
     assert shapes["blocks.38.mlp.fc1.weight"] == (6144, 1408)
     assert shapes["patch_embed.proj.weight"] == (1408, 3, 14, 14)
     assert model.blocks[0].attn.num_heads == 16
+    assert model.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
     assert sum(map(torch.Size.numel, map(torch.Size, shapes.values()))) == 985_894_528
-
-
-def test_gradient_checkpointing_and_drop_path_reach_the_blocks(tiny_section):
-    plain = build_vision_encoder(MiniGPT4Config(**tiny_section())).model
-    changed = build_vision_encoder(MiniGPT4Config(**tiny_section(use_grad_checkpoint=True, drop_path_rate=0.2))).model
-    assert (plain.grad_checkpointing, changed.grad_checkpointing) == (False, True)
-    assert changed.blocks[-1].drop_path1.drop_prob == pytest.approx(0.2)
-    assert not hasattr(plain.blocks[-1].drop_path1, "drop_prob")
 
 
 # Other timm models
@@ -178,26 +164,6 @@ def test_timm_model_becomes_rows_of_patch_tokens(load, timm_file, name, size, ar
     if features.ndim == 4:
         features = features.flatten(2).mT if features.shape[1] == width else features.flatten(1, 2)
     assert torch.equal(output, features)
-
-
-def test_unknown_timm_name_lists_names_near_it(tiny_section):
-    cfg = MiniGPT4Config(**tiny_section(vit_model="vit_tiny_patch16", vit_config={}))
-    with pytest.raises(ConfigError) as error:
-        build_vision_encoder(cfg)
-    text = str(error.value)
-    assert "model.vit_model: 'vit_tiny_patch16' is neither eva_clip_g nor a timm model" in text
-    assert "vit_tiny_patch16_224" in text
-
-
-def test_override_that_a_timm_model_does_not_know_is_refused(tiny_section):
-    section = tiny_section(vit_model="resnet10t", vit_config={"depth": 3})
-    with pytest.raises(ConfigError, match=r"model.vit_config: \['depth'\] for resnet10t: .*'depth'"):
-        build_vision_encoder(MiniGPT4Config(**section))
-
-
-def test_timm_model_without_weights_file_is_refused(load):
-    with pytest.raises(ConfigError, match=r"model\.vit_weights: not set, but vit_model resnet10t needs its weights"):
-        load(vit_model="resnet10t", vit_config={}, vit_weights=None)
 
 
 def test_timm_model_with_the_weights_of_another_is_refused(load, timm_file):

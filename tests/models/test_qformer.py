@@ -68,41 +68,33 @@ def test_keys_that_the_reference_uses_fill_the_module_of_that_name(parts, golden
     assert all(torch.equal(tensor, stored[name]) for name, tensor in loaded.items())
 
 
-def test_keys_that_the_reference_ignores_have_no_effect(load, parts, golden, parity_dir, changed_weights):
+@pytest.mark.parametrize("absent", [False, True])
+def test_keys_that_the_reference_ignores_have_no_effect(load, parts, golden, parity_dir, changed_weights, absent):
     ignored = golden["checkpoints"]["blip2_ignored_by_reference"]
-    path = changed_weights(
-        parity_dir / "blip2_tiny.pth", lambda state: [state[name].fill_(float("nan")) for name in ignored]
-    )
+
+    def change(state):
+        for name in [*ignored, POSITION_IDS] if absent else ignored:
+            _ = state.pop(name) if absent else state[name].fill_(torch.nan)
+
+    path = changed_weights(parity_dir / "blip2_tiny.pth", change)
     loaded = lavis_tensors(*load(q_former_model=str(path))[1:])
     assert all(torch.equal(loaded[name], tensor) for name, tensor in lavis_tensors(*parts[1:]).items())
 
 
-def test_keys_that_the_reference_ignores_may_be_absent(load, parts, golden, parity_dir, changed_weights):
-    ignored = [*golden["checkpoints"]["blip2_ignored_by_reference"], POSITION_IDS]
-    path = changed_weights(parity_dir / "blip2_tiny.pth", lambda state: [state.pop(name) for name in ignored])
-    loaded = lavis_tensors(*load(q_former_model=str(path))[1:])
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in lavis_tensors(*parts[1:]).items())
+LAYER = "Qformer.bert.encoder.layer"
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (
-            lambda state: state.pop("Qformer.bert.encoder.layer.2.crossattention.self.key.bias"),
-            "missing: Qformer.bert.encoder.layer.2.crossattention.self.key.bias",
-        ),
         (lambda state: state.pop("query_tokens"), "missing: query_tokens"),
         (
-            lambda state: state.update({"Qformer.bert.encoder.layer.1.adapter.weight": torch.ones(1)}),
-            "not expected: Qformer.bert.encoder.layer.1.adapter.weight",
-        ),
-        (
-            lambda state: state.update({"query_tokens": torch.ones(1, 32, 48)}),
-            "wrong shape: query_tokens is (1, 32, 48) in the file, (1, 8, 48) in the model",
+            lambda state: state.update({f"{LAYER}.4.attention.self.key.bias": torch.ones(48)}),
+            f"not expected: {LAYER}.4.attention.self.key.bias",
         ),
         (lambda state: state.update({"ln_vision.weight": torch.ones(1408)}), "wrong shape: ln_vision.weight"),
     ],
-    ids=["missing", "no_queries", "extra", "shape", "other_vit"],
+    ids=["missing", "more_layers", "other_vit"],
 )
 def test_file_that_does_not_fit_is_refused_with_the_difference(load, parity_dir, changed_weights, change, text):
     path = changed_weights(parity_dir / "blip2_tiny.pth", change)
@@ -110,14 +102,7 @@ def test_file_that_does_not_fit_is_refused_with_the_difference(load, parity_dir,
         load(q_former_model=str(path))
     assert str(error.value).startswith(f"{path} does not fit the model")
     assert text in str(error.value)
-    assert "do num_query_token, qformer_config and the width of the vision encoder fit it?" in str(error.value)
-
-
-def test_file_with_more_layers_than_configured_is_refused(load, tiny_section):
-    sizes = tiny_section()["qformer_config"] | {"num_hidden_layers": 3}
-    with pytest.raises(WeightsError, match=r"not expected: Qformer\.bert\.encoder\.layer\.3\.") as error:
-        load(qformer_config=sizes)
-    assert "blip2_tiny.pth" in str(error.value)
+    assert "num_query_token, qformer_config" in str(error.value)
 
 
 def test_width_that_heads_do_not_divide_is_refused():
@@ -129,12 +114,8 @@ def test_published_sizes_are_those_of_blip2():
     with torch.device("meta"):
         q_former = build_qformer(MiniGPT4Config(), vision_width=1408)
     shapes = {name: tuple(parameter.shape) for name, parameter in q_former.lavis_parameters()}
-    layer = "Qformer.bert.encoder.layer"
     assert shapes["query_tokens"] == (1, 32, 768)
-    assert shapes[f"{layer}.10.crossattention.self.key.weight"] == (768, 1408)
-    assert shapes[f"{layer}.11.intermediate_query.dense.weight"] == (3072, 768)
+    assert shapes[f"{LAYER}.10.crossattention.self.key.weight"] == (768, 1408)
+    assert shapes[f"{LAYER}.11.intermediate_query.dense.weight"] == (3072, 768)
     crossing = {name.split(".")[4] for name in shapes if "crossattention" in name}
     assert crossing == {"0", "2", "4", "6", "8", "10"}
-
-
-# The same weights in transformers' Blip2Model

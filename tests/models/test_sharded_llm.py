@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file, save_file
 
 from minigpt4.common.errors import ConfigError, WeightsError
 from minigpt4.models import fsdp
@@ -35,19 +34,6 @@ def refusals(directory: Path) -> list[str]:
             load_llm(directory, "fp32", CPU, sharded=sharded)
         texts.append(str(error.value))
     return texts
-
-
-@pytest.fixture
-def changed_llm(llm_copy):
-    """A copy of the LLM whose safetensors went through `change(tensors)`."""
-
-    def build(change) -> Path:
-        directory = llm_copy("vicuna_tiny_safetensors")
-        tensors = load_file(directory / "model.safetensors")
-        save_file(change(tensors) or tensors, directory / "model.safetensors", metadata={"format": "pt"})
-        return directory
-
-    return build
 
 
 @pytest.mark.parametrize("name", ["vicuna_tiny", "vicuna_tiny_safetensors", "vicuna_tiny_sharded"])
