@@ -6,13 +6,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 
 from minigpt4.models.attention import FUSED, MATMUL, attention_for
 
-SIZES = {
-    "vocab_size": 50,
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-}
+SIZES = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS = {
     "one key a head": LlamaConfig(**SIZES),
     "two heads a key": LlamaConfig(**SIZES, num_key_value_heads=2),
