@@ -17,7 +17,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minigpt4.common.errors import WeightsError
-from minigpt4.models.attention import activation_checkpointing
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.llm import check_llm, load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
@@ -91,21 +90,6 @@ def test_several_end_tokens_of_a_chat_model_all_count(llm_copy):
     assert model.generation_config.eos_token_id == [2, 17]
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id
     assert model.generation_config.temperature != 0.2
-
-
-def layer_runs_in_a_training_step(model) -> int:
-    runs = []
-    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))
-    embeds = torch.randn(1, 5, 96, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    model(inputs_embeds=embeds, use_cache=False).logits.sum().backward()
-    return len(runs)
-
-
-@pytest.mark.parametrize(("active", "runs"), [(False, 1), (True, 2)])
-def test_recomputed_layers_run_again_in_the_backward_pass(parity_dir, active, runs):
-    model = load(parity_dir / "vicuna_tiny", grad_checkpoint=True)
-    with activation_checkpointing(model, active):
-        assert layer_runs_in_a_training_step(model) == runs
 
 
 # Directories that are no LLM

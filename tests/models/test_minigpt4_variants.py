@@ -92,25 +92,20 @@ def test_llm_in_16_bits_trains_the_fp32_projection(build_model, samples, precisi
     torch.testing.assert_close(loss, expected, rtol=2 * UNIT_ROUNDOFF[precision], atol=0)
 
 
-@pytest.mark.parametrize(("precision", "stored", "other"), [("fp16", FP16, BF16), ("bf16", BF16, FP16)])
-def test_llm_in_16_bits_computes_as_stored_under_another_autocast(build_model, samples, pool, precision, stored, other):
+@pytest.mark.parametrize(
+    ("precision", "amp", "expected"), [("fp16", BF16, FP16), ("bf16", FP16, BF16), ("fp32", BF16, BF16)]
+)
+def test_llm_in_16_bits_computes_as_stored_and_one_in_fp32_follows_autocast(
+    build_model, samples, precision, amp, expected
+):
     model, computed = build_model(llm_precision=precision), set()
     layer = model.llama_model.model.layers[0].mlp.up_proj
-    layer.register_forward_hook(lambda _, inputs, output: computed.update((inputs[0].dtype, output.dtype)))
-    with torch.autocast("cpu", dtype=other):
+    layer.register_forward_hook(lambda _, inputs, output: computed.add(output.dtype))
+    with torch.autocast("cpu", dtype=amp):
         model(samples)
         for num_beams in (1, 2):
-            model.generate(pool[:1], ["<Img><ImageHere></Img>"], num_beams=num_beams, max_new_tokens=2)
-    assert computed == {stored}
-
-
-def test_llm_in_fp32_follows_autocast(build_model, samples):
-    model, computed = build_model(), set()
-    layer = model.llama_model.model.layers[0].mlp.up_proj
-    layer.register_forward_hook(lambda _, inputs, output: computed.add(output.dtype))
-    with torch.autocast("cpu", dtype=BF16):
-        model(samples)
-    assert computed == {BF16}
+            model.generate(samples["image"], ["<Img><ImageHere></Img>"] * 2, num_beams=num_beams, max_new_tokens=2)
+    assert computed == {expected}
 
 
 @pytest.mark.parametrize(("amp", "expected"), [(True, BF16), (False, torch.float32)])
@@ -128,21 +123,19 @@ def test_a_trained_qformer_computes_as_the_run_says_beside_a_frozen_fp16_vit(bui
     assert grads["query_tokens"].dtype == torch.float32
 
 
-def test_gradient_checkpointing_of_the_llm_changes_no_number(build_model, samples):
-    loss, grads = backward(build_model(), samples)
-    again, regrads = backward(build_model(llm_grad_checkpoint=True), samples)
-    assert torch.equal(loss, again)
-    assert all(torch.equal(grads[name], regrads[name]) for name in grads)
-
-
-def test_gradient_checkpointing_of_a_trained_vit_changes_no_number(build_model, samples):
-    plain, model = (build_model(freeze_vit=False, ckpt=None, use_grad_checkpoint=use) for use in (False, True))
+@pytest.mark.parametrize(
+    ("changes", "switch"),
+    [({}, {"llm_grad_checkpoint": True}), ({"freeze_vit": False, "ckpt": None}, {"use_grad_checkpoint": True})],
+)
+def test_gradient_checkpointing_computes_layers_again_and_changes_no_number(build_model, samples, changes, switch):
+    plain, model = build_model(**changes), build_model(**changes, **switch)
     model.llama_proj.load_state_dict(plain.llama_proj.state_dict())
+    vit, llm = model.visual_encoder.model.blocks[0], model.llama_model.model.layers[0].mlp
     runs = []
-    model.visual_encoder.model.blocks[0].register_forward_pre_hook(lambda *_: runs.append(1))
+    (vit if changes else llm).register_forward_pre_hook(lambda *_: runs.append(1))
     loss, grads = backward(plain, samples)
     again, regrads = backward(model, samples)
-    assert len(runs) == 2
+    assert len(runs) == 2 + (not changes)  # the LLM also reads the prefix
     assert torch.equal(loss, again)
     assert all(torch.equal(grads[name], regrads[name]) for name in grads)
 
@@ -157,25 +150,12 @@ def test_three_projection_layers_train(build_model, samples):
     assert all(grad.abs().max() > 0 for grad in grads.values())
 
 
-@pytest.mark.parametrize(
-    ("name", "arguments", "size", "tokens", "width"),
-    [("vit_tiny_patch16_224", {"img_size": 64}, 64, 4, 192), ("resnet10t", {}, 64, 1, 512)],
-)
-def test_any_timm_model_without_qformer_trains(build_model, tmp_path, name, arguments, size, tokens, width):
-    torch.manual_seed(0)
-    torch.save(timm.create_model(name, **arguments).state_dict(), tmp_path / "vit.pth")
-    model = build_model(
-        vit_model=name,
-        vit_config={},
-        vit_weights=str(tmp_path / "vit.pth"),
-        image_size=size,
-        has_qformer=False,
-        ckpt=None,
-    )
-    batch = {"image": torch.randn(2, 3, size, size), "answer": ["a dog", "a cat"]}
-    loss, grads = backward(model, batch)
-    assert model.encode_img(batch["image"])[0].shape == (2, tokens, 96)
-    assert model.llama_proj.weight.shape == (96, 4 * width)
+def test_any_timm_model_without_qformer_trains(build_model, tmp_path):
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "vit.pth")
+    tower = {"vit_model": "resnet10t", "vit_config": {}, "vit_weights": str(tmp_path / "vit.pth"), "image_size": 64}
+    model = build_model(**tower, has_qformer=False, ckpt=None)
+    loss, grads = backward(model, {"image": torch.randn(2, 3, 64, 64), "answer": ["a dog", "a cat"]})
+    assert model.llama_proj.weight.shape == (96, 4 * 512)
     assert loss.isfinite()
     assert grads["llama_proj.weight"].abs().max() > 0
 
@@ -189,9 +169,6 @@ def test_patches_that_fill_no_group_of_four_are_left_out(shared_model, size, pat
     assert tokens.shape[1] == patches
     expected = model.llama_proj(tokens[:, :used].reshape(1, used // 4, -1))
     torch.testing.assert_close(model.encode_img(image)[0], expected)
-
-
-# Prompts of the section
 
 
 # An LLM whose tokenizer knows bytes, adds no bos, and has no `$$`
@@ -215,15 +192,9 @@ def byte_level_llm(tmp_path_factory):
     )
     tokenizer.save_pretrained(directory)
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        eos_token_id=tokenizer.eos_token_id,
-        initializer_range=0.3,
-    )
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokens = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    config = LlamaConfig(**sizes, **tokens, initializer_range=0.3)
     LlamaForCausalLM(config).save_pretrained(directory)
     return str(directory)
 
@@ -235,13 +206,9 @@ def byte_level_model(build_model, byte_level_llm):
     )
 
 
-def test_prompt_template_tokenizer_is_the_chat_template_of_the_llm(byte_level_model):
-    expected = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-    assert byte_level_model.prompt_template == expected
-
-
 def test_tokenizer_without_bos_gives_batches_without_a_bos_column(byte_level_model, pool):
     tokenizer = byte_level_model.llama_tokenizer
+    assert byte_level_model.prompt_template == "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
     image_only, _ = byte_level_model.training_batch(read_samples({"image": pool[:1], "answer": ["a dog"]}))
     assert image_only.image_at[1].tolist() == list(range(8))
     instructed, _ = byte_level_model.training_batch(read_samples({"answer": ["a dog"], "instruction_input": "Say. "}))
