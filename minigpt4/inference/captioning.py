@@ -30,13 +30,12 @@ from minigpt4.common.checkpoint import file_sha256, find_weights
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, RunError, SampleError, errors_as
-from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import versions
 from minigpt4.common.utils import JsonLines, as_json, escaped, refused, write_whole
 from minigpt4.inference.engine import CheckpointSwitch
 from minigpt4.inference.image_list import ImageFile, ImageList, Images, cut, read_batches
 from minigpt4.inference.pipeline import PromptRules, frozen_files, image_processor, image_provenance
-from minigpt4.models.feature_cache import FeatureEncoder, cached_numbers, feature_cache, lazy_vision_argument
+from minigpt4.models.feature_cache import FeatureEncoder, build_model, cached_numbers, feature_cache
 from minigpt4.models.fsdp import sharding, uneven_inputs
 from minigpt4.models.generation import Answer
 
@@ -207,8 +206,8 @@ def generate(
     is_sharded = sharding(cfg.run)
     if not any(shares) and not (is_sharded and any(job.missing for job in jobs)):
         return
-    model_class, start = registry.get_model_class(cfg.model.arch), dataclasses.replace(cfg.model, ckpt=None)
-    model = model_class.from_config(start, device=processes.device, **lazy_vision_argument(cfg), **is_sharded).eval()
+    start = cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None))
+    model = build_model(start, processes.device, **is_sharded).eval()
     switch, loaded = CheckpointSwitch(model), None
     known = {} if len(jobs) > 1 and model.vision_is_frozen else None
     try:

@@ -1,12 +1,11 @@
 """Beam search by the rules of transformers 4.30, which later versions changed.
 
 A hypothesis scores its summed log-probabilities / length ** length_penalty; the length counts bos and the answer
-without its end token, for an answer cut at the limit too. A row is done when it has K hypotheses and the best
-candidate of this step, ended or not, divided by the length it would have, is no better than the worst of them.
-Unlike the library's loop, this one runs the prompt once a row, not once a beam, and drops rows that are done.
-
-Shapes: B rows still searched, K beams, N = B * K, C candidates a row, L ids so far (bos first), V vocabulary,
-T prompt positions, D channels of the LLM.
+without its end token, also where it is cut at the limit. A row is done when it has K hypotheses and the best candidate
+of this step, ended or not, divided by the length it would have, is no better than the worst of them. Unlike the
+library's loop, this one runs the prompt once a row, not once a beam, and drops rows that are done.
+Shapes: B rows still searched, K beams, N = B * K, C candidates a row, L ids so far (bos first), V vocabulary, T prompt
+positions, D channels of the LLM.
 """
 
 from collections.abc import Iterable, Iterator
@@ -47,8 +46,8 @@ class BeamSearch:
         pools = [_Pool(self.num_beams, self.decoding.length_penalty) for _ in range(len(embeds_BTD))]
         open_rows = list(range(len(pools)))
         beams = _Beams(self.llm, embeds_BTD, mask_BT, self.num_beams)
-        if self.warpers is None:
-            beams.keep_one_per_row()
+        if self.warpers is None:  # let only the first beam of each row go on, for all of them are still the same
+            beams.totals_N.view(-1, self.num_beams)[:, 1:] = -inf
         for step in range(self.decoding.max_new_tokens):
             if step:
                 beams.forward()
@@ -155,10 +154,6 @@ class _Beams:
         self.logits_NV = logits_BV.repeat_interleave(num_beams, dim=0)
         self.ids_NL = torch.full((len(self.mask), 1), first_token(llm), device=self.mask.device)
         self.totals_N = torch.zeros(len(self.mask), device=self.mask.device)
-
-    def keep_one_per_row(self) -> None:
-        """Let only the first beam of each row go on, for all of them are still the same."""
-        self.totals_N.view(-1, self.num_beams)[:, 1:] = -inf
 
     def select(self, candidates: list[_Candidate]) -> None:
         """Go on with K candidates of each row; rows without any leave the batch and the cache."""

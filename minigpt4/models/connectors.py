@@ -19,20 +19,18 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.model_schema import QFORMER_FILE, MiniGPT4Config
 from minigpt4.models.vision_tower import VisionTower
 
-# LAVIS name <-> transformers name of the same module.
 _RENAMES = (
     ("embeddings.LayerNorm.", "layernorm."),
     (".attention.self.", ".attention.attention."),
     (".crossattention.self.", ".crossattention.attention."),
 )
-_PREFIX = "Qformer.bert."
-# Modules that LAVIS keeps beside the query branch and that nobody here reads.
+"""LAVIS's and transformers' name of the same module."""
 _TEXT_BRANCH = re.compile(
     r"Qformer\.(cls\.|bert\.embeddings\.(word_embeddings|position_embeddings|position_ids)"
     r"|bert\.encoder\.layer\.\d+\.(intermediate|output)\.|bert\.pooler\.)"
 )
+"""What LAVIS keeps beside the query branch."""
 _OURS = ("Qformer.", "query_tokens", "ln_vision.")
-_INIT_STD = 0.02
 JOINED = 4
 """Neighbouring patches that become one image token without Q-Former."""
 
@@ -41,7 +39,7 @@ def lavis_name(name: str) -> str:
     """`encoder.layer.0.attention.attention.query.weight` -> `Qformer.bert.encoder.layer.0.attention.self...`."""
     for lavis, here in _RENAMES:
         name = name.replace(here, lavis)
-    return _PREFIX + name
+    return f"Qformer.bert.{name}"
 
 
 class Connector(nn.Module):
@@ -68,7 +66,7 @@ class QFormer(Connector):
         super().__init__()
         self.bert = Blip2QFormerModel(config)
         self.query_tokens = nn.Parameter(torch.empty(1, num_query_token, config.hidden_size))
-        nn.init.normal_(self.query_tokens, std=_INIT_STD)
+        nn.init.normal_(self.query_tokens, std=0.02)
         self.feature_width = config.hidden_size
 
     @property
@@ -83,17 +81,13 @@ class QFormer(Connector):
     def lavis_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters under the names of the BLIP-2 file, `query_tokens` first."""
         yield "query_tokens", self.query_tokens
-        for name, parameter in self.bert.named_parameters():
-            yield lavis_name(name), parameter
+        yield from ((lavis_name(name), parameter) for name, parameter in self.bert.named_parameters())
 
     def load_weights(self, cfg: MiniGPT4Config, ln_vision: nn.Module) -> None:
         """Fill Q-Former and `ln_vision` from the BLIP-2 file, whose query branch must have their keys."""
         target, path = dict(self.lavis_parameters()), qformer_file(cfg)
         target |= {f"ln_vision.{name}": parameter for name, parameter in ln_vision.named_parameters()}
-        hint = (
-            "Is model.q_former_model the BLIP-2 file, and do num_query_token, qformer_config and the width of the "
-            "vision encoder fit it?"
-        )
+        hint = "Is model.q_former_model BLIP-2's, and do num_query_token, qformer_config and the ViT's width fit it?"
         copy_strict(target, own_blip2_keys(read_state_dict(path, mapped=True)), source=path, hint=hint)
 
 

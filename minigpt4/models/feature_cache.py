@@ -28,11 +28,8 @@ from minigpt4.processors import BaseProcessor
 
 log = logging.getLogger(__name__)
 
-
-VISION_KEYS = (
-    *("vit_model", "vit_config", "image_size", "vit_precision", "connector", "vit_layer", "vit_prefix"),
-    *("num_query_token", "qformer_config"),
-)
+VISION_KEYS = ("vit_model", "vit_config", "image_size", "vit_precision", "vit_layer", "vit_prefix", "connector")
+VISION_KEYS += ("num_query_token", "qformer_config")
 WEIGHTS = ("vit_weights", "q_former_model")
 VERSION = 2
 """Raise it when the same files and settings give other features, or the files of the cache change."""
@@ -40,12 +37,7 @@ KEY_FILE = "key.json"
 
 
 class FeatureCache:
-    """The features of one vision side; ConfigError if it is trained, for then its features change.
-
-    Args:
-        root: the folder of `run.feature_cache`.
-        cfg: the model.
-    """
+    """The features of one vision side in `root`; ConfigError if it is trained, for then its features change."""
 
     def __init__(self, root: Path, cfg: MiniGPT4Config) -> None:
         for key in ("freeze_vit", "freeze_qformer"):
@@ -55,10 +47,7 @@ class FeatureCache:
         self._shape = RowShape(*feature_shape(cfg), _dtype(cfg))
 
     def store(self, processor: BaseProcessor) -> FeatureStore:
-        """The features of images that went through this processor.
-
-        ConfigError for a processor that does not say what its output depends on, or a folder that cannot be made.
-        """
+        """Of images that went through this processor; ConfigError for one whose output may change, or a bad folder."""
         metadata = self._metadata(processor)
         folder = self._root / hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:16]
         try:
@@ -98,18 +87,14 @@ def feature_cache(cfg: Config) -> FeatureCache | None:
     return FeatureCache(Path(cfg.run.feature_cache), cfg.model) if cfg.run.feature_cache else None
 
 
-def lazy_vision_argument(cfg: Config) -> dict[str, bool]:
-    """What a model's `from_config` is told where a cache may know all images."""
-    return {"lazy_vision": True} if cfg.run.feature_cache else {}
-
-
 def build_model(cfg: Config, device: torch.device | str = "cpu", **switches: Any) -> nn.Module:
     """The registered model of `model.arch` with its weights, on `device`, for training, evaluation and inference.
 
-    `switches`: of `from_config`, such as `shard_llm`.
+    `switches`: of `from_config`, such as `shard_llm`. Where a cache may know all images, the vision side waits.
     """
-    model_class = registry.get_model_class(cfg.model.arch)
-    return model_class.from_config(cfg.model, device=device, **lazy_vision_argument(cfg), **switches)
+    if cfg.run.feature_cache:
+        switches["lazy_vision"] = True
+    return registry.get_model_class(cfg.model.arch).from_config(cfg.model, device=device, **switches)
 
 
 def cached_numbers(cfg: Config) -> dict[str, str]:
@@ -122,11 +107,7 @@ def _dtype(cfg: MiniGPT4Config) -> str:
 
 
 class FeatureEncoder:
-    """Makes features whole: what is missing is computed and kept.
-
-    Args:
-        model: a `MiniGPT4`, with a frozen vision side where there is a cache.
-    """
+    """Makes features whole: what is missing is computed by a `MiniGPT4`, and kept."""
 
     def __init__(self, model: Any) -> None:
         self.model = model

@@ -1,8 +1,7 @@
 """Text from prompt embeddings with the counts of transformers 4.30, on which MiniGPT-4's published decoding ran.
 
-There an output from embeddings starts with a bos token that counts for `min_length`, for the repetition penalty
-and in the length of a beam. One beam goes through batch_decoder.py, several through beam_search.py.
-docs/design.md ("Generation") has the arithmetic.
+There an output starts with a bos token that counts for `min_length`, for the repetition penalty and in the length of a
+beam (docs/design.md, "Generation"). One beam goes through batch_decoder.py, several through beam_search.py.
 """
 
 from collections.abc import Sequence
@@ -79,15 +78,14 @@ class GenerationMixin:
     """Methods of `MiniGPT4` for inference; they need its LLM, tokenizer, `encode_img` and `prompting`."""
 
     def get_context_emb(self, prompt: str, img_list: Sequence[Tensor]) -> Tensor:
-        """Embeddings (1, T, D) of a prompt whose n-th `<ImageHere>` stands for `img_list[n]`, (1, Q, D) each.
-
-        Raises SampleError unless there are as many placeholders as images.
-        """
-        embeds, _ = self.prompt_embeds([prompt], [list(img_list)])
-        return embeds
+        """Embeddings (1, T, D) of a prompt whose n-th `<ImageHere>` stands for `img_list[n]`, (1, Q, D) each."""
+        return self.prompt_embeds([prompt], [img_list])[0]
 
     def prompt_embeds(self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]) -> tuple[Tensor, Tensor]:
-        """Left-padded embeddings (B, T, D), zero where padded, and their mask (B, T), from image embeddings."""
+        """Left-padded embeddings (B, T, D), zero where padded, and their mask (B, T), from image embeddings.
+
+        Raises SampleError unless a prompt has as many placeholders as images.
+        """
         rows, tokens_MD = self._prompt_rows(prompts, images)
         batch = prompting.collate_prompts(rows, self.llama_tokenizer.pad_token_id).to(self.device)
         embeds_BTD = prompting.embed(batch, self.llama_model.get_input_embeddings(), tokens_MD)
@@ -144,40 +142,27 @@ class GenerationMixin:
 
     @torch.no_grad()
     def answers_from_embeds(
-        self,
-        images: Sequence[Sequence[Tensor]],
-        texts: Sequence[str],
-        decoding: Decoding,
-        stop: Sequence[str] = (),
+        self, images: Sequence[Sequence[Tensor]], texts: Sequence[str], decoding: Decoding, stop: Sequence[str] = ()
     ) -> list[Answer]:
         """`generate` from the embeddings (1, Q, D) of each prompt's images, and whether answers were ended or cut."""
         stop, tokenizer = [stop] if isinstance(stop, str) else list(stop), self.llama_tokenizer
         prompts = self.prompt_embeds(texts, images)
         rows = generate_ids(self.llama_model, tokenizer, *prompts, decoding, stop).tolist()
-        ends = set(end_tokens(self.llama_model))
-        whole = tokenizer.batch_decode(rows)  # a stop string may be a special token
-        decoded = tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return [
-            Answer(
-                clean_generated(cut_at_stop(text, stop)), not ends.isdisjoint(row[1:]) or any(s in all_ for s in stop)
-            )
-            for row, all_, text in zip(rows, whole, decoded, strict=True)
-        ]
+        ends, answers = set(end_tokens(self.llama_model)), []
+        for row in rows:
+            whole = tokenizer.decode(row)  # a stop string may be a special token
+            text = clean_generated(cut_at_stop(tokenizer.decode(row, skip_special_tokens=True), stop))
+            answers.append(Answer(text, not ends.isdisjoint(row[1:]) or any(s in whole for s in stop)))
+        return answers
 
     @torch.no_grad()
     def log_likelihoods(
-        self,
-        images: Tensor | Sequence[Tensor | None] | None,
-        texts: Sequence[str],
-        answers: Sequence[str],
+        self, images: Tensor | Sequence[Tensor | None] | None, texts: Sequence[str], answers: Sequence[str]
     ) -> list[tuple[float, bool]]:
         """How likely an answer to each prompt is, nats summed over its tokens, and whether it is the greedy one.
 
-        Prompt and answer become tokens by themselves, as in training; no end symbol is added.
-
-        Args:
-            images, texts: as in `generate`.
-            answers: one a prompt; an empty one has probability 1.
+        `images` and `texts`: as in `generate`. Prompt and answer become tokens by themselves, as in training; no end
+        symbol is added, and an empty answer has probability 1.
         """
         if not texts:
             return []
@@ -209,12 +194,10 @@ class GenerationMixin:
             raise SampleError(f"images: {len(images)} entries{shape} for {count} texts")
         if isinstance(images, ImageFeatures):
             return [[embeds_1QD] for embeds_1QD in self.encode_img(images)[0].split(1)]
-        own = [image[None] if image is not None and image.ndim == 3 else image for image in images]
-        pixels = [stack for stack in own if stack is not None]
-        if not pixels:
-            return [[] for _ in range(count)]
-        embeds = iter(self.encode_img(torch.cat(pixels))[0])
-        return [[next(embeds)[None] for _ in range(0 if stack is None else len(stack))] for stack in own]
+        own = [() if image is None else image.reshape(-1, *image.shape[-3:]) for image in images]
+        pixels = [stack for stack in own if len(stack)]
+        embeds = iter(self.encode_img(torch.cat(pixels))[0] if pixels else ())
+        return [[next(embeds)[None] for _ in stack] for stack in own]
 
     @torch.no_grad()
     def multi_select(

@@ -55,12 +55,7 @@ def load_vision(cfg: MiniGPT4Config) -> VisionSide:
 
     Without Q-Former no file holds `ln_vision`, and it keeps its initial ones and zeros, as published.
     """
-
-    def build_tower() -> VisionTower:
-        return store_frozen(build_vision_encoder(cfg), cfg.freeze_vit, cfg)
-
-    # Other towers may compute buffers when they are built.
-    tower = _unfilled(build_tower) if cfg.vit_model == EVA_CLIP_G else build_tower()
+    tower = _unfilled(lambda: store_frozen(build_vision_encoder(cfg), cfg.freeze_vit, cfg), cfg.vit_model == EVA_CLIP_G)
     load_vision_encoder(tower, cfg)
     tower.drop_layers_after(cfg.vit_layer)
     connector = _unfilled(lambda: store_frozen(build_connector(cfg, tower), cfg.freeze_qformer, cfg))
@@ -106,8 +101,13 @@ def store_frozen(module: nn.Module, frozen: bool, cfg: MiniGPT4Config) -> nn.Mod
     return store_matmuls(module, DTYPES[cfg.vit_precision]) if frozen else module
 
 
-def _unfilled(build: Callable[[], Any]) -> Any:
-    """A module whose parameters wait for a strict load: no random initialisation of a billion numbers."""
+def _unfilled(build: Callable[[], Any], is_plain: bool = True) -> Any:
+    """A module whose parameters wait for a strict load: no random initialisation of a billion numbers.
+
+    One that is not plain may compute buffers when it is built, and is built whole.
+    """
+    if not is_plain:
+        return build()
     with torch.device("meta"):
         module = build()
     module.to_empty(device="cpu")
@@ -119,9 +119,8 @@ def _unfilled(build: Callable[[], Any]) -> Any:
 def vision_fingerprints(cfg: MiniGPT4Config) -> dict[str, str]:
     """Short hashes of the weights that the frozen vision side takes from its files, by configuration key.
 
-    Of names and of the first numbers of each tensor, rounded to bf16: the same for all formats and 16-bit precisions of
-    a file, and before the vision side is loaded. Keys whose file cannot be read are left out: with a cache of features
-    it may never be needed.
+    Of names and the first numbers of each tensor in bf16: the same for all formats and 16-bit precisions of a file.
+    Keys whose file cannot be read are left out: with a cache of features it may never be needed.
     """
     readers = {}
     if cfg.freeze_vit:
@@ -158,18 +157,12 @@ def trained_weights(
     made_with: Mapping[str, Any],
     content: Mapping[str, Any],
 ) -> dict[str, Tensor]:
-    """The weights of a MiniGPT-4 checkpoint that go into `target`, whose keys must be the file's.
+    """The weights in the content of a MiniGPT-4 checkpoint that go into `target`, trained parameters by name.
 
     Whatever takes weights from a checkpoint asks here: `model.ckpt`, a resume, an evaluation, a server's change.
 
-    Args:
-        target: trained parameters by name.
-        path: the file.
-        cfg: of the model.
-        made_with: the model's `made_with()`; a file whose card names other parts is refused.
-        content: of the file.
-
-    Raises WeightsError with the difference, and with the reason where it is another LLM's projection.
+    Raises WeightsError with the difference of the keys; with the reason where it is another LLM's projection, or where
+    the card names other parts than the model's `made_with()`.
     """
     with errors_as(WeightsError, f"{path}: is no checkpoint of this program"):
         _refuse_other_parts(path, content, made_with, cfg)
@@ -184,9 +177,8 @@ def trained_weights(
         state = drop_keys(state, tolerated) | {name: state[name] for name in target if name in state}
         target = drop_keys(target, tolerated) | {name: target[name] for name in target if name in state}
         if not state.keys() & target.keys():
-            require_fit(
-                target, state, source=path, hint="It holds nothing that is trained here: is it of another model?"
-            )
+            hint = "It holds nothing that is trained here: is it of another model?"
+            require_fit(target, state, source=path, hint=hint)
             raise WeightsError(f"{path}: model.ckpt_allow_keys leaves nothing of it that is trained here")
         require_fit(target, state, source=path, hint=_frozen_hint(state, cfg))
         return state

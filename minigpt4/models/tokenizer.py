@@ -2,6 +2,7 @@
 
 import json
 import logging
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,9 @@ def _load_other(directory: Path, config: PretrainedConfig) -> PreTrainedTokenize
     exact.no_truncation()
     exact.no_padding()
     adds = tokenizer.init_kwargs.keys() & {"add_bos_token", "add_eos_token"}  # these go over the file
-    for probe, special in [(probe, special) for probe in PROBES for special in ((False,) if adds else (False, True))]:
-        if (
-            tokenizer(probe, add_special_tokens=special)["input_ids"]
-            != exact.encode(probe, add_special_tokens=special).ids
-        ):
+    for probe, special in product(PROBES, (False,) if adds else (False, True)):
+        ids = tokenizer(probe, add_special_tokens=special)["input_ids"]
+        if ids != exact.encode(probe, add_special_tokens=special).ids:
             raise ValueError(f"tokenizer.json: transformers cuts {probe!r} otherwise than the file says")
     return tokenizer
 

@@ -36,6 +36,7 @@ from minigpt4.datasets import (
     to_device,
 )
 from minigpt4.models.attention import compile_parts
+from minigpt4.models.base_model import DTYPES
 from minigpt4.models.feature_cache import FeatureEncoder
 from minigpt4.models.fsdp import uneven_inputs
 from minigpt4.runners import state
@@ -46,7 +47,6 @@ log = logging.getLogger(__name__)
 Datasets = Mapping[str, Mapping[str, BaseDataset]]
 """Datasets by name and split."""
 
-AMP_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 ADAM_EPS = 1e-8
 TOKEN_UNIT = 1024
 """Losses are weighted by tokens / TOKEN_UNIT until the tokens of the whole update are known; about 1 in practice,
@@ -225,7 +225,7 @@ class RunnerBase:
 
     def autocast(self) -> torch.autocast:
         """The run's mixed precision."""
-        return torch.autocast(self.device.type, AMP_DTYPES[self.run.amp_dtype], enabled=self.run.amp)
+        return torch.autocast(self.device.type, DTYPES[self.run.amp_dtype], enabled=self.run.amp)
 
     # Validation and test
 
