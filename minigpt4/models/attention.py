@@ -1,9 +1,8 @@
 """The LLM's attention: over rows whose padding nobody else computes, and in a form that is fast on CPUs.
 
 Two functions are registered with transformers: `FUSED` is torch's fused kernel; `MATMUL` is two batched matrix
-products and a softmax, because the fused kernel of CPUs is several times slower than that in its backward pass.
-Both also take a `PadMap`: then the LLM sees one row with the tokens of all rows behind each other, and only here do
-they stand in rows and columns, so that norms and matrix products spend nothing on padding.
+products and a softmax, for the fused kernel of CPUs is several times slower in its backward pass. Both also take a
+`PadMap`: then the LLM sees one row with the tokens of all rows behind each other, and only here do they stand in rows.
 Shapes: B rows, T columns, N tokens of all rows, P positions of a prefix, S = P + T, E channels of a head, H heads in
 G groups that share keys.
 """
@@ -24,7 +23,6 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from minigpt4.common.errors import ConfigError
 
 log = logging.getLogger(__name__)
-
 
 MATMUL, FUSED = "minigpt4_products", "minigpt4_fused"
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
@@ -71,16 +69,14 @@ class PadMap:
 
     def rows(self, states_1HNE: Tensor) -> Tensor:
         """(B, H, T, E); cells without a token hold some other one."""
-        tokens_NC = states_1HNE.transpose(1, 2).flatten(2).flatten(0, 1)
-        cells = _Cells.apply(tokens_NC, self.cells_BT.flatten(), self.tokens_N)
-        heads, channels = states_1HNE.shape[1], states_1HNE.shape[3]
-        return cells.view(*self.cells_BT.shape, heads, channels).transpose(1, 2)
+        states_NHE = states_1HNE[0].transpose(0, 1)
+        cells = _Cells.apply(states_NHE.flatten(1), self.cells_BT.flatten(), self.tokens_N)
+        return cells.view(*self.cells_BT.shape, *states_NHE.shape[1:]).transpose(1, 2)
 
     def tokens(self, states_BHTE: Tensor) -> Tensor:
         """(1, N, H, E)."""
-        cells = states_BHTE.transpose(1, 2).flatten(2).flatten(0, 1)
-        heads, channels = states_BHTE.shape[1], states_BHTE.shape[3]
-        return _Tokens.apply(cells, self.tokens_N).view(1, len(self.tokens_N), heads, channels)
+        states_MHE = states_BHTE.transpose(1, 2).flatten(0, 1)
+        return _Tokens.apply(states_MHE.flatten(1), self.tokens_N).view(1, -1, *states_MHE.shape[1:])
 
     def states(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Queries (B, H, T, E) in their rows; keys and values behind those of the prefix, (B, G, S, E) each."""
@@ -217,7 +213,7 @@ def native_dtype(model: nn.Module) -> AbstractContextManager:
 
 
 def enable_activation_checkpointing(model: nn.Module) -> None:
-    """Prepare the layers for `activation_checkpointing`; by itself this changes nothing."""
+    """Prepare the layers for `activation_checkpointing`; by itself it changes nothing."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})  # renamed in transformers 5, positional in both
 
@@ -226,8 +222,7 @@ def enable_activation_checkpointing(model: nn.Module) -> None:
 def activation_checkpointing(model: nn.Module, active: bool) -> Iterator[None]:
     """Inside, layers keep no activations for the backward pass but compute them again.
 
-    transformers does so in train mode only and then refuses a key-value cache, so the layers, and they alone
-    (there is no dropout to switch on), are in train mode for the time of a training forward.
+    transformers does so in train mode only, and then refuses a key-value cache; there is no dropout to switch on.
     """
     layers = [part for part in model.modules() if hasattr(part, "gradient_checkpointing")] if active else []
     for layer in layers:
@@ -266,7 +261,7 @@ def compile_parts(model: nn.Module) -> None:
     require_compiler(model.device)
     parts = list(llm_parts(model.llama_model))
     if next(model.visual_encoder.parameters()).device.type != "meta":  # one that waits encodes each image only once
-        parts += [*model.visual_encoder.blocks, *model.connector.blocks]
+        parts += [*model.visual_encoder.blocks, *model.Qformer.blocks]
     for part in parts:
         part.compile(dynamic=True)
     log.info("run.compile: %d parts; the first step takes up to minutes longer", len(parts))

@@ -1,6 +1,6 @@
 """Token by token, for rows that come and go: prompts join a running batch, and rows that ended leave it.
 
-What a row says depends on its own prompt and settings; its neighbours change no more than the rounding. Keys and
+What a row says depends on its own prompt and settings: its neighbours change no more than the rounding. Keys and
 values lie in room that is set aside, so a token copies nothing but itself. Shapes: B rows, T prompt positions, P
 positions in the cache, H heads of keys, E channels of a head, D channels of the LLM, V vocabulary.
 """

@@ -60,10 +60,8 @@ class LMLoss:
     ) -> Tensor:
         """Loss of each target, nats, (N,) fp32 on the LLM's device.
 
-        Args:
-            batch: on the CPU, so that nothing here waits for a GPU.
-            at: row and column of the position before each target, (N,) each.
-            dummy_loss: a zero that is added to the embeddings for the sake of its graph.
+        `at`: row and column of the position before each target, (N,) each. They and `batch` are on the CPU, so that
+        nothing here waits for a GPU. `dummy_loss`: a zero that is added to the embeddings for the sake of its graph.
         """
         recompute = self.cfg.llm_grad_checkpoint and torch.is_grad_enabled()
         with native_dtype(llm):
@@ -140,12 +138,7 @@ def shared_prefix(batch: Batch, at: tuple[Tensor, Tensor]) -> list[int]:
 
 
 def pack(batch: Batch, at: tuple[Tensor, Tensor], prefix_length: int = 0) -> Packed:
-    """The tokens behind the prefix; all tensors on the CPU.
-
-    Args:
-        at: row and column of the position before each target, (M,) each.
-        prefix_length: of what `shared_prefix` gave.
-    """
+    """The tokens behind a prefix that all rows share, on the CPU; `at`: as in `LMLoss.losses`."""
     columns_T = torch.arange(prefix_length, int(batch.lengths_B.max()))
     inside_BT = columns_T < batch.lengths_B[:, None]
     row_N, column_N = inside_BT.nonzero(as_tuple=True)
@@ -153,11 +146,8 @@ def pack(batch: Batch, at: tuple[Tensor, Tensor], prefix_length: int = 0) -> Pac
     cells_BT = torch.zeros(inside_BT.shape, dtype=torch.long)
     cells_BT[inside_BT] = torch.arange(len(row_N))
     visible_BT = batch.attention_mask_BT[:, prefix_length:][:, : len(columns_T)]
-    grid = PadMap(
-        cells_BT,
-        inside_BT.flatten().nonzero().squeeze(1),
-        None if visible_BT[inside_BT].all() else visible_BT,
-    )
+    tokens_N = inside_BT.flatten().nonzero().squeeze(1)
+    grid = PadMap(cells_BT, tokens_N, None if visible_BT[inside_BT].all() else visible_BT)
 
     def place(index: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         token = cells_BT[index[0], index[1] - prefix_length]
@@ -207,11 +197,8 @@ def target_losses(
 ) -> Tensor:
     """Loss of each target, nats, (N,) fp32.
 
-    Args:
-        llm: a frozen causal LM of transformers.
-        inputs: arguments of its forward pass, `inputs_embeds` (B, T, D) among them.
-        at: row and column of the position before each target, (N,) each.
-        columns_K: the columns of `at`, each once, in order.
+    `inputs`: arguments of the LLM's forward pass. `at`: row and column of the position before each target, (N,) each.
+    `columns_K`: those columns, each once, in order.
     """
     inputs = {**inputs, "use_cache": False}
     head = llm.get_output_embeddings()

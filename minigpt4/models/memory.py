@@ -1,9 +1,8 @@
 """GPU memory of a training step, from meta tensors: no weights, no GPU, a second of time.
 
-The real modules run forward and backward on the meta device while every storage that an operation makes is
-counted from its birth to its death; so the peak holds what autograd keeps, temporaries and logits, for any LLM
-that transformers builds. Attention is counted as a fused kernel (flash or memory-efficient) keeps it, unless
-`llm_attention` is `eager`.
+The real modules run forward and backward on the meta device while every storage that an operation makes is counted
+from its birth to its death; so the peak holds what autograd keeps, temporaries and logits. Attention is counted as a
+fused kernel (flash or memory-efficient) keeps it, unless `llm_attention` is `eager`.
 """
 
 import copy
@@ -29,7 +28,7 @@ from minigpt4.models.llm import read_llm_config
 from minigpt4.models.loading import build_vision, feature_shape, store_frozen
 from minigpt4.models.loss import target_losses
 
-_FUSED, _EAGER = "minigpt4_fused_size", "minigpt4_eager_size"
+_FUSED = "minigpt4_fused_size"
 
 
 def _fused(
@@ -39,26 +38,8 @@ def _fused(
     return output.transpose(1, 2).contiguous(), None
 
 
-def _eager(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """(B, H, T, T) scores, their sum with the mask, probabilities in fp32 and in the LLM's type."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-    scores_BHTT = torch.matmul(query, key.transpose(2, 3)) * scaling + mask
-    shares_BHTT = nn.functional.softmax(scores_BHTT, dim=-1, dtype=torch.float32).to(query.dtype)
-    return torch.matmul(shares_BHTT, value).transpose(1, 2).contiguous(), None
-
-
-def _eager_mask(batch_size: int, q_length: int, kv_length: int, dtype: torch.dtype, **kwargs: Any) -> Tensor:
-    return torch.empty(batch_size, 1, q_length, kv_length, dtype=dtype, device="meta")
-
-
 AttentionInterface.register(_FUSED, _fused)
 AttentionMaskInterface.register(_FUSED, lambda *args, **kwargs: None)
-AttentionInterface.register(_EAGER, _eager)
-AttentionMaskInterface.register(_EAGER, _eager_mask)
 
 GIB = 2**30
 OPTIMIZER_BYTES = 4 + 8
@@ -163,7 +144,7 @@ class MetaModel:
                 self.llm = AutoModelForCausalLM.from_config(
                     copy.deepcopy(llm_config),  # the model writes its attention into it
                     dtype=DTYPES.get(cfg.llm_storage, torch.float16),
-                    attn_implementation=_EAGER if cfg.llm_attention == "eager" else _FUSED,
+                    attn_implementation="eager" if cfg.llm_attention == "eager" else _FUSED,
                 )
                 enable_activation_checkpointing(self.llm)
         self.llm.requires_grad_(False).eval()
@@ -187,9 +168,7 @@ class MetaModel:
     ) -> Estimate:
         """Run one training step of `batch_size` on meta tensors.
 
-        Args:
-            recompute: overrides `llm_grad_checkpoint`.
-            cached: `run.feature_cache` knows all images, and the vision side is not loaded.
+        `recompute` overrides `llm_grad_checkpoint`; with `cached` features the vision side is not loaded.
         """
         recompute = self.cfg.llm_grad_checkpoint if recompute is None else recompute
         known = nn.ModuleList((self.encoder, self.ln_vision, self.connector, self.projection, self.llm))

@@ -28,13 +28,7 @@ from minigpt4.models.base_model import DTYPES, BaseModel, freeze, is_trained
 from minigpt4.models.connectors import Connector, build_projection
 from minigpt4.models.fsdp import is_sharded
 from minigpt4.models.generation import GenerationMixin
-from minigpt4.models.loading import (
-    load_language_side,
-    load_trained,
-    load_vision,
-    meta_vision,
-    vision_fingerprints,
-)
+from minigpt4.models.loading import load_language_side, load_trained, load_vision, meta_vision, vision_fingerprints
 from minigpt4.models.loss import LMLoss
 from minigpt4.models.prompting import ImageFeatures, PromptBuilder, Samples, read_prompts, read_samples
 from minigpt4.models.vision_tower import VisionTower
@@ -77,11 +71,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
     ) -> None:
         super().__init__()
         self.cfg = cfg
-        self.visual_encoder = visual_encoder
-        self.ln_vision = ln_vision
-        self.Qformer = connector
-        self.llama_model = llama_model
-        self.llama_tokenizer = llama_tokenizer
+        self.visual_encoder, self.ln_vision, self.Qformer = visual_encoder, ln_vision, connector
+        self.llama_model, self.llama_tokenizer = llama_model, llama_tokenizer
         llm_width = llama_model.get_input_embeddings().weight.shape[1]
         self.llama_proj = build_projection(cfg, connector.feature_width, llm_width)
         self._freeze_parts()
@@ -112,8 +103,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
     ) -> "VisionLanguageModel":
         """Build the model of a `model:` section on `device` and load every weights file that it names.
 
-        `lazy_vision`: read the frozen vision side when the first image has to be encoded, if ever, for a cache may
-        know them all.
+        `lazy_vision`: read the frozen vision side when an image has to be encoded, for a cache may know them all.
         `shard_llm`: spread the LLM's layers over the processes of the run, all of which must call this.
 
         Raises ConfigError for a wrong section, WeightsError for files that are missing, broken or do not fit.
@@ -180,14 +170,10 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         return self.prompting.training_batch(samples, images), embeds_BQD.flatten(0, 1)
 
     def encode_img(self, image: Tensor | ImageFeatures) -> tuple[Tensor, Tensor]:
-        """Image tokens of the LLM.
+        """Image tokens of the LLM (B, Q, D), in the projection's compute dtype, and a mask (B, Q) of ones, int64.
 
-        Args:
-            image: normalised pixels, (B, 3, S, S) or (B, n, 3, S, S), whose leading dimensions are flattened; or
-                what `image_features` gave.
-
-        Returns:
-            embeds (B, Q, D) in the projection's compute dtype, and atts (B, Q) of ones, int64.
+        `image`: normalised pixels, (B, 3, S, S) or (B, n, 3, S, S), whose leading dimensions are flattened; or what
+        `image_features` gave.
         """
         known = isinstance(image, ImageFeatures)
         embeds_BQD = self.project(image.features.to(self.device) if known else self.image_features(image))
@@ -204,8 +190,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
             with self._vision_autocast(self.visual_encoder):
                 tokens_BNV = self.visual_encoder(image_B3SS)
             tokens_BNV = self.ln_vision(tokens_BNV.float())
-            with self._vision_autocast(self.connector):
-                return self.connector(tokens_BNV)
+            with self._vision_autocast(self.Qformer):
+                return self.Qformer(tokens_BNV)
 
     def project(self, features_BQH: Tensor) -> Tensor:
         """Image tokens of the LLM (B, Q, D) from `image_features`."""
@@ -239,11 +225,6 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         return next(self.llama_proj.parameters()).device
 
     @property
-    def connector(self) -> Connector:
-        """What is between vision tower and projection; `Qformer` to LAVIS users."""
-        return self.Qformer
-
-    @property
     def query_tokens(self) -> nn.Parameter:
         """Learned queries of the Q-Former, (1, Q, H)."""
         return self.Qformer.query_tokens
@@ -253,7 +234,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         return {name: getattr(self, name) for name in (*_VISION_SIDE, "llama_proj", "llama_model")}
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        named = dict(self.connector.lavis_parameters())
+        named = dict(self.Qformer.lavis_parameters())
         named |= {f"visual_encoder.{n}": p for n, p in self.visual_encoder.model.named_parameters()}
         named |= {f"ln_vision.{n}": p for n, p in self.ln_vision.named_parameters()}
         named |= {f"llama_proj.{n}": p for n, p in self.llama_proj.named_parameters()}
