@@ -101,23 +101,12 @@ def chat(request, shared_model, golden_tensors):
 
 @pytest.mark.parametrize("chat", CHATS, indirect=True)
 @torch.no_grad()
-def test_image_of_a_chat_meets_the_reference(chat, pool, assert_near):
-    model, _, tensors = chat
+def test_image_and_contexts_of_a_chat_meet_the_reference(chat, pool, assert_near):
+    model, expected, tensors = chat
     assert_near(model.encode_img(pool[:1])[0], tensors["image_emb"], ATOL)
-
-
-@pytest.mark.parametrize("turn", ["turn1", "turn2"])
-@pytest.mark.parametrize("chat", CHATS, indirect=True)
-def test_context_of_a_chat_meets_the_reference(chat, assert_near, turn):
-    model, expected, tensors = chat
-    embeds = model.get_context_emb(expected[f"prompt_{turn}"], [tensors["image_emb"]])
-    assert_near(embeds, tensors[f"embs_{turn}"], ATOL)
-
-
-@pytest.mark.parametrize("chat", CHATS, indirect=True)
-def test_context_cut_on_the_left_meets_the_reference(chat, assert_near):
-    model, expected, tensors = chat
-    embeds = model.get_context_emb(expected["prompt_turn2"], [tensors["image_emb"]])
+    for turn in ("turn1", "turn2"):
+        embeds = model.get_context_emb(expected[f"prompt_{turn}"], [tensors["image_emb"]])
+        assert_near(embeds, tensors[f"embs_{turn}"], ATOL)
     assert embeds.shape[1] == expected["left_cut"]["full"]
     assert_near(embeds[:, -expected["left_cut"]["kept"] :], tensors["embs_turn2_left_cut"], ATOL)
 
@@ -128,33 +117,23 @@ def answer_ids(model, embeds, kwargs, stop=()):
     return generate_ids(model.llama_model, model.llama_tokenizer, embeds, mask, decoding, stop)[0].tolist()
 
 
-def answer_text(model, ids):
-    return clean_answer(model.llama_tokenizer.decode(ids, skip_special_tokens=True))
-
-
-@pytest.mark.parametrize("chat", CHATS, indirect=True)
-def test_deterministic_answer_of_a_chat_meets_the_reference(chat):
-    model, expected, tensors = chat
-    ids = answer_ids(model, tensors["embs_turn2"], expected["answer"]["kwargs"])
-    assert ids == expected["answer"]["ids"]
-    assert answer_text(model, ids) == expected["answer"]["text"]
-
-
 # Text that the ids of the reference's stop sequence have completed when they come.
 STOPS = [
-    ("vicuna0", "answer_stop1", "o\ufffd"),
-    ("vicuna0", "answer_stop2", "\ufffdter"),
-    ("llama2", "answer_stop1", "\u0134"),
-    ("llama2", "answer_stop2", "\u0134\x12"),
+    ("vicuna0", "answer", []),
+    ("vicuna0", "answer_stop1", ["o\ufffd"]),
+    ("vicuna0", "answer_stop2", ["\ufffdter"]),
+    ("llama2", "answer", []),
+    ("llama2", "answer_stop1", ["\u0134"]),
+    ("llama2", "answer_stop2", ["\u0134\x12"]),
 ]
 
 
-@pytest.mark.parametrize(("chat", "stopped", "stop"), STOPS, indirect=["chat"])
-def test_chat_stops_at_the_text_of_the_reference_stop_ids(chat, stopped, stop):
+@pytest.mark.parametrize(("chat", "name", "stop"), STOPS, indirect=["chat"])
+def test_answer_of_a_chat_meets_the_reference_and_stops_at_the_text_of_its_stop_ids(chat, name, stop):
     model, expected, tensors = chat
-    ids = answer_ids(model, tensors["embs_turn2"], expected["answer"]["kwargs"], [stop])
-    assert ids == expected[stopped]["ids"]
-    assert answer_text(model, ids) == expected[stopped]["text"]
+    ids = answer_ids(model, tensors["embs_turn2"], expected["answer"]["kwargs"], stop)
+    assert ids == expected[name]["ids"]
+    assert clean_answer(model.llama_tokenizer.decode(ids, skip_special_tokens=True)) == expected[name]["text"]
 
 
 # Prompts on which the reference raises
@@ -173,54 +152,49 @@ def test_placeholder_may_stand_at_either_end_of_a_context(shared_model, pool, pr
 # Images that are encoded already
 
 
-@torch.no_grad()
-def test_encoded_images_give_the_answers_of_pixels(shared_model, pool):
-    model = shared_model()
-    embeds = model.project(model.image_features(pool[:3]))
+@pytest.fixture(scope="module")
+def embeds(model, pool):
+    """Of each image of the pool, as `answers_from_embeds` takes one a prompt."""
+    with torch.no_grad():
+        return [[embeds_1QD] for embeds_1QD in model.project(model.image_features(pool)).split(1)]
+
+
+def test_encoded_images_give_the_answers_of_pixels(model, pool, embeds):
     texts = [PROMPT, "<Img><ImageHere></Img> A longer question about this image? ", PROMPT]
     decoding = Decoding(max_new_tokens=12, num_beams=2)
-    images = [[embeds_1QD] for embeds_1QD in embeds.split(1)]
-    answers = [a.text for a in model.answers_from_embeds(images, texts, decoding, ["###"])]
+    answers = [a.text for a in model.answers_from_embeds(embeds[:3], texts, decoding, ["###"])]
     assert answers == model.generate(pool[:3], texts, max_new_tokens=12, num_beams=2, stop=["###"])
 
 
 # How answers end
 
 
-@torch.no_grad()
-def test_answer_tells_whether_a_stop_string_or_the_limit_ended_it(shared_model, pool):
-    model = shared_model()
-    images = [[embeds_1QD] for embeds_1QD in model.encode_img(pool[:2])[0].split(1)]
+def test_answer_tells_whether_a_stop_string_or_the_limit_ended_it(model, embeds):
     decoding = Decoding(max_new_tokens=12)
-    first, second = model.answers_from_embeds(images, [PROMPT] * 2, decoding)
+    first, second = model.answers_from_embeds(embeds[:2], [PROMPT] * 2, decoding)
     assert (first.ended, second.ended) == (False, False)
     stop = next(piece for piece in first.text[2:] if piece not in second.text)
-    stopped, other = model.answers_from_embeds(images, [PROMPT] * 2, decoding, [stop])
+    stopped, other = model.answers_from_embeds(embeds[:2], [PROMPT] * 2, decoding, [stop])
     assert stopped.ended
     assert stop not in stopped.text
     assert other == second
 
 
-@torch.no_grad()
-def test_best_beam_tells_whether_it_ended(shared_model, pool):
-    model, decoding = shared_model(), Decoding(max_new_tokens=12, num_beams=2)
-    images = [[embeds_1QD] for embeds_1QD in model.encode_img(pool[:2])[0].split(1)]
-    embeds, mask = model.prompt_embeds([PROMPT] * 2, images)
-    ids = generate_ids(model.llama_model, model.llama_tokenizer, embeds, mask, decoding).tolist()
-    end = model.llama_model.generation_config.eos_token_id
-    answers = model.answers_from_embeds(images, [PROMPT] * 2, decoding)
-    assert [answer.ended for answer in answers] == [end in row[1:] for row in ids] == [True, False]
+def ids_of(model, images, decoding):
+    prompts = model.prompt_embeds([PROMPT] * len(images), images)
+    return generate_ids(model.llama_model, model.llama_tokenizer, *prompts, decoding).tolist()
 
 
-@torch.no_grad()
-def test_answer_that_an_end_token_ends_has_ended_even_at_the_limit(shared_model, pool, monkeypatch):
-    model = shared_model()
-    images = [[model.encode_img(pool[:1])[0]]]
-    ids = generate_ids(
-        model.llama_model, model.llama_tokenizer, *model.prompt_embeds([PROMPT], images), Decoding(max_new_tokens=6)
-    )
-    last = int(ids[0, -1])
-    limit = 1 + ids[0, 1:].tolist().index(last)
-    assert not model.answers_from_embeds(images, [PROMPT], Decoding(max_new_tokens=limit))[0].ended
-    monkeypatch.setattr(model.llama_model.generation_config, "eos_token_id", last)
-    assert model.answers_from_embeds(images, [PROMPT], Decoding(max_new_tokens=limit))[0].ended
+def test_best_beam_tells_whether_it_ended(model, embeds):
+    decoding, end = Decoding(max_new_tokens=12, num_beams=2), model.llama_model.generation_config.eos_token_id
+    answers = model.answers_from_embeds(embeds[:2], [PROMPT] * 2, decoding)
+    ended = [end in row[1:] for row in ids_of(model, embeds[:2], decoding)]
+    assert [answer.ended for answer in answers] == ended == [True, False]
+
+
+def test_answer_that_an_end_token_ends_has_ended_even_at_the_limit(model, embeds, monkeypatch):
+    (ids,) = ids_of(model, embeds[:1], Decoding(max_new_tokens=6))
+    decoding = Decoding(max_new_tokens=ids.index(ids[-1], 1))
+    assert not model.answers_from_embeds(embeds[:1], [PROMPT], decoding)[0].ended
+    monkeypatch.setattr(model.llama_model.generation_config, "eos_token_id", ids[-1])
+    assert model.answers_from_embeds(embeds[:1], [PROMPT], decoding)[0].ended
