@@ -5,16 +5,16 @@ transformers saves it. Shapes: B images, S pixels a side, N tokens (prefix token
 V channels.
 """
 
-import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import AutoConfig, CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+from transformers.image_processing_base import ImageProcessingMixin
 
 from minigpt4.common.checkpoint import copy_strict, find_weights, read_state_dict
 from minigpt4.common.errors import ConfigError, errors_as, nearest
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 USUAL_SIZE = 224
 """Side of the images of EVA-CLIP, and of a tower of which timm does not know it, pixels."""
-_HF_TOWERS = {"clip": (CLIPVisionConfig, CLIPVisionModel), "siglip": (SiglipVisionConfig, SiglipVisionModel)}
+_HF_TOWERS = {CLIPVisionConfig: CLIPVisionModel, SiglipVisionConfig: SiglipVisionModel}
 _HF_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -208,55 +208,36 @@ def _build_timm(cfg: MiniGPT4Config, image_size: int) -> nn.Module:
 # Directories of transformers
 
 
-def _read_json(directory: Path, name: str) -> dict[str, Any]:
-    key = f"model.vit_model: {directory}"
-    if not (directory / name).is_file():
-        raise ConfigError(f"{key} has no {name}; it must be a CLIP or SigLIP model as transformers saves it")
-    with errors_as(ConfigError, f"{key}/{name} cannot be read"):
-        content = json.loads((directory / name).read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("it holds no keys with values")
-        return content
-
-
-def _directory_kind(directory: Path) -> tuple[str, dict[str, Any]]:
-    """`clip` or `siglip`, and the settings of its vision side."""
-    content = _read_json(directory, "config.json")
-    kind = str(content.get("model_type", "")).removesuffix("_vision_model")
-    if kind not in _HF_TOWERS:
-        raise ConfigError(
-            f"model.vit_model: {directory}: its model_type is {content.get('model_type')!r}; read are "
-            f"{', '.join(_HF_TOWERS)} and the names of timm"
-        )
-    settings = content.get("vision_config", content)
-    return kind, dict(settings) if isinstance(settings, Mapping) else {}
+def _directory_config(directory: Path) -> CLIPVisionConfig | SiglipVisionConfig:
+    with errors_as(ConfigError, f"model.vit_model: {directory}: its config.json is none of a CLIP or SigLIP model"):
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        config = getattr(config, "vision_config", config)
+        if not isinstance(config, tuple(_HF_TOWERS)):
+            raise ValueError(f"its model_type is {config.model_type!r}; read are CLIP, SigLIP and the names of timm")
+        return config
 
 
 def _directory_pixels(directory: Path) -> Pixels:
-    kind, settings = _directory_kind(directory)
-    processor = _read_json(directory, "preprocessor_config.json")
-    with errors_as(ConfigError, f"model.vit_model: {directory}"):
-        config = _HF_TOWERS[kind][0](**settings)
+    config = _directory_config(directory)
+    with errors_as(ConfigError, f"model.vit_model: {directory}: its preprocessor_config.json names no mean and std"):
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(directory, local_files_only=True)
         mean, std = ([float(one) for one in processor[key]] for key in ("image_mean", "image_std"))
         if len(mean) != 3 or len(std) != 3:
-            raise ValueError("image_mean and image_std of preprocessor_config.json must have three numbers each")
+            raise ValueError("image_mean and image_std must have three numbers each")
         return Pixels(mean, std, int(config.image_size))
 
 
 def _build_of_directory(cfg: MiniGPT4Config) -> nn.Module:
     directory = Path(cfg.vit_model).expanduser()
-    kind, settings = _directory_kind(directory)
+    config = _directory_config(directory)
     if cfg.vit_config or cfg.vit_weights or cfg.drop_path_rate:
         raise ConfigError(
             f"model.vit_model: {directory} has sizes and weights of its own; leave vit_config, vit_weights and "
             "drop_path_rate unset"
         )
-    config_class, model_class = _HF_TOWERS[kind]
-    with errors_as(ConfigError, f"model.vit_model: {directory}/config.json describes no {kind} tower"):
-        config = config_class(**settings)
-        if kind == "siglip":
-            config.vision_use_head = False  # it pools, and nobody reads that
-        model = model_class(config)
+    with errors_as(ConfigError, f"model.vit_model: {directory}/config.json describes no tower"):
+        config.vision_use_head = False  # SigLIP's pools, and nobody reads that
+        model = _HF_TOWERS[type(config)](config)
     if cfg.use_grad_checkpoint:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
