@@ -22,7 +22,6 @@ from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.registry import registry
 from minigpt4.common.start_clock import phase
-from minigpt4.conversation import prompt_template_from_tokenizer
 from minigpt4.models import llm, prompting
 from minigpt4.models.base_model import DTYPES, BaseModel, freeze, is_trained
 from minigpt4.models.connectors import Connector, build_projection
@@ -30,7 +29,7 @@ from minigpt4.models.fsdp import is_sharded
 from minigpt4.models.generation import GenerationMixin
 from minigpt4.models.loading import load_language_side, load_trained, load_vision, meta_vision, vision_fingerprints
 from minigpt4.models.loss import LMLoss
-from minigpt4.models.prompting import ImageFeatures, PromptBuilder, Samples, read_prompts, read_samples
+from minigpt4.models.prompting import ImageFeatures, PromptBuilder, Samples, read_samples
 from minigpt4.models.vision_tower import VisionTower
 
 log = logging.getLogger(__name__)
@@ -76,19 +75,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         llm_width = llama_model.get_input_embeddings().weight.shape[1]
         self.llama_proj = build_projection(cfg, connector.feature_width, llm_width)
         self._freeze_parts()
-        template = cfg.prompt_template
-        if template == "tokenizer":
-            template = prompt_template_from_tokenizer(llama_tokenizer)
-        self.prompting = PromptBuilder(
-            tokenizer=llama_tokenizer,
-            prompt_list=read_prompts(cfg.prompt_path, template),
-            prompt_template=template,
-            chat_template=cfg.chat_template,
-            max_txt_len=cfg.max_txt_len,
-            max_context_len=cfg.max_context_len,
-            end_sym=cfg.end_sym,
-            truncate_end_sym=cfg.truncate_end_sym,
-        )
+        self.prompting = PromptBuilder(llama_tokenizer, cfg)
         self.lm_loss = LMLoss(cfg, llama_model)
         self._made_with: dict[str, Any] | None = None
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
+from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.utils import decode, require_readable, require_whole_characters
-from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
+from minigpt4.conversation.templates import IMAGE_PLACEHOLDER, prompt_template_from_tokenizer
 from minigpt4.models.attention import to_device
 from minigpt4.models.tokenizer import end_symbol_ids, hidden_pad_id, start_ids
 
@@ -276,22 +277,18 @@ def _read_conversations(samples: Mapping[str, Any]) -> list[tuple[list[str], lis
     return conversations
 
 
-@dataclass
 class PromptBuilder:
-    """How samples become token sequences; the fields are those of the `model:` section."""
+    """How samples become token sequences; attributes with the names of keys of `model:` may be set later."""
 
-    tokenizer: PreTrainedTokenizerBase
-    prompt_list: Sequence[str]
-    prompt_template: str
-    chat_template: bool
-    max_txt_len: int
-    max_context_len: int
-    end_sym: str
-    truncate_end_sym: bool
-
-    def __post_init__(self) -> None:
-        self.start = start_ids(self.tokenizer)
-        self._hidden = hidden_pad_id(self.tokenizer)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, cfg: MiniGPT4Config) -> None:
+        template = cfg.prompt_template
+        self.prompt_template = prompt_template_from_tokenizer(tokenizer) if template == "tokenizer" else template
+        self.prompt_list = read_prompts(cfg.prompt_path, self.prompt_template)
+        self.chat_template = cfg.chat_template
+        self.max_txt_len, self.max_context_len = cfg.max_txt_len, cfg.max_context_len
+        self.end_sym, self.truncate_end_sym = cfg.end_sym, cfg.truncate_end_sym
+        self.tokenizer, self.start = tokenizer, start_ids(tokenizer)
+        self._hidden = hidden_pad_id(tokenizer)
         self._end_ids_of: dict[str, list[int]] = {}
 
     def training_batch(self, samples: Samples, images: Spans) -> Batch:

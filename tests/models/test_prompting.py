@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from minigpt4.common.errors import MiniGPT4Error, SampleError
+from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.prompting import (
     IGNORE,
     NO_IMAGE,
@@ -124,12 +125,7 @@ def ids(tokenizer):
 
 @pytest.fixture(scope="module")
 def rules(tokenizer):
-    def build(**changes) -> PromptBuilder:
-        fields = {"tokenizer": tokenizer, "prompt_list": [], "prompt_template": "", "chat_template": False}
-        fields |= {"max_txt_len": 160, "max_context_len": 3800, "end_sym": "###", "truncate_end_sym": False}
-        return PromptBuilder(**fields | changes)
-
-    return build
+    return lambda **changes: PromptBuilder(tokenizer, MiniGPT4Config(max_txt_len=160, end_sym="###", **changes))
 
 
 def conversation(*answers):
@@ -146,7 +142,8 @@ def test_instructions_go_into_the_template_only_where_asked_for_and_before_the_p
     rules, ids, chat_template, before
 ):
     samples = read_samples({"answer": ["a"], "instruction_input": "Look: <ImageHere>"})
-    build = rules(prompt_template=TEMPLATE, chat_template=chat_template, prompt_list=["never"])
+    build = rules(prompt_template=TEMPLATE, chat_template=chat_template)
+    build.prompt_list = ["never"]
     (row,) = build.condition_rows(samples, [[(0, 2)]])
     assert row.ids == [*ids(before), 0, 0, *ids(" ###Assistant: " if chat_template else "")]
 
