@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 POOL = 6
@@ -96,3 +97,21 @@ def change_json() -> Callable[[Path, Any], None]:
         file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
     return change
+
+
+@pytest.fixture(scope="session")
+def byte_level_bpe() -> Callable[..., Tokenizer]:
+    """`byte_level_bpe(*special)`: a BPE of bytes, as LLaMA 3 and Qwen have, which knows `$$`."""
+
+    def train(*special: str) -> Tokenizer:
+        backend = Tokenizer(models.BPE())
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=300, initial_alphabet=alphabet, special_tokens=list(special), show_progress=False
+        )
+        backend.train_from_iterator(["$$x$$ costs $$ 5", "a dog and a cat sit on the mat"] * 50, trainer)
+        return backend
+
+    return train

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from minigpt4.common.binding import bind
 from minigpt4.common.errors import WeightsError
-from minigpt4.common.model_schema import QFORMER_FILE, MiniGPT4Config
+from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.inference.engine import CheckpointSwitch
 from minigpt4.models.loading import load_trained, load_vision, vision_fingerprints
 from minigpt4.models.mini_gpt4 import MiniGPT4
@@ -43,22 +43,6 @@ def test_projection_of_another_llm_is_refused_by_the_size_it_was_made_for(tmp_pa
 def test_checkpoint_without_any_trained_weight_is_refused(build_model, parity_dir):
     with pytest.raises(WeightsError, match=r"missing: llama_proj.bias, llama_proj.weight\n  not expected: "):
         build_model(ckpt=str(parity_dir / "eva_vit_tiny.pth"))
-
-
-@pytest.mark.parametrize("place", ["weights", "torch_home/hub/checkpoints"])
-def test_published_names_are_found_where_the_original_code_kept_them(
-    tiny_section, parity_dir, tmp_path, monkeypatch, place
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
-    (tmp_path / place).mkdir(parents=True)
-    for source, name in (("eva_vit_tiny.pth", "eva_vit_g.pth"), ("blip2_tiny.pth", QFORMER_FILE)):
-        shutil.copy(parity_dir / source, tmp_path / place / name)
-    url = f"https://storage.googleapis.com/sfr-vision-language-research/LAVIS/models/BLIP2/{QFORMER_FILE}"
-    encoder, _, q_former = load_vision(MiniGPT4Config(**tiny_section(vit_weights=None, q_former_model=url)))
-    stored = torch.load(parity_dir / "blip2_tiny.pth", weights_only=True)["model"]
-    assert torch.equal(q_former.query_tokens, stored["query_tokens"])
-    assert encoder.model.cls_token.abs().max() > 0
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import pytest
 import timm
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -175,18 +174,9 @@ def test_patches_that_fill_no_group_of_four_are_left_out(shared_model, size, pat
 
 
 @pytest.fixture(scope="module")
-def byte_level_llm(tmp_path_factory):
+def byte_level_llm(tmp_path_factory, byte_level_bpe):
     directory = tmp_path_factory.mktemp("byte_level_llm")
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        show_progress=False,
-    )
-    backend.train_from_iterator(["a dog and a cat sit on the mat", "price: $5, not $6"] * 9, trainer)
+    backend = byte_level_bpe("<|endoftext|>", "<|im_start|>", "<|im_end|>")
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<|im_start|>", eos_token="<|im_end|>", chat_template=CHATML
     )

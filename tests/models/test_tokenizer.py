@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, processors
 
 from minigpt4.common.errors import WeightsError
 from minigpt4.models.tokenizer import end_symbol_ids, hidden_pad_id, load_tokenizer, start_ids
@@ -83,16 +83,9 @@ def test_directory_without_a_whole_tokenizer_is_refused_by_name(llm_copy):
 
 
 @pytest.fixture
-def byte_level(tmp_path):
-    """`byte_level(tokenizer_config, model_type)`: an LLM directory with a tokenizer.json of byte-level BPE, as LLaMA 3
-    has, which knows `$$` and puts bos first."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(["$$x$$ costs $$ 5", "a dog isn't 123 cats"] * 50, trainer)
-    tokenizer.add_special_tokens(["<|begin|>", "<|end|>", "<|pad|>"])
+def byte_level(tmp_path, byte_level_bpe):
+    """`byte_level(tokenizer_config, model_type)`: an LLM directory with such a tokenizer.json, which puts bos first."""
+    tokenizer = byte_level_bpe("<|begin|>", "<|end|>", "<|pad|>")
     begin = ("<|begin|>", tokenizer.token_to_id("<|begin|>"))
     tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[begin])
 
