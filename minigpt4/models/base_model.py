@@ -26,10 +26,6 @@ class BaseModel(nn.Module):
         """Where inputs have to be."""
         return next(self.parameters()).device
 
-    def parts(self) -> dict[str, nn.Module]:
-        """Parts by their public names."""
-        return dict(self.named_children())
-
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         """Everything that is trained, under the names of checkpoints; the one place that decides it."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
@@ -45,13 +41,6 @@ class BaseModel(nn.Module):
             exempt = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
             (plain if exempt else decay).append(parameter)
         return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0}]
-
-    def show_n_params(self, return_str: bool = True) -> int | str:
-        """Number of all parameters, as text such as `188.4M` unless `return_str` is False."""
-        total = sum(parameter.numel() for parameter in self.parameters())
-        if not return_str:
-            return total
-        return f"{total / 1e6:.1f}M" if total >= 1e6 else f"{total / 1e3:.1f}K"
 
 
 def disabled_train(self: nn.Module, mode: bool = True) -> nn.Module:

@@ -1,9 +1,6 @@
 """LLaMA's tokenizer with the ids and strings of the slow one of transformers 4.30, which MiniGPT-4 was trained with.
 
-A text is cut at special and added tokens, and each stretch between them is encoded by SentencePiece on its own, so
-each begins with a blank. transformers 5 encodes a text as a whole, and has other defaults for what a directory omits.
-
-SentencePiece's model comes from `tokenizer.model`, or is rebuilt from a `tokenizer.json` that was converted from one.
+Each stretch of text between special and added tokens is encoded by SentencePiece on its own and so begins with a blank.
 Special tokens are read as 4.30 reads them: text beside a token that `special_tokens_map.json` or `added_tokens.json`
 names without further word loses its blanks, and an empty name means the id that SentencePiece gives it, 0.
 """
@@ -39,11 +36,7 @@ _NAMES = (*_DEFAULTS, "sep_token", "pad_token", "cls_token", "mask_token")
 class LlamaPieceTokenizer(PreTrainedTokenizer):
     """SentencePiece between special tokens.
 
-    Args:
-        pieces: the SentencePiece model.
-        added: tokens that texts are cut at, by id; those past the pieces are surrounded by blanks in decoded text.
-        add_bos_token, add_eos_token: whether a text encoded with special tokens begins and ends with them.
-        Others: special tokens and settings of `PreTrainedTokenizer`.
+    `added`: tokens that texts are cut at, by id; those past the pieces are surrounded by blanks in decoded text.
     """
 
     model_input_names = ["input_ids", "attention_mask"]
@@ -125,11 +118,9 @@ class LlamaPieceTokenizer(PreTrainedTokenizer):
 def read_llama_tokenizer(directory: Path, model_type: str, vocabulary: int | None) -> LlamaPieceTokenizer | None:
     """The tokenizer of an LLM directory, or None if it is not of LLaMA's kind.
 
-    Args:
-        model_type: of config.json; says what the tokenizer is where its own files do not.
-        vocabulary: rows of the LLM's embeddings; tokens past them are plain text, with a warning.
-
-    Raises ValueError, with the file and its key, for files that contradict each other or themselves.
+    `model_type`, of config.json, says what the tokenizer is where its own files do not. Tokens past the LLM's
+    `vocabulary` are plain text, with a warning. ValueError, with the file and its key, for files that contradict each
+    other or themselves.
     """
     config = read_json(directory / "tokenizer_config.json")
     converted = read_json(directory / "tokenizer.json")
@@ -215,11 +206,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _pieces(
     directory: Path, model_type: str, config: dict[str, Any], converted: dict[str, Any]
 ) -> SentencePieceProcessor | None:
-    """SentencePiece's model of a LLaMA, whichever file holds it.
-
-    A class or else a model type with "llama" in its name stands for SentencePiece of any options, another one for
-    LLaMA's options alone.
-    """
+    """SentencePiece's model of a LLaMA, whichever file holds it; under other names than LLaMA's with its options."""
     kind = str(config.get("tokenizer_class") or model_type)
     path = directory / "tokenizer.model"
     if path.is_file():

@@ -25,7 +25,6 @@ from minigpt4.common.start_clock import phase
 from minigpt4.models import llm, prompting
 from minigpt4.models.base_model import DTYPES, BaseModel, freeze, is_trained
 from minigpt4.models.connectors import Connector, build_projection
-from minigpt4.models.fsdp import is_sharded
 from minigpt4.models.generation import GenerationMixin
 from minigpt4.models.loading import load_language_side, load_trained, load_vision, meta_vision, vision_fingerprints
 from minigpt4.models.loss import LMLoss
@@ -53,11 +52,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
 
     config_class = MiniGPT4Config
 
-    prompt_list = _of_prompting("prompt_list")
-    prompt_template = _of_prompting("prompt_template")
-    end_sym = _of_prompting("end_sym")
-    max_txt_len = _of_prompting("max_txt_len")
-    max_context_len = _of_prompting("max_context_len")
+    prompt_list, prompt_template = _of_prompting("prompt_list"), _of_prompting("prompt_template")
+    end_sym, max_txt_len, max_context_len = map(_of_prompting, ("end_sym", "max_txt_len", "max_context_len"))
 
     def __init__(
         self,
@@ -216,10 +212,6 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         """Learned queries of the Q-Former, (1, Q, H)."""
         return self.Qformer.query_tokens
 
-    def parts(self) -> dict[str, nn.Module]:
-        """The five parts by their public names."""
-        return {name: getattr(self, name) for name in (*_VISION_SIDE, "llama_proj", "llama_model")}
-
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
         named = dict(self.Qformer.lavis_parameters())
         named |= {f"visual_encoder.{n}": p for n, p in self.visual_encoder.model.named_parameters()}
@@ -231,11 +223,6 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
     def vision_is_frozen(self) -> bool:
         """Whether everything before the projection is as its files have it."""
         return not self._trained
-
-    @property
-    def llm_is_sharded(self) -> bool:
-        """Whether every pass of the LLM is one of all processes of the run together (`run.parallel: fsdp`)."""
-        return is_sharded(self.llama_model)
 
     def _freeze_parts(self) -> None:
         for name in _VISION_SIDE:

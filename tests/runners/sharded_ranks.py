@@ -23,7 +23,7 @@ from minigpt4.evaluation.generate import predict, read_checkpoint_list
 from minigpt4.inference.captioning import AnswerStore, Captioning
 from minigpt4.inference.image_list import ImageList, images_to_caption
 from minigpt4.inference.pipeline import rules_of
-from minigpt4.models.fsdp import uneven_inputs
+from minigpt4.models.fsdp import is_sharded, uneven_inputs
 from minigpt4.models.llm import fingerprint, load_llm
 from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.runners import RunnerBase
@@ -73,7 +73,7 @@ def scenario_training(recipe: Path, processes: Processes) -> dict[str, Any]:
 def _held(runner: RunnerBase) -> dict[str, Any]:
     """Numbers in the layers' matrices and in the rest of the LLM: all, and those that this process holds."""
     llm = runner.model.llama_model
-    counts = {"layers": [0, 0], "others": [0, 0], "is_sharded": runner.model.llm_is_sharded}
+    counts = {"layers": [0, 0], "others": [0, 0], "is_sharded": is_sharded(runner.model.llama_model)}
     for name, parameter in llm.named_parameters():
         own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         count = counts["layers" if ".layers." in name and parameter.ndim > 1 else "others"]

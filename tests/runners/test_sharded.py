@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.models.fsdp import is_sharded
 from minigpt4.models.memory import GATHERED_LAYERS
 
 
@@ -105,5 +106,5 @@ def test_quantised_llm_is_refused_by_name(building, validated, option):
 def test_one_process_holds_the_whole_llm_and_says_so(building, validated, caplog):
     runner = building.build(validated.recipe, "run.parallel=fsdp")
     runner.loader.close()
-    assert not runner.model.llm_is_sharded
+    assert not is_sharded(runner.model.llama_model)
     assert "run.parallel: fsdp has one process only, which holds the whole LLM" in caplog.text
