@@ -9,7 +9,7 @@ V vocabulary, G heads that keys have, E channels of a head.
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -84,39 +84,15 @@ class LMLoss:
             batch, at = batch.to(device), tuple(to_device(index, device) for index in at)
             return batch, at, columns_K, {"attention_mask": batch.attention_mask_BT}
         prefix = shared_prefix(batch, at) if self._keeps_prefix else []
-        packed = pack(batch, at, len(prefix))
-        columns_K, packed = to_device(packed.at[1].unique(), device), packed.to(device)
-        return packed.batch, packed.at, columns_K, packed.inputs(self._prefixes.of(llm, prefix))
+        row, at, positions_1N, grid = pack(batch, at, len(prefix))
+        columns_K, *at = (to_device(index, device) for index in (at[1].unique(), *at))
+        grid = replace(grid.to(device), prefix=self._prefixes.of(llm, prefix))
+        mask = grid.cells_BT[None, None]  # of four dimensions: transformers makes none, and the grid has its own
+        inputs = {"attention_mask": mask, "position_ids": to_device(positions_1N, device), "grid": grid}
+        return row.to(device), tuple(at), columns_K, inputs
 
 
 # Packing
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A batch as one row of N tokens."""
-
-    batch: Batch
-    """Of one row; `attention_mask_BT` is the whole batch's and of no use to it."""
-
-    positions_1N: Tensor
-    """Position of each token in its own row."""
-
-    at: tuple[Tensor, Tensor]
-    """Row (0) and column of the position before each target, in the order of the rows."""
-
-    grid: PadMap
-
-    def to(self, device: torch.device) -> "Packed":
-        """The same on `device`."""
-        positions, *at = (to_device(index, device) for index in (self.positions_1N, *self.at))
-        return Packed(self.batch.to(device), positions, tuple(at), self.grid.to(device))
-
-    def inputs(self, prefix: States = ()) -> dict[str, object]:
-        """Arguments of the LLM's forward pass besides the embeddings."""
-        mask = self.grid.cells_BT[None, None]  # of four dimensions: transformers makes none, and the grid has its own
-        grid = replace(self.grid, prefix=prefix)
-        return {"attention_mask": mask, "position_ids": self.positions_1N, "grid": grid}
 
 
 def can_pack(llm: nn.Module) -> bool:
@@ -137,8 +113,14 @@ def shared_prefix(batch: Batch, at: tuple[Tensor, Tensor]) -> list[int]:
     return batch.ids_BT[0, : min(length, LONGEST_PREFIX)].tolist()
 
 
-def pack(batch: Batch, at: tuple[Tensor, Tensor], prefix_length: int = 0) -> Packed:
-    """The tokens behind a prefix that all rows share, on the CPU; `at`: as in `LMLoss.losses`."""
+def pack(
+    batch: Batch, at: tuple[Tensor, Tensor], prefix_length: int
+) -> tuple[Batch, tuple[Tensor, Tensor], Tensor, PadMap]:
+    """A batch behind its shared prefix as one row of N tokens, on the CPU; `at`: as in `LMLoss.losses`.
+
+    Returns the row, whose `attention_mask_BT` is the whole batch's, `at` in that row, the position (1, N) of each token
+    in its own row, and where the tokens stand in rows and columns.
+    """
     columns_T = torch.arange(prefix_length, int(batch.lengths_B.max()))
     inside_BT = columns_T < batch.lengths_B[:, None]
     row_N, column_N = inside_BT.nonzero(as_tuple=True)
@@ -161,7 +143,7 @@ def pack(batch: Batch, at: tuple[Tensor, Tensor], prefix_length: int = 0) -> Pac
         image_source=batch.image_source,
         lengths_B=torch.tensor([len(row_N)]),
     )
-    return Packed(row, column_N[None], place(at), grid)
+    return row, place(at), column_N[None], grid
 
 
 class PrefixStates:

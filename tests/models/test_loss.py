@@ -13,18 +13,20 @@ from transformers import (
     Qwen2Config,
 )
 
+from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models import loss
 from minigpt4.models.attention import FUSED, MATMUL
 from minigpt4.models.loss import (
     LONGEST_PREFIX,
     MOST_PREFIXES,
+    LMLoss,
     PrefixStates,
     can_pack,
     pack,
     shared_prefix,
     target_losses,
 )
-from minigpt4.models.prompting import TokenSequence, collate_training, embed, target_positions
+from minigpt4.models.prompting import TokenSequence, collate_training, target_positions
 
 SIZES = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
 GEMMA = SIZES | {"num_key_value_heads": 4, "head_dim": 8}
@@ -47,32 +49,23 @@ def batch_of(*, hidden: bool = False):
     return collate_training(conditions, answers, [BOS], PAD)
 
 
-def losses(llm, batch, image_tokens, prefix_length=None):
-    """(losses, gradient of the image tokens); padded if `prefix_length` is None."""
+def losses(llm, batch, image_tokens, **switches):
+    """(losses, gradient of the image tokens) with these keys of `model:`."""
     own = image_tokens.clone().requires_grad_()
-    at = target_positions(batch)
-    targets = batch.targets_BT[:, 1:][at]
-    inputs = {"attention_mask": batch.attention_mask_BT}
-    if prefix_length is not None:
-        prefix = shared_prefix(batch, at)[:prefix_length]
-        packed = pack(batch, at, len(prefix))
-        inputs = packed.inputs(PrefixStates().of(llm, prefix))
-        batch, at = packed.batch, packed.at
-    inputs["inputs_embeds"] = embed(batch, llm.get_input_embeddings(), own)
-    result = target_losses(llm, inputs, at, targets, at[1].unique())
+    result = LMLoss(MiniGPT4Config(**switches), llm).losses(llm, batch, target_positions(batch), own)
     result.sum().backward()
     return result.detach(), own.grad
 
 
-@pytest.mark.parametrize("prefix_length", [0, 1, 3])
+@pytest.mark.parametrize("has_prefix", [False, True])
 @pytest.mark.parametrize("hidden", [False, True])
 @pytest.mark.parametrize("attention", [MATMUL, FUSED])
 @pytest.mark.parametrize("groups", [4, 2])
-def test_losses_and_gradients_are_those_of_the_padded_batch(prefix_length, hidden, attention, groups):
+def test_losses_and_gradients_are_those_of_the_padded_batch(has_prefix, hidden, attention, groups):
     llm, image_tokens = llm_of(LlamaConfig(**SIZES, num_key_value_heads=groups), attention), torch.randn(6, 16)
     batch = batch_of(hidden=hidden)
-    expected, expected_gradient = losses(llm, batch, image_tokens)
-    actual, gradient = losses(llm, batch, image_tokens, prefix_length)
+    expected, expected_gradient = losses(llm, batch, image_tokens, llm_packing=False)
+    actual, gradient = losses(llm, batch, image_tokens, llm_prefix_cache=has_prefix)
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(gradient, expected_gradient)
     assert len(actual) == 7
@@ -80,14 +73,14 @@ def test_losses_and_gradients_are_those_of_the_padded_batch(prefix_length, hidde
 
 def test_a_batch_is_its_tokens_in_the_order_of_the_rows():
     batch = batch_of()
-    packed = pack(batch, target_positions(batch))
-    assert packed.batch.ids_BT.tolist() == [
+    row, at, positions_1N, grid = pack(batch, target_positions(batch), 0)
+    assert row.ids_BT.tolist() == [
         [BOS, 3, 4, 0, 0, 5, 6, HIDDEN, 7, 8] + [BOS, 3, 4, 0, 0, 6, 8] + [BOS, 3, 4, 0, 0, 7, HIDDEN, 7]
     ]
-    assert packed.positions_1N.tolist() == [[*range(10), *range(7), *range(8)]]
-    assert packed.batch.image_at[1].tolist() == [3, 4, 13, 14, 20, 21]
-    assert packed.at[1].tolist() == [5, 6, 7, 8, 15, 22, 23]
-    assert packed.grid.visible_BT is None
+    assert positions_1N.tolist() == [[*range(10), *range(7), *range(8)]]
+    assert row.image_at[1].tolist() == [3, 4, 13, 14, 20, 21]
+    assert at[1].tolist() == [5, 6, 7, 8, 15, 22, 23]
+    assert grid.visible_BT is None
 
 
 def texts_of(condition, answer):
