@@ -9,6 +9,7 @@ import inspect
 import logging
 import math
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     Cache,
     GenerationConfig,
     PretrainedConfig,
@@ -58,8 +60,7 @@ _LIMITS = {
 def read_llm_config(directory: Path) -> PretrainedConfig:
     """config.json of an LLM directory, without its token ids: Vicuna v0's are wrong, the tokenizer's count.
 
-    Raises WeightsError for what is no LLM of transformers', or none that is read here: quantised weights, an adapter, a
-    model that brings its own code.
+    WeightsError for what transformers has not, quantised weights, an adapter, a model that brings its own code.
     """
     key = "model.llama_model"
     if not directory.is_dir():
@@ -114,13 +115,9 @@ def load_llm(
 ) -> nn.Module:
     """The frozen causal LM of `directory` in fp16, bf16, fp32, int8 or nf4 on `device`.
 
-    The files are mapped, and each tensor goes from there to the device. On a CPU tensors that the file holds in the
-    type asked for stay mapped: processes share them, and memory that is short takes them back.
-
+    The files are mapped; on a CPU tensors that they hold in the type asked for stay so, and processes share them.
     `sharded`: its layers are spread over the processes of the run, each of which must call this; not for int8 and nf4.
-
-    Raises WeightsError for what is not a whole, ready-to-use model: a Vicuna delta, missing weight files,
-    tensors that do not fit config.json.
+    WeightsError for a Vicuna delta, missing weight files, tensors that do not fit config.json.
     """
     directory = Path(directory).expanduser()
     config = read_llm_config(directory)
@@ -200,12 +197,8 @@ def _storage(precision: str, device: torch.device) -> dict[str, Any]:
             f"model.llm_precision: {precision} needs a CUDA GPU (bitsandbytes), but the model goes to {device}; "
             "use bf16 or fp32 there (and low_resource: False)"
         )
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise WeightsError(f"model.llm_precision: {precision} needs bitsandbytes: pip install -e '.[gpu]'") from error
-    from transformers import BitsAndBytesConfig
-
+    if find_spec("bitsandbytes") is None:
+        raise WeightsError(f"model.llm_precision: {precision} needs bitsandbytes: pip install -e '.[gpu]'")
     if precision == "int8":
         return {"dtype": torch.float16, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16)
@@ -260,8 +253,7 @@ def _refuse_partial(directory: Path, report: Any) -> None:
 def cache_arguments(model: nn.Module, cache: Cache) -> dict[str, Any]:
     """Arguments of a forward pass that reads keys and values of a cache and adds its own.
 
-    transformers 5.24 renamed `past_key_values` to `cache`. A version that knows only one of the names takes the other
-    for an argument of the attention function, and ignores it.
+    transformers 5.24 renamed `past_key_values` to `cache`; a version takes the other name for one of no meaning.
     """
     names = inspect.signature(model.forward).parameters
     return {"use_cache": True, "cache" if "cache" in names else "past_key_values": cache}
@@ -304,9 +296,9 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def check_llm(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> float:
-    """Sanity sentence: raises WeightsError if the LLM's loss is not finite or that of a uniform guess.
+    """The LLM's loss on an English sentence; WeightsError if it is not finite or that of a uniform guess.
 
-    Returns the loss. People trained for days on an LLM that had not loaded (loss 10.37 = ln 32000).
+    People trained for days on an LLM that had not loaded (loss 10.37 = ln 32000).
     """
     ids = tokenizer(SANITY_SENTENCE, return_tensors="pt").input_ids.to(model.get_input_embeddings().weight.device)
     with torch.no_grad():
