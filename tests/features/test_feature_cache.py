@@ -1,9 +1,10 @@
 """The files of a feature cache: several writers, kills, damage, and what may happen to the folder while runs use it."""
 
+import multiprocessing
 import pickle
+import resource
 import shutil
-import subprocess
-import sys
+from itertools import count
 
 import numpy as np
 import pytest
@@ -15,22 +16,7 @@ from minigpt4.models.feature_cache import FeatureCache
 from minigpt4.processors import Blip2ImageEvalProcessor
 
 SHAPE = RowShape(tokens=4, width=6, dtype="float16")
-SCRIPT = """
-import os, resource, signal, sys
-from pathlib import Path
-import numpy as np
-from minigpt4.common.model_schema import MiniGPT4Config
-from minigpt4.datasets.feature_store import FeatureStore, RowShape, image_digest
-from minigpt4.models.feature_cache import FeatureCache
-from minigpt4.processors import Blip2ImageEvalProcessor
-
-folder = Path(sys.argv[1])
-def fill(shape, count):
-    store = FeatureStore(folder, shape)
-    for number in range(count):
-        store.add(image_digest(str(number).encode()), np.full((shape.tokens, shape.width), number % 1000, np.float16))
-        print(number, flush=True)
-"""
+FORK = multiprocessing.get_context("fork")
 
 
 def digest(number):
@@ -48,10 +34,6 @@ def fill(store, numbers):
 
 def have(store, numbers):
     return [n for n in numbers if (found := store.get(digest(n))) is not None and np.array_equal(found, row(n))]
-
-
-def command(code, folder):
-    return [sys.executable, "-c", SCRIPT + code, str(folder)]
 
 
 @pytest.fixture
@@ -99,50 +81,45 @@ def test_what_is_deleted_while_it_is_used_is_kept_again(folder, caplog):
 
 
 def test_a_writer_that_is_killed_leaves_whole_files(folder):
-    code = "fill(RowShape(4, 6, 'float16'), 100000)"
-    with subprocess.Popen(command(code, folder), stdout=subprocess.PIPE, text=True) as process:
-        while int(process.stdout.readline()) < 40:
-            pass
-        process.kill()
-    store = FeatureStore(folder, SHAPE)
-    assert have(store, range(41)) == list(range(41))
+    writer = FORK.Process(target=fill, args=(FeatureStore(folder, SHAPE), count()))
+    writer.start()
+    while not have(FeatureStore(folder, SHAPE), [40]):
+        assert writer.is_alive()
+    writer.kill()
+    writer.join()
+    assert have(FeatureStore(folder, SHAPE), range(41)) == list(range(41))
     assert all(file.stat().st_size == SHAPE.nbytes + 4 for file in folder.glob("*/*") if not file.name.startswith("."))
 
 
-def test_a_full_disk_costs_features_and_one_warning(folder):
+def test_a_full_disk_costs_features_and_one_warning(folder, caplog):
     """A file that would grow beyond the limit is an OSError, as on a full disk."""
-    code = """
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-fill(RowShape(4, 6, 'float16'), 20)
-resource.setrlimit(resource.RLIMIT_FSIZE, (30, 30))
-fill(RowShape(4, 6, 'float16'), 100)
-"""
-    result = subprocess.run(command(code, folder), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    assert result.stderr.count("keeps no more features") == 1
+    store = FeatureStore(folder, SHAPE)
+    fill(store, range(20))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30, limits[1]))
+    try:
+        fill(store, range(100))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caplog.text.count("keeps no more features") == 1
     assert have(FeatureStore(folder, SHAPE), range(100)) == list(range(20))
 
 
+def open_together(cache, processor, barrier):
+    barrier.wait()
+    cache.store(processor)
+
+
 def test_a_fresh_cache_is_opened_by_many_ranks_at_once(folder):
-    code = """
-cache = FeatureCache(folder, MiniGPT4Config())
-for turn in range(12):
-    processor = Blip2ImageEvalProcessor(image_size=14 + turn)
-    together, go = os.pipe()
-    children = []
-    for _ in range(8):
-        if not (child := os.fork()):
-            os.close(go)
-            os.read(together, 1)  # all start when the parent closes its end
-            cache.store(processor)
-            os._exit(0)
-        children.append(child)
-    os.close(go)
-    os.close(together)
-    assert not any(os.waitpid(child, 0)[1] for child in children), turn
-"""
-    result = subprocess.run(command(code, folder), capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+    cache = FeatureCache(folder, MiniGPT4Config())
+    for turn in range(12):
+        processor, barrier = Blip2ImageEvalProcessor(image_size=14 + turn), FORK.Barrier(8)
+        ranks = [FORK.Process(target=open_together, args=(cache, processor, barrier)) for _ in range(8)]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join()
+        assert [rank.exitcode for rank in ranks] == [0] * 8
     assert len(list(folder.iterdir())) == 12
     assert {len(list(path.iterdir())) for path in folder.iterdir()} == {1}
 

@@ -1,8 +1,6 @@
 """Answers from embeddings: settings, stops and ends against a plain loop, and what an answer costs."""
 
 import copy
-import json
-import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -11,11 +9,8 @@ import torch
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
 from minigpt4.models.batch_decoder import ROOM, TOP_K, BatchDecoder, GenerationState
 from minigpt4.models.generation import Decoding, StopOnText, generate_ids
-from minigpt4.models.llm import load_llm, set_token_ids
-from minigpt4.models.tokenizer import load_tokenizer
 
 BOS, EOS, PAD = 1, 2, 0
-CPU = torch.device("cpu")
 TEXTS = [
     "###Human: Hi ###Assistant: ",
     "###Human: Describe the picture with all the people, the boats and the objects in it. ###Assistant: ",
@@ -188,21 +183,6 @@ def test_generation_keeps_no_gradient(model, pool, num_beams):
     model.generate(pool[:1], [WITH_IMAGE], num_beams=num_beams, max_new_tokens=3)
     hook.remove()
     assert recorded == [False] * 3
-
-
-def test_settings_stored_with_the_llm_do_not_count(parity_dir, tmp_path, llm, tokenizer, batch):
-    shutil.copytree(parity_dir / "vicuna_tiny", tmp_path / "llm")
-    stored = {"bos_token_id": 7, "eos_token_id": 2, "pad_token_id": 0, "do_sample": True, "temperature": 0.1}
-    stored |= {"top_k": 1, "repetition_penalty": 3.0, "max_length": 3, "num_beams": 2, "min_length": 9}
-    (tmp_path / "llm" / "generation_config.json").write_text(json.dumps(stored))
-    other = load_llm(tmp_path / "llm", "fp32", CPU)
-    set_token_ids(other, load_tokenizer(tmp_path / "llm"))
-    for decoding in (Decoding(max_new_tokens=9), Decoding(3, 9), Decoding(max_new_tokens=9, do_sample=True)):
-        ids = []
-        for each in (llm, other):
-            torch.manual_seed(4)
-            ids.append(generate_ids(each, tokenizer, *batch, decoding))
-        assert torch.equal(*ids)
 
 
 # What an answer costs: positions that the LLM reads

@@ -71,12 +71,6 @@ def test_tokenizer_json_alone_gives_the_ids_of_tokenizer_model(form, make_direct
     assert tokenizer(texts)["input_ids"] == whole(texts)["input_ids"]
 
 
-def test_end_symbol_that_was_added_is_seen_in_decoded_text(make_directory):
-    tokenizer = load_tokenizer(make_directory({"added_tokens.json": {"<|im_end|>": 512}}))
-    assert tokenizer("yes<|im_end|>")["input_ids"][-1] == 512
-    assert "<|im_end|>" in tokenizer.decode(tokenizer("yes<|im_end|>")["input_ids"])
-
-
 def test_token_known_to_transformers_5_alone_keeps_the_blanks_beside_it(make_directory):
     listed = {"512": {"content": "<|im_end|>", "lstrip": False, "rstrip": False, "normalized": False, "special": True}}
     tokenizer = load_tokenizer(make_directory({"tokenizer_config.json": {"added_tokens_decoder": listed}}))

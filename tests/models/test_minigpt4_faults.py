@@ -97,20 +97,6 @@ def test_conversation_without_template_works_and_takes_questions_as_they_are(sha
     assert model(conversation)["loss"].isfinite()
 
 
-@pytest.mark.parametrize("text", ["<Img><ImageHere>", "<ImageHere></Img> What? ", "<ImageHere>"])
-def test_prompt_may_start_or_end_with_the_image(shared_model, pool, text):
-    model = shared_model()
-    samples = sample(pool, instruction_input=text)
-    batch, _ = model.training_batch(read_samples(samples))
-    before, after = (
-        model.llama_tokenizer(part, add_special_tokens=False)["input_ids"] for part in text.split("<ImageHere>")
-    )
-    columns = batch.image_at[1][batch.image_at[0] == 0]
-    assert columns.tolist() == list(range(1 + len(before), 1 + len(before) + 8))
-    assert batch.ids_BT[0, 9 + len(before) : 9 + len(before) + len(after)].tolist() == after
-    assert model(samples)["loss"].isfinite()
-
-
 def test_all_answers_empty_with_an_end_symbol_teach_the_end_alone(shared_model, pool):
     model = shared_model(end_sym="###")
     batch, _ = model.training_batch(read_samples(sample(pool, answer=["", ""])))

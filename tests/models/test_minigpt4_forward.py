@@ -164,15 +164,6 @@ def contains(row, part):
     return any(row[start : start + len(part)] == part for start in range(len(row)))
 
 
-def test_shared_instruction_may_be_one_string(shared_model, pool):
-    model = shared_model(end_sym="###")
-    samples = {"image": pool[:2], "answer": ["a dog", "a cat"]}
-    text = "<Img><ImageHere></Img> Name it. "
-    one = model({**samples, "instruction_input": text})["loss"]
-    each = model({**samples, "instruction_input": [text, text]})["loss"]
-    assert torch.equal(one, each)
-
-
 # Candidates
 
 
