@@ -46,13 +46,10 @@ class PadMap:
 
     cells_BT: Tensor
     """Which token is in a cell; any number where there is none, int64."""
-
     tokens_N: Tensor
     """The cell of each token, counted row by row, int64."""
-
     visible_BT: Tensor | None = None
     """1 for cells that later ones may attend to; None: all of them. Cells without a token lie behind their row."""
-
     prefix: tuple[tuple[Tensor, Tensor], ...] = ()
     """Keys and values (1, G, P, E) of each layer, of positions before the first column."""
 

@@ -82,7 +82,6 @@ class Estimate:
     batch_size: int
     tokens: int
     """Positions of one sequence, image tokens included."""
-
     activations: int
     """Peak of everything that a step makes and that autograd keeps."""
 

@@ -98,7 +98,6 @@ class Batch:
     """Row and column of every position that an image token takes, (M',) each."""
     image_source: Tensor
     """Index of that image token in the flat list, (M',)."""
-
     lengths_B: Tensor
     """Positions of each row before padding on the right, or after padding on the left."""
 
@@ -208,14 +207,11 @@ class Samples:
 
     image: Tensor | ImageFeatures | None
     """(B, 3, S, S) or (B, n, 3, S, S), or features of one image a sample."""
-
     lengths: list[int] | None
     """Images that exist in each sample, of n."""
-
     answers: list[str]
     conversations: list[tuple[list[str], list[str]]]
     """Questions and answers of each sample, as many of one as of the other."""
-
     instructions: list[str] | None
     image_ids: list[Any] | None
 

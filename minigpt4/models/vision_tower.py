@@ -36,7 +36,6 @@ class Pixels:
 
     mean: list[float]
     """R, G, B in 0..1."""
-
     std: list[float]
     image_size: int
     """Side, pixels."""
