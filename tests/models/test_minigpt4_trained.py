@@ -41,7 +41,7 @@ def train_steps(model, pool, steps=3):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_weight_decay_groups_meet_the_reference_in_names_and_order(build_model, golden, case):
+def test_what_takes_gradients_and_weight_decay_is_that_of_the_reference_in_its_order(build_model, golden, case):
     expected = golden["train"]["weight_decay_groups"][case]
     model = build_model(ckpt=None, **CASES[case])
     if case == "freeze_all":
@@ -50,11 +50,6 @@ def test_weight_decay_groups_meet_the_reference_in_names_and_order(build_model, 
     assert names_of(model, decayed["params"]) == expected["decay"]
     assert names_of(model, plain["params"]) == expected["no_decay"]
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_trainable_parameters_are_all_that_take_gradients(build_model, case):
-    model = build_model(ckpt=None, **CASES[case])
     trained = {id(parameter) for parameter in model.trainable_parameters().values()}
     assert trained == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
 
@@ -123,34 +118,15 @@ def test_checkpoint_with_more_trained_parts_loads_where_they_are_trained_and_els
     assert f"model.{frozen}: False" in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("change", "text"),
-    [
-        (lambda state: state.pop("llama_proj.bias"), "missing: llama_proj.bias"),
-        (
-            lambda state: state.update({"llama_proj.bias": torch.ones(7)}),
-            "wrong shape: llama_proj.bias is (7,) in the file, (96,) in the model",
-        ),
-    ],
-    ids=["missing", "shape"],
-)
-def test_checkpoint_that_does_not_fit_is_refused_with_the_difference(
-    build_model, parity_dir, changed_weights, change, text
-):
-    path = changed_weights(parity_dir / "minigpt4_tiny.pth", change)
-    with pytest.raises(WeightsError) as error:
-        build_model(ckpt=str(path))
-    assert f"{path} does not fit the model.\n  {text}" in str(error.value)
-    assert "model.ckpt_allow_keys" in str(error.value)
-
-
 def test_named_keys_may_be_missing_or_left_over(build_model, parity_dir, changed_weights):
     def change(state):
         del state["llama_proj.bias"]
         state["lora.weight"] = torch.ones(1)
 
     path = changed_weights(parity_dir / "minigpt4_tiny.pth", change)
-    torch.manual_seed(0)
+    text = rf"{path} does not fit.*\n  missing: llama_proj.bias\n  not expected: lora.weight\n.*model.ckpt_allow_keys"
+    with pytest.raises(WeightsError, match=text):
+        build_model(ckpt=str(path))
     model = build_model(ckpt=str(path), ckpt_allow_keys=["lora.*", "llama_proj.bias"])
     stored = torch.load(path, weights_only=True)["model"]
     assert torch.equal(model.llama_proj.weight, stored["llama_proj.weight"])

@@ -1,5 +1,7 @@
 """The files of the vision side: what is read of them, what is refused, and towers of timm."""
 
+from math import nan
+
 import pytest
 import timm
 import torch
@@ -55,7 +57,9 @@ def test_positions_of_other_image_sizes_meet_the_reference(load, golden_tensors,
     ("key", "changes", "text"),
     [
         ("vit_weights", {"blocks.1.attn.q_bias": None}, "missing: blocks.1.attn.q_bias"),
-        ("vit_weights", {"pos_embed": (1, 13, 64)}, "pos_embed has 13 positions, not a square grid and a class token"),
+        *(("vit_weights", {"pos_embed": shape}, "pos_embed") for shape in ((2, 10, 64), (17, 64), (1, 0, 64), ())),
+        *(("vit_weights", {"pos_embed": (1, n, 64)}, f"pos_embed has {n} positions") for n in (1, 13)),
+        ("vit_weights", {"blocks.1.norm1.bias": nan}, "NaN, infinity or numbers beyond the model's type in blocks.1"),
         ("vit_weights", {"blocks.4.norm1.weight": 64}, "not expected: blocks.4.norm1.weight"),
         ("q_former_model", {"query_tokens": None}, "missing: query_tokens\n  Is model.q_former_model BLIP-2's"),
         ("q_former_model", {f"{LAYER}.4.attention.self.key.bias": 48}, f"not expected: {LAYER}.4.attention"),
@@ -65,7 +69,10 @@ def test_positions_of_other_image_sizes_meet_the_reference(load, golden_tensors,
 def test_file_that_does_not_fit_is_refused_with_the_difference(load, parity_dir, changed_weights, key, changes, text):
     def change(state):
         for name, shape in changes.items():
-            _ = state.pop(name) if shape is None else state.update({name: torch.ones(shape)})
+            if shape is None:
+                del state[name]
+            else:
+                state[name] = state[name].fill_(nan) if shape is nan else torch.ones(shape)
 
     path = changed_weights(parity_dir / FILES[key][1], change)
     with pytest.raises(WeightsError) as error:
