@@ -21,12 +21,11 @@ from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import exit_status
-from minigpt4.conversation import clean_generated
+from minigpt4.conversation.decoding import clean_generated, cut_at_stop
 from minigpt4.evaluation import command
 from minigpt4.evaluation.caption_run import for_evaluation, read_data
 from minigpt4.evaluation.metrics import FAMILIES, java_on_path
 from minigpt4.inference.pipeline import PromptRules
-from minigpt4.models.generation import cut_at_stop
 from minigpt4.models.mini_gpt4 import MiniGPT4
 
 SCORERS = {"BLEU": "bleu.bleu:Bleu", "CIDEr": "cider.cider:Cider", "ROUGE-L": "rouge.rouge:Rouge"}

@@ -67,6 +67,11 @@ class Answer:
     """True: an end token or a stop string came; False: the token limit did; None: unknown."""
 
 
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """`text` up to the first stop string in it."""
+    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+
+
 def clean_generated(text: str) -> str:
     """The answer in decoded text of `model.generate`.
 
@@ -106,7 +111,7 @@ class TextStream:
 
     def feed(self, text: str) -> str:
         """The new piece, possibly "", now that the whole text so far is `text`."""
-        cut = self._until_stop(text)
+        cut = cut_at_stop(text, self._ends)
         if len(cut) == len(text):
             cut = _without_partial_mark(cut.rstrip(_INCOMPLETE), [*self._ends, _BEGIN])
         readable = cut.replace(_BEGIN, "").strip()
@@ -114,10 +119,7 @@ class TextStream:
 
     def finish(self, text: str) -> str:
         """The last piece; `text` is whole."""
-        return self._say(self._until_stop(text).replace(_BEGIN, "").strip())
-
-    def _until_stop(self, text: str) -> str:
-        return text[: min((text.find(end) for end in self._ends if end in text), default=len(text))]
+        return self._say(cut_at_stop(text, self._ends).replace(_BEGIN, "").strip())
 
     def _say(self, readable: str) -> str:
         piece = readable.removeprefix(self._answer_start).strip()[len(self.said) :]

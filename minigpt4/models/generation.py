@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.conversation import IMAGE_PLACEHOLDER, clean_generated
-from minigpt4.conversation.decoding import Answer, Decoding
+from minigpt4.conversation import IMAGE_PLACEHOLDER
+from minigpt4.conversation.decoding import Answer, Decoding, clean_generated, cut_at_stop
 from minigpt4.models import prompting
 from minigpt4.models.attention import native_dtype
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState, stopped
@@ -39,11 +39,6 @@ class StopOnText(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: object, **kwargs) -> Tensor:
         done = stopped(self.tokenizer, input_ids.tolist(), [self.stop] * len(input_ids))
         return torch.tensor(done, device=input_ids.device)
-
-
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """`text` up to the first stop string in it."""
-    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
 
 
 @torch.no_grad()

@@ -134,8 +134,7 @@ def read_llama_tokenizer(directory: Path, model_type: str, vocabulary: int | Non
     added = _added_tokens(directory, config, converted, pieces)
     tokens: dict[str, AddedToken] = {}
     for name, token in [*named.items(), *(("", token) for token in extra)]:
-        is_unknown_piece = name == "unk_token" and token is not None and not _is_piece(pieces, token.content)
-        if token is None or not token.content or is_unknown_piece:
+        if token is None or not token.content or (name == "unk_token" and not _is_piece(pieces, token.content)):
             continue
         if not (token.content in tokens and token.lstrip):
             tokens[token.content] = token
@@ -247,9 +246,7 @@ def _rebuilt(directory: Path, model_type: str, converted: dict[str, Any]) -> Sen
     """
     model, places = converted["model"], dict(sorted(converted["model"]["vocab"].items(), key=lambda item: item[1]))
     if list(places.values()) != list(range(len(places))):
-        raise ValueError(
-            "tokenizer.json: the ids of its vocabulary are not 0, 1, 2, ...; put tokenizer.model beside it"
-        )
+        raise ValueError("tokenizer.json: its vocabulary's ids are not 0, 1, 2, ...; put tokenizer.model beside it")
     merges = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
     merges = _first_merge(places, merges, converted) + merges
     made = [places.get("".join(merge), -1) for merge in merges]
@@ -283,9 +280,7 @@ def _rebuilt(directory: Path, model_type: str, converted: dict[str, Any]) -> Sen
     plain.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)])
     for probe in PROBES:
         if plain.encode(probe).ids != pieces.encode(probe):
-            raise ValueError(
-                f"tokenizer.json: SentencePiece would cut {probe!r} otherwise; put tokenizer.model beside it"
-            )
+            raise ValueError(f"tokenizer.json: SentencePiece cuts {probe!r} otherwise; put tokenizer.model beside it")
     log.warning("%s: has no tokenizer.model; SentencePiece's model was rebuilt from tokenizer.json", directory)
     return pieces
 
@@ -356,9 +351,7 @@ def _added_tokens(
     plain = read_json(directory / "added_tokens.json").items()
     listed, later = config.get("added_tokens_decoder") or {}, converted.get("added_tokens") or []
     if not isinstance(listed, dict) or not isinstance(later, list) or not all(isinstance(one, dict) for one in later):
-        raise ValueError(
-            "added_tokens_decoder of tokenizer_config.json or added_tokens of tokenizer.json are no tokens"
-        )
+        raise ValueError("added_tokens_decoder of tokenizer_config.json or added_tokens of tokenizer.json: no tokens")
     found = [("added_tokens.json", index, {"content": text, "lstrip": True, "rstrip": True}) for text, index in plain]
     found += [("tokenizer_config.json: added_tokens_decoder", index, token) for index, token in listed.items()]
     found += [("tokenizer.json: added_tokens", token.get("id"), token) for token in later]

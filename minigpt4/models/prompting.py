@@ -170,21 +170,16 @@ def target_positions(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _stack(rows: Sequence[TokenSequence], width: int, pad_id: int, *, left: bool) -> Batch:
-    def padded(lists: list[list[int]], fill: int) -> Tensor:
-        gaps = [[fill] * (width - len(values)) for values in lists]
-        full = [gap + v if left else v + gap for v, gap in zip(lists, gaps, strict=True)]
+    def padded(name: str, fill: int) -> Tensor:
+        gaps = [[fill] * (width - len(row)) for row in rows]
+        lists = [getattr(row, name) for row in rows]
+        full = [gap + own if left else own + gap for own, gap in zip(lists, gaps, strict=True)]
         return torch.tensor(full, dtype=torch.long)
 
-    images_BT = padded([row.images for row in rows], NO_IMAGE)
-    at_row, at_column = (images_BT != NO_IMAGE).nonzero(as_tuple=True)
-    return Batch(
-        ids_BT=padded([row.ids for row in rows], pad_id),
-        attention_mask_BT=padded([row.attend for row in rows], 0),
-        targets_BT=padded([row.targets for row in rows], IGNORE),
-        image_at=(at_row, at_column),
-        image_source=images_BT[at_row, at_column],
-        lengths_B=torch.tensor([len(row) for row in rows]),
-    )
+    images_BT = padded("images", NO_IMAGE)
+    image_at = (images_BT != NO_IMAGE).nonzero(as_tuple=True)
+    texts = padded("ids", pad_id), padded("attend", 0), padded("targets", IGNORE)
+    return Batch(*texts, image_at, images_BT[image_at], torch.tensor([len(row) for row in rows]))
 
 
 @dataclass(frozen=True)
