@@ -183,8 +183,7 @@ def test_loss_far_above_that_of_a_trained_llm_is_warned_of(parity_dir, caplog):
     assert f"reads English with a loss of {loss:.2f} (a uniform guess has 6.24)" in caplog.text
 
 
-def test_decoding_uses_no_name_that_transformers_is_about_to_drop(shared_model, pool):
-    model = shared_model()
+def test_decoding_uses_no_name_that_transformers_is_about_to_drop(model, pool):
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         model.generate(pool[:1], ["<Img><ImageHere></Img> What?"], max_new_tokens=2)

@@ -65,11 +65,11 @@ ONE, TWO = "<Img><ImageHere></Img> What? ", "<Img><ImageHere></Img> and <Img><Im
         (TWO, {"length": [2, 1]}, "sample 1 of the batch (image_id 42): the prompt has 2 <ImageHere>, but 1 images"),
     ],
 )
-def test_placeholders_that_do_not_fit_the_images_name_the_sample(shared_model, pool, instructions, changes, text):
+def test_placeholders_that_do_not_fit_the_images_name_the_sample(model, pool, instructions, changes, text):
     if "length" in changes:
         changes = {"image": pool.unflatten(0, (2, 3)), "length": torch.tensor(changes["length"])}
     with pytest.raises(SampleError) as error:
-        shared_model()(sample(pool, instruction_input=instructions, **changes))
+        model(sample(pool, instruction_input=instructions, **changes))
     assert str(error.value).startswith(text)
 
 

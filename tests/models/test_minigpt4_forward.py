@@ -178,6 +178,6 @@ def test_batch_whose_samples_have_none_of_the_images_keeps_the_trained_parts_in_
     assert all(not p.grad.any() for p in model.trainable_parameters().values())
 
 
-def test_unknown_reduction_is_refused(shared_model, pool):
+def test_unknown_reduction_is_refused(model, pool):
     with pytest.raises(ValueError, match="reduction: 'sum' is neither 'mean' nor 'none'"):
-        shared_model()({"image": pool[:1], "answer": ["a"]}, reduction="sum")
+        model({"image": pool[:1], "answer": ["a"]}, reduction="sum")

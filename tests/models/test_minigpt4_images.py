@@ -56,16 +56,16 @@ def test_norms_have_the_epsilons_of_the_reference(model, golden_tensors, assert_
 
 
 @torch.no_grad()
-def test_several_images_a_sample_are_flattened(shared_model, pool, golden_tensors, assert_near):
-    embeds, atts = shared_model().encode_img(pool.unflatten(0, (2, 3)))
+def test_several_images_a_sample_are_flattened(model, pool, golden_tensors, assert_near):
+    embeds, atts = model.encode_img(pool.unflatten(0, (2, 3)))
     assert_near(embeds, golden_tensors["vision/five_dim/inputs_llama"], ATOL)
     assert atts.shape == embeds.shape[:2]
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 70, 70), (1, 3, 56, 70), (1, 1, 56, 56), (3, 56, 56), (2, 1, 3, 84, 84)])
-def test_image_of_another_shape_is_refused_with_the_one_expected(shared_model, shape):
+def test_image_of_another_shape_is_refused_with_the_one_expected(model, shape):
     with pytest.raises(SampleError) as error:
-        shared_model().encode_img(torch.zeros(shape))
+        model.encode_img(torch.zeros(shape))
     text = str(error.value)
     assert f"image: shape {shape} does not fit" in text
     assert "expected (B, 3, 56, 56) or (B, n, 3, 56, 56) from model.image_size: 56" in text
