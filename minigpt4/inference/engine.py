@@ -357,8 +357,8 @@ class Engine:
             try:
                 text, embeds = self._read(reply)
                 if decoding.num_beams > 1:
-                    stopping = [StopOnText(reply.stop, model.llama_tokenizer)] if reply.stop else []
-                    search = BeamSearch(model.llama_model, decoding, stopping)
+                    stopping = StopOnText(reply.stop, model.llama_tokenizer)
+                    search = BeamSearch(model.llama_model, decoding, [stopping])
                     reply.search = search.steps(*model.prompt_embeds([text], [embeds]))
                     self._running.append(reply)
                     continue

@@ -56,8 +56,7 @@ def generate_ids(
     """
     stop = check_stop(stop)
     if decoding.num_beams > 1:
-        stopping = [StopOnText(stop, tokenizer)] if stop else []
-        rows = BeamSearch(llm, decoding, stopping).run(embeds_BTD, attention_mask_BT)
+        rows = BeamSearch(llm, decoding, [StopOnText(stop, tokenizer)]).run(embeds_BTD, attention_mask_BT)
     else:
         decoder = BatchDecoder(llm, tokenizer)
         states = [GenerationState(decoding, stop) for _ in embeds_BTD]
