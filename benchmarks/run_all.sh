@@ -40,7 +40,6 @@ if [[ -n $fast ]]; then
   bench loader --sizes 320x240 --images 4 --batch-size 2 --repeats 1 --seconds 0.1
   bench startup --size tiny --repeats 1
   bench memory --size tiny --batch-size 2
-  bench gpu --size tiny --measure --repeats 1
 else
   compile=()
   ! command -v "${CXX:-g++}" >/dev/null || compile=(--compile)
@@ -54,7 +53,6 @@ else
   bench loader
   bench startup --size 1gb --repeats 3
   bench memory ${gpu:+--measure "${weights[@]}"}
-  bench gpu ${gpu:+"${weights[@]}"}
   # The newest run of the quickstart's third recipe; without one the next two say what is missing.
   runs=(output/mini/flickr30k/*/)
   bench evaluate --cfg-path eval_configs/mini_flickr_eval.yaml --run "${runs[-1]}" --images 100 --metrics BLEU CIDEr ROUGE-L

@@ -1,4 +1,4 @@
-"""The processes of a run, by accelerate's PartialState, their random state, and signals that ask them to save and stop.
+"""The processes of a run, their random state, and signals that ask them to save and stop.
 
 A run is one process, or several launched by torchrun, accelerate or srun, known by their environment variables.
 """
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, set_seed
+from accelerate.utils import check_cuda_p2p_ib_support, set_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -71,13 +71,11 @@ def main_process(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def all_reduced(value: Tensor) -> Tensor:
-    """Sum of a tensor over all processes of the run, on any device."""
-    if not is_dist_avail_and_initialized():
-        return value
-    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-    total = value.to(device)
-    dist.all_reduce(total)
-    return total.to(value.device)
+    """Sum of a tensor over all processes of the run, on CPU or GPU."""
+    total = value.clone()
+    if is_dist_avail_and_initialized():
+        dist.all_reduce(total)
+    return total
 
 
 def init_distributed_mode(args: Any) -> None:
@@ -112,19 +110,23 @@ class Processes:
         return value
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank; the host waits."""
-        if self.world_size == 1:
-            return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+        """Whether the flag is set on any rank; hosts wait for each other, not for their GPUs."""
+        return bool(self.sum(torch.tensor(float(flag))))
 
     def gather(self, value: Any) -> list[Any] | None:
-        """Plain objects of all ranks on rank 0, None elsewhere."""
-        gathered = gather_object([value])
-        return gathered if self.is_main else None
+        """Plain objects of all ranks on rank 0, None elsewhere; they travel between hosts, not through GPUs."""
+        if self.world_size == 1:
+            return [value]
+        gathered = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, gathered)
+        return gathered
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's plain object on every rank."""
-        return broadcast_object_list([value])[0]
+        box = [value]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box)
+        return box[0]
 
     def barrier(self) -> None:
         """Until every rank is here."""
@@ -132,7 +134,7 @@ class Processes:
 
 
 def start_processes(device: str = "cuda", distributed: bool = True, dist_url: str = "env://") -> Processes:
-    """Join the processes that the launcher started, or be alone; nccl on GPUs, gloo elsewhere.
+    """Join the processes that the launcher started, or be alone; NCCL for tensors on GPUs, gloo for all others.
 
     Raises ConfigError if the launcher's variables do not fit together, RunError if a process does not come.
     """
@@ -141,14 +143,21 @@ def start_processes(device: str = "cuda", distributed: bool = True, dist_url: st
     on_gpu = chosen.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(chosen)
-    group: dict[str, Any] = {}
     if world_size > 1:
         if not distributed:
             text = f"run.distributed: False, but {world_size} processes were launched; start one or set it True"
             raise ConfigError(text)
-        group = {"backend": "nccl" if on_gpu else "gloo", "timeout": START_TIMEOUT}
-        group |= {"store": _store(dist_url, rank, world_size), "rank": rank, "world_size": world_size}
-    PartialState(cpu=world_size == 1 or not on_gpu, **group)  # accelerate's; alone it needs no GPU
+        if on_gpu and not check_cuda_p2p_ib_support():
+            os.environ.update(NCCL_P2P_DISABLE="1", NCCL_IB_DISABLE="1")  # RTX 40 cards under old drivers
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            store=_store(dist_url, rank, world_size),
+            rank=rank,
+            world_size=world_size,
+            timeout=START_TIMEOUT,
+            device_id=chosen if on_gpu else None,
+        )
+    PartialState(cpu=world_size == 1 or not on_gpu)  # for accelerate's trackers and barrier
     return Processes(rank, local_rank, world_size, chosen)
 
 
@@ -222,7 +231,7 @@ def distribute(model: nn.Module, processes: Processes, trained: Mapping[str, nn.
     ignored += [name for name, _ in model.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
     devices = [processes.device] if processes.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False)
+    return DistributedDataParallel(model, device_ids=devices)
 
 
 # Random state of a process

@@ -114,7 +114,8 @@ class MiniGPT4Config:
     llama_model: Annotated[str | None, PathTo("dir")] = None
     """Local directory of the frozen LLM: Vicuna, LLaMA-2-chat or any causal LM that transformers loads."""
     llm_precision: Literal["fp16", "bf16", "fp32", "int8", "nf4"] = "fp16"
-    """New. Storage of the frozen LLM: `fp16`, `bf16`, `fp32`, or `int8` and `nf4` (bitsandbytes, CUDA)."""
+    """New. Storage of the frozen LLM: `fp16`, `bf16`, `fp32`, or `int8` and `nf4` (bitsandbytes, CUDA). For
+    training take `nf4`: `int8` waits for the GPU in every linear layer."""
     low_resource: bool = False
     """Load the LLM in 8 bits; the published name of `llm_precision: int8`."""
     device_8bit: NonNegativeInt = 0
@@ -125,7 +126,8 @@ class MiniGPT4Config:
     both without padding."""
 
     llm_packing: bool = True
-    """New. A training step computes nothing for padding; with `llm_attention: null` and LLaMA-like LLMs."""
+    """New. A training step computes nothing for padding; with `llm_attention: null` and LLaMA-like LLMs.
+    Without it transformers looks at the mask, for which each forward waits for the GPU."""
     llm_prefix_cache: bool = True
     """New. The text before the image, the same in each step, is read by the frozen LLM once; with `llm_packing`."""
     llm_logits: Literal["targets", "all"] = "targets"

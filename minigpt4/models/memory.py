@@ -51,8 +51,8 @@ _LLAMA_SIZES = {
     7: {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008},
     13: {"hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40, "intermediate_size": 13824},
 }
-GATHERED_LAYERS = 2
-"""Of a sharded LLM at a time: one that computes, and one that is on its way."""
+GATHERED_LAYERS = 3.2
+"""Of a sharded LLM at a time, by torch's allocator: one computes, one arrives, one is copied into place."""
 _LLM = "LLM"
 
 
@@ -192,7 +192,7 @@ class MetaModel:
         whole = _bytes(self.llm.parameters()) - sum(map(_bytes, layers))
         own = sum(-(-len(p) // gpus) * p[0].numel() * p.element_size() for layer in layers for p in layer)
         llm = replace(_part(_LLM, self.llm), weight_bytes=whole + own)
-        gathered = Part("LLM, gathered layers", 0, 0, GATHERED_LAYERS * max(map(_bytes, layers)))
+        gathered = Part("LLM, gathered layers", 0, 0, int(GATHERED_LAYERS * max(map(_bytes, layers))))
         return _with_llm(estimate, llm, gathered)
 
     def _embeds(self, batch_size: int, lengths: Lengths, shape: tuple[int, int] | None) -> Tensor:

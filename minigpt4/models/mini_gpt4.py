@@ -192,14 +192,15 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         return image.flatten(0, -4).to(self.device, non_blocking=True)
 
     def _vision_autocast(self, part: nn.Module) -> AbstractContextManager:
-        """16-bit compute for a part stored in 16 bits; whatever the caller has set for one in fp32.
+        """A frozen part computes in `vit_precision`, whatever the caller has set; a trained one follows the caller.
 
         A trained part is in fp32 and so follows `run.amp_dtype`: under bf16 there is no gradient scaler, and fp16
         here would lose small gradients.
         """
-        if self.cfg.vit_precision == "fp32" or part in self._trained:
+        if part in self._trained:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=DTYPES[self.cfg.vit_precision])
+        precision = self.cfg.vit_precision
+        return torch.autocast(self.device.type, DTYPES[precision], enabled=precision != "fp32")
 
     # Parts, and what is trained of them
 

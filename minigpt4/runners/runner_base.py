@@ -51,8 +51,6 @@ ADAM_EPS = 1e-8
 TOKEN_UNIT = 1024
 """Losses are weighted by tokens / TOKEN_UNIT until the tokens of the whole update are known; about 1 in practice,
 so that fp16 gradients keep their range, and a power of two, so that nothing is rounded."""
-CUDA_STOP_INTERVAL = 10
-"""Iterations between two looks at the stop flag on GPUs, where a look waits for the queue."""
 SHOWN_CAPTIONS = 2
 OUT_OF_MEMORY = (
     "The GPU's memory is full. train.py --check says what fits: a smaller batch_size with more "
@@ -154,8 +152,7 @@ class RunnerBase:
                     break  # the epoch has a checkpoint of its own
 
                 done = self.iterations_done
-                looks = self.device.type != "cuda" or done % CUDA_STOP_INTERVAL == 0
-                stopping = looks and self.processes.any(bool(stop))
+                stopping = self.processes.any(bool(stop))
                 if stopping or (run.save_every_iters and done % run.save_every_iters == 0):
                     self.save_checkpoint(f"checkpoint_iter_{done}.pth")
                 if stopping:

@@ -64,17 +64,6 @@ def test_all_steps_in_fp32_compute_the_same_loss(script, weights, tiny):
     assert losses == pytest.approx([losses[0]] * 6, rel=1e-5)
 
 
-def test_recipes_are_measured_where_it_is_asked_for(script, weights, capsys, monkeypatch):
-    gpu = script("gpu")
-    assert gpu.main([]) == 0
-    rows = re.findall(r"^\| (.*?) \| \d+ \| \w+ \| (.*) \| .* \|$", capsys.readouterr().out, re.MULTILINE)
-    assert rows == [(recipe[0], " | ".join(["not measured yet"] * 4)) for recipe in gpu.RECIPES]
-    monkeypatch.setattr(gpu, "RECIPES", gpu.RECIPES[-1:])
-    assert gpu.main(["--size", "tiny", "--measure", "--repeats", "1", "--dir", str(weights)]) == 0
-    shown = capsys.readouterr().out
-    assert re.search(r"^\| Flickr30k \| 2 \| long \| \d+\.\d{3} \| \d+\.\d \| \d+% \| \d+\.\d \| ", shown, re.MULTILINE)
-
-
 # Generation
 
 

@@ -105,3 +105,9 @@ def runs() -> ModuleType:
     sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, parity_dir: Path, runs: ModuleType):
+    """Data and a tiny recipe in a folder."""
+    return runs.make_tiny(tmp_path, parity_dir)

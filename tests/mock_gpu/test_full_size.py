@@ -9,19 +9,22 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).parents[2]
-SCRIPT = Path(__file__).with_name("full_size.py")
+STEP = (Path(__file__).with_name("on_mock.py"), REPOSITORY / "benchmarks/gpu_step.py")
 ALLOWANCE = "CUDA and allocator"
 
 
-def _step(mock_gpu, recipe, *more, gib):
-    done = mock_gpu(SCRIPT, REPOSITORY / f"train_configs/{recipe}.yaml", *more, cwd=REPOSITORY, MOCK_CUDA_GIB=str(gib))
+def _step(mock_gpu, recipe, *more, gib, gpus=1):
+    arguments = (*STEP, REPOSITORY / f"train_configs/{recipe}.yaml", *more)
+    if gpus > 1:
+        arguments = ("-m", "torch.distributed.run", f"--nproc-per-node={gpus}", "--standalone", *arguments)
+    done = mock_gpu(*arguments, cwd=REPOSITORY, devices=gpus, MOCK_CUDA_GIB=str(gib))
     assert done.returncode == 0, done.stderr[-6000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _check(recipe):
+def _check(recipe, *more):
     """What `train.py --check` says, and the GiB of its table by row."""
-    command = [sys.executable, "train.py", "--cfg-path", f"train_configs/{recipe}.yaml", "--check"]
+    command = [sys.executable, "train.py", "--cfg-path", f"train_configs/{recipe}.yaml", "--check", *more]
     text = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     table = re.findall(r"^  (\S.*?)  +([\d.]+) GiB$", text, re.MULTILINE)
     return text, {name: float(gib) for name, gib in table}
@@ -32,8 +35,16 @@ def _check(recipe):
     [("minigpt4_flickr_finetune", "7b"), ("minigpt4_stage1_pretrain", "7b"), ("minigpt4_13b_stage2_finetune", "13b")],
 )
 def test_memory_of_a_step_is_what_check_says(mock_gpu, recipe, llm):
-    step = _step(mock_gpu, recipe, "--llm", llm, "--steps", "3", gib=79)
+    step = _step(mock_gpu, recipe, "--llm", llm, "--steps", "4", gib=79)
     _, table = _check(recipe)
+    assert step["allocated_gib"] == pytest.approx(table["total"] - table[ALLOWANCE], rel=0.03)
+    assert set(step["waits"][2:]) == {0}
+
+
+def test_memory_of_a_sharded_step_is_what_check_says(mock_gpu):
+    options = ("--options", "run.parallel=fsdp")
+    step = _step(mock_gpu, "minigpt4_flickr_finetune", "--steps", "4", *options, gib=79, gpus=2)
+    _, table = _check("minigpt4_flickr_finetune", "--gpus", "2", *options)
     assert step["allocated_gib"] == pytest.approx(table["total"] - table[ALLOWANCE], rel=0.03)
 
 

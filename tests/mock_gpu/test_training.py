@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-SCRIPT = Path(__file__).with_name("train_on_mock.py")
+TRAIN = (Path(__file__).with_name("on_mock.py"), Path(__file__).parents[2] / "train.py")
 FP16 = ("run.amp=True", "model.vit_precision=fp16", "model.llm_precision=fp16")
 BF16 = ("run.amp=True", "run.amp_dtype=bf16", "model.vit_precision=bf16", "model.llm_precision=bf16")
 OPTIONS = {
@@ -30,14 +31,11 @@ OPTIONS = {
 }
 
 
-@pytest.fixture
-def tiny(tmp_path, parity_dir, runs):
-    return runs.make_tiny(tmp_path, parity_dir)
-
-
-def _train(mock_gpu, tiny, *options, **variables):
-    arguments = ("--cfg-path", tiny.recipe, "--options", "run.device=cuda", *options)
-    done = mock_gpu(SCRIPT, *arguments, cwd=tiny.folder, **variables)
+def _train(mock_gpu, tiny, *options, processes=1, **variables):
+    arguments = (*TRAIN, "--cfg-path", tiny.recipe, "--options", "run.device=cuda", *options)
+    if processes > 1:
+        arguments = ("-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", *arguments)
+    done = mock_gpu(*arguments, cwd=tiny.folder, devices=processes, **variables)
     assert done.returncode == 0, done.stderr[-6000:]
     return done
 
@@ -52,6 +50,15 @@ def test_a_run_on_cuda_never_waits(mock_gpu, tiny, options):
     done = _train(mock_gpu, tiny, *options)
     assert "max mem: " in done.stdout
     assert (tiny.runs()[0] / "checkpoint_0.pth").is_file()
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_on_cuda_never_wait(mock_gpu, tiny, parallel):
+    options = (*BF16, "run.max_epoch=1", "run.save_every_iters=4", "run.accum_grad_iters=2", f"run.parallel={parallel}")
+    _train(mock_gpu, tiny, *options, processes=2)
+    (run,) = tiny.runs()
+    ranks = torch.load(run / "checkpoint_0.pth", map_location="cpu", weights_only=True)["state"]["ranks"]
+    assert len(ranks) == 2
 
 
 def test_a_run_on_cuda_resumes_in_mid_epoch_and_validates(mock_gpu, tiny):

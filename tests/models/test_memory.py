@@ -167,7 +167,7 @@ def test_sharded_llm_is_a_share_of_its_layers_and_all_of_the_rest(seven_b):
     for gpus in (2, 4, 8):
         llm, gathered = seven_b.sharded_over(estimate, gpus).parts[-2:]
         assert llm.weight_bytes == outside + 32 * layer // gpus
-        assert gathered.weight_bytes == 2 * layer
+        assert 3 * layer < gathered.weight_bytes < 3.5 * layer
     assert seven_b.sharded_over(estimate, 1) == estimate
 
 
