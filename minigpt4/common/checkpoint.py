@@ -30,9 +30,10 @@ log = logging.getLogger(__name__)
 
 ITERATION_PATTERN = "checkpoint_iter_*.pth"
 BEST = "checkpoint_best.pth"
+NUMBERED = "checkpoint_[!b]*.pth"
+"""All but the best."""
 CARD_TYPES = {"run_number": int, "run_started": str, "iteration": int, "best_loss": int | float}
 CARD_TYPES |= {"llm_fingerprint": str, "vision_fingerprints": dict}
-"""Of what is read from cards; one that has something else there is none."""
 MAX_NAMED = 8
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
 """Entries under which programs save the weights: this one and LAVIS, Lightning, plain PyTorch, DeepSpeed."""
@@ -44,11 +45,8 @@ DOWNLOAD_HINT = "python scripts/download_weights.py --list shows where each publ
 
 
 def find_weights(value: str | None, key: str, published_name: str) -> Path:
-    """Path of a weights file given by path, by its published URL, or not at all.
-
-    A URL or an unset value is looked up by file name in `weights/` and in torch's download cache, where the
-    original code kept its files. Raises WeightsError, naming the YAML key, if nothing is there.
-    """
+    """Path of a weights file given by path, by its published URL, or not at all; WeightsError, with the key, if it is
+    not there. A URL or an unset value is looked up by file name in `weights/` and torch's download cache."""
     with errors_as(WeightsError, f"{key}: {value}"):
         if value and not is_url(value):
             path = Path(value).expanduser()
@@ -65,14 +63,8 @@ def find_weights(value: str | None, key: str, published_name: str) -> Path:
 
 
 def read_weights(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
-    """Content of a `.pth`, `.bin` or `.safetensors` file, tensors on the CPU.
-
-    `mapped`: leave the tensors of a pickle on disk until they are read, then in memory that processes share, as those
-    of safetensors always are. Files of torch before 1.6 are read whole all the same.
-
-    Raises WeightsError for a missing or truncated file, for a pickle that holds more than plain data, and for a file
-    that needs more memory than it has bytes.
-    """
+    """Content of a `.pth`, `.bin` or `.safetensors` file, tensors on the CPU; WeightsError if it is missing, damaged,
+    more than plain data, or larger in memory than on disk. `mapped`: processes share a pickle's tensors, too."""
     path = Path(path)
     try:
         if not path.is_file():
@@ -99,11 +91,8 @@ def read_state_dict(path: str | Path, *, mapped: bool = False) -> dict[str, Tens
 
 
 def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
-    """The weights in the content of a file: its `model` entry (or what Lightning, DeepSpeed and others call it), else
-    the file itself, without the prefix that a wrapper such as DDP put before all names.
-
-    Raises WeightsError, naming `source`, where there are none, or tensors that are no plain ones in memory.
-    """
+    """The weights in the content of a file: its `model` entry (or what others call it), else the file itself, without
+    the prefix of a wrapper such as DDP. WeightsError, naming `source`, where there are none, or odd tensors."""
     state: Any = content
     for _ in CONTAINERS:  # one in another at most so often, for a pickle may hold itself
         name = next((name for name in CONTAINERS if name in state and not isinstance(state[name], Tensor)), None)
@@ -144,8 +133,7 @@ def require_plain(name: Any, tensor: Tensor, source: str | Path) -> None:
 def copy_strict(
     target: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str | Path, hint: str = ""
 ) -> None:
-    """Copy `state` into `target` in place; the keys and shapes must be equal and all numbers finite, else WeightsError
-    says what differs, and nothing is copied. Floating-point dtypes are converted to the target's."""
+    """Copy `state` into `target` in place, if `require_fit` lets it; dtypes are converted to the target's."""
     require_fit(target, state, source=source, hint=hint)
     copy_weights(target, state)
 
@@ -160,7 +148,7 @@ def copy_weights(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> N
 def require_fit(
     target: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str | Path, hint: str = ""
 ) -> None:
-    """WeightsError unless `copy_strict` would copy."""
+    """WeightsError with all that differs, unless keys and shapes are equal and all numbers finite."""
     problems: dict[str, list[str]] = {
         "missing": sorted(target.keys() - state.keys()),
         "not expected": sorted(state.keys() - target.keys()),
@@ -210,9 +198,9 @@ def card_path(checkpoint: Path) -> Path:
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any], card: Mapping[str, Any]) -> None:
-    """Write file and card beside their places, then rename them, the card last.
+    """Write file and card beside their places, then rename them, the card last; WeightsError if the disk refuses.
 
-    Raises WeightsError if the disk refuses; what was there before, even under this name, stays whole.
+    What was there before, even under this name, stays whole.
     """
     try:
         with replacing(card_path(path)) as new_card, replacing(path) as new:  # left in reverse order
@@ -277,33 +265,26 @@ def read_card(path: Path) -> dict[str, Any] | None:
         card = json.loads(card_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None
-    whole = isinstance(card, dict) and isinstance(card.get("sha256"), str)
-    fits = whole and all(isinstance(card.get(key), kind | None) for key, kind in CARD_TYPES.items())
-    return card if fits else None
+    if not isinstance(card, dict) or not isinstance(card.get("sha256"), str):
+        return None
+    return card if all(isinstance(card.get(key), kind | None) for key, kind in CARD_TYPES.items()) else None
 
 
 def newest_checkpoint(output_dir: Path, job_name: str, folder: str = "*") -> Path | None:
     """The checkpoint of this job in `output_dir/*/` that is furthest on in its latest run, whole by its card.
 
-    Which run is the latest is told by the runs' numbers, for clocks are set back; those of runs before there were
-    numbers come first, in the order of their starts. What is broken or half written is passed over, with a warning.
+    Runs are ordered by their numbers, for clocks are set back, and without by their starts. What is broken or half
+    written is passed over, with a warning.
     """
-    return _furthest(_numbered(output_dir, f"{folder}/"), job_name)
+    return _furthest(output_dir.glob(f"{folder}/{NUMBERED}"), job_name)
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """What the folder of a run offers to use: `checkpoint_best.pth`, else the checkpoint that is furthest on; whole by
-    its card."""
-    best = folder / BEST
-    return (_furthest([best]) if best.is_file() else None) or _furthest(_numbered(folder))
-
-
-def _numbered(folder: Path, below: str = "") -> list[Path]:
-    return [path for path in folder.glob(f"{below}checkpoint_*.pth") if path.name != BEST]
+    """`checkpoint_best.pth` of a run's folder, else the checkpoint that is furthest on; whole by its card."""
+    return _furthest(folder.glob(BEST)) or _furthest(folder.glob(NUMBERED))
 
 
 def _furthest(paths: Iterable[Path], job_name: str | None = None) -> Path | None:
-    """Of the whole checkpoints, of one job if it is named, the one that is furthest on in the latest run."""
     found = []
     for path in paths:
         card = read_card(path)

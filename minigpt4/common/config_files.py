@@ -41,10 +41,7 @@ class DefaultFiles:
     """Default files by name and type; a name that has none is there with an empty table."""
 
     models: Catalogue = field(default_factory=dict)
-    """{arch: {model_type: file}}"""
-
     datasets: Catalogue = field(default_factory=dict)
-    """{dataset name: {type: file}}"""
 
 
 def find_default_files() -> DefaultFiles:
@@ -73,11 +70,7 @@ def _add_class(catalogue: Catalogue, name: str, cls: type, attribute: str) -> No
 
 
 def load_yaml(file: Path) -> DictConfig:
-    """The mapping that a YAML file holds.
-
-    Raises:
-        ConfigError: no such file, not UTF-8, not YAML, empty, or not a mapping.
-    """
+    """The mapping that a YAML file holds; ConfigError if it is not there, no YAML in UTF-8, empty, or no mapping."""
     with yaml_faults(f"{short(file)}: cannot be read as YAML"):
         if not file.is_file():
             raise ConfigError(f"{short(file)}: no such file")
@@ -91,12 +84,9 @@ def load_yaml(file: Path) -> DictConfig:
 
 
 def parse_options(options: list[str] | None) -> DictConfig:
-    """`--options` as a tree: `a.b=1 c=2`, or `a.b 1 c 2` where the first has no `=`.
+    """`--options` as a tree: `a.b=1 c=2`, or `a.b 1 c 2` where the first has no `=`; the values are YAML.
 
-    Values are parsed as YAML, so `1e-4` is a number, `null` nothing and `'12'` text.
-
-    Raises:
-        ConfigError: an option without a key or value, or a value that is not YAML.
+    Raises ConfigError for an option without a key or value, or a value that is not YAML.
     """
     tree = OmegaConf.create()
     for pair in option_pairs(options):
@@ -123,10 +113,7 @@ def merge(place: str, *layers: Any) -> DictConfig:
 
 
 def to_plain(config: Any, source: str, options: Collection[str] = ()) -> dict[str, Any]:
-    """Dicts, lists and scalars of a config, `${...}` resolved; ConfigError where that fails.
-
-    `options`: keys that `--options` set, to name them.
-    """
+    """Dicts, lists and scalars of a config, `${...}` resolved; ConfigError where that fails."""
     with yaml_faults(source, options=options):
         _check_references(config)
         return OmegaConf.to_container(config, resolve=True)
@@ -134,39 +121,33 @@ def to_plain(config: Any, source: str, options: Collection[str] = ()) -> dict[st
 
 def _check_references(config: Any) -> None:
     """ValueError, before anything is resolved, for `${...}` that lead back to themselves or make too long a text."""
+    tree = OmegaConf.to_container(config, resolve=False)
     sizes: dict[str, int | None] = {}
 
-    def size(key: str, value: Any) -> int:
-        if key in sizes:
-            if sizes[key] is None:
-                raise ValueError(f"{key}: its ${{...}} lead back to itself")
-            return sizes[key]
-        sizes[key] = None
-        if isinstance(value, dict | list):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            total = 1 + sum(size(f"{key}.{name}" if key else str(name), item) for name, item in items)
-        else:
-            total = len(value) if isinstance(value, str) else 1
-            for reference in REFERENCE.findall(value) if isinstance(value, str) else ():
-                target = _absolute(reference, key)
-                found = _at(tree, target)
-                total += size(target, found) if found is not None else 0
-        if total > MAX_CHARACTERS:
-            raise ValueError(f"{key}: its ${{...}} make a text of more than {MAX_CHARACTERS:,} characters")
-        sizes[key] = total
-        return total
+    def size(key: str) -> int:
+        if key not in sizes:
+            sizes[key], value = None, _at(tree, key) if key else tree
+            if isinstance(value, dict | list):
+                names = value if isinstance(value, dict) else range(len(value))
+                parts = [f"{key}.{name}" if key else str(name) for name in names]
+            else:
+                parts = [_absolute(reference, key) for reference in REFERENCE.findall(str(value))]
+            total = sum(map(size, parts), 1 if isinstance(value, dict | list) else len(str(value)))
+            if total > MAX_CHARACTERS:
+                raise ValueError(f"{key}: its ${{...}} make a text of more than {MAX_CHARACTERS:,} characters")
+            sizes[key] = total
+        if sizes[key] is None:
+            raise ValueError(f"{key}: its ${{...}} lead back to itself")
+        return sizes[key]
 
-    tree = OmegaConf.to_container(config, resolve=False)
-    size("", tree)
+    size("")
 
 
 def _absolute(reference: str, key: str) -> str:
     """`.x` and `..x` are seen from where they stand, everything else from the top."""
-    reference = re.sub(r"\[([^\]]*)\]", r".\1", reference)
-    path = reference.lstrip(".")
-    up = len(reference) - len(path)
-    parents = key.split(".")[:-up] if up else []
-    return ".".join([*parents, path])
+    path = re.sub(r"\[([^\]]*)\]", r".\1", reference).lstrip(".")
+    up = len(reference) - len(reference.lstrip("."))
+    return ".".join([*key.split(".")[:-up], path]) if up else path
 
 
 def _at(tree: Any, key: str) -> Any:
@@ -208,11 +189,7 @@ def short(text: object, limit: int = 200) -> str:
 
 
 def import_modules(names: Any, source: str) -> None:
-    """Import each module of a YAML's `imports:`; the working directory is searched as with `python -m`.
-
-    Raises:
-        ConfigError: not a list of names, or an import fails, whatever the reason.
-    """
+    """Import the modules of `imports:`, also from the working directory; ConfigError if one fails in any way."""
     if names is None:
         return
     if not isinstance(names, ListConfig) or not all(isinstance(name, str) for name in names):
@@ -225,15 +202,11 @@ def import_modules(names: Any, source: str) -> None:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a module may do anything, even call sys.exit
-            kind = type(error).__name__
-            raise ConfigError(f"{source}: imports: cannot import {short(repr(name))}: {kind}: {error}") from error
+            raise ConfigError(f"{source}: imports: cannot import {short(repr(name))}: {error!r}") from error
 
 
 class ConfigFile:
-    """A user's YAML file, or a run's `run.json`; its `imports:` are imported.
-
-    Raises ConfigError as `Config` does, here and in `merged`.
-    """
+    """A user's YAML file, or a run's `run.json`; its `imports:` are imported. Raises ConfigError as `Config` does."""
 
     def __init__(self, path: str) -> None:
         self.source = path

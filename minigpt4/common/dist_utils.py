@@ -81,10 +81,8 @@ def all_reduced(value: Tensor) -> Tensor:
 
 
 def init_distributed_mode(args: Any) -> None:
-    """`start_processes` for a configuration section with `device`, `distributed` and `dist_url`, as far as it has them.
-
-    Writes `rank`, `gpu`, `world_size` and `distributed` of this process into it.
-    """
+    """`start_processes` with what `args` has of `device`, `distributed` and `dist_url`; `rank`, `gpu`, `world_size` and
+    `distributed` are written into it."""
     wanted = {name: getattr(args, name) for name in ("device", "distributed", "dist_url") if hasattr(args, name)}
     processes = start_processes(**wanted)
     args.rank, args.gpu, args.world_size = processes.rank, processes.local_rank, processes.world_size
@@ -132,10 +130,8 @@ class Processes:
 
 
 def start_processes(device: str = "cuda", distributed: bool = True, dist_url: str = "env://") -> Processes:
-    """Join the processes that the launcher started, or be alone; nccl on GPUs, gloo elsewhere.
-
-    Raises ConfigError if the launcher's variables do not fit together, RunError if a process does not come.
-    """
+    """Join the processes that the launcher started, or be alone; nccl on GPUs, gloo elsewhere. ConfigError if the
+    launcher's variables do not fit together, RunError if a process does not come."""
     rank, local_rank, world_size = _from_environment()
     chosen = _device(device, local_rank, world_size)
     on_gpu = chosen.type == "cuda"
@@ -144,8 +140,7 @@ def start_processes(device: str = "cuda", distributed: bool = True, dist_url: st
     group: dict[str, Any] = {}
     if world_size > 1:
         if not distributed:
-            text = f"run.distributed: False, but {world_size} processes were launched; start one or set it True"
-            raise ConfigError(text)
+            raise ConfigError(f"run.distributed: False, but {world_size} processes were launched; start one")
         group = {"backend": "nccl" if on_gpu else "gloo", "timeout": START_TIMEOUT}
         group |= {"store": _store(dist_url, rank, world_size), "rank": rank, "world_size": world_size}
     PartialState(cpu=world_size == 1 or not on_gpu, **group)  # accelerate's; alone it needs no GPU
@@ -161,9 +156,8 @@ def stop_processes() -> None:
 def _store(dist_url: str, rank: int, world_size: int) -> dist.Store:
     """Where the processes find each other.
 
-    torchrun keeps one store over all its restarts, with the addresses of processes that have died: each restart
-    needs names of its own. With several nodes torchrun's count of restarts differs between them, so there
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has to make it start a new store.
+    torchrun keeps one store over all its restarts, with the addresses of the dead, so each restart needs names of its
+    own. Nodes count restarts differently: there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has to make a new store.
     """
     try:
         store, _, _ = next(dist.rendezvous(dist_url, rank, world_size, timeout=MEETING_TIMEOUT))
@@ -211,10 +205,7 @@ def _device(wanted: str, local_rank: int, world_size: int) -> torch.device:
 
 
 def distribute(model: nn.Module, processes: Processes, trained: Mapping[str, nn.Parameter]) -> nn.Module:
-    """The model as DDP over its trained parameters only; as it is in a single process.
-
-    DDP would otherwise send 15 GB of frozen weights around at the start.
-    """
+    """The model as DDP over its trained parameters only, which else sends 15 GB around; as is in a single process."""
     if processes.world_size == 1:
         return model
     own = {id(parameter) for parameter in trained.values()}
@@ -255,10 +246,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 class StopRequest:
-    """Whether someone asked this process to stop: a handler sets a flag, the loop looks at it between two iterations.
-
-    A second Ctrl-C interrupts at once.
-    """
+    """Whether a signal asked this process to stop, to be looked at between iterations; a second Ctrl-C interrupts."""
 
     def __init__(self) -> None:
         self.name: str | None = None

@@ -42,8 +42,7 @@ _held: dict[Path, int] = {}
 def hold_folder(folder: Path, way_out: str, patience: float = PATIENCE) -> None:
     """Keep other processes out of `folder` until this one ends; to ask again is fine.
 
-    RunError, which says who is in there and then `way_out`, if another one is; also if the folder cannot be written to.
-    A file system without locks costs a warning.
+    RunError, with `way_out`, if another is in there or it cannot be written; without locks on the disk a warning.
     """
     folder = folder.resolve()
     if folder in _held:
@@ -68,10 +67,7 @@ def hold_folder(folder: Path, way_out: str, patience: float = PATIENCE) -> None:
 
 
 def _locked(path: Path) -> int | None:
-    """The descriptor of a lock, None if another process has it.
-
-    Opened for reading, so that the disk can still be made read-only; NFS wants it opened for writing.
-    """
+    """The descriptor of a lock, None if another process has it; opened for writing only where NFS wants it."""
     for mode in (os.O_RDONLY, os.O_RDWR):
         descriptor = os.open(path, mode)
         try:
@@ -105,22 +101,20 @@ class RunFolder:
 
     @classmethod
     def create(cls, output_dir: Path) -> Self:
-        """Make a new folder; only rank 0 does. A name that is taken gets a number: `20250608_111442_2`.
-
-        Raises:
-            ConfigError: it cannot be made.
-        """
-        stamp, number = now(), 1
-        while True:
-            path = output_dir / (stamp if number == 1 else f"{stamp}_{number}")
-            try:
-                path.mkdir(parents=True)  # of two processes only one can make it
-                return cls(path)
-            except OSError as error:
-                if not path.exists():
-                    text = f"run.output_dir: cannot make {path}: {error.strerror}; choose another folder"
-                    raise ConfigError(text) from error
+        """Make a new folder, on rank 0; a name that is taken gets a number. ConfigError if that is impossible."""
+        path = first = output_dir / now()
+        number = 1
+        while path.exists():
             number += 1
+            path = first.with_name(f"{first.name}_{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:  # of two processes only one can make it
+            return cls.create(output_dir)
+        except OSError as error:
+            text = f"run.output_dir: cannot make {path}: {error.strerror}; choose another folder"
+            raise ConfigError(text) from error
+        return cls(path)
 
     @classmethod
     def existing(cls, path: Path) -> Self:
@@ -150,16 +144,7 @@ class RunFolder:
         return {key: value for key, value in facts.items() if isinstance(value, FACT_TYPES.get(key, object))}
 
     def describe(self, config: Mapping[str, Any], *, seed: int, world_size: int) -> None:
-        """Write `run.json` at the start of a run.
-
-        Args:
-            config: the merged configuration, plain types.
-            seed: `run.seed`.
-            world_size: number of processes.
-
-        Raises:
-            ConfigError: the disk refuses.
-        """
+        """Write `run.json` at the start of a run; ConfigError if the disk refuses."""
         others = (RunFolder(file.parent).facts() for file in self.path.parent.glob(f"*/{RUN_JSON}"))
         number = 1 + max((facts.get("number", 0) for facts in others), default=0)  # clocks are set back, this is not
         identity = {"id": uuid.uuid4().hex[:12], "job_id": self.job_id, "number": number}

@@ -81,10 +81,10 @@ def check_whole(path: Path, name: str) -> None:
 
 
 def check_torch_file(path: Path, *, sums: bool = True) -> bool:
-    """Whether a file of torch is a zip file, which can be mapped; else it is one of torch before 1.6.
+    """Whether a file of torch is a zip file, which can be mapped, and not one of torch before 1.6.
 
-    WeightsError for code, objects that are no plain tensors, and sizes that the file does not have; other exceptions
-    for what is cut off, damaged or no file of torch. `sums`: compare all checksums; without, only pickles are read.
+    WeightsError for code, objects that are no plain tensors, and sizes that it does not have; other exceptions for what
+    is damaged or no file of torch. `sums`: compare all checksums; without, only pickles are read.
     """
     with path.open("rb") as file:
         if file.read(len(ZIP_START)) == ZIP_START:
@@ -135,10 +135,8 @@ def _check_legacy(path: Path, content: Any) -> None:
 
 
 def _declared_storages(path: Path, pickle: BinaryIO) -> dict[Any, int]:
-    """Bytes of each storage that a pickle asks for, by key; the pickle is read, not run.
-
-    What lies on the unpickler's stack is followed as far as torch's own pickles need: simple values and tuples of them.
-    """
+    """Bytes of each storage that a pickle asks for, by key. It is read, not run, and its stack followed as far as
+    torch's own pickles need: simple values and tuples of them."""
     storages: dict[Any, int] = {}
     memo: dict[int, Any] = {}
     top: list[Any] = [_UNKNOWN]  # of the stack, down to the last mark or to what is unknown
