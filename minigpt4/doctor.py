@@ -53,6 +53,10 @@ EXPLANATIONS = {
 }
 
 
+def gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
 @dataclass
 class Feature:
     """Something a user may want to do, and what prevents it."""
@@ -96,13 +100,9 @@ def main() -> int:
     return 1 if features[0].problems else 0
 
 
-def gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
-
-
 def read_packages() -> dict[str, tuple[str, str | None, str | None]]:
-    """Group, installed version and problem of the packages, and of Python, that pyproject.toml (in a checkout) or the
-    installed metadata ask for on this platform; a group is `core`, or the extra that brings the package."""
+    """Group (`core` or an extra), installed version and problem of Python and of each package that pyproject.toml (in a
+    checkout) or the installed metadata ask for."""
     from packaging.requirements import Requirement
 
     if project := checkout():

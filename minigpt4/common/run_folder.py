@@ -109,9 +109,9 @@ class RunFolder:
             path = first.with_name(f"{first.name}_{number}")
         try:
             path.mkdir(parents=True)
-        except FileExistsError:  # of two processes only one can make it
-            return cls.create(output_dir)
         except OSError as error:
+            if path.exists():  # of two processes only one can make it
+                return cls.create(output_dir)
             text = f"run.output_dir: cannot make {path}: {error.strerror}; choose another folder"
             raise ConfigError(text) from error
         return cls(path)
