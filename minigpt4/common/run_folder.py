@@ -104,13 +104,13 @@ class RunFolder:
         """Make a new folder, on rank 0; a name that is taken gets a number. ConfigError if that is impossible."""
         path = first = output_dir / now()
         number = 1
-        while path.exists():
-            number += 1
-            path = first.with_name(f"{first.name}_{number}")
         try:
+            while path.exists():
+                number += 1
+                path = first.with_name(f"{first.name}_{number}")
             path.mkdir(parents=True)
         except OSError as error:
-            if path.exists():  # of two processes only one can make it
+            if isinstance(error, FileExistsError) and path.exists():  # of two processes only one can make it
                 return cls.create(output_dir)
             text = f"run.output_dir: cannot make {path}: {error.strerror}; choose another folder"
             raise ConfigError(text) from error

@@ -109,7 +109,7 @@ def test_tilde_is_the_home_directory_in_path_fields_only(monkeypatch):
     assert section == Section(llm="/users/me/llm", weights="https://x/~me/y", note="~/note", data=expected)
 
 
-@pytest.mark.parametrize("name", ["~nouser/x", "a\0b", "a/" + "n" * 256, "d/" * 3000, "\ud800"])
+@pytest.mark.parametrize("name", ["~nouser/x", "a\0b", "\ud800"])
 @pytest.mark.parametrize("key", ["output", "weights"])
 def test_name_that_no_file_can_have_is_refused(key, name):
     with pytest.raises(ConfigError, match=f"model.{key}: "):
