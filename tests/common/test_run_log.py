@@ -1,4 +1,4 @@
-"""The log of a run: console, log.txt and metrics.jsonl on rank 0 and on the others, trackers, and the start-up clock."""
+"""The log of a run: console, log.txt and metrics.jsonl on rank 0 and the others, trackers, and the start-up clock."""
 
 import io
 import json
