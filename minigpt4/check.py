@@ -116,10 +116,8 @@ def advice(sizing: Sizing, estimate: Estimate) -> Iterator[str]:
     if largest:
         batch = max(n for n in range(1, largest + 1) if estimate.batch_size % n == 0)
         accumulate = estimate.batch_size // batch * sizing.config.run.accum_grad_iters
-        yield (
-            f"  batch_size: {batch}, run.accum_grad_iters: {accumulate}: fits, with as many samples in an update "
-            f"(the largest batch that fits is {largest})"
-        )
+        text = f"  batch_size: {batch}, run.accum_grad_iters: {accumulate}: fits, with as many samples in an update"
+        yield f"{text} (the largest batch that fits is {largest})"
     for keys, other in _switches(sizing, estimate):
         if other.total < estimate.total:
             yield f"  {keys}: {other.total / GIB:.2f} GiB, {'fits' if sizing.fits(other) else 'still too large'}"
@@ -157,10 +155,8 @@ def _tables(sizing: Sizing, estimate: Estimate, llm_origin: str) -> Iterator[str
     yield f"The LLM is sized as {llm_origin}{spread}.\n"
 
     prompt, answer = sizing.lengths.prompt, sizing.lengths.answer
-    yield (
-        f"Memory of one GPU at batch {estimate.batch_size}, sequences of {estimate.tokens} tokens "
-        f"(bos 1, image {estimate.tokens - 1 - prompt - answer}, prompt {prompt}, answer {answer}):"
-    )
+    parts = f"bos 1, image {estimate.tokens - 1 - prompt - answer}, prompt {prompt}, answer {answer}"
+    yield f"Memory of one GPU at batch {estimate.batch_size}, sequences of {estimate.tokens} tokens ({parts}):"
     for name, size in (
         ("weights", estimate.weights),
         ("gradients and AdamW", estimate.optimizer),
@@ -186,7 +182,5 @@ def _samples_line(config: Config, trains: bool) -> str:
         return "The file has no max_epoch and iters_per_epoch: sized as one sample."
     iterations, batch = run.max_epoch * run.iters_per_epoch, config.batch_size()
     updates = iterations // run.accum_grad_iters
-    return (
-        f"{run.max_epoch} epochs x {run.iters_per_epoch:,} iterations = {updates:,} updates; "
-        f"batch {batch} = {iterations * batch:,} samples on each GPU."
-    )
+    text = f"{run.max_epoch} epochs x {run.iters_per_epoch:,} iterations = {updates:,} updates"
+    return f"{text}; batch {batch} = {iterations * batch:,} samples on each GPU."

@@ -104,9 +104,7 @@ def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, T
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         found = _some([f"{key} ({type(value).__name__})" for key, value in state.items()]) or "nothing"
-        raise WeightsError(
-            f"{source}: holds no tensors, but {found}. Save the dictionary of weights alone, or as its entry 'model'"
-        )
+        raise WeightsError(f"{source}: holds no tensors, but {found}. Save the weights alone, or as its entry 'model'")
     for name, tensor in tensors.items():
         require_plain(name, tensor, source)
     tensors = {WITHIN.sub("", name): tensor for name, tensor in tensors.items()}
@@ -125,9 +123,7 @@ def require_plain(name: Any, tensor: Tensor, source: str | Path) -> None:
     if not isinstance(name, str):
         raise WeightsError(f"{source}: a tensor is called {name!r}, which is no name of a weight")
     if tensor.nbytes > tensor.untyped_storage().nbytes():
-        raise WeightsError(
-            f"{source}: {name} is {tuple(tensor.shape)}, an expanded view of fewer numbers; save it .contiguous()"
-        )
+        raise WeightsError(f"{source}: {name} is an expanded view of fewer numbers; save it .contiguous()")
 
 
 def copy_strict(
@@ -167,10 +163,8 @@ def require_fit(
         raise WeightsError("\n  ".join([f"{source} does not fit the model.", *lines, *filter(None, [hint])]))
     broken = [name for name, (theirs, ours) in common.items() if not is_finite(theirs.to(ours.dtype))]
     if broken:
-        raise WeightsError(
-            f"{source}: holds NaN, infinity or numbers beyond the model's type in {_some(broken)}. Training broke down "
-            "before it was saved, or the file is damaged: take an earlier checkpoint, or get it again"
-        )
+        odd = f"NaN, infinity or numbers beyond the model's type in {_some(broken)}"
+        raise WeightsError(f"{source}: holds {odd}; take an earlier checkpoint, or get it again")
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -212,17 +206,11 @@ def save_checkpoint(path: Path, content: Mapping[str, Any], card: Mapping[str, A
             sync(new_card)
             card_path(path).unlink(missing_ok=True)  # an older card must not stand beside the new file
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
-        raise WeightsError(
-            f"{path}: could not be saved: {_cause(error)}. Earlier checkpoints are untouched; free some space, or make "
-            "the disk writable, and go on with run.resume_ckpt_path=auto"
-        ) from error
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The system's own error; torch hides it behind "unexpected pos 640 vs 534"."""
-    while not isinstance(error, OSError) and error.__context__ is not None:
-        error = error.__context__
-    return error
+        cause: BaseException = error  # the system's own, which torch hides behind "unexpected pos 640 vs 534"
+        while not isinstance(cause, OSError) and cause.__context__ is not None:
+            cause = cause.__context__
+        way_out = "Earlier checkpoints are whole: free some space and go on with run.resume_ckpt_path=auto"
+        raise WeightsError(f"{path}: could not be saved: {cause}. {way_out}") from error
 
 
 def drop_leftovers(folder: Path) -> None:

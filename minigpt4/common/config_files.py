@@ -77,9 +77,8 @@ def load_yaml(file: Path) -> DictConfig:
         text = file.read_text(encoding="utf-8-sig")
         config = OmegaConf.create(text) if text.strip() else OmegaConf.create()
     if not isinstance(config, DictConfig) or not config:
-        raise ConfigError(
-            f"{file}: must hold keys with values, such as `model:`, but {'is empty' if not config else 'holds a list'}"
-        )
+        found = "holds a list" if config else "is empty"
+        raise ConfigError(f"{file}: must hold keys with values, such as `model:`, but {found}")
     return config
 
 
@@ -256,10 +255,8 @@ class ConfigFile:
         value = "???" if OmegaConf.is_missing(section, key) else section.get(key)
         if value == "???" or not isinstance(value, str):
             fault = "is missing" if value is None else f"cannot be {short(repr(value))}"
-            raise ConfigError(
-                f"{self.source}: model.{key} {fault}; it chooses the default file and must stand in the "
-                f"YAML, not in --options. {hint('', known)}"
-            )
+            text = "it chooses the default file and must stand in the YAML, not in --options"
+            raise ConfigError(f"{self.source}: model.{key} {fault}; {text}. {hint('', known)}")
         return value
 
     def _datasets(self, known: Catalogue) -> Iterator[DictConfig]:
@@ -269,10 +266,8 @@ class ConfigFile:
             key = f"datasets.{name}"
             section = self._mapping(sections, name, key)
             if name not in known and "builder" not in section:
-                raise ConfigError(
-                    f"{self.source}: {key}: unknown dataset; {hint(name, known)}. "
-                    "Data of your own needs `builder:` with the name of its format."
-                )
+                own = "Data of your own needs `builder:` with the name of its format"
+                raise ConfigError(f"{self.source}: {key}: unknown dataset; {hint(name, known)}. {own}")
             if not isinstance(name, str):
                 raise ConfigError(f"{self.source}: {key}: the name of a dataset must be text; put it in quotes")
             default = self._default(f"{key}.type", section.get("type", "default"), known.get(name, {}))

@@ -162,11 +162,9 @@ def _store(dist_url: str, rank: int, world_size: int) -> dist.Store:
     try:
         store, _, _ = next(dist.rendezvous(dist_url, rank, world_size, timeout=MEETING_TIMEOUT))
     except dist.DistError as error:
-        where = [os.environ.get(name, "not set") for name in ("MASTER_ADDR", "MASTER_PORT")]
-        raise RunError(
-            f"rank {rank} of {world_size} waited for the other processes in vain: {error}. Look whether all were "
-            f"started and none has died, and whether all can reach MASTER_ADDR ({where[0]}), MASTER_PORT ({where[1]})"
-        ) from error
+        where = " and ".join(f"{name} ({os.environ.get(name)})" for name in ("MASTER_ADDR", "MASTER_PORT"))
+        text = f"rank {rank} of {world_size} waited for the other processes in vain: {error}"
+        raise RunError(f"{text}. Look whether all were started, none has died, and all can reach {where}") from error
     one_node = os.environ.get("LOCAL_WORLD_SIZE") == str(world_size)
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_node else "0"
     return dist.PrefixStore(f"start_{restarts}", store)
@@ -197,10 +195,8 @@ def _device(wanted: str, local_rank: int, world_size: int) -> torch.device:
     if world_size == 1 and ":" in wanted:
         return torch.device(wanted)
     if local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            f"local rank {local_rank} has no GPU of its own: {torch.cuda.device_count()} GPUs are visible; "
-            "start at most so many processes (--nproc-per-node)"
-        )
+        visible = f"{torch.cuda.device_count()} GPUs are visible"
+        raise ConfigError(f"local rank {local_rank} has no GPU of its own: {visible}; lower --nproc-per-node")
     return torch.device("cuda", local_rank)
 
 

@@ -151,10 +151,9 @@ class NonFiniteGuard:
         log.warning("update %d was skipped: its %s is not finite (%d so far)", self.updates, what, self.skipped)
         self.lines.append({"update": self.updates, "rank": self.rank, "what": what, "image_ids": ids})
         if self.in_a_row >= self.limit:
-            raise RunError(
-                f"{self.in_a_row} updates in a row were not finite and were skipped; their samples are in "
-                f"{self.lines.path}. With fp16 try run.amp_dtype: bf16; look at the samples; lower run.init_lr."
-            )
+            text = f"{self.in_a_row} updates in a row were not finite and were skipped"
+            text += f"; their samples are in {self.lines.path}"
+            raise RunError(f"{text}. Try run.amp_dtype: bf16 in place of fp16, or a lower run.init_lr.")
 
     def state_dict(self) -> dict[str, int]:
         """Counts so far; flush first."""

@@ -65,14 +65,11 @@ def check_whole(path: Path, name: str) -> None:
     with path.open("rb") as file:
         head = file.read(512).lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(
-            f"{name}: the server sent a web page in place of the file (on Google Drive: the file's download quota is "
-            "used up, or it is no longer shared). Try again in a day, or fetch it with a browser"
-        )
+        drive = "on Google Drive: its download quota is used up, or it is no longer shared"
+        text = f"{name}: the server sent a web page in place of the file ({drive})"
+        raise WeightsError(f"{text}. Try again in a day, or fetch it with a browser")
     if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(
-            f"{name}: a Git LFS pointer, not the weights; run `git lfs pull` there, or download it again"
-        )
+        raise WeightsError(f"{name}: a Git LFS pointer, not the weights; run `git lfs pull`, or download it again")
     with errors_as(WeightsError, f"{name}: broken or truncated, or not a weights file"):
         if name.endswith(".safetensors"):
             with safe_open(path, framework="np"):  # compares its length with the header
@@ -144,11 +141,9 @@ def _declared_storages(path: Path, pickle: BinaryIO) -> dict[Any, int]:
         match opcode.name:
             case "GLOBAL":
                 if value not in PLAIN_GLOBALS:
-                    raise WeightsError(
-                        f"{path}: refused, the pickle asks to run code or to build objects that are not plain tensors "
-                        f"({value.replace(' ', '.')}). If you trust its author, load it elsewhere and save only the "
-                        "tensors."
-                    )
+                    name = value.replace(" ", ".")
+                    text = f"{path}: refused, the pickle asks to run code or to build more than plain tensors ({name})"
+                    raise WeightsError(f"{text}. If you trust its author, load it elsewhere and save only the tensors.")
                 top.append(value)
             case name if name in _SIMPLE:
                 top.append(value)

@@ -84,9 +84,7 @@ def _without(unreadable: re.Pattern[str], text: str, name: str) -> str:
         return text
     kind = "half a character" if _HALF.match(found[0]) else "a control character, as of another encoding"
     meaning = _MEANING.get(found[0], f"{found[0]!r}, {kind}")
-    raise SampleError(
-        f"{name} cannot be read: character {found.start() + 1} is {meaning}; write it anew or leave it out"
-    )
+    raise SampleError(f"{name} cannot be read: character {found.start() + 1} is {meaning}; write it anew")
 
 
 def escaped(text: str) -> str:

@@ -166,10 +166,8 @@ def fetch_repository(repository: str, folder: Path, entry: WeightsEntry) -> tupl
         try:
             info = HfApi().model_info(repository, files_metadata=True)
         except RepositoryNotFoundError as error:  # or gated
-            raise WeightsError(
-                f"Hugging Face does not show the repository {repository}: accept its licence at "
-                f"https://huggingface.co/{repository}, then run `hf auth login` (or set HF_TOKEN) and try again"
-            ) from error
+            way_out = f"accept its licence at https://huggingface.co/{repository}, then run `hf auth login`"
+            raise WeightsError(f"Hugging Face does not show the repository {repository}: {way_out}") from error
         snapshot_download(repository, revision=info.sha, local_dir=folder, ignore_patterns=skipped)
     found = {}
     for file in filter_repo_objects(info.siblings or [], ignore_patterns=skipped, key=lambda file: file.rfilename):
