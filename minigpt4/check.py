@@ -48,16 +48,14 @@ class Sizing:
 
 
 def check(config: Config, gpu_gib: float | None = None, gpus: int | None = None) -> str:
-    """The report as text; raises ConfigError for a configuration that cannot run.
+    """The report as text; ConfigError for a configuration that cannot run.
 
-    Args:
-        gpu_gib: memory of the GPU to fit in, GiB; None: what is free on this machine's GPU, else 23.6.
-        gpus: processes of the run, for `run.parallel: fsdp`; None: as the launcher or `run.world_size` says.
+    `gpu_gib`: memory to fit in, None: what is free here, else 23.6; `gpus`: None: as the run or its launcher says.
     """
     with errors_as(ConfigError, f"{config.source}: cannot be sized"):
         run = config.validate(training=False).run
         if run.evaluate:
-            config.require_batches()
+            config.validate()
         gpus = int(os.environ.get("WORLD_SIZE", run.world_size)) if gpus is None else gpus
         if gpu_gib is None:
             has_gpu = torch.cuda.is_available()

@@ -65,10 +65,8 @@ class PathTo:
 
     kind: Literal["file", "dir", "checkpoint", "data"]
     """`checkpoint`: a file, or `auto`; `data`: a file, a folder, shards such as `x/{000..099}.tar`, or a URL."""
-
     later: bool = False
     """Need not exist when a run starts."""
-
     training: bool = False
     """Need not exist with `run.evaluate`."""
 
@@ -108,23 +106,13 @@ def refuse(*rules: tuple[Any, str]) -> None:
         raise ValueError("\n".join(broken))
 
 
-def bind(
-    schema: type[T],
-    node: Mapping[str, Any] | DictConfig,
-    *,
-    section: str,
-    source: str,
-    options: Collection[str] = (),
-) -> T:
+def bind(schema: type[T], node: Mapping[str, Any] | DictConfig, *, section: str, source: str) -> T:
     """The values of `node` as the dataclass `schema`; ConfigError with all faults, those of its `__post_init__` too.
 
-    Args:
-        section: where it stands in the YAML, such as `run` or `datasets.laion`.
-        source: the file to name in errors.
-        options: keys that `--options` set, to name them in errors.
+    `section`: where it stands in the YAML, such as `datasets.laion`; `source`: the file.
     """
     bound, faults = read(schema, to_plain(node, source) if isinstance(node, DictConfig) else node, section)
-    raise_faults(source, faults, options)
+    raise_faults(source, faults)
     return bound
 
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from minigpt4.common.errors import WeightsError, errors_as, first_line
 from minigpt4.common.torch_files import check_torch_file, file_sha256
-from minigpt4.common.utils import is_url, replacing, sync
+from minigpt4.common.utils import is_url, read_facts, replacing, sync
 
 log = logging.getLogger(__name__)
 
@@ -249,13 +249,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 def read_card(path: Path) -> dict[str, Any] | None:
     """The card of a checkpoint, or None if it has none that can be read."""
-    try:
-        card = json.loads(card_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(card, dict) or not isinstance(card.get("sha256"), str):
-        return None
-    return card if all(isinstance(card.get(key), kind | None) for key, kind in CARD_TYPES.items()) else None
+    card = read_facts(card_path(path))
+    fits = all(isinstance(card.get(key), kind | None) for key, kind in CARD_TYPES.items())
+    return card if fits and isinstance(card.get("sha256"), str) else None
 
 
 def newest_checkpoint(output_dir: Path, job_name: str, folder: str = "*") -> Path | None:

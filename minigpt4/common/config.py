@@ -35,16 +35,14 @@ PUBLISHED_PROCESSORS = {"blip2_image_train", "blip2_image_eval"}
 
 
 class Config:
-    """A run's configuration: the merged tree, and after `validate` its typed sections.
-
-    `run.init_lr` of the file is `config.run_cfg.init_lr` as in LAVIS, and `config.run.init_lr` once validated.
+    """A run's configuration: the merged tree, and after `validate` its typed sections; `run.init_lr` of the file is
+    `config.run_cfg.init_lr` as in LAVIS, and then `config.run.init_lr`.
 
     Args:
-        args: anything with `cfg_path` and `options`; the path is that of a YAML file or of a run's `run.json`.
+        args: anything with `cfg_path`, of a YAML file or of a run's `run.json`, and `options`.
         default_files: where defaults come from; unset: the shipped ones and those of registered classes.
 
-    Raises:
-        ConfigError: a file cannot be read, a name has no default file, an import or an option fails.
+    Raises ConfigError if a file cannot be read, a name has no default file, an import or an option fails.
     """
 
     # After `validate`:
@@ -139,11 +137,8 @@ class Config:
         self._raise(self._no_batch())
         return max(dataset.batch_size or self.run.batch_size_train for dataset in self.datasets.values())
 
-    def require_batches(self) -> None:
-        """ConfigError if there is nothing to train on, or with `run.evaluate` nothing to evaluate on."""
-        self._raise(self._batch_faults())
-
     def _batch_faults(self) -> list[str]:
+        """Where there is nothing to train on, or with `run.evaluate` nothing to evaluate on."""
         if self.run.evaluate and not self.run.test_splits:
             return ["run.test_splits: is empty, and run.evaluate evaluates on nothing else; name them, such as [test]"]
         return [] if self.run.evaluate and self.run.batch_size_eval else self._no_batch()

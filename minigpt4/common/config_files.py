@@ -271,8 +271,6 @@ class ConfigFile:
             if not isinstance(name, str):
                 raise ConfigError(f"{self.source}: {key}: the name of a dataset must be text; put it in quotes")
             default = self._default(f"{key}.type", section.get("type", "default"), known.get(name, {}))
-            if set(default.get("datasets", {})) - {name}:
-                raise ConfigError(f"the default file of dataset {name!r} describes {list(default.datasets)}")
             yield merge(f"{self.source}: {key}", default, {"datasets": {name: section}})
 
     def _default(self, key: str, kind: Any, files: dict[str, Path]) -> DictConfig:
@@ -286,12 +284,10 @@ class ConfigFile:
 
     def _warn_of_unknown_sections(self) -> None:
         sections = ("model", "datasets", "run", "evaluation_datasets", "imports")
-        for name in set(self.user) - {"preprocess", *sections}:
+        for name in set(self.user) - set(sections):
             close = nearest(name, sections)
             question = f"; did you mean `{close}:`?" if close else ""
             log.warning("%s: unknown section `%s:` is ignored%s", self.source, name, question)
-        if "preprocess" in self.user:
-            log.warning("%s: `preprocess:` is ignored; it comes from the model's defaults", self.source)
 
     def _check_options(self, options: DictConfig) -> None:
         for name, section in OmegaConf.to_container(options, resolve=False).items():

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from minigpt4.common.errors import ConfigError, RunError
-from minigpt4.common.utils import escaped, now, write_whole
+from minigpt4.common.utils import escaped, now, read_facts, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -135,12 +135,7 @@ class RunFolder:
 
     def facts(self) -> dict[str, Any]:
         """What `run.json` says; empty if there is none that can be read. What cannot be is left out."""
-        try:
-            facts = json.loads(self.run_json.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        if not isinstance(facts, dict):
-            return {}
+        facts = read_facts(self.run_json)
         return {key: value for key, value in facts.items() if isinstance(value, FACT_TYPES.get(key, object))}
 
     def describe(self, config: Mapping[str, Any], *, seed: int, world_size: int) -> None:

@@ -206,10 +206,8 @@ class RunLog:
     def begin(
         self, epoch: int = 0, iteration: int = 0, checkpoint: Path | None = None, validated: int | None = None
     ) -> None:
-        """Training starts here: drop what the files say of later steps, and start the trackers.
-
-        `validated`: epochs whose validation is not done again, where that is not `epoch`.
-        """
+        """Training starts here: drop what the files say of later steps, and of validations from epoch `validated` on
+        (None: `epoch`), and start the trackers."""
         if not self.is_main:
             return
         step, validated = epoch * (self.run.iters_per_epoch or 0) + iteration, epoch if validated is None else validated

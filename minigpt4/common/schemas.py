@@ -34,9 +34,7 @@ class FailurePrompts:
     """`run.failure_prompts`: one prompt a task, with one `<ImageHere>`, put into `model.prompt_template`."""
 
     detail: str = "<Img><ImageHere></Img> Describe this image in detail."
-    """Asks for prose."""
     poem: str = "<Img><ImageHere></Img> Write a poem about this image."
-    """Asks for verse."""
 
 
 @dataclass(frozen=True)
@@ -141,23 +139,16 @@ class VisProcessors:
     """Image processors of the training split and of the others."""
 
     train: ProcessorConfig = field(default_factory=lambda: ProcessorConfig("blip2_image_train"))
-    """For the training split."""
     eval: ProcessorConfig = field(default_factory=lambda: ProcessorConfig("blip2_image_eval"))
-    """For all other splits."""
 
 
 @dataclass
 class TextProcessors:
-    """Text processors of the training split and of the others.
-
-    They clean the captions of tar shards. Captions and conversations of JSON, JSONL and CSV files keep their
-    case and punctuation, whatever stands here, as in the published stage 2, whose file names `blip_caption` too.
-    """
+    """Text processors of the training split and of the others, for captions of tar shards only: those of JSON, JSONL
+    and CSV files keep their case and punctuation, as in the published stage 2."""
 
     train: ProcessorConfig = field(default_factory=lambda: ProcessorConfig("blip_caption"))
-    """For the training split."""
     eval: ProcessorConfig = field(default_factory=lambda: ProcessorConfig("blip_caption"))
-    """For all other splits."""
 
 
 @dataclass
@@ -175,11 +166,8 @@ class DatasetConfig:
     sample_ratio: PositiveFloat = 1.0
     """Weight among the datasets: each iteration draws its dataset by these weights."""
     build_info: BuildInfo = field(default_factory=BuildInfo)
-    """Where the data lies."""
     vis_processor: VisProcessors = field(default_factory=VisProcessors)
-    """Image processors."""
     text_processor: TextProcessors = field(default_factory=TextProcessors)
-    """Text processors."""
 
     def __post_init__(self) -> None:
         info = self.build_info

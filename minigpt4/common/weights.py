@@ -5,7 +5,6 @@ as `NAME.part`, and a later call resumes it; what has its right name is complete
 """
 
 import html
-import json
 import logging
 import re
 import shutil
@@ -23,7 +22,7 @@ from huggingface_hub.utils import filter_repo_objects
 from minigpt4.common.errors import ConfigError, WeightsError, errors_as, hint
 from minigpt4.common.run_folder import hold_folder
 from minigpt4.common.torch_files import check_whole, file_sha256
-from minigpt4.common.utils import human, replace_durably, write_whole
+from minigpt4.common.utils import human, parse_json, replace_durably, write_json
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +191,7 @@ class WeightsFolder:
         if not self.manifest.exists():
             return {}
         with errors_as(WeightsError, f"{self.manifest}: broken; delete it, the next download writes it"):
-            files = json.loads(self.manifest.read_text(encoding="utf-8"))["files"]
+            files = parse_json(self.manifest.read_bytes())["files"]
             keys = ("name", "source", "bytes", "sha256")
             return {path: {key: record[key] for key in keys} for path, record in files.items()}
 
@@ -254,8 +253,7 @@ class WeightsFolder:
         for file, sha256 in files.items():
             facts = {"name": entry.name, "source": source, "bytes": file.stat().st_size, "sha256": sha256}
             records[file.relative_to(self.root).as_posix()] = facts
-        content = {"files": dict(sorted(records.items()))}
-        write_whole(self.manifest, json.dumps(content, indent=2) + "\n", "--dir")
+        write_json(self.manifest, {"files": dict(sorted(records.items()))}, "--dir")
 
     def verify(self, names: set[str]) -> list[str]:
         """Hash the files of these entries again; one line for every one that is missing or has changed."""

@@ -53,7 +53,7 @@ class Outer:
 
 
 def _bind(node: Any) -> Outer:
-    return bind(Outer, node, section="run", source="user.yaml", options=["run.mode"])
+    return bind(Outer, node, section="run", source="user.yaml")
 
 
 def _error(node: Any) -> str:
@@ -109,7 +109,7 @@ def test_omegaconf_node_is_bound_with_its_interpolations():
         ({"names": "train"}, "run.names: 'train' should be"),
         ({"names": ["a", 3]}, "run.names[1]: 3 should be"),
         ({"free": [1]}, "run.free: [1] must be keys with values"),
-        ({"mode": "fp8"}, "--options run.mode: 'fp8' should be 'fp16' or 'bf16'"),
+        ({"mode": "fp8"}, "run.mode: 'fp8' should be 'fp16' or 'bf16'"),
         ({"inner": "n"}, "run.inner: 'n' must be keys with values"),
         ({"inner": {"size": 2}}, "run.inner.name: is missing; set it in the file or with --options run.inner.name="),
         ({"inner": {"name": "n", "size": 0}}, "run.inner.size: 0"),
