@@ -110,6 +110,7 @@ def test_faults_are_reported_before_torch_loads():
         "import sys, minigpt4\n"
         "assert not {'torch', 'transformers', 'timm', 'PIL', 'pydantic'} & set(sys.modules)\n"
         f"import train\nassert [train.main(run) for run in {runs}] == [2, 2, 2]\n"
+        f"train.Config(train.parse_args({recipe})).validate()  # nor does what is good\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert result.returncode == 0, result.stderr

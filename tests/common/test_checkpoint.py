@@ -97,23 +97,28 @@ def test_truncated_empty_or_text_file_is_named_as_broken(tmp_path, name, share):
         read_weights(path)
 
 
-class MakesDirectory:
-    """Makes a directory when it is unpickled."""
+class Calls:
+    """Calls something when it is unpickled."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, *call) -> None:
+        self.call = call
 
     def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+        return self.call
 
 
-@pytest.mark.parametrize("plain_pickle", [False, True])
-def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, plain_pickle):
-    path, content = tmp_path / "evil.pth", {"epoch": 1, "config": MakesDirectory(tmp_path / "ran")}
-    path.write_bytes(pickle.dumps(content, protocol=2)) if plain_pickle else torch.save(content, path)
-    with pytest.raises(WeightsError, match=f"{path}: refused, the pickle asks to run code.*mkdir.*only the tensors"):
+@pytest.mark.parametrize("way", ["zip", "legacy", "plain pickle"])
+@pytest.mark.parametrize("call", [(os.mkdir, ("ran",)), (bytearray, (3_000_000_000,))], ids=["code", "much of little"])
+def test_calls_in_a_pickle_are_refused_and_not_made(tmp_path, monkeypatch, way, call):
+    monkeypatch.chdir(tmp_path)
+    path, content = tmp_path / "evil.pth", {"epoch": 1, "config": Calls(*call)}
+    if way == "plain pickle":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=way == "zip")
+    with pytest.raises(WeightsError, match=rf"{path}: refused, .* run code .*{call[0].__name__}.*only the tensors"):
         read_weights(path)
-    assert not (tmp_path / "ran").exists()
+    assert not Path("ran").exists()
 
 
 WEIGHT = torch.ones(2, 3)

@@ -103,22 +103,3 @@ def test_shared_bytes_a_flipped_bit_and_old_files_that_claim_too_much_are_found(
     for data, text in ((shared, "shares its bytes"), (flipped, "data/0"), (old, "claims 8,522,825,728 bytes")):
         (tmp_path / "w.pth").write_bytes(data)
         assert text in refusal(tmp_path / "w.pth")
-
-
-class Grows:
-    """Unpickles to 3 GB of zeros, which `weights_only` allows."""
-
-    def __reduce__(self):
-        return bytearray, (3_000_000_000,)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_calls_that_make_much_of_little_are_refused(tmp_path, zipped):
-    torch.save({"a": Grows()}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    assert "bytearray" in refusal(tmp_path / "w.pth")
-
-
-@pytest.mark.parametrize("length", [1 << 62, 1 << 40, 90_000_000, 3])
-def test_safetensors_with_a_header_that_is_not_there_are_refused(tmp_path, length):
-    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", length) + b'{"a": 1}')
-    refusal(tmp_path / "w.safetensors")
