@@ -13,7 +13,7 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -244,7 +244,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if card is not None and path.is_file() and card["sha256"] != file_sha256(path):
             card_name = card_path(path).name
             raise WeightsError(f"{path}: its content is not what {card_name} says; take an earlier checkpoint")
-    return read_weights(path)
+        content = read_weights(path)
+        for name, tensor in _tensors(content):  # an optimizer would write beyond the end of an expanded one
+            require_plain(name, tensor, path)
+    return content
+
+
+def _tensors(tree: Any, name: str = "the file") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(tree, Tensor):
+        yield name, tree
+    elif isinstance(tree, Mapping | list | tuple):
+        for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            yield from _tensors(value, str(key))
 
 
 def read_card(path: Path) -> dict[str, Any] | None:

@@ -100,6 +100,8 @@ def _check_zip(path: Path, sums: bool) -> None:
         sizes = {entry.filename: entry.file_size for entry in entries}
         root = archive.infolist()[0].filename.split("/")[0] if entries else ""
         end = 0
+        if entries and entries[0].header_offset:  # zipfile finds its way in it, torch reads memory at random
+            raise _refused(path, "it does not begin with its first entry")
         for entry in entries:
             if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
                 raise _refused(path, f"{entry.filename} is compressed ({entry.file_size:,} bytes), torch never does so")

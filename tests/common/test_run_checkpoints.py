@@ -99,6 +99,9 @@ def test_content_that_is_not_what_the_card_says_is_refused_and_without_a_card_it
         read_checkpoint(path)
     card_path(without).unlink()
     assert read_checkpoint(without)["model"]["w"][0] == 4
+    torch.save({"model": {}, "optimizer": {"state": [{"exp_avg": torch.ones(1).expand(9)}]}}, without)
+    with pytest.raises(WeightsError, match=rf"{without}: exp_avg is an expanded view"):
+        read_checkpoint(without)
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_entries_that_torch_would_not_write_are_refused(tmp_path, change, text):
     assert text in refusal(rezipped(tmp_path / "w.pth", change))
 
 
-def test_shared_bytes_a_flipped_bit_and_old_files_that_claim_too_much_are_found(tmp_path):
+def test_shared_bytes_a_flipped_bit_a_file_before_the_file_and_old_ones_that_claim_too_much_are_found(tmp_path):
     shared = bytearray(rezipped(tmp_path / "w.pth", list).read_bytes())
     last = shared.rfind(b"PK\x01\x02")
     shared[last + 42 : last + 46] = bytes(4)  # the last entry begins where the first one does
@@ -100,6 +100,7 @@ def test_shared_bytes_a_flipped_bit_and_old_files_that_claim_too_much_are_found(
     old = saved({"a": torch.ones(100)}, _use_new_zipfile_serialization=False)
     assert old.count(b"Kdq") + old.count(b"KdN") == 1
     old = old.replace(b"KdN", b"J\x00\x00\x00\x7fN").replace(b"Kdq", b"J\x00\x00\x00\x7fq")
-    for data, text in ((shared, "shares its bytes"), (flipped, "data/0"), (old, "claims 8,522,825,728 bytes")):
+    twice = ("does not begin with", saved({"a": torch.ones(100)}) * 2)
+    for text, data in (("shares its bytes", shared), ("data/0", flipped), ("claims 8,522,825,728 bytes", old), twice):
         (tmp_path / "w.pth").write_bytes(data)
         assert text in refusal(tmp_path / "w.pth")
