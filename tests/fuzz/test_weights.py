@@ -135,11 +135,12 @@ def content_changed(rng: Any) -> Any:
     state = {f"{prefix}{name}": tensor for name, tensor in weights().items()}
     content: Any = state if key is None else {key: rng.choice((dict, OrderedDict))(state), "epoch": 1}
     names = (7, None, "", "module.", "llama_model.base_model.model.q.lora_A.weight", "\ud800", ("a", "b"))
-    for _ in range(rng.choice((0, 0, 1, 2, 3))):  # torch itself may crash on what is odd in two ways
-        plain = rng.choice(list(weights().values()))
-        content = rng.change(
-            content, lambda old, new=plain: odd_value(new if torch.is_tensor(old) else old, rng), names
-        )
+
+    def odd(old: Any) -> Any:  # of a fresh tensor, for torch itself may crash on what is odd in two ways
+        return odd_value(rng.choice(list(weights().values())) if torch.is_tensor(old) else old, rng)
+
+    for _ in range(rng.choice((0, 0, 1, 2, 3))):
+        content = rng.change(content, odd, names)
     for _ in range(rng.choice((0, 0, 1, 3))):
         content = rng.choice((lambda c: {"model": c}, lambda c: [c], lambda c: {"state_dict": c, "model": 3}))(content)
     if rng.random() < 0.05 and isinstance(content, dict):
