@@ -86,7 +86,7 @@ def test_lines_are_the_published_ones_every_log_freq_iterations_and_at_the_last(
     assert PUBLISHED_TOTAL.fullmatch(total)[1] == "1"
 
 
-def test_averages_and_log_txt_are_those_of_the_reference(tmp_path, reference, caplog):
+def test_averages_and_log_txt_are_those_of_the_reference_and_validation_goes_to_both(tmp_path, reference, caplog):
     losses, rates, published = reference
     caplog.set_level(logging.INFO)
     run_log = _run_log(tmp_path)
@@ -97,6 +97,9 @@ def test_averages_and_log_txt_are_those_of_the_reference(tmp_path, reference, ca
         f"Averaged stats: lr: {sum(r) / 10:.4f}  loss: {sum(x) / 10:.4f}" for x, r in zip(losses, rates, strict=True)
     ]
     assert run_log.state_dict() is None
+    run_log.validation(1, 1.25, ["a dog runs"], cider=0.5)
+    assert _records(tmp_path, "log.txt")[2] == {"val_loss": 1.25, "val_cider": 0.5, "epoch": 1}
+    assert caplog.messages[-2:] == ["Validation (val): loss: 1.2500  cider: 0.5000", "  a dog runs"]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -180,14 +183,6 @@ def test_resume_in_mid_epoch_gives_the_files_of_an_uninterrupted_run(tmp_path, r
     facts = resumed.folder.facts()
     assert facts["started"] == started
     assert [entry["checkpoint"] for entry in facts["resumed"]] == [str(tmp_path / "checkpoint_iter_14.pth")]
-
-
-def test_validation_goes_to_console_and_log_txt(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    _run_log(tmp_path).validation(1, 1.25, ["a dog runs"], cider=0.5)
-    assert _records(tmp_path, "log.txt") == [{"val_loss": 1.25, "val_cider": 0.5, "epoch": 1}]
-    assert "Validation (val): loss: 1.2500  cider: 0.5000" in caplog.messages
-    assert "  a dog runs" in caplog.messages
 
 
 class Terminal(io.StringIO):

@@ -79,11 +79,8 @@ class Server(ThreadingHTTPServer):
             headers = {"ETag": f'"{sha256}"', "X-Repo-Commit": COMMIT}
             self.put(f"/owner/{name}/resolve/{COMMIT}/{path}", content, headers=headers)
         info = json.dumps({"id": f"owner/{name}", "sha": COMMIT, "siblings": siblings}).encode()
-        for path, content in (
-            ("", info),
-            (f"/revision/{COMMIT}", info),
-            (f"/tree/{COMMIT}", json.dumps(tree).encode()),
-        ):
+        answers = {"": info, f"/revision/{COMMIT}": info, f"/tree/{COMMIT}": json.dumps(tree).encode()}
+        for path, content in answers.items():
             self.put(f"/api/models/owner/{name}{path}", content, headers={"Content-Type": "application/json"})
 
     def handle_error(self, request, client_address) -> None:
