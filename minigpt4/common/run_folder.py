@@ -188,16 +188,14 @@ def versions() -> dict[str, str | None]:
 def git_state() -> dict[str, Any] | None:
     """Commit of the checkout that this file belongs to, and whether tracked files differ from it; None without one."""
     here = Path(__file__)
+
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        # An installed copy may lie in another's checkout.
-        _ask_git(here.parent, "ls-files", "--error-unmatch", here.name)
-        commit = _ask_git(here.parent, "rev-parse", "HEAD")
-        changed = _ask_git(here.parent, "status", "--porcelain", "--untracked-files=no")
+        ask("ls-files", "--error-unmatch", here.name)  # an installed copy may lie in another's checkout
+        changed = bool(ask("status", "--porcelain", "--untracked-files=no"))
+        return {"commit": ask("rev-parse", "HEAD"), "changed": changed}
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit, "changed": bool(changed)}
-
-
-def _ask_git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -76,24 +76,20 @@ def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def require_readable(text: str, name: str) -> str:
+def require_readable(text: str, name: str, unreadable: re.Pattern[str] = _LOST) -> str:
     """The text; SampleError that begins with `name` if it holds half a character or what a wrong decoding leaves:
     U+FFFD, or control characters but for blanks such as tabs."""
-    return _without(_LOST, text, name)
-
-
-def require_whole_characters(text: str, name: str) -> str:
-    """The same for text that is only compared, and may hold NUL or U+FFFD."""
-    return _without(_HALF, text, name)
-
-
-def _without(unreadable: re.Pattern[str], text: str, name: str) -> str:
     found = unreadable.search(text)
     if found is None:
         return text
     kind = "half a character" if _HALF.match(found[0]) else "a control character, as of another encoding"
     meaning = _MEANING.get(found[0], f"{found[0]!r}, {kind}")
     raise SampleError(f"{name} cannot be read: character {found.start() + 1} is {meaning}; write it anew")
+
+
+def require_whole_characters(text: str, name: str) -> str:
+    """The same for text that is only compared, and may hold NUL or U+FFFD."""
+    return require_readable(text, name, _HALF)
 
 
 def escaped(text: str) -> str:
