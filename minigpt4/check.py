@@ -32,10 +32,7 @@ class Sizing:
     meta: MetaModel
     lengths: Lengths
     gpus: int
-    """Processes of the run."""
-
     gpu_gib: float
-    """Memory of each GPU."""
 
     @property
     def is_sharded(self) -> bool:
@@ -51,38 +48,28 @@ class Sizing:
 
 
 def check(config: Config, gpu_gib: float | None = None, gpus: int | None = None) -> str:
-    """The report as text; raises ConfigError for a configuration that cannot run.
+    """The report as text; ConfigError for a configuration that cannot run.
 
-    Args:
-        gpu_gib: memory of the GPU to fit in, GiB; None: what is free on this machine's GPU, else 23.6.
-        gpus: processes of the run, for `run.parallel: fsdp`; None: as the launcher or `run.world_size` says.
+    `gpu_gib`: memory to fit in, None: what is free here, else 23.6; `gpus`: None: as the run or its launcher says.
     """
     with errors_as(ConfigError, f"{config.source}: cannot be sized"):
         run = config.validate(training=False).run
         if run.evaluate:
-            config.require_batches()
+            config.validate()
         gpus = int(os.environ.get("WORLD_SIZE", run.world_size)) if gpus is None else gpus
         if gpu_gib is None:
             has_gpu = torch.cuda.is_available()
             gpu_gib = torch.cuda.mem_get_info(0)[0] / GIB if has_gpu else DEFAULT_GPU_GIB
-        if gpus < 1:
-            raise ConfigError(f"--gpus: {gpus} must be at least 1")
-        if not 0 < gpu_gib < math.inf:
-            raise ConfigError(f"--gpu-gib: {gpu_gib} must be a number above 0")
+        if gpus < 1 or not 0 < gpu_gib < math.inf:
+            raise ConfigError(f"--gpus: {gpus} must be at least 1, and --gpu-gib: {gpu_gib} above 0")
         trains = not run.evaluate and run.max_epoch is not None and run.iters_per_epoch is not None
         llm_config, llm_origin = llm_config_for(config.model)
         meta = MetaModel(config.model, llm_config)
         sizing = Sizing(config, meta, expected_lengths(config.model), gpus, gpu_gib)
         estimate = sizing.estimate(config.batch_size() if trains else run.batch_size_eval or 1)
-        lines = [
-            config.pretty(),
-            *_tables(sizing, estimate, llm_origin),
-            *advice(sizing, estimate),
-            "",
-            _samples_line(config, trains),
-        ]
-        missing = missing_paths(config.sections())
-        if missing:
+        lines = [config.pretty(), *_tables(sizing, estimate, llm_origin), *advice(sizing, estimate)]
+        lines += ["", _samples_line(config, trains)]
+        if missing := missing_paths(config.sections()):
             lines += ["", "Not on this machine, and needed before training:"]
             lines += [f"  {key}: {path}" for key, path in missing]
             lines += ["  (weights: python scripts/download_weights.py --list)"]
@@ -100,13 +87,9 @@ def expected_lengths(cfg: MiniGPT4Config) -> Lengths:
 
 
 def largest_batch(estimate_of: Callable[[int], Estimate], estimate: Estimate, capacity_gib: float) -> int:
-    """Largest batch whose estimate stays within the GPU; 0 if not even one sample does.
+    """Largest batch whose estimate, `estimate_of` its size, stays within the GPU; 0 if not even one sample does.
 
-    Memory grows almost linearly with the batch: two estimates lead near to the answer, a third one to it.
-
-    Args:
-        estimate_of: of a batch size.
-        estimate: of any batch size.
+    Memory grows almost linearly with the batch: from the `estimate` of any, two steps lead near to the answer.
     """
     capacity = capacity_gib * GIB
     slope = (estimate_of(2 * estimate.batch_size).total - estimate.total) / estimate.batch_size
@@ -131,10 +114,8 @@ def advice(sizing: Sizing, estimate: Estimate) -> Iterator[str]:
     if largest:
         batch = max(n for n in range(1, largest + 1) if estimate.batch_size % n == 0)
         accumulate = estimate.batch_size // batch * sizing.config.run.accum_grad_iters
-        yield (
-            f"  batch_size: {batch}, run.accum_grad_iters: {accumulate}: fits, with as many samples in an update "
-            f"(the largest batch that fits is {largest})"
-        )
+        text = f"  batch_size: {batch}, run.accum_grad_iters: {accumulate}: fits, with as many samples in an update"
+        yield f"{text} (the largest batch that fits is {largest})"
     for keys, other in _switches(sizing, estimate):
         if other.total < estimate.total:
             yield f"  {keys}: {other.total / GIB:.2f} GiB, {'fits' if sizing.fits(other) else 'still too large'}"
@@ -166,18 +147,14 @@ def _tables(sizing: Sizing, estimate: Estimate, llm_origin: str) -> Iterator[str
         yield f"{part.name:<28}{part.parameters:>16,}{part.trained:>14,}{part.weight_bytes / GIB:>9.2f}"
     total = sum(part.parameters for part in estimate.parts)
     yield f"{'sum':<28}{total:>16,}{estimate.trained:>14,}{estimate.weights / GIB:>9.2f}"
-    spread = ""
-    if sizing.is_sharded:
-        spread = f", its layers spread over {sizing.gpus} GPUs"
-        if sizing.gpus == 1:
-            spread = ", and one GPU has all of it: --gpus N tells over how many run.parallel: fsdp spreads it"
+    spread = f", its layers spread over {sizing.gpus} GPUs" if sizing.is_sharded else ""
+    if sizing.is_sharded and sizing.gpus == 1:
+        spread = ", and one GPU has all of it: --gpus N tells over how many run.parallel: fsdp spreads it"
     yield f"The LLM is sized as {llm_origin}{spread}.\n"
 
     prompt, answer = sizing.lengths.prompt, sizing.lengths.answer
-    yield (
-        f"Memory of one GPU at batch {estimate.batch_size}, sequences of {estimate.tokens} tokens "
-        f"(bos 1, image {estimate.tokens - 1 - prompt - answer}, prompt {prompt}, answer {answer}):"
-    )
+    parts = f"bos 1, image {estimate.tokens - 1 - prompt - answer}, prompt {prompt}, answer {answer}"
+    yield f"Memory of one GPU at batch {estimate.batch_size}, sequences of {estimate.tokens} tokens ({parts}):"
     for name, size in (
         ("weights", estimate.weights),
         ("gradients and AdamW", estimate.optimizer),
@@ -196,16 +173,12 @@ def _samples_line(config: Config, trains: bool) -> str:
     run = config.run
     if run.evaluate:
         weights = run.resume_ckpt_path or getattr(config.model, "ckpt", None) or "no checkpoint"
+        data = f"{', '.join(run.test_splits)} of {', '.join(config.datasets)}"
         scored = f", {run.valid_captions} captions scored" if run.valid_captions else ""
-        return (
-            f"run.evaluate: {weights} is evaluated on {', '.join(run.test_splits)} of {', '.join(config.datasets)}"
-            f"{scored}; nothing is trained, which takes less memory than the training step above."
-        )
+        return f"run.evaluate: {weights} is evaluated on {data}{scored}, with less memory than the training step above."
     if not trains:
         return "The file has no max_epoch and iters_per_epoch: sized as one sample."
     iterations, batch = run.max_epoch * run.iters_per_epoch, config.batch_size()
     updates = iterations // run.accum_grad_iters
-    return (
-        f"{run.max_epoch} epochs x {run.iters_per_epoch:,} iterations = {updates:,} updates; "
-        f"batch {batch} = {iterations * batch:,} samples on each GPU."
-    )
+    text = f"{run.max_epoch} epochs x {run.iters_per_epoch:,} iterations = {updates:,} updates"
+    return f"{text}; batch {batch} = {iterations * batch:,} samples on each GPU."

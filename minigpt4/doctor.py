@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from minigpt4.common.utils import find_java
@@ -53,18 +52,8 @@ EXPLANATIONS = {
 }
 
 
-@dataclass
-class Feature:
-    """Something a user may want to do, and what prevents it."""
-
-    name: str
-    problems: list[str] = field(default_factory=list)
-    fixes: list[str] = field(default_factory=list)
-
-    def lacks(self, problem: str, fix: str) -> None:
-        self.problems.append(problem)
-        if fix not in self.fixes:
-            self.fixes.append(fix)
+def gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"
 
 
 def main() -> int:
@@ -89,20 +78,16 @@ def main() -> int:
         print(f"  {'x' if problem else ' '} {problem or f'{name} {installed}'}  ({group})")
     print()
     features = judge(packages, torch, java)
-    for feature in features:
-        print(f"{'MISSING' if feature.problems else 'ready  '} {feature.name}")
-        for line in (*feature.problems, *(f"-> {fix}" for fix in feature.fixes)):
+    for name, lacks in features.items():
+        print(f"{'MISSING' if lacks else 'ready  '} {name}")
+        for line in (*(problem for problem, _ in lacks), *dict.fromkeys(f"-> {fix}" for _, fix in lacks)):
             print(f"          {line}")
-    return 1 if features[0].problems else 0
-
-
-def gib(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    return 1 if features["train"] else 0
 
 
 def read_packages() -> dict[str, tuple[str, str | None, str | None]]:
-    """Group, installed version and problem of the packages, and of Python, that pyproject.toml (in a checkout) or the
-    installed metadata ask for on this platform; a group is `core`, or the extra that brings the package."""
+    """Group (`core` or an extra), installed version and problem of Python and of each package that pyproject.toml (in a
+    checkout) or the installed metadata ask for."""
     from packaging.requirements import Requirement
 
     if project := checkout():
@@ -170,50 +155,48 @@ def probe_java() -> dict:
     return {"path": path, "source": source, "version": found[1] if found else None}
 
 
-def judge(packages: dict[str, tuple[str, str | None, str | None]], torch: dict, java: dict) -> list[Feature]:
-    """Every feature with its problems and the commands that fix them; the first is the core."""
+def judge(packages: dict[str, tuple[str, str | None, str | None]], torch: dict, java: dict) -> dict[str, list]:
+    """What is wrong with each feature, and the command that fixes it; the first is the core."""
 
-    def of(name: str, wanted: str, *only: str) -> Feature:
-        feature = Feature(name)
-        for package, (group, _, problem) in packages.items():
-            if group == wanted and problem and (not only or package in only):
-                fix = "conda env create -f environment.yml" if package == "python" else install_command(wanted)
-                feature.lacks(problem, fix)
-        return feature
+    def of(wanted: str, *only: str) -> list[tuple[str, str]]:
+        fixes = {"python": "conda env create -f environment.yml"}
+        return [
+            (problem, fixes.get(package, install_command(wanted)))
+            for package, (group, _, problem) in packages.items()
+            if group == wanted and problem and (not only or package in only)
+        ]
 
-    core = of("train", CORE)
+    core = of(CORE)
     for package in ("torch", "torchvision"):
-        if (error := torch.get(f"{package}_error")) and f"{package} is not installed" not in core.problems:
+        if (error := torch.get(f"{package}_error")) and f"{package} is not installed" not in dict(core):
             meaning = next((text for part, text in EXPLANATIONS.items() if part in error), "")
-            core.lacks(f"{package} cannot be imported{meaning} ({error})", REINSTALL)
-    metrics = of("METEOR and PTB tokenizer (Java)", "eval", "pycocoevalcap")
-    judge_metrics(metrics, java)
-    low_bit = of("LLM in 8 bits (int8) or 4 (nf4)", "gpu", "bitsandbytes")
-    if not torch["gpus"]:
-        low_bit.lacks(*no_gpu(torch))
-    others = [
-        of("evaluate captions", "eval", "pycocoevalcap"),
-        metrics,
-        low_bit,
-        of("language model as judge", "judge"),
-        of("Gradio demo", "demo"),
-        of("server (serve.py)", "serve"),
-        of("Weights & Biases logging", "log", "wandb"),
-        of("TensorBoard logging", "log", "tensorboard"),
-        of("tests", "dev"),
-    ]
-    for feature in others if core.problems else ():
-        feature.lacks("the core is not usable (see train)", core.fixes[0])
-    return [core, *others]
+            core.append((f"{package} cannot be imported{meaning} ({error})", REINSTALL))
+    captions = of("eval", "pycocoevalcap")
+    features = {
+        "train": core,
+        "evaluate captions": captions,
+        "METEOR and PTB tokenizer (Java)": captions + java_problems(java),
+        "LLM in 8 bits (int8) or 4 (nf4)": of("gpu", "bitsandbytes") + ([] if torch["gpus"] else [no_gpu(torch)]),
+        "language model as judge": of("judge"),
+        "Gradio demo": of("demo"),
+        "server (serve.py)": of("serve"),
+        "Weights & Biases logging": of("log", "wandb"),
+        "TensorBoard logging": of("log", "tensorboard"),
+        "tests": of("dev"),
+    }
+    of_core = [("the core is not usable (see train)", core[0][1])] if core else []
+    return {name: lacks if lacks is core else lacks + of_core for name, lacks in features.items()}
 
 
-def judge_metrics(metrics: Feature, java: dict) -> None:
+def java_problems(java: dict) -> list[tuple[str, str]]:
+    problems = []
     if java["version"] is None:
-        metrics.lacks(f"{java['path']} does not run" if java["path"] else "no Java", install_command("eval"))
+        problems.append((f"{java['path']} does not run" if java["path"] else "no Java", install_command("eval")))
     spec = importlib.util.find_spec("pycocoevalcap")
     for jar in JARS if spec else ():
         if not (Path(spec.submodule_search_locations[0]) / jar).exists():
-            metrics.lacks(f"pycocoevalcap lacks {jar}", "pip install --force-reinstall --no-deps pycocoevalcap")
+            problems.append((f"pycocoevalcap lacks {jar}", "pip install --force-reinstall --no-deps pycocoevalcap"))
+    return problems
 
 
 def no_gpu(torch: dict) -> tuple[str, str]:

@@ -6,12 +6,13 @@ keys known from elsewhere, which are refused with the reason unless their value 
 """
 
 import dataclasses
-import errno
 import functools
+import math
 import os
 import re
 import typing
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -39,6 +40,8 @@ AUTO = "auto"
 MOST_SHARDS, MOST_CHARACTERS, MOST_BRACES = 1_000_000, 200_000_000, 50
 LETTERS = 58
 """Between `A` and `z`, as many as `{A..z}` can stand for."""
+NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?", re.ASCII)
+COUNT = re.compile("\0(\\d+)\0")
 
 
 def _number(value: Any) -> Any:
@@ -62,10 +65,8 @@ class PathTo:
 
     kind: Literal["file", "dir", "checkpoint", "data"]
     """`checkpoint`: a file, or `auto`; `data`: a file, a folder, shards such as `x/{000..099}.tar`, or a URL."""
-
     later: bool = False
     """Need not exist when a run starts."""
-
     training: bool = False
     """Need not exist with `run.evaluate`."""
 
@@ -84,12 +85,8 @@ class PathTo:
         if self.kind == "data":
             expand_braces(path)
         elif not REMOTE.match(path):
-            for name in (path, *path.split("/")):  # each name alone too: its folder need not exist yet
-                try:
-                    os.lstat(name)
-                except OSError as error:
-                    if error.errno == errno.ENAMETOOLONG:
-                        raise ValueError("is too long") from error
+            with suppress(OSError):
+                os.lstat(path)  # ValueError for NUL and for half characters
         return path
 
     def missing(self, path: str) -> list[str]:
@@ -109,33 +106,18 @@ def refuse(*rules: tuple[Any, str]) -> None:
         raise ValueError("\n".join(broken))
 
 
-def bind(
-    schema: type[T],
-    node: Mapping[str, Any] | DictConfig,
-    *,
-    section: str,
-    source: str,
-    options: Collection[str] = (),
-) -> T:
-    """An instance of `schema` holding the values of `node`, checked.
+def bind(schema: type[T], node: Mapping[str, Any] | DictConfig, *, section: str, source: str) -> T:
+    """The values of `node` as the dataclass `schema`; ConfigError with all faults, those of its `__post_init__` too.
 
-    Args:
-        schema: a dataclass; a ValueError of its `__post_init__` becomes part of the ConfigError.
-        node: the section.
-        section: where it stands in the YAML, such as `run` or `datasets.laion`.
-        source: the file to name in errors.
-        options: keys that `--options` set, to name them in errors.
-
-    Raises:
-        ConfigError: all faults found: unknown, missing or refused keys, wrong types, ranges, placeholders.
+    `section`: where it stands in the YAML, such as `datasets.laion`; `source`: the file.
     """
     bound, faults = read(schema, to_plain(node, source) if isinstance(node, DictConfig) else node, section)
-    raise_faults(source, faults, options)
+    raise_faults(source, faults)
     return bound
 
 
 def raise_faults(source: str, faults: Collection[str], options: Collection[str] = ()) -> None:
-    """One ConfigError with all `key: text` of `faults`, if there are any; `options`: keys set by `--options`."""
+    """One ConfigError with all `key: text` of `faults`, if there are any."""
     if not faults:
         return
     named = [f"--options {fault}" if below(fault.partition(":")[0], options) else fault for fault in faults]
@@ -207,10 +189,7 @@ def _way_out(key: str) -> str:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """The paths or URLs of `a{00..99}.tar` and `{a,b}.tar`, as a shell expands them.
-
-    ValueError for braces that do not go together, and, before any name is made, for those that stand for too many.
-    """
+    """The names of `a{00..99}.tar`, as in a shell; ValueError for unbalanced braces, and before too many are made."""
     count = _most_names(pattern)
     if count > MOST_SHARDS or count * len(pattern) > MOST_CHARACTERS:
         raise ValueError(f"stands for more than {MOST_SHARDS:,} names, or for too long ones")
@@ -218,44 +197,36 @@ def expand_braces(pattern: str) -> list[str]:
 
 
 def _most_names(pattern: str) -> int:
-    """How many names a pattern stands for: as many or more, never fewer."""
-    groups = [(0, [1])]  # open braces: where each starts, and the names of each of its branches
-    for mark in re.finditer(r"\\.|[{},]", pattern, re.DOTALL):
-        start, branches = groups[-1]
-        if mark[0] == "{":
-            groups.append((mark.end(), [1]))
-            if len(groups) > MOST_BRACES:
-                raise ValueError(f"has braces within braces, more than {MOST_BRACES} deep")
-        elif mark[0] == "," and len(groups) > 1:
-            branches.append(1)
-        elif mark[0] == "}" and len(groups) > 1:
-            numbers = re.fullmatch(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?", pattern[start : mark.start()], re.ASCII)
-            if numbers:
-                first, last, step = (int(number or 1) for number in numbers.groups())
-                branches = [abs(last - first) // max(1, abs(step)) + 1]
-            elif ".." in pattern[start : mark.start()]:
-                branches = [*branches, LETTERS]
-            groups.pop()
-            groups[-1][1][-1] *= sum(branches)
-    count = 1
-    for _, branches in groups:  # those that nothing closes stand for themselves
-        for names in branches:
-            count *= names
-    return count
+    """How many names a pattern stands for, or more; from the inside out, each group becomes its count."""
+
+    def product(text: str) -> int:
+        return math.prod(int(count) for count in COUNT.findall(text))
+
+    def group(match: re.Match[str]) -> str:
+        if numbers := NUMBERS.fullmatch(match[1]):
+            first, last, step = (int(number or 1) for number in numbers.groups())
+            return f"\0{abs(last - first) // max(1, abs(step)) + 1}\0"
+        letters = LETTERS if ".." in match[1] else 0
+        return f"\0{sum(map(product, match[1].split(','))) + letters}\0"
+
+    pattern = re.sub(r"\\.|\0", "", pattern, flags=re.DOTALL)
+    for _ in range(MOST_BRACES):
+        pattern, groups = re.subn(r"\{([^{}]*)\}", group, pattern)
+        if not groups:
+            return product(pattern)
+    raise ValueError(f"has braces within braces, more than {MOST_BRACES} deep")
 
 
 def missing_paths(sections: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Keys and paths that do not exist, relative paths seen from the working directory.
-
-    With `run.evaluate` nobody looks for the files of the training splits.
-
-    Args:
-        sections: bound schemas by section name, such as {"model": ..., "datasets.laion": ...}.
-    """
+    """Keys and paths that do not exist, in bound schemas by section name; with `run.evaluate` none of training."""
     evaluates = getattr(sections.get("run"), "evaluate", False)
-    marked = (entry for section, schema in sections.items() for entry in _paths(schema, section))
-    read = ((key, mark, path) for key, mark, path in marked if not (evaluates and mark.training))
-    return [(key, missing) for key, mark, path in read for missing in mark.missing(path)]
+    return [
+        (key, missing)
+        for section, schema in sections.items()
+        for key, mark, path in _paths(schema, section)
+        for missing in mark.missing(path)
+        if not (evaluates and mark.training)
+    ]
 
 
 def require_paths(sections: Mapping[str, object], source: str) -> None:

@@ -13,7 +13,7 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -24,15 +24,16 @@ from torch import Tensor, nn
 
 from minigpt4.common.errors import WeightsError, errors_as, first_line
 from minigpt4.common.torch_files import check_torch_file, file_sha256
-from minigpt4.common.utils import is_url, replacing, sync
+from minigpt4.common.utils import is_url, read_facts, replacing, sync
 
 log = logging.getLogger(__name__)
 
 ITERATION_PATTERN = "checkpoint_iter_*.pth"
 BEST = "checkpoint_best.pth"
+NUMBERED = "checkpoint_[!b]*.pth"
+"""All but the best."""
 CARD_TYPES = {"run_number": int, "run_started": str, "iteration": int, "best_loss": int | float}
 CARD_TYPES |= {"llm_fingerprint": str, "vision_fingerprints": dict}
-"""Of what is read from cards; one that has something else there is none."""
 MAX_NAMED = 8
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
 """Entries under which programs save the weights: this one and LAVIS, Lightning, plain PyTorch, DeepSpeed."""
@@ -44,11 +45,8 @@ DOWNLOAD_HINT = "python scripts/download_weights.py --list shows where each publ
 
 
 def find_weights(value: str | None, key: str, published_name: str) -> Path:
-    """Path of a weights file given by path, by its published URL, or not at all.
-
-    A URL or an unset value is looked up by file name in `weights/` and in torch's download cache, where the
-    original code kept its files. Raises WeightsError, naming the YAML key, if nothing is there.
-    """
+    """Path of a weights file given by path, by its published URL, or not at all; WeightsError, with the key, if it is
+    not there. A URL or an unset value is looked up by file name in `weights/` and torch's download cache."""
     with errors_as(WeightsError, f"{key}: {value}"):
         if value and not is_url(value):
             path = Path(value).expanduser()
@@ -65,14 +63,8 @@ def find_weights(value: str | None, key: str, published_name: str) -> Path:
 
 
 def read_weights(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
-    """Content of a `.pth`, `.bin` or `.safetensors` file, tensors on the CPU.
-
-    `mapped`: leave the tensors of a pickle on disk until they are read, then in memory that processes share, as those
-    of safetensors always are. Files of torch before 1.6 are read whole all the same.
-
-    Raises WeightsError for a missing or truncated file, for a pickle that holds more than plain data, and for a file
-    that needs more memory than it has bytes.
-    """
+    """Content of a `.pth`, `.bin` or `.safetensors` file, tensors on the CPU; WeightsError if it is missing, damaged,
+    more than plain data, or larger in memory than on disk. `mapped`: processes share a pickle's tensors, too."""
     path = Path(path)
     try:
         if not path.is_file():
@@ -99,11 +91,8 @@ def read_state_dict(path: str | Path, *, mapped: bool = False) -> dict[str, Tens
 
 
 def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, Tensor]:
-    """The weights in the content of a file: its `model` entry (or what Lightning, DeepSpeed and others call it), else
-    the file itself, without the prefix that a wrapper such as DDP put before all names.
-
-    Raises WeightsError, naming `source`, where there are none, or tensors that are no plain ones in memory.
-    """
+    """The weights in the content of a file: its `model` entry (or what others call it), else the file itself, without
+    the prefix of a wrapper such as DDP. WeightsError, naming `source`, where there are none, or odd tensors."""
     state: Any = content
     for _ in CONTAINERS:  # one in another at most so often, for a pickle may hold itself
         name = next((name for name in CONTAINERS if name in state and not isinstance(state[name], Tensor)), None)
@@ -115,9 +104,7 @@ def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, T
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         found = _some([f"{key} ({type(value).__name__})" for key, value in state.items()]) or "nothing"
-        raise WeightsError(
-            f"{source}: holds no tensors, but {found}. Save the dictionary of weights alone, or as its entry 'model'"
-        )
+        raise WeightsError(f"{source}: holds no tensors, but {found}. Save the weights alone, or as its entry 'model'")
     for name, tensor in tensors.items():
         require_plain(name, tensor, source)
     tensors = {WITHIN.sub("", name): tensor for name, tensor in tensors.items()}
@@ -136,16 +123,13 @@ def require_plain(name: Any, tensor: Tensor, source: str | Path) -> None:
     if not isinstance(name, str):
         raise WeightsError(f"{source}: a tensor is called {name!r}, which is no name of a weight")
     if tensor.nbytes > tensor.untyped_storage().nbytes():
-        raise WeightsError(
-            f"{source}: {name} is {tuple(tensor.shape)}, an expanded view of fewer numbers; save it .contiguous()"
-        )
+        raise WeightsError(f"{source}: {name} is an expanded view of fewer numbers; save it .contiguous()")
 
 
 def copy_strict(
     target: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str | Path, hint: str = ""
 ) -> None:
-    """Copy `state` into `target` in place; the keys and shapes must be equal and all numbers finite, else WeightsError
-    says what differs, and nothing is copied. Floating-point dtypes are converted to the target's."""
+    """Copy `state` into `target` in place, if `require_fit` lets it; dtypes are converted to the target's."""
     require_fit(target, state, source=source, hint=hint)
     copy_weights(target, state)
 
@@ -160,7 +144,7 @@ def copy_weights(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> N
 def require_fit(
     target: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str | Path, hint: str = ""
 ) -> None:
-    """WeightsError unless `copy_strict` would copy."""
+    """WeightsError with all that differs, unless keys and shapes are equal and all numbers finite."""
     problems: dict[str, list[str]] = {
         "missing": sorted(target.keys() - state.keys()),
         "not expected": sorted(state.keys() - target.keys()),
@@ -179,10 +163,8 @@ def require_fit(
         raise WeightsError("\n  ".join([f"{source} does not fit the model.", *lines, *filter(None, [hint])]))
     broken = [name for name, (theirs, ours) in common.items() if not is_finite(theirs.to(ours.dtype))]
     if broken:
-        raise WeightsError(
-            f"{source}: holds NaN, infinity or numbers beyond the model's type in {_some(broken)}. Training broke down "
-            "before it was saved, or the file is damaged: take an earlier checkpoint, or get it again"
-        )
+        odd = f"NaN, infinity or numbers beyond the model's type in {_some(broken)}"
+        raise WeightsError(f"{source}: holds {odd}; take an earlier checkpoint, or get it again")
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -210,9 +192,9 @@ def card_path(checkpoint: Path) -> Path:
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any], card: Mapping[str, Any]) -> None:
-    """Write file and card beside their places, then rename them, the card last.
+    """Write file and card beside their places, then rename them, the card last; WeightsError if the disk refuses.
 
-    Raises WeightsError if the disk refuses; what was there before, even under this name, stays whole.
+    What was there before, even under this name, stays whole.
     """
     try:
         with replacing(card_path(path)) as new_card, replacing(path) as new:  # left in reverse order
@@ -224,17 +206,11 @@ def save_checkpoint(path: Path, content: Mapping[str, Any], card: Mapping[str, A
             sync(new_card)
             card_path(path).unlink(missing_ok=True)  # an older card must not stand beside the new file
     except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as RuntimeError
-        raise WeightsError(
-            f"{path}: could not be saved: {_cause(error)}. Earlier checkpoints are untouched; free some space, or make "
-            "the disk writable, and go on with run.resume_ckpt_path=auto"
-        ) from error
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The system's own error; torch hides it behind "unexpected pos 640 vs 534"."""
-    while not isinstance(error, OSError) and error.__context__ is not None:
-        error = error.__context__
-    return error
+        cause: BaseException = error  # the system's own, which torch hides behind "unexpected pos 640 vs 534"
+        while not isinstance(cause, OSError) and cause.__context__ is not None:
+            cause = cause.__context__
+        way_out = "Earlier checkpoints are whole: free some space and go on with run.resume_ckpt_path=auto"
+        raise WeightsError(f"{path}: could not be saved: {cause}. {way_out}") from error
 
 
 def drop_leftovers(folder: Path) -> None:
@@ -268,42 +244,42 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         if card is not None and path.is_file() and card["sha256"] != file_sha256(path):
             card_name = card_path(path).name
             raise WeightsError(f"{path}: its content is not what {card_name} says; take an earlier checkpoint")
-    return read_weights(path)
+        content = read_weights(path)
+        for name, tensor in _tensors(content):  # an optimizer would write beyond the end of an expanded one
+            require_plain(name, tensor, path)
+    return content
+
+
+def _tensors(tree: Any, name: str = "the file") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(tree, Tensor):
+        yield name, tree
+    elif isinstance(tree, Mapping | list | tuple):
+        for key, value in tree.items() if isinstance(tree, Mapping) else enumerate(tree):
+            yield from _tensors(value, str(key))
 
 
 def read_card(path: Path) -> dict[str, Any] | None:
     """The card of a checkpoint, or None if it has none that can be read."""
-    try:
-        card = json.loads(card_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
-    whole = isinstance(card, dict) and isinstance(card.get("sha256"), str)
-    fits = whole and all(isinstance(card.get(key), kind | None) for key, kind in CARD_TYPES.items())
-    return card if fits else None
+    card = read_facts(card_path(path))
+    fits = all(isinstance(card.get(key), kind | None) for key, kind in CARD_TYPES.items())
+    return card if fits and isinstance(card.get("sha256"), str) else None
 
 
 def newest_checkpoint(output_dir: Path, job_name: str, folder: str = "*") -> Path | None:
     """The checkpoint of this job in `output_dir/*/` that is furthest on in its latest run, whole by its card.
 
-    Which run is the latest is told by the runs' numbers, for clocks are set back; those of runs before there were
-    numbers come first, in the order of their starts. What is broken or half written is passed over, with a warning.
+    Runs are ordered by their numbers, for clocks are set back, and without by their starts. What is broken or half
+    written is passed over, with a warning.
     """
-    return _furthest(_numbered(output_dir, f"{folder}/"), job_name)
+    return _furthest(output_dir.glob(f"{folder}/{NUMBERED}"), job_name)
 
 
 def best_checkpoint(folder: Path) -> Path | None:
-    """What the folder of a run offers to use: `checkpoint_best.pth`, else the checkpoint that is furthest on; whole by
-    its card."""
-    best = folder / BEST
-    return (_furthest([best]) if best.is_file() else None) or _furthest(_numbered(folder))
-
-
-def _numbered(folder: Path, below: str = "") -> list[Path]:
-    return [path for path in folder.glob(f"{below}checkpoint_*.pth") if path.name != BEST]
+    """`checkpoint_best.pth` of a run's folder, else the checkpoint that is furthest on; whole by its card."""
+    return _furthest(folder.glob(BEST)) or _furthest(folder.glob(NUMBERED))
 
 
 def _furthest(paths: Iterable[Path], job_name: str | None = None) -> Path | None:
-    """Of the whole checkpoints, of one job if it is named, the one that is furthest on in the latest run."""
     found = []
     for path in paths:
         card = read_card(path)

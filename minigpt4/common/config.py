@@ -35,20 +35,14 @@ PUBLISHED_PROCESSORS = {"blip2_image_train", "blip2_image_eval"}
 
 
 class Config:
-    """A run's configuration: the merged tree, and after `validate` its typed sections.
-
-    `run.init_lr` of the file is `config.run_cfg.init_lr` as in LAVIS, and `config.run.init_lr` once validated.
-
-    Attributes:
-        config: the merged OmegaConf tree.
-        source: the file, to name it in errors.
+    """A run's configuration: the merged tree, and after `validate` its typed sections; `run.init_lr` of the file is
+    `config.run_cfg.init_lr` as in LAVIS, and then `config.run.init_lr`.
 
     Args:
-        args: anything with `cfg_path` and `options`; the path is that of a YAML file or of a run's `run.json`.
+        args: anything with `cfg_path`, of a YAML file or of a run's `run.json`, and `options`.
         default_files: where defaults come from; unset: the shipped ones and those of registered classes.
 
-    Raises:
-        ConfigError: a file cannot be read, a name has no default file, an import or an option fails.
+    Raises ConfigError if a file cannot be read, a name has no default file, an import or an option fails.
     """
 
     # After `validate`:
@@ -57,9 +51,9 @@ class Config:
     datasets: dict[str, DatasetConfig]
     run: RunConfig
     merged: dict[str, Any]
-    """The tree in plain types, for checkpoints and `run.json`."""
+    """Of `to_dict`."""
     image_processor: ProcessorConfig
-    """Of images outside of the datasets: as these say for `eval`, where they agree."""
+    """Of images of no dataset: as the datasets say for `eval`, where they agree."""
 
     def __init__(self, args: Any, default_files: DefaultFiles | None = None) -> None:
         self.source = str(args.cfg_path)
@@ -88,7 +82,7 @@ class Config:
         return self.config.get("evaluation_datasets", OmegaConf.create({}))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists and scalars, `${...}` resolved: what checkpoints and `run.json` keep."""
+        """The tree in plain types, `${...}` resolved: what checkpoints and `run.json` keep."""
         return to_plain(self.config, self.source, self.option_keys)
 
     def pretty(self) -> str:
@@ -96,11 +90,8 @@ class Config:
         return OmegaConf.to_yaml(self.config, resolve=True)
 
     def validate(self, *, training: bool = True) -> "Config":
-        """Bind every section to its schema, check them against each other, and return this configuration.
-
-        `training`: the run needs learning rate, epochs and iterations; demo and evaluation files have none.
-        ConfigError with the file and every fault: key, what is wrong, the nearest valid key.
-        """
+        """Bind every section to its schema, check them against each other, and return this configuration; ConfigError
+        with every fault. `training`: learning rate, epochs and iterations are needed."""
         with errors_as(ConfigError, f"{self.source}: cannot be read as a configuration"):
             self.merged = self.to_dict()
             faults: list[str] = []
@@ -146,11 +137,8 @@ class Config:
         self._raise(self._no_batch())
         return max(dataset.batch_size or self.run.batch_size_train for dataset in self.datasets.values())
 
-    def require_batches(self) -> None:
-        """ConfigError if there is nothing to train on, or with `run.evaluate` nothing to evaluate on."""
-        self._raise(self._batch_faults())
-
     def _batch_faults(self) -> list[str]:
+        """Where there is nothing to train on, or with `run.evaluate` nothing to evaluate on."""
         if self.run.evaluate and not self.run.test_splits:
             return ["run.test_splits: is empty, and run.evaluate evaluates on nothing else; name them, such as [test]"]
         return [] if self.run.evaluate and self.run.batch_size_eval else self._no_batch()
@@ -171,9 +159,7 @@ class Config:
         except RegistryError as error:
             raise ConfigError(f"{self.source}: model.arch: {error}") from error
         if not dataclasses.is_dataclass(getattr(cls, "config_class", None)):
-            raise ConfigError(
-                f"model.arch: {arch}: {cls.__qualname__} needs a `config_class`, the dataclass of its section"
-            )
+            raise ConfigError(f"model.arch: {arch}: {cls.__qualname__} needs a `config_class`, a dataclass")
         return cls.config_class
 
 
@@ -181,10 +167,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     """What cannot go together: fsdp with bitsandbytes, whose tensors have no rows."""
     storage = getattr(config.model, "llm_storage", None)
     if config.run.parallel == "fsdp" and storage in ("int8", "nf4"):
-        yield (
-            f"run.parallel: fsdp does not go with an LLM in {storage}; set model.llm_precision to fp16 or bf16 (and "
-            "low_resource: False), or run.parallel: ddp, where each GPU holds the whole LLM"
-        )
+        yield f"run.parallel: fsdp does not go with an LLM in {storage}; set model.llm_precision, or run.parallel: ddp"
 
 
 def _image_processor(datasets: Collection[DatasetConfig], source: str) -> ProcessorConfig:
@@ -216,7 +199,7 @@ def _image_sections(config: Config) -> dict[str, ProcessorConfig]:
 
 
 def _image_size_faults(config: Config) -> Iterator[str]:
-    """Processors take the model's image size; one of their own is an error, which the original finds in step 1 only."""
+    """Processors take the model's image size; another one of their own is an error."""
     wanted = getattr(config.model, "image_size", None)
     if wanted is None:
         if not isinstance(config.model, MiniGPT4Config):
@@ -246,10 +229,7 @@ def _statistics_faults(config: Config) -> Iterator[str]:
         for name in STATISTICS if takes_mean_and_std(section.name) else ():
             given, own = section.kwargs.get(name), None if pixels is None else getattr(pixels, name)
             if given is None and own is None:
-                yield (
-                    f"{key}.{name}: is missing, and timm does not know the {name} with which {tower} was trained; "
-                    "set mean and std, three numbers each (R, G, B in 0..1)"
-                )
+                yield f"{key}.{name}: is missing, and timm does not know {tower}'s; set mean and std (R, G, B in 0..1)"
             elif given is None:
                 section.kwargs[name] = own
             elif own is not None and given != own:

@@ -24,10 +24,6 @@ from minigpt4.common.run_folder import RUN_JSON
 
 log = logging.getLogger(__name__)
 
-MAX_CHARACTERS = 100_000
-"""Of a value whose `${...}` are resolved: far above any real one; a chain that doubles asks for more than a memory."""
-
-REFERENCE = re.compile(r"\$\{([^${}:]+)\}")
 PACKAGE = Path(__file__).resolve().parents[1]
 OPTION_SECTIONS = ("model", "datasets", "run", "evaluation_datasets", "preprocess")
 FULL_KEY = re.compile(r"full_key: (\S+)")
@@ -41,10 +37,7 @@ class DefaultFiles:
     """Default files by name and type; a name that has none is there with an empty table."""
 
     models: Catalogue = field(default_factory=dict)
-    """{arch: {model_type: file}}"""
-
     datasets: Catalogue = field(default_factory=dict)
-    """{dataset name: {type: file}}"""
 
 
 def find_default_files() -> DefaultFiles:
@@ -73,30 +66,22 @@ def _add_class(catalogue: Catalogue, name: str, cls: type, attribute: str) -> No
 
 
 def load_yaml(file: Path) -> DictConfig:
-    """The mapping that a YAML file holds.
-
-    Raises:
-        ConfigError: no such file, not UTF-8, not YAML, empty, or not a mapping.
-    """
+    """The mapping that a YAML file holds; ConfigError if it is not there, no YAML in UTF-8, empty, or no mapping."""
     with yaml_faults(f"{short(file)}: cannot be read as YAML"):
         if not file.is_file():
             raise ConfigError(f"{short(file)}: no such file")
         text = file.read_text(encoding="utf-8-sig")
         config = OmegaConf.create(text) if text.strip() else OmegaConf.create()
     if not isinstance(config, DictConfig) or not config:
-        raise ConfigError(
-            f"{file}: must hold keys with values, such as `model:`, but {'is empty' if not config else 'holds a list'}"
-        )
+        found = "holds a list" if config else "is empty"
+        raise ConfigError(f"{file}: must hold keys with values, such as `model:`, but {found}")
     return config
 
 
 def parse_options(options: list[str] | None) -> DictConfig:
-    """`--options` as a tree: `a.b=1 c=2`, or `a.b 1 c 2` where the first has no `=`.
+    """`--options` as a tree: `a.b=1 c=2`, or `a.b 1 c 2` where the first has no `=`; the values are YAML.
 
-    Values are parsed as YAML, so `1e-4` is a number, `null` nothing and `'12'` text.
-
-    Raises:
-        ConfigError: an option without a key or value, or a value that is not YAML.
+    Raises ConfigError for an option without a key or value, or a value that is not YAML.
     """
     tree = OmegaConf.create()
     for pair in option_pairs(options):
@@ -123,62 +108,9 @@ def merge(place: str, *layers: Any) -> DictConfig:
 
 
 def to_plain(config: Any, source: str, options: Collection[str] = ()) -> dict[str, Any]:
-    """Dicts, lists and scalars of a config, `${...}` resolved; ConfigError where that fails.
-
-    `options`: keys that `--options` set, to name them.
-    """
+    """Dicts, lists and scalars of a config, `${...}` resolved; ConfigError where that fails."""
     with yaml_faults(source, options=options):
-        _check_references(config)
         return OmegaConf.to_container(config, resolve=True)
-
-
-def _check_references(config: Any) -> None:
-    """ValueError, before anything is resolved, for `${...}` that lead back to themselves or make too long a text."""
-    sizes: dict[str, int | None] = {}
-
-    def size(key: str, value: Any) -> int:
-        if key in sizes:
-            if sizes[key] is None:
-                raise ValueError(f"{key}: its ${{...}} lead back to itself")
-            return sizes[key]
-        sizes[key] = None
-        if isinstance(value, dict | list):
-            items = value.items() if isinstance(value, dict) else enumerate(value)
-            total = 1 + sum(size(f"{key}.{name}" if key else str(name), item) for name, item in items)
-        else:
-            total = len(value) if isinstance(value, str) else 1
-            for reference in REFERENCE.findall(value) if isinstance(value, str) else ():
-                target = _absolute(reference, key)
-                found = _at(tree, target)
-                total += size(target, found) if found is not None else 0
-        if total > MAX_CHARACTERS:
-            raise ValueError(f"{key}: its ${{...}} make a text of more than {MAX_CHARACTERS:,} characters")
-        sizes[key] = total
-        return total
-
-    tree = OmegaConf.to_container(config, resolve=False)
-    size("", tree)
-
-
-def _absolute(reference: str, key: str) -> str:
-    """`.x` and `..x` are seen from where they stand, everything else from the top."""
-    reference = re.sub(r"\[([^\]]*)\]", r".\1", reference)
-    path = reference.lstrip(".")
-    up = len(reference) - len(path)
-    parents = key.split(".")[:-up] if up else []
-    return ".".join([*parents, path])
-
-
-def _at(tree: Any, key: str) -> Any:
-    """What stands at a dotted key; None if nothing does."""
-    for name in key.split("."):
-        if isinstance(tree, dict):
-            tree = next((value for own, value in tree.items() if str(own) == name), None)
-        elif isinstance(tree, list) and name.isdigit() and int(name) < len(tree):
-            tree = tree[int(name)]
-        else:
-            return None
-    return tree
 
 
 def below(key: str, options: Collection[str]) -> bool:
@@ -208,11 +140,7 @@ def short(text: object, limit: int = 200) -> str:
 
 
 def import_modules(names: Any, source: str) -> None:
-    """Import each module of a YAML's `imports:`; the working directory is searched as with `python -m`.
-
-    Raises:
-        ConfigError: not a list of names, or an import fails, whatever the reason.
-    """
+    """Import the modules of `imports:`, also from the working directory; ConfigError if one fails in any way."""
     if names is None:
         return
     if not isinstance(names, ListConfig) or not all(isinstance(name, str) for name in names):
@@ -225,15 +153,11 @@ def import_modules(names: Any, source: str) -> None:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a module may do anything, even call sys.exit
-            kind = type(error).__name__
-            raise ConfigError(f"{source}: imports: cannot import {short(repr(name))}: {kind}: {error}") from error
+            raise ConfigError(f"{source}: imports: cannot import {short(repr(name))}: {error!r}") from error
 
 
 class ConfigFile:
-    """A user's YAML file, or a run's `run.json`; its `imports:` are imported.
-
-    Raises ConfigError as `Config` does, here and in `merged`.
-    """
+    """A user's YAML file, or a run's `run.json`; its `imports:` are imported. Raises ConfigError as `Config` does."""
 
     def __init__(self, path: str) -> None:
         self.source = path
@@ -283,10 +207,8 @@ class ConfigFile:
         value = "???" if OmegaConf.is_missing(section, key) else section.get(key)
         if value == "???" or not isinstance(value, str):
             fault = "is missing" if value is None else f"cannot be {short(repr(value))}"
-            raise ConfigError(
-                f"{self.source}: model.{key} {fault}; it chooses the default file and must stand in the "
-                f"YAML, not in --options. {hint('', known)}"
-            )
+            text = "it chooses the default file and must stand in the YAML, not in --options"
+            raise ConfigError(f"{self.source}: model.{key} {fault}; {text}. {hint('', known)}")
         return value
 
     def _datasets(self, known: Catalogue) -> Iterator[DictConfig]:
@@ -296,15 +218,11 @@ class ConfigFile:
             key = f"datasets.{name}"
             section = self._mapping(sections, name, key)
             if name not in known and "builder" not in section:
-                raise ConfigError(
-                    f"{self.source}: {key}: unknown dataset; {hint(name, known)}. "
-                    "Data of your own needs `builder:` with the name of its format."
-                )
+                own = "Data of your own needs `builder:` with the name of its format"
+                raise ConfigError(f"{self.source}: {key}: unknown dataset; {hint(name, known)}. {own}")
             if not isinstance(name, str):
                 raise ConfigError(f"{self.source}: {key}: the name of a dataset must be text; put it in quotes")
             default = self._default(f"{key}.type", section.get("type", "default"), known.get(name, {}))
-            if set(default.get("datasets", {})) - {name}:
-                raise ConfigError(f"the default file of dataset {name!r} describes {list(default.datasets)}")
             yield merge(f"{self.source}: {key}", default, {"datasets": {name: section}})
 
     def _default(self, key: str, kind: Any, files: dict[str, Path]) -> DictConfig:
@@ -318,12 +236,10 @@ class ConfigFile:
 
     def _warn_of_unknown_sections(self) -> None:
         sections = ("model", "datasets", "run", "evaluation_datasets", "imports")
-        for name in set(self.user) - {"preprocess", *sections}:
+        for name in set(self.user) - set(sections):
             close = nearest(name, sections)
             question = f"; did you mean `{close}:`?" if close else ""
             log.warning("%s: unknown section `%s:` is ignored%s", self.source, name, question)
-        if "preprocess" in self.user:
-            log.warning("%s: `preprocess:` is ignored; it comes from the model's defaults", self.source)
 
     def _check_options(self, options: DictConfig) -> None:
         for name, section in OmegaConf.to_container(options, resolve=False).items():

@@ -79,10 +79,8 @@ def all_reduced(value: Tensor) -> Tensor:
 
 
 def init_distributed_mode(args: Any) -> None:
-    """`start_processes` for a configuration section with `device`, `distributed` and `dist_url`, as far as it has them.
-
-    Writes `rank`, `gpu`, `world_size` and `distributed` of this process into it.
-    """
+    """`start_processes` with what `args` has of `device`, `distributed` and `dist_url`; `rank`, `gpu`, `world_size` and
+    `distributed` are written into it."""
     wanted = {name: getattr(args, name) for name in ("device", "distributed", "dist_url") if hasattr(args, name)}
     processes = start_processes(**wanted)
     args.rank, args.gpu, args.world_size = processes.rank, processes.local_rank, processes.world_size
@@ -170,18 +168,15 @@ def stop_processes() -> None:
 def _store(dist_url: str, rank: int, world_size: int) -> dist.Store:
     """Where the processes find each other.
 
-    torchrun keeps one store over all its restarts, with the addresses of processes that have died: each restart
-    needs names of its own. With several nodes torchrun's count of restarts differs between them, so there
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has to make it start a new store.
+    torchrun keeps one store over all its restarts, with the addresses of the dead, so each restart needs names of its
+    own. Nodes count restarts differently: there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 has to make a new store.
     """
     try:
         store, _, _ = next(dist.rendezvous(dist_url, rank, world_size, timeout=MEETING_TIMEOUT))
     except dist.DistError as error:
-        where = [os.environ.get(name, "not set") for name in ("MASTER_ADDR", "MASTER_PORT")]
-        raise RunError(
-            f"rank {rank} of {world_size} waited for the other processes in vain: {error}. Look whether all were "
-            f"started and none has died, and whether all can reach MASTER_ADDR ({where[0]}), MASTER_PORT ({where[1]})"
-        ) from error
+        where = " and ".join(f"{name} ({os.environ.get(name)})" for name in ("MASTER_ADDR", "MASTER_PORT"))
+        text = f"rank {rank} of {world_size} waited for the other processes in vain: {error}"
+        raise RunError(f"{text}. Look whether all were started, none has died, and all can reach {where}") from error
     one_node = os.environ.get("LOCAL_WORLD_SIZE") == str(world_size)
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if one_node else "0"
     return dist.PrefixStore(f"start_{restarts}", store)
@@ -212,18 +207,13 @@ def _device(wanted: str, local_rank: int, world_size: int) -> torch.device:
     if world_size == 1 and ":" in wanted:
         return torch.device(wanted)
     if local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            f"local rank {local_rank} has no GPU of its own: {torch.cuda.device_count()} GPUs are visible; "
-            "start at most so many processes (--nproc-per-node)"
-        )
+        visible = f"{torch.cuda.device_count()} GPUs are visible"
+        raise ConfigError(f"local rank {local_rank} has no GPU of its own: {visible}; lower --nproc-per-node")
     return torch.device("cuda", local_rank)
 
 
 def distribute(model: nn.Module, processes: Processes, trained: Mapping[str, nn.Parameter]) -> nn.Module:
-    """The model as DDP over its trained parameters only; as it is in a single process.
-
-    DDP would otherwise send 15 GB of frozen weights around at the start.
-    """
+    """The model as DDP over its trained parameters only, which else sends 15 GB around; as is in a single process."""
     if processes.world_size == 1:
         return model
     own = {id(parameter) for parameter in trained.values()}
@@ -264,10 +254,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 class StopRequest:
-    """Whether someone asked this process to stop: a handler sets a flag, the loop looks at it between two iterations.
-
-    A second Ctrl-C interrupts at once.
-    """
+    """Whether a signal asked this process to stop, to be looked at between iterations; a second Ctrl-C interrupts."""
 
     def __init__(self) -> None:
         self.name: str | None = None

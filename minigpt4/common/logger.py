@@ -1,7 +1,7 @@
 """What a person at the terminal sees: log lines, and LAVIS's meters with their published lines.
 
-Losses stay on their device and are read together where a line is due: the only place where a run waits for its GPU
-because of the log. Importing this loads no torch, so that a command's first line need not wait for it.
+Losses stay on their device until a line is due, the only place where a run waits for its GPU because of the log. Torch
+is not imported with this, so that a command's first line need not wait for it.
 """
 
 import logging
@@ -35,14 +35,11 @@ class TqdmHandler(logging.Handler):
 
 
 def setup_logging(rank: int) -> None:
-    """Log lines as published, `2025-06-08 11:14:42,218 [INFO] text`, on stderr.
-
-    Rank 0 logs from INFO on, the others only warnings and errors, with their rank.
-    """
+    """Log lines on stderr as published, `2025-06-08 11:14:42,218 [INFO] text`; of other ranks only warnings."""
     handler = TqdmHandler()
-    message = "%(message)s" if rank == 0 else f"rank {rank}: %(message)s"
-    handler.setFormatter(logging.Formatter(f"%(asctime)s [%(levelname)s] {message}"))
-    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, handlers=[handler], force=True)
+    level, prefix = (logging.WARNING, f"rank {rank}: ") if rank else (logging.INFO, "")
+    handler.setFormatter(logging.Formatter(f"%(asctime)s [%(levelname)s] {prefix}%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
 def setup_logger() -> None:
@@ -59,12 +56,8 @@ def to_stdout(line: str) -> None:
 
 
 class SmoothedValue:
-    """A series of numbers that may still be computed on a device: the last ones, and the mean of all finite ones.
-
-    Args:
-        window_size: how many of the last numbers `median`, `avg` and `max` are of.
-        fmt: for `str`, of `value`, `median`, `avg`, `max` and `global_avg`; each is NaN without a number.
-    """
+    """Numbers that may still be computed on a device: `value` is the newest, `median`, `avg` and `max` are of the last
+    `window_size`, `global_avg` is of all finite ones. NaN without a number; `fmt` of these is for `str`."""
 
     def __init__(self, window_size: int = 20, fmt: str = "{median:.4f} ({global_avg:.4f})") -> None:
         self.fmt = fmt
@@ -104,27 +97,22 @@ class SmoothedValue:
 
     @property
     def value(self) -> float:
-        """The newest, finite or not."""
         return self._window()[-1]
 
     @property
     def median(self) -> float:
-        """Of the window; the lower of two in the middle."""
         return statistics.median_low(self._window())
 
     @property
     def avg(self) -> float:
-        """Mean of the window."""
         return statistics.fmean(self._window())
 
     @property
     def max(self) -> float:
-        """Of the window."""
         return max(self._window())
 
     @property
     def global_avg(self) -> float:
-        """Mean of all finite numbers so far."""
         self.read()
         return self.total / self.count if self.count else math.nan
 
@@ -135,17 +123,15 @@ class SmoothedValue:
 
 @dataclass
 class Lap:
-    """Iterations between two lines.
+    """Iterations between two lines, at both of which the host has waited for the device, so a lap's mean is right.
 
-    The published code averages the last 20 iterations by the host's clock, which a GPU that works asynchronously makes
-    wrong. Between two lines the host has waited for the device at both ends, so a lap's mean is right.
+    That of the published code over the last 20 iterations is not, where the GPU works asynchronously.
     """
 
     iterations: int = 0
     samples: int = 0
     seconds: float = 0.0
     data_seconds: float = 0.0
-    """Of these, waiting for data."""
 
 
 class Stopwatch:
@@ -154,7 +140,6 @@ class Stopwatch:
     def __init__(self) -> None:
         self.lap, self.iterations = Lap(), 0
         self._began = self._mark = time.perf_counter()
-        self._seconds = 0.0
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
@@ -170,7 +155,6 @@ class Stopwatch:
         self.lap.iterations += 1
         self.lap.samples += samples
         self.lap.seconds += now - self._mark
-        self._seconds += now - self._mark
         self._mark = now
 
     def end_lap(self) -> Lap:
@@ -180,13 +164,13 @@ class Stopwatch:
 
     def eta(self, iterations: int) -> str:
         """How long so many take, if they are like those before: `H:MM:SS`."""
-        return str(timedelta(seconds=int(self._seconds / max(1, self.iterations) * iterations)))
+        return str(timedelta(seconds=int((self._mark - self._began) / max(1, self.iterations) * iterations)))
 
     def total_line(self, header: str) -> str:
         """The published line on the time of the whole loop."""
         seconds = time.perf_counter() - self._began
-        total = timedelta(seconds=int(seconds))
-        return f"{header} Total time: {total} ({seconds / max(1, self.iterations):.4f} s / it)"
+        per_iteration = seconds / max(1, self.iterations)
+        return f"{header} Total time: {timedelta(seconds=int(seconds))} ({per_iteration:.4f} s / it)"
 
 
 class MetricLogger:
@@ -197,7 +181,7 @@ class MetricLogger:
         self.delimiter = delimiter
 
     def add_meter(self, name: str, meter: SmoothedValue) -> None:
-        """Use this meter for the name; others are made as they are needed."""
+        """Use this meter for the name; others are made where needed."""
         self.meters[name] = meter
 
     def update(self, **values: "Tensor | float") -> None:

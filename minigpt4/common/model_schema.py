@@ -62,26 +62,19 @@ class MiniGPT4Config:
     """Packaged default YAML under the user's file: `pretrain_vicuna0` or `pretrain_llama2`."""
 
     image_size: Channels | None = None
-    """Side of the square input image, pixels; a multiple of the patch size. Null: the vision encoder's own, 224 for
-    `eva_clip_g`."""
-
+    """Side of the square input image, pixels; null: the vision encoder's own, 224 for `eva_clip_g`."""
     vit_model: str = EVA_CLIP_G
-    """`eva_clip_g` (BLIP-2's EVA-CLIP ViT-g/14 without its 40th block), any timm model name, or the directory of a CLIP
-    or SigLIP model as transformers saves it."""
+    """`eva_clip_g` (BLIP-2's, without its 40th block), a timm model name, or a directory with CLIP or SigLIP."""
     vit_layer: Annotated[Int, Le(-1)] = -1
-    """New. Layer of the ViT whose tokens are read: -1 the last, as the encoder gives it; -2 the one before, as in
-    LLaVA, without a norm after it."""
+    """New. Layer whose tokens are read: -1 the last, as the encoder gives it; -2, as in LLaVA, without a norm."""
     vit_prefix: Literal["keep", "drop"] | None = None
     """New. What becomes of the class token; null: a Q-Former reads it, other connectors leave it out."""
     vit_weights: FilePath = None
-    """New. File of the vision encoder's weights (`eva_vit_g.pth`); unset: that name in `weights/` or torch's
-    download cache, where the original code kept it."""
+    """New. `eva_vit_g.pth`; unset: that name in `weights/` or torch's download cache, as in the original code."""
     vit_config: VitSizes = field(default_factory=dict)
     """New. Overrides of the ViT's sizes."""
-
     vit_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
-    """Storage and compute of the frozen vision encoder and Q-Former: `fp16`, `bf16` or `fp32`. LayerNorms and
-    embeddings stay fp32, as in the original; a part that is trained is stored in fp32 and follows `run.amp`."""
+    """Of the frozen vision encoder and Q-Former, but LayerNorms and embeddings; trained parts are stored in fp32."""
     drop_path_rate: Annotated[Float, Ge(0), Lt(1)] = 0.0
     """Stochastic depth of the ViT, 0 to 1; acts only while the ViT is trained."""
     use_grad_checkpoint: bool = False
@@ -92,12 +85,10 @@ class MiniGPT4Config:
     has_qformer: bool = True
     """False: the ablation without Q-Former; the published name of `connector: join4`."""
     connector: Literal["qformer", "join4", "join2x2", "identity"] | None = None
-    """New. What makes image tokens of vision tokens: `qformer`; `join4`, four neighbouring patches joined into one, as
-    in the released LLaMA-2 model; `join2x2`, squares of patches; `identity`, each patch, as in LLaVA. Null: as
-    `has_qformer` says."""
+    """New. From vision to image tokens: `qformer`; `join4`, four neighbouring patches joined, as in the released
+    LLaMA-2 model; `join2x2`, squares of patches; `identity`, each patch, as in LLaVA. Null: as `has_qformer` says."""
     q_former_model: FilePath = None
-    """File of the BLIP-2 weights (Q-Former, query tokens, `ln_vision`): path or the published URL, which
-    is looked up by its file name like `vit_weights`."""
+    """BLIP-2 weights (Q-Former, query tokens, `ln_vision`): path, or the published URL, looked up by its file name."""
     qformer_config: QFormerSizes = field(default_factory=dict)
     """New. Overrides of the Q-Former's sizes."""
     num_query_token: Channels = 32
@@ -108,8 +99,7 @@ class MiniGPT4Config:
     proj_layers: Literal[1, 3] = 1
     """New. Linear layers between vision and LLM: 1 (published) or 3 (the paper's ablation)."""
     projection: Literal["linear", "linear3", "mlp2x_gelu"] | None = None
-    """New. What is between vision and LLM: `linear`, `linear3`, or LLaVA 1.5's `mlp2x_gelu`. Null: as `proj_layers`
-    says."""
+    """New. Between vision and LLM: `linear`, `linear3`, or LLaVA 1.5's `mlp2x_gelu`; null: as `proj_layers` says."""
 
     llama_model: Annotated[str | None, PathTo("dir")] = None
     """Local directory of the frozen LLM: Vicuna, LLaMA-2-chat or any causal LM that transformers loads."""
@@ -122,17 +112,14 @@ class MiniGPT4Config:
     """CUDA device of a quantised LLM when the caller names no device."""
 
     llm_attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
-    """New. The LLM's attention code, one of transformers; null: the fused kernel on GPUs and matrix products on CPUs,
-    both without padding."""
-
+    """New. The LLM's attention in transformers; null: fused kernel on GPUs, matrix products on CPUs, both unpadded."""
     llm_packing: bool = True
     """New. A training step computes nothing for padding; with `llm_attention: null` and LLaMA-like LLMs.
     Without it transformers looks at the mask, for which each forward waits for the GPU."""
     llm_prefix_cache: bool = True
     """New. The text before the image, the same in each step, is read by the frozen LLM once; with `llm_packing`."""
     llm_logits: Literal["targets", "all"] = "targets"
-    """New. Positions whose logits a training step computes: `targets` only, or `all`, as the original does; the loss
-    is the same."""
+    """New. Positions whose logits a training step computes: `targets` only, or `all`, as in the original; same loss."""
     llm_grad_checkpoint: bool = False
     """New. Recompute the LLM's activations in the backward pass: less memory, about a third more time."""
     llm_sanity_check: bool = True
@@ -150,8 +137,7 @@ class MiniGPT4Config:
     prompt_path: FilePath = None
     """Text file with one training instruction a line; lines without `<ImageHere>` are dropped."""
     prompt_template: str = ""
-    """Chat format around an instruction, with one `{}`; '' leaves it as it is; `tokenizer` takes the chat
-    template that comes with the LLM's tokenizer."""
+    """Chat format around an instruction, with one `{}`; '': as it is; `tokenizer`: its own chat template."""
     chat_template: bool = False
     """Put `instruction_input` of a sample into `prompt_template` too."""
 
@@ -170,22 +156,10 @@ class MiniGPT4Config:
         self.projection = self.projection or ("linear3" if three else "linear")
         reads_prefix = self.connector == "qformer"
         refuse(
-            (
-                reads_prefix and not self.has_qformer,
-                "connector: qformer does not go with has_qformer: False; set one of them",
-            ),
-            (
-                reads_prefix and self.vit_prefix == "drop",
-                "vit_prefix: drop does not go with a Q-Former, which reads the class token",
-            ),
-            (
-                three and self.projection != "linear3",
-                f"projection: {self.projection} does not go with proj_layers: 3; set one of them",
-            ),
-            (
-                self.low_resource and self.llm_precision == "nf4",
-                "low_resource: means int8, but llm_precision says nf4; set one of them",
-            ),
+            (reads_prefix and not self.has_qformer, "connector: qformer does not go with has_qformer: False"),
+            (reads_prefix and self.vit_prefix == "drop", "vit_prefix: drop does not go with a Q-Former"),
+            (three and self.projection != "linear3", f"projection: {self.projection} does not go with proj_layers: 3"),
+            (self.low_resource and self.llm_precision == "nf4", "low_resource: means int8, llm_precision says nf4"),
             (
                 not is_template(self.prompt_template),
                 f"prompt_template: {self.prompt_template[:200]!r} must hold exactly one {{}}, other braces doubled",
@@ -202,19 +176,13 @@ class MiniGPT4Config:
         return Path(self.llama_model).expanduser()
 
     def is_frozen(self, part: str) -> bool:
-        """Whether a part of the model (`visual_encoder`, `ln_vision`, `Qformer`, `llama_proj`, `llama_model`) stays as
-        its files have it."""
-        frozen = {
-            "visual_encoder": self.freeze_vit,
-            "ln_vision": self.freeze_vit,
-            "Qformer": self.freeze_qformer,
-            "llama_model": True,
-        }
-        return frozen.get(part, False)
+        """Whether a part of the model, such as `visual_encoder` or `llama_proj`, stays as its files have it."""
+        frozen = {"visual_encoder": self.freeze_vit, "ln_vision": self.freeze_vit, "Qformer": self.freeze_qformer}
+        return frozen.get(part, part == "llama_model")
 
     @property
     def llm_storage(self) -> str:
-        """Precision that the LLM is stored in, with `low_resource` taken into account."""
+        """Precision of the stored LLM, `low_resource` included."""
         return "int8" if self.low_resource else self.llm_precision
 
 

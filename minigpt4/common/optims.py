@@ -14,6 +14,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,40 +34,28 @@ NOT_FINITE = "nonfinite.jsonl"
 """In a run's folder: samples of the updates that were skipped."""
 
 
+@dataclass
 class _Schedule(ABC):
-    """What all schedules share; the runner gives each of them the same arguments.
+    """What all schedules share; the runner gives each of them the same arguments."""
 
-    Args:
-        optimizer: its parameter groups get the rate; may be None where only `lr_at` is used.
-        max_epoch: epochs of the whole run.
-        iters_per_epoch: iterations of one epoch.
-        min_lr: lowest rate.
-        init_lr: rate that the warm-up leads to.
-        warmup_steps: length of the warm-up, iterations.
-        warmup_start_lr: rate at step 0; negative or None: `init_lr`, which means no ramp.
-        decay_rate: factor an epoch of the step schedule (None: 1); the others do not use it.
-    """
+    optimizer: "Optimizer | None"
+    """Its parameter groups get the rate; may be None where only `lr_at` is used."""
+    max_epoch: int
+    iters_per_epoch: int
+    min_lr: float
+    init_lr: float
+    """Rate that the warm-up leads to."""
+    warmup_steps: int = 0
+    """Length of the warm-up, iterations."""
+    warmup_start_lr: float | None = -1
+    """Rate at step 0; negative or None: `init_lr`, which means no ramp."""
+    decay_rate: float | None = None
+    """Factor an epoch of the step schedule (None: 1)."""
 
-    def __init__(
-        self,
-        optimizer: "Optimizer | None",
-        max_epoch: int,
-        iters_per_epoch: int,
-        min_lr: float,
-        init_lr: float,
-        warmup_steps: int = 0,
-        warmup_start_lr: float | None = -1,
-        decay_rate: float | None = None,
-    ) -> None:
-        self.optimizer = optimizer
-        self.max_epoch = max_epoch
-        self.iters_per_epoch = iters_per_epoch
-        self.min_lr = min_lr
-        self.init_lr = init_lr
-        self.warmup_steps = warmup_steps
-        no_ramp = warmup_start_lr is None or warmup_start_lr < 0
-        self.warmup_start_lr = init_lr if no_ramp else warmup_start_lr
-        self.decay_rate = 1.0 if decay_rate is None else decay_rate
+    def __post_init__(self) -> None:
+        if self.warmup_start_lr is None or self.warmup_start_lr < 0:
+            self.warmup_start_lr = self.init_lr
+        self.decay_rate = 1.0 if self.decay_rate is None else self.decay_rate
 
     @abstractmethod
     def lr_at(self, cur_epoch: int, cur_step: int) -> float:
@@ -130,12 +119,9 @@ class NonFiniteGuard:
         self._waiting: tuple[Tensor, torch.cuda.Event | None, list[str]] | None = None
 
     def watch(self, bad_gradient: Tensor, bad_loss: Tensor, ids: Sequence[Any]) -> None:
-        """Note an update; raises RunError once `limit` updates in a row were skipped.
+        """Note an update with the image ids of its samples; RunError once `limit` updates in a row were skipped.
 
-        Args:
-            bad_gradient: bool, scalar, the same on all ranks.
-            bad_loss: bool, scalar, of this rank.
-            ids: image ids of the update's samples.
+        The flags are scalars of bool: of the gradient the same on all ranks, of the loss this rank's.
         """
         self.flush()
         self.updates += 1
@@ -165,10 +151,9 @@ class NonFiniteGuard:
         log.warning("update %d was skipped: its %s is not finite (%d so far)", self.updates, what, self.skipped)
         self.lines.append({"update": self.updates, "rank": self.rank, "what": what, "image_ids": ids})
         if self.in_a_row >= self.limit:
-            raise RunError(
-                f"{self.in_a_row} updates in a row were not finite and were skipped; their samples are in "
-                f"{self.lines.path}. With fp16 try run.amp_dtype: bf16; look at the samples; lower run.init_lr."
-            )
+            text = f"{self.in_a_row} updates in a row were not finite and were skipped"
+            text += f"; their samples are in {self.lines.path}"
+            raise RunError(f"{text}. Try run.amp_dtype: bf16 in place of fp16, or a lower run.init_lr.")
 
     def state_dict(self) -> dict[str, int]:
         """Counts so far; flush first."""

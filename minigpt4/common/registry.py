@@ -40,10 +40,8 @@ class Registry:
 
     def _get(self, kind: str, name: str) -> type:
         if name not in self._classes[kind]:
-            raise RegistryError(
-                f"no {kind} is registered as {name!r:.200}; {hint(name, self._classes[kind])}. "
-                "A class of your own is found when `imports:` in the YAML names its module."
-            )
+            text = f"no {kind} is registered as {name!r:.200}; {hint(name, self._classes[kind])}"
+            raise RegistryError(f"{text}. A class of your own is found when `imports:` in the YAML names its module.")
         return self._classes[kind][name]
 
     def _list(self, kind: str) -> list[str]:

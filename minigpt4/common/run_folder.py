@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from minigpt4.common.errors import ConfigError, RunError
-from minigpt4.common.utils import escaped, now, write_whole
+from minigpt4.common.utils import escaped, now, read_facts, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,7 @@ _held: dict[Path, int] = {}
 def hold_folder(folder: Path, way_out: str, patience: float = PATIENCE) -> None:
     """Keep other processes out of `folder` until this one ends; to ask again is fine.
 
-    RunError, which says who is in there and then `way_out`, if another one is; also if the folder cannot be written to.
-    A file system without locks costs a warning.
+    RunError, with `way_out`, if another is in there or it cannot be written; without locks on the disk a warning.
     """
     folder = folder.resolve()
     if folder in _held:
@@ -68,10 +67,7 @@ def hold_folder(folder: Path, way_out: str, patience: float = PATIENCE) -> None:
 
 
 def _locked(path: Path) -> int | None:
-    """The descriptor of a lock, None if another process has it.
-
-    Opened for reading, so that the disk can still be made read-only; NFS wants it opened for writing.
-    """
+    """The descriptor of a lock, None if another process has it; opened for writing only where NFS wants it."""
     for mode in (os.O_RDONLY, os.O_RDWR):
         descriptor = os.open(path, mode)
         try:
@@ -105,22 +101,20 @@ class RunFolder:
 
     @classmethod
     def create(cls, output_dir: Path) -> Self:
-        """Make a new folder; only rank 0 does. A name that is taken gets a number: `20250608_111442_2`.
-
-        Raises:
-            ConfigError: it cannot be made.
-        """
-        stamp, number = now(), 1
-        while True:
-            path = output_dir / (stamp if number == 1 else f"{stamp}_{number}")
-            try:
-                path.mkdir(parents=True)  # of two processes only one can make it
-                return cls(path)
-            except OSError as error:
-                if not path.exists():
-                    text = f"run.output_dir: cannot make {path}: {error.strerror}; choose another folder"
-                    raise ConfigError(text) from error
-            number += 1
+        """Make a new folder, on rank 0; a name that is taken gets a number. ConfigError if that is impossible."""
+        path = first = output_dir / now()
+        number = 1
+        try:
+            while path.exists():
+                number += 1
+                path = first.with_name(f"{first.name}_{number}")
+            path.mkdir(parents=True)
+        except OSError as error:
+            if isinstance(error, FileExistsError) and path.exists():  # of two processes only one can make it
+                return cls.create(output_dir)
+            text = f"run.output_dir: cannot make {path}: {error.strerror}; choose another folder"
+            raise ConfigError(text) from error
+        return cls(path)
 
     @classmethod
     def existing(cls, path: Path) -> Self:
@@ -141,25 +135,11 @@ class RunFolder:
 
     def facts(self) -> dict[str, Any]:
         """What `run.json` says; empty if there is none that can be read. What cannot be is left out."""
-        try:
-            facts = json.loads(self.run_json.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return {}
-        if not isinstance(facts, dict):
-            return {}
+        facts = read_facts(self.run_json)
         return {key: value for key, value in facts.items() if isinstance(value, FACT_TYPES.get(key, object))}
 
     def describe(self, config: Mapping[str, Any], *, seed: int, world_size: int) -> None:
-        """Write `run.json` at the start of a run.
-
-        Args:
-            config: the merged configuration, plain types.
-            seed: `run.seed`.
-            world_size: number of processes.
-
-        Raises:
-            ConfigError: the disk refuses.
-        """
+        """Write `run.json` at the start of a run; ConfigError if the disk refuses."""
         others = (RunFolder(file.parent).facts() for file in self.path.parent.glob(f"*/{RUN_JSON}"))
         number = 1 + max((facts.get("number", 0) for facts in others), default=0)  # clocks are set back, this is not
         identity = {"id": uuid.uuid4().hex[:12], "job_id": self.job_id, "number": number}
@@ -208,16 +188,14 @@ def versions() -> dict[str, str | None]:
 def git_state() -> dict[str, Any] | None:
     """Commit of the checkout that this file belongs to, and whether tracked files differ from it; None without one."""
     here = Path(__file__)
+
+    def ask(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
     try:
-        # An installed copy may lie in another's checkout.
-        _ask_git(here.parent, "ls-files", "--error-unmatch", here.name)
-        commit = _ask_git(here.parent, "rev-parse", "HEAD")
-        changed = _ask_git(here.parent, "status", "--porcelain", "--untracked-files=no")
+        ask("ls-files", "--error-unmatch", here.name)  # an installed copy may lie in another's checkout
+        changed = bool(ask("status", "--porcelain", "--untracked-files=no"))
+        return {"commit": ask("rev-parse", "HEAD"), "changed": changed}
     except (OSError, subprocess.SubprocessError):
         return None
-    return {"commit": commit, "changed": bool(changed)}
-
-
-def _ask_git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

@@ -1,16 +1,5 @@
 """The log of a training run: console, `log.txt`, `metrics.jsonl` and trackers behind one object.
 
-    run_log = RunLog(run, folder, processes, config)
-    run_log.begin(epoch, iteration)
-    with run_log.epoch(epoch, iterations) as epoch_log:
-        for _ in range(iterations):
-            with epoch_log.waiting_for_data():
-                samples = next(batches)
-            ...
-            epoch_log.step(loss, lr, num_samples=12)
-    run_log.validation(epoch, loss, captions)
-    run_log.close()
-
 Every rank does the same; rank 0 alone shows and writes.
 """
 
@@ -62,41 +51,33 @@ def check_trackers(run: RunConfig) -> None:
 def start_trackers(
     run: RunConfig, folder: RunFolder, config: Mapping[str, Any], first_step: int = 0
 ) -> list["GeneralTracker"]:
-    """What `run.wandb_log` and `run.tensorboard_log` ask for, on rank 0; one that does not start costs a warning.
-
-    Args:
-        run: the section `run:`.
-        folder: of this run, with its `run.json` written.
-        config: the merged configuration, plain types, to show beside the curves.
-        first_step: iteration that a resumed run goes on with.
-    """
+    """What `run.wandb_log` and `run.tensorboard_log` ask for, on rank 0; one that does not start costs a warning."""
     trackers: list[GeneralTracker] = []
-    wanted = {"tensorboard": run.tensorboard_log, "wandb": run.wandb_log}
-    for name, make in (("tensorboard", _tensorboard), ("wandb", _wandb)):
-        if wanted[name]:
-            try:
-                tracker = make(run, folder, config, first_step)
+    for name, wanted, make in (
+        ("tensorboard", run.tensorboard_log, lambda: _tensorboard(folder, first_step)),
+        ("wandb", run.wandb_log, lambda: _wandb(run, folder, config)),
+    ):
+        try:
+            if wanted:
+                tracker = make()
                 tracker.start()
                 trackers.append(tracker)
-            except Exception as error:  # whatever a service throws, the training is worth more
-                text = "run.%s_log: did not start (%s). Going on without it; pip install %s if it is missing"
-                log.warning(text, name, error, name)
+        except Exception as error:  # whatever a service throws, the training is worth more
+            text = "run.%s_log: did not start (%s). Going on without it; pip install %s if it is missing"
+            log.warning(text, name, error, name)
     return trackers
 
 
-def _tensorboard(run: RunConfig, folder: RunFolder, config: Mapping[str, Any], first_step: int) -> "GeneralTracker":
+def _tensorboard(folder: RunFolder, first_step: int) -> "GeneralTracker":
     """Event files in the run's folder; those of `first_step` and later are hidden, for they come again."""
     from accelerate.tracking import TensorBoardTracker
 
     return TensorBoardTracker(folder.path.name, folder.path.parent, purge_step=first_step or None)
 
 
-def _wandb(run: RunConfig, folder: RunFolder, config: Mapping[str, Any], first_step: int) -> "GeneralTracker":
-    """A Weights & Biases run under the run's identity, so that a resumed run goes on in the same chart.
-
-    Never asks anything: without a login, or without an answer from the server, it writes its files offline, to be sent
-    later by `wandb sync`.
-    """
+def _wandb(run: RunConfig, folder: RunFolder, config: Mapping[str, Any]) -> "GeneralTracker":
+    """A Weights & Biases run under the run's identity, so that a resumed run goes on in the same chart; offline, never
+    asking anything, without a login or an answer from the server."""
     import wandb
     from accelerate.tracking import WandBTracker
 
@@ -140,8 +121,8 @@ def _answers(address: str) -> bool:
 
 
 class EpochLog(MetricLogger):
-    """One epoch on one rank; `RunLog.epoch` makes it. Rank 0 shows it: as a bar where stderr is a terminal, as the
-    published lines on stdout where it is not; as both where the lines go into a file beside the bar."""
+    """One epoch on one rank. Rank 0 shows a bar where stderr is a terminal, and the published lines on stdout where not
+    both are one."""
 
     def __init__(self, run_log: "RunLog", epoch: int, iterations: int, first: int) -> None:
         super().__init__("  ")
@@ -163,14 +144,8 @@ class EpochLog(MetricLogger):
         return self.iteration >= self.iterations - 1
 
     def step(self, loss: "Tensor | float", lr: float, *, num_samples: int) -> None:
-        """An iteration is done.
-
-        Args:
-            loss: scalar, nats; a tensor stays on its device until a line is due. Values that are not finite are shown,
-                but do not enter the means.
-            lr: learning rate that the iteration used.
-            num_samples: what this rank trained on in it.
-        """
+        """An iteration is done, with `num_samples` on this rank. `loss`: scalar, nats; a tensor stays on its device
+        until a line is due, and what is not finite is shown, but does not enter the means."""
         self.iteration += 1
         self.update(lr=lr, loss=loss)
         due = self.iteration % self.run_log.run.log_freq == 0 or self.complete
@@ -213,13 +188,9 @@ class EpochLog(MetricLogger):
 
 
 class RunLog:
-    """What the runner talks to.
+    """What the runner talks to: `begin`, then `epoch` and `validation`, and `close`, on every rank.
 
-    Args:
-        run: the section `run:`.
-        folder: of this run, the same on every rank; rank 0 writes `run.json` there if there is none yet.
-        processes: this process among the run's.
-        config: the merged configuration, plain types.
+    `config`: the merged configuration, plain types; rank 0 writes it into `run.json` if there is none yet.
     """
 
     def __init__(self, run: RunConfig, folder: RunFolder, processes: "Processes", config: Mapping[str, Any]) -> None:
@@ -235,14 +206,8 @@ class RunLog:
     def begin(
         self, epoch: int = 0, iteration: int = 0, checkpoint: Path | None = None, validated: int | None = None
     ) -> None:
-        """Training starts here: drop what the files say of later steps, and start the trackers.
-
-        Args:
-            epoch: first epoch of this start.
-            iteration: first iteration in it.
-            checkpoint: what the run goes on from.
-            validated: epochs whose validation is not done again; as many as were trained, if that is not given.
-        """
+        """Training starts here: drop what the files say of later steps, and of validations from epoch `validated` on
+        (None: `epoch`), and start the trackers."""
         if not self.is_main:
             return
         step, validated = epoch * (self.run.iters_per_epoch or 0) + iteration, epoch if validated is None else validated
@@ -254,8 +219,8 @@ class RunLog:
 
     @contextmanager
     def epoch(self, epoch: int, iterations: int, first: int = 0) -> Iterator[EpochLog]:
-        """Log an epoch from iteration `first` on. Left after the last iteration it writes the means, for which every
-        rank must come here; left before, by an error or a signal, it writes nothing and waits for nobody."""
+        """Log an epoch from iteration `first` on. Left after the last iteration it writes the means of all ranks; left
+        before, by an error or a signal, it writes nothing and waits for nobody."""
         epoch_log = EpochLog(self, epoch, iterations, first)
         if first and self._unfinished is not None:
             for name, (total, count) in self._unfinished.items():
@@ -280,15 +245,9 @@ class RunLog:
         after: int | None = None,
         **more: float,
     ) -> None:
-        """Log what the weights of an epoch are worth.
+        """Log what the weights of `epoch` are worth on a split: `loss` in nats a token, other scores, captions to show.
 
-        Args:
-            epoch: the epoch that it follows.
-            loss: nats a token.
-            captions: sample outputs, for the console.
-            split: name of the split, as it begins the keys of `log.txt`.
-            after: the last epoch that was trained before it; None: `epoch`.
-            **more: other scores by name.
+        `after`: the last epoch that was trained before it, if that is not `epoch`.
         """
         scores = {"loss": loss, **more}
         log.info("Validation (%s): %s", split, "  ".join(f"{name}: {value:.4f}" for name, value in scores.items()))
@@ -314,7 +273,7 @@ class RunLog:
                 self.trackers.remove(tracker)
 
     def state_dict(self) -> dict[str, list[float]] | None:
-        """Sums of this rank over an unfinished epoch, plain numbers; None between epochs. Waits for the device."""
+        """Sums of this rank over an unfinished epoch; None between epochs. Waits for the device."""
         if self._epoch is None or self._epoch.complete:
             return None
         for meter in self._epoch.meters.values():

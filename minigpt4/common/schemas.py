@@ -29,27 +29,12 @@ DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 TRAINING_KEYS = ("init_lr", "max_epoch", "iters_per_epoch")
 
 
-def require(ok: bool, key: str, value: object, rule: str) -> None:
-    """ValueError `key: value must be rule`, unless `ok`."""
-    refuse((not ok, f"{key}: {value!r:.200} must be {rule}"))
-
-
-def at_least(schema: object, low: float, *keys: str) -> None:
-    """Each of these fields is None or not below `low`."""
-    for key in keys:
-        value = getattr(schema, key)
-        require(value is None or value >= low, key, value, f"at least {low}")
-
-
 @dataclass
 class FailurePrompts:
     """`run.failure_prompts`: one prompt a task, with one `<ImageHere>`, put into `model.prompt_template`."""
 
     detail: str = "<Img><ImageHere></Img> Describe this image in detail."
-    """Asks for prose."""
-
     poem: str = "<Img><ImageHere></Img> Write a poem about this image."
-    """Asks for verse."""
 
 
 @dataclass(frozen=True)
@@ -58,18 +43,17 @@ class GenerationSettings(Decoding):
 
     max_new_tokens: int = 160
     """Longest caption, tokens: what `max_txt_len` of the published recipes allows in training."""
-
     prompt: str | None = None
-    """Instruction with one `<ImageHere>`, put into `model.prompt_template`; null: the first of `model.prompt_path`,
-    or the image alone if there is no such file."""
-
+    """Instruction with one `<ImageHere>`; null: the first of `model.prompt_path`, else the image alone."""
     stop: list[str] | None = None
     """Strings that end a caption; null: `model.end_sym`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.temperature > 0, "temperature", self.temperature, "above 0")
-        require(all(self.stop or []), "stop", self.stop, "a list of strings of which none is empty")
+        refuse(
+            (self.temperature <= 0, f"temperature: {self.temperature} must be above 0"),
+            (not all(self.stop or []), f"stop: {self.stop!r:.200} must hold no empty string"),
+        )
 
 
 @dataclass
@@ -87,7 +71,6 @@ class BuildInfo:
     """New. Tar shards of the split `val`."""
     test_storage: Annotated[str | None, PathTo("data", later=True)] = None
     """New. Tar shards of the split `test`."""
-
     ann_path: Annotated[str | None, PathTo("file", training=True)] = None
     """File with the captions: `.json`, `.jsonl`, `.csv` or `.tsv`."""
     val_ann_path: Annotated[str | None, PathTo("file", later=True)] = None
@@ -96,7 +79,6 @@ class BuildInfo:
     """New. The same for the split `test`."""
     image_path: Annotated[str | None, PathTo("dir")] = None
     """Folder of the images, of all splits."""
-
     caption_field: str = "caption"
     """New. Field of the caption, in the records of the file or in the `.json` members of the shards."""
     id_field: str = "image_id"
@@ -105,12 +87,10 @@ class BuildInfo:
     """New. Field of the image's file name in `image_path`; a record without it has the image `<id><image_suffix>`."""
     image_suffix: str = ".jpg"
     """New. Ending of the images whose records give only an id."""
-
     conversation_field: str | None = None
-    """New. Field of the turns of a conversation, `[{"from": "human", "value": "..."}, {"from": "gpt", ...}]`;
-    set: the records are conversations, and `caption_field` is not read."""
+    """New. Field of the turns, `[{"from": "human", "value": "..."}, {"from": "gpt", ...}]`, in place of captions."""
     split_field: str | None = None
-    """New. Field that says of each record of `ann_path` which split it belongs to; null: each split has a file."""
+    """New. Field of `ann_path` that names a record's split; null: each split has a file."""
 
     def __post_init__(self) -> None:
         annotations = self.ann_path or self.val_ann_path or self.test_ann_path
@@ -159,23 +139,16 @@ class VisProcessors:
     """Image processors of the training split and of the others."""
 
     train: ProcessorConfig = field(default_factory=lambda: ProcessorConfig("blip2_image_train"))
-    """For the training split."""
     eval: ProcessorConfig = field(default_factory=lambda: ProcessorConfig("blip2_image_eval"))
-    """For all other splits."""
 
 
 @dataclass
 class TextProcessors:
-    """Text processors of the training split and of the others.
-
-    They clean the captions of tar shards. Captions and conversations of JSON, JSONL and CSV files keep their
-    case and punctuation, whatever stands here, as in the published stage 2, whose file names `blip_caption` too.
-    """
+    """Text processors of the training split and of the others, for captions of tar shards only: those of JSON, JSONL
+    and CSV files keep their case and punctuation, as in the published stage 2."""
 
     train: ProcessorConfig = field(default_factory=lambda: ProcessorConfig("blip_caption"))
-    """For the training split."""
     eval: ProcessorConfig = field(default_factory=lambda: ProcessorConfig("blip_caption"))
-    """For all other splits."""
 
 
 @dataclass
@@ -188,18 +161,13 @@ class DatasetConfig:
     """Which default file lies under this section."""
     data_type: Literal["images"] = "images"
     """What the samples hold beside text."""
-
     batch_size: BatchSize | None = None
     """Training batch per GPU; null: `run.batch_size_train`."""
     sample_ratio: PositiveFloat = 1.0
     """Weight among the datasets: each iteration draws its dataset by these weights."""
-
     build_info: BuildInfo = field(default_factory=BuildInfo)
-    """Where the data lies."""
     vis_processor: VisProcessors = field(default_factory=VisProcessors)
-    """Image processors."""
     text_processor: TextProcessors = field(default_factory=TextProcessors)
-    """Text processors."""
 
     def __post_init__(self) -> None:
         info = self.build_info
@@ -253,8 +221,7 @@ class RunConfig:
     accum_grad_iters: PositiveInt = 1
     """Gradient-accumulation steps."""
     accum_loss: Literal["mean", "sum"] = "mean"
-    """New. `mean`: an update follows the mean over all supervised tokens of its iterations and ranks, however
-    they are cut; `sum`: the published behaviour, the losses of the iterations are added."""
+    """New. `mean` over the supervised tokens of all iterations and ranks of an update; `sum`: as published."""
     max_grad_norm: PositiveFloat | None = None
     """New. Clip the gradient of an update to this norm; null: no clipping, as published."""
     max_nonfinite_steps: PositiveInt = 10
@@ -276,8 +243,7 @@ class RunConfig:
     compile: bool = False
     """New. torch.compile on norms, MLPs and the vision side's blocks: faster steps after a slower first one."""
     feature_cache: Annotated[str | None, PathTo("dir", later=True)] = None
-    """New. Folder where what the frozen vision side gives for each image is kept, for all ranks, epochs, runs and
-    evaluations; null: images are encoded each time."""
+    """New. Folder that keeps the frozen vision side's features of each image; null: encoded each time."""
 
     output_dir: Annotated[str, PathTo("dir", later=True)] = "output"
     """Folder of runs; each makes a folder of its own in it, named by its job id."""
@@ -286,8 +252,7 @@ class RunConfig:
     keep_last: PositiveInt | None = None
     """New. Keep this many checkpoints of `save_every_iters`; those of epochs and the best stay. Null: all."""
     resume_ckpt_path: Annotated[str | None, PathTo("checkpoint")] = None
-    """Checkpoint of an earlier run to go on from, optimizer, data position and random state included; `auto`:
-    the newest whole one of this job in `output_dir`, or a start from scratch if there is none."""
+    """Checkpoint to resume exactly; `auto`: the newest whole one of this job in `output_dir`, else from scratch."""
 
     max_bad_share: Annotated[NonNegativeFloat, Le(1)] = 0.01
     """New. Share of samples that may be unreadable before the run stops."""
@@ -301,8 +266,7 @@ class RunConfig:
     valid_splits: list[str] = field(default_factory=list)
     """Splits to evaluate after each epoch."""
     valid_captions: NonNegativeInt = 0
-    """New. Images that are captioned and scored (BLEU, CIDEr, ROUGE-L) in the validation after each epoch and of each
-    test split; 0: two captions are shown in the log, none is scored."""
+    """New. Images of each split to caption and score (BLEU, CIDEr, ROUGE-L); 0: two captions are logged, not scored."""
     test_splits: list[str] = field(default_factory=list)
     """Splits to evaluate at the end, on the best epoch where `valid_splits` tell it, or alone with `evaluate`."""
 
@@ -320,8 +284,7 @@ class RunConfig:
     distributed: bool = True
     """Use several processes when the run was launched with several."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """New. What several processes hold of the frozen LLM: `ddp`: each of them all of it; `fsdp`: its layers are spread
-    over them (torch FSDP2), for an LLM that one GPU does not hold. The trained parameters are whole in both."""
+    """New. `ddp`: each process holds the whole frozen LLM; `fsdp`: its layers are spread over them (torch FSDP2)."""
     use_dist_eval_sampler: bool = True
     """Split evaluation data over the processes; False: each reads all of it."""
 

@@ -1,11 +1,7 @@
 """Where the seconds go between the start of a process and its first training step; the log says so in one line.
 
-    begin()                                 the command, first of all
-    with phase("LLM"):                      wherever that is done; also a decorator
-        ...
-    clock = finish()                        after the first step
-
-Without a running clock phases cost nothing and say nothing: a model is also built in chats and tests.
+The command calls `begin`, whatever takes long is a `phase`, and `finish` comes after the first step. Without a running
+clock phases cost and say nothing: a model is also built in chats and tests.
 """
 
 import time
@@ -28,7 +24,7 @@ PHASES = (IMPORTS, CONFIGURATION, PROCESSES, DATA, LLM, VISION, CHECKPOINT, FIRS
 
 
 class StartClock:
-    """Adds up the seconds of phases. What a phase within another takes counts for the inner one only."""
+    """Adds up the seconds of phases; those of a phase within another count for the inner one only."""
 
     def __init__(self) -> None:
         age = time.time() - psutil.Process().create_time()
@@ -68,7 +64,7 @@ def not_needed(name: str, why: str) -> None:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """A part of a phase, which may have several."""
+    """A part of a phase, which may have several; also a decorator."""
     clock = _clock
     if clock is None:
         yield
@@ -80,6 +76,5 @@ def phase(name: str) -> Iterator[None]:
         yield
     finally:
         elapsed = time.perf_counter() - start
-        own = elapsed - clock.inner.pop()
+        clock.seconds[name] = clock.seconds.get(name, 0.0) + elapsed - clock.inner.pop()
         clock.inner[-1] += elapsed
-        clock.seconds[name] = clock.seconds.get(name, 0.0) + own

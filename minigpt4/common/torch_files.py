@@ -65,14 +65,11 @@ def check_whole(path: Path, name: str) -> None:
     with path.open("rb") as file:
         head = file.read(512).lstrip().lower()
     if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise WeightsError(
-            f"{name}: the server sent a web page in place of the file (on Google Drive: the file's download quota is "
-            "used up, or it is no longer shared). Try again in a day, or fetch it with a browser"
-        )
+        drive = "on Google Drive: its download quota is used up, or it is no longer shared"
+        text = f"{name}: the server sent a web page in place of the file ({drive})"
+        raise WeightsError(f"{text}. Try again in a day, or fetch it with a browser")
     if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(
-            f"{name}: a Git LFS pointer, not the weights; run `git lfs pull` there, or download it again"
-        )
+        raise WeightsError(f"{name}: a Git LFS pointer, not the weights; run `git lfs pull`, or download it again")
     with errors_as(WeightsError, f"{name}: broken or truncated, or not a weights file"):
         if name.endswith(".safetensors"):
             with safe_open(path, framework="np"):  # compares its length with the header
@@ -81,10 +78,10 @@ def check_whole(path: Path, name: str) -> None:
 
 
 def check_torch_file(path: Path, *, sums: bool = True) -> bool:
-    """Whether a file of torch is a zip file, which can be mapped; else it is one of torch before 1.6.
+    """Whether a file of torch is a zip file, which can be mapped, and not one of torch before 1.6.
 
-    WeightsError for code, objects that are no plain tensors, and sizes that the file does not have; other exceptions
-    for what is cut off, damaged or no file of torch. `sums`: compare all checksums; without, only pickles are read.
+    WeightsError for code, objects that are no plain tensors, and sizes that it does not have; other exceptions for what
+    is damaged or no file of torch. `sums`: compare all checksums; without, only pickles are read.
     """
     with path.open("rb") as file:
         if file.read(len(ZIP_START)) == ZIP_START:
@@ -103,6 +100,8 @@ def _check_zip(path: Path, sums: bool) -> None:
         sizes = {entry.filename: entry.file_size for entry in entries}
         root = archive.infolist()[0].filename.split("/")[0] if entries else ""
         end = 0
+        if entries and entries[0].header_offset:  # zipfile finds its way in it, torch reads memory at random
+            raise _refused(path, "it does not begin with its first entry")
         for entry in entries:
             if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
                 raise _refused(path, f"{entry.filename} is compressed ({entry.file_size:,} bytes), torch never does so")
@@ -135,10 +134,8 @@ def _check_legacy(path: Path, content: Any) -> None:
 
 
 def _declared_storages(path: Path, pickle: BinaryIO) -> dict[Any, int]:
-    """Bytes of each storage that a pickle asks for, by key; the pickle is read, not run.
-
-    What lies on the unpickler's stack is followed as far as torch's own pickles need: simple values and tuples of them.
-    """
+    """Bytes of each storage that a pickle asks for, by key. It is read, not run, and its stack followed as far as
+    torch's own pickles need: simple values and tuples of them."""
     storages: dict[Any, int] = {}
     memo: dict[int, Any] = {}
     top: list[Any] = [_UNKNOWN]  # of the stack, down to the last mark or to what is unknown
@@ -146,11 +143,9 @@ def _declared_storages(path: Path, pickle: BinaryIO) -> dict[Any, int]:
         match opcode.name:
             case "GLOBAL":
                 if value not in PLAIN_GLOBALS:
-                    raise WeightsError(
-                        f"{path}: refused, the pickle asks to run code or to build objects that are not plain tensors "
-                        f"({value.replace(' ', '.')}). If you trust its author, load it elsewhere and save only the "
-                        "tensors."
-                    )
+                    name = value.replace(" ", ".")
+                    text = f"{path}: refused, the pickle asks to run code or to build more than plain tensors ({name})"
+                    raise WeightsError(f"{text}. If you trust its author, load it elsewhere and save only the tensors.")
                 top.append(value)
             case name if name in _SIMPLE:
                 top.append(value)

@@ -1,5 +1,4 @@
-"""Small things that commands and runs share: text and JSON that others wrote, files that appear whole, how commands
-end."""
+"""What commands and runs share: text and JSON that others wrote, files that appear whole, how commands end."""
 
 import codecs
 import hashlib
@@ -38,11 +37,8 @@ _MEANING = {"\0": "NUL, as of UTF-16 without its mark", "\ufffd": "U+FFFD, which
 
 
 def decode(content: bytes, encoding: str | None = None) -> str:
-    """Text without its byte order mark: UTF-8, or what the mark says. Nothing is guessed and nothing is replaced:
-    ValueError that says where bytes are no text.
-
-    `encoding`: where it is known, as JSON's is by `json.detect_encoding`.
-    """
+    """Text without its byte order mark: UTF-8, or what the mark says. Nothing is guessed or replaced: ValueError that
+    says where bytes are no text. `encoding`: where it is known, as JSON's is."""
     if encoding is None:
         encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8-sig")
     try:
@@ -57,47 +53,47 @@ def parse_json(content: str | bytes) -> Any:
     """The value of a JSON text; ValueError for whatever is wrong with it, a field that stands twice, too."""
     text = content if isinstance(content, str) else decode(content, json.detect_encoding(content))
     try:
-        return json.loads(text, object_pairs_hook=unique_fields)
+        return json.loads(text, object_pairs_hook=_unique_fields)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
-def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The fields of a JSON object; ValueError if one stands twice."""
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the field {next(name for name in names if names.count(name) > 1)!r} stands twice")
+def read_facts(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is none that can be read."""
+    try:
+        facts = parse_json(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in fields:
+            raise ValueError(f"the field {name!r} stands twice")
+        fields[name] = value
     return fields
 
 
-def require_readable(text: str, name: str) -> str:
-    """The text; SampleError that begins with `name` if something of it was lost before it came here.
-
-    A lone surrogate is half a character and no tokenizer takes it; U+FFFD and control characters, but for blanks such
-    as tabs and form feeds, are what a wrong decoding leaves.
-    """
-    return _without(_LOST, text, name)
-
-
-def require_whole_characters(text: str, name: str) -> str:
-    """The same for text that is only compared, where a model or a published file may hold NUL or U+FFFD."""
-    return _without(_HALF, text, name)
-
-
-def _without(unreadable: re.Pattern[str], text: str, name: str) -> str:
+def require_readable(text: str, name: str, unreadable: re.Pattern[str] = _LOST) -> str:
+    """The text; SampleError that begins with `name` if it holds half a character or what a wrong decoding leaves:
+    U+FFFD, or control characters but for blanks such as tabs."""
     found = unreadable.search(text)
     if found is None:
         return text
     kind = "half a character" if _HALF.match(found[0]) else "a control character, as of another encoding"
     meaning = _MEANING.get(found[0], f"{found[0]!r}, {kind}")
-    raise SampleError(
-        f"{name} cannot be read: character {found.start() + 1} is {meaning}; write it anew or leave it out"
-    )
+    raise SampleError(f"{name} cannot be read: character {found.start() + 1} is {meaning}; write it anew")
+
+
+def require_whole_characters(text: str, name: str) -> str:
+    """The same for text that is only compared, and may hold NUL or U+FFFD."""
+    return require_readable(text, name, _HALF)
 
 
 def escaped(text: str) -> str:
-    r"""Text that every file takes: lone surrogates, as of file names that are not UTF-8, as `\udce9`, JSON's escape."""
+    r"""Text that every file takes: lone surrogates, as of file names that are not UTF-8, become `\udce9`."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -131,11 +127,8 @@ def find_java() -> tuple[str | None, str]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write; at the end of the block it takes its place for good; deleted after an error.
-
-    Its name is new in each call, so any number of processes on any number of machines may write the same file. OSError
-    if the disk refuses.
-    """
+    """A file beside `path` to write, of a name that is new in each call; at the end of the block it takes its place for
+    good, or is deleted after an error. OSError if the disk refuses."""
     part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.part")
     try:
         yield part
@@ -189,12 +182,10 @@ def human(size: int | None) -> str:
     """Bytes as a person reads them, in units of 1000: `433.5 MB`."""
     if size is None:
         return "?"
-    value = float(size)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000 or unit == "GB":
-            break
-        value /= 1000
-    return f"{value:.0f} B" if unit == "B" else f"{value:.1f} {unit}"
+    for unit, bytes_of_it in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= bytes_of_it:
+            return f"{size / bytes_of_it:.1f} {unit}"
+    return f"{size} B"
 
 
 class JsonLines:
@@ -228,10 +219,7 @@ class JsonLines:
             return []
 
     def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
-        """Drop the lines that `wanted` refuses, and one that a kill cut off; a missing file is fine.
-
-        A run that goes on from a checkpoint writes again what came after it.
-        """
+        """Drop the lines that `wanted` refuses, as they will be written again, and one that a kill cut off."""
         try:
             kept = b"".join(line + b"\n" for line, record in self._lines() if wanted(record))
             with replacing(self.path) as part:
@@ -242,7 +230,6 @@ class JsonLines:
             self._warn("read or written", error)
 
     def _lines(self) -> Iterator[tuple[bytes, Mapping[str, Any]]]:
-        """Whole lines and what they hold."""
         for line in self.path.read_bytes().split(b"\n"):
             with suppress(ValueError):
                 if isinstance(record := parse_json(line), dict):
@@ -250,8 +237,7 @@ class JsonLines:
 
     def _warn(self, what: str, error: OSError) -> None:
         if not self._warned:
-            text = "%s: cannot be %s (%s); its lines are lost until that is fixed"
-            log.warning(text, self.path, what, error.strerror)
+            log.warning("%s: cannot be %s (%s); its lines are lost meanwhile", self.path, what, error.strerror)
         self._warned = True
 
 
@@ -273,12 +259,9 @@ def quick_hash(path: Path) -> list[Any]:
 
 
 def exit_status(run: Callable[[], None]) -> int:
-    """0 when `run` is done; 2 after an error that the user can fix, whose text goes to stderr.
-
-    Characters that the terminal does not know are shown as escapes.
-    """
+    """0 when `run` is done; 2 after an error that the user can fix, whose text goes to stderr."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does by itself
+        sys.stdout.reconfigure(errors="backslashreplace")  # for other characters than the terminal's; as stderr does
     try:
         run()
     except MiniGPT4Error as error:

@@ -5,7 +5,6 @@ as `NAME.part`, and a later call resumes it; what has its right name is complete
 """
 
 import html
-import json
 import logging
 import re
 import shutil
@@ -23,7 +22,7 @@ from huggingface_hub.utils import filter_repo_objects
 from minigpt4.common.errors import ConfigError, WeightsError, errors_as, hint
 from minigpt4.common.run_folder import hold_folder
 from minigpt4.common.torch_files import check_whole, file_sha256
-from minigpt4.common.utils import human, replace_durably, write_whole
+from minigpt4.common.utils import human, parse_json, replace_durably, write_json
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +99,9 @@ def web_page(source: str) -> str:
 
 
 def fetch(source: str, target: Path, expected: WeightsEntry) -> str:
-    """Download a plain address or a shared file of Google Drive to `target`, resuming what an earlier call left.
+    """Download a plain address or a shared file of Google Drive to `target`, resuming an earlier call; its sha256.
 
-    Returns the sha256. WeightsError if the server refuses, the link or the disk fails (the part stays), or the file is
-    cut short or not the one expected (nothing stays).
+    WeightsError if the link or the disk fails (the part stays), or it is not the file expected (nothing stays).
     """
     scheme, _, rest = source.partition(":")
     fields = {"id": rest, "export": "download", "confirm": "t"}
@@ -160,18 +158,15 @@ def check_expected(path: Path, name: str, expected: WeightsEntry) -> str:
 def fetch_repository(repository: str, folder: Path, entry: WeightsEntry) -> tuple[str, dict[Path, str]]:
     """Bring `owner/name` of Hugging Face into `folder`; its source with the commit, and the sha256 of its files.
 
-    A stopped download is resumed. WeightsError: no access, no connection, no room, or a file that is not what the Hub
-    says it is, which is then deleted.
+    WeightsError: no access, no connection, no room, or a file that is not what the Hub says, which is then deleted.
     """
     skipped = [*IGNORED, *entry.ignore]
     with errors_as(WeightsError, f"Hugging Face repository {repository}"):
         try:
             info = HfApi().model_info(repository, files_metadata=True)
         except RepositoryNotFoundError as error:  # or gated
-            raise WeightsError(
-                f"Hugging Face does not show the repository {repository}: accept its licence at "
-                f"https://huggingface.co/{repository}, then run `hf auth login` (or set HF_TOKEN) and try again"
-            ) from error
+            way_out = f"accept its licence at https://huggingface.co/{repository}, then run `hf auth login`"
+            raise WeightsError(f"Hugging Face does not show the repository {repository}: {way_out}") from error
         snapshot_download(repository, revision=info.sha, local_dir=folder, ignore_patterns=skipped)
     found = {}
     for file in filter_repo_objects(info.siblings or [], ignore_patterns=skipped, key=lambda file: file.rfilename):
@@ -196,7 +191,7 @@ class WeightsFolder:
         if not self.manifest.exists():
             return {}
         with errors_as(WeightsError, f"{self.manifest}: broken; delete it, the next download writes it"):
-            files = json.loads(self.manifest.read_text(encoding="utf-8"))["files"]
+            files = parse_json(self.manifest.read_bytes())["files"]
             keys = ("name", "source", "bytes", "sha256")
             return {path: {key: record[key] for key in keys} for path, record in files.items()}
 
@@ -209,33 +204,26 @@ class WeightsFolder:
         """Bytes still to come for these entries, by the table's sizes and what an earlier run left."""
         total = 0
         for entry in entries:
-            target = self.root / entry.path
-            files = (target, target.with_name(target.name + ".part"), *target.rglob("*"))
-            kept = sum(_size(file) or 0 for file in files)
-            total += 0 if self.has(entry) else max(0, (entry.bytes or entry.about) - kept)
+            if not self.has(entry):
+                target = self.root / entry.path
+                files = (target, target.with_name(target.name + ".part"), *target.rglob("*"))
+                total += max(0, (entry.bytes or entry.about) - sum(_size(file) or 0 for file in files))
         return total
 
     def free_bytes(self) -> int:
         """Free space of the disk on which the folder is, or will be."""
-        place = self.root.absolute()
-        while not place.exists():
-            place = place.parent
-        return shutil.disk_usage(place).free
+        root = self.root.absolute()
+        return shutil.disk_usage(next(place for place in (root, *root.parents) if place.exists())).free
 
     def need_room(self, entries: list[WeightsEntry]) -> None:
         """WeightsError if what is still to come does not fit on the disk."""
         missing, free = self.missing_bytes(entries), self.free_bytes()
         if missing > free:
-            raise WeightsError(
-                f"{self.root}: about {human(missing)} still to come, {human(free)} free on this disk; make room, or "
-                "choose another folder with --dir"
-            )
+            text = f"{self.root}: about {human(missing)} still to come, {human(free)} free on this disk"
+            raise WeightsError(f"{text}; make room, or choose another folder with --dir")
 
     def get(self, entry: WeightsEntry) -> None:
-        """Fetch what is missing of an entry, from the first of its sources that gives it, and note it in the manifest.
-
-        A file that somebody put there is taken if it is the published one as far as that can be told.
-        """
+        """Fetch what is missing of an entry from the first source that gives it; a file put there is taken."""
         if self.has(entry):
             return
         self.root.mkdir(parents=True, exist_ok=True)
@@ -265,18 +253,15 @@ class WeightsFolder:
         for file, sha256 in files.items():
             facts = {"name": entry.name, "source": source, "bytes": file.stat().st_size, "sha256": sha256}
             records[file.relative_to(self.root).as_posix()] = facts
-        content = {"files": dict(sorted(records.items()))}
-        write_whole(self.manifest, json.dumps(content, indent=2) + "\n", "--dir")
+        write_json(self.manifest, {"files": dict(sorted(records.items()))}, "--dir")
 
     def verify(self, names: set[str]) -> list[str]:
         """Hash the files of these entries again; one line for every one that is missing or has changed."""
-        records = self.records()
+        records = {path: record for path, record in self.records().items() if record["name"] in names}
         known = {record["name"] for record in records.values()}
         problems = [f"{name}: not downloaded" for name in sorted(names - known)]
         for path, record in records.items():
             file = self.root / path
-            if record["name"] not in names:
-                continue
             if not file.is_file():
                 problems.append(f"{file}: missing")
             elif file_sha256(file) != record["sha256"]:

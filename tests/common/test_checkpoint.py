@@ -21,40 +21,34 @@ KEY = "model.vit_weights"
 
 @pytest.fixture
 def places(tmp_path, monkeypatch):
-    """An empty working directory and an empty download cache of torch; returns where files may lie in them."""
+    """`weights/` in an empty working directory and home, and the download cache of torch."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
-    return {"weights": Path("weights"), "cache": tmp_path / "torch_home" / "hub" / "checkpoints"}
-
-
-def put(directory: Path, name: str = NAME) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / name
-    path.write_bytes(b"weights")
-    return path
+    cache = tmp_path / "torch_home" / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    (tmp_path / "weights").mkdir()
+    return Path("weights"), cache
 
 
 def test_a_path_is_taken_as_it_is_and_nothing_else_in_its_place(places, tmp_path):
-    path = put(tmp_path, "mine.pth")
+    (places[0] / NAME).touch()
+    path = tmp_path / "mine.pth"
+    path.touch()
     assert find_weights(str(path), KEY, NAME) == find_weights("~/mine.pth", KEY, NAME) == path
-    put(places["weights"])
     with pytest.raises(WeightsError, match="model.vit_weights: there is no file models/eva_vit_g.pth.*--list"):
         find_weights("models/eva_vit_g.pth", KEY, NAME)
 
 
 @pytest.mark.parametrize("value", [None, "", URL])
 def test_unset_or_published_url_is_found_by_name_in_weights_or_in_the_cache(places, value):
-    with pytest.raises(WeightsError) as error:
+    weights, cache = places
+    with pytest.raises(WeightsError, match=f"{KEY}: {NAME} was not found .*weights/{NAME} and {cache / NAME}"):
         find_weights(value, KEY, NAME)
-    assert f"{KEY}: {NAME} was not found" in str(error.value)
-    assert f"weights/{NAME} and {places['cache'] / NAME}" in str(error.value)
-    cached = put(places["cache"])
-    assert find_weights(value, KEY, NAME) == cached
-    path = put(places["weights"])
-    assert find_weights(value, KEY, NAME) == path
-    other = put(places["cache"], "blip2_pretrained_flant5xl.pth")
-    assert find_weights("https://example.org/a/blip2_pretrained_flant5xl.pth?x=1", KEY, NAME) == other
+    for folder in (cache, weights):
+        (folder / NAME).touch()
+        assert find_weights(value, KEY, NAME) == folder / NAME
+    assert find_weights(f"https://example.org/a/{NAME}?x=1", KEY, "other.pth") == weights / NAME
 
 
 # What a file holds
@@ -103,23 +97,28 @@ def test_truncated_empty_or_text_file_is_named_as_broken(tmp_path, name, share):
         read_weights(path)
 
 
-class MakesDirectory:
-    """Makes a directory when it is unpickled."""
+class Calls:
+    """Calls something when it is unpickled."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, *call) -> None:
+        self.call = call
 
     def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+        return self.call
 
 
-@pytest.mark.parametrize("plain_pickle", [False, True])
-def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, plain_pickle):
-    path, content = tmp_path / "evil.pth", {"epoch": 1, "config": MakesDirectory(tmp_path / "ran")}
-    path.write_bytes(pickle.dumps(content, protocol=2)) if plain_pickle else torch.save(content, path)
-    with pytest.raises(WeightsError, match=f"{path}: refused, the pickle asks to run code.*mkdir.*only the tensors"):
+@pytest.mark.parametrize("way", ["zip", "legacy", "plain pickle"])
+@pytest.mark.parametrize("call", [(os.mkdir, ("ran",)), (bytearray, (3_000_000_000,))], ids=["code", "much of little"])
+def test_calls_in_a_pickle_are_refused_and_not_made(tmp_path, monkeypatch, way, call):
+    monkeypatch.chdir(tmp_path)
+    path, content = tmp_path / "evil.pth", {"epoch": 1, "config": Calls(*call)}
+    if way == "plain pickle":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=way == "zip")
+    with pytest.raises(WeightsError, match=rf"{path}: refused, .* run code .*{call[0].__name__}.*only the tensors"):
         read_weights(path)
-    assert not (tmp_path / "ran").exists()
+    assert not Path("ran").exists()
 
 
 WEIGHT = torch.ones(2, 3)

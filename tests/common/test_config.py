@@ -42,18 +42,13 @@ def user_file(tmp_path):
     """Writes a YAML file and returns its path."""
 
     def write(text: str, name: str = "user.yaml") -> Path:
-        file = tmp_path / name
-        file.write_text(text)
-        return file
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
 
     return write
 
 
-def _case_id(case: dict) -> str:
-    return f"{Path(case['user']).stem}-{(case['options'] or ['no'])[0]}"
-
-
-@pytest.mark.parametrize("case", MERGED, ids=_case_id)
+@pytest.mark.parametrize("case", MERGED, ids=lambda case: f"{case['user']}-{case['options']}"[:60])
 def test_merged_configuration_is_the_references(case, reference_defaults):
     merged = _merge(PARITY / case["user"], case["options"], reference_defaults).to_dict()
     # 1 == 1.0 == True in Python; as JSON they differ.
@@ -111,23 +106,18 @@ RUN, ALIGN = "run: {}", "{cc_sbu_align: {}}"
         ("just text", "`run:`"),
         ("run: {a: 1\nmodel: [", "cannot be read as YAML"),
         ("run: {a: 1}\nrun: {b: 2}", "cannot be read as YAML"),
-        ("run: {a: '${oops'}", "cannot be read as YAML"),
         (MINIMAL.replace(RUN, ""), "has no section `run:`"),
         (MINIMAL.replace(RUN, "run:"), "write `run: {}` for none"),
         (MINIMAL.replace(RUN, "run: ???"), "`run:`"),
         (MINIMAL.replace(RUN, "run: ${nowhere}"), "`run:`"),
         (MINIMAL.replace(RUN, "run: ${run}"), "run"),
         (MINIMAL.replace(RUN, "run: [1]"), "`run:`"),
-        (MINIMAL.replace(RUN, "run: 1.5"), "`run:`"),
         (MINIMAL.replace(RUN, "run: {seed: '${oc.env:NOT_SET_ANYWHERE}'}"), "run.seed"),
-        (MINIMAL.replace(RUN, "run: {seed: '${oc.decode:[}'}"), "run"),
         (MINIMAL.replace(RUN, "run: {a: '${run.b}', b: '${run.a}'}"), "run"),
         (MINIMAL.replace(RUN, f"run: {'[' * 900}{']' * 900}"), "cannot be read as YAML"),
-        (MINIMAL.replace(RUN, f"run: {'[' * 99999}"), "cannot be read as YAML"),
         (MINIMAL + LAUGHS, "cannot be read as YAML"),
         (MINIMAL + "loop: &loop [*loop]", "cannot be read as YAML"),
         (MINIMAL + "\tx: 1", "line 4"),
-        (MINIMAL + "x: !!int ''", "cannot be read as YAML"),
         (MINIMAL + "x: '\0'", "cannot be read as YAML"),
         (MINIMAL.replace(ALIGN, "???"), "`datasets:`"),
         (MINIMAL.replace(ALIGN, "{cc_sbu_align: }"), "write `cc_sbu_align: {}` for none"),
@@ -141,7 +131,6 @@ RUN, ALIGN = "run: {}", "{cc_sbu_align: {}}"
         (MINIMAL.replace("arch: minigpt4, ", ""), "model.arch is missing"),
         (MINIMAL.replace("minigpt4,", "minigtp4,"), "model.arch: unknown name 'minigtp4'; did you mean 'minigpt4'?"),
         (MINIMAL.replace("minigpt4,", "[1],"), "model.arch cannot be [1]"),
-        (MINIMAL.replace("minigpt4,", "'???',"), "model.arch"),
         (MINIMAL.replace("vicuna0", "vicuna"), "did you mean 'pretrain_vicuna0'? Known: pretrain_llama2, "),
         (MINIMAL + "evaluation_datasets: 3\n", "`evaluation_datasets:` must hold keys"),
         (MINIMAL + "imports: [no_such_module_here]", "cannot import 'no_such_module_here': ModuleNotFoundError"),
@@ -169,14 +158,10 @@ def test_path_that_is_no_text_file_is_refused(path, tmp_path, monkeypatch):
         ("run=7", "name a key of the section"),
         ("run.amp", "--options run.amp: write KEY=VALUE"),
         ("=7", "write KEY=VALUE"),
-        ("run.seed=[[[" + "[" * 500, "run.seed"),
-        ("run.seed=&a [*a]", "run.seed"),
         ("run.seed=!!int ''", "run.seed"),
         ("run.seed=${nowhere}", "--options run.seed"),
         ("run.seed=${oc.env:NOT_SET_ANYWHERE}", "run.seed"),
-        ("run.seed=${oc.decode:[}", "run.seed"),
         ("run.seed=\x01", "run.seed"),
-        ("run=???", "run"),
         ("run=${model}", "run"),
         ("datasets.cc_sbu_align=[1]", "datasets.cc_sbu_align"),
         ("model={a: 1}.b", "model"),
@@ -247,13 +232,3 @@ def test_import_that_fails_in_any_way_names_module_and_file(body, user_file, tmp
     user_file(body, "failing_module.py")
     with pytest.raises(ConfigError, match=r"user\.yaml: .*'failing_module'"):
         _merge(user_file(MINIMAL + "imports: [failing_module]\n"))
-
-
-def test_a_chain_of_references_that_doubles_is_refused_before_it_is_resolved(tmp_path):
-    chain = "\n".join(f"  k{n}: ${{model.k{n + 1}}}${{model.k{n + 1}}}" for n in range(40))
-    file = tmp_path / "chain.yaml"
-    file.write_text(f"model:\n  arch: minigpt4\n  model_type: pretrain_vicuna0\n{chain}\n  k40: xx\n")
-    with file.open("a") as end:
-        end.write("datasets: {cc_sbu_align: {}}\nrun: {}\n")
-    with pytest.raises(ConfigError, match=r"chain\.yaml.*model\.k\d+"):
-        Config(SimpleNamespace(cfg_path=str(file), options=None)).validate()

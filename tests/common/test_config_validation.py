@@ -1,9 +1,6 @@
 """Sections bound together: what a whole configuration must agree on."""
 
 import logging
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +16,7 @@ from minigpt4.inference.pipeline import image_processor, image_provenance
 REPOSITORY = Path(__file__).parents[2]
 MODEL = "model: {arch: minigpt4, model_type: pretrain_vicuna0}\n"
 RUN = "run: {init_lr: 1e-4, max_epoch: 1, iters_per_epoch: 2}\n"
+DATASETS = "datasets: {laion: {batch_size: 3}, cc_sbu: {}}\n"
 SMALL_IMAGES = "{batch_size: 2, vis_processor: {train: {name: blip2_image_train, image_size: 112}}}"
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -47,13 +45,6 @@ def read(tmp_path):
         return Config(SimpleNamespace(cfg_path=str(file), options=None)).validate(training=training)
 
     return read_text
-
-
-DATASETS = "datasets: {laion: {batch_size: 3}, cc_sbu: {}}\n"
-
-
-def test_batch_size_is_the_largest_of_the_datasets_and_the_runs_for_those_without(read):
-    assert read(MODEL + DATASETS + RUN.replace("2}", "2, batch_size_train: 5}")).batch_size() == 5
 
 
 @pytest.mark.parametrize(
@@ -96,6 +87,10 @@ def test_all_faults_of_a_configuration_are_told_at_once(read, text, keys):
     assert [fault.removeprefix("  - ").partition(":")[0] for fault in faults] == keys
 
 
+def test_batch_size_is_the_largest_of_the_datasets_and_the_runs_for_those_without(read):
+    assert read(MODEL + DATASETS + RUN.replace("2}", "2, batch_size_train: 5}")).batch_size() == 5
+
+
 # Mean and std of images
 
 
@@ -106,7 +101,6 @@ def test_all_faults_of_a_configuration_are_told_at_once(read, text, keys):
         ("resnet50", IMAGENET),
         ("vit_tiny_patch16_224", HALF),
         ("vit_base_patch16_224.dino", IMAGENET),
-        ("vit_large_patch14_clip_224.openai", CLIP),
     ],
 )
 @pytest.mark.parametrize("datasets", ["{}", "{cc_sbu_align: {}}", "{laion: {}, cc_sbu: {}}"])
@@ -182,18 +176,3 @@ def test_processor_without_mean_and_std_is_left_alone(read, tmp_path, monkeypatc
     sections = "{vis_processor: {train: {name: own_processor}, eval: {name: own_processor}}}"
     config = read("imports: [own_processor]\n" + tower("resnet50") + f"datasets: {{laion: {sections}}}\n" + RUN)
     assert type(image_processor(config)).__name__ == "OwnProcessor"
-
-
-def test_neither_the_usual_tower_nor_a_typo_waits_for_torch(tmp_path):
-    (tmp_path / "good.yaml").write_text(MODEL + "datasets: {laion: {}}\n" + RUN)
-    (tmp_path / "typo.yaml").write_text(tower("resnet50") + "datasets: {laion: {}}\n" + RUN.replace("lr:", "lrr:"))
-    code = (
-        "import sys\nfrom types import SimpleNamespace\n"
-        "from minigpt4.common.config import Config\nfrom minigpt4.common.errors import ConfigError\n"
-        "Config(SimpleNamespace(cfg_path='good.yaml', options=None)).validate(training=False)\n"
-        "try: Config(SimpleNamespace(cfg_path='typo.yaml', options=None)).validate(training=False)\n"
-        "except ConfigError: sys.exit(bool({'torch', 'timm', 'transformers'} & set(sys.modules)))\n"
-        "sys.exit(2)"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment).returncode == 0

@@ -1,8 +1,11 @@
-"""The names that forks of LAVIS and MiniGPT-4 import from `common`, `runners` and `tasks`, and how they call them."""
+"""The names that forks of LAVIS and MiniGPT-4 import from `common`, `runners` and `tasks`, and how they call them; the
+schedules give the reference's rates, step by step."""
 
+import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -112,22 +115,35 @@ def test_utils(monkeypatch):
 )
 def test_schedules(name, kind, rates):
     assert registry.get_lr_scheduler_class(name) is kind
-    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
-    schedule = kind(
-        optimizer=optimizer,
-        max_epoch=2,
-        iters_per_epoch=3,
-        min_lr=0.0,
-        init_lr=1.0,
-        warmup_start_lr=0.0,
-        warmup_steps=2,
-        decay_rate=0.5,
-    )
+    optimizer = torch.optim.SGD([{"params": [torch.zeros(1)]}, {"params": [torch.zeros(1)]}], lr=1.0)
+    keys = {"max_epoch": 2, "iters_per_epoch": 3, "min_lr": 0.0, "init_lr": 1.0, "warmup_steps": 2}
+    schedule = kind(optimizer=optimizer, **keys, warmup_start_lr=0.0, decay_rate=0.5)
     found = []
     for epoch, step in ((0, 0), (0, 1), (0, 2), (1, 1)):
         schedule.step(cur_epoch=epoch, cur_step=step)
-        found.append(optimizer.param_groups[0]["lr"])
-    assert found == pytest.approx(rates)
+        found.append([group["lr"] for group in optimizer.param_groups])
+    assert found == [pytest.approx([rate, rate]) for rate in rates]
+    for unset in (None, -1):  # no ramp and no decay
+        assert kind(None, **keys, warmup_start_lr=unset, decay_rate=None).lr_at(0, 0) == 1.0
+    assert LinearWarmupStepLRScheduler(None, **keys).lr_at(1, 0) == 1.0
+
+
+LR = json.loads((Path(__file__).parents[1] / "data/parity/golden.json").read_text())["lr"]
+
+
+@pytest.mark.parametrize("case", LR, ids=lambda case: case["name"])
+def test_every_rate_written_to_the_optimizer_is_the_references(case, golden_tensors):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = registry.get_lr_scheduler_class(case["scheduler"])(optimizer, **case["args"])
+    rates = []
+    for epoch in range(case["args"]["max_epoch"]):
+        for step in range(case["args"]["iters_per_epoch"]):
+            schedule.step(cur_epoch=epoch, cur_step=step)
+            rates.append(optimizer.param_groups[0]["lr"])
+    expected = golden_tensors[f"lr/{case['name']}"]
+    torch.testing.assert_close(torch.tensor(rates, dtype=torch.float64), expected, rtol=1e-12, atol=0)
+    epoch = case["args"]["max_epoch"] - 1  # without the steps before
+    assert type(schedule)(None, **case["args"]).lr_at(epoch, step) == rates[-1]
 
 
 def test_tasks_and_runners():

@@ -1,19 +1,28 @@
-"""The log of a run: what the console, log.txt and metrics.jsonl say, on rank 0 and on the others."""
+"""The log of a run: console, log.txt and metrics.jsonl on rank 0 and the others, trackers, and the start-up clock."""
 
 import io
 import json
 import logging
+import os
+import pty
 import re
+import socket
+import subprocess
+import sys
+import termios
 import time
+from contextlib import suppress
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from minigpt4.common import dist_utils
+from minigpt4.common import dist_utils, start_clock
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.run_folder import RunFolder
-from minigpt4.common.run_log import RunLog
+from minigpt4.common.run_log import RunLog, check_trackers
 from minigpt4.common.schemas import RunConfig
+from minigpt4.common.start_clock import DATA, FIRST_STEP, LLM, PHASES, VISION, finish, not_needed, phase
 
 PUBLISHED_LINE = re.compile(
     r"Train: data epoch: \[(\d+)\]  \[ *(\d+)/(\d+)\]  eta: (\d+:\d\d:\d\d)  lr: (\d\.\d{6})  loss: (\d+\.\d{4})"
@@ -65,6 +74,9 @@ def reference(golden, golden_tensors):
 
 
 def test_lines_are_the_published_ones_every_log_freq_iterations_and_at_the_last(tmp_path, capsys):
+    with _run_log(tmp_path).epoch(0, 500) as epoch_log:
+        epoch_log.step(torch.tensor(2.8966), 8.25e-6, num_samples=2)
+    assert "Train: data epoch: [0]  [  0/500]  eta: 0:00:0" in capsys.readouterr().out
     _train(_run_log(tmp_path), [3.0 + i / 8 for i in range(10)], epoch=1, rates=[8.25e-6] * 10)
     *lines, total = capsys.readouterr().out.splitlines()
     found = [PUBLISHED_LINE.fullmatch(line).groups() for line in lines]
@@ -74,13 +86,7 @@ def test_lines_are_the_published_ones_every_log_freq_iterations_and_at_the_last(
     assert PUBLISHED_TOTAL.fullmatch(total)[1] == "1"
 
 
-def test_iteration_is_padded_to_the_width_of_the_last(tmp_path, capsys):
-    with _run_log(tmp_path).epoch(0, 500) as epoch_log:
-        epoch_log.step(torch.tensor(2.8966), 8.25e-6, num_samples=2)
-    assert "Train: data epoch: [0]  [  0/500]  eta: 0:00:0" in capsys.readouterr().out
-
-
-def test_averages_and_log_txt_are_those_of_the_reference(tmp_path, reference, caplog):
+def test_averages_and_log_txt_are_those_of_the_reference_and_validation_goes_to_both(tmp_path, reference, caplog):
     losses, rates, published = reference
     caplog.set_level(logging.INFO)
     run_log = _run_log(tmp_path)
@@ -91,21 +97,20 @@ def test_averages_and_log_txt_are_those_of_the_reference(tmp_path, reference, ca
         f"Averaged stats: lr: {sum(r) / 10:.4f}  loss: {sum(x) / 10:.4f}" for x, r in zip(losses, rates, strict=True)
     ]
     assert run_log.state_dict() is None
+    run_log.validation(1, 1.25, ["a dog runs"], cider=0.5)
+    assert _records(tmp_path, "log.txt")[2] == {"val_loss": 1.25, "val_cider": 0.5, "epoch": 1}
+    assert caplog.messages[-2:] == ["Validation (val): loss: 1.2500  cider: 0.5000", "  a dog runs"]
 
 
-def test_averages_cover_all_ranks(tmp_path, sums):
-    _train(_run_log(tmp_path, world_size=2), [1.0, 2.0])
-    assert _records(tmp_path, "log.txt")[0]["train_loss"] == "2.250"
-
-
-def test_other_ranks_join_the_sum_and_write_nothing(tmp_path, sums, capsys):
-    run_log = _run_log(tmp_path, rank=1, world_size=2)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_averages_cover_all_ranks_and_rank_0_alone_writes(tmp_path, sums, capsys, rank):
+    run_log = _run_log(tmp_path, rank=rank, world_size=2)
     _train(run_log, [1.0, 2.0])
     run_log.validation(0, 1.5, ["a dog"])
     run_log.close()
     assert len(sums) == 1
-    assert capsys.readouterr().out == ""
-    assert list((tmp_path / "20250608_111442").iterdir()) == []
+    assert bool(capsys.readouterr().out) == bool(list((tmp_path / "20250608_111442").iterdir())) == (rank == 0)
+    assert rank or _records(tmp_path, "log.txt")[0]["train_loss"] == "2.250"
 
 
 def test_losses_wait_on_their_device_until_a_line_is_due(tmp_path):
@@ -144,19 +149,12 @@ def test_metrics_have_a_line_for_each_log_iteration(tmp_path, sums):
     assert second["max_memory_mib"] is None
 
 
-@pytest.mark.parametrize("error", [None, RuntimeError("out of memory")])
+@pytest.mark.parametrize("error", [None, "out of memory"])
 def test_epoch_that_a_signal_or_an_error_ends_writes_no_means_and_waits_for_nobody(tmp_path, sums, capsys, error):
-    def leave_early():
-        with _run_log(tmp_path, world_size=2).epoch(0, 2 if error is None else 1) as epoch_log:
-            epoch_log.step(1.0, 1e-4, num_samples=1)
-            if error:
-                raise error
-
-    if error:
-        with pytest.raises(RuntimeError, match="out of memory"):
-            leave_early()
-    else:
-        leave_early()
+    with suppress(MemoryError), _run_log(tmp_path, world_size=2).epoch(0, 1 if error else 2) as epoch_log:
+        epoch_log.step(1.0, 1e-4, num_samples=1)
+        if error:
+            raise MemoryError(error)
     assert not sums
     assert "Total time" not in capsys.readouterr().out
     assert not (tmp_path / "20250608_111442/log.txt").exists()
@@ -187,14 +185,6 @@ def test_resume_in_mid_epoch_gives_the_files_of_an_uninterrupted_run(tmp_path, r
     assert [entry["checkpoint"] for entry in facts["resumed"]] == [str(tmp_path / "checkpoint_iter_14.pth")]
 
 
-def test_validation_goes_to_console_and_log_txt(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
-    _run_log(tmp_path).validation(1, 1.25, ["a dog runs"], cider=0.5)
-    assert _records(tmp_path, "log.txt") == [{"val_loss": 1.25, "val_cider": 0.5, "epoch": 1}]
-    assert "Validation (val): loss: 1.2500  cider: 0.5000" in caplog.messages
-    assert "  a dog runs" in caplog.messages
-
-
 class Terminal(io.StringIO):
     def isatty(self):
         return True
@@ -211,3 +201,200 @@ def test_terminal_sees_a_bar_and_only_a_file_beside_it_gets_lines(tmp_path, monk
         assert shown in err.getvalue()
     lines = (out.getvalue() if is_terminal else capsys.readouterr().out).splitlines()
     assert [bool(PUBLISHED_LINE.fullmatch(line)) for line in lines] == ([] if is_terminal else [True, True, False])
+
+
+# Trackers, of the real packages: they take numbers, wait a bounded time, and never stop a run
+
+ALONE = Processes(0, 0, 1, "cpu")
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    return RunFolder.create(tmp_path / "output")
+
+
+def _log(folder, *numbers: tuple[int, float], first=0, **keys) -> None:
+    """Log these losses by step to what `keys` ask for."""
+    run_log = RunLog(RunConfig(job_name="stage2", iters_per_epoch=1000, **keys), folder, ALONE, {"run": {"seed": 42}})
+    run_log.begin(iteration=first)
+    for step, loss in numbers:
+        run_log.track({"train/loss": loss}, step)
+    run_log.close()
+
+
+def test_tracker_that_fails_is_left_out_and_the_others_go_on(folder, caplog):
+    class Tracker:
+        def __init__(self, name):
+            self.name, self.logged = name, []
+
+        def log(self, numbers, step):
+            self.logged.append((numbers, step))
+            if self.name == "failing":
+                raise ConnectionError("the service went away")
+
+    _log(folder)
+    assert [path.name for path in folder.path.iterdir()] == ["run.json"], "nothing starts unless asked for"
+    run_log = RunLog(RunConfig(), folder, ALONE, {})
+    failing, listing = run_log.trackers[:] = [Tracker("failing"), Tracker("listing")]
+    for step in (0, 1):
+        run_log.track({"train/loss": 2.0}, step)
+    assert len(failing.logged) == 1
+    assert listing.logged == [({"train/loss": 2.0}, 0), ({"train/loss": 2.0}, 1)]
+    assert "failing failed and is left out from here on: the service went away" in caplog.text
+
+
+MISSING = """
+import sys
+from pathlib import Path
+sys.modules["tensorboard"] = sys.modules["wandb"] = None
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.run_folder import RunFolder
+from minigpt4.common.run_log import check_trackers, start_trackers
+from minigpt4.common.schemas import RunConfig
+try:
+    check_trackers(RunConfig(tensorboard_log=True))
+except ConfigError as error:
+    print(error)
+print(start_trackers(RunConfig(wandb_log=True), RunFolder(Path(".")), {}))
+"""
+
+
+def test_missing_tensorboard_is_an_error_and_missing_wandb_a_warning(tmp_path):
+    done = subprocess.run([sys.executable, "-c", MISSING], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "run.tensorboard_log: needs the package tensorboard; pip install tensorboard\n[]\n"
+    assert "run.wandb_log" in done.stderr
+    assert "pip install wandb" in done.stderr
+
+
+def test_tensorboard_of_a_resumed_run_shows_no_step_twice(folder):
+    check_trackers(RunConfig(tensorboard_log=True))
+    _log(folder, (0, 0.5), (50, 1.5), (100, 2.5), tensorboard_log=True)
+    _log(folder, (50, 3.5), (100, 4.5), first=50, tensorboard_log=True)
+    shown = EventAccumulator(str(folder.path)).Reload().Scalars("train/loss")
+    assert [(event.step, event.value) for event in shown] == [(0, 0.5), (50, 3.5), (100, 4.5)]
+
+
+@pytest.fixture
+def no_login(monkeypatch, tmp_path):
+    """A user who never logged in."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+@pytest.mark.parametrize("has_login", [False, True])
+def test_wandb_without_a_login_or_an_answer_writes_offline(folder, no_login, has_login, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    began = time.perf_counter()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes the connection and never says a word
+        if has_login:
+            monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+            monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+        _log(folder, (0, 2.5), wandb_log=True)
+    assert time.perf_counter() - began < 60
+    assert ("no answer from http://127.0.0.1" if has_login else "no login, writing offline") in caplog.text
+    assert len(list(folder.path.glob(f"wandb/offline-run-*-{folder.facts()['id']}/*.wandb"))) == 1
+
+
+def test_wandb_that_does_not_start_is_a_warning(folder, no_login, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "no such mode")
+    _log(folder, (0, 1.0), wandb_log=True)
+    assert "run.wandb_log: did not start" in caplog.text
+
+
+# The console
+
+LINES = """
+import logging
+from minigpt4.common.logger import setup_logging
+setup_logging({rank})
+logging.info("number of trainable parameters: %d", 3149824)
+logging.warning("slow disk")
+logging.getLogger("minigpt4.anything").error("broken")
+"""
+BAR = """
+import logging
+from tqdm import tqdm
+from minigpt4.common.logger import setup_logging
+setup_logging(0)
+with tqdm(total=3, desc="epoch 0", dynamic_ncols=True) as bar:
+    bar.update()
+    logging.warning("in the middle")
+    bar.update()
+"""
+STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} "
+PUBLISHED = ["[INFO] number of trainable parameters: 3149824", "[WARNING] slow disk", "[ERROR] broken"]
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"), [(0, PUBLISHED), (3, ["[WARNING] rank 3: slow disk", "[ERROR] rank 3: broken"])]
+)
+def test_rank_0_logs_in_the_published_form_and_others_their_warnings_with_their_rank(rank, expected):
+    done = subprocess.run([sys.executable, "-c", LINES.format(rank=rank)], capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert [re.sub(f"^{STAMP}", "", line) for line in done.stderr.splitlines()] == expected
+
+
+def test_log_line_does_not_tear_the_bar_apart():
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 100))
+    subprocess.run([sys.executable, "-c", BAR], stdout=follower, stderr=follower, check=True)
+    os.close(follower)
+    text = os.read(leader, 1 << 16).decode()
+    os.close(leader)
+    line = next(line for line in text.split("\n") if "in the middle" in line)
+    assert re.fullmatch(STAMP + r"\[WARNING\] in the middle", line.strip().split("\r")[-1].removeprefix("\x1b[A"))
+    assert "epoch 0" in text
+
+
+# The start-up clock
+
+PAUSE = 0.02
+
+
+@pytest.fixture
+def clock():
+    start_clock.begin()
+    yield
+    finish()
+
+
+def test_parts_of_phases_add_up_an_inner_phase_counts_once_and_errors_pass(clock):
+    @phase(LLM)
+    def load():
+        raise RuntimeError("no weights")
+
+    for _ in range(2):
+        with phase(FIRST_STEP), phase(VISION):
+            time.sleep(PAUSE)
+    with pytest.raises(RuntimeError, match="no weights"):
+        load()
+    seconds = finish().seconds
+    assert seconds[VISION] >= 2 * PAUSE
+    assert seconds[FIRST_STEP] < PAUSE
+    assert LLM in seconds
+
+
+def test_line_names_every_phase_in_order_and_why_one_was_not_needed(clock):
+    not_needed(DATA, "nothing")
+    with phase(DATA):  # it was, after all
+        pass
+    not_needed(VISION, "cache")
+    line = str(finish())
+    places = [line.index(f" {name} ") for name in PHASES]
+    assert places == sorted(places)
+    assert line.startswith("Start-up took ")
+    assert f"{DATA} 0.0, {LLM} none, {VISION} not needed: cache, " in line
+    assert finish() is None
+
+
+def test_time_before_the_clock_began_counts_as_imports():
+    code = (
+        f"import time; time.sleep({10 * PAUSE}); from minigpt4.common import start_clock as c; c.begin(); "
+        "print(c.finish().seconds['imports'])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(result.stdout) >= 9 * PAUSE  # the system counts in hundredths of a second

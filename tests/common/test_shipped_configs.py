@@ -17,10 +17,9 @@ from minigpt4.common.schemas import GenerationSettings
 from minigpt4.common.weights import TABLE, load_table
 
 REPOSITORY = Path(__file__).parents[2]
-RECIPES = sorted((REPOSITORY / "train_configs").glob("minigpt4_*.yaml"))
-MINI_RECIPES = sorted((REPOSITORY / "train_configs").glob("mini_*.yaml"))
-FLICKR_EVALUATION = REPOSITORY / "eval_configs" / "minigpt4_flickr_eval.yaml"
-COCO_EVALUATION = REPOSITORY / "eval_configs" / "minigpt4_coco_eval.yaml"
+TRAINING = REPOSITORY / "train_configs"
+RECIPES, MINI_RECIPES = (sorted(TRAINING.glob(pattern)) for pattern in ("minigpt4_*.yaml", "mini_*.yaml"))
+FLICKR, COCO = (REPOSITORY / "eval_configs" / f"minigpt4_{data}_eval.yaml" for data in ("flickr", "coco"))
 
 # lr (init, min, warm-up), warm-up steps, epochs, iterations an epoch, batch per GPU, text length
 PUBLISHED = {
@@ -34,75 +33,66 @@ VARIANTS = list(itertools.product(LLMS, PUBLISHED))
 
 def _recipe(llm: str, stage: str) -> Path:
     """File of a recipe; those of the 7B model have the published names, without a size."""
-    return REPOSITORY / "train_configs" / f"minigpt4_{stage if llm == '7b' else f'{llm}_{stage}'}.yaml"
+    return TRAINING / f"minigpt4_{stage if llm == '7b' else f'{llm}_{stage}'}.yaml"
 
 
 def _bound(file: Path, options: list[str] | None = None, training: bool = False) -> Config:
     return Config(SimpleNamespace(cfg_path=str(file), options=options)).validate(training=training)
 
 
-def _user(folder: Path, text: str) -> Path:
+def _user(folder: Path, text: str) -> Config:
     file = folder / "user.yaml"
     file.write_text(text)
-    return file
+    return _bound(file)
+
+
+def _comments(file: Path) -> str:
+    return "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
 
 
 @pytest.mark.parametrize("file", [*RECIPES, *MINI_RECIPES], ids=lambda file: file.stem)
-def test_recipe_can_train_and_switches_no_saving_of_the_step_off(file):
+def test_recipe_can_train_with_the_options_in_its_comments_and_switches_no_saving_of_the_step_off(file):
     config, defaults = _bound(file, training=True), MiniGPT4Config()
     assert not config.run.wandb_log
     assert (config.model.model_type == "pretrain_mini") == (file in MINI_RECIPES)
     assert config.run.amp or file in MINI_RECIPES
     for key in ("llm_attention", "llm_packing", "llm_prefix_cache", "llm_logits"):
         assert getattr(config.model, key) == getattr(defaults, key), key
+    for option in re.findall(r"\b(?:run|datasets|model)\.[\w.]+=\S+", _comments(file)):
+        _bound(file, [option])
 
 
 def test_every_llm_has_every_recipe_each_with_a_folder_of_its_own():
     assert sorted(_recipe(llm, stage) for llm, stage in VARIANTS) == RECIPES
-    assert sorted([*RECIPES, *MINI_RECIPES]) == sorted((REPOSITORY / "train_configs").iterdir())
+    assert sorted([*RECIPES, *MINI_RECIPES]) == sorted(TRAINING.iterdir())
     runs = [_bound(file).run for file in RECIPES]
     assert len({run.output_dir for run in runs}) == len({run.job_name for run in runs}) == len(RECIPES)
 
 
 @pytest.mark.parametrize(("llm", "stage"), VARIANTS)
-def test_recipe_has_the_published_numbers(llm, stage):
-    config = _bound(_recipe(llm, stage))
-    run = config.run
-    lengths = (run.warmup_steps, run.max_epoch, run.iters_per_epoch)
-    for dataset in config.datasets.values():
-        found = (run.init_lr, run.min_lr, run.warmup_lr, *lengths, dataset.batch_size, config.model.max_txt_len)
-        assert found == PUBLISHED[stage]
-
-
-@pytest.mark.parametrize(("llm", "stage"), VARIANTS)
-def test_recipe_joins_what_belongs_together(llm, stage):
-    model = _bound(_recipe(llm, stage)).model
-    table = load_table()
-    pairings = yaml.safe_load(TABLE.read_text())["llms"]
-    pairing = next(pairing for pairing in pairings if pairing["llm"] == LLMS[llm])
+def test_recipe_has_the_published_numbers_and_joins_what_belongs_together(llm, stage):
+    config, table = _bound(_recipe(llm, stage)), load_table()
+    run, model = config.run, config.model
+    numbers = (run.init_lr, run.min_lr, run.warmup_lr, run.warmup_steps, run.max_epoch, run.iters_per_epoch)
+    batches = {dataset.batch_size for dataset in config.datasets.values()}
+    assert {(*numbers, batch, model.max_txt_len) for batch in batches} == {PUBLISHED[stage]}
+    pairing = next(pairing for pairing in yaml.safe_load(TABLE.read_text())["llms"] if pairing["llm"] == LLMS[llm])
     assert model.llama_model == f"weights/{table.files[LLMS[llm]].path}"
     assert (model.model_type, model.has_qformer) == (pairing["model_type"], pairing["qformer"])
+    chat = (model.prompt_template, model.end_sym)
     if stage == "stage1_pretrain":
-        assert (model.ckpt, model.prompt_path) == (None, None)
-        assert (model.prompt_template, model.end_sym) == ("", "\n")
+        assert (model.ckpt, model.prompt_path, *chat) == (None, None, "", "\n")
         return
     start = pairing["stage1"] if stage == "stage2_finetune" and pairing["stage1"] else pairing["aligned"]
     assert model.ckpt == f"weights/{table.files[start].path}"
-    assert (model.prompt_template, model.end_sym) == (pairing["prompt_template"], pairing["end_sym"])
+    assert chat == (pairing["prompt_template"], pairing["end_sym"])
 
 
-@pytest.mark.parametrize("file", [*RECIPES, FLICKR_EVALUATION, COCO_EVALUATION], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*RECIPES, FLICKR, COCO], ids=lambda file: file.stem)
 def test_weights_of_a_recipe_are_files_of_the_table(file):
     named = re.findall(r"weights/([\w.-]+)", file.read_text())
     assert named
     assert set(named) <= {entry.path for entry in load_table().files.values()}
-
-
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_options_named_in_the_comments_are_keys_of_the_recipe(file):
-    options = re.findall(r"\b(?:run|datasets|model)\.[\w.]+=\S+", _comments(file))
-    for option in options:
-        _bound(file, [option])
 
 
 @pytest.mark.parametrize(
@@ -123,18 +113,14 @@ def test_one_gpu_makes_the_published_updates_with_the_options_of_the_comment(sta
     assert run.warmup_steps == published[3] * run.accum_grad_iters
 
 
-def _comments(file: Path) -> str:
-    return "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
-
-
 def test_stage_1_mixes_its_sources_as_published():
-    datasets = _bound(REPOSITORY / "train_configs/minigpt4_stage1_pretrain.yaml").datasets
+    datasets = _bound(_recipe("7b", "stage1_pretrain")).datasets
     assert {name: dataset.sample_ratio for name, dataset in datasets.items()} == {"laion": 115, "cc_sbu": 14}
 
 
 def test_prompts_come_with_the_checkout_and_all_hold_the_image(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
-    config = _bound(REPOSITORY / "train_configs/minigpt4_flickr_finetune.yaml")
+    config = _bound(_recipe("7b", "flickr_finetune"))
     assert config.model.prompt_path == "prompts/alignment.txt"
     assert "model.prompt_path" not in dict(missing_paths(config.sections()))
     lines = (REPOSITORY / "prompts/alignment.txt").read_text().splitlines()
@@ -145,19 +131,15 @@ def test_prompts_come_with_the_checkout_and_all_hold_the_image(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "file"), [(n, f) for n, files in find_default_files().datasets.items() for f in files.values()]
 )
-def test_shipped_dataset_default_is_complete_by_itself(name, file, tmp_path):
-    model = "{arch: minigpt4, model_type: pretrain_vicuna0}"
-    user = _user(tmp_path, f"model: {model}\ndatasets: {{{name}: {{type: {file.stem}}}}}\nrun: {{}}\n")
-    assert _bound(user).datasets[name].type == file.stem
+def test_shipped_dataset_default_is_complete_by_itself_under_either_model(name, file, tmp_path):
+    for kind, has_qformer in (("vicuna0", True), ("llama2", False)):
+        text = f"model: {{arch: minigpt4, model_type: pretrain_{kind}}}\nrun: {{}}\n"
+        config = _user(tmp_path, f"{text}datasets: {{{name}: {{type: {file.stem}}}}}\n")
+        assert config.datasets[name].type == file.stem
+        assert (config.model.has_qformer, config.model.end_sym, config.model.prompt_template) == (has_qformer, "\n", "")
 
 
-def test_llama2_model_type_differs_from_vicuna_as_published(tmp_path):
-    text = "model: {arch: minigpt4, model_type: pretrain_llama2}\ndatasets: {cc_sbu_align: {}}\nrun: {}\n"
-    model = _bound(_user(tmp_path, text)).model
-    assert (model.has_qformer, model.end_sym, model.prompt_template) == (False, "\n", "")
-
-
-EVALUATION = """
+RELEASED = """
 model:
   arch: minigpt4
   model_type: pretrain_vicuna0
@@ -176,14 +158,14 @@ run:
 
 
 def test_file_with_the_keys_of_the_released_demo_config_binds(tmp_path):
-    config = _bound(_user(tmp_path, EVALUATION))
+    config = _user(tmp_path, RELEASED)
     assert config.model.low_resource
     assert config.datasets["cc_sbu_align"].vis_processor.train.name == "blip2_image_eval"
     assert config.run.init_lr is None
 
 
 def test_evaluations_ask_the_model_that_the_recipe_trains():
-    trained, flickr, coco = map(_bound, (_recipe("7b", "flickr_finetune"), FLICKR_EVALUATION, COCO_EVALUATION))
+    trained, flickr, coco = map(_bound, (_recipe("7b", "flickr_finetune"), FLICKR, COCO))
     assert flickr.model == dataclasses.replace(trained.model, ckpt=flickr.model.ckpt)
     assert coco.model == dataclasses.replace(flickr.model, prompt_path=coco.model.prompt_path)
     assert flickr.datasets["flickr30k_grounded_detail"].build_info.test_ann_path.endswith("_test.json")

@@ -59,17 +59,16 @@ def test_whole_files_of_all_formats_are_read_also_without_checksums(tmp_path):
         check_whole(path.rename(tmp_path / "a.part"), path.name)  # as downloads are
 
 
-def test_3_mb_that_unpack_to_3_gb_are_refused_before_they_take_memory(tmp_path):
+def test_little_that_unpacks_to_much_is_refused_before_it_takes_memory(tmp_path):
     path, zeros = tmp_path / "bomb.pth", bytes(1 << 20)
     with zipfile.ZipFile(io.BytesIO(saved({"a": torch.ones(100)}))) as plain:
-        pickled = plain.read(f"{STEM}/data.pkl").replace(b"Kdtq", b"J" + struct.pack("<i", 3000 << 18) + b"tq", 1)
+        pickled = plain.read(f"{STEM}/data.pkl").replace(b"Kdtq", b"J" + struct.pack("<i", 300 << 18) + b"tq", 1)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        with archive.open(f"{STEM}/data/0", "w", force_zip64=True) as entry:
-            for _ in range(3000):
+        with archive.open(f"{STEM}/data/0", "w") as entry:
+            for _ in range(300):
                 entry.write(zeros)
         archive.writestr(f"{STEM}/data.pkl", pickled, zipfile.ZIP_STORED)
-        archive.writestr(f"{STEM}/version", "3\n", zipfile.ZIP_STORED)
-    assert path.stat().st_size < 4_000_000
+    assert path.stat().st_size < 400_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert "data/0 is compressed" in refusal(path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
@@ -92,43 +91,16 @@ def test_entries_that_torch_would_not_write_are_refused(tmp_path, change, text):
     assert text in refusal(rezipped(tmp_path / "w.pth", change))
 
 
-def test_entries_that_share_their_bytes_are_refused(tmp_path):
-    path = rezipped(tmp_path / "w.pth", list)
-    data = bytearray(path.read_bytes())
-    last = data.rfind(b"PK\x01\x02")
-    data[last + 42 : last + 46] = bytes(4)  # the last entry begins where the first one does
-    path.write_bytes(data)
-    assert "shares its bytes" in refusal(path)
-
-
-def test_a_flipped_bit_in_a_tensor_is_found(tmp_path):
-    data = bytearray(saved({"a": torch.full((100,), 7.0)}))
-    data[data.find(struct.pack("<f", 7.0)) + 40] ^= 1
-    (tmp_path / "w.pth").write_bytes(data)
-    assert "data/0" in refusal(tmp_path / "w.pth")
-
-
-def test_old_files_that_claim_more_than_they_have_are_refused(tmp_path):
-    data = saved({"a": torch.ones(100)}, _use_new_zipfile_serialization=False)
-    assert data.count(b"Kdq") + data.count(b"KdN") == 1
-    (tmp_path / "w.pth").write_bytes(data.replace(b"KdN", b"J\x00\x00\x00\x7fN").replace(b"Kdq", b"J\x00\x00\x00\x7fq"))
-    assert "claims 8,522,825,728 bytes" in refusal(tmp_path / "w.pth")
-
-
-class Grows:
-    """Unpickles to 3 GB of zeros, which `weights_only` allows."""
-
-    def __reduce__(self):
-        return bytearray, (3_000_000_000,)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_calls_that_make_much_of_little_are_refused(tmp_path, zipped):
-    torch.save({"a": Grows()}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    assert "bytearray" in refusal(tmp_path / "w.pth")
-
-
-@pytest.mark.parametrize("length", [1 << 62, 1 << 40, 90_000_000, 3])
-def test_safetensors_with_a_header_that_is_not_there_are_refused(tmp_path, length):
-    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", length) + b'{"a": 1}')
-    refusal(tmp_path / "w.safetensors")
+def test_shared_bytes_a_flipped_bit_a_file_before_the_file_and_old_ones_that_claim_too_much_are_found(tmp_path):
+    shared = bytearray(rezipped(tmp_path / "w.pth", list).read_bytes())
+    last = shared.rfind(b"PK\x01\x02")
+    shared[last + 42 : last + 46] = bytes(4)  # the last entry begins where the first one does
+    flipped = bytearray(saved({"a": torch.full((100,), 7.0)}))
+    flipped[flipped.find(struct.pack("<f", 7.0)) + 40] ^= 1
+    old = saved({"a": torch.ones(100)}, _use_new_zipfile_serialization=False)
+    assert old.count(b"Kdq") + old.count(b"KdN") == 1
+    old = old.replace(b"KdN", b"J\x00\x00\x00\x7fN").replace(b"Kdq", b"J\x00\x00\x00\x7fq")
+    twice = ("does not begin with", saved({"a": torch.ones(100)}) * 2)
+    for text, data in (("shares its bytes", shared), ("data/0", flipped), ("claims 8,522,825,728 bytes", old), twice):
+        (tmp_path / "w.pth").write_bytes(data)
+        assert text in refusal(tmp_path / "w.pth")

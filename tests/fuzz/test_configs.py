@@ -81,56 +81,28 @@ def accepts(file: Path, options: list[str]) -> bool:
     return not refusal
 
 
-def places(tree: Any, path: tuple = ()) -> Iterator[tuple]:
-    """Every place in a tree."""
-    yield path
+def places(tree: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """Path and content of every place in a tree."""
+    yield path, tree
     items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in items:
         yield from places(value, (*path, key))
 
 
-def value(chance: random.Random, tree: Any) -> Any:
-    """Anything that may stand in a configuration, often something of another place."""
-    kind = chance.randrange(6)
-    if kind == 0:
-        return chance.choice(NUMBERS)
-    if kind == 1:
-        return chance.choice([None, [], {}, [[]], [None], [{}], {"": ""}, {None: 1}, {1: {2: 3}}, ["a", 1, None]])
-    if kind == 2:
-        return copy.deepcopy(at(tree, chance.choice(list(places(tree)))))
-    return chance.choice(TEXTS)
-
-
-def at(tree: Any, path: tuple) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
-
-
-def mutate(tree: dict, chance: random.Random) -> None:
-    """One change of a tree, in place."""
-    path = chance.choice([path for path in places(tree) if path])
-    parent, key = at(tree, path[:-1]), path[-1]
-    kind = chance.randrange(6)
-    if kind == 0:
-        del parent[key]
-    elif kind == 1 and isinstance(parent, dict):
-        name = chance.choice(["", "a.b", "x y", str(key)[1:], str(key) + "s", 3, None, True, 1.5, "k" * 500])
-        parent[name] = value(chance, tree)
-    elif kind == 2:
-        inner = value(chance, tree)
-        for _ in range(chance.choice([3, 30, 90])):
-            inner = chance.choice([[inner], {"a": inner}])
-        parent[key] = inner
-    else:
-        parent[key] = value(chance, tree)
+def value(chance: random.Random, trees: list[Any]) -> Any:
+    """Anything that may stand in a configuration, often something of another place, now and then deep within."""
+    odd = [None, [], {}, [[]], [None], [{}], {"": ""}, {None: 1}, {1: {2: 3}}, ["a", 1, None]]
+    found = copy.deepcopy(chance.choice(chance.choice([NUMBERS, odd, trees, TEXTS, TEXTS])))
+    for _ in range(chance.choice([0, 0, 0, 0, 0, 3, 30, 90])):
+        found = chance.choice([[found], {"a": found}])
+    return found
 
 
 def mutate_text(text: str, chance: random.Random) -> str:
     """A change of the text, which may then be no YAML."""
-    kind = chance.randrange(7)
-    lines = text.splitlines()
+    lines, at = text.splitlines(), chance.randrange(len(text))
     line = chance.randrange(len(lines))
+    kind = chance.randrange(7)
     if kind == 0:
         lines[line] = lines[line].partition(":")[0] + ": " + chance.choice(YAML)
     elif kind == 1:
@@ -140,52 +112,38 @@ def mutate_text(text: str, chance: random.Random) -> str:
     elif kind == 3:
         lines.insert(chance.choice([0, len(lines)]), chance.choice([LAUGHS, "imports: [os, nope.nope]"]))
     elif kind == 4:
-        position = chance.randrange(len(text))
-        return text[:position] + chance.choice(YAML + TEXTS) + text[position:]
+        return text[:at] + chance.choice(YAML + TEXTS) + text[at:]
     elif kind == 5:
-        return text[: chance.randrange(len(text))]
+        return text[:at]
     else:
-        return "".join(
-            chance.choice([character, "\0", "ÿ", ""]) if chance.random() < 0.01 else character for character in text
-        )
+        return "".join(chance.choice([one, "\0", "ÿ", ""]) if chance.random() < 0.01 else one for one in text)
     return "\n".join(lines)
 
 
-def random_options(tree: Any, chance: random.Random) -> list[str]:
-    options = []
-    for _ in range(chance.choice([0, 0, 0, 1, 1, 3])):
-        path = [str(key) for key in chance.choice([path for path in places(tree) if path])]
-        if chance.random() < 0.3:
-            path.insert(
-                chance.randrange(len(path) + 1), chance.choice(["", "x", "[0]", "a[", "]", "x" * 300, "a." * 999])
-            )
-        options.append(".".join(path) + chance.choice(["=", "=", "=", "", "=="]) + chance.choice(random_text(chance)))
-    return options
-
-
-def random_text(chance: random.Random) -> list[str]:
-    return chance.choice([TEXTS, YAML, [str(number) for number in NUMBERS]])
-
-
-def case(known: dict[Path, Any], chance: random.Random) -> tuple[str, list[str], str]:
-    """A file's text, options, and what to do with what is no UTF-8."""
-    tree = copy.deepcopy(known[chance.choice(SOURCES)])
-    options = random_options(tree, chance)
-    for _ in range(chance.choice([0, 1, 1, 2, 4])):
-        if tree:
-            mutate(tree, chance)
-    text = yaml.dump(tree, allow_unicode=True, sort_keys=False)
-    if chance.random() < 0.4:
-        text = mutate_text(text, chance)
-    return text, options, chance.choice(["replace", "surrogatepass"])
+def random_option(tree: Any, chance: random.Random) -> str:
+    path = [str(key) for key in chance.choice([path for path, _ in places(tree) if path])]
+    if chance.random() < 0.3:
+        odd = chance.choice(["", "x", "[0]", "a[", "]", "x" * 300, "a." * 999])
+        path.insert(chance.randrange(len(path) + 1), odd)
+    text = chance.choice(chance.choice([TEXTS, YAML, [str(number) for number in NUMBERS]]))
+    return ".".join(path) + chance.choice(["=", "=", "=", "", "=="]) + text
 
 
 def test_configurations_are_valid_or_refused_by_name(random_cases, tmp_path):
-    known = {path: yaml.safe_load(path.read_text()) for path in SOURCES}
+    known = [yaml.safe_load(path.read_text()) for path in SOURCES]
+    trees = [tree for source in known for _, tree in places(source)]
+    keys = {str(key) for tree in trees if isinstance(tree, dict) for key in tree}
+    names = ["", "a.b", "x y", 3, None, True, 1.5, "k" * 500, *(f"{key}s" for key in keys), *keys]
     accepted, file = 0, tmp_path / "some.yaml"
     for name, chance in random_cases(CASES):
-        text, options, unpaired = case(known, chance)
-        file.write_bytes(text.encode("utf-8", errors=unpaired))
+        tree = chance.choice(known)
+        options = [random_option(tree, chance) for _ in range(chance.choice([0, 0, 0, 1, 1, 3]))]
+        for _ in range(chance.choice([0, 1, 1, 2, 4])):
+            tree = chance.change(tree, lambda _, chance=chance: value(chance, trees), names)
+        text = yaml.dump(tree, allow_unicode=True, sort_keys=False)
+        if chance.random() < 0.4:
+            text = mutate_text(text, chance)
+        file.write_bytes(text.encode("utf-8", errors=chance.choice(["replace", "surrogatepass"])))
         try:
             accepted += accepts(file, options)
         except Exception as error:

@@ -4,6 +4,7 @@ import json
 import random
 import resource
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,48 +36,18 @@ KEYS = [
 ]  # fmt: skip
 
 
-def change_tree(tree, chance: random.Random):
-    """The tree with one value replaced, added or taken away, somewhere."""
-    if isinstance(tree, dict) and tree and chance.random() < 0.7:
-        key = chance.choice(sorted(tree))
-        return {**tree, key: change_tree(tree[key], chance)}
-    if isinstance(tree, dict) and chance.random() < 0.6:
-        return {**tree, chance.choice(KEYS): chance.choice(VALUES)}
-    if isinstance(tree, list) and tree and chance.random() < 0.6:
-        place = chance.randrange(len(tree))
-        return [*tree[:place], change_tree(tree[place], chance), *tree[place + 1 :]]
-    if isinstance(tree, dict) and tree:
-        gone = chance.choice(sorted(tree))
-        return {key: value for key, value in tree.items() if key != gone}
-    return chance.choice(VALUES)
-
-
-def change_bytes(content: bytes, chance: random.Random) -> bytes:
-    place = chance.randrange(len(content) + 1)
-    return chance.choice(
-        (
-            content[:place],
-            b"",
-            content[:place] + chance.randbytes(chance.randint(1, 64)) + content[place + chance.randint(0, 64) :],
-            content[:place] + content,
-            b"\xef\xbb\xbf" + content,
-            b"[" * 10**5,
-        )
-    )
-
-
 def damage(directory: Path, chance: random.Random) -> None:
     file = chance.choice(sorted(directory.iterdir()))
     kind = chance.random()
-    if kind < 0.08:
+    if kind < 0.11:
         file.unlink()
-    elif kind < 0.11:
-        file.unlink()
-        file.mkdir()
+        if kind > 0.08:
+            file.mkdir()
     elif kind < 0.7 and file.suffix == ".json" and isinstance(tree := parsed(file), dict):
-        file.write_text(json.dumps(change_tree(tree, chance)), encoding="utf-8")
+        changed = chance.change(tree, lambda _: chance.choice(VALUES), KEYS)
+        file.write_text(json.dumps(changed), encoding="utf-8")
     else:
-        file.write_bytes(change_bytes(file.read_bytes(), chance))
+        file.write_bytes(chance.change_bytes(file.read_bytes()))
 
 
 def parsed(file: Path):
@@ -102,11 +73,9 @@ def test_directory_loads_or_is_refused_by_name(random_cases, parity_dir, section
             (directory / "tokenizer.model").unlink()
             converted = parity_dir.parent / "llama_tokenizers" / "tokenizer_v4.json"
             shutil.copy(converted, directory / "tokenizer.json")
-        try:
+        with suppress(IsADirectoryError, PermissionError):  # of a file that was turned into a folder
             for _ in range(chance.choice((1, 1, 1, 2, 4))):
                 damage(directory, chance)
-        except (IsADirectoryError, PermissionError):
-            pass  # a file that was turned into a folder
         try:
             if chance.random() < 0.2:
                 sized = replace(section, llama_model=str(directory))

@@ -1,0 +1,379 @@
+"""A YAML section becomes its dataclass, or one error that names every fault with key, file and remedy.
+
+First any schema, then paths, then the sections `run:`, `datasets:` and `model:`.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from minigpt4.common.binding import (
+    Float,
+    Int,
+    PathTo,
+    PositiveInt,
+    bind,
+    expand_braces,
+    missing_paths,
+    refuse,
+    require_paths,
+)
+from minigpt4.common.errors import ConfigError
+from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.common.schemas import DatasetConfig, ProcessorConfig, RunConfig
+
+
+@dataclass
+class Inner:
+    name: str
+    size: PositiveInt = 1
+
+
+@dataclass
+class Outer:
+    REFUSED_KEYS: ClassVar = {"lora_r": "LoRA does not exist here yet"}
+
+    needed: Int
+    rate: Float | None = None
+    flag: bool = False
+    text: str = ""
+    names: list[str] = field(default_factory=list)
+    free: dict[str, Any] = field(default_factory=dict)
+    mode: Literal["fp16", "bf16"] = "fp16"
+    folder: Annotated[str | None, PathTo("dir")] = None
+    inner: Inner = field(default_factory=lambda: Inner("none"))
+    processor: ProcessorConfig = field(default_factory=lambda: ProcessorConfig("none"))
+
+    def __post_init__(self) -> None:
+        refuse((self.flag and self.rate is None, "rate: goes with flag"), (self.needed > 9, "needed: is too much"))
+
+
+def _bind(node: Any) -> Outer:
+    return bind(Outer, node, section="run", source="user.yaml")
+
+
+def _error(node: Any) -> str:
+    with pytest.raises(ConfigError, match=r"^user\.yaml:\n") as error:
+        _bind(node)
+    return str(error.value)
+
+
+def test_absent_keys_get_the_schemas_defaults():
+    assert _bind({"needed": 3, "lora_r": 0}) == _bind({"needed": 3, "lora_r": None}) == Outer(needed=3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "bound"),
+    [
+        ("needed", "5", 5),
+        ("needed", 1e0, 1),
+        ("rate", "1e-4", 1e-4),
+        ("rate", 1, 1.0),
+        ("rate", None, None),
+        ("text", "</s>", "</s>"),
+        ("names", ["a", "b"], ["a", "b"]),
+        ("free", {"a": {"b": [1, None]}}, {"a": {"b": [1, None]}}),
+        ("mode", "bf16", "bf16"),
+        ("folder", "data/x", "data/x"),
+        ("inner", {"name": "n", "size": 2}, Inner("n", 2)),
+        ("processor", {"name": "n", "mean": [0.5]}, ProcessorConfig("n", None, {"mean": [0.5]})),
+        *[("text", text, text) for text in ("###", "<Img><ImageHere></Img>", "a/footpath/to", "/todo_list")],
+    ],
+)
+def test_value_of_the_right_type_is_bound(key, value, bound):
+    result = getattr(_bind({"needed": 1, key: value}), key)
+    assert result == bound
+    assert type(result) is type(bound)
+
+
+def test_omegaconf_node_is_bound_with_its_interpolations():
+    config = OmegaConf.create({"root": {"base": "data"}, "run": {"needed": 1, "text": "${root.base}/x"}})
+    assert _bind(config.run).text == "data/x"
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"needed": 1.5}, "run.needed: 1.5 should be a valid integer"),
+        ({"needed": True}, "run.needed: True must be a number"),
+        ({"needed": None}, "run.needed: no value should be"),
+        ({"needed": 2**63}, "run.needed: 9223372036854775808 must be"),
+        ({"rate": "fast"}, "run.rate: 'fast' should be"),
+        ({"rate": float("nan")}, "run.rate: nan should be a finite number"),
+        ({"flag": "maybe"}, "run.flag: 'maybe'"),
+        ({"text": 5}, "run.text: 5 should be"),
+        ({"names": "train"}, "run.names: 'train' should be"),
+        ({"names": ["a", 3]}, "run.names[1]: 3 should be"),
+        ({"free": [1]}, "run.free: [1] must be keys with values"),
+        ({"mode": "fp8"}, "run.mode: 'fp8' should be 'fp16' or 'bf16'"),
+        ({"inner": "n"}, "run.inner: 'n' must be keys with values"),
+        ({"inner": {"size": 2}}, "run.inner.name: is missing; set it in the file or with --options run.inner.name="),
+        ({"inner": {"name": "n", "size": 0}}, "run.inner.size: 0"),
+        ({"inner": {"nane": "n"}}, "run.inner.nane: unknown key; did you mean 'name'?"),
+        ({3: 4}, "run.3: unknown key"),
+        ({"lora_r": 64}, "run.lora_r: LoRA does not exist here yet"),
+        ([1], "run: [1] must be keys with values"),
+    ],
+)
+def test_faulty_value_is_named_by_its_full_key(values, complaint):
+    assert complaint in _error({"needed": 1, **values} if isinstance(values, dict) else values)
+
+
+@pytest.mark.parametrize(
+    ("values", "keys"),
+    [
+        (
+            {"neded": 2, "rate": "x", "names": ["TODO"], "inner": {"name": 1, "size": 0}},
+            ["names[0]", "neded", "needed", "rate", "inner.name", "inner.size"],
+        ),
+        ({"needed": 10, "flag": True}, ["rate", "needed"]),
+    ],
+)
+def test_all_faults_are_told_at_once(values, keys):
+    lines = _error(values).splitlines()[1:]
+    assert [line.removeprefix("  - run.").partition(":")[0] for line in lines] == keys
+
+
+@pytest.mark.parametrize(
+    "text", ["please set this value to the path of x", "/path/to/x/", "path/to/x.pth", "<your path>", "TODO", "???"]
+)
+def test_placeholder_is_refused(text):
+    lines = _error({"needed": 1, "text": text, "folder": "<vicuna>"}).splitlines()
+    assert f"run.text: {text!r} is a placeholder" in lines[1]
+    assert "run.folder: '<vicuna>' is a placeholder" in lines[2]
+
+
+# Paths
+
+
+@dataclass
+class Data:
+    storage: Annotated[str | None, PathTo("data", training=True)] = None
+
+
+@dataclass
+class Section:
+    weights: Annotated[str | None, PathTo("file")] = None
+    llm: Annotated[str | None, PathTo("dir")] = None
+    output: Annotated[str, PathTo("dir", later=True)] = "no/such/output"
+    resume: Annotated[str | None, PathTo("checkpoint")] = None
+    note: str = "no/such/note"
+    evaluate: bool = False
+    data: Data = field(default_factory=Data)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llm").mkdir()
+    for name in ("w.pth", "0.tar", "1.tar"):
+        (tmp_path / name).touch()
+
+
+@pytest.mark.parametrize(
+    ("section", "missing"),
+    [
+        (Section(), []),
+        (Section(weights="w.pth", llm="llm", resume="auto"), []),
+        (Section(weights="https://example.org/w.pth"), []),
+        (Section(data=Data("{0..1}.tar")), []),
+        (Section(data=Data("llm")), []),
+        (Section(data=Data("pipe:cat nowhere.tar")), []),
+        (Section(data=Data("s3://bucket/{0..9}.tar")), []),
+        (Section(data=Data("gone"), evaluate=True), []),
+        (Section(weights="gone.pth"), [("run.weights", "gone.pth")]),
+        (Section(weights="llm"), [("run.weights", "llm")]),
+        (Section(llm="w.pth"), [("run.llm", "w.pth")]),
+        (Section(data=Data("{0..7}.tar")), [("run.data.storage", "7.tar")]),
+    ],
+)
+def test_missing_paths_are_those_that_are_not_here_and_not_remote(section, missing, files):
+    assert missing_paths({"run": section}) == missing
+
+
+def test_missing_paths_of_all_sections_stand_in_one_error(files):
+    require_paths({"model": Section(weights="w.pth")}, "user.yaml")
+    with pytest.raises(ConfigError, match=r"user\.yaml") as error:
+        require_paths({"model": Section(weights="a.pth"), "datasets.x": Section(data=Data("b"))}, "user.yaml")
+    assert "model.weights: a.pth does not exist; set it" in str(error.value)
+    assert "datasets.x.data.storage: b does not exist" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{0..2000000000}.tar",
+        "http://x/{0..2000000000}.tar",
+        "{0..99999}{0..99999}.tar",
+        "{{0..9999},{0..9999}}{0..9999}.tar",
+        "{{0..999999}{0..999999},x}{a,b}",
+        "{a,b}" * 40,
+        "{" + "0" * 5000 + "..9}.tar",
+        "{" + "0" * 4000 + "1..900000}.tar",
+        "{a," * 900 + "b" + "}" * 900,
+    ],
+)
+def test_braces_that_stand_for_too_much_are_refused_before_they_are_expanded(pattern):
+    with pytest.raises(ConfigError, match=r"data\.storage"):
+        bind(Section, {"data": {"storage": pattern}}, section="model", source="user.yaml")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expanded"),
+    [
+        ("{8..11}.tar", ["8.tar", "9.tar", "10.tar", "11.tar"]),
+        ("{08..10..2}", ["08", "10"]),
+        ("{a,b{1..2},}x", ["ax", "b1x", "b2x", "x"]),
+        ("{z..y}", ["z", "y"]),
+        ("a{b}c", ["a{b}c"]),
+        (r"\{1..3\}", ["{1..3}"]),
+        ("{0..9..0}", list("0123456789")),
+    ],
+)
+def test_braces_stand_for_what_a_shell_makes_of_them(pattern, expanded):
+    assert expand_braces(pattern) == expanded
+    assert len(expand_braces("data/{cc/{00000..01255},laion/{00000..10488}}.tar")) == 11745, "as published"
+
+
+def test_tilde_is_the_home_directory_in_path_fields_only(monkeypatch):
+    monkeypatch.setenv("HOME", "/users/me")
+    values = {"llm": "~/llm", "weights": "https://x/~me/y", "note": "~/note", "data": {"storage": "~/{0..9}.tar"}}
+    section = bind(Section, values, section="model", source="a.yaml")
+    expected = Data("/users/me/{0..9}.tar")
+    assert section == Section(llm="/users/me/llm", weights="https://x/~me/y", note="~/note", data=expected)
+
+
+@pytest.mark.parametrize("name", ["~nouser/x", "a\0b", "\ud800"])
+@pytest.mark.parametrize("key", ["output", "weights"])
+def test_name_that_no_file_can_have_is_refused(key, name):
+    with pytest.raises(ConfigError, match=f"model.{key}: "):
+        bind(Section, {key: name}, section="model", source="user.yaml")
+
+
+# The sections of a run
+
+PUBLISHED_KEYS = """
+task runner lr_sched init_lr min_lr warmup_lr lr_decay_rate weight_decay beta2 max_epoch iters_per_epoch
+warmup_steps accum_grad_iters num_workers batch_size_train batch_size_eval seed output_dir amp resume_ckpt_path
+evaluate train_splits valid_splits test_splits device world_size dist_url distributed use_dist_eval_sampler
+wandb_log job_name log_freq
+"""
+NEW_KEYS = """
+amp_dtype accum_loss max_grad_norm max_nonfinite_steps save_every_iters keep_last max_bad_share max_bad_in_a_row
+tensorboard_log valid_captions generation failure_prompts feature_cache compile parallel
+"""
+SHARDS = {"builder": "image_caption_shards", "build_info": {"storage": "x/{0..3}.tar"}}
+PAIR = {"builder": "image_caption_json", "build_info": {"ann_path": "a.json", "image_path": "images"}}
+INFO = PAIR["build_info"]
+
+
+def _section(schema: type, **values):
+    return bind(schema, values, section="own", source="user.yaml")
+
+
+def test_keys_of_a_run_are_the_published_ones_and_the_new_ones():
+    assert {field.name for field in dataclasses.fields(RunConfig)} == {*PUBLISHED_KEYS.split(), *NEW_KEYS.split()}
+
+
+def test_training_runs_of_the_reference_are_bound_unchanged(golden):
+    for run in golden["train"]["runs"]:
+        bound = dataclasses.asdict(_section(RunConfig, **run["run"]))
+        assert {key: bound[key] for key in run["run"]} == run["run"]
+
+
+def test_training_needs_rate_and_length_which_an_evaluation_does_not():
+    faults = list(_section(RunConfig, max_epoch=2).training_faults())
+    assert [fault.partition(":")[0] for fault in faults] == ["run.init_lr", "run.iters_per_epoch"]
+    assert not list(_section(RunConfig, evaluate=True).training_faults())
+
+
+def test_processors_default_to_the_published_ones_and_take_further_keys():
+    config = _section(DatasetConfig, **SHARDS)
+    assert config.vis_processor.train.name == "blip2_image_train"
+    assert config.vis_processor.eval.name == "blip2_image_eval"
+    assert config.text_processor.eval.name == "blip_caption"
+    assert config.text_processor.eval.arguments() == {}
+    vision = {"train": {"name": "blip2_image_train", "image_size": 448, "min_scale": 0.5}}
+    config = _section(DatasetConfig, **SHARDS, vis_processor=vision)
+    assert config.vis_processor.train.arguments() == {"image_size": 448, "min_scale": 0.5}
+
+
+@pytest.mark.parametrize("good", [SHARDS, PAIR, {**PAIR, "build_info": {"storage": "cc_sbu_align"}}])
+def test_either_way_to_name_the_data_is_accepted(good):
+    assert _section(DatasetConfig, **good).builder == good["builder"]
+
+
+RUN_FAULTS = """
+init_lr=0 init_lr=.nan min_lr=-1 min_lr=1e-3 max_epoch=0 iters_per_epoch=-5 accum_grad_iters=0 warmup_steps=-1
+num_workers=-1 num_workers=1000000 batch_size_train=0 batch_size_eval=1000000000000000 beta2=0 beta2=1.0
+lr_decay_rate=0 lr_decay_rate=1.5 max_grad_norm=0 max_bad_share=-0.1 max_bad_share=1.1 device=gpu device=cuda:x
+amp_dtype=fp8 seed=-1 seed=1e30 seed=9223372036854775808 seed=true max_epochs=5 max_iters=5
+generation.num_beams=0 generation.max_new_tokens=0 generation.min_length=-1 generation.top_p=0 generation.top_p=1.1
+generation.temperature=0 generation.repetition_penalty=-2 generation.stop=[""] generation.do_sample=maybe
+generation.beams=5
+"""
+MODEL_FAULTS = """
+vit_config.depth=2.5 vit_config.mlp_ratio=0 vit_config.dept=3 qformer_config.hidden_size=1000000000 vit_precision=int8
+llm_precision=fp8 proj_layers=2 vit_layer=0 drop_path_rate=1 device_8bit=-1 max_txt_len=0 lora_r=64 prompt=Describe.
+"""
+FAULTS = [(RunConfig, fault) for fault in RUN_FAULTS.split()]
+FAULTS += [(MiniGPT4Config, fault) for fault in MODEL_FAULTS.split()]
+
+
+@pytest.mark.parametrize(("schema", "fault"), FAULTS)
+def test_faulty_value_is_refused_by_its_key(schema, fault):
+    key, _, text = fault.partition("=")
+    outer, _, inner = key.partition(".")
+    value = yaml.safe_load(text)
+    good = {"init_lr": 1e-4} if schema is RunConfig else {}
+    with pytest.raises(ConfigError, match=rf"^user\.yaml:\n  - own\.{key}\b"):
+        _section(schema, **good | {outer: {inner: value} if inner else value})
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("builder", {}),
+        ("build_info.storage", {"builder": "image_caption_shards"}),
+        ("build_info.ann_path", {"builder": "image_caption_json"}),
+        ("build_info.image_path", {**PAIR, "build_info": {"ann_path": "a"}}),
+        ("build_info.storage", {**PAIR, "build_info": {**INFO, "storage": "c"}}),
+        ("build_info.split_field", {**PAIR, "build_info": {**INFO, "split_field": "s", "val_ann_path": "v"}}),
+        ("build_info.storage", {**SHARDS, "build_info": {"storage": "/path/to/{0..3}.tar"}}),
+        ("build_info.images", {**SHARDS, "build_info": {"storage": "x", "images": {"storage": "i"}}}),
+        ("batch_size", {**SHARDS, "batch_size": 0}),
+        ("sample_ratio", {**SHARDS, "sample_ratio": 0}),
+        ("data_type", {**SHARDS, "data_type": "videos"}),
+        ("sample_ration", {**SHARDS, "sample_ration": 2}),
+        ("vis_processor.trian", {**SHARDS, "vis_processor": {"trian": {"name": "x"}}}),
+        ("vis_processor.train.image_size", {**SHARDS, "vis_processor": {"train": {"name": "x", "image_size": 0}}}),
+    ],
+)
+def test_faulty_dataset_is_refused_by_its_key(key, values):
+    with pytest.raises(ConfigError, match=rf"^user\.yaml:\n  - own\.{key}: "):
+        _section(DatasetConfig, **values)
+
+
+def test_whole_ratio_stays_whole_for_the_feature_cache():
+    sizes = [_section(MiniGPT4Config, vit_config={"mlp_ratio": ratio}).vit_config for ratio in (4, 4.0, 4.5)]
+    assert str(sizes) == "[{'mlp_ratio': 4}, {'mlp_ratio': 4}, {'mlp_ratio': 4.5}]"
+
+
+def test_keys_of_other_lavis_models_may_be_switched_off():
+    assert _section(MiniGPT4Config, lora_r=0, prompt="") == MiniGPT4Config()
+
+
+@pytest.mark.parametrize("template", ["", "tokenizer", "{}", "###Human: {} ###Assistant: ", "{{json}} {}", "{{{}}}"])
+def test_template_with_one_place_is_taken(template):
+    assert _section(MiniGPT4Config, prompt_template=template).prompt_template == template
+
+
+def test_any_other_template_is_refused_and_not_tried_out():
+    wrong = "none|{} {}|{0}|{name}|{0.__class__}|{0[0]}|{!r}|{:10}|{:>9999999999}|{0:>9999999999}|{:{}}|{|} {}|{}}|{{}}"
+    for template in wrong.split("|"):
+        with pytest.raises(ConfigError, match=r"own\.prompt_template: "):
+            _section(MiniGPT4Config, prompt_template=template)
