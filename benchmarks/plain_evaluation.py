@@ -26,7 +26,6 @@ from minigpt4.evaluation import command
 from minigpt4.evaluation.caption_run import for_evaluation, read_data
 from minigpt4.evaluation.metrics import FAMILIES, java_on_path
 from minigpt4.inference.pipeline import PromptRules
-from minigpt4.models.generation import cut_at_stop
 from minigpt4.models.mini_gpt4 import MiniGPT4
 
 SCORERS = {"BLEU": "bleu.bleu:Bleu", "CIDEr": "cider.cider:Cider", "ROUGE-L": "rouge.rouge:Rouge"}
@@ -62,7 +61,7 @@ def caption(model: MiniGPT4, image: Tensor, rules: PromptRules) -> str:
             do_sample=False,
             stopping_criteria=StoppingCriteriaList([StopStrings(rules.stop, tokenizer)]),
         )
-    return clean_generated(cut_at_stop(tokenizer.decode(ids_BL[0], skip_special_tokens=True), rules.stop))
+    return clean_generated(tokenizer.decode(ids_BL[0], skip_special_tokens=True), rules.stop)
 
 
 def scores(captions: dict[str, str], references: dict[str, list[str]], families: list[str]) -> dict[str, float]:
@@ -84,7 +83,7 @@ def scores(captions: dict[str, str], references: dict[str, list[str]], families:
 def evaluate(args: argparse.Namespace) -> None:
     """Load, caption, score, write; ConfigError for what transformers 5 and our loop do differently by intention."""
     cfg = for_evaluation(Config(args).validate(training=False))
-    rules, data = PromptRules.of(cfg.model, cfg.run.generation, cfg.run.seed), read_data(cfg)
+    rules, data = PromptRules.of(cfg), read_data(cfg)
     if rules.decoding.do_sample or rules.decoding.min_length > 1:
         raise ConfigError(f"{cfg.source}: run.generation: the plain way knows no do_sample and no min_length above 1")
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.run.device != "cpu" else "cpu")

@@ -12,7 +12,6 @@ from minigpt4.conversation.templates import (
     CONV_VISION_Vicuna0,
     Conversation,
     SeparatorStyle,
-    TokenizerConversation,
     get_template,
     prompt_template_from_tokenizer,
 )
@@ -25,7 +24,6 @@ __all__ = [
     "IMAGE_MESSAGE",
     "IMAGE_PLACEHOLDER",
     "SeparatorStyle",
-    "TokenizerConversation",
     "clean_answer",
     "clean_generated",
     "get_template",

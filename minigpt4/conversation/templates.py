@@ -11,12 +11,12 @@ import copy
 import re
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum, auto
-from itertools import cycle, groupby
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Self
 
-from minigpt4.common.errors import ConfigError, SampleError, hint
+from minigpt4.common.errors import ConfigError, SampleError, errors_as, hint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -61,10 +61,7 @@ class Turns:
         SampleError when the text holds the image placeholder: no image would belong to it.
         """
         if IMAGE_PLACEHOLDER in text:
-            raise SampleError(
-                f"a question must not hold {IMAGE_PLACEHOLDER}, which stands for an image; "
-                "show the image with add_image() before the question"
-            )
+            raise SampleError(f"a question must not hold {IMAGE_PLACEHOLDER}; show an image with add_image() before it")
         self.append_question(text)
 
     def append_question(self, text: str) -> None:
@@ -103,8 +100,8 @@ class Turns:
         if dropped == len(every):
             raise SampleError(
                 f"the question and its images take {needed(every[-1]) - max_new_tokens} positions and the answer may "
-                f"take {max_new_tokens}, but this LLM reads {context} in all: ask a shorter question, show fewer "
-                "images, or lower the maximum of new tokens"
+                f"take {max_new_tokens}, but this LLM reads {context} in all: ask or show less, or lower the maximum "
+                "of new tokens"
             )
         return self.without_oldest(dropped), dropped
 
@@ -217,15 +214,9 @@ class Conversation(Turns):
 
     def dict(self) -> "dict[str, Any]":  # quoted: in this class, dict is this method
         """The conversation in plain types under the published keys, ready for JSON."""
-        return {
-            "system": self.system,
-            "roles": list(self.roles),
-            "messages": self.copy().messages,
-            "offset": self.offset,
-            "sep": self.sep,
-            "sep2": self.sep2,
-            "conv_id": self.conv_id,
-        }
+        plain = asdict(self) | {"roles": list(self.roles)}
+        del plain["sep_style"]
+        return plain
 
 
 _VISION_SYSTEM = (
@@ -238,11 +229,7 @@ CONV_VISION_Vicuna0 = Conversation(system=_VISION_SYSTEM, roles=("Human: ", "Ass
 CONV_VISION_LLama2 = Conversation(system=_VISION_SYSTEM, roles=("<s>[INST] ", " [/INST] "), offset=2, sep="")
 CONV_VISION_minigptv2 = Conversation(system="", roles=("<s>[INST] ", " [/INST]"), offset=2, sep="")
 
-_TEMPLATES = {
-    "vicuna0": CONV_VISION_Vicuna0,
-    "llama2": CONV_VISION_LLama2,
-    "minigptv2": CONV_VISION_minigptv2,
-}
+_TEMPLATES = {"vicuna0": CONV_VISION_Vicuna0, "llama2": CONV_VISION_LLama2, "minigptv2": CONV_VISION_minigptv2}
 
 
 def get_template(name: str) -> Conversation:
@@ -287,81 +274,33 @@ class TemplateConversation(Turns):
         return "".join(parts)
 
 
-class TokenizerConversation(Turns):
-    """A conversation written in the tokenizer's chat template; `system` None leaves that message out.
-
-    The image's placeholder is ordinary text inside the user's message. The bos string is left out at the start, for the
-    model puts the bos token there itself. ConfigError when the tokenizer has no chat template.
-    """
-
-    roles = (_USER, _ASSISTANT)
-    offset = 0
-    # An answer ends with the tokenizer's own end token, and no text marks where it starts.
-    answer_start = ""
-    answer_end = ""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            raise ConfigError(
-                f"the tokenizer '{_name(tokenizer)}' has no chat template; "
-                "choose a conversation template by name (such as vicuna0) instead"
-            )
-        self.tokenizer = tokenizer
-        self.system = system
-        self.messages: list[list[str | None]] = []
-
-    def get_prompt(self) -> str:
-        """The whole conversation as the LLM reads it, ready for its answer if the last message is open.
-
-        Messages that one side sent in a row are one message to the template, joined by a blank.
-        ConfigError when the template refuses the messages (some know no system role).
-        """
-        said = [(role, text) for role, text in self.messages if text]
-        chat = [] if self.system is None else [{"role": "system", "content": self.system}]
-        for role, turn in groupby(said, key=lambda message: message[0]):
-            chat.append({"role": role, "content": " ".join(text for _, text in turn)})
-        is_open = bool(self.messages) and self.messages[-1][0] == _ASSISTANT and not self.messages[-1][1]
-        return _render(self.tokenizer, chat, add_generation_prompt=is_open) if chat else ""
-
-
 # Stands for the instruction while a template is rendered; letters only, so no template changes it.
 _INSTRUCTION = "instructiongoeshere"
 
 
-def prompt_template_from_tokenizer(tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> str:
+def prompt_template_from_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The tokenizer's chat template as one string with `{}` where the user's instruction goes.
 
-    For `str.format`, like `###Human: {} ###Assistant: `: braces of the template itself are doubled. The
-    string ends where the assistant's answer starts. ConfigError when there is no chat template or it does
-    not hold the user's message exactly once.
+    For `str.format`, like `###Human: {} ###Assistant: `: braces of the template itself are doubled. It ends where the
+    answer starts; the bos string at its start is left out where the model puts the bos token there itself.
+    ConfigError when there is no chat template or it does not hold the user's message exactly once.
     """
-    conversation = TokenizerConversation(tokenizer, system)
-    conversation.ask(_INSTRUCTION)
-    conversation.open_answer()
-    parts = conversation.get_prompt().split(_INSTRUCTION)
+    name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(f"the tokenizer '{name}' has no chat template; write model.prompt_template by hand")
+    with errors_as(ConfigError, f"the chat template of '{name}' takes no instruction"):
+        chat = [{"role": "user", "content": _INSTRUCTION}]
+        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    # ChatML models name their `<|im_start|>` bos and add none to an encoded text
+    if tokenizer.bos_token is not None and tokenizer.bos_token_id in tokenizer("")["input_ids"]:
+        prompt = prompt.removeprefix(tokenizer.bos_token)
+    parts = prompt.split(_INSTRUCTION)
     if len(parts) != 2:
         raise ConfigError(
-            f"the chat template of '{_name(tokenizer)}' holds the user's message {len(parts) - 1} times, "
-            "not once; write the prompt template by hand"
+            f"the chat template of '{name}' holds the user's message {len(parts) - 1} times, not once; write the "
+            "prompt template by hand"
         )
     return "{}".join(part.replace("{", "{{").replace("}", "}}") for part in parts)
-
-
-def _render(tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    # only needed here, where the tokenizer needs it as well
-    from jinja2.exceptions import TemplateError
-
-    try:
-        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
-        raise ConfigError(f"the chat template of '{_name(tokenizer)}' refuses this conversation: {error}") from error
-    # ChatML models name their `<|im_start|>` bos and add none to an encoded text
-    adds_bos = tokenizer.bos_token is not None and tokenizer.bos_token_id in tokenizer("")["input_ids"]
-    return prompt.removeprefix(tokenizer.bos_token) if adds_bos else prompt
-
-
-def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
-    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
 
 
 def conversation_for(model: Any) -> Turns:

@@ -66,12 +66,9 @@ class EngineReply:
         while True:
             while self._drive is not None and self._news.empty():
                 self._drive()
-            news = self._news.get()
-            if news is None:
+            if (piece := self._next()) is None:
                 return
-            if isinstance(news, Exception):
-                raise news
-            yield news
+            yield piece
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """The same in an event loop, from an engine with a thread of its own."""
@@ -79,14 +76,18 @@ class EngineReply:
         self._notify = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
         while True:
             while not self._news.empty():
-                news = self._news.get()
-                if news is None:
+                if (piece := self._next()) is None:
                     return
-                if isinstance(news, Exception):
-                    raise news
-                yield news
+                yield piece
             await changed.wait()
             changed.clear()
+
+    def _next(self) -> str | None:
+        """Wait for the next piece, None at the end; an error is raised."""
+        news = self._news.get()
+        if isinstance(news, Exception):
+            raise news
+        return news
 
     def close(self) -> None:
         """Stop the answer; returns at once, and does nothing to one that has ended."""
@@ -119,12 +120,6 @@ class EngineReply:
                 self._notify()
 
 
-def look(image: Image.Image, processor: BaseProcessor) -> Picture:
-    """The image as a model reads it; SampleError if its pixels cannot be read."""
-    pixels_3SS = process_image(processor, image)
-    return Picture(hashlib.sha256(pixels_3SS.numpy().tobytes()).hexdigest()[:16], pixels_3SS)
-
-
 class CheckpointSwitch:
     """One model, several checkpoints: swaps the trained weights, and remembers those that were given a name.
 
@@ -151,8 +146,9 @@ class CheckpointSwitch:
             raise ConfigError(f"there is no checkpoint '{wanted}'; there are: {', '.join(self.names)}")
         return wanted
 
-    def load(self, checkpoint: str | Path) -> None:
-        """Take the trained weights of a file; WeightsError, and the weights as before, if they do not fit.
+    def load(self, checkpoint: str | Path, name: str | None = None) -> None:
+        """Take the trained weights of a file, and remember them under `name`; WeightsError, and the weights as before,
+        if they do not fit.
 
         A weight that the file may leave out is that of the start, never that of the checkpoint before.
         """
@@ -163,12 +159,9 @@ class CheckpointSwitch:
         except BaseException:
             self._restore(before)
             raise
-        self._current = None
-
-    def keep(self, name: str) -> None:
-        """Remember under this name what the model holds now."""
-        self._kept[name] = self._copy()
         self._current = name
+        if name is not None:
+            self._kept[name] = self._copy()
 
     def use(self, name: str) -> None:
         """Go back to weights that are remembered."""
@@ -203,7 +196,6 @@ class Engine:
         max_rows: answers in progress at once; more wait. A search with several beams counts as so many.
         max_waiting: requests that may wait.
         keep_images: encoded images that are remembered.
-        switch: the model's checkpoints, where somebody else swaps them too; in place of `checkpoints` and `name`.
 
     Raises WeightsError for a checkpoint that does not fit the model.
     """
@@ -218,14 +210,12 @@ class Engine:
         max_rows: int = 8,
         max_waiting: int = 64,
         keep_images: int = 64,
-        switch: CheckpointSwitch | None = None,
     ) -> None:
         self.model, self.processor = model, processor
         self.max_rows, self.max_waiting = max_rows, max_waiting
-        self._switch = switch or CheckpointSwitch(model, name)
+        self.switch = CheckpointSwitch(model, name)
         for other, path in (checkpoints or {}).items():
-            self._switch.load(path)
-            self._switch.keep(other)
+            self.switch.load(path, other)
         self._keep_images = keep_images
         self._features: OrderedDict[tuple[str | None, str], Tensor] = OrderedDict()
         self._decoder = BatchDecoder(model.llama_model, model.llama_tokenizer, end_tokens(model.llama_model))
@@ -240,12 +230,7 @@ class Engine:
     @property
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints, the first one first."""
-        return self._switch.names
-
-    @property
-    def context_length(self) -> int:
-        """Positions that the LLM reads, prompt and answer together."""
-        return self.model.context_length
+        return self.switch.names
 
     @property
     def num_waiting(self) -> int:
@@ -264,7 +249,8 @@ class Engine:
 
     def look(self, image: Image.Image) -> Picture:
         """The image as the model reads it; SampleError if its pixels cannot be read."""
-        return look(image, self.processor)
+        pixels_3SS = process_image(self.processor, image)
+        return Picture(hashlib.sha256(pixels_3SS.numpy().tobytes()).hexdigest()[:16], pixels_3SS)
 
     def new_conversation(self) -> Turns:
         """An empty conversation in the model's template."""
@@ -277,7 +263,7 @@ class Engine:
             BusyError: too many requests wait.
             ConfigError: there is no such checkpoint, or a stop string is empty.
         """
-        self._switch.name(request.checkpoint)
+        self.switch.name(request.checkpoint)
         check_stop(request.stop)
         with self._changed:
             if len(self._waiting) >= self.max_waiting:
@@ -387,12 +373,8 @@ class Engine:
     def _read(self, reply: EngineReply) -> tuple[str, list[Tensor]]:
         """The prompt of a request and the embeddings (1, Q, D) of its images; SampleError if they do not fit."""
         request = reply.request
-        embeds = self._image_embeds(request.pictures, self._switch.name(request.checkpoint))
-        image_tokens = [embeds_1QD.shape[1] for embeds_1QD in embeds]
-
-        def length(prompt: str) -> int:
-            return self.model.prompt_length(prompt, image_tokens)
-
+        embeds = self._image_embeds(request.pictures, self.switch.name(request.checkpoint))
+        length = partial(self.model.prompt_length, image_tokens=[embeds_1QD.shape[1] for embeds_1QD in embeds])
         fitted, reply.dropped_turns = request.conversation.fit(
             length, request.decoding.max_new_tokens, self.model.context_length
         )
@@ -406,7 +388,7 @@ class Engine:
     @torch.inference_mode()
     def _image_embeds(self, pictures: Sequence[Picture], checkpoint: str) -> list[Tensor]:
         """Embeddings (1, Q, D) of each picture; what the projection reads is kept for the latest images."""
-        self._switch.use(checkpoint)
+        self.switch.use(checkpoint)
         seen_by = None if self.model.vision_is_frozen else checkpoint
         known = {picture.image_id: self._features.get((seen_by, picture.image_id)) for picture in pictures}
         missing = {p.image_id: p.pixels_3SS for p in pictures if known[p.image_id] is None}
@@ -421,23 +403,22 @@ class Engine:
         return [self.model.project(known[picture.image_id]) for picture in pictures]
 
     def _step(self) -> None:
+        decode = self.model.llama_tokenizer.decode
         if self._decoder.rows:
             self._decoder.step()
         for reply in self._running:
             if reply.row is not None:
-                self._update(reply, reply.row.ids, reply.row.ended)
-                continue
-            try:
-                next(reply.search)  # a search has nothing to say before its end
-            except StopIteration as end:
-                (ids,) = end.value
-                text = self.model.llama_tokenizer.decode(ids[1:])
-                self._update(reply, ids, ids[-1] in self._decoder.end_ids or any(stop in text for stop in reply.stop))
+                ids, ended = reply.row.ids, reply.row.ended
+            else:
+                try:
+                    next(reply.search)  # a search has nothing to say before its end
+                    continue
+                except StopIteration as end:
+                    (ids,) = end.value
+                whole = decode(ids[1:])
+                ended = ids[-1] in self._decoder.end_ids or any(stop in whole for stop in reply.stop)
+            reply.grow(decode(ids[1:], skip_special_tokens=True), len(ids) - 1, ended)
         self._forget_over()
-
-    def _update(self, reply: EngineReply, ids: Sequence[int], ended: bool | None) -> None:
-        text = self.model.llama_tokenizer.decode(ids[1:], skip_special_tokens=True)
-        reply.grow(text, len(ids) - 1, ended)
 
     def _fail(self, error: Exception, replies: Sequence[EngineReply]) -> None:
         """Nothing more comes to any of these, and nothing is left in progress."""

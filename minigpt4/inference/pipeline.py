@@ -29,7 +29,6 @@ from minigpt4.common.config_files import parse_options
 from minigpt4.common.dist_utils import seed_everything
 from minigpt4.common.errors import ConfigError, SampleError, WeightsError, errors_as
 from minigpt4.common.model_schema import MiniGPT4Config
-from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.schemas import GenerationSettings
 from minigpt4.common.utils import quick_hash
@@ -37,12 +36,13 @@ from minigpt4.conversation import prompt_template_from_tokenizer
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.decoding import Answer, Decoding
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
+from minigpt4.datasets.datasets.base_dataset import ImageReader
 from minigpt4.datasets.feature_store import CachedBatch
-from minigpt4.inference.engine import CheckpointSwitch, Engine
-from minigpt4.models.feature_cache import FeatureEncoder, build_model
+from minigpt4.inference.engine import Engine
+from minigpt4.models.feature_cache import FeatureEncoder, build_model, feature_cache
 from minigpt4.models.prompting import apply_template, read_prompts
 from minigpt4.models.tokenizer import load_tokenizer
-from minigpt4.processors import BaseProcessor, process_image
+from minigpt4.processors import BaseProcessor, load_processor, process_image
 
 log = logging.getLogger(__name__)
 
@@ -109,22 +109,25 @@ class PromptRules:
     decoding: Decoding
     prompt: str
     """The whole prompt, in the model's template."""
-
     stop: list[str]
     seed: int
     """Of sampling."""
-
     own_prompts: Mapping[str, str] = field(default_factory=dict)
     """Prompts, in the model's template, of images that have one of their own, by image id."""
 
     @classmethod
     def of(
-        cls, model: MiniGPT4Config, settings: GenerationSettings, seed: int, key: str = "run.generation.prompt"
+        cls, cfg: Config, prompt: str | None = None, *, source: str = "run.generation.prompt", **changes: Any
     ) -> "PromptRules":
-        """The rules of a configuration; ConfigError, which names `key`, for a prompt without an image."""
-        stop = settings.stop if settings.stop is not None else [model.end_sym] if model.end_sym else []
+        """The rules of a configuration, with another prompt or decoding; ConfigError, which names `source`, for wrong
+        ones."""
+        own = changes if prompt is None else changes | {"prompt": prompt}
+        values = dataclasses.asdict(cfg.run.generation) | own
+        settings = bind(GenerationSettings, values, section="decoding", source=source)
         decoding = Decoding(**{key.name: getattr(settings, key.name) for key in dataclasses.fields(Decoding)})
-        return cls(decoding, _whole_prompt(model, settings.prompt, key), list(stop), seed)
+        stop = settings.stop if settings.stop is not None else [cfg.model.end_sym] if cfg.model.end_sym else []
+        key = "run.generation.prompt" if prompt is None else source
+        return cls(decoding, _whole_prompt(cfg.model, settings.prompt, key), list(stop), cfg.run.seed)
 
     @torch.inference_mode()
     def answers(
@@ -179,9 +182,8 @@ class Pipeline:
         switches = {"shard_llm": True} if shard_llm else {}
         self.model = build_model(start, _device(device), **switches).eval()
         self._encoder = FeatureEncoder(self.model)
+        self._engine = Engine(self.model, self.processor)
         self.checkpoint: Path | None = None
-        self._switch = CheckpointSwitch(self.model)
-        self._engine = Engine(self.model, self.processor, switch=self._switch)
         self._name: str | None = None
         if cfg.model.ckpt:
             self.use_checkpoint(cfg.model.ckpt)
@@ -191,10 +193,9 @@ class Pipeline:
 
         WeightsError, and the weights as before, if the file is missing or does not fit.
         """
-        self._switch.load(path)
-        self.checkpoint = Path(path)
-        self._name = f"{len(self._switch.names)}: {path}"  # the same file may have other weights the next time
-        self._switch.keep(self._name)
+        name = f"{len(self._engine.checkpoints)}: {path}"  # the same file may have other weights the next time
+        self._engine.switch.load(path, name)
+        self.checkpoint, self._name = Path(path), name
 
     def caption(
         self,
@@ -219,13 +220,13 @@ class Pipeline:
             SampleError: an image cannot be read.
             WeightsError: there is no checkpoint yet.
         """
-        rules = rules_of(self.cfg, prompt, source="caption()", **decoding)
+        rules = PromptRules.of(self.cfg, prompt, source="caption()", **decoding)
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"caption(): batch_size: {batch_size} must be at least 1")
         self._require_checkpoint()
         if not isinstance(images, list | tuple):
             return self.answers(self._pixels([images]), rules)[0].text
-        size = batch_size or images_at_once(self.cfg)
+        size = batch_size or self.cfg.run.batch_size_eval or BATCH_SIZE
         starts = range(0, len(images), size)
         batches = (self._pixels(images[start : start + size], start) for start in starts)
         return [answer.text for batch in batches for answer in self.answers(batch, rules)]
@@ -239,7 +240,7 @@ class Pipeline:
     def answers(self, images: Tensor | CachedBatch, rules: PromptRules, *, batch: int | None = None) -> list[Answer]:
         """An answer an image: pixels (B, 3, S, S) or rows of a cache; `batch`, the batch's number, seeds sampling."""
         if self._name is not None:
-            self._switch.use(self._name)  # a chat may have used another one since
+            self._engine.switch.use(self._name)  # a chat may have used another one since
         embeds_BQD = self.model.project(self._encoder.features(images))
         return rules.answers(self.model, embeds_BQD, batch=batch)
 
@@ -259,15 +260,6 @@ class Pipeline:
                 f"{self.cfg.source}: model.ckpt is not set, so what is trained has random weights; give the option "
                 "model.ckpt=FILE, or call use_checkpoint(FILE)"
             )
-
-
-def rules_of(cfg: Config, prompt: str | None = None, *, source: str, **decoding: Any) -> PromptRules:
-    """Prompt and decoding of a configuration with changes; ConfigError, which names `source`, for wrong ones."""
-    changes = decoding if prompt is None else decoding | {"prompt": prompt}
-    values = dataclasses.asdict(cfg.run.generation) | changes
-    settings = bind(GenerationSettings, values, section="decoding", source=source)
-    key = "run.generation.prompt" if prompt is None else source
-    return PromptRules.of(cfg.model, settings, cfg.run.seed, key=key)
 
 
 def _whole_prompt(model: MiniGPT4Config, instruction: str | None, key: str) -> str:
@@ -291,15 +283,15 @@ def _template_of(directory: Path) -> str:
     return prompt_template_from_tokenizer(load_tokenizer(directory))
 
 
-def images_at_once(cfg: Config) -> int:
-    """Images that are answered together."""
-    return cfg.run.batch_size_eval or BATCH_SIZE
-
-
 def image_processor(cfg: Config) -> BaseProcessor:
     """What an evaluation does to images."""
-    section = cfg.image_processor
-    return registry.get_processor_class(section.name).from_config({"name": section.name, **section.arguments()})
+    return load_processor(cfg.image_processor.name, cfg.image_processor.arguments())
+
+
+def image_reader(cfg: Config) -> ImageReader:
+    """How an evaluation reads images: decoded, or from the cache of `run.feature_cache`."""
+    processor, cache = image_processor(cfg), feature_cache(cfg)
+    return ImageReader(processor, cache and cache.store(processor))
 
 
 def frozen_files(model: Any) -> list[list[Any]]:

@@ -41,11 +41,6 @@ class StopOnText(StoppingCriteria):
         return torch.tensor(done, device=input_ids.device)
 
 
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """`text` up to the first stop string in it."""
-    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
-
-
 @torch.no_grad()
 def generate_ids(
     llm: nn.Module,
@@ -189,9 +184,7 @@ class GenerationMixin:
         whole = tokenizer.batch_decode(rows)  # a stop string may be a special token
         decoded = tokenizer.batch_decode(rows, skip_special_tokens=True)
         return [
-            Answer(
-                clean_generated(cut_at_stop(text, stop)), not ends.isdisjoint(row[1:]) or any(s in all_ for s in stop)
-            )
+            Answer(clean_generated(text, stop), not ends.isdisjoint(row[1:]) or any(s in all_ for s in stop))
             for row, all_, text in zip(rows, whole, decoded, strict=True)
         ]
 

@@ -3,7 +3,7 @@
 import pytest
 from sentencepiece import SentencePieceProcessor
 
-from minigpt4.conversation import TokenizerConversation, clean_answer, clean_generated, get_template
+from minigpt4.conversation import clean_answer, clean_generated, get_template
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,10 @@ def test_generated_text_is_cleaned(text, expected):
     assert clean_generated(text) == expected
 
 
+def test_generated_text_ends_at_the_first_stop_string():
+    assert clean_generated("one ### two </s> three END", ["END", "###", "none"]) == "one"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -62,9 +66,3 @@ def test_other_templates_keep_what_only_vicuna_cuts():
     template = get_template("llama2")
     text = "[INST] What? [/INST] A list: ### one"
     assert clean_answer(text, template.answer_end, template.answer_start) == "A list: ### one"
-
-
-def test_tokenizer_conversation_cuts_nothing():
-    text = "The assistant holds ### a boat."
-    cleaned = clean_answer(text, TokenizerConversation.answer_end, TokenizerConversation.answer_start)
-    assert cleaned == text

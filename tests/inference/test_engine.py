@@ -270,7 +270,7 @@ def test_checkpoints_share_the_frozen_parts_and_may_be_asked_at_the_same_time(ow
     assert sum(encoded) == 1
     alone = []
     for name in ("other", "first"):
-        engine._switch.use(name)
+        engine.switch.use(name)
         alone.append(generated(engine, asked[0]))
     assert said == [alone[0], alone[1], alone[0]]
     assert alone[0] != alone[1]

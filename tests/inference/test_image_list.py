@@ -8,10 +8,12 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.datasets.datasets.base_dataset import ImageReader
 from minigpt4.inference.image_list import ImageList, find_images, images_to_caption, read_batches
-from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
+from minigpt4.processors import Blip2ImageEvalProcessor
 
 BROKEN = Path(__file__).parents[1] / "data" / "images"
+READER = ImageReader(Blip2ImageEvalProcessor(image_size=28))
 
 
 @pytest.fixture
@@ -75,10 +77,10 @@ def test_list_that_is_a_pipe_is_refused_at_once(tmp_path):
 def test_evaluation_names_the_file_that_a_decoder_fails_on(tmp_path):
     for file in BROKEN.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    images = ImageList(find_images(tmp_path, None, None, 0), Blip2ImageEvalProcessor(image_size=28))
-    (batch,) = read_batches(images, [[0, 1]], num_workers=1)
-    assert batch.numbers == []
-    assert [number for number, error in batch.errors.items() if images.items[number].file.name in error] == [0, 1]
+    images = ImageList(find_images(tmp_path, None, None, 0), READER)
+    ((pixels, errors),) = read_batches(images, [[0, 1]], num_workers=1)
+    assert len(pixels) == 0
+    assert [number for number, error in errors.items() if images.items[number].file.name in error] == [0, 1]
 
 
 def test_folder_without_images_is_an_error(tmp_path):
@@ -89,7 +91,7 @@ def test_folder_without_images_is_an_error(tmp_path):
 
 
 def test_batches_hold_every_image_once_and_damaged_ones_are_named(folder):
-    images = ImageList(find_images(folder, None, None, 0), Blip2ImageEvalProcessor(image_size=28))
+    images = ImageList(find_images(folder, None, None, 0), READER)
     assert images.batches(2) == [[0, 1], [2]]
     assert images.image(2).shape == (3, 28, 28)
     (folder / "b.png").write_bytes(b"no image")

@@ -7,7 +7,7 @@ import torch
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.models.batch_decoder import TOP_K
-from minigpt4.models.generation import Decoding, StopOnText, cut_at_stop, generate_ids
+from minigpt4.models.generation import Decoding, StopOnText, generate_ids
 from minigpt4.models.llm import load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
 
@@ -127,11 +127,6 @@ def test_stop_string_is_found_however_its_tokens_split_it(tokenizer, text):
 
 def test_bos_is_no_part_of_the_stop_text(tokenizer):
     assert StopOnText(["<s>"], tokenizer)(torch.tensor([[BOS, 60]]), None).tolist() == [False]
-
-
-def test_text_is_cut_at_the_earliest_stop_string():
-    assert cut_at_stop("one ### two </s> three", ["</s>", "###", "none"]) == "one "
-    assert cut_at_stop("one", []) == "one"
 
 
 @pytest.mark.parametrize("num_beams", [1, 3])

@@ -9,6 +9,7 @@ import sys
 import warnings
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from PIL import Image
 from minigpt4.common.errors import SampleError
 from minigpt4.conversation.chat import Picture
 from minigpt4.datasets.datasets.base_dataset import ImageReader
-from minigpt4.inference.engine import look
+from minigpt4.inference import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor, blip_processors, open_image, process_image, to_rgb
 from minigpt4.serving.uploads import Limits, read_image
 
 REPOSITORY = Path(__file__).parents[2]
 BROKEN = REPOSITORY / "tests" / "data" / "images"
 SMALL = Blip2ImageEvalProcessor(image_size=8)
+LOOK = functools.partial(Engine.look, SimpleNamespace(processor=SMALL))
 TRAINING_READ = functools.partial(ImageReader(SMALL).read, as_uint8=True)
 ORIENTATION = 0x0112
 # Stored pixels that show the upright picture [[1, 2, 3], [4, 5, 6]] once each orientation is undone;
@@ -237,10 +239,10 @@ def test_panoramas_and_long_screenshots_are_read(size):
 @pytest.mark.parametrize("size", [(1, 70_000), (3, 601), (0, 5)])
 def test_pillow_image_of_python_code_has_the_same_limits(size, tmp_path):
     image = Image.new("RGB", size)
-    for read in (SMALL, SMALL.uint8, open_image, lambda one: look(one, SMALL)):
+    for read in (SMALL, SMALL.uint8, open_image, LOOK):
         with pytest.raises(SampleError, match=f"{size[0]} x {size[1]} pixels"):
             read(image)
-    assert isinstance(look(Image.new("RGB", (9, 5)), SMALL), Picture)
+    assert isinstance(LOOK(Image.new("RGB", (9, 5))), Picture)
     (tmp_path / "half.png").write_bytes(encoded(Image.effect_noise((64, 64), 50))[:900])
     with pytest.raises(SampleError, match=r"half\.png: the image is damaged or cut off"):
         SMALL(Image.open(tmp_path / "half.png"))

@@ -97,23 +97,21 @@ class BaseDataset(ABC):
         return {**batch, "image": join_images(batch["image"]), "source": self.name}
 
 
+@dataclass
 class ImageReader:
-    """Reads the images of one split.
+    """Reads images as a model takes them."""
 
-    Args:
-        processor: PIL image -> (3, S, S).
-        features: of images that went through `processor`; None: there is no cache.
-    """
-
-    def __init__(self, processor: BaseProcessor, features: FeatureStore | None = None) -> None:
-        self.processor, self._features = processor, features
+    processor: BaseProcessor
+    """PIL image -> (3, S, S)."""
+    features: FeatureStore | None = None
+    """Of images that went through `processor`; None: there is no cache."""
 
     def read(
         self, source: Path | bytes, name: str | None = None, *, as_uint8: bool = False
     ) -> Tensor | Uint8Image | CachedImage:
         """Pixels (3, S, S) float32, or with `as_uint8` a `Uint8Image` (3, S, S) if the processor gives one; where there
         is a cache, a `CachedImage`. SampleError, which calls it `name`, if the image cannot be read."""
-        store = self._features
+        store = self.features
         if store is None:
             return process_image(self.processor, source, name, as_uint8=as_uint8)
         if isinstance(source, Path):
