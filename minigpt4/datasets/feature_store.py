@@ -6,7 +6,7 @@ Shapes: B images, M of them unknown, S pixels a side, Q image tokens, V channels
 import hashlib
 import logging
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,31 +117,13 @@ class CachedBatch:
     @classmethod
     def of(cls, images: Sequence[CachedImage]) -> "CachedBatch":
         """The batch of these images, which are of one cache."""
-        missing = {number: image for number, image in enumerate(images) if image.pixels_3SS is not None}
-        return cls(
-            images[0].folder,
-            torch.stack([image.features_QV for image in images]),
-            list(missing),
-            [image.digest for image in missing.values()],
-            torch.stack([image.pixels_3SS for image in missing.values()]) if missing else torch.empty(0),
-        )
+        missing = [number for number, image in enumerate(images) if image.pixels_3SS is not None]
+        features = torch.stack([image.features_QV for image in images])
+        pixels = torch.stack([images[number].pixels_3SS for number in missing]) if missing else torch.empty(0)
+        return cls(images[0].folder, features, missing, [images[number].digest for number in missing], pixels)
 
     def __len__(self) -> int:
         return len(self.features)
-
-    def with_rows(self, rows: Mapping[int, Tensor]) -> "CachedBatch":
-        """The same with features (Q, V) of some that were missing, by their number among those."""
-        features = self.features.clone()
-        for number, row_QV in rows.items():
-            features[self.missing[number]] = row_QV.to(features.device)
-        left = [number for number in range(len(self.missing)) if number not in rows]
-        return replace(
-            self,
-            features=features,
-            missing=[self.missing[number] for number in left],
-            digests=[self.digests[number] for number in left],
-            pixels=self.pixels[left],
-        )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "CachedBatch":
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from minigpt4.common.errors import ConfigError, RegistryError
@@ -14,22 +15,19 @@ if TYPE_CHECKING:
     from minigpt4.models.feature_cache import FeatureCache
 
 
+@dataclass(eq=False)
 class BaseDatasetBuilder(ABC):
-    """Makes the datasets of one section under `datasets:`.
+    """Makes the datasets of one section under `datasets:`."""
 
-    Args:
-        name: the section's name.
-        config: the section; ConfigError if this format needs more than it says.
-        cache: features of images that are known already.
-    """
+    name: str
+    """The section's."""
+    config: DatasetConfig
+    """The section; ConfigError if this format needs more than it says."""
+    cache: "FeatureCache | None" = None
+    """Features of images that are known already."""
 
     SPLIT_KEYS: ClassVar[dict[str, str]]
     """Key of `build_info` that holds the files of a split."""
-
-    def __init__(self, name: str, config: DatasetConfig, cache: "FeatureCache | None" = None) -> None:
-        self.name = name
-        self.config = config
-        self.cache = cache
 
     @abstractmethod
     def build(self, split: str) -> BaseDataset:

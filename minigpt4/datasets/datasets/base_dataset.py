@@ -4,9 +4,10 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -28,10 +29,8 @@ class LazySample:
 
     key: str
     """Name of the sample, "" where it is a whole file that fails."""
-
     file: str
     """Where it stands: the shard, or the annotation file with line or record."""
-
     load: Callable[[], dict[str, Any]]
     """Reads the sample: {"image": as `ImageReader.read` gives it as uint8, "image_id": str, "answer": str, or in place
     of the answer "conv_q", "conv_a" and "connect_sym"}. SampleError when the data is bad; other errors are bugs."""
@@ -39,11 +38,11 @@ class LazySample:
     @classmethod
     def failing(cls, file: str, error: SampleError) -> "LazySample":
         """A sample that cannot be read."""
+        return cls("", file, partial(_raise, error))
 
-        def load() -> dict[str, Any]:
-            raise error
 
-        return cls("", file, load)
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def require_caption(caption: Any, where: str) -> str:
@@ -55,25 +54,20 @@ def require_caption(caption: Any, where: str) -> str:
     return require_readable(caption, f"{where}: the caption")
 
 
+@dataclass(eq=False)
 class BaseDataset(ABC):
     """One split of a dataset. It is handed to worker processes, so it must pickle.
 
     It is cut into shards, what is opened as a whole: a record of a JSON file, a tar or a part of one.
     """
 
-    def __init__(self, name: str, split: str) -> None:
-        self.name = name
-        self.split = split
+    name: str
+    split: str
 
     @property
     def label(self) -> str:
         """`name/split`, for logs and states."""
         return f"{self.name}/{self.split}"
-
-    @property
-    @abstractmethod
-    def size(self) -> int | None:
-        """Number of samples, good and bad; None: only reading everything would tell."""
 
     @abstractmethod
     def num_shards(self, readers: int) -> int:
