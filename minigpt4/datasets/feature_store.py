@@ -131,9 +131,6 @@ class CachedBatch:
     def pin_memory(self) -> "CachedBatch":
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def is_pinned(self) -> bool:
-        return self.features.is_pinned()
-
     def record_stream(self, stream: Any) -> None:
         """Tell the allocator that `stream` reads it."""
         self.features.record_stream(stream)

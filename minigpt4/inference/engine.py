@@ -91,7 +91,7 @@ class EngineReply:
 
     def close(self) -> None:
         """Stop the answer; returns at once, and does nothing to one that has ended."""
-        self._end("cancelled")
+        self.end("cancelled")
 
     # For the engine
 
@@ -102,13 +102,10 @@ class EngineReply:
         if piece and not self.is_over:
             self._tell(piece)
         if ended is not None:
-            self._end("stop" if ended else "length")
+            self.end("stop" if ended else "length")
 
-    def fail(self, error: Exception) -> None:
-        """There will be no answer, or no more of it."""
-        self._end(None, error)
-
-    def _end(self, reason: str | None, error: Exception | None = None) -> None:
+    def end(self, reason: str | None = None, error: Exception | None = None) -> None:
+        """Nothing more comes; the reader gets the error, if there is one."""
         if not self.is_over:
             self.finish_reason, self.is_over = reason, True
             self._tell(error)
@@ -257,12 +254,7 @@ class Engine:
         return conversation_for(self.model)
 
     def submit(self, request: Request) -> EngineReply:
-        """Ask for an answer.
-
-        Raises:
-            BusyError: too many requests wait.
-            ConfigError: there is no such checkpoint, or a stop string is empty.
-        """
+        """Ask for an answer; BusyError, or ConfigError for an unknown checkpoint or an empty stop string."""
         self.switch.name(request.checkpoint)
         check_stop(request.stop)
         with self._changed:
@@ -325,7 +317,7 @@ class Engine:
         with self._changed:
             for reply in [*self._running, *self._waiting]:
                 if reply.deadline is not None and now > reply.deadline:
-                    reply.fail(TimeoutError(f"the answer took longer than {reply.request.timeout:g} s"))
+                    reply.end(error=TimeoutError(f"the answer took longer than {reply.request.timeout:g} s"))
             self._waiting = deque(reply for reply in self._waiting if not reply.is_over)
         self._forget_over()
 
@@ -350,7 +342,7 @@ class Engine:
                 generator = torch.Generator(model.device).manual_seed(seed) if is_seeded else None
                 reply.row = GenerationState([first_token(llm)], decoding, reply.stop, generator)
             except Exception as error:  # of this request alone
-                reply.fail(_readable(error))
+                reply.end(error=_readable(error))
                 continue
             joining.append(reply)
             texts.append(text)
@@ -390,17 +382,17 @@ class Engine:
         """Embeddings (1, Q, D) of each picture; what the projection reads is kept for the latest images."""
         self.switch.use(checkpoint)
         seen_by = None if self.model.vision_is_frozen else checkpoint
-        known = {picture.image_id: self._features.get((seen_by, picture.image_id)) for picture in pictures}
-        missing = {p.image_id: p.pixels_3SS for p in pictures if known[p.image_id] is None}
+        asked = {(seen_by, picture.image_id): picture.pixels_3SS for picture in pictures}
+        missing = [key for key in asked if key not in self._features]
         if missing:
-            features_BQV = self.model.image_features(torch.stack(list(missing.values())))
-            known |= zip(missing, features_BQV.split(1), strict=True)
-        for image_id, features_1QV in known.items():
-            self._features[seen_by, image_id] = features_1QV
-            self._features.move_to_end((seen_by, image_id))
+            features_BQV = self.model.image_features(torch.stack([asked[key] for key in missing]))
+            self._features |= zip(missing, features_BQV.split(1), strict=True)
+        for key in asked:
+            self._features.move_to_end(key)
+        embeds = [self.model.project(self._features[seen_by, picture.image_id]) for picture in pictures]
         while len(self._features) > self._keep_images:
             self._features.popitem(last=False)
-        return [self.model.project(known[picture.image_id]) for picture in pictures]
+        return embeds
 
     def _step(self) -> None:
         decode = self.model.llama_tokenizer.decode
@@ -423,7 +415,7 @@ class Engine:
     def _fail(self, error: Exception, replies: Sequence[EngineReply]) -> None:
         """Nothing more comes to any of these, and nothing is left in progress."""
         for reply in replies:
-            reply.fail(error)
+            reply.end(error=error)
         self._running = []
         self._decoder.remove(list(self._decoder.rows))
 

@@ -107,7 +107,8 @@ class ImageReader:
         is a cache, a `CachedImage`. SampleError, which calls it `name`, if the image cannot be read."""
         store = self.features
         if store is None:
-            return process_image(self.processor, source, name, as_uint8=as_uint8)
+            process = getattr(self.processor, "uint8", self.processor) if as_uint8 else self.processor
+            return process_image(process, source, name)
         if isinstance(source, Path):
             name = name or str(source)
             source = read_file(source, name)

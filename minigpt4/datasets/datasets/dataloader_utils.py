@@ -412,7 +412,6 @@ class DevicePrefetcher:
     def _fetch(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The loader's next batch, on its way to the device, and the position behind it."""
         batch = next(self.loader)
-        image = batch["image"]
-        batch = {**batch, "image": image if image.is_pinned() else image.pin_memory()}
+        batch = {**batch, "image": batch["image"].pin_memory()}
         with torch.cuda.stream(self._stream):
             return to_device(batch, self.device), self.loader.state_dict()
