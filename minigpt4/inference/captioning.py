@@ -34,7 +34,7 @@ from minigpt4.common.utils import JsonLines, as_json, escaped, refused, write_wh
 from minigpt4.inference.engine import CheckpointSwitch
 from minigpt4.inference.image_list import ImageFile, ImageList, cut, read_batches
 from minigpt4.inference.pipeline import PromptRules, frozen_files, image_provenance, image_reader
-from minigpt4.models.feature_cache import FeatureEncoder, build_model, cached_numbers
+from minigpt4.models.feature_cache import FeatureEncoder, build_model
 from minigpt4.models.fsdp import sharding, uneven_inputs
 
 log = logging.getLogger(__name__)
@@ -318,7 +318,6 @@ def caption_images(
             "checkpoint": file_sha256(find_weights(path, "model.ckpt", Path(path).name)),
             "image_folder": str(base),
             **rules.provenance(),
-            **cached_numbers(cfg),
             **image_provenance(cfg),
             "model": dataclasses.asdict(model),
             "frozen_files": {name: sample for name, *sample in frozen_files(model)},

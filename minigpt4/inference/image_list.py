@@ -118,20 +118,16 @@ def _in_source(source: Path, folder: Path | None) -> list[tuple[str, ImageFile]]
 
 
 def _in_list(source: Path, folder: Path) -> list[tuple[str, ImageFile]]:
-    if source.exists() and not source.is_file():
-        raise ConfigError(f"--images: {source}: cannot be read: it is neither a folder nor a file")
     with errors_as(ConfigError, f"--images: {source}: cannot be read"):
+        if source.exists() and not source.is_file():
+            raise OSError("it is neither a folder nor a file")
         text = decode(source.read_bytes())
     if source.suffix.lower() == ".txt":
         lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
         entries = [(f"{source}, line {number}", line) for number, line in lines if line]
     else:
-        try:
+        with errors_as(ConfigError, f"--images: {source}: neither a folder nor JSON (lists of lines end in .txt)"):
             content = parse_json(text)
-        except ValueError as error:
-            raise ConfigError(
-                f"--images: {source}: neither a folder nor JSON (a list with a file a line ends in .txt): {error}"
-            ) from error
         if not isinstance(content, list):
             raise ConfigError(f"--images: {source}: must hold a list of files")
         entries = [(f"{source}, entry {number}", entry) for number, entry in enumerate(content, start=1)]

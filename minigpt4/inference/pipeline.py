@@ -37,9 +37,8 @@ from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.decoding import Answer, Decoding
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.datasets.datasets.base_dataset import ImageReader
-from minigpt4.datasets.feature_store import CachedBatch
 from minigpt4.inference.engine import Engine
-from minigpt4.models.feature_cache import FeatureEncoder, build_model, feature_cache
+from minigpt4.models.feature_cache import build_model, cached_numbers, feature_cache
 from minigpt4.models.prompting import apply_template, read_prompts
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.processors import BaseProcessor, load_processor, process_image
@@ -165,7 +164,6 @@ class Pipeline:
     Args:
         cfg: `model.ckpt` may be unset; then `use_checkpoint` comes before the first question.
         device: None: the first GPU, or the CPU where there is none.
-        shard_llm: as in `MiniGPT4.from_config`.
 
     Attributes:
         cfg: the configuration.
@@ -174,14 +172,12 @@ class Pipeline:
         checkpoint: where the trained weights are from; None before there are any.
     """
 
-    def __init__(self, cfg: Config, device: torch.device | str | None = None, *, shard_llm: bool = False) -> None:
+    def __init__(self, cfg: Config, device: torch.device | str | None = None) -> None:
         require_paths({"model": cfg.model}, cfg.source)
         self.cfg = cfg
         self.processor = image_processor(cfg)
         start = cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None))
-        switches = {"shard_llm": True} if shard_llm else {}
-        self.model = build_model(start, _device(device), **switches).eval()
-        self._encoder = FeatureEncoder(self.model)
+        self.model = build_model(start, _device(device)).eval()
         self._engine = Engine(self.model, self.processor)
         self.checkpoint: Path | None = None
         self._name: str | None = None
@@ -225,11 +221,10 @@ class Pipeline:
             raise ConfigError(f"caption(): batch_size: {batch_size} must be at least 1")
         self._require_checkpoint()
         if not isinstance(images, list | tuple):
-            return self.answers(self._pixels([images]), rules)[0].text
+            return self._captions([images], 0, rules)[0]
         size = batch_size or self.cfg.run.batch_size_eval or BATCH_SIZE
         starts = range(0, len(images), size)
-        batches = (self._pixels(images[start : start + size], start) for start in starts)
-        return [answer.text for batch in batches for answer in self.answers(batch, rules)]
+        return [text for start in starts for text in self._captions(images[start : start + size], start, rules)]
 
     def chat(self) -> Chat:
         """A new conversation: `show` it an image, `ask` it a question; WeightsError without a checkpoint."""
@@ -237,22 +232,17 @@ class Pipeline:
         return Chat(self._engine, checkpoint=self._name)
 
     @torch.inference_mode()
-    def answers(self, images: Tensor | CachedBatch, rules: PromptRules, *, batch: int | None = None) -> list[Answer]:
-        """An answer an image: pixels (B, 3, S, S) or rows of a cache; `batch`, the batch's number, seeds sampling."""
-        if self._name is not None:
-            self._engine.switch.use(self._name)  # a chat may have used another one since
-        embeds_BQD = self.model.project(self._encoder.features(images))
-        return rules.answers(self.model, embeds_BQD, batch=batch)
-
-    def _pixels(self, images: Sequence[AnyImage], first: int = 0) -> Tensor:
-        """(B, 3, S, S); errors call an image by its path or by its number, counted from `first`."""
+    def _captions(self, images: Sequence[AnyImage], first: int, rules: PromptRules) -> list[str]:
+        """Those of a batch; errors call an image by its path or by its number, counted from `first`."""
         pixels = []
         for number, image in enumerate(images, start=first):
             if not isinstance(image, AnyImage):
                 raise SampleError(f"images[{number}]: must be a PIL image or a path, not {type(image).__name__}")
             name = f"images[{number}]" if isinstance(image, Image.Image) else None
             pixels.append(process_image(self.processor, image, name))
-        return torch.stack(pixels)
+        self._engine.switch.use(self._name)  # a chat may have used another one since
+        embeds_BQD = self.model.project(self.model.image_features(torch.stack(pixels)))
+        return [answer.text for answer in rules.answers(self.model, embeds_BQD)]
 
     def _require_checkpoint(self) -> None:
         if self.checkpoint is None:
@@ -302,12 +292,12 @@ def frozen_files(model: Any) -> list[list[Any]]:
 
 
 def image_provenance(cfg: Config) -> dict[str, Any]:
-    """How images are processed; nothing for the usual way, of which older files say nothing either."""
+    """How images are processed and their features rounded; nothing for the usual way, as in older files."""
     section = cfg.image_processor
     own = {key: value for key, value in section.kwargs.items() if value is not None}
     if section.name not in PUBLISHED_PROCESSORS:
         own["name"] = section.name
-    return {"image_processor": own} if own else {}
+    return cached_numbers(cfg) | ({"image_processor": own} if own else {})
 
 
 def _device(device: torch.device | str | None) -> torch.device:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from minigpt4.common.errors import ConfigError, RegistryError
 from minigpt4.common.registry import registry
-from minigpt4.common.schemas import DatasetConfig
+from minigpt4.common.schemas import DatasetConfig, TextProcessors, VisProcessors
 from minigpt4.datasets.datasets.base_dataset import TRAIN, BaseDataset, ImageReader
 from minigpt4.processors import BaseProcessor, load_processor
 
@@ -44,20 +44,20 @@ class BaseDatasetBuilder(ABC):
 
     def vis_processor(self, split: str) -> BaseProcessor:
         """The image processor of a split: that for training, or for evaluation."""
-        sections = self.config.vis_processor
-        section = sections.train if split == TRAIN else sections.eval
-        return load_processor(section.name, section.arguments())
+        return self._processor(self.config.vis_processor, split)
 
     def text_processor(self, split: str) -> BaseProcessor:
         """The text processor of a split."""
-        sections = self.config.text_processor
+        return self._processor(self.config.text_processor, split)
+
+    def _processor(self, sections: VisProcessors | TextProcessors, split: str) -> BaseProcessor:
         section = sections.train if split == TRAIN else sections.eval
         return load_processor(section.name, section.arguments())
 
     def image_reader(self, split: str) -> ImageReader:
         """How images of a split are read: decoded, or from `self.cache` where they are known."""
         processor = self.vis_processor(split)
-        return ImageReader(processor, self.cache.store(processor) if self.cache is not None else None)
+        return ImageReader(processor, self.cache and self.cache.store(processor))
 
     def require_files(self, split: str) -> str:
         """What `build_info` says about the split; ConfigError if it says nothing."""
