@@ -10,7 +10,6 @@ from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.datasets import ImageCaptionJsonBuilder, first_sample
 from minigpt4.datasets.datasets.image_caption_json import conversation_fields
 from minigpt4.models.prompting import read_samples
-from minigpt4.processors import Blip2ImageTrainProcessor
 
 
 @pytest.fixture
@@ -48,18 +47,6 @@ def test_own_fields_splits_and_lists_of_captions(files, load):
     builder = ImageCaptionJsonBuilder("birds", files.section("image_caption_json", **info))
     assert builder.splits() == ["test", "train"]
     assert {k: d.size for k, d in builder.build_datasets(["train", "test", "val"]).items()} == {"train": 2, "test": 1}
-
-
-@pytest.mark.parametrize(("mode", "kind"), [("L", "PNG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")])
-def test_images_of_every_mode_are_read_as_upright_rgb(mode, kind, files, tools, load):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    (files.images([]) / "a.jpg").write_bytes(tools.picture(3, mode, kind, exif=exif))
-    with Image.open(files.folder / "images" / "a.jpg") as image:
-        upright = image.convert("RGB").transpose(Image.Transpose.ROTATE_270)
-    upright.info.clear()
-    wanted = Blip2ImageTrainProcessor(image_size=tools.size)(upright)
-    assert torch.equal(tools.seen(load({"image_id": "a", "caption": "A."})["image"]), wanted)
 
 
 @pytest.mark.parametrize(

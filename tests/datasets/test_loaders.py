@@ -74,21 +74,6 @@ def test_all_readers_together_read_every_sample_once_an_epoch(kind, count, files
     assert epochs[0] != epochs[1]
 
 
-@pytest.mark.parametrize("kind", ["records", "shards"])
-def test_reader_goes_on_from_any_cursor(kind, files):
-    dataset = _dataset(kind, files)
-
-    def read(cursor):
-        return iter_infinite(dataset, ReaderSlot(1, 2), Shuffle(5, dataset.label), cursor)
-
-    samples = read(Cursor())
-    whole = [next(samples) for _ in range(40)]
-    for position in range(30):
-        rest = read(whole[position][0])
-        again = [(cursor, sample.key) for cursor, sample in (next(rest) for _ in range(5))]
-        assert again == [(cursor, sample.key) for cursor, sample in whole[position + 1 : position + 6]]
-
-
 # Training
 
 
