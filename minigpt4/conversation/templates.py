@@ -43,10 +43,7 @@ class Turns:
         self.messages.append([role, message])
 
     def set_system(self, text: str) -> None:
-        """What the LLM is told before the first message, in place of what the template says there.
-
-        SampleError when the text holds the image placeholder.
-        """
+        """Tell the LLM this before the first message; SampleError when it holds the image placeholder."""
         if IMAGE_PLACEHOLDER in text:
             raise SampleError(f"a system text must not hold {IMAGE_PLACEHOLDER}, which stands for an image")
         self.system = text
@@ -58,7 +55,7 @@ class Turns:
     def ask(self, text: str) -> None:
         """The user says `text`, joined by one blank to an image shown just before.
 
-        SampleError when the text holds the image placeholder: no image would belong to it.
+        SampleError when it holds the image placeholder: no image would belong to it.
         """
         if IMAGE_PLACEHOLDER in text:
             raise SampleError(f"a question must not hold {IMAGE_PLACEHOLDER}; show an image with add_image() before it")
@@ -85,11 +82,8 @@ class Turns:
     def fit(self, length: Callable[[str], int], max_new_tokens: int, context: int) -> tuple[Self, int]:
         """The conversation as the LLM can read it, and how many of its oldest turns were left out.
 
-        Args:
-            length: positions that a prompt takes, images included.
-            context: positions that prompt and answer may take together.
-
-        Raises SampleError if the last question does not fit by itself.
+        `length`: positions that a prompt takes, images included; `context`: positions of prompt and answer together.
+        SampleError if the last question does not fit by itself.
         """
 
         def needed(turns: int) -> int:
@@ -130,10 +124,7 @@ class Turns:
         return [i for i, (role, text) in enumerate(self.messages[:-1]) if role == self.roles[1] and text]
 
     def take_back(self) -> str | None:
-        """Remove the last question and its answer, if there is one, and return the question; images stay.
-
-        None, and nothing changes, where no question was asked.
-        """
+        """Remove the last question and its answer, and return the question; images stay. None: nothing was asked."""
         asked = [i for i, (role, text) in enumerate(self.messages) if role == self.roles[0] and _question(text)]
         if not asked:
             return None
@@ -171,25 +162,21 @@ class SeparatorStyle(Enum):
 
 @dataclass
 class Conversation(Turns):
-    """A template together with what was said so far.
-
-    Fields:
-        system: what the LLM is told before the first message.
-        roles: what stands before a user's and before an assistant's message, blanks included.
-        messages: [role, text] each; text is None or "" where the LLM goes on.
-        offset: messages that `to_gradio_chatbot` leaves out at the start.
-        sep_style, sep, sep2: what follows the system text and every finished message.
-        conv_id: free for the caller.
-    """
+    """A template together with what was said so far."""
 
     system: str
     roles: tuple[str, str]
+    """What stands before a user's and before an assistant's message, blanks included."""
     messages: list[list[str | None]] = field(default_factory=list)
+    """[role, text] each; text is None or "" where the LLM goes on."""
     offset: int = 0
+    """Messages that `to_gradio_chatbot` leaves out at the start."""
     sep_style: SeparatorStyle = SeparatorStyle.SINGLE
     sep: str = "###"
+    """Follows the system text and every finished message; with TWO, `sep2` follows the assistant's."""
     sep2: str | None = None
     conv_id: Any = None
+    """Free for the caller."""
 
     def __post_init__(self) -> None:
         if self.sep_style is SeparatorStyle.TWO and self.sep2 is None:
@@ -240,10 +227,9 @@ def get_template(name: str) -> Conversation:
 
 
 class TemplateConversation(Turns):
-    """Turns in the template of training, one instruction and one answer; for models without a published template.
+    """Turns in the template of training, for models without a published one; a `system` text begins the first.
 
-    `template` has one `{}`, or is "" for the bare instruction; `end_sym` is what answers end with. The template of
-    training has no place for a `system` text, so it begins the first instruction. With "###Human: {} ###Assistant: ":
+    `template` has one `{}`, or is "" for the bare instruction; `end_sym` ends answers:
     "###Human: <Img><ImageHere></Img> What is this? ###Assistant: A dog.######Human: Which colour? ###Assistant: "
     """
 

@@ -90,13 +90,9 @@ class AnswerStore:
     def start(self, provenance: Mapping[str, Any], about: Mapping[str, Any], *, retry_failed: bool) -> dict[str, Line]:
         """Begin the file, or go on with it; the lines that stay, by image.
 
-        Args:
-            provenance: everything that the captions must agree in, plain types.
-            about: what is only written down.
-            retry_failed: drop the lines of images that could not be read.
-
-        Raises:
-            ConfigError: the disk refuses, or the file's provenance is unknown or another one.
+        `provenance`: what the captions must agree in, plain types; `about`: what is only written down; `retry_failed`:
+        drop the lines of images that could not be read. ConfigError if the disk refuses, or the file's provenance is
+        unknown or another one.
         """
         if self.path.exists() and not self.path.is_file():
             raise ConfigError(f"{self.option}: {self.path} is a folder, a pipe or a device; captions go into a file")
@@ -184,16 +180,13 @@ def generate(
     *,
     keep_errors: bool = False,
 ) -> None:
-    """Answer what is missing; every rank must call it.
+    """Answer what is missing; every rank must call it. MiniGPT4Error if something is wrong, or the memory is full.
 
     The frozen parts load once, each image is encoded once, and the trained weights are swapped between checkpoints.
 
     Args:
         batches: images that are answered together, by the number of the batch, which seeds sampling.
         keep_errors: an image that cannot be read gets a line with its error; else it is a SampleError.
-
-    Raises:
-        MiniGPT4Error: an image or a checkpoint is wrong, the disk refuses, or the memory is full.
     """
     shares = [job.missing[processes.rank :: processes.world_size] for job in jobs]
     is_sharded = sharding(cfg.run)
@@ -307,9 +300,6 @@ def caption_images(
 
     Returns:
         On rank 0 how many images have a caption, how many an error, and how many of both are new.
-
-    Raises:
-        MiniGPT4Error: configuration, checkpoint or file are wrong; the text says what.
     """
     missing = None
     if processes.is_main:

@@ -118,11 +118,9 @@ class EngineReply:
 
 
 class CheckpointSwitch:
-    """One model, several checkpoints: swaps the trained weights, and remembers those that were given a name.
+    """One `MiniGPT4`, several checkpoints: swaps the trained weights, and remembers those that were given a name.
 
-    Args:
-        model: a `MiniGPT4` with the trained weights that it starts from.
-        start: their name.
+    `start` is the name of those that the model begins with.
     """
 
     def __init__(self, model: Any, start: str = "start") -> None:
@@ -144,10 +142,10 @@ class CheckpointSwitch:
         return wanted
 
     def load(self, checkpoint: str | Path, name: str | None = None) -> None:
-        """Take the trained weights of a file, and remember them under `name`; WeightsError, and the weights as before,
-        if they do not fit.
+        """Take the trained weights of a file, and remember them under `name`.
 
-        A weight that the file may leave out is that of the start, never that of the checkpoint before.
+        A weight that the file may leave out is that of the start, never that of the checkpoint before. WeightsError,
+        and the weights as before, if they do not fit.
         """
         before = self._copy()
         try:
@@ -188,13 +186,11 @@ class Engine:
     Args:
         model: a `MiniGPT4` on its device, in eval mode.
         processor: PIL image -> (3, S, S).
-        checkpoints: further checkpoints of the same model by name; they share its frozen parts.
+        checkpoints: further checkpoints of the same model by name; WeightsError for one that does not fit.
         name: what the checkpoint that `model` holds is called.
         max_rows: answers in progress at once; more wait. A search with several beams counts as so many.
         max_waiting: requests that may wait.
         keep_images: encoded images that are remembered.
-
-    Raises WeightsError for a checkpoint that does not fit the model.
     """
 
     def __init__(

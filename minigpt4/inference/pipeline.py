@@ -58,7 +58,7 @@ def pipeline(source: str | Path, options: Sequence[str] = (), device: torch.devi
     Args:
         source: a YAML file such as `eval_configs/minigpt4_eval.yaml`, or the folder of a run of `train.py`: then with
             the run's configuration and its `checkpoint_best.pth`, or its newest checkpoint; the log says which.
-        options: KEY=VALUE each, as after `--options`.
+        options: KEY=VALUE each, as after `--options`; `model.ckpt` overrides the run's own checkpoint, too.
         device: None: the first GPU, or the CPU where there is none.
 
     Raises:
@@ -71,12 +71,7 @@ def pipeline(source: str | Path, options: Sequence[str] = (), device: torch.devi
 def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file, or of a run's folder with its best checkpoint or else its newest.
 
-    Args:
-        options: KEY=VALUE each; they override the file's. `model.ckpt` overrides the run's own checkpoint, too.
-
-    Raises:
-        ConfigError: there is no such file, it is no configuration, or the folder is not that of a run.
-        WeightsError: the run has no whole checkpoint.
+    ConfigError for a source that is neither; WeightsError for a run without a whole checkpoint.
     """
     with errors_as(ConfigError, str(source)):
         path = Path(source).expanduser()
@@ -132,12 +127,10 @@ class PromptRules:
     def answers(
         self, model: nn.Module, embeds_BQD: Tensor, image_ids: Sequence[str] = (), *, batch: int | None = None
     ) -> list[Answer]:
-        """What the model says about the images of a batch, one answer an image.
+        """What a `MiniGPT4` says about the images of a batch, by their tokens; one answer an image.
 
         Args:
-            model: a `MiniGPT4`.
-            embeds_BQD: its image tokens, one row an image.
-            image_ids: of the images; needed where images have prompts of their own.
+            image_ids: needed where images have prompts of their own.
             batch: number of the batch, which seeds sampling with `seed`: whichever process draws, and whatever it drew
                 before. None: sampling goes on in torch's own random stream.
         """
@@ -161,12 +154,9 @@ class PromptRules:
 class Pipeline:
     """A model with what it needs to caption images and to talk about them.
 
-    Args:
-        cfg: `model.ckpt` may be unset; then `use_checkpoint` comes before the first question.
-        device: None: the first GPU, or the CPU where there is none.
+    Where `model.ckpt` is unset `use_checkpoint` comes before the first question.
 
     Attributes:
-        cfg: the configuration.
         model: the `MiniGPT4`, in eval mode.
         processor: PIL image -> (3, S, S), that of the evaluation.
         checkpoint: where the trained weights are from; None before there are any.
@@ -246,10 +236,8 @@ class Pipeline:
 
     def _require_checkpoint(self) -> None:
         if self.checkpoint is None:
-            raise WeightsError(
-                f"{self.cfg.source}: model.ckpt is not set, so what is trained has random weights; give the option "
-                "model.ckpt=FILE, or call use_checkpoint(FILE)"
-            )
+            what = "model.ckpt is not set; give the option model.ckpt=FILE, or call use_checkpoint(FILE)"
+            raise WeightsError(f"{self.cfg.source}: {what}")
 
 
 def _whole_prompt(model: MiniGPT4Config, instruction: str | None, key: str) -> str:
@@ -261,10 +249,8 @@ def _whole_prompt(model: MiniGPT4Config, instruction: str | None, key: str) -> s
         prompts = read_prompts(model.prompt_path, template)
         return prompts[0] if prompts else IMAGE_PLACEHOLDER
     if instruction.count(IMAGE_PLACEHOLDER) != 1:
-        raise ConfigError(
-            f"{key}: {instruction!r} must hold {IMAGE_PLACEHOLDER} exactly once, where the image belongs, for instance "
-            f"'<Img>{IMAGE_PLACEHOLDER}</Img> What is this?'"
-        )
+        example = f"'<Img>{IMAGE_PLACEHOLDER}</Img> What is this?'"
+        raise ConfigError(f"{key}: {instruction!r} must hold {IMAGE_PLACEHOLDER} exactly once, as in {example}")
     return apply_template(template, instruction)
 
 

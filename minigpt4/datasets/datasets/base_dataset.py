@@ -199,8 +199,7 @@ def iter_infinite(
     """The samples of a reader from `cursor` on, each with the position after it; never ends.
 
     The shards of all epochs, each epoch in an order of its own, make one endless row, of which reader s of n takes
-    places s, s + n, s + 2n, ... So readers never share a shard of an epoch, none runs dry, and with one reader a rank
-    the first k shards of all ranks together are the same however many ranks there are.
+    places s, s + n, s + 2n, ... So readers never share a shard of an epoch, and none runs dry.
     """
     shards = dataset.num_shards(slot.count)
     number, offset = cursor

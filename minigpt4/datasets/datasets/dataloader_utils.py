@@ -131,7 +131,6 @@ def worker_batches(
     """Batches of the samples of `readers[worker]`; bad samples are left out and reported.
 
     After `max_in_a_row` bad samples in a row a batch goes out with what there is, so that no reader searches for ever.
-    Errors that are no SampleError are bugs and pass through.
     """
     give_up = min(max_in_a_row, MAX_BAD_IN_A_ROW)
     good, bad, in_a_row, longest = [], [], 0, 0
@@ -176,18 +175,15 @@ class TrainSource:
 
 
 class SourceReader:
-    """Batches of one source, for ever, from any position.
+    """Batches of one source, for ever, from any position; `options`: of `read_batches`.
 
     `order` is what the order depends on, beside the data and the slots: "seed", "world_size", "num_workers".
     """
 
-    def __init__(
-        self, source: TrainSource, slots: list[ReaderSlot], order: dict[str, int], max_in_a_row: int, pin_memory: bool
-    ) -> None:
+    def __init__(self, source: TrainSource, slots: list[ReaderSlot], order: dict[str, int], **options: Any) -> None:
         self.source, self.label = source, source.dataset.label
-        self._slots = slots
+        self._slots, self._options = slots, options
         self._order = {**order, "units": source.dataset.num_shards(slots[0].count)}
-        self._max_in_a_row, self._pin_memory = max_in_a_row, pin_memory
         self._batches: Iterator[WorkerBatch] | None = None
         self._begin(reshuffle_round=0)
 
@@ -237,10 +233,9 @@ class SourceReader:
             dataset,
             [functools.partial(iter_infinite, dataset, slot, shuffle, cursor) for slot, cursor in places],
             self.source.batch_size,
-            max_in_a_row=self._max_in_a_row,
             num_workers=self._order["num_workers"],
             first=self._turn,
-            pin_memory=self._pin_memory,
+            **self._options,
         )
 
 
@@ -250,16 +245,13 @@ class TrainLoader:
     A batch is {"image": Uint8Image (B, 3, S, S), "image_id": [str], "source": name of its dataset, "answer": [str]},
     or with "conv_q", "conv_a" and "connect_sym" in place of "answer"; `to_device` makes of it what a model takes.
     Each iteration draws its dataset by the ratios, the same one on all ranks. The order depends on seed, rank, number
-    of ranks and workers alone; no global random state is read or changed.
-
-    Bad samples are left out and go to the monitor; SampleError when it says that they are too many.
+    of ranks and workers alone; no global random state is read or changed. Bad samples are left out and go to the
+    monitor; SampleError when it says that they are too many.
 
     Args:
-        sources: the mix.
         num_workers: processes for each source; 0: samples are read when they are asked for.
         seed: the same on all ranks.
         rank, world_size: which part of the data is read here.
-        ledger: counts bad samples and judges them.
         pin_memory: have the workers' batches put into page-locked memory.
     """
 
@@ -280,7 +272,8 @@ class TrainLoader:
         self._ratios = [source.ratio for source in sources]
         slots = ReaderSlot.of_rank(rank, world_size, num_workers)
         order = {"seed": seed, "world_size": world_size, "num_workers": num_workers}
-        self._readers = [SourceReader(source, slots, order, ledger.max_in_a_row, pin_memory) for source in sources]
+        options = {"max_in_a_row": ledger.max_in_a_row, "pin_memory": pin_memory}
+        self._readers = [SourceReader(source, slots, order, **options) for source in sources]
         self._iteration = 0
 
     def __iter__(self) -> "TrainLoader":
@@ -300,8 +293,7 @@ class TrainLoader:
         return read.batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Position after the last batch that was handed out, in plain types; where the number of ranks changes, every
-        new rank takes the state of the same old one."""
+        """Position after the last batch that was handed out, in plain types."""
         return {
             "iteration": self._iteration,
             "sources": {reader.label: reader.state_dict() for reader in self._readers},
@@ -309,8 +301,7 @@ class TrainLoader:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with exactly the next batch, if seed, ranks, workers and data are the same; otherwise a warning says
-        what changed, and the data concerned goes on with a new epoch."""
+        """Go on with the next batch; where seed, ranks, workers or data changed, with a warning and a new epoch."""
         self._iteration = state["iteration"]
         self._ledger.load_state_dict(state["counts"])
         for reader in self._readers:

@@ -34,12 +34,9 @@ SPEAKERS = ("human", "gpt")
 class Records:
     """The records of an annotation file, parsed one at a time; `len()` counts the bad ones too.
 
-    JSON holds a list of objects, or an object with such a list under `annotations`, or is one of the forms of COCO and
-    Karpathy; JSON lines hold an object a line; CSV and TSV name their fields in the first row. Texts are those of
-    `common.utils.decode`. ConfigError when the file as a whole cannot be read.
-
-    The records are kept as one block of bytes: millions of Python objects would be copied into every worker process as
-    soon as their reference counts change.
+    ConfigError when the file as a whole cannot be read; `records.py` has its forms. The records are kept as one block
+    of bytes: millions of Python objects would be copied into every worker process as soon as their reference counts
+    change.
     """
 
     def __init__(self, file: Path) -> None:
@@ -104,9 +101,8 @@ def caption_list(value: Any, where: str) -> list[str]:
 def conversation_fields(turns: Any, where: str) -> dict[str, str]:
     """`[{"from": "human", "value": "<image> ..."}, {"from": "gpt", "value": "..."}, ...]` -> conv_q, conv_a.
 
-    The image comes before the first question, wherever `<image>` stands in it or whether it stands at all. A CSV holds
-    the turns as JSON text. SampleError that names the turn, counted from 1, when they do not alternate from a human's
-    question to an answer, or one is empty.
+    The image comes before the first question, wherever `<image>` stands in it. A CSV holds the turns as JSON text.
+    SampleError that names the turn, counted from 1, when question and answer do not alternate, or one is empty.
     """
     with errors_as(SampleError, f"{where}: the conversation is not JSON"):
         turns = parse_json(turns) if isinstance(turns, str) else turns
