@@ -56,14 +56,13 @@ class FeatureStore:
         file = self._file(digest)
         try:
             content = file.read_bytes()
+            row, crc = content[:-CRC_BYTES], content[-CRC_BYTES:]
+            if len(row) != self.shape.nbytes or zlib.crc32(row).to_bytes(CRC_BYTES, "little") != crc:
+                raise OSError("is damaged")
         except FileNotFoundError:
             return None
         except OSError as error:
-            log.warning("%s: cannot be read (%s); its image is encoded again", file, error.strerror)
-            return None
-        row, crc = content[:-CRC_BYTES], content[-CRC_BYTES:]
-        if len(row) != self.shape.nbytes or zlib.crc32(row).to_bytes(CRC_BYTES, "little") != crc:
-            log.warning("%s: is damaged; its image is encoded again", file)
+            log.warning("%s: %s; its image is encoded again", file, error.strerror or error)
             return None
         return np.frombuffer(row, self.shape.dtype).reshape(self.shape.tokens, self.shape.width)
 

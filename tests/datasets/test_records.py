@@ -143,7 +143,7 @@ def test_bad_row_is_named_by_its_line_and_the_next_one_is_read(text, line, fault
     assert fault in bad
 
 
-# What others made: Karpathy, COCO, Kaggle
+# What others made: Karpathy, COCO
 
 SENTENCES = [{"raw": "A man cooks.", "tokens": ["a", "man", "cooks"]}, {"raw": " A cook. \n"}]
 KARPATHY = {
@@ -181,15 +181,3 @@ def test_coco_annotation_knows_the_file_of_its_image(read):
     assert images == ["000000000042.jpg", "000000000042.jpg", None, None]
     with pytest.raises(ConfigError, match="two images have the id 42: '000000000042.jpg' and 'other.jpg'"):
         read("captions.json", {**COCO, "images": [*COCO["images"], {"id": 42, "file_name": "other.jpg"}]})
-
-
-def test_flickr30k_of_kaggle_is_read_with_its_row_that_lacks_a_bar(read):
-    text = (
-        'image_name| comment_number| comment\n1.jpg| 0| Two " young " guys , one in a hat .\n'
-        '1.jpg| 1| " Stop " says a sign .\n2199200615.jpg| 4   A dog runs across the grass .\n'
-    )
-    assert [(row["image"], row["caption"]) for row in read("results.csv", text)] == [
-        ("1.jpg", 'Two " young " guys , one in a hat .'),
-        ("1.jpg", '" Stop " says a sign .'),
-        ("2199200615.jpg", "A dog runs across the grass ."),
-    ]
