@@ -246,12 +246,9 @@ def _encoded(
     `known` keeps the features of the frozen vision part, U x Q x V, for later; None: there is no later.
     """
     encoder = FeatureEncoder(model)
-    firsts: dict[int, dict[Path, int]] = {}  # of the images with one file the first is encoded, once
-    for number, batch in batches.items():
-        firsts[number] = {}
-        for image in batch:
-            firsts[number].setdefault(images.items[image].file, image)
-    unknown = [list(firsts[number].values()) for number in batches if number not in (known or {})]
+    # Images with one file are encoded once.
+    files = {number: {images.items[image].file: image for image in batch} for number, batch in batches.items()}
+    unknown = [list(own.values()) for number, own in files.items() if number not in (known or {})]
     read = read_batches(images, unknown, num_workers)
     for number in batches:
         errors: dict[Path, str] = {}
@@ -267,11 +264,11 @@ def _encoded(
             features_UQV = encoder.features(pixels) if len(pixels) else None
             if known is not None:
                 known[number] = features_UQV.cpu()
-        own, files = [images.items[image] for image in batches[number]], [f for f in firsts[number] if f not in errors]
+        own, rows = [images.items[image] for image in batches[number]], [f for f in files[number] if f not in errors]
         embeds_BQD = None
-        if files:
+        if rows:
             embeds_UQD = model.project(features_UQV.to(model.device))
-            embeds_BQD = embeds_UQD[[files.index(item.file) for item in own if item.file not in errors]]
+            embeds_BQD = embeds_UQD[[rows.index(item.file) for item in own if item.file not in errors]]
         yield number, own, embeds_BQD, errors
 
 
