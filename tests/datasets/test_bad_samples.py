@@ -1,6 +1,5 @@
 """Bad samples are counted exactly, written down, and stop the run when they are too many."""
 
-import json
 import logging
 from collections import Counter
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from minigpt4.common.errors import SampleError
+from minigpt4.common.utils import JsonLines
 from minigpt4.datasets import BadSample, BadSampleMonitor
 
 BROKEN = Path(__file__).parents[1] / "data" / "images"
@@ -22,7 +22,7 @@ def _bad(count, reason="it is broken"):
 
 
 def _written(folder):
-    return [json.loads(line) for line in (folder / "bad_samples.jsonl").read_text().splitlines()]
+    return JsonLines(folder / "bad_samples.jsonl").read()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
