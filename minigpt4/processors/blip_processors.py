@@ -5,7 +5,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from numbers import Real
@@ -125,7 +125,9 @@ def to_rgb(image: Image.Image, name: str | None = None) -> Image.Image:
         _require_size(image, name)
         image.load()
         _require_size(image, name)  # an icon says one size and may hold another
-        image = _turned(image)  # after decoding: Pillow rotates TIFFs while it loads them
+        with suppress(Exception):  # damaged metadata beside good pixels is common on the web
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                image = ImageOps.exif_transpose(image)  # after decoding: Pillow rotates TIFFs while it loads them
         if image.mode.startswith("I") or image.mode == "F":
             image = _eight_bits(image)
         if image.mode == "P" and "transparency" in image.info:
@@ -168,13 +170,9 @@ def _sample_errors(name: str) -> Iterator[None]:
 
 def _require_size(image: Image.Image, name: str) -> None:
     shorter, longer = sorted(image.size)
-    size = f"{image.width} x {image.height} pixels"
-    if shorter < 1:
-        raise SampleError(f"{name}: no picture; it has {size}")
-    if longer > MAX_SIDE:
-        raise SampleError(f"{name}: the image is too large; {size}, and a side may have {MAX_SIDE:,}; scale it down")
-    if longer > MAX_RATIO * shorter:
-        raise SampleError(f"{name}: the image is too narrow; {size}, and a side may be {MAX_RATIO} times the other")
+    if not 0 < longer <= min(MAX_SIDE, MAX_RATIO * shorter):
+        limits = f"a side may have {MAX_SIDE:,} and be {MAX_RATIO} times the other; scale it down"
+        raise SampleError(f"{name}: the image is too large or narrow; {image.width} x {image.height} pixels, {limits}")
 
 
 def _count_scans(content: bytes) -> int:
@@ -188,14 +186,6 @@ def _count_scans(content: bytes) -> int:
         scans += in_scan
         at += int.from_bytes(content[at : at + 2], "big")
     return scans
-
-
-def _turned(image: Image.Image) -> Image.Image:
-    try:
-        is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-        return image if is_upright else ImageOps.exif_transpose(image)
-    except Exception:  # damaged metadata beside good pixels is common on the web
-        return image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -216,12 +206,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Uint8Image:
-    """One image or a batch on its way to the model: a quarter of the bytes, still to become (pixel / 255 - mean) / std.
-
-    `pixels`: (..., 3, S, S) uint8; `mean`, `std`: a number each for R, G, B in 0..1.
-    """
+    """One image or a batch on its way to the model, still to become (pixel / 255 - mean) / std: a quarter of the bytes."""
 
     pixels: Tensor
+    """(..., 3, S, S) uint8."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
