@@ -206,7 +206,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Uint8Image:
-    """One image or a batch on its way to the model, still to become (pixel / 255 - mean) / std: a quarter of the bytes."""
+    """One image or a batch on its way to the model, a quarter of its bytes: still to be (pixel / 255 - mean) / std."""
 
     pixels: Tensor
     """(..., 3, S, S) uint8."""
