@@ -27,6 +27,7 @@ from minigpt4.evaluation.caption_run import for_evaluation, read_data
 from minigpt4.evaluation.metrics import FAMILIES, java_on_path
 from minigpt4.inference.pipeline import PromptRules
 from minigpt4.models.mini_gpt4 import MiniGPT4
+from minigpt4.processors import Uint8Image
 
 SCORERS = {"BLEU": "bleu.bleu:Bleu", "CIDEr": "cider.cider:Cider", "ROUGE-L": "rouge.rouge:Rouge"}
 """Classes of pycocoevalcap by what `--metrics` calls them."""
@@ -45,10 +46,10 @@ class StopStrings(StoppingCriteria):
 
 
 @torch.inference_mode()
-def caption(model: MiniGPT4, image: Tensor, rules: PromptRules) -> str:
+def caption(model: MiniGPT4, image: Uint8Image, rules: PromptRules) -> str:
     """What the model says about one image, (3, S, S)."""
     decoding, tokenizer = rules.decoding, model.llama_tokenizer
-    embeds_BQD, _ = model.encode_img(image[None].to(model.device))
+    embeds_BQD, _ = model.encode_img(image.normalised()[None].to(model.device))
     embeds_BTD, mask_BT = model.prompt_embeds([rules.prompt], [[embeds_BQD]])
     with all_logits(model.llama_model):
         ids_BL = model.llama_model.generate(

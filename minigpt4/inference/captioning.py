@@ -31,6 +31,7 @@ from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, RunError, SampleError, errors_as
 from minigpt4.common.run_folder import versions
 from minigpt4.common.utils import JsonLines, as_json, escaped, refused, write_whole
+from minigpt4.datasets.datasets.dataloader_utils import to_device
 from minigpt4.inference.engine import CheckpointSwitch
 from minigpt4.inference.image_list import ImageFile, ImageList, cut, read_batches
 from minigpt4.inference.pipeline import PromptRules, frozen_files, image_provenance, image_reader
@@ -251,25 +252,26 @@ def _encoded(
     unknown = [list(own.values()) for number, own in files.items() if number not in (known or {})]
     read = read_batches(images, unknown, num_workers)
     for number in batches:
+        own, rows = [images.items[image] for image in batches[number]], list(files[number])
         errors: dict[Path, str] = {}
         if known and number in known:
             features_UQV = known[number]
         else:
-            pixels, faults = next(read)
+            batch, faults = next(read)
             errors = {images.items[image].file: error for image, error in faults.items()}
             for error in errors.values():
                 if not keep_errors:
                     raise SampleError(error)
                 log.warning("%s", error)
-            features_UQV = encoder.features(pixels) if len(pixels) else None
+            rows = [file for file in rows if file not in errors]
+            if not rows:
+                yield number, own, None, errors
+                continue
+            features_UQV = encoder.features(to_device({"image": batch}, model.device)["image"])
             if known is not None:
                 known[number] = features_UQV.cpu()
-        own, rows = [images.items[image] for image in batches[number]], [f for f in files[number] if f not in errors]
-        embeds_BQD = None
-        if rows:
-            embeds_UQD = model.project(features_UQV.to(model.device))
-            embeds_BQD = embeds_UQD[[rows.index(item.file) for item in own if item.file not in errors]]
-        yield number, own, embeds_BQD, errors
+        embeds_UQD = model.project(features_UQV.to(model.device))
+        yield number, own, embeds_UQD[[rows.index(item.file) for item in own if item.file not in errors]], errors
 
 
 # Captions of a folder or a list

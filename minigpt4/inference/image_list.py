@@ -16,7 +16,7 @@ from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import decode, parse_json
 from minigpt4.datasets.datasets.base_dataset import ImageReader, join_images
 from minigpt4.datasets.feature_store import CachedBatch, CachedImage
-from minigpt4.processors.blip_processors import SUFFIXES
+from minigpt4.processors.blip_processors import SUFFIXES, Uint8Image
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class ImageList:
     items: Sequence[ImageFile]
     reader: ImageReader
 
-    def image(self, number: int) -> Tensor | CachedImage:
-        """Pixels of one image, (3, S, S) float32, or its row of the cache; SampleError if it cannot be read."""
+    def image(self, number: int) -> Tensor | Uint8Image | CachedImage:
+        """One image as the reader gives it; SampleError if it cannot be read."""
         return self.reader.read(self.items[number].file)
 
     def batches(self, batch_size: int) -> list[list[int]]:
@@ -154,14 +154,10 @@ def _refuse_doubles(named: Sequence[tuple[str, str, str]]) -> None:
 
 def read_batches(
     images: ImageList, batches: Sequence[Sequence[int]], num_workers: int
-) -> Iterator[tuple[Tensor | CachedBatch, dict[int, str]]]:
-    """Each batch of image numbers in turn.
+) -> Iterator[tuple[Tensor | Uint8Image | CachedBatch, dict[int, str]]]:
+    """Each batch of image numbers in turn: those that can be read, joined, and the errors of the others by number.
 
-    Args:
-        num_workers: processes that read; 0: none but this one.
-
-    Yields:
-        (B, 3, S, S) float32 or rows of a cache, of those that can be read; the errors of the others by number.
+    `num_workers`: processes that read; 0: none but this one.
     """
     yield from DataLoader(
         _Batches(images, batches),
@@ -179,7 +175,7 @@ class _Batches(Dataset):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> tuple[Tensor | CachedBatch, dict[int, str]]:
+    def __getitem__(self, index: int) -> tuple[Tensor | Uint8Image | CachedBatch, dict[int, str]]:
         pixels, errors = [], {}
         for number in self.batches[index]:
             try:

@@ -72,7 +72,7 @@ def test_batches_hold_every_image_once_and_damaged_ones_fail_alone(folder):
         (folder / f"z{file.name}").write_bytes(file.read_bytes())
     images = ImageList(find_images(folder, None, None, 0), READER)
     (first, errors), (second, more) = read_batches(images, [[0, 1, 2], [3, 4]], num_workers=1)
-    assert (first.shape, len(second)) == ((2, 3, 28, 28), 0)
+    assert (first.shape, second.shape) == ((2, 3, 28, 28), (0,))
     named = [number for number, error in (errors | more).items() if images.items[number].file.name in error]
     assert named == [1, 3, 4]
 

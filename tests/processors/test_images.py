@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).parents[2]
 BROKEN = REPOSITORY / "tests" / "data" / "images"
 SMALL = Blip2ImageEvalProcessor(image_size=8)
 LOOK = functools.partial(Engine.look, SimpleNamespace(processor=SMALL))
-TRAINING_READ = functools.partial(ImageReader(SMALL).read, as_uint8=True)
+TRAINING_READ = ImageReader(SMALL).read
 ORIENTATION = 0x0112
 # Stored pixels that show the upright picture [[1, 2, 3], [4, 5, 6]] once each orientation is undone;
 # written out by hand from the EXIF standard (where row 0 and column 0 of the file are in the picture).

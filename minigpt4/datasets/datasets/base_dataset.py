@@ -32,7 +32,7 @@ class LazySample:
     file: str
     """Where it stands: the shard, or the annotation file with line or record."""
     load: Callable[[], dict[str, Any]]
-    """Reads the sample: {"image": as `ImageReader.read` gives it as uint8, "image_id": str, "answer": str, or in place
+    """Reads the sample: {"image": as `ImageReader.read` gives it, "image_id": str, "answer": str, or in place
     of the answer "conv_q", "conv_a" and "connect_sym"}. SampleError when the data is bad; other errors are bugs."""
 
     @classmethod
@@ -100,15 +100,12 @@ class ImageReader:
     features: FeatureStore | None = None
     """Of images that went through `processor`; None: there is no cache."""
 
-    def read(
-        self, source: Path | bytes, name: str | None = None, *, as_uint8: bool = False
-    ) -> Tensor | Uint8Image | CachedImage:
-        """Pixels (3, S, S) float32, or with `as_uint8` a `Uint8Image` (3, S, S) if the processor gives one; where there
-        is a cache, a `CachedImage`. SampleError, which calls it `name`, if the image cannot be read."""
+    def read(self, source: Path | bytes, name: str | None = None) -> Tensor | Uint8Image | CachedImage:
+        """A `Uint8Image` (3, S, S), or float32 pixels if the processor gives none; where there is a cache, a
+        `CachedImage`. SampleError, which calls it `name`, if the image cannot be read."""
         store = self.features
         if store is None:
-            process = getattr(self.processor, "uint8", self.processor) if as_uint8 else self.processor
-            return process_image(process, source, name)
+            return process_image(getattr(self.processor, "uint8", self.processor), source, name)
         if isinstance(source, Path):
             name = name or str(source)
             source = read_file(source, name)

@@ -188,7 +188,7 @@ class ImageCaptionJson(BaseDataset):
     def _load(self, record: dict[str, Any], where: str) -> dict[str, Any]:
         sample = self._look(record, where)
         try:
-            return {"image": self.reader.read(self._image_file(record, where), as_uint8=True), **sample}
+            return {"image": self.reader.read(self._image_file(record, where)), **sample}
         except SampleError as error:
             raise SampleError(f"{where}: {error}") from error
 

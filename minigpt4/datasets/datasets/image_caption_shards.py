@@ -122,7 +122,7 @@ class ImageCaptionShards(BaseDataset):
         answer = self.text_processor(self._caption(sample, where))
         if not answer.strip():
             raise SampleError(f"{where}: nothing is left of the caption once it is cleaned")
-        image = self.reader.read(sample[suffix], f"{where}.{suffix}", as_uint8=True)
+        image = self.reader.read(sample[suffix], f"{where}.{suffix}")
         return {"image": image, "image_id": key, "answer": answer}
 
     def _caption(self, sample: dict[str, Any], where: str) -> str:
