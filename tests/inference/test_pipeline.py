@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import timm
 import torch
 from PIL import Image
 
@@ -17,8 +16,8 @@ from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, SampleError, WeightsError
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.conversation.chat import Chat, Decoding
-from minigpt4.inference.pipeline import Pipeline, image_processor, pipeline, read_source
-from minigpt4.processors import Blip2ImageEvalProcessor, open_image
+from minigpt4.inference.pipeline import Pipeline, pipeline, read_source
+from minigpt4.processors import open_image
 
 REPOSITORY = Path(__file__).parents[2]
 WHOLE = "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
@@ -55,25 +54,6 @@ def test_sampling_repeats_with_the_seed_of_the_caller(tiny, files):
         torch.manual_seed(seed)
         draws.append(tiny.caption(files, do_sample=True, temperature=3.0))
     assert draws[0] == draws[1] != draws[2]
-
-
-def test_another_tower_sees_images_as_in_its_own_training(write_config, tmp_path, files):
-    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "vit.pth")
-    vision = {"vit_model": "resnet10t", "vit_weights": str(tmp_path / "vit.pth"), "vit_config": {}, "image_size": 64}
-    model = pipeline(write_config(tmp_path, **vision, has_qformer=False, ckpt=None), device="cpu")
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    plain = Blip2ImageEvalProcessor(image_size=64, mean=(0, 0, 0), std=(1, 1, 1))(open_image(files[0]))
-    torch.testing.assert_close(model.processor(open_image(files[0])), (plain - mean) / std)
-    assert "0.485" in str(model.processor.feature_key)
-
-
-def test_images_are_prepared_as_in_the_evaluation_of_the_only_dataset(config):
-    name = "datasets.flickr30k_grounded_detail"
-    info = [f"{name}.{key}" for key in ("builder=image_caption_json", "build_info.storage=birds")]
-    changed = read_source(config, [*info, f"{name}.vis_processor.eval={{name: blip2_image_eval, image_size: 56}}"])
-    assert image_processor(changed).image_size == image_processor(read_source(config)).image_size == 56
-    with pytest.raises(ConfigError, match=rf"{name}\.vis_processor\.train\.mean: .*eva_clip_g was trained with"):
-        read_source(config, [*info, f"{name}.vis_processor.eval={{name: blip2_image_eval, mean: [0, 0, 0]}}"])
 
 
 @pytest.mark.parametrize(
