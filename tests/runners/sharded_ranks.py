@@ -22,10 +22,9 @@ from minigpt4.common.errors import RunError
 from minigpt4.evaluation.generate import predict, read_checkpoint_list
 from minigpt4.inference.captioning import AnswerStore, caption_images
 from minigpt4.inference.image_list import ImageList, images_to_caption
-from minigpt4.inference.pipeline import PromptRules
+from minigpt4.inference.pipeline import PromptRules, image_reader
 from minigpt4.models.fsdp import uneven_inputs
 from minigpt4.models.llm import fingerprint, load_llm
-from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.runners import RunnerBase
 
 FSDP = "run.parallel=fsdp"
@@ -101,7 +100,7 @@ def scenario_answers(recipe: Path, processes: Processes) -> dict[str, Any]:
         cfg = read(recipe, *options, "run.generation.max_new_tokens=6", "run.num_workers=0")
         folder = Path(cfg.run.output_dir) / name
         base, items = images_to_caption([Path(cfg.run.output_dir).parent / "cc_sbu_align" / "image"], None)
-        images = ImageList(items[:3], Blip2ImageEvalProcessor(image_size=56))
+        images = ImageList(items[:3], image_reader(cfg))
         rules = [PromptRules.of(cfg, source="test", num_beams=beams) for beams in (1, 3)]
         checkpoints = read_checkpoint_list([cfg.model.ckpt])
         said = predict(cfg, images, images.batches(1), rules, checkpoints, folder, processes)
