@@ -54,7 +54,7 @@ class CaptionData(ImageList):
         A batch runs until its longest caption ends, so images with much to tell should share batches. Whatever
         the number of processes, the batches are the same, and so are the captions to the last bit.
         """
-        order = sorted(range(len(self.items)), key=lambda number: (-len(self.items[number].answer.split()), number))
+        order = sorted(range(len(self)), key=lambda number: (-len(self.items[number].answer.split()), number))
         return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
     def references(self, mode: ReferenceMode) -> dict[str, list[str]]:

@@ -36,13 +36,16 @@ class ImageList:
     items: Sequence[ImageFile]
     reader: ImageReader
 
+    def __len__(self) -> int:
+        return len(self.items)
+
     def image(self, number: int) -> Tensor | Uint8Image | CachedImage:
         """One image as the reader gives it; SampleError if it cannot be read."""
         return self.reader.read(self.items[number].file)
 
     def batches(self, batch_size: int) -> list[list[int]]:
         """Numbers of images in their order, cut into batches."""
-        return cut(range(len(self.items)), batch_size)
+        return cut(range(len(self)), batch_size)
 
 
 def cut(numbers: Sequence[int], batch_size: int) -> list[list[int]]:

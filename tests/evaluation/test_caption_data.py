@@ -63,7 +63,7 @@ def test_images_have_references_in_both_modes(read, records, name, separate, joi
     data = read(records, name)
     assert data.references("separate") == separate
     assert data.references("joined") == {key: [text] for key, text in zip(separate, joined, strict=True)}
-    assert data.image(len(data.items) - 1).shape == (3, 224, 224)
+    assert data.image(len(data) - 1).shape == (3, 224, 224)
 
 
 @pytest.mark.parametrize(("size", "batches"), [(3, [[1, 3, 0], [2]]), (1, [[1], [3], [0], [2]])])
