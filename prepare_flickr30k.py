@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from minigpt4.common.errors import SampleError
-from minigpt4.common.utils import as_json, exit_status, parse_json, require_readable, write_whole
-from minigpt4.datasets.datasets.image_caption_json import Records
+from minigpt4.common.utils import as_json, exit_status, require_readable, write_whole
+from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, Records, caption_list
 
 ANNOTATIONS = "flickr_annotations_30k.csv"
 RESULTS = "results.csv"
@@ -64,7 +64,7 @@ def prepare(root: Path, *, everything: bool) -> None:
         raise SampleError(f"{results}: tells no splits; put {ANNOTATIONS} beside it, or use --splits all")
     splits = join_captions(annotated_rows(annotations) if has_splits else kaggle_rows(results), root / IMAGES)
     train = [entry for split in SPLITS for entry in splits[split]] if everything else splits["train"]
-    fields = ("image_id", "grounded_caption")
+    fields = ("image_id", JOINED)
     files = {f"{OUTPUT}.json": [{key: entry[key] for key in fields} for entry in train]}
     if has_splits:
         files |= {f"{OUTPUT}_{split}.json": splits[split] for split in ("val", "test")}
@@ -93,7 +93,7 @@ def join_captions(rows: Iterable[Row], images: Path) -> dict[str, list[dict[str,
             missing.append(row.filename)
             continue
         joined = " ".join(row.captions)
-        entry = {"image_id": Path(row.filename).stem, "grounded_caption": joined, "captions": row.captions}
+        entry = {"image_id": Path(row.filename).stem, JOINED: joined, CAPTIONS: row.captions}
         splits[row.split].append(entry)
     if not any(splits.values()):
         raise SampleError(f"{images}: holds none of the {len(missing)} images of the captions")
@@ -114,16 +114,11 @@ def annotated_rows(file: Path) -> Iterator[Row]:
             raise wrong(where, "split", f"{split!r} is none of {', '.join(SPLITS)}")
         if not filename:
             raise wrong(where, "filename", "is empty")
-        try:
-            captions = parse_json(record["raw"])
-        except ValueError as error:
-            raise wrong(where, "raw", f"not JSON ({error}): {record['raw'][:80]}") from error
-        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            raise wrong(where, "raw", f"must be a JSON list of captions, is {record['raw'][:80]}")
-        written = [require_readable(caption, f"{where}, column raw") for caption in captions if caption.strip()]
-        if not written:
+        column = f"{where}, column raw"
+        captions = [require_readable(caption, column) for caption in caption_list(record["raw"], column)]
+        if not captions:
             raise wrong(where, "raw", "holds no caption")
-        yield Row(where, split, filename, written)
+        yield Row(where, split, filename, captions)
 
 
 def kaggle_rows(file: Path) -> Iterator[Row]:

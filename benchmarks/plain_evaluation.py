@@ -21,12 +21,13 @@ from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import exit_status
-from minigpt4.conversation.decoding import clean_generated, cut_at_stop
+from minigpt4.conversation.decoding import clean_generated
 from minigpt4.evaluation import command
 from minigpt4.evaluation.caption_run import for_evaluation, read_data
 from minigpt4.evaluation.metrics import FAMILIES, java_on_path
 from minigpt4.inference.pipeline import PromptRules
 from minigpt4.models.mini_gpt4 import MiniGPT4
+from minigpt4.processors import Uint8Image
 
 SCORERS = {"BLEU": "bleu.bleu:Bleu", "CIDEr": "cider.cider:Cider", "ROUGE-L": "rouge.rouge:Rouge"}
 """Classes of pycocoevalcap by what `--metrics` calls them."""
@@ -45,10 +46,10 @@ class StopStrings(StoppingCriteria):
 
 
 @torch.inference_mode()
-def caption(model: MiniGPT4, image: Tensor, rules: PromptRules) -> str:
+def caption(model: MiniGPT4, image: Uint8Image, rules: PromptRules) -> str:
     """What the model says about one image, (3, S, S)."""
     decoding, tokenizer = rules.decoding, model.llama_tokenizer
-    embeds_BQD, _ = model.encode_img(image[None].to(model.device))
+    embeds_BQD, _ = model.encode_img(image.normalised()[None].to(model.device))
     embeds_BTD, mask_BT = model.prompt_embeds([rules.prompt], [[embeds_BQD]])
     with all_logits(model.llama_model):
         ids_BL = model.llama_model.generate(
@@ -61,7 +62,7 @@ def caption(model: MiniGPT4, image: Tensor, rules: PromptRules) -> str:
             do_sample=False,
             stopping_criteria=StoppingCriteriaList([StopStrings(rules.stop, tokenizer)]),
         )
-    return clean_generated(cut_at_stop(tokenizer.decode(ids_BL[0], skip_special_tokens=True), rules.stop))
+    return clean_generated(tokenizer.decode(ids_BL[0], skip_special_tokens=True), rules.stop)
 
 
 def scores(captions: dict[str, str], references: dict[str, list[str]], families: list[str]) -> dict[str, float]:
@@ -83,7 +84,7 @@ def scores(captions: dict[str, str], references: dict[str, list[str]], families:
 def evaluate(args: argparse.Namespace) -> None:
     """Load, caption, score, write; ConfigError for what transformers 5 and our loop do differently by intention."""
     cfg = for_evaluation(Config(args).validate(training=False))
-    rules, data = PromptRules.of(cfg.model, cfg.run.generation, cfg.run.seed), read_data(cfg)
+    rules, data = PromptRules.of(cfg), read_data(cfg)
     if rules.decoding.do_sample or rules.decoding.min_length > 1:
         raise ConfigError(f"{cfg.source}: run.generation: the plain way knows no do_sample and no min_length above 1")
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.run.device != "cpu" else "cpu")

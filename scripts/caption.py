@@ -61,18 +61,18 @@ def caption(args: argparse.Namespace) -> int:
     """Cheap checks first, then caption; returns the exit status."""
     config = read_configuration(args)
     from minigpt4.common.dist_utils import start_processes, stop_processes
-    from minigpt4.inference.captioning import AnswerStore, Captioning
+    from minigpt4.inference.captioning import AnswerStore, caption_images
     from minigpt4.inference.image_list import images_to_caption
-    from minigpt4.inference.pipeline import images_at_once, rules_of
+    from minigpt4.inference.pipeline import BATCH_SIZE, PromptRules
 
     file = AnswerStore.captions(args.output)
     base, items = images_to_caption(args.images, args.image_folder)
-    rules = rules_of(config, args.prompt, source="--prompt")
+    rules = PromptRules.of(config, args.prompt, source="--prompt")
     processes = start_processes(config.run.device, config.run.distributed, config.run.dist_url)
     setup_logging(processes.rank)
     log.info("%d images; prompt %r; stop %s; %s", len(items), rules.prompt, rules.stop, rules.decoding)
-    size = args.batch_size or images_at_once(config)
-    counts = Captioning(config, rules, base, items, size, file, args.retry_failed).run(processes)
+    size = args.batch_size or config.run.batch_size_eval or BATCH_SIZE
+    counts = caption_images(config, rules, base, items, size, file, processes, retry_failed=args.retry_failed)
     stop_processes()
     if counts is None:
         return 0

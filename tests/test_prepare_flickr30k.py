@@ -14,13 +14,9 @@ CSV = "flickr_annotations_30k.csv"
 TRAIN = "flickr30k_grounded_detail.json"
 VAL, TEST = "flickr30k_grounded_detail_val.json", "flickr30k_grounded_detail_test.json"
 
-ROWS = [
-    # captions, split, file
-    (
-        ["Two men, one with a hat, look on .", 'A sign says "Stop", in red.', "Third.", "Fourth.", "Fifth."],
-        "train",
-        "1",
-    ),
+FIVE = ["Two men, one with a hat, look on .", 'A sign says "Stop", in red.', "Third.", "Fourth.", "Fifth."]
+ROWS = [  # captions, split, file
+    (FIVE, "train", "1"),
     (["Ein Mädchen läuft – schnell.", "日本語", "c", "d", "e"], "train", "22"),
     (["Line\nbreak", "b", "c", "d", "e"], "val", "333"),
     (["Its file is missing."] * 5, "train", "4444"),
@@ -72,10 +68,7 @@ def _ids(file: Path) -> list[str]:
 def test_captions_are_joined_and_splits_go_to_files_of_their_own(root, command, caplog):
     assert command(["--root", str(root)]) == 0
     assert _entries(root / TRAIN) == [
-        {
-            "image_id": "1",
-            "grounded_caption": 'Two men, one with a hat, look on . A sign says "Stop", in red. Third. Fourth. Fifth.',
-        },
+        {"image_id": "1", "grounded_caption": " ".join(FIVE)},
         {"image_id": "22", "grounded_caption": "Ein Mädchen läuft – schnell. 日本語 c d e"},
     ]
     assert _ids(root / VAL) == ["333"]
@@ -85,17 +78,13 @@ def test_captions_are_joined_and_splits_go_to_files_of_their_own(root, command, 
     assert "1 images are missing and were left out: 4444.jpg" in caplog.text
 
 
-def test_blank_caption_leaves_no_second_blank_also_after_a_byte_order_mark(root, command):
+def test_all_puts_every_split_into_the_training_file_and_a_blank_caption_leaves_no_second_blank(root, command, caplog):
     file = _edited(root, 1, "raw", '["a", "", "c"]')
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
-    assert command(["--root", str(root)]) == 0
-    assert _entries(root / TRAIN)[1]["grounded_caption"] == "a c"
-
-
-def test_all_puts_every_split_into_the_training_file(root, command, caplog):
     assert command(["--root", str(root), "--splits", "all"]) == 0
     assert [_ids(root / name) for name in (TRAIN, VAL, TEST)] == [["1", "22", "333", "55555"], ["333"], ["55555"]]
     assert all(list(entry) == ["image_id", "grounded_caption"] for entry in _entries(root / TRAIN))
+    assert _entries(root / TRAIN)[1]["grounded_caption"] == "a c"
     assert "holds val and test" in caplog.text
 
 
@@ -119,12 +108,11 @@ def _edited(root: Path, number: int, column: str, value: str) -> Path:
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        ("raw", '["a", "b"', "line 3, column raw: not JSON"),
-        ("raw", '{"a": 1}', "line 3, column raw: must be a JSON list of captions"),
-        ("raw", '["a", 7]', "line 3, column raw: must be a JSON list of captions"),
-        ("raw", "[]", "line 3, column raw: holds no caption"),
-        ("raw", '["", " "]', "line 3, column raw: holds no caption"),
-        ("raw", r'["a", "\ud83d"]', "line 3, column raw cannot be read"),
+        ("raw", '["a", "b"', "line 3, column raw: the captions are not JSON"),
+        *(("raw", value, "line 3, column raw: the captions must be a list") for value in ('{"a": 1}', '["a", 7]')),
+        *(("raw", value, "line 3, column raw: holds no caption") for value in ("[]", '["", " "]')),
+        ("raw", r'["a", "\ud83d"]', "line 3, column raw: caption 2 cannot be read"),
+        ("raw", r'["a", "\u0000"]', "line 3, column raw cannot be read"),
         ("split", "validation", "line 3, column split: 'validation' is none of train, val, test"),
         ("filename", "", "line 3, column filename: is empty"),
         ("filename", "1.jpg", "line 3, column filename: 1.jpg stands in "),

@@ -12,22 +12,6 @@ from minigpt4.conversation.templates import (
     CONV_VISION_Vicuna0,
     Conversation,
     SeparatorStyle,
-    TokenizerConversation,
     get_template,
     prompt_template_from_tokenizer,
 )
-
-__all__ = [
-    "CONV_VISION_LLama2",
-    "CONV_VISION_Vicuna0",
-    "CONV_VISION_minigptv2",
-    "Conversation",
-    "IMAGE_MESSAGE",
-    "IMAGE_PLACEHOLDER",
-    "SeparatorStyle",
-    "TokenizerConversation",
-    "clean_answer",
-    "clean_generated",
-    "get_template",
-    "prompt_template_from_tokenizer",
-]

@@ -52,27 +52,19 @@ class Request:
 
 @dataclass
 class Chat:
-    """One conversation.
-
-    Fields:
-        engine: an `Engine`, which lies a layer above.
-        conversation: what was said; by default empty, in the model's template.
-        pictures: the images that were shown, in the order of the conversation's placeholders.
-        checkpoint: name of the checkpoint that answers; None: the engine's first.
-        timeout: seconds that an answer may take, waiting included; then reading it raises a TimeoutError.
-        reply: the `EngineReply` that was asked for last: tokens, turns that were left out, how it ended.
-    """
+    """One conversation."""
 
     engine: Any
-    conversation: Turns | None = None
-    pictures: list[Picture] = field(default_factory=list)
+    """An `Engine`, which lies a layer above."""
     checkpoint: str | None = None
-    timeout: float | None = None
+    """Name of the checkpoint that answers; None: the engine's first."""
+    pictures: list[Picture] = field(default_factory=list)
+    """The images that were shown, in the order of the conversation's placeholders."""
     reply: Any = None
+    """The `EngineReply` that was asked for last: tokens, turns that were left out, how it ended."""
 
     def __post_init__(self) -> None:
-        if self.conversation is None:
-            self.conversation = self.engine.new_conversation()
+        self.conversation: Turns = self.engine.new_conversation()
 
     def show(self, image: "Image.Image") -> str:
         """The user shows an image; the next question is about it, and about those before. Returns its id."""
@@ -88,12 +80,9 @@ class Chat:
     def stream(self, question: str, decoding: Decoding = GREEDY, seed: int | None = None) -> Iterator[str]:
         """The answer, piece by piece; joined it becomes part of the conversation.
 
-        A caller that stops reading ends the answer there: what was said so far stays in the conversation. Where
-        nothing was said the question is not kept either.
-
-        Raises:
-            SampleError: the question is empty, holds an image's placeholder, or does not fit into the LLM's context.
-                The conversation is as before.
+        A caller that stops reading ends the answer there: what was said so far stays, or the question goes, too.
+        SampleError, and the conversation as before, if the question is empty, holds an image's placeholder, or does not
+        fit into the LLM's context.
         """
         if not question.strip():
             raise SampleError("the question is empty")
@@ -120,16 +109,8 @@ class Chat:
         try:
             self.conversation.ask(question)
             self.conversation.open_answer()
-            self.reply = self.engine.submit(
-                Request(
-                    self.conversation.copy(),
-                    tuple(self.pictures),
-                    decoding,
-                    checkpoint=self.checkpoint,
-                    seed=seed,
-                    timeout=self.timeout,
-                )
-            )
+            talk, pictures = self.conversation.copy(), tuple(self.pictures)
+            self.reply = self.engine.submit(Request(talk, pictures, decoding, checkpoint=self.checkpoint, seed=seed))
             with closing(self.reply):
                 for piece in self.reply:
                     said += piece

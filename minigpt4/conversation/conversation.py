@@ -51,9 +51,8 @@ class StoppingCriteriaSub(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any = None, **kwargs: Any) -> Tensor:
         done_B = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
-        for stop in self.stops:
-            if len(stop) <= input_ids.shape[1]:
-                done_B |= (input_ids[:, -len(stop) :] == stop.to(input_ids.device)).all(dim=1)
+        for stop in (stop for stop in self.stops if len(stop) <= input_ids.shape[1]):
+            done_B |= (input_ids[:, -len(stop) :] == stop.to(input_ids.device)).all(dim=1)
         return done_B
 
 

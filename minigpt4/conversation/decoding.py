@@ -12,26 +12,19 @@ class Decoding:
 
     num_beams: int = 1
     """Width of the beam search; 1: no search."""
-
     max_new_tokens: int = 20
     """Longest answer, tokens."""
-
     min_length: int = 1
     """Tokens before an answer may end, bos counted as in transformers 4.30."""
-
     top_p: float = 0.9
     """Draw from the likeliest tokens that together have this probability; read with `do_sample` only."""
-
     repetition_penalty: float = 1.0
     """Divides the scores of tokens that stand in the answer already; 1: none."""
-
     length_penalty: float = 1.0
     """Exponent of the length that a beam's score is divided by; above 1 favours longer answers. Read with
     `num_beams` above 1 only."""
-
     temperature: float = 1.0
     """Divides the logits before tokens are drawn; read with `do_sample` only."""
-
     do_sample: bool = False
     """Draw tokens at random; False takes the likeliest."""
 
@@ -67,32 +60,30 @@ class Answer:
     """True: an end token or a stop string came; False: the token limit did; None: unknown."""
 
 
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """`text` up to the first stop string in it."""
-    return text[: min((text.find(s) for s in stop if s in text), default=len(text))]
+_BEGIN, _END = "<s>", "</s>"  # LLMs also write these two as plain text
 
 
-def clean_generated(text: str) -> str:
-    """The answer in decoded text of `model.generate`.
-
-    What follows `</s>` is cut off, `<s>` is removed, of a prompt that was repeated only what follows the
-    last `[/INST]` stays, and blanks at both ends go.
-    """
-    return text.split("</s>", 1)[0].replace("<s>", "").rsplit("[/INST]", 1)[-1].strip()
+def cut_at(text: str, marks: Sequence[str]) -> str:
+    """`text` up to the first of the marks in it; an empty mark cuts nothing."""
+    return text[: min((text.find(mark) for mark in marks if mark and mark in text), default=len(text))]
 
 
 def clean_answer(text: str, end: str = "###", start: str = "Assistant:") -> str:
-    """The assistant's turn in decoded text of a chat.
+    """The assistant's turn in decoded text of a chat, without blanks at both ends.
 
-    What follows the first `end` is cut off, of a prompt that was repeated only what follows the last
-    `start` stays, and blanks at both ends go. An empty mark cuts nothing. A conversation's marks are its
-    `answer_end` and `answer_start`; the defaults are those of Vicuna v0.
+    What follows the first `end` is cut off; of a prompt that was repeated only what follows the last `start` stays.
+    An empty mark cuts nothing. The marks are a conversation's `answer_end` and `answer_start`; the defaults are Vicuna
+    v0's.
     """
-    text = text.split(end, 1)[0] if end else text
+    text = cut_at(text, [end])
     return (text.rsplit(start, 1)[-1] if start else text).strip()
 
 
-_BEGIN, _END = "<s>", "</s>"  # LLMs also write these two as plain text
+def clean_generated(text: str, stop: Sequence[str] = ()) -> str:
+    """The answer in decoded text of `model.generate`: up to a stop string or `</s>`, without `<s>`, after `[/INST]`."""
+    return clean_answer(cut_at(text, [*stop, _END]).replace(_BEGIN, ""), end="", start="[/INST]")
+
+
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -106,12 +97,12 @@ class TextStream:
 
     def __init__(self, stop: Sequence[str] = (), answer_start: str = "") -> None:
         self.said = ""
-        self._ends = [*filter(None, stop), _END]
+        self._ends = [*stop, _END]
         self._answer_start = answer_start
 
     def feed(self, text: str) -> str:
         """The new piece, possibly "", now that the whole text so far is `text`."""
-        cut = cut_at_stop(text, self._ends)
+        cut = cut_at(text, self._ends)
         if len(cut) == len(text):
             cut = _without_partial_mark(cut.rstrip(_INCOMPLETE), [*self._ends, _BEGIN])
         readable = cut.replace(_BEGIN, "").strip()
@@ -119,7 +110,7 @@ class TextStream:
 
     def finish(self, text: str) -> str:
         """The last piece; `text` is whole."""
-        return self._say(cut_at_stop(text, self._ends).replace(_BEGIN, "").strip())
+        return self._say(cut_at(text, self._ends).replace(_BEGIN, "").strip())
 
     def _say(self, readable: str) -> str:
         piece = readable.removeprefix(self._answer_start).strip()[len(self.said) :]

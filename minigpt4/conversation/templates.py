@@ -11,12 +11,12 @@ import copy
 import re
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum, auto
-from itertools import cycle, groupby
+from itertools import cycle
 from typing import TYPE_CHECKING, Any, Self
 
-from minigpt4.common.errors import ConfigError, SampleError, hint
+from minigpt4.common.errors import ConfigError, SampleError, errors_as, hint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,10 +43,7 @@ class Turns:
         self.messages.append([role, message])
 
     def set_system(self, text: str) -> None:
-        """What the LLM is told before the first message, in place of what the template says there.
-
-        SampleError when the text holds the image placeholder.
-        """
+        """Tell the LLM this before the first message; SampleError when it holds the image placeholder."""
         if IMAGE_PLACEHOLDER in text:
             raise SampleError(f"a system text must not hold {IMAGE_PLACEHOLDER}, which stands for an image")
         self.system = text
@@ -58,13 +55,10 @@ class Turns:
     def ask(self, text: str) -> None:
         """The user says `text`, joined by one blank to an image shown just before.
 
-        SampleError when the text holds the image placeholder: no image would belong to it.
+        SampleError when it holds the image placeholder: no image would belong to it.
         """
         if IMAGE_PLACEHOLDER in text:
-            raise SampleError(
-                f"a question must not hold {IMAGE_PLACEHOLDER}, which stands for an image; "
-                "show the image with add_image() before the question"
-            )
+            raise SampleError(f"a question must not hold {IMAGE_PLACEHOLDER}; show an image with add_image() before it")
         self.append_question(text)
 
     def append_question(self, text: str) -> None:
@@ -88,11 +82,8 @@ class Turns:
     def fit(self, length: Callable[[str], int], max_new_tokens: int, context: int) -> tuple[Self, int]:
         """The conversation as the LLM can read it, and how many of its oldest turns were left out.
 
-        Args:
-            length: positions that a prompt takes, images included.
-            context: positions that prompt and answer may take together.
-
-        Raises SampleError if the last question does not fit by itself.
+        `length`: positions that a prompt takes, images included; `context`: positions of prompt and answer together.
+        SampleError if the last question does not fit by itself.
         """
 
         def needed(turns: int) -> int:
@@ -103,8 +94,8 @@ class Turns:
         if dropped == len(every):
             raise SampleError(
                 f"the question and its images take {needed(every[-1]) - max_new_tokens} positions and the answer may "
-                f"take {max_new_tokens}, but this LLM reads {context} in all: ask a shorter question, show fewer "
-                "images, or lower the maximum of new tokens"
+                f"take {max_new_tokens}, but this LLM reads {context} in all: ask or show less, or lower the maximum "
+                "of new tokens"
             )
         return self.without_oldest(dropped), dropped
 
@@ -133,10 +124,7 @@ class Turns:
         return [i for i, (role, text) in enumerate(self.messages[:-1]) if role == self.roles[1] and text]
 
     def take_back(self) -> str | None:
-        """Remove the last question and its answer, if there is one, and return the question; images stay.
-
-        None, and nothing changes, where no question was asked.
-        """
+        """Remove the last question and its answer, and return the question; images stay. None: nothing was asked."""
         asked = [i for i, (role, text) in enumerate(self.messages) if role == self.roles[0] and _question(text)]
         if not asked:
             return None
@@ -174,25 +162,21 @@ class SeparatorStyle(Enum):
 
 @dataclass
 class Conversation(Turns):
-    """A template together with what was said so far.
-
-    Fields:
-        system: what the LLM is told before the first message.
-        roles: what stands before a user's and before an assistant's message, blanks included.
-        messages: [role, text] each; text is None or "" where the LLM goes on.
-        offset: messages that `to_gradio_chatbot` leaves out at the start.
-        sep_style, sep, sep2: what follows the system text and every finished message.
-        conv_id: free for the caller.
-    """
+    """A template together with what was said so far."""
 
     system: str
     roles: tuple[str, str]
+    """What stands before a user's and before an assistant's message, blanks included."""
     messages: list[list[str | None]] = field(default_factory=list)
+    """[role, text] each; text is None or "" where the LLM goes on."""
     offset: int = 0
+    """Messages that `to_gradio_chatbot` leaves out at the start."""
     sep_style: SeparatorStyle = SeparatorStyle.SINGLE
     sep: str = "###"
+    """Follows the system text and every finished message; with TWO, `sep2` follows the assistant's."""
     sep2: str | None = None
     conv_id: Any = None
+    """Free for the caller."""
 
     def __post_init__(self) -> None:
         if self.sep_style is SeparatorStyle.TWO and self.sep2 is None:
@@ -217,15 +201,9 @@ class Conversation(Turns):
 
     def dict(self) -> "dict[str, Any]":  # quoted: in this class, dict is this method
         """The conversation in plain types under the published keys, ready for JSON."""
-        return {
-            "system": self.system,
-            "roles": list(self.roles),
-            "messages": self.copy().messages,
-            "offset": self.offset,
-            "sep": self.sep,
-            "sep2": self.sep2,
-            "conv_id": self.conv_id,
-        }
+        plain = asdict(self) | {"roles": list(self.roles)}
+        del plain["sep_style"]
+        return plain
 
 
 _VISION_SYSTEM = (
@@ -238,11 +216,7 @@ CONV_VISION_Vicuna0 = Conversation(system=_VISION_SYSTEM, roles=("Human: ", "Ass
 CONV_VISION_LLama2 = Conversation(system=_VISION_SYSTEM, roles=("<s>[INST] ", " [/INST] "), offset=2, sep="")
 CONV_VISION_minigptv2 = Conversation(system="", roles=("<s>[INST] ", " [/INST]"), offset=2, sep="")
 
-_TEMPLATES = {
-    "vicuna0": CONV_VISION_Vicuna0,
-    "llama2": CONV_VISION_LLama2,
-    "minigptv2": CONV_VISION_minigptv2,
-}
+_TEMPLATES = {"vicuna0": CONV_VISION_Vicuna0, "llama2": CONV_VISION_LLama2, "minigptv2": CONV_VISION_minigptv2}
 
 
 def get_template(name: str) -> Conversation:
@@ -253,10 +227,9 @@ def get_template(name: str) -> Conversation:
 
 
 class TemplateConversation(Turns):
-    """Turns in the template of training, one instruction and one answer; for models without a published template.
+    """Turns in the template of training, for models without a published one; a `system` text begins the first.
 
-    `template` has one `{}`, or is "" for the bare instruction; `end_sym` is what answers end with. The template of
-    training has no place for a `system` text, so it begins the first instruction. With "###Human: {} ###Assistant: ":
+    `template` has one `{}`, or is "" for the bare instruction; `end_sym` ends answers:
     "###Human: <Img><ImageHere></Img> What is this? ###Assistant: A dog.######Human: Which colour? ###Assistant: "
     """
 
@@ -287,81 +260,33 @@ class TemplateConversation(Turns):
         return "".join(parts)
 
 
-class TokenizerConversation(Turns):
-    """A conversation written in the tokenizer's chat template; `system` None leaves that message out.
-
-    The image's placeholder is ordinary text inside the user's message. The bos string is left out at the start, for the
-    model puts the bos token there itself. ConfigError when the tokenizer has no chat template.
-    """
-
-    roles = (_USER, _ASSISTANT)
-    offset = 0
-    # An answer ends with the tokenizer's own end token, and no text marks where it starts.
-    answer_start = ""
-    answer_end = ""
-
-    def __init__(self, tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            raise ConfigError(
-                f"the tokenizer '{_name(tokenizer)}' has no chat template; "
-                "choose a conversation template by name (such as vicuna0) instead"
-            )
-        self.tokenizer = tokenizer
-        self.system = system
-        self.messages: list[list[str | None]] = []
-
-    def get_prompt(self) -> str:
-        """The whole conversation as the LLM reads it, ready for its answer if the last message is open.
-
-        Messages that one side sent in a row are one message to the template, joined by a blank.
-        ConfigError when the template refuses the messages (some know no system role).
-        """
-        said = [(role, text) for role, text in self.messages if text]
-        chat = [] if self.system is None else [{"role": "system", "content": self.system}]
-        for role, turn in groupby(said, key=lambda message: message[0]):
-            chat.append({"role": role, "content": " ".join(text for _, text in turn)})
-        is_open = bool(self.messages) and self.messages[-1][0] == _ASSISTANT and not self.messages[-1][1]
-        return _render(self.tokenizer, chat, add_generation_prompt=is_open) if chat else ""
-
-
 # Stands for the instruction while a template is rendered; letters only, so no template changes it.
 _INSTRUCTION = "instructiongoeshere"
 
 
-def prompt_template_from_tokenizer(tokenizer: "PreTrainedTokenizerBase", system: str | None = None) -> str:
+def prompt_template_from_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
     """The tokenizer's chat template as one string with `{}` where the user's instruction goes.
 
-    For `str.format`, like `###Human: {} ###Assistant: `: braces of the template itself are doubled. The
-    string ends where the assistant's answer starts. ConfigError when there is no chat template or it does
-    not hold the user's message exactly once.
+    For `str.format`, like `###Human: {} ###Assistant: `: braces of the template itself are doubled. It ends where the
+    answer starts; the bos string at its start is left out where the model puts the bos token there itself.
+    ConfigError when there is no chat template or it does not hold the user's message exactly once.
     """
-    conversation = TokenizerConversation(tokenizer, system)
-    conversation.ask(_INSTRUCTION)
-    conversation.open_answer()
-    parts = conversation.get_prompt().split(_INSTRUCTION)
+    name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+    if not getattr(tokenizer, "chat_template", None):
+        raise ConfigError(f"the tokenizer '{name}' has no chat template; write model.prompt_template by hand")
+    with errors_as(ConfigError, f"the chat template of '{name}' takes no instruction"):
+        chat = [{"role": "user", "content": _INSTRUCTION}]
+        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    # ChatML models name their `<|im_start|>` bos and add none to an encoded text
+    if tokenizer.bos_token is not None and tokenizer.bos_token_id in tokenizer("")["input_ids"]:
+        prompt = prompt.removeprefix(tokenizer.bos_token)
+    parts = prompt.split(_INSTRUCTION)
     if len(parts) != 2:
         raise ConfigError(
-            f"the chat template of '{_name(tokenizer)}' holds the user's message {len(parts) - 1} times, "
-            "not once; write the prompt template by hand"
+            f"the chat template of '{name}' holds the user's message {len(parts) - 1} times, not once; write the "
+            "prompt template by hand"
         )
     return "{}".join(part.replace("{", "{{").replace("}", "}}") for part in parts)
-
-
-def _render(tokenizer: "PreTrainedTokenizerBase", chat: list[dict[str, str]], add_generation_prompt: bool) -> str:
-    # only needed here, where the tokenizer needs it as well
-    from jinja2.exceptions import TemplateError
-
-    try:
-        prompt = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except TemplateError as error:
-        raise ConfigError(f"the chat template of '{_name(tokenizer)}' refuses this conversation: {error}") from error
-    # ChatML models name their `<|im_start|>` bos and add none to an encoded text
-    adds_bos = tokenizer.bos_token is not None and tokenizer.bos_token_id in tokenizer("")["input_ids"]
-    return prompt.removeprefix(tokenizer.bos_token) if adds_bos else prompt
-
-
-def _name(tokenizer: "PreTrainedTokenizerBase") -> str:
-    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
 
 
 def conversation_for(model: Any) -> Turns:

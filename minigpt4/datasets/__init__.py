@@ -19,24 +19,3 @@ from minigpt4.datasets.datasets.dataloader_utils import (
 )
 from minigpt4.datasets.datasets.image_caption_json import ImageCaptionJson
 from minigpt4.datasets.datasets.image_caption_shards import ImageCaptionShards
-
-__all__ = [
-    "BadSample",
-    "BadSampleMonitor",
-    "BaseDataset",
-    "BaseDatasetBuilder",
-    "DevicePrefetcher",
-    "EvalLoader",
-    "ImageCaptionJson",
-    "ImageCaptionJsonBuilder",
-    "ImageCaptionShards",
-    "ImageCaptionShardsBuilder",
-    "LazySample",
-    "TrainLoader",
-    "TrainSource",
-    "build_datasets",
-    "builder_of",
-    "first_sample",
-    "prepare_sample",
-    "to_device",
-]

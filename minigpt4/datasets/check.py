@@ -37,8 +37,8 @@ def report(dataset: BaseDataset, full: bool) -> tuple[list[str], bool]:
     except SampleError as error:
         first = str(error)
     good, faults = 0, []
-    slot = ReaderSlot(0, 1)
-    for sample in (sample for _, sample in iter_once(dataset, slot)) if full else dataset.quick_samples():
+    everything = (sample for _, sample in iter_once(dataset, ReaderSlot(0, 1)))
+    for sample in everything if full else dataset.quick_samples():
         try:
             sample.load()
             good += 1

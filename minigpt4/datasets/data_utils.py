@@ -31,10 +31,8 @@ def first_sample(dataset: BaseDataset) -> str:
             return f"{dataset.label}: {dataset.describe()}; first: {_described(sample.load())}"
         except SampleError as error:
             errors.append(error)
-    raise SampleError(
-        f"{dataset.label}: nothing to train on or evaluate; none of the first {len(errors)} samples can be "
-        f"read ({dataset.describe()}). The first: {errors[0]}"
-    )
+    what = f"none of the first {len(errors)} samples can be read ({dataset.describe()})"
+    raise SampleError(f"{dataset.label}: nothing to train on or evaluate; {what}. The first: {errors[0]}")
 
 
 def _described(sample: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ Shapes: B images, M of them unknown, S pixels a side, Q image tokens, V channels
 import hashlib
 import logging
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,13 @@ class FeatureStore:
         file = self._file(digest)
         try:
             content = file.read_bytes()
+            row, crc = content[:-CRC_BYTES], content[-CRC_BYTES:]
+            if len(row) != self.shape.nbytes or zlib.crc32(row).to_bytes(CRC_BYTES, "little") != crc:
+                raise OSError("is damaged")
         except FileNotFoundError:
             return None
         except OSError as error:
-            log.warning("%s: cannot be read (%s); its image is encoded again", file, error.strerror)
-            return None
-        row, crc = content[:-CRC_BYTES], content[-CRC_BYTES:]
-        if len(row) != self.shape.nbytes or zlib.crc32(row).to_bytes(CRC_BYTES, "little") != crc:
-            log.warning("%s: is damaged; its image is encoded again", file)
+            log.warning("%s: %s; its image is encoded again", file, error.strerror or error)
             return None
         return np.frombuffer(row, self.shape.dtype).reshape(self.shape.tokens, self.shape.width)
 
@@ -117,40 +116,19 @@ class CachedBatch:
     @classmethod
     def of(cls, images: Sequence[CachedImage]) -> "CachedBatch":
         """The batch of these images, which are of one cache."""
-        missing = {number: image for number, image in enumerate(images) if image.pixels_3SS is not None}
-        return cls(
-            images[0].folder,
-            torch.stack([image.features_QV for image in images]),
-            list(missing),
-            [image.digest for image in missing.values()],
-            torch.stack([image.pixels_3SS for image in missing.values()]) if missing else torch.empty(0),
-        )
+        missing = [number for number, image in enumerate(images) if image.pixels_3SS is not None]
+        features = torch.stack([image.features_QV for image in images])
+        pixels = torch.stack([images[number].pixels_3SS for number in missing]) if missing else torch.empty(0)
+        return cls(images[0].folder, features, missing, [images[number].digest for number in missing], pixels)
 
     def __len__(self) -> int:
         return len(self.features)
-
-    def with_rows(self, rows: Mapping[int, Tensor]) -> "CachedBatch":
-        """The same with features (Q, V) of some that were missing, by their number among those."""
-        features = self.features.clone()
-        for number, row_QV in rows.items():
-            features[self.missing[number]] = row_QV.to(features.device)
-        left = [number for number in range(len(self.missing)) if number not in rows]
-        return replace(
-            self,
-            features=features,
-            missing=[self.missing[number] for number in left],
-            digests=[self.digests[number] for number in left],
-            pixels=self.pixels[left],
-        )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "CachedBatch":
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> "CachedBatch":
         return self._map(lambda tensor: tensor.pin_memory())
-
-    def is_pinned(self) -> bool:
-        return self.features.is_pinned()
 
     def record_stream(self, stream: Any) -> None:
         """Tell the allocator that `stream` reads it."""

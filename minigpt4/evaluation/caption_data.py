@@ -5,16 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
-
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.utils import escaped, require_whole_characters
 from minigpt4.datasets import ImageCaptionJson
 from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, Records, caption_list, single_captions
 from minigpt4.datasets.datasets.records import SPLIT_FIELD
-from minigpt4.datasets.feature_store import CachedImage
-from minigpt4.inference.image_list import ImageFile
-from minigpt4.processors import Uint8Image
+from minigpt4.inference.image_list import ImageFile, ImageList
 
 TEXT_FIELDS = (JOINED, "caption")
 FLICKR_COLUMNS = {"raw", SPLIT_FIELD, "filename"}
@@ -37,7 +33,7 @@ class CaptionItem(ImageFile):
     """Which record of the dataset it is, the first where there are several."""
 
 
-class CaptionData:
+class CaptionData(ImageList):
     """All images of one split, in the order of its file; several records of an image are its single captions.
 
     Raises:
@@ -46,20 +42,11 @@ class CaptionData:
     """
 
     def __init__(self, dataset: ImageCaptionJson) -> None:
-        self.dataset = dataset
         units: dict[str, list[int]] = {}
         for unit in range(dataset.size):
             units.setdefault(dataset.look(unit)[1]["image_id"], []).append(unit)
-        self.items = [_item(dataset, own) for own in units.values()]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def image(self, number: int) -> Tensor | CachedImage:
-        """Pixels of one image as the model reads them, (3, S, S) float32, or its row of a cache."""
-        (step,) = self.dataset.open(self.items[number].unit, self.dataset.size, None)
-        image = step.load()["image"]
-        return image.normalised() if isinstance(image, Uint8Image) else image
+        super().__init__([_item(dataset, own) for own in units.values()], dataset.reader)
+        self.dataset = dataset
 
     def batches(self, batch_size: int) -> list[list[int]]:
         """Numbers of images, cut into batches: those with long references first, with others like them.

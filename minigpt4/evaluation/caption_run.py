@@ -52,7 +52,7 @@ def evaluate(
     """
     data = read_data(cfg)
     references = data.references(reference_mode)
-    rules = PromptRules.of(cfg.model, cfg.run.generation, cfg.run.seed)
+    rules = PromptRules.of(cfg)
     log.info("%d images; prompt %r; stop %s; %s", len(data), rules.prompt, rules.stop, rules.decoding)
     answers = predict(cfg, data, data.batches(batch_size(cfg)), [rules], checkpoints, folder, processes)
     if answers is None:

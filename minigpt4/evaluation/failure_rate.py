@@ -27,8 +27,7 @@ from minigpt4.evaluation.generate import NamedCheckpoint, batch_size, predict, s
 from minigpt4.evaluation.judge import AT_ONCE, Judge, Question
 from minigpt4.evaluation.report import Table
 from minigpt4.inference.image_list import ImageFile, ImageList
-from minigpt4.inference.pipeline import PromptRules, image_processor
-from minigpt4.models.feature_cache import feature_cache
+from minigpt4.inference.pipeline import PromptRules, image_reader
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +89,10 @@ def evaluate(
     """
     prompts, rules = {task: getattr(cfg.run.failure_prompts, task) for task in tasks}, []
     for task, prompt in prompts.items():
-        settings, key = replace(cfg.run.generation, prompt=prompt), f"run.failure_prompts.{task}"
-        own = PromptRules.of(cfg.model, settings, cfg.run.seed, key=key)
+        own = PromptRules.of(cfg, prompt, source=f"run.failure_prompts.{task}")
         log.info("%s: %d images; prompt %r; stop %s; %s", task, len(images), own.prompt, own.stop, own.decoding)
         rules.append(own)
-    listed = ImageList(images, image_processor(cfg), feature_cache(cfg))
+    listed = ImageList(images, image_reader(cfg))
     said = predict(cfg, listed, listed.batches(batch_size(cfg)), rules, checkpoints, folder, processes)
     if said is None:
         return None

@@ -16,9 +16,8 @@ from minigpt4.common.errors import ConfigError, WeightsError, errors_as
 from minigpt4.common.run_folder import versions
 from minigpt4.common.utils import quick_hash
 from minigpt4.inference.captioning import AnswerStore, Job, generate
-from minigpt4.inference.image_list import Images
+from minigpt4.inference.image_list import ImageList
 from minigpt4.inference.pipeline import PromptRules, frozen_files, image_provenance
-from minigpt4.models.feature_cache import cached_numbers
 from minigpt4.models.generation import Answer
 
 log = logging.getLogger(__name__)
@@ -105,7 +104,7 @@ def _with_card(checkpoint: NamedCheckpoint) -> NamedCheckpoint:
 
 def predict(
     cfg: Config,
-    images: Images,
+    images: ImageList,
     batches: Sequence[Sequence[int]],
     prompts: Sequence[PromptRules],
     checkpoints: Sequence[NamedCheckpoint],
@@ -131,7 +130,6 @@ def predict(
         "versions": processes.broadcast(versions()),
         "device": processes.device.type,
         "batches": ids,
-        **cached_numbers(cfg),
         **image_provenance(cfg),
     }
     jobs: dict[tuple[str, int], Job] = {}  # equal checkpoints are asked once

@@ -25,8 +25,7 @@ from minigpt4.evaluation.generate import NamedCheckpoint, batch_size, predict, s
 from minigpt4.evaluation.judge import yes_no
 from minigpt4.evaluation.objects import Truth
 from minigpt4.inference.image_list import ImageFile, ImageList
-from minigpt4.inference.pipeline import PromptRules, image_processor
-from minigpt4.models.feature_cache import feature_cache
+from minigpt4.inference.pipeline import PromptRules, image_reader
 
 log = logging.getLogger(__name__)
 
@@ -289,11 +288,11 @@ def evaluate_pope(
     """
     if prompt.count(QUESTION_PLACE) != 1:
         raise ConfigError(f"--prompt: {prompt!r} must hold {QUESTION_PLACE} exactly once, where the question goes")
-    rules = PromptRules.of(cfg.model, replace(cfg.run.generation, prompt=prompt), cfg.run.seed, key="--prompt")
+    rules = PromptRules.of(cfg, prompt, source="--prompt")
     log.info("%d questions; prompt %r; stop %s; %s", len(questions), rules.prompt, rules.stop, rules.decoding)
     prompts = {str(one.question_id): rules.prompt.replace(QUESTION_PLACE, one.text) for one in questions}
     files = question_files(questions, images)
-    listed = ImageList(files, image_processor(cfg), feature_cache(cfg))
+    listed = ImageList(files, image_reader(cfg))
     batches, asked = listed.batches(batch_size(cfg)), replace(rules, own_prompts=prompts)
     said = predict(cfg, listed, batches, [asked], checkpoints, folder, processes)
     if said is None:

@@ -1,5 +1,3 @@
 """Using a trained model: the Python API, answers to many conversations at once, captions of many images."""
 
 from minigpt4.inference.engine import BusyError, Engine
-
-__all__ = ["BusyError", "Engine"]

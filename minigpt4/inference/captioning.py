@@ -1,11 +1,10 @@
 """Answers about many images: generated batch by batch, and kept as JSON lines from which a stopped run resumes.
 
-captions.jsonl             {"image_id": "1000092795", "image": "1000092795.jpg", "caption": "Two men ..."}
-                           {"image_id": "1000092796", "image": "1000092796.jpg", "error": "...: not an image"}
-captions.made_from.json    provenance: checkpoint, prompt, decoding, model
-
-predictions/<hash of the provenance>/rank<N>.jsonl, made_from.json: the same of an evaluation, whose lines say whether
-the model ended its answer.
+captions.jsonl                        {"image_id": "1", "image": "1.jpg", "caption": "Two men ..."}
+                                      {"image_id": "2", "image": "2.jpg", "error": "...: not an image"}
+captions.made_from.json               provenance: checkpoint, prompt, decoding, model
+predictions/<hash>/rank<N>.jsonl      the same of an evaluation, whose lines say whether the model ended its answer
+predictions/<hash>/made_from.json     the provenance that was hashed
 
 Shapes: B images of a batch, U different files of them, Q image tokens, V channels before the projection, D after it.
 """
@@ -32,12 +31,12 @@ from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, RunError, SampleError, errors_as
 from minigpt4.common.run_folder import versions
 from minigpt4.common.utils import JsonLines, as_json, escaped, refused, write_whole
+from minigpt4.datasets.datasets.dataloader_utils import to_device
 from minigpt4.inference.engine import CheckpointSwitch
-from minigpt4.inference.image_list import ImageFile, ImageList, Images, cut, read_batches
-from minigpt4.inference.pipeline import PromptRules, frozen_files, image_processor, image_provenance
-from minigpt4.models.feature_cache import FeatureEncoder, build_model, cached_numbers, feature_cache
+from minigpt4.inference.image_list import ImageFile, ImageList, cut, read_batches
+from minigpt4.inference.pipeline import PromptRules, frozen_files, image_provenance, image_reader
+from minigpt4.models.feature_cache import FeatureEncoder, build_model
 from minigpt4.models.fsdp import sharding, uneven_inputs
-from minigpt4.models.generation import Answer
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +49,7 @@ Line = Mapping[str, Any]
 # Answers on disk
 
 
+@dataclass(frozen=True)
 class AnswerStore:
     """Answers about images in a file of JSON lines, with their provenance in a file beside it.
 
@@ -57,16 +57,22 @@ class AnswerStore:
     off, and takes of several lines of an image the first.
     """
 
-    def __init__(self, path: Path, provenance_file: Path, fields: Sequence[str], option: str) -> None:
-        self.path, self.provenance_file, self.fields, self.option = path, provenance_file, fields, option
-        self._key = "image" if "image" in fields else "image_id"
+    path: Path
+    provenance_file: Path
+    key: str
+    """Field that tells images apart."""
+    fields: tuple[str, ...]
+    """What is written of a line."""
+    option: str
+    """Of the command line, for errors."""
 
     @classmethod
     def captions(cls, path: Path) -> Self:
         """The file of `scripts/caption.py`, which all processes write; ConfigError unless it ends in `.jsonl`."""
         if path.suffix.lower() != ".jsonl":
             raise ConfigError(f"--output: {path} must end in .jsonl, for it holds a JSON object a line")
-        return cls(path, path.with_suffix(".made_from.json"), ("image_id", "image", "caption", "error"), "--output")
+        fields = ("image_id", "image", "caption", "error")
+        return cls(path, path.with_suffix(".made_from.json"), "image", fields, "--output")
 
     @classmethod
     def predictions(cls, folder: Path, provenance: Mapping[str, Any], rank: int) -> Self:
@@ -75,7 +81,7 @@ class AnswerStore:
         text = escaped(json.dumps(provenance, indent=1, sort_keys=True, ensure_ascii=False))
         own = folder / "predictions" / hashlib.sha256(text.encode()).hexdigest()[:16]
         fields = ("image_id", "caption", "ended")
-        store = cls(own / f"rank{rank}.jsonl", own / "made_from.json", fields, "--save_path")
+        store = cls(own / f"rank{rank}.jsonl", own / "made_from.json", "image_id", fields, "--save_path")
         store._make_folder()
         if rank == 0:
             write_whole(store.provenance_file, text + "\n")
@@ -85,13 +91,9 @@ class AnswerStore:
     def start(self, provenance: Mapping[str, Any], about: Mapping[str, Any], *, retry_failed: bool) -> dict[str, Line]:
         """Begin the file, or go on with it; the lines that stay, by image.
 
-        Args:
-            provenance: everything that the captions must agree in, plain types.
-            about: what is only written down.
-            retry_failed: drop the lines of images that could not be read.
-
-        Raises:
-            ConfigError: the disk refuses, or the file's provenance is unknown or another one.
+        `provenance`: what the captions must agree in, plain types; `about`: what is only written down; `retry_failed`:
+        drop the lines of images that could not be read. ConfigError if the disk refuses, or the file's provenance is
+        unknown or another one.
         """
         if self.path.exists() and not self.path.is_file():
             raise ConfigError(f"{self.option}: {self.path} is a folder, a pipe or a device; captions go into a file")
@@ -116,10 +118,9 @@ class AnswerStore:
         """The whole lines by image; of all files in the folder that fit a pattern."""
         found: dict[str, Line] = {}
         for path in sorted(self.path.parent.glob(pattern)) if pattern else [self.path]:
-            for record in JsonLines(path).read():
-                for line in _lines_of_batch(record) if "captions" in record else [record]:
-                    if isinstance(line.get(self._key), str) and ("caption" in line or "error" in line):
-                        found.setdefault(line[self._key], line)
+            for line in JsonLines(path).read():
+                if isinstance(line.get(self.key), str) and ("caption" in line or "error" in line):
+                    found.setdefault(line[self.key], line)
         return found
 
     def add(self, lines: Iterable[Line]) -> None:
@@ -139,11 +140,8 @@ class AnswerStore:
             raise refused(self.path, error, self.option) from error
 
     def _require_same(self, provenance: Mapping[str, Any]) -> None:
-        with errors_as(
-            ConfigError,
-            f"{self.option}: {self.path} is there, but what it was made from, {self.provenance_file.name} "
-            "beside it, cannot be read; choose another file",
-        ):
+        unknown = f"{self.option}: what {self.path} was made from, {self.provenance_file.name}, cannot be read"
+        with errors_as(ConfigError, f"{unknown}; choose another file"):
             before = dict(json.loads(self.provenance_file.read_text(encoding="utf-8")))
         before.pop("about", None)
         now = json.loads(json.dumps(provenance))
@@ -157,14 +155,6 @@ class AnswerStore:
 
 def _as_text(lines: Iterable[Line]) -> str:
     return "".join(escaped(json.dumps(line, ensure_ascii=False)) + "\n" for line in lines)
-
-
-def _lines_of_batch(record: Line) -> list[Line]:
-    """The lines of a line of earlier versions, which held a batch: {"captions": {"7": "A dog."}, "ended": [true]}."""
-    captions = record["captions"] if isinstance(record["captions"], dict) else {}
-    ended = record.get("ended") or [None] * len(captions)  # still older ones lack it
-    pairs = zip(captions.items(), ended, strict=False)
-    return [{"image_id": image_id, "caption": text, "ended": end} for (image_id, text), end in pairs]
 
 
 # Generating
@@ -184,23 +174,20 @@ class Job:
 
 def generate(
     cfg: Config,
-    images: Images,
+    images: ImageList,
     batches: Mapping[int, Sequence[int]],
     jobs: Sequence[Job],
     processes: Processes,
     *,
     keep_errors: bool = False,
 ) -> None:
-    """Answer what is missing; every rank must call it.
+    """Answer what is missing; every rank must call it. MiniGPT4Error if something is wrong, or the memory is full.
 
     The frozen parts load once, each image is encoded once, and the trained weights are swapped between checkpoints.
 
     Args:
         batches: images that are answered together, by the number of the batch, which seeds sampling.
         keep_errors: an image that cannot be read gets a line with its error; else it is a SampleError.
-
-    Raises:
-        MiniGPT4Error: an image or a checkpoint is wrong, the disk refuses, or the memory is full.
     """
     shares = [job.missing[processes.rank :: processes.world_size] for job in jobs]
     is_sharded = sharding(cfg.run)
@@ -227,32 +214,29 @@ def generate(
 def _answer(model: Any, job: Job, encoded: Iterable[tuple], total: int, *, show: bool) -> None:
     """Answers of the loaded checkpoint about the batches of this process."""
     done, start = 0, time.monotonic()
-    said = start
+    logged = start
     with tqdm(total=total, desc=job.name, unit="image", disable=None if show else True) as bar:
         for number, items, embeds_BQD, errors in encoded:
             ids = [item.image_id for item in items if item.file not in errors]
             answers = iter(job.rules.answers(model, embeds_BQD, ids, batch=number) if ids else [])
-            job.store.add(
-                {"image_id": item.image_id, "image": item.name}
-                | ({"error": errors[item.file]} if item.file in errors else _caption(next(answers)))
-                for item in items
-            )
+            lines = []
+            for item in items:
+                error = errors.get(item.file)
+                said = {"error": error} if error else {"caption": (a := next(answers)).text, "ended": a.ended}
+                lines.append({"image_id": item.image_id, "image": item.name, **said})
+            job.store.add(lines)
             bar.update(len(items))
             done += len(items)
-            if (now := time.monotonic()) - said > SECONDS_BETWEEN_LINES:
+            if (now := time.monotonic()) - logged > SECONDS_BETWEEN_LINES:
                 log.info("%s: %d of %d images of this process", job.name, done, total)
-                said = now
+                logged = now
     if total:
         log.info("%s: %d answers in %.1f s on this process", job.name, total, time.monotonic() - start)
 
 
-def _caption(answer: Answer) -> Line:
-    return {"caption": answer.text, "ended": answer.ended}
-
-
 def _encoded(
     model: Any,
-    images: Images,
+    images: ImageList,
     batches: Mapping[int, Sequence[int]],
     known: dict[int, Tensor] | None,
     num_workers: int,
@@ -263,92 +247,82 @@ def _encoded(
     `known` keeps the features of the frozen vision part, U x Q x V, for later; None: there is no later.
     """
     encoder = FeatureEncoder(model)
-    firsts: dict[int, dict[Path, int]] = {}  # of the images with one file the first is encoded, once
-    for number, batch in batches.items():
-        firsts[number] = {}
-        for image in batch:
-            firsts[number].setdefault(images.items[image].file, image)
-    unknown = [list(firsts[number].values()) for number in batches if number not in (known or {})]
+    # Images with one file are encoded once.
+    files = {number: {images.items[image].file: image for image in batch} for number, batch in batches.items()}
+    unknown = [list(own.values()) for number, own in files.items() if number not in (known or {})]
     read = read_batches(images, unknown, num_workers)
     for number in batches:
+        own, rows = [images.items[image] for image in batches[number]], list(files[number])
         errors: dict[Path, str] = {}
         if known and number in known:
             features_UQV = known[number]
         else:
-            batch = next(read)
-            errors = {images.items[image].file: error for image, error in batch.errors.items()}
+            batch, faults = next(read)
+            errors = {images.items[image].file: error for image, error in faults.items()}
             for error in errors.values():
                 if not keep_errors:
                     raise SampleError(error)
                 log.warning("%s", error)
-            features_UQV = encoder.features(batch.pixels) if batch.numbers else None
+            rows = [file for file in rows if file not in errors]
+            if not rows:
+                yield number, own, None, errors
+                continue
+            features_UQV = encoder.features(to_device({"image": batch}, model.device)["image"])
             if known is not None:
                 known[number] = features_UQV.cpu()
-        own, files = [images.items[image] for image in batches[number]], [f for f in firsts[number] if f not in errors]
-        embeds_BQD = None
-        if files:
-            embeds_UQD = model.project(features_UQV.to(model.device))
-            embeds_BQD = embeds_UQD[[files.index(item.file) for item in own if item.file not in errors]]
-        yield number, own, embeds_BQD, errors
+        embeds_UQD = model.project(features_UQV.to(model.device))
+        yield number, own, embeds_UQD[[rows.index(item.file) for item in own if item.file not in errors]], errors
 
 
 # Captions of a folder or a list
 
 
-@dataclass(frozen=True)
-class Captioning:
-    """What `scripts/caption.py` captions, how, and where to."""
+def caption_images(
+    cfg: Config,
+    rules: PromptRules,
+    base: Path,
+    items: Sequence[ImageFile],
+    batch_size: int,
+    store: AnswerStore,
+    processes: Processes,
+    *,
+    retry_failed: bool = False,
+) -> tuple[int, int, int] | None:
+    """Caption the images that are not in the store yet by `model.ckpt`; every rank must call it.
 
-    cfg: Config
-    """With `model.ckpt`."""
+    Batches are cut from the missing images in their order. A kill loses whole batches, so what is missing then is
+    cut as before, and captions do not depend on kills or on the number of processes.
 
-    rules: PromptRules
-    base: Path
-    """Where the names of the images begin."""
+    Args:
+        base: where the names of the images begin.
+        retry_failed: try images again that could not be read.
 
-    items: Sequence[ImageFile]
-    batch_size: int
-    file: AnswerStore
-    retry_failed: bool = False
-
-    def run(self, processes: Processes) -> tuple[int, int, int] | None:
-        """Caption the images that are not in the file yet; every rank must call it.
-
-        Batches are cut from the missing images in their order. A kill loses whole batches, so what is missing then is
-        cut as before, and captions do not depend on kills or on the number of processes.
-
-        Returns:
-            On rank 0 how many images have a caption, how many an error, and how many of both are new.
-
-        Raises:
-            MiniGPT4Error: configuration, checkpoint or file are wrong; the text says what.
-        """
-        missing = processes.broadcast(self._missing() if processes.is_main else None)
-        # By the batch's number among all, whatever is done already.
-        batches = {numbers[0] // self.batch_size: numbers for numbers in cut(missing, self.batch_size)}
-        images = ImageList(self.items, image_processor(self.cfg), feature_cache(self.cfg))
-        job = Job("captions", Path(self.cfg.model.ckpt), self.rules, self.file, list(batches))
-        generate(self.cfg, images, batches, [job], processes, keep_errors=True)
-        processes.barrier()
-        if not processes.is_main:
-            return None
-        lines = self.file.lines()
-        own = [lines[item.name] for item in self.items if item.name in lines]
-        failed = sum("error" in line for line in own)
-        return len(own) - failed, failed, len(missing)
-
-    def _missing(self) -> list[int]:
-        """Numbers of the images without a line."""
-        model, path = dataclasses.replace(self.cfg.model, ckpt=None), self.cfg.model.ckpt
+    Returns:
+        On rank 0 how many images have a caption, how many an error, and how many of both are new.
+    """
+    missing = None
+    if processes.is_main:
+        model, path = dataclasses.replace(cfg.model, ckpt=None), cfg.model.ckpt
         provenance = {
             "checkpoint": file_sha256(find_weights(path, "model.ckpt", Path(path).name)),
-            "image_folder": str(self.base),
-            **self.rules.provenance(),
-            **cached_numbers(self.cfg),
-            **image_provenance(self.cfg),
+            "image_folder": str(base),
+            **rules.provenance(),
+            **image_provenance(cfg),
             "model": dataclasses.asdict(model),
             "frozen_files": {name: sample for name, *sample in frozen_files(model)},
         }
-        about = {"checkpoint": path, "batch_size": self.batch_size, "versions": versions()}
-        done = self.file.start(provenance, about, retry_failed=self.retry_failed)
-        return [number for number, item in enumerate(self.items) if item.name not in done]
+        about = {"checkpoint": path, "batch_size": batch_size, "versions": versions()}
+        done = store.start(provenance, about, retry_failed=retry_failed)
+        missing = [number for number, item in enumerate(items) if item.name not in done]
+    missing = processes.broadcast(missing)
+    # By the batch's number among all, whatever is done already.
+    batches = {numbers[0] // batch_size: numbers for numbers in cut(missing, batch_size)}
+    job = Job("captions", Path(cfg.model.ckpt), rules, store, list(batches))
+    generate(cfg, ImageList(items, image_reader(cfg)), batches, [job], processes, keep_errors=True)
+    processes.barrier()
+    if not processes.is_main:
+        return None
+    lines = store.lines()
+    own = [lines[item.name] for item in items if item.name in lines]
+    failed = sum("error" in line for line in own)
+    return len(own) - failed, failed, len(missing)

@@ -67,12 +67,9 @@ class EngineReply:
         while True:
             while self._drive is not None and self._news.empty():
                 self._drive()
-            news = self._news.get()
-            if news is None:
+            if (piece := self._next()) is None:
                 return
-            if isinstance(news, Exception):
-                raise news
-            yield news
+            yield piece
 
     async def __aiter__(self) -> AsyncIterator[str]:
         """The same in an event loop, from an engine with a thread of its own."""
@@ -80,18 +77,22 @@ class EngineReply:
         self._notify = partial(asyncio.get_running_loop().call_soon_threadsafe, changed.set)
         while True:
             while not self._news.empty():
-                news = self._news.get()
-                if news is None:
+                if (piece := self._next()) is None:
                     return
-                if isinstance(news, Exception):
-                    raise news
-                yield news
+                yield piece
             await changed.wait()
             changed.clear()
 
+    def _next(self) -> str | None:
+        """Wait for the next piece, None at the end; an error is raised."""
+        news = self._news.get()
+        if isinstance(news, Exception):
+            raise news
+        return news
+
     def close(self) -> None:
         """Stop the answer; returns at once, and does nothing to one that has ended."""
-        self._end("cancelled")
+        self.end("cancelled")
 
     # For the engine
 
@@ -102,13 +103,10 @@ class EngineReply:
         if piece and not self.is_over:
             self._tell(piece)
         if ended is not None:
-            self._end("stop" if ended else "length")
+            self.end("stop" if ended else "length")
 
-    def fail(self, error: Exception) -> None:
-        """There will be no answer, or no more of it."""
-        self._end(None, error)
-
-    def _end(self, reason: str | None, error: Exception | None = None) -> None:
+    def end(self, reason: str | None = None, error: Exception | None = None) -> None:
+        """Nothing more comes; the reader gets the error, if there is one."""
         if not self.is_over:
             self.finish_reason, self.is_over = reason, True
             self._tell(error)
@@ -120,18 +118,10 @@ class EngineReply:
                 self._notify()
 
 
-def look(image: Image.Image, processor: BaseProcessor) -> Picture:
-    """The image as a model reads it; SampleError if its pixels cannot be read."""
-    pixels_3SS = process_image(processor, image)
-    return Picture(hashlib.sha256(pixels_3SS.numpy().tobytes()).hexdigest()[:16], pixels_3SS)
-
-
 class CheckpointSwitch:
-    """One model, several checkpoints: swaps the trained weights, and remembers those that were given a name.
+    """One `MiniGPT4`, several checkpoints: swaps the trained weights, and remembers those that were given a name.
 
-    Args:
-        model: a `MiniGPT4` with the trained weights that it starts from.
-        start: their name.
+    `start` is the name of those that the model begins with.
     """
 
     def __init__(self, model: Any, start: str = "start") -> None:
@@ -152,10 +142,11 @@ class CheckpointSwitch:
             raise ConfigError(f"there is no checkpoint '{wanted}'; there are: {', '.join(self.names)}")
         return wanted
 
-    def load(self, checkpoint: str | Path) -> None:
-        """Take the trained weights of a file; WeightsError, and the weights as before, if they do not fit.
+    def load(self, checkpoint: str | Path, name: str | None = None) -> None:
+        """Take the trained weights of a file, and remember them under `name`.
 
-        A weight that the file may leave out is that of the start, never that of the checkpoint before.
+        A weight that the file may leave out is that of the start, never that of the checkpoint before. WeightsError,
+        and the weights as before, if they do not fit.
         """
         before = self._copy()
         try:
@@ -164,12 +155,9 @@ class CheckpointSwitch:
         except BaseException:
             self._restore(before)
             raise
-        self._current = None
-
-    def keep(self, name: str) -> None:
-        """Remember under this name what the model holds now."""
-        self._kept[name] = self._copy()
         self._current = name
+        if name is not None:
+            self._kept[name] = self._copy()
 
     def use(self, name: str) -> None:
         """Go back to weights that are remembered."""
@@ -199,14 +187,11 @@ class Engine:
     Args:
         model: a `MiniGPT4` on its device, in eval mode.
         processor: PIL image -> (3, S, S).
-        checkpoints: further checkpoints of the same model by name; they share its frozen parts.
+        checkpoints: further checkpoints of the same model by name; WeightsError for one that does not fit.
         name: what the checkpoint that `model` holds is called.
         max_rows: answers in progress at once; more wait. A search with several beams counts as so many.
         max_waiting: requests that may wait.
         keep_images: encoded images that are remembered.
-        switch: the model's checkpoints, where somebody else swaps them too; in place of `checkpoints` and `name`.
-
-    Raises WeightsError for a checkpoint that does not fit the model.
     """
 
     def __init__(
@@ -219,14 +204,12 @@ class Engine:
         max_rows: int = 8,
         max_waiting: int = 64,
         keep_images: int = 64,
-        switch: CheckpointSwitch | None = None,
     ) -> None:
         self.model, self.processor = model, processor
         self.max_rows, self.max_waiting = max_rows, max_waiting
-        self._switch = switch or CheckpointSwitch(model, name)
+        self.switch = CheckpointSwitch(model, name)
         for other, path in (checkpoints or {}).items():
-            self._switch.load(path)
-            self._switch.keep(other)
+            self.switch.load(path, other)
         self._keep_images = keep_images
         self._features: OrderedDict[tuple[str | None, str], Tensor] = OrderedDict()
         self._decoder = BatchDecoder(model.llama_model, model.llama_tokenizer)
@@ -241,12 +224,7 @@ class Engine:
     @property
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints, the first one first."""
-        return self._switch.names
-
-    @property
-    def context_length(self) -> int:
-        """Positions that the LLM reads, prompt and answer together."""
-        return self.model.context_length
+        return self.switch.names
 
     @property
     def num_waiting(self) -> int:
@@ -265,20 +243,16 @@ class Engine:
 
     def look(self, image: Image.Image) -> Picture:
         """The image as the model reads it; SampleError if its pixels cannot be read."""
-        return look(image, self.processor)
+        pixels_3SS = process_image(self.processor, image)
+        return Picture(hashlib.sha256(pixels_3SS.numpy().tobytes()).hexdigest()[:16], pixels_3SS)
 
     def new_conversation(self) -> Turns:
         """An empty conversation in the model's template."""
         return conversation_for(self.model)
 
     def submit(self, request: Request) -> EngineReply:
-        """Ask for an answer.
-
-        Raises:
-            BusyError: too many requests wait.
-            ConfigError: there is no such checkpoint, or a stop string is empty.
-        """
-        self._switch.name(request.checkpoint)
+        """Ask for an answer; BusyError, or ConfigError for an unknown checkpoint or an empty stop string."""
+        self.switch.name(request.checkpoint)
         check_stop(request.stop)
         with self._changed:
             if len(self._waiting) >= self.max_waiting:
@@ -340,7 +314,7 @@ class Engine:
         with self._changed:
             for reply in [*self._running, *self._waiting]:
                 if reply.deadline is not None and now > reply.deadline:
-                    reply.fail(TimeoutError(f"the answer took longer than {reply.request.timeout:g} s"))
+                    reply.end(error=TimeoutError(f"the answer took longer than {reply.request.timeout:g} s"))
             self._waiting = deque(reply for reply in self._waiting if not reply.is_over)
         self._forget_over()
 
@@ -366,7 +340,7 @@ class Engine:
                 generator = torch.Generator(model.device).manual_seed(seed) if is_seeded else None
                 reply.row = GenerationState(decoding, reply.stop, generator)
             except Exception as error:  # of this request alone
-                reply.fail(_readable(error))
+                reply.end(error=_readable(error))
                 continue
             joining.append(reply)
             texts.append(text)
@@ -389,12 +363,8 @@ class Engine:
     def _read(self, reply: EngineReply) -> tuple[str, list[Tensor]]:
         """The prompt of a request and the embeddings (1, Q, D) of its images; SampleError if they do not fit."""
         request = reply.request
-        embeds = self._image_embeds(request.pictures, self._switch.name(request.checkpoint))
-        image_tokens = [embeds_1QD.shape[1] for embeds_1QD in embeds]
-
-        def length(prompt: str) -> int:
-            return self.model.prompt_length(prompt, image_tokens)
-
+        embeds = self._image_embeds(request.pictures, self.switch.name(request.checkpoint))
+        length = partial(self.model.prompt_length, image_tokens=[embeds_1QD.shape[1] for embeds_1QD in embeds])
         fitted, reply.dropped_turns = request.conversation.fit(
             length, request.decoding.max_new_tokens, self.model.context_length
         )
@@ -408,41 +378,40 @@ class Engine:
     @torch.inference_mode()
     def _image_embeds(self, pictures: Sequence[Picture], checkpoint: str) -> list[Tensor]:
         """Embeddings (1, Q, D) of each picture; what the projection reads is kept for the latest images."""
-        self._switch.use(checkpoint)
+        self.switch.use(checkpoint)
         seen_by = None if self.model.vision_is_frozen else checkpoint
-        known = {picture.image_id: self._features.get((seen_by, picture.image_id)) for picture in pictures}
-        missing = {p.image_id: p.pixels_3SS for p in pictures if known[p.image_id] is None}
+        asked = {(seen_by, picture.image_id): picture.pixels_3SS for picture in pictures}
+        missing = [key for key in asked if key not in self._features]
         if missing:
-            features_BQV = self.model.image_features(torch.stack(list(missing.values())))
-            known |= zip(missing, features_BQV.split(1), strict=True)
-        for image_id, features_1QV in known.items():
-            self._features[seen_by, image_id] = features_1QV
-            self._features.move_to_end((seen_by, image_id))
+            features_BQV = self.model.image_features(torch.stack([asked[key] for key in missing]))
+            self._features |= zip(missing, features_BQV.split(1), strict=True)
+        for key in asked:
+            self._features.move_to_end(key)
+        embeds = [self.model.project(self._features[seen_by, picture.image_id]) for picture in pictures]
         while len(self._features) > self._keep_images:
             self._features.popitem(last=False)
-        return [self.model.project(known[picture.image_id]) for picture in pictures]
+        return embeds
 
     def _step(self) -> None:
+        decode = self.model.llama_tokenizer.decode
         if self._decoder.rows:
             self._decoder.step()
         for reply in self._running:
             if reply.row is not None:
-                self._update(reply, reply.row.ids, reply.row.ended)
+                ids, ended = reply.row.ids, reply.row.ended
+            elif (best := next(reply.search)) is None:  # a search has nothing to say before its end
                 continue
-            if (best := next(reply.search)) is not None:  # a search has nothing to say before its end
+            else:
                 (ids,) = best
-                text = self.model.llama_tokenizer.decode(ids[1:])
-                self._update(reply, ids, ids[-1] in self._decoder.end_ids or any(stop in text for stop in reply.stop))
+                whole = decode(ids[1:])
+                ended = ids[-1] in self._decoder.end_ids or any(stop in whole for stop in reply.stop)
+            reply.grow(decode(ids[1:], skip_special_tokens=True), len(ids) - 1, ended)
         self._forget_over()
-
-    def _update(self, reply: EngineReply, ids: Sequence[int], ended: bool | None) -> None:
-        text = self.model.llama_tokenizer.decode(ids[1:], skip_special_tokens=True)
-        reply.grow(text, len(ids) - 1, ended)
 
     def _fail(self, error: Exception, replies: Sequence[EngineReply]) -> None:
         """Nothing more comes to any of these, and nothing is left in progress."""
         for reply in replies:
-            reply.fail(error)
+            reply.end(error=error)
         self._running = []
         self._decoder.remove(list(self._decoder.rows))
 

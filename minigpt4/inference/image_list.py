@@ -4,21 +4,19 @@ import dataclasses
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import decode, parse_json
 from minigpt4.datasets.datasets.base_dataset import ImageReader, join_images
 from minigpt4.datasets.feature_store import CachedBatch, CachedImage
-from minigpt4.models.feature_cache import FeatureCache
-from minigpt4.processors import BaseProcessor
-from minigpt4.processors.blip_processors import SUFFIXES
+from minigpt4.processors.blip_processors import SUFFIXES, Uint8Image
 
 
 @dataclass(frozen=True)
@@ -31,26 +29,19 @@ class ImageFile:
     """As its folder or list calls it."""
 
 
+@dataclass
 class ImageList:
-    """Images as a model reads them.
+    """Images, and how a model's are read."""
 
-    Args:
-        vis_processor: PIL image -> (3, S, S).
-        cache: features of images that are known already.
-    """
-
-    def __init__(
-        self, items: Sequence[ImageFile], vis_processor: BaseProcessor, cache: FeatureCache | None = None
-    ) -> None:
-        self.items = items
-        self._reader = ImageReader(vis_processor, cache.store(vis_processor) if cache is not None else None)
+    items: Sequence[ImageFile]
+    reader: ImageReader
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def image(self, number: int) -> Tensor | CachedImage:
-        """Pixels of one image, (3, S, S) float32, or its row of the cache; SampleError if it cannot be read."""
-        return self._reader.read(self.items[number].file)
+    def image(self, number: int) -> Tensor | Uint8Image | CachedImage:
+        """One image as the reader gives it; SampleError if it cannot be read."""
+        return self.reader.read(self.items[number].file)
 
     def batches(self, batch_size: int) -> list[list[int]]:
         """Numbers of images in their order, cut into batches."""
@@ -130,20 +121,16 @@ def _in_source(source: Path, folder: Path | None) -> list[tuple[str, ImageFile]]
 
 
 def _in_list(source: Path, folder: Path) -> list[tuple[str, ImageFile]]:
-    if source.exists() and not source.is_file():
-        raise ConfigError(f"--images: {source}: cannot be read: it is neither a folder nor a file")
     with errors_as(ConfigError, f"--images: {source}: cannot be read"):
+        if source.exists() and not source.is_file():
+            raise OSError("it is neither a folder nor a file")
         text = decode(source.read_bytes())
     if source.suffix.lower() == ".txt":
         lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), start=1)]
         entries = [(f"{source}, line {number}", line) for number, line in lines if line]
     else:
-        try:
+        with errors_as(ConfigError, f"--images: {source}: neither a folder nor JSON (lists of lines end in .txt)"):
             content = parse_json(text)
-        except ValueError as error:
-            raise ConfigError(
-                f"--images: {source}: neither a folder nor JSON (a list with a file a line ends in .txt): {error}"
-            ) from error
         if not isinstance(content, list):
             raise ConfigError(f"--images: {source}: must hold a list of files")
         entries = [(f"{source}, entry {number}", entry) for number, entry in enumerate(content, start=1)]
@@ -168,61 +155,34 @@ def _refuse_doubles(named: Sequence[tuple[str, str, str]]) -> None:
         seen.add(name)
 
 
-class Images(Protocol):
-    """What can be asked about, such as `ImageList`."""
+def read_batches(
+    images: ImageList, batches: Sequence[Sequence[int]], num_workers: int
+) -> Iterator[tuple[Tensor | Uint8Image | CachedBatch, dict[int, str]]]:
+    """Each batch of image numbers in turn: those that can be read, joined, and the errors of the others by number.
 
-    @property
-    def items(self) -> Sequence[Any]:
-        """Each has `image_id` and `file`."""
-
-    def image(self, number: int) -> Tensor | CachedImage:
-        """Pixels of one image, (3, S, S) float32, or its row of a cache; SampleError if it cannot be read."""
-
-
-@dataclass(frozen=True)
-class ImageBatch:
-    """The images of a batch that could be read, and why others could not."""
-
-    numbers: list[int]
-    """Of the images that could be read, in the order of the batch."""
-
-    pixels: Tensor | CachedBatch
-    """(B, 3, S, S) float32, or rows of a cache; empty if no image could be read."""
-
-    errors: dict[int, str] = field(default_factory=dict)
-    """By number of the image; the text names the file."""
-
-
-def read_batches(images: Images, batches: Sequence[Sequence[int]], num_workers: int) -> Iterator[ImageBatch]:
-    """Each batch of image numbers in turn.
-
-    Args:
-        num_workers: processes that read; 0: none but this one.
+    `num_workers`: processes that read; 0: none but this one.
     """
-    reader = _Reader(images, batches)
     yield from DataLoader(
-        reader,
+        _Batches(images, batches),
         batch_size=None,
-        num_workers=min(num_workers, len(reader)),
+        num_workers=min(num_workers, len(batches)),
         generator=torch.Generator().manual_seed(0),  # the global one belongs to sampling
     )
 
 
-class _Reader(torch.utils.data.Dataset):
-    """Batches by index."""
-
-    def __init__(self, images: Images, batches: Sequence[Sequence[int]]) -> None:
-        self.images, self.batches = images, batches
+@dataclass(frozen=True)
+class _Batches(Dataset):
+    images: ImageList
+    batches: Sequence[Sequence[int]]
 
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> ImageBatch:
-        pixels: dict[int, Tensor | CachedImage] = {}
-        errors: dict[int, str] = {}
+    def __getitem__(self, index: int) -> tuple[Tensor | Uint8Image | CachedBatch, dict[int, str]]:
+        pixels, errors = [], {}
         for number in self.batches[index]:
             try:
-                pixels[number] = self.images.image(number)
+                pixels.append(self.images.image(number))
             except SampleError as error:
                 errors[number] = str(error)
-        return ImageBatch(list(pixels), join_images(list(pixels.values())), errors)
+        return join_images(pixels), errors

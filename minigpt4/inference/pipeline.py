@@ -29,7 +29,6 @@ from minigpt4.common.config_files import parse_options
 from minigpt4.common.dist_utils import seed_everything
 from minigpt4.common.errors import ConfigError, SampleError, WeightsError, errors_as
 from minigpt4.common.model_schema import MiniGPT4Config
-from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.schemas import GenerationSettings
 from minigpt4.common.utils import quick_hash
@@ -37,12 +36,12 @@ from minigpt4.conversation import prompt_template_from_tokenizer
 from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.decoding import Answer, Decoding
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
-from minigpt4.datasets.feature_store import CachedBatch
-from minigpt4.inference.engine import CheckpointSwitch, Engine
-from minigpt4.models.feature_cache import FeatureEncoder, build_model
+from minigpt4.datasets.datasets.base_dataset import ImageReader
+from minigpt4.inference.engine import Engine
+from minigpt4.models.feature_cache import build_model, cached_numbers, feature_cache
 from minigpt4.models.prompting import apply_template, read_prompts
 from minigpt4.models.tokenizer import load_tokenizer
-from minigpt4.processors import BaseProcessor, process_image
+from minigpt4.processors import BaseProcessor, load_processor, process_image
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ def pipeline(source: str | Path, options: Sequence[str] = (), device: torch.devi
     Args:
         source: a YAML file such as `eval_configs/minigpt4_eval.yaml`, or the folder of a run of `train.py`: then with
             the run's configuration and its `checkpoint_best.pth`, or its newest checkpoint; the log says which.
-        options: KEY=VALUE each, as after `--options`.
+        options: KEY=VALUE each, as after `--options`; `model.ckpt` overrides the run's own checkpoint, too.
         device: None: the first GPU, or the CPU where there is none.
 
     Raises:
@@ -72,12 +71,7 @@ def pipeline(source: str | Path, options: Sequence[str] = (), device: torch.devi
 def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:
     """The configuration of a YAML file, or of a run's folder with its best checkpoint or else its newest.
 
-    Args:
-        options: KEY=VALUE each; they override the file's. `model.ckpt` overrides the run's own checkpoint, too.
-
-    Raises:
-        ConfigError: there is no such file, it is no configuration, or the folder is not that of a run.
-        WeightsError: the run has no whole checkpoint.
+    ConfigError for a source that is neither; WeightsError for a run without a whole checkpoint.
     """
     with errors_as(ConfigError, str(source)):
         path = Path(source).expanduser()
@@ -109,33 +103,34 @@ class PromptRules:
     decoding: Decoding
     prompt: str
     """The whole prompt, in the model's template."""
-
     stop: list[str]
     seed: int
     """Of sampling."""
-
     own_prompts: Mapping[str, str] = field(default_factory=dict)
     """Prompts, in the model's template, of images that have one of their own, by image id."""
 
     @classmethod
     def of(
-        cls, model: MiniGPT4Config, settings: GenerationSettings, seed: int, key: str = "run.generation.prompt"
+        cls, cfg: Config, prompt: str | None = None, *, source: str = "run.generation.prompt", **changes: Any
     ) -> "PromptRules":
-        """The rules of a configuration; ConfigError, which names `key`, for a prompt without an image."""
-        stop = settings.stop if settings.stop is not None else [model.end_sym] if model.end_sym else []
+        """The rules of a configuration, with another prompt or decoding; ConfigError, which names `source`, for wrong
+        ones."""
+        own = changes if prompt is None else changes | {"prompt": prompt}
+        values = dataclasses.asdict(cfg.run.generation) | own
+        settings = bind(GenerationSettings, values, section="decoding", source=source)
         decoding = Decoding(**{key.name: getattr(settings, key.name) for key in dataclasses.fields(Decoding)})
-        return cls(decoding, _whole_prompt(model, settings.prompt, key), list(stop), seed)
+        stop = settings.stop if settings.stop is not None else [cfg.model.end_sym] if cfg.model.end_sym else []
+        key = "run.generation.prompt" if prompt is None else source
+        return cls(decoding, _whole_prompt(cfg.model, settings.prompt, key), list(stop), cfg.run.seed)
 
     @torch.inference_mode()
     def answers(
         self, model: nn.Module, embeds_BQD: Tensor, image_ids: Sequence[str] = (), *, batch: int | None = None
     ) -> list[Answer]:
-        """What the model says about the images of a batch, one answer an image.
+        """What a `MiniGPT4` says about the images of a batch, by their tokens; one answer an image.
 
         Args:
-            model: a `MiniGPT4`.
-            embeds_BQD: its image tokens, one row an image.
-            image_ids: of the images; needed where images have prompts of their own.
+            image_ids: needed where images have prompts of their own.
             batch: number of the batch, which seeds sampling with `seed`: whichever process draws, and whatever it drew
                 before. None: sampling goes on in torch's own random stream.
         """
@@ -159,29 +154,22 @@ class PromptRules:
 class Pipeline:
     """A model with what it needs to caption images and to talk about them.
 
-    Args:
-        cfg: `model.ckpt` may be unset; then `use_checkpoint` comes before the first question.
-        device: None: the first GPU, or the CPU where there is none.
-        shard_llm: as in `MiniGPT4.from_config`.
+    Where `model.ckpt` is unset `use_checkpoint` comes before the first question.
 
     Attributes:
-        cfg: the configuration.
         model: the `MiniGPT4`, in eval mode.
         processor: PIL image -> (3, S, S), that of the evaluation.
         checkpoint: where the trained weights are from; None before there are any.
     """
 
-    def __init__(self, cfg: Config, device: torch.device | str | None = None, *, shard_llm: bool = False) -> None:
+    def __init__(self, cfg: Config, device: torch.device | str | None = None) -> None:
         require_paths({"model": cfg.model}, cfg.source)
         self.cfg = cfg
         self.processor = image_processor(cfg)
         start = cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None))
-        switches = {"shard_llm": True} if shard_llm else {}
-        self.model = build_model(start, _device(device), **switches).eval()
-        self._encoder = FeatureEncoder(self.model)
+        self.model = build_model(start, _device(device)).eval()
+        self._engine = Engine(self.model, self.processor)
         self.checkpoint: Path | None = None
-        self._switch = CheckpointSwitch(self.model)
-        self._engine = Engine(self.model, self.processor, switch=self._switch)
         self._name: str | None = None
         if cfg.model.ckpt:
             self.use_checkpoint(cfg.model.ckpt)
@@ -191,10 +179,9 @@ class Pipeline:
 
         WeightsError, and the weights as before, if the file is missing or does not fit.
         """
-        self._switch.load(path)
-        self.checkpoint = Path(path)
-        self._name = f"{len(self._switch.names)}: {path}"  # the same file may have other weights the next time
-        self._switch.keep(self._name)
+        name = f"{len(self._engine.checkpoints)}: {path}"  # the same file may have other weights the next time
+        self._engine.switch.load(path, name)
+        self.checkpoint, self._name = Path(path), name
 
     def caption(
         self,
@@ -219,16 +206,15 @@ class Pipeline:
             SampleError: an image cannot be read.
             WeightsError: there is no checkpoint yet.
         """
-        rules = rules_of(self.cfg, prompt, source="caption()", **decoding)
+        rules = PromptRules.of(self.cfg, prompt, source="caption()", **decoding)
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"caption(): batch_size: {batch_size} must be at least 1")
         self._require_checkpoint()
         if not isinstance(images, list | tuple):
-            return self.answers(self._pixels([images]), rules)[0].text
-        size = batch_size or images_at_once(self.cfg)
+            return self._captions([images], 0, rules)[0]
+        size = batch_size or self.cfg.run.batch_size_eval or BATCH_SIZE
         starts = range(0, len(images), size)
-        batches = (self._pixels(images[start : start + size], start) for start in starts)
-        return [answer.text for batch in batches for answer in self.answers(batch, rules)]
+        return [text for start in starts for text in self._captions(images[start : start + size], start, rules)]
 
     def chat(self) -> Chat:
         """A new conversation: `show` it an image, `ask` it a question; WeightsError without a checkpoint."""
@@ -236,38 +222,22 @@ class Pipeline:
         return Chat(self._engine, checkpoint=self._name)
 
     @torch.inference_mode()
-    def answers(self, images: Tensor | CachedBatch, rules: PromptRules, *, batch: int | None = None) -> list[Answer]:
-        """An answer an image: pixels (B, 3, S, S) or rows of a cache; `batch`, the batch's number, seeds sampling."""
-        if self._name is not None:
-            self._switch.use(self._name)  # a chat may have used another one since
-        embeds_BQD = self.model.project(self._encoder.features(images))
-        return rules.answers(self.model, embeds_BQD, batch=batch)
-
-    def _pixels(self, images: Sequence[AnyImage], first: int = 0) -> Tensor:
-        """(B, 3, S, S); errors call an image by its path or by its number, counted from `first`."""
+    def _captions(self, images: Sequence[AnyImage], first: int, rules: PromptRules) -> list[str]:
+        """Those of a batch; errors call an image by its path or by its number, counted from `first`."""
         pixels = []
         for number, image in enumerate(images, start=first):
             if not isinstance(image, AnyImage):
                 raise SampleError(f"images[{number}]: must be a PIL image or a path, not {type(image).__name__}")
             name = f"images[{number}]" if isinstance(image, Image.Image) else None
             pixels.append(process_image(self.processor, image, name))
-        return torch.stack(pixels)
+        self._engine.switch.use(self._name)  # a chat may have used another one since
+        embeds_BQD = self.model.project(self.model.image_features(torch.stack(pixels)))
+        return [answer.text for answer in rules.answers(self.model, embeds_BQD)]
 
     def _require_checkpoint(self) -> None:
         if self.checkpoint is None:
-            raise WeightsError(
-                f"{self.cfg.source}: model.ckpt is not set, so what is trained has random weights; give the option "
-                "model.ckpt=FILE, or call use_checkpoint(FILE)"
-            )
-
-
-def rules_of(cfg: Config, prompt: str | None = None, *, source: str, **decoding: Any) -> PromptRules:
-    """Prompt and decoding of a configuration with changes; ConfigError, which names `source`, for wrong ones."""
-    changes = decoding if prompt is None else decoding | {"prompt": prompt}
-    values = dataclasses.asdict(cfg.run.generation) | changes
-    settings = bind(GenerationSettings, values, section="decoding", source=source)
-    key = "run.generation.prompt" if prompt is None else source
-    return PromptRules.of(cfg.model, settings, cfg.run.seed, key=key)
+            what = "model.ckpt is not set; give the option model.ckpt=FILE, or call use_checkpoint(FILE)"
+            raise WeightsError(f"{self.cfg.source}: {what}")
 
 
 def _whole_prompt(model: MiniGPT4Config, instruction: str | None, key: str) -> str:
@@ -279,10 +249,8 @@ def _whole_prompt(model: MiniGPT4Config, instruction: str | None, key: str) -> s
         prompts = read_prompts(model.prompt_path, template)
         return prompts[0] if prompts else IMAGE_PLACEHOLDER
     if instruction.count(IMAGE_PLACEHOLDER) != 1:
-        raise ConfigError(
-            f"{key}: {instruction!r} must hold {IMAGE_PLACEHOLDER} exactly once, where the image belongs, for instance "
-            f"'<Img>{IMAGE_PLACEHOLDER}</Img> What is this?'"
-        )
+        example = f"'<Img>{IMAGE_PLACEHOLDER}</Img> What is this?'"
+        raise ConfigError(f"{key}: {instruction!r} must hold {IMAGE_PLACEHOLDER} exactly once, as in {example}")
     return apply_template(template, instruction)
 
 
@@ -291,15 +259,15 @@ def _template_of(directory: Path) -> str:
     return prompt_template_from_tokenizer(load_tokenizer(directory))
 
 
-def images_at_once(cfg: Config) -> int:
-    """Images that are answered together."""
-    return cfg.run.batch_size_eval or BATCH_SIZE
-
-
 def image_processor(cfg: Config) -> BaseProcessor:
     """What an evaluation does to images."""
-    section = cfg.image_processor
-    return registry.get_processor_class(section.name).from_config({"name": section.name, **section.arguments()})
+    return load_processor(cfg.image_processor.name, cfg.image_processor.arguments())
+
+
+def image_reader(cfg: Config) -> ImageReader:
+    """How an evaluation reads images: decoded, or from the cache of `run.feature_cache`."""
+    processor, cache = image_processor(cfg), feature_cache(cfg)
+    return ImageReader(processor, cache and cache.store(processor))
 
 
 def frozen_files(model: Any) -> list[list[Any]]:
@@ -310,12 +278,12 @@ def frozen_files(model: Any) -> list[list[Any]]:
 
 
 def image_provenance(cfg: Config) -> dict[str, Any]:
-    """How images are processed; nothing for the usual way, of which older files say nothing either."""
+    """How images are processed and their features rounded; nothing for the usual way, as in older files."""
     section = cfg.image_processor
     own = {key: value for key, value in section.kwargs.items() if value is not None}
     if section.name not in PUBLISHED_PROCESSORS:
         own["name"] = section.name
-    return {"image_processor": own} if own else {}
+    return cached_numbers(cfg) | ({"image_processor": own} if own else {})
 
 
 def _device(device: torch.device | str | None) -> torch.device:

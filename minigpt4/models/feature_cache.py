@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -125,17 +126,19 @@ class FeatureEncoder:
         """
         if not isinstance(image, CachedBatch):
             return image
+        features_BQV = image.features
         if image.missing:
             store = self._store(image)
-            # Rows that were made since the loader looked.
-            rows = {number: store.get(digest) for number, digest in enumerate(image.digests)}
-            image = image.with_rows({n: torch.from_numpy(row.copy()) for n, row in rows.items() if row is not None})
-        if image.missing:
-            new_MQV = self.model.image_features(image.pixels).cpu().to(image.features.dtype)
-            for digest, features_QV in zip(image.digests, new_MQV.numpy(), strict=True):
-                store.add(digest, features_QV)
-            image = image.with_rows(dict(enumerate(new_MQV)))
-        return ImageFeatures(image.features.to(self.model.device, non_blocking=True))
+            rows = [store.get(digest) for digest in image.digests]  # some were made since the loader looked
+            left = [number for number, row in enumerate(rows) if row is None]
+            if left:
+                new_QVs = self.model.image_features(image.pixels[left]).cpu().to(features_BQV.dtype).numpy()
+                for number, row_QV in zip(left, new_QVs, strict=True):
+                    rows[number] = row_QV
+                    store.add(image.digests[number], row_QV)
+            features_BQV = features_BQV.clone()
+            features_BQV[image.missing] = torch.from_numpy(np.stack(rows)).to(features_BQV.device)
+        return ImageFeatures(features_BQV.to(self.model.device, non_blocking=True))
 
     def features(self, image: Tensor | CachedBatch) -> Tensor:
         """What the projection reads of a batch, (B, Q, V), whatever is known of it."""

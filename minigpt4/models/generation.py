@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.conversation import IMAGE_PLACEHOLDER
-from minigpt4.conversation.decoding import Answer, Decoding, clean_generated, cut_at_stop
+from minigpt4.conversation.decoding import Answer, Decoding, clean_generated
 from minigpt4.models import prompting
 from minigpt4.models.attention import native_dtype
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState, stopped
@@ -145,7 +145,7 @@ class GenerationMixin:
         ends, answers = set(end_tokens(self.llama_model)), []
         for row in rows:
             whole = tokenizer.decode(row)  # a stop string may be a special token
-            text = clean_generated(cut_at_stop(tokenizer.decode(row, skip_special_tokens=True), stop))
+            text = clean_generated(tokenizer.decode(row, skip_special_tokens=True), stop)
             answers.append(Answer(text, not ends.isdisjoint(row[1:]) or any(s in whole for s in stop)))
         return answers
 

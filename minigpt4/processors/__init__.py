@@ -16,19 +16,6 @@ from minigpt4.processors.blip_processors import (
     to_rgb,
 )
 
-__all__ = [
-    "BaseProcessor",
-    "Blip2ImageEvalProcessor",
-    "Blip2ImageTrainProcessor",
-    "BlipCaptionProcessor",
-    "Uint8Image",
-    "load_processor",
-    "open_image",
-    "process_image",
-    "takes_mean_and_std",
-    "to_rgb",
-]
-
 
 def load_processor(name: str, cfg: Mapping[str, Any] | None = None) -> BaseProcessor:
     """The processor registered as `name` with the keys of its section; RegistryError or ConfigError."""

@@ -3,10 +3,9 @@
 import functools
 import logging
 import re
-import stat
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from numbers import Real
@@ -18,7 +17,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-from minigpt4.common.errors import ConfigError, SampleError, first_line
+from minigpt4.common.errors import ConfigError, SampleError, errors_as, first_line
 from minigpt4.common.registry import registry
 from minigpt4.processors.base_processor import BaseProcessor
 
@@ -95,16 +94,9 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
     return image if type(image) is Image.Image and image is not source else image.copy()
 
 
-def process_image(
-    processor: Callable[[Image.Image], Any], source: ImageSource, name: str | None = None, *, as_uint8: bool = False
-) -> Any:
-    """`processor(open_image(source, name))` without the copy, which for a large photo takes as long as decoding.
-
-    Args:
-        as_uint8: call the processor's `uint8` instead, if it has one.
-    """
-    image = _upright_rgb(source, name)
-    return getattr(processor, "uint8", processor)(image) if as_uint8 else processor(image)
+def process_image(processor: Callable[[Image.Image], Any], source: ImageSource, name: str | None = None) -> Any:
+    """`processor(open_image(source, name))` without the copy, which for a large photo takes as long as decoding."""
+    return processor(_upright_rgb(source, name))
 
 
 def read_file(path: str | Path, name: str | None = None) -> bytes:
@@ -112,31 +104,30 @@ def read_file(path: str | Path, name: str | None = None) -> bytes:
 
     Only regular files: opening a pipe would wait for its writer, and a device may never end.
     """
-    name = name or str(path)
-    try:
-        status = Path(path).stat()
-        if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
-            return Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        reason = getattr(error, "strerror", None) or error
-        raise SampleError(f"{name}: cannot be opened ({reason}); check the image path") from error
-    if stat.S_ISREG(status.st_mode):
-        raise SampleError(f"{name}: the file is too large; {status.st_size:,} bytes are more than {MAX_BYTES:,}")
-    raise SampleError(f"{name}: cannot be opened (a folder, pipe or device); check the image path")
+    name, path = name or str(path), Path(path)
+    with errors_as(SampleError, f"{name}: cannot be opened; check the image path"):
+        size = path.stat().st_size
+        if not path.is_file():
+            raise OSError("a folder, pipe or device")
+        if size > MAX_BYTES:
+            raise SampleError(f"{name}: the file is too large; {size:,} bytes are more than {MAX_BYTES:,}")
+        return path.read_bytes()
 
 
 def to_rgb(image: Image.Image, name: str | None = None) -> Image.Image:
     """Any Pillow image as upright 8-bit RGB; the image itself where it already is that.
 
-    Transparency is dropped, not blended, as published. Grey levels of more than 8 bits are scaled to 0..255.
-    SampleError, which calls it `name`, when it cannot be decoded or is too large.
+    Transparency is dropped, as published; grey levels of more than 8 bits are scaled to 0..255. SampleError, which
+    calls it `name`, when it cannot be decoded or is too large.
     """
     name = name or str(getattr(image, "filename", None) or f"<image of {image.width} x {image.height} pixels>")
     with _sample_errors(name):
         _require_size(image, name)
         image.load()
         _require_size(image, name)  # an icon says one size and may hold another
-        image = _turned(image)  # after decoding: Pillow rotates TIFFs while it loads them
+        with suppress(Exception):  # damaged metadata beside good pixels is common on the web
+            if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+                image = ImageOps.exif_transpose(image)  # after decoding: Pillow rotates TIFFs while it loads them
         if image.mode.startswith("I") or image.mode == "F":
             image = _eight_bits(image)
         if image.mode == "P" and "transparency" in image.info:
@@ -179,13 +170,9 @@ def _sample_errors(name: str) -> Iterator[None]:
 
 def _require_size(image: Image.Image, name: str) -> None:
     shorter, longer = sorted(image.size)
-    size = f"{image.width} x {image.height} pixels"
-    if shorter < 1:
-        raise SampleError(f"{name}: no picture; it has {size}")
-    if longer > MAX_SIDE:
-        raise SampleError(f"{name}: the image is too large; {size}, and a side may have {MAX_SIDE:,}; scale it down")
-    if longer > MAX_RATIO * shorter:
-        raise SampleError(f"{name}: the image is too narrow; {size}, and a side may be {MAX_RATIO} times the other")
+    if not 0 < longer <= min(MAX_SIDE, MAX_RATIO * shorter):
+        limits = f"a side may have {MAX_SIDE:,} and be {MAX_RATIO} times the other; scale it down"
+        raise SampleError(f"{name}: the image is too large or narrow; {image.width} x {image.height} pixels, {limits}")
 
 
 def _count_scans(content: bytes) -> int:
@@ -199,14 +186,6 @@ def _count_scans(content: bytes) -> int:
         scans += in_scan
         at += int.from_bytes(content[at : at + 2], "big")
     return scans
-
-
-def _turned(image: Image.Image) -> Image.Image:
-    try:
-        is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-        return image if is_upright else ImageOps.exif_transpose(image)
-    except Exception:  # damaged metadata beside good pixels is common on the web
-        return image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -227,12 +206,10 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class Uint8Image:
-    """One image or a batch on its way to the model: a quarter of the bytes, still to become (pixel / 255 - mean) / std.
-
-    `pixels`: (..., 3, S, S) uint8; `mean`, `std`: a number each for R, G, B in 0..1.
-    """
+    """One image or a batch on its way to the model, a quarter of its bytes: still to be (pixel / 255 - mean) / std."""
 
     pixels: Tensor
+    """(..., 3, S, S) uint8."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -246,11 +223,8 @@ class Uint8Image:
         return self.pixels.shape
 
     def normalised(self) -> Tensor:
-        """What the model reads, (..., 3, S, S) float32, on the device of the pixels.
-
-        All devices give the same bits: the divisors are tensors because CUDA multiplies by the reciprocal of a plain
-        number.
-        """
+        """What the model reads, (..., 3, S, S) float32, on the device of the pixels."""
+        # Divisors are tensors because CUDA multiplies by the reciprocal of a plain number, which gives other bits.
         white, mean, std = (_channels(values, self.pixels.device) for values in (WHITE, self.mean, self.std))
         return self.pixels.float().div_(white).sub_(mean).div_(std)
 
@@ -259,9 +233,6 @@ class Uint8Image:
 
     def pin_memory(self) -> Self:
         return replace(self, pixels=self.pixels.pin_memory())
-
-    def is_pinned(self) -> bool:
-        return self.pixels.is_pinned()
 
 
 @functools.lru_cache(maxsize=64)  # making a tensor on a GPU out of numbers waits for it
@@ -274,7 +245,7 @@ def _channels(values: tuple[float, float, float], device: torch.device) -> Tenso
 class _Blip2ImageProcessor(BaseProcessor):
     """PIL image of any mode and size -> normalised float32 tensor (3, image_size, image_size).
 
-    The image is resized to a square with bicubic interpolation: nothing is cropped, the aspect ratio is not kept. Then
+    The image is resized to a square with bicubic interpolation, uncropped and whatever its aspect ratio; then
     (pixel / 255 - mean) / std for each channel.
 
     Fields:
@@ -291,8 +262,11 @@ class _Blip2ImageProcessor(BaseProcessor):
 
     def __post_init__(self) -> None:
         _require_positive_int("image_size", self.image_size)
-        self.mean = _three_numbers("mean", self.mean)
-        self.std = _three_numbers("std", self.std)
+        for key in ("mean", "std"):
+            value = getattr(self, key)
+            if not (isinstance(value, Sequence) and len(value) == 3 and all(isinstance(v, Real) for v in value)):
+                raise ConfigError(f"{key} must be three numbers (R, G, B), got {value!r}")
+            setattr(self, key, tuple(float(v) for v in value))
         if min(self.std) <= 0:
             raise ConfigError(f"std must be above zero, got {list(self.std)}")
         if (self.min_scale, self.max_scale) != (None, None):
@@ -365,12 +339,6 @@ class BlipCaptionProcessor(BaseProcessor):
 def _require_positive_int(key: str, value: Any) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ConfigError(f"{key} must be a whole number above zero, got {value!r}")
-
-
-def _three_numbers(key: str, value: Any) -> tuple[float, float, float]:
-    if isinstance(value, Sequence) and len(value) == 3 and all(isinstance(v, Real) for v in value):
-        return tuple(float(v) for v in value)
-    raise ConfigError(f"{key} must be three numbers (R, G, B), got {value!r}")
 
 
 @functools.cache  # once a process: the same section is often read for several datasets

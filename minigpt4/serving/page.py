@@ -92,7 +92,7 @@ class ChatPage:
                 textbox=gr.MultimodalTextbox(
                     file_types=["image"], file_count="multiple", placeholder="Ask", stop_btn=True, elem_id="question"
                 ),
-                additional_inputs=[checkpoint, *sliders(limits, engine.context_length)],
+                additional_inputs=[checkpoint, *sliders(limits, engine.model.context_length)],
                 additional_inputs_accordion="Settings",
                 additional_outputs=[note],
                 editable=True,
@@ -209,7 +209,7 @@ class ChatPage:
         """What there is to know about an answer."""
         parts = [f"{reply.prompt_tokens:,} tokens read, {reply.completion_tokens:,} written"]
         if reply.dropped_turns:
-            context = self.engine.context_length
+            context = self.engine.model.context_length
             parts.append(f"oldest turns left out: {reply.dropped_turns}, for this LLM reads {context:,} positions")
         if reply.finish_reason == "length":
             parts.append("ended at the limit of tokens")

@@ -1,4 +1,4 @@
-"""The published templates, character by character, and what the small methods do to them."""
+"""Conversations and their templates: the published ones to the letter, that of training, those of tokenizers."""
 
 import json
 import subprocess
@@ -6,73 +6,72 @@ import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models, processors
+from transformers import PreTrainedTokenizerFast
 
 import minigpt4
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.conversation import (
+    IMAGE_MESSAGE,
     CONV_VISION_LLama2,
     CONV_VISION_minigptv2,
     CONV_VISION_Vicuna0,
     Conversation,
     SeparatorStyle,
     get_template,
+    prompt_template_from_tokenizer,
 )
+from minigpt4.conversation.templates import TemplateConversation
 
 QUESTIONS = ("What is the weather like in this picture?", "Are there any people, and what are they doing?")
 FIRST_ANSWER = "It is a sunny day with a few clouds."
+VICUNA = "###Human: {} ###Assistant: "
 
 
-def two_turns(name: str) -> Conversation:
-    """The reference's chat up to the open second answer."""
-    conversation = get_template(name)
-    conversation.add_image()
-    conversation.ask(QUESTIONS[0])
-    conversation.open_answer()
-    conversation.fill_answer(FIRST_ANSWER)
-    conversation.ask(QUESTIONS[1])
-    conversation.open_answer()
+def talk(conversation, *said):
+    """Questions and answers in turn; after a question the answer is open."""
+    for number, text in enumerate(said):
+        if number % 2:
+            conversation.fill_answer(text)
+        else:
+            conversation.ask(text)
+            conversation.open_answer()
     return conversation
 
 
-@pytest.mark.parametrize("name", ["vicuna0", "llama2"])
-def test_template_has_the_published_parts(golden, name):
-    expected, template = golden["chat"][name], get_template(name)
-    assert template.system == expected["system"]
-    assert list(template.roles) == expected["roles"]
-    assert template.sep == expected["sep"]
-    assert template.sep_style.name == expected["sep_style"]
+def texts(conversation):
+    return [text for _, text in conversation.messages]
+
+
+@pytest.fixture(params=["vicuna0", "llama2", "training"])
+def template(request):
+    return TemplateConversation(VICUNA, "###") if request.param == "training" else get_template(request.param)
+
+
+# The published templates
 
 
 @pytest.mark.parametrize("name", ["vicuna0", "llama2"])
-def test_every_prompt_of_a_chat_meets_the_reference(golden, name):
+def test_chat_meets_the_reference(golden, name):
     expected, conversation = golden["chat"][name], get_template(name)
-    conversation.add_image()
-    assert conversation.get_prompt() == expected["prompt_after_upload"]
-    conversation.ask(QUESTIONS[0])
-    assert conversation.messages == expected["messages_after_ask1"]
-    assert conversation.get_prompt() == expected["prompt_after_ask1"]
-    conversation.open_answer()
-    assert conversation.get_prompt() == expected["prompt_turn1"]
-    conversation.fill_answer(FIRST_ANSWER)
-    conversation.ask(QUESTIONS[1])
-    assert conversation.get_prompt() == expected["prompt_after_ask2"]
-    conversation.open_answer()
-    assert conversation.get_prompt() == expected["prompt_turn2"]
-
-
-@pytest.mark.parametrize("name", ["vicuna0", "llama2"])
-def test_gradio_pairs_meet_the_reference(golden, name):
-    conversation = two_turns(name)
-    conversation.fill_answer(golden["chat"][name]["answer"]["text"])
-    assert conversation.to_gradio_chatbot() == golden["chat"][name]["to_gradio_chatbot"]
-
-
-@pytest.mark.parametrize("name", ["vicuna0", "llama2"])
-def test_dict_meets_the_reference(golden, name):
-    conversation = two_turns(name)
-    conversation.fill_answer(golden["chat"][name]["answer_stop2"]["text"])
-    assert conversation.dict() == golden["chat"][name]["dict"]
-    assert json.loads(json.dumps(conversation.dict())) == golden["chat"][name]["dict"]
+    parts = (conversation.system, list(conversation.roles), conversation.sep, conversation.sep_style.name)
+    assert parts == tuple(expected[key] for key in ("system", "roles", "sep", "sep_style"))
+    prompts = []
+    for step in (
+        conversation.add_image,
+        lambda: conversation.ask(QUESTIONS[0]),
+        conversation.open_answer,
+        lambda: (conversation.fill_answer(FIRST_ANSWER), conversation.ask(QUESTIONS[1])),
+        conversation.open_answer,
+    ):
+        step()
+        prompts.append(conversation.get_prompt())
+    names = ("after_upload", "after_ask1", "turn1", "after_ask2", "turn2")
+    assert prompts == [expected[f"prompt_{name}"] for name in names]
+    conversation.fill_answer(expected["answer"]["text"])
+    assert conversation.to_gradio_chatbot() == expected["to_gradio_chatbot"]
+    conversation.fill_answer(expected["answer_stop2"]["text"])
+    assert json.loads(json.dumps(conversation.dict())) == conversation.dict() == expected["dict"]
 
 
 @pytest.mark.parametrize("name", ["vicuna0", "llama2", "minigptv2"])
@@ -97,40 +96,32 @@ def test_prompts_without_a_model_meet_the_reference(golden, name):
     assert prompts == expected
 
 
-def test_two_separators_meet_the_reference(golden):
+def test_two_separators_meet_the_reference_and_need_the_second(golden):
     case = golden["chat"]["string_only"]["sep_style_two"]
-    conversation = Conversation(
-        system=case["system"],
-        roles=tuple(case["roles"]),
-        sep_style=SeparatorStyle.TWO,
-        sep=case["sep"],
-        sep2=case["sep2"],
-    )
+    parts = {"system": case["system"], "roles": tuple(case["roles"]), "sep_style": SeparatorStyle.TWO}
+    conversation = Conversation(**parts, sep=case["sep"], sep2=case["sep2"])
     for role, text in case["messages"]:
         conversation.append_message(role, text)
     assert conversation.get_prompt() == case["prompt"]
     assert conversation.answer_end == case["sep2"]
-
-
-def test_two_separators_need_the_second():
     with pytest.raises(ValueError, match="needs sep2"):
-        Conversation(system="", roles=("U: ", "A: "), sep_style=SeparatorStyle.TWO)
+        Conversation(**parts)
 
 
 @pytest.mark.parametrize(
-    ("name", "template"),
+    ("name", "constant", "marks"),
     [
-        ("vicuna0", CONV_VISION_Vicuna0),
-        ("llama2", CONV_VISION_LLama2),
-        ("minigptv2", CONV_VISION_minigptv2),
+        ("vicuna0", CONV_VISION_Vicuna0, ("Assistant:", "###")),
+        ("llama2", CONV_VISION_LLama2, ("[/INST]", "")),
+        ("minigptv2", CONV_VISION_minigptv2, ("[/INST]", "")),
     ],
 )
-def test_lookup_gives_a_fresh_copy_of_the_published_constant(name, template):
+def test_lookup_gives_a_fresh_copy_of_the_published_constant(name, constant, marks):
     found = get_template(name)
-    assert found == template
+    assert found == constant
+    assert (found.answer_start, found.answer_end) == marks
     found.ask("Hello?")
-    assert template.messages == []
-    assert get_template(name).messages == []
+    assert constant.messages == get_template(name).messages == []
 
 
 def test_unknown_template_lists_the_names():
@@ -138,27 +129,25 @@ def test_unknown_template_lists_the_names():
         get_template("vicuna")
 
 
-def test_copy_goes_on_independently():
-    original = two_turns("vicuna0")
-    twin = original.copy()
-    twin.fill_answer("Three people walk.")
-    twin.ask("Sure?")
-    assert original.messages[-1] == ["Assistant: ", None]
+def test_importing_the_package_needs_neither_torch_nor_transformers():
+    code = "import sys, minigpt4.conversation; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    root = Path(minigpt4.__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 
-IMAGE = "<Img><ImageHere></Img>"
+# What is said
 
 
 @pytest.mark.parametrize(
-    ("shown", "answer", "texts"),
+    ("shown", "answer", "expected"),
     [
-        (1, "A boat.", [IMAGE, "A boat.", "What?"]),
-        (2, None, [IMAGE, f"{IMAGE} What?"]),
+        (1, "A boat.", [IMAGE_MESSAGE, "A boat.", "What?"]),
+        (2, None, [IMAGE_MESSAGE, f"{IMAGE_MESSAGE} What?"]),
         (0, "</Img>", ["</Img>", "What?"]),
     ],
     ids=["not one of an earlier turn", "only the last of two", "not an answer that ends like one"],
 )
-def test_a_question_joins_the_image_before_it(shown, answer, texts):
+def test_a_question_joins_the_image_before_it(shown, answer, expected):
     conversation = get_template("vicuna0")
     for _ in range(shown):
         conversation.add_image()
@@ -166,14 +155,29 @@ def test_a_question_joins_the_image_before_it(shown, answer, texts):
         conversation.open_answer()
         conversation.fill_answer(answer)
     conversation.ask("What?")
-    assert [text for _, text in conversation.messages] == texts
+    assert texts(conversation) == expected
 
 
-def test_question_with_an_image_placeholder_is_refused_and_leaves_the_chat_alone():
-    conversation = get_template("vicuna0")
-    with pytest.raises(SampleError, match="must not hold <ImageHere>"):
-        conversation.ask("What is <ImageHere>?")
-    assert conversation.messages == []
+def test_a_copy_goes_on_independently(template):
+    twin = talk(template, "Why?").copy()
+    talk(template, "And?")
+    twin.fill_answer("So.")
+    assert (texts(template), texts(twin)) == (["Why?", None, "And?", None], ["Why?", "So."])
+
+
+def test_a_system_text_replaces_that_of_the_template():
+    chat = get_template("vicuna0")
+    chat.set_system("Be brief.")
+    assert talk(chat, "Hello").get_prompt() == "Be brief.###Human: Hello###Assistant: "
+    assert get_template("vicuna0").system.startswith("Give the following image")
+
+
+def test_an_image_placeholder_in_a_text_is_refused_and_leaves_the_chat_alone():
+    chat = get_template("vicuna0")
+    for say in (chat.ask, chat.set_system):
+        with pytest.raises(SampleError, match="must not hold <ImageHere>"):
+            say("What is <ImageHere>?")
+    assert chat == get_template("vicuna0")
 
 
 @pytest.mark.parametrize("said", [[], ["Hello?"]])
@@ -185,30 +189,122 @@ def test_filling_an_answer_nobody_opened_is_an_error(said):
         conversation.fill_answer("Hi.")
 
 
+# The template of training
+
+
 @pytest.mark.parametrize(
-    ("name", "start", "end"),
-    [("vicuna0", "Assistant:", "###"), ("llama2", "[/INST]", ""), ("minigptv2", "[/INST]", "")],
+    ("template", "said", "prompt"),
+    [
+        (VICUNA, ("Hello", "Hi.", "Who?"), "###Human: Hello ###Assistant: Hi.######Human: Who? ###Assistant: "),
+        (VICUNA, ("{x}", "{}"), "###Human: {x} ###Assistant: {}###"),
+        ("", ("Hello",), "Hello"),
+    ],
 )
-def test_answer_marks_follow_the_template(name, start, end):
-    assert (get_template(name).answer_start, get_template(name).answer_end) == (start, end)
+def test_a_question_follows_the_ended_answer_and_braces_stay(template, said, prompt):
+    assert talk(TemplateConversation(template, "###"), *said).get_prompt() == prompt
 
 
-def test_importing_the_package_needs_neither_torch_nor_transformers():
-    code = "import sys, minigpt4.conversation; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
-    root = Path(minigpt4.__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+def test_a_system_text_begins_the_first_instruction_only_also_when_the_oldest_turn_goes():
+    conversation = TemplateConversation(VICUNA, "###")
+    conversation.set_system("Be brief.")
+    talk(conversation, "One", "A", "Two", "B", "Three")
+    start = "###Human: Be brief. One ###Assistant: A######Human: Two ###Assistant: B###"
+    assert conversation.get_prompt().startswith(start)
+    assert conversation.copy().without_oldest(1).get_prompt().startswith("###Human: Be brief. Two ###Assistant: B###")
 
 
-def test_a_system_text_replaces_that_of_the_template():
-    chat = get_template("vicuna0")
-    chat.set_system("Be brief.")
-    chat.ask("Hello")
-    assert chat.get_prompt() == "Be brief.###Human: Hello###"
-    assert get_template("vicuna0").system.startswith("Give the following image")
+# What fits into the context
 
 
-def test_a_system_text_with_an_image_placeholder_is_refused():
-    chat = get_template("vicuna0")
-    with pytest.raises(SampleError, match="ImageHere"):
-        chat.set_system("Look at <ImageHere>.")
-    assert chat.system == get_template("vicuna0").system
+def turns(conversation, count, images=(0,)):
+    """A conversation with one image before each of the turns `images`, whose last question is open."""
+    for turn in range(count):
+        if turn in images:
+            conversation.add_image()
+        talk(conversation, f"question {turn}", *[f"answer {turn}"] * (turn < count - 1))
+    return conversation
+
+
+def test_one_position_less_drops_the_oldest_turn_and_keeps_its_image(template):
+    whole = turns(template, 3)
+    room = len(whole.get_prompt()) + 10
+    fitted, dropped = whole.fit(len, 10, room)
+    assert (fitted.get_prompt(), dropped) == (whole.get_prompt(), 0)
+    fitted, dropped = whole.fit(len, 10, room - 1)
+    assert (texts(fitted), dropped) == ([f"{IMAGE_MESSAGE} question 1", "answer 1", "question 2", None], 1)
+    assert len(whole.messages) == 6
+
+
+def test_all_images_stay_in_their_order_before_the_turns_that_stay():
+    fitted = turns(get_template("vicuna0"), 4, images=(0, 1, 3)).without_oldest(3)
+    assert texts(fitted) == [IMAGE_MESSAGE, IMAGE_MESSAGE, f"{IMAGE_MESSAGE} question 3", None]
+
+
+def test_no_more_turns_go_than_must_and_few_prompts_are_tried(template):
+    whole, asked = turns(template, 200), []
+    room = len(whole.without_oldest(150).get_prompt())
+    fitted, dropped = whole.fit(lambda prompt: asked.append(1) or len(prompt), 0, room)
+    assert (dropped, len(fitted.get_prompt())) == (150, room)
+    assert len(asked) < 12
+
+
+def test_a_last_question_that_is_too_long_by_itself_is_an_error_with_the_numbers(template):
+    with pytest.raises(SampleError, match=r"may take 7, but this LLM reads 20 in all"):
+        turns(template, 3).fit(len, 7, 20)
+
+
+# Taking back the last question
+
+
+def test_taking_back_removes_one_turn_at_a_time_and_keeps_images(template):
+    whole = turns(template, 3)
+    assert [whole.take_back() for _ in range(4)] == ["question 2", "question 1", "question 0", None]
+    assert texts(whole) == [IMAGE_MESSAGE]
+    talk(whole, "Which colour?", "Red.")
+    assert texts(whole) == [f"{IMAGE_MESSAGE} Which colour?", "Red."]
+    whole.add_image()
+    assert whole.take_back() == "Which colour?"
+    assert texts(whole) == [IMAGE_MESSAGE, IMAGE_MESSAGE]
+
+
+def test_a_question_about_tags_is_given_back_whole(template):
+    template.ask("What does </Img> mean?")
+    assert template.take_back() == "What does </Img> mean?"
+
+
+# The chat template of a tokenizer, in ChatML's manner and in LLaMA-2's
+
+CHATML = (
+    "{% for message in messages %}<|{{ message.role }}|>\n{{ message.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+BRACKETS = "{% for message in messages %}{{ bos_token + '[INST] ' + message.content | trim + ' [/INST]' }}{% endfor %}"
+
+
+def template_of(chat_template, adds_bos=True):
+    backend = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2}, unk_token="<unk>"))
+    if adds_bos:
+        backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokens = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "name_or_path": "models/tiny"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template=chat_template, **tokens)
+    return prompt_template_from_tokenizer(tokenizer)
+
+
+def test_template_of_a_tokenizer_holds_the_instruction_and_leaves_bos_to_a_model_that_puts_it_there():
+    assert template_of(CHATML) == "<|user|>\n{}<|end|>\n<|assistant|>\n"
+    assert template_of(BRACKETS) == "[INST] {} [/INST]"
+    assert template_of(BRACKETS, adds_bos=False) == "<s>[INST] {} [/INST]"
+    assert template_of("{{ '{json: {}} ' }}" + CHATML).format("Hi.").startswith("{json: {}} <|user|>\nHi.")
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "complaint"),
+    [
+        (None, "has no chat template; write model.prompt_template by hand"),
+        (CHATML + CHATML, "holds the user's message 2 times, not once"),
+        ("{{ raise_exception('too short') }}", "takes no instruction: too short"),
+    ],
+)
+def test_chat_template_that_gives_none_is_refused_with_the_tokenizers_name(chat_template, complaint):
+    with pytest.raises(ConfigError, match=f"'models/tiny' {complaint}"):
+        template_of(chat_template)

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,11 +32,11 @@ def picture(seed: int = 0, mode: str = "RGB", kind: str = "PNG", size: tuple[int
     return file.getvalue()
 
 
+@dataclass
 class Files:
     """Writes data into one folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    folder: Path
 
     def tar(self, name: str, members: Iterable[tuple[str, bytes]]) -> Path:
         """A tar of these members, in this order."""
@@ -78,11 +79,9 @@ class Files:
 
     def records(self, count: int, name: str = "cats", missing: Iterable[int] = ()) -> BaseDataset:
         """A dataset of a JSON file; the images of `missing` do not exist."""
-        images = self.images(key for key in range(count) if key not in set(missing))
-        records = [{"image_id": str(key), "caption": f"Cat {key}."} for key in range(count)]
-        return self.dataset(
-            "image_caption_json", name, ann_path=str(self.json(f"{name}.json", records)), image_path=str(images)
-        )
+        images = str(self.images(key for key in range(count) if key not in set(missing)))
+        file = self.json(f"{name}.json", [{"image_id": str(key), "caption": f"Cat {key}."} for key in range(count)])
+        return self.dataset("image_caption_json", name, ann_path=str(file), image_path=images)
 
     def dataset(self, builder: str, name: str = "birds", split: str = "train", **info: Any) -> BaseDataset:
         return builder_of(name, self.section(builder, **info)).build(split)
@@ -99,28 +98,21 @@ def files(tmp_path: Path) -> Files:
     return Files(tmp_path)
 
 
-class Loaders:
-    """Makes loaders and closes them after the test."""
+@pytest.fixture
+def loaders() -> Iterator[SimpleNamespace]:
+    """`loaders.train(*sources)`, closed after the test, and `loaders.evaluate(dataset)`."""
+    opened = []
 
-    def __init__(self) -> None:
-        self.open: list[TrainLoader] = []
-
-    def train(self, *sources: BaseDataset | TrainSource, batch_size: int = 3, **keys: Any) -> TrainLoader:
-        keys = {"num_workers": 0, "seed": 7, "ledger": lenient_monitor(), **keys}
+    def train(*sources: BaseDataset | TrainSource, batch_size: int = 3, **keys: Any) -> TrainLoader:
         mixed = [s if isinstance(s, TrainSource) else TrainSource(s, batch_size) for s in sources]
-        self.open.append(TrainLoader(mixed, **keys))
-        return self.open[-1]
+        opened.append(TrainLoader(mixed, **{"num_workers": 0, "seed": 7, "ledger": lenient_monitor(), **keys}))
+        return opened[-1]
 
-    @staticmethod
     def evaluate(dataset: BaseDataset, batch_size: int = 3, **keys: Any) -> EvalLoader:
         return EvalLoader(dataset, batch_size, **{"num_workers": 0, "ledger": lenient_monitor(), **keys})
 
-
-@pytest.fixture
-def loaders() -> Iterator[Loaders]:
-    made = Loaders()
-    yield made
-    for loader in made.open:
+    yield SimpleNamespace(train=train, evaluate=evaluate)
+    for loader in opened:
         loader.close()
 
 

@@ -1,6 +1,5 @@
 """From sections to datasets, by the names and defaults that ship."""
 
-import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -35,14 +34,6 @@ def test_splits_that_a_dataset_lacks_are_left_out_and_others_have_processors_of_
     assert answers == {"train": "a photo of 0", "val": "a"}
     with pytest.raises(ConfigError, match=r"no split 'test'; set build_info.test_ann_path"):
         build_datasets(sections, ["train", "test"])
-
-
-@pytest.mark.parametrize("kind", ["records", "shards"])
-def test_dataset_can_be_sent_to_another_process(kind, files, tools):
-    dataset = files.records(3) if kind == "records" else files.shards([3])
-    sent = pickle.loads(pickle.dumps(dataset))
-    first, second = (next(d.open(0, 1, None)).load() for d in (dataset, sent))
-    assert tools.same(first, second)
 
 
 def test_unknown_format_and_two_ways_to_name_a_split_are_refused(files):

@@ -1,6 +1,5 @@
 """`python -m minigpt4.datasets.check`: counts, samples, the line of what is bad, and the exit status."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from minigpt4.common.utils import JsonLines
 from minigpt4.datasets import EvalLoader
 from minigpt4.datasets.check import main
 
@@ -40,15 +40,12 @@ def cfg(files):
     return path
 
 
-def test_good_data_is_shown_and_counted(cfg, capsys):
+def test_good_data_is_shown_and_counted_and_bad_records_are_named_by_their_lines(cfg, files, capsys):
     assert main([str(cfg), "--full"]) == 0
     out = capsys.readouterr().out
     assert "birds/train: 3 records; first: image_id 0, image 224 x 224, 'Bird 0.'" in out
     assert "birds/train: 3 samples read: 3 good, 0 bad" in out
     assert "frogs/train: 5 samples read: 5 good, 0 bad" in out
-
-
-def test_every_bad_record_is_named_by_its_line(cfg, files, capsys):
     with (files.folder / "birds.jsonl").open("a") as lines:
         lines.write('\n{"image_id": "9", "caption": "x"}\n{"image_id": "1"}\n{\n')
     assert main([str(cfg)]) == 1
@@ -65,42 +62,12 @@ def test_only_a_full_check_finds_what_must_be_decoded(cfg, files, capsys):
     out = capsys.readouterr().out
     assert "birds.jsonl, line 3: " in out
     assert "frogs-1.tar/a.png: not an image" in out
-
-
-def test_dataset_without_a_good_sample_is_reported_beside_the_others(cfg, files, capsys):
     for image in (files.folder / "images").iterdir():
         image.unlink()
     assert main([str(cfg)]) == 1
     out = capsys.readouterr().out
     assert "birds/train: nothing to train on" in out
     assert "frogs/train: 2 samples looked at" in out
-
-
-@pytest.fixture
-def check_file(files, tools, capsys, tmp_path):
-    """Status, output and errors of a check of an annotation file or a shard; and what a pass of a loader refuses."""
-    images = files.images([*range(6), *range(1000, 1010)])
-
-    def check(source, *arguments):
-        shards = source.suffix == ".tar"
-        info = {"storage": str(source)} if shards else {"ann_path": str(source), "image_path": str(images)}
-        builder = f"image_caption_{'shards' if shards else 'json'}"
-        (tmp_path / "mine.yaml").write_text(
-            "model: {arch: minigpt4, model_type: pretrain_vicuna0}\n"
-            f"datasets: {{mine: {{builder: {builder}, build_info: {info}}}}}\nrun: {{}}"
-        )
-        status = main([str(tmp_path / "mine.yaml"), *arguments])
-        out = capsys.readouterr()
-        if status == 2:
-            return status, out.out, out.err, None
-        monitor = tools.lenient_monitor(tmp_path)
-        list(EvalLoader(files.dataset(builder, **info), 2, num_workers=0, ledger=monitor))
-        lines = tmp_path / "bad_samples.jsonl"
-        refused = [json.loads(line)["reason"] for line in lines.read_text().splitlines()] if lines.exists() else []
-        lines.unlink(missing_ok=True)
-        return status, out.out, out.err, refused
-
-    return check
 
 
 @pytest.mark.parametrize("full", [[], ["--full"]])
@@ -112,20 +79,28 @@ def check_file(files, tools, capsys, tmp_path):
         ("unquoted.tsv", None),
         ("bom.tar", None),
         ("utf16.tar", None),
+        ("unclosed.csv", "unclosed.csv: line 2: "),
     ],
 )
-def test_check_refuses_what_training_refuses_and_nothing_else(name, reason, full, check_file):
-    status, out, _, refused = check_file(CASES / name, *full)
+def test_check_refuses_what_training_refuses_and_nothing_else(name, reason, full, files, tools, capsys, tmp_path):
+    images = files.images([*range(6), *range(1000, 1010)])
+    shards, file = name.endswith(".tar"), str(CASES / name)
+    info = {"storage": file} if shards else {"ann_path": file, "image_path": str(images)}
+    builder = f"image_caption_{'shards' if shards else 'json'}"
+    (tmp_path / "mine.yaml").write_text(
+        "model: {arch: minigpt4, model_type: pretrain_vicuna0}\n"
+        f"datasets: {{mine: {{builder: {builder}, build_info: {info}}}}}\nrun: {{}}"
+    )
+    status = main([str(tmp_path / "mine.yaml"), *full])
+    out, err = capsys.readouterr()
+    if status == 2:
+        assert reason in err
+        return
     bad = [line.removeprefix("  bad: ") for line in out.splitlines() if line.startswith("  bad: ")]
-    assert bad == refused
     assert (status, len(bad)) == ((1, 1) if reason else (0, 0))
     assert not reason or reason in bad[0]
-
-
-def test_file_that_cannot_be_told_apart_ends_a_check_with_its_line(check_file):
-    status, _, err, _ = check_file(CASES / "unclosed.csv")
-    assert status == 2
-    assert "unclosed.csv: line 2: " in err
+    list(EvalLoader(files.dataset(builder, **info), 2, num_workers=0, ledger=tools.lenient_monitor(tmp_path)))
+    assert bad == [line["reason"] for line in JsonLines(tmp_path / "bad_samples.jsonl").read()]
 
 
 def test_command_speaks_to_a_terminal_that_knows_few_characters(cfg, files):

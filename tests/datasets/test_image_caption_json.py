@@ -10,7 +10,6 @@ from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.datasets import ImageCaptionJsonBuilder, first_sample
 from minigpt4.datasets.datasets.image_caption_json import conversation_fields
 from minigpt4.models.prompting import read_samples
-from minigpt4.processors import Blip2ImageTrainProcessor
 
 
 @pytest.fixture
@@ -50,25 +49,6 @@ def test_own_fields_splits_and_lists_of_captions(files, load):
     assert {k: d.size for k, d in builder.build_datasets(["train", "test", "val"]).items()} == {"train": 2, "test": 1}
 
 
-def test_karpathy_file_is_not_taken_for_one_split(files):
-    images = [{"filename": "a.jpg", "imgid": 0, "split": "test", "sentences": [{"raw": "A."}]}]
-    info = {"test_ann_path": str(files.json("coco.json", {"images": images})), "image_path": str(files.images([]))}
-    with pytest.raises(ConfigError, match=r"coco.json holds all splits; .* split_field: split"):
-        files.dataset("image_caption_json", split="test", **info)
-
-
-@pytest.mark.parametrize(("mode", "kind"), [("L", "PNG"), ("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")])
-def test_images_of_every_mode_are_read_as_upright_rgb(mode, kind, files, tools, load):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    (files.images([]) / "a.jpg").write_bytes(tools.picture(3, mode, kind, exif=exif))
-    with Image.open(files.folder / "images" / "a.jpg") as image:
-        upright = image.convert("RGB").transpose(Image.Transpose.ROTATE_270)
-    upright.info.clear()
-    wanted = Blip2ImageTrainProcessor(image_size=tools.size)(upright)
-    assert torch.equal(tools.seen(load({"image_id": "a", "caption": "A."})["image"]), wanted)
-
-
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
@@ -104,10 +84,6 @@ def test_bad_record_is_refused_with_line_and_reason(line, complaint, files, tool
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200 * 200)
     with pytest.raises(SampleError, match=f"a.jsonl, line 2: {complaint}"):
         load({"image_id": "a", "caption": "A."}, line, index=1)
-
-
-def test_missing_fields_of_tables_and_splits_are_named(files, load):
-    files.images("a")
     with pytest.raises(SampleError, match=r"line 2: the field 'caption' is missing; .*first line name"):
         load("a dog runs\t1.jpg", "a cat\t2.jpg", name="a.tsv")
     with pytest.raises(SampleError, match="line 1: the field 'part' is missing"):
@@ -129,10 +105,13 @@ def test_name_that_is_not_utf_8_is_only_a_name(files, tools, load, image_id):
         ("val", {"val_ann_path": "gone.json"}, "datasets.birds: gone.json does not exist"),
         ("holiday", {}, "the splits are train, val, test"),
         ("test", {"split_field": "none"}, "has no records of the split 'test'"),
+        ("test", {"test_ann_path": "{karpathy}"}, r"coco.json holds all splits; .* split_field: split"),
     ],
 )
 def test_split_without_data_is_refused(split, info, complaint, files):
     file = files.json("a.json", [{"image_id": "a", "caption": "A."}])
+    images = [{"filename": "a.jpg", "imgid": 0, "split": "test", "sentences": [{"raw": "A."}]}]
+    info = {key: value.format(karpathy=files.json("coco.json", {"images": images})) for key, value in info.items()}
     info = {"ann_path": str(file), "image_path": str(files.images("a")), **info}
     with pytest.raises(ConfigError, match=complaint):
         files.dataset("image_caption_json", split=split, **info)

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import random
 import signal
 from collections import Counter
@@ -51,7 +52,9 @@ def test_order_stays_as_it_is():
 
 
 def _dataset(kind, files):
-    return files.records(16) if kind == "records" else files.shards([5, 1, 7, 3])
+    """A dataset as it arrives in another process."""
+    dataset = files.records(16) if kind == "records" else files.shards([5, 1, 7, 3])
+    return pickle.loads(pickle.dumps(dataset))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 9])
@@ -71,21 +74,6 @@ def test_all_readers_together_read_every_sample_once_an_epoch(kind, count, files
     assert epochs[0] != epochs[1]
 
 
-@pytest.mark.parametrize("kind", ["records", "shards"])
-def test_reader_goes_on_from_any_cursor(kind, files):
-    dataset = _dataset(kind, files)
-
-    def read(cursor):
-        return iter_infinite(dataset, ReaderSlot(1, 2), Shuffle(5, dataset.label), cursor)
-
-    samples = read(Cursor())
-    whole = [next(samples) for _ in range(40)]
-    for position in range(30):
-        rest = read(whole[position][0])
-        again = [(cursor, sample.key) for cursor, sample in (next(rest) for _ in range(5))]
-        assert again == [(cursor, sample.key) for cursor, sample in whole[position + 1 : position + 6]]
-
-
 # Training
 
 
@@ -95,14 +83,6 @@ def _all_ranks(loaders, dataset, batches, world_size, **keys):
         loader = loaders.train(dataset, rank=rank, world_size=world_size, **keys)
         yield [next(loader) for _ in range(batches)]
         loader.close()
-
-
-def test_batch_is_what_the_model_takes(files, loaders, tools):
-    batch = to_device(next(loaders.train(files.records(5), batch_size=3)), torch.device("cpu"))
-    assert (batch["image"].shape, batch["image"].dtype) == ((3, 3, tools.size, tools.size), torch.float32)
-    assert batch["source"] == "cats"
-    assert batch["answer"] == [f"Cat {identity}." for identity in batch["image_id"]]
-    assert read_samples(batch).image_ids == batch["image_id"]
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 3), (2, 2), (3, 0), (3, 1), (2, 3)])
@@ -115,11 +95,6 @@ def test_every_sample_is_read_once_a_pass_by_all_ranks_and_workers(world_size, w
     assert sum(read.values()) == 18
     if dataset.num_shards(slots) % slots == 0 and 18 % slots == 0:  # else slots end the pass at different batches
         assert set(read.values()) == {1}
-
-
-def test_no_worker_starves_where_workers_outnumber_samples(files, loaders, tools):
-    loader = loaders.train(files.shards([1]), batch_size=2, num_workers=3)
-    assert set(tools.ids(tools.take(loader, 6))) == {"000000000"}
 
 
 def test_samples_of_a_step_do_not_depend_on_how_ranks_and_batches_cut_it(files, loaders, tools):
@@ -139,6 +114,10 @@ def test_two_runs_are_equal_bit_for_bit_and_leave_global_generators_alone(worker
     assert all(map(tools.same, runs[0], runs[1]))
     assert tools.ids(runs[0]) != tools.ids(runs[2])
     assert before == (random.getstate(), torch.get_rng_state().tolist())
+    batch = to_device(next(batch for batch in runs[0] if batch["source"] == "cats"), torch.device("cpu"))
+    assert (batch["image"].shape, batch["image"].dtype) == ((3, 3, tools.size, tools.size), torch.float32)
+    assert batch["answer"] == [f"Cat {identity}." for identity in batch["image_id"]]
+    assert read_samples(batch).image_ids == batch["image_id"]
 
 
 def test_all_ranks_draw_the_same_source_and_ratios_count(files, loaders, tools):
@@ -161,13 +140,13 @@ def test_mistake_in_code_is_loud(workers, files, loaders):
         list(loaders.evaluate(dataset, num_workers=workers))
 
 
-def test_workers_outlive_the_signals_that_tell_a_run_to_save(files, loaders, tools):
-    loader = loaders.train(files.records(50), num_workers=2)
+def test_workers_outlive_the_signals_that_tell_a_run_to_save_and_none_starves(files, loaders, tools):
+    loader = loaders.train(files.shards([1]), batch_size=2, num_workers=3)
     next(loader)
     for process in multiprocessing.active_children():
         for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGTERM):
             os.kill(process.pid, number)
-    assert len(tools.take(loader, 20)) == 20
+    assert set(tools.ids(tools.take(loader, 20))) == {"000000000"}
 
 
 def test_nothing_to_train_on_is_refused(tools):

@@ -56,18 +56,6 @@ def test_resumed_loader_goes_on_bit_for_bit(kind, workers, positions, files, loa
     assert all(map(tools.same, tools.take(loader, 5), batches[3:]))
 
 
-def test_chain_of_resumes_repeats_the_whole_run(files, loaders, tools):
-    sources = _sources("mixed", files)
-    batches, states = _run(loaders.train(*sources, num_workers=2), 9)
-    state = states[0]
-    for batch in batches:
-        loader = loaders.train(*sources, num_workers=2)
-        loader.load_state_dict(state)
-        assert tools.same(next(loader), batch)
-        state = loader.state_dict()
-        loader.close()
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 def test_prefetcher_gives_the_same_batches_and_states_on_every_device(device, workers, files, loaders, tools):

@@ -58,16 +58,15 @@ def annotations(chance: random.Random) -> tuple[str, list[dict[str, str]], str]:
     kind = chance.choice(["json", "jsonl", "csv", "tsv", "plain", "coco"])
     inside = () if kind == "plain" else INSIDE_QUOTES
     records = [{"image": f"{n}.jpg", "caption": caption(n, chance, inside)} for n in range(chance.randint(1, 6))]
-    ascii_only = chance.random() < 0.5
-    if kind in ("json", "coco"):
-        content: Any = records
-        if kind == "coco":
-            named = [{"id": n, "file_name": record["image"]} for n, record in enumerate(records)]
-            texts = [{"image_id": n, "caption": record["caption"]} for n, record in enumerate(records)]
-            content = {"images": named, "annotations": texts}
-        return ".json", records, json.dumps(content, ensure_ascii=ascii_only, indent=chance.choice([None, 1]))
+    write = partial(json.dumps, ensure_ascii=chance.random() < 0.5)
+    if kind == "json":
+        return ".json", records, write(records, indent=chance.choice([None, 1]))
+    if kind == "coco":
+        named = [{"id": n, "file_name": record["image"]} for n, record in enumerate(records)]
+        texts = [{"image_id": n, "caption": record["caption"]} for n, record in enumerate(records)]
+        return ".json", records, write({"images": named, "annotations": texts})
     if kind == "jsonl":
-        return ".jsonl", records, "".join(json.dumps(record, ensure_ascii=ascii_only) + "\n" for record in records)
+        return ".jsonl", records, "".join(write(record) + "\n" for record in records)
     if kind == "plain":
         rows = [["image", "caption"], *(list(record.values()) for record in records)]
         return ".tsv", records, "".join("\t".join(row) + "\n" for row in rows)
@@ -88,22 +87,17 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
 def unescaped(text: str) -> str:
     """JSON's escapes as characters."""
     plain = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
-
-    def character(match: re.Match[str]) -> str:
-        code = match[1]
-        return chr(int(code[1:], 16)) if len(code) == 5 else plain.get(code, code)
-
-    found = re.sub(r"\\(u[0-9a-fA-F]{4}|.)", character, text)
+    codes = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))")
+    found = codes.sub(lambda code: chr(int(code[1], 16)) if code[1] else plain.get(code[2], code[2]), text)
     return found.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def stands_in(text: str, content: bytes) -> bool:
     """Whether the text is in the bytes, in one of the encodings and ways to write that files have."""
-    for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
-        for shift in (0, 1) if encoding != "utf-8" else (0,):
-            source = content[shift:].decode(encoding, "replace")
-            if text in source or text.replace('"', '""') in source or text in unescaped(source):
-                return True
+    for encoding, shift in (("utf-8", 0), ("utf-16-le", 0), ("utf-16-le", 1), ("utf-16-be", 0), ("utf-16-be", 1)):
+        source = content[shift:].decode(encoding, "replace")
+        if text in source or text.replace('"', '""') in source or text in unescaped(source):
+            return True
     return False
 
 
@@ -171,45 +165,31 @@ def test_shards_are_read_as_written_or_refused_by_name(random_cases, tmp_path):
             assert stands_in(answer, content), (name, answer)
 
 
+INSTANCES = """{"categories": [{"id": 1, "name": "dog"}], "images": [{"id": 1, "file_name": "a.jpg"}],
+"annotations": [{"image_id": 1, "category_id": 1}]}"""
+KARPATHY = '{"images": [{"filename": "a.jpg", "split": "test", "cocoid": 1, "sentences": [{"raw": "a"}]}]}'
+QUESTION = '{"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": "yes", "object": "dog"}'
+single, joined = partial(read_references, mode="separate"), partial(read_references, mode="joined")
+listed = partial(find_images, folder=None, limit=None, seed=0)
 READERS = {
-    "references.json": (lambda file: read_references(file, "separate"), [{"image_id": 1, "caption": ["a", "b"]}]),
-    "karpathy.json": (
-        lambda file: read_references(file, "joined"),
-        {"images": [{"filename": "a.jpg", "split": "test", "cocoid": 1, "sentences": [{"raw": "a"}]}]},
-    ),
-    "results.json": (read_results, [{"image_id": 1, "caption": "a"}, {"image": "b.jpg", "caption": "b"}]),
-    "flickr.csv": (
-        lambda file: read_references(file, "separate"),
-        'raw,split,filename\n"[""a"", ""b""]",test,1.jpg\n',
-    ),
-    "kaggle.csv": (
-        lambda file: read_references(file, "joined"),
-        "image_name| comment_number| comment\n1.jpg| 0| a\n1.jpg| 4   b\n",
-    ),
+    "references.json": (single, '[{"image_id": 1, "caption": ["a", "b"]}]'),
+    "karpathy.json": (joined, KARPATHY),
+    "results.json": (read_results, '[{"image_id": 1, "caption": "a"}, {"image": "b.jpg", "caption": "b"}]'),
+    "flickr.csv": (single, 'raw,split,filename\n"[""a"", ""b""]",test,1.jpg\n'),
+    "kaggle.csv": (joined, "image_name| comment_number| comment\n1.jpg| 0| a\n1.jpg| 4   b\n"),
     "prompts.txt": (lambda file: read_prompts(str(file), "[{}]"), "<Img><ImageHere></Img> What?\n"),
-    "list.txt": (lambda file: find_images(file, None, None, 0), "a.jpg\nb/c.png\n"),
-    "list.json": (lambda file: find_images(file, None, None, 0), ["a.jpg", {"image_id": "b"}]),
+    "list.txt": (listed, "a.jpg\nb/c.png\n"),
+    "list.json": (listed, '["a.jpg", {"image_id": "b"}]'),
     "objects.txt": (read_synonyms, "dog: puppy\n- dog house\n"),
-    "truth.json": (read_truth, {"1": ["dog"], "2": {"objects": ["cat"], "file": "2.jpg"}}),
-    "instances.json": (
-        read_truth,
-        {
-            "categories": [{"id": 1, "name": "dog"}],
-            "images": [{"id": 1, "file_name": "a.jpg"}],
-            "annotations": [{"image_id": 1, "category_id": 1}],
-        },
-    ),
-    "questions.jsonl": (
-        read_questions,
-        '{"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": "yes", "object": "dog"}\n',
-    ),
+    "truth.json": (read_truth, '{"1": ["dog"], "2": {"objects": ["cat"], "file": "2.jpg"}}'),
+    "instances.json": (read_truth, INSTANCES),
+    "questions.jsonl": (read_questions, f"{QUESTION}\n"),
 }
 
 
 @pytest.mark.parametrize("name", READERS)
 def test_lists_and_truths_are_read_or_refused_by_name(name, random_cases, tmp_path):
-    read, content = READERS[name]
-    text = content if isinstance(content, str) else json.dumps(content)
+    read, text = READERS[name]
     for case, chance in random_cases(120):
         file = Path(tmp_path, name)
         file.write_bytes(damaged(text.encode(chance.choice(ENCODINGS)), chance))

@@ -114,13 +114,3 @@ def test_answers_of_all_processes_are_found_again_and_those_of_another_provenanc
     }
     assert predictions(prompt="Where?").lines("rank*.jsonl") == {}
     assert json.loads(store.provenance_file.read_text()) == MADE_FROM
-
-
-def test_batches_of_earlier_versions_are_read(predictions):
-    store = predictions()
-    store.path.write_text(
-        '{"batch": 0, "captions": {"1": "a", "2": ""}, "ended": [false, true]}\n'
-        '{"batch": 1, "captions": {"3": "c"}}\n{"batch": 2, "captions": ["d"]}\n{"batch": 1, "capt'
-    )
-    ended = {line["image_id"]: (line["caption"], line["ended"]) for line in predictions().lines().values()}
-    assert ended == {"1": ("a", False), "2": ("", True), "3": ("c", None)}

@@ -1,7 +1,8 @@
 """The engine on the tiny model: inline, and in a thread of its own."""
 
-import threading
 from dataclasses import replace
+from functools import partial
+from multiprocessing.pool import ThreadPool
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def model(shared_model):
 @pytest.fixture
 def make(model):
     """An engine that works while its replies are read."""
-    return lambda *args, **kwargs: Engine(model, Blip2ImageEvalProcessor(image_size=56), *args, **kwargs)
+    return lambda **keys: Engine(model, Blip2ImageEvalProcessor(image_size=56), **keys)
 
 
 @pytest.fixture
@@ -64,14 +65,9 @@ def test_an_answer_is_that_of_generate(make, images, beams):
     asked = request(engine, images=images, decoding=Decoding(beams, max_new_tokens=9))
     reply = engine.submit(asked)
     assert "".join(reply) == generated(engine, asked)
-    assert reply.completion_tokens == 9
-    assert reply.finish_reason == "length"
-    assert (
-        reply.prompt_tokens
-        == engine.model.get_context_emb(
-            asked.conversation.get_prompt(), engine._image_embeds(asked.pictures, "minigpt4")
-        ).shape[1]
-    )
+    assert (reply.completion_tokens, reply.finish_reason) == (9, "length")
+    embeds = engine._image_embeds(asked.pictures, "minigpt4")
+    assert reply.prompt_tokens == engine.model.get_context_emb(asked.conversation.get_prompt(), embeds).shape[1]
 
 
 def test_requests_that_are_answered_together_get_the_answers_they_get_alone(make, images):
@@ -86,35 +82,20 @@ def test_requests_that_are_answered_together_get_the_answers_they_get_alone(make
 
 
 def test_readers_in_threads_of_their_own_each_get_their_own_answer(make):
-    with make(max_rows=3) as engine:
+    with make(max_rows=3) as engine, ThreadPool(12) as readers:
         asked = [request(engine, f"{question} {n}") for n, question in enumerate(QUESTIONS * 3)]
-        said = {}
-
-        def read(number):
-            said[number] = "".join(engine.submit(asked[number]))
-
-        threads = [threading.Thread(target=read, args=(number,)) for number in range(len(asked))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(timeout=60)
-    assert [said[number] for number in range(len(asked))] == [generated(engine, each) for each in asked]
+        said = readers.map_async(lambda each: "".join(engine.submit(each)), asked, chunksize=1).get(timeout=60)
+    assert said == [generated(engine, each) for each in asked]
 
 
-def test_no_more_answers_than_allowed_are_in_the_making(make):
+def test_no_more_answers_than_allowed_are_in_the_making_and_a_wider_search_runs_by_itself(make):
     engine = make(max_rows=4)
     replies = [engine.submit(request(engine)) for _ in range(5)]
-    beams = engine.submit(request(engine, decoding=Decoding(4, max_new_tokens=3)))
+    wide = [engine.submit(request(engine, decoding=Decoding(beams, max_new_tokens=3))) for beams in (4, 6)]
     engine.tick()
-    assert (engine.num_running, engine.num_waiting) == (4, 2)
+    assert (engine.num_running, engine.num_waiting) == (4, 3)
     assert len({"".join(reply) for reply in replies}) == 1
-    assert "".join(beams)
-
-
-def test_a_search_wider_than_the_engine_runs_by_itself(make):
-    engine = make(max_rows=2)
-    asked = request(engine, decoding=Decoding(4, max_new_tokens=3))
-    assert "".join(engine.submit(asked)) == generated(engine, asked)
+    assert ["".join(reply) for reply in wide] == [generated(engine, reply.request) for reply in wide]
 
 
 # Ending before the end
@@ -128,29 +109,22 @@ def test_closing_a_reply_frees_its_place_at_once(make, decoding):
     reply.close()
     engine.tick()
     assert engine.num_running == 1
-    assert reply.finish_reason == "cancelled"
-    assert reply.completion_tokens < 3
+    assert (reply.finish_reason, reply.completion_tokens < 3) == ("cancelled", True)
     assert "".join(other) == generated(engine, other.request)
 
 
-def test_a_reply_that_is_closed_while_it_waits_is_never_begun(make, encoded, images):
-    engine = make()
-    reply = engine.submit(request(engine, images=images))
-    reply.close()
-    assert list(reply) == []
-    engine.tick()
-    assert (engine.num_running, engine.num_waiting, encoded) == (0, 0, [])
-
-
-def test_a_reply_that_is_closed_while_it_waits_gives_its_place_in_the_queue_away(make):
+def test_a_reply_that_is_closed_while_it_waits_is_never_begun_and_gives_its_place_away(make, encoded, images):
     engine = make(max_rows=1, max_waiting=1)
     running = engine.submit(request(engine, decoding=Decoding(max_new_tokens=12)))
     engine.tick()
-    engine.submit(request(engine)).close()
+    closed = engine.submit(request(engine, images=images))
+    closed.close()
+    assert list(closed) == []
     engine.tick()
     other = engine.submit(request(engine))
     assert "".join(running)
     assert "".join(other) == generated(engine, other.request)
+    assert encoded == []
 
 
 def test_an_answer_that_takes_too_long_ends_with_an_error(make):
@@ -167,49 +141,35 @@ def test_stopping_the_engine_ends_every_reply(make):
     replies = [engine.submit(request(engine, decoding=ENDLESS)) for _ in range(2)]
     next(iter(replies[0]))
     engine.stop()
-    for reply in replies:
+    for ask in (*(partial(list, reply) for reply in replies), lambda: engine.submit(request(engine))):
         with pytest.raises(RunError, match="stopped"):
-            list(reply)
-    with pytest.raises(RunError, match="stopped"):
-        engine.submit(request(engine))
+            ask()
 
 
 # Faults
 
 
-def test_a_full_queue_is_said_at_once(make):
+def test_impossible_wishes_are_refused_at_once(make):
     engine = make(max_waiting=2)
+    for change, text in (({"checkpoint": "last"}, "no checkpoint 'last'.*minigpt4"), ({"stop": [""]}, "empty string")):
+        with pytest.raises(ConfigError, match=text):
+            engine.submit(request(engine, **change))
     waiting = [engine.submit(request(engine)) for _ in range(2)]
     with pytest.raises(BusyError, match="2 requests wait"):
         engine.submit(request(engine))
     assert all("".join(reply) for reply in waiting)
 
 
-def test_a_request_that_does_not_fit_fails_alone(make):
+def test_a_request_that_cannot_be_read_fails_alone(make, images):
     engine = make()
-    good = engine.submit(request(engine))
-    bad = engine.submit(request(engine, decoding=Decoding(max_new_tokens=1 << 20)))
-    with pytest.raises(SampleError, match="lower the maximum of new tokens"):
-        list(bad)
+    good, asked = engine.submit(request(engine)), request(engine, images=images)
+    for bad, complaint in (
+        (request(engine, decoding=Decoding(max_new_tokens=1 << 20)), "lower the maximum of new tokens"),
+        (replace(asked, pictures=asked.pictures[:1]), "room for 2 images, not 1"),
+    ):
+        with pytest.raises(SampleError, match=complaint):
+            list(engine.submit(bad))
     assert "".join(good) == generated(engine, good.request)
-
-
-def test_a_request_with_too_few_pictures_fails_alone(make, images):
-    engine = make()
-    asked = request(engine, images=images)
-    good, bad = engine.submit(request(engine)), engine.submit(replace(asked, pictures=asked.pictures[:1]))
-    with pytest.raises(SampleError, match="room for 2 images, not 1"):
-        list(bad)
-    assert "".join(good) == generated(engine, good.request)
-
-
-@pytest.mark.parametrize(
-    ("change", "text"), [({"checkpoint": "last"}, "no checkpoint 'last'.*minigpt4"), ({"stop": [""]}, "empty string")]
-)
-def test_impossible_wishes_are_refused_at_once(make, change, text):
-    engine = make()
-    with pytest.raises(ConfigError, match=text):
-        engine.submit(request(engine, **change))
 
 
 def test_an_error_in_the_model_reaches_all_readers_and_the_next_request_is_answered(make, model):
@@ -230,53 +190,36 @@ def test_an_error_in_the_model_reaches_all_readers_and_the_next_request_is_answe
 # Images and checkpoints
 
 
-def test_an_image_is_encoded_once_however_often_it_is_asked_about(make, encoded, images):
+def test_images_are_encoded_once_all_of_a_request_together_and_forgotten_ones_again(make, encoded, images):
     chat = Chat(make())
     assert chat.show(images[0]) == chat.show(images[0].copy()) != chat.show(images[1])
     first = chat.ask("What is this?", SHORT)
     assert "".join(chat.regenerate(SHORT)) == first
     chat.ask("And this?", SHORT)
-    assert sum(encoded) == 2
-
-
-def test_images_of_one_request_are_encoded_together_and_forgotten_ones_again(make, encoded, images):
+    assert encoded == [2]
     engine = make(keep_images=1)
     for _ in range(2):
         "".join(engine.submit(request(engine, images=images)))
-    assert encoded == [2, 1]
+    assert encoded == [2, 2, 1]
 
 
-@pytest.fixture
-def other_checkpoint(model, tmp_path):
-    """A checkpoint with another projection."""
-    torch.manual_seed(3)
-    weights = {name: torch.randn_like(p) for name, p in model.trainable_parameters().items()}
-    torch.save({"model": weights}, tmp_path / "other.pth")
-    return tmp_path / "other.pth"
-
-
-@pytest.fixture
-def own_model(build_model):
-    return build_model(model_type="pretrain_vicuna0", end_sym="###").eval()
-
-
-def test_checkpoints_share_the_frozen_parts_and_may_be_asked_at_the_same_time(own_model, images, other_checkpoint):
-    engine = Engine(own_model, Blip2ImageEvalProcessor(image_size=56), {"other": other_checkpoint}, name="first")
+def test_checkpoints_share_the_frozen_parts_and_may_be_asked_at_the_same_time(build_model, images, other_checkpoint):
+    model, encoded = build_model(model_type="pretrain_vicuna0", end_sym="###").eval(), []
+    engine = Engine(model, Blip2ImageEvalProcessor(image_size=56), {"other": other_checkpoint}, name="first")
     assert engine.checkpoints == ["first", "other"]
-    encoded = []
-    own_model.visual_encoder.register_forward_hook(lambda part, args, out: encoded.append(len(args[0])))
+    model.visual_encoder.register_forward_hook(lambda part, args, out: encoded.append(len(args[0])))
     asked = [request(engine, images=images[:1], checkpoint=name) for name in ("other", None, "other")]
     said = ["".join(reply) for reply in [engine.submit(each) for each in asked]]
     assert sum(encoded) == 1
     alone = []
     for name in ("other", "first"):
-        engine._switch.use(name)
+        engine.switch.use(name)
         alone.append(generated(engine, asked[0]))
     assert said == [alone[0], alone[1], alone[0]]
     assert alone[0] != alone[1]
 
 
-def test_a_checkpoint_that_does_not_fit_is_found_at_the_start(own_model, tmp_path):
+def test_a_checkpoint_that_does_not_fit_is_found_at_the_start(make, tmp_path):
     torch.save({"model": {"llama_proj.weight": torch.zeros(3, 3)}}, tmp_path / "bad.pth")
     with pytest.raises(WeightsError, match="bad.pth"):
-        Engine(own_model, Blip2ImageEvalProcessor(image_size=56), {"bad": tmp_path / "bad.pth"})
+        make(checkpoints={"bad": tmp_path / "bad.pth"})

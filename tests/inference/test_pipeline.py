@@ -1,19 +1,23 @@
-"""The Python API on tiny weights."""
+"""The Python API on tiny weights, and what it loads from: YAML files and folders of runs."""
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import timm
 import torch
 from PIL import Image
 
 import minigpt4
+from minigpt4.common.checkpoint import save_checkpoint
+from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, SampleError, WeightsError
+from minigpt4.common.run_folder import RunFolder
 from minigpt4.conversation.chat import Chat, Decoding
-from minigpt4.inference.pipeline import Pipeline, image_processor, pipeline, read_source
-from minigpt4.processors import Blip2ImageEvalProcessor, open_image
+from minigpt4.inference.pipeline import Pipeline, pipeline, read_source
+from minigpt4.processors import open_image
 
 REPOSITORY = Path(__file__).parents[2]
 WHOLE = "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
@@ -27,12 +31,9 @@ def _generated(model: Pipeline, file: Path, prompt: str = WHOLE, **decoding) -> 
 # Captions
 
 
-def test_caption_is_what_the_model_generates_for_the_prompt_of_the_configuration(tiny, files):
-    assert tiny.caption(files[0]) == _generated(tiny, files[0])
-    assert tiny.caption(str(files[0])) == tiny.caption(Image.open(files[0]))
-
-
-def test_prompt_and_decoding_of_the_call_go_over_the_configuration(tiny, files):
+def test_caption_is_what_the_model_generates_and_the_call_goes_over_the_configuration(tiny, files):
+    assert tiny.caption(files[0]) == tiny.caption(str(files[0])) == _generated(tiny, files[0])
+    assert tiny.caption(files[0]) == tiny.caption(Image.open(files[0]))
     said = tiny.caption(files[0], "<ImageHere> Where?", max_new_tokens=9, num_beams=3)
     prompt = "###Human: <ImageHere> Where? ###Assistant: "
     assert said == _generated(tiny, files[0], prompt, max_new_tokens=9, num_beams=3)
@@ -53,25 +54,6 @@ def test_sampling_repeats_with_the_seed_of_the_caller(tiny, files):
         torch.manual_seed(seed)
         draws.append(tiny.caption(files, do_sample=True, temperature=3.0))
     assert draws[0] == draws[1] != draws[2]
-
-
-def test_another_tower_sees_images_as_in_its_own_training(write_config, tmp_path, files):
-    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "vit.pth")
-    vision = {"vit_model": "resnet10t", "vit_weights": str(tmp_path / "vit.pth"), "vit_config": {}, "image_size": 64}
-    model = pipeline(write_config(tmp_path, **vision, has_qformer=False, ckpt=None), device="cpu")
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    plain = Blip2ImageEvalProcessor(image_size=64, mean=(0, 0, 0), std=(1, 1, 1))(open_image(files[0]))
-    torch.testing.assert_close(model.processor(open_image(files[0])), (plain - mean) / std)
-    assert "0.485" in str(model.processor.feature_key)
-
-
-def test_images_are_prepared_as_in_the_evaluation_of_the_only_dataset(config):
-    name = "datasets.flickr30k_grounded_detail"
-    info = [f"{name}.{key}" for key in ("builder=image_caption_json", "build_info.storage=birds")]
-    changed = read_source(config, [*info, f"{name}.vis_processor.eval={{name: blip2_image_eval, image_size: 56}}"])
-    assert image_processor(changed).image_size == image_processor(read_source(config)).image_size == 56
-    with pytest.raises(ConfigError, match=rf"{name}\.vis_processor\.train\.mean: .*eva_clip_g was trained with"):
-        read_source(config, [*info, f"{name}.vis_processor.eval={{name: blip2_image_eval, mean: [0, 0, 0]}}"])
 
 
 @pytest.mark.parametrize(
@@ -106,25 +88,21 @@ def test_image_that_cannot_be_read_is_named(tiny, files, parity_dir, tmp_path):
 # Chat
 
 
-def test_every_chat_is_a_conversation_of_its_own(tiny, files):
-    first, second = tiny.chat(), tiny.chat()
-    first.show(open_image(files[0]))
-    said = first.ask("What is this?", Decoding(max_new_tokens=6))
-    assert [text for _, text in first.conversation.messages][1] == said
-    assert (second.pictures, second.conversation.messages) == ([], [])
-
-
 def test_chat_goes_on_with_its_checkpoint_whatever_is_used_since(tiny, files, other_checkpoint):
-    start, captions = tiny.checkpoint, tiny.caption(files)
-    said = _asked(tiny.chat(), files)
-    chat = tiny.chat()
+    start, captions, frozen = tiny.checkpoint, tiny.caption(files), tiny.model.llama_model
+    first, chat = tiny.chat(), tiny.chat()
+    said = _asked(first, files)
+    assert first.conversation.messages[1][1] == said
+    assert (chat.pictures, chat.conversation.messages) == ([], [])
     tiny.use_checkpoint(other_checkpoint)
+    assert tiny.checkpoint == other_checkpoint
     others = tiny.caption(files)
     assert _asked(chat, files) == said != _asked(tiny.chat(), files)
     assert tiny.caption(files) == others != captions
     tiny.use_checkpoint(start)
     assert tiny.caption(files) == captions
     assert _asked(tiny.chat(), files) == said
+    assert tiny.model.llama_model is frozen
 
 
 def _asked(chat: Chat, files: list[Path]) -> str:
@@ -133,17 +111,6 @@ def _asked(chat: Chat, files: list[Path]) -> str:
 
 
 # Checkpoints
-
-
-def test_checkpoints_are_swapped_and_nothing_else_loads(tiny, files, other_checkpoint):
-    start, frozen = tiny.checkpoint, tiny.model.llama_model
-    before = tiny.caption(files)
-    tiny.use_checkpoint(other_checkpoint)
-    assert tiny.checkpoint == other_checkpoint
-    assert tiny.caption(files) != before
-    tiny.use_checkpoint(start)
-    assert tiny.caption(files) == before
-    assert tiny.model.llama_model is frozen
 
 
 def test_checkpoint_that_does_not_fit_leaves_the_one_before(tiny, files, parity_dir):
@@ -179,3 +146,66 @@ def test_importing_the_package_is_cheap_and_pipeline_comes_when_it_is_asked_for(
     assert minigpt4.pipeline is pipeline
     with pytest.raises(AttributeError, match="no attribute 'pipelines'"):
         minigpt4.pipelines  # noqa: B018
+
+
+# YAML files and folders of runs
+
+
+@pytest.fixture
+def run(tmp_path, config):
+    """The folder of a run with two checkpoints."""
+    folder = RunFolder.create(tmp_path / "runs")
+    folder.describe(read_source(config, ["model.ckpt=start.pth"]).merged, seed=42, world_size=1)
+    for iteration in (5, 10):
+        _save(folder.path / f"checkpoint_{iteration}.pth", iteration)
+    return folder.path
+
+
+def _save(path, iteration):
+    save_checkpoint(path, {"model": {"w": torch.zeros(9)}}, {"iteration": iteration, "run_started": "2026-01-01"})
+
+
+def test_yaml_gives_its_configuration_with_options_over_it(config):
+    changed = read_source(str(config), ["model.ckpt=other.pth", "run.generation.num_beams=2"])
+    assert (changed.model.ckpt, changed.run.generation.num_beams) == ("other.pth", 2)
+    assert read_source(config, "run.seed=7").run.seed == 7
+
+
+def test_run_gives_its_configuration_with_its_best_checkpoint_or_else_its_newest_unless_an_option_names_one(
+    run, config, caplog
+):
+    with caplog.at_level(logging.INFO):
+        found = read_source(run, ["run.seed=7"])
+    assert (found.model.ckpt, found.run.seed) == (str(run / "checkpoint_10.pth"), 7)
+    assert found.model.prompt_template == read_source(config).model.prompt_template
+    assert "taking its checkpoint checkpoint_10.pth" in caplog.text
+    best = run / "checkpoint_best.pth"
+    _save(best, 5)
+    assert read_source(run).model.ckpt == str(best)
+    best.write_bytes(b"half")
+    assert read_source(run).model.ckpt == str(run / "checkpoint_10.pth")
+    assert read_source(run, ["model.ckpt=other.pth"]).model.ckpt == "other.pth"
+    expected = read_source(config, ["model.ckpt=start.pth"]).merged  # commands take the run.json
+    assert Config(SimpleNamespace(cfg_path=str(run / "run.json"), options=None)).to_dict() == expected
+
+
+def test_run_without_a_whole_checkpoint_is_an_error(run):
+    for file in run.glob("*.pth"):
+        file.write_bytes(b"half")
+    with pytest.raises(WeightsError, match=f"{run}: the run has no whole checkpoint"):
+        read_source(run)
+
+
+def test_source_that_is_no_run_and_no_yaml_says_what_it_should_be(run, tmp_path):
+    for source, complaint in (
+        (run.parent, rf"{run.parent}: is not the folder of a run.*the last of the 1 runs.*{run}"),
+        (tmp_path, r"is not the folder of a run, for it has no run\.json$"),
+        (tmp_path / "nothing.yaml", "nothing.yaml: no such file"),
+        (run / "checkpoint_5.pth", r"checkpoint_5\.pth: is a weights file; name its YAML"),
+    ):
+        with pytest.raises(ConfigError, match=complaint):
+            read_source(source)
+    for content in ('{"seed": 42}', "{"):
+        (run / "run.json").write_text(content)
+        with pytest.raises(ConfigError, match=r"run\.json"):
+            read_source(run)

@@ -47,12 +47,8 @@ def test_image_tensors_meet_the_reference(reference, golden, golden_tensors, nam
     default = processor_class.from_config(None)(Image.new("RGB", (31, 77)))
     assert list(default.shape) == golden["images"]["default_config_shape"]
     assert default.is_contiguous()
-
-
-def test_custom_size_mean_and_std_meet_the_reference(reference, golden, golden_tensors):
-    processor = Blip2ImageEvalProcessor.from_config(OmegaConf.create(golden["images"]["custom"]))
-    expected = golden_tensors["images/img0/eval_28_custom_mean_std"]
-    torch.testing.assert_close(processor(reference[0]), expected, atol=1e-6, rtol=0)
+    custom = processor_class.from_config(OmegaConf.create(golden["images"]["custom"]))(reference[0])
+    torch.testing.assert_close(custom, golden_tensors["images/img0/eval_28_custom_mean_std"], atol=1e-6, rtol=0)
 
 
 def test_normalised_levels_are_value_by_value_the_published_formula():
@@ -125,6 +121,8 @@ def test_what_is_no_image_or_no_text_is_refused():
         Blip2ImageEvalProcessor()("picture.jpg")
     with pytest.raises(SampleError, match="a caption must be text, got NoneType"):
         BlipCaptionProcessor()(None)
+    with pytest.raises(ConfigError, match="expected a section of keys and values"):
+        BlipCaptionProcessor.from_config("blip_caption")
 
 
 # Configuration
@@ -140,26 +138,17 @@ def test_section_of_the_yaml_has_nulls_and_interpolations_and_stays_as_it_was():
 
 
 @pytest.mark.parametrize(
-    ("processor_class", "section", "complaint"),
+    ("kind", "section", "complaint"),
     [
-        (Blip2ImageEvalProcessor, {"img_size": 224}, r"my_name: unknown key 'img_size'; did you mean 'image_size'\?"),
-        (BlipCaptionProcessor, {"zzz": 1}, "my_name: unknown key 'zzz'; Known: max_words, name, prompt"),
-        (Blip2ImageTrainProcessor, {"image_size": 0}, "my_name: image_size must be "),
-        (Blip2ImageTrainProcessor, {"image_size": "224"}, "my_name: image_size must be "),
-        (Blip2ImageTrainProcessor, {"image_size": True}, "my_name: image_size must be "),
-        (Blip2ImageTrainProcessor, {"mean": [0.5, 0.5]}, "my_name: mean must be "),
-        (Blip2ImageTrainProcessor, {"mean": "0.5"}, "my_name: mean must be "),
-        (Blip2ImageTrainProcessor, {"std": [1, 0, 1]}, "my_name: std must be "),
-        (Blip2ImageTrainProcessor, {"std": ["1", 1, 1]}, "my_name: std must be "),
-        (BlipCaptionProcessor, {"max_words": -1}, "my_name: max_words must be "),
-        (BlipCaptionProcessor, {"prompt": 7}, "my_name: prompt must be "),
+        ("blip2_image_eval", {"img_size": 224}, r"unknown key 'img_size'; did you mean 'image_size'\?"),
+        ("blip_caption", {"zzz": 1}, "unknown key 'zzz'; Known: max_words, name, prompt"),
+        *(("blip2_image_train", {"image_size": value}, "image_size must be ") for value in (0, "224", True)),
+        *(("blip2_image_train", {"mean": value}, "mean must be ") for value in ([0.5, 0.5], "0.5")),
+        *(("blip2_image_train", {"std": value}, "std must be ") for value in ([1, 0, 1], ["1", 1, 1])),
+        ("blip_caption", {"max_words": -1}, "max_words must be "),
+        ("blip_caption", {"prompt": 7}, "prompt must be "),
     ],
 )
-def test_wrong_key_or_value_names_processor_and_key(processor_class, section, complaint):
-    with pytest.raises(ConfigError, match=f"^{complaint}"):
-        processor_class.from_config({"name": "my_name", **section})
-
-
-def test_section_that_is_no_mapping_is_refused():
-    with pytest.raises(ConfigError, match="expected a section of keys and values"):
-        BlipCaptionProcessor.from_config("blip_caption")
+def test_wrong_key_or_value_names_processor_and_key(kind, section, complaint):
+    with pytest.raises(ConfigError, match=f"^my_name: {complaint}"):
+        registry.get_processor_class(kind).from_config({"name": "my_name", **section})

@@ -20,12 +20,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from minigpt4.common.dist_utils import Processes, start_processes, stop_processes
 from minigpt4.common.errors import RunError
 from minigpt4.evaluation.generate import predict, read_checkpoint_list
-from minigpt4.inference.captioning import AnswerStore, Captioning
+from minigpt4.inference.captioning import AnswerStore, caption_images
 from minigpt4.inference.image_list import ImageList, images_to_caption
-from minigpt4.inference.pipeline import rules_of
+from minigpt4.inference.pipeline import PromptRules, image_reader
 from minigpt4.models.fsdp import is_sharded, uneven_inputs
 from minigpt4.models.llm import fingerprint, load_llm
-from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.runners import RunnerBase
 
 FSDP = "run.parallel=fsdp"
@@ -95,18 +94,18 @@ def scenario_validation(recipe: Path, processes: Processes) -> dict[str, Any]:
 
 
 def scenario_answers(recipe: Path, processes: Processes) -> dict[str, Any]:
-    """Three batches of one image, so two on rank 0: by `predict`, greedy and by beams, and by `Captioning`."""
+    """Three batches of one image, so two on rank 0: by `predict`, greedy and by beams, and by `caption_images`."""
     results = {}
     for name, options in {"ddp": (DDP,), "fsdp": (FSDP, "model.llm_sanity_check=False")}.items():
         cfg = read(recipe, *options, "run.generation.max_new_tokens=6", "run.num_workers=0")
         folder = Path(cfg.run.output_dir) / name
         base, items = images_to_caption([Path(cfg.run.output_dir).parent / "cc_sbu_align" / "image"], None)
-        images = ImageList(items[:3], Blip2ImageEvalProcessor(image_size=56))
-        rules = [rules_of(cfg, source="test", num_beams=beams) for beams in (1, 3)]
+        images = ImageList(items[:3], image_reader(cfg))
+        rules = [PromptRules.of(cfg, source="test", num_beams=beams) for beams in (1, 3)]
         checkpoints = read_checkpoint_list([cfg.model.ckpt])
         said = predict(cfg, images, images.batches(1), rules, checkpoints, folder, processes)
         file = AnswerStore.captions(folder / "captions.jsonl")
-        counts = Captioning(cfg, rules[0], base, items[:3], 1, file).run(processes)
+        counts = caption_images(cfg, rules[0], base, items[:3], 1, file, processes)
         results[name] = [
             [[[key, one.text] for key, one in own.items()] for own in said[0]] if said else None,
             counts,

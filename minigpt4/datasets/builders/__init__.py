@@ -8,14 +8,3 @@ from minigpt4.datasets.builders.image_text_pair_builder import (
     ImageCaptionShardsBuilder,
     LaionBuilder,
 )
-
-__all__ = [
-    "BaseDatasetBuilder",
-    "CCSBUAlignBuilder",
-    "CCSBUBuilder",
-    "ImageCaptionJsonBuilder",
-    "ImageCaptionShardsBuilder",
-    "LaionBuilder",
-    "build_datasets",
-    "builder_of",
-]

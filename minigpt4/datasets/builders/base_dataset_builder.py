@@ -2,11 +2,12 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from minigpt4.common.errors import ConfigError, RegistryError
 from minigpt4.common.registry import registry
-from minigpt4.common.schemas import DatasetConfig
+from minigpt4.common.schemas import DatasetConfig, TextProcessors, VisProcessors
 from minigpt4.datasets.datasets.base_dataset import TRAIN, BaseDataset, ImageReader
 from minigpt4.processors import BaseProcessor, load_processor
 
@@ -14,22 +15,19 @@ if TYPE_CHECKING:
     from minigpt4.models.feature_cache import FeatureCache
 
 
+@dataclass(eq=False)
 class BaseDatasetBuilder(ABC):
-    """Makes the datasets of one section under `datasets:`.
+    """Makes the datasets of one section under `datasets:`."""
 
-    Args:
-        name: the section's name.
-        config: the section; ConfigError if this format needs more than it says.
-        cache: features of images that are known already.
-    """
+    name: str
+    """The section's."""
+    config: DatasetConfig
+    """The section; ConfigError if this format needs more than it says."""
+    cache: "FeatureCache | None" = None
+    """Features of images that are known already."""
 
     SPLIT_KEYS: ClassVar[dict[str, str]]
     """Key of `build_info` that holds the files of a split."""
-
-    def __init__(self, name: str, config: DatasetConfig, cache: "FeatureCache | None" = None) -> None:
-        self.name = name
-        self.config = config
-        self.cache = cache
 
     @abstractmethod
     def build(self, split: str) -> BaseDataset:
@@ -46,20 +44,20 @@ class BaseDatasetBuilder(ABC):
 
     def vis_processor(self, split: str) -> BaseProcessor:
         """The image processor of a split: that for training, or for evaluation."""
-        sections = self.config.vis_processor
-        section = sections.train if split == TRAIN else sections.eval
-        return load_processor(section.name, section.arguments())
+        return self._processor(self.config.vis_processor, split)
 
     def text_processor(self, split: str) -> BaseProcessor:
         """The text processor of a split."""
-        sections = self.config.text_processor
+        return self._processor(self.config.text_processor, split)
+
+    def _processor(self, sections: VisProcessors | TextProcessors, split: str) -> BaseProcessor:
         section = sections.train if split == TRAIN else sections.eval
         return load_processor(section.name, section.arguments())
 
     def image_reader(self, split: str) -> ImageReader:
         """How images of a split are read: decoded, or from `self.cache` where they are known."""
         processor = self.vis_processor(split)
-        return ImageReader(processor, self.cache.store(processor) if self.cache is not None else None)
+        return ImageReader(processor, self.cache and self.cache.store(processor))
 
     def require_files(self, split: str) -> str:
         """What `build_info` says about the split; ConfigError if it says nothing."""

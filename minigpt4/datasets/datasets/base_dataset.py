@@ -4,9 +4,10 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -28,22 +29,20 @@ class LazySample:
 
     key: str
     """Name of the sample, "" where it is a whole file that fails."""
-
     file: str
     """Where it stands: the shard, or the annotation file with line or record."""
-
     load: Callable[[], dict[str, Any]]
-    """Reads the sample: {"image": as `ImageReader.read` gives it as uint8, "image_id": str, "answer": str, or in place
+    """Reads the sample: {"image": as `ImageReader.read` gives it, "image_id": str, "answer": str, or in place
     of the answer "conv_q", "conv_a" and "connect_sym"}. SampleError when the data is bad; other errors are bugs."""
 
     @classmethod
     def failing(cls, file: str, error: SampleError) -> "LazySample":
         """A sample that cannot be read."""
+        return cls("", file, partial(_raise, error))
 
-        def load() -> dict[str, Any]:
-            raise error
 
-        return cls("", file, load)
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def require_caption(caption: Any, where: str) -> str:
@@ -55,25 +54,20 @@ def require_caption(caption: Any, where: str) -> str:
     return require_readable(caption, f"{where}: the caption")
 
 
+@dataclass(eq=False)
 class BaseDataset(ABC):
     """One split of a dataset. It is handed to worker processes, so it must pickle.
 
     It is cut into shards, what is opened as a whole: a record of a JSON file, a tar or a part of one.
     """
 
-    def __init__(self, name: str, split: str) -> None:
-        self.name = name
-        self.split = split
+    name: str
+    split: str
 
     @property
     def label(self) -> str:
         """`name/split`, for logs and states."""
         return f"{self.name}/{self.split}"
-
-    @property
-    @abstractmethod
-    def size(self) -> int | None:
-        """Number of samples, good and bad; None: only reading everything would tell."""
 
     @abstractmethod
     def num_shards(self, readers: int) -> int:
@@ -97,25 +91,21 @@ class BaseDataset(ABC):
         return {**batch, "image": join_images(batch["image"]), "source": self.name}
 
 
+@dataclass
 class ImageReader:
-    """Reads the images of one split.
+    """Reads images as a model takes them."""
 
-    Args:
-        processor: PIL image -> (3, S, S).
-        features: of images that went through `processor`; None: there is no cache.
-    """
+    processor: BaseProcessor
+    """PIL image -> (3, S, S)."""
+    features: FeatureStore | None = None
+    """Of images that went through `processor`; None: there is no cache."""
 
-    def __init__(self, processor: BaseProcessor, features: FeatureStore | None = None) -> None:
-        self.processor, self._features = processor, features
-
-    def read(
-        self, source: Path | bytes, name: str | None = None, *, as_uint8: bool = False
-    ) -> Tensor | Uint8Image | CachedImage:
-        """Pixels (3, S, S) float32, or with `as_uint8` a `Uint8Image` (3, S, S) if the processor gives one; where there
-        is a cache, a `CachedImage`. SampleError, which calls it `name`, if the image cannot be read."""
-        store = self._features
+    def read(self, source: Path | bytes, name: str | None = None) -> Tensor | Uint8Image | CachedImage:
+        """A `Uint8Image` (3, S, S), or float32 pixels if the processor gives none; where there is a cache, a
+        `CachedImage`. SampleError, which calls it `name`, if the image cannot be read."""
+        store = self.features
         if store is None:
-            return process_image(self.processor, source, name, as_uint8=as_uint8)
+            return process_image(getattr(self.processor, "uint8", self.processor), source, name)
         if isinstance(source, Path):
             name = name or str(source)
             source = read_file(source, name)
@@ -206,8 +196,7 @@ def iter_infinite(
     """The samples of a reader from `cursor` on, each with the position after it; never ends.
 
     The shards of all epochs, each epoch in an order of its own, make one endless row, of which reader s of n takes
-    places s, s + n, s + 2n, ... So readers never share a shard of an epoch, none runs dry, and with one reader a rank
-    the first k shards of all ranks together are the same however many ranks there are.
+    places s, s + n, s + 2n, ... So readers never share a shard of an epoch, and none runs dry.
     """
     shards = dataset.num_shards(slot.count)
     number, offset = cursor

@@ -1,16 +1,16 @@
 """Batches of one process: for training endless, mixed and resumable to the sample, for evaluation each sample once."""
 
 import functools
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.utils import JsonLines
 from minigpt4.datasets.datasets.base_dataset import (
     BaseDataset,
     Cursor,
@@ -58,10 +58,8 @@ class BadSampleMonitor:
     """
 
     def __init__(self, folder: Path | None, *, max_share: float, max_in_a_row: int, rank: int = 0) -> None:
-        self.file = folder / BAD_SAMPLES if folder else None
-        self.max_share = max_share
-        self.max_in_a_row = max_in_a_row
-        self.rank = rank
+        self._file = JsonLines(folder / BAD_SAMPLES) if folder else None
+        self.max_share, self.max_in_a_row, self.rank = max_share, max_in_a_row, rank
         self.at: dict[str, int] = {}
         """Where the run stands, written beside each sample: who goes on from a checkpoint drops what is later."""
         self.counts: dict[str, list[int]] = {}
@@ -78,10 +76,11 @@ class BadSampleMonitor:
         counts[1] += len(bad)
         if not bad:
             return
-        self._write(bad)
+        for sample in bad if self._file else ():
+            self._file.append({"rank": self.rank, **self.at, **sample._asdict()})
         share = counts[1] / sum(counts)
         summary = f"{source}: {counts[1]:,} of {sum(counts):,} samples are bad ({share:.2%})"
-        summary += f"; all are in {self.file}." if self.file else "."
+        summary += f"; all are in {self._file.path}." if self._file else "."
         if counts[1].bit_length() > before.bit_length():  # at 1, 2, 4, 8, ... bad samples
             log.warning("%s The last: %s", summary, bad[-1].reason)
         if in_a_row >= self.max_in_a_row:
@@ -90,9 +89,9 @@ class BadSampleMonitor:
             limit = f"more than run.max_bad_share, {self.max_share:.2%}"
         else:
             return
-        last = "".join(f"\n  {sample.reason}" for sample in bad[-SHOWN_REASONS:])
+        last = "\n  ".join(sample.reason for sample in bad[-SHOWN_REASONS:])
         raise SampleError(
-            f"{summary} That is {limit}. The last:{last}\n"
+            f"{summary} That is {limit}. The last:\n  {last}\n"
             "Fix the data (python -m minigpt4.datasets.check CFG --full lists what is bad) or raise the limit."
         )
 
@@ -104,23 +103,12 @@ class BadSampleMonitor:
         """Counts of an earlier run, to count on from."""
         self.counts = {source: list(counts) for source, counts in state.items()}
 
-    def _write(self, bad: Sequence[BadSample]) -> None:
-        if self.file is None:
-            return
-        lines = "".join(json.dumps({"rank": self.rank, **self.at, **sample._asdict()}) + "\n" for sample in bad)
-        try:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(lines)  # one write: lines of several ranks do not mix
-        except OSError as error:
-            log.warning("%s: cannot be written (%s); bad samples are only counted", self.file, error.strerror)
-
 
 # What one reader makes, in a worker process or here.
 
 
-@dataclass(frozen=True)
-class WorkerBatch:
-    """What a worker hands over: a batch, and what happened on the way to it."""
+class WorkerBatch(NamedTuple):
+    """What a worker hands over: a batch, and what happened on the way to it. torch pins what of it is in memory."""
 
     worker: int
     cursor: Cursor
@@ -131,12 +119,6 @@ class WorkerBatch:
     """Samples of the batch; fewer than asked for: the reader gave up, or the data of an evaluation ended."""
     bad: list[BadSample]
     longest_bad_run: int
-
-    def pin_memory(self, device: Any = None) -> "WorkerBatch":
-        """Called by torch's DataLoader when it pins."""
-        if self.batch is None:
-            return self
-        return replace(self, batch={**self.batch, "image": self.batch["image"].pin_memory()})
 
 
 Read = Callable[[], Iterable[tuple[Cursor, LazySample]]]
@@ -149,7 +131,6 @@ def worker_batches(
     """Batches of the samples of `readers[worker]`; bad samples are left out and reported.
 
     After `max_in_a_row` bad samples in a row a batch goes out with what there is, so that no reader searches for ever.
-    Errors that are no SampleError are bugs and pass through.
     """
     give_up = min(max_in_a_row, MAX_BAD_IN_A_ROW)
     good, bad, in_a_row, longest = [], [], 0, 0
@@ -194,18 +175,15 @@ class TrainSource:
 
 
 class SourceReader:
-    """Batches of one source, for ever, from any position.
+    """Batches of one source, for ever, from any position; `options`: of `read_batches`.
 
     `order` is what the order depends on, beside the data and the slots: "seed", "world_size", "num_workers".
     """
 
-    def __init__(
-        self, source: TrainSource, slots: list[ReaderSlot], order: dict[str, int], max_in_a_row: int, pin_memory: bool
-    ) -> None:
+    def __init__(self, source: TrainSource, slots: list[ReaderSlot], order: dict[str, int], **options: Any) -> None:
         self.source, self.label = source, source.dataset.label
-        self._slots = slots
+        self._slots, self._options = slots, options
         self._order = {**order, "units": source.dataset.num_shards(slots[0].count)}
-        self._max_in_a_row, self._pin_memory = max_in_a_row, pin_memory
         self._batches: Iterator[WorkerBatch] | None = None
         self._begin(reshuffle_round=0)
 
@@ -255,10 +233,9 @@ class SourceReader:
             dataset,
             [functools.partial(iter_infinite, dataset, slot, shuffle, cursor) for slot, cursor in places],
             self.source.batch_size,
-            max_in_a_row=self._max_in_a_row,
             num_workers=self._order["num_workers"],
             first=self._turn,
-            pin_memory=self._pin_memory,
+            **self._options,
         )
 
 
@@ -268,16 +245,13 @@ class TrainLoader:
     A batch is {"image": Uint8Image (B, 3, S, S), "image_id": [str], "source": name of its dataset, "answer": [str]},
     or with "conv_q", "conv_a" and "connect_sym" in place of "answer"; `to_device` makes of it what a model takes.
     Each iteration draws its dataset by the ratios, the same one on all ranks. The order depends on seed, rank, number
-    of ranks and workers alone; no global random state is read or changed.
-
-    Bad samples are left out and go to the monitor; SampleError when it says that they are too many.
+    of ranks and workers alone; no global random state is read or changed. Bad samples are left out and go to the
+    monitor; SampleError when it says that they are too many.
 
     Args:
-        sources: the mix.
         num_workers: processes for each source; 0: samples are read when they are asked for.
         seed: the same on all ranks.
         rank, world_size: which part of the data is read here.
-        ledger: counts bad samples and judges them.
         pin_memory: have the workers' batches put into page-locked memory.
     """
 
@@ -294,12 +268,12 @@ class TrainLoader:
     ) -> None:
         if not sources:
             raise ConfigError("datasets: there is nothing to train on; name at least one dataset")
-        self.bad_samples = ledger
-        self._seed = seed
+        self._ledger, self._seed = ledger, seed
         self._ratios = [source.ratio for source in sources]
         slots = ReaderSlot.of_rank(rank, world_size, num_workers)
         order = {"seed": seed, "world_size": world_size, "num_workers": num_workers}
-        self._readers = [SourceReader(source, slots, order, ledger.max_in_a_row, pin_memory) for source in sources]
+        options = {"max_in_a_row": ledger.max_in_a_row, "pin_memory": pin_memory}
+        self._readers = [SourceReader(source, slots, order, **options) for source in sources]
         self._iteration = 0
 
     def __iter__(self) -> "TrainLoader":
@@ -308,8 +282,8 @@ class TrainLoader:
     def __next__(self) -> dict[str, Any]:
         reader = self._readers[draw(self._ratios, self._seed, self._iteration)]
         read = reader.next_worker_batch()
-        self.bad_samples.at = {"batch": self._iteration}
-        self.bad_samples.add(reader.label, read.good, read.bad, read.longest_bad_run)
+        self._ledger.at = {"batch": self._iteration}
+        self._ledger.add(reader.label, read.good, read.bad, read.longest_bad_run)
         if read.good < reader.source.batch_size:
             raise SampleError(
                 f"{reader.label}: nothing could be read, {read.longest_bad_run:,} samples in a row are bad. "
@@ -319,19 +293,17 @@ class TrainLoader:
         return read.batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Position after the last batch that was handed out, in plain types; where the number of ranks changes, every
-        new rank takes the state of the same old one."""
+        """Position after the last batch that was handed out, in plain types."""
         return {
             "iteration": self._iteration,
             "sources": {reader.label: reader.state_dict() for reader in self._readers},
-            "counts": self.bad_samples.state_dict(),
+            "counts": self._ledger.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with exactly the next batch, if seed, ranks, workers and data are the same; otherwise a warning says
-        what changed, and the data concerned goes on with a new epoch."""
+        """Go on with the next batch; where seed, ranks, workers or data changed, with a warning and a new epoch."""
         self._iteration = state["iteration"]
-        self.bad_samples.load_state_dict(state["counts"])
+        self._ledger.load_state_dict(state["counts"])
         for reader in self._readers:
             if reader.label in state["sources"]:
                 reader.load_state_dict(state["sources"][reader.label])
@@ -344,6 +316,7 @@ class TrainLoader:
             reader.close()
 
 
+@dataclass(eq=False)
 class EvalLoader:
     """Every sample of one dataset once over all ranks, the same each time; the last batches may be smaller.
 
@@ -351,29 +324,24 @@ class EvalLoader:
     Batches, bad samples and arguments are those of `TrainLoader`; counts add up over the evaluations.
     """
 
-    def __init__(
-        self,
-        dataset: BaseDataset,
-        batch_size: int,
-        *,
-        num_workers: int,
-        ledger: BadSampleMonitor,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        self.dataset, self.batch_size = dataset, batch_size
-        self.num_workers, self.bad_samples = num_workers, ledger
-        self._slots = ReaderSlot.of_rank(rank, world_size, num_workers)
+    dataset: BaseDataset
+    batch_size: int
+    _: KW_ONLY
+    num_workers: int
+    ledger: BadSampleMonitor
+    rank: int = 0
+    world_size: int = 1
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        slots = ReaderSlot.of_rank(self.rank, self.world_size, self.num_workers)
         for read in read_batches(
             self.dataset,
-            [functools.partial(iter_once, self.dataset, slot) for slot in self._slots],
+            [functools.partial(iter_once, self.dataset, slot) for slot in slots],
             self.batch_size,
-            max_in_a_row=self.bad_samples.max_in_a_row,
+            max_in_a_row=self.ledger.max_in_a_row,
             num_workers=self.num_workers,
         ):
-            self.bad_samples.add(self.dataset.label, read.good, read.bad, read.longest_bad_run)
+            self.ledger.add(self.dataset.label, read.good, read.bad, read.longest_bad_run)
             if read.batch is not None:
                 yield read.batch
 
@@ -435,7 +403,6 @@ class DevicePrefetcher:
     def _fetch(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The loader's next batch, on its way to the device, and the position behind it."""
         batch = next(self.loader)
-        image = batch["image"]
-        batch = {**batch, "image": image if image.is_pinned() else image.pin_memory()}
+        batch = {**batch, "image": batch["image"].pin_memory()}
         with torch.cuda.stream(self._stream):
             return to_device(batch, self.device), self.loader.state_dict()

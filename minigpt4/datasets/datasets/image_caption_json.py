@@ -7,6 +7,7 @@ no effect here, though published files name one.
 import functools
 from array import array
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +34,9 @@ SPEAKERS = ("human", "gpt")
 class Records:
     """The records of an annotation file, parsed one at a time; `len()` counts the bad ones too.
 
-    JSON holds a list of objects, or an object with such a list under `annotations`, or is one of the forms of COCO and
-    Karpathy; JSON lines hold an object a line; CSV and TSV name their fields in the first row. Texts are those of
-    `common.utils.decode`. ConfigError when the file as a whole cannot be read.
-
-    The records are kept as one block of bytes: millions of Python objects would be copied into every worker process as
-    soon as their reference counts change.
+    ConfigError when the file as a whole cannot be read; `records.py` has its forms. The records are kept as one block
+    of bytes: millions of Python objects would be copied into every worker process as soon as their reference counts
+    change.
     """
 
     def __init__(self, file: Path) -> None:
@@ -103,9 +101,8 @@ def caption_list(value: Any, where: str) -> list[str]:
 def conversation_fields(turns: Any, where: str) -> dict[str, str]:
     """`[{"from": "human", "value": "<image> ..."}, {"from": "gpt", "value": "..."}, ...]` -> conv_q, conv_a.
 
-    The image comes before the first question, wherever `<image>` stands in it or whether it stands at all. A CSV holds
-    the turns as JSON text. SampleError that names the turn, counted from 1, when they do not alternate from a human's
-    question to an answer, or one is empty.
+    The image comes before the first question, wherever `<image>` stands in it. A CSV holds the turns as JSON text.
+    SampleError that names the turn, counted from 1, when question and answer do not alternate, or one is empty.
     """
     with errors_as(SampleError, f"{where}: the conversation is not JSON"):
         turns = parse_json(turns) if isinstance(turns, str) else turns
@@ -129,42 +126,29 @@ def conversation_fields(turns: Any, where: str) -> dict[str, str]:
     return {"conv_q": SEPARATOR.join(questions), "conv_a": SEPARATOR.join(texts[1::2]), "connect_sym": SEPARATOR}
 
 
+@dataclass(eq=False)
 class ImageCaptionJson(BaseDataset):
     """Samples by index; each is a shard of its own.
 
-        [{"image_id": "1000092795", "grounded_caption": "Two young ..."}]            images in image_path/<id>.jpg
-        {"annotations": [{"image_id": "2", "caption": "The image shows ..."}]}        storage/image/<id>.jpg
-        {"id": "7", "image": "coco/7.png", "conversations": [{"from": "human", ...}]} images in image_path/coco/7.png
-        image,captions                                                                images in image_path/dogs/1.jpg
-        dogs/1.jpg,"[""A dog."", ""A brown dog.""]"                                   a list of captions is joined
-
-    Args:
-        records: the annotation file.
-        selection: (N,) int64, the records of this split.
-        images: folder of the images.
-        info: what the fields are called.
-        reader: reads an image file.
+    [{"image_id": "1000092795", "grounded_caption": "Two young ..."}]            images in image_path/<id>.jpg
+    {"annotations": [{"image_id": "2", "caption": "The image shows ..."}]}        storage/image/<id>.jpg
+    {"id": "7", "image": "coco/7.png", "conversations": [{"from": "human", ...}]} images in image_path/coco/7.png
+    image,captions                                                                images in image_path/dogs/1.jpg
+    dogs/1.jpg,"[""A dog."", ""A brown dog.""]"                                   a list of captions is joined
     """
 
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        records: Records,
-        selection: np.ndarray,
-        images: Path,
-        info: BuildInfo,
-        reader: ImageReader,
-    ) -> None:
-        super().__init__(name, split)
-        self.records = records
-        self.selection = selection
-        self.images = images
-        self.info = info
-        self.reader = reader
+    records: Records
+    selection: np.ndarray
+    """(N,) int64, the records of this split."""
+    images: Path
+    """Folder of the images."""
+    info: BuildInfo
+    """What the fields are called."""
+    reader: ImageReader
 
     @property
     def size(self) -> int:
+        """Number of samples, good and bad."""
         return len(self.selection)
 
     def num_shards(self, readers: int) -> int:
@@ -181,29 +165,30 @@ class ImageCaptionJson(BaseDataset):
 
     def look(self, index: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """A record, and its sample without the image; SampleError if it is bad."""
-        number = int(self.selection[index])
-        record = self.records[number]
-        return record, self._look(record, self.records.where(number))
+        record, where = self._record(index)
+        return record, self._look(record, where)
 
     def image_file(self, index: int) -> Path:
         """File of the image of a record; SampleError if it names none."""
+        return self._image_file(*self._record(index))
+
+    def _record(self, index: int) -> tuple[dict[str, Any], str]:
+        """A record and its place."""
         number = int(self.selection[index])
-        return self._image_file(self.records[number], self.records.where(number))
+        return self.records[number], self.records.where(number)
 
     def _lazy(self, index: int, read: Callable[[dict[str, Any], str], dict[str, Any]]) -> LazySample:
-        number = int(self.selection[index])
-        where = self.records.where(number)
         try:
-            record = self.records[number]
+            record, where = self._record(index)
         except SampleError as error:
-            return LazySample.failing(where, error)
+            return LazySample.failing(self.records.where(int(self.selection[index])), error)
         key = escaped(str(record.get(self.info.id_field, "")))
         return LazySample(key, where, functools.partial(read, record, where))
 
     def _load(self, record: dict[str, Any], where: str) -> dict[str, Any]:
         sample = self._look(record, where)
         try:
-            return {"image": self.reader.read(self._image_file(record, where), as_uint8=True), **sample}
+            return {"image": self.reader.read(self._image_file(record, where)), **sample}
         except SampleError as error:
             raise SampleError(f"{where}: {error}") from error
 

@@ -4,6 +4,7 @@ import functools
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,9 @@ import numpy as np
 from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys
 
-from minigpt4.common.errors import SampleError, first_line
+from minigpt4.common.errors import SampleError, errors_as, first_line
 from minigpt4.common.utils import decode, escaped, parse_json
-from minigpt4.datasets.datasets.base_dataset import (
-    BaseDataset,
-    ImageReader,
-    LazySample,
-    require_caption,
-    shuffled,
-)
+from minigpt4.datasets.datasets.base_dataset import BaseDataset, ImageReader, LazySample, require_caption, shuffled
 from minigpt4.processors import BaseProcessor
 from minigpt4.processors.blip_processors import SUFFIXES
 
@@ -66,37 +61,21 @@ def _members(url: str, faults: list[Exception]) -> Iterator[dict[str, Any]]:
         faults.append(error)
 
 
+@dataclass(eq=False)
 class ImageCaptionShards(BaseDataset):
     """Samples of a list of tars; a shard is a tar, or a part of one where readers outnumber tars.
 
     A sample is NAME.jpg (or .png, .webp, ...) beside NAME.json, whose field `caption_field` is the caption, or
     NAME.txt, which is read where the JSON has no caption.
-
-    Args:
-        urls: the tars.
-        caption_field: field of the caption in the `.json` members.
-        reader: reads an image file's bytes.
-        text_processor: caption -> answer.
     """
 
-    def __init__(
-        self,
-        name: str,
-        split: str,
-        urls: list[str],
-        caption_field: str,
-        reader: ImageReader,
-        text_processor: BaseProcessor,
-    ) -> None:
-        super().__init__(name, split)
-        self.urls = urls
-        self.caption_field = caption_field
-        self.reader = reader
-        self.text_processor = text_processor
-
-    @property
-    def size(self) -> None:
-        return None
+    urls: list[str]
+    """The tars."""
+    caption_field: str
+    """Of the `.json` members."""
+    reader: ImageReader
+    text_processor: BaseProcessor
+    """Caption -> answer."""
 
     def num_shards(self, readers: int) -> int:
         return len(self.urls) * self._parts(readers)
@@ -143,25 +122,21 @@ class ImageCaptionShards(BaseDataset):
         answer = self.text_processor(self._caption(sample, where))
         if not answer.strip():
             raise SampleError(f"{where}: nothing is left of the caption once it is cleaned")
-        image = self.reader.read(sample[suffix], f"{where}.{suffix}", as_uint8=True)
+        image = self.reader.read(sample[suffix], f"{where}.{suffix}")
         return {"image": image, "image_id": key, "answer": answer}
 
     def _caption(self, sample: dict[str, Any], where: str) -> str:
         """The raw caption; SampleError when there is none, it is empty or the JSON is wrong."""
         caption = None
-        try:
-            if "json" in sample:
-                caption = parse_json(sample["json"])
-                if not isinstance(caption, dict):
+        if "json" in sample:
+            with errors_as(SampleError, f"{where}.json"):
+                fields = parse_json(sample["json"])
+                if not isinstance(fields, dict):
                     raise ValueError(f"must be an object with the field {self.caption_field!r}")
-                caption = caption.get(self.caption_field)
-        except ValueError as error:
-            raise SampleError(f"{where}.json: {first_line(error)}") from error
+                caption = fields.get(self.caption_field)
         if caption is None and "txt" in sample:
-            try:
+            with errors_as(SampleError, f"{where}.txt"):
                 caption = decode(sample["txt"])
-            except ValueError as error:
-                raise SampleError(f"{where}.txt: {first_line(error)}") from error
         if caption is None:
             raise SampleError(f"{where}: no caption; neither a .json with the field {self.caption_field!r} nor a .txt")
         return require_caption(caption, where)

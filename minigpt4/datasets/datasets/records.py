@@ -25,7 +25,6 @@ _IMAGE_FILE = rf"[^\s,;|]+({'|'.join(map(re.escape, SUFFIXES))})"
 
 csv.field_size_limit(sys.maxsize)  # a caption may be longer than the 128 KiB that Python takes by default
 
-
 Numbered = Iterator[tuple[int, bytes]]
 
 
@@ -54,7 +53,9 @@ def _table(content: bytes, kind: str) -> Numbered:
     Blanks after a delimiter belong to it if they follow every delimiter of the first row. A row with too many fields or
     too few is bad, and so is one that takes in the row of another image, as after a stray quotation mark.
     """
-    text = _kaggle_text(decode(content))
+    text = decode(content)
+    if re.match(r"image_name\| *comment_number\| *comment\s", text):  # Kaggle's: the row of 2199200615.jpg lacks a bar
+        text = re.sub(r"(?m)^([^|\n]+\| *\d+)(?= +[^|\n ][^|\n]*$)", r"\1|", text)
     head = text.lstrip("\r\n").partition("\n")[0]
     usual = "\t" if kind == ".tsv" else ","
     delimiter = usual if usual in head else max(";\t|,", key=head.count)
@@ -84,9 +85,7 @@ def _table(content: bytes, kind: str) -> Numbered:
             else:
                 yield line, json.dumps(_fault(row, names, inside) or _row_record(row, names)).encode()
     except csv.Error as error:
-        raise ValueError(
-            f"line {end + 1}: {error}; is a quotation mark missing, or not doubled in a quoted field?"
-        ) from error
+        raise ValueError(f"line {end + 1}: {error}; is a quotation mark missing, or not doubled?") from error
     if not names:
         raise ValueError("the first line must name the fields")
 
@@ -128,13 +127,6 @@ def _require_names(names: list[str], line: int) -> None:
     twice = next((name for number, name in enumerate(names) if name and name in names[:number]), None)
     if twice is not None:
         raise ValueError(f"line {line}: two columns are called {twice!r}; give each a name of its own")
-
-
-def _kaggle_text(text: str) -> str:
-    """Kaggle's Flickr30k with the bar that its row of 2199200615.jpg lacks; other texts as they are."""
-    if not re.match(r"image_name\| *comment_number\| *comment\s", text):
-        return text
-    return re.sub(r"(?m)^([^|\n]+\| *\d+)(?= +[^|\n ][^|\n]*$)", r"\1|", text)
 
 
 # Files of captions that other people made, as records like ours: an image a record, or a caption. The lists of LAVIS's

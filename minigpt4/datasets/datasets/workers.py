@@ -54,7 +54,6 @@ def read_in_workers(
         make: the batches of a worker, 0 <= worker < num_workers.
         source: what is read, for errors.
         num_workers: processes, which start here and end with the thread that calls this.
-        first: the worker whose turn it is.
         pin_memory: put images into page-locked memory, in a thread.
 
     An error in a worker is a RuntimeError here, with the worker's traceback; RunError if a worker hangs.
