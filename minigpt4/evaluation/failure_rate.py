@@ -23,7 +23,7 @@ from minigpt4.evaluation.failure_rules import (
     Failure,
     find_failures,
 )
-from minigpt4.evaluation.generate import NamedCheckpoint, batch_size, predict, setup_metadata
+from minigpt4.evaluation.generate import NamedCheckpoint, decoding_line, predict, setup_metadata
 from minigpt4.evaluation.judge import AT_ONCE, Judge, Question
 from minigpt4.evaluation.report import Table
 from minigpt4.inference.image_list import ImageFile, ImageList
@@ -80,22 +80,17 @@ def evaluate(
     judge: Judge | None = None,
     judge_at_once: int = AT_ONCE,
 ) -> dict[str, Any] | None:
-    """Ask, find failures and report; every rank must call it. The content of `failures.json`, on rank 0.
+    """Give `tasks`, keys of `TASKS`; find failures, and report. Every rank must call it.
 
-    Args:
-        tasks: keys of `failure_rules.TASKS`.
-
-    Raises:
-        MiniGPT4Error: something is wrong with configuration, images, checkpoints or judge; the text says what.
+    Returns the content of `failures.json`, on rank 0. MiniGPT4Error for a fault in configuration, images, checkpoints
+    or judge.
     """
     prompts, rules = {task: getattr(cfg.run.failure_prompts, task) for task in tasks}, []
     for task, prompt in prompts.items():
         settings, key = replace(cfg.run.generation, prompt=prompt), f"run.failure_prompts.{task}"
-        own = PromptRules.of(cfg.model, settings, cfg.run.seed, key=key)
-        log.info("%s: %d images; prompt %r; stop %s; %s", task, len(images), own.prompt, own.stop, own.decoding)
-        rules.append(own)
+        rules.append(PromptRules.of(cfg.model, settings, cfg.run.seed, key=key))
     listed = ImageList(images, image_processor(cfg), feature_cache(cfg))
-    said = predict(cfg, listed, listed.batches(batch_size(cfg)), rules, checkpoints, folder, processes)
+    said = predict(cfg, listed, rules, checkpoints, folder, processes)
     if said is None:
         return None
     answers = []
@@ -104,11 +99,8 @@ def evaluate(
             instruction = " ".join(IMAGE_MARKS.sub(" ", prompt).split())
             for item in images:
                 text, ended = texts[item.image_id].text, texts[item.image_id].ended
-                failures = tuple(find_failures(text, TASKS[task].form, ended))
-                place = str(item.file.resolve())
-                answers.append(
-                    AskedAnswer(checkpoint.name, task, item.image_id, place, instruction, text, ended, failures)
-                )
+                file, found = str(item.file.resolve()), tuple(find_failures(text, TASKS[task].form, ended))
+                answers.append(AskedAnswer(checkpoint.name, task, item.image_id, file, instruction, text, ended, found))
     judged_by = None
     if judge is not None:
         answers, unread = ask_judge(judge, answers, judge_at_once)
@@ -128,24 +120,20 @@ def evaluate(
 
 
 def ask_judge(judge: Judge, answers: Sequence[AskedAnswer], at_once: int) -> tuple[list[AskedAnswer], int]:
-    """The answers with what the judge finds, and how many replies could not be read, which find nothing.
-
-    Empty answers are not judged. Raises RunError if the judge cannot be reached.
-    """
+    """The answers with what the judge finds, and how many replies could not be read; empty answers are not judged."""
     asked = [place for place, one in enumerate(answers) if all(failure.kind != EMPTY for failure in one.failures)]
     questions = []
-    for place in asked:
-        one = answers[place]
+    for one in [answers[place] for place in asked]:
         questions.append(Question(QUESTION.format(instruction=one.instruction, text=one.text), Path(one.image)))
-    judged, unread = list(answers), 0
+    judged, unread = list(answers), []
     for place, reply in zip(asked, judge.ask_all(questions, at_once=at_once), strict=True):
         found = read_reply(reply)
         if found is None:
-            if not unread:
-                log.warning("A reply of the judge cannot be read: %.200r", reply)
-            unread += 1
+            unread.append(reply)
         judged[place] = replace(judged[place], failures=(*judged[place].failures, *(found or [])))
-    return judged, unread
+    if unread:
+        log.warning("%d replies of the judge cannot be read, such as %.200r", len(unread), unread[0])
+    return judged, len(unread)
 
 
 def read_reply(reply: str) -> list[Failure] | None:
@@ -153,11 +141,8 @@ def read_reply(reply: str) -> list[Failure] | None:
     said = {name.upper(): (word.lower(), reason.strip()) for name, word, reason in LINE.findall(reply)}
     if set(said) != set(KIND_OF):
         return None
-    return [
-        Failure(kind, f"the judge: {said[name][1] or 'no reason given'}")
-        for name, kind in KIND_OF.items()
-        if said[name][0] == "no"
-    ]
+    denied = {kind: said[name][1] for name, kind in KIND_OF.items() if said[name][0] == "no"}
+    return [Failure(kind, f"the judge: {reason or 'no reason given'}") for kind, reason in denied.items()]
 
 
 # The report: no file holds a time or the number of processes, so the same measurement writes the same bytes
@@ -185,19 +170,12 @@ def _results(
     for one in checkpoints:
         own = [answer for answer in answers if answer.checkpoint == one.name]
         rates = {task: _rate([answer for answer in own if answer.task == task]) for task in tasks}
-        rows.append({"name": one.name, "file": str(one.path), "sha256": one.sha256, "tasks": rates, "card": one.card})
-    failures = [
-        {
-            "checkpoint": answer.checkpoint,
-            "task": answer.task,
-            "image_id": answer.image_id,
-            "kinds": {failure.kind: failure.evidence for failure in answer.failures},
-            "ended": answer.ended,
-            "text": answer.text,
-        }
-        for answer in answers
-        if answer.failures
-    ]
+        rows.append({**one.identity, "tasks": rates, "card": one.card})
+    failures = []
+    for answer in [one for one in answers if one.failures]:
+        place = {"checkpoint": answer.checkpoint, "task": answer.task, "image_id": answer.image_id}
+        kinds = {failure.kind: failure.evidence for failure in answer.failures}
+        failures.append({**place, "kinds": kinds, "ended": answer.ended, "text": answer.text})
     titles = {task: TASKS[task].title for task in tasks}
     images = len({answer.image_id for answer in answers})
     return {"images": images, "tasks": titles, **setup, "notes": notes, "checkpoints": rows, "failures": failures}
@@ -217,8 +195,7 @@ def _rate(answers: Sequence[AskedAnswer]) -> dict[str, Any]:
 
 def markdown(results: Mapping[str, Any], answers: Sequence[AskedAnswer]) -> str:
     """The content of `failures.md`."""
-    decoding = ", ".join(f"{key} {value}" for key, value in results["decoding"].items())
-    lines = [*results["notes"], f"Decoding, the same for all checkpoints: {decoding}."]
+    lines = [*results["notes"], decoding_line(results)]
     lines += [f"Prompt of {name}: `{prompt!r}`" for name, prompt in results["prompts"].items()]
     lines.append(f"Stop: `{results['stop']}`")
     kinds, rows = KINDS if results["judge"] else RULED_KINDS, []
