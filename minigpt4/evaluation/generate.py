@@ -74,9 +74,7 @@ class NamedCheckpoint:
 def read_checkpoint_list(values: Sequence[str]) -> list[NamedCheckpoint]:
     """Checkpoints given as PATH or NAME=PATH, in their order; `checkpoint_3.pth` is called `epoch 3`.
 
-    Raises:
-        WeightsError: a file does not exist or cannot be read.
-        ConfigError: two have the same name.
+    WeightsError for a file that does not exist or cannot be read, ConfigError where two have the same name.
     """
     found: list[NamedCheckpoint] = []
     for value in values:

@@ -169,12 +169,8 @@ class MiniGPT4Lmms(lmms):
         temperature, do_sample = settings.get("temperature"), settings.get("do_sample")
         if temperature is None:
             temperature = 1.0 if do_sample else 0.0
-        do_sample = temperature > 0 and do_sample is not False
-        decoding = Decoding(
-            **({"max_new_tokens": MAX_NEW_TOKENS, "top_p": 1.0} | given),
-            do_sample=do_sample,
-            temperature=temperature if do_sample else 1.0,
-        )
+        given = {"max_new_tokens": MAX_NEW_TOKENS, "top_p": 1.0} | given
+        decoding = Decoding.at(0 if do_sample is False else max(0, temperature), **given)
         return decoding, tuple(dict.fromkeys(filter(None, stop)))
 
 

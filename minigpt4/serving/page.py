@@ -245,15 +245,8 @@ def decoding(
     """How to answer, greedily at temperature 0; SampleError for what no slider allows, but a request can hold."""
     if not (1 <= beams <= limits.beams and 1 <= tokens <= limits.new_tokens):
         raise SampleError(f"at most {limits.beams} beams and {limits.new_tokens} tokens")
-    samples = temperature > 0
-    return Decoding(
-        num_beams=int(beams),
-        max_new_tokens=int(tokens),
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        temperature=temperature if samples else 1.0,
-        do_sample=samples,
-    )
+    search = {"num_beams": int(beams), "max_new_tokens": int(tokens)}
+    return Decoding.at(temperature, **search, top_p=top_p, repetition_penalty=repetition_penalty)
 
 
 def example_images(world: Path = WORLD) -> list[Path]:

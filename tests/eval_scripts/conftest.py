@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -29,39 +29,42 @@ CAPTIONS = (
     "The table is set for dinner .",
     "A yellow bus waits at the station .",
 )
+QFORMER = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
 FAST = ("--metrics", "BLEU", "CIDEr", "ROUGE-L")
 """METEOR takes eight seconds to start."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A folder with data, checkpoints and a configuration, and how to evaluate them."""
+    """A folder with data, checkpoints and a configuration, and a command that evaluates them."""
 
     folder: Path
     config: Path
     script: ModuleType
+    checkpoints: Sequence[str]
+    """As `--ckpt` takes them."""
 
-    @property
-    def checkpoints(self) -> list[str]:
-        """The pretrained one and two epochs, as `--ckpt` takes them."""
-        return [f"pretrained={self.folder}/start.pth", *(f"{self.folder}/checkpoint_{n}.pth" for n in (0, 1))]
+    more: Sequence[str] = ()
+    """Further arguments."""
 
-    def arguments(self, name: str, *more: str, checkpoints: list[str] | None = None) -> list[str]:
+    def arguments(self, name: str, *more: str, checkpoints: Sequence[str] | None = None) -> list[str]:
         """The command line; `name` is that of the folder for the results."""
         chosen = self.checkpoints if checkpoints is None else checkpoints
-        return ["--cfg-path", str(self.config), "--ckpt", *chosen, "--save_path", str(self.folder / name), *more]
+        save = ["--save_path", str(self.folder / name)]
+        return ["--cfg-path", str(self.config), "--ckpt", *chosen, *save, *self.more, *more]
 
-    def run(self, name: str, *more: str, checkpoints: list[str] | None = None) -> Path:
+    def run(self, name: str, *more: str, checkpoints: Sequence[str] | None = None) -> Path:
         """Evaluate in this process; asserts success and returns the folder of the results."""
-        assert self.script.main(self.arguments(name, *FAST, *more, checkpoints=checkpoints)) == 0
+        assert self.script.main(self.arguments(name, *more, checkpoints=checkpoints)) == 0
         return self.folder / name
 
-    def start(self, name: str, *more: str, processes: int = 1) -> subprocess.CompletedProcess:
-        """Evaluate in processes of their own."""
+    def start(self, name: str, processes: int = 1) -> subprocess.CompletedProcess:
+        """Evaluate in processes of their own, one thread each, with the plugins of the folder on the path."""
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        script = [str(SCRIPTS / "eval_flickr30k.py"), *self.arguments(name, *FAST, *more)]
-        command = [sys.executable, *(launcher if processes > 1 else []), *script]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(self.folder))
+        command = [sys.executable, *(launcher if processes > 1 else []), self.script.__file__, *self.arguments(name)]
+        path = os.pathsep.join([str(REPOSITORY), str(self.folder), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
 
     def with_plugin(self, name: str) -> "Evaluation":
         """The same with a configuration that imports plugins/NAME.py."""
@@ -79,12 +82,6 @@ class Evaluation:
         self.config.write_text(yaml.safe_dump(config))
 
 
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    """This environment with one thread a process, the package and the plugins of `folder` on the path."""
-    path = os.pathsep.join([str(REPOSITORY), str(folder), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
-
-
 def load_script(name: str) -> ModuleType:
     """A command as a module."""
     spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
@@ -99,17 +96,12 @@ def make_evaluation(folder: Path, parity: Path) -> Evaluation:
     torch.set_num_threads(1)
     _write_data(folder)
     _write_checkpoints(folder, parity)
-    evaluation = Evaluation(folder, folder / "evaluation.yaml", load_script("eval_flickr30k"))
+    checkpoints = [f"pretrained={folder}/start.pth", *(f"{folder}/checkpoint_{n}.pth" for n in (0, 1))]
+    script = load_script("eval_flickr30k")
+    evaluation = Evaluation(folder, folder / "evaluation.yaml", script, checkpoints, FAST)
     shrink(evaluation, CONFIG, parity)
-    evaluation.change(
-        dataset={
-            "build_info": {
-                "ann_path": "nobody/needs/the/training/file.json",
-                "test_ann_path": str(folder / "test.json"),
-                "image_path": str(folder / "images"),
-            },
-        },
-    )
+    info = {"ann_path": "nobody/needs/the/training/file.json", "test_ann_path": str(folder / "test.json")}
+    evaluation.change(dataset={"build_info": info | {"image_path": str(folder / "images")}})
     return evaluation
 
 
@@ -124,12 +116,7 @@ def shrink(evaluation: Evaluation, shipped: Path, parity: Path) -> Evaluation:
             "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
             "q_former_model": str(parity / "blip2_tiny.pth"),
             "num_query_token": 8,
-            "qformer_config": {
-                "hidden_size": 48,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 4,
-                "intermediate_size": 96,
-            },
+            "qformer_config": QFORMER,
             "llama_model": str(parity / "vicuna_tiny"),
             "vit_precision": "fp32",
             "llm_precision": "fp32",
@@ -190,9 +177,3 @@ def shrunk(parity_dir: Path) -> Callable[[Evaluation, Path], Evaluation]:
 def command() -> Callable[[str], ModuleType]:
     """`command("score_captions")`: that script as a module."""
     return load_script
-
-
-@pytest.fixture(scope="session")
-def environment_of() -> Callable[[Path], dict[str, str]]:
-    """`environment_of(folder)`: of a process that finds the package and the plugins of a folder."""
-    return environment

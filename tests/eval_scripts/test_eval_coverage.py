@@ -40,12 +40,8 @@ def test_captions_protocol_from_files_to_a_file(main, arguments, chat_server, tm
     chat_server.answer = _numbered
     assert main([*arguments, "--output", str(tmp_path / "coverage.json")]) == 0
     scored = json.loads((tmp_path / "coverage.json").read_text())
-    assert (scored["protocol"], scored["score"], scored["images"], scored["empty_descriptions"]) == (
-        "captions",
-        0.5,
-        2,
-        1,
-    )
+    wanted = {"protocol": "captions", "score": 0.5, "images": 2, "empty_descriptions": 1}
+    assert scored.items() >= wanted.items()
     assert [one["covered"] for one in scored["answers"]] == [[True, False], [False]]
     assert scored["judge"]["model"] == "tiny"
     assert "{description}" in scored["prompt"]["user"]

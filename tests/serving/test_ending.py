@@ -35,16 +35,12 @@ def start(demo_config, tmp_path):
     started = []
 
     def run(command, *arguments):
+        environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment |= {"GRADIO_TEMP_DIR": str(tmp_path / "page")}
         process = subprocess.Popen(
             [sys.executable, "-c", STUCK, command, "--cfg-path", str(demo_config), *arguments],
             cwd=REPOSITORY,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(REPOSITORY),
-                "OMP_NUM_THREADS": "1",
-                "GRADIO_TEMP_DIR": str(tmp_path / "page"),
-                "PYTHONUNBUFFERED": "1",
-            },
+            env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

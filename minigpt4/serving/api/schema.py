@@ -188,15 +188,10 @@ class ChatRequest(Section):
 
     def decoding(self, limits: ApiLimits) -> Decoding:
         """How to answer: that of the published chat where the request says nothing."""
-        samples = self.temperature >= COLD
-        return Decoding(
-            num_beams=self.num_beams,
-            max_new_tokens=self.max_new_tokens or min(PUBLISHED_CHAT.max_new_tokens, limits.new_tokens),
-            top_p=self.top_p,
-            repetition_penalty=self.repetition_penalty,
-            temperature=self.temperature if samples else 1.0,
-            do_sample=samples,
-        )
+        tokens = self.max_new_tokens or min(PUBLISHED_CHAT.max_new_tokens, limits.new_tokens)
+        search = {"num_beams": self.num_beams, "max_new_tokens": tokens}
+        search |= {"top_p": self.top_p, "repetition_penalty": self.repetition_penalty}
+        return Decoding.at(self.temperature if self.temperature >= COLD else 0, **search)
 
     def conversation(self, new_conversation: Callable[[], Turns]) -> Turns:
         """The messages in the model's template, with an open answer at the end."""

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -49,11 +48,8 @@ def test_an_answer_is_that_of_the_chat(server, engine, tools, images):
     chat.show(*opened(images[:1]))
     assert answer.status == 200
     assert answer.text == chat.ask("What is this?", Decoding(max_new_tokens=8))
-    assert answer.json["usage"] == {
-        "prompt_tokens": chat.reply.prompt_tokens,
-        "completion_tokens": 8,
-        "total_tokens": chat.reply.prompt_tokens + 8,
-    }
+    read = chat.reply.prompt_tokens
+    assert answer.json["usage"] == {"prompt_tokens": read, "completion_tokens": 8, "total_tokens": read + 8}
     assert answer.json["choices"][0]["finish_reason"] == "length"
     assert answer.json["dropped_turns"] == 0
 
@@ -120,19 +116,16 @@ def test_a_stream_is_server_sent_events_that_end_in_done(server):
 
 def test_eight_clients_at_once_get_the_answers_that_they_get_alone(server, engine, tools, images):
     contents = [[tools.picture(images[n % 2]), tools.said(QUESTIONS[n % len(QUESTIONS)])] for n in range(8)]
-    clients = [server.client() for _ in contents]
-    barrier = threading.Barrier(8)
 
-    def ask(client, content, together=True):
-        if together:
-            barrier.wait()
-        answer = client.chat.completions.create(**tools.asked(content, max_tokens=12))
+    def ask(content):
+        answer = server.client().chat.completions.create(**tools.asked(content, max_tokens=12))
         return answer.choices[0].message.content
 
-    alone = [ask(client, content, together=False) for client, content in zip(clients, contents, strict=True)]
-    with engine.slowed(0.02), ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(ask, *one) for one in zip(clients, contents, strict=True)]
-        tools.wait_until(lambda: engine.num_running > 1)
+    alone = [ask(content) for content in contents]
+    with ThreadPoolExecutor(8) as pool:
+        with engine.held():
+            answers = [pool.submit(ask, content) for content in contents]
+            engine.wait_for(running=8)
         assert [answer.result() for answer in answers] == alone
 
 
@@ -192,20 +185,19 @@ def test_models_are_listed_and_described(server):
     assert server.get("/v1/models/third").error["code"] == "model_not_found"
 
 
-def test_health_and_the_log_tell_what_goes_on(server, engine, tools, caplog):
+def test_health_and_the_log_tell_what_goes_on(server, engine, caplog):
     with caplog.at_level("INFO"):
         answer = server.chat(max_tokens=5)
     prompt = answer.json["usage"]["prompt_tokens"]
     assert re.search(rf"127.0.0.1 model=first tokens={prompt}\+5 [\d.]+ s length", caplog.text)
     assert "Hello" not in caplog.text
-    tools.wait_until(lambda: engine.num_running == 0)
+    engine.wait_for(running=0)
     assert server.get("/healthz").json == {"status": "ok", "waiting": 0, "running": 0}
 
 
 def test_health_says_when_the_engine_has_stopped(serve, make_engine):
-    stopped = make_engine()
-    with stopped:
-        server = serve(engine=stopped)
-        assert server.get("/healthz").status == 200
+    server = serve(engine=make_engine())
+    assert server.get("/healthz").status == 200
+    server.engine.stop()
     assert server.get("/healthz").status == 503
     assert server.chat().status == 503
