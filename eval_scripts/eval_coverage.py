@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     """Scores for the terminal and, if asked for, as JSON."""
     results = read_results(args.results)
     captions = match(results, read_references(args.references, "separate", args.split), partial=args.partial)
-    answers = coverage(judge_of(args), results, captions, args.protocol, args.judge_at_once)
+    answers = coverage(judge_of(args), results, captions, args.protocol)
     scored = {
         "results": str(args.results),
         "references": str(args.references),

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     images = find_images(args.images, args.image_folder, args.limit, config.run.seed)
     judge, tasks = judge_of(args), list(dict.fromkeys(args.tasks))
     with command.started(args, config) as (checkpoints, processes):
-        results = evaluate(config, checkpoints, images, tasks, args.save_path, processes, judge, args.judge_at_once)
+        results = evaluate(config, checkpoints, images, tasks, args.save_path, processes, judge)
         if results is not None:
             print(summary(results))
             log.info("Everything is in %s; read failures.md there", args.save_path)

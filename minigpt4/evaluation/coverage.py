@@ -58,7 +58,6 @@ def coverage(
     descriptions: Mapping[str, str],
     captions: Mapping[str, Sequence[str]],
     protocol: Protocol,
-    at_once: int,
 ) -> list[dict[str, Any]]:
     """Ask the judge about every description; one question an image.
 
@@ -77,7 +76,7 @@ def coverage(
         questions.append(Question(prompt, system=SYSTEM))
         counts.append(len(lines))
     judged = []
-    answers = judge.ask_all(questions, at_once=at_once, title="coverage")
+    answers = judge.ask_all(questions)
     for image_id, answer, count in zip(descriptions, answers, counts, strict=True):
         covered = yes_no_lines(answer, count)
         if protocol == "objects":

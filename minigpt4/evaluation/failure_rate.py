@@ -1,6 +1,5 @@
 """The failure rate from config to report: the steps of `eval_scripts/eval_failure_rate.py`."""
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +23,11 @@ from minigpt4.evaluation.failure_rules import (
     find_failures,
 )
 from minigpt4.evaluation.generate import NamedCheckpoint, decoding_line, predict, setup_metadata
-from minigpt4.evaluation.judge import AT_ONCE, Judge, Question
+from minigpt4.evaluation.judge import Judge, Question
 from minigpt4.evaluation.report import Table
 from minigpt4.inference.image_list import ImageFile, ImageList
 from minigpt4.inference.pipeline import PromptRules, image_processor
 from minigpt4.models.feature_cache import feature_cache
-
-log = logging.getLogger(__name__)
 
 IMAGE_MARKS = re.compile(r"</?Img>|<ImageHere>")
 QUESTION = """Somebody was shown this image and was told: "{instruction}"
@@ -50,7 +47,7 @@ LINE = re.compile(r"^\W*(?:\d\W+)?(IMAGE|INSTRUCTION)\W+(yes|no)\b(?:[^\w\n]|_)*
 KIND_OF = {"IMAGE": OFF_IMAGE, "INSTRUCTION": OFF_INSTRUCTION}
 
 
-@dataclass(frozen=True)
+@dataclass
 class AskedAnswer:
     """One answer of one checkpoint."""
 
@@ -67,7 +64,7 @@ class AskedAnswer:
     ended: bool | None
     """Whether the model ended it itself; see `find_failures`."""
 
-    failures: tuple[Failure, ...] = ()
+    failures: list[Failure]
 
 
 def evaluate(
@@ -78,7 +75,6 @@ def evaluate(
     folder: Path,
     processes: Processes,
     judge: Judge | None = None,
-    judge_at_once: int = AT_ONCE,
 ) -> dict[str, Any] | None:
     """Give `tasks`, keys of `TASKS`; find failures, and report. Every rank must call it.
 
@@ -99,11 +95,11 @@ def evaluate(
             instruction = " ".join(IMAGE_MARKS.sub(" ", prompt).split())
             for item in images:
                 text, ended = texts[item.image_id].text, texts[item.image_id].ended
-                file, found = str(item.file.resolve()), tuple(find_failures(text, TASKS[task].form, ended))
+                file, found = str(item.file.resolve()), find_failures(text, TASKS[task].form, ended)
                 answers.append(AskedAnswer(checkpoint.name, task, item.image_id, file, instruction, text, ended, found))
     judged_by = None
     if judge is not None:
-        answers, unread = ask_judge(judge, answers, judge_at_once)
+        unread = ask_judge(judge, answers)
         judged_by = {"url": judge.endpoint.address, "model": judge.endpoint.model, "unread_replies": unread}
     setup = setup_metadata(cfg, rules[0])
     del setup["prompt"]
@@ -119,21 +115,15 @@ def evaluate(
 # A judge who sees the image
 
 
-def ask_judge(judge: Judge, answers: Sequence[AskedAnswer], at_once: int) -> tuple[list[AskedAnswer], int]:
-    """The answers with what the judge finds, and how many replies could not be read; empty answers are not judged."""
-    asked = [place for place, one in enumerate(answers) if all(failure.kind != EMPTY for failure in one.failures)]
-    questions = []
-    for one in [answers[place] for place in asked]:
-        questions.append(Question(QUESTION.format(instruction=one.instruction, text=one.text), Path(one.image)))
-    judged, unread = list(answers), []
-    for place, reply in zip(asked, judge.ask_all(questions, at_once=at_once), strict=True):
-        found = read_reply(reply)
-        if found is None:
-            unread.append(reply)
-        judged[place] = replace(judged[place], failures=(*judged[place].failures, *(found or [])))
-    if unread:
-        log.warning("%d replies of the judge cannot be read, such as %.200r", len(unread), unread[0])
-    return judged, len(unread)
+def ask_judge(judge: Judge, answers: Sequence[AskedAnswer]) -> int:
+    """Add what the judge finds; how many replies could not be read. Empty answers are not judged."""
+    asked = [one for one in answers if all(failure.kind != EMPTY for failure in one.failures)]
+    texts = [QUESTION.format(instruction=one.instruction, text=one.text) for one in asked]
+    questions = [Question(text, Path(one.image)) for text, one in zip(texts, asked, strict=True)]
+    found = [read_reply(reply) for reply in judge.ask_all(questions)]
+    for one, failures in zip(asked, found, strict=True):
+        one.failures.extend(failures or [])
+    return found.count(None)
 
 
 def read_reply(reply: str) -> list[Failure] | None:

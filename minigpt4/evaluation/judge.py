@@ -42,7 +42,6 @@ SHOWN = 300
 SENT_AS_IT_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 """Formats that every endpoint reads; others, and those that are to be turned, are sent as PNG."""
 AT_ONCE = 8
-"""Requests under way at a time."""
 THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL | re.IGNORECASE)
 WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 FIRST = re.compile(r"\W*(yes|no|yeah|yep|nope)\b", re.IGNORECASE)
@@ -86,6 +85,8 @@ class JudgeEndpoint:
     """Of one answer."""
 
     temperature: float = 0.0
+    at_once: int = AT_ONCE
+    """Requests under way at a time."""
 
     def __post_init__(self) -> None:
         if "@" in self.url or "?" in self.url:
@@ -101,6 +102,8 @@ class JudgeEndpoint:
             raise ConfigError("--judge-model: name the model that the endpoint is to answer with")
         if self.timeout <= 0:
             raise ConfigError(f"--judge-timeout: {self.timeout} must be above 0")
+        if self.at_once < 1:
+            raise ConfigError(f"--judge-at-once: {self.at_once} must be at least 1")
 
     @property
     def address(self) -> str:
@@ -163,16 +166,16 @@ class Judge:
         kept = [(record.get("key"), record.get("answer")) for record in JsonLines(cache).read()]
         self._answers = {key: text for key, text in kept if isinstance(key, str) and isinstance(text, str)}
 
-    def ask_all(self, questions: Sequence[Question], *, at_once: int = AT_ONCE, title: str = "judge") -> list[str]:
+    def ask_all(self, questions: Sequence[Question]) -> list[str]:
         """The answers in the order of the questions; equal ones are asked once.
 
         An answer is empty where the judge says nothing; it is asked again the next time. Ends at the first error:
         RunError, which names the way out, where the endpoint gives no answer; SampleError for an unreadable image.
         """
         different = list(dict.fromkeys(questions))
-        with ThreadPool(at_once) as threads:  # an error, or Ctrl-C, does not wait for requests under way
+        with ThreadPool(self.endpoint.at_once) as threads:  # an error, or Ctrl-C, does not wait for requests under way
             pairs = threads.imap_unordered(lambda question: (question, self._answer(question)), different)
-            answers = dict(tqdm(pairs, desc=title, total=len(different), unit="question", disable=None))
+            answers = dict(tqdm(pairs, desc="judge", total=len(different), unit="question", disable=None))
         return [answers[question] for question in questions]
 
     def _answer(self, question: Question) -> str:
@@ -310,14 +313,10 @@ def add_judge_arguments(parser: argparse.ArgumentParser, *, required: bool) -> N
 
 def judge_of(args: argparse.Namespace) -> Judge | None:
     """The judge of a command line, or None without `--judge-url`; ConfigError for options that cannot be."""
-    if args.judge_at_once < 1:
-        raise ConfigError(f"--judge-at-once: {args.judge_at_once} must be at least 1")
     if not args.judge_url:
         return None
-    endpoint = JudgeEndpoint(
-        args.judge_url, args.judge_model or "", key_variable=args.judge_key_variable, timeout=args.judge_timeout
-    )
-    return Judge(endpoint, args.judge_cache)
+    settings = {name: getattr(args, f"judge_{name}") for name in ("key_variable", "timeout", "at_once")}
+    return Judge(JudgeEndpoint(args.judge_url, args.judge_model or "", **settings), args.judge_cache)
 
 
 # Yes or no in what people and models write; what is neither is None

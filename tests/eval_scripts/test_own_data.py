@@ -42,14 +42,6 @@ def _facts(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def _with_data(evaluation, info: dict):
-    """The evaluation with a dataset section as the documentation has it."""
-    config = yaml.safe_load(evaluation.config.read_text())
-    config["datasets"] = {"mine": {"builder": "image_caption_json", "build_info": info}}
-    evaluation.config.write_text(yaml.safe_dump(config))
-    return evaluation
-
-
 def test_shipped_coco_configuration_evaluates_the_test_split(coco, command, tmp_path):
     folder = coco.run("results", "--reference-mode", "separate", checkpoints=coco.checkpoints[:1])
     captions, facts = _results(folder), _facts(folder)
@@ -81,7 +73,10 @@ FILES = {
 def test_folder_of_images_with_references_needs_yaml_only(own, command, name, tmp_path):
     (own.folder / name).write_text(FILES[name])
     info = {"test_ann_path": str(own.folder / name), "image_path": str(own.folder / "images")}
-    folder = _with_data(own, info).run("results", "--reference-mode", "separate", checkpoints=own.checkpoints[:1])
+    config = yaml.safe_load(own.config.read_text())
+    config["datasets"] = {"mine": {"builder": "image_caption_json", "build_info": info}}
+    own.config.write_text(yaml.safe_dump(config))
+    folder = own.run("results", "--reference-mode", "separate", checkpoints=own.checkpoints[:1])
     captions = _results(folder)
     assert list(captions) == ["100", "101", "102"]
     scores = _facts(folder)["checkpoints"][0]["scores"]

@@ -131,10 +131,11 @@ def test_fault_that_stays_is_an_error_with_the_way_out(chat_server, make, steps,
         ("url", "https://user:word@host/v1"),
         ("model", ""),
         ("timeout", 0.0),
+        ("at_once", 0),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything(key, value):
-    with pytest.raises(ConfigError, match=f"--judge-{key}"):
+    with pytest.raises(ConfigError, match=f"--judge-{key.replace('_', '-')}"):
         JudgeEndpoint(**({"url": "http://localhost/v1", "model": "tiny-judge"} | {key: value}))
 
 
@@ -198,7 +199,7 @@ def test_key_is_neither_written_nor_logged(chat_server, make, tmp_path, caplog):
 def test_answers_come_in_the_order_of_the_questions_and_are_whole_lines(chat_server, make, tmp_path):
     chat_server.answer = lambda request: request["messages"][0]["content"].upper()
     questions = [Question(f"question {number % 20}" * 500) for number in range(30)]
-    assert make().ask_all(questions, at_once=8) == [f"QUESTION {number % 20}" * 500 for number in range(30)]
+    assert make().ask_all(questions) == [f"QUESTION {number % 20}" * 500 for number in range(30)]
     lines = (tmp_path / "answers.jsonl").read_text().splitlines()
     assert len(chat_server.requests) == len(lines) == 20
     assert all(line.startswith('{"key"') and line.endswith("}") for line in lines)
@@ -207,12 +208,12 @@ def test_answers_come_in_the_order_of_the_questions_and_are_whole_lines(chat_ser
 
 def test_error_in_one_of_many_ends_it_and_keeps_the_others(chat_server, make):
     questions = [Question(f"question {number}") for number in range(40)]
-    judge = make()
+    judge = make(at_once=1)
     judge.ask_all(questions[:10])
     chat_server.requests.clear()
     chat_server.steps = [401] * 30
     with pytest.raises(RunError, match="OPENAI_API_KEY"):
-        judge.ask_all(questions, at_once=1)
+        judge.ask_all(questions)
     assert len(chat_server.requests) < 15
     chat_server.steps = []
     chat_server.requests.clear()
@@ -220,7 +221,7 @@ def test_error_in_one_of_many_ends_it_and_keeps_the_others(chat_server, make):
     assert len(chat_server.requests) == 30
     chat_server.steps = ["hang", 401]
     with pytest.raises(RunError, match="OPENAI_API_KEY"):
-        judge.ask_all([Question("One?"), Question("Two?")], at_once=2)
+        make(at_once=2).ask_all([Question("One?"), Question("Two?")])
     assert len(chat_server.requests) == 32  # the one that hangs has not come to its next attempt
 
 
@@ -306,7 +307,7 @@ def _numbered(request) -> str:
 
 def test_captions_protocol_counts_covered_ones_of_five_with_one_request_an_image(chat_server, make):
     chat_server.answer = _numbered
-    judged = coverage(make(), DESCRIPTIONS, CAPTIONS, "captions", at_once=1)
+    judged = coverage(make(at_once=1), DESCRIPTIONS, CAPTIONS, "captions")
     covered = [[0, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0]]
     assert [one["covered"] for one in judged] == covered
     found = score(judged, "captions")
@@ -319,7 +320,7 @@ def test_captions_protocol_counts_covered_ones_of_five_with_one_request_an_image
 
 def test_objects_protocol_is_the_share_that_covers_the_first_caption(chat_server, make):
     chat_server.answer = lambda request: "Yes." if _words(request)[1][0] in _words(request)[0] else "No."
-    judged = coverage(make(), DESCRIPTIONS, CAPTIONS, "objects", at_once=2)
+    judged = coverage(make(), DESCRIPTIONS, CAPTIONS, "objects")
     assert [one["covered"] for one in judged] == [[False], [True], [False]]
     found = score(judged, "objects")
     assert (found["score"], found["interval"], found["covered"]) == (1 / 3, wilson(1, 3), 1)
@@ -329,14 +330,14 @@ def test_objects_protocol_is_the_share_that_covers_the_first_caption(chat_server
 def test_answers_that_cannot_be_read_are_left_out_and_named(chat_server, make, protocol):
     chat_server.answer = lambda request: "Well ..." if "bus and" in request["messages"][-1]["content"] else "no\n" * 5
     captions = {key: [*own, "more", "still more"][:5] for key, own in CAPTIONS.items()}
-    found = score(coverage(make(), DESCRIPTIONS, captions, protocol, at_once=1), protocol)
+    found = score(coverage(make(), DESCRIPTIONS, captions, protocol), protocol)
     assert (found["score"], found["images"], found["unparsable"]) == (0, 2, ["2"])
     chat_server.answer = lambda request: "Well ..."
-    found = score(coverage(make("other.jsonl"), DESCRIPTIONS, captions, protocol, at_once=1), protocol)
+    found = score(coverage(make("other.jsonl"), DESCRIPTIONS, captions, protocol), protocol)
     assert (found["score"], found["interval"], found["unparsable"]) == (None, None, ["1", "2", "3"])
 
 
 def test_image_without_captions_is_named_before_the_judge_is_asked(chat_server, make):
     with pytest.raises(SampleError, match="1 images have no captions, such as 3"):
-        coverage(make(), DESCRIPTIONS, {**CAPTIONS, "3": []}, "captions", at_once=1)
+        coverage(make(), DESCRIPTIONS, {**CAPTIONS, "3": []}, "captions")
     assert chat_server.requests == []

@@ -1,5 +1,6 @@
 """An engine on the tiny model whose answers a test can hold."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minigpt4.inference import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor
@@ -102,3 +104,16 @@ def make_engine(build_model, parity_dir) -> Iterator[Callable[..., HeldEngine]]:
         engine.release()
         engine.stop()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def nodelay(monkeypatch) -> list[int]:
+    """TCP_NODELAY of each connection to a server here; else small pieces wait until the last one is acknowledged."""
+    options, made = [], H11Protocol.connection_made
+
+    def watched(protocol, transport):
+        made(protocol, transport)
+        options.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(H11Protocol, "connection_made", watched)
+    return options
