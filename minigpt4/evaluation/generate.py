@@ -153,10 +153,10 @@ def predict(
     return [[answers[one.sha256, number] for number in range(len(prompts))] for one in checkpoints]
 
 
-def setup_metadata(cfg: Config, rules: PromptRules) -> dict[str, Any]:
-    """What is the same for all checkpoints, for the report."""
+def setup_metadata(cfg: Config, rules: PromptRules, *packages: str) -> dict[str, Any]:
+    """What is the same for all checkpoints, for the report; the versions of further `packages`, too."""
     model = {key: getattr(cfg.model, key, None) for key in MODEL_KEYS}
-    return {**rules.provenance(), "batch_size": batch_size(cfg), "model": model, "versions": versions()}
+    return {**rules.provenance(), "batch_size": batch_size(cfg), "model": model, "versions": versions(*packages)}
 
 
 def decoding_line(setup: Mapping[str, Any]) -> str:

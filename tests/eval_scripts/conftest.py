@@ -19,6 +19,11 @@ import torch
 import yaml
 from PIL import Image
 
+from minigpt4.common.config import Config
+from minigpt4.models.mini_gpt4 import MiniGPT4
+from minigpt4.processors import open_image
+from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
+
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "eval_scripts"
 CONFIG = REPOSITORY / "eval_configs" / "minigpt4_flickr_eval.yaml"
@@ -177,3 +182,19 @@ def shrunk(parity_dir: Path) -> Callable[[Evaluation, Path], Evaluation]:
 def command() -> Callable[[str], ModuleType]:
     """`command("score_captions")`: that script as a module."""
     return load_script
+
+
+@pytest.fixture(scope="session")
+def alone(shared: Evaluation) -> Callable[..., str]:
+    """`alone(image, prompt)`: what the last checkpoint says to a prompt, the first of the model without one."""
+    config = Config(shared.script.parse_args(shared.arguments("unused")))
+    model = MiniGPT4.from_config(config.validate(training=False).model).eval()
+    model.load_checkpoint(shared.folder / "checkpoint_1.pth")
+    processor = Blip2ImageEvalProcessor(image_size=56)
+
+    def generate(image: str, prompt: str = "", max_new_tokens: int = 12) -> str:
+        pixels = processor(open_image(shared.folder / "images" / image))
+        prompts = [prompt or model.prompt_list[0]]
+        return model.generate(pixels[None], prompts, max_new_tokens=max_new_tokens, stop=["###"])[0]
+
+    return generate
