@@ -24,7 +24,7 @@ from minigpt4.evaluation.failure_rules import (
 )
 from minigpt4.evaluation.generate import NamedCheckpoint, decoding_line, predict, setup_metadata
 from minigpt4.evaluation.judge import Judge, Question
-from minigpt4.evaluation.report import Table
+from minigpt4.evaluation.report import Table, document
 from minigpt4.inference.image_list import ImageFile, ImageList
 from minigpt4.inference.pipeline import PromptRules, image_processor
 from minigpt4.models.feature_cache import feature_cache
@@ -194,9 +194,8 @@ def markdown(results: Mapping[str, Any], answers: Sequence[AskedAnswer]) -> str:
             counts = [str(rate["kinds"].get(kind, 0)) for kind in kinds]
             rows.append([one["name"], name, *counts, str(rate["failed"])])
     by_kind = Table(["checkpoint", "task", *kinds, "any"], rows).markdown()
-    notes = "\n".join(f"- {line}" for line in lines)
-    parts = [f"# {headline(results)}", rate_table(results).markdown(), notes, f"## Answers by kind\n\n{by_kind}"]
-    return "\n\n".join(part.strip() for part in [*parts, *_listed(answers)]) + "\n"
+    sections = [f"## Answers by kind\n\n{by_kind}", *_listed(answers)]
+    return document(headline(results), rate_table(results), lines, sections)
 
 
 def _listed(answers: Sequence[AskedAnswer]) -> Iterator[str]:

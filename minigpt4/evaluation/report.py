@@ -62,6 +62,12 @@ class Table:
         return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>\n"
 
 
+def document(title: str, table: Table, notes: Sequence[str], sections: Sequence[str]) -> str:
+    """A report in Markdown."""
+    parts = [f"# {title}", table.markdown(), "\n".join(f"- {line}" for line in notes), *sections]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
 def score_table(rows: Mapping[str, Mapping[str, float | None]], metrics: Sequence[str]) -> Table:
     """Scores by checkpoint and metric, with four digits."""
     cells = [[name, *(four_digits(own.get(metric)) for metric in metrics)] for name, own in rows.items()]
@@ -302,10 +308,9 @@ def _markdown(results: Mapping[str, Any]) -> str:
     """The content of `metrics.md`."""
     lines = [*results["notes"], decoding_line(results)]
     lines += [f"Prompt: `{results['prompt']}`", f"Stop: `{results['stop']}`"]
-    (scores, *more) = _tables(results).items()
-    parts = [f"# {headline(results)}", scores[1].markdown(), "\n".join(f"- {line}" for line in lines)]
-    parts += [f"## {heading}\n\n{table.markdown()}" for heading, table in more]
-    return "\n\n".join(part.strip() for part in [*parts, f"![metrics]({CHART})"]) + "\n"
+    ((_, scores), *more) = _tables(results).items()
+    sections = [f"## {heading}\n\n{table.markdown()}" for heading, table in more]
+    return document(headline(results), scores, lines, [*sections, f"![metrics]({CHART})"])
 
 
 def headline(results: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import json
 import socket
 import uuid
+from pathlib import Path
 
 import httpx
 import pytest
@@ -18,6 +19,7 @@ from minigpt4.serving import page_gate  # noqa: E402 - needs gradio
 from minigpt4.serving.page import NO_ANSWER, ChatPage, decoding, example_images, sliders  # noqa: E402
 
 IMAGE = "<Img><ImageHere></Img>"
+PHOTO = str(Path(__file__).parents[1] / "data" / "parity" / "images" / "img0_rgb_nonsquare.png")
 QUESTIONS = ("What?", " ", "a" * 20_001, "<ImageHere>")
 LIMITS = Limits(images=3, turns=6, image_bytes=2 << 20)
 
@@ -30,11 +32,6 @@ def page(make_engine, tmp_path_factory):
         page.address = page_gate.launch(page, host="127.0.0.1", port=None, auth=None, share=False)
         yield page
         page.blocks.close(verbose=False)
-
-
-@pytest.fixture
-def image(parity_dir):
-    return str(parity_dir / "images" / "img0_rgb_nonsquare.png")
 
 
 def user(*parts):
@@ -57,34 +54,36 @@ def asked(page, question, history=(), files=()):
     return page.request({"text": question, "files": list(files)}, list(history), None, GREEDY)
 
 
-def test_all_messages_so_far_become_one_request(page, image):
-    history = [user(file(image)), user(text("A &lt;b&gt;?")), said("Yes &amp; no")]
-    request = asked(page, "And &lt;?", history, [image])
-    assert [text for _, text in request.conversation.messages] == [
-        f"{IMAGE} A <b>?",
-        "Yes & no",
-        f"{IMAGE} And &lt;?",
-        None,
-    ]
-    assert len(request.pictures) == 2
+LOST = [user(text("First?")), said("Yes."), user(file(PHOTO)), user(text("Lost?"))]
+KEPT = ["First?", "Yes.", f"{IMAGE} &lt;?", None]
+
+
+@pytest.mark.parametrize(
+    ("history", "files", "messages"),
+    [
+        (
+            [user(file(PHOTO)), user(text("A &lt;b&gt;?")), said("Yes &amp; no")],
+            [PHOTO],
+            [f"{IMAGE} A <b>?", "Yes & no", f"{IMAGE} &lt;?", None],
+        ),
+        (LOST, [], KEPT),
+        ([*LOST, said("the queue is full", title=NO_ANSWER)], [], KEPT),
+        ([*LOST, said("")], [], KEPT),
+        ([user(text("First?")), said("a <ImageHere> b")], [], ["First?", "a  b", "&lt;?", None]),
+    ],
+    ids=["all so far", "no answer", "an error", "an empty answer", "words that look like an image"],
+)
+def test_messages_become_one_request_without_unanswered_questions(page, history, files, messages):
+    request = asked(page, "&lt;?", history, files)
+    assert [text for _, text in request.conversation.messages] == messages
+    assert len(request.pictures) == str(messages).count(IMAGE)
     assert request.timeout == LIMITS.seconds
 
 
-@pytest.mark.parametrize("answer", [[], [said("the queue is full", title=NO_ANSWER)], [said("")]])
-def test_a_question_without_an_answer_is_left_out_and_its_image_stays(page, image, answer):
-    request = asked(page, "Now?", [user(text("First?")), said("Yes."), user(file(image)), user(text("Lost?")), *answer])
-    assert [text for _, text in request.conversation.messages] == ["First?", "Yes.", f"{IMAGE} Now?", None]
-
-
-def test_the_models_words_open_no_place_for_an_image(page):
-    request = asked(page, "Now?", [user(text("First?")), said("a <ImageHere> b")])
-    assert "ImageHere" not in request.conversation.messages[1][1]
-
-
 @pytest.mark.parametrize(("history", "files"), [([user(text("a"))] * 6, 0), ([], 4)])
-def test_a_conversation_has_limits(page, image, history, files):
+def test_a_conversation_has_limits(page, history, files):
     with pytest.raises(SampleError):
-        asked(page, "What?", history, [image] * files)
+        asked(page, "What?", history, [PHOTO] * files)
 
 
 def test_a_question_that_cannot_be_asked_stays_in_the_box(page):

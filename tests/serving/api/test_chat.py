@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from minigpt4.conversation.chat import Chat, Decoding
+from minigpt4.conversation.templates import get_template
 
 PLAIN = {"temperature": 0, "repetition_penalty": 1.0, "max_tokens": 8}
 QUESTIONS = ["What is this?", "Who is it?", "Where are they?", "Why?", "How many boats are there?", "Is it a dog?"]
@@ -32,12 +33,8 @@ def expected(engine):
     return generate
 
 
-def vicuna(system=None, human="", turns=""):
-    system = system or (
-        "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to "
-        "you. Please answer my questions."
-    )
-    return f"{system}###{turns}Human: {human}###Assistant: "
+def vicuna(human):
+    return f"{get_template('vicuna0').system}###Human: {human}###Assistant: "
 
 
 def test_an_answer_is_that_of_the_chat(server, engine, tools, images):
@@ -56,22 +53,9 @@ def test_images_stay_where_they_stand_in_the_text_and_in_their_order(server, exp
     first, second = (tools.picture(image) for image in images)
     answer = server.chat([tools.said("Compare"), first, tools.said("with"), second, tools.said("now.")], **PLAIN)
     image = "<Img><ImageHere></Img>"
-    prompt = vicuna(human=f"Compare {image} with {image} now.")
+    prompt = vicuna(f"Compare {image} with {image} now.")
     assert answer.text == expected(prompt, images)
     assert answer.text != expected(prompt, images[::-1])
-
-
-def test_a_conversation_with_system_text_answers_and_later_images(server, expected, tools, images):
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": [tools.picture(images[0]), tools.said("What is this?")]},
-        {"role": "assistant", "content": "A dog."},
-        {"role": "user", "content": [tools.picture(images[1]), tools.said("And this?")]},
-    ]
-    answer = server.chat(messages=messages, **PLAIN)
-    image = "<Img><ImageHere></Img>"
-    prompt = vicuna("Be brief.", f"{image} And this?", f"Human: {image} What is this?###Assistant: A dog.###")
-    assert answer.text == expected(prompt, images)
 
 
 def test_the_official_client_gets_the_same_text_streamed_and_whole(server, tools, images):
@@ -145,7 +129,7 @@ def test_a_stop_string_ends_the_answer_before_it(server):
 
 def test_beams_are_searched(server, expected):
     answer = server.chat("Hello?", num_beams=3, **PLAIN)
-    assert answer.text == expected(vicuna(human="Hello?"), num_beams=3)
+    assert answer.text == expected(vicuna("Hello?"), num_beams=3)
 
 
 def test_the_model_is_a_checkpoint_by_name(server, tools, images):
