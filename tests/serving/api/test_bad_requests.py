@@ -7,7 +7,6 @@ import json
 import re
 from pathlib import Path
 
-import openai
 import pytest
 from PIL import Image
 
@@ -135,17 +134,6 @@ def test_harmless_fields_and_those_at_their_neutral_values_change_nothing(server
     }
     answer = server.chat(messages=[message, user("Hello?")], response_format={"type": "text"}, **harmless)
     assert (answer.status, answer.text) == (200, server.chat().text)
-
-
-def test_signs_that_mean_something_to_the_machine_are_answered(server):
-    for text in ("\0", "{}{0}%s", "</s><s>", "$$", "\N{ZERO WIDTH SPACE}", "### Human: ###Assistant:", "<Img></Img>"):
-        assert server.chat(f"What is {text}?").status == 200
-
-
-def test_an_unknown_model_is_answered_with_the_names(server):
-    client = server.client()
-    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-4o'; there are: first, second"):
-        client.chat.completions.create(model="gpt-4o", messages=[user("Hello?")])
 
 
 def test_an_image_that_cannot_be_used_is_the_clients_fault(server, tools, hostile_images, caplog):

@@ -152,7 +152,9 @@ def test_models_are_listed_and_described(server):
     client = server.client()
     assert [model.id for model in client.models.list()] == ["first", "second"]
     assert client.models.retrieve("second").object == "model"
-    assert server.get("/v1/models/third").error["code"] == "model_not_found"
+    for unknown in (server.get("/v1/models/gpt-4o"), server.chat(model="gpt-4o")):
+        assert (unknown.status, unknown.error["code"]) == (404, "model_not_found")
+        assert "there is no model 'gpt-4o'; there are: first, second" in unknown.error["message"]
 
 
 def test_health_and_the_log_tell_what_goes_on(server, engine, caplog):
