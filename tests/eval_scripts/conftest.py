@@ -1,13 +1,12 @@
 """Whole evaluations on tiny weights: in this process, or as processes of their own."""
 
-import functools
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -34,7 +33,6 @@ CAPTIONS = (
     "The table is set for dinner .",
     "A yellow bus waits at the station .",
 )
-QFORMER = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
 FAST = ("--metrics", "BLEU", "CIDEr", "ROUGE-L")
 """METEOR takes eight seconds to start."""
 
@@ -48,6 +46,9 @@ class Evaluation:
     script: ModuleType
     checkpoints: Sequence[str]
     """As `--ckpt` takes them."""
+
+    tiny: Mapping[str, Any]
+    """Keys of `model:`."""
 
     more: Sequence[str] = ()
     """Further arguments."""
@@ -78,12 +79,20 @@ class Evaluation:
         config.write_text(yaml.safe_dump({"imports": [name], **yaml.safe_load(self.config.read_text())}))
         return replace(self, config=config)
 
-    def change(self, **sections: Any) -> None:
-        """Change keys of `model`, `run` or the dataset."""
+    def take(self, shipped: Path) -> None:
+        """Take over a shipped configuration with tiny weights and short answers; paths of data stay as shipped."""
+        shutil.copy(shipped, self.config)
+        decoding = yaml.safe_load(shipped.read_text())["run"]["generation"] | {"max_new_tokens": 12}
+        run = {"batch_size_eval": 3, "num_workers": 0, "device": "cpu", "generation": decoding}
+        self.change(model=self.tiny, run=run, dataset={"vis_processor": {}})
+
+    def change(self, dataset: Mapping[str, Any] | None = None, **sections: Mapping[str, Any]) -> None:
+        """Change keys of `model`, `run` or the datasets."""
         config = yaml.safe_load(self.config.read_text())
         for section, keys in sections.items():
-            target = next(iter(config["datasets"].values())) if section == "dataset" else config[section]
-            target.update(keys)
+            config[section].update(keys)
+        for own in config.get("datasets", {}).values():
+            own.update(dataset or {})
         self.config.write_text(yaml.safe_dump(config))
 
 
@@ -96,40 +105,17 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
-def make_evaluation(folder: Path, parity: Path) -> Evaluation:
+def make_evaluation(folder: Path, parity: Path, tiny: Mapping[str, Any]) -> Evaluation:
     """Data, three checkpoints, and the shipped configuration with other paths and sizes."""
     torch.set_num_threads(1)
     _write_data(folder)
     _write_checkpoints(folder, parity)
     checkpoints = [f"pretrained={folder}/start.pth", *(f"{folder}/checkpoint_{n}.pth" for n in (0, 1))]
-    script = load_script("eval_flickr30k")
-    evaluation = Evaluation(folder, folder / "evaluation.yaml", script, checkpoints, FAST)
-    shrink(evaluation, CONFIG, parity)
+    script, model = load_script("eval_flickr30k"), {**tiny, "prompt_path": str(parity / "prompts_tiny.txt")}
+    evaluation = Evaluation(folder, folder / "evaluation.yaml", script, checkpoints, model, FAST)
+    evaluation.take(CONFIG)
     info = {"ann_path": "nobody/needs/the/training/file.json", "test_ann_path": str(folder / "test.json")}
     evaluation.change(dataset={"build_info": info | {"image_path": str(folder / "images")}})
-    return evaluation
-
-
-def shrink(evaluation: Evaluation, shipped: Path, parity: Path) -> Evaluation:
-    """Give `evaluation` a shipped configuration with tiny weights; the paths of the data stay as shipped."""
-    shutil.copy(shipped, evaluation.config)
-    decoding = yaml.safe_load(shipped.read_text())["run"]["generation"]
-    evaluation.change(
-        model={
-            "image_size": 56,
-            "vit_weights": str(parity / "eva_vit_tiny.pth"),
-            "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
-            "q_former_model": str(parity / "blip2_tiny.pth"),
-            "num_query_token": 8,
-            "qformer_config": QFORMER,
-            "llama_model": str(parity / "vicuna_tiny"),
-            "vit_precision": "fp32",
-            "llm_precision": "fp32",
-            "prompt_path": str(parity / "prompts_tiny.txt"),
-        },
-        dataset={"vis_processor": {}},
-        run={"batch_size_eval": 3, "num_workers": 0, "device": "cpu", "generation": {**decoding, "max_new_tokens": 12}},
-    )
     return evaluation
 
 
@@ -155,27 +141,21 @@ def _write_checkpoints(folder: Path, parity: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, parity_dir: Path) -> Evaluation:
+def shared(tmp_path_factory: pytest.TempPathFactory, parity_dir: Path, tiny_section: Callable) -> Evaluation:
     """An evaluation whose data nobody changes."""
-    return make_evaluation(tmp_path_factory.mktemp("evaluation"), parity_dir)
+    return make_evaluation(tmp_path_factory.mktemp("evaluation"), parity_dir, tiny_section(ckpt=None))
 
 
 @pytest.fixture
-def own(tmp_path: Path, parity_dir: Path) -> Evaluation:
+def own(tmp_path: Path, parity_dir: Path, tiny_section: Callable) -> Evaluation:
     """An evaluation of the test's own."""
-    return make_evaluation(tmp_path, parity_dir)
+    return make_evaluation(tmp_path, parity_dir, tiny_section(ckpt=None))
 
 
 @pytest.fixture(scope="session")
 def complete(shared: Evaluation) -> Path:
     """The results of all three checkpoints by one process."""
     return shared.run("complete")
-
-
-@pytest.fixture(scope="session")
-def shrunk(parity_dir: Path) -> Callable[[Evaluation, Path], Evaluation]:
-    """`shrunk(evaluation, file)`: the evaluation with that shipped configuration on tiny weights."""
-    return functools.partial(shrink, parity=parity_dir)
 
 
 @pytest.fixture(scope="session")

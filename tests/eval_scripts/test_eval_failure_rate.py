@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from minigpt4.common.config import Config
 from minigpt4.evaluation.bootstrap import wilson
@@ -24,15 +23,12 @@ LIMIT = 12
 @pytest.fixture(scope="module")
 def measurement(shared, command):
     """The shipped configuration with tiny weights, two checkpoints and eleven images."""
-    config = yaml.safe_load((REPOSITORY / "eval_configs" / "minigpt4_failure_eval.yaml").read_text())
-    config["model"] = yaml.safe_load(shared.config.read_text())["model"]
-    config["run"] |= {"batch_size_eval": 3, "num_workers": 0, "device": "cpu"}
-    config["run"]["generation"]["max_new_tokens"] = LIMIT
-    file, folder = shared.folder / "failure.yaml", shared.folder
-    file.write_text(yaml.safe_dump(config))
+    folder = shared.folder
     checkpoints = [f"before stage 2={folder}/start.pth", f"after stage 2={folder}/checkpoint_1.pth"]
-    more = ("--images", f"{folder}/images")
-    return replace(shared, config=file, script=command("eval_failure_rate"), checkpoints=checkpoints, more=more)
+    given = {"checkpoints": checkpoints, "more": ("--images", f"{folder}/images")}
+    measurement = replace(shared, config=folder / "failure.yaml", script=command("eval_failure_rate"), **given)
+    measurement.take(REPOSITORY / "eval_configs" / "minigpt4_failure_eval.yaml")
+    return measurement
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ SENTENCES = ["A brown dog sleeps.", "Two people walk.", "The table is set."]
 
 
 @pytest.fixture
-def coco(own, shrunk, monkeypatch):
+def coco(own, monkeypatch):
     """The shipped COCO configuration where its paths are files: 5 images of the test split among others."""
     monkeypatch.chdir(own.folder)
-    shrunk(own, CONFIG)
+    own.take(CONFIG)
     (own.folder / "coco").mkdir()
     (own.folder / "images").rename(own.folder / "coco" / "val2014")
     images = [
