@@ -283,11 +283,11 @@ def data_url(image: Path) -> str:
             kind = SENT_AS_IT_IS.get(file.format) if file.getexif().get(ExifTag.Orientation, 1) == 1 else None
     except Exception:  # its metadata are damaged, and the pixels are not
         kind = None
-    if kind is not None:
-        return f"data:{kind};base64,{base64.b64encode(image.read_bytes()).decode()}"
-    png = io.BytesIO()
-    picture.save(png, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+    content = image.read_bytes()
+    if kind is None:
+        picture.save(png := io.BytesIO(), "PNG")
+        kind, content = "image/png", png.getvalue()
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 # Command lines

@@ -28,21 +28,16 @@ class ObjectNames:
     def __init__(self, synonyms: Mapping[str, Sequence[str]], others: Iterable[str] = ()) -> None:
         self.names = list(synonyms)
         self._of: dict[Words, str] = {}
-        for name, more in synonyms.items():
-            for phrase in (name, *more):
-                self._add(phrase, name)
-        for phrase in others:
-            self._add(phrase, NO_OBJECT)
+        named = [(phrase, name) for name, more in synonyms.items() for phrase in (name, *more)]
+        for phrase, name in [*named, *((phrase, NO_OBJECT) for phrase in others)]:
+            words = _words(phrase)
+            if not words:
+                raise ConfigError(f"synonyms: {phrase!r} of {name!r} has no words")
+            if self._of.setdefault(words, name) != name:
+                raise ConfigError(f"synonyms: {phrase!r} is in two lines, of {self._of[words]!r} and {name!r}")
+            for last in plurals(words[-1]):
+                self._of.setdefault((*words[:-1], last), name)
         self._longest = max(map(len, self._of), default=0)
-
-    def _add(self, phrase: str, name: str) -> None:
-        words = _words(phrase)
-        if not words:
-            raise ConfigError(f"synonyms: {phrase!r} of {name!r} has no words")
-        if self._of.setdefault(words, name) != name:
-            raise ConfigError(f"synonyms: {phrase!r} is in two lines, of {self._of[words]!r} and {name!r}")
-        for last in plurals(words[-1]):
-            self._of.setdefault((*words[:-1], last), name)
 
     def mentions(self, text: str) -> list[str]:
         """The object of every mention, in the order of the text; of words that overlap, the longest count."""
