@@ -227,31 +227,26 @@ def test_error_in_one_of_many_ends_it_and_keeps_the_others(chat_server, make):
 
 # Yes and no in what people and models write
 
-
-@pytest.mark.parametrize(
-    ("says", "answers"),
-    [
-        (
-            True,
-            ("yes", "**Yes**", "Yes, there is a dog in the image.", "Answer: yes", "There is a dog on the couch.")
-            + ("I can see a dog.", "<think>No dog? Yes, one.</think>\nYes", "yes and no"),
-        ),
-        (
-            False,
-            ("No.", "no, but there is a cat", "Nope", "The answer is no.", "There is no dog in the image.")
-            + ("There isn\u2019t any dog.", "I don't see a dog.", "The image shows no dog.")
-            + ("The picture does not contain a dog.",),
-        ),
-        (
-            None,
-            ("<think>Let me look, no", "There is a dog, but no cat.", "I am not sure, maybe yes.", "I cannot tell.")
-            + ("It is either yes or no.", "A dog.", "The snow is nowhere to be noticed.", ""),
-        ),
+SAYS = {
+    True: [
+        *("yes", "**Yes**", "Yes, there is a dog in the image.", "Answer: yes", "There is a dog on the couch."),
+        *("I can see a dog.", "<think>No dog? Yes, one.</think>\nYes", "yes and no"),
     ],
-    ids=str,
-)
-def test_one_answer(says, answers):
-    assert [(text, yes_no(text)) for text in answers] == [(text, says) for text in answers]
+    False: [
+        *("No.", "no, but there is a cat", "Nope", "The answer is no.", "There is no dog in the image."),
+        *("There isn\u2019t any dog.", "I don't see a dog.", "The image shows no dog."),
+        "The picture does not contain a dog.",
+    ],
+    None: [
+        *("<think>Let me look, no", "There is a dog, but no cat.", "I am not sure, maybe yes.", "I cannot tell."),
+        *("It is either yes or no.", "A dog.", "The snow is nowhere to be noticed.", ""),
+    ],
+}
+
+
+@pytest.mark.parametrize("says", SAYS)
+def test_one_answer(says):
+    assert {text: yes_no(text) for text in SAYS[says]} == dict.fromkeys(SAYS[says], says)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ REPOSITORY = Path(__file__).parents[2]
 RUN = Path(__file__).with_name("lmms_eval_run")
 REQUIRED = "MINIGPT4_LMMS_EVAL_TESTS"
 """Set to `required`, as `.ci/run` does, a missing lmms-eval is a failure; else the tests are skipped."""
+LACK = "lmms-eval or this checkout is not installed: pip install lmms-eval; pip install -e ."
 TEMPLATE = "###Human: {} ###Assistant: "
 TAG = "<Img><ImageHere></Img>"
 DOCUMENTS = [
@@ -69,10 +70,11 @@ def folder(tmp_path_factory, parity_dir, tiny_section) -> Path:
 @pytest.fixture(scope="module")
 def found(folder) -> dict:
     """What lmms_eval_run/run.py found out."""
-    if importlib.util.find_spec("lmms_eval") is None:
-        (pytest.fail if os.environ.get(REQUIRED) == "required" else pytest.skip)("pip install lmms-eval")
-    if "minigpt4" not in importlib.metadata.entry_points(group="lmms_eval.models").names:
-        (pytest.fail if os.environ.get(REQUIRED) == "required" else pytest.skip)("pip install -e . this checkout")
+    known = importlib.metadata.entry_points(group="lmms_eval.models").names
+    if importlib.util.find_spec("lmms_eval") is None or "minigpt4" not in known:
+        if os.environ.get(REQUIRED) == "required":
+            pytest.fail(f"{REQUIRED} is 'required', but {LACK}")
+        pytest.skip(LACK)
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache"), "HF_DATASETS_CACHE": str(folder / "cache")}
     path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, **offline, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}

@@ -39,14 +39,14 @@ def image_file(kind):
 
 
 BROKEN = [b"", b"GIF89a", b"<html></html>", b"\x89PNG\r\n\x1a\n"]
-REFUSED = [*((content, "the file") for content in BROKEN), (image_file("JPEG")[:-40], "damaged")]
-REFUSED += [(image_file(kind), f"{kind} files are not taken") for kind in ("EPS", "PCX")]
 
 
-@pytest.mark.parametrize(("content", "reason"), REFUSED, ids=[reason for _, reason in REFUSED])
-def test_what_is_no_image_of_the_web_is_refused(content, reason):
-    with pytest.raises(SampleError, match=reason):
-        read_image(content, Limits())
+def test_what_is_no_image_of_the_web_is_refused():
+    refused = [(content, "the file") for content in BROKEN] + [(image_file("JPEG")[:-40], "damaged")]
+    refused += [(image_file(kind), f"{kind} files are not taken") for kind in ("EPS", "PCX")]
+    for content, reason in refused:
+        with pytest.raises(SampleError, match=reason):
+            read_image(content, Limits())
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
