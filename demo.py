@@ -101,13 +101,8 @@ def talk(args: argparse.Namespace, config: Config) -> int:
     from minigpt4.processors import open_image
 
     images = [open_image(path) for path in args.image]
-    decoding = Decoding(
-        num_beams=args.num_beams,
-        max_new_tokens=args.max_new_tokens,
-        top_p=args.top_p,
-        temperature=args.temperature or 1.0,
-        do_sample=args.temperature != 0,
-    )
+    search = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens, "top_p": args.top_p}
+    decoding = Decoding.at(args.temperature, **search)
     with load(args, config) as engine:
         terminal = Terminal(Chat(engine), decoding, args.seed)
         for image in images:

@@ -17,6 +17,7 @@ from minigpt4.evaluation import command
 from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
 from minigpt4.evaluation.coverage import PROMPTS, SYSTEM, coverage, score
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
+from minigpt4.evaluation.report import four_digits
 
 RANGES = {"captions": "of 5 captions, mean number covered", "objects": "share of descriptions that cover one caption"}
 
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
     """Scores for the terminal and, if asked for, as JSON."""
     results = read_results(args.results)
     captions = match(results, read_references(args.references, "separate", args.split), partial=args.partial)
-    answers = coverage(judge_of(args), results, captions, args.protocol, args.judge_at_once)
+    answers = coverage(judge_of(args), results, captions, args.protocol)
     scored = {
         "results": str(args.results),
         "references": str(args.references),
@@ -44,10 +45,8 @@ def run(args: argparse.Namespace) -> None:
         "prompt": {"system": SYSTEM, "user": PROMPTS[args.protocol]},
         "answers": answers,
     }
-    value, interval = scored["score"], scored["interval"]
-    ends = f" (95% {interval[0]:.4f} - {interval[1]:.4f})" if interval else ""
-    shown = "-" if value is None else f"{value:.4f}"
-    print(f"coverage, protocol {args.protocol}: {shown}{ends}; {RANGES[args.protocol]}")
+    shown = four_digits(scored["score"], scored["interval"])
+    print(f"coverage, protocol {args.protocol}: {shown}; {RANGES[args.protocol]}")
     print(f"{scored['images']} images, judge {args.judge_model}; {scored['empty_descriptions']} empty texts")
     if fewer := scored["images_with_fewer_captions"]:
         print(f"{fewer} images have fewer than 5 captions; they can cover fewer")
@@ -60,8 +59,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
-    args = parse_args(argv)
-    return command.main(lambda: run(args))
+    return command.main(run, parse_args(argv))
 
 
 if __name__ == "__main__":

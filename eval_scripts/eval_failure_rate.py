@@ -50,16 +50,15 @@ def run(args: argparse.Namespace) -> None:
     images = find_images(args.images, args.image_folder, args.limit, config.run.seed)
     judge, tasks = judge_of(args), list(dict.fromkeys(args.tasks))
     with command.started(args, config) as (checkpoints, processes):
-        results = evaluate(config, checkpoints, images, tasks, args.save_path, processes, judge, args.judge_at_once)
+        results = evaluate(config, checkpoints, images, tasks, args.save_path, processes, judge)
         if results is not None:
             print(summary(results))
             log.info("Everything is in %s; read failures.md there", args.save_path)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, or 2 for an error that the user can fix."""
-    args = parse_args(argv)
-    return command.main(lambda: run(args))
+    """Exit status: 0 done, 2 an error to read."""
+    return command.main(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -50,9 +50,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit status: 0, or 2 for an error that the user can fix."""
-    args = parse_args(argv)
-    return command.main(lambda: run(args))
+    """Exit status: 0 done, 2 an error to read."""
+    return command.main(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -151,7 +151,7 @@ def _table(found: dict[str, Any]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     args = parse_args(argv)
-    return command.main(lambda: args.run(args))
+    return command.main(args.run, args)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 import sys
 from typing import Any
 
-from minigpt4.common.utils import exit_status, write_json
+from minigpt4.common.utils import write_json
 from minigpt4.evaluation import command
 from minigpt4.evaluation.bootstrap import Bootstrap
 from minigpt4.evaluation.caption_data import match, read_references, read_results
@@ -60,8 +60,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
-    args = parse_args(argv)
-    return exit_status(lambda: run(args))
+    return command.main(run, parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -169,14 +169,14 @@ def _start(world_size: int) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str | None]:
-    """Of this package, Python, CUDA, the GPU and the packages whose numbers matter."""
+def versions(*more: str) -> dict[str, str | None]:
+    """Of this package, Python, CUDA, the GPU, the packages whose numbers matter, and `more` packages."""
     import torch
 
     from minigpt4 import __version__
 
     found = {"minigpt4": __version__, "python": platform.python_version(), "cuda": torch.version.cuda}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *more):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 from minigpt4.common.errors import ConfigError
 
@@ -43,6 +44,11 @@ class Decoding:
         wrong = [f"{key}: {getattr(self, key)} must be {rule}" for key, (holds, rule) in ranges.items() if not holds]
         if wrong:
             raise ConfigError("\n".join(wrong))
+
+    @classmethod
+    def at(cls, temperature: float, **others: Any) -> Self:
+        """Sampling at a temperature; 0 is greedy."""
+        return cls(temperature=temperature or 1.0, do_sample=temperature != 0, **others)
 
 
 PUBLISHED_CHAT = Decoding(max_new_tokens=300, do_sample=True, repetition_penalty=1.05)

@@ -18,9 +18,6 @@ Z_95 = 1.959963984540054
 """The 97.5% point of the normal distribution."""
 DRAWS = 1000
 SEED = 0
-TAILS = (2.5, 97.5)
-"""Percentiles of a 95% interval."""
-ROWS_AT_ONCE = 50
 
 # METEOR 1.5's parameters for English, and its weights of exact, stem, synonym and paraphrase matches.
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
@@ -53,15 +50,8 @@ class Bootstrap:
     def __init__(self, scores: Sequence[CaptionScores], images: int, draws: int = DRAWS) -> None:
         if images < 2:
             raise ValueError("a bootstrap needs more than one image")
-        self.scores = scores
-        random = np.random.Generator(np.random.PCG64(SEED))
-        parts: list[list[dict[str, np.ndarray]]] = [[] for _ in scores]
-        for start in range(0, draws, ROWS_AT_ONCE):
-            rows = min(ROWS_AT_ONCE, draws - start)
-            times_RN = random.multinomial(images, np.full(images, 1 / images), size=rows).astype(np.float64)
-            for part, own in zip(parts, scores, strict=True):
-                part.append(_scores_of(own, times_RN))
-        self._drawn = [{name: np.concatenate([rows[name] for rows in part]) for name in part[0]} for part in parts]
+        self.scores, times_RN = scores, _draw(images, draws)
+        self._drawn = [_scores_of(own, times_RN) for own in scores]
 
     def intervals(self, index: int) -> dict[str, tuple[float, float]]:
         """95% interval of every metric of one set."""
@@ -80,6 +70,12 @@ class Bootstrap:
             p = min(1.0, 2 * (float(against) + 1) / (len(drawn_R) + 1))
             found[name] = {"difference": corpus[name] - base[name], "interval": _interval(drawn_R), "p": p}
         return found
+
+
+def _draw(images: int, draws: int) -> np.ndarray:
+    """How often each draw holds each image, (R, N) float64."""
+    random = np.random.Generator(np.random.PCG64(SEED))
+    return random.multinomial(images, np.full(images, 1 / images), size=draws).astype(np.float64)
 
 
 def _scores_of(scores: CaptionScores, times_RN: np.ndarray) -> dict[str, np.ndarray]:
@@ -119,7 +115,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
 
 
 def _interval(values_R: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(values_R, TAILS)
+    low, high = np.percentile(values_R, (2.5, 97.5))
     return float(low), float(high)
 
 
@@ -128,12 +124,7 @@ def ratio_interval(above_N: Sequence[float], below_N: Sequence[float]) -> tuple[
 
     None for fewer than two images, or where a draw has nothing below: so few images say nothing.
     """
-    pairs_N2 = np.array([above_N, below_N], dtype=np.float64).T
-    images = len(pairs_N2)
-    if images < 2:
+    if len(above_N) < 2:
         return None
-    random = np.random.Generator(np.random.PCG64(SEED))
-    sums_R2 = np.stack([random.multinomial(images, np.full(images, 1 / images)) @ pairs_N2 for _ in range(DRAWS)])
-    if not sums_R2[:, 1].all():
-        return None
-    return _interval(sums_R2[:, 0] / sums_R2[:, 1])
+    above_R, below_R = (_draw(len(above_N), DRAWS) @ np.array([above_N, below_N], dtype=np.float64).T).T
+    return _interval(above_R / below_R) if below_R.all() else None

@@ -10,7 +10,7 @@ from minigpt4.common.utils import escaped, require_whole_characters
 from minigpt4.datasets import ImageCaptionJson
 from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, Records, caption_list, single_captions
 from minigpt4.datasets.datasets.records import SPLIT_FIELD
-from minigpt4.inference.image_list import ImageFile, ImageList
+from minigpt4.inference.image_list import ImageFile, ImageList, cut
 
 TEXT_FIELDS = (JOINED, "caption")
 FLICKR_COLUMNS = {"raw", SPLIT_FIELD, "filename"}
@@ -36,9 +36,8 @@ class CaptionItem(ImageFile):
 class CaptionData(ImageList):
     """All images of one split, in the order of its file; several records of an image are its single captions.
 
-    Raises:
-        SampleError: a record is bad, an image file is missing, or an image id comes twice, with lists of captions or
-            with other files. An evaluation on some of the images would be one on other images.
+    SampleError where a record is bad, an image file is missing, or an image id comes twice, with lists of captions or
+    with other files: an evaluation on some of the images would be one on other images.
     """
 
     def __init__(self, dataset: ImageCaptionJson) -> None:
@@ -54,41 +53,37 @@ class CaptionData(ImageList):
         A batch runs until its longest caption ends, so images with much to tell should share batches. Whatever
         the number of processes, the batches are the same, and so are the captions to the last bit.
         """
-        order = sorted(range(len(self)), key=lambda number: (-len(self.items[number].answer.split()), number))
-        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        return cut(sorted(range(len(self)), key=lambda number: -len(self.items[number].answer.split())), batch_size)
 
     def references(self, mode: ReferenceMode) -> dict[str, list[str]]:
         """References by image id; ConfigError if the annotations have no single captions."""
         if mode == "joined":
             return {item.image_id: [item.answer] for item in self.items}
-        for item in self.items:
-            if not item.captions:
-                raise ConfigError(
-                    f"{_where(self.dataset, item.unit)}: --reference-mode separate needs the field {CAPTIONS!r}, a "
-                    "list of texts; prepare_flickr30k.py writes it (run it again), or use --reference-mode joined"
-                )
-        return {item.image_id: list(item.captions or []) for item in self.items}
+        bare = next((item for item in self.items if not item.captions), None)
+        if bare is not None:
+            raise ConfigError(
+                f"{_where(self.dataset, bare.unit)}: --reference-mode separate needs the field {CAPTIONS!r}, a list of "
+                "texts; prepare_flickr30k.py writes it (run it again), or use --reference-mode joined"
+            )
+        return {item.image_id: list(item.captions) for item in self.items}
 
 
 def _item(dataset: ImageCaptionJson, units: Sequence[int]) -> CaptionItem:
     """One image of its records."""
-    looks = [dataset.look(unit) for unit in units]
+    looks, field = [dataset.look(unit) for unit in units], dataset.info.caption_field
     file, where = dataset.image_file(units[0]), _where(dataset, units[-1])
     if any("answer" not in look for _, look in looks):
         raise SampleError(f"{where}: is a conversation; an evaluation of captions needs captions")
-    image_id, answers = looks[0][1]["image_id"], [look["answer"] for _, look in looks]
-    is_joined = dataset.info.caption_field == JOINED
-    if len(units) == 1:
-        record, _ = looks[0]
-        single = single_captions(record, dataset.info.caption_field, where)
-        captions = single if single is not None else [] if is_joined else answers
-        return CaptionItem(image_id, file, "", answers[0], captions or None, units[0])
-    if is_joined or any(single_captions(record, dataset.info.caption_field, where) for record, _ in looks):
+    image_id, captions = looks[0][1]["image_id"], [look["answer"] for _, look in looks]
+    text, lists = " ".join(captions), [single_captions(record, field, where) for record, _ in looks]
+    if len(units) > 1 and (field == JOINED or any(lists)):
         raise SampleError(f"{where}: the image id {image_id!r} comes twice")
-    others = [other for unit in units if (other := dataset.image_file(unit)) != file]
-    if others:
-        raise SampleError(f"{where}: {others[0]} and {file} have the same id {image_id!r}; give them a field image_id")
-    return CaptionItem(image_id, file, "", " ".join(answers), answers, units[0])
+    other = next((other for unit in units if (other := dataset.image_file(unit)) != file), None)
+    if other:
+        raise SampleError(f"{where}: {other} and {file} have the same id {image_id!r}; give them a field image_id")
+    if len(units) == 1 and (field == JOINED or lists[0] is not None):
+        captions = lists[0]
+    return CaptionItem(image_id, file, "", text, captions or None, units[0])
 
 
 def _where(dataset: ImageCaptionJson, number: int) -> str:
@@ -108,13 +103,8 @@ def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dic
         Flickr30k    flickr_annotations_30k.csv with the columns raw, split, filename; Kaggle's results.csv
 
     Image ids are compared as text; a record without one has the name of its `image`, without folder and ending.
-
-    Args:
-        mode: `separate`: each caption; `joined`: all captions of an image in one string.
-        split: of a file whose records say theirs; other files are read as a whole.
-
-    Raises:
-        SampleError: a record is bad, or has no single captions though they are asked for.
+    `split` is of a file whose records say theirs; other files are read as a whole. SampleError for a bad record, and
+    for one without single captions in the mode `separate`.
     """
     single: dict[str, list[str]] = {}
     texts: dict[str, list[str]] = {}  # of records without a list: single captions, or one that was joined
@@ -175,10 +165,7 @@ def read_results(path: Path) -> dict[str, str]:
 def match(
     results: Mapping[str, str], references: Mapping[str, Sequence[str]], *, partial: bool
 ) -> dict[str, Sequence[str]]:
-    """The references of the images in `results`.
-
-    Raises SampleError for captions without references, and, unless `partial`, for references without a caption.
-    """
+    """The references of the images in `results`; SampleError for a missing one and, unless `partial`, an unused one."""
     unknown = [image_id for image_id in results if image_id not in references]
     if unknown:
         raise SampleError(f"{len(unknown)} of {len(results)} images have no reference: {first_few(unknown)}")

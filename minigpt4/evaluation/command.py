@@ -60,7 +60,7 @@ def started(args: argparse.Namespace, config: Config) -> Iterator[tuple[Any, Any
     stop_processes()
 
 
-def main(run: Callable[[], None]) -> int:
+def main(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
     """The exit status of a command: 0, or 2 for an error that the user can fix."""
     setup_logging(rank=0)
-    return exit_status(run)
+    return exit_status(lambda: run(args))

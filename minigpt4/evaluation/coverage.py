@@ -58,32 +58,27 @@ def coverage(
     descriptions: Mapping[str, str],
     captions: Mapping[str, Sequence[str]],
     protocol: Protocol,
-    at_once: int,
 ) -> list[dict[str, Any]]:
     """Ask the judge about every description; one question an image.
 
-    Returns:
-        `image_id`, `answer` of the judge, as it came, and `covered`, by caption, of each image; None where the answer
-        could not be read.
-
-    Raises:
-        SampleError: an image has no captions.
-        RunError: the judge gives no answers.
+    Returns `image_id`, the judge's `answer` as it came, and `covered`, by caption, of each image; None where the answer
+    could not be read. SampleError where an image has no captions.
     """
     bare = [image_id for image_id in descriptions if not captions.get(image_id)]
     if bare:
         raise SampleError(f"{len(bare)} images have no captions, such as {bare[0]}")
-    most = 1 if protocol == "objects" else MOST_CAPTIONS
-    used = [[" ".join(caption.split()) for caption in captions[image_id][:most]] for image_id in descriptions]
-    questions = []
-    for text, own in zip(descriptions.values(), used, strict=True):
-        lines = own if protocol == "objects" else [f"{n}. {caption}" for n, caption in enumerate(own, start=1)]
-        prompt = PROMPTS[protocol].format(description=text.strip(), captions="\n".join(lines), count=len(own))
+    most, questions, counts = 1 if protocol == "objects" else MOST_CAPTIONS, [], []
+    for image_id, text in descriptions.items():
+        lines = [" ".join(caption.split()) for caption in captions[image_id][:most]]
+        if protocol == "captions":
+            lines = [f"{number}. {caption}" for number, caption in enumerate(lines, start=1)]
+        prompt = PROMPTS[protocol].format(description=text.strip(), captions="\n".join(lines), count=len(lines))
         questions.append(Question(prompt, system=SYSTEM))
-    answers = judge.ask_all(questions, at_once=at_once, title="coverage")
+        counts.append(len(lines))
     judged = []
-    for image_id, answer, own in zip(descriptions, answers, used, strict=True):
-        covered = yes_no_lines(answer, len(own))
+    answers = judge.ask_all(questions)
+    for image_id, answer, count in zip(descriptions, answers, counts, strict=True):
+        covered = yes_no_lines(answer, count)
         if protocol == "objects":
             covered = None if (whole := yes_no(answer)) is None else [whole]
         judged.append({"image_id": image_id, "answer": answer, "covered": covered})

@@ -1,10 +1,9 @@
 """The failure rate from config to report: the steps of `eval_scripts/eval_failure_rate.py`."""
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,11 @@ from minigpt4.evaluation.failure_rules import (
     Failure,
     find_failures,
 )
-from minigpt4.evaluation.generate import NamedCheckpoint, batch_size, predict, setup_metadata
-from minigpt4.evaluation.judge import AT_ONCE, Judge, Question
-from minigpt4.evaluation.report import Table
+from minigpt4.evaluation.generate import NamedCheckpoint, decoding_line, predict, setup_metadata
+from minigpt4.evaluation.judge import Judge, Question
+from minigpt4.evaluation.report import Table, document
 from minigpt4.inference.image_list import ImageFile, ImageList
 from minigpt4.inference.pipeline import PromptRules, image_reader
-
-log = logging.getLogger(__name__)
 
 IMAGE_MARKS = re.compile(r"</?Img>|<ImageHere>")
 QUESTION = """Somebody was shown this image and was told: "{instruction}"
@@ -49,7 +46,7 @@ LINE = re.compile(r"^\W*(?:\d\W+)?(IMAGE|INSTRUCTION)\W+(yes|no)\b(?:[^\w\n]|_)*
 KIND_OF = {"IMAGE": OFF_IMAGE, "INSTRUCTION": OFF_INSTRUCTION}
 
 
-@dataclass(frozen=True)
+@dataclass
 class AskedAnswer:
     """One answer of one checkpoint."""
 
@@ -66,7 +63,7 @@ class AskedAnswer:
     ended: bool | None
     """Whether the model ended it itself; see `find_failures`."""
 
-    failures: tuple[Failure, ...] = ()
+    failures: list[Failure]
 
 
 def evaluate(
@@ -77,23 +74,16 @@ def evaluate(
     folder: Path,
     processes: Processes,
     judge: Judge | None = None,
-    judge_at_once: int = AT_ONCE,
 ) -> dict[str, Any] | None:
-    """Ask, find failures and report; every rank must call it. The content of `failures.json`, on rank 0.
+    """Give `tasks`, keys of `TASKS`; find failures, and report. Every rank must call it.
 
-    Args:
-        tasks: keys of `failure_rules.TASKS`.
-
-    Raises:
-        MiniGPT4Error: something is wrong with configuration, images, checkpoints or judge; the text says what.
+    Returns the content of `failures.json`, on rank 0. MiniGPT4Error for a fault in configuration, images, checkpoints
+    or judge.
     """
     prompts, rules = {task: getattr(cfg.run.failure_prompts, task) for task in tasks}, []
     for task, prompt in prompts.items():
-        own = PromptRules.of(cfg, prompt, source=f"run.failure_prompts.{task}")
-        log.info("%s: %d images; prompt %r; stop %s; %s", task, len(images), own.prompt, own.stop, own.decoding)
-        rules.append(own)
-    listed = ImageList(images, image_reader(cfg))
-    said = predict(cfg, listed, listed.batches(batch_size(cfg)), rules, checkpoints, folder, processes)
+        rules.append(PromptRules.of(cfg, prompt, source=f"run.failure_prompts.{task}"))
+    said = predict(cfg, ImageList(images, image_reader(cfg)), rules, checkpoints, folder, processes)
     if said is None:
         return None
     answers = []
@@ -102,14 +92,11 @@ def evaluate(
             instruction = " ".join(IMAGE_MARKS.sub(" ", prompt).split())
             for item in images:
                 text, ended = texts[item.image_id].text, texts[item.image_id].ended
-                failures = tuple(find_failures(text, TASKS[task].form, ended))
-                place = str(item.file.resolve())
-                answers.append(
-                    AskedAnswer(checkpoint.name, task, item.image_id, place, instruction, text, ended, failures)
-                )
+                file, found = str(item.file.resolve()), find_failures(text, TASKS[task].form, ended)
+                answers.append(AskedAnswer(checkpoint.name, task, item.image_id, file, instruction, text, ended, found))
     judged_by = None
     if judge is not None:
-        answers, unread = ask_judge(judge, answers, judge_at_once)
+        unread = ask_judge(judge, answers)
         judged_by = {"url": judge.endpoint.address, "model": judge.endpoint.model, "unread_replies": unread}
     setup = setup_metadata(cfg, rules[0])
     del setup["prompt"]
@@ -125,25 +112,15 @@ def evaluate(
 # A judge who sees the image
 
 
-def ask_judge(judge: Judge, answers: Sequence[AskedAnswer], at_once: int) -> tuple[list[AskedAnswer], int]:
-    """The answers with what the judge finds, and how many replies could not be read, which find nothing.
-
-    Empty answers are not judged. Raises RunError if the judge cannot be reached.
-    """
-    asked = [place for place, one in enumerate(answers) if all(failure.kind != EMPTY for failure in one.failures)]
-    questions = []
-    for place in asked:
-        one = answers[place]
-        questions.append(Question(QUESTION.format(instruction=one.instruction, text=one.text), Path(one.image)))
-    judged, unread = list(answers), 0
-    for place, reply in zip(asked, judge.ask_all(questions, at_once=at_once), strict=True):
-        found = read_reply(reply)
-        if found is None:
-            if not unread:
-                log.warning("A reply of the judge cannot be read: %.200r", reply)
-            unread += 1
-        judged[place] = replace(judged[place], failures=(*judged[place].failures, *(found or [])))
-    return judged, unread
+def ask_judge(judge: Judge, answers: Sequence[AskedAnswer]) -> int:
+    """Add what the judge finds; how many replies could not be read. Empty answers are not judged."""
+    asked = [one for one in answers if all(failure.kind != EMPTY for failure in one.failures)]
+    texts = [QUESTION.format(instruction=one.instruction, text=one.text) for one in asked]
+    questions = [Question(text, Path(one.image)) for text, one in zip(texts, asked, strict=True)]
+    found = [read_reply(reply) for reply in judge.ask_all(questions)]
+    for one, failures in zip(asked, found, strict=True):
+        one.failures.extend(failures or [])
+    return found.count(None)
 
 
 def read_reply(reply: str) -> list[Failure] | None:
@@ -151,11 +128,8 @@ def read_reply(reply: str) -> list[Failure] | None:
     said = {name.upper(): (word.lower(), reason.strip()) for name, word, reason in LINE.findall(reply)}
     if set(said) != set(KIND_OF):
         return None
-    return [
-        Failure(kind, f"the judge: {said[name][1] or 'no reason given'}")
-        for name, kind in KIND_OF.items()
-        if said[name][0] == "no"
-    ]
+    denied = {kind: said[name][1] for name, kind in KIND_OF.items() if said[name][0] == "no"}
+    return [Failure(kind, f"the judge: {reason or 'no reason given'}") for kind, reason in denied.items()]
 
 
 # The report: no file holds a time or the number of processes, so the same measurement writes the same bytes
@@ -183,19 +157,12 @@ def _results(
     for one in checkpoints:
         own = [answer for answer in answers if answer.checkpoint == one.name]
         rates = {task: _rate([answer for answer in own if answer.task == task]) for task in tasks}
-        rows.append({"name": one.name, "file": str(one.path), "sha256": one.sha256, "tasks": rates, "card": one.card})
-    failures = [
-        {
-            "checkpoint": answer.checkpoint,
-            "task": answer.task,
-            "image_id": answer.image_id,
-            "kinds": {failure.kind: failure.evidence for failure in answer.failures},
-            "ended": answer.ended,
-            "text": answer.text,
-        }
-        for answer in answers
-        if answer.failures
-    ]
+        rows.append({**one.identity, "tasks": rates, "card": one.card})
+    failures = []
+    for answer in [one for one in answers if one.failures]:
+        place = {"checkpoint": answer.checkpoint, "task": answer.task, "image_id": answer.image_id}
+        kinds = {failure.kind: failure.evidence for failure in answer.failures}
+        failures.append({**place, "kinds": kinds, "ended": answer.ended, "text": answer.text})
     titles = {task: TASKS[task].title for task in tasks}
     images = len({answer.image_id for answer in answers})
     return {"images": images, "tasks": titles, **setup, "notes": notes, "checkpoints": rows, "failures": failures}
@@ -215,8 +182,7 @@ def _rate(answers: Sequence[AskedAnswer]) -> dict[str, Any]:
 
 def markdown(results: Mapping[str, Any], answers: Sequence[AskedAnswer]) -> str:
     """The content of `failures.md`."""
-    decoding = ", ".join(f"{key} {value}" for key, value in results["decoding"].items())
-    lines = [*results["notes"], f"Decoding, the same for all checkpoints: {decoding}."]
+    lines = [*results["notes"], decoding_line(results)]
     lines += [f"Prompt of {name}: `{prompt!r}`" for name, prompt in results["prompts"].items()]
     lines.append(f"Stop: `{results['stop']}`")
     kinds, rows = KINDS if results["judge"] else RULED_KINDS, []
@@ -225,9 +191,8 @@ def markdown(results: Mapping[str, Any], answers: Sequence[AskedAnswer]) -> str:
             counts = [str(rate["kinds"].get(kind, 0)) for kind in kinds]
             rows.append([one["name"], name, *counts, str(rate["failed"])])
     by_kind = Table(["checkpoint", "task", *kinds, "any"], rows).markdown()
-    notes = "\n".join(f"- {line}" for line in lines)
-    parts = [f"# {headline(results)}", rate_table(results).markdown(), notes, f"## Answers by kind\n\n{by_kind}"]
-    return "\n\n".join(part.strip() for part in [*parts, *_listed(answers)]) + "\n"
+    sections = [f"## Answers by kind\n\n{by_kind}", *_listed(answers)]
+    return document(headline(results), rate_table(results), lines, sections)
 
 
 def _listed(answers: Sequence[AskedAnswer]) -> Iterator[str]:

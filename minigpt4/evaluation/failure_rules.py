@@ -98,8 +98,7 @@ class Failure:
 def find_failures(text: str, form: Form, ended: bool | None) -> list[Failure]:
     """The failures of an answer, at most one of a kind, in the order of `RULED_KINDS`.
 
-    Args:
-        ended: True: the model ended the answer itself; False: the token limit did; None: not known.
+    `ended`: True: the model ended the answer itself; False: the token limit did; None: not known.
     """
     words = _words(text)
     if not words:

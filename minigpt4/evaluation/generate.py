@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -59,6 +59,11 @@ class NamedCheckpoint:
     """`CARD_KEYS` of the card beside the file; None without a card that fits the file."""
 
     @property
+    def identity(self) -> dict[str, str]:
+        """Which checkpoint it is, for reports."""
+        return {"name": self.name, "file": str(self.path), "sha256": self.sha256}
+
+    @property
     def file_name(self) -> str:
         """The name as part of a file name, `epoch_3`."""
         return re.sub(r"[^\w.-]+", "_", self.name)
@@ -67,9 +72,7 @@ class NamedCheckpoint:
 def read_checkpoint_list(values: Sequence[str]) -> list[NamedCheckpoint]:
     """Checkpoints given as PATH or NAME=PATH, in their order; `checkpoint_3.pth` is called `epoch 3`.
 
-    Raises:
-        WeightsError: a file does not exist or cannot be read.
-        ConfigError: two have the same name.
+    WeightsError for a file that does not exist or cannot be read, ConfigError where two have the same name.
     """
     found: list[NamedCheckpoint] = []
     for value in values:
@@ -78,25 +81,20 @@ def read_checkpoint_list(values: Sequence[str]) -> list[NamedCheckpoint]:
             if not (mark and name.strip() and path and not Path(value).is_file()):
                 epoch = EPOCH.fullmatch(Path(value).stem)
                 name, path = f"epoch {epoch[1]}" if epoch else Path(value).stem, value
-            one = NamedCheckpoint(name.strip(), Path(path).expanduser(), "", None)
-            if not one.path.is_file():
-                raise WeightsError(f"--ckpt: there is no file {one.path}")
+            file = Path(path).expanduser()
+            if not file.is_file():
+                raise WeightsError(f"--ckpt: there is no file {file}")
+            digest, card = file_sha256(file), read_card(file)
+        if card is not None and card["sha256"] != digest:
+            log.warning("%s is not the file that its card describes; the report shows no card", file)
+            card = None
+        own = card and {key: card[key] for key in CARD_KEYS if key in card}
+        one = NamedCheckpoint(name.strip(), file, digest, own)
         same = [other.name for other in found if other.file_name == one.file_name]
         if same:
             raise ConfigError(f"--ckpt: {same[0]!r} and {one.name!r} would share their files; name them: NAME=PATH")
         found.append(one)
-    return [_with_card(one) for one in found]
-
-
-def _with_card(checkpoint: NamedCheckpoint) -> NamedCheckpoint:
-    with errors_as(WeightsError, f"--ckpt: {checkpoint.path}"):
-        digest = file_sha256(checkpoint.path)
-        card = read_card(checkpoint.path)
-    if card is not None and card["sha256"] != digest:
-        log.warning("%s is not the file that its card describes; the report shows no card", checkpoint.path)
-        card = None
-    own = card and {key: card[key] for key in CARD_KEYS if key in card}
-    return dataclasses.replace(checkpoint, sha256=digest, card=own)
+    return found
 
 
 # The run
@@ -105,7 +103,6 @@ def _with_card(checkpoint: NamedCheckpoint) -> NamedCheckpoint:
 def predict(
     cfg: Config,
     images: ImageList,
-    batches: Sequence[Sequence[int]],
     prompts: Sequence[PromptRules],
     checkpoints: Sequence[NamedCheckpoint],
     folder: Path,
@@ -113,15 +110,12 @@ def predict(
 ) -> list[list[dict[str, Answer]]] | None:
     """On rank 0 the answers of each checkpoint to each prompt, by image id in the order of the images.
 
-    Only missing answers are generated, whole batches at a time. Every rank must call it.
-
-    Args:
-        batches: numbers of the images that are answered together.
-        folder: of the evaluation.
-
-    Raises:
-        MiniGPT4Error: an image or a checkpoint is wrong, or the folder cannot be written to.
+    Only missing answers are generated, whole batches at a time, and kept in `folder`. Every rank must call it.
+    MiniGPT4Error where an image or a checkpoint is wrong, or the folder cannot be written to.
     """
+    for rules in prompts:
+        log.info("%d answers to %r; stop %s; %s", len(images), rules.prompt, rules.stop, rules.decoding)
+    batches = images.batches(batch_size(cfg))
     ids = [[images.items[number].image_id for number in batch] for batch in batches]
     provenance = {
         "model": dataclasses.asdict(cfg.model),
@@ -156,18 +150,16 @@ def predict(
     return [[answers[one.sha256, number] for number in range(len(prompts))] for one in checkpoints]
 
 
-# What commands and reports share
+def setup_metadata(cfg: Config, rules: PromptRules, *packages: str) -> dict[str, Any]:
+    """What is the same for all checkpoints, for the report; the versions of further `packages`, too."""
+    model = {key: getattr(cfg.model, key, None) for key in MODEL_KEYS}
+    return {**rules.provenance(), "batch_size": batch_size(cfg), "model": model, "versions": versions(*packages)}
 
 
-def setup_metadata(cfg: Config, rules: PromptRules) -> dict[str, Any]:
-    """What is the same for all checkpoints, for the report."""
-    model = dataclasses.asdict(cfg.model)
-    return {
-        **rules.provenance(),
-        "batch_size": batch_size(cfg),
-        "model": {key: model.get(key) for key in MODEL_KEYS},
-        "versions": versions(),
-    }
+def decoding_line(setup: Mapping[str, Any]) -> str:
+    """A note of reports, from `setup_metadata`."""
+    decoding = ", ".join(f"{key} {value}" for key, value in setup["decoding"].items())
+    return f"Decoding, the same for all checkpoints: {decoding}."
 
 
 def without_datasets(cfg: Config) -> Config:

@@ -5,7 +5,6 @@ Large Vision-Language Models, 2023.
 """
 
 import json
-import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,19 +20,16 @@ from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import LINE_END, decode, parse_json, write_json, write_whole
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
 from minigpt4.evaluation.caption_data import first_few
-from minigpt4.evaluation.generate import NamedCheckpoint, batch_size, predict, setup_metadata
+from minigpt4.evaluation.generate import NamedCheckpoint, predict, setup_metadata
 from minigpt4.evaluation.judge import yes_no
 from minigpt4.evaluation.objects import Truth
 from minigpt4.inference.image_list import ImageFile, ImageList
 from minigpt4.inference.pipeline import PromptRules, image_reader
 
-log = logging.getLogger(__name__)
-
 Negatives = Literal["random", "popular", "adversarial"]
 NEGATIVES = get_args(Negatives)
 ARE_PLURAL = ("skis", "scissors")
 YES, NO = "yes", "no"
-ANSWER_FIELDS = ("answer", "text")
 QUESTION_PLACE = "{}"
 PROMPT = f"<Img><ImageHere></Img> {QUESTION_PLACE} Answer with yes or no."
 
@@ -69,18 +65,14 @@ def chair(captions: Mapping[str, str], truth: Truth) -> dict[str, Any]:
         counts.update(mentions=len(mentions), mentions_wrong=len(wrong), captions_wrong=int(bool(wrong)))
         counts.update(objects_named=len(named), objects_right=len(right), objects_shown=len(shown))
         if wrong:
-            shown_wrong = {"wrong": sorted(set(wrong)), "shown": sorted(shown)}
-            listed.append({"image_id": image_id, "caption": text, **shown_wrong})
+            names = {"wrong": sorted(set(wrong)), "shown": sorted(shown)}
+            listed.append({"image_id": image_id, "caption": text, **names})
     sums = {name: [sum(side) for side in zip(*pairs, strict=True)] for name, pairs in ratios.items()}
     scores = {name: part / whole if whole else None for name, (part, whole) in sums.items()}
     intervals = {name: ratio_interval(*zip(*pairs, strict=True)) for name, pairs in ratios.items()}
     intervals["CHAIR-s"] = wilson(counts["captions_wrong"], len(captions))
-    return {
-        "scores": scores,
-        "intervals": {name: ends for name, ends in intervals.items() if ends},
-        "counts": dict(counts),
-        "wrong": listed,
-    }
+    intervals = {name: ends for name, ends in intervals.items() if ends}
+    return {"scores": scores, "intervals": intervals, "counts": dict(counts), "wrong": listed}
 
 
 # POPE: questions about objects that are there and objects that are not
@@ -113,12 +105,9 @@ def make_questions(
         negatives: which objects that are not there: `random`: any; `popular`: those that most images have;
             `adversarial`: those that are most often together with the objects of this image.
         pairs: questions of each of the two kinds an image, fewer where it has fewer objects.
-        least_objects: images with fewer objects are left out.
+        least_objects: images with fewer objects are left out; ConfigError where fewer than `images` are left.
         images: draw so many of the others; None: all.
         suffix: of image files, where the truth does not name them: id + suffix.
-
-    Raises:
-        ConfigError: there are not so many images with so many objects.
     """
     if pairs < 1:
         raise ConfigError(f"--pairs: {pairs} must be at least 1")
@@ -160,37 +149,30 @@ def question_text(name: str) -> str:
 
 def read_questions(path: Path) -> list[ObjectQuestion]:
     """The questions of a file; SampleError that names the line of a bad one, or of an id that comes twice."""
-    questions: dict[str, ObjectQuestion] = {}
-    for record, where in _records(path):
-        own = {name: record.get(name) for name in ("question_id", "image", "text", "label")}
-        missing = [name for name, value in own.items() if not isinstance(value, int | str) or value == ""]
-        if missing:
-            raise SampleError(f"{where}: the field {missing[0]!r} must be text or a number")
-        label = str(own["label"]).strip().lower()
+    questions = {}
+    for key, record, where in _records(path):
+        for name in ("image", "text", "label"):
+            if not isinstance(record.get(name), str) or not record[name]:
+                raise SampleError(f"{where}: the field {name!r} must be text")
+        label = record["label"].strip().lower()
         if label not in (YES, NO):
-            raise SampleError(f"{where}: the field 'label' must be 'yes' or 'no'; it is {own['label']!r}")
-        key = str(own["question_id"])
-        if key in questions:
-            raise SampleError(f"{where}: the question_id {key} comes twice")
-        questions[key] = ObjectQuestion(own["question_id"], str(own["image"]), str(own["text"]), label)
+            raise SampleError(f"{where}: the field 'label' must be 'yes' or 'no'; it is {record['label']!r}")
+        questions[key] = ObjectQuestion(record["question_id"], record["image"], record["text"], label)
     if not questions:
         raise SampleError(f"{path}: holds no questions")
     return list(questions.values())
 
 
 def read_answers(path: Path) -> dict[str, str]:
-    """Answers by question_id as text, from lines {"question_id": 1, "answer": "Yes, there is."}.
+    """Answers by question_id as text, from lines {"question_id": 1, "answer": "Yes, there is."}, also under `text`.
 
     SampleError names the line of a bad one, or of a second answer.
     """
-    answers: dict[str, str] = {}
-    for record, where in _records(path):
-        answer = next((record[name] for name in ANSWER_FIELDS if isinstance(record.get(name), str)), None)
-        if answer is None or not isinstance(record.get("question_id"), int | str):
-            raise SampleError(f"{where}: an answer needs 'question_id' and the text 'answer'")
-        key = str(record["question_id"])
-        if key in answers:
-            raise SampleError(f"{where}: the question {key} has an answer already")
+    answers = {}
+    for key, record, where in _records(path):
+        answer = record.get("answer", record.get("text"))
+        if not isinstance(answer, str):
+            raise SampleError(f"{where}: the field 'answer' must be text")
         answers[key] = answer
     return answers
 
@@ -206,10 +188,7 @@ def pope_scores(questions: Sequence[ObjectQuestion], answers: Mapping[str, str])
     """Scores of the answers, shares from 0 to 1; None where there is nothing to divide by.
 
     An answer that is neither yes nor no is wrong for `accuracy` and `recall`, no yes for `precision` and `yes share`,
-    and listed by its question's id.
-
-    Raises:
-        SampleError: a question has no answer, or an answer no question.
+    and listed by its question's id. SampleError for a question without an answer, or an answer without a question.
     """
     ids = [str(question.question_id) for question in questions]
     missing = [key for key in ids if key not in answers]
@@ -238,20 +217,26 @@ def pope_scores(questions: Sequence[ObjectQuestion], answers: Mapping[str, str])
     }
 
 
-def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """The lines of a file and their places, whatever the file is called: published ones are called .json."""
+def _records(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(question_id as text, record, place) of each line, whatever the file is called: published ones end in .json."""
     with errors_as(ConfigError, f"{path}: cannot be read"):
         lines = LINE_END.split(decode(path.read_bytes()))
+    seen = set()
     for number, line in enumerate(lines, start=1):
         where = f"{path}, line {number}"
+        if not line.strip():
+            continue
         try:
-            record = parse_json(line) if line.strip() else None
+            record = parse_json(line)
         except ValueError as error:
             raise SampleError(f"{where}: not JSON ({error}); the file must hold an object a line") from error
-        if record is not None:
-            if not isinstance(record, dict):
-                raise SampleError(f"{where}: not an object with named fields")
-            yield record, where
+        if not isinstance(record, dict) or not isinstance(record.get("question_id"), int | str):
+            raise SampleError(f"{where}: not an object with the field 'question_id', text or a number")
+        key = str(record["question_id"])
+        if key in seen:
+            raise SampleError(f"{where}: the question_id {key} comes twice")
+        seen.add(key)
+        yield key, record, where
 
 
 # POPE: asking checkpoints
@@ -276,38 +261,28 @@ def evaluate_pope(
     prompt: str,
     processes: Processes,
 ) -> dict[str, Any] | None:
-    """Ask, score and write; every rank must call it. The content of `pope.json`, on rank 0.
+    """Ask about the images of a folder, score, and write into `folder`; every rank must call it.
 
-    Args:
-        images: folder of the images.
-        folder: for all results.
-        prompt: with `<ImageHere>` and `{}` for the question, before it is put into the model's template.
-
-    Raises:
-        MiniGPT4Error: something is wrong with configuration, images or checkpoints; the text says what.
+    `prompt` has `<ImageHere>` and `{}` for the question, and goes into the model's template. Returns the content of
+    `pope.json`, on rank 0. MiniGPT4Error for a fault in configuration, images or checkpoints.
     """
     if prompt.count(QUESTION_PLACE) != 1:
         raise ConfigError(f"--prompt: {prompt!r} must hold {QUESTION_PLACE} exactly once, where the question goes")
     rules = PromptRules.of(cfg, prompt, source="--prompt")
-    log.info("%d questions; prompt %r; stop %s; %s", len(questions), rules.prompt, rules.stop, rules.decoding)
     prompts = {str(one.question_id): rules.prompt.replace(QUESTION_PLACE, one.text) for one in questions}
     files = question_files(questions, images)
     listed = ImageList(files, image_reader(cfg))
-    batches, asked = listed.batches(batch_size(cfg)), replace(rules, own_prompts=prompts)
-    said = predict(cfg, listed, batches, [asked], checkpoints, folder, processes)
+    said = predict(cfg, listed, [replace(rules, own_prompts=prompts)], checkpoints, folder, processes)
     if said is None:
         return None
     rows = []
     for one, (own,) in zip(checkpoints, said, strict=True):
         answers = {key: answer.text for key, answer in own.items()}
-        lines = []
-        for question in questions:  # in files of answers, `text` is what was answered
-            line = asdict(question) | {"answer": answers[str(question.question_id)]}
+        lines = [asdict(question) | {"answer": answers[str(question.question_id)]} for question in questions]
+        for line in lines:  # in files of answers, `text` is what was answered
             line["question"] = line.pop("text")
-            lines.append(line)
         write_lines(folder / f"answers_{one.file_name}.jsonl", lines, "--save_path")
-        scores = pope_scores(questions, answers)
-        rows.append({"name": one.name, "file": str(one.path), "sha256": one.sha256, **scores})
+        rows.append({**one.identity, **pope_scores(questions, answers)})
     count = len({file.file for file in files})
     results = {"setup": setup_metadata(cfg, rules), "images": count, "checkpoints": rows}
     write_json(folder / "pope.json", results, "--save_path")

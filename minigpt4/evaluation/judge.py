@@ -42,7 +42,6 @@ SHOWN = 300
 SENT_AS_IT_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 """Formats that every endpoint reads; others, and those that are to be turned, are sent as PNG."""
 AT_ONCE = 8
-"""Requests under way at a time."""
 THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL | re.IGNORECASE)
 WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 FIRST = re.compile(r"\W*(yes|no|yeah|yep|nope)\b", re.IGNORECASE)
@@ -86,6 +85,8 @@ class JudgeEndpoint:
     """Of one answer."""
 
     temperature: float = 0.0
+    at_once: int = AT_ONCE
+    """Requests under way at a time."""
 
     def __post_init__(self) -> None:
         if "@" in self.url or "?" in self.url:
@@ -101,6 +102,8 @@ class JudgeEndpoint:
             raise ConfigError("--judge-model: name the model that the endpoint is to answer with")
         if self.timeout <= 0:
             raise ConfigError(f"--judge-timeout: {self.timeout} must be above 0")
+        if self.at_once < 1:
+            raise ConfigError(f"--judge-at-once: {self.at_once} must be at least 1")
 
     @property
     def address(self) -> str:
@@ -118,16 +121,27 @@ class JudgeEndpoint:
         return key or None
 
 
-class JudgeClient:
-    """Asks one endpoint; any number of threads may do so at once. ConfigError where `openai` is not installed."""
+class Question(NamedTuple):
+    """What the judge is asked."""
 
-    def __init__(self, endpoint: JudgeEndpoint) -> None:
+    text: str
+    image: Path | None = None
+    system: str = ""
+
+
+class Judge:
+    """Answers from `endpoint`, kept in the JSON-lines file `cache`, which several judges may share.
+
+    ConfigError where `openai` is not installed, or where the endpoint's key or the file cannot be used.
+    """
+
+    def __init__(self, endpoint: JudgeEndpoint, cache: Path) -> None:
         if importlib.util.find_spec("openai") is None:
             raise ConfigError('--judge-url: a judge needs the package openai; pip install -e ".[judge]" brings it')
         import openai
 
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # it has a line for every request
-        self.endpoint, self._key = endpoint, endpoint.key()
+        self.endpoint, self._key, self._cache, self._lock = endpoint, endpoint.key(), cache, threading.Lock()
         self._options = {"max_tokens": endpoint.max_tokens, "temperature": endpoint.temperature}
         http = openai.DefaultHttpxClient(
             follow_redirects=False,  # the key would go to another server
@@ -143,12 +157,55 @@ class JudgeClient:
         )
         headers = {} if self._key else {"Authorization": openai.Omit()}
         self._create = partial(client.chat.completions.create, model=endpoint.model, extra_headers=headers)
+        with errors_as(ConfigError, f"--judge-cache: {cache} cannot be used"):
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            with cache.open("ab+") as file:
+                file.seek(max(0, file.tell() - 1))
+                if file.read() not in (b"", b"\n"):
+                    file.write(b"\n")  # a line that a kill cut off ends here
+        kept = [(record.get("key"), record.get("answer")) for record in JsonLines(cache).read()]
+        self._answers = {key: text for key, text in kept if isinstance(key, str) and isinstance(text, str)}
 
-    def complete(self, messages: list[dict[str, Any]]) -> str:
-        """The text that the model answers with; empty where it declines, or has used up its tokens for thought.
+    def ask_all(self, questions: Sequence[Question]) -> list[str]:
+        """The answers in the order of the questions; equal ones are asked once.
 
-        RunError, which names the way out, where there is no answer.
+        An answer is empty where the judge says nothing; it is asked again the next time. Ends at the first error:
+        RunError, which names the way out, where the endpoint gives no answer; SampleError for an unreadable image.
         """
+        different = list(dict.fromkeys(questions))
+        with ThreadPool(self.endpoint.at_once) as threads:  # an error, or Ctrl-C, does not wait for requests under way
+            pairs = threads.imap_unordered(lambda question: (question, self._answer(question)), different)
+            answers = dict(tqdm(pairs, desc="judge", total=len(different), unit="question", disable=None))
+        return [answers[question] for question in questions]
+
+    def _answer(self, question: Question) -> str:
+        content: Any = question.text
+        if question.image is not None:
+            picture = {"type": "image_url", "image_url": {"url": data_url(question.image)}}
+            content = [{"type": "text", "text": question.text}, picture]
+        system = [{"role": "system", "content": question.system}] if question.system else []
+        messages = [*system, {"role": "user", "content": content}]
+        one = self.endpoint
+        whole = [one.address, one.model, one.max_tokens, one.temperature, messages]
+        key = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
+        if key in self._answers:
+            return self._answers[key]
+        answer = self._complete(messages)
+        if answer:
+            self._keep({"key": key, "answer": answer, "model": one.model, "question": question.text})
+        return answer
+
+    def _keep(self, record: dict[str, str]) -> None:
+        """One line in one write; RunError if the disk refuses, before more is paid for."""
+        line = json.dumps(record, ensure_ascii=False).encode(errors="replace") + b"\n"
+        with self._lock, errors_as(RunError, f"{self._cache}: answers cannot be kept"):
+            with self._cache.open("ab", buffering=0) as file:
+                if file.write(line) < len(line):
+                    raise RunError(f"{self._cache}: answers cannot be kept (the disk is full)")
+            self._answers[record["key"]] = record["answer"]
+
+    def _complete(self, messages: list[dict[str, Any]]) -> str:
+        """The text that the model answers with; empty where it declines, or has used up its tokens for thought."""
         import openai
 
         tried = f"asked up to {self.endpoint.attempts} times, and what was answered before is kept"
@@ -162,15 +219,14 @@ class JudgeClient:
                 if error.status_code != 400 or not self._adapts(error.param, options):
                     raise self._error(self._reason(error, tried)) from None  # its text may repeat the key
                 continue
+            except openai.APITimeoutError as error:
+                what = f"no answer within {self.endpoint.timeout:g} s (--judge-timeout)"
+                raise self._error(f"{what}; {tried}") from error
             except openai.APIConnectionError as error:
                 what = f"no connection, or one that broke ({error.__cause__}); check --judge-url"
-                if isinstance(error, openai.APITimeoutError):
-                    what = f"no answer within {self.endpoint.timeout:g} s (--judge-timeout)"
                 raise self._error(f"{what}; {tried}") from error
-            except ValueError as error:
-                raise self._error(f"no answer that can be read ({error}); check --judge-url") from error
-            except (AttributeError, IndexError, TypeError) as error:  # openai does not check what servers send
-                what = f"no choices[0].message.content in its answer {answer!r:.{SHOWN}}"
+            except (ValueError, AttributeError, IndexError, TypeError) as error:  # openai checks nothing that it gets
+                what = f"no choices[0].message.content in its answer {answer!r:.{SHOWN}} ({error})"
                 raise self._error(f"{what}; is it an OpenAI-compatible chat endpoint? Check --judge-url") from error
             if getattr(choice, "finish_reason", None) == "length":
                 log.warning("An answer of %s is cut off at %d tokens", self.endpoint.model, self.endpoint.max_tokens)
@@ -219,78 +275,6 @@ def _do_not_wait_for_quota(response: Any) -> None:
             response.headers["x-should-retry"] = "false"
 
 
-# Questions, and answers that are kept
-
-
-class Question(NamedTuple):
-    """What the judge is asked."""
-
-    text: str
-    image: Path | None = None
-    system: str = ""
-
-
-class Judge:
-    """Answers from `endpoint`, kept in the JSON-lines file `cache`, which several judges may share.
-
-    Raises:
-        ConfigError: the endpoint's values or the file cannot be used.
-    """
-
-    def __init__(self, endpoint: JudgeEndpoint, cache: Path) -> None:
-        self.endpoint = endpoint
-        self._client, self._cache, self._lock = JudgeClient(endpoint), cache, threading.Lock()
-        with errors_as(ConfigError, f"--judge-cache: {cache} cannot be used"):
-            cache.parent.mkdir(parents=True, exist_ok=True)
-            with cache.open("ab+") as file:
-                file.seek(max(0, file.tell() - 1))
-                if file.read() not in (b"", b"\n"):
-                    file.write(b"\n")  # a line that a kill cut off ends here
-        kept = [(record.get("key"), record.get("answer")) for record in JsonLines(cache).read()]
-        self._answers = {key: text for key, text in kept if isinstance(key, str) and isinstance(text, str)}
-
-    def ask_all(self, questions: Sequence[Question], *, at_once: int = AT_ONCE, title: str = "judge") -> list[str]:
-        """The answers in the order of the questions; equal ones are asked once.
-
-        An answer is empty where the judge says nothing; it is asked again the next time. Stops at the first error.
-
-        Raises:
-            RunError: the endpoint gives no answer; the text says what to do.
-            SampleError: an image cannot be read.
-        """
-        different = list(dict.fromkeys(questions))
-        with ThreadPool(at_once) as threads:  # an error, or Ctrl-C, does not wait for requests under way
-            pairs = threads.imap_unordered(lambda question: (question, self._answer(question)), different)
-            answers = dict(tqdm(pairs, desc=title, total=len(different), unit="question", disable=None))
-        return [answers[question] for question in questions]
-
-    def _answer(self, question: Question) -> str:
-        content: Any = question.text
-        if question.image is not None:
-            picture = {"type": "image_url", "image_url": {"url": data_url(question.image)}}
-            content = [{"type": "text", "text": question.text}, picture]
-        system = [{"role": "system", "content": question.system}] if question.system else []
-        messages = [*system, {"role": "user", "content": content}]
-        one = self.endpoint
-        whole = [one.address, one.model, one.max_tokens, one.temperature, messages]
-        key = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
-        if key in self._answers:
-            return self._answers[key]
-        answer = self._client.complete(messages)
-        if answer:
-            self._keep({"key": key, "answer": answer, "model": one.model, "question": question.text})
-        return answer
-
-    def _keep(self, record: dict[str, str]) -> None:
-        """One line in one write; RunError if the disk refuses, before more is paid for."""
-        line = json.dumps(record, ensure_ascii=False).encode(errors="replace") + b"\n"
-        with self._lock, errors_as(RunError, f"{self._cache}: answers cannot be kept"):
-            with self._cache.open("ab", buffering=0) as file:
-                if file.write(line) < len(line):
-                    raise RunError(f"{self._cache}: answers cannot be kept (the disk is full)")
-            self._answers[record["key"]] = record["answer"]
-
-
 def data_url(image: Path) -> str:
     """An image file as a `data:` URL; SampleError if it cannot be read."""
     picture = open_image(image)
@@ -299,11 +283,11 @@ def data_url(image: Path) -> str:
             kind = SENT_AS_IT_IS.get(file.format) if file.getexif().get(ExifTag.Orientation, 1) == 1 else None
     except Exception:  # its metadata are damaged, and the pixels are not
         kind = None
-    if kind is not None:
-        return f"data:{kind};base64,{base64.b64encode(image.read_bytes()).decode()}"
-    png = io.BytesIO()
-    picture.save(png, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}"
+    content = image.read_bytes()
+    if kind is None:
+        picture.save(png := io.BytesIO(), "PNG")
+        kind, content = "image/png", png.getvalue()
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 # Command lines
@@ -329,14 +313,10 @@ def add_judge_arguments(parser: argparse.ArgumentParser, *, required: bool) -> N
 
 def judge_of(args: argparse.Namespace) -> Judge | None:
     """The judge of a command line, or None without `--judge-url`; ConfigError for options that cannot be."""
-    if args.judge_at_once < 1:
-        raise ConfigError(f"--judge-at-once: {args.judge_at_once} must be at least 1")
     if not args.judge_url:
         return None
-    endpoint = JudgeEndpoint(
-        args.judge_url, args.judge_model or "", key_variable=args.judge_key_variable, timeout=args.judge_timeout
-    )
-    return Judge(endpoint, args.judge_cache)
+    settings = {name: getattr(args, f"judge_{name}") for name in ("key_variable", "timeout", "at_once")}
+    return Judge(JudgeEndpoint(args.judge_url, args.judge_model or "", **settings), args.judge_cache)
 
 
 # Yes or no in what people and models write; what is neither is None

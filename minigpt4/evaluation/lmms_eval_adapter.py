@@ -43,7 +43,6 @@ IMAGE_TAG = f"<Img>{IMAGE_PLACEHOLDER}</Img>"
 MAX_NEW_TOKENS = 160
 """Longest answer where a task does not say: `max_txt_len` of the published recipes."""
 DECODING_KEYS = ("num_beams", "max_new_tokens", "top_p", "repetition_penalty", "length_penalty")
-OTHER_KEYS = ("until", "do_sample", "temperature")
 
 
 class Request(NamedTuple):
@@ -57,17 +56,12 @@ class Request(NamedTuple):
 
 
 class MiniGPT4Lmms(lmms):
-    """A model that lmms-eval builds from `--model_args`.
+    """A model that lmms-eval builds from `--model_args`; ConfigError for a wrong argument or YAML.
 
     Args:
         cfg_path: YAML with the section `model:`, such as `eval_configs/minigpt4_eval.yaml`.
         ckpt: overrides `model.ckpt`.
-        batch_size: requests at once; `--batch_size`.
-        device: `cuda`, `cuda:N` or `cpu`; default: a GPU if there is one. Under `accelerate launch` each process takes
-            its own.
-
-    Raises:
-        ConfigError: an argument or the YAML is wrong.
+        device: default: a GPU if there is one. Under `accelerate launch` each process takes its own.
     """
 
     is_simple = True
@@ -165,7 +159,7 @@ class MiniGPT4Lmms(lmms):
 
     def _decoding(self, settings: dict[str, Any]) -> tuple[Decoding, tuple[str, ...]]:
         """Decoding and stop strings of a task's `generation_kwargs`."""
-        ignored = settings.keys() - {*DECODING_KEYS, *OTHER_KEYS}
+        ignored = settings.keys() - {*DECODING_KEYS, "until", "do_sample", "temperature"}
         if ignored:
             log.warning("generation_kwargs without effect here: %s", ", ".join(sorted(ignored)))
         until = settings.get("until") or []
@@ -175,12 +169,8 @@ class MiniGPT4Lmms(lmms):
         temperature, do_sample = settings.get("temperature"), settings.get("do_sample")
         if temperature is None:
             temperature = 1.0 if do_sample else 0.0
-        do_sample = temperature > 0 and do_sample is not False
-        decoding = Decoding(
-            **({"max_new_tokens": MAX_NEW_TOKENS, "top_p": 1.0} | given),
-            do_sample=do_sample,
-            temperature=temperature if do_sample else 1.0,
-        )
+        given = {"max_new_tokens": MAX_NEW_TOKENS, "top_p": 1.0} | given
+        decoding = Decoding.at(0 if do_sample is False else max(0, temperature), **given)
         return decoding, tuple(dict.fromkeys(filter(None, stop)))
 
 

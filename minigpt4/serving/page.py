@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image, ImageDraw
 
 from minigpt4.common.errors import MiniGPT4Error, RunError, SampleError
 from minigpt4.conversation.chat import Picture, Request
@@ -70,7 +69,6 @@ class ChatPage:
         self.picture = lru_cache(engine.max_rows * limits.images)(self._picture)
         names = engine.checkpoints
         checkpoint = gr.Dropdown(names, value=names[0], label="Checkpoint", visible=len(names) > 1, render=False)
-        examples = example_images(Path(gr.utils.get_upload_folder()))
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, DELETE_AFTER)) as self.blocks:
             gr.Markdown(HEAD)
             note = gr.Markdown(elem_id="note", render=False)
@@ -96,7 +94,7 @@ class ChatPage:
                 additional_inputs_accordion="Settings",
                 additional_outputs=[note],
                 editable=True,
-                examples=[[{"text": FIRST_QUESTION, "files": [str(path)]}, *[None] * 6] for path in examples],
+                examples=[[{"text": FIRST_QUESTION, "files": [str(path)]}, *[None] * 6] for path in example_images()],
                 run_examples_on_click=False,
                 validator=self.check,
                 concurrency_limit=engine.max_rows,
@@ -162,12 +160,7 @@ class ChatPage:
     def request(
         self, message: dict[str, Any], history: Sequence[dict[str, Any]], checkpoint: str | None, how: Decoding
     ) -> Request:
-        """What the engine is asked: all messages so far, without questions that had no answer; their images stay.
-
-        Args:
-            message: `text` and `files` of the question.
-            history: messages as the Chatbot has them.
-        """
+        """All messages so far, without questions that had no answer, whose images stay; `history` is the Chatbot's."""
         conversation, pictures, is_open = self.engine.new_conversation(), [], False
         if len(history) >= self.limits.turns:
             raise SampleError("this conversation is as long as it may be; start over")
@@ -249,59 +242,19 @@ def sliders(limits: Limits, context: int) -> list[gr.Slider]:
 def decoding(
     limits: Limits, beams: float, temperature: float, top_p: float, tokens: float, repetition_penalty: float
 ) -> Decoding:
-    """How to answer; a temperature of 0 is the most likely answer.
-
-    Raises:
-        SampleError: a value is out of bounds, which a page's sliders do not allow but a request can hold.
-    """
+    """How to answer, greedily at temperature 0; SampleError for what no slider allows, but a request can hold."""
     if not (1 <= beams <= limits.beams and 1 <= tokens <= limits.new_tokens):
         raise SampleError(f"at most {limits.beams} beams and {limits.new_tokens} tokens")
-    samples = temperature > 0
-    return Decoding(
-        num_beams=int(beams),
-        max_new_tokens=int(tokens),
-        top_p=top_p,
-        repetition_penalty=repetition_penalty,
-        temperature=temperature if samples else 1.0,
-        do_sample=samples,
-    )
+    search = {"num_beams": int(beams), "max_new_tokens": int(tokens)}
+    return Decoding.at(temperature, **search, top_p=top_p, repetition_penalty=repetition_penalty)
 
 
-def example_images(folder: Path, world: Path = WORLD) -> list[Path]:
-    """Test scenes of several things where the mini world was made; else drawings, which are put into `folder`."""
+def example_images(world: Path = WORLD) -> list[Path]:
+    """Test scenes of several things, where the mini world was made."""
     try:
         scenes = json.loads((world / TRUTH_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        scenes = {}
+        return []
     images = world / "flickr30k" / "flickr30k-images"
     files = [images / f"{image_id}.jpg" for image_id, scene in scenes.items() if len(scene["groups"]) > 1]
-    return [file for file in files if file.is_file()][:EXAMPLES] or [_drawing(folder, *one) for one in DRAWINGS.items()]
-
-
-def _drawing(folder: Path, name: str, strokes: Sequence[tuple[Any, ...]]) -> Path:
-    picture = Image.new("RGB", (448, 448), "#d9dde2")
-    pen = ImageDraw.Draw(picture)
-    for method, *arguments in strokes:
-        getattr(pen, method)(*arguments)
-    folder.mkdir(parents=True, exist_ok=True)
-    picture.save(folder / f"{name}.png")
-    return folder / f"{name}.png"
-
-
-DRAWINGS = {
-    "house": [
-        ("rectangle", (0, 320, 448, 448), "#6fbf5f"),
-        ("ellipse", (330, 30, 410, 110), "#ffd23f"),
-        ("rectangle", (90, 200, 270, 350), "#f2e3c6", "#6b4f3a", 4),
-        ("polygon", [(70, 205), (180, 110), (290, 205)], "#b5402f"),
-        ("rectangle", (160, 265, 205, 350), "#6b4f3a"),
-    ],
-    "traffic_light": [
-        ("rectangle", (212, 300, 236, 400), "#333a40"),
-        ("rounded_rectangle", (164, 40, 284, 310), 24, "#333a40"),
-        ("ellipse", (188, 58, 260, 130), "#e5383b"),
-        ("ellipse", (188, 142, 260, 214), "#5c5434"),
-        ("ellipse", (188, 226, 260, 298), "#33503c"),
-    ],
-}
-"""Strokes of `ImageDraw`, each with its arguments."""
+    return [file for file in files if file.is_file()][:EXAMPLES]

@@ -51,11 +51,8 @@ class Limits:
 def read_image(source: bytes | Path, limits: Limits, name: str = "the file") -> Image.Image:
     """An image that a stranger sent, as upright RGB; its size is checked before it is decoded.
 
-    `name` is how errors call it, so that they do not show a path of this machine.
-
-    Raises:
-        TooLargeError: too many bytes or pixels.
-        SampleError: no image, damaged, or of a kind that is not among `FORMATS`.
+    `name` is how errors call it, so that they do not show a path of this machine: TooLargeError for too many bytes or
+    pixels, SampleError for no image, a damaged one, or a kind that is not among `FORMATS`.
     """
     content = source if isinstance(source, bytes) else _content(source, limits, name)
     _check_bytes(len(content), limits, name)

@@ -1,13 +1,12 @@
 """Whole evaluations on tiny weights: in this process, or as processes of their own."""
 
-import functools
 import importlib.util
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+
+from minigpt4.common.config import Config
+from minigpt4.models.mini_gpt4 import MiniGPT4
+from minigpt4.processors import open_image
+from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTS = REPOSITORY / "eval_scripts"
@@ -35,33 +39,38 @@ FAST = ("--metrics", "BLEU", "CIDEr", "ROUGE-L")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A folder with data, checkpoints and a configuration, and how to evaluate them."""
+    """A folder with data, checkpoints and a configuration, and a command that evaluates them."""
 
     folder: Path
     config: Path
     script: ModuleType
+    checkpoints: Sequence[str]
+    """As `--ckpt` takes them."""
 
-    @property
-    def checkpoints(self) -> list[str]:
-        """The pretrained one and two epochs, as `--ckpt` takes them."""
-        return [f"pretrained={self.folder}/start.pth", *(f"{self.folder}/checkpoint_{n}.pth" for n in (0, 1))]
+    tiny: Mapping[str, Any]
+    """Keys of `model:`."""
 
-    def arguments(self, name: str, *more: str, checkpoints: list[str] | None = None) -> list[str]:
+    more: Sequence[str] = ()
+    """Further arguments."""
+
+    def arguments(self, name: str, *more: str, checkpoints: Sequence[str] | None = None) -> list[str]:
         """The command line; `name` is that of the folder for the results."""
         chosen = self.checkpoints if checkpoints is None else checkpoints
-        return ["--cfg-path", str(self.config), "--ckpt", *chosen, "--save_path", str(self.folder / name), *more]
+        save = ["--save_path", str(self.folder / name)]
+        return ["--cfg-path", str(self.config), "--ckpt", *chosen, *save, *self.more, *more]
 
-    def run(self, name: str, *more: str, checkpoints: list[str] | None = None) -> Path:
+    def run(self, name: str, *more: str, checkpoints: Sequence[str] | None = None) -> Path:
         """Evaluate in this process; asserts success and returns the folder of the results."""
-        assert self.script.main(self.arguments(name, *FAST, *more, checkpoints=checkpoints)) == 0
+        assert self.script.main(self.arguments(name, *more, checkpoints=checkpoints)) == 0
         return self.folder / name
 
-    def start(self, name: str, *more: str, processes: int = 1) -> subprocess.CompletedProcess:
-        """Evaluate in processes of their own."""
+    def start(self, name: str, processes: int = 1) -> subprocess.CompletedProcess:
+        """Evaluate in processes of their own, one thread each, with the plugins of the folder on the path."""
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        script = [str(SCRIPTS / "eval_flickr30k.py"), *self.arguments(name, *FAST, *more)]
-        command = [sys.executable, *(launcher if processes > 1 else []), *script]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment(self.folder))
+        command = [sys.executable, *(launcher if processes > 1 else []), self.script.__file__, *self.arguments(name)]
+        path = os.pathsep.join([str(REPOSITORY), str(self.folder), os.environ.get("PYTHONPATH", "")])
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+        return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
 
     def with_plugin(self, name: str) -> "Evaluation":
         """The same with a configuration that imports plugins/NAME.py."""
@@ -70,19 +79,21 @@ class Evaluation:
         config.write_text(yaml.safe_dump({"imports": [name], **yaml.safe_load(self.config.read_text())}))
         return replace(self, config=config)
 
-    def change(self, **sections: Any) -> None:
-        """Change keys of `model`, `run` or the dataset."""
+    def take(self, shipped: Path) -> None:
+        """Take over a shipped configuration with tiny weights and short answers; paths of data stay as shipped."""
+        shutil.copy(shipped, self.config)
+        decoding = yaml.safe_load(shipped.read_text())["run"]["generation"] | {"max_new_tokens": 12}
+        run = {"batch_size_eval": 3, "num_workers": 0, "device": "cpu", "generation": decoding}
+        self.change(model=self.tiny, run=run, dataset={"vis_processor": {}})
+
+    def change(self, dataset: Mapping[str, Any] | None = None, **sections: Mapping[str, Any]) -> None:
+        """Change keys of `model`, `run` or the datasets."""
         config = yaml.safe_load(self.config.read_text())
         for section, keys in sections.items():
-            target = next(iter(config["datasets"].values())) if section == "dataset" else config[section]
-            target.update(keys)
+            config[section].update(keys)
+        for own in config.get("datasets", {}).values():
+            own.update(dataset or {})
         self.config.write_text(yaml.safe_dump(config))
-
-
-def environment(folder: Path, **more: str) -> dict[str, str]:
-    """This environment with one thread a process, the package and the plugins of `folder` on the path."""
-    path = os.pathsep.join([str(REPOSITORY), str(folder), os.environ.get("PYTHONPATH", "")])
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **more}
 
 
 def load_script(name: str) -> ModuleType:
@@ -94,50 +105,17 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
-def make_evaluation(folder: Path, parity: Path) -> Evaluation:
+def make_evaluation(folder: Path, parity: Path, tiny: Mapping[str, Any]) -> Evaluation:
     """Data, three checkpoints, and the shipped configuration with other paths and sizes."""
     torch.set_num_threads(1)
     _write_data(folder)
     _write_checkpoints(folder, parity)
-    evaluation = Evaluation(folder, folder / "evaluation.yaml", load_script("eval_flickr30k"))
-    shrink(evaluation, CONFIG, parity)
-    evaluation.change(
-        dataset={
-            "build_info": {
-                "ann_path": "nobody/needs/the/training/file.json",
-                "test_ann_path": str(folder / "test.json"),
-                "image_path": str(folder / "images"),
-            },
-        },
-    )
-    return evaluation
-
-
-def shrink(evaluation: Evaluation, shipped: Path, parity: Path) -> Evaluation:
-    """Give `evaluation` a shipped configuration with tiny weights; the paths of the data stay as shipped."""
-    shutil.copy(shipped, evaluation.config)
-    decoding = yaml.safe_load(shipped.read_text())["run"]["generation"]
-    evaluation.change(
-        model={
-            "image_size": 56,
-            "vit_weights": str(parity / "eva_vit_tiny.pth"),
-            "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
-            "q_former_model": str(parity / "blip2_tiny.pth"),
-            "num_query_token": 8,
-            "qformer_config": {
-                "hidden_size": 48,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 4,
-                "intermediate_size": 96,
-            },
-            "llama_model": str(parity / "vicuna_tiny"),
-            "vit_precision": "fp32",
-            "llm_precision": "fp32",
-            "prompt_path": str(parity / "prompts_tiny.txt"),
-        },
-        dataset={"vis_processor": {}},
-        run={"batch_size_eval": 3, "num_workers": 0, "device": "cpu", "generation": {**decoding, "max_new_tokens": 12}},
-    )
+    checkpoints = [f"pretrained={folder}/start.pth", *(f"{folder}/checkpoint_{n}.pth" for n in (0, 1))]
+    script, model = load_script("eval_flickr30k"), {**tiny, "prompt_path": str(parity / "prompts_tiny.txt")}
+    evaluation = Evaluation(folder, folder / "evaluation.yaml", script, checkpoints, model, FAST)
+    evaluation.take(CONFIG)
+    info = {"ann_path": "nobody/needs/the/training/file.json", "test_ann_path": str(folder / "test.json")}
+    evaluation.change(dataset={"build_info": info | {"image_path": str(folder / "images")}})
     return evaluation
 
 
@@ -163,15 +141,15 @@ def _write_checkpoints(folder: Path, parity: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, parity_dir: Path) -> Evaluation:
+def shared(tmp_path_factory: pytest.TempPathFactory, parity_dir: Path, tiny_section: Callable) -> Evaluation:
     """An evaluation whose data nobody changes."""
-    return make_evaluation(tmp_path_factory.mktemp("evaluation"), parity_dir)
+    return make_evaluation(tmp_path_factory.mktemp("evaluation"), parity_dir, tiny_section(ckpt=None))
 
 
 @pytest.fixture
-def own(tmp_path: Path, parity_dir: Path) -> Evaluation:
+def own(tmp_path: Path, parity_dir: Path, tiny_section: Callable) -> Evaluation:
     """An evaluation of the test's own."""
-    return make_evaluation(tmp_path, parity_dir)
+    return make_evaluation(tmp_path, parity_dir, tiny_section(ckpt=None))
 
 
 @pytest.fixture(scope="session")
@@ -181,18 +159,22 @@ def complete(shared: Evaluation) -> Path:
 
 
 @pytest.fixture(scope="session")
-def shrunk(parity_dir: Path) -> Callable[[Evaluation, Path], Evaluation]:
-    """`shrunk(evaluation, file)`: the evaluation with that shipped configuration on tiny weights."""
-    return functools.partial(shrink, parity=parity_dir)
-
-
-@pytest.fixture(scope="session")
 def command() -> Callable[[str], ModuleType]:
     """`command("score_captions")`: that script as a module."""
     return load_script
 
 
 @pytest.fixture(scope="session")
-def environment_of() -> Callable[[Path], dict[str, str]]:
-    """`environment_of(folder)`: of a process that finds the package and the plugins of a folder."""
-    return environment
+def alone(shared: Evaluation) -> Callable[..., str]:
+    """`alone(image, prompt)`: what the last checkpoint says to a prompt, the first of the model without one."""
+    config = Config(shared.script.parse_args(shared.arguments("unused")))
+    model = MiniGPT4.from_config(config.validate(training=False).model).eval()
+    model.load_checkpoint(shared.folder / "checkpoint_1.pth")
+    processor = Blip2ImageEvalProcessor(image_size=56)
+
+    def generate(image: str, prompt: str = "", max_new_tokens: int = 12) -> str:
+        pixels = processor(open_image(shared.folder / "images" / image))
+        prompts = [prompt or model.prompt_list[0]]
+        return model.generate(pixels[None], prompts, max_new_tokens=max_new_tokens, stop=["###"])[0]
+
+    return generate

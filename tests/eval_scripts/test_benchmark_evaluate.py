@@ -12,23 +12,14 @@ import pytest
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _path():
-    sys.path.append(str(BENCHMARKS))  # scripts find each other in their own folder
-
-
 @pytest.fixture(scope="module")
-def benchmark(_path):
+def benchmark():
     """By its file: a package of that name may be installed."""
+    sys.path.append(str(BENCHMARKS))  # scripts find each other in their own folder
     spec = importlib.util.spec_from_file_location("benchmark_evaluate", BENCHMARKS / "evaluate.py")
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-@pytest.fixture(scope="module")
-def plain_evaluation(_path):
-    return importlib.import_module("plain_evaluation")
 
 
 def test_run_folder_is_measured_in_both_ways_and_reported(benchmark, shared, monkeypatch, tmp_path, capsys):
@@ -47,7 +38,8 @@ def test_run_folder_is_measured_in_both_ways_and_reported(benchmark, shared, mon
     assert document.read_text().startswith("# Performance\n\nKept.\n\n<!-- evaluate: begin -->\n## Several checkpoints")
 
 
-def test_plain_run_says_and_scores_what_an_evaluation_does(plain_evaluation, shared, complete, tmp_path):
+def test_plain_run_says_and_scores_what_an_evaluation_does(benchmark, shared, complete, tmp_path):
+    plain_evaluation = importlib.import_module("plain_evaluation")
     checkpoint = shared.folder / "checkpoint_1.pth"
     arguments = ["--cfg-path", str(shared.config), "--ckpt", str(checkpoint), "--save", str(tmp_path)]
     assert plain_evaluation.main(arguments) == 0
@@ -77,22 +69,7 @@ def test_scores_of_the_same_captions_must_be_the_same(benchmark):
         benchmark.same_captions(ours, plain | {"scores": {"CIDEr": 0.4}})
 
 
-def test_difference_between_the_ways_is_an_error(benchmark, tmp_path, monkeypatch):
-    args = benchmark.parse_args(["--cfg-path", "x.yaml", "--ckpt", "a.pth", "b.pth", "--skip-plain"])
-    names = iter(["together", "apart_0", "apart_1"])
-    rows = {name: [{"name": "a", "scores": {}, "captions": [name]}] for name in ("apart_0", "apart_1")}
-    rows["together"] = [*rows["apart_0"], {"name": "a", "scores": {}, "captions": ["other"]}]
-    monkeypatch.setattr(benchmark, "run_script", lambda *given: float(len(next(names))))
-    monkeypatch.setattr(benchmark, "_results", lambda folder: rows[folder.name])
-    with pytest.raises(benchmark.RunError, match="captions or scores of 'a' are not those of its own process"):
-        benchmark.repeat(args, ["a.pth", "b.pth"], [], tmp_path, apart_first=False)
-
-
-def test_one_checkpoint_is_no_comparison(benchmark, shared, capsys):
-    assert benchmark.main(["--cfg-path", str(shared.config), "--ckpt", "a.pth"]) == 2
-    assert "two checkpoints" in capsys.readouterr().err
-
-
-def test_failing_evaluation_is_shown_with_its_reason(benchmark, shared, capsys):
-    assert benchmark.main(["--cfg-path", str(shared.config), "--ckpt", "a=gone.pth", "b=gone.pth"]) == 2
-    assert "there is no file gone.pth" in capsys.readouterr().err
+def test_one_checkpoint_is_no_comparison_and_a_failing_evaluation_is_shown_with_its_reason(benchmark, shared, capsys):
+    for checkpoints, reason in ((["a.pth"], "two checkpoints"), (["a=gone.pth", "b=gone.pth"], "no file gone.pth")):
+        assert benchmark.main(["--cfg-path", str(shared.config), "--ckpt", *checkpoints]) == 2
+        assert reason in capsys.readouterr().err

@@ -3,21 +3,15 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-import yaml
 
 from minigpt4.common.config import Config
 from minigpt4.evaluation.bootstrap import wilson
 from minigpt4.evaluation.failure_rules import find_failures
 from minigpt4.models.mini_gpt4 import MiniGPT4
-from minigpt4.processors import open_image
-from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
 
 REPOSITORY = Path(__file__).parents[2]
 FILES = ("failures.json", "failures.md", "answers.json")
@@ -26,46 +20,15 @@ IMAGES = 11
 LIMIT = 12
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """A configuration, two checkpoints and images, and how to measure on them."""
-
-    folder: Path
-    config: Path
-    script: ModuleType
-
-    def arguments(self, name: str, *more: str) -> list[str]:
-        """The command line; `name` is that of the folder for the results."""
-        checkpoints = [f"before stage 2={self.folder}/start.pth", f"after stage 2={self.folder}/checkpoint_1.pth"]
-        where = ["--images", str(self.folder / "images"), "--save_path", str(self.folder / name)]
-        return ["--cfg-path", str(self.config), "--ckpt", *checkpoints, *where, *more]
-
-    def run(self, name: str, *more: str) -> Path:
-        """Measure in this process; asserts success and returns the folder of the results."""
-        assert self.script.main(self.arguments(name, *more)) == 0
-        return self.folder / name
-
-    def start(
-        self, name: str, environment: dict[str, str], config: Path, processes: int
-    ) -> subprocess.CompletedProcess:
-        """Measure in processes of their own."""
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        arguments = [str(config) if part == str(self.config) else part for part in self.arguments(name)]
-        script = [str(REPOSITORY / "eval_scripts" / "eval_failure_rate.py"), *arguments]
-        command = [sys.executable, *(launcher if processes > 1 else []), *script]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-
-
 @pytest.fixture(scope="module")
-def measurement(shared, command) -> Measurement:
-    """The shipped configuration with tiny weights and eleven images."""
-    config = yaml.safe_load((REPOSITORY / "eval_configs" / "minigpt4_failure_eval.yaml").read_text())
-    config["model"] = yaml.safe_load(shared.config.read_text())["model"]
-    config["run"] |= {"batch_size_eval": 3, "num_workers": 0, "device": "cpu"}
-    config["run"]["generation"]["max_new_tokens"] = LIMIT
-    file = shared.folder / "failure.yaml"
-    file.write_text(yaml.safe_dump(config))
-    return Measurement(shared.folder, file, command("eval_failure_rate"))
+def measurement(shared, command):
+    """The shipped configuration with tiny weights, two checkpoints and eleven images."""
+    folder = shared.folder
+    checkpoints = [f"before stage 2={folder}/start.pth", f"after stage 2={folder}/checkpoint_1.pth"]
+    given = {"checkpoints": checkpoints, "more": ("--images", f"{folder}/images")}
+    measurement = replace(shared, config=folder / "failure.yaml", script=command("eval_failure_rate"), **given)
+    measurement.take(REPOSITORY / "eval_configs" / "minigpt4_failure_eval.yaml")
+    return measurement
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +76,6 @@ def test_failures_are_listed_by_kind_with_text_and_evidence(complete):
         for kind, evidence in failure["kinds"].items():
             assert f"\n## {kind}: " in markdown
             line = f"**{failure['checkpoint']}**, {failure['task']}, {failure['image_id']}: {evidence}"
-            assert line in markdown
             assert failure["text"].splitlines()[0] in markdown.split(line)[1]
 
 
@@ -128,26 +90,16 @@ def test_console_shows_the_published_table(complete, measurement, capsys):
         assert f"| {cells[1]}" in line
 
 
-def test_answers_are_those_of_generate_and_say_whether_they_ended(complete, measurement):
-    config = Config(measurement.script.parse_args(measurement.arguments("unused")))
-    model = MiniGPT4.from_config(config.validate(training=False).model).eval()
-    model.load_checkpoint(measurement.folder / "checkpoint_1.pth")
-    pixels = Blip2ImageEvalProcessor(image_size=56)(open_image(measurement.folder / "images" / "104.jpg"))
+def test_answers_are_those_of_generate_and_say_whether_they_ended(complete, alone):
     prompt = "###Human: <Img><ImageHere></Img> Write a poem about this image. ###Assistant: "
-    settings = {"max_new_tokens": LIMIT, "stop": ["###"]}
-    (alone,) = model.generate(pixels[None], [prompt], **settings)
-    (longer,) = model.generate(pixels[None], [prompt], **(settings | {"max_new_tokens": LIMIT + 1}))
-    (found,) = [
-        one
-        for one in _answers(complete)
-        if (one["checkpoint"], one["task"], one["image_id"]) == ("after stage 2", "poem", "104.jpg")
-    ]
-    assert found["text"] == alone
+    wanted = {"checkpoint": "after stage 2", "task": "poem", "image_id": "104.jpg"}
+    (found,) = [one for one in _answers(complete) if one.items() >= wanted.items()]
+    assert found["text"] == alone("104.jpg", prompt, LIMIT)
     assert found["instruction"] == "Write a poem about this image."
-    assert found["ended"] == (longer == alone)
+    assert found["ended"] == (alone("104.jpg", prompt, LIMIT + 1) == found["text"])
 
 
-def test_chosen_task_and_number_of_images(complete, measurement, monkeypatch):
+def test_chosen_task_and_number_of_images(complete, measurement):
     folder = measurement.run("few", "--tasks", "poem", "--limit", "4")
     facts = _facts(folder)
     assert (facts["images"], list(facts["tasks"])) == (4, ["poem"])
@@ -157,23 +109,10 @@ def test_chosen_task_and_number_of_images(complete, measurement, monkeypatch):
     assert {a["image_id"] for a in _answers(other)} != {a["image_id"] for a in _answers(folder)}
 
 
-# Processes and kills
-
-
-def test_two_processes_leave_the_same_bytes_as_one(complete, measurement, environment_of):
-    result = measurement.start("two_failures", environment_of(measurement.folder), measurement.config, processes=2)
+def test_two_processes_leave_the_same_bytes_as_one(complete, measurement):
+    result = measurement.start("two_failures", processes=2)
     assert result.returncode == 0, result.stderr[-4000:]
     assert _content(measurement.folder / "two_failures") == _content(complete)
-
-
-def test_killed_measurement_goes_on_and_leaves_the_same_bytes(complete, measurement, environment_of):
-    shutil.copy(Path(__file__).with_name("plugins") / "dying.py", measurement.folder)
-    config = measurement.folder / "dying_failure.yaml"
-    config.write_text(yaml.safe_dump({"imports": ["dying"], **yaml.safe_load(measurement.config.read_text())}))
-    killed = measurement.start("killed_failures", environment_of(measurement.folder), config, processes=1)
-    assert killed.returncode == -9
-    assert not (measurement.folder / "killed_failures" / "failures.json").exists()
-    assert _content(measurement.run("killed_failures")) == _content(complete)
 
 
 # A judge
@@ -226,10 +165,7 @@ def test_prompt_without_an_image_and_list_without_images_are_named(measurement, 
     monkeypatch.setattr(MiniGPT4, "from_config", None)
     (tmp_path / "list.json").write_text('["a.jpg"]')
     for more, message in (
-        (
-            ["--options", "run.failure_prompts.poem=Sing."],
-            r"run\.failure_prompts\.poem: 'Sing\.' must hold <ImageHere>",
-        ),
+        (["--options", "run.failure_prompts.poem=Sing."], r"run\.failure_prompts\.poem: 'Sing\.' must hold"),
         (["--images", str(tmp_path / "list.json")], r"entry 1: the image .*a\.jpg does not exist; --image-folder says"),
     ):
         assert measurement.script.main(measurement.arguments("errors", *more)) == 2

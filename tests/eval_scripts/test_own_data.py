@@ -13,10 +13,10 @@ SENTENCES = ["A brown dog sleeps.", "Two people walk.", "The table is set."]
 
 
 @pytest.fixture
-def coco(own, shrunk, monkeypatch):
+def coco(own, monkeypatch):
     """The shipped COCO configuration where its paths are files: 5 images of the test split among others."""
     monkeypatch.chdir(own.folder)
-    shrunk(own, CONFIG)
+    own.take(CONFIG)
     (own.folder / "coco").mkdir()
     (own.folder / "images").rename(own.folder / "coco" / "val2014")
     images = [
@@ -40,14 +40,6 @@ def _results(folder: Path) -> dict[str, str]:
 
 def _facts(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text())
-
-
-def _with_data(evaluation, info: dict):
-    """The evaluation with a dataset section as the documentation has it."""
-    config = yaml.safe_load(evaluation.config.read_text())
-    config["datasets"] = {"mine": {"builder": "image_caption_json", "build_info": info}}
-    evaluation.config.write_text(yaml.safe_dump(config))
-    return evaluation
 
 
 def test_shipped_coco_configuration_evaluates_the_test_split(coco, command, tmp_path):
@@ -81,7 +73,10 @@ FILES = {
 def test_folder_of_images_with_references_needs_yaml_only(own, command, name, tmp_path):
     (own.folder / name).write_text(FILES[name])
     info = {"test_ann_path": str(own.folder / name), "image_path": str(own.folder / "images")}
-    folder = _with_data(own, info).run("results", "--reference-mode", "separate", checkpoints=own.checkpoints[:1])
+    config = yaml.safe_load(own.config.read_text())
+    config["datasets"] = {"mine": {"builder": "image_caption_json", "build_info": info}}
+    own.config.write_text(yaml.safe_dump(config))
+    folder = own.run("results", "--reference-mode", "separate", checkpoints=own.checkpoints[:1])
     captions = _results(folder)
     assert list(captions) == ["100", "101", "102"]
     scores = _facts(folder)["checkpoints"][0]["scores"]

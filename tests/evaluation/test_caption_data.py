@@ -1,5 +1,6 @@
-"""Images of an evaluation in batches that depend on the data alone, with the references of either mode."""
+"""References, results and the images of an evaluation: every form that people have, and the place of what is wrong."""
 
+import csv
 import json
 
 import pytest
@@ -9,7 +10,9 @@ from minigpt4.common.binding import bind
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.schemas import DatasetConfig
 from minigpt4.datasets import build_datasets
-from minigpt4.evaluation.caption_data import CaptionData
+from minigpt4.evaluation.caption_data import CaptionData, match, read_references, read_results
+
+# The images of an evaluation
 
 RECORDS = [
     {"image_id": "a", "caption": "one two", "captions": ["one", "two"]},
@@ -37,7 +40,7 @@ def read(tmp_path):
 
 CSV = 'image_id,caption,captions\na,one two,"[""one"", ""two""]"\n'
 SEVERAL = "image,caption\nb.jpg,one\na.jpg,two\nb.jpg,three\n"
-LAVIS = [{"image": "a.jpg", "caption": ["one", "two"]}, {"image": "b.jpg", "caption": ["three"]}]
+LISTED = [{"image": "a.jpg", "caption": ["one", "two"]}, {"image": "b.jpg", "caption": ["three"]}]
 LISTS = [{"image": "a.jpg", "captions": ["one", "two"]}]
 BLANK = [{"image_id": "a", "caption": "one", "captions": ["one", " "]}]
 
@@ -45,13 +48,8 @@ BLANK = [{"image_id": "a", "caption": "one", "captions": ["one", " "]}]
 @pytest.mark.parametrize(
     ("records", "name", "separate", "joined"),
     [
-        (
-            RECORDS[:2],
-            "t.json",
-            {"a": ["one", "two"], "b": ["one two", "three four"]},
-            ["one two", "one two three four"],
-        ),
-        (LAVIS, "t.json", {"a": ["one", "two"], "b": ["three"]}, ["one two", "three"]),
+        (RECORDS[:1], "t.json", {"a": ["one", "two"]}, ["one two"]),
+        (LISTED, "t.json", {"a": ["one", "two"], "b": ["three"]}, ["one two", "three"]),
         (LISTS, "t.json", {"a": ["one", "two"]}, ["one two"]),
         (BLANK, "t.json", {"a": ["one"]}, ["one"]),
         (CSV, "t.csv", {"a": ["one", "two"]}, ["one two"]),
@@ -88,9 +86,127 @@ def test_bad_record_is_named(read, tmp_path, records, text):
     Image.new("RGB", (8, 8)).save(tmp_path / "more" / "a.jpg")
     with pytest.raises(SampleError, match=text):
         read(records)
-
-
-def test_blank_single_captions_are_none(read):
     data = read([{"image_id": "a", "caption": "one", "captions": [" "]}])
     with pytest.raises(ConfigError, match="record 1: --reference-mode separate needs the field 'captions'"):
         data.references("separate")
+
+
+# Files of references and results
+
+COCO = {
+    "images": [{"id": 42, "file_name": "42.jpg"}],
+    "annotations": [
+        {"image_id": 42, "id": 1, "caption": "A dog."},
+        {"image_id": 7, "id": 2, "caption": "A cat."},
+        {"image_id": 42, "id": 3, "caption": "An animal."},
+    ],
+}
+OURS = [{"image_id": "10", "grounded_caption": "One . Two .", "captions": ["One .", "Two ."]}]
+
+
+def _file(tmp_path, content, name="references.json"):
+    path = tmp_path / name
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def _flickr(tmp_path):
+    path = tmp_path / "flickr.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["raw", "sentids", "split", "filename", "img_id"])
+        writer.writerow(['["One.", "Two."]', "[0, 1]", "test", "10.jpg", "0"])
+        writer.writerow(['["Three.", " "]', "[2, 3]", "val", "11.jpg", "1"])
+    return path
+
+
+KARPATHY = {
+    "images": [
+        {"cocoid": 42, "filename": "a.jpg", "split": "test", "sentences": [{"raw": "One."}, {"raw": "Two."}]},
+        {"filename": "b.jpg", "split": "restval", "sentences": [{"raw": "Three."}]},
+    ]
+}
+LAVIS = [{"image": "img/10.jpg", "caption": ["One .", "Two ."], "image_id": "coco_10"}]
+KAGGLE = "image_name| comment_number| comment\n10.jpg| 0| One .\n10.jpg| 4   Two .\n"
+OWN = "image,caption\ndogs/10.jpg,One.\ndogs/10.jpg,Two.\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "split", "separate", "joined"),
+    [
+        (COCO, "coco.json", "test", {"42": ["A dog.", "An animal."], "7": ["A cat."]}, ["A dog. An animal.", "A cat."]),
+        (OURS, "ours.json", "test", {"10": ["One .", "Two ."]}, ["One . Two ."]),
+        (None, "flickr.csv", "test", {"10": ["One.", "Two."]}, ["One. Two."]),
+        (None, "flickr.csv", "val", {"11": ["Three."]}, ["Three."]),
+        (LAVIS, "lavis.json", "test", {"coco_10": ["One .", "Two ."]}, ["One . Two ."]),
+        (KAGGLE, "results.csv", "test", {"10": ["One .", "Two ."]}, ["One . Two ."]),
+        (KARPATHY, "coco.json", "test", {"42": ["One.", "Two."]}, ["One. Two."]),
+        (KARPATHY, "coco.json", "train", {"b": ["Three."]}, ["Three."]),
+        (OWN, "own.csv", "test", {"10": ["One.", "Two."]}, ["One. Two."]),
+    ],
+    ids=["COCO", "ours", "Flickr30k", "Flickr30k val", "LAVIS", "Kaggle", "Karpathy", "Karpathy train", "own"],
+)
+def test_references_are_read_from_every_form_in_both_modes(tmp_path, content, name, split, separate, joined):
+    path = _flickr(tmp_path) if content is None else _file(tmp_path, content, name)
+    assert read_references(path, "separate", split) == separate
+    assert read_references(path, "joined", split) == {key: [text] for key, text in zip(separate, joined, strict=True)}
+
+
+def test_joined_caption_alone_is_no_set_of_references_and_an_empty_split_an_error(tmp_path):
+    with pytest.raises(SampleError, match="holds no references .*'dev'"):
+        read_references(_flickr(tmp_path), "joined", "dev")
+    path = _file(tmp_path, [{"image_id": "10", "grounded_caption": "One . Two ."}])
+    assert read_references(path, "joined") == {"10": ["One . Two ."]}
+    with pytest.raises(SampleError, match=r"image 10: has one joined caption, but no list 'captions'"):
+        read_references(path, "separate")
+
+
+@pytest.mark.parametrize(
+    ("record", "text"),
+    [
+        ({"caption": "a"}, "record 1: the field 'image_id' must be text or a number; it is None"),
+        ({"image_id": True, "caption": "a"}, "'image_id' must be text or a number; it is True"),
+        ({"image_id": 1}, "record 1: no reference"),
+        ({"image_id": 1, "caption": " "}, "record 1: the field 'caption' must be text with words"),
+        ({"image_id": 1, "grounded_caption": "\n"}, "record 1: the field 'grounded_caption' must be text with words"),
+        ({"raw": '[" "]', "split": "test", "filename": "1.jpg"}, "record 1: no reference"),
+        ({"image_id": 1, "caption": 5}, "the field 'caption' must be text with words; it is 5"),
+        ({"image_id": 1, "captions": [3]}, "must be a list of texts"),
+        ({"image_id": 1, "captions": "[3"}, "are not JSON"),
+        ({"image_id": 1, "caption": "\ud83d"}, "record 1: the caption cannot be read"),
+        ({"image_id": 1, "caption": ["\ud83d"]}, "record 1: caption 1 cannot be read"),
+        ({"image_id": 1, "captions": ["a", "\ud83d"]}, "record 1: caption 2 cannot be read"),
+    ],
+)
+def test_bad_reference_is_named_with_its_place(tmp_path, record, text):
+    with pytest.raises(SampleError, match=text):
+        read_references(_file(tmp_path, [record]), "separate")
+
+
+def test_results_are_captions_by_image_which_may_be_empty_and_failed_images_are_left_out(tmp_path):
+    records = [{"image_id": 42, "caption": "A dog."}, {"image_id": "7", "caption": ""}]
+    failed = {"image_id": 8, "image": "8.jpg", "error": "8.jpg: not an image"}
+    assert read_results(_file(tmp_path, [*records, failed])) == {"42": "A dog.", "7": ""}
+
+
+@pytest.mark.parametrize(
+    ("results", "text"),
+    [
+        ([], "holds no captions"),
+        ([{"image_id": 1}], "record 1: the field 'caption' must be text; it is None"),
+        ([{"image_id": 1, "caption": "\ud83d"}], "record 1: the caption cannot be read"),
+        ([{"image_id": 1, "caption": "a"}, {"image_id": "1", "caption": "b"}], "record 2: the image 1 has a caption"),
+    ],
+)
+def test_bad_result_is_named_with_its_place(tmp_path, results, text):
+    with pytest.raises(SampleError, match=text):
+        read_results(_file(tmp_path, results))
+
+
+def test_images_without_reference_or_caption_are_an_error_unless_a_part_is_wanted():
+    with pytest.raises(SampleError, match="1 of 2 images have no reference: 8"):
+        match({"7": "a", "8": "b"}, {"7": ["a"]}, partial=True)
+    references = {"7": ["a"], "8": ["b"]}
+    with pytest.raises(SampleError, match="1 of 2 images of the references have no caption: 8; with --partial"):
+        match({"7": "a"}, references, partial=False)
+    assert match({"7": "a"}, references, partial=True) == {"7": ["a"]}

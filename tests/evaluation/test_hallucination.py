@@ -55,15 +55,8 @@ def test_chair_by_hand():
             "words": (11 + 3 + 4) / 3,
         }
     )
-    assert found["counts"] == {
-        "captions": 3,
-        "captions_wrong": 1,
-        "mentions": 5,
-        "mentions_wrong": 2,
-        "objects_named": 3,
-        "objects_right": 2,
-        "objects_shown": 4,
-    }
+    counts = {"captions": 3, "captions_wrong": 1, "mentions": 5, "mentions_wrong": 2}
+    assert found["counts"] == counts | {"objects_named": 3, "objects_right": 2, "objects_shown": 4}
     wrong = {"image_id": "1", "caption": captions["1"], "wrong": ["cat"], "shown": ["cup", "dog"]}
     assert found["wrong"] == [wrong]
     nothing = chair({"3": ""}, truth)
@@ -112,16 +105,6 @@ OBJECTS = (("dog", "cat"), ("cup", "fork"), ("cup", "fork"), ("cat",), ("cat", "
 TRUTH = Truth({str(number): frozenset(own) for number, own in enumerate(OBJECTS, start=1)}, NAMES)
 
 
-@pytest.mark.parametrize("negatives", ["random", "popular", "adversarial"])
-def test_questions_are_true_and_balanced(negatives):
-    questions = make_questions(TRUTH, negatives, pairs=2)
-    assert [question.question_id for question in questions] == list(range(1, 19))
-    assert sum(question.label == "yes" for question in questions) == 9
-    for question in questions:
-        (name,) = NAMES.mentions(question.text)
-        assert (name in TRUTH.objects[question.image.removesuffix(".jpg")]) == (question.label == "yes")
-
-
 @pytest.mark.parametrize(
     ("negatives", "image", "asked"),
     [
@@ -135,6 +118,8 @@ def test_questions_are_true_and_balanced(negatives):
 def test_absent_objects_are_the_frequent_ones_or_those_that_go_with_what_is_there(negatives, image, asked):
     own = [q.text for q in make_questions(TRUTH, negatives, pairs=2) if (q.image, q.label) == (image, "no")]
     assert own == [question_text(name) for name in asked]
+    assert question_text("apple") == "Is there an apple in the image?"
+    assert question_text("skis") == "Are there any skis in the image?"
 
 
 def test_what_is_drawn_depends_on_the_seed_alone():
@@ -143,7 +128,7 @@ def test_what_is_drawn_depends_on_the_seed_alone():
     assert len({json.dumps([question.text for question in own]) for own in drawn}) > 1
     chosen = {tuple(sorted({q.image for q in own})) for own in drawn}
     assert len(chosen) > 1
-    assert all(len(images) == 2 for images in chosen)
+    assert {len(images) for images in chosen} == {2}
 
 
 def test_images_with_few_objects_are_left_out_and_files_are_named_by_the_truth_or_by_the_suffix():
@@ -152,12 +137,6 @@ def test_images_with_few_objects_are_left_out_and_files_are_named_by_the_truth_o
     assert {q.image for q in make_questions(truth, "random", suffix=".png")} == {"COCO_1.jpg", "2.png"}
     with pytest.raises(ConfigError, match="4 images have 2 objects or more, 9 are needed; see --least-objects"):
         make_questions(TRUTH, "random", least_objects=2, images=9)
-
-
-def test_words_of_questions():
-    assert question_text("dog") == "Is there a dog in the image?"
-    assert question_text("apple") == "Is there an apple in the image?"
-    assert question_text("skis") == "Are there any skis in the image?"
 
 
 def test_scores_by_hand():
@@ -171,9 +150,10 @@ def test_scores_by_hand():
     never = pope_scores(questions[:1], {"0": "no"})
     assert (never["scores"]["precision"], never["scores"]["F1"]) == (None, 0)
     assert "precision" not in never["intervals"]
-    for key, words in (("0", "7 questions have no answer: question_id 1, 2, 3, ..."), ("9", "have no question")):
-        with pytest.raises(SampleError, match=words):
-            pope_scores(questions[: 8 if key == "0" else 0], {key: "yes"})
+    with pytest.raises(SampleError, match="7 questions have no answer: question_id 1, 2, 3, ..."):
+        pope_scores(questions, {"0": "yes"})
+    with pytest.raises(SampleError, match="1 answers have no question"):
+        pope_scores([], {"0": "yes"})
 
 
 def test_questions_and_answers_are_read_in_the_published_forms(tmp_path):
@@ -182,9 +162,8 @@ def test_questions_and_answers_are_read_in_the_published_forms(tmp_path):
     assert read_questions(tmp_path / "deep" / "questions.json") == questions
     line = '{"question_id": 1, "image": "COCO_val2014_1.jpg", "text": "Is there a car in the image?", "label": "yes"}'
     (tmp_path / "coco_pope_random.json").write_text(line + "\n\n" + line.replace(": 1,", ": 2,"))
-    first, second = read_questions(tmp_path / "coco_pope_random.json")
-    assert first == ObjectQuestion(1, "COCO_val2014_1.jpg", "Is there a car in the image?", "yes")
-    assert second.question_id == 2
+    wanted = [ObjectQuestion(n, "COCO_val2014_1.jpg", "Is there a car in the image?", "yes") for n in (1, 2)]
+    assert read_questions(tmp_path / "coco_pope_random.json") == wanted
     lines = '{"question_id": "a", "answer": "yes"}\n{"question_id": 2, "text": "no", "prompt": "?"}\n'
     (tmp_path / "answers.jsonl").write_text(lines)
     assert read_answers(tmp_path / "answers.jsonl") == {"a": "yes", "2": "no"}
@@ -201,8 +180,8 @@ TWICE = '{"question_id": 1, "answer": ""}\n{"question_id": 1, "answer": ""}'
         (read_questions, "[1]", "line 1: not an object"),
         (read_questions, "{", "line 1: not JSON"),
         (read_questions, "", "holds no questions"),
-        (read_answers, '{"question_id": 1}', "line 1: an answer needs"),
-        (read_answers, TWICE, "line 2: the question 1 has"),
+        (read_answers, '{"question_id": 1}', "line 1: the field 'answer'"),
+        (read_answers, TWICE, "line 2: the question_id 1 comes twice"),
     ],
 )
 def test_bad_line_is_named(tmp_path, read, lines, words):

@@ -1,8 +1,9 @@
-"""The judge's client against a real server: faults, the cache, images, and what is never shown."""
+"""The judge against a real server: faults, kept answers, the key; yes and no; coverage by both protocols."""
 
 import base64
 import io
 import logging
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError, RunError, SampleError
-from minigpt4.evaluation.judge import Judge, JudgeEndpoint, Question
+from minigpt4.evaluation.bootstrap import ratio_interval, wilson
+from minigpt4.evaluation.coverage import coverage, score
+from minigpt4.evaluation.judge import Judge, JudgeEndpoint, Question, yes_no, yes_no_lines
 
 KEY = "sk-very-secret"
 SOON = {"Retry-After": "0.01"}
@@ -40,18 +43,12 @@ def ask(judge: Judge, text: str = "Is it so?", image: Path | None = None, system
 # Requests
 
 
-@pytest.mark.parametrize("ending", ["", "/", "/v1", "/v1/", "/v1/chat/completions"])
+@pytest.mark.parametrize("ending", ["", "/v1/", "/v1/chat/completions"])
 def test_request_has_model_messages_and_key_whatever_the_url_names(chat_server, make, ending):
     assert ask(make(url=chat_server.url.removesuffix("/v1") + ending), system="You are a judge.") == "yes"
-    assert chat_server.requests == [
-        {
-            "model": "tiny-judge",
-            "messages": [{"role": "system", "content": "You are a judge."}, {"role": "user", "content": "Is it so?"}],
-            "max_tokens": 1024,
-            "temperature": 0.0,
-        }
-    ]
-    assert chat_server.keys == [f"Bearer {KEY}"]
+    said = [{"role": "system", "content": "You are a judge."}, {"role": "user", "content": "Is it so?"}]
+    wanted = {"model": "tiny-judge", "messages": said, "max_tokens": 1024, "temperature": 0.0}
+    assert (chat_server.requests, chat_server.keys) == ([wanted], [f"Bearer {KEY}"])
 
 
 def test_key_comes_from_the_named_variable_alone_and_no_proxy_is_asked_for_this_machine(chat_server, make, monkeypatch):
@@ -78,26 +75,17 @@ def test_jpeg_goes_as_it_is_and_other_formats_as_png(chat_server, make, tmp_path
     assert Image.open(io.BytesIO(sent)).getpixel((0, 0))[0] > 250
 
 
-# Faults that pass
+# Faults
 
 
-@pytest.mark.parametrize("steps", [[429], [500, 503]], ids=str)
-def test_busy_servers_are_asked_again_after_the_time_that_they_name(chat_server, make, steps):
+@pytest.mark.parametrize("steps", [[429], [500, 503], ["half"], ["hang"]], ids=str)
+def test_fault_that_passes_is_asked_again(chat_server, make, steps):
     chat_server.steps, chat_server.headers = list(steps), SOON
-    assert ask(make()) == "yes"
-    assert len(chat_server.requests) == len(steps) + 1
+    assert ask(make(timeout=0.5 if steps == ["hang"] else 20.0, attempts=9)) == "yes"
+    assert len(chat_server.requests) > len(steps)
 
 
-@pytest.mark.parametrize("step", ["half", "hang"])
-def test_server_that_breaks_off_or_hangs_is_asked_again(chat_server, make, step):
-    chat_server.steps = [step]
-    assert ask(make(timeout=0.5 if step == "hang" else 20.0, attempts=9)) == "yes"
-    assert len(chat_server.requests) >= 2
-
-
-@pytest.mark.parametrize(
-    ("name", "left"), [("max_tokens", "max_completion_tokens"), ("temperature", "max_tokens")], ids=["length", "heat"]
-)
+@pytest.mark.parametrize(("name", "left"), [("max_tokens", "max_completion_tokens"), ("temperature", "max_tokens")])
 def test_models_that_take_other_options_are_understood(chat_server, make, name, left):
     chat_server.steps, chat_server.error = [400], {"message": "unsupported", "param": name}
     judge = make()
@@ -106,23 +94,24 @@ def test_models_that_take_other_options_are_understood(chat_server, make, name, 
     assert left in chat_server.requests[-1]
 
 
-# Faults that stay
+NO_CONTENT = r"no choices\[0\].message.content in its answer"
 
 
 @pytest.mark.parametrize(
     ("steps", "error", "changes", "words", "requests"),
     [
-        ([500] * 3, None, {}, r"127\.0\.0\.1.*status 500 \(so it is\); asked up to 3 times", 3),
-        (["hang"], None, {"timeout": 0.2, "attempts": 1}, r"no answer within 0\.2 s \(--judge-timeout\)", 1),
-        ([], None, {"url": "http://127.0.0.1:9/v1", "attempts": 1}, "no connection.*refused.*--judge-url", 0),
+        ([500] * 3, None, {}, r"127\.0\.0\.1.*status 500 \(so it is\)", 3),
+        (["hang"], None, {"timeout": 0.2, "attempts": 1}, "--judge-timeout", 1),
+        ([], None, {"url": "http://127.0.0.1:9/v1", "attempts": 1}, "no connection.*--judge-url", 0),
         ([401], {"message": f"Incorrect key {KEY}"}, {}, "the key in OPENAI_API_KEY is not accepted", 1),
         ([429], {"message": "pay", "code": "insufficient_quota"}, {}, r"quota is used up \(pay\)", 1),
         ([400], {"message": "no images here"}, {}, r"\(no images here\); the model 'tiny-judge' refuses", 1),
         ([307], None, {}, "sends requests on to http://elsewhere", 1),  # it would carry the key
-        (["garbage"], None, {}, "no answer that can be read.*check --judge-url", 1),
-        ([[1]], None, {}, r"no choices\[0\].message.content in its answer \[1\]", 1),
-        ([{"choices": []}], None, {}, r"no choices\[0\].message.content", 1),
-        ([{"choices": [{"message": {"content": 3}}]}], None, {}, r"no choices\[0\].message.content", 1),
+        ([404], None, {}, "status 404.*check --judge-url.*'tiny-judge'", 1),
+        (["garbage"], None, {}, NO_CONTENT, 1),
+        ([[1]], None, {}, rf"{NO_CONTENT} \[1\].*Check --judge-url", 1),
+        ([{"choices": []}], None, {}, NO_CONTENT, 1),
+        ([{"choices": [{"message": {"content": 3}}]}], None, {}, NO_CONTENT, 1),
     ],
     ids=str,
 )
@@ -135,14 +124,6 @@ def test_fault_that_stays_is_an_error_with_the_way_out(chat_server, make, steps,
     assert len(chat_server.requests) == requests
 
 
-def test_wrong_path_and_a_page_for_people_name_the_url(chat_server, make):
-    with pytest.raises(RunError, match="status 404.*check --judge-url.*'tiny-judge'"):
-        ask(make(url=chat_server.url + "/more"))
-    chat_server.steps, chat_server.content_type = ["garbage"], "text/html"
-    with pytest.raises(RunError, match=r"in its answer '<html>Sign in</html>'.*Check --judge-url"):
-        ask(make())
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -150,10 +131,11 @@ def test_wrong_path_and_a_page_for_people_name_the_url(chat_server, make):
         ("url", "https://user:word@host/v1"),
         ("model", ""),
         ("timeout", 0.0),
+        ("at_once", 0),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything(key, value):
-    with pytest.raises(ConfigError, match=f"--judge-{key}"):
+    with pytest.raises(ConfigError, match=f"--judge-{key.replace('_', '-')}"):
         JudgeEndpoint(**({"url": "http://localhost/v1", "model": "tiny-judge"} | {key: value}))
 
 
@@ -169,11 +151,11 @@ def test_missing_package_bad_key_and_bad_places_are_named(make, tmp_path, monkey
         make()
     assert "sk-" not in str(error.value)
     monkeypatch.setitem(sys.modules, "openai", None)  # as if it were not installed
-    with pytest.raises(ConfigError, match=r'a judge needs the package openai; pip install -e "\.\[judge\]"'):
+    with pytest.raises(ConfigError, match=r'pip install -e "\.\[judge\]"'):
         make()
 
 
-# Answers that are there
+# Answers that are kept
 
 
 def test_second_run_makes_no_request_unless_settings_or_pixels_are_others(chat_server, make, tmp_path):
@@ -189,7 +171,7 @@ def test_second_run_makes_no_request_unless_settings_or_pixels_are_others(chat_s
     assert len(chat_server.requests) == 6
 
 
-def test_line_that_a_kill_cut_off_costs_only_itself(chat_server, make, tmp_path):
+def test_line_that_a_kill_cut_off_costs_only_itself_and_silence_is_not_kept(chat_server, make, tmp_path):
     cache = tmp_path / "answers.jsonl"
     for text in ("One?", "Two?"):
         ask(make(), text)
@@ -198,13 +180,10 @@ def test_line_that_a_kill_cut_off_costs_only_itself(chat_server, make, tmp_path)
     again = make()
     assert [ask(again, "One?"), ask(again, "Two?"), ask(make(), "Two?")] == ["yes", "yes", "yes"]
     assert len(chat_server.requests) == 1
-
-
-def test_silence_is_asked_again_the_next_time(chat_server, make):
     chat_server.answer = lambda request: None
-    assert ask(make()) == ""
+    assert ask(make(), "Three?") == ""
     chat_server.answer = lambda request: "yes"
-    assert ask(make()) == "yes"
+    assert ask(make(), "Three?") == "yes"
 
 
 def test_key_is_neither_written_nor_logged(chat_server, make, tmp_path, caplog):
@@ -217,13 +196,10 @@ def test_key_is_neither_written_nor_logged(chat_server, make, tmp_path, caplog):
     assert KEY not in (tmp_path / "answers.jsonl").read_text()
 
 
-# Many questions
-
-
 def test_answers_come_in_the_order_of_the_questions_and_are_whole_lines(chat_server, make, tmp_path):
     chat_server.answer = lambda request: request["messages"][0]["content"].upper()
     questions = [Question(f"question {number % 20}" * 500) for number in range(30)]
-    assert make().ask_all(questions, at_once=8) == [f"QUESTION {number % 20}" * 500 for number in range(30)]
+    assert make().ask_all(questions) == [f"QUESTION {number % 20}" * 500 for number in range(30)]
     lines = (tmp_path / "answers.jsonl").read_text().splitlines()
     assert len(chat_server.requests) == len(lines) == 20
     assert all(line.startswith('{"key"') and line.endswith("}") for line in lines)
@@ -232,21 +208,131 @@ def test_answers_come_in_the_order_of_the_questions_and_are_whole_lines(chat_ser
 
 def test_error_in_one_of_many_ends_it_and_keeps_the_others(chat_server, make):
     questions = [Question(f"question {number}") for number in range(40)]
-    judge = make()
+    judge = make(at_once=1)
     judge.ask_all(questions[:10])
     chat_server.requests.clear()
     chat_server.steps = [401] * 30
     with pytest.raises(RunError, match="OPENAI_API_KEY"):
-        judge.ask_all(questions, at_once=1)
+        judge.ask_all(questions)
     assert len(chat_server.requests) < 15
     chat_server.steps = []
     chat_server.requests.clear()
     assert judge.ask_all(questions) == ["yes"] * 40
     assert len(chat_server.requests) == 30
-
-
-def test_error_in_one_of_many_does_not_wait_for_requests_under_way(chat_server, make):
     chat_server.steps = ["hang", 401]
     with pytest.raises(RunError, match="OPENAI_API_KEY"):
-        make().ask_all([Question("One?"), Question("Two?")], at_once=2)
-    assert len(chat_server.requests) == 2  # the one that hangs has not come to its next attempt
+        make(at_once=2).ask_all([Question("One?"), Question("Two?")])
+    assert len(chat_server.requests) == 32  # the one that hangs has not come to its next attempt
+
+
+# Yes and no in what people and models write
+
+SAYS = {
+    True: [
+        *("yes", "**Yes**", "Yes, there is a dog in the image.", "Answer: yes", "There is a dog on the couch."),
+        *("I can see a dog.", "<think>No dog? Yes, one.</think>\nYes", "yes and no"),
+    ],
+    False: [
+        *("No.", "no, but there is a cat", "Nope", "The answer is no.", "There is no dog in the image."),
+        *("There isn\u2019t any dog.", "I don't see a dog.", "The image shows no dog."),
+        "The picture does not contain a dog.",
+    ],
+    None: [
+        *("<think>Let me look, no", "There is a dog, but no cat.", "I am not sure, maybe yes.", "I cannot tell."),
+        *("It is either yes or no.", "A dog.", "The snow is nowhere to be noticed.", ""),
+    ],
+}
+
+
+@pytest.mark.parametrize("says", SAYS)
+def test_one_answer(says):
+    assert {text: yes_no(text) for text in SAYS[says]} == dict.fromkeys(SAYS[says], says)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        ("1. yes\n2. no\n3. yes", [True, False, True]),
+        ("1: Yes\n2: No\n3: Yes", [True, False, True]),
+        ("Caption 1: yes\n\nCaption 2: no\n\nCaption 3: yes", [True, False, True]),
+        ("- **1.** Yes\n- **2.** No\n- **3.** Yes", [True, False, True]),
+        ("2. no\n1. yes\n3. yes", [True, False, True]),
+        ("1. yes - the dog is there\n2. no - there is no cat\n3. yes - yes", [True, False, True]),
+        ("Here they are:\n1. yes\n2. no\n3. yes\nI hope that helps, no?", [True, False, True]),
+        ("yes\nno\nYES", [True, False, True]),
+        ("yes, no, yes", [True, False, True]),
+        ("<think>no no no no</think>yes\nno\nyes", [True, False, True]),
+        ("1. yes\n2. no", None),
+        ("1. yes\n2. no\n2. yes", None),
+        ("1. yes\n2. no\n4. yes", None),
+        ("1. yes\n2. no\n3. yes\n4. no", None),
+        ("1. yes\n2. perhaps\n3. yes", None),
+        ("yes\nno", None),
+        ("All of them are covered.", None),
+        ("", None),
+    ],
+)
+def test_three_lines(answer, says):
+    assert yes_no_lines(answer, 3) == says
+    assert yes_no_lines("1. yes", 1) == yes_no_lines("Yes", 1) == [True]
+
+
+# Coverage
+
+CAPTIONS = {
+    "1": ["a dog", "a red dog", "a cat", "two dogs", "an owl", "a sixth caption"],
+    "2": ["a cat", "a bus", "a car", "a boat", "a bike"],
+    "3": ["a bus", "a bus stop", "a road"],
+}
+DESCRIPTIONS = {"1": "A red dog.", "2": "A cat, a bus and a car.", "3": "A dog."}
+
+
+def _words(request) -> tuple[str, list[str]]:
+    """The description and the captions of a question."""
+    text = request["messages"][-1]["content"]
+    description = re.search(r"<description>\n(.*)\n</description>", text)[1]
+    captions = re.findall(r"^\d\. (.*)$", text, re.MULTILINE) or re.findall(r"<caption>\n(.*)\n</caption>", text)
+    return description.lower(), captions
+
+
+def _numbered(request) -> str:
+    description, captions = _words(request)
+    return "\n".join(f"{n}. {'yes' if own in description else 'no'}" for n, own in enumerate(captions, start=1))
+
+
+def test_captions_protocol_counts_covered_ones_of_five_with_one_request_an_image(chat_server, make):
+    chat_server.answer = _numbered
+    judged = coverage(make(at_once=1), DESCRIPTIONS, CAPTIONS, "captions")
+    covered = [[0, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0]]
+    assert [one["covered"] for one in judged] == covered
+    found = score(judged, "captions")
+    assert found["score"] == pytest.approx(4 / 3)
+    assert found["interval"] == ratio_interval([1, 3, 0], [1, 1, 1])
+    assert (found["images"], found["images_with_fewer_captions"], found["unparsable"]) == (3, 1, [])
+    asked = [_words(request) for request in chat_server.requests]
+    assert asked == [(DESCRIPTIONS[key].lower(), CAPTIONS[key][:5]) for key in DESCRIPTIONS]
+
+
+def test_objects_protocol_is_the_share_that_covers_the_first_caption(chat_server, make):
+    chat_server.answer = lambda request: "Yes." if _words(request)[1][0] in _words(request)[0] else "No."
+    judged = coverage(make(), DESCRIPTIONS, CAPTIONS, "objects")
+    assert [one["covered"] for one in judged] == [[False], [True], [False]]
+    found = score(judged, "objects")
+    assert (found["score"], found["interval"], found["covered"]) == (1 / 3, wilson(1, 3), 1)
+
+
+@pytest.mark.parametrize("protocol", ["captions", "objects"])
+def test_answers_that_cannot_be_read_are_left_out_and_named(chat_server, make, protocol):
+    chat_server.answer = lambda request: "Well ..." if "bus and" in request["messages"][-1]["content"] else "no\n" * 5
+    captions = {key: [*own, "more", "still more"][:5] for key, own in CAPTIONS.items()}
+    found = score(coverage(make(), DESCRIPTIONS, captions, protocol), protocol)
+    assert (found["score"], found["images"], found["unparsable"]) == (0, 2, ["2"])
+    chat_server.answer = lambda request: "Well ..."
+    found = score(coverage(make("other.jsonl"), DESCRIPTIONS, captions, protocol), protocol)
+    assert (found["score"], found["interval"], found["unparsable"]) == (None, None, ["1", "2", "3"])
+
+
+def test_image_without_captions_is_named_before_the_judge_is_asked(chat_server, make):
+    with pytest.raises(SampleError, match="1 images have no captions, such as 3"):
+        coverage(make(), DESCRIPTIONS, {**CAPTIONS, "3": []}, "captions")
+    assert chat_server.requests == []

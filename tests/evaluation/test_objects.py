@@ -73,32 +73,12 @@ def test_every_mini_thing_is_found_alone_and_in_plural():
         assert names.mentions(f"A picture of two {thing.plural} and a {thing.name}.") == [thing.name] * 2
 
 
-def test_file_with_colons_comments_and_words_that_name_nothing(tmp_path):
+def test_own_list_has_colons_comments_words_that_name_nothing_and_plurals_of_its_own(tmp_path):
+    assert ObjectNames({"ski pole": [], "skis": ["ski"]}).mentions("ski poles, skis") == ["ski pole", "skis"]
     (tmp_path / "words.txt").write_text("# animals\ndog: puppy, hound  # and more\ncat,kitten\n\n- dog house\n")
     names = read_synonyms(tmp_path / "words.txt")
     assert names.names == ["dog", "cat"]
     assert names.mentions("A kitten and hounds sit in the dog house") == ["cat", "dog"]
-
-
-def test_own_plural_goes_before_a_made_one():
-    assert ObjectNames({"ski pole": [], "skis": ["ski"]}).mentions("ski poles, skis") == ["ski pole", "skis"]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (None, "cannot be read"),
-        ("dog: hound\ncat: hound\n", "'hound' is in two lines, of 'dog' and 'cat'"),
-        ("dog: hound\ndog: puppy\n", "line 2: the object 'dog'"),
-        ("# nothing\n", "names no object"),
-        ("dog: ...\n", "'...' of 'dog'"),
-    ],
-)
-def test_bad_list_is_named(tmp_path, text, words):
-    if text is not None:
-        (tmp_path / "words.txt").write_text(text)
-    with pytest.raises(ConfigError, match=rf"words\.txt.*{words}"):
-        read_synonyms(tmp_path / "words.txt")
 
 
 # What images show
@@ -106,6 +86,8 @@ def test_bad_list_is_named(tmp_path, text, words):
 
 @pytest.fixture
 def read(tmp_path):
+    """`read(truth, synonyms)`: the truth of files with that content; None: no such file."""
+
     def read(content, synonyms=None):
         if content is not None:
             (tmp_path / "truth.json").write_text(content if isinstance(content, str) else json.dumps(content))
@@ -138,6 +120,22 @@ def test_captions_by_people_add_their_objects_to_all_images(read):
     assert more.objects == {"42": {"dog", "person"}, "7": {"cat"}}
     with pytest.raises(SampleError, match="1 of 2 images have no captions: '7'"):
         truth.with_captions({"42": ["A man"]})
+
+
+@pytest.mark.parametrize(
+    ("synonyms", "words"),
+    [
+        ("dog: hound\ncat: hound\n", "'hound' is in two lines, of 'dog' and 'cat'"),
+        ("dog: hound\ndog: puppy\n", "line 2: the object 'dog'"),
+        ("# nothing\n", "names no object"),
+        ("dog: ...\n", "'...' of 'dog'"),
+    ],
+)
+def test_bad_list_is_named(read, tmp_path, synonyms, words):
+    with pytest.raises(ConfigError, match=rf"words\.txt.*{words}"):
+        read({"42": ["dog"]}, synonyms)
+    with pytest.raises(ConfigError, match=r"none\.txt: cannot be read"):
+        read_synonyms(tmp_path / "none.txt")
 
 
 @pytest.mark.parametrize(

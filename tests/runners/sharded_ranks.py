@@ -97,13 +97,14 @@ def scenario_answers(recipe: Path, processes: Processes) -> dict[str, Any]:
     """Three batches of one image, so two on rank 0: by `predict`, greedy and by beams, and by `caption_images`."""
     results = {}
     for name, options in {"ddp": (DDP,), "fsdp": (FSDP, "model.llm_sanity_check=False")}.items():
-        cfg = read(recipe, *options, "run.generation.max_new_tokens=6", "run.num_workers=0")
+        options += ("run.generation.max_new_tokens=6", "run.num_workers=0", "run.batch_size_eval=1")
+        cfg = read(recipe, *options)
         folder = Path(cfg.run.output_dir) / name
         base, items = images_to_caption([Path(cfg.run.output_dir).parent / "cc_sbu_align" / "image"], None)
         images = ImageList(items[:3], image_reader(cfg))
         rules = [PromptRules.of(cfg, source="test", num_beams=beams) for beams in (1, 3)]
         checkpoints = read_checkpoint_list([cfg.model.ckpt])
-        said = predict(cfg, images, images.batches(1), rules, checkpoints, folder, processes)
+        said = predict(cfg, images, rules, checkpoints, folder, processes)
         file = AnswerStore.captions(folder / "captions.jsonl")
         counts = caption_images(cfg, rules[0], base, items[:3], 1, file, processes)
         results[name] = [

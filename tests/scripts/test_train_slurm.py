@@ -52,27 +52,24 @@ elif sys.argv[1] == "requeue":
 @pytest.fixture
 def job(tmp_path):
     """Starts the script as Slurm would, in a folder with a small train.py."""
-    commands = tmp_path / "bin"
+    torchrun, commands = Path(sys.executable).parent / "torchrun", tmp_path / "bin"
+    if not torchrun.exists():
+        pytest.skip("torchrun does not lie beside this Python")
     commands.mkdir()
     for name, text in {"srun": '#!/bin/sh\nexec "$@"\n', "scontrol": SCONTROL}.items():
         (commands / name).write_text(text)
         (commands / name).chmod(0o755)
-    (commands / "torchrun").symlink_to(_torchrun())
+    (commands / "torchrun").symlink_to(torchrun)
     (tmp_path / "train.py").write_text(WORKER)
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "PATH": f"{commands}:{os.environ['PATH']}",
-        "SLURM_JOB_ID": f"{os.getpid()}{port}",
-        "SLURM_JOB_NODELIST": "localhost",
-        "SLURM_JOB_NUM_NODES": "1",
-        "SLURM_GPUS_ON_NODE": "2",
-        "MASTER_PORT": str(port),
-    }
+        port = str(free.getsockname()[1])
+    slurm = {"JOB_ID": f"{os.getpid()}{port}", "JOB_NODELIST": "localhost", "JOB_NUM_NODES": "1", "GPUS_ON_NODE": "2"}
+    environment = os.environ | {f"SLURM_{key}": value for key, value in slurm.items()}
+    environment |= {"PATH": f"{commands}:{os.environ['PATH']}", "MASTER_PORT": port}
     started = []
 
-    def start(*arguments: str, **more: str) -> subprocess.Popen:
-        command = ["bash", str(SCRIPT), *arguments]
+    def start(**more: str) -> subprocess.Popen:
+        command = ["bash", str(SCRIPT), "a.yaml", "run.seed=7"]
         started.append(subprocess.Popen(command, cwd=tmp_path, env=environment | more, stdout=subprocess.DEVNULL))
         return started[-1]
 
@@ -81,23 +78,11 @@ def job(tmp_path):
         process.kill()
 
 
-def _torchrun() -> Path:
-    file = Path(sys.executable).parent / "torchrun"
-    if not file.exists():
-        pytest.skip("torchrun does not lie beside this Python")
-    return file
-
-
-def _wait_for(tmp_path: Path, *names: str) -> None:
-    deadline = time.monotonic() + 60
-    while not all((tmp_path / name).exists() for name in names):
-        assert time.monotonic() < deadline, f"{names} did not appear"
-        time.sleep(0.05)
-
-
 def test_signal_before_the_limit_reaches_the_workers_and_the_job_is_requeued(job, tmp_path):
-    process = job("a.yaml", "run.seed=7", TRAIN="long")
-    _wait_for(tmp_path, "ready_0", "ready_1")
+    process, deadline = job(TRAIN="long"), time.monotonic() + 60
+    while not all((tmp_path / f"ready_{rank}").exists() for rank in (0, 1)):
+        assert time.monotonic() < deadline, "the workers do not come up"
+        time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(60) == 0
     assert (tmp_path / "saved_0").exists()
@@ -105,16 +90,13 @@ def test_signal_before_the_limit_reaches_the_workers_and_the_job_is_requeued(job
 
 
 def test_every_worker_resumes_in_a_folder_of_the_job_and_a_failure_is_not_requeued(job, tmp_path):
-    assert job("a.yaml", "run.seed=7", TRAIN="short", STATUS="3").wait(60) != 0
+    assert job(TRAIN="short", STATUS="3").wait(60) != 0
     for rank in (0, 1):
         arguments = (tmp_path / f"arguments_{rank}").read_text().split("\n")
         assert arguments[:3] == ["--cfg-path", "a.yaml", "--options"]
         assert arguments[3].startswith("run.output_dir=output/slurm-")
         assert arguments[4:] == ["run.resume_ckpt_path=auto", "run.seed=7"]
     assert not (tmp_path / "requeued").exists()
-
-
-def test_missing_configuration_is_an_error_with_the_usage(tmp_path):
     done = subprocess.run(["bash", str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0
     assert "usage: sbatch scripts/train_slurm.sh CONFIG" in done.stderr

@@ -1,14 +1,22 @@
 """An engine on the tiny model whose answers a test can hold."""
 
+import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minigpt4.inference import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor
+
+DATA = Path(__file__).parents[1] / "data" / "images"
+PATIENCE = 60
+"""Seconds that a test waits for what should come at once; machines that run tests are busy."""
 
 
 class HeldEngine(Engine):
@@ -30,27 +38,39 @@ class HeldEngine(Engine):
     def release(self):
         self._permits = None
 
+    @contextmanager
+    def held(self, tokens=0):
+        """Inside, so many tokens are written and no more."""
+        self._permits = tokens
+        yield
+        self.release()
+
     def _step(self):
         with self._counting:
-            if self._permits == 0:
-                go = False
-            else:
-                go = True
-                self._permits = None if self._permits is None else self._permits - 1
+            go = self._permits != 0
+            if self._permits and self._running:
+                self._permits -= 1
         if go:
             super()._step()
         else:
             time.sleep(0.002)
 
-    def wait_for(self, running):
-        """Until so many answers are in the making."""
-        until = time.monotonic() + 60
-        while self.num_running != running:
-            assert time.monotonic() < until, f"{self.num_running} answers are in the making, not {running}"
-            time.sleep(0.005)
+    def wait_for(self, running, waiting=0):
+        """Until so many answers are in the making, and so many wait."""
+        wait_until(lambda: (self.num_running, self.num_waiting) == (running, waiting))
 
 
-DATA = Path(__file__).parents[1] / "data" / "images"
+def wait_until(holds: Callable[[], bool]) -> None:
+    """Until something that another thread does has happened."""
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="session", name="wait_until")
+def _wait_until():
+    return wait_until
 
 
 @pytest.fixture(scope="session")
@@ -67,15 +87,16 @@ def hostile_images(make_png) -> dict[str, bytes]:
     }
 
 
-@pytest.fixture(scope="module")
-def make_engine(shared_model):
-    """`make_engine(**changes)`: an engine that was started."""
+@pytest.fixture(scope="session")
+def make_engine(build_model, parity_dir) -> Iterator[Callable[..., HeldEngine]]:
+    """`make_engine(**settings)`: an engine, started, over one model with the checkpoints `first` and `second`."""
     threads, engines = torch.get_num_threads(), []
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # more cost more than they give on matrices of this size
+    model = build_model(model_type="pretrain_vicuna0", end_sym="###").eval()
+    second = {"second": parity_dir / "train_main_checkpoint_0.pth"}
 
-    def make(**changes):
-        model = shared_model(model_type="pretrain_vicuna0", end_sym="###")
-        engines.append(HeldEngine(model, Blip2ImageEvalProcessor(image_size=56), **changes).start())
+    def make(**settings):
+        engines.append(HeldEngine(model, Blip2ImageEvalProcessor(image_size=56), second, "first", **settings).start())
         return engines[-1]
 
     yield make
@@ -83,3 +104,16 @@ def make_engine(shared_model):
         engine.release()
         engine.stop()
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def nodelay(monkeypatch) -> list[int]:
+    """TCP_NODELAY of each connection to a server here; else small pieces wait until the last one is acknowledged."""
+    options, made = [], H11Protocol.connection_made
+
+    def watched(protocol, transport):
+        made(protocol, transport)
+        options.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(H11Protocol, "connection_made", watched)
+    return options

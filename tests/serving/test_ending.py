@@ -1,4 +1,4 @@
-"""Servers end when they are told to, also while they decode an image that never ends."""
+"""Servers as processes: the page behind a password, and that they end, also while they decode an image for ever."""
 
 import base64
 import contextlib
@@ -31,20 +31,16 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture
 def start(demo_config, tmp_path):
-    """`start(command, *arguments)`: the process, and where it listens."""
+    """`start(command, *arguments, **environment)`: the process, and where it listens."""
     started = []
 
-    def run(command, *arguments):
+    def run(command, *arguments, **more):
+        environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        environment |= {"GRADIO_TEMP_DIR": str(tmp_path / "page")}
         process = subprocess.Popen(
             [sys.executable, "-c", STUCK, command, "--cfg-path", str(demo_config), *arguments],
             cwd=REPOSITORY,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(REPOSITORY),
-                "OMP_NUM_THREADS": "1",
-                "GRADIO_TEMP_DIR": str(tmp_path / "page"),
-                "PYTHONUNBUFFERED": "1",
-            },
+            env={**os.environ, **environment, **more},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -103,3 +99,25 @@ def test_the_page_ends(start, make_png):
     call = {"fn_index": function["id"], "data": [message, *(values[name] for name in function["inputs"][1:])]}
     send_in_background(f"{url}/gradio_api/queue/join", json=call | {"session_hash": "somebody"})
     assert ends(process)
+
+
+def test_the_page_is_behind_a_password_and_has_every_checkpoint(browser, start, parity_dir):
+    second = f"--ckpt=second={parity_dir / 'train_main_checkpoint_0.pth'}"
+    process, url = start("demo.py", second, MINIGPT4_AUTH="me:secret")
+    page = browser.new_page()
+    page.set_default_timeout(120_000)
+    page.goto(url)
+    page.get_by_label("username").fill("me")
+    page.get_by_label("password").fill("secret")
+    page.get_by_role("button", name="Login").click()
+    page.get_by_label("Checkpoint").click()
+    page.get_by_role("option", name="second").click()
+    page.get_by_label("number input for Maximum of tokens").fill("5")
+    page.locator("#question textarea").fill("What is this?")
+    page.locator("#question textarea").press("Enter")
+    page.get_by_test_id("bot").wait_for()
+    page.close()
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "Traceback" not in output

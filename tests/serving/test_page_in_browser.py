@@ -1,17 +1,9 @@
 """The chat page in a real browser: Debian's Chromium, driven by playwright, against a page on the tiny model."""
 
-import os
 import re
-import signal
-import socket
-import subprocess
-import sys
-from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-import yaml
 from PIL import Image
 
 pytest.importorskip("gradio")
@@ -19,7 +11,6 @@ pytest.importorskip("gradio")
 from minigpt4.conversation.chat import Chat, Decoding
 from minigpt4.serving.uploads import Limits
 
-REPOSITORY = Path(__file__).parents[2]
 LONG = "Which colours?"
 """Of the second image the tiny model has much to say about it."""
 DECODING = Decoding(max_new_tokens=60, repetition_penalty=1.05)
@@ -32,14 +23,20 @@ def engine(make_engine):
 
 
 @pytest.fixture(scope="module")
-def address(engine, chromium):
+def address(engine, chromium, tmp_path_factory):
     """Of a page that is served in this process; without a browser nothing is started."""
     from minigpt4.serving.page import ChatPage
     from minigpt4.serving.page_gate import launch
 
-    page = ChatPage(engine, Limits())
-    yield launch(page, host="127.0.0.1", port=None, auth=None, share=False)
-    page.blocks.close(verbose=False)
+    images = tmp_path_factory.mktemp("world") / "data/mini/flickr30k/flickr30k-images"
+    images.mkdir(parents=True)
+    Image.linear_gradient("L").save(images / "1.jpg")
+    (images.parents[1] / "scenes_test.json").write_text('{"1": {"groups": [{}, {}]}}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(images.parents[3])
+        page = ChatPage(engine, Limits())
+        yield launch(page, host="127.0.0.1", port=None, auth=None, share=False)
+        page.blocks.close(verbose=False)
 
 
 @pytest.fixture
@@ -238,47 +235,3 @@ def test_an_example_is_asked_and_words_that_look_like_pages_stay_words(visit):
     visitor.ask(nasty)
     visitor.expect(visitor.questions.last).to_have_text(nasty)
     assert visitor.questions.last.locator("img, script, strong").count() == 0
-
-
-@contextmanager
-def process(config, *arguments, **variables):
-    """`demo.py` as people start it, and the address that it prints."""
-    command = [sys.executable, "demo.py", "--cfg-path", str(config), *arguments]
-    environment = {"PYTHONPATH": str(REPOSITORY), "PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"} | variables
-    running = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        line = running.stdout.readline()
-        yield running, next(iter(re.findall(r"http://\S+", line)), None)
-    finally:
-        running.kill()
-        running.communicate()
-
-
-def test_demo_py_serves_the_page_behind_a_password_until_it_is_told_to_end(browser, tmp_path, tiny_section):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    model = tiny_section(arch="minigpt4", model_type="pretrain_vicuna0", end_sym="###")
-    config = tmp_path / "eval.yaml"
-    config.write_text(yaml.safe_dump({"model": model, "datasets": {}, "run": {"task": "image_text_pretrain"}}))
-    second = f"--ckpt=second={model['ckpt']}"
-    with process(config, "--port", str(port), second, MINIGPT4_AUTH="me:secret") as (running, address):
-        assert address == f"http://127.0.0.1:{port}/"
-        page = browser.new_page()
-        page.set_default_timeout(120_000)
-        page.goto(address)
-        page.get_by_label("username").fill("me")
-        page.get_by_label("password").fill("secret")
-        page.get_by_role("button", name="Login").click()
-        page.get_by_label("Checkpoint").click()
-        page.get_by_role("option", name="second").click()
-        page.get_by_label("number input for Maximum of tokens").fill("5")
-        page.locator("#question textarea").fill("What is this?")
-        page.locator("#question textarea").press("Enter")
-        page.get_by_test_id("bot").wait_for()
-        page.close()
-        running.send_signal(signal.SIGTERM)
-        assert running.wait(120) == 0
-        assert "Traceback" not in running.stderr.read()

@@ -41,22 +41,11 @@ def talk(terminal, monkeypatch, capsys):
     return talk
 
 
-class Watched(io.StringIO):
-    """Notices when something was written."""
-
-    def __init__(self):
-        super().__init__()
-        self.has_words = threading.Event()
-
-    def write(self, text):
-        self.has_words.set()
-        return super().write(text)
-
-
-def test_answers_alone_are_printed(talk, engine):
-    status, out, _ = talk("What is this?", "And now?")
+def test_answers_alone_are_printed_and_a_cut_one_is_said_to_be_cut(talk, engine):
+    status, out, err = talk("What is this?", "And now?")
     chat = Chat(engine)
     assert status == 0
+    assert "cut at 5 tokens" in err
     assert out == f"{chat.ask('What is this?', FEW)}\n{chat.ask('And now?', FEW)}\n"
 
 
@@ -85,39 +74,27 @@ def test_a_mistake_is_told_and_the_conversation_goes_on(talk, line, reason):
     assert out.strip()
 
 
-@pytest.fixture
-def ctrl_c():
-    """Presses it; a shell lets what it starts in the background ignore SIGINT, these tests too."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda: os.kill(os.getpid(), signal.SIGINT)
-    signal.signal(signal.SIGINT, before)
-
-
-def test_words_are_printed_as_they_come_and_ctrl_c_ends_the_answer_alone(terminal, engine, monkeypatch, ctrl_c):
-    engine.hold()
-    out = Watched()
+def test_words_are_printed_as_they_come_and_ctrl_c_ends_the_answer_alone(terminal, engine, wait_until, monkeypatch):
+    out = io.StringIO()
     monkeypatch.setattr("sys.stdout", out)
 
     def person():
         engine.wait_for(running=1)
         engine.let(4)
-        assert out.has_words.wait(60)
-        ctrl_c()
+        wait_until(out.getvalue)
+        os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
     thread = threading.Thread(target=person)
-    thread.start()
-    assert terminal.answer("Which colours?") == INTERRUPTED
+    with engine.held():
+        thread.start()
+        assert terminal.answer("Which colours?") == INTERRUPTED
     thread.join()
+    signal.signal(signal.SIGINT, before)
     said = out.getvalue()
-    engine.release()
     assert said.strip()
     assert terminal.chat.conversation.messages[-1][1] == said.strip("\n")
     assert terminal.answer("And now?") == 0
-
-
-def test_a_cut_answer_is_said_to_be_cut(talk):
-    _, _, err = talk("What is this?")
-    assert "cut at 5 tokens" in err
 
 
 def test_each_answer_has_a_seed_of_its_own(engine, capsys):

@@ -1,6 +1,5 @@
 """Who may use the API, what a request may cost, and errors in OpenAI's form."""
 
-import hashlib
 import hmac
 import ipaddress
 import logging
@@ -17,8 +16,6 @@ from minigpt4.serving.uploads import MIB, Limits, TooLargeError
 
 log = logging.getLogger(__name__)
 
-CLIENT_GONE = 499
-"""Nobody gets this status; the log has it."""
 KINDS = {401: "authentication_error", 403: "permission_error"}
 STATUS = {TooLargeError: 413, TimeoutError: 504, BusyError: 503, RunError: 503, SampleError: 400, ConfigError: 400}
 """Of errors by type; all others are the server's fault."""
@@ -27,9 +24,7 @@ STATUS = {TooLargeError: 413, TimeoutError: 504, BusyError: 503, RunError: 503, 
 class ApiError(Exception):
     """A request that is answered with an error: a status, and a body `{"error": {...}}` as OpenAI's clients know it.
 
-    Args:
-        param: the field that is wrong, such as `messages[0].content`.
-        code: a word for programs.
+    `param` is the field that is wrong, such as `messages[0].content`, `code` a word for programs.
     """
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
@@ -48,19 +43,22 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, headers=headers)
 
 
-class ClientGoneError(Exception):
-    """The client closed the connection before its answer was there."""
-
-
 def wrong(message: str, param: str | None = None, code: str | None = None) -> ApiError:
     """The client's mistake, status 400."""
     return ApiError(400, message, param, code)
+
+
+def gone() -> ApiError:
+    """The client closed the connection; nobody gets this status."""
+    return ApiError(499, "the client has gone")
 
 
 def as_api_error(error: Exception, param: str | None = None) -> ApiError:
     """Any error with the status that tells whose it is; unexpected ones are logged and not shown."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail))
     for kind, status in STATUS.items():
         if isinstance(error, kind):
             return ApiError(status, str(error), param, "busy" if kind is BusyError else None)
@@ -72,19 +70,11 @@ def as_api_error(error: Exception, param: str | None = None) -> ApiError:
 def install_error_handlers(app: FastAPI) -> None:
     """Every error of the app in OpenAI's form."""
 
-    async def known(request: Request, error: Exception) -> JSONResponse:
+    async def answer(request: Request, error: Exception) -> JSONResponse:
         return as_api_error(error).response()
 
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        return ApiError(error.status_code, str(error.detail)).response()
-
-    async def gone(request: Request, error: ClientGoneError) -> JSONResponse:
-        return JSONResponse(None, CLIENT_GONE)
-
-    for kind in (ApiError, MiniGPT4Error, TimeoutError):
-        app.add_exception_handler(kind, known)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(ClientGoneError, gone)
+    for kind in (ApiError, MiniGPT4Error, TimeoutError, HTTPException):
+        app.add_exception_handler(kind, answer)
 
 
 @dataclass(frozen=True)
@@ -128,14 +118,13 @@ class Access:
                 raise ApiError(403, message, code="unknown_host")
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(_digest(given.strip()), _digest(self.key)):
+        if scheme.lower() != "bearer" or not hmac.compare_digest(_bytes(given.strip()), _bytes(self.key)):
             message = "the API key is missing or wrong; send Authorization: Bearer <key>"
             raise ApiError(401, message, code="invalid_api_key")
 
 
-def _digest(text: str) -> bytes:
-    """Of one length, so that comparing does not leak the key's."""
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _is_localhost(host: str) -> bool:

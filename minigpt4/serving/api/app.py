@@ -25,14 +25,7 @@ from minigpt4.conversation.chat import Picture
 from minigpt4.conversation.chat import Request as EngineRequest
 from minigpt4.inference import Engine
 from minigpt4.inference.engine import EngineReply
-from minigpt4.serving.api.access import (
-    Access,
-    ApiError,
-    ApiLimits,
-    ClientGoneError,
-    as_api_error,
-    install_error_handlers,
-)
+from minigpt4.serving.api.access import Access, ApiError, ApiLimits, as_api_error, gone, install_error_handlers
 from minigpt4.serving.api.schema import ChatRequest, decoded, read_request
 from minigpt4.serving.uploads import MIB, read_image
 
@@ -95,7 +88,7 @@ class Service:
         except TimeoutError:
             raise ApiError(408, f"the body did not come within {self.limits.body_seconds:g} s") from None
         except ClientDisconnect:
-            raise ClientGoneError from None
+            raise gone() from None
 
     async def _read(self, body: bytes) -> tuple[ChatRequest, list[EngineRequest]]:
         """The request without its messages, and what it asks of the engine, one for each answer."""
@@ -191,23 +184,23 @@ def _end(client: Any, model: str, replies: Sequence[EngineReply], started: float
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which ends with ClientGoneError when the client leaves; the body was read before."""
+    """The result of `work`, which ends when the client leaves; the body was read before."""
 
     async def leave() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(leave())
+    task, left = asyncio.ensure_future(work), asyncio.ensure_future(leave())
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGoneError
+            raise gone()
         return task.result()
     except asyncio.CancelledError:
         raise ApiError(503, "the server is shutting down") from None
     finally:
         task.cancel()
-        gone.cancel()
+        left.cancel()
 
 
 def _require_model(engine: Engine, name: str) -> None:

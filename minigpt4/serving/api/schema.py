@@ -125,7 +125,6 @@ class StreamOptions(Section):
 
 
 Zero = Annotated[float, Field(ge=0, le=0)]
-Empty = Annotated[list[Any], Field(max_length=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -147,21 +146,17 @@ class ChatRequest(Section):
     n: Count = 1
 
     frequency_penalty: Zero = 0
-    function_call: Literal["none", "auto"] = "none"
-    functions: Empty = []
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] = {}
     logprobs: Literal[False] = False
-    modalities: list[Literal["text"]] = []
     presence_penalty: Zero = 0
     response_format: TextFormat | None = None
     tool_choice: Literal["none", "auto"] = "none"
-    tools: Empty = []
+    tools: Annotated[list[Any], Field(max_length=0)] = []
     top_logprobs: Zero = 0
 
     metadata: Any = None
     parallel_tool_calls: Any = None
     prompt_cache_key: Any = None
-    prompt_cache_retention: Any = None
     safety_identifier: Any = None
     service_tier: Any = None
     store: Any = None
@@ -193,15 +188,10 @@ class ChatRequest(Section):
 
     def decoding(self, limits: ApiLimits) -> Decoding:
         """How to answer: that of the published chat where the request says nothing."""
-        samples = self.temperature >= COLD
-        return Decoding(
-            num_beams=self.num_beams,
-            max_new_tokens=self.max_new_tokens or min(PUBLISHED_CHAT.max_new_tokens, limits.new_tokens),
-            top_p=self.top_p,
-            repetition_penalty=self.repetition_penalty,
-            temperature=self.temperature if samples else 1.0,
-            do_sample=samples,
-        )
+        tokens = self.max_new_tokens or min(PUBLISHED_CHAT.max_new_tokens, limits.new_tokens)
+        search = {"num_beams": self.num_beams, "max_new_tokens": tokens}
+        search |= {"top_p": self.top_p, "repetition_penalty": self.repetition_penalty}
+        return Decoding.at(self.temperature if self.temperature >= COLD else 0, **search)
 
     def conversation(self, new_conversation: Callable[[], Turns]) -> Turns:
         """The messages in the model's template, with an open answer at the end."""
@@ -234,24 +224,20 @@ def read_request(body: bytes, limits: ApiLimits) -> ChatRequest:
         request = ChatRequest.model_validate_json(body)
     except ValidationError as error:
         raise _readable(error) from None
-    for field, value, limit in _costs(request, limits):
+    sizes = [sum(len(part.text or "") for part in message.content) for message in request.messages]
+    for field, value, limit in (
+        ("max_tokens", request.max_new_tokens or 0, limits.new_tokens),
+        ("num_beams", request.num_beams, limits.beams),
+        ("n", request.n, limits.answers),
+        ("stop (characters)", max(map(len, request.stop), default=0), limits.stop_chars),
+        ("messages", len(request.messages), limits.turns),
+        ("messages (images)", len(list(request.images())), limits.images),
+        *((f"messages[{n}].content (characters)", size, limits.question_chars) for n, size in enumerate(sizes)),
+        ("messages (characters)", sum(sizes), limits.conversation_chars),
+    ):
         if value > limit:
             raise wrong(f"{field}: {value:,} is more than this server's limit, {limit:,}", field.partition(" ")[0])
     return request
-
-
-def _costs(request: ChatRequest, limits: ApiLimits) -> Iterator[tuple[str, int, int]]:
-    """(field, value, limit) of what a request may cost."""
-    yield "max_tokens", request.max_new_tokens or 0, limits.new_tokens
-    yield "num_beams", request.num_beams, limits.beams
-    yield "n", request.n, limits.answers
-    yield "stop (characters)", max(map(len, request.stop), default=0), limits.stop_chars
-    yield "messages", len(request.messages), limits.turns
-    yield "messages (images)", len(list(request.images())), limits.images
-    sizes = [sum(len(part.text or "") for part in message.content) for message in request.messages]
-    for number, size in enumerate(sizes):
-        yield f"messages[{number}].content (characters)", size, limits.question_chars
-    yield "messages (characters)", sum(sizes), limits.conversation_chars
 
 
 def _readable(error: ValidationError) -> ApiError:

@@ -20,7 +20,7 @@ TASK, SPLIT = "drawn", "test"
 
 
 def evaluated(folder: Path) -> dict[str, Any]:
-    """Both tasks by lmms-eval, which finds and builds the model by its name: samples and scores."""
+    """Both tasks by lmms-eval, which finds and builds the model by its name: answers and scores."""
     results = simple_evaluate(
         model="minigpt4",
         model_args=f"cfg_path={folder / 'model.yaml'}",
@@ -30,8 +30,10 @@ def evaluated(folder: Path) -> dict[str, Any]:
         task_manager=TaskManager(include_path=str(folder / "tasks"), include_defaults=False),
         bootstrap_iters=0,
     )
-    kept = ("doc_id", "arguments", "resps", "filtered_resps", "target")
-    samples = {task: [{key: sample[key] for key in kept} for sample in own] for task, own in results["samples"].items()}
+    samples = {
+        task: [sample["filtered_resps"] for sample in sorted(own, key=lambda sample: sample["doc_id"])]
+        for task, own in results["samples"].items()
+    }
     return {"samples": samples, "results": results["results"]}
 
 
@@ -77,7 +79,6 @@ def single(folder: Path) -> dict[str, Any]:
         "answers": answers,
         "drawn": drawn,
         "losses": [result.text for result in model.loglikelihood(targets)],
-        "prompt_template": model.model.prompt_template,
         "errors": errors(model, folder, settings["plain"]),
     }
 
@@ -106,4 +107,4 @@ def errors(model: Any, folder: Path, plain: dict[str, Any]) -> dict[str, str]:
 if __name__ == "__main__":
     place = Path(sys.argv[1])
     torch.set_num_threads(1)
-    (place / "found.json").write_text(json.dumps({"evaluated": evaluated(place), "single": single(place)}))
+    (place / "found.json").write_text(json.dumps(evaluated(place) | single(place)))

@@ -2,56 +2,23 @@
 
 import base64
 import http.client
-import io
 import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import openai
 import pytest
-import torch
-from PIL import Image
 
 from minigpt4.inference import Engine
-from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.serving.api.access import Access, ApiLimits
 from minigpt4.serving.api.app import build_app, listen, make_server
 
-PATIENCE = 60.0
-"""Seconds that a test waits for what should come at once; machines that run tests are busy."""
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    """Threads cost more than they give on matrices of this size."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-class PacedEngine(Engine):
-    """An engine that can be slowed down, so that an answer is still in the making when a test looks."""
-
-    pause = 0.0
-    """Seconds before each token."""
-
-    def tick(self) -> None:
-        time.sleep(self.pause)
-        super().tick()
-
-    @contextmanager
-    def slowed(self, pause: float = 0.3) -> Iterator[None]:
-        """Inside, a token takes so many seconds."""
-        self.pause = pause
-        try:
-            yield
-        finally:
-            self.pause = 0.0
+PATIENCE = 60
 
 
 @dataclass(frozen=True)
@@ -79,7 +46,7 @@ class Answer:
 class Server:
     """A server that listens, and plain requests to it."""
 
-    engine: PacedEngine
+    engine: Engine
     port: int
     key: str | None = None
 
@@ -87,9 +54,9 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
-    def client(self, **more: Any) -> openai.OpenAI:
-        """The official client; it does not try again unless told so."""
-        return openai.OpenAI(base_url=self.url, api_key=self.key or "none", **{"max_retries": 0} | more)
+    def client(self) -> openai.OpenAI:
+        """The official client, which tries once."""
+        return openai.OpenAI(base_url=self.url, api_key=self.key or "none", max_retries=0)
 
     def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
@@ -131,27 +98,10 @@ def said(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text}
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = PATIENCE) -> None:
-    """Until something that another thread does has happened."""
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.005)
-
-
-@dataclass(frozen=True)
-class Tools:
-    """The functions above, for test modules, which cannot import this one."""
-
-    asked = staticmethod(asked)
-    picture = staticmethod(picture)
-    said = staticmethod(said)
-    wait_until = staticmethod(wait_until)
-
-
 @pytest.fixture(scope="session")
-def tools() -> Tools:
-    return Tools()
+def tools() -> SimpleNamespace:
+    """The functions above, for test modules, which cannot import this one."""
+    return SimpleNamespace(asked=asked, picture=picture, said=said)
 
 
 @pytest.fixture(scope="session")
@@ -161,38 +111,19 @@ def images(parity_dir) -> list[bytes]:
 
 
 @pytest.fixture(scope="session")
-def small_image() -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-@pytest.fixture(scope="session")
-def make_engine(build_model, parity_dir) -> Callable[..., PacedEngine]:
-    """Engines over one tiny model with the checkpoints `first` and `second`."""
-    model = build_model(model_type="pretrain_vicuna0", end_sym="###").eval()
-    second = parity_dir / "train_main_checkpoint_0.pth"
-
-    def make(**more: Any) -> PacedEngine:
-        return PacedEngine(model, Blip2ImageEvalProcessor(image_size=56), {"second": second}, "first", **more)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def engine(make_engine) -> Iterator[PacedEngine]:
-    with make_engine() as running:
-        yield running
+def engine(make_engine) -> Engine:
+    return make_engine()
 
 
 @contextmanager
-def listening(engine: PacedEngine, limits: ApiLimits, access: Access) -> Iterator[Server]:
+def listening(engine: Engine, limits: ApiLimits, access: Access) -> Iterator[Server]:
     """A server in a thread until the end of the block."""
     bound = listen("127.0.0.1", 0)
     server = make_server(build_app(engine, limits, access), limits)
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
     thread.start()
-    wait_until(lambda: server.started)
+    while not server.started:
+        time.sleep(0.01)
     yield Server(engine, bound.getsockname()[1], access.key)
     server.should_exit = True
     thread.join(PATIENCE)
@@ -211,7 +142,7 @@ def serve(engine) -> Iterator[Callable[..., Server]]:
     """`serve(limit=..., access=..., engine=...)`: a server of the test's own."""
     with ExitStack() as servers:
 
-        def start(access: Access | None = None, engine: PacedEngine = engine, **limits: Any) -> Server:
+        def start(access: Access | None = None, engine: Engine = engine, **limits: Any) -> Server:
             return servers.enter_context(listening(engine, ApiLimits(**limits), access or Access()))
 
         yield start

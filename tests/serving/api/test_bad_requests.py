@@ -7,7 +7,6 @@ import json
 import re
 from pathlib import Path
 
-import openai
 import pytest
 from PIL import Image
 
@@ -133,28 +132,8 @@ def test_harmless_fields_and_those_at_their_neutral_values_change_nothing(server
         "frequency_penalty": 0,
         "logprobs": None,
     }
-    answer = server.chat(messages=[user("Hello?"), message], **harmless)
-    assert answer.status == 400  # the last message is the assistant's
     answer = server.chat(messages=[message, user("Hello?")], response_format={"type": "text"}, **harmless)
     assert (answer.status, answer.text) == (200, server.chat().text)
-
-
-def test_signs_that_mean_something_to_the_machine_are_answered(server):
-    for text in ("\0", "{}{0}%s", "</s><s>", "$$", "\N{ZERO WIDTH SPACE}", "### Human: ###Assistant:", "<Img></Img>"):
-        assert server.chat(f"What is {text}?").status == 200
-
-
-def test_an_unknown_model_is_answered_with_the_names(server):
-    client = server.client()
-    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-4o'; there are: first, second"):
-        client.chat.completions.create(model="gpt-4o", messages=[user("Hello?")])
-
-
-def test_an_image_of_too_many_pixels_is_refused_with_its_place(server, tools, make_png):
-    answer = server.chat([tools.said("This?"), tools.picture(make_png(20_000, 20_000))])
-    assert answer.status == 413
-    assert answer.error["param"] == "messages[0].content[1].image_url.url"
-    assert "pixels" in answer.error["message"]
 
 
 def test_an_image_that_cannot_be_used_is_the_clients_fault(server, tools, hostile_images, caplog):
@@ -162,7 +141,7 @@ def test_an_image_that_cannot_be_used_is_the_clients_fault(server, tools, hostil
         answer = server.chat([tools.said("This?"), tools.picture(content)])
         assert answer.status == (413 if name == "many pixels" else 400), (name, answer.content)
         assert answer.error["param"] == "messages[0].content[1].image_url.url"
-        assert answer.error["message"] != answer.error["param"]
+        assert answer.error["message"].startswith(f"{answer.error['param']}: the file")
     assert not [record for record in caplog.records if record.exc_info]
 
 
@@ -183,29 +162,21 @@ def resident():
     return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
 
 
-def test_after_thirty_bad_images_the_server_goes_on_and_its_memory_is_free(server, tools, make_png):
+def test_after_bad_images_the_server_goes_on_and_their_memory_is_free(server, tools, make_png):
     whole = io.BytesIO()
     Image.new("RGB", (2000, 2000)).save(whole, "PNG")
     contents = {
-        "30 MB": (bytes(30_000_000), 413, "are more than 20 MiB"),
-        "5 MB of nothing": (bytes(5_000_000), 400, "not an image"),
-        "20,000 x 20,000": (make_png(20_000, 20_000), 413, "pixels"),
-        "cut off": (whole.getvalue()[:-100], 400, "damaged"),
+        "are more than 20 MiB": bytes(30_000_000),
+        "not an image": bytes(5_000_000),
+        "pixels": make_png(20_000, 20_000),
+        "damaged": whole.getvalue()[:-100],
     }
-    bodies = {
-        name: json.dumps(tools.asked([tools.picture(content)])).encode() for name, (content, _, _) in contents.items()
-    }
-
-    def send(name):
-        answer = server.post(bodies[name])
-        assert answer.status == contents[name][1], name
-        assert contents[name][2] in answer.error["message"], name
-
+    bodies = {name: json.dumps(tools.asked([tools.picture(one)])).encode() for name, one in contents.items()}
     assert server.chat().status == 200
-    for name in bodies:
-        send(name)
-    before = resident()
-    for name in [*bodies] * 3 + ["cut off"] * 18:
-        send(name)
+    for turn in range(6):
+        if turn == 1:
+            before = resident()
+        for reason, body in bodies.items():
+            assert reason in server.post(body).error["message"]
     assert resident() - before < 80  # two bodies of 40 MB
     assert server.chat().status == 200

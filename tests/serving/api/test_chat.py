@@ -3,16 +3,14 @@
 import io
 import json
 import re
-import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from PIL import Image
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from minigpt4.conversation.chat import Chat, Decoding
+from minigpt4.conversation.templates import get_template
 
 PLAIN = {"temperature": 0, "repetition_penalty": 1.0, "max_tokens": 8}
 QUESTIONS = ["What is this?", "Who is it?", "Where are they?", "Why?", "How many boats are there?", "Is it a dog?"]
@@ -35,12 +33,8 @@ def expected(engine):
     return generate
 
 
-def vicuna(system=None, human="", turns=""):
-    system = system or (
-        "Give the following image: <Img>ImageContent</Img>. You will be able to see the image once I provide it to "
-        "you. Please answer my questions."
-    )
-    return f"{system}###{turns}Human: {human}###Assistant: "
+def vicuna(human):
+    return f"{get_template('vicuna0').system}###Human: {human}###Assistant: "
 
 
 def test_an_answer_is_that_of_the_chat(server, engine, tools, images):
@@ -49,11 +43,8 @@ def test_an_answer_is_that_of_the_chat(server, engine, tools, images):
     chat.show(*opened(images[:1]))
     assert answer.status == 200
     assert answer.text == chat.ask("What is this?", Decoding(max_new_tokens=8))
-    assert answer.json["usage"] == {
-        "prompt_tokens": chat.reply.prompt_tokens,
-        "completion_tokens": 8,
-        "total_tokens": chat.reply.prompt_tokens + 8,
-    }
+    read = chat.reply.prompt_tokens
+    assert answer.json["usage"] == {"prompt_tokens": read, "completion_tokens": 8, "total_tokens": read + 8}
     assert answer.json["choices"][0]["finish_reason"] == "length"
     assert answer.json["dropped_turns"] == 0
 
@@ -62,22 +53,9 @@ def test_images_stay_where_they_stand_in_the_text_and_in_their_order(server, exp
     first, second = (tools.picture(image) for image in images)
     answer = server.chat([tools.said("Compare"), first, tools.said("with"), second, tools.said("now.")], **PLAIN)
     image = "<Img><ImageHere></Img>"
-    prompt = vicuna(human=f"Compare {image} with {image} now.")
+    prompt = vicuna(f"Compare {image} with {image} now.")
     assert answer.text == expected(prompt, images)
     assert answer.text != expected(prompt, images[::-1])
-
-
-def test_a_conversation_with_system_text_answers_and_later_images(server, expected, tools, images):
-    messages = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": [tools.picture(images[0]), tools.said("What is this?")]},
-        {"role": "assistant", "content": "A dog."},
-        {"role": "user", "content": [tools.picture(images[1]), tools.said("And this?")]},
-    ]
-    answer = server.chat(messages=messages, **PLAIN)
-    image = "<Img><ImageHere></Img>"
-    prompt = vicuna("Be brief.", f"{image} And this?", f"Human: {image} What is this?###Assistant: A dog.###")
-    assert answer.text == expected(prompt, images)
 
 
 def test_the_official_client_gets_the_same_text_streamed_and_whole(server, tools, images):
@@ -96,21 +74,9 @@ def test_the_official_client_gets_the_same_text_streamed_and_whole(server, tools
     assert {chunk.id for chunk in chunks} == {last.id}
 
 
-def test_pieces_of_a_stream_are_sent_at_once(serve, monkeypatch):
-    options, made = [], H11Protocol.connection_made
-
-    def watched(protocol, transport):
-        made(protocol, transport)
-        options.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-
-    monkeypatch.setattr(H11Protocol, "connection_made", watched)
-    assert serve().chat(stream=True).status == 200
-    assert options
-    assert all(options)  # else each small piece waits for the client's acknowledgement of the last
-
-
-def test_a_stream_is_server_sent_events_that_end_in_done(server):
-    answer = server.chat(stream=True)
+def test_a_stream_is_server_sent_events_that_are_sent_at_once_and_end_in_done(serve, nodelay):
+    answer = serve().chat(stream=True)
+    assert nodelay == [1]
     events = answer.content.decode().split("\n\n")
     assert answer.headers["content-type"].startswith("text/event-stream")
     assert events[-2:] == ["data: [DONE]", ""]
@@ -120,19 +86,16 @@ def test_a_stream_is_server_sent_events_that_end_in_done(server):
 
 def test_eight_clients_at_once_get_the_answers_that_they_get_alone(server, engine, tools, images):
     contents = [[tools.picture(images[n % 2]), tools.said(QUESTIONS[n % len(QUESTIONS)])] for n in range(8)]
-    clients = [server.client() for _ in contents]
-    barrier = threading.Barrier(8)
 
-    def ask(client, content, together=True):
-        if together:
-            barrier.wait()
-        answer = client.chat.completions.create(**tools.asked(content, max_tokens=12))
+    def ask(content):
+        answer = server.client().chat.completions.create(**tools.asked(content, max_tokens=12))
         return answer.choices[0].message.content
 
-    alone = [ask(client, content, together=False) for client, content in zip(clients, contents, strict=True)]
-    with engine.slowed(0.02), ThreadPoolExecutor(8) as pool:
-        answers = [pool.submit(ask, *one) for one in zip(clients, contents, strict=True)]
-        tools.wait_until(lambda: engine.num_running > 1)
+    alone = [ask(content) for content in contents]
+    with ThreadPoolExecutor(8) as pool:
+        with engine.held():
+            answers = [pool.submit(ask, content) for content in contents]
+            engine.wait_for(running=8)
         assert [answer.result() for answer in answers] == alone
 
 
@@ -166,7 +129,7 @@ def test_a_stop_string_ends_the_answer_before_it(server):
 
 def test_beams_are_searched(server, expected):
     answer = server.chat("Hello?", num_beams=3, **PLAIN)
-    assert answer.text == expected(vicuna(human="Hello?"), num_beams=3)
+    assert answer.text == expected(vicuna("Hello?"), num_beams=3)
 
 
 def test_the_model_is_a_checkpoint_by_name(server, tools, images):
@@ -189,23 +152,24 @@ def test_models_are_listed_and_described(server):
     client = server.client()
     assert [model.id for model in client.models.list()] == ["first", "second"]
     assert client.models.retrieve("second").object == "model"
-    assert server.get("/v1/models/third").error["code"] == "model_not_found"
+    for unknown in (server.get("/v1/models/gpt-4o"), server.chat(model="gpt-4o")):
+        assert (unknown.status, unknown.error["code"]) == (404, "model_not_found")
+        assert "there is no model 'gpt-4o'; there are: first, second" in unknown.error["message"]
 
 
-def test_health_and_the_log_tell_what_goes_on(server, engine, tools, caplog):
+def test_health_and_the_log_tell_what_goes_on(server, engine, caplog):
     with caplog.at_level("INFO"):
         answer = server.chat(max_tokens=5)
     prompt = answer.json["usage"]["prompt_tokens"]
     assert re.search(rf"127.0.0.1 model=first tokens={prompt}\+5 [\d.]+ s length", caplog.text)
     assert "Hello" not in caplog.text
-    tools.wait_until(lambda: engine.num_running == 0)
+    engine.wait_for(running=0)
     assert server.get("/healthz").json == {"status": "ok", "waiting": 0, "running": 0}
 
 
 def test_health_says_when_the_engine_has_stopped(serve, make_engine):
-    stopped = make_engine()
-    with stopped:
-        server = serve(engine=stopped)
-        assert server.get("/healthz").status == 200
+    server = serve(engine=make_engine())
+    assert server.get("/healthz").status == 200
+    server.engine.stop()
     assert server.get("/healthz").status == 503
     assert server.chat().status == 503
