@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes, start_processes
@@ -113,8 +113,9 @@ def training(cfg: Config, model: nn.Module, image: Tensor, folder: str, processe
 def answering(model: nn.Module, batch_size: int, tokens: int) -> Callable[[int], Any]:
     """A function that decodes token number n of as many answers, which never end."""
     llm, device = model.eval().llama_model, model.device
-    decoder = BatchDecoder(llm, model.llama_tokenizer, [])
-    rows = [GenerationState([1], Decoding(max_new_tokens=tokens + 1)) for _ in range(batch_size)]
+    llm.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[])
+    decoder = BatchDecoder(llm, model.llama_tokenizer)
+    rows = [GenerationState(Decoding(max_new_tokens=tokens + 2)) for _ in range(batch_size)]
     embeds_BTD = torch.randn(batch_size, PROMPT, llm.config.hidden_size, dtype=llm.dtype, device=device) * STD
     decoder.add(rows, embeds_BTD, torch.ones(batch_size, PROMPT, dtype=torch.long, device=device))
     return lambda number: decoder.step()

@@ -109,7 +109,9 @@ class BatchDecoder:
         """Those that go on, in the order in which they joined."""
         self._cache = KVCache()
         self._mask_BP: Tensor | None = None
+        self._is_padded = False
         self._logits_BV: Tensor | None = None  # None: the newest tokens are not read yet
+        self._newest_B1: Tensor | None = None
 
     @torch.inference_mode()
     def add(self, rows: Sequence[GenerationState], embeds_BTD: Tensor, mask_BT: Tensor) -> None:
@@ -126,6 +128,7 @@ class BatchDecoder:
             mask_BT = torch.cat(masks)
             logits_BV = torch.cat([self._logits_BV, logits_BV])
         self._cache, self._mask_BP, self._logits_BV = cache, mask_BT, logits_BV
+        self._is_padded = not mask_BT.all().item()
         for row in rows:
             row.ids = [first_token(self.llm)]
         self.rows = [*self.rows, *rows]
@@ -158,26 +161,28 @@ class BatchDecoder:
     def _read_newest(self) -> None:
         if self._logits_BV is not None:
             return
-        newest_B1 = torch.tensor([[row.ids[-1]] for row in self.rows], device=self._mask_BP.device)
         position_ids_B1 = self._mask_BP.sum(dim=1, keepdim=True) - 1
+        mask_BP = self._mask_BP if self._is_padded else None  # transformers would wait for the GPU to look at it
         self._logits_BV = next_logits(
-            self.llm, self._cache, self._mask_BP, input_ids=newest_B1, position_ids=position_ids_B1
+            self.llm, self._cache, mask_BP, input_ids=self._newest_B1, position_ids=position_ids_B1
         )
 
     def _chosen_tokens(self) -> list[int]:
+        groups = self._alike()
         tokens_B = torch.empty(len(self.rows), dtype=torch.long, device=self._logits_BV.device)
-        for members in self._alike():
-            first = self.rows[members[0]]
-            scores_MV = self._logits_BV if members == list(range(len(self.rows))) else self._logits_BV[members]
+        for members in groups:
+            first, at = self.rows[members[0]], members if len(groups) > 1 else slice(None)
+            scores_MV = self._logits_BV[at]
             processors = penalties(first.decoding, self.end_ids, scores_MV.device)
             if processors:
                 ids_ML = torch.tensor([self.rows[index].ids for index in members], device=scores_MV.device)
                 scores_MV = processors(ids_ML, scores_MV)
             if not first.decoding.do_sample:
-                tokens_B[members] = scores_MV.argmax(dim=-1)
+                tokens_B[at] = scores_MV.argmax(dim=-1)
                 continue
             shares_MV = warpers(first.decoding, min_tokens_to_keep=1)(None, scores_MV).softmax(dim=-1).nan_to_num()
-            tokens_B[members] = torch.multinomial(shares_MV, 1, generator=first.generator).squeeze(1)
+            tokens_B[at] = torch.multinomial(shares_MV, 1, generator=first.generator).squeeze(1)
+        self._newest_B1 = tokens_B[:, None]
         finite_B = self._logits_BV.sum(dim=1).isfinite().long()  # one pass: whatever is not finite spreads to the sum
         tokens, finite = torch.stack([tokens_B, finite_B]).tolist()  # the one time that the host waits for the device
         if not all(finite):
@@ -206,16 +211,23 @@ class BatchDecoder:
         chosen = torch.tensor(indices, device=self._mask_BP.device)
         if self._logits_BV is not None:
             self._logits_BV = self._logits_BV[chosen]
+        else:
+            self._newest_B1 = self._newest_B1[chosen]
         mask_BP = self._mask_BP[chosen]
         unused = int(mask_BP.any(dim=0).int().argmax())  # positions on the left that are padding in all rows now
         self._mask_BP = mask_BP[:, unused:]
+        self._is_padded = not self._mask_BP.all().item()
         for layer in self._cache.layers:
             layer.keep(chosen, unused)
 
 
-def next_logits(llm: nn.Module, cache: Cache, mask_BP: Tensor, **inputs: Tensor) -> Tensor:
-    """Logits (B, V) float32 after the last position of `inputs`, which the cache takes in; of no other position."""
-    last = torch.tensor([next(iter(inputs.values())).shape[1] - 1], device=mask_BP.device)
+def next_logits(llm: nn.Module, cache: Cache, mask_BP: Tensor | None, **inputs: Tensor) -> Tensor:
+    """Logits (B, V) float32 after the last position of `inputs`, which the cache takes in; of no other position.
+
+    `mask_BP`: of the cache and the inputs; None where nothing is padding.
+    """
+    first = next(iter(inputs.values()))
+    last = torch.full((1,), first.shape[1] - 1, device=first.device)
     with native_dtype(llm):
         # An index, not a number: a slice would not be contiguous, and CPUs copy the head's weights for it.
         logits_B1V = llm(**inputs, **cache_arguments(llm, cache), attention_mask=mask_BP, logits_to_keep=last).logits

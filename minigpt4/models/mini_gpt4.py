@@ -197,10 +197,10 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         A trained part is in fp32 and so follows `run.amp_dtype`: under bf16 there is no gradient scaler, and fp16
         here would lose small gradients.
         """
-        if part in self._trained:
+        kind, precision = self.device.type, self.cfg.vit_precision
+        if part in self._trained or (precision == "fp32" and not torch.is_autocast_enabled(kind)):
             return nullcontext()
-        precision = self.cfg.vit_precision
-        return torch.autocast(self.device.type, DTYPES[precision], enabled=precision != "fp32")
+        return torch.autocast(kind, DTYPES[precision], enabled=precision != "fp32")
 
     # Parts, and what is trained of them
 
