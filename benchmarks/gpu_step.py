@@ -178,7 +178,7 @@ def main() -> int:
     given = [f"model.llama_model={TOKENIZER}", "model.ckpt=null", "run.device=cuda", f"run.output_dir={folder}"]
     cfg = Config(SimpleNamespace(cfg_path=args.recipe, options=[*given, *args.options])).validate()
     batch = args.batch or cfg.batch_size()
-    mini_gpt4.load_vision = lambda section: vision(section, device)
+    mini_gpt4.load_vision = vision
     mini_gpt4.load_language_side = lambda section, _, at, shard=False: language(args.llm, section, at, shard)
     result: dict[str, Any] = {"batch": batch, "out_of_memory": False}
     try:

@@ -50,16 +50,18 @@ def build_vision(cfg: MiniGPT4Config) -> VisionSide:
 
 
 @phase(VISION)
-def load_vision(cfg: MiniGPT4Config) -> VisionSide:
-    """Tower, `ln_vision` and connector with the weights of their files, on the CPU, stored as they stay.
+def load_vision(cfg: MiniGPT4Config, device: torch.device | str = "cpu") -> VisionSide:
+    """Tower, `ln_vision` and connector on `device` with the weights of their files, stored as they stay.
 
+    The files are mapped and read straight into place: several processes of a machine share them.
     Without Q-Former no file holds `ln_vision`, and it keeps its initial ones and zeros, as published.
     """
-    tower = _unfilled(lambda: store_frozen(build_vision_encoder(cfg), cfg.freeze_vit, cfg), cfg.vit_model == EVA_CLIP_G)
+    is_plain = cfg.vit_model == EVA_CLIP_G
+    tower = _unfilled(lambda: store_frozen(build_vision_encoder(cfg), cfg.freeze_vit, cfg), device, is_plain)
     load_vision_encoder(tower, cfg)
     tower.drop_layers_after(cfg.vit_layer)
-    connector = _unfilled(lambda: store_frozen(build_connector(cfg, tower), cfg.freeze_qformer, cfg))
-    ln_vision = nn.LayerNorm(tower.num_features) if connector.has_norm else nn.Identity()
+    connector = _unfilled(lambda: store_frozen(build_connector(cfg, tower), cfg.freeze_qformer, cfg), device)
+    ln_vision = (nn.LayerNorm(tower.num_features) if connector.has_norm else nn.Identity()).to(device)
     connector.load_weights(cfg, ln_vision)
     return tower, ln_vision, connector
 
@@ -101,16 +103,16 @@ def store_frozen(module: nn.Module, frozen: bool, cfg: MiniGPT4Config) -> nn.Mod
     return store_matmuls(module, DTYPES[cfg.vit_precision]) if frozen else module
 
 
-def _unfilled(build: Callable[[], Any], is_plain: bool = True) -> Any:
+def _unfilled(build: Callable[[], Any], device: torch.device | str, is_plain: bool = True) -> Any:
     """A module whose parameters wait for a strict load: no random initialisation of a billion numbers.
 
     One that is not plain may compute buffers when it is built, and is built whole.
     """
     if not is_plain:
-        return build()
+        return build().to(device)
     with torch.device("meta"):
         module = build()
-    module.to_empty(device="cpu")
+    module.to_empty(device=device)
     for buffer in module.buffers():  # Eva's key bias, which is zero
         buffer.zero_()
     return module

@@ -97,13 +97,11 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         if cfg.ckpt:  # what is cheap to find wrong comes first
             find_weights(cfg.ckpt, "model.ckpt", Path(cfg.ckpt).name)
         device = _llm_device(cfg, torch.device(device))
-        vision_side = (meta_vision if lazy_vision else load_vision)(cfg)
+        vision_side = meta_vision(cfg) if lazy_vision else load_vision(cfg, device)
         model = cls(cfg, *vision_side, *load_language_side(cfg, directory, device, shard_llm))
         model.llama_proj.to(device)
         if lazy_vision:
             start_clock.not_needed(start_clock.VISION, "cache")
-        else:
-            model._vision_to_device()
         if cfg.ckpt:
             model.load_checkpoint(cfg.ckpt)
         return model
@@ -237,14 +235,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         if next(self.visual_encoder.parameters()).device.type != "meta":
             return
         log.info("An image is to be encoded: loading the vision encoder now")
-        self.visual_encoder, self.ln_vision, self.Qformer = load_vision(self.cfg)
+        self.visual_encoder, self.ln_vision, self.Qformer = load_vision(self.cfg, self.device)
         self._freeze_parts()
-        self._vision_to_device()
-
-    @phase(start_clock.VISION)
-    def _vision_to_device(self) -> None:
-        for name in _VISION_SIDE:
-            getattr(self, name).to(self.device)
 
     @phase(start_clock.CHECKPOINT)
     def load_checkpoint(self, path: str | Path) -> None:
