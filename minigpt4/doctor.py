@@ -39,8 +39,14 @@ if "torch_error" not in found:
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         card = torch.cuda.get_device_properties(index)
         bf16 = card.major >= 8 if torch.version.cuda else torch.cuda.is_bf16_supported()
-        found["gpus"].append({"name": card.name, "memory_bytes": card.total_memory,
-                              "capability": f"{card.major}.{card.minor}", "bf16": bf16})
+        try:  # a wheel without kernels for an old card imports well and fails here
+            ones = torch.ones(64, 64, device=f"cuda:{index}", dtype=torch.float16)
+            product = (ones @ ones).sum().item()
+            fault = None if product == 64**3 else f"1 x 64 x 64 products make {product} instead of {64**3}"
+        except Exception as error:
+            fault = f"{type(error).__name__}: {error}".splitlines()[0]
+        found["gpus"].append({"name": card.name, "memory_bytes": card.total_memory, "bf16": bf16, "fault": fault,
+                              "capability": f"{card.major}.{card.minor}", "built_for": torch.cuda.get_arch_list()})
 print("PROBE" + json.dumps(found))
 """
 
@@ -171,6 +177,13 @@ def judge(packages: dict[str, tuple[str, str | None, str | None]], torch: dict, 
         if (error := torch.get(f"{package}_error")) and f"{package} is not installed" not in dict(core):
             meaning = next((text for part, text in EXPLANATIONS.items() if part in error), "")
             core.append((f"{package} cannot be imported{meaning} ({error})", REINSTALL))
+    for number, gpu in enumerate(torch["gpus"]):
+        if gpu["fault"]:
+            built = ", ".join(gpu["built_for"])
+            problem = (
+                f"GPU {number} ({gpu['name']}, {gpu['capability']}; this torch is built for {built}): {gpu['fault']}"
+            )
+            core.append((problem, "install a torch for this card: https://pytorch.org/get-started/previous-versions"))
     captions = of("eval", "pycocoevalcap")
     features = {
         "train": core,

@@ -21,8 +21,15 @@ from types import SimpleNamespace
 version = SimpleNamespace(cuda="12.4")
 card = SimpleNamespace(name="NVIDIA GeForce RTX 2080 Ti", total_memory=11 * 2**30, major=7, minor=5)
 cuda = SimpleNamespace(
-    is_available=lambda: True, device_count=lambda: 1, get_device_properties=lambda index: card
+    is_available=lambda: True, device_count=lambda: 1, get_device_properties=lambda index: card,
+    get_arch_list=lambda: ["sm_80", "sm_90"],
 )
+float16 = None
+class ones:
+    def __init__(self, *shape, **keys): pass
+    def __matmul__(self, other): return self
+    def sum(self): return self
+    def item(self): COMPUTE
 """
 
 
@@ -93,11 +100,20 @@ def test_python_without_any_package_is_told_what_to_install(tmp_path):
 
 @pytest.mark.parametrize(("installed", "state"), [("99.0", "ready  "), ("0.1", "MISSING")])
 def test_gpu_is_shown_and_readies_the_low_bit_llm(tmp_path, installed, state):
-    fake(tmp_path, "torch", ONE_GPU)
+    fake(tmp_path, "torch", ONE_GPU.replace("COMPUTE", "return 64.0**3"))
     fake(tmp_path, "torchvision")
     out = doctor(before=fake(tmp_path, "bitsandbytes", installed=installed)).stdout
     assert "GPU: NVIDIA GeForce RTX 2080 Ti, 11.0 GiB, compute capability 7.5, no bf16: use fp16" in out
     assert f"{state} LLM in 8 bits" in out
+    assert "ready   train" in out
+
+
+@pytest.mark.parametrize("compute", ["raise RuntimeError('CUDA error: no kernel image is available')", "return 0.0"])
+def test_a_card_that_does_not_compute_is_not_called_ready(tmp_path, compute):
+    fake(tmp_path, "torch", ONE_GPU.replace("COMPUTE", compute))
+    done = doctor(before=fake(tmp_path, "torchvision"))
+    assert done.returncode == 1
+    assert "GPU 0 (NVIDIA GeForce RTX 2080 Ti, 7.5; this torch is built for sm_80, sm_90)" in done.stdout
 
 
 def test_without_java_the_metrics_are_missing_and_training_is_not(tmp_path):

@@ -109,7 +109,7 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; hosts wait for each other, not for their GPUs."""
-        return bool(self.sum(torch.tensor(float(flag))))
+        return flag if self.world_size == 1 else bool(self.sum(torch.tensor(float(flag))))
 
     def gather(self, value: Any) -> list[Any] | None:
         """Plain objects of all ranks on rank 0, None elsewhere; they travel between hosts, not through GPUs."""

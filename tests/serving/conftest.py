@@ -89,13 +89,13 @@ def hostile_images(make_png) -> dict[str, bytes]:
 
 @pytest.fixture(scope="session")
 def make_engine(build_model, parity_dir) -> Iterator[Callable[..., HeldEngine]]:
-    """`make_engine(**settings)`: an engine, started, over one model with the checkpoints `first` and `second`."""
+    """`make_engine(**settings)`: an engine, started, over a model with the checkpoints `first` and `second`."""
     threads, engines = torch.get_num_threads(), []
     torch.set_num_threads(1)  # more cost more than they give on matrices of this size
-    model = build_model(model_type="pretrain_vicuna0", end_sym="###").eval()
     second = {"second": parity_dir / "train_main_checkpoint_0.pth"}
 
     def make(**settings):
+        model = build_model(model_type="pretrain_vicuna0", end_sym="###").eval()
         engines.append(HeldEngine(model, Blip2ImageEvalProcessor(image_size=56), second, "first", **settings).start())
         return engines[-1]
 
