@@ -212,7 +212,7 @@ def serve(args: argparse.Namespace, config: Config) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own server whether it is there
     over = threading.Event()
     with load(args, config) as engine:
-        page = ChatPage(engine, limits)
+        page = ChatPage(engine, limits, config.run.chat)
         address = launch(page, host=args.server_name, port=args.port, auth=auth, share=args.share)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: over.set())

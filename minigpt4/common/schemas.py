@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Le, Lt
+from annotated_types import Ge, Le, Lt
 from pydantic import model_validator
 
 from minigpt4.common.binding import (
@@ -27,6 +27,18 @@ SHARDS = "image_caption_shards"
 JSON = "image_caption_json"
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 TRAINING_KEYS = ("init_lr", "max_epoch", "iters_per_epoch")
+
+
+@dataclass
+class ChatSettings:
+    """`run.chat`: what the page begins with, and what it and the server offer beside `model.ckpt`."""
+
+    ckpt: list[str] = field(default_factory=list)
+    """Further checkpoints to choose from, NAME=FILE each, as after `--ckpt`; those that are not there are left out."""
+    temperature: Annotated[Float, Ge(0), Le(2)] = 1.0
+    """0: the likeliest answer."""
+    hint: str = ""
+    """A line above the conversation: what to try."""
 
 
 @dataclass
@@ -274,6 +286,8 @@ class RunConfig:
     """New. How captions are decoded in an evaluation, the same for all checkpoints."""
     failure_prompts: FailurePrompts = field(default_factory=FailurePrompts)
     """New. What `eval_scripts/eval_failure_rate.py` asks about every image."""
+    chat: ChatSettings = field(default_factory=ChatSettings)
+    """New. How `demo.py`'s page begins."""
 
     device: str = "cuda"
     """`cuda`, `cuda:N`, `cpu` or `mps`."""

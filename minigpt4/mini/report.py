@@ -24,6 +24,13 @@ from minigpt4.mini.files import TRUTH_FILE
 from minigpt4.mini.scenes import BACKGROUNDS, COLUMN, RELATIONS, ROW, THINGS
 
 _NAMES = {word: thing.name for thing in THINGS for word in (thing.name, thing.plural)}
+_NAMES |= {
+    "cacti": "cactus",
+    "flamingoes": "flamingo",
+    "plane": "airplane",
+    "planes": "airplane",
+    "aircraft": "airplane",
+}
 _NAME = "|".join(sorted(map(re.escape, _NAMES), key=len, reverse=True))
 _NAME_PATTERN = re.compile(rf"\b({_NAME})\b")
 _COLOUR_PATTERN = re.compile(rf"\b({'|'.join(BACKGROUNDS)})\b")

@@ -17,13 +17,14 @@ from minigpt4.models.feature_cache import build_model
 def checkpoints(cfg: Config, further: Sequence[str]) -> tuple[str, dict[str, Path]]:
     """What `model.ckpt` is called, after its file, and the further checkpoints by name; nothing is loaded.
 
-    `further`: PATH or NAME=PATH each. ConfigError where `model.ckpt` is not set, or a name is taken; WeightsError for a
-    missing file.
+    `further`: PATH or NAME=PATH each, beside those of `run.chat.ckpt` that are there. ConfigError where `model.ckpt` is
+    not set, or a name is taken; WeightsError for a missing file.
     """
     if not cfg.model.ckpt:
         raise ConfigError(f"{cfg.source}: model.ckpt names no checkpoint; set it with --options model.ckpt=FILE")
     first = Path(cfg.model.ckpt).stem
-    others = {checkpoint.name: checkpoint.path for checkpoint in read_checkpoint_list(further)}
+    own = [one for one in cfg.run.chat.ckpt if Path(one.partition("=")[2] or one).is_file()]
+    others = {checkpoint.name: checkpoint.path for checkpoint in read_checkpoint_list([*own, *further])}
     if first in others:
         raise ConfigError(f"--ckpt: '{first}' is the name of model.ckpt already; give another one: NAME=FILE")
     return first, others

@@ -18,6 +18,7 @@ from typing import Any
 import gradio as gr
 
 from minigpt4.common.errors import MiniGPT4Error, RunError, SampleError
+from minigpt4.common.schemas import ChatSettings
 from minigpt4.conversation.chat import Picture, Request
 from minigpt4.conversation.decoding import PUBLISHED_CHAT, Decoding
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
@@ -62,15 +63,15 @@ class _Interface(gr.ChatInterface):
 class ChatPage:
     """The page over one engine; `blocks` is what Gradio shows."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
-        self.engine, self.limits = engine, limits
+    def __init__(self, engine: Engine, limits: Limits, start: ChatSettings | None = None) -> None:
+        self.engine, self.limits, start = engine, limits, start or ChatSettings()
         self.replies: dict[str, EngineReply] = {}
         """Answers in progress by tab."""
         self.picture = lru_cache(engine.max_rows * limits.images)(self._picture)
         names = engine.checkpoints
         checkpoint = gr.Dropdown(names, value=names[0], label="Checkpoint", visible=len(names) > 1, render=False)
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, DELETE_AFTER)) as self.blocks:
-            gr.Markdown(HEAD)
+            gr.Markdown(f"{HEAD} {start.hint}")
             note = gr.Markdown(elem_id="note", render=False)
             _Interface(
                 self.answer,
@@ -90,7 +91,7 @@ class ChatPage:
                 textbox=gr.MultimodalTextbox(
                     file_types=["image"], file_count="multiple", placeholder="Ask", stop_btn=True, elem_id="question"
                 ),
-                additional_inputs=[checkpoint, *sliders(limits, engine.model.context_length)],
+                additional_inputs=[checkpoint, *sliders(limits, engine.model.context_length, start.temperature)],
                 additional_inputs_accordion="Settings",
                 additional_outputs=[note],
                 editable=True,
@@ -219,7 +220,7 @@ def _path(file: Any) -> str:
     return file["path"] if isinstance(file, dict) else file
 
 
-def sliders(limits: Limits, context: int) -> list[gr.Slider]:
+def sliders(limits: Limits, context: int, temperature: float = PUBLISHED_CHAT.temperature) -> list[gr.Slider]:
     """The sliders, in the order of `decoding`'s arguments; they start as the published demo does.
 
     `context`: positions that the LLM reads; an answer may take half of them.
@@ -228,7 +229,7 @@ def sliders(limits: Limits, context: int) -> list[gr.Slider]:
     start = PUBLISHED_CHAT
     rows = [
         ("Beams", 1, limits.beams, 1, start.num_beams, "More than one: the answer appears at once, at its end."),
-        ("Temperature", 0.0, 2.0, 0.1, start.temperature, "0: the most likely answer, always the same."),
+        ("Temperature", 0.0, 2.0, 0.1, temperature, "0: the most likely answer, always the same."),
         ("Top-p", 0.05, 1.0, 0.05, start.top_p, "Less: only the likelier words are chosen from."),
         ("Maximum of tokens", 1, tokens, 1, min(start.max_new_tokens, tokens), "The longest answer."),
         ("Repetition penalty", 1.0, 2.0, 0.05, start.repetition_penalty, "Above 1: words are not said so often."),

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.schemas import ChatSettings
 from minigpt4.conversation.decoding import GREEDY, PUBLISHED_CHAT
 from minigpt4.serving.uploads import Limits
 
@@ -98,6 +99,13 @@ def test_an_image_that_cannot_be_read_is_told_without_its_path(page, tmp_path, h
         checked = page.check({"text": "What?", "files": [str(tmp_path / "x.png")]})
         assert not checked["is_valid"], name
         assert str(tmp_path) not in checked["message"]
+
+
+def test_the_page_begins_as_the_configuration_says(make_engine):
+    page = ChatPage(make_engine(), LIMITS, ChatSettings(temperature=0, hint="Try a scene."))
+    parts = [part["props"] for part in page.blocks.get_config_file()["components"]]
+    assert next(part["value"] for part in parts if part.get("label") == "Temperature") == 0
+    assert any("Try a scene." in str(part.get("value")) for part in parts)
 
 
 def test_the_sliders_start_as_the_published_demo_and_keep_to_a_small_context():
