@@ -31,4 +31,5 @@ if ! python -c "$have_all" $needed; then
   echo "Installing packages from the Python package index: about 6 GB on disk, most of it PyTorch"
   python -m pip install --quiet --disable-pip-version-check -e ".[mini,eval]"
 fi
+export TQDM_DISABLE=1 # progress bars of libraries; ours stay
 exec python -m minigpt4.mini.quickstart "$@"

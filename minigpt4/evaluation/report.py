@@ -205,6 +205,10 @@ def _data_uri(kind: str, content: bytes) -> str:
 # The chart
 
 
+BLUE, ORANGE = "#0072B2", "#E69F00"
+"""Of Okabe and Ito's palette, which colour-blind people can tell apart."""
+
+
 def require_figures(key: str) -> None:
     """ConfigError naming `key` unless matplotlib is there."""
     if importlib.util.find_spec("matplotlib") is None:
@@ -212,21 +216,32 @@ def require_figures(key: str) -> None:
 
 
 def _draw_metrics(path: Path, results: Mapping[str, Any]) -> None:
-    """Write a PNG (1200 x 750 pixels) with a line for each metric and a place for each checkpoint."""
+    """Write a PNG (1200 x 750 pixels): a panel for each metric, in it each checkpoint with its 95% interval."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=150)
-    rows, places = _scores(results), range(len(results["checkpoints"]))
-    for metric in results["metrics"]:
-        axes.plot(places, [scores.get(metric) for scores in rows.values()], marker="o", label=metric)
-    axes.set_xticks(list(places), list(rows), rotation=20 if len(rows) > 6 else 0)
-    axes.set_ylabel("score")
-    axes.set_title(headline(results))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    metrics, checkpoints = results["metrics"], results["checkpoints"]
+    names, places = [one["name"] for one in checkpoints], list(range(len(checkpoints)))
+    columns = -(-len(metrics) // 2)
+    shape = (-(-len(metrics) // columns), columns)
+    figure, panels = pyplot.subplots(*shape, figsize=(8, 5), dpi=150, sharex=True, squeeze=False)
+    for panel in panels.flat[len(metrics) :]:
+        panel.set_visible(False)
+    for metric, panel in zip(metrics, panels.flat, strict=False):
+        scores = [one["scores"].get(metric) for one in checkpoints]
+        panel.plot(places, scores, marker="o", markersize=4, color=BLUE)
+        bars = [(n, *one["intervals"][metric]) for n, one in enumerate(checkpoints) if one["intervals"]]
+        for place, low, high in bars:
+            panel.vlines(place, low, high, color=ORANGE, linewidth=2)
+        panel.set_title(metric, fontsize=10)
+        panel.set_ylim(bottom=0)
+        panel.set_xticks(places, names, rotation=60, ha="right", fontsize=7)
+        panel.tick_params(axis="y", labelsize=7)
+        panel.xaxis.set_tick_params(labelbottom=True)
+        panel.grid(alpha=0.3)
+    figure.suptitle(f"{headline(results)}; bars: 95% intervals", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, metadata={"Software": None})  # the same numbers give the same bytes
     pyplot.close(figure)

@@ -37,9 +37,9 @@ log = logging.getLogger(__name__)
 
 FAST_SIZE = WorldSize(stage1=160, stage2=48, flickr_train=64, flickr_val=8, flickr_test=8, per_shard=40)
 FAST_RUNS = {
-    "stage1": ["run.iters_per_epoch=12", "run.warmup_steps=2", "run.log_freq=2"],
-    "stage2": ["run.iters_per_epoch=20", "run.warmup_steps=2", "run.log_freq=2"],
-    "flickr30k": ["run.iters_per_epoch=8", "run.warmup_steps=2", "run.log_freq=1"],
+    "stage1": ["run.iters_per_epoch=10", "run.warmup_steps=2", "run.log_freq=2"],
+    "stage2": ["run.iters_per_epoch=10", "run.warmup_steps=2", "run.log_freq=2"],
+    "flickr30k": ["run.iters_per_epoch=4", "run.warmup_steps=2", "run.log_freq=1"],
 }
 EPOCHS = 5
 RECIPES = {
@@ -219,9 +219,9 @@ def steps(place: Place, precision: str) -> list[Step]:
     return [
         Step("scenes", 15, lambda: False, lambda _: _scenes(place)),
         Step(language_model, 20, lambda: False, lambda _: _language_model(place)),
-        _training(place, precision, "stage1", "stage 1: alt-texts", 130, stage1),
-        _training(place, precision, "stage2", "stage 2: detailed descriptions", 40, stage2),
-        _training(place, precision, "flickr30k", "Flickr30k finetune", 160, flickr),
+        _training(place, precision, "stage1", "stage 1: alt-texts", 150, stage1),
+        _training(place, precision, "stage2", "stage 2: detailed descriptions", 45, stage2),
+        _training(place, precision, "flickr30k", "Flickr30k finetune", 195, flickr),
         Step("captions and metrics", 110, scores.is_file, lambda progress: _evaluate(place, precision, progress)),
         Step("report", 5, place.report.is_file, lambda _: _write_report(place)),
     ]

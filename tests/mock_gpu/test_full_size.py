@@ -35,7 +35,7 @@ def _check(recipe, *more):
     [("minigpt4_flickr_finetune", "7b"), ("minigpt4_stage1_pretrain", "7b"), ("minigpt4_13b_stage2_finetune", "13b")],
 )
 def test_memory_of_a_step_is_what_check_says(mock_gpu, recipe, llm):
-    step = _step(mock_gpu, recipe, "--llm", llm, "--steps", "4", gib=79)
+    step = _step(mock_gpu, recipe, "--llm", llm, "--steps", "3", gib=79)
     _, table = _check(recipe)
     assert step["allocated_gib"] == pytest.approx(table["total"] - table[ALLOWANCE], rel=0.03)
     assert set(step["waits"][2:]) == {0}
@@ -43,7 +43,7 @@ def test_memory_of_a_step_is_what_check_says(mock_gpu, recipe, llm):
 
 def test_memory_of_a_sharded_step_is_what_check_says(mock_gpu):
     options = ("--options", "run.parallel=fsdp")
-    step = _step(mock_gpu, "minigpt4_flickr_finetune", "--steps", "4", *options, gib=79, gpus=2)
+    step = _step(mock_gpu, "minigpt4_flickr_finetune", "--steps", "3", *options, gib=79, gpus=2)
     _, table = _check("minigpt4_flickr_finetune", "--gpus", "2", *options)
     assert step["allocated_gib"] == pytest.approx(table["total"] - table[ALLOWANCE], rel=0.03)
 
@@ -52,5 +52,5 @@ def test_memory_of_a_sharded_step_is_what_check_says(mock_gpu):
 def test_the_largest_batch_that_check_names_fits_a_card_and_the_next_does_not(mock_gpu, recipe):
     text, _ = _check(recipe)
     largest = int(re.search(r"largest batch that fits is (\d+)", text)[1])
-    assert not _step(mock_gpu, recipe, "--batch", str(largest), gib=23.6)["out_of_memory"]
-    assert _step(mock_gpu, recipe, "--batch", str(largest + 1), gib=23.6)["out_of_memory"]
+    assert not _step(mock_gpu, recipe, "--batch", str(largest), "--steps", "2", gib=23.6)["out_of_memory"]
+    assert _step(mock_gpu, recipe, "--batch", str(largest + 1), "--steps", "2", gib=23.6)["out_of_memory"]
