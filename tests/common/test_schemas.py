@@ -263,7 +263,7 @@ evaluate train_splits valid_splits test_splits device world_size dist_url distri
 wandb_log job_name log_freq
 """
 NEW_KEYS = """
-amp_dtype accum_loss max_grad_norm max_nonfinite_steps save_every_iters keep_last max_bad_share max_bad_in_a_row
+chat amp_dtype accum_loss max_grad_norm max_nonfinite_steps save_every_iters keep_last max_bad_share max_bad_in_a_row
 tensorboard_log valid_captions generation failure_prompts feature_cache compile parallel
 """
 SHARDS = {"builder": "image_caption_shards", "build_info": {"storage": "x/{0..3}.tar"}}

@@ -94,9 +94,9 @@ def test_a_compiled_model_computes_the_same_step_or_names_the_missing_compiler(b
     assert all(part._compiled_call_impl is not None for part in parts)
 
 
-def test_a_machine_without_compiler_is_told_so(monkeypatch):
+def test_a_machine_without_compiler_is_told_so():
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    with pytest.raises(ConfigError, match=r"run\.compile: needs a C\+\+ compiler"):
+    nothing = config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with nothing, pytest.raises(ConfigError, match=r"run\.compile: needs a C\+\+ compiler"):
         require_compiler(torch.device("cpu"))
