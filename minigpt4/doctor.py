@@ -42,7 +42,7 @@ if "torch_error" not in found:
         try:  # a wheel without kernels for an old card imports well and fails here
             ones = torch.ones(64, 64, device=f"cuda:{index}", dtype=torch.float16)
             product = (ones @ ones).sum().item()
-            fault = None if product == 64**3 else f"1 x 64 x 64 products make {product} instead of {64**3}"
+            fault = None if product == 64**3 else f"a product of 64 x 64 ones sums to {product}, not {64**3}"
         except Exception as error:
             fault = f"{type(error).__name__}: {error}".splitlines()[0]
         found["gpus"].append({"name": card.name, "memory_bytes": card.total_memory, "bf16": bf16, "fault": fault,

@@ -232,9 +232,9 @@ def _draw_metrics(path: Path, results: Mapping[str, Any]) -> None:
     for metric, panel in zip(metrics, panels.flat, strict=False):
         scores = [one["scores"].get(metric) for one in checkpoints]
         panel.plot(places, scores, marker="o", markersize=4, color=BLUE)
-        bars = [(n, *one["intervals"][metric]) for n, one in enumerate(checkpoints) if one["intervals"]]
-        for place, low, high in bars:
-            panel.vlines(place, low, high, color=ORANGE, linewidth=2)
+        for place, one in enumerate(checkpoints):
+            if one["intervals"]:
+                panel.vlines(place, *one["intervals"][metric], color=ORANGE, linewidth=2)
         panel.set_title(metric, fontsize=10)
         panel.set_ylim(bottom=0)
         panel.set_xticks(places, names, rotation=60, ha="right", fontsize=7)
