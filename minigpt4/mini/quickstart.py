@@ -325,7 +325,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     place = Place(args.fast, args.processes, args.seed)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # Threads that wait soon give the core away: OpenMP's usual spinning makes a step many times slower beside other work.
+    # A waiting thread soon gives its core away: the usual spinning makes steps many times slower beside other work.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
