@@ -69,6 +69,8 @@ class MiniGPT4Config:
         "prompt": "has no effect in MiniGPT-4; use prompt_path (a file of instructions)",
         **dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout"), "LoRA on the LLM does not exist here; leave it out"),
     }
+    PLACEHOLDERS: ClassVar[Sequence[str]] = ("<ImageHere>",)
+    """What stands for an image in a prompt."""
     IMAGE_PROCESSOR: ClassVar[str] = "blip2_image_eval"
     """Of images of no dataset."""
     TOKENIZER: ClassVar[Mapping[str, bool]] = {}

@@ -37,28 +37,29 @@ def projector_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     return cut_names(state, PROJECTOR, "llama_proj.") or state
 
 
-def llava_config(directory: Path) -> dict[str, Any] | None:
-    """config.json of a directory with a whole LLaVA, None for other directories."""
-    file = directory / "config.json"
-    with errors_as(WeightsError, f"model.llama_model: {file}"):
-        content = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
-        return content if isinstance(content, dict) and is_llava(content) else None
-
-
-def read_part(cfg: Any, part: str) -> tuple[Path, dict[str, Tensor]] | None:
-    """The tensors of a `part` in the whole LLaVA that `model.llama_model` names, and their file; None if it has none.
+def whole_llava(cfg: Any) -> Path | None:
+    """`model.llama_model`, if it is no LLM alone but a whole LLaVA.
 
     WeightsError where its config.json says something else than the section.
     """
-    directory = cfg.llm_directory() if isinstance(cfg, LlavaConfig) and cfg.llama_model else None
-    content = None if directory is None else llava_config(directory)
-    if content is None:
+    if not isinstance(cfg, LlavaConfig) or not cfg.llama_model:
         return None
+    file = cfg.llm_directory() / "config.json"
+    with errors_as(WeightsError, f"model.llama_model: {file}"):
+        content = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
+        if not isinstance(content, dict) or not is_llava(content):
+            return None
     for there, key in _SAME_AS.items():
         if there in content and content[there] != getattr(cfg, key):
-            raise WeightsError(
-                f"model.{key}: {getattr(cfg, key)}, but {directory}/config.json says {there}: {content[there]}"
-            )
+            raise WeightsError(f"model.{key}: {getattr(cfg, key)} must be {content[there]}, as {there} of {file} says")
+    return file.parent
+
+
+def read_part(cfg: Any, part: str) -> tuple[Path, dict[str, Tensor]] | None:
+    """The tensors of a `part` of the whole LLaVA that `model.llama_model` is, and their file; None if it has none."""
+    directory = whole_llava(cfg)
+    if directory is None:
+        return None
     tensors, file = {}, directory
     for path in sorted([*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]):
         if found := _tensors(path, part):

@@ -9,7 +9,8 @@ import inspect
 import logging
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,10 @@ def is_llava(config: Mapping[str, Any]) -> bool:
     return config.get("model_type") in ("llava", "llava_llama") and "text_config" not in config
 
 
+def _holds_llava(config: PretrainedConfig) -> bool:
+    return hasattr(config, "mm_vision_tower")
+
+
 def _check_sizes(config: PretrainedConfig) -> None:
     """ValueError for numbers that no LLM has, before a model of that size is built."""
     for name, limit in _LIMITS.items():
@@ -140,7 +145,8 @@ def load_llm(
         if sharded:
             model, report = load_sharded(directory, config, DTYPES[precision], device, attention)
         else:
-            model, report = _load_whole(directory, config, _storage(precision, device), device, attention)
+            with _silent_about_llava(config):
+                model, report = _load_whole(directory, config, _storage(precision, device), device, attention)
         _refuse_partial(directory, config, report)
         _refuse_delta_weights(directory, model)
         freeze(model)
@@ -173,6 +179,18 @@ def _load_whole(
         if (fault := _broken_file(directory)) is None:
             raise
         raise WeightsError(f"model.llama_model: {fault}") from error
+
+
+@contextmanager
+def _silent_about_llava(config: PretrainedConfig) -> Iterator[None]:
+    """transformers warns of each tensor of a LLaVA that is not its LLM's; `_refuse_partial` names those of no part."""
+    speaker, is_other = logging.getLogger("transformers.modeling_utils"), lambda said: "LOAD REPORT" not in said.msg
+    if _holds_llava(config):
+        speaker.addFilter(is_other)
+    try:
+        yield
+    finally:
+        speaker.removeFilter(is_other)
 
 
 def _refuse_small_files(directory: Path, config: PretrainedConfig) -> None:
@@ -249,7 +267,7 @@ def _refuse_partial(directory: Path, config: PretrainedConfig, report: Any) -> N
     """`from_pretrained` fills absent tensors with noise and goes on; here that is an error."""
     missing = sorted(report["missing_keys"])
     mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
-    known = ("rotary_emb.inv_freq", *LLAVA_PARTS) if hasattr(config, "mm_vision_tower") else ("rotary_emb.inv_freq",)
+    known = ("rotary_emb.inv_freq", *LLAVA_PARTS) if _holds_llava(config) else ("rotary_emb.inv_freq",)
     unexpected = sorted(k for k in report["unexpected_keys"] if not any(part in k for part in known))
     parts = [
         f"{title} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''} ({len(names)})"
