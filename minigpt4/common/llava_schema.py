@@ -6,9 +6,7 @@ They have the names of the published code where they mean the same; `vit_layer` 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
-
-from annotated_types import Le
+from typing import ClassVar, Literal
 
 from minigpt4.common.binding import Int, PositiveInt, refuse
 from minigpt4.common.model_schema import Channels, MiniGPT4Config
@@ -32,8 +30,8 @@ class LlavaConfig(MiniGPT4Config):
     """Packaged default YAML under the user's file: `v1` (224 px, linear) or `v1.5` (336 px, two layers)."""
     vit_model: str = "weights/clip-vit-large-patch14"
     """Directory of a CLIP model as transformers saves it, or what else MiniGPT-4's key takes."""
-    vit_layer: Annotated[Int, Le(-1)] = -2
-    """Layer whose tokens are read, -1 the last; no norm follows."""
+    vit_layer: Int = -2
+    """Layer whose tokens are read, -1 the last, 1 the first, 0 what it reads; no norm follows."""
     vit_precision: Literal["fp16", "bf16", "fp32"] = "bf16"
     """Of the frozen vision tower."""
     connector: Literal["qformer", "join4", "join2x2", "identity"] | None = "identity"
@@ -50,8 +48,8 @@ class LlavaConfig(MiniGPT4Config):
     """What stands around questions and answers: `plain` in stage 1, `v1` (Vicuna), `llava_v0` (the paper), or
     `llava_llama_2`. Sets `prompt_template` and `end_sym`."""
     reference_masks: bool = False
-    """A conversation that the published code masks whole ("tokenization mismatch") trains nothing, and `<unk>` in a
-    text is padding; False trains its answers."""
+    """As published, a conversation with a "tokenization mismatch" trains nothing, `<unk>` in a text is padding, `plain`
+    and v0 take any role, and an image without placeholder is left out; False trains its answers, or refuses it."""
     tokenizer_model_max_length: PositiveInt = 2048
     """Longest sequence in training, text and image tokens together; cut on the right."""
     tokenizer_padding_side: Literal["right", "left"] = "right"

@@ -86,7 +86,8 @@ class LlavaPrompts(PromptBuilder):
         except SampleError as error:
             raise SampleError(f"{name()}: {error}") from None
         places = ids.count(IMAGE_TOKEN_INDEX)
-        if places not in (len(images), min(1, len(images))):
+        is_unseen = self.reference_masks and not places
+        if places not in (len(images), min(1, len(images))) and not is_unseen:
             raise SampleError(f"{name()}: {places} of its turns hold {IMAGE_TOKEN}, but it has {len(images)} images")
         runs = iter([[image] for image in images] if places == len(images) else [images])
         row = TokenSequence().add_text(self.start)

@@ -80,17 +80,22 @@ class VisionTower(nn.Module):
         return tokens
 
     def drop_layers_after(self, layer: int) -> None:
-        """Let the tokens be those of another layer: -2 is the one before the last; no norm follows it."""
+        """Let the tokens be those of another layer: -2 is the one before the last; no norm follows it.
+
+        From the front 0 is what the first layer reads, and 1 its tokens.
+        """
         if layer == -1:
             return
         count = len(list(self.blocks))
-        if not -count <= layer < 0:
-            raise ConfigError(f"model.vit_layer: {layer} must be from {-max(count, 1)} to -1 for this tower")
+        if layer not in range(-count, count + 1):
+            text = f"{layer} must be from {-max(count, 1)} to -1 for this tower, or from the front 0 to {count}"
+            raise ConfigError(f"model.vit_layer: {text}")
+        kept = layer if layer >= 0 else count + 1 + layer
         if self._of_transformers:
-            self.model.encoder.layers = self.model.encoder.layers[: count + 1 + layer]
+            self.model.encoder.layers = self.model.encoder.layers[:kept]
             self.model.post_layernorm = nn.Identity()
         else:
-            self.model.blocks = self.model.blocks[: count + 1 + layer]
+            self.model.blocks = self.model.blocks[:kept]
             self.model.norm = nn.Identity()
 
 
