@@ -20,7 +20,7 @@ class LlavaConfig(MiniGPT4Config):
     """What `VisionLanguageModel.from_config` reads for LLaVA; `llama_model` must be set."""
 
     PLACEHOLDERS: ClassVar[Sequence[str]] = ("<ImageHere>", "<image>")
-    IMAGE_PROCESSOR: ClassVar[str] = "clip_image_eval"
+    IMAGE_PROCESSOR: ClassVar[str] = "clip_image"
     TOKENIZER: ClassVar[Mapping[str, bool]] = {"published": False}
     BEAMS_COUNT_BOS: ClassVar[bool] = False
 

@@ -71,8 +71,8 @@ class MiniGPT4Config:
     }
     PLACEHOLDERS: ClassVar[Sequence[str]] = ("<ImageHere>",)
     """What stands for an image in a prompt."""
-    IMAGE_PROCESSOR: ClassVar[str] = "blip2_image_eval"
-    """Of images of no dataset."""
+    IMAGE_PROCESSOR: ClassVar[str] = "blip2_image"
+    """What stands before `_train` and `_eval` in the names of the processors where a section names none."""
     TOKENIZER: ClassVar[Mapping[str, bool]] = {}
     """Arguments of `load_tokenizer`."""
     BEAMS_COUNT_BOS: ClassVar[bool] = True
