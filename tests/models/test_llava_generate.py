@@ -190,14 +190,13 @@ def test_pipeline_talks_about_several_images_one_and_none(config_file, parity_di
 
 def test_datasets_follow_the_model_where_they_name_no_processor(config_file):
     tree = yaml.safe_load(config_file.read_text())
-    tree["datasets"] = {
-        "mine": {"builder": "image_caption_json", "vis_processor": {"eval": {"name": "blip2_image_eval"}}}
-    }
+    own = {"builder": "image_caption_json", "build_info": {"storage": "data"}}
+    tree["datasets"] = {"mine": own | {"vis_processor": {"eval": {"name": "blip2_image_eval"}}}}
     config_file.write_text(yaml.safe_dump(tree))
     args = type("Arguments", (), {"cfg_path": str(config_file), "options": []})
-    own = Config(args).validate(training=False).datasets["mine"].vis_processor
-    assert (own.train.name, own.eval.name) == ("clip_image_train", "blip2_image_eval")
-    assert own.train.arguments()["image_aspect_ratio"] == "pad"
+    found = Config(args).validate(training=False).datasets["mine"].vis_processor
+    assert (found.train.name, found.eval.name) == ("clip_image_train", "blip2_image_eval")
+    assert found.train.arguments()["image_aspect_ratio"] == "pad"
 
 
 def test_captions_take_llavas_placeholder(config_file, parity_dir):
