@@ -29,12 +29,12 @@ def cut_names(state: Mapping[str, Tensor], part: str, name: str = "") -> dict[st
     return {name + key.partition(part)[2]: tensor for key, tensor in state.items() if part in key}
 
 
-def projector_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A LLaVA projector's tensors under the names of this program; what holds none as it is.
+def projector_names(state: Mapping[str, Tensor], cfg: Any) -> Mapping[str, Tensor]:
+    """A LLaVA projector's tensors under the names of this program; what holds none, or is for another model, as it is.
 
     Of a file with other parts of LLaVA, such as a whole model, only the projector is taken, as published.
     """
-    return cut_names(state, PROJECTOR, "llama_proj.") or state
+    return (isinstance(cfg, LlavaConfig) and cut_names(state, PROJECTOR, "llama_proj.")) or state
 
 
 def whole_llava(cfg: Any) -> Path | None:

@@ -185,7 +185,7 @@ def trained_weights(
     """
     with errors_as(WeightsError, f"{path}: is no checkpoint of this program"):
         _refuse_other_parts(path, content, made_with, cfg)
-        state = drop_keys(projector_names(state_dict_of(content, path)), PUBLISHED_BUFFERS)
+        state = drop_keys(projector_names(state_dict_of(content, path), cfg), PUBLISHED_BUFFERS)
         if of_llm := [name for name in state if PART_OF_LLM.search(name)]:
             raise WeightsError(
                 f"{path}: holds {len(of_llm)} trained weights of its LLM (such as {of_llm[0]}), LoRA or a soft prompt, "
