@@ -30,11 +30,9 @@ def cut_names(state: Mapping[str, Tensor], part: str, name: str = "") -> dict[st
 
 
 def projector_names(state: Mapping[str, Tensor], cfg: Any) -> Mapping[str, Tensor]:
-    """A LLaVA projector's tensors under the names of this program; what holds none, or is for another model, as it is.
-
-    Of a file with other parts of LLaVA, such as a whole model, only the projector is taken, as published.
-    """
-    return (isinstance(cfg, LlavaConfig) and cut_names(state, PROJECTOR, "llama_proj.")) or state
+    """The tensors of a LLaVA's projector under the names of this program, all others as they are."""
+    own = cut_names(state, PROJECTOR, "llama_proj.") if isinstance(cfg, LlavaConfig) else {}
+    return own | {name: tensor for name, tensor in state.items() if not own or PROJECTOR not in name}
 
 
 def whole_llava(cfg: Any) -> Path | None:

@@ -255,4 +255,6 @@ def _frozen_hint(state: Mapping[str, Tensor], cfg: MiniGPT4Config) -> str:
         return "It also holds a trained Q-Former: set model.freeze_qformer: False."
     if cfg.freeze_vit and any(name.startswith("visual_encoder.") for name in state):
         return "It also holds a trained vision encoder: set model.freeze_vit: False."
+    if any(name.startswith(("model.layers.", "model.vision_tower.")) for name in state):
+        return "It is a whole LLaVA: name its folder as model.llama_model, and leave model.ckpt out."
     return "Keys that may differ can be named in model.ckpt_allow_keys."

@@ -98,6 +98,11 @@ def test_projector_of_another_kind_is_refused_with_the_difference(build_llava):
         build_llava(projection="identity")
 
 
+def test_whole_llava_is_no_projector(build_llava):
+    with pytest.raises(WeightsError, match=r"not expected: lm_head\.weight.*\n.*name its folder as model\.llama_model"):
+        build_llava(ckpt=str(FOLDER / "stage2_linear" / "model.safetensors"))
+
+
 @pytest.mark.parametrize(("projection", "names"), [("mlp1x_gelu", "0"), ("mlp3x_gelu", "024")])
 def test_mlp_of_any_depth_has_the_published_names(build_llava, projection, names):
     wanted = [f"llama_proj.{name}.{part}" for name in names for part in ("weight", "bias")]
