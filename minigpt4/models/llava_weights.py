@@ -29,10 +29,10 @@ def cut_names(state: Mapping[str, Tensor], part: str, name: str = "") -> dict[st
     return {name + key.partition(part)[2]: tensor for key, tensor in state.items() if part in key}
 
 
-def projector_names(state: Mapping[str, Tensor], cfg: Any) -> Mapping[str, Tensor]:
+def projector_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a LLaVA's projector under the names of this program, all others as they are."""
-    own = cut_names(state, PROJECTOR, "llama_proj.") if isinstance(cfg, LlavaConfig) else {}
-    return own | {name: tensor for name, tensor in state.items() if not own or PROJECTOR not in name}
+    others = {name: tensor for name, tensor in state.items() if PROJECTOR not in name}
+    return cut_names(state, PROJECTOR, "llama_proj.") | others
 
 
 def whole_llava(cfg: Any) -> Path | None:

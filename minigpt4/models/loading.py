@@ -22,6 +22,7 @@ from minigpt4.common.checkpoint import (
     state_dict_of,
 )
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, WeightsError, errors_as
+from minigpt4.common.llava_schema import LlavaConfig
 from minigpt4.common.model_schema import EVA_CLIP_G, MiniGPT4Config
 from minigpt4.common.start_clock import LLM, VISION, phase
 from minigpt4.models.base_model import DTYPES, store_matmuls
@@ -185,7 +186,8 @@ def trained_weights(
     """
     with errors_as(WeightsError, f"{path}: is no checkpoint of this program"):
         _refuse_other_parts(path, content, made_with, cfg)
-        state = drop_keys(projector_names(state_dict_of(content, path), cfg), PUBLISHED_BUFFERS)
+        state = state_dict_of(content, path)
+        state = drop_keys(projector_names(state) if isinstance(cfg, LlavaConfig) else state, PUBLISHED_BUFFERS)
         if of_llm := [name for name in state if PART_OF_LLM.search(name)]:
             raise WeightsError(
                 f"{path}: holds {len(of_llm)} trained weights of its LLM (such as {of_llm[0]}), LoRA or a soft prompt, "
