@@ -69,8 +69,8 @@ class MiniGPT4Config:
         "prompt": "has no effect in MiniGPT-4; use prompt_path (a file of instructions)",
         **dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout"), "LoRA on the LLM does not exist here; leave it out"),
     }
-    PLACEHOLDERS: ClassVar[Sequence[str]] = ("<ImageHere>",)
-    """What stands for an image in a prompt."""
+    PLACEHOLDER: ClassVar[str] = "<ImageHere>"
+    """What stands for an image in the prompts of the published code."""
     IMAGE_PROCESSOR: ClassVar[str] = "blip2_image"
     """What stands before `_train` and `_eval` in the names of the processors where a section names none."""
     TOKENIZER: ClassVar[Mapping[str, bool]] = {}
