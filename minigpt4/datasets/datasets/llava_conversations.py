@@ -104,8 +104,8 @@ class LlavaConversations(ImageCaptionJson):
 def require_trainable(turns: list[dict[str, str]], images: int, where: str) -> None:
     """SampleError unless each question has an answer, and each image a place in a question.
 
-    A first turn of the assistant answers nothing, and is no part of this. One image stands once in one question; there
-    `<image>` may be repeated, as LLaVA's own reader allows.
+    A first turn of the assistant answers nothing, and is no part of this. As LLaVA's own reader makes one place of all
+    those in a question, the images stand together in one of them, or one in each of as many.
     """
     first = int(turns[0]["from"] == SPEAKERS[1])
     for number, turn in enumerate(turns[first:]):
@@ -119,10 +119,11 @@ def require_trainable(turns: list[dict[str, str]], images: int, where: str) -> N
             raise SampleError(f"{place} is an answer with {PLACEHOLDER}; images stand in questions")
     if len(turns) - first < 2 or (len(turns) - first) % 2:
         raise SampleError(f"{where}: the last question has no answer")
-    counts = [turn["value"].count(PLACEHOLDER) for turn in turns[first:]]
-    places = sum(counts) if images > 1 else sum(count > 0 for count in counts)
-    if places != images:
-        raise SampleError(f"{where}: {PLACEHOLDER} in the questions: {places}, images of the record: {images}")
+    counts = [count for turn in turns[first:] if (count := turn["value"].count(PLACEHOLDER))]
+    one_each = len(counts) == images and (images == 1 or sum(counts) == images)
+    if not one_each and not (images > 1 and counts in ([1], [images])):
+        found = " + ".join(map(str, counts)) or 0
+        raise SampleError(f"{where}: {PLACEHOLDER} in the questions: {found}, images of the record: {images}")
 
 
 def _blank(image: Tensor | Uint8Image | CachedImage) -> Tensor | Uint8Image | CachedImage:
