@@ -31,7 +31,7 @@ Numbered = Iterator[tuple[int, bytes]]
 
 def _json(content: bytes, kind: str) -> Numbered:
     try:
-        text = decode(content, json.detect_encoding(content))
+        text, content = decode(content, json.detect_encoding(content)), b""  # it may be a gigabyte
         start = _BLANKS.match(text).end()
         if text.startswith("[", start):
             yield from enumerate(_texts_of_list(text, start), start=1)
