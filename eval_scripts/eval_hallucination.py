@@ -60,12 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     command.add_checkpoint_arguments(pope)
     pope.add_argument("--questions", required=True, type=Path, metavar="FILE.jsonl", help="a question a line")
     pope.add_argument("--image-path", required=True, type=Path, metavar="DIR", help="folder of the images")
-    pope.add_argument(
-        "--prompt",
-        default=hallucination.PROMPT,
-        metavar="TEXT",
-        help="with <ImageHere> and {} for the question, before the model's template",
-    )
+    command.add_prompt_argument(pope, hallucination.PROMPT)
     pope.set_defaults(run=run_pope)
     score.add_argument("answers", type=Path, help='{"question_id": 1, "answer": "Yes."} a line')
     score.add_argument("questions", type=Path, help='{"question_id": 1, "image", "text", "label"} a line')

@@ -11,13 +11,14 @@ from typing import Any
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.utils import LINE_END, decode, parse_json, write_whole
+from minigpt4.common.utils import LINE_END, decode, escaped, parse_json, write_json, write_whole
 from minigpt4.evaluation.caption_data import first_few
-from minigpt4.evaluation.generate import NamedCheckpoint, predict
+from minigpt4.evaluation.generate import NamedCheckpoint, predict, setup_metadata
 from minigpt4.inference.image_list import ImageFile, ImageList
 from minigpt4.inference.pipeline import PromptRules, image_reader
 
 QUESTION_PLACE = "{}"
+PROMPT = f"<Img><ImageHere></Img> {QUESTION_PLACE}"
 IMAGE_MARKS = re.compile(r"</?Img>|<ImageHere>")
 
 
@@ -93,7 +94,7 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]], option: str = 
     """JSON lines; ConfigError if the disk refuses."""
     with errors_as(ConfigError, f"{option}: cannot write {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), option)
+    write_whole(path, "".join(escaped(json.dumps(one, ensure_ascii=False)) + "\n" for one in records), option)
 
 
 # Asking checkpoints
@@ -137,15 +138,35 @@ def ask(
     return rules, said and [{key: answer.text for key, answer in answers.items()} for (answers,) in said]
 
 
-def published_answers(
-    checkpoint: NamedCheckpoint, prompts: Mapping[int | str, str], answers: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Lines in LLaVA's form, by `prompts` of question ids. The answer_id, random there, is a hash of checkpoint,
-    question and text: the same evaluation writes the same bytes."""
-    lines = []
-    for key, prompt in prompts.items():
-        text = answers[str(key)]
-        digest = hashlib.sha256(f"{checkpoint.sha256} {key} {text}".encode()).hexdigest()[:22]
-        own = {"answer_id": digest, "model_id": checkpoint.name, "metadata": {}}
-        lines.append({"question_id": key, "prompt": prompt, "text": text, **own})
-    return lines
+def answer_checkpoints(
+    cfg: Config,
+    checkpoints: Sequence[NamedCheckpoint],
+    questions: Sequence[VisualQuestion],
+    images: Path,
+    folder: Path,
+    prompt: str,
+    processes: Processes,
+    image_mark: str = "",
+) -> list[Path]:
+    """The files of `ask`ed answers, in LLaVA's form, one a checkpoint, on rank 0; `setup.json` beside them says how.
+
+    The field `prompt` is the question, after `image_mark` where it has an image. The answer_id, random in the original,
+    is a hash of checkpoint, question and text: the same evaluation writes the same bytes.
+    """
+    rules, said = ask(cfg, checkpoints, questions, images, folder, prompt, processes)
+    if said is None:
+        return []
+    files = []
+    for checkpoint, answers in zip(checkpoints, said, strict=True):
+        lines = []
+        for one in questions:
+            key, text = one.question_id, answers[str(one.question_id)]
+            asked = one.text if one.image is None else image_mark + one.text
+            digest = hashlib.sha256(f"{checkpoint.sha256} {key} {text}".encode()).hexdigest()[:22]
+            own = {"answer_id": digest, "model_id": checkpoint.name, "metadata": {}}
+            lines.append({"question_id": key, "prompt": asked, "text": text, **own})
+        files.append(folder / f"answers_{checkpoint.file_name}.jsonl")
+        write_lines(files[-1], lines, "--save_path")
+    identities = [one.identity for one in checkpoints]
+    write_json(folder / "setup.json", {**setup_metadata(cfg, rules), "checkpoints": identities}, "--save_path")
+    return files
