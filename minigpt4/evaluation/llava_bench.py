@@ -169,7 +169,7 @@ def review(judge: Judge, comparisons: Sequence[Comparison], path: Path) -> list[
     before = read_facts(beside) if path.exists() else {}
     if other := [name for name in made_from if name in before and before[name] != made_from[name]]:
         raise ConfigError(
-            f"--output: {path} was made with other {', other '.join(other)} ({beside}); name another file"
+            f"--output: {path} was made with other {', other '.join(other)} ({beside.name}); name another file"
         )
     lines = _reviewed(path, {str(one.fields["question_id"]): one.fields for one in comparisons})
     with errors_as(ConfigError, f"--output: cannot write {path}"):
