@@ -20,6 +20,7 @@ from minigpt4.evaluation.report import Table
 
 LETTERS = "ABCDE"
 FAILED = "FAILED"
+NO_ANSWER = "GPT-4 NO-ANS (RANDOM)"
 INPUTS = ("CQM", "QCM", "QCML", "QCME", "QCMLE", "QCLM", "QCEM", "QCLEM")
 OUTPUTS = ("A", "AL", "AE", "ALE", "AEL", "LA", "EA", "LEA", "ELA", "LEPA")
 FORMATS = tuple(f"{question}-{answer}" for question in INPUTS for answer in OUTPUTS)
@@ -239,8 +240,8 @@ def score(name: str, problems: Problems, answers: Mapping[str, Mapping[str, Any]
         }
         outcome.analysis["correct" if is_right else "incorrect"].append(analysis)
     right, wrong = (outcome.analysis[side] for side in ("correct", "incorrect"))
+    (line,) = _lines([[True]] * len(right) + [[False]] * len(wrong), "Correct")
     shown = [sum(one["is_multimodal"] for one in side) for side in (right, wrong)]
-    line = _line(len(problems), "Correct", len(right))
     outcome.lines = [f"{line}, IMG-Accuracy: {percent(shown[0], sum(shown))}%"]
     return outcome
 
@@ -250,8 +251,13 @@ def percent(count: int, of: int) -> str:
     return f"{count / of * 100:.2f}" if of else "-"
 
 
-def _line(total: int, name: str, count: int, what: str = "Accuracy") -> str:
-    return f"Total: {total}, {name}: {count}, {what}: {percent(count, total)}%"
+def _lines(rows: Sequence[Sequence[bool]], *names: str) -> list[str]:
+    """The published line of each column of `rows`, one a question."""
+    lines = []
+    for name, column in zip(names, zip(*rows, strict=True), strict=True):
+        what = "Percentage" if name == NO_ANSWER else "Accuracy"
+        lines.append(f"Total: {len(rows)}, {name}: {sum(column)}, {what}: {percent(sum(column), len(rows))}%")
+    return lines
 
 
 def by_group(problems: Problems, results: Mapping[str, int]) -> dict[str, tuple[int, int]]:
@@ -288,17 +294,11 @@ def table(problems: Problems, outcomes: Sequence[Outcome]) -> Table:
 # Ensembles with GPT-4
 
 
-class _Choices:
-    """Choices of answers, random where there is none, in the published order of draws."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-
-    def __call__(self, text: str, problem: Mapping[str, Any]) -> tuple[int, bool]:
-        """The choice, and whether the answer has a letter, of whatever choice."""
-        letter = find_sentence(text)
-        choice = choice_of(letter, problem)
-        return (self._random.choice(range(len(problem["choices"]))) if choice < 0 else choice), letter != FAILED
+def _choice(draw: random.Random, text: str, problem: Mapping[str, Any]) -> tuple[int, bool]:
+    """The choice in an answer, drawn where it has none, and whether it has a letter, of whatever choice."""
+    letter = find_sentence(text)
+    choice = choice_of(letter, problem)
+    return (draw.choice(range(len(problem["choices"]))) if choice < 0 else choice), letter != FAILED
 
 
 def read_outputs(path: Path) -> dict[str, str]:
@@ -312,23 +312,17 @@ def read_outputs(path: Path) -> dict[str, str]:
 
 def complement(problems: Problems, ours: Mapping[str, str], gpt4: Mapping[str, str], seed: int = 0) -> Outcome:
     """GPT-4's choice, ours where GPT-4 has none. Questions that one of both lacks are left out, as published."""
-    outcome, choice, failed, upper = Outcome("+ GPT-4 complement"), _Choices(seed), 0, 0
+    outcome, draw, rows = Outcome("+ GPT-4 complement"), random.Random(seed), []
     for key, problem in problems.items():
         if key in ours and key in gpt4:
-            mine, _ = choice(ours[key], problem)
-            other, has_answer = choice(gpt4[key], problem)
-            outcome.results[key] = other if has_answer else mine
-            failed += not has_answer
-            upper += problem["answer"] in (outcome.results[key], mine)
-    total = len(outcome.results)
-    if not total:
+            mine, _ = _choice(draw, ours[key], problem)  # the published order of draws
+            other, has_answer = _choice(draw, gpt4[key], problem)
+            taken, right = other if has_answer else mine, problem["answer"]
+            outcome.results[key] = taken
+            rows.append((taken == right, right in (taken, mine), not has_answer))
+    if not rows:
         raise SampleError("no question of the split has an answer of both")
-    correct = sum(problems[key]["answer"] == own for key, own in outcome.results.items())
-    outcome.lines = [
-        _line(total, "Correct", correct),
-        _line(total, "Correct (upper)", upper),
-        _line(total, "GPT-4 NO-ANS (RANDOM)", failed, "Percentage"),
-    ]
+    outcome.lines = _lines(rows, "Correct", "Correct (upper)", NO_ANSWER)
     return outcome
 
 
@@ -338,32 +332,18 @@ def judged(
     """GPT-4's final choice, asked again with both answers; ours where it gave none. SampleError for missing answers."""
     for name, own in (("our answers", ours), ("GPT-4's answers", gpt4)):
         require_same_ids(problems, [key for key in own if key in problems], f"{name}: ")
-    outcome, choice, counts = Outcome("+ GPT-4 judge"), _Choices(seed), dict.fromkeys(REQUERY_LINES, 0)
+    outcome, draw, rows = Outcome("+ GPT-4 judge"), random.Random(seed), []
     for key, problem in problems.items():
-        mine, _ = choice(ours[key], problem)
-        other, has_answer = choice(gpt4[key], problem)
-        last, is_final = choice(final.get(key, "MISSING"), problem)
-        outcome.results[key] = last if is_final else mine
-        right = problem["answer"]
-        counts["Our-Correct"] += mine == right
-        counts["GPT-4-Correct"] += other == right
-        counts["GPT-4 NO-ANS (RANDOM)"] += not has_answer
-        counts["GPT-4-OursVisual-Correct"] += (other if has_answer else mine) == right
-        counts["Requery-Correct"] += outcome.results[key] == right
-        counts["Correct upper"] += right in (mine, other)
-    total = len(problems)
-    outcome.lines = [_line(total, name, count, REQUERY_LINES[name]) for name, count in counts.items()]
+        mine, _ = _choice(draw, ours[key], problem)
+        other, has_answer = _choice(draw, gpt4[key], problem)
+        last, is_final = _choice(draw, final.get(key, ""), problem)
+        taken, both, right = last if is_final else mine, other if has_answer else mine, problem["answer"]
+        outcome.results[key] = taken
+        own = (mine == right, other == right, not has_answer, both == right, taken == right, right in (mine, other))
+        rows.append(own)
+    names = ("Our-Correct", "GPT-4-Correct", NO_ANSWER, "GPT-4-OursVisual-Correct", "Requery-Correct", "Correct upper")
+    outcome.lines = _lines(rows, *names)
     return outcome
-
-
-REQUERY_LINES = {
-    "Our-Correct": "Accuracy",
-    "GPT-4-Correct": "Accuracy",
-    "GPT-4 NO-ANS (RANDOM)": "Percentage",
-    "GPT-4-OursVisual-Correct": "Accuracy",
-    "Requery-Correct": "Accuracy",
-    "Correct upper": "Accuracy",
-}
 
 
 def requery(judge: Judge, problems: Problems, ours: Mapping[str, str], gpt4: Mapping[str, str]) -> dict[str, str]:
@@ -382,5 +362,5 @@ def missing_note(name: str, problems: Problems, answers: Mapping[str, Any]) -> s
     missing = [key for key in problems if key not in answers]
     extra = sum(key not in problems for key in answers)
     lacking = f"{len(missing)} of {len(problems)} have no answer and are wrong (ids {first_few(missing)})"
-    parts = [lacking] if missing else [f"all {len(problems)} have an answer"]
-    return f"{name}: " + "; ".join(parts + ([f"{extra} answers are not of this split"] if extra else []))
+    note = f"{name}: {lacking if missing else f'all {len(problems)} have an answer'}"
+    return f"{note}; {extra} answers are not of this split" if extra else note
