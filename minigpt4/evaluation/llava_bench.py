@@ -6,6 +6,7 @@ taken in pairs as they stand; here they are joined by question_id.
 
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,34 +30,44 @@ from minigpt4.evaluation.questions import (
 )
 from minigpt4.evaluation.report import Table
 
+log = logging.getLogger(__name__)
+
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
 TEMPERATURE = 0.2
 """The published judge's."""
 FAILED = [-1, -1]
 """What a reply without two scores counts as."""
-WILD = "llava_bench_"
-"""Prefix of the rules of In-the-Wild."""
+COCO, WILD = "", "llava_bench_"
+"""Prefixes of the names of rules."""
 TYPES = ("conv", "detail", "complex")
 ALL = "all"
 RULER = "================================="
-COCO_RESULTS = {
-    "LLaVA 13B, full data": "83.1 75.3 96.5 85.1",
-    "LLaVA 13B, detail + complex": "81.5 73.3 90.8 81.9",
-    "LLaVA 13B, conversation + 5% detail + 10% complex": "81.0 68.4 91.5 80.5",
-    "LLaVA 13B, conversation only": "76.5 59.8 84.9 73.8",
-    "LLaVA 13B, no instruction tuning": "22.0 24.0 18.5 21.5",
+PUBLISHED = {
+    COCO: (
+        "COCO",
+        {
+            "LLaVA 13B, full data": "83.1 75.3 96.5 85.1",
+            "LLaVA 13B, detail + complex": "81.5 73.3 90.8 81.9",
+            "LLaVA 13B, conversation + 5% detail + 10% complex": "81.0 68.4 91.5 80.5",
+            "LLaVA 13B, conversation only": "76.5 59.8 84.9 73.8",
+            "LLaVA 13B, no instruction tuning": "22.0 24.0 18.5 21.5",
+        },
+    ),
+    WILD: (
+        "In-the-Wild",
+        {
+            "OpenFlamingo": "19.3 19.0 19.1 19.1",
+            "BLIP-2": "54.6 29.1 32.9 38.1",
+            "LLaVA 13B": "57.3 52.5 81.7 67.3",
+            "LLaVA 13B v1, 336 px, LoRA": "64.3 55.9 81.7 70.1",
+            "LLaVA 13B v1, 336 px, LoRA, 5 beams": "68.4 59.9 84.3 73.5",
+            "LLaVA LLaMA-2-13B": "56.7 58.6 80.0 67.9",
+            "LLaVA 1.5 7B": "- - - 65.4",
+            "LLaVA 1.5 13B": "- - - 72.5",
+        },
+    ),
 }
-WILD_RESULTS = {
-    "OpenFlamingo": "19.3 19.0 19.1 19.1",
-    "BLIP-2": "54.6 29.1 32.9 38.1",
-    "LLaVA 13B": "57.3 52.5 81.7 67.3",
-    "LLaVA 13B v1, 336 px, LoRA": "64.3 55.9 81.7 70.1",
-    "LLaVA 13B v1, 336 px, LoRA, 5 beams": "68.4 59.9 84.3 73.5",
-    "LLaVA LLaMA-2-13B": "56.7 58.6 80.0 67.9",
-    "LLaVA 1.5 7B": "- - - 65.4",
-    "LLaVA 1.5 13B": "- - - 72.5",
-}
-"""Published relative scores: conversation, detail, complex, all."""
+"""Relative scores by prefix of the rules: conversation, detail, complex, all."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +107,11 @@ def read_contexts(path: Path) -> dict[str, tuple[str, str]]:
             parts, prefix = record["caption"], WILD
             parts = [parts] if isinstance(parts, str) else parts
         else:
-            parts, prefix = record.get("captions"), ""
+            parts, prefix = record.get("captions"), COCO
         if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
             raise SampleError(f"{where}: needs 'caption', text or a list of texts, or 'captions' with 'instances'")
         text = "\n".join(parts)
-        if not prefix:
+        if prefix == COCO:
             try:
                 boxes = [f"{one['category']}: {list(one['bbox'])}" for one in record["instances"]]
             except (KeyError, TypeError) as error:
@@ -180,6 +191,8 @@ def review(judge: Judge, comparisons: Sequence[Comparison], path: Path) -> list[
     for comparison in comparisons:
         if str(comparison.fields["question_id"]) not in lines:
             asked.setdefault(Question(comparison.message, system=SYSTEM), []).append(comparison.fields)
+    if lines:
+        log.info("%s: %d of %d judgements are there already", path, len(lines), len(comparisons))
     for question, reply in judge.ask_each(list(asked)):
         for fields in asked[question]:
             line = fields | {"content": reply, "tuple": parse_score(reply)}
@@ -225,6 +238,11 @@ class Scored(NamedTuple):
         """100 x the ratio of the means, to 1 place; None for a reference of 0."""
         return round(self.candidate / self.reference * 100, 1) if self.reference else None
 
+    @property
+    def shown(self) -> str:
+        """The relative score as text."""
+        return "-" if self.relative is None else str(self.relative)
+
 
 class Summary(NamedTuple):
     """A review by category and as a whole."""
@@ -241,8 +259,7 @@ class Summary(NamedTuple):
         """As the published summariser prints them: category, relative score, both means x 10."""
         rows = []
         for category, own in self.scored.items():
-            relative = "-" if own.relative is None else own.relative
-            rows.append(f"{category} {relative} {round(own.reference * 10, 1)} {round(own.candidate * 10, 1)}")
+            rows.append(f"{category} {own.shown} {round(own.reference * 10, 1)} {round(own.candidate * 10, 1)}")
         return [self.name, *rows, RULER]
 
     def facts(self) -> dict[str, Any]:
@@ -287,19 +304,19 @@ def _scored(pairs: Sequence[Sequence[float]]) -> Scored:
 
 def table(summaries: Iterable[Summary]) -> Table:
     """Relative scores with their intervals, and the published ones of the same benchmark below."""
-    rows, published = [], {}
+    rows, benchmarks = [], set()
     for own in summaries:
-        wild = any(category.startswith(WILD) for category in own.scored)
         cells: list[list[str]] = [[own.name], ["95% low"], ["95% high"]]
         for category in (*TYPES, ALL):
             one = own.scored.get(category) or own.scored.get(WILD + category)
             ends = [f"{end:.1f}" for end in one.interval] if one and one.interval else ["-", "-"]
-            for line, cell in zip(cells, (str(one.relative) if one else "-", *ends), strict=True):
+            for line, cell in zip(cells, (one.shown if one else "-", *ends), strict=True):
                 line.append(cell)
         rows += cells
-        if len(own.scored) > 1:
-            published |= WILD_RESULTS if wild else COCO_RESULTS
-    rows += [[f"published: {name}", *cells.split()] for name, cells in published.items()]
+        benchmarks |= {WILD if category.startswith(WILD) else COCO for category in own.scored if category != ALL}
+    for benchmark, (name, results) in PUBLISHED.items():
+        if benchmark in benchmarks:
+            rows += [[f"published, {name}: {model}", *cells.split()] for model, cells in results.items()]
     return Table(["relative score", "conversation", "detail", "complex", ALL], rows)
 
 

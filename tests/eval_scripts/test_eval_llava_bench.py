@@ -246,8 +246,8 @@ def test_table_has_intervals_and_the_published_results(command, tmp_path, capsys
     printed = capsys.readouterr().out
     for row in (
         "| tiny-a | 93.3 | 57.9 | 100.0 | 82.5 |",
-        "| published: LLaVA 13B, full data | 83.1 | 75.3 | 96.5 | 85.1 |",
-        "| published: LLaVA 13B | 57.3 | 52.5 | 81.7 | 67.3 |",
+        "| published, COCO: LLaVA 13B, full data | 83.1 | 75.3 | 96.5 | 85.1 |",
+        "| published, In-the-Wild: LLaVA 13B | 57.3 | 52.5 | 81.7 | 67.3 |",
     ):
         assert row in printed
     assert "reviews_tiny-b-0613: 1 of 5 judgements are no two scores from 1 to 10 (questions 2)" in printed
