@@ -2,7 +2,7 @@
 
 Sources: the VQA 2.0 evaluator (GT-Vision-Lab/VQA), which OK-VQA, VizWiz, LAVIS, LLaVA and lmms-eval take over with
 changes; the evaluators of A-OKVQA (allenai/aokvqa) and GQA; eval_scripts/eval_vqa.py of Vision-CAIR/MiniGPT-4. Scores
-are shares from 0 to 1, unrounded. POPE is in hallucination.py.
+are shares from 0 to 1, unrounded. The scores of POPE are in hallucination.py.
 """
 
 import re
@@ -329,7 +329,7 @@ def _distribution(gold: Mapping[str, Counter], said: Mapping[str, Counter]) -> f
     return sum(chi[group] * size for group, size in sizes.items()) / sum(sizes.values()) / 100
 
 
-# Two answers: VSR, Hateful Memes
+# Two answers: VSR, Hateful Memes, POPE
 
 
 def vsr(prediction: str, label: int) -> bool:
@@ -340,6 +340,13 @@ def vsr(prediction: str, label: int) -> bool:
 def hateful(prediction: str) -> int | None:
     """1 for `yes`, 0 for `no`, blanks and case aside; None for all else, which is wrong and to be counted."""
     return {"yes": 1, "no": 0}.get(prediction.lower().strip())
+
+
+def pope(prediction: str) -> bool:
+    """Whether an answer says yes, as POPE's own code and LLaVA's have it: unless its first sentence holds the word
+    `No`, `no` or `not`. `yes_no` of judge.py tells what is neither."""
+    words = prediction.split(".")[0].replace(",", "").split(" ")
+    return not {"No", "no", "not"}.intersection(words)
 
 
 def auroc(labels: Sequence[int], scores: Sequence[float]) -> float | None:

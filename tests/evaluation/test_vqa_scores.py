@@ -199,6 +199,12 @@ def test_vsr_and_hateful_memes():
     assert said.count(None) == 2
 
 
+def test_pope_takes_for_yes_what_has_no_word_of_no_in_front():
+    yes = ("Yes, there is.", "I cannot tell", "", "NO", "Nothing. No.", "yes.no", "none", "no\nyes", ". no")
+    no = ("No, there is not a dog.", "no", "There is not, I think", "It is yes, no or maybe", "no.yes", "No,")
+    assert [vqa_scores.pope(text) for text in yes + no] == [True] * len(yes) + [False] * len(no)
+
+
 def test_area_under_the_curve_is_the_share_of_ordered_pairs():
     random = np.random.default_rng(0)
     labels, scores = random.integers(0, 2, 60), random.integers(0, 8, 60) / 8
