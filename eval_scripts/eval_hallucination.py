@@ -24,6 +24,7 @@ from minigpt4.evaluation import command, hallucination
 from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
 from minigpt4.evaluation.generate import without_datasets
 from minigpt4.evaluation.objects import read_truth
+from minigpt4.evaluation.questions import question_files, write_lines
 from minigpt4.evaluation.report import score_table
 
 POPE_METRICS = ("accuracy", "precision", "recall", "F1", "yes share")
@@ -59,12 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     command.add_checkpoint_arguments(pope)
     pope.add_argument("--questions", required=True, type=Path, metavar="FILE.jsonl", help="a question a line")
     pope.add_argument("--image-path", required=True, type=Path, metavar="DIR", help="folder of the images")
-    pope.add_argument(
-        "--prompt",
-        default=hallucination.PROMPT,
-        metavar="TEXT",
-        help="with <ImageHere> and {} for the question, before the model's template",
-    )
+    command.add_prompt_argument(pope, hallucination.PROMPT)
     pope.set_defaults(run=run_pope)
     score.add_argument("answers", type=Path, help='{"question_id": 1, "answer": "Yes."} a line')
     score.add_argument("questions", type=Path, help='{"question_id": 1, "image", "text", "label"} a line')
@@ -100,7 +96,7 @@ def run_questions(args: argparse.Namespace) -> None:
         seed=args.seed,
         suffix=args.suffix,
     )
-    hallucination.write_lines(args.output, map(asdict, questions))
+    write_lines(args.output, map(asdict, questions))
     images = len({question.image for question in questions})
     print(f"{len(questions)} questions about {images} images ({args.negatives}) are in {args.output}")
 
@@ -109,7 +105,7 @@ def run_pope(args: argparse.Namespace) -> None:
     """Answers and scores of checkpoints; cheap checks first."""
     config = command.read_config(args, without_datasets)
     questions = hallucination.read_questions(args.questions)
-    hallucination.question_files(questions, args.image_path)  # are the images there?
+    question_files(questions, args.image_path)  # are the images there?
     with command.started(args, config) as (checkpoints, processes):
         results = hallucination.evaluate_pope(
             config, checkpoints, questions, args.image_path, args.save_path, args.prompt, processes

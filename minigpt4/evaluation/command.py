@@ -30,6 +30,16 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="override config values")
 
 
+def add_prompt_argument(parser: argparse.ArgumentParser, default: str) -> None:
+    """The option of a command that asks questions about images."""
+    parser.add_argument(
+        "--prompt",
+        default=default,
+        metavar="TEXT",
+        help="with <ImageHere> and {} for the question, before the model's template",
+    )
+
+
 def add_result_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a command that judges captions from a file."""
     parser.add_argument("results", type=Path, help='captions: [{"image_id": ..., "caption": "..."}]')

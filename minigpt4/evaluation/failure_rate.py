@@ -24,11 +24,11 @@ from minigpt4.evaluation.failure_rules import (
 )
 from minigpt4.evaluation.generate import NamedCheckpoint, decoding_line, predict, setup_metadata
 from minigpt4.evaluation.judge import Judge, Question
+from minigpt4.evaluation.questions import IMAGE_MARKS
 from minigpt4.evaluation.report import Table, document
 from minigpt4.inference.image_list import ImageFile, ImageList
 from minigpt4.inference.pipeline import PromptRules, image_reader
 
-IMAGE_MARKS = re.compile(r"</?Img>|<ImageHere>")
 QUESTION = """Somebody was shown this image and was told: "{instruction}"
 The answer was:
 <answer>

@@ -120,7 +120,7 @@ def predict(
     provenance = {
         "model": dataclasses.asdict(cfg.model),
         "frozen_files": frozen_files(cfg.model),
-        "images": [[item.image_id, *quick_hash(item.file)] for item in images.items],
+        "images": [[item.image_id, *(quick_hash(item.file) if item.file else ())] for item in images.items],
         "versions": processes.broadcast(versions()),
         "device": processes.device.type,
         "batches": ids,

@@ -4,10 +4,9 @@ Sources: Rohrbach et al., Object Hallucination in Image Captioning, 2018; Li et 
 Large Vision-Language Models, 2023.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -16,21 +15,26 @@ import numpy as np
 
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
-from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.utils import LINE_END, decode, parse_json, write_json, write_whole
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.utils import write_json
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
-from minigpt4.evaluation.caption_data import first_few
-from minigpt4.evaluation.generate import NamedCheckpoint, predict, setup_metadata
+from minigpt4.evaluation.generate import NamedCheckpoint, setup_metadata
 from minigpt4.evaluation.judge import yes_no
 from minigpt4.evaluation.objects import Truth
-from minigpt4.inference.image_list import ImageFile, ImageList
-from minigpt4.inference.pipeline import PromptRules, image_reader
+from minigpt4.evaluation.questions import (
+    QUESTION_PLACE,
+    VisualQuestion,
+    ask,
+    read_lines,
+    require_same_ids,
+    require_texts,
+    write_lines,
+)
 
 Negatives = Literal["random", "popular", "adversarial"]
 NEGATIVES = get_args(Negatives)
 ARE_PLURAL = ("skis", "scissors")
 YES, NO = "yes", "no"
-QUESTION_PLACE = "{}"
 PROMPT = f"<Img><ImageHere></Img> {QUESTION_PLACE} Answer with yes or no."
 
 
@@ -79,12 +83,9 @@ def chair(captions: Mapping[str, str], truth: Truth) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class ObjectQuestion:
+class ObjectQuestion(VisualQuestion):
     """A line of a file of questions: {"question_id": 1, "image": "42.jpg", "text": "Is there ...?", "label": "yes"}."""
 
-    question_id: int | str
-    image: str
-    text: str
     label: str
     """`yes` or `no`."""
 
@@ -150,10 +151,8 @@ def question_text(name: str) -> str:
 def read_questions(path: Path) -> list[ObjectQuestion]:
     """The questions of a file; SampleError that names the line of a bad one, or of an id that comes twice."""
     questions = {}
-    for key, record, where in _records(path):
-        for name in ("image", "text", "label"):
-            if not isinstance(record.get(name), str) or not record[name]:
-                raise SampleError(f"{where}: the field {name!r} must be text")
+    for key, record, where in read_lines(path):
+        require_texts(record, ("image", "text", "label"), where)
         label = record["label"].strip().lower()
         if label not in (YES, NO):
             raise SampleError(f"{where}: the field 'label' must be 'yes' or 'no'; it is {record['label']!r}")
@@ -169,19 +168,12 @@ def read_answers(path: Path) -> dict[str, str]:
     SampleError names the line of a bad one, or of a second answer.
     """
     answers = {}
-    for key, record, where in _records(path):
+    for key, record, where in read_lines(path):
         answer = record.get("answer", record.get("text"))
         if not isinstance(answer, str):
             raise SampleError(f"{where}: the field 'answer' must be text")
         answers[key] = answer
     return answers
-
-
-def write_lines(path: Path, records: Iterable[Mapping[str, Any]], option: str = "--output") -> None:
-    """JSON lines; ConfigError if the disk refuses."""
-    with errors_as(ConfigError, f"{option}: cannot write {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), option)
 
 
 def pope_scores(questions: Sequence[ObjectQuestion], answers: Mapping[str, str]) -> dict[str, Any]:
@@ -191,11 +183,7 @@ def pope_scores(questions: Sequence[ObjectQuestion], answers: Mapping[str, str])
     and listed by its question's id. SampleError for a question without an answer, or an answer without a question.
     """
     ids = [str(question.question_id) for question in questions]
-    missing = [key for key in ids if key not in answers]
-    unknown = [key for key in answers if key not in set(ids)]
-    for wrong, what in ((missing, "questions have no answer"), (unknown, "answers have no question")):
-        if wrong:
-            raise SampleError(f"{len(wrong)} {what}: question_id {first_few(wrong)}")
+    require_same_ids(ids, answers)
     said = {key: yes_no(answers[key]) for key in ids}
     pairs = [(question.label == YES, said[key]) for question, key in zip(questions, ids, strict=True)]
     right = sum(is_yes is answer for is_yes, answer in pairs)
@@ -217,39 +205,7 @@ def pope_scores(questions: Sequence[ObjectQuestion], answers: Mapping[str, str])
     }
 
 
-def _records(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """(question_id as text, record, place) of each line, whatever the file is called: published ones end in .json."""
-    with errors_as(ConfigError, f"{path}: cannot be read"):
-        lines = LINE_END.split(decode(path.read_bytes()))
-    seen = set()
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            record = parse_json(line)
-        except ValueError as error:
-            raise SampleError(f"{where}: not JSON ({error}); the file must hold an object a line") from error
-        if not isinstance(record, dict) or not isinstance(record.get("question_id"), int | str):
-            raise SampleError(f"{where}: not an object with the field 'question_id', text or a number")
-        key = str(record["question_id"])
-        if key in seen:
-            raise SampleError(f"{where}: the question_id {key} comes twice")
-        seen.add(key)
-        yield key, record, where
-
-
 # POPE: asking checkpoints
-
-
-def question_files(questions: Sequence[ObjectQuestion], images: Path) -> list[ImageFile]:
-    """An entry a question, in whose place the questions of an image stand together; SampleError for missing images."""
-    order = {name: place for place, name in enumerate(dict.fromkeys(question.image for question in questions))}
-    missing = [name for name in order if not (images / name).is_file()]
-    if missing:
-        raise SampleError(f"--image-path: {len(missing)} of {len(order)} images are not in {images}: {missing[0]}, ...")
-    together = sorted(questions, key=lambda question: order[question.image])
-    return [ImageFile(str(question.question_id), images / question.image) for question in together]
 
 
 def evaluate_pope(
@@ -266,24 +222,17 @@ def evaluate_pope(
     `prompt` has `<ImageHere>` and `{}` for the question, and goes into the model's template. Returns the content of
     `pope.json`, on rank 0. MiniGPT4Error for a fault in configuration, images or checkpoints.
     """
-    if prompt.count(QUESTION_PLACE) != 1:
-        raise ConfigError(f"--prompt: {prompt!r} must hold {QUESTION_PLACE} exactly once, where the question goes")
-    rules = PromptRules.of(cfg, prompt, source="--prompt")
-    prompts = {str(one.question_id): rules.prompt.replace(QUESTION_PLACE, one.text) for one in questions}
-    files = question_files(questions, images)
-    listed = ImageList(files, image_reader(cfg))
-    said = predict(cfg, listed, [replace(rules, own_prompts=prompts)], checkpoints, folder, processes)
+    rules, said = ask(cfg, checkpoints, questions, images, folder, prompt, processes)
     if said is None:
         return None
     rows = []
-    for one, (own,) in zip(checkpoints, said, strict=True):
-        answers = {key: answer.text for key, answer in own.items()}
+    for one, answers in zip(checkpoints, said, strict=True):
         lines = [asdict(question) | {"answer": answers[str(question.question_id)]} for question in questions]
         for line in lines:  # in files of answers, `text` is what was answered
             line["question"] = line.pop("text")
         write_lines(folder / f"answers_{one.file_name}.jsonl", lines, "--save_path")
         rows.append({**one.identity, **pope_scores(questions, answers)})
-    count = len({file.file for file in files})
+    count = len({question.image for question in questions})
     results = {"setup": setup_metadata(cfg, rules), "images": count, "checkpoints": rows}
     write_json(folder / "pope.json", results, "--save_path")
     return results

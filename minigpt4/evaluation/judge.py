@@ -15,7 +15,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -172,11 +172,15 @@ class Judge:
         An answer is empty where the judge says nothing; it is asked again the next time. Ends at the first error:
         RunError, which names the way out, where the endpoint gives no answer; SampleError for an unreadable image.
         """
+        answers = {question: answer.strip() for question, answer in self.ask_each(questions)}
+        return [answers[question] for question in questions]
+
+    def ask_each(self, questions: Sequence[Question]) -> Iterator[tuple[Question, str]]:
+        """Each different question with its answer to the last blank, as they arrive; errors as of `ask_all`."""
         different = list(dict.fromkeys(questions))
         with ThreadPool(self.endpoint.at_once) as threads:  # an error, or Ctrl-C, does not wait for requests under way
             pairs = threads.imap_unordered(lambda question: (question, self._answer(question)), different)
-            answers = dict(tqdm(pairs, desc="judge", total=len(different), unit="question", disable=None))
-        return [answers[question] for question in questions]
+            yield from tqdm(pairs, desc="judge", total=len(different), unit="question", disable=None)
 
     def _answer(self, question: Question) -> str:
         content: Any = question.text
@@ -191,7 +195,7 @@ class Judge:
         if key in self._answers:
             return self._answers[key]
         answer = self._complete(messages)
-        if answer:
+        if answer.strip():
             self._keep({"key": key, "answer": answer, "model": one.model, "question": question.text})
         return answer
 
@@ -214,7 +218,9 @@ class Judge:
             try:
                 answer = self._create(messages=messages, **options)
                 choice = answer.choices[0]
-                text = (choice.message.content or "").strip()
+                text = choice.message.content or ""
+                if not isinstance(text, str):
+                    raise TypeError("it is no text")
             except openai.APIStatusError as error:
                 if error.status_code != 400 or not self._adapts(error.param, options):
                     raise self._error(self._reason(error, tried)) from None  # its text may repeat the key
@@ -311,12 +317,13 @@ def add_judge_arguments(parser: argparse.ArgumentParser, *, required: bool) -> N
     group.add_argument("--judge-at-once", type=int, default=AT_ONCE, metavar="N", help=f"requests at once ({AT_ONCE})")
 
 
-def judge_of(args: argparse.Namespace) -> Judge | None:
-    """The judge of a command line, or None without `--judge-url`; ConfigError for options that cannot be."""
+def judge_of(args: argparse.Namespace, **changes: Any) -> Judge | None:
+    """The judge of a command line, or None without `--judge-url`; `changes` are fields of `JudgeEndpoint` that have no
+    option. ConfigError for options that cannot be."""
     if not args.judge_url:
         return None
     settings = {name: getattr(args, f"judge_{name}") for name in ("key_variable", "timeout", "at_once")}
-    return Judge(JudgeEndpoint(args.judge_url, args.judge_model or "", **settings), args.judge_cache)
+    return Judge(JudgeEndpoint(args.judge_url, args.judge_model or "", **settings, **changes), args.judge_cache)
 
 
 # Yes or no in what people and models write; what is neither is None

@@ -242,13 +242,17 @@ def _encoded(
     num_workers: int,
     keep_errors: bool,
 ) -> Iterator[tuple[int, list[ImageFile], Tensor | None, dict[Path, str]]]:
-    """Number, images, tokens (B, Q, D) of those that can be read and errors of the others by file, of each batch.
+    """Number, images, tokens (B, Q, D) of those that can be read (None: of none) and errors of the others by file, of
+    each batch.
 
     `known` keeps the features of the frozen vision part, U x Q x V, for later; None: there is no later.
     """
     encoder = FeatureEncoder(model)
     # Images with one file are encoded once.
-    files = {number: {images.items[image].file: image for image in batch} for number, batch in batches.items()}
+    files = {
+        number: {file: image for image in batch if (file := images.items[image].file)}
+        for number, batch in batches.items()
+    }
     unknown = [list(own.values()) for number, own in files.items() if number not in (known or {})]
     read = read_batches(images, unknown, num_workers)
     for number in batches:
@@ -271,7 +275,7 @@ def _encoded(
             if known is not None:
                 known[number] = features_UQV.cpu()
         embeds_UQD = model.project(features_UQV.to(model.device))
-        yield number, own, embeds_UQD[[rows.index(item.file) for item in own if item.file not in errors]], errors
+        yield number, own, embeds_UQD[[rows.index(item.file) for item in own if item.file in rows]], errors
 
 
 # Captions of a folder or a list

@@ -21,10 +21,10 @@ from minigpt4.processors.blip_processors import SUFFIXES, Uint8Image
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image."""
+    """One image, or the place of a text that has none."""
 
     image_id: str
-    file: Path
+    file: Path | None
     name: str = ""
     """As its folder or list calls it."""
 

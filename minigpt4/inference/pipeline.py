@@ -125,19 +125,22 @@ class PromptRules:
 
     @torch.inference_mode()
     def answers(
-        self, model: nn.Module, embeds_BQD: Tensor, image_ids: Sequence[str] = (), *, batch: int | None = None
+        self, model: nn.Module, embeds_BQD: Tensor | None, image_ids: Sequence[str] = (), *, batch: int | None = None
     ) -> list[Answer]:
         """What a `MiniGPT4` says about the images of a batch, by their tokens; one answer an image.
 
         Args:
-            image_ids: needed where images have prompts of their own.
+            image_ids: needed where images have prompts of their own; one whose prompt has no `<ImageHere>` is text
+                alone, and `embeds_BQD` has no row for it.
             batch: number of the batch, which seeds sampling with `seed`: whichever process draws, and whatever it drew
                 before. None: sampling goes on in torch's own random stream.
         """
         if self.decoding.do_sample and batch is not None:
             seed_everything(self.seed + batch)
-        images = [[embeds_1QD] for embeds_1QD in embeds_BQD.split(1)]
-        prompts = [self.own_prompts.get(image_id, self.prompt) for image_id in image_ids or [""] * len(images)]
+        rows = [] if embeds_BQD is None else embeds_BQD.split(1)
+        prompts = [self.own_prompts.get(image_id, self.prompt) for image_id in image_ids or [""] * len(rows)]
+        left = iter(rows)
+        images = [[next(left)] if IMAGE_PLACEHOLDER in prompt else [] for prompt in prompts]
         return model.answers_from_embeds(images, prompts, self.decoding, self.stop)
 
     def provenance(self) -> dict[str, Any]:

@@ -1,0 +1,332 @@
+"""LLaVA-Bench (COCO, In-the-Wild): a judge scores an answer beside a reference, and the ratio of the means counts.
+
+Source: Liu et al., Visual Instruction Tuning, 2023, with the files and messages of haotian-liu/LLaVA. There lines are
+taken in pairs as they stand; here they are joined by question_id.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minigpt4.common.errors import ConfigError, RunError, SampleError, errors_as
+from minigpt4.common.utils import JsonLines, escaped, read_facts, write_json
+from minigpt4.evaluation.bootstrap import ratio_interval
+from minigpt4.evaluation.caption_data import first_few
+from minigpt4.evaluation.judge import Judge, Question
+from minigpt4.evaluation.questions import (
+    VisualQuestion,
+    read_answer_lines,
+    read_json,
+    read_lines,
+    require_same_ids,
+    require_texts,
+    write_lines,
+)
+from minigpt4.evaluation.report import Table
+
+log = logging.getLogger(__name__)
+
+SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer."
+TEMPERATURE = 0.2
+"""The published judge's."""
+FAILED = [-1, -1]
+"""What a reply without two scores counts as."""
+COCO, WILD = "", "llava_bench_"
+"""Prefixes of the names of rules."""
+TYPES = ("conv", "detail", "complex")
+ALL = "all"
+RULER = "================================="
+PUBLISHED = {
+    COCO: (
+        "COCO",
+        {
+            "LLaVA 13B, full data": "83.1 75.3 96.5 85.1",
+            "LLaVA 13B, detail + complex": "81.5 73.3 90.8 81.9",
+            "LLaVA 13B, conversation + 5% detail + 10% complex": "81.0 68.4 91.5 80.5",
+            "LLaVA 13B, conversation only": "76.5 59.8 84.9 73.8",
+            "LLaVA 13B, no instruction tuning": "22.0 24.0 18.5 21.5",
+        },
+    ),
+    WILD: (
+        "In-the-Wild",
+        {
+            "OpenFlamingo": "19.3 19.0 19.1 19.1",
+            "BLIP-2": "54.6 29.1 32.9 38.1",
+            "LLaVA 13B": "57.3 52.5 81.7 67.3",
+            "LLaVA 13B v1, 336 px, LoRA": "64.3 55.9 81.7 70.1",
+            "LLaVA 13B v1, 336 px, LoRA, 5 beams": "68.4 59.9 84.3 73.5",
+            "LLaVA LLaMA-2-13B": "56.7 58.6 80.0 67.9",
+            "LLaVA 1.5 7B": "- - - 65.4",
+            "LLaVA 1.5 13B": "- - - 72.5",
+        },
+    ),
+}
+"""Relative scores by prefix of the rules: conversation, detail, complex, all."""
+
+
+@dataclass(frozen=True)
+class BenchQuestion(VisualQuestion):
+    """A line of `questions.jsonl` or `qa90_questions.jsonl`."""
+
+    category: str
+    """`conv`, `detail` or `complex`."""
+
+
+class Comparison(NamedTuple):
+    """Two answers to one question, to be scored."""
+
+    fields: dict[str, Any]
+    """Of the review's line: id, question_id, answer1_id, answer2_id, category."""
+
+    message: str
+    """What the judge reads."""
+
+
+def read_questions(path: Path) -> list[BenchQuestion]:
+    """The questions of a file; SampleError that names the line of a bad one."""
+    questions = []
+    for _, record, where in read_lines(path):
+        require_texts(record, ("image", "text", "category"), where)
+        questions.append(BenchQuestion(record["question_id"], record["image"], record["text"], record["category"]))
+    if not questions:
+        raise SampleError(f"{path}: holds no questions")
+    return questions
+
+
+def read_contexts(path: Path) -> dict[str, tuple[str, str]]:
+    """What the judge is told of each image, and the prefix of its rules: of `context.jsonl` or `caps_boxes_*.jsonl`."""
+    contexts = {}
+    for image, record, where in read_lines(path, "image"):
+        if "caption" in record:
+            parts, prefix = record["caption"], WILD
+            parts = [parts] if isinstance(parts, str) else parts
+        else:
+            parts, prefix = record.get("captions"), COCO
+        if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
+            raise SampleError(f"{where}: needs 'caption', text or a list of texts, or 'captions' with 'instances'")
+        text = "\n".join(parts)
+        if prefix == COCO:
+            try:
+                boxes = [f"{one['category']}: {list(one['bbox'])}" for one in record["instances"]]
+            except (KeyError, TypeError) as error:
+                raise SampleError(f"{where}: 'instances' must be a list of {{category, bbox}} ({error})") from error
+            text += "\n\n" + "\n".join(boxes)
+        contexts[image] = (text, prefix)
+    return contexts
+
+
+def read_comparisons(questions: Path, contexts: Path, rules: Path, reference: Path, answers: Path) -> list[Comparison]:
+    """What the judge is to score, in the order of the questions.
+
+    SampleError, which names file and line or question_id, unless both files of answers have each question once, and
+    each image and category is known.
+    """
+    asked, shown, rule_of = read_questions(questions), read_contexts(contexts), read_json(rules)
+    sides = []
+    for path in (reference, answers):
+        sides.append(read_answer_lines(path))
+        require_same_ids([str(one.question_id) for one in asked], sides[-1], f"{path}, for {questions}: ")
+    found = []
+    for number, one in enumerate(asked, start=1):
+        if one.image not in shown:
+            raise SampleError(f"{contexts}: has nothing about the image {one.image} of question {one.question_id}")
+        context, prefix = shown[one.image]
+        category, pair = prefix + one.category, [side[str(one.question_id)] for side in sides]
+        rule = rule_of.get(category) if isinstance(rule_of, dict) else None
+        if not isinstance(rule, dict) or not all(isinstance(rule.get(key), str) for key in ("role", "prompt")):
+            raise SampleError(f"{rules}: has no {category!r} with 'role' and 'prompt', for question {one.question_id}")
+        ids = [line.get("answer_id", one.question_id) for line in pair]
+        blocks = [f"[Context]\n{context}", f"[Question]\n{one.text}"]
+        for place, line in enumerate(pair, start=1):
+            name = f"{rule['role']} {place}"
+            blocks += [f"[{name}]\n{line['text']}", f"[End of {name}]"]
+        blocks.append(f"[System]\n{rule['prompt']}")
+        fields = {"id": number, "question_id": one.question_id, "answer1_id": ids[0], "answer2_id": ids[1]}
+        found.append(Comparison(fields | {"category": category}, "".join(f"{block}\n\n" for block in blocks)))
+    return found
+
+
+# Judging
+
+
+def parse_score(reply: str) -> list[float]:
+    """The two scores in the first line of a reply, or [-1, -1]: commas count as blanks, and parts end at each blank."""
+    parts = reply.split("\n")[0].replace(",", " ").split(" ")
+    if len(parts) != 2:
+        return FAILED
+    try:
+        return [float(part) for part in parts]
+    except ValueError:
+        return FAILED
+
+
+def review(judge: Judge, comparisons: Sequence[Comparison], path: Path) -> list[dict[str, Any]]:
+    """Have all comparisons scored; the lines of the review, which `path` then holds in the order of the questions.
+
+    A line is written as its reply arrives, and those already in the file stay, whatever their order: only questions
+    without one are asked. SampleError where a line is about other answers, ConfigError where the file was made by
+    another judge or from other messages; both without a request.
+    """
+    one = judge.endpoint
+    digest = hashlib.sha256("\0".join(comparison.message for comparison in comparisons).encode()).hexdigest()
+    made_from = {"judge": one.model, "temperature": one.temperature, "max_tokens": one.max_tokens, "messages": digest}
+    beside = path.with_suffix(".made_from.json")
+    before = read_facts(beside) if path.exists() else {}
+    if other := [name for name in made_from if name in before and before[name] != made_from[name]]:
+        raise ConfigError(
+            f"--output: {path} was made with other {', other '.join(other)} ({beside.name}); name another file"
+        )
+    lines = _reviewed(path, {str(one.fields["question_id"]): one.fields for one in comparisons})
+    with errors_as(ConfigError, f"--output: cannot write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_lines(path, lines.values())  # without what a kill cut off
+    write_json(beside, made_from)
+    asked: dict[Question, list[dict[str, Any]]] = {}
+    for comparison in comparisons:
+        if str(comparison.fields["question_id"]) not in lines:
+            asked.setdefault(Question(comparison.message, system=SYSTEM), []).append(comparison.fields)
+    if lines:
+        log.info("%s: %d of %d judgements are there already", path, len(lines), len(comparisons))
+    for question, reply in judge.ask_each(list(asked)):
+        for fields in asked[question]:
+            line = fields | {"content": reply, "tuple": parse_score(reply)}
+            lines[str(fields["question_id"])] = line
+            with errors_as(RunError, f"--output: cannot write {path}"), path.open("a", encoding="utf-8") as file:
+                file.write(escaped(json.dumps(line, ensure_ascii=False)) + "\n")
+    ordered = [lines[str(comparison.fields["question_id"])] for comparison in comparisons]
+    write_lines(path, ordered)
+    return ordered
+
+
+def _reviewed(path: Path, fields: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Lines by question_id that are there already; without a reply a question is asked again."""
+    lines = {}
+    for line in JsonLines(path).read():
+        key = str(line.get("question_id"))
+        if not line.get("content"):
+            continue
+        own = fields.get(key)
+        names = ("answer1_id", "answer2_id", "category")
+        if own is None or any(line.get(name) != own[name] for name in names):
+            raise SampleError(f"--output: {path}: question {key}: its line is about other answers; name another file")
+        lines[key] = dict(line)
+    return lines
+
+
+# Summary
+
+
+class Scored(NamedTuple):
+    """One category of a review. A mean is rounded to 3 places, as published."""
+
+    reference: float
+    """Mean score of the reference, most often 1 to 10."""
+
+    candidate: float
+    count: int
+    interval: tuple[float, float] | None
+    """95% interval of the relative score, a bootstrap over questions."""
+
+    @property
+    def relative(self) -> float | None:
+        """100 x the ratio of the means, to 1 place; None for a reference of 0."""
+        return round(self.candidate / self.reference * 100, 1) if self.reference else None
+
+    @property
+    def shown(self) -> str:
+        """The relative score as text."""
+        return "-" if self.relative is None else str(self.relative)
+
+
+class Summary(NamedTuple):
+    """A review by category and as a whole."""
+
+    name: str
+    scored: dict[str, Scored]
+    unread: list[str]
+    """Questions whose judgement is no two scores from 1 to 10; the means count it as it stands, -1 for none."""
+
+    read: Scored | None
+    """All questions but these."""
+
+    def lines(self) -> list[str]:
+        """As the published summariser prints them: category, relative score, both means x 10."""
+        rows = []
+        for category, own in self.scored.items():
+            rows.append(f"{category} {own.shown} {round(own.reference * 10, 1)} {round(own.candidate * 10, 1)}")
+        return [self.name, *rows, RULER]
+
+    def facts(self) -> dict[str, Any]:
+        """Plain types, for JSON."""
+        scores = {category: {**own._asdict(), "relative": own.relative} for category, own in self.scored.items()}
+        return {"scores": scores, "unread": self.unread, "all_without_unread": self.read and self.read.relative}
+
+
+def review_name(path: Path) -> str:
+    """What a table calls the review in a file."""
+    return path.name.replace("gpt4_text_", "").replace(".jsonl", "")
+
+
+def summarise(path: Path, ignore: Collection[str] = ()) -> Summary:
+    """The scores of a review; `ignore`: question ids that are left out. SampleError for a bad line."""
+    pairs: dict[str, list[list[float]]] = {ALL: []}
+    unread, read = [], []
+    for key, record, where in read_lines(path):
+        if key in ignore:
+            continue
+        pair = record.get("tuple", record.get("score"))
+        if not isinstance(pair, list) or len(pair) != 2 or not all(type(score) in (int, float) for score in pair):
+            raise SampleError(f"{where}: the field 'tuple' must hold two numbers")
+        pairs[ALL].append(pair)
+        if "category" in record:
+            pairs.setdefault(record["category"], []).append(pair)
+        if all(1 <= score <= 10 for score in pair):
+            read.append(pair)
+        else:
+            unread.append(key)
+    if not pairs[ALL]:
+        raise SampleError(f"{path}: holds no judgements")
+    scored = {category: _scored(own) for category, own in sorted(pairs.items())}
+    return Summary(review_name(path), scored, unread, _scored(read) if read else None)
+
+
+def _scored(pairs: Sequence[Sequence[float]]) -> Scored:
+    means = [round(mean, 3) for mean in np.asarray(pairs, dtype=np.float64).mean(axis=0).tolist()]
+    ends = ratio_interval(*([pair[side] for pair in pairs] for side in (1, 0)))
+    return Scored(*means, len(pairs), ends and (100 * ends[0], 100 * ends[1]))
+
+
+def table(summaries: Iterable[Summary]) -> Table:
+    """Relative scores with their intervals, and the published ones of the same benchmark below."""
+    rows, benchmarks = [], set()
+    for own in summaries:
+        cells: list[list[str]] = [[own.name], ["95% low"], ["95% high"]]
+        for category in (*TYPES, ALL):
+            one = own.scored.get(category) or own.scored.get(WILD + category)
+            ends = [f"{end:.1f}" for end in one.interval] if one and one.interval else ["-", "-"]
+            for line, cell in zip(cells, (one.shown if one else "-", *ends), strict=True):
+                line.append(cell)
+        rows += cells
+        benchmarks |= {WILD if category.startswith(WILD) else COCO for category in own.scored if category != ALL}
+    for benchmark, (name, results) in PUBLISHED.items():
+        if benchmark in benchmarks:
+            rows += [[f"published, {name}: {model}", *cells.split()] for model, cells in results.items()]
+    return Table(["relative score", "conversation", "detail", "complex", ALL], rows)
+
+
+def note(summary: Summary) -> str:
+    """How many judgements could not be read."""
+    count, bad = summary.scored[ALL].count, summary.unread
+    if not bad:
+        return f"{summary.name}: {count} judgements, each with two scores from 1 to 10"
+    without = f"without them all is {summary.read.relative}" if summary.read else "no judgement is left without them"
+    return (
+        f"{summary.name}: {len(bad)} of {count} judgements are no two scores from 1 to 10 (questions "
+        f"{first_few(bad)}); the means count them as they stand, -1 for none; {without}"
+    )

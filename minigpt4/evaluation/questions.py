@@ -1,0 +1,172 @@
+"""Questions about images, each with a prompt of its own: their files, how checkpoints are asked, files of answers."""
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from minigpt4.common.config import Config
+from minigpt4.common.dist_utils import Processes
+from minigpt4.common.errors import ConfigError, SampleError, errors_as
+from minigpt4.common.utils import LINE_END, decode, escaped, parse_json, write_json, write_whole
+from minigpt4.evaluation.caption_data import first_few
+from minigpt4.evaluation.generate import NamedCheckpoint, predict, setup_metadata
+from minigpt4.inference.image_list import ImageFile, ImageList
+from minigpt4.inference.pipeline import PromptRules, image_reader
+
+QUESTION_PLACE = "{}"
+PROMPT = f"<Img><ImageHere></Img> {QUESTION_PLACE}"
+IMAGE_MARKS = re.compile(r"</?Img>|<ImageHere>")
+
+
+@dataclass(frozen=True)
+class VisualQuestion:
+    """A question as files have it."""
+
+    question_id: int | str
+    image: str | None
+    """Name of the file; None: text alone."""
+
+    text: str
+
+
+# Files
+
+
+def read_lines(path: Path, key: str = "question_id") -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(`key` as text, record, place) of each line of JSON lines, whatever the file is called: published ones end in
+    .json. SampleError that names the line of a bad one, or of a second one with the same key."""
+    with errors_as(ConfigError, f"{path}: cannot be read"):
+        lines = LINE_END.split(decode(path.read_bytes()))
+    seen = set()
+    for number, line in enumerate(lines, start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            record = parse_json(line)
+        except ValueError as error:
+            raise SampleError(f"{where}: not JSON ({error}); the file must hold an object a line") from error
+        if not isinstance(record, dict) or not isinstance(record.get(key), int | str):
+            raise SampleError(f"{where}: not an object with the field {key!r}, text or a number")
+        name = str(record[key])
+        if name in seen:
+            raise SampleError(f"{where}: the {key} {name} comes twice")
+        seen.add(name)
+        yield name, record, where
+
+
+def require_texts(record: Mapping[str, Any], names: Iterable[str], where: str, *, empty: bool = False) -> None:
+    """SampleError unless these fields are texts, with something in them unless `empty`."""
+    for name in names:
+        if not isinstance(record.get(name), str) or not (record[name] or empty):
+            raise SampleError(f"{where}: the field {name!r} must be text")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file; ConfigError if it cannot be read or is cut off."""
+    with errors_as(ConfigError, f"{path}: cannot be read"):
+        return parse_json(path.read_bytes())
+
+
+def read_answer_lines(path: Path) -> dict[str, dict[str, Any]]:
+    """Lines of answers {"question_id": 1, "text": "..."} by question_id as text; SampleError names a bad line."""
+    answers = {}
+    for key, record, where in read_lines(path):
+        require_texts(record, ["text"], where, empty=True)
+        answers[key] = record
+    return answers
+
+
+def require_same_ids(questions: Collection[str], answers: Collection[str], where: str = "") -> None:
+    """SampleError for questions without an answer, and answers without a question."""
+    missing = [key for key in questions if key not in answers]
+    unknown = [key for key in answers if key not in questions]
+    for wrong, what in ((missing, "questions have no answer"), (unknown, "answers have no question")):
+        if wrong:
+            raise SampleError(f"{where}{len(wrong)} {what}: question_id {first_few(wrong)}")
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]], option: str = "--output") -> None:
+    """JSON lines; ConfigError if the disk refuses."""
+    with errors_as(ConfigError, f"{option}: cannot write {path}"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, "".join(escaped(json.dumps(one, ensure_ascii=False)) + "\n" for one in records), option)
+
+
+# Asking checkpoints
+
+
+def question_files(questions: Sequence[VisualQuestion], images: Path) -> list[ImageFile]:
+    """An entry a question, in whose place the questions of an image stand together, those without one last;
+    SampleError for missing images."""
+    names = dict.fromkeys(question.image for question in questions if question.image is not None)
+    order = {name: place for place, name in enumerate([*names, None])}
+    missing = [name for name in names if not (images / name).is_file()]
+    if missing:
+        raise SampleError(f"--image-path: {len(missing)} of {len(names)} images are not in {images}: {missing[0]}, ...")
+    together = sorted(questions, key=lambda question: order[question.image])
+    return [ImageFile(str(one.question_id), None if one.image is None else images / one.image) for one in together]
+
+
+def ask(
+    cfg: Config,
+    checkpoints: Sequence[NamedCheckpoint],
+    questions: Sequence[VisualQuestion],
+    images: Path,
+    folder: Path,
+    prompt: str,
+    processes: Processes,
+) -> tuple[PromptRules, list[dict[str, str]] | None]:
+    """How was asked, and on rank 0 each checkpoint's answers by question_id as text; every rank must call it.
+
+    `prompt` has `<ImageHere>` and `{}` for the question, and goes into the model's template; for a question without
+    image it goes without what stands for one. Errors and the use of `folder` are those of `predict`.
+    """
+    if prompt.count(QUESTION_PLACE) != 1:
+        raise ConfigError(f"--prompt: {prompt!r} must hold {QUESTION_PLACE} exactly once, where the question goes")
+    rules, own = PromptRules.of(cfg, prompt, source="--prompt"), {}
+    text_alone = rules.prompt.replace(prompt, IMAGE_MARKS.sub("", prompt).strip())
+    for one in questions:
+        whole = text_alone if one.image is None else rules.prompt
+        own[str(one.question_id)] = whole.replace(QUESTION_PLACE, one.text)
+    listed = ImageList(question_files(questions, images), image_reader(cfg))
+    said = predict(cfg, listed, [replace(rules, own_prompts=own)], checkpoints, folder, processes)
+    return rules, said and [{key: answer.text for key, answer in answers.items()} for (answers,) in said]
+
+
+def answer_checkpoints(
+    cfg: Config,
+    checkpoints: Sequence[NamedCheckpoint],
+    questions: Sequence[VisualQuestion],
+    images: Path,
+    folder: Path,
+    prompt: str,
+    processes: Processes,
+    image_mark: str = "",
+) -> list[Path]:
+    """The files of `ask`ed answers, in LLaVA's form, one a checkpoint, on rank 0; `setup.json` beside them says how.
+
+    The field `prompt` is the question, after `image_mark` where it has an image. The answer_id, random in the original,
+    is a hash of checkpoint, question and text: the same evaluation writes the same bytes.
+    """
+    rules, said = ask(cfg, checkpoints, questions, images, folder, prompt, processes)
+    if said is None:
+        return []
+    files = []
+    for checkpoint, answers in zip(checkpoints, said, strict=True):
+        lines = []
+        for one in questions:
+            key, text = one.question_id, answers[str(one.question_id)]
+            asked = one.text if one.image is None else image_mark + one.text
+            digest = hashlib.sha256(f"{checkpoint.sha256} {key} {text}".encode()).hexdigest()[:22]
+            own = {"answer_id": digest, "model_id": checkpoint.name, "metadata": {}}
+            lines.append({"question_id": key, "prompt": asked, "text": text, **own})
+        files.append(folder / f"answers_{checkpoint.file_name}.jsonl")
+        write_lines(files[-1], lines, "--save_path")
+    identities = [one.identity for one in checkpoints]
+    write_json(folder / "setup.json", {**setup_metadata(cfg, rules), "checkpoints": identities}, "--save_path")
+    return files
