@@ -24,7 +24,9 @@ def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 --verify found a changed file, 2 an error to read, 130 stopped by Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("wanted", nargs="*", metavar="NAME", help="presets (7b, 13b, llama2) or names of --list")
+    parser.add_argument(
+        "wanted", nargs="*", metavar="NAME", help="presets (7b, 13b, llama2, llava15) or names of --list"
+    )
     parser.add_argument("--dir", type=Path, default=Path("weights"), help="folder for the files (weights)")
     parser.add_argument("--table", type=Path, default=TABLE, help="another table, say of your own mirror")
     action = parser.add_mutually_exclusive_group()
@@ -33,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     action.add_argument("--verify", action="store_true", help="hash the files again, against the manifest")
     args = parser.parse_args(argv)
     if not args.wanted and not args.list:
-        parser.error("name what to download: a preset (7b, 13b, llama2) or names; --list shows them")
+        parser.error("name what to download: a preset (7b, 13b, llama2, llava15) or names; --list shows them")
     try:
         table = load_table(args.table)
         if args.list:
