@@ -158,14 +158,15 @@ def _placeholders(values: Any, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _unknown_keys(schema: type, values: Any, section: str) -> Iterator[str]:
-    kinds, refused = typing.get_type_hints(schema), getattr(schema, "REFUSED_KEYS", {})
+    hints, refused = typing.get_type_hints(schema), getattr(schema, "REFUSED_KEYS", {})
+    kinds = {name: kind for name, kind in hints.items() if typing.get_origin(kind) is not typing.ClassVar}
     for key, value in values.items() if isinstance(values, Mapping) else ():
         if key in refused:
             if value:
                 yield f"{section}.{key}: {refused[key]}"
         elif key not in kinds:
             if not hasattr(schema, "collect_kwargs"):
-                yield f"{section}.{short(key, 100)}: unknown key; {hint(key, set(kinds) - {'REFUSED_KEYS'})}"
+                yield f"{section}.{short(key, 100)}: unknown key; {hint(key, kinds)}"
         elif dataclasses.is_dataclass(kinds[key]) or is_typeddict(kinds[key]):
             yield from _unknown_keys(kinds[key], value, f"{section}.{key}")
 
