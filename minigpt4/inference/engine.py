@@ -148,6 +148,11 @@ class CheckpointSwitch:
         A weight that the file may leave out is that of the start, never that of the checkpoint before. WeightsError,
         and the weights as before, if they do not fit.
         """
+        if name is not None and not self.model.cfg.is_frozen("llama_model"):
+            raise ConfigError(
+                f"{checkpoint}: was trained with its LLM, and answers of all checkpoints go through one LLM together; "
+                "serve it alone, as model.ckpt"
+            )
         before = self._copy()
         try:
             self._restore(self._kept[self._start])
@@ -166,11 +171,11 @@ class CheckpointSwitch:
             self._current = name
 
     def _copy(self) -> dict[str, Tensor]:
-        return {name: p.detach().to("cpu", copy=True) for name, p in self.model.trainable_parameters().items()}
+        return {name: p.detach().to("cpu", copy=True) for name, p in self.model.stored_parameters().items()}
 
     @torch.no_grad()
     def _restore(self, weights: dict[str, Tensor]) -> None:
-        for name, parameter in self.model.trainable_parameters().items():
+        for name, parameter in self.model.stored_parameters().items():
             parameter.copy_(weights[name])
 
 

@@ -169,10 +169,11 @@ def trained_weights(
     with errors_as(WeightsError, f"{path}: is no checkpoint of this program"):
         _refuse_other_parts(path, content, made_with, cfg)
         state = drop_keys(state_dict_of(content, path), PUBLISHED_BUFFERS)
-        if of_llm := [name for name in state if PART_OF_LLM.search(name)]:
+        of_llm = [name for name in state if PART_OF_LLM.search(name)]
+        if of_llm and cfg.is_frozen("llama_model"):
             raise WeightsError(
                 f"{path}: holds {len(of_llm)} trained weights of its LLM (such as {of_llm[0]}), LoRA or a soft prompt, "
-                "which this model has not; docs/weights.md lists checkpoints that fit"
+                "which this model has not: model.train.llm says what it has; docs/weights.md lists checkpoints that fit"
             )
         _refuse_other_projection(state, target, path, cfg)
         tolerated = cfg.ckpt_allow_keys
@@ -201,6 +202,13 @@ def _refuse_other_parts(
             f"model.llama_model is {cfg.llama_model} ({here}). A projection speaks one LLM's language; set "
             "model.ckpt_any_llm: True to load it all the same."
         )
+    there, here = card.get("lora_alpha"), made_with.get("lora_alpha", {})
+    for part in here.keys() & (there if isinstance(there, Mapping) else {}).keys():
+        if there[part] != here[part]:
+            raise WeightsError(
+                f"{path}: its adapters were trained with alpha {there[part]}, and model.train.{part}.alpha is "
+                f"{here[part]}; set it to the same"
+            )
     there, here = card.get("vision_fingerprints"), made_with.get("vision_fingerprints", {})
     there = there if isinstance(there, Mapping) else {}
     other = [key for key in here if key in there and here[key] != there[key]]
@@ -234,6 +242,8 @@ def _refuse_other_projection(
 
 
 def _frozen_hint(state: Mapping[str, Tensor], cfg: MiniGPT4Config) -> str:
+    if not cfg.is_frozen("llama_model") and not any(name.startswith("llama_model.") for name in state):
+        return "To start the trained LLM from model.llama_model, set model.ckpt_allow_keys: ['llama_model.*']."
     if cfg.freeze_qformer and any(name.startswith(("Qformer.", "query_tokens")) for name in state):
         return "It also holds a trained Q-Former: set model.freeze_qformer: False."
     if cfg.freeze_vit and any(name.startswith("visual_encoder.") for name in state):

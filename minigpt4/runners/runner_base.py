@@ -108,6 +108,8 @@ class RunnerBase:
             warmup_steps=self.run.warmup_steps,
             warmup_start_lr=self.run.warmup_lr,
             decay_rate=self.run.lr_decay_rate,
+            warmup_ratio=self.run.warmup_ratio,
+            accum_grad_iters=self.run.accum_grad_iters,
         )
         self.loader = self.build_train_loader(datasets)
         self.valid_loaders = self.build_eval_loaders(datasets, self.run.valid_splits)
@@ -174,7 +176,7 @@ class RunnerBase:
         samples = self.features.complete_batch(samples) if self.features else samples
         self.schedule.step(epoch, iteration)
         # With the published sum, the rest of an epoch waits for the next one.
-        epoch_ends = run.accum_loss == "mean" and iteration + 1 == run.iters_per_epoch
+        epoch_ends = run.accum_loss != "sum" and iteration + 1 == run.iters_per_epoch
         sync_gradients = epoch_ends or (iteration + 1) % run.accum_grad_iters == 0
 
         # Ranks exchange gradients only in the micro-batch that completes the update.
@@ -184,7 +186,8 @@ class RunnerBase:
                 output = self.task.train_step(self.wrapped_model, samples)
             loss, num_tokens = output["loss"], output["num_tokens"]
             detached = loss.detach()
-            weight = num_tokens / TOKEN_UNIT if run.accum_loss == "mean" else 1.0
+            weights = {"mean": num_tokens / TOKEN_UNIT, "sum": 1.0, "mean_of_means": 1 / run.accum_grad_iters}
+            weight = weights[run.accum_loss]
             # NaN if the loss is not finite, else 0: such a loss can have a finite gradient, and every rank must skip it
             poison = detached - detached
             self.scaler.scale(loss * (weight + poison)).backward()
@@ -194,6 +197,8 @@ class RunnerBase:
 
         if sync_gradients:
             gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            if len(gradients) < len(self.parameters):
+                state.require_adapters_trained(self.parameters)
             self.scaler.unscale_(self.optimizer)
             if run.accum_loss == "mean":
                 # From the ranks' averaged, TOKEN_UNIT-weighted sums to the mean over all tokens of the update.

@@ -318,7 +318,8 @@ generation.beams=5
 """
 MODEL_FAULTS = """
 vit_config.depth=2.5 vit_config.mlp_ratio=0 vit_config.dept=3 qformer_config.hidden_size=1000000000 vit_precision=int8
-llm_precision=fp8 proj_layers=2 vit_layer=0 drop_path_rate=1 device_8bit=-1 max_txt_len=0 lora_r=64 prompt=Describe.
+llm_precision=fp8 proj_layers=2 vit_layer=0 drop_path_rate=1 device_8bit=-1 max_txt_len=0 lora_dropout=1 prompt=Describe.
+train.lmm=full train.llm=full train.llm=half train.projection=lora train.vision=qlora train.llm=last lora_alpha=0
 """
 FAULTS = [(RunConfig, fault) for fault in RUN_FAULTS.split()]
 FAULTS += [(MiniGPT4Config, fault) for fault in MODEL_FAULTS.split()]
