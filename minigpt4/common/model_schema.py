@@ -274,7 +274,10 @@ class MiniGPT4Config:
                 rules.projection.rule not in (None, "full", "frozen"),
                 f"train.projection.rule: {rules.projection.rule!r} is for other parts; full or frozen",
             ),
-            ("qlora" in (rules.vision.rule, rules.connector.rule), "train: qlora is for the LLM; take lora"),
+            *(
+                (getattr(rules, part).rule == "qlora", f"train.{part}: qlora is for the LLM; take lora")
+                for part in ("vision", "connector")
+            ),
         )
         if self.lora_r > 0:
             own = {"r": self.lora_r, "alpha": self.lora_alpha, "dropout": self.lora_dropout}
