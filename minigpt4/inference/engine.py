@@ -28,6 +28,7 @@ from minigpt4.conversation.decoding import TextStream
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER, Turns, conversation_for
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
 from minigpt4.models.beam_search import BeamSearch
+from minigpt4.models.fsdp import copy_weights, whole
 from minigpt4.models.generation import StopOnText, check_stop
 from minigpt4.processors import process_image
 from minigpt4.processors.base_processor import BaseProcessor
@@ -171,12 +172,10 @@ class CheckpointSwitch:
             self._current = name
 
     def _copy(self) -> dict[str, Tensor]:
-        return {name: p.detach().to("cpu", copy=True) for name, p in self.model.stored_parameters().items()}
+        return {name: whole(p) for name, p in self.model.stored_parameters().items()}
 
-    @torch.no_grad()
     def _restore(self, weights: dict[str, Tensor]) -> None:
-        for name, parameter in self.model.stored_parameters().items():
-            parameter.copy_(weights[name])
+        copy_weights(self.model.stored_parameters(), weights)
 
 
 OUT_OF_MEMORY = "the GPU's memory is full: fewer answers at once, shorter answers, or fewer beams need less"

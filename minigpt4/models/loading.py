@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from minigpt4.common.checkpoint import (
-    copy_weights,
     drop_keys,
     read_card,
     read_state_dict,
@@ -25,6 +24,7 @@ from minigpt4.common.model_schema import EVA_CLIP_G, MiniGPT4Config
 from minigpt4.common.start_clock import LLM, VISION, phase
 from minigpt4.models.base_model import DTYPES, store_matmuls
 from minigpt4.models.connectors import Connector, build_connector, own_blip2_keys, qformer_file
+from minigpt4.models.fsdp import copy_weights
 from minigpt4.models.llm import check_llm, load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.vision_tower import VisionTower, build_vision_encoder, load_vision_encoder, read_vit_weights
@@ -87,6 +87,7 @@ def load_language_side(
     """The LLM, tried on a sentence, and its tokenizer; `shard`: as in `load_llm`."""
     tokenizer = load_tokenizer(directory)
     switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint, "sharded": shard}
+    switches["rule"] = cfg.train.llm
     model = load_llm(directory, cfg.llm_storage, device, **switches)
     with errors_as(WeightsError, f"model.llama_model: {directory} loads, but does not run"):
         set_token_ids(model, tokenizer)

@@ -75,8 +75,9 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         self._freeze_vision()
         if self.cfg.is_frozen("llama_proj"):
             freeze(self.llama_proj)
-        if not self.cfg.is_frozen("llama_model"):
-            apply_rule(llama_model, cfg.train.llm, "model.train.llm", decoder_layers(llama_model))
+        rule = self.cfg.train.llm
+        if rule.rule != "frozen":
+            apply_rule(llama_model, rule, "model.train.llm", decoder_layers(llama_model) if rule.blocks else ())
         self.prompting = PromptBuilder(llama_tokenizer, cfg)
         self.lm_loss = LMLoss(cfg, llama_model)
         self._made_with: dict[str, Any] | None = None
