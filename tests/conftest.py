@@ -17,6 +17,7 @@ import pytest
 BROWSER_TESTS = "MINIGPT4_BROWSER_TESTS"
 """Set to `required`, as `.ci/run` does, a missing browser is a failure; else the tests are skipped with the reason."""
 PARITY = Path(__file__).parent / "data" / "parity"
+LLAVA = PARITY.with_name("parity_llava")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -186,6 +187,42 @@ def shared_model(build_model) -> Callable[..., Any]:
         return built[key]
 
     return shared
+
+
+@pytest.fixture(scope="session")
+def llava_dir() -> Path:
+    """Golden numbers and tiny weights of the LLaVA reference; its README says what they are."""
+    return LLAVA
+
+
+@pytest.fixture(scope="session")
+def llava_section() -> Callable[..., dict[str, Any]]:
+    """`model:` section of the reference's tiny LLaVA in fp32 with a projector of its own, with changes by keyword."""
+
+    def section(**changes: Any) -> dict[str, Any]:
+        projector = LLAVA / f"projector_{changes.get('projection', 'linear')}.bin"
+        return {
+            "arch": "llava",
+            "vit_model": str(LLAVA / "clip_tiny"),
+            "vit_precision": "fp32",
+            "llama_model": str(LLAVA / "vicuna_tiny"),
+            "llm_precision": "fp32",
+            "ckpt": str(projector) if projector.is_file() else None,
+        } | changes
+
+    return section
+
+
+@pytest.fixture(scope="session")
+def build_llava(llava_section) -> Callable[..., Any]:
+    """A model of its own for the test, from `llava_section(**changes)`."""
+
+    def build(**changes: Any) -> Any:
+        from minigpt4.models.mini_gpt4 import VisionLanguageModel
+
+        return VisionLanguageModel.from_config(llava_section(**changes))
+
+    return build
 
 
 @pytest.fixture

@@ -22,16 +22,18 @@ from minigpt4.common.config_files import (
     yaml_faults,
 )
 from minigpt4.common.errors import ConfigError, RegistryError, errors_as
+from minigpt4.common.llava_schema import LlavaConfig
 from minigpt4.common.model_schema import EVA_CLIP_G, MiniGPT4Config
 from minigpt4.common.registry import registry
 from minigpt4.common.schemas import DatasetConfig, ProcessorConfig, RunConfig
 
 log = logging.getLogger(__name__)
 
-MODEL_SCHEMAS = {"minigpt4": MiniGPT4Config}
+MODEL_SCHEMAS = {"minigpt4": MiniGPT4Config, "llava": LlavaConfig}
 """Known without importing the model, so that a typo is reported before torch is loaded."""
 STATISTICS = ("mean", "std")
 PUBLISHED_PROCESSORS = {"blip2_image_train", "blip2_image_eval"}
+CLIP_PROCESSORS = {"clip_image_train", "clip_image_eval"}
 
 
 class Config:
@@ -113,7 +115,8 @@ class Config:
             if self.run and self.model:
                 faults += _contradictions(self)
             self._raise(faults)
-            self.image_processor = _image_processor(self.datasets.values(), self.source)
+            usual = getattr(self.model, "IMAGE_PROCESSOR", MiniGPT4Config.IMAGE_PROCESSOR)
+            self.image_processor = _image_processor(self.datasets.values(), usual, self.source)
             self._raise([*_image_size_faults(self), *_statistics_faults(self)])
         return self
 
@@ -173,22 +176,21 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield "run.amp_dtype: fp16 does not go with run.parallel: fsdp and a trained LLM; set it to bf16"
 
 
-def _image_processor(datasets: Collection[DatasetConfig], source: str) -> ProcessorConfig:
+def _image_processor(datasets: Collection[DatasetConfig], usual: str, source: str) -> ProcessorConfig:
     """That of images of no dataset; a mean or std that one split of a dataset sets holds for its others too."""
     for dataset in datasets:
         train, other = sections = dataset.vis_processor.train, dataset.vis_processor.eval
-        if train.name == other.name or {train.name, other.name} <= PUBLISHED_PROCESSORS:
+        if train.name == other.name or {train.name, other.name} in (PUBLISHED_PROCESSORS, CLIP_PROCESSORS):
             for key in STATISTICS:
                 given = next((own.kwargs[key] for own in sections if own.kwargs.get(key) is not None), None)
                 for own in sections:
                     if given is not None and own.kwargs.get(key) is None:
                         own.kwargs[key] = given
     sections = [dataset.vis_processor.eval for dataset in datasets]
-    usual = ProcessorConfig("blip2_image_eval")
     if all((own.name, own.kwargs) == (sections[0].name, sections[0].kwargs) for own in sections):
-        return dataclasses.replace(sections[0]) if sections else usual
-    log.warning("%s: vis_processor.eval of the datasets differ; images of no dataset go through %s", source, usual.name)
-    return usual
+        return dataclasses.replace(sections[0]) if sections else ProcessorConfig(usual)
+    log.warning("%s: vis_processor.eval of the datasets differ; images of no dataset go through %s", source, usual)
+    return ProcessorConfig(usual)
 
 
 def _image_sections(config: Config) -> dict[str, ProcessorConfig]:
@@ -202,7 +204,7 @@ def _image_sections(config: Config) -> dict[str, ProcessorConfig]:
 
 
 def _image_size_faults(config: Config) -> Iterator[str]:
-    """Processors take the model's image size; another one of their own is an error."""
+    """Processors take the model's image size, another one of their own being an error, and its aspect ratio."""
     wanted = getattr(config.model, "image_size", None)
     if wanted is None:
         if not isinstance(config.model, MiniGPT4Config):
@@ -214,6 +216,8 @@ def _image_size_faults(config: Config) -> Iterator[str]:
         processor.image_size = processor.image_size or wanted
         if processor.image_size != wanted:
             yield f"{key}.image_size: {processor.image_size} must equal model.image_size: {wanted}"
+        if processor.name in CLIP_PROCESSORS:
+            processor.kwargs.setdefault("image_aspect_ratio", getattr(config.model, "image_aspect_ratio", "square"))
 
 
 def _statistics_faults(config: Config) -> Iterator[str]:

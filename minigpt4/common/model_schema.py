@@ -3,8 +3,9 @@
 The published keys keep their published meaning and default; the keys of this project are marked "New.".
 """
 
+import re
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -34,6 +35,19 @@ Layers = Annotated[PositiveInt, Le(1_000)]
 Channels = Annotated[PositiveInt, Le(100_000)]
 Ratio = Annotated[PositiveFloat, Le(100_000), AfterValidator(lambda ratio: int(ratio) if ratio.is_integer() else ratio)]
 FilePath = Annotated[str | None, PathTo("file")]
+_MLP = re.compile(r"mlp([1-9]\d?)x_gelu")
+
+
+def mlp_depth(projection: str) -> int | None:
+    """N of `mlpNx_gelu`, None for another name."""
+    found = _MLP.fullmatch(projection)
+    return int(found[1]) if found else None
+
+
+def _projection(name: str) -> str:
+    if name not in ("linear", "linear3", "identity") and mlp_depth(name) is None:
+        raise ValueError("must be linear, linear3, identity or mlpNx_gelu with N from 1 to 99, such as mlp2x_gelu")
+    return name
 
 
 class VitSizes(TypedDict, total=False):
@@ -130,6 +144,16 @@ class MiniGPT4Config:
     REFUSED_KEYS: ClassVar[Mapping[str, str]] = {
         "prompt": "has no effect in MiniGPT-4; use prompt_path (a file of instructions)",
     }
+    PLACEHOLDERS: ClassVar[Sequence[str]] = ("<ImageHere>",)
+    """What stands for an image in a prompt."""
+    IMAGE_PROCESSOR: ClassVar[str] = "blip2_image_eval"
+    """Of images of no dataset."""
+    TOKENIZER: ClassVar[Mapping[str, bool]] = {}
+    """Arguments of `load_tokenizer`."""
+    BEAMS_COUNT_BOS: ClassVar[bool] = True
+    """Whether the length of a beam counts the bos token of its output."""
+    new_tokens: ClassVar[Sequence[str]] = ()
+    """What the vocabulary of the LLM is to have besides its own."""
 
     arch: str = "minigpt4"
     """Registered name of the model class."""
@@ -173,8 +197,9 @@ class MiniGPT4Config:
 
     proj_layers: Literal[1, 3] = 1
     """New. Linear layers between vision and LLM: 1 (published) or 3 (the paper's ablation)."""
-    projection: Literal["linear", "linear3", "mlp2x_gelu"] | None = None
-    """New. Between vision and LLM: `linear`, `linear3`, or LLaVA 1.5's `mlp2x_gelu`; null: as `proj_layers` says."""
+    projection: Annotated[str, AfterValidator(_projection)] | None = None
+    """New. Between vision and LLM: `linear`, `linear3`, LLaVA 1.5's `mlp2x_gelu` (`mlpNx_gelu` has N layers), or
+    `identity`; null: as `proj_layers` says."""
 
     train: TrainRules = field(default_factory=TrainRules)
     """New. What is trained, part by part, with which learning rate."""

@@ -290,7 +290,11 @@ def prompt_template_from_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def conversation_for(model: Any) -> Turns:
-    """An empty conversation as this `MiniGPT4` knows it: its type's published one, else the template of training."""
+    """An empty conversation as this model knows it: its type's published one, else the template of training."""
+    if hasattr(model.cfg, "conv_template"):
+        from minigpt4.conversation.llava import LlavaConversation  # which imports this module
+
+        return LlavaConversation(model.cfg.conv_template)
     published = {"pretrain_vicuna0": "vicuna0", "pretrain_llama2": "llama2"}.get(model.cfg.model_type)
     if published is not None:
         return get_template(published)

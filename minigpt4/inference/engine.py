@@ -25,7 +25,7 @@ from torch import Tensor
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, SampleError
 from minigpt4.conversation.chat import Picture, Request
 from minigpt4.conversation.decoding import TextStream
-from minigpt4.conversation.templates import IMAGE_PLACEHOLDER, Turns, conversation_for
+from minigpt4.conversation.templates import Turns, conversation_for
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
 from minigpt4.models.beam_search import BeamSearch
 from minigpt4.models.fsdp import copy_weights, whole
@@ -373,7 +373,7 @@ class Engine:
             length, request.decoding.max_new_tokens, self.model.context_length
         )
         text = fitted.get_prompt()
-        places = text.count(IMAGE_PLACEHOLDER)
+        places = len(self.model.prompting.split_images(text)) - 1
         if places != len(embeds):  # it would end the answers of all who are embedded with it
             raise SampleError(f"the conversation has room for {places} images, not {len(embeds)}")
         reply.prompt_tokens = length(text)

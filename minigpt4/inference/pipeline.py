@@ -173,6 +173,8 @@ class Pipeline:
         self._name: str | None = None
         if cfg.model.ckpt:
             self.use_checkpoint(cfg.model.ckpt)
+        elif self.model.whole_file is not None:
+            self.checkpoint, (self._name,) = self.model.whole_file, self._engine.checkpoints
 
     def use_checkpoint(self, path: str | Path) -> None:
         """Swap the trained weights; the frozen parts stay as they are, and chats go on with what they began with.
@@ -248,7 +250,7 @@ def _whole_prompt(model: MiniGPT4Config, instruction: str | None, key: str) -> s
     if instruction is None:
         prompts = read_prompts(model.prompt_path, template)
         return prompts[0] if prompts else IMAGE_PLACEHOLDER
-    if instruction.count(IMAGE_PLACEHOLDER) != 1:
+    if sum(map(instruction.count, model.PLACEHOLDERS)) != 1:
         example = f"'<Img>{IMAGE_PLACEHOLDER}</Img> What is this?'"
         raise ConfigError(f"{key}: {instruction!r} must hold {IMAGE_PLACEHOLDER} exactly once, as in {example}")
     return apply_template(template, instruction)

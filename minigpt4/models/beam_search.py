@@ -1,7 +1,8 @@
 """Beam search by the rules of transformers 4.30, which later versions changed.
 
 A hypothesis scores its summed log-probabilities / length ** length_penalty; the length counts bos and the answer
-without its end token, also where it is cut at the limit. A row is done when it has K hypotheses and the best candidate
+without its end token, also where it is cut at the limit; where the LLM's `generation_config.beams_count_bos` is False,
+the answer with its end token, as in 4.37. A row is done when it has K hypotheses and the best candidate
 of this step, ended or not, divided by the length it would have, is no better than the worst of them. Unlike the
 library's loop, this one runs the prompt once a row, not once a beam, and drops rows that are done.
 Shapes: B rows still searched, K beams, N = B * K, C candidates a row, L ids so far (bos first), V vocabulary, T prompt
@@ -32,6 +33,7 @@ class BeamSearch:
 
     def __init__(self, llm: nn.Module, decoding: Decoding, stopping: Iterable[StoppingCriteria] = ()) -> None:
         self.llm, self.decoding, self.num_beams = llm, decoding, decoding.num_beams
+        self._uncounted = 0 if getattr(llm.generation_config, "beams_count_bos", True) else 1
         self.end_ids, self.stopping = end_tokens(llm), StoppingCriteriaList(stopping)
         self.processors = penalties(decoding, self.end_ids, llm.get_input_embeddings().weight.device)
         self.warpers = warpers(decoding, min_tokens_to_keep=2) if decoding.do_sample else None
@@ -60,7 +62,7 @@ class BeamSearch:
             yield None
         for row, own in zip(open_rows, beams.hypotheses(), strict=False):
             for ids, total in own:
-                pools[row].add(ids, total, length=len(ids))
+                pools[row].add(ids, total, length=len(ids) - self._uncounted)
         yield [pool.best() for pool in pools]
 
     def run(self, embeds_BTD: Tensor, mask_BT: Tensor) -> list[list[int]]:
@@ -101,7 +103,7 @@ class BeamSearch:
                 pool.add(candidate.ids, candidate.total, length=len(candidate.ids) - 1)
         going_on = [c for c in candidates if not c.ended and c.total > -inf][: self.num_beams]
         best = candidates[0]
-        if not going_on or pool.is_settled(best.total, length=len(best.ids)):
+        if not going_on or pool.is_settled(best.total, length=len(best.ids) - self._uncounted):
             return []
         missing = self.num_beams - len(going_on)
         return going_on + [_Candidate(-inf, going_on[0].parent, False, going_on[0].ids)] * missing

@@ -16,7 +16,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 
 from minigpt4.common.checkpoint import copy_strict, find_weights, read_state_dict
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.model_schema import QFORMER_FILE, MiniGPT4Config
+from minigpt4.common.model_schema import QFORMER_FILE, MiniGPT4Config, mlp_depth
 from minigpt4.models.vision_tower import VisionTower
 
 _RENAMES = (
@@ -133,13 +133,19 @@ def build_projection(cfg: MiniGPT4Config, feature_width: int, llm_width: int) ->
     """`model.projection`: (B, Q, H) -> (B, Q, D).
 
     `linear`, as published; `linear3`, three in a row without activation between them (the paper's Table 5, variant b);
-    `mlp2x_gelu`, LLaVA 1.5's.
+    `mlpNx_gelu`, N with GELU between them, LLaVA 1.5's; `identity`, where the widths are equal.
     """
+    if cfg.projection == "identity":
+        if feature_width != llm_width:
+            widths = f"the image features have {feature_width} channels, model.llama_model {llm_width}"
+            raise ConfigError(f"model.projection: identity does not fit: {widths}; take linear")
+        return nn.Identity()
     first = nn.Linear(feature_width, llm_width)
     if cfg.projection == "linear":
         return first
-    if cfg.projection == "mlp2x_gelu":
-        return nn.Sequential(first, nn.GELU(), nn.Linear(llm_width, llm_width))
+    if depth := mlp_depth(cfg.projection):
+        later = [layer for _ in range(depth - 1) for layer in (nn.GELU(), nn.Linear(llm_width, llm_width))]
+        return nn.Sequential(first, *later)
     return nn.Sequential(first, nn.Linear(llm_width, llm_width), nn.Linear(llm_width, llm_width))
 
 

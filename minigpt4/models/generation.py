@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase, StoppingCriteria
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.conversation import IMAGE_PLACEHOLDER
 from minigpt4.conversation.decoding import Answer, Decoding, clean_generated
 from minigpt4.models import prompting
 from minigpt4.models.attention import native_dtype
@@ -88,7 +87,7 @@ class GenerationMixin:
 
     def prompt_length(self, prompt: str, image_tokens: Sequence[int]) -> int:
         """Positions that a prompt takes, where its n-th image takes `image_tokens[n]` of them."""
-        texts = self.prompting.encode(prompt.split(IMAGE_PLACEHOLDER))
+        texts = self.prompting.encode(self.prompting.split_images(prompt))
         return len(self.prompting.start) + sum(map(len, texts)) + sum(image_tokens)
 
     @property
@@ -123,7 +122,7 @@ class GenerationMixin:
         Args:
             images: (B, 3, S, S), one a prompt; or (B, n, 3, S, S); or a list with a tensor (3, S, S) or
                 (n, 3, S, S) or None for each prompt; or features of one image a prompt; or None for text alone.
-            texts: whole prompts, `<ImageHere>` where an image belongs.
+            texts: whole prompts, `<ImageHere>` (or `<image>` for LLaVA) where an image belongs.
             stop: strings that end an answer; each row stops by itself and is cut before the string.
             decoding: fields of `Decoding`, as in transformers' `generate`.
         """

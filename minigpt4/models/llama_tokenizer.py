@@ -37,6 +37,8 @@ class LlamaPieceTokenizer(PreTrainedTokenizer):
     """SentencePiece between special tokens.
 
     `added`: tokens that texts are cut at, by id; those past the pieces are surrounded by blanks in decoded text.
+    `legacy`: a stretch after a special token begins with a blank, too; False, as later transformers have it: the first
+    of a text alone.
     """
 
     model_input_names = ["input_ids", "attention_mask"]
@@ -47,8 +49,10 @@ class LlamaPieceTokenizer(PreTrainedTokenizer):
         added: Mapping[int, AddedToken],
         add_bos_token: bool = True,
         add_eos_token: bool = False,
+        legacy: bool = True,
         **kwargs,
     ) -> None:
+        self._inner_pieces = pieces if legacy else _without_prefix(pieces)
         self.pieces, self.add_bos_token, self.add_eos_token = pieces, add_bos_token, add_eos_token
         self._piece_ids = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
         self._added_tokens_decoder = dict(added)
@@ -79,8 +83,11 @@ class LlamaPieceTokenizer(PreTrainedTokenizer):
                     parts[place - 1] = parts[place - 1].rstrip()
                 if token.rstrip and place + 1 < len(parts):
                     parts[place + 1] = parts[place + 1].lstrip()
-        pieces = ([part] if part in added else self.pieces.encode(part, out_type=str) for part in parts if part)
-        return [piece for run in pieces for piece in run]
+        tokens: list[str] = []
+        for part in filter(None, parts):
+            pieces = self._inner_pieces if tokens else self.pieces
+            tokens += [part] if part in added else pieces.encode(part, out_type=str)
+        return tokens
 
     def _convert_token_to_id(self, token: str) -> int:
         return self.pieces.piece_to_id(token)
@@ -115,12 +122,14 @@ class LlamaPieceTokenizer(PreTrainedTokenizer):
         return text + self.pieces.decode(run)
 
 
-def read_llama_tokenizer(directory: Path, model_type: str, vocabulary: int | None) -> LlamaPieceTokenizer | None:
+def read_llama_tokenizer(
+    directory: Path, model_type: str, vocabulary: int | None, *, always_legacy: bool = True
+) -> LlamaPieceTokenizer | None:
     """The tokenizer of an LLM directory, or None if it is not of LLaMA's kind.
 
     `model_type`, of config.json, says what the tokenizer is where its own files do not. Tokens past the LLM's
-    `vocabulary` are plain text, with a warning. ValueError, with the file and its key, for files that contradict each
-    other or themselves.
+    `vocabulary` are plain text, with a warning. `always_legacy`: as in transformers 4.30, which knows no `legacy` in
+    tokenizer_config.json. ValueError, with the file and its key, for files that contradict each other or themselves.
     """
     config = read_json(directory / "tokenizer_config.json")
     converted = read_json(directory / "tokenizer.json")
@@ -160,6 +169,7 @@ def read_llama_tokenizer(directory: Path, model_type: str, vocabulary: int | Non
         {ids[content]: token for content, token in tokens.items() if content not in past},
         add_bos_token=adds_bos,
         add_eos_token=adds_eos,
+        legacy=always_legacy or config.get("legacy") is not False,
         clean_up_tokenization_spaces=bool(config.get("clean_up_tokenization_spaces", False)),
         chat_template=_chat_template(directory, config),
         name_or_path=str(directory),
@@ -170,6 +180,13 @@ def read_llama_tokenizer(directory: Path, model_type: str, vocabulary: int | Non
         if token is not None and token.content not in ids:
             setattr(tokenizer, name, token.content)
     return tokenizer
+
+
+def _without_prefix(pieces: SentencePieceProcessor) -> SentencePieceProcessor:
+    """The same model without the blank before a text."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(pieces.serialized_model_proto())
+    proto.normalizer_spec.add_dummy_prefix = False
+    return SentencePieceProcessor(model_proto=proto.SerializeToString())
 
 
 def _is_piece(pieces: SentencePieceProcessor, content: str) -> bool:

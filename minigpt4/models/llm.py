@@ -9,11 +9,14 @@ import inspect
 import logging
 import math
 import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import AddedToken
 from torch import nn
 from transformers import (
     CONFIG_MAPPING,
@@ -43,6 +46,8 @@ WEAK_SHARE = 0.75
 DELTA_NORM_LIMIT = 0.02
 """Mean absolute RMSNorm weight of a delta file (the difference of two finetuned models) stays far below."""
 FINGERPRINT_ROWS = 256
+LLAVA_PARTS = ("model.mm_projector.", "model.vision_tower.")
+"""What LLaVA saves beside the tensors of its LLM."""
 _QUANTISED = ("int8", "nf4")
 _LIMITS = {
     "vocab_size": 1 << 24,
@@ -91,10 +96,21 @@ def read_llm_config(directory: Path) -> PretrainedConfig:
                 f"transformers has no model type {raw['model_type']!r}, and code of a directory (auto_map) is never "
                 "run; take an LLM that transformers has"
             )
+        if is_llava(raw):  # a LLaMA and a few more tensors
+            raw |= {"model_type": "llama"}
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         config = AutoConfig.for_model(**(raw | ids))
         _check_sizes(config.get_text_config())
         return config
+
+
+def is_llava(config: Mapping[str, Any]) -> bool:
+    """Whether the content of a config.json is of a whole model in LLaVA's own layout."""
+    return config.get("model_type") in ("llava", "llava_llama") and "text_config" not in config
+
+
+def _holds_llava(config: PretrainedConfig) -> bool:
+    return hasattr(config, "mm_vision_tower")
 
 
 def _check_sizes(config: PretrainedConfig) -> None:
@@ -132,8 +148,9 @@ def load_llm(
         if sharded:
             model, report = load_sharded(directory, config, DTYPES[precision], device, attention, rule)
         else:
-            model, report = _load_whole(directory, config, _storage(precision, device), device, attention)
-        _refuse_partial(directory, report)
+            with _silent_about_llava(config):
+                model, report = _load_whole(directory, config, _storage(precision, device), device, attention)
+        _refuse_partial(directory, config, report)
         _refuse_delta_weights(directory, model)
         if not sharded:
             freeze(model)
@@ -166,6 +183,18 @@ def _load_whole(
         if (fault := _broken_file(directory)) is None:
             raise
         raise WeightsError(f"model.llama_model: {fault}") from error
+
+
+@contextmanager
+def _silent_about_llava(config: PretrainedConfig) -> Iterator[None]:
+    """transformers warns of each tensor of a LLaVA that is not its LLM's; `_refuse_partial` names those of no part."""
+    speaker, is_other = logging.getLogger("transformers.modeling_utils"), lambda said: "LOAD REPORT" not in said.msg
+    if _holds_llava(config):
+        speaker.addFilter(is_other)
+    try:
+        yield
+    finally:
+        speaker.removeFilter(is_other)
 
 
 def _refuse_small_files(directory: Path, config: PretrainedConfig) -> None:
@@ -238,11 +267,12 @@ def _delta_text(directory: Path, why: str) -> str:
     )
 
 
-def _refuse_partial(directory: Path, report: Any) -> None:
+def _refuse_partial(directory: Path, config: PretrainedConfig, report: Any) -> None:
     """`from_pretrained` fills absent tensors with noise and goes on; here that is an error."""
     missing = sorted(report["missing_keys"])
     mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
-    unexpected = sorted(k for k in report["unexpected_keys"] if "rotary_emb.inv_freq" not in k)
+    known = ("rotary_emb.inv_freq", *LLAVA_PARTS) if _holds_llava(config) else ("rotary_emb.inv_freq",)
+    unexpected = sorted(k for k in report["unexpected_keys"] if not any(part in k for part in known))
     parts = [
         f"{title} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''} ({len(names)})"
         for title, names in (("missing", missing), ("wrong shape", mismatched), ("not expected", unexpected))
@@ -263,8 +293,11 @@ def cache_arguments(model: nn.Module, cache: Cache) -> dict[str, Any]:
     return {"use_cache": True, "cache" if "cache" in names else "past_key_values": cache}
 
 
-def set_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let the generation settings follow the tokenizer; sampling defaults of the directory are dropped."""
+def set_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase, *, beams_count_bos: bool = True) -> None:
+    """Let the generation settings follow the tokenizer; sampling defaults of the directory are dropped.
+
+    `beams_count_bos`: of beam_search.py.
+    """
     stored = model.generation_config
     ends = stored.eos_token_id if stored is not None else None
     eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else ends
@@ -273,6 +306,22 @@ def set_token_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
     fill = getattr(stored, "pad_token_id", None)  # after the end of a row, as published
     fill = fill if fill is not None and fill >= 0 else tokenizer.pad_token_id
     model.generation_config = GenerationConfig(bos_token_id=tokenizer.bos_token_id, eos_token_id=eos, pad_token_id=fill)
+    model.generation_config.beams_count_bos = beams_count_bos
+
+
+@torch.no_grad()
+def add_tokens(model: nn.Module, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> None:
+    """Give those of `tokens` that the tokenizer lacks an id, and rows that are the mean of all others in the LLM."""
+    known = tokenizer.get_vocab()
+    names = [AddedToken(token, normalized=False, special=True) for token in tokens if token not in known]
+    if not names:
+        return
+    tokenizer.add_tokens(names, special_tokens=True)
+    first, rows = len(tokenizer) - len(names), model.get_input_embeddings().weight.shape[0]
+    model.resize_token_embeddings(max(rows, len(tokenizer)), mean_resizing=False)
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        table.weight[first : len(tokenizer)] = table.weight[:first].mean(dim=0)
+    freeze(model)
 
 
 def first_token(model: nn.Module) -> int:

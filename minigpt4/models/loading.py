@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from minigpt4.common.checkpoint import (
+    copy_strict,
     drop_keys,
     read_card,
     read_state_dict,
@@ -19,13 +20,14 @@ from minigpt4.common.checkpoint import (
     require_fit,
     state_dict_of,
 )
-from minigpt4.common.errors import MiniGPT4Error, WeightsError, errors_as
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, WeightsError, errors_as
 from minigpt4.common.model_schema import EVA_CLIP_G, MiniGPT4Config
 from minigpt4.common.start_clock import LLM, VISION, phase
 from minigpt4.models.base_model import DTYPES, store_matmuls
 from minigpt4.models.connectors import Connector, build_connector, own_blip2_keys, qformer_file
 from minigpt4.models.fsdp import copy_weights
-from minigpt4.models.llm import check_llm, load_llm, set_token_ids
+from minigpt4.models.llava_weights import PROJECTOR, projector_names, read_part
+from minigpt4.models.llm import add_tokens, check_llm, load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.vision_tower import VisionTower, build_vision_encoder, load_vision_encoder, read_vit_weights
 
@@ -85,14 +87,18 @@ def load_language_side(
     cfg: MiniGPT4Config, directory: Path, device: torch.device, shard: bool = False
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The LLM, tried on a sentence, and its tokenizer; `shard`: as in `load_llm`."""
-    tokenizer = load_tokenizer(directory)
+    tokenizer = load_tokenizer(directory, **cfg.TOKENIZER)
     switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint, "sharded": shard}
     switches["rule"] = cfg.train.llm
     model = load_llm(directory, cfg.llm_storage, device, **switches)
     with errors_as(WeightsError, f"model.llama_model: {directory} loads, but does not run"):
-        set_token_ids(model, tokenizer)
+        set_token_ids(model, tokenizer, beams_count_bos=cfg.BEAMS_COUNT_BOS)
         if cfg.llm_sanity_check:
             check_llm(model, tokenizer, directory)
+    if cfg.new_tokens:
+        if shard:
+            raise ConfigError("model.mm_use_im_start_end, mm_use_im_patch_token: not with run.parallel: fsdp")
+        add_tokens(model, tokenizer, cfg.new_tokens)
     return model, tokenizer
 
 
@@ -153,6 +159,17 @@ def load_trained(
     log.info("Loaded %d trained tensors from %s", len(weights), path)
 
 
+def load_whole(model: nn.Module, cfg: MiniGPT4Config) -> Path | None:
+    """Fill the projection from the whole LLaVA that `model.llama_model` may be; its file, or None for an LLM alone."""
+    found = read_part(cfg, PROJECTOR)
+    if found is None:
+        return None
+    path, state = found
+    copy_strict(dict(model.llama_proj.named_parameters()), state, source=path, hint="Check model.projection.")
+    log.info("Loaded the projection of %s", path)
+    return path
+
+
 def trained_weights(
     target: Mapping[str, Tensor],
     path: Path,
@@ -169,7 +186,7 @@ def trained_weights(
     """
     with errors_as(WeightsError, f"{path}: is no checkpoint of this program"):
         _refuse_other_parts(path, content, made_with, cfg)
-        state = drop_keys(state_dict_of(content, path), PUBLISHED_BUFFERS)
+        state = drop_keys(projector_names(state_dict_of(content, path)), PUBLISHED_BUFFERS)
         of_llm = [name for name in state if PART_OF_LLM.search(name)]
         if of_llm and cfg.is_frozen("llama_model"):
             raise WeightsError(

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from minigpt4.common import start_clock
 from minigpt4.common.binding import bind
 from minigpt4.common.checkpoint import find_weights
+from minigpt4.common.config import MODEL_SCHEMAS
 from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.llava_schema import LlavaConfig
 from minigpt4.common.model_schema import PARTS, MiniGPT4Config, TrainRule
 from minigpt4.common.registry import registry
 from minigpt4.common.start_clock import phase
@@ -27,7 +29,15 @@ from minigpt4.models.base_model import DTYPES, BaseModel, freeze, is_trained
 from minigpt4.models.connectors import Connector, build_projection
 from minigpt4.models.fsdp import decoder_layers
 from minigpt4.models.generation import GenerationMixin
-from minigpt4.models.loading import load_language_side, load_trained, load_vision, meta_vision, vision_fingerprints
+from minigpt4.models.llava_prompting import LlavaPrompts
+from minigpt4.models.loading import (
+    load_language_side,
+    load_trained,
+    load_vision,
+    load_whole,
+    meta_vision,
+    vision_fingerprints,
+)
 from minigpt4.models.loss import LMLoss
 from minigpt4.models.prompting import ImageFeatures, PromptBuilder, Samples, read_samples
 from minigpt4.models.train_rules import apply_rule, trained_weights_of
@@ -43,6 +53,7 @@ def _of_prompting(name: str) -> property:
     )
 
 
+@registry.register_model("llava")
 @registry.register_model("minigpt4")
 class VisionLanguageModel(GenerationMixin, BaseModel):
     """A vision-language model; build it with `from_config`.
@@ -78,9 +89,11 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         rule = self.cfg.train.llm
         if rule.rule != "frozen":
             apply_rule(llama_model, rule, "model.train.llm", decoder_layers(llama_model) if rule.blocks else ())
-        self.prompting = PromptBuilder(llama_tokenizer, cfg)
+        self.prompting = (LlavaPrompts if isinstance(cfg, LlavaConfig) else PromptBuilder)(llama_tokenizer, cfg)
         self.lm_loss = LMLoss(cfg, llama_model)
         self._made_with: dict[str, Any] | None = None
+        self.whole_file: Path | None = None
+        """Of the projection that came with the LLM."""
 
     @classmethod
     def from_config(
@@ -99,7 +112,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         Raises ConfigError for a wrong section, WeightsError for files that are missing, broken or do not fit.
         """
         if not isinstance(cfg, cls.config_class):
-            cfg = bind(cls.config_class, cfg, section="model", source="the configuration")
+            schema = MODEL_SCHEMAS.get(cfg.get("arch"), cls.config_class)
+            cfg = bind(schema, cfg, section="model", source="the configuration")
         directory = cfg.llm_directory()
         if cfg.ckpt:  # what is cheap to find wrong comes first
             find_weights(cfg.ckpt, "model.ckpt", Path(cfg.ckpt).name)
@@ -111,6 +125,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
             start_clock.not_needed(start_clock.VISION, "cache")
         if cfg.ckpt:
             model.load_checkpoint(cfg.ckpt)
+        else:
+            model.whole_file = load_whole(model, cfg)
         return model
 
     # One step: images -> token sequences -> the LLM -> loss
@@ -119,8 +135,9 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         """Loss of the answers, nats a token.
 
         Args:
-            samples: `answer` (list of str) or `conv_q`, `conv_a`, `connect_sym` (lists of str); optionally
-                `image` (B, 3, S, S) or (B, n, 3, S, S) with `length` (B,), `instruction_input` and `image_id`.
+            samples: `answer` (list of str), or `conv_q`, `conv_a`, `connect_sym` (lists of str), or for LLaVA
+                `conversations` (turns {"from": "human" or "gpt", "value": text} of each sample); optionally `image`
+                (B, 3, S, S) or (B, n, 3, S, S) with `length` (B,), `instruction_input` and `image_id`.
             reduction: "mean" over the targets of the batch, or "none": per sample (B,), the sum over its targets
                 divided by the padded length, as published.
 
@@ -137,8 +154,13 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         if not len(batch.image_source):  # text alone: what is trained is in the graph, or other ranks wait
             before_llm = self._trained_before_llm().values()
             dummy_loss = 0.0 * sum(p.sum() for p in before_llm) if before_llm else None
-        num_tokens, at = batch.num_targets, prompting.target_positions(batch)  # on the CPU: no wait for the GPU
+        num_tokens = batch.num_targets
+        if not num_tokens:  # one that counts for nothing, or other ranks wait
+            batch.targets_BT[0, 1] = batch.ids_BT[0, 1]
+        at = prompting.target_positions(batch)  # on the CPU: no wait for the GPU
         losses_N = self.lm_loss.losses(self.llama_model, batch, at, image_tokens_MD, dummy_loss)
+        if not num_tokens:
+            losses_N = losses_N * 0.0
         if reduction == "mean":
             return {"loss": losses_N.mean(), "num_tokens": num_tokens}
         rows, columns = batch.ids_BT.shape
@@ -148,7 +170,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
 
     def training_batch(self, samples: Samples) -> tuple[prompting.Batch, Tensor | None]:
         """Token sequences of a batch, on the CPU, and the image tokens (M, D) that go into them."""
-        if samples.image is None:
+        if samples.image is None or (samples.lengths is not None and not any(samples.lengths)):
             return self.prompting.training_batch(samples, [[] for _ in range(len(samples))]), None
         embeds_BQD, _ = self.encode_img(samples.image)
         count, room = embeds_BQD.shape[1], len(embeds_BQD) // len(samples)
@@ -212,7 +234,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
 
     @property
     def device(self) -> torch.device:
-        return next(self.llama_proj.parameters()).device
+        return next(self.llama_proj.parameters(), self.llama_model.get_input_embeddings().weight).device
 
     @property
     def query_tokens(self) -> nn.Parameter:

@@ -149,9 +149,9 @@ def collate_training(
     return _stack(rows, width, pad_id, left=False)
 
 
-def collate_prompts(rows: Sequence[TokenSequence], pad_id: int) -> Batch:
-    """Prompts of different lengths, padded on the left for generation."""
-    return _stack(rows, max(map(len, rows)), pad_id, left=True)
+def collate_prompts(rows: Sequence[TokenSequence], pad_id: int, *, left: bool = True) -> Batch:
+    """Rows of different lengths, padded on the left for generation, or on the right."""
+    return _stack(rows, max(map(len, rows)), pad_id, left=left)
 
 
 def embed(batch: Batch, embedding: nn.Module, image_tokens_MD: Tensor | None) -> Tensor:
@@ -198,7 +198,7 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class Samples:
-    """A batch for training; exactly one of `answers` and `conversations` is filled."""
+    """A batch for training; exactly one of `answers`, `conversations` and `dialogues` is filled."""
 
     image: Tensor | ImageFeatures | None
     """(B, 3, S, S) or (B, n, 3, S, S), or features of one image a sample."""
@@ -209,9 +209,11 @@ class Samples:
     """Questions and answers of each sample, as many of one as of the other."""
     instructions: list[str] | None
     image_ids: list[Any] | None
+    dialogues: list[Sequence[Mapping[str, Any]]] = field(default_factory=list)
+    """Turns of each sample as LLaVA's files have them."""
 
     def __len__(self) -> int:
-        return len(self.conversations or self.answers)
+        return len(self.dialogues or self.conversations or self.answers)
 
     def name(self, index: int) -> str:
         """What to call a sample in an error."""
@@ -225,11 +227,12 @@ def read_samples(samples: Mapping[str, Any]) -> Samples:
     image, answers = samples.get("image"), samples.get("answer", [])
     answers = [answers] if isinstance(answers, str) else list(answers)
     conversations = _read_conversations(samples) if "conv_q" in samples else []
-    if bool(answers) == bool(conversations):
+    dialogues = list(samples.get("conversations", []))
+    if [bool(answers), bool(conversations), bool(dialogues)].count(True) != 1:
         raise SampleError(
             f"the samples need either 'answer' or 'conv_q' and 'conv_a'; they have {', '.join(sorted(samples))}"
         )
-    count = len(conversations or answers)
+    count = len(dialogues or conversations or answers)
     instructions, lengths = samples.get("instruction_input"), samples.get("length")
     if isinstance(instructions, str):
         instructions = [instructions] * count
@@ -247,7 +250,8 @@ def read_samples(samples: Mapping[str, Any]) -> Samples:
                 )
     ids = samples.get("image_id")
     ids = ids.tolist() if isinstance(ids, Tensor) else list(ids or [])
-    return Samples(image, lengths, answers, conversations, instructions, ids if len(ids) == count else None)
+    ids = ids if len(ids) == count else None
+    return Samples(image, lengths, answers, conversations, instructions, ids, dialogues)
 
 
 def _read_conversations(samples: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:
@@ -271,6 +275,9 @@ def _read_conversations(samples: Mapping[str, Any]) -> list[tuple[list[str], lis
 class PromptBuilder:
     """How samples become token sequences; attributes with the names of keys of `model:` may be set later."""
 
+    placeholder = IMAGE_PLACEHOLDER
+    """What stands for an image in a prompt."""
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, cfg: MiniGPT4Config) -> None:
         template = cfg.prompt_template
         self.prompt_template = prompt_template_from_tokenizer(tokenizer) if template == "tokenizer" else template
@@ -284,6 +291,8 @@ class PromptBuilder:
 
     def training_batch(self, samples: Samples, images: Spans) -> Batch:
         """Prompts and answers of a batch, on the CPU; `images`: where the image tokens of each sample's images are."""
+        if samples.dialogues:
+            raise SampleError("'conversations' are read by a model of arch: llava; others take 'conv_q' and 'conv_a'")
         conditions, answers = self.condition_rows(samples, images), self.answer_rows(samples)
         return collate_training(conditions, answers, self.start, self.tokenizer.pad_token_id)
 
@@ -308,18 +317,22 @@ class PromptBuilder:
 
         Raises SampleError, with the `name` of the prompt, where there are not as many images as places.
         """
-        parts = [prompt.split(IMAGE_PLACEHOLDER) for prompt in prompts]
+        parts = [self.split_images(prompt) for prompt in prompts]
         ids = iter(self.encode([text for texts in parts for text in texts]))
         rows = []
         for index, (texts, own) in enumerate(zip(parts, images, strict=True)):
             if len(texts) != len(own) + 1:
-                places = f"the prompt has {len(texts) - 1} {IMAGE_PLACEHOLDER}, but {len(own)} images were given"
+                places = f"the prompt has {len(texts) - 1} {self.placeholder}, but {len(own)} images were given"
                 raise SampleError(f"{name(index)}: {places}")
             row = TokenSequence().add_text(start)
             for image in own:
                 row.add_text(next(ids)).add_image(*image)
             rows.append(row.add_text(next(ids)))
         return rows
+
+    def split_images(self, prompt: str) -> list[str]:
+        """The texts around the images of a prompt, one more than it has places for them."""
+        return prompt.split(IMAGE_PLACEHOLDER)
 
     def answer_rows(self, samples: Samples) -> list[TokenSequence]:
         """Answers or conversations as targets; raises SampleError for a sample with nothing to train on."""

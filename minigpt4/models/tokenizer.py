@@ -19,19 +19,22 @@ log = logging.getLogger(__name__)
 PAD_PIECE = "$$"
 
 
-def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: str | Path, *, published: bool = True) -> PreTrainedTokenizerBase:
     """The tokenizer of an LLM directory, padding right, with a pad token that needs no new vocabulary row.
 
-    No code of the directory runs. Raises WeightsError if it has no tokenizer files, or none that can be read exactly.
+    `published`: a LLaMA's as MiniGPT-4 had it: `$$` is padding, and a text after a special token begins with a blank
+    whatever `legacy` in tokenizer_config.json says. No code of the directory runs. Raises WeightsError if it has no
+    tokenizer files, or none that can be read exactly.
     """
     directory = Path(directory).expanduser()
     config = read_llm_config(directory)
     with errors_as(WeightsError, f"{directory}: no usable tokenizer"):
         _refuse_code(read_json(directory / "tokenizer_config.json"))
         vocabulary = getattr(config.get_text_config(), "vocab_size", None)
-        tokenizer = read_llama_tokenizer(directory, config.model_type, vocabulary) or _load_other(directory, config)
+        tokenizer = read_llama_tokenizer(directory, config.model_type, vocabulary, always_legacy=published)
+        tokenizer = tokenizer or _load_other(directory, config)
         tokenizer.padding_side = "right"
-        _set_pad_token(tokenizer)
+        _set_pad_token(tokenizer, PAD_PIECE if published else None)
         start_ids(tokenizer)
     return tokenizer
 
@@ -82,12 +85,12 @@ def _steps(tokenizer: Tokenizer | None) -> dict[str, Any] | None:
     return tokenizer and {key: json.loads(tokenizer.to_str())[key] for key in ("normalizer", "pre_tokenizer")}
 
 
-def _set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
-    """For LLaMA `$$` as published, else the unknown token; for others their own, else the unknown or the end token."""
+def _set_pad_token(tokenizer: PreTrainedTokenizerBase, piece: str | None) -> None:
+    """For LLaMA the `piece`, else the unknown token; for others their own, else the unknown or the end token."""
     vocabulary = tokenizer.get_vocab()
     unknown, own, end = tokenizer.unk_token, tokenizer.pad_token, tokenizer.eos_token
     published = isinstance(tokenizer, LlamaPieceTokenizer)
-    candidates = (PAD_PIECE, unknown, own, end) if published else (own, unknown, end)
+    candidates = (piece, unknown, own, end) if published else (own, unknown, end)
     token = next((t for t in candidates if t and t in vocabulary), None)
     if token is None:
         raise WeightsError(f"{tokenizer.name_or_path}: its tokenizer has neither unknown, pad nor end token")

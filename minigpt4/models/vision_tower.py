@@ -20,6 +20,7 @@ from minigpt4.common.checkpoint import copy_strict, find_weights, read_state_dic
 from minigpt4.common.errors import ConfigError, errors_as, nearest
 from minigpt4.common.model_schema import EVA_CLIP_G, VIT_FILE, MiniGPT4Config
 from minigpt4.models import eva_vit
+from minigpt4.models.llava_weights import TOWER, read_part
 from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
 
 log = logging.getLogger(__name__)
@@ -79,17 +80,22 @@ class VisionTower(nn.Module):
         return tokens
 
     def drop_layers_after(self, layer: int) -> None:
-        """Let the tokens be those of another layer: -2 is the one before the last; no norm follows it."""
+        """Let the tokens be those of another layer: -2 is the one before the last; no norm follows it.
+
+        From the front 0 is what the first layer reads, and 1 its tokens.
+        """
         if layer == -1:
             return
         count = len(list(self.blocks))
-        if not -count <= layer < 0:
-            raise ConfigError(f"model.vit_layer: {layer} must be from {-max(count, 1)} to -1 for this tower")
+        if layer not in range(-count, count + 1):
+            text = f"{layer} must be from {-max(count, 1)} to -1 for this tower, or from the front 0 to {count}"
+            raise ConfigError(f"model.vit_layer: {text}")
+        kept = layer if layer >= 0 else count + 1 + layer
         if self._of_transformers:
-            self.model.encoder.layers = self.model.encoder.layers[: count + 1 + layer]
+            self.model.encoder.layers = self.model.encoder.layers[:kept]
             self.model.post_layernorm = nn.Identity()
         else:
-            self.model.blocks = self.model.blocks[: count + 1 + layer]
+            self.model.blocks = self.model.blocks[:kept]
             self.model.norm = nn.Identity()
 
 
@@ -143,11 +149,8 @@ def load_vision_encoder(tower: VisionTower, cfg: MiniGPT4Config) -> None:
 def read_vit_weights(cfg: MiniGPT4Config) -> tuple[Path, dict[str, Tensor]]:
     """The tower's file and its tensors, mapped; of larger models' files only what is the tower's."""
     if is_directory(cfg.vit_model):
-        directory, prefix = Path(cfg.vit_model).expanduser(), "vision_model."
-        path = next((directory / name for name in _HF_FILES if (directory / name).is_file()), None)
-        if path is None:
-            raise ConfigError(f"model.vit_model: {directory} has neither {' nor '.join(_HF_FILES)}")
-        state = read_state_dict(path, mapped=True)
+        prefix = "vision_model."
+        path, state = read_part(cfg, TOWER) or _read_directory(Path(cfg.vit_model).expanduser())
         if any(name.startswith(prefix) for name in state):  # a whole CLIP, with its text side
             state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
         return path, {n: t for n, t in state.items() if not n.startswith("head.") and "position_ids" not in n}
@@ -156,6 +159,13 @@ def read_vit_weights(cfg: MiniGPT4Config) -> tuple[Path, dict[str, Tensor]]:
     path = find_weights(cfg.vit_weights, "model.vit_weights", VIT_FILE)
     state = read_state_dict(path, mapped=True)
     return path, eva_vit.own_keys(state, cfg) if cfg.vit_model == EVA_CLIP_G else state
+
+
+def _read_directory(directory: Path) -> tuple[Path, dict[str, Tensor]]:
+    path = next((directory / name for name in _HF_FILES if (directory / name).is_file()), None)
+    if path is None:
+        raise ConfigError(f"model.vit_model: {directory} has neither {' nor '.join(_HF_FILES)}")
+    return path, read_state_dict(path, mapped=True)
 
 
 # timm

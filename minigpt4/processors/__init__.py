@@ -15,6 +15,7 @@ from minigpt4.processors.blip_processors import (
     takes_mean_and_std,
     to_rgb,
 )
+from minigpt4.processors.clip_processors import ClipImageEvalProcessor, ClipImageTrainProcessor
 
 
 def load_processor(name: str, cfg: Mapping[str, Any] | None = None) -> BaseProcessor:

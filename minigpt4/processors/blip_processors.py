@@ -242,23 +242,19 @@ def _channels(values: tuple[float, float, float], device: torch.device) -> Tenso
 
 
 @dataclass
-class _Blip2ImageProcessor(BaseProcessor):
+class SquareImageProcessor(BaseProcessor):
     """PIL image of any mode and size -> normalised float32 tensor (3, image_size, image_size).
 
-    The image is resized to a square with bicubic interpolation, uncropped and whatever its aspect ratio; then
-    (pixel / 255 - mean) / std for each channel.
+    A subclass says in `square` how an image becomes a square; then (pixel / 255 - mean) / std for each channel.
 
     Fields:
         image_size: side of the output in pixels.
         mean, std: three numbers each for R, G, B in 0..1; CLIP's by default.
-        min_scale, max_scale: accepted because published files hold them; as published, they have no effect.
     """
 
     image_size: int = 224
     mean: Sequence[float] = CLIP_MEAN
     std: Sequence[float] = CLIP_STD
-    min_scale: float | None = None
-    max_scale: float | None = None
 
     def __post_init__(self) -> None:
         _require_positive_int("image_size", self.image_size)
@@ -269,8 +265,6 @@ class _Blip2ImageProcessor(BaseProcessor):
             setattr(self, key, tuple(float(v) for v in value))
         if min(self.std) <= 0:
             raise ConfigError(f"std must be above zero, got {list(self.std)}")
-        if (self.min_scale, self.max_scale) != (None, None):
-            _warn_that_scale_is_ignored()
 
     def __call__(self, item: Image.Image) -> Tensor:
         return self.uint8(item).normalised()
@@ -279,12 +273,42 @@ class _Blip2ImageProcessor(BaseProcessor):
         """The same before it is normalised, (3, image_size, image_size) uint8."""
         if not isinstance(item, Image.Image):
             raise SampleError(f"an image processor takes a PIL image, got {type(item).__name__}")
-        image, size = to_rgb(item), self.image_size
-        # Width first, then height: newer Pillow releases choose the order of the two passes by the shape of the image,
-        # which moves pixels by one level against the published preprocessing.
-        widened = image.resize((size, image.height), Image.Resampling.BICUBIC)
-        pixels_HWC = np.asarray(widened.resize((size, size), Image.Resampling.BICUBIC))
+        pixels_HWC = np.asarray(self.square(to_rgb(item)))
         return Uint8Image(torch.from_numpy(pixels_HWC.transpose(2, 0, 1).copy()), self.mean, self.std)
+
+    def square(self, image: Image.Image) -> Image.Image:
+        """An RGB image as one of `image_size` x `image_size`."""
+        raise NotImplementedError
+
+
+def resize(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Bicubic, by Pillow, as published.
+
+    Width first, then height: newer Pillow releases choose the order of the two passes by the shape of the image, which
+    moves pixels by one level.
+    """
+    widened = image.resize((width, image.height), Image.Resampling.BICUBIC)
+    return widened.resize((width, height), Image.Resampling.BICUBIC)
+
+
+@dataclass
+class _Blip2ImageProcessor(SquareImageProcessor):
+    """The image is resized to a square, uncropped and whatever its aspect ratio.
+
+    Fields:
+        min_scale, max_scale: accepted because published files hold them; as published, they have no effect.
+    """
+
+    min_scale: float | None = None
+    max_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.min_scale, self.max_scale) != (None, None):
+            _warn_that_scale_is_ignored()
+
+    def square(self, image: Image.Image) -> Image.Image:
+        return resize(image, self.image_size, self.image_size)
 
     @property
     def feature_key(self) -> dict[str, Any]:
@@ -304,7 +328,7 @@ class Blip2ImageEvalProcessor(_Blip2ImageProcessor):
 
 def takes_mean_and_std(name: str) -> bool:
     """Whether a registered processor normalises as these do, by a `mean` and a `std`."""
-    return issubclass(registry.get_processor_class(name), _Blip2ImageProcessor)
+    return issubclass(registry.get_processor_class(name), SquareImageProcessor)
 
 
 @registry.register_processor("blip_caption")

@@ -12,17 +12,21 @@ from minigpt4.evaluation.generate import read_checkpoint_list
 from minigpt4.inference.engine import Engine
 from minigpt4.inference.pipeline import image_processor
 from minigpt4.models.feature_cache import build_model
+from minigpt4.models.llava_weights import whole_llava
 
 
 def checkpoints(cfg: Config, further: Sequence[str]) -> tuple[str, dict[str, Path]]:
-    """What `model.ckpt` is called, after its file, and the further checkpoints by name; nothing is loaded.
+    """What `model.ckpt`, or a whole LLaVA, is called, after its file, and the further checkpoints by name.
+
+    Nothing is loaded.
 
     `further`: PATH or NAME=PATH each, beside those of `run.chat.ckpt` that are there. ConfigError where `model.ckpt` is
     not set, or a name is taken; WeightsError for a missing file.
     """
-    if not cfg.model.ckpt:
+    trained = cfg.model.ckpt or whole_llava(cfg.model)
+    if not trained:
         raise ConfigError(f"{cfg.source}: model.ckpt names no checkpoint; set it with --options model.ckpt=FILE")
-    first = Path(cfg.model.ckpt).stem
+    first = Path(trained).stem
     own = [one for one in cfg.run.chat.ckpt if Path(one.partition("=")[2] or one).is_file()]
     others = {checkpoint.name: checkpoint.path for checkpoint in read_checkpoint_list([*own, *further])}
     if first in others:

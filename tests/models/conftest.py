@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 
 POOL = 6
+LLAVA = Path(__file__).parents[1] / "data" / "parity_llava"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,6 +51,25 @@ def llm(model) -> Any:
 @pytest.fixture(scope="session")
 def tokenizer(model) -> Any:
     return model.llama_tokenizer
+
+
+@pytest.fixture(scope="session")
+def llava_tensors(llava_dir) -> dict[str, Tensor]:
+    """All expected tensors of the LLaVA reference, named `<section>/<case>/<name>`."""
+    return {name: tensor for file in llava_dir.glob("golden_*.safetensors") for name, tensor in load_file(file).items()}
+
+
+@pytest.fixture(scope="session")
+def llava_pixels(llava_tensors) -> Callable[..., Tensor]:
+    """`llava_pixels(*names, mode="plain")`: the reference's processed images (n, 3, 56, 56); "zeros" is black."""
+    folder = LLAVA.parent / "parity" / "images"
+    names = sorted(path.name for path in folder.iterdir())
+
+    def pixels(*wanted: str, mode: str = "plain") -> Tensor:
+        every = llava_tensors[f"images/{mode}/pixel_values"]
+        return torch.stack([torch.zeros_like(every[0]) if n == "zeros" else every[names.index(n)] for n in wanted])
+
+    return pixels
 
 
 @pytest.fixture

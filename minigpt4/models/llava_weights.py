@@ -1,0 +1,77 @@
+"""Weights in LLaVA's own layouts: `mm_projector.bin`, and a whole model in one directory."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from minigpt4.common.checkpoint import read_state_dict
+from minigpt4.common.errors import WeightsError, errors_as
+from minigpt4.common.llava_schema import LlavaConfig
+from minigpt4.models.llm import is_llava
+
+PROJECTOR = "mm_projector."
+TOWER = "vision_tower.vision_tower."
+"""What stands before the names of a part, after whatever wrapped it."""
+_SAME_AS = {
+    "mm_projector_type": "projection",
+    "mm_vision_select_layer": "vit_layer",
+    "mm_use_im_start_end": "mm_use_im_start_end",
+}
+"""Keys of LLaVA's config.json, and of the section `model:`, that must agree."""
+
+
+def cut_names(state: Mapping[str, Tensor], part: str, name: str = "") -> dict[str, Tensor]:
+    """The tensors of a `part` of LLaVA under names of their own, which begin with `name`."""
+    return {name + key.partition(part)[2]: tensor for key, tensor in state.items() if part in key}
+
+
+def projector_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A LLaVA projector's tensors under the names of this program; what holds none as it is.
+
+    Of a file with other parts of LLaVA, such as a whole model, only the projector is taken, as published.
+    """
+    return cut_names(state, PROJECTOR, "llama_proj.") or state
+
+
+def whole_llava(cfg: Any) -> Path | None:
+    """`model.llama_model`, if it is no LLM alone but a whole LLaVA.
+
+    WeightsError where its config.json says something else than the section.
+    """
+    if not isinstance(cfg, LlavaConfig) or not cfg.llama_model:
+        return None
+    file = cfg.llm_directory() / "config.json"
+    with errors_as(WeightsError, f"model.llama_model: {file}"):
+        content = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
+        if not isinstance(content, dict) or not is_llava(content):
+            return None
+    for there, key in _SAME_AS.items():
+        if there in content and content[there] != getattr(cfg, key):
+            raise WeightsError(f"model.{key}: {getattr(cfg, key)} must be {content[there]}, as {there} of {file} says")
+    return file.parent
+
+
+def read_part(cfg: Any, part: str) -> tuple[Path, dict[str, Tensor]] | None:
+    """The tensors of a `part` of the whole LLaVA that `model.llama_model` is, and their file; None if it has none."""
+    directory = whole_llava(cfg)
+    if directory is None:
+        return None
+    tensors, file = {}, directory
+    for path in sorted([*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]):
+        if found := _tensors(path, part):
+            file = path
+            tensors |= cut_names(found, part)
+    return (file, tensors) if tensors else None
+
+
+def _tensors(path: Path, part: str) -> dict[str, Tensor]:
+    """Those whose names hold `part`; of safetensors no others are read."""
+    with errors_as(WeightsError, f"model.llama_model: {path}"):
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys() if part in name}  # noqa: SIM118
+        return {name: tensor for name, tensor in read_state_dict(path, mapped=True).items() if part in name}

@@ -1,0 +1,202 @@
+"""LLaVA answers as the reference does, alone and in a chat; its weights are read strictly, in all of its layouts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from minigpt4 import pipeline
+from minigpt4.common.config import Config
+from minigpt4.common.errors import ConfigError, SampleError, WeightsError
+from minigpt4.models.generation import Decoding, generate_ids
+from minigpt4.models.loading import load_vision
+from minigpt4.processors import open_image
+from minigpt4.serving.loading import checkpoints
+
+FOLDER = Path(__file__).parents[1] / "data" / "parity_llava"
+GENERATE = json.loads((FOLDER / "model.json").read_text(encoding="utf-8"))["generate"]["cases"]
+QUESTION = "<image>\nWhat is it?"
+
+
+@pytest.fixture(scope="module")
+def llava(build_llava):
+    """`llava(projection)`: the model with it, which nobody changes."""
+    built = {}
+
+    def shared(projection="linear"):
+        if projection not in built:
+            built[projection] = build_llava(projection=projection).eval()
+        return built[projection]
+
+    return shared
+
+
+@pytest.mark.parametrize("case", GENERATE, ids=lambda case: f"{case['template']}-{case['image']}")
+def test_answers_are_those_of_the_reference(llava, llava_pixels, case):
+    model = llava(case["projector"])
+    images = llava_pixels(case["image"]) if case["image"] else None
+    for run in case["runs"]:
+        prompts = model.prompt_embeds([case["prompt"]], model._image_lists(images, 1))
+        (ids,) = generate_ids(model.llama_model, model.llama_tokenizer, *prompts, Decoding(**run["kwargs"])).tolist()
+        assert ids == run["output_ids"]
+        assert model.generate(images, [case["prompt"]], **run["kwargs"]) == [run["text"].strip()]
+
+
+def test_rows_of_a_batch_answer_as_alone(llava, llava_pixels):
+    cases = [case for case in GENERATE if case["projector"] == "linear"]
+    images = [llava_pixels(case["image"])[0] if case["image"] else None for case in cases]
+    answers = llava().generate(images, [case["prompt"] for case in cases], **cases[0]["runs"][0]["kwargs"])
+    assert answers == [case["runs"][0]["text"].strip() for case in cases]
+
+
+@pytest.mark.parametrize("prompt", ["What is it?", f"{QUESTION} {QUESTION}"])
+def test_images_and_placeholders_must_match(llava, llava_pixels, prompt):
+    with pytest.raises(SampleError, match=r"texts\[0\]: the prompt has \d <image>, but 1 images were given"):
+        llava().generate(llava_pixels("img3_rgb.png"), [prompt])
+
+
+# New tokens
+
+
+@pytest.mark.parametrize("keys", [["mm_use_im_start_end"], ["mm_use_im_patch_token", "mm_use_im_start_end"]])
+def test_new_tokens_begin_as_the_mean_of_all(build_llava, llava, keys):
+    model, old = build_llava(**dict.fromkeys(keys, True)), llava()
+    names = ["<im_patch>"] * (len(keys) - 1) + ["<im_start>", "<im_end>"]
+    ids = model.llama_tokenizer.convert_tokens_to_ids(names)
+    assert ids == list(range(578, 578 + len(names)))
+    for part in ("get_input_embeddings", "get_output_embeddings"):
+        table, before = (getattr(one.llama_model, part)().weight for one in (model, old))
+        assert torch.equal(table[:578], before)
+        torch.testing.assert_close(table[578:], before.mean(dim=0).expand(len(names), -1))
+    assert not any(p.requires_grad for p in model.llama_model.parameters())
+
+
+# Weights
+
+
+def write(path, state):
+    torch.save(state, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("prefix", ["", "model.", "base_model.model.model.", "module.model."])
+def test_projector_is_what_follows_its_name(build_llava, llava, tmp_path, prefix):
+    state = torch.load(FOLDER / "projector_linear.bin", weights_only=True)
+    named = {f"{prefix}mm_projector.{name.rpartition('.')[2]}": tensor + 1 for name, tensor in state.items()}
+    model = build_llava(ckpt=write(tmp_path / "mm_projector.bin", named))
+    assert torch.equal(model.llama_proj.weight, llava().llama_proj.weight + 1)
+
+
+def test_projector_of_another_kind_is_refused_with_the_difference(build_llava):
+    with pytest.raises(WeightsError, match=r"missing: llama_proj\.0\.bias.*\n.*not expected: llama_proj\.bias"):
+        build_llava(projection="mlp3x_gelu", ckpt=str(FOLDER / "projector_linear.bin"))
+    with pytest.raises(ConfigError, match="identity does not fit: the image features have 32 channels"):
+        build_llava(projection="identity")
+
+
+@pytest.mark.parametrize(("projection", "names"), [("mlp1x_gelu", "0"), ("mlp3x_gelu", "024")])
+def test_mlp_of_any_depth_has_the_published_names(build_llava, projection, names):
+    wanted = [f"llama_proj.{name}.{part}" for name in names for part in ("weight", "bias")]
+    assert list(build_llava(projection=projection).trainable_parameters()) == wanted
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """`whole(change)`: a copy of the whole LLaVA whose tensors went through `change`."""
+
+    def copy(change=lambda tensors: None):
+        folder = Path(shutil.copytree(FOLDER / "stage2_linear", tmp_path / "llava"))
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+
+    return copy
+
+
+def test_whole_llava_brings_projection_llm_and_tower(build_llava, whole, capfd):
+    names = ("model.mm_projector.", "model.vision_tower.vision_tower.vision_model.")
+
+    def change(tensors):
+        for name in tensors:
+            if name.startswith(names[1]):
+                tensors[name] += 0.25
+
+    folder = whole(change)
+    tensors = load_file(folder / "model.safetensors")
+    model = build_llava(llama_model=str(folder), ckpt=None)
+    parts = {names[0]: model.llama_proj, "": model.llama_model}
+    for prefix, part in parts.items():
+        for name, parameter in part.named_parameters():
+            assert torch.equal(parameter, tensors[prefix + name]), name
+    tower, *_ = load_vision(model.cfg)
+    for name, parameter in tower.model.named_parameters():
+        assert torch.equal(parameter, tensors[names[1] + name]), name
+    assert "UNEXPECTED" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("change", "keys", "text"),
+    [
+        (lambda t: t.pop("model.mm_projector.bias"), {}, "missing: bias"),
+        (lambda t: t.pop("model.norm.weight"), {}, "missing model.norm.weight"),
+        (lambda t: t.update(other=torch.ones(1)), {}, "not expected other"),
+        (lambda t: t.pop("model.vision_tower.vision_tower.vision_model.pre_layrnorm.bias"), {}, "pre_layrnorm.bias"),
+        (lambda t: None, {"projection": "mlp2x_gelu"}, "model.projection: mlp2x_gelu must be linear, as"),
+        (lambda t: None, {"vit_layer": -1}, "model.vit_layer: -1 must be -2, as mm_vision_select_layer"),
+    ],
+)
+def test_whole_llava_is_read_strictly(build_llava, whole, change, keys, text):
+    with pytest.raises(WeightsError) as error:
+        build_llava(llama_model=str(whole(change)), ckpt=None, **keys)
+    assert text in str(error.value)
+
+
+# Chat
+
+
+@pytest.fixture
+def config_file(tmp_path, llava_section):
+    """A YAML file to talk to the whole tiny LLaVA."""
+    section = llava_section(model_type="v1", llama_model=str(FOLDER / "stage2_linear"), image_aspect_ratio="pad")
+    path = tmp_path / "llava.yaml"
+    path.write_text(
+        yaml.safe_dump({"model": section | {"ckpt": None}, "datasets": {}, "run": {"task": "image_text_pretrain"}})
+    )
+    return path
+
+
+def test_pipeline_talks_about_several_images_one_and_none(config_file, parity_dir):
+    model = pipeline(config_file)
+    images = [open_image(parity_dir / "images" / name) for name in ("img0_rgb_nonsquare.png", "img3_rgb.png")]
+    assert (model.processor.image_size, model.processor.image_aspect_ratio) == (56, "pad")
+    pixels = torch.stack([model.processor(image) for image in images])
+    decoding = {"max_new_tokens": 8, "min_length": 8}
+    for count in (2, 1, 0):
+        chat = model.chat()
+        for image in images[:count]:
+            chat.show(image)
+        shown = [pixels[:count] if count else None]
+        prompt = model.model.prompting.template.opening + "USER: " + "<image>\n" * count + "Which? ASSISTANT:"
+        answer = chat.ask("Which?", Decoding(**decoding))
+        assert [answer] == model.model.generate(shown, [prompt], **decoding)
+        prompt += f" {answer}</s>USER: Why? ASSISTANT:"
+        assert [chat.ask("Why?", Decoding(**decoding))] == model.model.generate(shown, [prompt], **decoding)
+
+
+def test_captions_take_llavas_placeholder(config_file, parity_dir):
+    model, path = pipeline(config_file), parity_dir / "images" / "img0_rgb_nonsquare.png"
+    asked = model.model.prompt_template.format(QUESTION)
+    pixels = model.processor(open_image(path))[None]
+    assert model.caption(path, QUESTION, max_new_tokens=8) == model.model.generate(pixels, [asked], max_new_tokens=8)[0]
+    neutral = "<Img><ImageHere></Img> What is it?"
+    assert model.caption(path, neutral, max_new_tokens=8) == model.caption(path, QUESTION, max_new_tokens=8)
+
+
+def test_server_needs_no_checkpoint_beside_a_whole_llava(config_file):
+    args = type("Arguments", (), {"cfg_path": str(config_file), "options": []})
+    assert checkpoints(Config(args).validate(training=False), []) == ("stage2_linear", {})

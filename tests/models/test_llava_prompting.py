@@ -1,0 +1,252 @@
+"""Conversations become the ids and masks of the LLaVA reference, and are trained where it drops them by mistake."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken
+
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.llava_schema import LlavaConfig
+from minigpt4.conversation.llava import LLAVA_TEMPLATES, LlavaConversation, single_turn
+from minigpt4.models.llava_prompting import IMAGE_TOKEN_INDEX, LlavaPrompts
+from minigpt4.models.tokenizer import load_tokenizer
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "parity_llava" / "model.json").read_text(encoding="utf-8"))
+CONVERSATIONS = {
+    name: (case["turns"], case["has_image"]) for name, case in GOLDEN["preprocess"]["conversations"].items()
+}
+CASES = GOLDEN["preprocess"]["cases"] + GOLDEN["preprocess"]["truncation"]
+ROLE_CASES = GOLDEN["preprocess"]["role_cases"]
+DROPPED = [case for case in CASES if "printed" in case]
+IMAGE = (0, 4)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_with(tmp_path_factory, llava_dir):
+    """`tokenizer_with(key=value)`: the tiny tokenizer with these keys in its tokenizer_config.json."""
+    known = {}
+
+    def load(**keys):
+        name = json.dumps(keys, sort_keys=True)
+        if name not in known:
+            folder = tmp_path_factory.mktemp("llm")
+            for file in (llava_dir / "vicuna_tiny").iterdir():
+                (folder / file.name).write_bytes(file.read_bytes())
+            config = folder / "tokenizer_config.json"
+            config.write_text(json.dumps(json.loads(config.read_text()) | keys))
+            known[name] = load_tokenizer(folder, published=False)
+        return known[name]
+
+    return load
+
+
+@pytest.fixture
+def prompts(tokenizer_with):
+    """`prompts(version, legacy=..., **keys)`: what the model of these keys of `model:` makes prompts with."""
+
+    def build(version="v1", legacy=True, **keys):
+        return LlavaPrompts(tokenizer_with(legacy=legacy), LlavaConfig(conv_template=version, **keys))
+
+    return build
+
+
+def dialogue(turns):
+    return [{"from": role, "value": text} for role, text in turns]
+
+
+def tokens_of(builder, turns, has_image) -> tuple[list[int], list[list[int]]]:
+    """Ids of a conversation with -200 for an image, and the spans trained on, in the form of the golden data."""
+    row = builder.dialogue_row(dialogue(turns), [IMAGE] if has_image else [], lambda: "it")
+    ids, trained = [], []
+    for token, target, image in zip(row.ids, row.targets, row.images, strict=True):
+        if image <= IMAGE[0]:
+            ids.append(token if image < 0 else IMAGE_TOKEN_INDEX)
+            trained.append(target != -100)
+            assert target in (-100, token)
+    edges = [place for place in range(len(ids) + 1) if [*trained, False][place] != [False, *trained][place]]
+    return ids, [list(span) for span in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def trained_places(ids, spans) -> list[int]:
+    """Without images, which the reference takes out of its mask later."""
+    return [place for first, last in spans for place in range(first, last) if ids[place] != IMAGE_TOKEN_INDEX]
+
+
+def title(case) -> str:
+    return "-".join(str(case[key]) for key in ("version", "legacy", "conversation", "model_max_length") if key in case)
+
+
+@pytest.mark.parametrize("case", CASES, ids=title)
+def test_ids_and_masks_are_those_of_the_reference(prompts, case):
+    turns, has_image = CONVERSATIONS[case["conversation"]]
+    limit = case["model_max_length"] if not has_image else 2048
+    builder = prompts(case["version"], case["legacy"], tokenizer_model_max_length=limit)
+    if "error" in case:
+        with pytest.raises(SampleError, match="it: "):
+            tokens_of(builder, turns, has_image)
+        return
+    ids, spans = tokens_of(builder, turns, has_image)
+    assert ids == case["input_ids"]
+    if "printed" not in case:
+        assert spans == case["supervised"]
+
+
+@pytest.mark.parametrize("case", DROPPED, ids=title)
+def test_what_the_reference_drops_is_trained_or_dropped_as_the_switch_says(prompts, case):
+    turns, has_image = CONVERSATIONS[case["conversation"]]
+    assert case["supervised"] == []
+    ids, spans = tokens_of(prompts(case["version"], case["legacy"]), turns, has_image)
+    assert tokens_of(prompts(case["version"], case["legacy"], reference_masks=True), turns, has_image)[1] == []
+    trained = [prompts().tokenizer.decode(ids[first:last]) for first, last in spans]
+    answers = [text for role, text in turns if role == "gpt" and text]
+    assert ["".join(text.split()) for text in trained] == ["".join(f"{text}</s>".split()) for text in answers]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "error" not in case], ids=title)
+def test_the_switch_changes_no_other_mask(prompts, case):
+    turns, has_image = CONVERSATIONS[case["conversation"]]
+    builder = prompts(
+        case["version"], case["legacy"], reference_masks=True, tokenizer_model_max_length=case["model_max_length"]
+    )
+    ids, train = builder.tokens(builder._turns(dialogue(turns), has_image), has_image)
+    ids = [*builder.start, *ids]
+    spans = case["supervised"]
+    if not has_image:
+        ids, train = ids[: case["model_max_length"]], train[: case["model_max_length"] - 1]
+    assert ids == case["input_ids"]
+    assert [place for place, is_trained in enumerate([False, *train]) if is_trained] == trained_places(ids, spans)
+
+
+@pytest.mark.parametrize("case", ROLE_CASES, ids=title)
+def test_roles(prompts, case):
+    names = {role for role, _ in case["turns"]}
+    is_right = names <= {"human", "gpt"} and any("<image>" in text for _, text in case["turns"])
+    for published in (False, True):
+        builder = prompts(case["version"], reference_masks=published)
+        if "error" in case or not (is_right or published):
+            with pytest.raises(SampleError, match="it: "):
+                tokens_of(builder, case["turns"], has_image=True)
+        else:
+            ids, spans = tokens_of(builder, case["turns"], has_image=True)
+            assert ids == case["input_ids"]
+            assert trained_places(ids, spans) == trained_places(ids, case["supervised"])
+
+
+@pytest.mark.parametrize("case", GOLDEN["preprocess"]["im_start_end"], ids=title)
+def test_tokens_around_an_image(llava_dir, case):
+    tokenizer = load_tokenizer(llava_dir / "vicuna_tiny", published=False)
+    names = [AddedToken(name, normalized=False) for name in GOLDEN["preprocess"]["im_start_end_ids"]]
+    tokenizer.add_tokens(names, special_tokens=True)
+    builder = LlavaPrompts(tokenizer, LlavaConfig(conv_template=case["version"], mm_use_im_start_end=True))
+    assert tokens_of(builder, *CONVERSATIONS[case["conversation"]]) == (case["input_ids"], case["supervised"])
+
+
+@pytest.mark.parametrize("case", GOLDEN["tokenizer_image_token"], ids=lambda case: repr(case["prompt"])[:40])
+def test_prompts_with_placeholders_become_the_ids_of_the_reference(tokenizer_with, case):
+    tokenizer = tokenizer_with(legacy=case["legacy"], add_bos_token=case["add_bos_token"])
+    builder = LlavaPrompts(tokenizer, LlavaConfig())
+    images = [[(number, 1) for number in range(case["prompt"].count("<image>"))]]
+    (row,) = builder.prompt_rows([case["prompt"]], images, str, builder.start)
+    ids = [token if image < 0 else IMAGE_TOKEN_INDEX for token, image in zip(row.ids, row.images, strict=True)]
+    assert ids == case["ids"]
+
+
+# Templates
+
+
+@pytest.mark.parametrize("case", GOLDEN["templates"]["prompts"], ids=lambda case: f"{case['template']}-{case['case']}")
+def test_conversations_read_as_those_of_the_reference(case):
+    messages = GOLDEN["templates"]["cases"][case["case"]]
+    if "error" in case or case["case"] == "picture_tuple":
+        return  # turns after a caption; a widget's state
+    conversation = LlavaConversation(case["template"])
+    for role, text in messages:
+        conversation.append_message(conversation.roles["ua".index(role)], text)
+    assert conversation.get_prompt() == case["prompt"]
+
+
+@pytest.mark.parametrize("name", LLAVA_TEMPLATES)
+def test_single_questions_and_conversations_are_the_same_to_the_model(prompts, name):
+    builder, conversation = prompts(name), LlavaConversation(name)
+    conversation.add_image()
+    conversation.add_image()
+    conversation.ask("Which is {older}?")
+    conversation.open_answer()
+    tags = builder.image
+    said = single_turn(name).format(f"{tags}\n{tags}\nWhich is {{older}}?")
+    assert builder.split_images(conversation.get_prompt()) == said.split("<image>")
+    assert conversation.take_back() == "Which is {older}?"
+    conversation.open_answer()
+    conversation.fill_answer("The <image> one.")
+    assert len(builder.split_images(conversation.get_prompt())) == 3
+
+
+def test_system_text_and_placeholders_of_a_chat():
+    conversation = LlavaConversation("llava_llama_2")
+    conversation.set_system("Be brief.")
+    with pytest.raises(SampleError, match="must not hold <image>"):
+        conversation.ask("What is <image>?")
+    conversation.ask("Hello?")
+    conversation.open_answer()
+    assert conversation.get_prompt() == "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHello? [/INST]"
+
+
+# Refusals
+
+ASKED = ["human", "<image>\nWhat is it?"]
+
+
+@pytest.mark.parametrize(
+    ("turns", "images", "text"),
+    [
+        ([ASKED, ["gpt", "A <image>."]], 1, "turn 1 of its conversation is an answer, and holds <image>"),
+        ([["human", "What is it?"], ["gpt", "A dog."]], 1, "0 of its turns hold <image>, but it has 1 images"),
+        ([ASKED, ["gpt", "A."], ASKED, ["gpt", "B."]], 1, "2 of its turns hold <image>, but it has 1 images"),
+        ([ASKED, ["gpt", "A."], ASKED, ["gpt", "B."]], 3, "2 of its turns hold <image>, but it has 3 images"),
+        ([ASKED, ["gpt", None]], 1, "turn 1 of its conversation must have 'from' and 'value'"),
+        ([], 0, "human and gpt must speak in turn"),
+        ([["gpt", "Hello."]], 0, "human and gpt must speak in turn"),
+        ([ASKED, ["user", "A."]], 1, "turn 1 of its conversation is from 'user', neither human nor gpt"),
+    ],
+)
+def test_what_is_no_conversation_is_refused_with_the_sample(prompts, turns, images, text):
+    with pytest.raises(SampleError, match=f"it: {text}"):
+        prompts().dialogue_row(dialogue(turns), [IMAGE] * images, lambda: "it")
+
+
+def test_placeholder_in_text_alone_is_text(prompts):
+    row = prompts().dialogue_row(dialogue([["human", "What does <image> mean?"], ["gpt", "An image."]]), [], str)
+    assert "<image>" in prompts().tokenizer.decode(row.ids)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_one_placeholder_takes_all_images_of_its_sample(prompts, images):
+    spans = [(4 * number, 4) for number in range(images)]
+    row = prompts().dialogue_row(dialogue([ASKED, ["gpt", "A dog."]]), spans, str)
+    assert [image for image in row.images if image >= 0] == list(range(4 * images))
+
+
+def test_published_code_takes_unk_for_padding(prompts):
+    turns = [ASKED, ["gpt", "It is <unk> here."]]
+    rows = [
+        prompts("llava_v0", reference_masks=switch).dialogue_row(dialogue(turns), [IMAGE], str)
+        for switch in (False, True)
+    ]
+    at = rows[0].ids.index(0, rows[0].images.index(3) + 1)
+    assert rows[1].ids == rows[0].ids[:at] + rows[0].ids[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"conv_template": "v2"}, "model.conv_template: 'v2' should be 'plain'"),
+        ({"end_sym": "###"}, "model.end_sym: conv_template says it"),
+        ({"prompt_template": "{}"}, "model.prompt_template: conv_template says it"),
+        ({"projection": "mlp_gelu"}, "model.projection: 'mlp_gelu' must be linear, linear3, identity or mlpNx_gelu"),
+    ],
+)
+def test_wrong_keys_are_named(build_llava, keys, text):
+    with pytest.raises(ConfigError) as error:
+        build_llava(**keys)
+    assert text in str(error.value)
