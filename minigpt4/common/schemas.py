@@ -25,6 +25,7 @@ from minigpt4.conversation.decoding import Decoding
 
 SHARDS = "image_caption_shards"
 JSON = "image_caption_json"
+CONVERSATIONS = "llava_conversations"
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 TRAINING_KEYS = ("init_lr", "max_epoch", "iters_per_epoch")
 
@@ -168,7 +169,8 @@ class DatasetConfig:
     """One dataset: a format (`builder`), where the data lies, and how much of a batch mix it is."""
 
     builder: str
-    """Registered name of the format: `image_caption_shards`, `image_caption_json`, or one of your own."""
+    """Registered name of the format: `image_caption_shards`, `image_caption_json`, `llava_conversations`, or one of
+    your own."""
     type: str = "default"
     """Which default file lies under this section."""
     data_type: Literal["images"] = "images"
@@ -177,6 +179,9 @@ class DatasetConfig:
     """Training batch per GPU; null: `run.batch_size_train`."""
     sample_ratio: PositiveFloat = 1.0
     """Weight among the datasets: each iteration draws its dataset by these weights."""
+    group_by_modality_length: bool = False
+    """New. LLaVA's order: batches of samples of similar length, all with an image or all without. It needs the lengths,
+    which `llava_conversations` tells."""
     build_info: BuildInfo = field(default_factory=BuildInfo)
     vis_processor: VisProcessors = field(default_factory=VisProcessors)
     text_processor: TextProcessors = field(default_factory=TextProcessors)
@@ -187,7 +192,11 @@ class DatasetConfig:
         refuse(
             (self.builder == SHARDS and not shards, "build_info.storage: is missing; it says where the tar shards are"),
             (
-                self.builder == JSON and not (info.storage or info.image_path),
+                self.group_by_modality_length and self.builder in (SHARDS, JSON),
+                f"group_by_modality_length: {self.builder} tells no lengths; it goes with builder: {CONVERSATIONS}",
+            ),
+            (
+                self.builder in (JSON, CONVERSATIONS) and not (info.storage or info.image_path),
                 "build_info.ann_path: is missing; set ann_path and image_path, or storage",
             ),
         )

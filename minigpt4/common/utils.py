@@ -53,7 +53,7 @@ def parse_json(content: str | bytes) -> Any:
     """The value of a JSON text; ValueError for whatever is wrong with it, a field that stands twice, too."""
     text = content if isinstance(content, str) else decode(content, json.detect_encoding(content))
     try:
-        return json.loads(text, object_pairs_hook=_unique_fields)
+        return json.loads(text, object_pairs_hook=unique_fields)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
@@ -67,7 +67,8 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The `object_pairs_hook` of `parse_json`: ValueError for a field that stands twice."""
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields:

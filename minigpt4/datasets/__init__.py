@@ -1,7 +1,7 @@
 """Datasets: formats as builders, the loaders of training and evaluation; importing this registers the builders.
 
-A dataset is a section under `datasets:` whose `builder` is `image_caption_shards`, `image_caption_json`, or one that
-`imports:` brings. The names of the published datasets are registered too.
+A dataset is a section under `datasets:` whose `builder` is `image_caption_shards`, `image_caption_json`,
+`llava_conversations`, or one that `imports:` brings. The names of the published datasets are registered too.
 """
 
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder, build_datasets, builder_of
@@ -19,3 +19,4 @@ from minigpt4.datasets.datasets.dataloader_utils import (
 )
 from minigpt4.datasets.datasets.image_caption_json import ImageCaptionJson
 from minigpt4.datasets.datasets.image_caption_shards import ImageCaptionShards
+from minigpt4.datasets.datasets.llava_conversations import LlavaConversations

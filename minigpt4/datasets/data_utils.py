@@ -4,12 +4,14 @@ from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minigpt4.common.errors import SampleError
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, ReaderSlot, iter_once
 from minigpt4.datasets.datasets.dataloader_utils import to_device
-from minigpt4.datasets.datasets.image_caption_json import SEPARATOR
+from minigpt4.datasets.datasets.image_caption_json import SEPARATOR, SPEAKERS
 from minigpt4.datasets.feature_store import CachedImage
+from minigpt4.processors import Uint8Image
 
 TRIES = 100
 TEXT_SHOWN = 60
@@ -37,9 +39,16 @@ def first_sample(dataset: BaseDataset) -> str:
 
 def _described(sample: dict[str, Any]) -> str:
     """`image_id 2, image 224 x 224, 'The image shows a man fishing ...'`."""
-    text = sample["answer"] if "answer" in sample else sample["conv_a"].replace(SEPARATOR, " | ")
+    if "conversations" in sample:
+        text = " | ".join(turn["value"] for turn in sample["conversations"] if turn["from"] == SPEAKERS[1])
+    else:
+        text = sample["answer"] if "answer" in sample else sample["conv_a"].replace(SEPARATOR, " | ")
     shown = text if len(text) <= TEXT_SHOWN else text[:TEXT_SHOWN].rstrip() + " ..."
-    image = sample["image"]
+    images = sample["image"] if isinstance(sample["image"], list) else [sample["image"]]
+    parts = [f"image_id {sample['image_id']}", *(f"image {_size(image)}" for image in images), repr(shown)]
+    return ", ".join(parts)
+
+
+def _size(image: Tensor | Uint8Image | CachedImage) -> str:
     pixels = image.pixels_3SS if isinstance(image, CachedImage) else image
-    size = f"{pixels.shape[-1]} x {pixels.shape[-2]}" if pixels is not None else "known to the feature cache"
-    return f"image_id {sample['image_id']}, image {size}, {shown!r}"
+    return f"{pixels.shape[-1]} x {pixels.shape[-2]}" if pixels is not None else "known to the feature cache"

@@ -6,8 +6,18 @@ data/mini/
   flickr30k/                        flickr_annotations_30k.csv and flickr30k-images/
   scenes_test.json                  what the test images really show, by image id
   world.json                        sizes and seed; written last
+
+    python -m minigpt4.mini.files data/mini/llava       the same world in LLaVA's format, scenes of its own:
+
+data/mini/llava/
+  images/{train,test}/              the pictures
+  caption.json                      for stage 1, a record an image
+  instruct.json                     for stage 2: conversation.json, detail.json and complex_reasoning.json together
+  instruct_test.json                the three kinds about the test images
+  scenes_test.json, world.json      as above; the truth by the stem of the image
 """
 
+import argparse
 import csv
 import io
 import json
@@ -38,6 +48,7 @@ from minigpt4.mini.scenes import (
     ATTRIBUTION,
     BACKGROUNDS,
     COLUMN,
+    KINDS,
     LARGE,
     NUMBERS,
     ROW,
@@ -46,6 +57,7 @@ from minigpt4.mini.scenes import (
     THINGS,
     Scene,
     alt_text,
+    conversation,
     detailed_description,
     draw,
     five_captions,
@@ -208,6 +220,9 @@ def _convert(gguf: Path, folder: Path) -> None:
 WORLD_FILE = "world.json"
 TRUTH_FILE = "scenes_test.json"
 _FORMAT = 4  # counts up when the same sizes and seed would give other files
+_CONVERSATION_FORMAT = 1
+_OWN_SCENES = 1_000_000
+"""Number of the first scene in LLaVA's format, behind all others of its split."""
 _JPEG_QUALITY = 90
 
 
@@ -234,11 +249,8 @@ def write_world(folder: Path, size: WorldSize) -> bool:
     A world of other sizes, or an unfinished one, is written again.
     """
     wanted = {"format": _FORMAT, **asdict(size)}
-    card = folder / WORLD_FILE
-    if card.is_file() and json.loads(card.read_text(encoding="utf-8")) == wanted:
+    if not _begin(folder, wanted):
         return False
-    card.unlink(missing_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=size.total, desc="Drawing scenes", unit=" scenes", disable=None) as bar:
 
         def scenes(split: str, first: int, count: int) -> Iterator[Scene]:
@@ -253,9 +265,65 @@ def write_world(folder: Path, size: WorldSize) -> bool:
         rows = [(part[0], scene) for part in parts for scene in scenes(*part)]
         truth = _write_flickr(_fresh(folder / "flickr30k"), rows)
     _write_json(folder / TRUTH_FILE, truth)
-    (folder / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
-    _write_json(card, wanted)
+    _finish(folder, wanted)
     return True
+
+
+@dataclass(frozen=True)
+class ConversationSize:
+    """How many scenes for captions, for all three kinds of conversations, and for those of the test."""
+
+    captions: int = 2000
+    instruct: int = 300
+    test: int = 60
+    seed: int = 0
+
+
+def write_conversations(folder: Path, size: ConversationSize) -> bool:
+    """Write the world in LLaVA's format; False if `folder` holds it already."""
+    wanted = {"format": _CONVERSATION_FORMAT, **asdict(size)}
+    if not _begin(folder, wanted):
+        return False
+    images = _fresh(folder / "images")
+    instruct, test = KINDS[1:], {}
+
+    def records(split: str, first: int, count: int, kinds: Sequence[str]) -> dict[str, list[dict]]:
+        """By kind."""
+        written: dict[str, list[dict]] = {kind: [] for kind in kinds}
+        (images / split).mkdir(exist_ok=True)
+        for number, scene in enumerate(sample_scenes(split, count, size.seed, _OWN_SCENES + first), start=first):
+            name = f"{number:06d}"
+            (images / split / f"{name}.jpg").write_bytes(_jpeg(scene))
+            for kind in kinds:
+                record = {"id": f"{name}_{kind}", "image": f"{split}/{name}.jpg"}
+                written[kind].append({**record, "conversations": conversation(scene, kind)})
+            if split == "test":
+                test[name] = scene.record()
+        return written
+
+    by_kind = records("train", 0, size.captions, KINDS[:1]) | records("train", size.captions, size.instruct, instruct)
+    by_kind["instruct"] = [record for kind in instruct for record in by_kind[kind]]
+    by_kind["instruct_test"] = [r for own in records("test", 0, size.test, instruct).values() for r in own]
+    for name, own in by_kind.items():
+        _write_json(folder / f"{name}.json", own)
+    _write_json(folder / TRUTH_FILE, test)
+    _finish(folder, wanted)
+    return True
+
+
+def _begin(folder: Path, wanted: dict) -> bool:
+    """Whether `folder` holds something else, and is made ready."""
+    card = folder / WORLD_FILE
+    if card.is_file() and json.loads(card.read_text(encoding="utf-8")) == wanted:
+        return False
+    card.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return True
+
+
+def _finish(folder: Path, wanted: dict) -> None:
+    (folder / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
+    _write_json(folder / WORLD_FILE, wanted)
 
 
 def _fresh(folder: Path) -> Path:
@@ -314,3 +382,17 @@ def _write_flickr(folder: Path, rows: list[tuple[str, Scene]]) -> dict[str, dict
             if split == "test":
                 truth[image_id] = scene.record()
     return truth
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the conversations."""
+    parser = argparse.ArgumentParser(description="Write the mini world in LLaVA's format.")
+    parser.add_argument("folder", type=Path)
+    for name, default in asdict(ConversationSize()).items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    sizes = vars(parser.parse_args(argv))
+    write_conversations(sizes.pop("folder"), ConversationSize(**sizes))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ combination; every validation and test scene holds at least one.
 
 import io
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
@@ -208,8 +208,7 @@ def detailed_description(scene: Scene) -> str:
 
 def five_captions(scene: Scene) -> list[str]:
     """As five people would write them: in full, in short, with sizes, as a title, and beginning with the background."""
-    phrases = [_phrase(group) for group in scene.groups]
-    things = " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))  # a cat, a dog and a bus
+    things = _listed(scene.groups)
     return [
         alt_text(scene),
         f"{_capital(_chain(scene))}.",
@@ -230,8 +229,113 @@ def _phrase(group: Group, sized: bool = False) -> str:
     return with_article(words) if group.count == 1 else f"{NUMBERS[group.count]} {words}"
 
 
+def _listed(groups: Sequence[Group]) -> str:
+    """`a cat, two dogs and a bus`."""
+    phrases = [_phrase(group) for group in groups]
+    return " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))
+
+
 def _capital(text: str) -> str:
     return text[0].upper() + text[1:]
+
+
+# Conversations, of the kinds of LLaVA's data: captions for its stage 1, the other three for stage 2
+
+
+KINDS = ("caption", "conversation", "detail", "complex_reasoning")
+_REQUESTS = {
+    "caption": ("Say briefly what is shown.", "What is in the picture, in one sentence?", "Caption this picture."),
+    "detail": (
+        "Describe the picture in detail.",
+        "Tell me all that can be seen here, and where.",
+        "Go through this picture thing by thing.",
+    ),
+}
+
+
+def conversation(scene: Scene, kind: str) -> list[dict[str, str]]:
+    """LLaVA's turns about a scene, all true; they depend on scene and kind alone.
+
+    `<image>` stands before or after the first question. A `conversation` has three to five short questions, among them
+    about things that are not there; the others have one. `complex_reasoning` takes a step beyond what can be seen.
+    """
+    rng = np.random.default_rng([scene.seed, KINDS.index(kind)])
+    if kind in _REQUESTS:
+        answer = alt_text(scene) if kind == "caption" else f"{detailed_description(scene)} {_sum(scene)}"
+        pairs = [(str(rng.choice(_REQUESTS[kind])), answer)]
+    else:
+        known = _short_questions(scene, rng) if kind == "conversation" else _hard_questions(scene, rng)
+        number = int(rng.integers(3, 6)) if kind == "conversation" else 1
+        pairs = [known[index] for index in rng.permutation(len(known))[:number]]
+    turns = [{"from": who, "value": text} for pair in pairs for who, text in zip(("human", "gpt"), pair, strict=True)]
+    turns[0]["value"] = "\n".join(("<image>", turns[0]["value"])[:: 1 if rng.integers(2) else -1])
+    return turns
+
+
+def _sum(scene: Scene) -> str:
+    return f"There {_are(scene.count)} {NUMBERS[scene.count]} thing{'s' * (scene.count > 1)} in all."
+
+
+def _short_questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+    groups = scene.groups
+    absent = [thing.name for thing in THINGS if thing not in {group.thing for group in groups}]
+    name, there = str(rng.choice(absent)), groups[rng.integers(len(groups))]
+    pairs = [
+        ("What can be seen?", f"{_capital(_listed(groups))}."),
+        ("What colour is the background?", f"It is {scene.background}."),
+        (f"Is there {with_article(name)}?", f"No, there is no {name} in the picture."),
+        (f"Is there {with_article(there.thing.name)}?", f"Yes, there {_are(there.count)} {_counted(there)}."),
+    ]
+    for index, group in enumerate(groups):
+        pairs.append((f"How many {group.thing.plural} are there?", f"There {_are(group.count)} {_counted(group)}."))
+        it = "It is" if group.count == 1 else "They are"
+        pairs.append((f"{_capital(_are(group.count))} {_the(group)} small or large?", f"{it} {group.size}."))
+        if index:
+            others, place = groups[:index], f"{RELATIONS[scene.layout]} {_the(group)}"
+            verb = _are(sum(other.count for other in others))
+            pairs.append((f"What is {place}?", f"{_capital(_listed(others))} {verb} {place}."))
+    return pairs
+
+
+def _hard_questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+    groups, group = scene.groups, scene.groups[rng.integers(len(scene.groups))]
+    if len(groups) == 1:
+        more = NUMBERS[4 - group.count]
+        answer = f"There {_are(group.count)} {_counted(group)}, and four less {NUMBERS[group.count]} is {more}."
+        return [(f"How many more {group.thing.plural} would make four?", f"{answer} So it takes {more} more.")]
+    left, first, last = scene.count - group.count, groups[0], groups[-1]
+    without = f"{_sum(scene)} Of these {NUMBERS[group.count]} {_are(group.count)} taken away, so {NUMBERS[left]} "
+    pairs = [(f"How many things are left without {_the(group)}?", f"{without}{'is' if left == 1 else 'are'} left.")]
+    row = scene.layout == ROW
+    turned = "mirrored from left to right" if row else "turned upside down"
+    swaps = "A mirror swaps left and right" if row else "Turning swaps top and bottom"
+    now = f"{_capital(_the(last))} {_are(last.count)} {places(scene)[-1]} now."
+    pairs.append(
+        (
+            f"If the picture were {turned}, what would be {places(scene)[0]}?",
+            f"{now} {swaps}, so {_the(last)} would be {places(scene)[0]}.",
+        )
+    )
+    both = f"There {_are(first.count)} {_counted(first)} and {_counted(last)}"
+    says = ("No", "as many of one as of the other")
+    if first.count != last.count:
+        says = ("Yes", "so there are more") if first.count > last.count else ("No", "so there are fewer")
+        says = (says[0], f"{says[1]} {first.thing.plural}")
+    question = f"Are there more {first.thing.plural} than {last.thing.plural}?"
+    return [*pairs, (question, f"{says[0]}. {both}, {says[1]}.")]
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _the(group: Group) -> str:
+    return f"the {group.thing.counted(group.count)}"
+
+
+def _counted(group: Group) -> str:
+    """`one cat`, `two cats`."""
+    return f"{NUMBERS[group.count]} {group.thing.counted(group.count)}"
 
 
 # Pictures: OpenMoji drawings on a plain background

@@ -115,8 +115,14 @@ class FeatureEncoder:
         self._stores: dict[str, FeatureStore] = {}
 
     def complete_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """`complete` for the "image" of a loader's batch; one of texts alone has none."""
-        return {**batch, "image": self.complete(batch["image"])} if "image" in batch else batch
+        """`complete` for the "image" of a loader's batch; one of texts alone has none, and with "length" features are
+        (B, n, Q, V)."""
+        if "image" not in batch:
+            return batch
+        image = self.complete(batch["image"])
+        if "length" in batch and isinstance(image, ImageFeatures):
+            image = ImageFeatures(image.features.unflatten(0, (len(batch["length"]), -1)))
+        return {**batch, "image": image}
 
     @torch.no_grad()
     def complete(self, image: Tensor | CachedBatch) -> Tensor | ImageFeatures:

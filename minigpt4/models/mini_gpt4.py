@@ -187,7 +187,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         `image_features` gave.
         """
         known = isinstance(image, ImageFeatures)
-        embeds_BQD = self.project(image.features.to(self.device) if known else self.image_features(image))
+        features_BQH = image.features.flatten(0, -3).to(self.device) if known else self.image_features(image)
+        embeds_BQD = self.project(features_BQH)
         return embeds_BQD, torch.ones(embeds_BQD.shape[:2], dtype=torch.long, device=embeds_BQD.device)
 
     def image_features(self, image: Tensor) -> Tensor:

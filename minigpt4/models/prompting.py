@@ -184,10 +184,10 @@ def _stack(rows: Sequence[TokenSequence], width: int, pad_id: int, *, left: bool
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """What the projection reads, in the place of pixels wherever a `MiniGPT4` takes images, one image a sample."""
+    """What the projection reads, in the place of pixels wherever a `MiniGPT4` takes images."""
 
     features: Tensor
-    """(B, Q, V)."""
+    """(B, Q, V), one image a sample, or with `length` beside it (B, n, Q, V)."""
 
     def __len__(self) -> int:
         return len(self.features)
@@ -201,7 +201,7 @@ class Samples:
     """A batch for training; exactly one of `answers`, `conversations` and `dialogues` is filled."""
 
     image: Tensor | ImageFeatures | None
-    """(B, 3, S, S) or (B, n, 3, S, S), or features of one image a sample."""
+    """(B, 3, S, S) or (B, n, 3, S, S), or features of as many images."""
     lengths: list[int] | None
     """Images that exist in each sample, of n."""
     answers: list[str]
@@ -241,17 +241,23 @@ def read_samples(samples: Mapping[str, Any]) -> Samples:
             raise SampleError(f"{name}: {len(value)} entries for {count} samples")
     if lengths is not None:
         lengths = torch.as_tensor(lengths).tolist()
-        if not isinstance(image, Tensor) or image.ndim != 5:
+        room = _images_of_a_sample(image)
+        if room is None:
             raise SampleError("length: needs image of shape (B, n, 3, S, S)")
         for index, length in enumerate(lengths):
-            if not 0 <= length <= image.shape[1]:
-                raise SampleError(
-                    f"length: {length} images in sample {index} of the batch, but image holds {image.shape[1]}"
-                )
+            if not 0 <= length <= room:
+                raise SampleError(f"length: {length} images in sample {index} of the batch, but image holds {room}")
     ids = samples.get("image_id")
     ids = ids.tolist() if isinstance(ids, Tensor) else list(ids or [])
     ids = ids if len(ids) == count else None
     return Samples(image, lengths, answers, conversations, instructions, ids, dialogues)
+
+
+def _images_of_a_sample(image: Tensor | ImageFeatures | None) -> int | None:
+    """n of pixels or features that have as many images for each sample."""
+    if isinstance(image, ImageFeatures):
+        return image.features.shape[1] if image.features.ndim == 4 else None
+    return image.shape[1] if isinstance(image, Tensor) and image.ndim == 5 else None
 
 
 def _read_conversations(samples: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:

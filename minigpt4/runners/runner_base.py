@@ -386,7 +386,12 @@ class RunnerBase:
         """Endless batches of the training splits on the device, mixed by `sample_ratio`."""
         run, processes = self.run, self.processes
         sources = [
-            TrainSource(dataset, section.batch_size or run.batch_size_train, section.sample_ratio)
+            TrainSource(
+                dataset,
+                section.batch_size or run.batch_size_train,
+                section.sample_ratio,
+                section.group_by_modality_length,
+            )
             for dataset, section in self._chosen(datasets, run.train_splits)
         ]
         loader = TrainLoader(

@@ -9,6 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from minigpt4.common.errors import SampleError
+from minigpt4.datasets.feature_store import CachedBatch
+from minigpt4.models.feature_cache import FeatureEncoder
 from minigpt4.models.prompting import read_samples
 
 EMBEDS_ATOL = LOSS_ATOL = GRAD_ATOL = 1e-5
@@ -96,6 +99,17 @@ def test_embeddings_mask_targets_and_logits_meet_the_reference(results, golden_t
     with torch.no_grad():
         logits = result.model.llama_model(inputs_embeds=result.embeds, attention_mask=result.mask).logits
     assert_near(logits[..., :SAMPLED_LOGITS], golden_tensors[f"{expected}/logits_sample"], LOGITS_ATOL)
+
+
+def test_features_of_several_images_a_sample_give_the_loss_of_their_pixels(results, pool):
+    result = results("image_train_length")
+    samples = samples_of(result.case, pool)
+    image = CachedBatch("", result.model.image_features(samples["image"]), [], [], torch.empty(0))
+    cached = FeatureEncoder(result.model).complete_batch({**samples, "image": image})
+    assert cached["image"].features.shape[:2] == samples["image"].shape[:2]
+    assert torch.equal(result.model(cached, reduction=result.case["reduction"])["loss"], result.loss)
+    with pytest.raises(SampleError, match="length: 9 images in sample 0 of the batch, but image holds"):
+        result.model({**cached, "length": torch.tensor([9, 1])})
 
 
 @pytest.mark.parametrize("way", WAYS)

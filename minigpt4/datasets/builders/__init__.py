@@ -7,4 +7,5 @@ from minigpt4.datasets.builders.image_text_pair_builder import (
     ImageCaptionJsonBuilder,
     ImageCaptionShardsBuilder,
     LaionBuilder,
+    LlavaConversationsBuilder,
 )

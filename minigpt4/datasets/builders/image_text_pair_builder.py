@@ -10,10 +10,12 @@ from webdataset.shardlists import expand_urls
 
 from minigpt4.common.errors import SampleError
 from minigpt4.common.registry import registry
+from minigpt4.common.schemas import CONVERSATIONS
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder
 from minigpt4.datasets.datasets.base_dataset import TRAIN
 from minigpt4.datasets.datasets.image_caption_json import ImageCaptionJson, Records
 from minigpt4.datasets.datasets.image_caption_shards import ImageCaptionShards
+from minigpt4.datasets.datasets.llava_conversations import LlavaConversations
 from minigpt4.datasets.datasets.records import SPLIT_FIELD, tells_split
 
 STORAGE_ANNOTATIONS = "filter_cap.json"
@@ -46,6 +48,7 @@ class ImageCaptionJsonBuilder(BaseDatasetBuilder):
     """Builds `ImageCaptionJson`: a file for each split, or one file with `split_field`, which is read once for all."""
 
     SPLIT_KEYS: ClassVar[dict[str, str]] = {TRAIN: "ann_path", "val": "val_ann_path", "test": "test_ann_path"}
+    dataset_class: ClassVar[type[ImageCaptionJson]] = ImageCaptionJson
 
     def build(self, split: str) -> ImageCaptionJson:
         info = self.config.build_info
@@ -63,7 +66,7 @@ class ImageCaptionJsonBuilder(BaseDatasetBuilder):
         if not info.storage and not info.image_path:
             raise self.error("build_info.image_path: is missing; set ann_path and image_path, or storage")
         images = Path(info.storage) / STORAGE_IMAGES if info.storage else Path(info.image_path)
-        return ImageCaptionJson(self.name, split, records, selection, images, info, self.image_reader(split))
+        return self.dataset_class(self.name, split, records, selection, images, info, self.image_reader(split))
 
     def splits(self) -> list[str]:
         info = self.config.build_info
@@ -91,6 +94,13 @@ class ImageCaptionJsonBuilder(BaseDatasetBuilder):
         for index, record in enumerate(_parsed(self._common_records)):
             chosen.setdefault(str(record.get(self.config.build_info.split_field) or TRAIN), []).append(index)
         return {split: np.array(indices, dtype=np.int64) for split, indices in chosen.items()}
+
+
+@registry.register_builder(CONVERSATIONS)
+class LlavaConversationsBuilder(ImageCaptionJsonBuilder):
+    """Builds `LlavaConversations`, from files as `ImageCaptionJsonBuilder` takes them."""
+
+    dataset_class = LlavaConversations
 
 
 def _parsed(records: Records) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,12 @@
 """What a dataset is: shards of samples that are read when asked for, in an order that its keys alone decide."""
 
+import heapq
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minigpt4.common.errors import SampleError
+from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.utils import require_readable
 from minigpt4.datasets.feature_store import CachedBatch, CachedImage, FeatureStore, image_digest
 from minigpt4.processors.base_processor import BaseProcessor
@@ -33,7 +34,8 @@ class LazySample:
     """Where it stands: the shard, or the annotation file with line or record."""
     load: Callable[[], dict[str, Any]]
     """Reads the sample: {"image": as `ImageReader.read` gives it, "image_id": str, "answer": str, or in place
-    of the answer "conv_q", "conv_a" and "connect_sym"}. SampleError when the data is bad; other errors are bugs."""
+    of the answer "conv_q", "conv_a" and "connect_sym", or "conversations" with a list of images}. SampleError when the
+    data is bad; other errors are bugs."""
 
     @classmethod
     def failing(cls, file: str, error: SampleError) -> "LazySample":
@@ -84,6 +86,13 @@ class BaseDataset(ABC):
     @abstractmethod
     def describe(self) -> str:
         """What there is to read, such as `3,439 records`."""
+
+    def modality_lengths(self) -> np.ndarray:
+        """Of each shard, which is a sample then: its length in words, negative without image, never 0; (N,) int64.
+
+        ConfigError where the format does not tell; `group_by_modality_length` needs it.
+        """
+        raise ConfigError(f"datasets.{self.name}.group_by_modality_length: {type(self).__name__} tells no lengths")
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """{"image": as `join_images` gives it, "source": name of the dataset, every other key: list of B}."""
@@ -167,6 +176,10 @@ class Shuffle(NamedTuple):
     label: str
     reshuffle_round: int = 0
 
+    def num_units(self, shards: int) -> int:
+        """Entries of `order`."""
+        return shards
+
     def order(self, shards: int, epoch: int) -> np.ndarray:
         """Permutation of the shards in this epoch, (shards,) int64."""
         return generator(*self, epoch).permutation(shards)
@@ -174,6 +187,87 @@ class Shuffle(NamedTuple):
     def inside(self, epoch: int, shard: int) -> np.random.Generator:
         """For the order inside a shard."""
         return generator(*self, epoch, shard)
+
+
+class GroupedShuffle(NamedTuple):
+    """LLaVA's order, `group_by_modality_length`: entry u of an epoch holds the samples of a batch of rank u % ranks.
+
+    An epoch that does not end with a batch of every rank takes samples of its beginning once more, as accelerate does.
+    A bad sample is made up for by the reader's next one, so its later batches begin one sample later.
+    """
+
+    key: Shuffle
+    lengths: np.ndarray
+    """(N,) int64, those of `BaseDataset.modality_lengths`."""
+    batch_size: int
+    world_size: int
+
+    def num_units(self, shards: int) -> int:
+        """Entries of `order`."""
+        return -(-shards // (self.batch_size * self.world_size)) * self.world_size
+
+    def order(self, shards: int, epoch: int) -> np.ndarray:
+        """The batches of this epoch, (units, batch_size) int64."""
+        seed = int(generator(*self.key, epoch).integers(2**63))
+        order = modality_length_order(
+            self.lengths, self.batch_size, self.world_size, torch.Generator().manual_seed(seed)
+        )
+        return np.resize(order, (self.num_units(shards), self.batch_size))
+
+    def inside(self, epoch: int, shard: int) -> np.random.Generator:
+        """For the order inside a shard."""
+        return self.key.inside(epoch, shard)
+
+
+def modality_length_order(
+    lengths: np.ndarray, batch_size: int, world_size: int, random: torch.Generator | None = None
+) -> np.ndarray:
+    """LLaVA's permutation of samples: batches of one modality and of similar length, (N,) int64.
+
+    A step (a batch for each rank) takes its samples at random from one modality, the longest first, and deals them so
+    that the ranks' sums are alike. Steps come at random; what is left of both modalities makes the last ones.
+
+    Args:
+        lengths: (N,), negative for text alone; ValueError for a 0.
+        random: None: torch's global generator, whose draws are the original's.
+    """
+    if not lengths.all():
+        raise ValueError("lengths: a sample cannot have length 0")
+    size = batch_size * world_size
+    with_image, without = (lengths > 0).nonzero()[0], (lengths < 0).nonzero()[0]
+    if not (len(with_image) and len(without)):
+        return np.concatenate(_length_grouped_steps(lengths, size, world_size, random))
+    whole, left = [], []
+    for members in (with_image, without):
+        steps = [members[step] for step in _length_grouped_steps(abs(lengths[members]), size, world_size, random)]
+        whole += steps[:-1]
+        left.append(steps[-1])
+    mixed = torch.randperm(len(whole), generator=random).tolist()
+    return np.concatenate([*(whole[number] for number in mixed), np.sort(np.concatenate(left))])
+
+
+def _length_grouped_steps(
+    lengths: np.ndarray, size: int, world_size: int, random: torch.Generator | None
+) -> list[np.ndarray]:
+    """A permutation of indices cut into steps of `size` samples, each the batches of its ranks one after another."""
+    indices = torch.randperm(len(lengths), generator=random).numpy()
+    steps = []
+    for start in range(0, len(indices), size):
+        step = indices[start : start + size]
+        step = step[np.argsort(-lengths[step], kind="stable")]
+        room, odd = divmod(len(step), world_size)
+        if odd:
+            steps.append(np.concatenate([step[rank::world_size] for rank in range(world_size)]))
+            continue
+        batches: list[list[int]] = [[] for _ in range(world_size)]
+        sums = [(0, rank) for rank in range(world_size)]  # a heap
+        for index in step.tolist():
+            total, rank = heapq.heappop(sums)
+            batches[rank].append(index)
+            if len(batches[rank]) < room:
+                heapq.heappush(sums, (total + int(lengths[index]), rank))
+        steps.append(np.array(batches, dtype=np.int64).reshape(-1))
+    return steps
 
 
 def shuffled(items: Iterable[T], random: np.random.Generator, size: int) -> Iterator[T]:
@@ -191,22 +285,26 @@ def shuffled(items: Iterable[T], random: np.random.Generator, size: int) -> Iter
 
 
 def iter_infinite(
-    dataset: BaseDataset, slot: ReaderSlot, shuffle: Shuffle, cursor: Cursor
+    dataset: BaseDataset, slot: ReaderSlot, shuffle: Shuffle | GroupedShuffle, cursor: Cursor
 ) -> Iterator[tuple[Cursor, LazySample]]:
     """The samples of a reader from `cursor` on, each with the position after it; never ends.
 
     The shards of all epochs, each epoch in an order of its own, make one endless row, of which reader s of n takes
-    places s, s + n, s + 2n, ... So readers never share a shard of an epoch, and none runs dry.
+    places s, s + n, s + 2n, ... So readers never share a shard of an epoch, and none runs dry. In a `GroupedShuffle` a
+    place holds several shards.
     """
     shards = dataset.num_shards(slot.count)
+    units = shuffle.num_units(shards)
     number, offset = cursor
     epoch, order = -1, None
     while True:
-        current, place = divmod(slot.index + slot.count * number, shards)
+        current, place = divmod(slot.index + slot.count * number, units)
         if current != epoch:
             epoch, order = current, shuffle.order(shards, current)
-        shard = int(order[place])
-        samples = dataset.open(shard, slot.count, shuffle.inside(epoch, shard))
+        samples = chain.from_iterable(
+            dataset.open(int(shard), slot.count, shuffle.inside(epoch, int(shard)))
+            for shard in np.atleast_1d(order[place])
+        )
         for done, sample in enumerate(islice(samples, offset, None), start=offset + 1):
             yield Cursor(number, done), sample
         number, offset = number + 1, 0

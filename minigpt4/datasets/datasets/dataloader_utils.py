@@ -14,6 +14,7 @@ from minigpt4.common.utils import JsonLines
 from minigpt4.datasets.datasets.base_dataset import (
     BaseDataset,
     Cursor,
+    GroupedShuffle,
     LazySample,
     ReaderSlot,
     Shuffle,
@@ -172,6 +173,8 @@ class TrainSource:
     batch_size: int
     ratio: float = 1.0
     """Its weight among the sources."""
+    group_by_modality_length: bool = False
+    """Whether its order is a `GroupedShuffle`."""
 
 
 class SourceReader:
@@ -183,7 +186,9 @@ class SourceReader:
     def __init__(self, source: TrainSource, slots: list[ReaderSlot], order: dict[str, int], **options: Any) -> None:
         self.source, self.label = source, source.dataset.label
         self._slots, self._options = slots, options
-        self._order = {**order, "units": source.dataset.num_shards(slots[0].count)}
+        self._lengths = source.dataset.modality_lengths() if source.group_by_modality_length else None
+        shards = source.dataset.num_shards(slots[0].count)
+        self._order = order | {"units": self._shuffle(order, 0).num_units(shards)}
         self._batches: Iterator[WorkerBatch] | None = None
         self._begin(reshuffle_round=0)
 
@@ -227,7 +232,7 @@ class SourceReader:
         self._cursors = [Cursor()] * len(self._slots)
 
     def _start(self) -> Iterator[WorkerBatch]:
-        dataset, shuffle = self.source.dataset, Shuffle(self._order["seed"], self.label, self._reshuffle_round)
+        dataset, shuffle = self.source.dataset, self._shuffle(self._order, self._reshuffle_round)
         places = zip(self._slots, self._cursors, strict=True)
         return read_batches(
             dataset,
@@ -237,6 +242,12 @@ class SourceReader:
             first=self._turn,
             **self._options,
         )
+
+    def _shuffle(self, order: dict[str, int], reshuffle_round: int) -> Shuffle | GroupedShuffle:
+        key = Shuffle(order["seed"], self.label, reshuffle_round)
+        if self._lengths is None:
+            return key
+        return GroupedShuffle(key, self._lengths, self.source.batch_size, order["world_size"])
 
 
 class TrainLoader:
@@ -352,8 +363,10 @@ class EvalLoader:
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The batch of a loader with its image on `device`, and there normalised: (B, 3, S, S) float32, or rows of a cache.
 
-    The copy does not wait where the image is in pinned memory.
+    The copy does not wait where the image is in pinned memory. A batch of texts alone has none.
     """
+    if "image" not in batch:
+        return batch
     image = batch["image"].to(device, non_blocking=True)
     return {**batch, "image": image.normalised() if isinstance(image, Uint8Image) else image}
 
@@ -383,7 +396,8 @@ class DevicePrefetcher:
         training = torch.cuda.current_stream(self.device)
         training.wait_stream(self._stream)
         # Without this the allocator may give the memory away while the training stream still reads it.
-        batch["image"].record_stream(training)
+        if "image" in batch:
+            batch["image"].record_stream(training)
         self._ahead = self._fetch()
         return batch
 
@@ -403,6 +417,7 @@ class DevicePrefetcher:
     def _fetch(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """The loader's next batch, on its way to the device, and the position behind it."""
         batch = next(self.loader)
-        batch = {**batch, "image": batch["image"].pin_memory()}
+        if "image" in batch:
+            batch = {**batch, "image": batch["image"].pin_memory()}
         with torch.cuda.stream(self._stream):
             return to_device(batch, self.device), self.loader.state_dict()

@@ -188,24 +188,31 @@ class ImageCaptionJson(BaseDataset):
     def _load(self, record: dict[str, Any], where: str) -> dict[str, Any]:
         sample = self._look(record, where)
         try:
-            return {"image": self.reader.read(self._image_file(record, where)), **sample}
+            return {"image": self._read(self._image_files(record, where)), **sample}
         except SampleError as error:
             raise SampleError(f"{where}: {error}") from error
 
-    def _look(self, record: dict[str, Any], where: str) -> dict[str, Any]:
-        """All of a sample but its image, which only has to be there."""
-        texts = self._texts(record, where)
-        file = self._image_file(record, where)
-        try:
-            exists = file.is_file()
-        except OSError:  # a name that no file system takes
-            exists = False
-        if not exists:
-            raise SampleError(f"{where}: the image {file} does not exist")
-        identity = record.get(self.info.id_field)
-        return {"image_id": escaped(file.stem if identity in (None, "") else str(identity)), **texts}
+    def _read(self, files: list[Path]) -> Any:
+        """What stands under "image" in a sample."""
+        return self.reader.read(files[0])
 
-    def _texts(self, record: dict[str, Any], where: str) -> dict[str, str]:
+    def _look(self, record: dict[str, Any], where: str) -> dict[str, Any]:
+        """All of a sample but its images, which only have to be there."""
+        texts = self._texts(record, where)
+        files = self._image_files(record, where)
+        for file in files:
+            try:
+                exists = file.is_file()
+            except OSError:  # a name that no file system takes
+                exists = False
+            if not exists:
+                raise SampleError(f"{where}: the image {file} does not exist")
+        identity = record.get(self.info.id_field)
+        if identity in (None, ""):
+            identity = files[0].stem if files else where
+        return {"image_id": escaped(str(identity)), **texts}
+
+    def _texts(self, record: dict[str, Any], where: str) -> dict[str, Any]:
         """The answer, or the fields of a conversation."""
         split, conversation = self.info.split_field, self.info.conversation_field
         if split and record.get(split) in (None, ""):
@@ -219,6 +226,9 @@ class ImageCaptionJson(BaseDataset):
             hint = "; does the first line name the fields?" if self.records.is_table else ""
             raise SampleError(f"{where}: the field {field!r} is missing; it has {', '.join(record) or 'none'}{hint}")
         return conversation_fields(value, where) if conversation else {"answer": require_caption(value, where)}
+
+    def _image_files(self, record: dict[str, Any], where: str) -> list[Path]:
+        return [self._image_file(record, where)]
 
     def _image_file(self, record: dict[str, Any], where: str) -> Path:
         identity, name = record.get(self.info.id_field), record.get(self.info.image_field)
