@@ -41,7 +41,7 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 """In the order of preference; beside each, `NAME.index.json` tells which file of several holds a tensor."""
 
 
-def _mapped_weights(directory: Path) -> dict[str, Tensor]:
+def mapped_weights(directory: Path) -> dict[str, Tensor]:
     """The tensors of an LLM directory, left on disk until they are read; WeightsError for missing or broken files."""
     for name in FILES:
         index, paths = directory / f"{name}.index.json", [directory / name]
@@ -91,7 +91,7 @@ def load_sharded(
         WeightsError: files are missing or broken.
         ConfigError: the architecture does not say what its layers are, or torch is too old.
     """
-    weights = _mapped_weights(directory)
+    weights = mapped_weights(directory)
     with init_empty_weights(include_buffers=False):  # buffers come from the architecture, not from files
         llm = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     freeze(llm)

@@ -26,7 +26,7 @@ from minigpt4.common.start_clock import LLM, VISION, phase
 from minigpt4.models.base_model import DTYPES, store_matmuls
 from minigpt4.models.connectors import Connector, build_connector, own_blip2_keys, qformer_file
 from minigpt4.models.fsdp import copy_weights
-from minigpt4.models.llava_weights import PROJECTOR, projector_names, read_part
+from minigpt4.models.llava_weights import ADAPTERS, PROJECTOR, projector_names, read_lora, read_part
 from minigpt4.models.llm import add_tokens, check_llm, load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.vision_tower import VisionTower, build_vision_encoder, load_vision_encoder, read_vit_weights
@@ -154,7 +154,8 @@ def load_trained(
     target: Mapping[str, Tensor], path: Path, cfg: MiniGPT4Config, made_with: Mapping[str, Any] | None = None
 ) -> None:
     """Copy the trained weights of a MiniGPT-4 checkpoint into `target`, as `trained_weights` finds them."""
-    weights = trained_weights(target, path, cfg, made_with or {}, read_weights(path))
+    content = read_lora(path) if path.name in ADAPTERS else read_weights(path)
+    weights = trained_weights(target, path, cfg, made_with or {}, content)
     copy_weights(target, weights)
     log.info("Loaded %d trained tensors from %s", len(weights), path)
 
