@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.models.fsdp import is_sharded
 
 log = logging.getLogger(__name__)
 
@@ -205,7 +206,11 @@ def native_dtype(model: nn.Module) -> AbstractContextManager:
     """
     weight = model.get_input_embeddings().weight
     if weight.dtype == torch.float32:
-        return nullcontext()
+        device = weight.device.type
+        if not (torch.is_autocast_enabled(device) and weight.requires_grad and is_sharded(model)):
+            return nullcontext()
+        # It would keep a copy of each layer that was gathered, to the end of the forward pass.
+        return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)
     has_adapters = hasattr(model, "peft_config")
     return torch.autocast(weight.device.type, weight.dtype if has_adapters else None, enabled=has_adapters)
 
