@@ -46,7 +46,7 @@ def test_checkpoint_of_a_run_is_read_strictly_whatever_a_start_may_lack(change, 
     whole = run(*RULES["lora"])
     whole.train()
     content = torch.load(whole.folder / "checkpoint_iter_2.pth", weights_only=True)
-    name = max(content["model"])
+    name = min(content["model"])
     if change == "missing":
         del content["model"][name]
     else:
