@@ -11,10 +11,12 @@ import torch
 from minigpt4.common.binding import missing_paths
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, errors_as
+from minigpt4.common.llava_schema import LlavaConfig
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.utils import decode
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.models.base_model import DTYPES
+from minigpt4.models.loading import feature_shape
 from minigpt4.models.memory import CUDA_ALLOWANCE, GIB, Estimate, Lengths, MetaModel, llm_config_for
 
 CHARACTERS_PER_TOKEN = 3
@@ -82,13 +84,19 @@ def check(config: Config, gpu_gib: float | None = None, gpus: int | None = None)
 
 
 def expected_lengths(cfg: MiniGPT4Config) -> Lengths:
-    """Longest sequence of a training batch: the longest prompt of the prompt file and a full answer."""
+    """Longest sequence of a training batch: the longest prompt of the prompt file and a full answer.
+
+    Of LLaVA as long as it may be.
+    """
     path = Path(cfg.prompt_path or "")
     with errors_as(ConfigError, f"model.prompt_path: {path} cannot be read"):
         lines = decode(path.read_bytes()).splitlines() if path.is_file() else []
     lengths = [len(line) - len(IMAGE_PLACEHOLDER) for line in lines if IMAGE_PLACEHOLDER in line]
+    answer = cfg.max_txt_len
+    if isinstance(cfg, LlavaConfig):  # a limit of the whole sequence
+        answer = max(1, cfg.tokenizer_model_max_length - 1 - feature_shape(cfg)[0])
     longest = max(lengths) + len(cfg.prompt_template) if lengths else 0
-    return Lengths(prompt=math.ceil(longest / CHARACTERS_PER_TOKEN), answer=cfg.max_txt_len)
+    return Lengths(prompt=math.ceil(longest / CHARACTERS_PER_TOKEN), answer=answer)
 
 
 def largest_batch(estimate_of: Callable[[int], Estimate], estimate: Estimate, capacity_gib: float) -> int:

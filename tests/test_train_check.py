@@ -103,18 +103,20 @@ def test_faults_are_reported_before_torch_loads():
     recipe = ["--cfg-path", "train_configs/minigpt4_flickr_finetune.yaml"]
     runs = [
         [*recipe, "--options", "model.llama_modle=x"],
+        [*recipe, "--options", "model.vit_model=vit_base_patch16_224", "model.has_qformre=False"],
         [*recipe, "--check", "--options", "model.image_size=448"],
         ["--cfg-path", "train_configs/nothing.yaml", "--check"],
     ]
     result = python(
         "import sys, minigpt4\n"
         "assert not {'torch', 'transformers', 'timm', 'PIL', 'pydantic'} & set(sys.modules)\n"
-        f"import train\nassert [train.main(run) for run in {runs}] == [2, 2, 2]\n"
+        f"import train\nassert [train.main(run) for run in {runs}] == [2, 2, 2, 2]\n"
         f"train.Config(train.parse_args({recipe})).validate()  # nor does what is good\n"
         "sys.exit('torch' in sys.modules)"
     )
     assert result.returncode == 0, result.stderr
     assert "--options model.llama_modle: unknown key; did you mean 'llama_model'?" in result.stderr
+    assert "--options model.has_qformre: unknown key; did you mean 'has_qformer'?" in result.stderr
     assert "minigpt4_flickr_finetune.yaml" in result.stderr
     assert "vis_processor.train.image_size: 224 must equal model.image_size: 448" in result.stderr
     assert "train_configs/nothing.yaml" in result.stderr

@@ -116,7 +116,12 @@ class Config:
                 faults += _contradictions(self)
             self._raise(faults)
             usual = getattr(self.model, "IMAGE_PROCESSOR", MiniGPT4Config.IMAGE_PROCESSOR)
-            self.image_processor = _image_processor(self.datasets.values(), usual, self.source)
+            for name, dataset in self.datasets.items():  # what a dataset does not name follows the model
+                given = self.merged["datasets"][name].get("vis_processor") or {}
+                for split in ("train", "eval"):
+                    if not given.get(split):
+                        getattr(dataset.vis_processor, split).name = f"{usual}_{split}"
+            self.image_processor = _image_processor(self.datasets.values(), f"{usual}_eval", self.source)
             self._raise([*_image_size_faults(self), *_statistics_faults(self)])
         return self
 

@@ -4,7 +4,7 @@ They have the names of the published code where they mean the same; `vit_layer` 
 `projection` its `mm_projector_type`, `conv_template` its `--version`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,8 +19,8 @@ IMAGE_TOKENS = {"mm_use_im_patch_token": ("<im_patch>",), "mm_use_im_start_end":
 class LlavaConfig(MiniGPT4Config):
     """What `VisionLanguageModel.from_config` reads for LLaVA; `llama_model` must be set."""
 
-    PLACEHOLDERS: ClassVar[Sequence[str]] = ("<ImageHere>", "<image>")
-    IMAGE_PROCESSOR: ClassVar[str] = "clip_image_eval"
+    PLACEHOLDER: ClassVar[str] = "<image>"
+    IMAGE_PROCESSOR: ClassVar[str] = "clip_image"
     TOKENIZER: ClassVar[Mapping[str, bool]] = {"published": False}
     BEAMS_COUNT_BOS: ClassVar[bool] = False
 

@@ -144,10 +144,10 @@ class MiniGPT4Config:
     REFUSED_KEYS: ClassVar[Mapping[str, str]] = {
         "prompt": "has no effect in MiniGPT-4; use prompt_path (a file of instructions)",
     }
-    PLACEHOLDERS: ClassVar[Sequence[str]] = ("<ImageHere>",)
-    """What stands for an image in a prompt."""
-    IMAGE_PROCESSOR: ClassVar[str] = "blip2_image_eval"
-    """Of images of no dataset."""
+    PLACEHOLDER: ClassVar[str] = "<ImageHere>"
+    """What stands for an image in the prompts of the published code."""
+    IMAGE_PROCESSOR: ClassVar[str] = "blip2_image"
+    """What stands before `_train` and `_eval` in the names of the processors where a section names none."""
     TOKENIZER: ClassVar[Mapping[str, bool]] = {}
     """Arguments of `load_tokenizer`."""
     BEAMS_COUNT_BOS: ClassVar[bool] = True

@@ -40,6 +40,8 @@ class ChatSettings:
     """0: the likeliest answer."""
     hint: str = ""
     """A line above the conversation: what to try."""
+    question: str = "Describe this image in detail."
+    """The question of the page's examples."""
 
 
 @dataclass

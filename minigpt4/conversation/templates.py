@@ -229,7 +229,7 @@ def get_template(name: str) -> Conversation:
 class TemplateConversation(Turns):
     """Turns in the template of training, for models without a published one; a `system` text begins the first.
 
-    `template` has one `{}`, or is "" for the bare instruction; `end_sym` ends answers:
+    `template` has one `{}`, or is "" for the bare instruction; `end_sym` ends answers; `image` stands for an image:
     "###Human: <Img><ImageHere></Img> What is this? ###Assistant: A dog.######Human: Which colour? ###Assistant: "
     """
 
@@ -237,10 +237,11 @@ class TemplateConversation(Turns):
     offset = 0
     answer_start = ""
 
-    def __init__(self, template: str, end_sym: str, system: str | None = None) -> None:
+    def __init__(self, template: str, end_sym: str, system: str | None = None, image: str = IMAGE_MESSAGE) -> None:
         self.template = template or "{}"
         self.end_sym = end_sym
         self.system = system
+        self.image = image
         self.messages: list[list[str | None]] = []
 
     @property
@@ -253,6 +254,7 @@ class TemplateConversation(Turns):
         parts, system = [], self.system
         for role, text in self.messages:
             if role == _USER:
+                text = text.replace(IMAGE_MESSAGE, self.image)
                 parts.append(self.template.format(f"{system} {text}" if system else text))
                 system = None
             elif text:
@@ -298,4 +300,6 @@ def conversation_for(model: Any) -> Turns:
     published = {"pretrain_vicuna0": "vicuna0", "pretrain_llama2": "llama2"}.get(model.cfg.model_type)
     if published is not None:
         return get_template(published)
-    return TemplateConversation(model.prompt_template, model.end_sym)
+    untagged = model.prompt_list and "<Img>" not in model.prompt_list[0]  # as in training
+    image = IMAGE_PLACEHOLDER if untagged else IMAGE_MESSAGE
+    return TemplateConversation(model.prompt_template, model.end_sym, image=image)

@@ -250,7 +250,8 @@ def _whole_prompt(model: MiniGPT4Config, instruction: str | None, key: str) -> s
     if instruction is None:
         prompts = read_prompts(model.prompt_path, template)
         return prompts[0] if prompts else IMAGE_PLACEHOLDER
-    if sum(map(instruction.count, model.PLACEHOLDERS)) != 1:
+    instruction = instruction.replace(model.PLACEHOLDER, IMAGE_PLACEHOLDER)
+    if instruction.count(IMAGE_PLACEHOLDER) != 1:
         example = f"'<Img>{IMAGE_PLACEHOLDER}</Img> What is this?'"
         raise ConfigError(f"{key}: {instruction!r} must hold {IMAGE_PLACEHOLDER} exactly once, as in {example}")
     return apply_template(template, instruction)

@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import re
 import shutil
 import signal
@@ -324,6 +325,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     place = Place(args.fast, args.processes, args.seed)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # A waiting thread soon gives its core away: the usual spinning makes steps many times slower beside other work.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
             signal.signal(number, _interrupt)

@@ -23,6 +23,7 @@ from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import as_json, quick_hash, replacing
 from minigpt4.datasets.feature_store import CachedBatch, FeatureStore, RowShape
+from minigpt4.models.llava_weights import TOWER, read_part
 from minigpt4.models.loading import feature_shape
 from minigpt4.models.prompting import ImageFeatures
 from minigpt4.processors import BaseProcessor
@@ -74,6 +75,7 @@ class FeatureCache:
         cfg = dataclasses.asdict(self._cfg)
         keys = WEIGHTS if cfg["connector"] == "qformer" else WEIGHTS[:1]
         files = [Path(cfg[key]) for key in keys if cfg.get(key)]
+        files += (read_part(self._cfg, TOWER) or ())[:1]
         return {
             "version": VERSION,
             "vision": {key: cfg[key] for key in VISION_KEYS},

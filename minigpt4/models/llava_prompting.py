@@ -181,9 +181,8 @@ class LlavaPrompts(PromptBuilder):
         rounds = prompt.split(template.end)
         good = next((n for n, text in enumerate(rounds) if len(text.split(mark)) != 2), len(rounds))
         ends = [place + 1 for place, token in enumerate(ids) if token == self._end[0]]
-        counted = ends[good - 1] if 0 < good <= len(ends) else 0 if not good else len(ids)
-        start = len(self.start)
-        is_compared = start + counted < self.max_length
+        counted = [0, *ends, len(ids) + 1][good]  # an end is counted for the last round, whether or not it has one
+        is_compared = len(self.start) + counted < self.max_length
         if is_compared and (counted != len(ids) or self.tokenizer.unk_token_id in ids):
             return [False] * len(ids)
         return [is_trained and place < counted for place, is_trained in enumerate(train)]

@@ -31,12 +31,10 @@ def cut_names(state: Mapping[str, Tensor], part: str, name: str = "") -> dict[st
     return {name + key.partition(part)[2]: tensor for key, tensor in state.items() if part in key}
 
 
-def projector_names(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """A LLaVA projector's tensors under the names of this program; what holds none as it is.
-
-    Of a file with other parts of LLaVA, such as a whole model, only the projector is taken, as published.
-    """
-    return cut_names(state, PROJECTOR, "llama_proj.") or state
+def projector_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a LLaVA's projector under the names of this program, all others as they are."""
+    others = {name: tensor for name, tensor in state.items() if PROJECTOR not in name}
+    return cut_names(state, PROJECTOR, "llama_proj.") | others
 
 
 ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")

@@ -188,7 +188,11 @@ def _load_whole(
 @contextmanager
 def _silent_about_llava(config: PretrainedConfig) -> Iterator[None]:
     """transformers warns of each tensor of a LLaVA that is not its LLM's; `_refuse_partial` names those of no part."""
-    speaker, is_other = logging.getLogger("transformers.modeling_utils"), lambda said: "LOAD REPORT" not in said.msg
+    speaker = logging.getLogger("transformers.modeling_utils")
+
+    def is_other(said: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in str(said.msg)
+
     if _holds_llava(config):
         speaker.addFilter(is_other)
     try:

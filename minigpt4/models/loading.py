@@ -21,6 +21,7 @@ from minigpt4.common.checkpoint import (
     state_dict_of,
 )
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, WeightsError, errors_as
+from minigpt4.common.llava_schema import LlavaConfig
 from minigpt4.common.model_schema import EVA_CLIP_G, MiniGPT4Config
 from minigpt4.common.start_clock import LLM, VISION, phase
 from minigpt4.models.base_model import DTYPES, store_matmuls
@@ -187,7 +188,8 @@ def trained_weights(
     """
     with errors_as(WeightsError, f"{path}: is no checkpoint of this program"):
         _refuse_other_parts(path, content, made_with, cfg)
-        state = drop_keys(projector_names(state_dict_of(content, path)), PUBLISHED_BUFFERS)
+        state = state_dict_of(content, path)
+        state = drop_keys(projector_names(state) if isinstance(cfg, LlavaConfig) else state, PUBLISHED_BUFFERS)
         of_llm = [name for name in state if PART_OF_LLM.search(name)]
         if of_llm and cfg.is_frozen("llama_model"):
             raise WeightsError(
@@ -267,4 +269,6 @@ def _frozen_hint(state: Mapping[str, Tensor], cfg: MiniGPT4Config) -> str:
         return "It also holds a trained Q-Former: set model.freeze_qformer: False."
     if cfg.freeze_vit and any(name.startswith("visual_encoder.") for name in state):
         return "It also holds a trained vision encoder: set model.freeze_vit: False."
+    if any(name.startswith(("model.layers.", "model.vision_tower.")) for name in state):
+        return "It is a whole LLaVA: name its folder as model.llama_model, and leave model.ckpt out."
     return "Keys that may differ can be named in model.ckpt_allow_keys."

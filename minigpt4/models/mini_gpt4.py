@@ -156,7 +156,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
             dummy_loss = 0.0 * sum(p.sum() for p in before_llm) if before_llm else None
         num_tokens = batch.num_targets
         if not num_tokens:  # one that counts for nothing, or other ranks wait
-            batch.targets_BT[0, 1] = batch.ids_BT[0, 1]
+            batch.targets_BT[batch.lengths_B.argmax(), -1] = 0
         at = prompting.target_positions(batch)  # on the CPU: no wait for the GPU
         losses_N = self.lm_loss.losses(self.llama_model, batch, at, image_tokens_MD, dummy_loss)
         if not num_tokens:

@@ -29,6 +29,8 @@ USUAL_SIZE = 224
 """Side of the images of EVA-CLIP, and of a tower of which timm does not know it, pixels."""
 _HF_TOWERS = {CLIPVisionConfig: CLIPVisionModel, SiglipVisionConfig: SiglipVisionModel}
 _HF_FILES = ("model.safetensors", "pytorch_model.bin")
+_KNOWN = {"clip-vit-large-patch14": 224, "clip-vit-large-patch14-336": 336}
+"""Image size of OpenAI's directories, so that LLaVA can be sized before they are there."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,9 @@ def _build_timm(cfg: MiniGPT4Config, image_size: int) -> nn.Module:
 
 
 def _directory_config(directory: Path) -> CLIPVisionConfig | SiglipVisionConfig:
+    if (size := _missing_clip(directory)) is not None:
+        sizes = {"num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": size}
+        return CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, **sizes)
     with errors_as(ConfigError, f"model.vit_model: {directory}: its config.json is none of a CLIP or SigLIP model"):
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         config = getattr(config, "vision_config", config)
@@ -226,7 +231,14 @@ def _directory_config(directory: Path) -> CLIPVisionConfig | SiglipVisionConfig:
         return config
 
 
+def _missing_clip(directory: Path) -> int | None:
+    """Image size of one of OpenAI's CLIPs that is not there yet; its sizes and statistics are known."""
+    return None if directory.exists() else _KNOWN.get(directory.name)
+
+
 def _directory_pixels(directory: Path) -> Pixels:
+    if (size := _missing_clip(directory)) is not None:
+        return Pixels(list(CLIP_MEAN), list(CLIP_STD), size)
     config = _directory_config(directory)
     with errors_as(ConfigError, f"model.vit_model: {directory}: its preprocessor_config.json names no mean and std"):
         processor, _ = ImageProcessingMixin.get_image_processor_dict(directory, local_files_only=True)

@@ -35,7 +35,6 @@ EXAMPLES = 4
 TITLE = "MiniGPT-4"
 HEAD = "# MiniGPT-4\nAsk about a picture. A language model answers, and may be wrong: look for yourself."
 EMPTY = "Add one or more images, ask about them, and ask on."
-FIRST_QUESTION = "Describe this image in detail."
 NO_ANSWER = "No answer"
 """Title of a message that tells an error."""
 DELETE_AFTER = 24 * 3600
@@ -92,10 +91,10 @@ class ChatPage:
                     file_types=["image"], file_count="multiple", placeholder="Ask", stop_btn=True, elem_id="question"
                 ),
                 additional_inputs=[checkpoint, *sliders(limits, engine.model.context_length, start.temperature)],
-                additional_inputs_accordion="Settings",
+                additional_inputs_accordion=gr.Accordion("Settings", open=False, render=False),
                 additional_outputs=[note],
                 editable=True,
-                examples=[[{"text": FIRST_QUESTION, "files": [str(path)]}, *[None] * 6] for path in example_images()],
+                examples=[[{"text": start.question, "files": [str(path)]}, *[None] * 6] for path in example_images()],
                 run_examples_on_click=False,
                 validator=self.check,
                 concurrency_limit=engine.max_rows,

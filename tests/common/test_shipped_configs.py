@@ -18,7 +18,9 @@ from minigpt4.common.weights import TABLE, load_table
 
 REPOSITORY = Path(__file__).parents[2]
 TRAINING = REPOSITORY / "train_configs"
-RECIPES, MINI_RECIPES = (sorted(TRAINING.glob(pattern)) for pattern in ("minigpt4_*.yaml", "mini_*.yaml"))
+RECIPES, MINI_RECIPES, LLAVA_RECIPES = (
+    sorted(TRAINING.glob(pattern)) for pattern in ("minigpt4_*.yaml", "mini_*.yaml", "llava*.yaml")
+)
 FLICKR, COCO = (REPOSITORY / "eval_configs" / f"minigpt4_{data}_eval.yaml" for data in ("flickr", "coco"))
 
 # lr (init, min, warm-up), warm-up steps, epochs, iterations an epoch, batch per GPU, text length
@@ -50,7 +52,43 @@ def _comments(file: Path) -> str:
     return "\n".join(line for line in file.read_text().splitlines() if line.startswith("#"))
 
 
-@pytest.mark.parametrize("file", [*RECIPES, *MINI_RECIPES], ids=lambda file: file.stem)
+# data, records, epochs, samples an update, lr, that of the projection, rule of the LLM
+LLAVA = {
+    "llava_pretrain": ("llava_cc3m_pretrain_595k", 595_375, 1, 128, 2e-3, None, "frozen"),
+    "llava_finetune": ("llava_instruct_150k", 157_712, 3, 128, 2e-5, None, "full"),
+    "llava_finetune_lora": ("llava_instruct_80k", 80_000, 1, 128, 2e-5, None, "lora"),
+    "llava15_pretrain": ("blip_laion_cc_sbu_558k", 558_128, 1, 256, 1e-3, None, "frozen"),
+    "llava15_finetune": ("llava_v1_5_mix665k", 665_298, 1, 128, 2e-5, None, "full"),
+    "llava15_finetune_lora": ("llava_v1_5_mix665k", 665_298, 1, 128, 2e-4, 2e-5, "lora"),
+}
+
+
+@pytest.mark.parametrize("name", LLAVA)
+def test_llava_recipe_has_the_published_numbers(name):
+    kind, records, epochs, samples, lr, projection_lr, rule = LLAVA[name]
+    config = _bound(TRAINING / f"{name}.yaml", training=True)
+    run, model, data = config.run, config.model, config.datasets["llava_conversations"]
+    is_15, stage1 = name.startswith("llava15"), rule == "frozen"
+    assert (data.type, data.batch_size * 8) == (kind, samples)
+    assert (run.max_epoch, run.iters_per_epoch) == (epochs, -(-records // samples))
+    assert (run.init_lr, run.min_lr, run.warmup_ratio, run.lr_sched) == (lr, 0.0, 0.03, "cosine_lr")
+    assert (run.weight_decay, run.beta2, run.max_grad_norm, run.seed, run.num_workers) == (0.0, 0.999, 1.0, 42, 4)
+    assert (run.amp, run.amp_dtype, run.accum_loss) == (True, "bf16", "mean_of_means")
+    assert (model.train.projection.rule, model.train.projection.lr) == ("full", projection_lr)
+    assert (model.train.llm.rule, model.train.vision.rule) == (rule, "frozen")
+    if rule == "lora":
+        llm = model.train.llm
+        assert (llm.r, llm.alpha, llm.dropout, llm.target_modules) == (*((128, 256) if is_15 else (64, 16)), 0.05, None)
+    assert (model.image_size, model.projection) == ((336, "mlp2x_gelu") if is_15 else (224, "linear"))
+    assert (model.vit_layer, model.tokenizer_model_max_length, model.llm_grad_checkpoint) == (-2, 2048, True)
+    assert model.conv_template == ("plain" if stage1 else "v1")
+    assert model.image_aspect_ratio == ("pad" if is_15 and not stage1 else "square")
+    assert data.vis_processor.train.kwargs["image_aspect_ratio"] == model.image_aspect_ratio
+    assert data.group_by_modality_length == (is_15 and not stage1)
+    assert (model.ckpt is None) == stage1
+
+
+@pytest.mark.parametrize("file", [*RECIPES, *MINI_RECIPES, *LLAVA_RECIPES], ids=lambda file: file.stem)
 def test_recipe_can_train_with_the_options_in_its_comments_and_switches_no_saving_of_the_step_off(file):
     config, defaults = _bound(file, training=True), MiniGPT4Config()
     assert not config.run.wandb_log
@@ -64,9 +102,10 @@ def test_recipe_can_train_with_the_options_in_its_comments_and_switches_no_savin
 
 def test_every_llm_has_every_recipe_each_with_a_folder_of_its_own():
     assert sorted(_recipe(llm, stage) for llm, stage in VARIANTS) == RECIPES
-    assert sorted([*RECIPES, *MINI_RECIPES]) == sorted(TRAINING.iterdir())
-    runs = [_bound(file).run for file in RECIPES]
-    assert len({run.output_dir for run in runs}) == len({run.job_name for run in runs}) == len(RECIPES)
+    assert [file.stem for file in LLAVA_RECIPES] == sorted(LLAVA)
+    assert sorted([*RECIPES, *MINI_RECIPES, *LLAVA_RECIPES]) == sorted(TRAINING.iterdir())
+    runs = [_bound(file).run for file in [*RECIPES, *LLAVA_RECIPES]]
+    assert len({run.output_dir for run in runs}) == len({run.job_name for run in runs}) == len(runs)
 
 
 @pytest.mark.parametrize(("llm", "stage"), VARIANTS)

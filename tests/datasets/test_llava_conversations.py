@@ -239,7 +239,8 @@ def test_epoch_that_ends_in_mid_step_begins_with_its_first_samples_again(talks):
 
 
 @pytest.mark.parametrize(("workers", "positions"), [(0, range(14)), (2, (1, 4, 9, 12))])
-def test_resumed_run_goes_on_bit_for_bit_in_mid_epoch(workers, positions, talks, loaders):
+@pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def test_resumed_run_goes_on_bit_for_bit_in_mid_epoch(device, workers, positions, talks, loaders):
     words = [" ".join(["word"] * (1 + number % 7)) for number in range(21)]
     forms = [{"image": "a.jpg"}, {"image": ["b.jpg", "c.jpg"]}, {}, {"image": "gone.jpg"}]
     places = ["<image>", "<image><image>", "Hm?", "<image>"]
@@ -254,13 +255,13 @@ def test_resumed_run_goes_on_bit_for_bit_in_mid_epoch(workers, positions, talks,
             states.append(json.dumps(loader.state_dict()))
         return batches, states
 
-    batches, states = run(DevicePrefetcher(loaders.train(source, **keys), torch.device("cpu")), 18)
+    batches, states = run(DevicePrefetcher(loaders.train(source, **keys), torch.device(device)), 18)
     assert json.loads(states[-1])["counts"]["talks/train"][1] > 3
     assert {batch["image"].ndim if "image" in batch else None for batch in batches} == {4, 5, None}
     for position in positions:
         resumed = loaders.train(source, **keys)
         resumed.load_state_dict(json.loads(states[position]))
-        again, later = run(DevicePrefetcher(resumed, torch.device("cpu")), 4)
+        again, later = run(DevicePrefetcher(resumed, torch.device(device)), 4)
         resumed.close()
         assert later == states[position : position + 5]
         assert all(map(same, again, batches[position:]))

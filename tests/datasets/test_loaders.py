@@ -6,6 +6,7 @@ import pickle
 import random
 import signal
 from collections import Counter
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -72,6 +73,14 @@ def test_all_readers_together_read_every_sample_once_an_epoch(kind, count, files
     assert len(epochs[0]) == len(set(epochs[0])) == 16
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(once)
     assert epochs[0] != epochs[1]
+
+
+def test_readers_get_equal_shares_of_uneven_shards_over_time(files):
+    dataset, reads = files.shards([1, 1, 1]), Counter()
+    for index in range(2):
+        samples = iter_infinite(dataset, ReaderSlot(index, 2), Shuffle(5, dataset.label), Cursor())
+        reads.update(sample.key for _, sample in islice(samples, 30))
+    assert set(reads.values()) == {20}
 
 
 # Training

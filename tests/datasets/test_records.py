@@ -133,12 +133,14 @@ def test_quotation_marks_that_happen_to_pair_take_no_rows(read, name, text):
         ('image,caption\n1.jpg,"a\n7.jpg,b"\n2.jpg,c\n', 2, "looks like a row"),
         ('caption,image\n"a,1.jpg\nb",7.jpg\nc,2.jpg\n', 2, "looks like a row"),
         ('image,caption\n1/a/x.jpg,"one, two\n\n1/b/y.PNG,two, three"\n2.jpg,c\n', 2, "looks like a row"),
+        ('image_id,caption\n1,"a\n7,b"\n2.jpg,c\n', 2, "looks like a row"),
+        ('url,caption\nhttp://x/1,"a\nhttp://x/7,b"\n2.jpg,c\n', 2, "looks like a row"),
         ('caption,image\n"A man said hi,cat.jpg\nA dog, small",dog.jpg\nc,2.jpg\n', 2, "looks like a row"),
     ],
 )
 def test_bad_row_is_named_by_its_line_and_the_next_one_is_read(text, line, fault, read):
     *_, bad, good = read("a.csv", text)
-    assert good == {"image": "2.jpg", "caption": "c"}
+    assert set(good.values()) == {"2.jpg", "c"}
     assert bad.startswith(f"line {line}: ")
     assert fault in bad
 

@@ -49,6 +49,17 @@ def test_published_types_have_the_published_conversation_and_others_that_of_trai
     assert (other.template, other.answer_end) == ("USER: {} BOT: ", "</s>")
 
 
+@pytest.mark.parametrize("image", ["<ImageHere>", "<Img><ImageHere></Img>"])
+def test_an_image_stands_in_the_tags_of_training(shared_model, tmp_path, image):
+    (tmp_path / "prompts.txt").write_text(f"{image} Describe it.\n")
+    section = {"prompt_path": str(tmp_path / "prompts.txt"), "prompt_template": "USER: {} BOT: "}
+    conversation = conversation_for(shared_model(**section))
+    conversation.add_image()
+    conversation.ask("Describe it.")
+    conversation.open_answer()
+    assert conversation.get_prompt() == f"USER: {image} Describe it. BOT: "
+
+
 def test_a_reader_that_stops_ends_the_generation_and_keeps_what_was_said(chat):
     stream = chat.stream("What is this?", Decoding(max_new_tokens=1500))
     said = next(stream)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from PIL import Image
 
@@ -46,6 +47,14 @@ def test_several_images_have_a_list_in_their_order_whatever_the_batch(tiny, file
     assert tiny.caption(files) == tiny.caption(files, batch_size=2) == alone
     assert tiny.caption([files[0]]) == alone[:1]
     assert tiny.caption([]) == []
+
+
+def test_pipeline_on_a_timm_tower_takes_the_towers_image_size(write_config, files, tmp_path):
+    torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "vit.pth")
+    tower = {"vit_model": "resnet10t", "vit_config": {}, "vit_weights": str(tmp_path / "vit.pth"), "image_size": None}
+    model = pipeline(write_config(tmp_path, **tower, has_qformer=False, ckpt=None), device="cpu")
+    assert model.processor(open_image(files[0])).shape == (3, 176, 176)
+    assert model.model.generate(model.processor(open_image(files[0]))[None], [WHOLE], max_new_tokens=2)
 
 
 def test_sampling_repeats_with_the_seed_of_the_caller(tiny, files):

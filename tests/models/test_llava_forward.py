@@ -7,7 +7,11 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from minigpt4.common.errors import SampleError
+from minigpt4.check import expected_lengths
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.llava_schema import LlavaConfig as OwnConfig
+from minigpt4.models.connectors import build_projection
+from minigpt4.models.loading import feature_shape, load_vision
 from minigpt4.models.mini_gpt4 import VisionLanguageModel
 from minigpt4.models.prompting import embed, read_samples
 
@@ -229,3 +233,19 @@ def test_loss_logits_and_gradients_are_those_of_transformers(build_llava, of_tra
     for mine, other in ((own.llama_proj[0], projector.linear_1), (own.llama_proj[2], projector.linear_2)):
         assert_near(mine.weight.grad, other.weight.grad, GRAD_ATOL)
         assert_near(mine.bias.grad, other.bias.grad, GRAD_ATOL)
+
+
+# Sizes of the published models, without their files
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("clip-vit-large-patch14", 256), ("clip-vit-large-patch14-336", 576)])
+def test_published_towers_are_known_before_they_are_there(tmp_path, name, tokens):
+    cfg = OwnConfig(vit_model=str(tmp_path / name))
+    assert feature_shape(cfg) == (tokens, 1024)
+    assert expected_lengths(cfg).answer == 2048 - 1 - tokens
+    for projection, parameters in (("linear", 4_198_400), ("mlp2x_gelu", 20_979_712)):
+        with torch.device("meta"):
+            built = build_projection(OwnConfig(projection=projection), 1024, 4096)
+        assert sum(p.numel() for p in built.parameters()) == parameters
+    with pytest.raises(ConfigError, match=f"{name} has neither model.safetensors nor pytorch_model.bin"):
+        load_vision(cfg)

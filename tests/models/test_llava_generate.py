@@ -98,6 +98,11 @@ def test_projector_of_another_kind_is_refused_with_the_difference(build_llava):
         build_llava(projection="identity")
 
 
+def test_whole_llava_is_no_projector(build_llava):
+    with pytest.raises(WeightsError, match=r"not expected: lm_head\.weight.*\n.*name its folder as model\.llama_model"):
+        build_llava(ckpt=str(FOLDER / "stage2_linear" / "model.safetensors"))
+
+
 @pytest.mark.parametrize(("projection", "names"), [("mlp1x_gelu", "0"), ("mlp3x_gelu", "024")])
 def test_mlp_of_any_depth_has_the_published_names(build_llava, projection, names):
     wanted = [f"llama_proj.{name}.{part}" for name in names for part in ("weight", "bias")]
@@ -186,6 +191,17 @@ def test_pipeline_talks_about_several_images_one_and_none(config_file, parity_di
         assert [answer] == model.model.generate(shown, [prompt], **decoding)
         prompt += f" {answer}</s>USER: Why? ASSISTANT:"
         assert [chat.ask("Why?", Decoding(**decoding))] == model.model.generate(shown, [prompt], **decoding)
+
+
+def test_datasets_follow_the_model_where_they_name_no_processor(config_file):
+    tree = yaml.safe_load(config_file.read_text())
+    own = {"builder": "image_caption_json", "build_info": {"storage": "data"}}
+    tree["datasets"] = {"mine": own | {"vis_processor": {"eval": {"name": "blip2_image_eval"}}}}
+    config_file.write_text(yaml.safe_dump(tree))
+    args = type("Arguments", (), {"cfg_path": str(config_file), "options": []})
+    found = Config(args).validate(training=False).datasets["mine"].vis_processor
+    assert (found.train.name, found.eval.name) == ("clip_image_train", "blip2_image_eval")
+    assert found.train.arguments()["image_aspect_ratio"] == "pad"
 
 
 def test_captions_take_llavas_placeholder(config_file, parity_dir):

@@ -92,6 +92,16 @@ def test_ids_and_masks_are_those_of_the_reference(prompts, case):
         assert spans == case["supervised"]
 
 
+@pytest.mark.parametrize("name", GOLDEN["dataset"])
+def test_records_of_a_file_are_those_of_the_reference(prompts, llava_dir, name):
+    expected = GOLDEN["dataset"][name]
+    records = json.loads((llava_dir / expected["file"]).read_text())
+    for record, item in zip(records, expected["items"], strict=True):
+        turns = [(turn["from"], turn["value"]) for turn in record["conversations"]]
+        own = tokens_of(prompts(expected["version"]), turns, "image" in record)
+        assert own == (item["input_ids"], item["supervised"])
+
+
 @pytest.mark.parametrize("case", DROPPED, ids=title)
 def test_what_the_reference_drops_is_trained_or_dropped_as_the_switch_says(prompts, case):
     turns, has_image = CONVERSATIONS[case["conversation"]]

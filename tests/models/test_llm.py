@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from minigpt4.common.errors import WeightsError
 from minigpt4.models.base_model import DTYPES
-from minigpt4.models.llm import check_llm, load_llm, set_token_ids
+from minigpt4.models.llm import SANITY_SENTENCE, cache_arguments, check_llm, load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
@@ -181,6 +181,27 @@ def test_loss_far_above_that_of_a_trained_llm_is_warned_of(parity_dir, caplog):
     with caplog.at_level(logging.WARNING, logger="minigpt4.models.llm"):
         loss = check_llm(model, tokenizer, directory)
     assert f"reads English with a loss of {loss:.2f} (a uniform guess has 6.24)" in caplog.text
+
+
+def test_llm_that_knows_english_is_not_warned_of(parity_dir, caplog):
+    directory = parity_dir / "vicuna_tiny"
+    model, tokenizer = load(directory), load_tokenizer(directory)
+    ids = tokenizer(SANITY_SENTENCE, return_tensors="pt").input_ids
+    optimizer = torch.optim.Adam(model.requires_grad_().parameters(), 1e-2)
+    for _ in range(20):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert check_llm(model, tokenizer, directory) < 2
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_keys_and_values_go_to_the_argument_that_this_transformers_knows(name):
+    namespace = {"nn": torch.nn}
+    exec(f"class Llm(nn.Module):\n    def forward(self, input_ids, {name}=None): ...", namespace)
+    cache = DynamicCache()
+    assert cache_arguments(namespace["Llm"](), cache) == {"use_cache": True, name: cache}
 
 
 def test_decoding_uses_no_name_that_transformers_is_about_to_drop(model, pool):

@@ -205,6 +205,19 @@ def test_answers_of_one_token_have_the_probabilities_of_the_next_token(model, po
         assert greedy == (token == int(wanted_V.argmax()))
 
 
+def test_answer_of_greedy_decoding_is_greedy_and_its_beginning_with_another_end_is_not(model, pool, monkeypatch):
+    embeds, greedy = model.get_context_emb(PROMPT, [model.encode_img(pool[:1])[0]]), []
+    for _ in range(5):
+        greedy.append(int(model.llama_model(inputs_embeds=embeds).logits[0, -1].argmax()))
+        embeds = torch.cat([embeds, model.llama_model.get_input_embeddings()(torch.tensor([[greedy[-1]]]))], dim=1)
+    changed = [*greedy[:-1], (greedy[-1] + 1) % len(model.llama_tokenizer)]
+    given, encode = {"greedy": greedy, "changed": changed}, model.prompting.encode  # ids that no text need have
+    monkeypatch.setattr(model.prompting, "encode", lambda texts: [given.get(t) or encode([t])[0] for t in texts])
+    scores = model.log_likelihoods(pool[:1].repeat(2, 1, 1, 1), [PROMPT] * 2, list(given))
+    assert [flag for _, flag in scores] == [True, False]
+    assert scores[0][0] > scores[1][0]
+
+
 def test_sum_is_that_of_the_training_loss(shared_model, pool):
     model = shared_model(end_sym="")
     answer = "A brown dog sleeps on a red blanket."

@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from minigpt4.models.prompting import read_samples
 from minigpt4.models.tokenizer import hidden_pad_id
@@ -157,6 +157,18 @@ def test_any_timm_model_without_qformer_trains(build_model, tmp_path):
     assert model.llama_proj.weight.shape == (96, 4 * 512)
     assert loss.isfinite()
     assert grads["llama_proj.weight"].abs().max() > 0
+
+
+def test_llm_learns_from_the_patches_of_a_clip_directory(build_model, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    CLIPVisionModel(CLIPVisionConfig(**sizes, patch_size=14, image_size=56)).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
+    tower = {"vit_model": str(tmp_path), "vit_config": {}, "vit_weights": None, "image_size": None}
+    model = build_model(**tower, connector="identity", projection="mlp2x_gelu", vit_layer=-2, ckpt=None)
+    loss, grads = backward(model, {"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "a cat"]})
+    assert loss.isfinite()
+    assert list(grads) == [f"llama_proj.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
+    assert all(grad.abs().max() > 0 for grad in grads.values())
 
 
 @pytest.mark.parametrize(("size", "patches", "used"), [(42, 9, 8), (70, 25, 24)])

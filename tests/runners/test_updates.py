@@ -179,6 +179,10 @@ def test_gradient_is_clipped_as_by_torch_after_unscaling(building, validated, ma
     assert norm == pytest.approx(0.5, rel=1e-3) if max_norm == 0.5 else norm > 5
 
 
+def test_no_clipping_is_the_default(building, validated):
+    assert building.read(validated.recipe).run.max_grad_norm is None
+
+
 class _Hungry(ImageTextPretrainTask):
     def train_step(self, model, samples):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

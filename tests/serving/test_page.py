@@ -148,8 +148,10 @@ class Visitor:
 
 
 @pytest.fixture
-def visitor(page):
-    return Visitor(page.address)
+def visitor(page, capfd):
+    """A client whose faults are no traceback in the log."""
+    yield Visitor(page.address)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def functions(page):

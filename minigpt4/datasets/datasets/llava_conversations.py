@@ -30,7 +30,7 @@ class LlavaConversations(ImageCaptionJson):
 
     {"id": "33471", "image": "coco/33471.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
                                                                  {"from": "gpt", "value": "A bus."}, ...]}
-    "image": ["a.jpg", "b.jpg"]   several images, each with its `<image>`
+    "image": ["a.jpg", "b.jpg"]   several images; `require_trainable` says where their `<image>` may stand
     no "image"                    text alone
     """
 

@@ -22,7 +22,9 @@ REST = "restval"
 """Split of images of COCO's val2014 that nobody tests on; papers train on them, so they belong to `train` here."""
 
 _BLANKS = re.compile(r"[ \t\n\r]*")
-_IMAGE_FILE = rf"[^\s,;|]+({'|'.join(map(re.escape, SUFFIXES))})"
+_IMAGE_FILE = rf"(?i:[^\s,;|]+({'|'.join(map(re.escape, SUFFIXES))}))"
+_NAMES = (_IMAGE_FILE, r"(?i:https?://\S+)", r"[\w./-]*\d[\w./-]*")
+"""What a column may name an image by: file, address, or id with a digit."""
 
 csv.field_size_limit(sys.maxsize)  # a caption may be longer than the 128 KiB that Python takes by default
 
@@ -31,7 +33,7 @@ Numbered = Iterator[tuple[int, bytes]]
 
 def _json(content: bytes, kind: str) -> Numbered:
     try:
-        text = decode(content, json.detect_encoding(content))
+        text, content = decode(content, json.detect_encoding(content)), b""  # it may be a gigabyte
         start = _BLANKS.match(text).end()
         if text.startswith("[", start):
             yield from enumerate(_texts_of_list(text, start), start=1)
@@ -95,8 +97,6 @@ def _table(content: bytes, kind: str) -> Numbered:
         quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
         strict=True,
     )
-    mark = re.escape(delimiter)
-    inside = re.compile(rf"([\r\n]|{mark} *){_IMAGE_FILE}( *{mark}|[\r\n])", re.IGNORECASE)
     names: list[str] = []
     end = 0
     try:
@@ -108,22 +108,35 @@ def _table(content: bytes, kind: str) -> Numbered:
                 names = [name.strip() for name in row]
                 _require_names(names, line)
             else:
-                yield line, json.dumps(_fault(row, names, inside) or _row_record(row, names)).encode()
+                yield line, json.dumps(_fault(row, names, delimiter) or _row_record(row, names)).encode()
     except csv.Error as error:
         raise ValueError(f"line {end + 1}: {error}; is a quotation mark missing, or not doubled?") from error
     if not names:
         raise ValueError("the first line must name the fields")
 
 
-def _fault(row: list[str], names: list[str], inside: re.Pattern[str]) -> str:
-    """What is wrong with a row, "" if nothing is; `inside` finds the row of another image in a field."""
+def _fault(row: list[str], names: list[str], delimiter: str) -> str:
+    """What is wrong with a row, "" if nothing is."""
     if len(row) != len(names):
         return f"it has {len(row)} fields, not {len(names)} as the first line names; is it quoted as it should be?"
     if any(field.strip() for name, field in zip(names[1:], row[1:], strict=True) if not name):
         return "a column without a name holds text; is a quotation mark missing?"
-    if any("\n" in field.replace("\r", "\n") and inside.search(field) for field in row):
+    if any(len(field.splitlines()) > 1 for field in row) and _has_row_inside(row, delimiter):
         return "a field takes in a line that looks like a row; is a quotation mark missing?"
     return ""
+
+
+def _has_row_inside(row: list[str], delimiter: str) -> bool:
+    """Whether a line of the row is one by itself: an image's name stands in it where the row has its own."""
+    lines = [[part.strip() for part in line.split(delimiter)] for line in delimiter.join(row).splitlines()]
+    ends = [(lines[1:], 0), (lines[:-1], -1)]
+    for rest, column in ends:
+        name = next((name for name in _NAMES if re.fullmatch(name, row[column].strip())), None)
+        if name and any(len(parts) >= len(row) and re.fullmatch(name, parts[column]) for parts in rest):
+            return True
+    mark = re.escape(delimiter)
+    inside = re.compile(rf"([\r\n]|{mark} *){_IMAGE_FILE}( *{mark}|[\r\n])")
+    return any(inside.search(field) for field in row if len(field.splitlines()) > 1)
 
 
 def _row_record(row: list[str], names: list[str]) -> dict[str, str]:
