@@ -42,6 +42,7 @@ from minigpt4.models.base_model import DTYPES, freeze
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
 from minigpt4.models.loading import build_vision, store_frozen
 from minigpt4.models.tokenizer import load_tokenizer
+from minigpt4.models.train_rules import apply_rule
 from minigpt4.runners.runner_base import RunnerBase
 from minigpt4.tasks import setup_task
 
@@ -89,6 +90,8 @@ def language(size: str, cfg: Any, device: torch.device, shard: bool) -> tuple[nn
     if shard:
         fsdp._shard(llm, DeviceMesh.from_group(torch.distributed.group.WORLD, device.type))
     freeze(fill(llm, device))
+    if cfg.train.llm.rule in ("full", "last"):
+        apply_rule(llm, cfg.train.llm, "model.train.llm", fsdp.decoder_layers(llm))
     if shard:
         fsdp.dummy_forward(llm)
     if cfg.llm_grad_checkpoint:

@@ -15,6 +15,7 @@ from minigpt4.common.llava_schema import LlavaConfig
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.utils import decode
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
+from minigpt4.models.base_model import DTYPES
 from minigpt4.models.loading import feature_shape
 from minigpt4.models.memory import CUDA_ALLOWANCE, GIB, Estimate, Lengths, MetaModel, llm_config_for
 
@@ -42,6 +43,10 @@ class Sizing:
 
     def estimate(self, batch_size: int, **changes: bool) -> Estimate:
         """A step as the configuration has it, with what `MetaModel.estimate` can change."""
+        run = self.config.run
+        spread = self.is_sharded and self.gpus > 1
+        kept = run.accum_grad_iters > 1 or self.gpus > 1
+        changes |= {"keeps_gradients": kept, "sharded": spread}
         estimate = self.meta.estimate(batch_size, self.lengths, **changes)
         return self.meta.sharded_over(estimate, self.gpus) if self.is_sharded else estimate
 
@@ -66,7 +71,7 @@ def check(config: Config, gpu_gib: float | None = None, gpus: int | None = None)
             raise ConfigError(f"--gpus: {gpus} must be at least 1, and --gpu-gib: {gpu_gib} above 0")
         trains = not run.evaluate and run.max_epoch is not None and run.iters_per_epoch is not None
         llm_config, llm_origin = llm_config_for(config.model)
-        meta = MetaModel(config.model, llm_config)
+        meta = MetaModel(config.model, llm_config, DTYPES[run.amp_dtype] if run.amp else None)
         sizing = Sizing(config, meta, expected_lengths(config.model), gpus, gpu_gib)
         estimate = sizing.estimate(config.batch_size() if trains else run.batch_size_eval or 1)
         lines = [config.pretty(), *_tables(sizing, estimate, llm_origin), *advice(sizing, estimate)]
@@ -133,7 +138,8 @@ def _switches(sizing: Sizing, estimate: Estimate) -> Iterator[tuple[str, Estimat
     """Keys and the step with them: recomputation, bitsandbytes if not sharded, the fewest GPUs over which it fits."""
     meta, recomputing = sizing.meta, sizing.estimate(estimate.batch_size, recompute=True)
     yield "model.llm_grad_checkpoint: True", recomputing
-    if not sizing.is_sharded:
+    trained = sizing.config.model.train.llm.rule in ("full", "last")
+    if not sizing.is_sharded and not trained:
         for storage in ("int8", "nf4"):
             yield f"model.llm_precision: {storage}", meta.stored_as(estimate, storage)
         yield "model.llm_grad_checkpoint: True, model.llm_precision: nf4", meta.stored_as(recomputing, "nf4")

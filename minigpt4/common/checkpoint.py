@@ -33,7 +33,7 @@ BEST = "checkpoint_best.pth"
 NUMBERED = "checkpoint_[!b]*.pth"
 """All but the best."""
 CARD_TYPES = {"run_number": int, "run_started": str, "iteration": int, "best_loss": int | float}
-CARD_TYPES |= {"llm_fingerprint": str, "vision_fingerprints": dict}
+CARD_TYPES |= {"llm_fingerprint": str, "vision_fingerprints": dict, "lora_alpha": dict}
 MAX_NAMED = 8
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
 """Entries under which programs save the weights: this one and LAVIS, Lightning, plain PyTorch, DeepSpeed."""

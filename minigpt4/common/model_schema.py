@@ -6,15 +6,24 @@ The published keys keep their published meaning and default; the keys of this pr
 import re
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le, Lt
-from pydantic import AfterValidator
+from pydantic import AfterValidator, model_validator
 from typing_extensions import TypedDict
 
-from minigpt4.common.binding import Float, Int, NonNegativeInt, PathTo, PositiveFloat, PositiveInt, refuse
+from minigpt4.common.binding import (
+    Float,
+    Int,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PathTo,
+    PositiveFloat,
+    PositiveInt,
+    refuse,
+)
 from minigpt4.common.errors import ConfigError
 
 EVA_CLIP_G = "eva_clip_g"
@@ -62,12 +71,78 @@ class QFormerSizes(TypedDict, total=False):
 
 
 @dataclass
+class TrainRule:
+    """What is trained of one part. The rule alone may stand for it: `llm: full`."""
+
+    rule: Literal["frozen", "full", "last", "lora", "qlora"] | None = None
+    """`frozen`; `full`: all of it; `last`: its last `blocks`; `lora`: adapters beside its linear layers; `qlora`: the
+    same on an LLM in `nf4`, or `int8` if `llm_precision` says so. Null: trained is the projection alone, and what
+    `freeze_vit`, `freeze_qformer` and `lora_r` say."""
+    blocks: Layers | None = None
+    """Of `last`: how many; nothing before, between or behind them is trained."""
+    lr: PositiveFloat | None = None
+    """Learning rate in the place of `run.init_lr`; the schedule scales it alike. Null: `run.init_lr`."""
+    weight_decay: NonNegativeFloat | None = None
+    """In the place of `run.weight_decay`; null: that."""
+    r: Annotated[PositiveInt, Le(10_000)] = 64
+    """Of `lora`: rank of the adapters."""
+    alpha: PositiveFloat = 16.0
+    """Of `lora`: adapters count alpha / r."""
+    dropout: Annotated[Float, Ge(0), Lt(1)] = 0.05
+    """Of `lora`: of what the adapters read, in training."""
+    target_modules: list[str] | None = None
+    """Of `lora`: ends of the names of linear layers; null: all of the part's but the LLM's output layer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def read_short_form(cls, values: Any) -> Any:
+        """`full` is `{rule: full}`."""
+        return {"rule": values} if isinstance(values, str) else values
+
+    def __post_init__(self) -> None:
+        adapters = (self.r, self.alpha, self.dropout, self.target_modules) != (64, 16.0, 0.05, None)
+        refuse(
+            ((self.rule == "last") != (self.blocks is not None), "blocks: goes with rule: last, which needs it"),
+            (adapters and not self.is_lora, "r: r, alpha, dropout, target_modules go with rule: lora"),
+            (self.target_modules == [], "target_modules: is empty"),
+        )
+
+    @property
+    def is_lora(self) -> bool:
+        return self.rule in ("lora", "qlora")
+
+
+@dataclass
+class TrainRules:
+    """`model.train`: a rule for each part."""
+
+    vision: TrainRule = field(default_factory=TrainRule)
+    """Vision encoder and `ln_vision`, which only `full` trains."""
+    connector: TrainRule = field(default_factory=TrainRule)
+    """Q-Former and query tokens, which only `full` trains."""
+    projection: TrainRule = field(default_factory=TrainRule)
+    """Between vision and LLM: `full` or `frozen`."""
+    llm: TrainRule = field(default_factory=TrainRule)
+    """`full`: embeddings and output layer, too, as in LLaVA; with `last` they stay."""
+
+
+PARTS = {
+    "visual_encoder": "vision",
+    "ln_vision": "vision",
+    "Qformer": "connector",
+    "query_tokens": "connector",
+    "llama_proj": "projection",
+    "llama_model": "llm",
+}
+"""The field of `TrainRules` that speaks of a module, by the beginning of its weights' names."""
+
+
+@dataclass
 class MiniGPT4Config:
     """What `MiniGPT4.from_config` reads; `llama_model` is the only key without a usable default."""
 
     REFUSED_KEYS: ClassVar[Mapping[str, str]] = {
         "prompt": "has no effect in MiniGPT-4; use prompt_path (a file of instructions)",
-        **dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout"), "LoRA on the LLM does not exist here; leave it out"),
     }
     PLACEHOLDER: ClassVar[str] = "<ImageHere>"
     """What stands for an image in the prompts of the published code."""
@@ -126,11 +201,20 @@ class MiniGPT4Config:
     """New. Between vision and LLM: `linear`, `linear3`, LLaVA 1.5's `mlp2x_gelu` (`mlpNx_gelu` has N layers), or
     `identity`; null: as `proj_layers` says."""
 
+    train: TrainRules = field(default_factory=TrainRules)
+    """New. What is trained, part by part, with which learning rate."""
+    lora_r: Int = 0
+    """Above 0 the published form of `train: {llm: {rule: lora, r: ...}}`, with the three keys below."""
+    lora_alpha: PositiveFloat = 16.0
+    lora_dropout: Annotated[Float, Ge(0), Lt(1)] = 0.05
+    lora_target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
+
     llama_model: Annotated[str | None, PathTo("dir")] = None
-    """Local directory of the frozen LLM: Vicuna, LLaMA-2-chat or any causal LM that transformers loads."""
+    """Local directory of the LLM: Vicuna, LLaMA-2-chat or any causal LM that transformers loads."""
     llm_precision: Literal["fp16", "bf16", "fp32", "int8", "nf4"] = "fp16"
-    """New. Storage of the frozen LLM: `fp16`, `bf16`, `fp32`, or `int8` and `nf4` (bitsandbytes, CUDA). For
-    training take `nf4`: `int8` waits for the GPU in every linear layer."""
+    """New. Storage of the LLM: `fp16`, `bf16`, `fp32`, or `int8` and `nf4` (bitsandbytes, CUDA). For training take
+    `nf4`: `int8` waits for the GPU in every linear layer. Trained itself (`full`, `last`) it is `fp32`, master
+    weights that `run.amp` computes with in 16 bits, or `bf16` throughout, where small updates are lost."""
     low_resource: bool = False
     """Load the LLM in 8 bits; the published name of `llm_precision: int8`."""
     device_8bit: NonNegativeInt = 0
@@ -191,6 +275,7 @@ class MiniGPT4Config:
             ),
         )
         self.has_qformer = reads_prefix
+        self._settle_rules()
         if self.image_size is None and self.vit_model == EVA_CLIP_G:
             self.image_size = 224
 
@@ -200,10 +285,58 @@ class MiniGPT4Config:
             raise ConfigError("model.llama_model: not set; it must be the directory of the frozen LLM")
         return Path(self.llama_model).expanduser()
 
+    def _settle_rules(self) -> None:
+        """The published keys into `train`, whose rules are never null from here on; the keys then say the same."""
+        rules = self.train
+        refuse(
+            (not self.freeze_vit and rules.vision.rule == "frozen", "train.vision: frozen, but freeze_vit: False"),
+            (
+                not self.freeze_qformer and rules.connector.rule == "frozen",
+                "train.connector: frozen, but freeze_qformer: False",
+            ),
+            (self.lora_r > 0 and rules.llm.rule, "lora_r: cannot stand beside train.llm; set one or the other"),
+            (
+                rules.projection.rule not in (None, "full", "frozen"),
+                f"train.projection.rule: {rules.projection.rule!r} is for other parts; full or frozen",
+            ),
+            *(
+                (getattr(rules, part).rule == "qlora", f"train.{part}: qlora is for the LLM; take lora")
+                for part in ("vision", "connector")
+            ),
+        )
+        if self.lora_r > 0:
+            own = {"r": self.lora_r, "alpha": self.lora_alpha, "dropout": self.lora_dropout}
+            rules.llm = replace(rules.llm, rule="lora", target_modules=self.lora_target_modules, **own)
+            self.lora_r = 0  # said; a copy of this section does not say it again
+        rules.vision.rule = rules.vision.rule or ("frozen" if self.freeze_vit else "full")
+        rules.connector.rule = rules.connector.rule or ("frozen" if self.freeze_qformer else "full")
+        rules.projection.rule = rules.projection.rule or "full"
+        rules.llm.rule = rules.llm.rule or "frozen"
+        self.freeze_vit, self.freeze_qformer = (rule.rule == "frozen" for rule in (rules.vision, rules.connector))
+        if rules.llm.rule == "qlora" and self.llm_storage not in ("int8", "nf4"):
+            self.llm_precision = "nf4"
+        refuse(
+            (
+                rules.llm.rule in ("full", "last") and self.llm_storage not in ("fp32", "bf16"),
+                f"train.llm: {rules.llm.rule} does not go with llm_precision: {self.llm_storage}; set it to fp32 "
+                "(master weights) or bf16",
+            ),
+            *(
+                (
+                    rule.rule == "frozen" and (rule.lr, rule.weight_decay) != (None, None),
+                    f"train.{name}.lr: it is frozen",
+                )
+                for name, rule in vars(rules).items()
+            ),
+        )
+
+    def rule_of(self, name: str) -> TrainRule:
+        """The rule for a part of the model, such as `visual_encoder` or `llama_proj`, or for one of its weights."""
+        return getattr(self.train, PARTS[name.partition(".")[0]])
+
     def is_frozen(self, part: str) -> bool:
-        """Whether a part of the model, such as `visual_encoder` or `llama_proj`, stays as its files have it."""
-        frozen = {"visual_encoder": self.freeze_vit, "ln_vision": self.freeze_vit, "Qformer": self.freeze_qformer}
-        return frozen.get(part, part == "llama_model")
+        """Whether a part of the model stays as its files have it."""
+        return self.rule_of(part).rule == "frozen"
 
     @property
     def llm_storage(self) -> str:

@@ -51,6 +51,10 @@ class _Schedule(ABC):
     """Rate at step 0; negative or None: `init_lr`, which means no ramp."""
     decay_rate: float | None = None
     """Factor an epoch of the step schedule (None: 1)."""
+    warmup_ratio: float = 0.0
+    """Share of the updates that the warm-up of `cosine_lr` takes."""
+    accum_grad_iters: int = 1
+    """Iterations of an update, which `cosine_lr` counts."""
 
     def __post_init__(self) -> None:
         if self.warmup_start_lr is None or self.warmup_start_lr < 0:
@@ -62,10 +66,13 @@ class _Schedule(ABC):
         """Rate at iteration `cur_step` of epoch `cur_epoch`, both counted from 0."""
 
     def step(self, cur_epoch: int, cur_step: int) -> None:
-        """Write the rate to every parameter group; called before each forward pass."""
+        """Write the rate to every parameter group; called before each forward pass.
+
+        A group with an `init_lr` of its own, its part's, gets that much more or less.
+        """
         lr = self.lr_at(cur_epoch, cur_step)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["init_lr"] / self.init_lr if "init_lr" in group else lr
 
     def _warmup_lr(self, cur_step: int) -> float:
         """Straight line from `warmup_start_lr` at step 0 to `init_lr` at `warmup_steps`, level afterwards."""
@@ -93,6 +100,21 @@ class LinearWarmupStepLRScheduler(_Schedule):
         if cur_epoch == 0:
             return self._warmup_lr(cur_step)
         return max(self.min_lr, self.init_lr * self.decay_rate**cur_epoch)
+
+
+@registry.register_lr_scheduler("cosine_lr")
+class CosineLRScheduler(_Schedule):
+    """LLaVA's (transformers' `cosine`): counted in updates, a warm-up from 0 over `warmup_ratio` of them, rounded up,
+    then half a cosine wave over the rest. The first update's rate is 0 where there is a warm-up."""
+
+    def lr_at(self, cur_epoch: int, cur_step: int) -> float:
+        an_epoch = -(-self.iters_per_epoch // self.accum_grad_iters)
+        update, end = cur_epoch * an_epoch + cur_step // self.accum_grad_iters, self.max_epoch * an_epoch
+        warmup = math.ceil(self.warmup_ratio * end)
+        if update < warmup:
+            return self.init_lr * update / warmup
+        wave = 0.5 * (1.0 + math.cos(math.pi * (update - warmup) / max(1, end - warmup)))
+        return (self.init_lr - self.min_lr) * wave + self.min_lr
 
 
 @registry.register_lr_scheduler("constant_lr")

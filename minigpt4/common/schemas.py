@@ -220,7 +220,7 @@ class RunConfig:
     runner: str = "runner_base"
     """Registered name of the runner: the loop over epochs."""
     lr_sched: str = "linear_warmup_cosine_lr"
-    """Registered name of the schedule: `linear_warmup_cosine_lr` or `linear_warmup_step_lr`."""
+    """Registered name of the schedule: `linear_warmup_cosine_lr`, `linear_warmup_step_lr`, or LLaVA's `cosine_lr`."""
 
     init_lr: PositiveFloat | None = None
     """Learning rate that the warm-up leads to; needed to train."""
@@ -230,6 +230,8 @@ class RunConfig:
     """Learning rate of the first step; negative or null: `init_lr`, no ramp."""
     warmup_steps: NonNegativeInt = 0
     """Length of the warm-up, iterations; one longer than an epoch starts again with each epoch."""
+    warmup_ratio: Annotated[NonNegativeFloat, Lt(1)] = 0.0
+    """New. Length of the warm-up of `cosine_lr`, a share of all updates, rounded up; the first has the rate 0."""
     lr_decay_rate: Annotated[PositiveFloat, Le(1)] | None = None
     """Factor on the rate per epoch, for `linear_warmup_step_lr`; null: 1."""
     weight_decay: NonNegativeFloat = 0.05
@@ -243,8 +245,9 @@ class RunConfig:
     """Iterations (micro-batches) of an epoch, whatever the size of the data; needed to train."""
     accum_grad_iters: PositiveInt = 1
     """Gradient-accumulation steps."""
-    accum_loss: Literal["mean", "sum"] = "mean"
-    """New. `mean` over the supervised tokens of all iterations and ranks of an update; `sum`: as published."""
+    accum_loss: Literal["mean", "sum", "mean_of_means"] = "mean"
+    """New. `mean` over the supervised tokens of all iterations and ranks of an update; `sum` of the iterations' means,
+    as published; `mean_of_means`, as in LLaVA."""
     max_grad_norm: PositiveFloat | None = None
     """New. Clip the gradient of an update to this norm; null: no clipping, as published."""
     max_nonfinite_steps: PositiveInt = 10

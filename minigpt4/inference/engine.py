@@ -28,6 +28,7 @@ from minigpt4.conversation.decoding import TextStream
 from minigpt4.conversation.templates import Turns, conversation_for
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
 from minigpt4.models.beam_search import BeamSearch
+from minigpt4.models.fsdp import copy_weights, whole
 from minigpt4.models.generation import StopOnText, check_stop
 from minigpt4.processors import process_image
 from minigpt4.processors.base_processor import BaseProcessor
@@ -148,6 +149,11 @@ class CheckpointSwitch:
         A weight that the file may leave out is that of the start, never that of the checkpoint before. WeightsError,
         and the weights as before, if they do not fit.
         """
+        if name is not None and not self.model.cfg.is_frozen("llama_model"):
+            raise ConfigError(
+                f"{checkpoint}: was trained with its LLM, and answers of all checkpoints go through one LLM together; "
+                "serve it alone, as model.ckpt"
+            )
         before = self._copy()
         try:
             self._restore(self._kept[self._start])
@@ -166,12 +172,10 @@ class CheckpointSwitch:
             self._current = name
 
     def _copy(self) -> dict[str, Tensor]:
-        return {name: p.detach().to("cpu", copy=True) for name, p in self.model.trainable_parameters().items()}
+        return {name: whole(p) for name, p in self.model.stored_parameters().items()}
 
-    @torch.no_grad()
     def _restore(self, weights: dict[str, Tensor]) -> None:
-        for name, parameter in self.model.trainable_parameters().items():
-            parameter.copy_(weights[name])
+        copy_weights(self.model.stored_parameters(), weights)
 
 
 OUT_OF_MEMORY = "the GPU's memory is full: fewer answers at once, shorter answers, or fewer beams need less"

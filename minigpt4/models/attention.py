@@ -21,6 +21,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.models.fsdp import is_sharded
 
 log = logging.getLogger(__name__)
 
@@ -201,12 +202,17 @@ def native_dtype(model: nn.Module) -> AbstractContextManager:
     """Inside, a 16-bit LLM computes in its own type; one in fp32 follows the caller's autocast.
 
     Autocast to the other 16-bit type (`run.amp_dtype`) would copy every weight and keep the copies for the backward
-    pass: the LLM's memory once more.
+    pass: the LLM's memory once more. Adapters in fp32 (LoRA) compute in its type, too.
     """
     weight = model.get_input_embeddings().weight
     if weight.dtype == torch.float32:
-        return nullcontext()
-    return torch.autocast(weight.device.type, enabled=False)
+        device = weight.device.type
+        if not (torch.is_autocast_enabled(device) and weight.requires_grad and is_sharded(model)):
+            return nullcontext()
+        # It would keep a copy of each layer that was gathered, to the end of the forward pass.
+        return torch.autocast(device, torch.get_autocast_dtype(device), cache_enabled=False)
+    has_adapters = hasattr(model, "peft_config")
+    return torch.autocast(weight.device.type, weight.dtype if has_adapters else None, enabled=has_adapters)
 
 
 def enable_activation_checkpointing(model: nn.Module) -> None:
@@ -219,16 +225,18 @@ def enable_activation_checkpointing(model: nn.Module) -> None:
 def activation_checkpointing(model: nn.Module, active: bool) -> Iterator[None]:
     """Inside, layers keep no activations for the backward pass but compute them again.
 
-    transformers does so in train mode only, and then refuses a key-value cache; there is no dropout to switch on.
+    transformers does so in train mode only, and then refuses a key-value cache; a frozen one is put into it without
+    what it contains, so no dropout is switched on.
     """
     layers = [part for part in model.modules() if hasattr(part, "gradient_checkpointing")] if active else []
+    before = [layer.training for layer in layers]
     for layer in layers:
         layer.training = True
     try:
         yield
     finally:
-        for layer in layers:
-            layer.training = False
+        for layer, training in zip(layers, before, strict=True):
+            layer.training = training
 
 
 # `run.compile`: one compilation serves the norms and MLPs of all layers, whereas attention knows its layer's number and

@@ -1,5 +1,6 @@
 """What every model here has: a configuration, a device, parts that are trained or frozen, groups for the optimizer."""
 
+from collections.abc import Collection
 from types import MethodType
 from typing import Any, ClassVar
 
@@ -30,17 +31,34 @@ class BaseModel(nn.Module):
         """Everything that is trained, under the names of checkpoints; the one place that decides it."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def stored_parameters(self) -> dict[str, nn.Parameter]:
+        """What checkpoints hold: what is trained, and what no other file holds."""
+        return self.trainable_parameters()
+
+    def rule_of(self, name: str) -> Any:
+        """With `lr` and `weight_decay` of the part that a trained weight belongs to, None: as the run says; or None."""
+        return None
+
     def made_with(self) -> dict[str, Any]:
         """What a checkpoint's card says of the frozen parts that its weights belong to."""
         return {}
 
     def get_optimizer_params(self, weight_decay: float) -> list[dict[str, Any]]:
-        """AdamW groups: no decay for 1-D parameters and names with `bias`, `ln` or `bn`, as published."""
-        decay, plain = [], []
+        """AdamW groups: no decay for 1-D parameters and names with `bias`, `ln` or `bn`, as published.
+
+        Parts with a rate or a decay of their own have two more groups, with the rate as `init_lr`.
+        """
+        groups: dict[tuple[Any, Any], tuple[list, list]] = {(None, None): ([], [])}
         for name, parameter in self.trainable_parameters().items():
+            rule = self.rule_of(name)
+            decay, plain = groups.setdefault((rule and rule.lr, rule and rule.weight_decay), ([], []))
             exempt = parameter.ndim < 2 or any(part in name for part in ("bias", "ln", "bn"))
             (plain if exempt else decay).append(parameter)
-        return [{"params": decay, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0}]
+        return [
+            {"params": params, "weight_decay": own_decay} | ({} if lr is None else {"init_lr": lr})
+            for (lr, own), (decay, plain) in groups.items()
+            for params, own_decay in ((decay, weight_decay if own is None else own), (plain, 0))
+        ]
 
 
 def disabled_train(self: nn.Module, mode: bool = True) -> nn.Module:
@@ -55,6 +73,16 @@ def freeze(module: nn.Module) -> nn.Module:
     for part in module.modules():
         part.train = MethodType(disabled_train, part)
     return module
+
+
+def train_within(module: nn.Module, trained: Collection[nn.Module]) -> None:
+    """Take only these parts of a frozen module into training again: gradients, and train mode where it is asked for."""
+    inside = {id(part) for own in trained for part in own.modules()}
+    for own in trained:
+        own.requires_grad_(True)
+    for part in module.modules():
+        if any(id(below) in inside for below in part.modules()):
+            vars(part).pop("train", None)
 
 
 def is_trained(*modules: nn.Module) -> bool:

@@ -1,4 +1,5 @@
-"""Weights in LLaVA's own layouts: `mm_projector.bin`, and a whole model in one directory."""
+"""Weights in LLaVA's own layouts: `mm_projector.bin`, a whole model in one directory, and the folder of a LoRA run
+(`adapter_model` and `adapter_config.json` of peft, `non_lora_trainables.bin`)."""
 
 import json
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from minigpt4.common.checkpoint import read_state_dict
 from minigpt4.common.errors import WeightsError, errors_as
 from minigpt4.common.llava_schema import LlavaConfig
 from minigpt4.models.llm import is_llava
+from minigpt4.models.train_rules import ADAPTER, OF_PEFT_MODEL
 
 PROJECTOR = "mm_projector."
 TOWER = "vision_tower.vision_tower."
@@ -33,6 +35,48 @@ def projector_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a LLaVA's projector under the names of this program, all others as they are."""
     others = {name: tensor for name, tensor in state.items() if PROJECTOR not in name}
     return cut_names(state, PROJECTOR, "llama_proj.") | others
+
+
+ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
+NOT_LORA = "non_lora_trainables.bin"
+_OF_LLM = f"llama_model.{OF_PEFT_MODEL}"
+_PLAIN = {"bias": "none", "peft_type": "LORA"}
+_UNREAD = ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+
+
+def adapter_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """peft's names of adapters in a file -> names of checkpoints; `to_adapter_names` is the other way."""
+    return {f"llama_model.{key.removesuffix('.weight')}.{ADAPTER}.weight": tensor for key, tensor in state.items()}
+
+
+def to_adapter_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The adapters among the trained weights of a checkpoint, as peft names them in a file."""
+    lora = {name: tensor for name, tensor in state.items() if name.startswith(_OF_LLM)}
+    return {n.removeprefix("llama_model.").replace(f".{ADAPTER}.weight", ".weight"): t for n, t in lora.items()}
+
+
+def to_projector_names(state: Mapping[str, Tensor], before: str = "model.") -> dict[str, Tensor]:
+    """The projection among the trained weights of a checkpoint, as LLaVA names it."""
+    own = {name.removeprefix("llama_proj."): t for name, t in state.items() if name.startswith("llama_proj.")}
+    return {f"{before}{PROJECTOR}{name}": tensor for name, tensor in own.items()}
+
+
+def read_lora(path: Path) -> dict[str, Any]:
+    """The folder around an `adapter_model` file, as the content of a checkpoint; WeightsError for other than LoRA."""
+    file, beside = path.with_name("adapter_config.json"), path.with_name(NOT_LORA)
+    with errors_as(WeightsError, f"{file}: cannot be read"):
+        config = json.loads(file.read_text(encoding="utf-8"))
+        odd = [key for key, value in _PLAIN.items() if config.get(key, value) != value]
+        if odd := odd + [key for key in _UNREAD if config.get(key)]:
+            raise WeightsError(f"{file}: {odd[0]}: {config[odd[0]]!r} is not read here; only LoRA of linear layers is")
+        alpha = {"llm": float(config["lora_alpha"])}
+    state = adapter_names(read_state_dict(path))
+    if beside.is_file():
+        others = read_state_dict(beside)
+        if left := [name for name in others if PROJECTOR not in name]:
+            raise WeightsError(f"{beside}: {left[0]} is no weight of a projector")
+        state |= projector_names(others)
+    return {"model": state, "state": {"made_with": {"lora_alpha": alpha}}}
 
 
 def whole_llava(cfg: Any) -> Path | None:

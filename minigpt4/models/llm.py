@@ -31,6 +31,7 @@ from transformers import (
 
 from minigpt4.common.checkpoint import read_weights
 from minigpt4.common.errors import WeightsError, errors_as
+from minigpt4.common.model_schema import TrainRule
 from minigpt4.common.torch_files import check_torch_file, reads_pickles
 from minigpt4.models.attention import attention_for, enable_activation_checkpointing
 from minigpt4.models.base_model import DTYPES, freeze
@@ -128,11 +129,13 @@ def load_llm(
     attention: str | None = None,
     grad_checkpoint: bool = False,
     sharded: bool = False,
+    rule: TrainRule | None = None,
 ) -> nn.Module:
     """The frozen causal LM of `directory` in fp16, bf16, fp32, int8 or nf4 on `device`.
 
     The files are mapped; on a CPU tensors that they hold in the type asked for stay so, and processes share them.
     `sharded`: its layers are spread over the processes of the run, each of which must call this; not for int8 and nf4.
+    They then are ready for `rule`, which is applied later; of itself everything is frozen.
     WeightsError for a Vicuna delta, missing weight files, tensors that do not fit config.json.
     """
     directory = Path(directory).expanduser()
@@ -143,13 +146,14 @@ def load_llm(
     with errors_as(WeightsError, f"model.llama_model: {directory} does not load"):
         _refuse_small_files(directory, config.get_text_config())
         if sharded:
-            model, report = load_sharded(directory, config, DTYPES[precision], device, attention)
+            model, report = load_sharded(directory, config, DTYPES[precision], device, attention, rule)
         else:
             with _silent_about_llava(config):
                 model, report = _load_whole(directory, config, _storage(precision, device), device, attention)
         _refuse_partial(directory, config, report)
         _refuse_delta_weights(directory, model)
-        freeze(model)
+        if not sharded:
+            freeze(model)
         if grad_checkpoint:
             enable_activation_checkpointing(model)
     return model

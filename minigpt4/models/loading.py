@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase
 
 from minigpt4.common.checkpoint import (
     copy_strict,
-    copy_weights,
     drop_keys,
     read_card,
     read_state_dict,
@@ -27,7 +26,8 @@ from minigpt4.common.model_schema import EVA_CLIP_G, MiniGPT4Config
 from minigpt4.common.start_clock import LLM, VISION, phase
 from minigpt4.models.base_model import DTYPES, store_matmuls
 from minigpt4.models.connectors import Connector, build_connector, own_blip2_keys, qformer_file
-from minigpt4.models.llava_weights import PROJECTOR, projector_names, read_part
+from minigpt4.models.fsdp import copy_weights
+from minigpt4.models.llava_weights import ADAPTERS, PROJECTOR, projector_names, read_lora, read_part
 from minigpt4.models.llm import add_tokens, check_llm, load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.vision_tower import VisionTower, build_vision_encoder, load_vision_encoder, read_vit_weights
@@ -90,6 +90,7 @@ def load_language_side(
     """The LLM, tried on a sentence, and its tokenizer; `shard`: as in `load_llm`."""
     tokenizer = load_tokenizer(directory, **cfg.TOKENIZER)
     switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint, "sharded": shard}
+    switches["rule"] = cfg.train.llm
     model = load_llm(directory, cfg.llm_storage, device, **switches)
     with errors_as(WeightsError, f"model.llama_model: {directory} loads, but does not run"):
         set_token_ids(model, tokenizer, beams_count_bos=cfg.BEAMS_COUNT_BOS)
@@ -154,7 +155,8 @@ def load_trained(
     target: Mapping[str, Tensor], path: Path, cfg: MiniGPT4Config, made_with: Mapping[str, Any] | None = None
 ) -> None:
     """Copy the trained weights of a MiniGPT-4 checkpoint into `target`, as `trained_weights` finds them."""
-    weights = trained_weights(target, path, cfg, made_with or {}, read_weights(path))
+    content = read_lora(path) if path.name in ADAPTERS else read_weights(path)
+    weights = trained_weights(target, path, cfg, made_with or {}, content)
     copy_weights(target, weights)
     log.info("Loaded %d trained tensors from %s", len(weights), path)
 
@@ -188,10 +190,11 @@ def trained_weights(
         _refuse_other_parts(path, content, made_with, cfg)
         state = state_dict_of(content, path)
         state = drop_keys(projector_names(state) if isinstance(cfg, LlavaConfig) else state, PUBLISHED_BUFFERS)
-        if of_llm := [name for name in state if PART_OF_LLM.search(name)]:
+        of_llm = [name for name in state if PART_OF_LLM.search(name)]
+        if of_llm and cfg.is_frozen("llama_model"):
             raise WeightsError(
                 f"{path}: holds {len(of_llm)} trained weights of its LLM (such as {of_llm[0]}), LoRA or a soft prompt, "
-                "which this model has not; docs/weights.md lists checkpoints that fit"
+                "which this model has not: model.train.llm says what it has; docs/weights.md lists checkpoints that fit"
             )
         _refuse_other_projection(state, target, path, cfg)
         tolerated = cfg.ckpt_allow_keys
@@ -220,6 +223,13 @@ def _refuse_other_parts(
             f"model.llama_model is {cfg.llama_model} ({here}). A projection speaks one LLM's language; set "
             "model.ckpt_any_llm: True to load it all the same."
         )
+    there, here = card.get("lora_alpha"), made_with.get("lora_alpha", {})
+    for part in here.keys() & (there if isinstance(there, Mapping) else {}).keys():
+        if there[part] != here[part]:
+            raise WeightsError(
+                f"{path}: its adapters were trained with alpha {there[part]}, and model.train.{part}.alpha is "
+                f"{here[part]}; set it to the same"
+            )
     there, here = card.get("vision_fingerprints"), made_with.get("vision_fingerprints", {})
     there = there if isinstance(there, Mapping) else {}
     other = [key for key in here if key in there and here[key] != there[key]]
@@ -253,6 +263,8 @@ def _refuse_other_projection(
 
 
 def _frozen_hint(state: Mapping[str, Tensor], cfg: MiniGPT4Config) -> str:
+    if not cfg.is_frozen("llama_model") and not any(name.startswith("llama_model.") for name in state):
+        return "To start the trained LLM from model.llama_model, set model.ckpt_allow_keys: ['llama_model.*']."
     if cfg.freeze_qformer and any(name.startswith(("Qformer.", "query_tokens")) for name in state):
         return "It also holds a trained Q-Former: set model.freeze_qformer: False."
     if cfg.freeze_vit and any(name.startswith("visual_encoder.") for name in state):

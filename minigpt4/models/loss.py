@@ -1,8 +1,8 @@
 """The LLM's pass over a training batch, and the loss of its targets.
 
-The batch goes through the LLM packed (rows behind each other, without padding), without the beginning that all rows
-share (the LLM is frozen, so its keys and values are kept from step to step), and without the logits of all targets in
-memory at once. Each is a switch of the section `model:`.
+The batch goes through the LLM packed (rows behind each other, without padding). A frozen LLM reads the beginning that
+all rows share once, for its keys and values are kept from step to step, and a frozen output layer makes no logits of
+all targets at once. Each is a switch of the section `model:`.
 Shapes: B rows, T positions, N targets, M image tokens of the batch, P positions of the shared beginning, D channels,
 V vocabulary, G heads that keys have, E channels of a head.
 """
@@ -26,6 +26,7 @@ from minigpt4.models.attention import (
     native_dtype,
     to_device,
 )
+from minigpt4.models.base_model import is_trained
 from minigpt4.models.fsdp import is_sharded
 from minigpt4.models.llm import cache_arguments
 from minigpt4.models.prompting import Batch, embed
@@ -42,13 +43,13 @@ CPU_CHUNK_BYTES, GPU_CHUNK_BYTES = 16 << 20, 64 << 20
 
 
 class LMLoss:
-    """Runs a frozen LLM over batches; remembers the beginnings that they share."""
+    """Runs the LLM over batches; remembers the beginnings that they share, of a frozen one."""
 
     def __init__(self, cfg: MiniGPT4Config, llm: nn.Module) -> None:
         self.cfg = cfg
         self._prefixes = PrefixStates()
-        # Of a sharded LLM a pass of one process alone would hang.
-        self._keeps_prefix = cfg.llm_prefix_cache and not is_sharded(llm)
+        # Of a sharded LLM a pass of one process alone would hang; of a trained one the states change.
+        self._keeps_prefix = cfg.llm_prefix_cache and not is_sharded(llm) and not is_trained(llm)
 
     def losses(
         self,

@@ -2,10 +2,12 @@
 
 The real modules run forward and backward on the meta device while every storage that an operation makes is counted
 from its birth to its death; so the peak holds what autograd keeps, temporaries and logits. Attention is counted as a
-fused kernel (flash or memory-efficient) keeps it, unless `llm_attention` is `eager`.
+fused kernel (flash or memory-efficient) keeps it, unless `llm_attention` is `eager`. Meta tensors know no autocast: the
+linear layers of a trained LLM in fp32, and adapters, cast what they multiply themselves, as autocast would.
 """
 
 import copy
+import functools
 import re
 import weakref
 from collections.abc import Iterable
@@ -19,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from minigpt4.common.errors import ConfigError, WeightsError, errors_as
-from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.common.model_schema import PARTS, MiniGPT4Config
 from minigpt4.models.attention import activation_checkpointing, enable_activation_checkpointing
 from minigpt4.models.base_model import DTYPES, is_trained
 from minigpt4.models.connectors import build_projection
@@ -27,6 +29,7 @@ from minigpt4.models.fsdp import decoder_layers
 from minigpt4.models.llm import read_llm_config
 from minigpt4.models.loading import build_vision, feature_shape, store_frozen
 from minigpt4.models.loss import target_losses
+from minigpt4.models.train_rules import apply_rule
 
 _FUSED = "minigpt4_fused_size"
 
@@ -34,6 +37,7 @@ _FUSED = "minigpt4_fused_size"
 def _fused(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
+    query, key = query.to(value.dtype), key.to(value.dtype)  # of a residual stream in fp32, under autocast
     output = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, is_causal=True)[0]
     return output.transpose(1, 2).contiguous(), None
 
@@ -42,8 +46,8 @@ AttentionInterface.register(_FUSED, _fused)
 AttentionMaskInterface.register(_FUSED, lambda *args, **kwargs: None)
 
 GIB = 2**30
-OPTIMIZER_BYTES = 4 + 8
-"""Per trained parameter: fp32 gradient and AdamW's two fp32 moments."""
+COPIES = 3
+"""Of what is trained, beside the weights: gradient and AdamW's two moments, in the type of the weight."""
 CUDA_ALLOWANCE = int(1.3 * GIB)
 """CUDA context, library workspaces and allocator slack; an allowance, not a measurement."""
 _QUANTISED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # nf4: one fp32 scale for 64 weights
@@ -72,6 +76,8 @@ class Part:
     parameters: int
     trained: int
     weight_bytes: int
+    optimizer_bytes: int = 0
+    """Gradients and AdamW's moments."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ class Estimate:
 
     @property
     def optimizer(self) -> int:
-        return self.trained * OPTIMIZER_BYTES
+        return sum(part.optimizer_bytes for part in self.parts)
 
     @property
     def allocated(self) -> int:
@@ -133,7 +139,8 @@ class StorageCounter(TorchDispatchMode):
 class MetaModel:
     """All parts of a configuration on the meta device, ready to be sized at any batch."""
 
-    def __init__(self, cfg: MiniGPT4Config, llm_config: PretrainedConfig) -> None:
+    def __init__(self, cfg: MiniGPT4Config, llm_config: PretrainedConfig, amp: torch.dtype | None = None) -> None:
+        """`amp`: type of the run's autocast, None without."""
         self.cfg = cfg
         with torch.device("meta"):
             self.encoder, self.ln_vision, self.connector = build_vision(cfg)
@@ -147,10 +154,11 @@ class MetaModel:
                 )
                 enable_activation_checkpointing(self.llm)
         self.llm.requires_grad_(False).eval()
-        self.encoder.requires_grad_(not cfg.freeze_vit)
-        self.ln_vision.requires_grad_(not cfg.freeze_vit)
-        self.connector.requires_grad_(not cfg.freeze_qformer)
         vision = (self.encoder, self.ln_vision, self.connector)
+        names = ("visual_encoder", "ln_vision", "Qformer", "llama_proj", "llama_model")
+        with torch.device("meta"):
+            for name, module in zip(names, (*vision, self.projection, self.llm), strict=True):
+                self._apply(name, module)
         store_frozen(self.encoder, cfg.freeze_vit, cfg)
         store_frozen(self.connector, cfg.freeze_qformer, cfg)
         llm = replace(_part(_LLM, self.llm), weight_bytes=_llm_bytes(self.llm, cfg.llm_storage))
@@ -161,24 +169,63 @@ class MetaModel:
         for part in vision if cfg.vit_precision != "fp32" else ():
             part.to(DTYPES[cfg.vit_precision])
         self.projection.to(self.llm.dtype)
+        self._casts: list[Tensor] | None = []
+        """What autocast keeps to the end of the forward pass; None: nothing."""
+        computing = amp if self.llm.dtype == torch.float32 else self.llm.dtype
+        for layer in self.llm.modules() if is_trained(self.llm) and computing else ():
+            if isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32 != computing:
+                layer.forward = functools.partial(self._cast_linear, layer, computing)
+
+    def _apply(self, name: str, module: nn.Module) -> None:
+        rule = self.cfg.rule_of(name)
+        module.requires_grad_(rule.rule == "full")
+        blocks = list(decoder_layers(module) if module is self.llm else getattr(module, "blocks", ()))
+        if rule.rule not in ("frozen", "full") and blocks:
+            apply_rule(module, rule, f"model.train.{PARTS[name]}", blocks)
+        for part in module.modules() if rule.is_lora else ():
+            part.training = isinstance(part, nn.Dropout)  # alone: layers would recompute
+
+    def _cast_linear(self, layer: nn.Linear, dtype: torch.dtype, inputs: Tensor) -> Tensor:
+        weight = layer.weight.to(dtype)
+        if self._casts is not None:
+            self._casts.append(weight)
+        bias = None if layer.bias is None else layer.bias.to(dtype)
+        return nn.functional.linear(inputs.to(dtype), weight, bias)
 
     def estimate(
-        self, batch_size: int, lengths: Lengths, *, recompute: bool | None = None, cached: bool = False
+        self,
+        batch_size: int,
+        lengths: Lengths,
+        *,
+        recompute: bool | None = None,
+        cached: bool = False,
+        keeps_gradients: bool = False,
+        sharded: bool = False,
     ) -> Estimate:
         """Run one training step of `batch_size` on meta tensors.
 
-        `recompute` overrides `llm_grad_checkpoint`; with `cached` features the vision side is not loaded.
+        `recompute` overrides `llm_grad_checkpoint`; with `cached` features the vision side is not loaded;
+        `keeps_gradients`: the LLM's from a micro-batch to the next, or in DDP's buckets; `sharded`: its layers are.
         """
         recompute = self.cfg.llm_grad_checkpoint if recompute is None else recompute
         known = nn.ModuleList((self.encoder, self.ln_vision, self.connector, self.projection, self.llm))
         known.zero_grad(set_to_none=True)
         shape = feature_shape(self.cfg) if cached else None
         llm = f"model.llama_model: no step is possible with what {self.cfg.llama_model} describes"
+        trained = [p for p in self.llm.parameters() if p.requires_grad]
+        keeps_gradients = keeps_gradients or sharded
+        hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in trained if keeps_gradients]
         with errors_as(WeightsError, llm), StorageCounter(known) as counter:
             embeds_BTD = self._embeds(batch_size, lengths, shape)
-            self._loss(embeds_BTD, lengths.answer, recompute).backward()
+            self._casts = None if sharded else []
+            loss = self._loss(embeds_BTD, lengths.answer, recompute)
+            self._casts = None
+            loss.backward()
+        for hook in hooks:
+            hook.remove()
         parts = self.parts[-2:] if cached else self.parts
-        return Estimate(parts, batch_size, embeds_BTD.shape[1], counter.peak)
+        activations = counter.peak - (0 if keeps_gradients else _bytes(trained))
+        return Estimate(parts, batch_size, embeds_BTD.shape[1], activations)
 
     def stored_as(self, estimate: Estimate, storage: str) -> Estimate:
         """The same step with the LLM stored in another precision; its activations stay in 16 bits."""
@@ -188,10 +235,18 @@ class MetaModel:
         """The same step with the LLM spread over so many GPUs (`run.parallel: fsdp`), on the fullest of them."""
         if gpus == 1:
             return estimate
-        layers = [[p for p in layer.parameters() if p.ndim > 1] for layer in decoder_layers(self.llm)]
-        whole = _bytes(self.llm.parameters()) - sum(map(_bytes, layers))
-        own = sum(-(-len(p) // gpus) * p[0].numel() * p.element_size() for layer in layers for p in layer)
-        llm = replace(_part(_LLM, self.llm), weight_bytes=whole + own)
+        layers = [
+            [p for name, p in layer.named_parameters() if p.ndim > 1 and ".lora_" not in name]
+            for layer in decoder_layers(self.llm)
+        ]
+        spread = [p for layer in layers for p in layer]
+        saved = {id(p): (len(p) - -(-len(p) // gpus)) * p[0].numel() * p.element_size() for p in spread}
+        part = _part(_LLM, self.llm)
+        llm = replace(
+            part,
+            weight_bytes=part.weight_bytes - sum(saved.values()),
+            optimizer_bytes=part.optimizer_bytes - COPIES * sum(saved[id(p)] for p in spread if p.requires_grad),
+        )
         gathered = Part("LLM, gathered layers", 0, 0, int(GATHERED_LAYERS * max(map(_bytes, layers))))
         return _with_llm(estimate, llm, gathered)
 
@@ -207,7 +262,11 @@ class MetaModel:
                 features_BQV = self.connector(self.ln_vision(self.encoder(image)))
         image_BQD = self.projection(features_BQV.to(dtype))
         length = 1 + lengths.prompt + lengths.answer
-        text = torch.empty(batch_size, length, image_BQD.shape[2], dtype=dtype, device="meta")
+        embedding = self.llm.get_input_embeddings()
+        if embedding.weight.requires_grad:
+            text = embedding(torch.empty(batch_size, length, dtype=torch.long, device="meta"))
+        else:
+            text = torch.empty(batch_size, length, image_BQD.shape[2], dtype=dtype, device="meta")
         return torch.cat([image_BQD, text], dim=1)
 
     def _loss(self, embeds_BTD: Tensor, answer: int, recompute: bool) -> Tensor:
@@ -250,14 +309,20 @@ def _bytes(parameters: Iterable[nn.Parameter]) -> int:
 
 def _part(name: str, *modules: nn.Module) -> Part:
     parameters = [p for module in modules for p in module.parameters()]
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    return Part(name, sum(p.numel() for p in parameters), trained, _bytes(parameters))
+    trained = [p for p in parameters if p.requires_grad]
+    counts = [sum(p.numel() for p in some) for some in (parameters, trained)]
+    return Part(name, *counts, _bytes(parameters), COPIES * _bytes(trained))
+
+
+def _drop_gradient(parameter: nn.Parameter) -> None:
+    parameter.grad = None
 
 
 def _llm_bytes(llm: nn.Module, storage: str) -> int:
     """Stored size; bitsandbytes quantises linear layers except the output layer."""
     sizes = {id(p): p.nbytes for p in llm.parameters()}
     for module in llm.modules() if storage in _QUANTISED_BYTES else ():
-        if isinstance(module, nn.Linear) and module is not llm.get_output_embeddings():
+        quantised = isinstance(module, nn.Linear) and not module.weight.requires_grad
+        if quantised and module is not llm.get_output_embeddings():
             sizes[id(module.weight)] = int(module.weight.numel() * _QUANTISED_BYTES[storage])
     return sum(sizes.values())

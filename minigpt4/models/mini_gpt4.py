@@ -21,12 +21,13 @@ from minigpt4.common.checkpoint import find_weights
 from minigpt4.common.config import MODEL_SCHEMAS
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.llava_schema import LlavaConfig
-from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.common.model_schema import PARTS, MiniGPT4Config, TrainRule
 from minigpt4.common.registry import registry
 from minigpt4.common.start_clock import phase
 from minigpt4.models import llm, prompting
 from minigpt4.models.base_model import DTYPES, BaseModel, freeze, is_trained
 from minigpt4.models.connectors import Connector, build_projection
+from minigpt4.models.fsdp import decoder_layers
 from minigpt4.models.generation import GenerationMixin
 from minigpt4.models.llava_prompting import LlavaPrompts
 from minigpt4.models.loading import (
@@ -39,6 +40,7 @@ from minigpt4.models.loading import (
 )
 from minigpt4.models.loss import LMLoss
 from minigpt4.models.prompting import ImageFeatures, PromptBuilder, Samples, read_samples
+from minigpt4.models.train_rules import apply_rule, trained_weights_of
 from minigpt4.models.vision_tower import VisionTower
 
 log = logging.getLogger(__name__)
@@ -81,7 +83,12 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         self.llama_model, self.llama_tokenizer = llama_model, llama_tokenizer
         llm_width = llama_model.get_input_embeddings().weight.shape[1]
         self.llama_proj = build_projection(cfg, connector.feature_width, llm_width)
-        self._freeze_parts()
+        self._freeze_vision()
+        if self.cfg.is_frozen("llama_proj"):
+            freeze(self.llama_proj)
+        rule = self.cfg.train.llm
+        if rule.rule != "frozen":
+            apply_rule(llama_model, rule, "model.train.llm", decoder_layers(llama_model) if rule.blocks else ())
         self.prompting = (LlavaPrompts if isinstance(cfg, LlavaConfig) else PromptBuilder)(llama_tokenizer, cfg)
         self.lm_loss = LMLoss(cfg, llama_model)
         self._made_with: dict[str, Any] | None = None
@@ -144,8 +151,9 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
             raise ValueError(f"reduction: {reduction!r} is neither 'mean' nor 'none'")
         batch, image_tokens_MD = self.training_batch(read_samples(samples))
         dummy_loss = None
-        if not len(batch.image_source):  # text alone: trained parts and LLM are in the graph, or other ranks wait
-            dummy_loss = 0.0 * sum(p.sum() for p in self.trainable_parameters().values())
+        if not len(batch.image_source):  # text alone: what is trained is in the graph, or other ranks wait
+            before_llm = self._trained_before_llm().values()
+            dummy_loss = 0.0 * sum(p.sum() for p in before_llm) if before_llm else None
         num_tokens = batch.num_targets
         if not num_tokens:  # one that counts for nothing, or other ranks wait
             batch.targets_BT[batch.lengths_B.argmax(), -1] = 0
@@ -235,21 +243,34 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         return self.Qformer.query_tokens
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
+        return {**self._trained_before_llm(), **trained_weights_of(self.llama_model, self.cfg.train.llm)}
+
+    def stored_parameters(self) -> dict[str, nn.Parameter]:
+        """With a frozen projection, too, which no other file holds."""
+        return self.trainable_parameters() | {f"llama_proj.{n}": p for n, p in self.llama_proj.named_parameters()}
+
+    def _trained_before_llm(self) -> dict[str, nn.Parameter]:
         named = dict(self.Qformer.lavis_parameters())
         named |= {f"visual_encoder.{n}": p for n, p in self.visual_encoder.model.named_parameters()}
         named |= {f"ln_vision.{n}": p for n, p in self.ln_vision.named_parameters()}
         named |= {f"llama_proj.{n}": p for n, p in self.llama_proj.named_parameters()}
         return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
 
+    def rule_of(self, name: str) -> TrainRule:
+        return self.cfg.rule_of(name)
+
     @property
     def vision_is_frozen(self) -> bool:
         """Whether everything before the projection is as its files have it."""
         return not self._trained
 
-    def _freeze_parts(self) -> None:
+    def _freeze_vision(self) -> None:
         for name in _VISION_SIDE:
-            if self.cfg.is_frozen(name):
-                freeze(getattr(self, name))
+            part, rule = getattr(self, name), self.cfg.rule_of(name)
+            if rule.rule == "frozen" or (rule.rule != "full" and not hasattr(part, "blocks")):
+                freeze(part)
+            elif rule.rule != "full":
+                apply_rule(part, rule, f"model.train.{PARTS[name]}", list(part.blocks))
         # Asked in each step: not by a walk over a billion parameters.
         self._trained = [part for name in _VISION_SIDE if is_trained(part := getattr(self, name))]
 
@@ -259,7 +280,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
             return
         log.info("An image is to be encoded: loading the vision encoder now")
         self.visual_encoder, self.ln_vision, self.Qformer = load_vision(self.cfg, self.device)
-        self._freeze_parts()
+        self._freeze_vision()
 
     @phase(start_clock.CHECKPOINT)
     def load_checkpoint(self, path: str | Path) -> None:
@@ -268,7 +289,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         Raises WeightsError with the difference, and with the reason where it is another LLM's projection.
         """
         file = find_weights(str(path), "model.ckpt", Path(path).name)
-        load_trained(self.trainable_parameters(), file, self.cfg, self.made_with())
+        load_trained(self.stored_parameters(), file, self.cfg, self.made_with())
 
     def made_with(self) -> dict[str, Any]:
         if self._made_with is None:
@@ -276,6 +297,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
                 "llm_fingerprint": llm.fingerprint(self.llama_model),
                 "vision_fingerprints": vision_fingerprints(self.cfg),
             }
+            if alpha := {part: rule.alpha for part, rule in vars(self.cfg.train).items() if rule.is_lora}:
+                self._made_with["lora_alpha"] = alpha
         return self._made_with
 
 

@@ -156,7 +156,7 @@ def collate_prompts(rows: Sequence[TokenSequence], pad_id: int, *, left: bool = 
 
 def embed(batch: Batch, embedding: nn.Module, image_tokens_MD: Tensor | None) -> Tensor:
     """(B, T, D) in the dtype of the embedding table: token embeddings with the image tokens in their places."""
-    with torch.no_grad():
+    with torch.set_grad_enabled(torch.is_grad_enabled() and embedding.weight.requires_grad):
         embeds_BTD = embedding(batch.ids_BT)
     if image_tokens_MD is None or not len(batch.image_source):
         return embeds_BTD

@@ -19,7 +19,7 @@ from minigpt4.common import start_clock
 from minigpt4.common.checkpoint import BEST, amend_card, drop_leftovers, drop_old, read_card, save_checkpoint
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes, StopRequest, distribute, rng_state, set_rng_state
-from minigpt4.common.errors import MiniGPT4Error, RunError, WeightsError, errors_as
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, WeightsError, errors_as
 from minigpt4.common.optims import NonFiniteGuard
 from minigpt4.common.registry import registry
 from minigpt4.common.run_folder import RunFolder
@@ -38,7 +38,7 @@ from minigpt4.datasets import (
 from minigpt4.models.attention import compile_parts
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.feature_cache import FeatureEncoder
-from minigpt4.models.fsdp import uneven_inputs
+from minigpt4.models.fsdp import LocalRows, uneven_inputs
 from minigpt4.runners import state
 from minigpt4.tasks import BaseTask
 
@@ -88,9 +88,12 @@ class RunnerBase:
         self.position = state.Position()
         if self.run.evaluate:
             return
-        self.parameters: dict[str, nn.Parameter] = self.model.trainable_parameters()
+        self.rows = LocalRows(self.model.trainable_parameters())
+        self.parameters: dict[str, nn.Parameter] = self.rows.parameters
+        if not self.parameters:
+            raise ConfigError("model.train: everything is frozen; there is nothing to train")
         self.optimizer = torch.optim.AdamW(
-            self.model.get_optimizer_params(self.run.weight_decay),
+            self.rows.groups(self.model.get_optimizer_params(self.run.weight_decay)),
             lr=self.run.init_lr,
             betas=(0.9, self.run.beta2),
             eps=ADAM_EPS,
@@ -108,6 +111,8 @@ class RunnerBase:
             warmup_steps=self.run.warmup_steps,
             warmup_start_lr=self.run.warmup_lr,
             decay_rate=self.run.lr_decay_rate,
+            warmup_ratio=self.run.warmup_ratio,
+            accum_grad_iters=self.run.accum_grad_iters,
         )
         self.loader = self.build_train_loader(datasets)
         self.valid_loaders = self.build_eval_loaders(datasets, self.run.valid_splits)
@@ -174,7 +179,7 @@ class RunnerBase:
         samples = self.features.complete_batch(samples) if self.features else samples
         self.schedule.step(epoch, iteration)
         # With the published sum, the rest of an epoch waits for the next one.
-        epoch_ends = run.accum_loss == "mean" and iteration + 1 == run.iters_per_epoch
+        epoch_ends = run.accum_loss != "sum" and iteration + 1 == run.iters_per_epoch
         sync_gradients = epoch_ends or (iteration + 1) % run.accum_grad_iters == 0
 
         # Ranks exchange gradients only in the micro-batch that completes the update.
@@ -184,16 +189,20 @@ class RunnerBase:
                 output = self.task.train_step(self.wrapped_model, samples)
             loss, num_tokens = output["loss"], output["num_tokens"]
             detached = loss.detach()
-            weight = num_tokens / TOKEN_UNIT if run.accum_loss == "mean" else 1.0
+            weights = {"mean": num_tokens / TOKEN_UNIT, "sum": 1.0, "mean_of_means": 1 / run.accum_grad_iters}
+            weight = weights[run.accum_loss]
             # NaN if the loss is not finite, else 0: such a loss can have a finite gradient, and every rank must skip it
             poison = detached - detached
             self.scaler.scale(loss * (weight + poison)).backward()
+        self.rows.take_gradients()
         self.num_tokens += num_tokens
         self.bad_losses += (~detached.isfinite()).float()
         self.image_ids += samples.get("image_id") or []
 
         if sync_gradients:
             gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            if len(gradients) < len(self.parameters):
+                state.require_adapters_trained(self.parameters)
             self.scaler.unscale_(self.optimizer)
             if run.accum_loss == "mean":
                 # From the ranks' averaged, TOKEN_UNIT-weighted sums to the mean over all tokens of the update.
@@ -201,7 +210,7 @@ class RunnerBase:
                 if self.processes.world_size > 1:
                     dist.all_reduce(tokens)
                 torch._foreach_mul_(gradients, TOKEN_UNIT * self.processes.world_size / tokens)
-            norm = nn.utils.get_total_norm(gradients)
+            norm = self.rows.total_norm()
             if run.max_grad_norm is not None:
                 nn.utils.clip_grads_with_norm_(self.parameters.values(), run.max_grad_norm, norm)
             bad_gradient = ~norm.isfinite()  # the same on all ranks, for they have the same gradients
@@ -211,6 +220,7 @@ class RunnerBase:
             self.scaler.update()
             self.guard.watch(bad_gradient, self.bad_losses > 0, self.image_ids)
             self.optimizer.zero_grad(set_to_none=True)
+            self.rows.give_gradients()
             self._start_update()
         self.position.iteration = iteration + 1
         return detached
@@ -333,10 +343,11 @@ class RunnerBase:
         """Every rank must call it; rank 0 writes, and all ranks stop together if it could not."""
         self.guard.flush()
         ranks = self.processes.gather(state.rank_state(self))
+        content = state.content(self, ranks) if self.processes.is_main or self.rows else {}
         failure: MiniGPT4Error | None = None
         if self.processes.is_main:
             try:
-                save_checkpoint(self.folder / name, state.content(self, ranks), state.card(self))
+                save_checkpoint(self.folder / name, content, state.card(self))
                 log.info("Saved %s", self.folder / name)
                 drop_old(self.folder, self.run.keep_last)
             except MiniGPT4Error as error:
@@ -425,7 +436,7 @@ class RunnerBase:
     def _announce(self) -> None:
         """What is trained, and on how much."""
         run, iterations = self.run, self.run.max_epoch * self.run.iters_per_epoch
-        log.info("number of trainable parameters: %d", sum(p.numel() for p in self.parameters.values()))
+        log.info("number of trainable parameters: %d", sum(self.rows.like(p).numel() for p in self.parameters.values()))
         updates = run.max_epoch * math.ceil(run.iters_per_epoch / run.accum_grad_iters)
         if run.accum_loss == "sum":  # what is left at the end makes no update
             updates = iterations // run.accum_grad_iters

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt4.common.binding import AUTO
-from minigpt4.common.checkpoint import copy_weights, is_finite, newest_checkpoint, read_checkpoint
+from minigpt4.common.checkpoint import is_finite, newest_checkpoint, read_checkpoint
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes, rng_state, set_rng_state
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, WeightsError
@@ -20,6 +20,7 @@ from minigpt4.common.optims import NOT_FINITE
 from minigpt4.common.run_folder import RunFolder, hold_folder
 from minigpt4.common.utils import JsonLines, is_before
 from minigpt4.datasets.datasets.dataloader_utils import BAD_SAMPLES
+from minigpt4.models.fsdp import copy_weights, whole
 from minigpt4.models.loading import trained_weights
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 
 GROUP_KEYS = ("params", "lr", "betas", "eps", "weight_decay")
 """Of a group of AdamW's parameters, in all versions."""
+OWN_KEYS = ("fused", "foreach", "init_lr")
+"""Those that a run takes from its configuration, not from a file."""
 IN_USE = (
     "Two runs in one folder would mix their files: wait for it to end or stop it. To branch off beside it, name a "
     "checkpoint by run.resume_ckpt_path, which starts a folder of its own"
@@ -91,11 +94,17 @@ def _choose(config: Config) -> tuple[str | None, Path]:
 
 
 def content(runner: "RunnerBase", ranks: list[Any]) -> dict[str, Any]:
-    """A checkpoint in the published layout, with a `state` entry beside it for exact resume."""
+    """A checkpoint in the published layout, with a `state` entry beside it for exact resume.
+
+    Every rank must call it where a sharded LLM is trained; rank 0's counts.
+    """
     model, position = runner.model, runner.position
+    saved = _optimizer_state(runner)
+    groups = runner.optimizer.param_groups
+    saved["optimizer"] = runner.rows.convert_moments(saved["optimizer"], groups, gather=True)
     return {
-        "model": {name: p.detach().cpu().clone() for name, p in model.trainable_parameters().items()},
-        **_optimizer_state(runner),
+        "model": {name: whole(p) for name, p in model.stored_parameters().items()},
+        **saved,
         "config": dict(runner.cfg.merged),
         "epoch": position.epoch - 1,  # the last whole one, as published
         "state": {"position": asdict(position), "ranks": ranks, "made_with": model.made_with()},
@@ -154,9 +163,11 @@ def resume(path: Path, runner: "RunnerBase") -> list[dict[str, Any]]:
     Raises WeightsError, naming the entry, for a file that does not fit the model or is not built like what this run
     would save now; then nothing was changed.
     """
-    saved, weights = _read(path, runner.model)
+    saved, weights = _read(path, runner.model, replace(runner.model.cfg, ckpt_allow_keys=[]))
     own = {**_optimizer_state(runner), "rank": rank_state(runner)}
-    _check_optimizer(path, saved["optimizer"], own["optimizer"], runner.optimizer.param_groups)
+    groups = runner.optimizer.param_groups
+    like = [[runner.rows.like(p) for p in group["params"]] for group in groups]
+    _check_optimizer(path, saved["optimizer"], own["optimizer"], like)
     scaler = saved.get("scaler") or None
     if scaler is not None and own["scaler"] is not None:
         require_like(scaler, own["scaler"], path, "scaler")
@@ -164,12 +175,13 @@ def resume(path: Path, runner: "RunnerBase") -> list[dict[str, Any]]:
             raise WeightsError(f"{path}: scaler.scale is {scaler['scale']}; gradients cannot be scaled by it")
     position, ranks = _position(path, saved)
     for number, entry in enumerate(ranks):
-        _check_rank(path, entry, own["rank"], runner.parameters, f"state.ranks[{number}]")
+        trained = {n: p if runner.rows.like(p).shape == p.shape else None for n, p in runner.parameters.items()}
+        _check_rank(path, entry, own["rank"], trained, f"state.ranks[{number}]")
 
     # The file fits: from here on the runner changes.
     for group, our in zip(saved["optimizer"]["param_groups"], runner.optimizer.param_groups, strict=True):
-        group["fused"], group["foreach"] = our["fused"], our["foreach"]  # the implementation is this run's choice
-    runner.optimizer.load_state_dict(saved["optimizer"])
+        group |= {key: our[key] for key in OWN_KEYS if key in our}  # this run's choice
+    runner.optimizer.load_state_dict(runner.rows.convert_moments(saved["optimizer"], groups, gather=False))
     if scaler and runner.scaler.is_enabled():
         runner.scaler.load_state_dict(scaler)
     runner.position = position
@@ -191,33 +203,43 @@ def resume(path: Path, runner: "RunnerBase") -> list[dict[str, Any]]:
         if pending := own_state["pending"]:
             for name, gradient in pending["gradients"].items():
                 runner.parameters[name].grad = gradient.to(runner.device)
+            runner.rows.give_gradients()
             runner.num_tokens, runner.image_ids = pending["tokens"], list(pending["ids"])
         runner.guard.load_state_dict(own_state["finite"])
         runner.run_log.load_state_dict(own_state["log"])
         set_rng_state(own_state["rng"])
-    copy_weights(runner.parameters, weights)
+    copy_weights(runner.model.stored_parameters(), weights)
     return ranks
 
 
 def load_weights(path: Path, model: nn.Module) -> Position:
     """Load a checkpoint's weights alone into `model`; where the run stood. WeightsError if it does not fit."""
-    saved, weights = _read(path, model)
+    saved, weights = _read(path, model, model.cfg)
     position, _ = _position(path, saved)
-    copy_weights(model.trainable_parameters(), weights)
+    copy_weights(model.stored_parameters(), weights)
     return position
 
 
-def _read(path: Path, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The content of a checkpoint, and its weights, which fit the model."""
+def _read(path: Path, model: nn.Module, cfg: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The content of a checkpoint, and its weights, which fit the model; `cfg`: the section of the model."""
     saved = read_checkpoint(path)
     if missing := [key for key in ("model", "optimizer", "epoch") if key not in saved]:
         raise WeightsError(
             f"{path}: has no {', '.join(missing)}, so a run cannot go on from it. To start a new run from its weights "
             "set model.ckpt instead of run.resume_ckpt_path."
         )
-    weights = trained_weights(model.trainable_parameters(), path, model.cfg, model.made_with(), saved)
+    weights = trained_weights(model.stored_parameters(), path, cfg, model.made_with(), saved)
     require_like(saved["epoch"], 0, path, "epoch")
     return saved, weights
+
+
+def require_adapters_trained(parameters: Mapping[str, nn.Parameter]) -> None:
+    """RunError for adapters without gradient, which a layer that reads its own weights passes by (timm's Eva: qkv)."""
+    if lost := [name for name, p in parameters.items() if p.grad is None and ".lora_" in name]:
+        raise RunError(
+            f"{lost[0]}: no gradient reaches this adapter, for the layer around it reads the weights itself; name "
+            "other layers in target_modules of model.train"
+        )
 
 
 def drop_later_lines(folder: Path, ranks: list[dict[str, Any]], validated: int) -> None:
@@ -240,21 +262,20 @@ def drop_later_lines(folder: Path, ranks: list[dict[str, Any]], validated: int) 
 # Is a file built like what a run saves?
 
 
-def _check_optimizer(path: Path, saved: Any, own: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
+def _check_optimizer(path: Path, saved: Any, own: Mapping[str, Any], weights: list[list[Tensor]]) -> None:
     require_like(saved, {"state": {}, "param_groups": [{}]}, path, "optimizer")
     theirs, ours = saved["param_groups"], own["param_groups"]
     if len(theirs) != len(ours):
         raise WeightsError(f"{path}: optimizer has {len(theirs)} groups of parameters, this run has {len(ours)}")
     for number, (group, our) in enumerate(zip(theirs, ours, strict=True)):
         # Other versions of torch save other switches, and which implementation computes is this run's choice.
-        known = [key for key in our if key in GROUP_KEYS or (key in group and key not in ("fused", "foreach"))]
+        known = [key for key in our if key in GROUP_KEYS or (key in group and key not in OWN_KEYS)]
         like = {key: float(our[key]) if type(our[key]) is int else our[key] for key in known}
         require_like(group, like, path, f"optimizer.param_groups[{number}]")
-        for index, parameter in zip(group["params"], groups[number]["params"], strict=True):
+        for index, like in zip(group["params"], weights[number], strict=True):
             moments, where = saved["state"].get(index), f"optimizer.state.{index}"
             if moments is None:  # never updated
                 continue
-            like = torch.zeros(parameter.shape)
             step = torch.zeros(()) if isinstance(_mapping(saved["state"], index).get("step"), Tensor) else 0.0
             require_like(moments, {"exp_avg": like, "exp_avg_sq": like, "step": step}, path, where)
             if not (is_finite(moments["exp_avg"]) and is_finite(moments["exp_avg_sq"])):

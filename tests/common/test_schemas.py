@@ -264,7 +264,7 @@ wandb_log job_name log_freq
 """
 NEW_KEYS = """
 chat amp_dtype accum_loss max_grad_norm max_nonfinite_steps save_every_iters keep_last max_bad_share max_bad_in_a_row
-tensorboard_log valid_captions generation failure_prompts feature_cache compile parallel
+tensorboard_log valid_captions generation failure_prompts feature_cache compile parallel warmup_ratio
 """
 SHARDS = {"builder": "image_caption_shards", "build_info": {"storage": "x/{0..3}.tar"}}
 PAIR = {"builder": "image_caption_json", "build_info": {"ann_path": "a.json", "image_path": "images"}}
@@ -318,7 +318,9 @@ generation.beams=5
 """
 MODEL_FAULTS = """
 vit_config.depth=2.5 vit_config.mlp_ratio=0 vit_config.dept=3 qformer_config.hidden_size=1000000000 vit_precision=int8
-llm_precision=fp8 proj_layers=2 vit_layer=0 drop_path_rate=1 device_8bit=-1 max_txt_len=0 lora_r=64 prompt=Describe.
+llm_precision=fp8 proj_layers=2 vit_layer=0 drop_path_rate=1 device_8bit=-1 max_txt_len=0 prompt=Describe.
+train.lmm=full train.llm=full train.llm=half train.projection=lora train.vision=qlora train.llm=last lora_alpha=0
+lora_dropout=1
 """
 FAULTS = [(RunConfig, fault) for fault in RUN_FAULTS.split()]
 FAULTS += [(MiniGPT4Config, fault) for fault in MODEL_FAULTS.split()]

@@ -13,6 +13,16 @@ STEP = (Path(__file__).with_name("on_mock.py"), REPOSITORY / "benchmarks/gpu_ste
 ALLOWANCE = "CUDA and allocator"
 
 
+BF16 = ("run.amp_dtype=bf16", "model.vit_precision=bf16")
+TRAINED = {
+    "fp32": (*BF16, "model.train.llm=full", "model.llm_precision=fp32"),
+    "fp32, accumulated": (*BF16, "model.train.llm=full", "model.llm_precision=fp32", "run.accum_grad_iters=2"),
+    "bf16": (*BF16, "model.train.llm=full", "model.llm_precision=bf16", "model.llm_grad_checkpoint=True"),
+    "last": (*BF16, "model.train.llm.rule=last", "model.train.llm.blocks=4", "model.llm_precision=fp32"),
+    "lora": (*BF16, "model.train.llm=lora", "model.llm_precision=bf16"),
+}
+
+
 def _step(mock_gpu, recipe, *more, gib, gpus=1):
     arguments = (*STEP, REPOSITORY / f"train_configs/{recipe}.yaml", *more)
     if gpus > 1:
@@ -41,11 +51,22 @@ def test_memory_of_a_step_is_what_check_says(mock_gpu, recipe, llm):
     assert set(step["waits"][2:]) == {0}
 
 
-def test_memory_of_a_sharded_step_is_what_check_says(mock_gpu):
-    options = ("--options", "run.parallel=fsdp")
+@pytest.mark.parametrize("trained", [(), ("model.llm_grad_checkpoint=True", *TRAINED["fp32"])], ids=["frozen", "full"])
+def test_memory_of_a_sharded_step_is_what_check_says(mock_gpu, trained):
+    options = ("--options", "run.parallel=fsdp", *trained)
     step = _step(mock_gpu, "minigpt4_flickr_finetune", "--steps", "3", *options, gib=79, gpus=2)
     _, table = _check("minigpt4_flickr_finetune", "--gpus", "2", *options)
     assert step["allocated_gib"] == pytest.approx(table["total"] - table[ALLOWANCE], rel=0.03)
+
+
+@pytest.mark.parametrize("options", TRAINED.values(), ids=TRAINED)
+def test_memory_of_a_step_with_a_trained_llm_is_what_check_says(mock_gpu, options):
+    if "model.train.llm=lora" in options:
+        pytest.importorskip("peft")
+    step = _step(mock_gpu, "minigpt4_flickr_finetune", "--steps", "4", "--options", *options, gib=141)
+    _, table = _check("minigpt4_flickr_finetune", "--options", *options)
+    assert step["allocated_gib"] == pytest.approx(table["total"] - table[ALLOWANCE], rel=0.03)
+    assert set(step["waits"][2:]) == {0}
 
 
 @pytest.mark.parametrize("recipe", ["minigpt4_stage1_pretrain", "minigpt4_stage2_finetune"])

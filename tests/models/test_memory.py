@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import Gemma2Config
 
+from minigpt4.common.binding import bind
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.attention import FUSED
@@ -35,16 +36,16 @@ def tiny(tiny_section):
     )
 
 
-def estimated(cfg: MiniGPT4Config, batch_size: int, length: int, **changes: bool) -> Estimate:
+def estimated(cfg: MiniGPT4Config, batch_size: int, length: int, amp=None, **changes: bool) -> Estimate:
     """The estimate of a step whose sequences have `length` positions."""
     prompt = length - 1 - ANSWER - (8 if cfg.has_qformer else 4)
-    meta = MetaModel(cfg, read_llm_config(Path(cfg.llama_model)))
+    meta = MetaModel(cfg, read_llm_config(Path(cfg.llama_model)), amp)
     return meta.estimate(batch_size, Lengths(prompt, ANSWER), **changes)
 
 
-def real_peak(cfg: MiniGPT4Config, batch_size: int, cached: bool = False) -> tuple[int, int]:
-    """Peak bytes and tokens of a sequence of a training step on real tensors."""
-    model = MiniGPT4.from_config(cfg)
+def real_peak(cfg: MiniGPT4Config, batch_size: int, cached: bool = False, amp=None, micro: int = 1) -> tuple[int, int]:
+    """Peak bytes and tokens of a sequence of a training step on real tensors, the last of `micro`."""
+    model = MiniGPT4.from_config(cfg).train()
     if cfg.llm_attention is None:
         model.llama_model.set_attn_implementation(FUSED)  # what is estimated, also on a CPU
     pixels = torch.randn(batch_size, 3, 56, 56)
@@ -57,8 +58,45 @@ def real_peak(cfg: MiniGPT4Config, batch_size: int, cached: bool = False) -> tup
         lambda module, args, kwargs: tokens.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
     )
     with StorageCounter(nn.ModuleList([model])) as counter:
-        model(samples)["loss"].backward()
+        for _ in range(micro):
+            with torch.autocast("cpu", amp, enabled=amp is not None):
+                loss = model(samples)["loss"]
+            loss.backward()
     return counter.peak, tokens[0] // batch_size
+
+
+EAGER, ALL, PADDED = {"llm_attention": "eager"}, {"llm_logits": "all"}, {"llm_packing": False}
+FULL, LORA = {"train": {"llm": "full"}}, {"train": {"llm": {"rule": "lora", "r": 4}}}
+LAST = {"train": {"llm": {"rule": "last", "blocks": 1}, "projection": "frozen"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "amp", "micro"),
+    [
+        (FULL, None, 1),
+        (PADDED | FULL, None, 1),
+        (PADDED | FULL, None, 2),
+        (EAGER | ALL | FULL, None, 1),
+        (PADDED | FULL, torch.bfloat16, 1),
+        (PADDED | FULL, torch.bfloat16, 2),
+        (PADDED | FULL | {"llm_precision": "bf16"}, None, 1),
+        (FULL | {"llm_grad_checkpoint": True}, None, 2),
+        (PADDED | LAST, None, 1),
+        (LORA, None, 1),
+        (LORA | {"llm_precision": "bf16"}, None, 2),
+    ],
+)
+def test_estimate_of_a_trained_llm_is_what_a_real_step_allocates(tiny_section, changes, amp, micro):
+    section = tiny_section(ckpt=None, max_txt_len=ANSWER, vit_precision="fp32", **changes)
+    cfg = bind(MiniGPT4Config, section, section="model", source="user.yaml")
+    peak, length = real_peak(cfg, 6, amp=amp, micro=micro)
+    estimate = estimated(cfg, 6, length, amp, keeps_gradients=micro > 1)
+    llm = estimate.parts[-1]
+    tolerance = 0.1 if cfg.llm_grad_checkpoint else 0.06 if cfg.llm_packing else 0.03  # rows are copied for packing
+    assert estimate.activations + llm.optimizer_bytes // 3 == pytest.approx(peak, rel=tolerance)
+    assert llm.optimizer_bytes == 3 * llm.trained * (
+        2 if changes.get("llm_precision") and changes["train"] == FULL["train"] else 4
+    )
 
 
 def test_counter_follows_storages_from_birth_to_death():
@@ -80,7 +118,6 @@ def test_counter_leaves_known_weights_out():
     assert counter.peak == 2 * 10 * 4
 
 
-EAGER, ALL = {"llm_attention": "eager"}, {"llm_logits": "all"}
 NO_QFORMER = {"has_qformer": False}
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes, seed_everything
+from minigpt4.models.fsdp import whole
 from minigpt4.runners import RunnerBase, choose_folder
 from minigpt4.tasks import BaseTask, setup_task
 
@@ -85,7 +86,7 @@ def batch(first: int, count: int, size: int = 56) -> dict[str, Any]:
 
 def trained(runner: RunnerBase) -> dict[str, torch.Tensor]:
     """Copies of the trained weights."""
-    return {name: p.detach().clone() for name, p in runner.model.trainable_parameters().items()}
+    return {name: whole(p) for name, p in runner.model.trainable_parameters().items()}
 
 
 def gradients(runner: RunnerBase) -> list[dict[str, torch.Tensor]]:

@@ -197,7 +197,7 @@ def tiny(tmp_path: Path, parity_dir: Path) -> Tiny:
 @pytest.fixture(scope="session")
 def tools() -> dict[str, Any]:
     """Helpers that tests cannot import from here."""
-    functions = (losses, weights, same, environment, make_tiny, run_ranks, warm_runs.free_port, warm_runs.until)
+    functions = (load, losses, weights, same, environment, make_tiny, run_ranks, warm_runs.free_port, warm_runs.until)
     return {"supervised": supervised, **{function.__name__: function for function in functions}}
 
 

@@ -69,6 +69,27 @@ def scenario_training(recipe: Path, processes: Processes) -> dict[str, Any]:
     return results
 
 
+FROM_FILES = "model.ckpt_allow_keys=[llama_model.*]"
+TRAINED_LLM = (FROM_FILES, "model.train.llm=full", "model.train.projection.lr=1e-3", "run.max_grad_norm=1.0")
+
+
+def scenario_trained_llm(recipe: Path, processes: Processes) -> dict[str, Any]:
+    """The LLM trained in full, whole and sharded; taken up between two updates by either way."""
+    results = {}
+    for name, way in {"ddp": (DDP,), "fsdp": (FSDP,)}.items():
+        results[name], runner = _trained(recipe, processes, *TRAINED_LLM, *way)
+        results[name]["held"] = _held(runner)
+    for name, begun, way in (("to_fsdp", "ddp", FSDP), ("to_ddp", "fsdp", DDP), ("to_itself", "fsdp", FSDP)):
+        middle = f"run.resume_ckpt_path={results[begun]['folder']}/checkpoint_iter_2.pth"
+        results[name] = _trained(recipe, processes, middle, *TRAINED_LLM, way)[0]
+    lora = (FROM_FILES, "model.train.llm.rule=lora", "model.train.llm.r=4", "run.accum_grad_iters=2")
+    lora += ("run.save_every_iters=1",)
+    results["lora"] = _trained(recipe, processes, *lora, FSDP)[0]
+    pending = f"run.resume_ckpt_path={results['lora']['folder']}/checkpoint_iter_3.pth"
+    results["lora_on"] = _trained(recipe, processes, pending, *lora, FSDP)[0]
+    return results
+
+
 def _held(runner: RunnerBase) -> dict[str, Any]:
     """Numbers in the layers' matrices and in the rest of the LLM: all, and those that this process holds."""
     llm = runner.model.llama_model

@@ -17,6 +17,12 @@ def ranks(validated, tools) -> list[dict]:
     return tools["run_ranks"](validated, "sharded_ranks.py", "sharded")
 
 
+@pytest.fixture(scope="module")
+def sharded_module(building, tools):
+    """`sharded_ranks.py` in this process, for what it feeds its runs."""
+    return tools["load"]("sharded_ranks")
+
+
 @pytest.mark.parametrize(("whole", "sharded", "error"), [("ddp", "fsdp", 0), ("mixed", "mixed_fsdp", 1e-6)])
 def test_losses_and_weights_are_those_of_ddp(ranks, whole, sharded, error):
     for rank in ranks:
@@ -66,6 +72,40 @@ def test_a_run_goes_on_in_the_other_way(ranks, direction):
         expected, found = rank["training"]["ddp"], rank["training"][direction]
         assert torch.equal(found["losses"], expected["losses"][2:])
         assert all(torch.equal(found["weights"][name], weight) for name, weight in expected["weights"].items())
+
+
+# A trained LLM
+
+
+@pytest.fixture(scope="module")
+def alone(building, validated, sharded_module) -> dict[str, torch.Tensor]:
+    """Weights of the run of `scenario_trained_llm` in one process: each rank's batch a micro-batch of an update."""
+    pairs = zip(sharded_module._batches(0), sharded_module._batches(1), strict=True)
+    batches = [batch for pair in pairs for batch in pair]
+    lengths = ("run.max_epoch=1", f"run.iters_per_epoch={len(batches)}", "run.accum_grad_iters=2")
+    options = (*building.CONSTANT_RATE, *lengths, building.WITHOUT_PROMPTS, *sharded_module.TRAINED_LLM)
+    runner = building.build(validated.recipe, *options, runner=building.fed(batches))
+    runner.train()
+    return building.trained(runner)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp", "to_ddp", "to_fsdp", "to_itself"])
+def test_llm_trained_in_full_by_two_processes_is_that_of_one(ranks, alone, way):
+    for rank in ranks:
+        weights = rank["trained_llm"][way]["weights"]
+        assert weights.keys() == alone.keys()
+        for name, weight in alone.items():
+            assert (weights[name] - weight).norm() <= 1e-6 * weight.norm(), name
+
+
+def test_resume_of_a_sharded_trained_llm_is_exact(ranks):
+    for rank in ranks:
+        trained = rank["trained_llm"]
+        assert trained["fsdp"]["held"]["layers"][1] == trained["fsdp"]["held"]["layers"][0] / 2
+        for way, begun, since in (("to_itself", "fsdp", 2), ("lora_on", "lora", 3)):
+            assert torch.equal(trained[way]["losses"], trained[begun]["losses"][since:])
+            weights = trained[begun]["weights"].items()
+            assert all(torch.equal(trained[way]["weights"][name], weight) for name, weight in weights)
 
 
 def test_validation_with_uneven_shares_is_that_of_ddp(ranks):

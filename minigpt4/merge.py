@@ -1,0 +1,204 @@
+"""`python -m minigpt4.merge`: a checkpoint whose LLM was trained, as a directory that any program of its kind reads.
+
+    python -m minigpt4.merge --cfg-path RECIPE --ckpt output/.../checkpoint_0.pth --output DIR [--layout llava]
+
+`--layout llm`: the merged LLM as transformers saves it, and what else was trained in `projection.pth`; both serve as
+`model.llama_model: DIR`, `model.ckpt: DIR/projection.pth` without `train.llm`. `--layout llava`: a whole LLaVA.
+`--layout lora`: the folder of LLaVA's LoRA runs, nothing merged. A projection trained alone becomes `mm_projector.bin`.
+The LLM is read and written tensor by tensor.
+"""
+
+import argparse
+import json
+import logging
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from minigpt4.common.checkpoint import read_weights, require_fit, state_dict_of
+from minigpt4.common.config import Config
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, WeightsError
+from minigpt4.common.llava_schema import LlavaConfig
+from minigpt4.common.logger import setup_logger
+from minigpt4.common.model_schema import TrainRule
+from minigpt4.models.base_model import DTYPES
+from minigpt4.models.fsdp import decoder_layers, mapped_weights
+from minigpt4.models.llava_weights import (
+    ADAPTERS,
+    NOT_LORA,
+    TOWER,
+    read_lora,
+    to_adapter_names,
+    to_projector_names,
+)
+from minigpt4.models.llm import LLAVA_PARTS, is_llava, read_llm_config
+from minigpt4.models.loading import feature_shape
+from minigpt4.models.train_rules import ADAPTER, OF_PEFT_MODEL, apply_rule, trained_weights_of
+from minigpt4.models.vision_tower import read_vit_weights
+
+log = logging.getLogger(__name__)
+
+SHARD_SIZE = "5GB"
+BESIDE = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "generation_config.json", "vocab.*", "merges.*")
+"""Files of an LLM's directory that its merged form keeps."""
+PROJECTION = "projection.pth"
+
+Making = dict[str, tuple[torch.Size, Callable[[], Tensor]]]
+"""Shape of each tensor, and how it is made when its file is written."""
+
+
+def merged_llm(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rule: TrainRule) -> Making:
+    """The LLM's tensors with what was trained of them, under the names of checkpoints.
+
+    Adapters are added as peft does: W + alpha / r B A.
+    """
+    making: Making = {}
+    for name, weight in base.items():
+        layer = f"llama_model.{OF_PEFT_MODEL}{name.removesuffix('.weight')}"
+        pair = [trained.get(f"{layer}.lora_{letter}.{ADAPTER}.weight") for letter in "BA"]
+        own = trained.get(f"llama_model.{name}", weight)
+        making[name] = (weight.shape, lambda own=own, pair=pair: _with_adapter(own, pair, rule))
+    return making
+
+
+def trained_of(config: PretrainedConfig, rule: TrainRule) -> Mapping[str, Tensor]:
+    """What a rule trains of an LLM, by the names of checkpoints, without storage."""
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        apply_rule(llm, rule, "model.train.llm", decoder_layers(llm) if rule.blocks else ())
+    return trained_weights_of(llm, rule)
+
+
+def _with_adapter(weight: Tensor, pair: list[Tensor | None], rule: TrainRule) -> Tensor:
+    if pair[0] is None:
+        return weight
+    up, down = (part.float() for part in pair)
+    return weight.float() + rule.alpha / len(down) * (up @ down)
+
+
+def write_sharded(making: Making, folder: Path, dtype: torch.dtype) -> None:
+    """`model.safetensors`, or several with an index, each made and written before the next."""
+    empty = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, _) in making.items()}
+    plan = split_torch_state_dict_into_shards(empty, max_shard_size=SHARD_SIZE)
+    for file, names in plan.filename_to_tensors.items():
+        tensors = {name: making[name][1]().to(dtype).contiguous() for name in names}
+        if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise WeightsError(f"{broken[0]}: not finite in {dtype}; take another --precision")
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        log.info("Wrote %s, %d tensors", folder / file, len(names))
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+
+
+def llava_config(cfg: LlavaConfig, vision_width: int) -> dict[str, Any]:
+    """What LLaVA's config.json says beside the LLM's."""
+    return {
+        "model_type": "llava_llama",
+        "architectures": ["LlavaLlamaForCausalLM"],
+        "use_mm_proj": True,
+        "mm_vision_tower": cfg.vit_model,
+        "mm_hidden_size": vision_width,
+        "mm_projector_type": cfg.projection,
+        "mm_projector_lr": cfg.train.projection.lr,
+        "mm_vision_select_layer": cfg.vit_layer,
+        "mm_vision_select_feature": "patch",
+        "mm_patch_merge_type": "flat",
+        "tune_mm_mlp_adapter": cfg.is_frozen("llama_model"),
+        "freeze_mm_mlp_adapter": cfg.is_frozen("llama_proj"),
+        **{key: getattr(cfg, key) for key in ("mm_use_im_start_end", "mm_use_im_patch_token", "image_aspect_ratio")},
+        **{key: getattr(cfg, key) for key in ("tokenizer_model_max_length", "tokenizer_padding_side")},
+    }
+
+
+def merge(cfg: Any, checkpoint: Path, output: Path, layout: str, precision: str | None = None) -> None:
+    """Write what a checkpoint of the model of `cfg` trained into the new folder `output`, see the module."""
+    if layout != "llm" and not isinstance(cfg, LlavaConfig):
+        raise ConfigError(f"--layout {layout}: is for arch: llava")
+    if cfg.new_tokens:
+        raise ConfigError("model.mm_use_im_start_end, mm_use_im_patch_token: an LLM with new tokens is not merged here")
+    content = read_lora(checkpoint) if checkpoint.name in ADAPTERS else read_weights(checkpoint)
+    state, rule = state_dict_of(content, checkpoint), cfg.train.llm
+    of_llm = {name: tensor for name, tensor in state.items() if name.startswith("llama_model.")}
+    others = {name: tensor for name, tensor in state.items() if name not in of_llm}
+    directory = cfg.llm_directory()
+    llm_config = read_llm_config(directory)
+    hint = f"model.train.llm is {rule.rule}."
+    require_fit(trained_of(llm_config, rule), of_llm, source=f"{checkpoint}, of the LLM", hint=hint)
+    if layout == "lora" and not rule.is_lora:
+        raise ConfigError(f"--layout lora: model.train.llm is {rule.rule}")
+    if output.exists() and any(output.iterdir()):
+        raise ConfigError(f"--output {output}: is not empty")
+    output.mkdir(parents=True, exist_ok=True)
+    if isinstance(cfg, LlavaConfig) and layout != "lora":
+        torch.save(to_projector_names(others), output / "mm_projector.bin")
+    if not of_llm and layout == "llm":
+        return
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8-sig"))
+    precision = precision or (cfg.llm_storage if cfg.llm_storage in DTYPES else "fp16")
+    config |= dict.fromkeys(("dtype", "torch_dtype"), str(DTYPES[precision]).removeprefix("torch."))
+    if is_llava(config):  # a whole one is the LLM's directory
+        config = {key: value for key, value in config.items() if not key.startswith("mm_")}
+        config |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    if layout != "llm":
+        config |= llava_config(cfg, feature_shape(cfg)[1])
+    if layout == "lora":
+        _write_lora(cfg, of_llm, others, output)
+    else:
+        tied = getattr(llm_config, "tie_word_embeddings", False)
+        base = {n: t for n, t in mapped_weights(directory).items() if not any(part in n for part in LLAVA_PARTS)}
+        base = {
+            n: t for n, t in base.items() if "rotary_emb.inv_freq" not in n and not (tied and n == "lm_head.weight")
+        }
+        making = merged_llm(base, of_llm, rule)
+        if layout == "llava":
+            parts = to_projector_names(others)
+            parts |= {f"model.{TOWER}vision_model.{n}": t for n, t in read_vit_weights(cfg)[1].items()}
+            making |= {name: (tensor.shape, lambda tensor=tensor: tensor) for name, tensor in parts.items()}
+        else:
+            torch.save({"model": others}, output / PROJECTION)
+        write_sharded(making, output, DTYPES[precision])
+        for file in (file for pattern in BESIDE for file in directory.glob(pattern)):
+            shutil.copy(file, output / file.name)
+    (output / "config.json").write_text(json.dumps(config, indent=2))
+
+
+def _write_lora(cfg: LlavaConfig, of_llm: dict[str, Tensor], others: dict[str, Tensor], output: Path) -> None:
+    rule, adapters = cfg.train.llm, to_adapter_names(of_llm)
+    layers = {name.partition(".lora_")[0].rpartition(".")[2] for name in adapters}
+    facts = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "inference_mode": True}
+    facts |= {"base_model_name_or_path": cfg.llama_model, "target_modules": sorted(layers), "r": rule.r}
+    facts |= {"lora_alpha": rule.alpha, "lora_dropout": rule.dropout}
+    save_file({n: t.contiguous() for n, t in adapters.items()}, output / ADAPTERS[0], metadata={"format": "pt"})
+    (output / "adapter_config.json").write_text(json.dumps(facts, indent=2))
+    torch.save(to_projector_names(others, f"{OF_PEFT_MODEL}model."), output / NOT_LORA)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--cfg-path", required=True, help="the recipe that trained it, or the run.json of its folder")
+    parser.add_argument("--ckpt", required=True, type=Path, help="checkpoint of the run, or LLaVA's adapter_model file")
+    parser.add_argument("--output", required=True, type=Path, help="new folder")
+    parser.add_argument("--layout", choices=("llm", "llava", "lora"), default="llm")
+    parser.add_argument("--precision", choices=tuple(DTYPES), help="of the written LLM; else model.llm_precision")
+    parser.add_argument("--options", nargs="+", default=[], help="KEY=VALUE over the file")
+    args = parser.parse_args()
+    setup_logger()
+    try:
+        config = Config(SimpleNamespace(cfg_path=args.cfg_path, options=args.options)).validate(training=False)
+        merge(config.model, args.ckpt, args.output, args.layout, args.precision)
+    except MiniGPT4Error as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,283 @@
+"""`model.train`: what each rule trains and leaves alone, and that LoRA and full tuning are those of peft and torch."""
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from minigpt4.common.errors import ConfigError, RunError, WeightsError
+from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.models.prompting import read_samples
+from minigpt4.runners.state import require_adapters_trained
+
+STEPS = 20
+LOSS_RTOL, PACKED_RTOL = 1e-6, 5e-6
+AS_TRANSFORMERS = {"llm_packing": False, "llm_attention": "sdpa", "llm_logits": "all"}
+FROM_FILES = {"ckpt_allow_keys": ["llama_model.*", "Qformer.*", "query_tokens", "visual_encoder.*", "ln_vision.*"]}
+LORA = {"rule": "lora", "r": 4, "alpha": 8, "dropout": 0.0}
+NUMBERS = range(2)
+
+
+def samples(pool, *, image=True) -> dict:
+    texts = {"answer": ["a small brown dog", "two people walk along the river"], "image_id": ["a", "b"]}
+    return {"image": pool[:2], **texts} if image else texts
+
+
+@pytest.fixture
+def build(build_model):
+    """`build(**train)`: the tiny model with these rules, in train mode."""
+
+    def rules(section=None, **train):
+        return build_model(train=train, **FROM_FILES, **(section or {})).train()
+
+    return rules
+
+
+# The rules
+
+
+CASES = {
+    "projection": ({}, {"llama_proj"}, 2),
+    "llm full": ({"llm": "full"}, {"llama_proj", "llama_model"}, 2 + 30),
+    "llm last": ({"llm": {"rule": "last", "blocks": 2}}, {"llama_proj", "llama_model"}, 2 + 18),
+    "llm lora": ({"llm": LORA}, {"llama_proj", "llama_model"}, 2 + 3 * 7 * 2),
+    "llm lora, two layers": (
+        {"llm": LORA | {"target_modules": ["q_proj", "v_proj"]}},
+        {"llama_proj", "llama_model"},
+        14,
+    ),
+    "llm alone": ({"llm": "full", "projection": "frozen"}, {"llama_model"}, 30),
+    "vision last": ({"vision": {"rule": "last", "blocks": 1}}, {"llama_proj", "visual_encoder"}, 2 + 13),
+    "connector last": ({"connector": {"rule": "last", "blocks": 1}}, {"llama_proj", "Qformer"}, 2 + 16),
+    "connector lora": (
+        {"connector": LORA | {"target_modules": ["query", "value"]}},
+        {"llama_proj", "Qformer"},
+        2 + 2 * 2 * 6,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_rule_trains_its_part_and_leaves_the_rest_alone(case, build, pool):
+    train, parts, count = CASES[case]
+    model = build(**train)
+    trained = model.trainable_parameters()
+    assert {name.partition(".")[0] for name in trained} == parts
+    assert len(trained) == count
+    before = {id(p): p.detach().clone() for p in model.parameters()}
+    optimizer = torch.optim.SGD(model.get_optimizer_params(0.0), lr=0.1)
+    for _ in NUMBERS:  # LoRA's A moves once B is not 0
+        optimizer.zero_grad()
+        model(samples(pool))["loss"].backward()
+        optimizer.step()
+    changed = {id(p) for p in model.parameters() if not torch.equal(p, before[id(p)])}
+    assert changed == {id(p) for p in trained.values()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_a_part_that_a_text_does_not_reach_are_zero_and_not_missing(case, build, pool):
+    model = build(**CASES[case][0])
+    model(samples(pool, image=False))["loss"].backward()
+    for name, parameter in model.trainable_parameters().items():
+        assert parameter.grad is not None, name
+        if not name.startswith("llama_model"):
+            assert not parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("rule", ["full", LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"llm_packing": False, "llm_attention": "eager", "llm_logits": "all"},
+        {"llm_packing": False},
+        {"llm_grad_checkpoint": True},
+        {"llm_logits": "all"},
+    ],
+    ids=str,
+)
+def test_switches_of_the_pass_give_the_same_loss_and_gradients(rule, way, build, pool):
+    usual, other = build(llm=rule), build(llm=rule, section=way)
+    for model in (usual, other):
+        for name, parameter in model.trainable_parameters().items():
+            if ".lora_" in name:
+                nn.init.normal_(parameter.data, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        model(samples(pool))["loss"].backward()
+    wanted = usual.trainable_parameters()
+    for name, parameter in other.trainable_parameters().items():
+        torch.testing.assert_close(parameter.grad, wanted[name].grad, rtol=1e-4, atol=1e-6)
+
+
+def test_dropout_of_adapters_acts_in_training_only(build, pool):
+    model = build(llm=LORA | {"dropout": 0.5})
+    for name, parameter in model.trainable_parameters().items():
+        if "lora_B" in name:
+            nn.init.normal_(parameter.data, std=0.1)
+    trained, evaluated = ([model.train(mode)(samples(pool))["loss"].item() for _ in range(2)] for mode in (True, False))
+    assert trained[0] != trained[1]
+    assert evaluated[0] == evaluated[1]
+    assert not any(part.training for part in model.visual_encoder.modules())
+
+
+def test_published_keys_are_these_rules(build_model):
+    old = build_model(lora_r=4, lora_alpha=8, lora_dropout=0.0, freeze_qformer=False, **FROM_FILES)
+    rule = LORA | {"target_modules": ["q_proj", "v_proj"]}
+    new = build_model(train={"llm": rule, "connector": "full"}, **FROM_FILES)
+    assert old.trainable_parameters().keys() == new.trainable_parameters().keys()
+    assert {**old.made_with(), "x": 0} == {**new.made_with(), "x": 0}
+    name = "llama_model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight"
+    assert name in old.trainable_parameters(), "as in published checkpoints"
+
+
+def test_16_bit_llm_with_adapters_computes_in_its_type(build, pool):
+    model = build(llm=LORA, section={"llm_precision": "bf16"})
+    assert {p.dtype for p in model.trainable_parameters().values()} == {torch.float32}
+    seen = []
+    layer = model.llama_model.model.layers[0].mlp.up_proj
+    layer.lora_A["default"].register_forward_hook(lambda part, args, output: seen.append(output.dtype))
+    model(samples(pool))["loss"].backward()
+    assert seen == [torch.bfloat16]
+
+
+def test_pure_bf16_trains_and_leaves_the_files_alone(build_model, parity_dir, pool, changed_llm):
+    directory = changed_llm(lambda tensors: {name: t.bfloat16() for name, t in tensors.items()})
+    before = (directory / "model.safetensors").read_bytes()
+    model = build_model(train={"llm": "full"}, llm_precision="bf16", llama_model=str(directory), **FROM_FILES).train()
+    optimizer = torch.optim.AdamW(model.get_optimizer_params(0.0), lr=1e-2, fused=True)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        losses.append(model(samples(pool))["loss"])
+        losses[-1].backward()
+        optimizer.step()
+    assert {p.dtype for n, p in model.trainable_parameters().items() if "llama_model" in n} == {torch.bfloat16}
+    assert losses[-1] < losses[0]
+    assert (directory / "model.safetensors").read_bytes() == before
+
+
+# The same as without this program
+
+
+def plain_inputs(model, proj: nn.Linear, embedding: nn.Module, features, batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings and labels of a batch as anyone would write them."""
+    embeds = embedding(batch.ids_BT).clone()
+    tokens = proj(features).flatten(0, 1)
+    embeds[batch.image_at] = tokens[batch.image_source]
+    return embeds, batch.targets_BT
+
+
+@pytest.mark.parametrize(("section", "tolerance"), [(AS_TRANSFORMERS, {"rel": LOSS_RTOL}), ({}, {"rel": PACKED_RTOL})])
+@pytest.mark.parametrize("rule", ["lora", "full"])
+def test_losses_are_those_of_a_plain_loop_around_transformers_and_peft(
+    rule, section, tolerance, build, pool, parity_dir
+):
+    """Same start, same samples, 20 steps of AdamW with decay, clipped at 1."""
+    from peft import LoraConfig, get_peft_model
+
+    model = build(llm=LORA if rule == "lora" else rule, section=section)
+    llm = AutoModelForCausalLM.from_pretrained(parity_dir / "vicuna_tiny", dtype=torch.float32)
+    if rule == "lora":
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+        llm = get_peft_model(llm, LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=targets))
+        theirs = {name: p for name, p in llm.named_parameters() if p.requires_grad}
+        ours = {name.removeprefix("llama_model."): p for name, p in model.trainable_parameters().items()}
+        for name, parameter in theirs.items():
+            parameter.data.copy_(ours[name])
+    proj = nn.Linear(*reversed(model.llama_proj.weight.shape))
+    proj.load_state_dict(model.llama_proj.state_dict())
+    features = model.image_features(pool[:4])
+    loops = {}
+    for who, parameters in (("ours", model.get_optimizer_params(0.1)), ("theirs", None)):
+        modules = nn.ModuleList([llm, proj])
+        if parameters is None:
+            named = [(n, p) for n, p in modules.named_parameters() if p.requires_grad]
+            decay = [p for n, p in named if "norm" not in n and "bias" not in n]
+            plain = [p for n, p in named if "norm" in n or "bias" in n]
+            parameters = [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(parameters, lr=2e-3 if rule == "lora" else 2e-4)
+        losses = []
+        for step in range(STEPS):
+            pick = torch.tensor([step % 3, step % 3 + 1])
+            given = {"image": pool[pick], "answer": [f"a dog, number {step}", "two people walk"]}
+            if who == "ours":
+                loss = model(given)["loss"]
+            else:
+                batch, _ = model.training_batch(read_samples(given))
+                embeds, labels = plain_inputs(model, proj, llm.get_input_embeddings(), features[pick], batch)
+                loss = llm(inputs_embeds=embeds, attention_mask=batch.attention_mask_BT, labels=labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_([p for group in parameters for p in group["params"]], 1.0)
+            optimizer.step()
+            losses.append(loss.item())
+        loops[who] = losses
+    assert loops["ours"] == pytest.approx(loops["theirs"], **tolerance)
+    assert loops["ours"][-1] < loops["ours"][0] - 1
+
+
+# Groups
+
+
+def test_parts_with_a_rate_of_their_own_have_groups_of_their_own(build):
+    model = build(llm=LORA | {"weight_decay": 0.5}, projection={"lr": 2e-5}, connector={"rule": "full", "lr": 1e-4})
+    groups = [(g["weight_decay"], g.get("init_lr"), len(g["params"])) for g in model.get_optimizer_params(0.05)]
+    counts = {
+        part: sum(n.startswith(part) for n in model.trainable_parameters()) for part in ("llama_model", "Qformer")
+    }
+    assert groups[:2] == [(0.05, None, 0), (0, None, 0)]
+    assert groups[-2:] == [(0.5, None, counts["llama_model"]), (0, None, 0)]
+    assert [(decay, lr) for decay, lr, _ in groups[2:6]] == [(0.05, 1e-4), (0, 1e-4), (0.05, 2e-5), (0, 2e-5)]
+    assert sum(count for *_, count in groups) == len(model.trainable_parameters())
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("train", "text"),
+    [
+        ({"llm": {"rule": "last", "blocks": 4}}, "model.train.llm.blocks: 4, but there are only 3"),
+        ({"vision": {"rule": "last", "blocks": 9}}, "model.train.vision.blocks: 9, but there are only 3"),
+        ({"llm": LORA | {"target_modules": ["query"]}}, "model.train.llm.target_modules"),
+    ],
+)
+def test_rules_that_the_part_cannot_follow(train, text, build):
+    with pytest.raises(ConfigError, match=text):
+        build(**train)
+
+
+@pytest.mark.parametrize(
+    ("section", "text"),
+    [
+        ({"train": {"projection": {"rule": "frozen", "lr": 1e-3}}}, "own.train.projection.lr: it is frozen"),
+        ({"train": {"connector": {"lr": 1e-3}}}, "own.train.connector.lr: it is frozen"),
+        ({"train": {"vision": "frozen"}, "freeze_vit": False}, "own.train.vision: frozen, but freeze_vit: False"),
+        ({"train": {"llm": {"rule": "lora"}}, "lora_r": 8}, "own.lora_r: cannot stand beside train.llm"),
+        ({"train": {"llm": {"rule": "full", "r": 8}}}, "own.train.llm.r: r, alpha, dropout, target_modules go with"),
+        ({"train": {"llm": {"rule": "lora", "alhpa": 8}}}, "own.train.llm.alhpa: unknown key; did you mean 'alpha'"),
+        ({"train": {"llm": "full"}, "llm_precision": "nf4"}, "set it to fp32 .master weights. or bf16"),
+    ],
+)
+def test_sections_that_contradict_themselves(section, text):
+    from minigpt4.common.binding import bind
+
+    with pytest.raises(ConfigError, match=text):
+        bind(MiniGPT4Config, section, section="own", source="user.yaml")
+
+
+def test_qlora_is_an_llm_in_4_bits_on_a_gpu(build_model):
+    section = MiniGPT4Config(train=MiniGPT4Config().train)
+    assert section.llm_storage == "fp16"
+    with pytest.raises(WeightsError, match="llm_precision: nf4 needs a CUDA GPU"):
+        build_model(train={"llm": "qlora"}, llm_precision="fp16")
+
+
+def test_layer_that_reads_its_own_weights_is_named(build, pool):
+    model = build(vision=LORA)
+    model(samples(pool))["loss"].backward()
+    with pytest.raises(RunError, match=r"visual_encoder.blocks.0.attn.qkv.lora_A.*no gradient reaches this adapter"):
+        require_adapters_trained(model.trainable_parameters())
+
+
+def test_checkpoint_of_the_projection_starts_a_trained_llm_only_if_that_is_said(build_model):
+    with pytest.raises(WeightsError, match=r"missing: llama_model.*\n.*model.ckpt_allow_keys: \['llama_model\.\*'\]"):
+        build_model(train={"llm": "full"})

@@ -1,0 +1,86 @@
+"""Runs that train the LLM: exact resume, strict checkpoints, what cannot be trained."""
+
+import pytest
+import torch
+
+from minigpt4.common.errors import ConfigError, RunError, WeightsError
+
+ITERATIONS = 4
+FROM_FILES = "model.ckpt_allow_keys=[llama_model.*]"
+RULES = {
+    "full": ("model.train.llm=full", "model.train.projection.lr=1e-3"),
+    "lora": ("model.train.llm.rule=lora", "model.train.llm.r=4"),
+}
+
+
+@pytest.fixture(scope="module")
+def run(building, validated):
+    """`run(*options)`: a runner of `ITERATIONS` updates; `.train()` is left to the test."""
+
+    def build(*options):
+        batches = [building.batch(2 * number, 2) for number in range(ITERATIONS)]
+        lengths = ("run.max_epoch=1", f"run.iters_per_epoch={ITERATIONS}", "run.save_every_iters=1")
+        options = (*building.CONSTANT_RATE, *lengths, building.WITHOUT_PROMPTS, FROM_FILES, *options)
+        return building.build(validated.recipe, *options, runner=building.fed(batches))
+
+    return build
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_resume_is_exact(rule, run, building):
+    whole = run(*RULES[rule])
+    whole.train()
+    middle = f"run.resume_ckpt_path={whole.folder}/checkpoint_iter_2.pth"
+    resumed = run(*RULES[rule], middle)
+    resumed.train()
+    expected, found = building.trained(whole), building.trained(resumed)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    assert resumed.optimizer.param_groups[0]["lr"] == whole.optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"), [("missing", "missing: llama_model"), ("surplus", "not expected: llama_mo")]
+)
+def test_checkpoint_of_a_run_is_read_strictly_whatever_a_start_may_lack(change, text, run, tmp_path):
+    whole = run(*RULES["lora"])
+    whole.train()
+    content = torch.load(whole.folder / "checkpoint_iter_2.pth", weights_only=True)
+    name = min(content["model"])
+    if change == "missing":
+        del content["model"][name]
+    else:
+        content["model"][f"{name}.more"] = torch.ones(1)
+    torch.save(content, tmp_path / "checkpoint.pth")
+    with pytest.raises(WeightsError, match=text):
+        run(*RULES["lora"], f"run.resume_ckpt_path={tmp_path}/checkpoint.pth").train()
+
+
+def test_other_rule_than_that_of_the_checkpoint_is_refused(run):
+    whole = run(*RULES["lora"])
+    whole.train()
+    path = f"run.resume_ckpt_path={whole.folder}/checkpoint_iter_2.pth"
+    with pytest.raises(WeightsError, match=r"model\.train\.llm\.alpha is 32\.0"):
+        run(*RULES["lora"], path, "model.train.llm.alpha=32").train()
+    with pytest.raises(WeightsError, match="wrong shape: llama_model"):
+        run(*RULES["lora"], path, "model.train.llm.r=8").train()
+    with pytest.raises(WeightsError, match="trained weights of its LLM.*model.train.llm says what it has"):
+        run(path).train()
+
+
+def test_nothing_to_train_and_adapters_that_are_passed_by_are_errors(run):
+    with pytest.raises(ConfigError, match="model.train: everything is frozen"):
+        run("model.train.projection=frozen")
+    with pytest.raises(RunError, match=r"qkv\.lora_A.*no gradient reaches this adapter"):
+        run("model.train.vision=lora", "model.ckpt=null").train()
+
+
+def test_update_that_is_not_finite_is_skipped(run, building):
+    runner = run(*RULES["full"])
+    before = building.trained(runner)
+    runner.model.llama_proj.weight.data[0] = float("nan")
+    runner.train_step(0, 0, building.batch(0, 2))
+    runner.guard.flush()
+    after = building.trained(runner)
+    assert runner.guard.skipped == 1
+    assert all(torch.equal(after[name], weight) for name, weight in before.items() if name.startswith("llama_model"))
