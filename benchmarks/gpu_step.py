@@ -114,7 +114,7 @@ def answering(model: nn.Module, batch_size: int, tokens: int) -> Callable[[int],
     """A function that decodes token number n of as many answers, which never end."""
     llm, device = model.eval().llama_model, model.device
     llm.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[])
-    decoder = BatchDecoder(llm, model.llama_tokenizer)
+    decoder = BatchDecoder(llm, model.llama_tokenizer, model.token_graphs)
     rows = [GenerationState(Decoding(max_new_tokens=tokens + 2)) for _ in range(batch_size)]
     embeds_BTD = torch.randn(batch_size, PROMPT, llm.config.hidden_size, dtype=llm.dtype, device=device) * STD
     decoder.add(rows, embeds_BTD, torch.ones(batch_size, PROMPT, dtype=torch.long, device=device))

@@ -153,7 +153,7 @@ class Chat:
         if settings.num_beams > 1:
             yield from BeamSearch(llm, settings, criteria).run(inputs_embeds, mask_1T)
             return
-        state, decoder = GenerationState(settings), BatchDecoder(llm, tokenizer)
+        state, decoder = GenerationState(settings), BatchDecoder(llm, tokenizer, self.model.token_graphs)
         decoder.add([state], inputs_embeds, mask_1T)
         while decoder.rows:
             decoder.step()

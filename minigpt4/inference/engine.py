@@ -212,7 +212,7 @@ class Engine:
             self.switch.load(path, other)
         self._keep_images = keep_images
         self._features: OrderedDict[tuple[str | None, str], Tensor] = OrderedDict()
-        self._decoder = BatchDecoder(model.llama_model, model.llama_tokenizer)
+        self._decoder = BatchDecoder(model.llama_model, model.llama_tokenizer, model.token_graphs)
         self._waiting: deque[EngineReply] = deque()
         self._running: list[EngineReply] = []
         self._changed = threading.Condition()
