@@ -176,9 +176,10 @@ class MetaModel:
         llm = f"model.llama_model: no step is possible with what {self.cfg.llama_model} describes"
         with errors_as(WeightsError, llm), StorageCounter(known) as counter:
             embeds_BTD = self._embeds(batch_size, lengths, shape)
+            own_pool = counter.peak if self.cfg.vit_cuda_graph and not cached else 0  # a graph keeps what it works in
             self._loss(embeds_BTD, lengths.answer, recompute).backward()
         parts = self.parts[-2:] if cached else self.parts
-        return Estimate(parts, batch_size, embeds_BTD.shape[1], counter.peak)
+        return Estimate(parts, batch_size, embeds_BTD.shape[1], counter.peak + own_pool)
 
     def stored_as(self, estimate: Estimate, storage: str) -> Estimate:
         """The same step with the LLM stored in another precision; its activations stay in 16 bits."""

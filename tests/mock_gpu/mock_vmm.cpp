@@ -2,6 +2,7 @@
 #include <cuda.h>
 #include <sys/mman.h>
 #include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -28,6 +29,8 @@ static CUresult unreserve(CUdeviceptr address, size_t size) {
 }
 static CUresult create(CUmemGenericAllocationHandle* handle, size_t size, const CUmemAllocationProp* properties,
                        unsigned long long) {
+    const char* maps = getenv("MOCK_CUDA_MAPS");  // 0: as a virtual GPU that does not
+    if (maps && *maps == '0') return CUDA_ERROR_NOT_SUPPORTED;
     std::lock_guard<std::mutex> lock(mu);
     *handle = last + 1;
     if (!mock_take((void*)*handle, size, properties->location.id)) return CUDA_ERROR_OUT_OF_MEMORY;
@@ -62,11 +65,16 @@ static CUresult granularity(size_t* size, const CUmemAllocationProp*, CUmemAlloc
     *size = GRANULARITY;
     return CUDA_SUCCESS;
 }
+static CUresult error_string(CUresult error, const char** text) {
+    *text = error == CUDA_ERROR_NOT_SUPPORTED ? "operation not supported" : "mock";
+    return CUDA_SUCCESS;
+}
 void* mock_driver(const char* name) {
     struct {
         const char* name;
         void* function;
-    } known[] = {{"cuMemAddressReserve", (void*)reserve},
+    } known[] = {{"cuGetErrorString", (void*)error_string},
+                 {"cuMemAddressReserve", (void*)reserve},
                  {"cuMemAddressFree", (void*)unreserve},
                  {"cuMemCreate", (void*)create},
                  {"cuMemRelease", (void*)release},

@@ -33,7 +33,7 @@ with load_engine(config, [], 1) as engine:
 
 @pytest.mark.parametrize(
     ("options", "graphs"),
-    [((), "[None, None] 0"), (("model.vit_cuda_graph=True", "model.llm_cuda_graph=True"), "[True, True] 16")],
+    [((), "[None, None] 0"), (("model.vit_cuda_graph=True", "model.llm_cuda_graph=True"), "[True, True] 15")],
     ids=["plain", "graphs"],
 )
 def test_the_engine_answers_on_the_second_gpu_alone(mock_gpu, tiny, tmp_path, options, graphs):
