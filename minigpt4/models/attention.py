@@ -64,12 +64,11 @@ class PadMap:
         """P."""
         return self.prefix[0][0].shape[2] if self.prefix else 0
 
-    def rows(self, *states_1HNE: Tensor) -> tuple[Tensor, ...]:
-        """(B, H, T, E) of each; cells without a token hold some other one. One copy serves all, forward and back."""
-        states_NHE = torch.cat([states[0].transpose(0, 1) for states in states_1HNE], dim=1)
+    def rows(self, states_1HNE: Tensor) -> Tensor:
+        """(B, H, T, E); cells without a token hold some other one."""
+        states_NHE = states_1HNE[0].transpose(0, 1)
         cells = _Cells.apply(states_NHE.flatten(1), self.cells_BT.flatten(), self.tokens_N)
-        cells_BHTE = cells.view(*self.cells_BT.shape, *states_NHE.shape[1:]).transpose(1, 2)
-        return cells_BHTE.split([states.shape[1] for states in states_1HNE], dim=1)
+        return cells.view(*self.cells_BT.shape, *states_NHE.shape[1:]).transpose(1, 2)
 
     def tokens(self, states_BHTE: Tensor) -> Tensor:
         """(1, N, H, E)."""
@@ -78,12 +77,12 @@ class PadMap:
 
     def states(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
         """Queries (B, H, T, E) in their rows; keys and values behind those of the prefix, (B, G, S, E) each."""
-        rows, *own = self.rows(query, key, value)
+        own = [self.rows(key), self.rows(value)]
         if self.prefix:
             shape = (len(self.cells_BT), -1, -1, -1)
             before = [states.to(key.dtype).expand(shape) for states in self.prefix[layer]]
             own = [torch.cat(pair, dim=2) for pair in zip(before, own, strict=True)]
-        return rows, *own
+        return self.rows(query), *own
 
     @cached_property
     def mask(self) -> Tensor:
