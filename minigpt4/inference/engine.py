@@ -332,7 +332,7 @@ class Engine:
                 text, embeds = self._read(reply)
                 if decoding.num_beams > 1:
                     stopping = StopOnText(reply.stop, model.llama_tokenizer)
-                    search = BeamSearch(model.llama_model, decoding, [stopping])
+                    search = BeamSearch(model.llama_model, decoding, [stopping], model.token_graphs)
                     reply.search = search.steps(*model.prompt_embeds([text], [embeds]))
                     self._running.append(reply)
                     continue

@@ -73,6 +73,19 @@ class RowLayer(DynamicLayer):
         self._stores = [store[rows, :, first:] for store in self._stores]
         self._use(end)
 
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """These rows, in this order."""
+        self.keep(indices, 0)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row so many times."""
+        self.keep(torch.arange(len(self.keys), device=self.keys.device).repeat_interleave(repeats), 0)
+
+    def reorder(self, parents: Tensor) -> None:
+        """Each row becomes a copy of its parent, in its place."""
+        for store in self._stores:
+            store.copy_(store.index_select(0, parents))
+
     def fix(self, at: Tensor, room: int) -> None:
         """From now on the tensors, with so much room, stay where they are."""
         self._set_room(room)
@@ -134,14 +147,18 @@ class GenerationState:
 class FixedBatch:
     """A batch in tensors that stay where they are, so that one CUDA graph reads all of its tokens.
 
-    Rows that end keep their places, which nobody looks at, until it is released.
+    Rows that end keep their places, which nobody looks at, until it is released. `branches`: rows are beams, each of
+    which goes on from any other.
     """
 
-    def __init__(self, llm: nn.Module, cache: KVCache, mask_BP: Tensor, graphs: CudaGraphs) -> None:
+    def __init__(
+        self, llm: nn.Module, cache: KVCache, mask_BP: Tensor, graphs: CudaGraphs, branches: bool = False
+    ) -> None:
         self.size, self._end = mask_BP.shape
         self._llm, self._cache = llm, cache
         self._room = -(-(self._end + GRAPH_ROOM // 2) // GRAPH_ROOM) * GRAPH_ROOM
-        self._places: Tensor | None = None  # of the rows that go on; None: all of them
+        self._places: Tensor | slice | None = None  # of the rows that go on; None: all of them
+        self._parents_B = torch.arange(self.size, device=mask_BP.device) if branches else None
         self._at = torch.full((1,), self._end - 1, device=mask_BP.device)
         self._positions_B1 = mask_BP.sum(dim=1, keepdim=True) - 1
         self._ids_B1 = torch.zeros_like(self._positions_B1)
@@ -158,8 +175,13 @@ class FixedBatch:
         """Whether there is no room for another token."""
         return self._end > self._room
 
-    def read(self, newest_B1: Tensor) -> Tensor:
-        """Logits (B, V) float32 after the newest tokens of the rows that go on."""
+    def read(self, newest_B1: Tensor, parents_B: Tensor | None = None) -> Tensor:
+        """Logits (B, V) float32 after the newest tokens of the rows that go on; of beams, from these parents."""
+        if parents_B is not None:
+            self._places = slice(len(parents_B))
+            self._parents_B[self._places] = parents_B
+            self._positions_B1[self._places] = self._positions_B1[parents_B]
+            self._bias_B11R[self._places] = self._bias_B11R[parents_B]
         if self._places is None:
             self._ids_B1.copy_(newest_B1)
         else:
@@ -180,10 +202,13 @@ class FixedBatch:
         """The cache grows again, and holds the rows that go on."""
         for layer in self._cache.layers:
             layer.release(self._end - 1)
-            if self._places is not None:
+            if isinstance(self._places, Tensor):
                 layer.keep(self._places, 0)
 
     def _read(self) -> Tensor:
+        if self._parents_B is not None:
+            for layer in self._cache.layers:
+                layer.reorder(self._parents_B)
         inputs = {"input_ids": self._ids_B1, "position_ids": self._positions_B1}
         return next_logits(self._llm, self._cache, self._bias_B11R, **inputs)
 

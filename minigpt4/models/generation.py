@@ -58,7 +58,7 @@ def generate_ids(
     """
     stop = check_stop(stop)
     if decoding.num_beams > 1:
-        rows = BeamSearch(llm, decoding, [StopOnText(stop, tokenizer)]).run(embeds_BTD, attention_mask_BT)
+        rows = BeamSearch(llm, decoding, [StopOnText(stop, tokenizer)], graphs).run(embeds_BTD, attention_mask_BT)
     else:
         decoder = BatchDecoder(llm, tokenizer, graphs)
         states = [GenerationState(decoding, stop) for _ in embeds_BTD]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minigpt4.conversation.decoding import Decoding
-from minigpt4.models import batch_decoder
+from minigpt4.models import batch_decoder, beam_search
 from minigpt4.models.batch_decoder import ROOM, BatchDecoder, GenerationState
 from minigpt4.models.cuda_graph import CudaGraphs
 from minigpt4.models.generation import generate_ids
@@ -179,9 +179,18 @@ def test_keys_and_values_stay_where_they_are_while_the_batch_is_fixed(decoder, j
     assert {len(own) for own in places.values()} == {1}
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_answers_with_graphs_are_those_without(model, monkeypatch, beams):
-    monkeypatch.setattr(batch_decoder, "STEADY", 2)
-    prompts, decoding = model.prompt_embeds(PROMPTS, [[]] * 3), Decoding(beams, max_new_tokens=24)
+@pytest.mark.parametrize("penalty", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("beams", [1, 2, 5])
+def test_answers_with_graphs_are_those_without(model, monkeypatch, beams, penalty):
+    """Prompts of three lengths, whose searches end at different times, with room that runs out."""
+    for module in (batch_decoder, beam_search):
+        monkeypatch.setattr(module, "STEADY", 1)
+    monkeypatch.setattr(batch_decoder, "GRAPH_ROOM", 8)
+    made, init = [], batch_decoder.FixedBatch.__init__
+    monkeypatch.setattr(batch_decoder.FixedBatch, "__init__", lambda self, *a, **k: made.append(init(self, *a, **k)))
+    prompts, decoding = model.prompt_embeds(PROMPTS, [[]] * 3), Decoding(beams, 24, length_penalty=penalty)
     inputs = (model.llama_model, model.llama_tokenizer, *prompts, decoding)
-    assert torch.equal(generate_ids(*inputs, graphs=CudaGraphs("test")), generate_ids(*inputs))
+    without = generate_ids(*inputs)
+    assert not made
+    assert torch.equal(generate_ids(*inputs, graphs=CudaGraphs("test")), without)
+    assert made
