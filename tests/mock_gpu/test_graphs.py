@@ -65,6 +65,33 @@ print(json.dumps(said))
 """
 
 
+BEAMS = """
+import ctypes
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from minigpt4.models.attention import FUSED
+from minigpt4.models.base_model import freeze
+from minigpt4.models.beam_search import _Beams, _Candidate
+from minigpt4.models.cuda_graph import CudaGraphs
+
+config = LlamaConfig(vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4)
+config._attn_implementation = FUSED
+llm = freeze(LlamaForCausalLM(config).cuda())
+llm.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[])
+count, launches = ctypes.CDLL(None).mock_count, []
+with torch.no_grad():
+    prompts = torch.zeros(2, 9, 32, device="cuda"), torch.ones(2, 9, device="cuda").long()
+    beams = _Beams(llm, *prompts, 5, CudaGraphs("test"))
+    for number in range(14):
+        rows, before = 10 if number < 11 else 7, count(0)
+        beams.select([_Candidate(0.0, 0, False, [1] * (number + 2))] * rows)
+        beams.forward()
+        launches.append(count(0) - before)
+        assert len(beams.logits_NV) == rows
+print("launches", *launches)
+"""
+
+
 @pytest.fixture(scope="module")
 def passes(mock_gpu, tmp_path_factory):
     """What the script says, and its log."""
@@ -97,6 +124,15 @@ def test_a_pass_that_waits_is_refused_in_one_line_and_the_run_goes_on(passes):
     assert log.count("model.vit_cuda_graph: not captured, so the run goes on without (") == 1
     replays, _, number = said["after that"]
     assert (replays, number) == (0, 0.0)
+
+
+def test_a_graph_reads_beams_of_which_some_are_done(mock_gpu, tmp_path):
+    script = tmp_path / "beams.py"
+    script.write_text(BEAMS)
+    done = mock_gpu(ON_MOCK, script)
+    assert done.returncode == 0, done.stderr[-6000:]
+    launches = [int(number) for number in done.stdout.split("launches")[1].split()]
+    assert max(launches[-5:]) < 20 < min(launches[:9])
 
 
 @pytest.mark.parametrize("recipe", ["minigpt4_flickr_finetune", "minigpt4_stage1_pretrain"])
