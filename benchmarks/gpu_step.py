@@ -5,8 +5,9 @@
     torchrun --nproc-per-node 4 benchmarks/gpu_step.py RECIPE --options run.parallel=fsdp
 
 The runner, its step and its precision are those of `train.py`. Weights are random and made on the device; the batches
-have the longest text that the recipe allows, as those of `train.py --check`. Rank 0 prints one JSON object: memory,
-seconds, and of each step the host's milliseconds, its waits for the GPU and, on the mock of the tests, its launches.
+have the longest text that the recipe allows, as those of `train.py --check`, or with `--vary` texts of any length.
+Rank 0 prints one JSON object: memory, seconds, and of each step the host's milliseconds, its waits for the GPU and, on
+the mock of the tests, its launches.
 With `--tokens` the model answers instead, and a step is a token.
 """
 
@@ -16,6 +17,7 @@ import ctypes
 import json
 import os
 import pstats
+import random
 import sys
 import tempfile
 import time
@@ -99,8 +101,10 @@ def language(size: str, cfg: Any, device: torch.device, shard: bool) -> tuple[nn
     return llm, load_tokenizer(TOKENIZER)
 
 
-def training(cfg: Config, model: nn.Module, image: Tensor, folder: str, processes: Processes) -> Callable[[int], Any]:
-    """A function that makes training step number n."""
+def training(
+    cfg: Config, model: nn.Module, image: Tensor, folder: str, processes: Processes, vary: bool
+) -> Callable[[int], Any]:
+    """A function that makes training step number n; `vary`: its texts have any length, not the longest."""
 
     class WithoutData(RunnerBase):
         def build_train_loader(self, datasets: Any) -> None:
@@ -108,16 +112,21 @@ def training(cfg: Config, model: nn.Module, image: Tensor, folder: str, processe
 
     (Path(folder) / "job").mkdir(exist_ok=True)
     runner = WithoutData(cfg, "job", setup_task(cfg), model, {}, processes)
-    answers = ["word " * 2 * cfg.model.max_txt_len] * len(image)
-    samples = {"image": image, "answer": answers, "image_id": ["0"] * len(image)}
-    return lambda number: runner.train_step(0, number, samples)
+    longest, chance = cfg.model.max_txt_len, random.Random(0)
+
+    def step(number: int) -> Any:
+        words = [chance.randint(5, longest) if vary else 2 * longest for _ in image]
+        samples = {"image": image, "answer": ["word " * count for count in words], "image_id": ["0"] * len(image)}
+        return runner.train_step(0, number, samples)
+
+    return step
 
 
 def answering(model: nn.Module, batch_size: int, tokens: int) -> Callable[[int], Any]:
     """A function that decodes token number n of as many answers, which never end."""
     llm, device = model.eval().llama_model, model.device
     llm.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=[])
-    decoder = BatchDecoder(llm, model.llama_tokenizer)
+    decoder = BatchDecoder(llm, model.llama_tokenizer, model.token_graphs)
     rows = [GenerationState(Decoding(max_new_tokens=tokens + 2)) for _ in range(batch_size)]
     embeds_BTD = torch.randn(batch_size, PROMPT, llm.config.hidden_size, dtype=llm.dtype, device=device) * STD
     decoder.add(rows, embeds_BTD, torch.ones(batch_size, PROMPT, dtype=torch.long, device=device))
@@ -165,6 +174,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="micro-batch (the recipe's)")
     parser.add_argument("--steps", type=int, default=6, help=f"training steps, of which {WARM_UP} are not timed (6)")
     parser.add_argument("--tokens", type=int, help="decode so many tokens instead")
+    parser.add_argument("--vary", action="store_true", help="texts of all lengths, not the longest")
     parser.add_argument("--no-cudnn-attention", action="store_true", help="scaled_dot_product_attention without cuDNN")
     parser.add_argument("--flops", action="store_true", help="count a step's floating-point operations, too")
     parser.add_argument("--profile", action="store_true", help="the last step, by function, on stderr")
@@ -191,7 +201,7 @@ def main() -> int:
         if args.tokens:
             step, count = answering(model, batch, args.tokens), args.tokens
         else:
-            step, count = training(cfg, model, image, folder, processes), args.steps
+            step, count = training(cfg, model, image, folder, processes, args.vary), args.steps
         result |= measure(step, count, args.profile)
         if args.flops:
             with FlopCounterMode(display=False) as counter:

@@ -4,8 +4,9 @@
     python scripts/first_gpu_run.py --only tiny processes           # only these sections
 
 Runs in a checkout with `pip install -e ".[dev]"`. Tiny recipes train on the test data, and their losses are compared
-with those of the CPU; steps of the published recipes run at 7B with random weights. A part that fails is in the report,
-and the others still run. PYTHON names the interpreter.
+with those of the CPU; steps of the published recipes run at 7B with random weights, with and without CUDA graphs. A
+part that fails is in the report, and the others still run. PYTHON names the interpreter. docs/first_gpu_run_example.md
+is what comes out, from a machine without a GPU.
 """
 
 import argparse
@@ -40,6 +41,7 @@ WAYS = {
     "fp32": ((), 2e-3),
     "fp16": (FP16, 5e-2),
     "bf16": (BF16, 5e-2),
+    "fp16, graph of the vision side": ((*FP16, "model.vit_cuda_graph=True"), 5e-2),
     "fp16, feature cache": ((*FP16, "run.feature_cache=cache"), 5e-2),
     "bf16, recomputation": ((*BF16, "model.llm_grad_checkpoint=True"), 5e-2),
     "nf4": ((*BF16, "model.llm_precision=nf4"), 2e-1),
@@ -230,6 +232,7 @@ def full_size(report: Report, gpus: int) -> None:
                 continue
             measured = step(recipe, *(["--batch", str(batch)] if batch else []), "--steps", "10", "--flops")
             rows.append(_row(recipe, measured, expected if batch is None else None, largest, fits, rate))
+        rows += _with_graph(recipe, rate)
     if gpus > 1:
         sharded = ("--options", "run.parallel=fsdp")
         expected, largest = estimated(RECIPES[0], "--gpus", str(gpus), *sharded)
@@ -245,10 +248,20 @@ def full_size(report: Report, gpus: int) -> None:
         "images/s",
         "of bf16 rate",
         "host, ms",
-        "launches",
+        "waits",
     )
     note = f"Random weights, longest texts. Products of 8192 x 8192 in bf16 reach {rate / 1e12:.0f} TFLOP/s here."
     report.section("Recipes at 7B", head, rows, note)
+
+
+def _with_graph(recipe: str, rate: float) -> list[tuple]:
+    """The recipe with a graph of the vision side, which takes memory of its own, at the largest batch that fits."""
+    graph = ("--options", "model.vit_cuda_graph=True")
+    _, largest = estimated(recipe, *graph)
+    if largest == 0:
+        return []
+    measured = step(recipe, "--batch", str(largest), "--steps", "10", "--flops", *graph)
+    return [_row(f"{recipe}, vit_cuda_graph", measured, None, largest, True, rate)]
 
 
 def _row(name: str, found: dict, expected: float | None, largest: int, fits: bool | None, rate: float) -> tuple:
@@ -276,25 +289,54 @@ def _row(name: str, found: dict, expected: float | None, largest: int, fits: boo
 
 
 def answers(report: Report, gpus: int) -> None:
-    """Tokens a second of a 7B, with and without cuDNN's attention."""
-    rows = []
+    """Tokens a second of a 7B, with and without cuDNN's attention and a CUDA graph."""
+    rows, graph = [], ("--options", "model.llm_cuda_graph=True")
+    ways = {"default": (), "without cuDNN attention": ("--no-cudnn-attention",), "llm_cuda_graph": graph}
     for batch in (1, 8):
-        for name, switch in (("default", ()), ("without cuDNN attention", ("--no-cudnn-attention",))):
+        for name, switch in ways.items():
             found = step(RECIPES[0], "--tokens", "64", "--batch", str(batch), *switch)
             if "error" in found:
                 rows.append((str(batch), name, FAILED, found["error"], ""))
                 continue
             speed = f"{batch / found['seconds']:.1f}"
             rows.append((str(batch), name, PASSED, speed, f"{statistics.median(found['host_ms'][2:]):.1f}"))
-    report.section("Answers at 7B", ("answers at once", "attention", "result", "tokens/s", "host, ms a token"), rows)
+    report.section("Answers at 7B", ("answers at once", "way", "result", "tokens/s", "host, ms a token"), rows)
+
+
+def memory(report: Report, gpus: int) -> None:
+    """What the allocator reserves for texts of all lengths, with segments that expand and with fixed ones."""
+    rows = []
+    for name, value in (("expandable (as train.py sets it)", "True"), ("fixed", "False")):
+        os.environ["PYTORCH_ALLOC_CONF"] = f"expandable_segments:{value}"
+        found = step(RECIPES[1], "--vary", "--batch", "8", "--steps", "20")
+        del os.environ["PYTORCH_ALLOC_CONF"]
+        result = FAILED if "error" in found else "out of memory" if found["out_of_memory"] else PASSED
+        sizes = [f"{found[key]:.2f}" if key in found else "" for key in ("allocated_gib", "reserved_gib")]
+        rows.append((name, result, *sizes, found.get("error", "")))
+    note = f"20 steps of {RECIPES[1]} at batch 8; the answers have 5 tokens to the longest."
+    report.section(
+        "Memory where texts vary", ("segments", "result", "allocated, GiB", "reserved, GiB", "error"), rows, note
+    )
+
+
+def graphs(report: Report, gpus: int) -> None:
+    """Whether replays of CUDA graphs give the numbers of their kernels, by the tests that need a GPU."""
+    pytest = str(Path(importlib.util.find_spec("pytest").origin).with_name("__main__.py"))
+    done = run(pytest, "-p", "no:cacheprovider", "tests/models/test_cuda_graph.py")
+    skipped = "skipped" in done.stdout
+    result = FAILED if done.returncode else SKIPPED if skipped else PASSED
+    words = (done.stdout.strip().splitlines() or [last_words(done)])[-1]
+    report.section("CUDA graphs", ("what", "result", "tests"), [("replays beside kernels", result, words)])
 
 
 SECTIONS: dict[str, Callable[[Report, int], None]] = {
     "doctor": doctor,
     "tiny": tiny,
+    "graphs": graphs,
     "processes": processes,
     "full_size": full_size,
     "answers": answers,
+    "memory": memory,
 }
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import signal
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,6 +34,9 @@ START_TIMEOUT = timedelta(minutes=30)
 """Ranks load their weights at different speeds; afterwards a step never takes this long."""
 
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
+
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Variables with settings of torch's allocator, today's name first."""
 
 SAVE_AND_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -140,6 +144,7 @@ def start_processes(device: str = "cuda", distributed: bool = True, dist_url: st
     chosen = _device(device, local_rank, world_size)
     on_gpu = chosen.type == "cuda"
     if on_gpu:
+        _expand_segments(chosen)
         torch.cuda.set_device(chosen)
     if world_size > 1:
         if not distributed:
@@ -157,6 +162,21 @@ def start_processes(device: str = "cuda", distributed: bool = True, dist_url: st
         )
     PartialState(cpu=world_size == 1 or not on_gpu)  # for accelerate's trackers and barrier
     return Processes(rank, local_rank, world_size, chosen)
+
+
+def _expand_segments(device: torch.device) -> None:
+    """Let the allocator grow segments in place, for texts of changing length leave gaps in others; unless CUDA has
+    started, or the user has settings of their own."""
+    if torch.version.cuda is None or torch.cuda.is_initialized() or any(name in os.environ for name in ALLOCATOR):
+        return
+    os.environ[ALLOCATOR[0]] = "expandable_segments:True"
+    try:
+        with warnings.catch_warnings(action="ignore"):  # a GPU that is not in a cluster has no fabric
+            torch.empty(1, device=device)
+    except RuntimeError as error:  # a virtual GPU whose driver does not map memory
+        log.info("The allocator cannot expand segments here: %s", str(error).split("\n")[0])
+        os.environ[ALLOCATOR[0]] = "expandable_segments:False"
+        torch._C._accelerator_setAllocatorSettings(os.environ[ALLOCATOR[0]])
 
 
 def stop_processes() -> None:

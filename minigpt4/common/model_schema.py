@@ -174,6 +174,9 @@ class MiniGPT4Config:
     """New. Overrides of the ViT's sizes."""
     vit_precision: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Of the frozen vision encoder and Q-Former, but LayerNorms and embeddings; trained parts are stored in fp32."""
+    vit_cuda_graph: bool = False
+    """New. On a GPU, launch the frozen vision side as one CUDA graph for each batch size that comes often: the host has
+    less to do, and the working memory of the vision side is not shared with the LLM's."""
     drop_path_rate: Annotated[Float, Ge(0), Lt(1)] = 0.0
     """Stochastic depth of the ViT, 0 to 1; acts only while the ViT is trained."""
     use_grad_checkpoint: bool = False
@@ -231,6 +234,9 @@ class MiniGPT4Config:
     """New. Positions whose logits a training step computes: `targets` only, or `all`, as in the original; same loss."""
     llm_grad_checkpoint: bool = False
     """New. Recompute the LLM's activations in the backward pass: less memory, about a third more time."""
+    llm_cuda_graph: bool = False
+    """New. On a GPU, read an answer's tokens by a CUDA graph; with `llm_attention: null` and LLaMA-like LLMs. In 16
+    bits its numbers may round differently, as in a batch of another size."""
     llm_sanity_check: bool = True
     """New. Let the LLM read one English sentence after loading; a loss near ln(vocabulary) stops the run."""
 
@@ -268,6 +274,11 @@ class MiniGPT4Config:
             (reads_prefix and not self.has_qformer, "connector: qformer does not go with has_qformer: False"),
             (reads_prefix and self.vit_prefix == "drop", "vit_prefix: drop does not go with a Q-Former"),
             (three and self.projection != "linear3", f"projection: {self.projection} does not go with proj_layers: 3"),
+            (
+                self.vit_cuda_graph and not (self.freeze_vit and self.freeze_qformer),
+                "vit_cuda_graph: True needs a frozen vision side (freeze_vit and freeze_qformer)",
+            ),
+            (self.llm_cuda_graph and self.llm_storage == "int8", "llm_cuda_graph: int8 waits for the GPU; take nf4"),
             (self.low_resource and self.llm_precision == "nf4", "low_resource: means int8, llm_precision says nf4"),
             (
                 not is_template(self.prompt_template),

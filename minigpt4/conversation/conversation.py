@@ -151,9 +151,9 @@ class Chat:
         criteria = StoppingCriteriaList(stopping_criteria or [])
         mask_1T = torch.ones(inputs_embeds.shape[:2], dtype=torch.long, device=inputs_embeds.device)
         if settings.num_beams > 1:
-            yield from BeamSearch(llm, settings, criteria).run(inputs_embeds, mask_1T)
+            yield from BeamSearch(llm, settings, criteria, self.model.token_graphs).run(inputs_embeds, mask_1T)
             return
-        state, decoder = GenerationState(settings), BatchDecoder(llm, tokenizer)
+        state, decoder = GenerationState(settings), BatchDecoder(llm, tokenizer, self.model.token_graphs)
         decoder.add([state], inputs_embeds, mask_1T)
         while decoder.rows:
             decoder.step()

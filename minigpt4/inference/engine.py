@@ -216,7 +216,7 @@ class Engine:
             self.switch.load(path, other)
         self._keep_images = keep_images
         self._features: OrderedDict[tuple[str | None, str], Tensor] = OrderedDict()
-        self._decoder = BatchDecoder(model.llama_model, model.llama_tokenizer)
+        self._decoder = BatchDecoder(model.llama_model, model.llama_tokenizer, model.token_graphs)
         self._waiting: deque[EngineReply] = deque()
         self._running: list[EngineReply] = []
         self._changed = threading.Condition()
@@ -336,7 +336,7 @@ class Engine:
                 text, embeds = self._read(reply)
                 if decoding.num_beams > 1:
                     stopping = StopOnText(reply.stop, model.llama_tokenizer)
-                    search = BeamSearch(model.llama_model, decoding, [stopping])
+                    search = BeamSearch(model.llama_model, decoding, [stopping], model.token_graphs)
                     reply.search = search.steps(*model.prompt_embeds([text], [embeds]))
                     self._running.append(reply)
                     continue

@@ -5,6 +5,7 @@ values lie in room that is set aside, so a token copies nothing but itself. Shap
 positions in the cache, H heads of keys, E channels of a head, D channels of the LLM, V vocabulary.
 """
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -24,27 +25,43 @@ from transformers import (
 )
 
 from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.conversation.decoding import Decoding
 from minigpt4.models.attention import native_dtype
+from minigpt4.models.cuda_graph import CudaGraphs
+from minigpt4.models.fsdp import is_sharded
 from minigpt4.models.llm import cache_arguments, end_tokens, first_token
+from minigpt4.models.loss import can_pack
+
+log = logging.getLogger(__name__)
 
 ROOM = 32
 """Positions that are set aside at once: at most so many stay empty, and the cache is copied once in so many tokens."""
+GRAPH_ROOM = 128
+"""The same where a CUDA graph reads the tokens: attention reads all of the room, and more room is another graph."""
+STEADY = 8
+"""Tokens without a change of the batch, after which a graph is worth its capture."""
 
 
 class RowLayer(DynamicLayer):
     """One layer: `keys` and `values`, (B, H, P, E), are what is in use of two larger tensors."""
 
+    at: Tensor | None = None
+    """Where the next position goes, (1,) int64, if a graph reads all of the larger tensors."""
+
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Append positions; returns all of them, as attention in transformers expects."""
+        if self.at is not None:
+            for store, states in zip(self._stores, (key_states, value_states), strict=True):
+                store.index_copy_(2, self.at, states)
+            return tuple(self._stores)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._stores = [key_states[:, :, :0], value_states[:, :, :0]]
         start = self.get_seq_length()
         end = start + key_states.shape[2]
         if end > self._stores[0].shape[2]:
-            room = (0, 0, 0, end + ROOM - start)
-            self._stores = [nn.functional.pad(store[:, :, :start], room) for store in self._stores]
+            self._set_room(end + ROOM)
         for store, states in zip(self._stores, (key_states, value_states), strict=True):
             store[:, :, start:end] = states
         self._use(end)
@@ -55,6 +72,33 @@ class RowLayer(DynamicLayer):
         end = self.get_seq_length() - first
         self._stores = [store[rows, :, first:] for store in self._stores]
         self._use(end)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """These rows, in this order."""
+        self.keep(indices, 0)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each row so many times."""
+        self.keep(torch.arange(len(self.keys), device=self.keys.device).repeat_interleave(repeats), 0)
+
+    def reorder(self, parents: Tensor) -> None:
+        """Each row becomes a copy of its parent, in its place."""
+        for store in self._stores:
+            store.copy_(store.index_select(0, parents))
+
+    def fix(self, at: Tensor, room: int) -> None:
+        """From now on the tensors, with so much room, stay where they are."""
+        self._set_room(room)
+        self.at = at
+
+    def release(self, end: int) -> None:
+        """The opposite of `fix`, with so many positions in use."""
+        self.at = None
+        self._use(end)
+
+    def _set_room(self, room: int) -> None:
+        used = self.get_seq_length()
+        self._stores = [nn.functional.pad(store[:, :, :used], (0, 0, 0, room - used)) for store in self._stores]
 
     def _use(self, end: int) -> None:
         self.keys, self.values = (store[:, :, :end] for store in self._stores)
@@ -100,10 +144,82 @@ class GenerationState:
     """None while it goes on; True: an end token or a stop string came; False: the token limit did."""
 
 
-class BatchDecoder:
-    """Decodes rows with one beam each by a causal LM of transformers, whose `generation_config` has the end tokens."""
+class FixedBatch:
+    """A batch in tensors that stay where they are, so that one CUDA graph reads all of its tokens.
 
-    def __init__(self, llm: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    Rows that end keep their places, which nobody looks at, until it is released. `branches`: rows are beams, each of
+    which goes on from any other.
+    """
+
+    def __init__(
+        self, llm: nn.Module, cache: KVCache, mask_BP: Tensor, graphs: CudaGraphs, branches: bool = False
+    ) -> None:
+        self.size, self._end = mask_BP.shape
+        self._llm, self._cache = llm, cache
+        self._room = -(-(self._end + GRAPH_ROOM // 2) // GRAPH_ROOM) * GRAPH_ROOM
+        self._places: Tensor | slice | None = None  # of the rows that go on; None: all of them
+        self._parents_B = torch.arange(self.size, device=mask_BP.device) if branches else None
+        self._at = torch.full((1,), self._end - 1, device=mask_BP.device)
+        self._positions_B1 = mask_BP.sum(dim=1, keepdim=True) - 1
+        self._ids_B1 = torch.zeros_like(self._positions_B1)
+        dtype = llm.get_input_embeddings().weight.dtype
+        visible_BR = nn.functional.pad(mask_BP.bool(), (0, self._room - self._end))
+        self._bias_B11R = torch.zeros(visible_BR.shape, dtype=dtype, device=mask_BP.device)
+        self._bias_B11R = self._bias_B11R.masked_fill(~visible_BR, torch.finfo(dtype).min / 2)[:, None, None]
+        for layer in cache.layers:
+            layer.fix(self._at, self._room)
+        self._pass = graphs.capture(self._read, mask_BP.device)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another token."""
+        return self._end > self._room
+
+    def read(self, newest_B1: Tensor, parents_B: Tensor | None = None) -> Tensor:
+        """Logits (B, V) float32 after the newest tokens of the rows that go on; of beams, from these parents."""
+        if parents_B is not None:
+            self._places = slice(len(parents_B))
+            self._parents_B[self._places] = parents_B
+            self._positions_B1[self._places] = self._positions_B1[parents_B]
+            self._bias_B11R[self._places] = self._bias_B11R[parents_B]
+        if self._places is None:
+            self._ids_B1.copy_(newest_B1)
+        else:
+            self._ids_B1[self._places] = newest_B1
+        logits_BV = self._pass()
+        self._end += 1
+        self._at += 1
+        self._positions_B1 += 1
+        if not self.is_full:
+            self._bias_B11R.index_fill_(3, self._at, 0)
+        return logits_BV if self._places is None else logits_BV[self._places]
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these of the rows that went on so far go on."""
+        self._places = rows if self._places is None else self._places[rows]
+
+    def release(self) -> None:
+        """The cache grows again, and holds the rows that go on."""
+        for layer in self._cache.layers:
+            layer.release(self._end - 1)
+            if isinstance(self._places, Tensor):
+                layer.keep(self._places, 0)
+
+    def _read(self) -> Tensor:
+        if self._parents_B is not None:
+            for layer in self._cache.layers:
+                layer.reorder(self._parents_B)
+        inputs = {"input_ids": self._ids_B1, "position_ids": self._positions_B1}
+        return next_logits(self._llm, self._cache, self._bias_B11R, **inputs)
+
+
+class BatchDecoder:
+    """Decodes rows with one beam each by a causal LM of transformers, whose `generation_config` has the end tokens.
+
+    `graphs`: read the tokens of a batch that stays the same by a CUDA graph (`token_graphs`).
+    """
+
+    def __init__(self, llm: nn.Module, tokenizer: PreTrainedTokenizerBase, graphs: CudaGraphs | None = None) -> None:
         self.llm, self.tokenizer, self.end_ids = llm, tokenizer, end_tokens(llm)
         self.rows: list[GenerationState] = []
         """Those that go on, in the order in which they joined."""
@@ -112,12 +228,14 @@ class BatchDecoder:
         self._is_padded = False
         self._logits_BV: Tensor | None = None  # None: the newest tokens are not read yet
         self._newest_B1: Tensor | None = None
+        self._graphs, self._fixed, self._unchanged = graphs, None, 0
 
     @torch.inference_mode()
     def add(self, rows: Sequence[GenerationState], embeds_BTD: Tensor, mask_BT: Tensor) -> None:
         """Rows join with their prompts, which are padded on the left with mask 0."""
         if self.rows:
             self._read_newest()
+            self._release()
         cache = KVCache()
         position_ids_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
         logits_BV = next_logits(self.llm, cache, mask_BT, inputs_embeds=embeds_BTD, position_ids=position_ids_BT)
@@ -161,11 +279,25 @@ class BatchDecoder:
     def _read_newest(self) -> None:
         if self._logits_BV is not None:
             return
+        if self._fixed is not None and self._fixed.is_full:
+            self._release(steady=True)
+        if self._fixed is None and self._graphs is not None and self._graphs.works and self._unchanged >= STEADY:
+            self._fixed = FixedBatch(self.llm, self._cache, self._mask_BP, self._graphs)
+        if self._fixed is not None:
+            self._logits_BV = self._fixed.read(self._newest_B1)
+            return
+        self._unchanged += 1
         position_ids_B1 = self._mask_BP.sum(dim=1, keepdim=True) - 1
         mask_BP = self._mask_BP if self._is_padded else None  # transformers would wait for the GPU to look at it
         self._logits_BV = next_logits(
             self.llm, self._cache, mask_BP, input_ids=self._newest_B1, position_ids=position_ids_B1
         )
+
+    def _release(self, steady: bool = False) -> None:
+        """Leave the graph, if there is one."""
+        if self._fixed is not None:
+            self._fixed.release()
+        self._fixed, self._unchanged = None, STEADY if steady else 0
 
     def _chosen_tokens(self) -> list[int]:
         groups = self._alike()
@@ -206,6 +338,7 @@ class BatchDecoder:
             return
         if not indices:
             self.rows, self._cache, self._mask_BP, self._logits_BV = [], KVCache(), None, None
+            self._fixed, self._unchanged = None, 0
             return
         self.rows = [self.rows[index] for index in indices]
         chosen = torch.tensor(indices, device=self._mask_BP.device)
@@ -214,11 +347,26 @@ class BatchDecoder:
         else:
             self._newest_B1 = self._newest_B1[chosen]
         mask_BP = self._mask_BP[chosen]
+        if self._fixed is not None and 2 * len(indices) > self._fixed.size:
+            self._mask_BP = mask_BP
+            self._fixed.keep(chosen)
+            return
+        self._release()
         unused = int(mask_BP.any(dim=0).int().argmax())  # positions on the left that are padding in all rows now
         self._mask_BP = mask_BP[:, unused:]
         self._is_padded = not self._mask_BP.all().item()
         for layer in self._cache.layers:
             layer.keep(chosen, unused)
+
+
+def token_graphs(cfg: MiniGPT4Config, llm: nn.Module) -> CudaGraphs | None:
+    """What `model.llm_cuda_graph` gives a `BatchDecoder` of this LLM."""
+    if not cfg.llm_cuda_graph:
+        return None
+    if is_sharded(llm) or not can_pack(llm):
+        log.warning("model.llm_cuda_graph: only for LLaMA-like LLMs that one GPU holds whole; the run goes on without")
+        return None
+    return CudaGraphs("model.llm_cuda_graph")
 
 
 def next_logits(llm: nn.Module, cache: Cache, mask_BP: Tensor | None, **inputs: Tensor) -> Tensor:

@@ -19,7 +19,16 @@ from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.conversation.decoding import Decoding
-from minigpt4.models.batch_decoder import NOT_FINITE, next_logits, penalties, warpers
+from minigpt4.models.batch_decoder import (
+    NOT_FINITE,
+    STEADY,
+    FixedBatch,
+    KVCache,
+    next_logits,
+    penalties,
+    warpers,
+)
+from minigpt4.models.cuda_graph import CudaGraphs
 from minigpt4.models.llm import end_tokens, first_token
 
 
@@ -29,9 +38,17 @@ class BeamSearch:
     Args:
         llm: a causal LM of transformers.
         stopping: further ends of a hypothesis, each of which counts as an end token does.
+        graphs: as of `BatchDecoder`.
     """
 
-    def __init__(self, llm: nn.Module, decoding: Decoding, stopping: Iterable[StoppingCriteria] = ()) -> None:
+    def __init__(
+        self,
+        llm: nn.Module,
+        decoding: Decoding,
+        stopping: Iterable[StoppingCriteria] = (),
+        graphs: CudaGraphs | None = None,
+    ) -> None:
+        self._graphs = graphs
         self.llm, self.decoding, self.num_beams = llm, decoding, decoding.num_beams
         self._uncounted = 0 if getattr(llm.generation_config, "beams_count_bos", True) else 1
         self.end_ids, self.stopping = end_tokens(llm), StoppingCriteriaList(stopping)
@@ -47,7 +64,7 @@ class BeamSearch:
         """
         pools = [_Pool(self.num_beams, self.decoding.length_penalty) for _ in range(len(embeds_BTD))]
         open_rows = list(range(len(pools)))
-        beams = _Beams(self.llm, embeds_BTD, mask_BT, self.num_beams)
+        beams = _Beams(self.llm, embeds_BTD, mask_BT, self.num_beams, self._graphs)
         if self.warpers is None:  # let only the first beam of each row go on, for all of them are still the same
             beams.totals_N.view(-1, self.num_beams)[:, 1:] = -inf
         for step in range(self.decoding.max_new_tokens):
@@ -145,9 +162,12 @@ class _Pool:
 class _Beams:
     """What is being searched: ids_NL, their summed log-probabilities totals_N, logits_NV of the next token."""
 
-    def __init__(self, llm: nn.Module, embeds_BTD: Tensor, mask_BT: Tensor, num_beams: int) -> None:
+    def __init__(
+        self, llm: nn.Module, embeds_BTD: Tensor, mask_BT: Tensor, num_beams: int, graphs: CudaGraphs | None
+    ) -> None:
         self.llm, self.num_beams = llm, num_beams
-        self.cache = DynamicCache(config=llm.config)
+        self._graphs, self._fixed, self._unchanged = graphs, None, 0
+        self.cache = KVCache() if graphs else DynamicCache(config=llm.config)
         self.mask = mask_BT
         position_ids_BT = (mask_BT.cumsum(dim=1) - 1).clamp(min=0)
         logits_BV = next_logits(llm, self.cache, self.mask, inputs_embeds=embeds_BTD, position_ids=position_ids_BT)
@@ -164,10 +184,23 @@ class _Beams:
         self.ids_NL = torch.tensor([c.ids for c in candidates], device=device)
         self.totals_N = torch.tensor([c.total for c in candidates], device=device)
         self.mask = nn.functional.pad(self.mask[parents_N], (0, 1), value=1)
-        self.cache.batch_select_indices(parents_N)
+        self._parents_N = parents_N
 
     def forward(self) -> None:
         """Read the newest ids."""
+        if self._fixed is not None and (self._fixed.is_full or 2 * len(self._parents_N) <= self._fixed.size):
+            self._unchanged = STEADY if self._fixed.is_full else 0
+            self._fixed.release()
+            self._fixed = None
+        if self._fixed is not None:
+            self.logits_NV = self._fixed.read(self.ids_NL[:, -1:], self._parents_N)
+            return
+        self.cache.batch_select_indices(self._parents_N)
+        if self._graphs is not None and self._graphs.works and self._unchanged >= STEADY:
+            self._fixed = FixedBatch(self.llm, self.cache, self.mask, self._graphs, branches=True)
+            self.logits_NV = self._fixed.read(self.ids_NL[:, -1:])
+            return
+        self._unchanged += 1
         position_ids_N1 = self.mask.sum(dim=1, keepdim=True) - 1
         self.logits_NV = next_logits(
             self.llm, self.cache, self.mask, input_ids=self.ids_NL[:, -1:], position_ids=position_ids_N1

@@ -18,6 +18,7 @@ from minigpt4.models import prompting
 from minigpt4.models.attention import native_dtype
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState, stopped
 from minigpt4.models.beam_search import BeamSearch
+from minigpt4.models.cuda_graph import CudaGraphs
 from minigpt4.models.llm import end_tokens
 from minigpt4.models.prompting import ImageFeatures
 
@@ -48,16 +49,17 @@ def generate_ids(
     attention_mask_BT: Tensor,
     decoding: Decoding,
     stop: Sequence[str] = (),
+    graphs: CudaGraphs | None = None,
 ) -> Tensor:
     """Output ids (B, 1 + L), L at most `max_new_tokens`: bos, the answer, its end token, then filling.
 
-    `embeds_BTD` is padded on the left with mask 0; position ids follow the mask.
+    `embeds_BTD` is padded on the left with mask 0; position ids follow the mask. `graphs`: of `BatchDecoder`.
     """
     stop = check_stop(stop)
     if decoding.num_beams > 1:
-        rows = BeamSearch(llm, decoding, [StopOnText(stop, tokenizer)]).run(embeds_BTD, attention_mask_BT)
+        rows = BeamSearch(llm, decoding, [StopOnText(stop, tokenizer)], graphs).run(embeds_BTD, attention_mask_BT)
     else:
-        decoder = BatchDecoder(llm, tokenizer)
+        decoder = BatchDecoder(llm, tokenizer, graphs)
         states = [GenerationState(decoding, stop) for _ in embeds_BTD]
         decoder.add(states, embeds_BTD, attention_mask_BT)
         while decoder.rows:
@@ -69,6 +71,11 @@ def generate_ids(
 
 class GenerationMixin:
     """Methods of `MiniGPT4` for inference; they need its LLM, tokenizer, `encode_img` and `prompting`."""
+
+    @property
+    def token_graphs(self) -> CudaGraphs | None:
+        """What a `BatchDecoder` of this model captures its passes by; None on a CPU, or without `llm_cuda_graph`."""
+        return self._token_graphs if self.device.type == "cuda" else None
 
     def get_context_emb(self, prompt: str, img_list: Sequence[Tensor]) -> Tensor:
         """Embeddings (1, T, D) of a prompt whose n-th `<ImageHere>` stands for `img_list[n]`, (1, Q, D) each."""
@@ -140,7 +147,7 @@ class GenerationMixin:
         """`generate` from the embeddings (1, Q, D) of each prompt's images, and whether answers were ended or cut."""
         stop, tokenizer = [stop] if isinstance(stop, str) else list(stop), self.llama_tokenizer
         prompts = self.prompt_embeds(texts, images)
-        rows = generate_ids(self.llama_model, tokenizer, *prompts, decoding, stop).tolist()
+        rows = generate_ids(self.llama_model, tokenizer, *prompts, decoding, stop, self.token_graphs).tolist()
         ends, answers = set(end_tokens(self.llama_model)), []
         for row in rows:
             whole = tokenizer.decode(row)  # a stop string may be a special token

@@ -90,7 +90,7 @@ class LlamaPieceTokenizer(PreTrainedTokenizer):
         return tokens
 
     def _convert_token_to_id(self, token: str) -> int:
-        return self.pieces.piece_to_id(token)
+        return self._piece_ids.get(token, self.pieces.unk_id())
 
     def _convert_id_to_token(self, index: int) -> str:
         return self.pieces.id_to_piece(index)

@@ -217,6 +217,7 @@ class MetaModel:
         hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in trained if keeps_gradients]
         with errors_as(WeightsError, llm), StorageCounter(known) as counter:
             embeds_BTD = self._embeds(batch_size, lengths, shape)
+            own_pool = counter.peak if self.cfg.vit_cuda_graph and not cached else 0  # a graph keeps what it works in
             self._casts = None if sharded else []
             loss = self._loss(embeds_BTD, lengths.answer, recompute)
             self._casts = None
@@ -224,7 +225,7 @@ class MetaModel:
         for hook in hooks:
             hook.remove()
         parts = self.parts[-2:] if cached else self.parts
-        activations = counter.peak - (0 if keeps_gradients else _bytes(trained))
+        activations = counter.peak + own_pool - (0 if keeps_gradients else _bytes(trained))
         return Estimate(parts, batch_size, embeds_BTD.shape[1], activations)
 
     def stored_as(self, estimate: Estimate, storage: str) -> Estimate:

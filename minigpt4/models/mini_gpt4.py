@@ -26,7 +26,9 @@ from minigpt4.common.registry import registry
 from minigpt4.common.start_clock import phase
 from minigpt4.models import llm, prompting
 from minigpt4.models.base_model import DTYPES, BaseModel, freeze, is_trained
+from minigpt4.models.batch_decoder import token_graphs
 from minigpt4.models.connectors import Connector, build_projection
+from minigpt4.models.cuda_graph import GraphedEncoder
 from minigpt4.models.fsdp import decoder_layers
 from minigpt4.models.generation import GenerationMixin
 from minigpt4.models.llava_prompting import LlavaPrompts
@@ -91,6 +93,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
             apply_rule(llama_model, rule, "model.train.llm", decoder_layers(llama_model) if rule.blocks else ())
         self.prompting = (LlavaPrompts if isinstance(cfg, LlavaConfig) else PromptBuilder)(llama_tokenizer, cfg)
         self.lm_loss = LMLoss(cfg, llama_model)
+        self._vision_graphs = GraphedEncoder("model.vit_cuda_graph") if cfg.vit_cuda_graph else None
+        self._token_graphs = token_graphs(cfg, llama_model)
         self._made_with: dict[str, Any] | None = None
         self.whole_file: Path | None = None
         """Of the projection that came with the LLM."""
@@ -198,12 +202,19 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         """
         self.ensure_vision_loaded()
         image_B3SS = self._checked(image)
-        with torch.no_grad() if self.vision_is_frozen and not image.requires_grad else nullcontext():
-            with self._vision_autocast(self.visual_encoder):
-                tokens_BNV = self.visual_encoder(image_B3SS)
-            tokens_BNV = self.ln_vision(tokens_BNV.float())
-            with self._vision_autocast(self.Qformer):
-                return self.Qformer(tokens_BNV)
+        if image.requires_grad or not self.vision_is_frozen:
+            return self._encode(image_B3SS)
+        with torch.no_grad():
+            if self._vision_graphs is None:
+                return self._encode(image_B3SS)
+            return self._vision_graphs(self._encode, image_B3SS, next(self.visual_encoder.parameters()))
+
+    def _encode(self, image_B3SS: Tensor) -> Tensor:
+        with self._vision_autocast(self.visual_encoder):
+            tokens_BNV = self.visual_encoder(image_B3SS)
+        tokens_BNV = self.ln_vision(tokens_BNV.float())
+        with self._vision_autocast(self.Qformer):
+            return self.Qformer(tokens_BNV)
 
     def project(self, features_BQH: Tensor) -> Tensor:
         """Image tokens of the LLM (B, Q, D) from `image_features`."""

@@ -67,14 +67,16 @@ def _build(folder: Path) -> str | None:
     driver = packages / "triton/backends/nvidia/include"
     flags = ["-O1", "-w", "-fPIC", f"-I{cuda}", f"-I{driver}"]
     blas, library, stub = folder / "blas.o", folder / "libmockcuda.so", folder / "lib/libcuda.so.1"
+    sources = [HERE / f"mock_{name}.cpp" for name in ("cudart", "graphs", "vmm")]
     for command in (
         ["gcc", *flags, "-c", HERE / "mock_blas.c", "-o", blas],
-        ["g++", *flags, "-shared", HERE / "mock_cudart.cpp", blas, "-lpthread", "-o", library],
+        ["g++", *flags, "-shared", *sources, blas, "-lpthread", "-o", library],
         ["gcc", *flags, "-shared", "-Wl,-soname,libcuda.so.1", HERE / "mock_libcuda.c", "-o", stub],
     ):
         done = subprocess.run(command, capture_output=True)
         if done.returncode:
             return done.stderr.decode()[-300:]
+    (folder / "lib/libnvidia-ml.so.1").symlink_to(stub)
     return None
 
 

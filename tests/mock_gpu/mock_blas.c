@@ -1,21 +1,25 @@
 #include <stdlib.h>
 #include <string.h>
-extern void mock_gemm(void);
+extern void mock_gemm(void* stream);
 extern void mock_nccl(void);
 #define V __attribute__((visibility("default")))
-#define GEMM(name)   \
-    V int name() {   \
-        mock_gemm(); \
-        return 0;    \
+#define GEMM(name)                       \
+    V int name(void** handle) {          \
+        mock_gemm(*handle); /* stream */ \
+        return 0;                        \
     }
 #define NOP(name) \
     V int name() { return 0; }
 V int cublasCreate_v2(void** h) {
-    *h = malloc(64);
+    *h = calloc(1, 64);
     return 0;
 }
 NOP(cublasDestroy_v2)
-NOP(cublasSetStream_v2) NOP(cublasSetWorkspace_v2) NOP(cublasSetMathMode) NOP(cublasSetPointerMode_v2)
+V int cublasSetStream_v2(void** handle, void* stream) {
+    *handle = stream;
+    return 0;
+}
+NOP(cublasSetWorkspace_v2) NOP(cublasSetMathMode) NOP(cublasSetPointerMode_v2)
     NOP(cublasSetSmCountTarget) V int cublasGetMathMode(void* h, int* m) {
     *m = 0;
     return 0;
@@ -44,8 +48,13 @@ V int cublasLtMatrixLayoutCreate(void** d, ...) {
 }
 NOP(cublasLtMatmulDescDestroy)
 NOP(cublasLtMatmulDescSetAttribute) NOP(cublasLtMatmulPreferenceDestroy) NOP(cublasLtMatmulPreferenceSetAttribute)
-    NOP(cublasLtMatrixLayoutDestroy) NOP(cublasLtMatrixLayoutSetAttribute) GEMM(cublasLtMatmul) V
-    int cublasLtMatmulAlgoGetHeuristic(void* h, void* op, void* a, void* b, void* c, void* d, void* pref, int n,
+    NOP(cublasLtMatrixLayoutDestroy) NOP(cublasLtMatrixLayoutSetAttribute) V
+    int cublasLtMatmul(void* h, void* d, void* alpha, void* a, void* la, void* b, void* lb, void* beta, void* c,
+                       void* lc, void* out, void* lo, void* algo, void* work, size_t size, void* stream) {
+    mock_gemm(stream);
+    return 0;
+}
+V int cublasLtMatmulAlgoGetHeuristic(void* h, void* op, void* a, void* b, void* c, void* d, void* pref, int n,
                                        char* results, int* count) {
     memset(results, 0, 96);
     *count = 1;

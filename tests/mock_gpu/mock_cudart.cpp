@@ -1,6 +1,6 @@
 // A CUDA runtime without a GPU: allocations are reserved addresses that nobody may touch, kernels and copies do
 // nothing, copies to the host give zeros. LD_PRELOAD goes before libcudart, libcublas, libnccl.
-#include <cuda_runtime_api.h>
+#include "mock_graphs.h"
 #include <sys/mman.h>
 #include <atomic>
 #include <cstdlib>
@@ -8,7 +8,6 @@
 #include <map>
 #include <mutex>
 #include <set>
-#define API extern "C" __attribute__((visibility("default")))
 static std::atomic<long> launches{0}, syncs{0}, h2d{0}, d2h{0}, d2d{0}, memsets{0}, gemms{0}, mallocs{0}, frees{0},
     events{0}, hostallocs{0}, d2h_pageable{0}, h2d_pageable{0}, nccl{0}, occ{0}, devgets{0};
 static std::mutex mu;
@@ -43,6 +42,8 @@ static bool inside(std::map<char*, size_t>& m, const void* p) {
     --it;
     return (char*)p < it->first + (it->second ? it->second : 1);
 }
+bool mock_is_mapped(const void* address);
+static bool on_device(const void* p) { return inside(dev, p) || mock_is_mapped(p); }
 API cudaError_t cudaGetDeviceCount(int* n) {
     *n = ndev();
     return cudaSuccess;
@@ -137,7 +138,7 @@ API cudaError_t cudaDeviceCanAccessPeer(int* v, int, int) {
 API cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
 API cudaError_t cudaDeviceSynchronize() {
     syncs++;
-    return cudaSuccess;
+    return mock_wait(nullptr, true);
 }
 API cudaError_t cudaDriverGetVersion(int* v) {
     *v = 13000;
@@ -167,25 +168,15 @@ API cudaError_t cudaStreamGetPriority(cudaStream_t, int* p) {
     *p = 0;
     return cudaSuccess;
 }
-API cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
-API cudaError_t cudaStreamSynchronize(cudaStream_t) {
+API cudaError_t cudaStreamQuery(cudaStream_t stream) { return mock_wait(stream, false); }
+API cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
     syncs++;
+    return mock_wait(stream, false);
+}
+API cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    mock_join(stream, event);
     return cudaSuccess;
 }
-API cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
-API cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* s) {
-    *s = cudaStreamCaptureStatusNone;
-    return cudaSuccess;
-}
-API cudaError_t cudaStreamGetCaptureInfo(cudaStream_t, cudaStreamCaptureStatus* s, unsigned long long* id,
-                                         cudaGraph_t* g, const cudaGraphNode_t** d, const cudaGraphEdgeData** e,
-                                         size_t* n) {
-    *s = cudaStreamCaptureStatusNone;
-    if (id) *id = 0;
-    if (n) *n = 0;
-    return cudaSuccess;
-}
-API cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode*) { return cudaSuccess; }
 API cudaError_t cudaEventCreate(cudaEvent_t* e) {
     *e = (cudaEvent_t)(handles += 16);
     return cudaSuccess;
@@ -195,53 +186,71 @@ API cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) {
     return cudaSuccess;
 }
 API cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-API cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) {
+API cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     events++;
+    mock_record(event, stream);
     return cudaSuccess;
 }
-API cudaError_t cudaEventRecordWithFlags(cudaEvent_t, cudaStream_t, unsigned) {
+API cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned) {
     events++;
+    mock_record(event, stream);
     return cudaSuccess;
 }
-API cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
-API cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+API cudaError_t cudaEventQuery(cudaEvent_t event) {
+    cudaError_t error = mock_ask(event);
+    return error ? error : mock_unsafe();
+}
+API cudaError_t cudaEventSynchronize(cudaEvent_t event) { return mock_ask(event); }
 API cudaError_t cudaEventElapsedTime(float* t, cudaEvent_t, cudaEvent_t) {
     *t = 1;
     return cudaSuccess;
 }
+bool mock_take(void* address, size_t size, int device) {
+    std::lock_guard<std::mutex> l(mu);
+    contexts.insert(device);
+    if (used[device] + size + context_bytes() > total()) return false;
+    dev[(char*)address] = size;
+    devidx[(char*)address] = device;
+    used[device] += size;
+    return true;
+}
+void mock_give(void* address) {
+    std::lock_guard<std::mutex> l(mu);
+    used[devidx[(char*)address]] -= dev[(char*)address];
+    dev.erase((char*)address);
+    devidx.erase((char*)address);
+}
 API cudaError_t cudaMalloc(void** p, size_t n) {
     mallocs++;
-    {
-        std::lock_guard<std::mutex> l(mu);
-        contexts.insert(current);
-        if (used[current] + n + context_bytes() > total()) {
-            *p = nullptr;
-            return cudaErrorMemoryAllocation;
-        }
-    }
+    *p = nullptr;
+    if (cudaError_t error = mock_unsafe()) return error;
     void* q = mmap(nullptr, n ? n : 1, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (q == MAP_FAILED) return cudaErrorMemoryAllocation;
-    std::lock_guard<std::mutex> l(mu);
-    dev[(char*)q] = n;
-    devidx[(char*)q] = current;
-    used[current] += n;
+    if (!mock_take(q, n, current)) {
+        munmap(q, n ? n : 1);
+        return cudaErrorMemoryAllocation;
+    }
     *p = q;
     return cudaSuccess;
 }
 API cudaError_t cudaFree(void* p) {
     if (!p) return cudaSuccess;
     frees++;
-    std::lock_guard<std::mutex> l(mu);
-    auto it = dev.find((char*)p);
-    if (it == dev.end()) return cudaErrorInvalidValue;
-    used[devidx[(char*)p]] -= it->second;
-    munmap(p, it->second);
-    dev.erase(it);
-    devidx.erase((char*)p);
+    if (cudaError_t error = mock_unsafe()) return error;
+    size_t size;
+    {
+        std::lock_guard<std::mutex> l(mu);
+        auto it = dev.find((char*)p);
+        if (it == dev.end()) return cudaErrorInvalidValue;
+        size = it->second;
+    }
+    mock_give(p);
+    munmap(p, size ? size : 1);
     return cudaSuccess;
 }
 API cudaError_t cudaHostAlloc(void** p, size_t n, unsigned) {
     hostallocs++;
+    if (cudaError_t error = mock_unsafe()) return error;
     if (posix_memalign(p, 4096, n ? n : 1)) return cudaErrorMemoryAllocation;
     std::lock_guard<std::mutex> l(mu);
     host[(char*)*p] = n;
@@ -266,7 +275,7 @@ API cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void* p
     memset(a, 0, sizeof *a);
     a->type = cudaMemoryTypeUnregistered;
     a->device = current;
-    if (inside(dev, p)) {
+    if (on_device(p)) {
         a->type = cudaMemoryTypeDevice;
         a->devicePointer = (void*)p;
     } else if (inside(host, p)) {
@@ -277,7 +286,7 @@ API cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void* p
     return cudaSuccess;
 }
 static cudaError_t copy(void* d, const void* s, size_t n) {
-    bool dd = inside(dev, d), sd = inside(dev, s);
+    bool dd = on_device(d), sd = on_device(s);
     if (dd && sd)
         d2d++;
     else if (dd) {
@@ -300,9 +309,12 @@ static cudaError_t copy(void* d, const void* s, size_t n) {
         memcpy(d, s, n);
     return cudaSuccess;
 }
-API cudaError_t cudaMemcpy(void* d, const void* s, size_t n, cudaMemcpyKind) { return copy(d, s, n); }
-API cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, cudaMemcpyKind, cudaStream_t) {
-    return copy(d, s, n);
+API cudaError_t cudaMemcpy(void* d, const void* s, size_t n, cudaMemcpyKind) {
+    cudaError_t error = mock_unsafe();
+    return error ? error : copy(d, s, n);
+}
+API cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, cudaMemcpyKind, cudaStream_t stream) {
+    return mock_captured(stream, false) ? cudaSuccess : copy(d, s, n);
 }
 API cudaError_t cudaMemcpyPeerAsync(void* d, int, const void* s, int, size_t n, cudaStream_t) { return copy(d, s, n); }
 API cudaError_t cudaMemcpyToSymbol(const void*, const void*, size_t, size_t, cudaMemcpyKind) { return cudaSuccess; }
@@ -310,24 +322,27 @@ API cudaError_t cudaMemset(void*, int, size_t) {
     memsets++;
     return cudaSuccess;
 }
-API cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t) {
-    memsets++;
+API cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t stream) {
+    if (!mock_captured(stream, false)) memsets++;
     return cudaSuccess;
 }
-API cudaError_t cudaLaunchKernel(const void*, dim3, dim3, void**, size_t, cudaStream_t) {
-    launches++;
+void mock_launch(cudaStream_t stream) {
+    if (!mock_captured(stream, true)) launches++;
+}
+API cudaError_t cudaLaunchKernel(const void*, dim3, dim3, void**, size_t, cudaStream_t stream) {
+    mock_launch(stream);
     return cudaSuccess;
 }
-API cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t*, const void*, void**) {
-    launches++;
+API cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void*, void**) {
+    mock_launch(config->stream);
     return cudaSuccess;
 }
 API cudaError_t __cudaGetKernel(cudaKernel_t* k, const void* f) {
     *k = (cudaKernel_t)f;
     return cudaSuccess;
 }
-API cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStream_t) {
-    launches++;
+API cudaError_t __cudaLaunchKernel(cudaKernel_t, dim3, dim3, void**, size_t, cudaStream_t stream) {
+    mock_launch(stream);
     return cudaSuccess;
 }
 API cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void*) {
@@ -351,15 +366,16 @@ API cudaError_t cudaGetSymbolAddress(void** p, const void*) {
 static long stub_driver(...) { return 0; }
 API cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** f, unsigned, unsigned long long,
                                                  cudaDriverEntryPointQueryResult* r) {
-    *f = (void*)stub_driver;
+    *f = mock_driver(name);
+    if (!*f) *f = (void*)stub_driver;
     if (r) *r = cudaDriverEntryPointSuccess;
     return cudaSuccess;
 }
 API cudaError_t cudaProfilerStart() { return cudaSuccess; }
 API cudaError_t cudaProfilerStop() { return cudaSuccess; }
-API void mock_gemm() {
+API void mock_gemm(cudaStream_t stream) {
     gemms++;
-    launches++;
+    mock_launch(stream);
 }
 API void mock_nccl() { nccl++; }
 #include <execinfo.h>

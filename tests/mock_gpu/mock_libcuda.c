@@ -31,3 +31,16 @@ V int cuGetProcAddress_v2(const char* n, void** f, int v, unsigned long long fl,
     *f = NULL;
     return 0;
 }
+// The same file stands in for libnvidia-ml, which the allocator asks before it maps memory.
+V int nvmlInit_v2() { return 0; }
+V int nvmlDeviceGetHandleByPciBusId_v2(const char* id, void** device) {
+    *device = (void*)1;
+    return 0;
+}
+#define UNSUPPORTED(name) \
+    V int name() { return 3; }
+UNSUPPORTED(nvmlDeviceGetComputeRunningProcesses)
+UNSUPPORTED(nvmlDeviceGetGpuFabricInfoV)
+UNSUPPORTED(nvmlDeviceGetNvLinkRemoteDeviceType)
+UNSUPPORTED(nvmlDeviceGetNvLinkRemotePciInfo_v2)
+UNSUPPORTED(nvmlSystemGetCudaDriverVersion_v2)

@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
+
 REPOSITORY, ON_MOCK = Path(__file__).parents[2], Path(__file__).with_name("on_mock.py")
 ENGINE = """
+import ctypes
 import sys
 from types import SimpleNamespace
 import torch
@@ -14,22 +17,31 @@ from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.decoding import Decoding
 from minigpt4.serving.loading import load_engine
 
-config = Config(SimpleNamespace(cfg_path=sys.argv[1], options=["run.device=cuda"]))
+count = ctypes.CDLL(None).mock_graph_count
+config = Config(SimpleNamespace(cfg_path=sys.argv[1], options=["run.device=cuda", *sys.argv[2:]]))
 config.validate(training=False)
 with load_engine(config, [], 1) as engine:
     chat = Chat(engine)
     chat.show(Image.new("RGB", (80, 60)))
-    print("answer", len(chat.ask("What is it?", Decoding(max_new_tokens=8))))
+    print("answer", len(chat.ask("What is it?", Decoding(max_new_tokens=24))))
     print("devices", {str(tensor.device) for tensor in engine.model.parameters()})
+    graphs = [engine.model.token_graphs, engine.model._vision_graphs]
+    print("graphs", [one and one.works for one in graphs], count(1))
     print("first", torch.cuda.memory_allocated(0))
 """
 
 
-def test_the_engine_answers_on_the_second_gpu_alone(mock_gpu, tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("options", "graphs"),
+    [((), "[None, None] 0"), (("model.vit_cuda_graph=True", "model.llm_cuda_graph=True"), "[True, True] 15")],
+    ids=["plain", "graphs"],
+)
+def test_the_engine_answers_on_the_second_gpu_alone(mock_gpu, tiny, tmp_path, options, graphs):
     script = tmp_path / "engine.py"
     script.write_text(ENGINE)
-    done = mock_gpu(ON_MOCK, script, tiny.recipe, devices=2, cwd=tiny.folder, MOCK_CUDA_FILL="1")
+    done = mock_gpu(ON_MOCK, script, tiny.recipe, *options, devices=2, cwd=tiny.folder, MOCK_CUDA_FILL="1")
     assert done.returncode == 0, done.stderr[-6000:]
+    assert f"graphs {graphs}" in done.stdout
     assert "devices {'cuda:1'}" in done.stdout
     assert "first 0" in done.stdout
 
@@ -41,6 +53,16 @@ def test_a_token_waits_for_the_gpu_once(mock_gpu):
     result = json.loads(done.stdout.splitlines()[-1])
     assert set(result["waits"][2:]) == {1}
     assert max(result["launches"][2:]) < 1400
+
+
+def test_a_graph_reads_a_token_by_a_handful_of_launches(mock_gpu):
+    arguments = ("benchmarks/gpu_step.py", "train_configs/minigpt4_flickr_finetune.yaml", "--tokens", "12")
+    options = ("--batch", "3", "--options", "model.llm_cuda_graph=True")
+    done = mock_gpu(ON_MOCK, *arguments, *options, cwd=REPOSITORY, MOCK_CUDA_FILL="1")
+    assert done.returncode == 0, done.stderr[-6000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert set(result["waits"][2:]) == {1}
+    assert max(result["launches"][-2:]) < 20
 
 
 def test_the_first_gpu_run_reports_a_kill_and_the_resume(mock_gpu, tmp_path):

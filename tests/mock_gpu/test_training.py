@@ -28,6 +28,8 @@ OPTIONS = {
     ),
     "trained ViT": (*BF16, "model.freeze_vit=False", "model.ckpt=null"),
     "nf4": (*BF16, "model.llm_precision=nf4"),
+    "graph of the vision side": (*FP16, "model.vit_cuda_graph=True"),
+    "the same with a cache": (*BF16, "run.feature_cache=cache", "model.vit_cuda_graph=True"),
 }
 
 
@@ -55,6 +57,7 @@ def test_a_run_on_cuda_never_waits(mock_gpu, tiny, options):
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_ranks_on_cuda_never_wait(mock_gpu, tiny, parallel):
     options = (*BF16, "run.max_epoch=1", "run.save_every_iters=4", "run.accum_grad_iters=2", f"run.parallel={parallel}")
+    options += ("model.vit_cuda_graph=True",)
     _train(mock_gpu, tiny, *options, processes=2)
     (run,) = tiny.runs()
     ranks = torch.load(run / "checkpoint_0.pth", map_location="cpu", weights_only=True)["state"]["ranks"]

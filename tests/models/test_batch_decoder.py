@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from minigpt4.conversation.decoding import Decoding
+from minigpt4.models import batch_decoder, beam_search
 from minigpt4.models.batch_decoder import ROOM, BatchDecoder, GenerationState
+from minigpt4.models.cuda_graph import CudaGraphs
 from minigpt4.models.generation import generate_ids
 
 PROMPTS = [
@@ -15,9 +17,12 @@ PROMPTS = [
 LONG = Decoding(max_new_tokens=12)
 
 
-@pytest.fixture
-def decoder(llm, tokenizer):
-    return BatchDecoder(llm, tokenizer)
+@pytest.fixture(params=["growing", "fixed"])
+def decoder(request, llm, tokenizer, monkeypatch):
+    """Of the two ways to keep keys and values; the fixed one soon, and with little room, so that it comes and goes."""
+    monkeypatch.setattr(batch_decoder, "STEADY", 1)
+    monkeypatch.setattr(batch_decoder, "GRAPH_ROOM", 8)
+    return BatchDecoder(llm, tokenizer, CudaGraphs("test") if request.param == "fixed" else None)
 
 
 @pytest.fixture
@@ -123,6 +128,7 @@ def test_sampled_rows_draw_in_the_order_in_which_they_joined(decoder, join):
     assert drawn[0] == drawn[1]
 
 
+@pytest.mark.parametrize("decoder", ["growing"], indirect=True)
 def test_a_token_copies_nothing_but_itself_while_there_is_room(decoder, join):
     join(PROMPTS[0], Decoding(max_new_tokens=ROOM + 4))
     decoder.step()  # the prompt was read with room for this many
@@ -133,3 +139,58 @@ def test_a_token_copies_nothing_but_itself_while_there_is_room(decoder, join):
     decoder.step()
     decoder.step()
     assert decoder._cache.layers[0].keys.data_ptr() != place
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("decoder", ["fixed"], indirect=True)
+def test_a_fixed_batch_gives_the_logits_of_a_growing_one(model, llm, tokenizer, decoder):
+    """Rows of three lengths: one ends and keeps its place, then one more does and the last is moved; room runs out."""
+    limits, sizes, growing = (6, 11, 30), [], BatchDecoder(llm, tokenizer)
+    rows = [[GenerationState(Decoding(max_new_tokens=limit)) for limit in limits] for _ in range(2)]
+    for own, one in zip(rows, (growing, decoder), strict=True):
+        one.end_ids = []
+        one.add(own, *model.prompt_embeds(PROMPTS, [[]] * 3))
+    while decoder.rows:
+        for one in (growing, decoder):
+            one._read_newest()
+        torch.testing.assert_close(decoder._logits_BV, growing._logits_BV, rtol=0, atol=1e-5)
+        sizes.append(decoder._fixed and (decoder._fixed.size, decoder._fixed._room, len(decoder.rows)))
+        for one in (growing, decoder):
+            one.step()
+    assert [row.ids for row in rows[0]] == [row.ids for row in rows[1]]
+    assert {size[0] for size in sizes if size} == {3, 1}
+    assert len({size[1] for size in sizes if size}) > 2
+    assert (3, 2) in {size[::2] for size in sizes if size}
+    assert not growing._fixed
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("decoder", ["fixed"], indirect=True)
+def test_keys_and_values_stay_where_they_are_while_the_batch_is_fixed(decoder, join):
+    decoder.end_ids = []
+    join(PROMPTS[0], Decoding(max_new_tokens=30))
+    places: dict[object, set[int]] = {}
+    for _ in range(28):
+        decoder.step()
+        decoder._read_newest()
+        if decoder._fixed:
+            places.setdefault(decoder._fixed, set()).add(decoder._cache.layers[0]._stores[0].data_ptr())
+    assert len(places) > 2
+    assert {len(own) for own in places.values()} == {1}
+
+
+@pytest.mark.parametrize("penalty", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("beams", [1, 2, 5])
+def test_answers_with_graphs_are_those_without(model, monkeypatch, beams, penalty):
+    """Prompts of three lengths, whose searches end at different times, with room that runs out."""
+    for module in (batch_decoder, beam_search):
+        monkeypatch.setattr(module, "STEADY", 1)
+    monkeypatch.setattr(batch_decoder, "GRAPH_ROOM", 8)
+    made, init = [], batch_decoder.FixedBatch.__init__
+    monkeypatch.setattr(batch_decoder.FixedBatch, "__init__", lambda self, *a, **k: made.append(init(self, *a, **k)))
+    prompts, decoding = model.prompt_embeds(PROMPTS, [[]] * 3), Decoding(beams, 24, length_penalty=penalty)
+    inputs = (model.llama_model, model.llama_tokenizer, *prompts, decoding)
+    without = generate_ids(*inputs)
+    assert not made
+    assert torch.equal(generate_ids(*inputs, graphs=CudaGraphs("test")), without)
+    assert made
