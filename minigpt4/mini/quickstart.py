@@ -42,7 +42,7 @@ FAST_RUNS = {
     "stage2": ["run.iters_per_epoch=10", "run.warmup_steps=2", "run.log_freq=2"],
     "flickr30k": ["run.iters_per_epoch=4", "run.warmup_steps=2", "run.log_freq=1"],
 }
-EPOCHS = 5
+EPOCHS = 4
 RECIPES = {
     "stage1": "train_configs/mini_stage1_pretrain.yaml",
     "stage2": "train_configs/mini_stage2_finetune.yaml",
@@ -220,10 +220,10 @@ def steps(place: Place, precision: str) -> list[Step]:
     return [
         Step("scenes", 15, lambda: False, lambda _: _scenes(place)),
         Step(language_model, 20, lambda: False, lambda _: _language_model(place)),
-        _training(place, precision, "stage1", "stage 1: alt-texts", 150, stage1),
-        _training(place, precision, "stage2", "stage 2: detailed descriptions", 45, stage2),
+        _training(place, precision, "stage1", "stage 1: alt-texts", 125, stage1),
+        _training(place, precision, "stage2", "stage 2: detailed descriptions", 75, stage2),
         _training(place, precision, "flickr30k", "Flickr30k finetune", 195, flickr),
-        Step("captions and metrics", 110, scores.is_file, lambda progress: _evaluate(place, precision, progress)),
+        Step("captions and metrics", 90, scores.is_file, lambda progress: _evaluate(place, precision, progress)),
         Step("report", 5, place.report.is_file, lambda _: _write_report(place)),
     ]
 
