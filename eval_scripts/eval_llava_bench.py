@@ -1,5 +1,7 @@
 """LLaVA-Bench (COCO, In-the-Wild): answer, have the answers judged beside a reference, and sum up.
 
+    python eval_scripts/eval_llava_bench.py answer --cfg-path eval_configs/llava_bench_eval.yaml \
+        --questions questions.jsonl --image-path images --save_path output/llava_bench
     python eval_scripts/eval_llava_bench.py answer --cfg-path eval_configs/minigpt4_failure_eval.yaml --ckpt CKPT.pth \
         --questions questions.jsonl --image-path images --save_path output/llava_bench \
         --options run.generation.max_new_tokens=1024

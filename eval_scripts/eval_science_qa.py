@@ -2,12 +2,12 @@
 
     python eval_scripts/eval_science_qa.py convert data/scienceqa --split test --prompt-format CQM-A \
         --output data/scienceqa/llava_test_CQM-A.json
-    python eval_scripts/eval_science_qa.py answer --cfg-path eval_configs/minigpt4_failure_eval.yaml --ckpt CKPT.pth \
+    python eval_scripts/eval_science_qa.py answer --cfg-path eval_configs/llava_bench_eval.yaml \
         --questions data/scienceqa/llava_test_CQM-A.json --image-path data/scienceqa/images/test \
         --save_path output/scienceqa --single-pred-prompt
-    python eval_scripts/eval_science_qa.py score data/scienceqa output/scienceqa/answers_CKPT.jsonl \
+    python eval_scripts/eval_science_qa.py score data/scienceqa output/scienceqa/answers_llava-v1.5-7b.jsonl \
         --save_path output/scienceqa
-    python eval_scripts/eval_science_qa.py gpt4 data/scienceqa output/scienceqa/answers_CKPT.jsonl \
+    python eval_scripts/eval_science_qa.py gpt4 data/scienceqa output/scienceqa/answers_llava-v1.5-7b.jsonl \
         --gpt4-result gpt4_result.json --requery requery.jsonl --save_path output/scienceqa
 The folder holds problems.json and pid_splits.json. Records of the split train, in QCM-LEA, are what LLaVA is tuned on.
 """

@@ -47,10 +47,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def read_configuration(args: argparse.Namespace) -> Config:
-    """The config with the checkpoint; ConfigError if there is none."""
+    """The config with the checkpoint, or the file of a whole LLaVA; ConfigError if there is none."""
     config = Config(args).validate(training=False)
     if args.ckpt is not None:
         config = config.replace(model=dataclasses.replace(config.model, ckpt=args.ckpt))
+    if not config.model.ckpt:
+        from minigpt4.models.llava_weights import whole_file
+
+        config = config.replace(model=dataclasses.replace(config.model, ckpt=str(whole_file(config.model) or "")))
     if not config.model.ckpt:
         raise ConfigError(f"--ckpt: is missing, and {config.source} has no model.ckpt")
     require_paths({"model": config.model}, config.source)

@@ -188,6 +188,6 @@ def single_turn(name: str) -> str:
 
 def as_llava(prompt: str, image: str) -> str:
     """`prompt` with `image`, one a line, in the places that the rest of this program marks."""
-    for message, own in ((f"{IMAGE_MESSAGE} ", f"{image}\n"), (IMAGE_MESSAGE, image), (IMAGE_PLACEHOLDER, IMAGE_TOKEN)):
+    for message, own in ((f"{IMAGE_MESSAGE} ", f"{image}\n"), (IMAGE_MESSAGE, image), (IMAGE_PLACEHOLDER, image)):
         prompt = prompt.replace(message, own)
     return prompt

@@ -24,7 +24,10 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a command that asks checkpoints; `started` reads them."""
     parser.add_argument("--cfg-path", required=True, help="YAML file of the evaluation")
     parser.add_argument(
-        "--ckpt", required=True, nargs="+", metavar="[NAME=]PATH", help="checkpoints, in the order of the table"
+        "--ckpt",
+        nargs="+",
+        metavar="[NAME=]PATH",
+        help="checkpoints, in the order of the table (the whole LLaVA that model.llama_model is)",
     )
     parser.add_argument("--save_path", "--save-path", required=True, type=Path, help="folder for all results")
     parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="override config values")
@@ -36,7 +39,7 @@ def add_prompt_argument(parser: argparse.ArgumentParser, default: str) -> None:
         "--prompt",
         default=default,
         metavar="TEXT",
-        help="with <ImageHere> and {} for the question, before the model's template",
+        help="with <ImageHere>, of LLaVA also <image>, and {} for the question, before the model's template",
     )
 
 
@@ -60,9 +63,9 @@ def read_config(args: argparse.Namespace, prepare: Callable[[Config], Config]) -
 def started(args: argparse.Namespace, config: Config) -> Iterator[tuple[Any, Any]]:
     """The checkpoints, and the processes that the launcher started, for the length of the block."""
     from minigpt4.common.dist_utils import start_processes, stop_processes
-    from minigpt4.evaluation.generate import read_checkpoint_list
+    from minigpt4.evaluation.generate import read_checkpoint_list, whole_checkpoint
 
-    checkpoints = read_checkpoint_list(args.ckpt)
+    checkpoints = read_checkpoint_list(args.ckpt or whole_checkpoint(config))
     processes = start_processes(config.run.device, config.run.distributed, config.run.dist_url)
     setup_logging(processes.rank)
     log.info("Configuration of %s:\n%s", config.source, config.pretty())

@@ -19,6 +19,7 @@ from minigpt4.inference.captioning import AnswerStore, Job, generate
 from minigpt4.inference.image_list import ImageList
 from minigpt4.inference.pipeline import PromptRules, frozen_files, image_provenance
 from minigpt4.models.generation import Answer
+from minigpt4.models.llava_weights import whole_file
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,14 @@ class NamedCheckpoint:
     def file_name(self) -> str:
         """The name as part of a file name, `epoch_3`."""
         return re.sub(r"[^\w.-]+", "_", self.name)
+
+
+def whole_checkpoint(cfg: Config) -> list[str]:
+    """The whole LLaVA that `model.llama_model` is, as `read_checkpoint_list` takes it; ConfigError for an LLM alone."""
+    file = whole_file(cfg.model)
+    if file is None:
+        raise ConfigError("--ckpt: is missing, and model.llama_model is no whole LLaVA, which needs none")
+    return [f"{file.parent.name}={file}"]
 
 
 def read_checkpoint_list(values: Sequence[str]) -> list[NamedCheckpoint]:

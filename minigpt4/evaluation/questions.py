@@ -12,6 +12,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import LINE_END, decode, escaped, parse_json, write_json, write_whole
+from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.evaluation.caption_data import first_few
 from minigpt4.evaluation.generate import NamedCheckpoint, predict, setup_metadata
 from minigpt4.inference.image_list import ImageFile, ImageList
@@ -19,6 +20,7 @@ from minigpt4.inference.pipeline import PromptRules, image_reader
 
 QUESTION_PLACE = "{}"
 PROMPT = f"<Img><ImageHere></Img> {QUESTION_PLACE}"
+"""LLaVA's templates read it as `<image>` and a line for the question."""
 IMAGE_MARKS = re.compile(r"</?Img>|<ImageHere>")
 
 
@@ -123,14 +125,20 @@ def ask(
 ) -> tuple[PromptRules, list[dict[str, str]] | None]:
     """How was asked, and on rank 0 each checkpoint's answers by question_id as text; every rank must call it.
 
-    `prompt` has `<ImageHere>` and `{}` for the question, and goes into the model's template; for a question without
-    image it goes without what stands for one. Errors and the use of `folder` are those of `predict`.
+    `prompt` has `<ImageHere>`, of LLaVA also `<image>`, and `{}` for the question, and goes into the model's template;
+    for a question without image it goes without what stands for one. SampleError for a question that has a place for an
+    image in its text. Errors and the use of `folder` are those of `predict`.
     """
     if prompt.count(QUESTION_PLACE) != 1:
         raise ConfigError(f"--prompt: {prompt!r} must hold {QUESTION_PLACE} exactly once, where the question goes")
+    prompt = prompt.replace(cfg.model.PLACEHOLDER, IMAGE_PLACEHOLDER)
     rules, own = PromptRules.of(cfg, prompt, source="--prompt"), {}
     text_alone = rules.prompt.replace(prompt, IMAGE_MARKS.sub("", prompt).strip())
     for one in questions:
+        if mark := next((mark for mark in (cfg.model.PLACEHOLDER, IMAGE_PLACEHOLDER) if mark in one.text), None):
+            raise SampleError(
+                f"--questions: question {one.question_id} holds {mark}; images are asked about by 'image'"
+            )
         whole = text_alone if one.image is None else rules.prompt
         own[str(one.question_id)] = whole.replace(QUESTION_PLACE, one.text)
     listed = ImageList(question_files(questions, images), image_reader(cfg))

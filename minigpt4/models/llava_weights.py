@@ -97,6 +97,12 @@ def whole_llava(cfg: Any) -> Path | None:
     return file.parent
 
 
+def whole_file(cfg: Any) -> Path | None:
+    """The file with the projection of the whole LLaVA that `model.llama_model` is; None if it is an LLM alone."""
+    found = read_part(cfg, PROJECTOR)
+    return found and found[0]
+
+
 def read_part(cfg: Any, part: str) -> tuple[Path, dict[str, Tensor]] | None:
     """The tensors of a `part` of the whole LLaVA that `model.llama_model` is, and their file; None if it has none."""
     directory = whole_llava(cfg)

@@ -295,10 +295,14 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
 
     @phase(start_clock.CHECKPOINT)
     def load_checkpoint(self, path: str | Path) -> None:
-        """Load trained weights from a MiniGPT-4 checkpoint; its keys must be those that this run trains.
+        """Load trained weights from a checkpoint; its keys must be those that this run trains. `whole_file` has those
+        that came with the LLM.
 
         Raises WeightsError with the difference, and with the reason where it is another LLM's projection.
         """
+        if Path(path) == self.whole_file:
+            load_whole(self, self.cfg)
+            return
         file = find_weights(str(path), "model.ckpt", Path(path).name)
         load_trained(self.stored_parameters(), file, self.cfg, self.made_with())
 

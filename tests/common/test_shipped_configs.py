@@ -21,7 +21,7 @@ TRAINING = REPOSITORY / "train_configs"
 RECIPES, MINI_RECIPES, LLAVA_RECIPES = (
     sorted(TRAINING.glob(pattern)) for pattern in ("minigpt4_*.yaml", "mini_*.yaml", "llava*.yaml")
 )
-LLAVA_EVAL = REPOSITORY / "eval_configs" / "llava_eval.yaml"
+LLAVA_EVALS = sorted((REPOSITORY / "eval_configs").glob("llava_*.yaml"))
 FLICKR, COCO = (REPOSITORY / "eval_configs" / f"minigpt4_{data}_eval.yaml" for data in ("flickr", "coco"))
 
 # lr (init, min, warm-up), warm-up steps, epochs, iterations an epoch, batch per GPU, text length
@@ -128,7 +128,7 @@ def test_recipe_has_the_published_numbers_and_joins_what_belongs_together(llm, s
     assert chat == (pairing["prompt_template"], pairing["end_sym"])
 
 
-@pytest.mark.parametrize("file", [*RECIPES, *LLAVA_RECIPES, LLAVA_EVAL, FLICKR, COCO], ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", [*RECIPES, *LLAVA_RECIPES, *LLAVA_EVALS, FLICKR, COCO], ids=lambda file: file.stem)
 def test_weights_of_a_recipe_are_files_of_the_table(file):
     named = re.findall(r"weights/([\w.-]+)", file.read_text())
     assert named
