@@ -51,9 +51,12 @@ def read_configuration(args: argparse.Namespace) -> Config:
     config = Config(args).validate(training=False)
     if args.ckpt is not None:
         config = config.replace(model=dataclasses.replace(config.model, ckpt=args.ckpt))
-    if not config.model.ckpt:
-        raise ConfigError(f"--ckpt: is missing, and {config.source} has no model.ckpt")
     require_paths({"model": config.model}, config.source)
+    if not config.model.ckpt:
+        from minigpt4.models.llava_weights import whole_llava
+
+        if whole_llava(config.model) is None:
+            raise ConfigError(f"--ckpt: is missing, and {config.source} has no model.ckpt")
     return config
 
 

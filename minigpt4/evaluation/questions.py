@@ -12,6 +12,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import LINE_END, decode, escaped, parse_json, write_json, write_whole
+from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.evaluation.caption_data import first_few
 from minigpt4.evaluation.generate import NamedCheckpoint, predict, setup_metadata
 from minigpt4.inference.image_list import ImageFile, ImageList
@@ -128,6 +129,7 @@ def ask(
     """
     if prompt.count(QUESTION_PLACE) != 1:
         raise ConfigError(f"--prompt: {prompt!r} must hold {QUESTION_PLACE} exactly once, where the question goes")
+    prompt = prompt.replace(cfg.model.PLACEHOLDER, IMAGE_PLACEHOLDER)
     rules, own = PromptRules.of(cfg, prompt, source="--prompt"), {}
     text_alone = rules.prompt.replace(prompt, IMAGE_MARKS.sub("", prompt).strip())
     for one in questions:
