@@ -187,9 +187,8 @@ def trained_weights(
     the card names other parts than the model's `made_with()`.
     """
     with errors_as(WeightsError, f"{path}: is no checkpoint of this program"):
-        _refuse_other_parts(path, content, made_with, cfg)
-        state = state_dict_of(content, path)
-        state = drop_keys(projector_names(state) if isinstance(cfg, LlavaConfig) else state, PUBLISHED_BUFFERS)
+        refuse_other_parts(path, content, made_with, cfg)
+        state = weights_of(content, path, cfg)
         of_llm = [name for name in state if PART_OF_LLM.search(name)]
         if of_llm and cfg.is_frozen("llama_model"):
             raise WeightsError(
@@ -208,7 +207,13 @@ def trained_weights(
         return state
 
 
-def _refuse_other_parts(
+def weights_of(content: Mapping[str, Any], path: Path, cfg: MiniGPT4Config) -> dict[str, Tensor]:
+    """All weights in the content of a checkpoint, under the names of this program."""
+    state = state_dict_of(content, path)
+    return drop_keys(projector_names(state) if isinstance(cfg, LlavaConfig) else state, PUBLISHED_BUFFERS)
+
+
+def refuse_other_parts(
     path: Path, content: Mapping[str, Any], made_with: Mapping[str, Any], cfg: MiniGPT4Config
 ) -> None:
     """WeightsError if a checkpoint or the card beside it names another LLM or vision side; published ones name none."""
