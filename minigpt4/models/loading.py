@@ -201,6 +201,8 @@ def trained_weights(
         target = drop_keys(target, tolerated) | {name: target[name] for name in target if name in state}
         if not state.keys() & target.keys():
             hint = "It holds nothing that is trained here: is it of another model?"
+            if any(name.startswith("llama_proj.") for name in state):
+                hint = f"Its projection is another one than model.projection: {cfg.projection}."
             require_fit(target, state, source=path, hint=hint)
             raise WeightsError(f"{path}: model.ckpt_allow_keys leaves nothing of it that is trained here")
         require_fit(target, state, source=path, hint=_frozen_hint(state, cfg))
