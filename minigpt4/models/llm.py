@@ -77,8 +77,8 @@ def read_llm_config(directory: Path) -> PretrainedConfig:
     if (directory / "adapter_config.json").is_file():
         raise WeightsError(
             f"{key}: {directory} has an adapter_config.json: a LoRA adapter. LLaVA's goes into model.ckpt "
-            "(docs/training.md); merge another into its LLM first (peft: merge_and_unload, save_pretrained) and take the "
-            "directory of the result"
+            "(docs/training.md); merge another into its LLM first (peft: merge_and_unload, save_pretrained) and take "
+            "the directory of the result"
         )
     if not (directory / "config.json").is_file():
         raise WeightsError(f"{key}: {directory} has no config.json")
