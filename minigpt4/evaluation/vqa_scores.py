@@ -192,7 +192,7 @@ def require_ids(predictions: Mapping[Any, Any], wanted: Sequence[Any], *, partia
     if unknown:
         raise SampleError(f"{len(unknown)} predictions have no question: {first_few(map(repr, unknown), 5)}")
     if missing and (not partial or len(missing) == len(wanted)):
-        ways = "" if partial else "; with partial=True the others are scored alone"
+        ways = "" if partial else "; with --partial the others are scored alone"
         raise SampleError(f"{len(missing)} questions have no prediction: {first_few(map(repr, missing), 5)}{ways}")
 
 
