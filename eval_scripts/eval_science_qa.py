@@ -18,6 +18,7 @@ from pathlib import Path
 
 from minigpt4.common.errors import ConfigError, errors_as
 from minigpt4.common.utils import write_json, write_whole
+from minigpt4.conversation.llava import IMAGE_TOKEN
 from minigpt4.evaluation import command, science_qa
 from minigpt4.evaluation.generate import without_datasets
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
@@ -84,7 +85,7 @@ def run_answer(args: argparse.Namespace) -> None:
     config = command.read_config(args, without_datasets)
     questions = science_qa.read_questions(args.questions, letter_alone=args.single_pred_prompt)
     question_files(questions, args.image_path)  # are the images there?
-    asked, mark = (questions, args.image_path, args.save_path, args.prompt), f"{science_qa.IMAGE}\n"
+    asked, mark = (questions, args.image_path, args.save_path, args.prompt), f"{IMAGE_TOKEN}\n"
     with command.started(args, config) as (checkpoints, processes):
         for file in answer_checkpoints(config, checkpoints, *asked, processes, mark):
             print(f"{len(questions)} answers are in {file}")

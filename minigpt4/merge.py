@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from minigpt4.common.checkpoint import read_weights, require_fit, state_dict_of
+from minigpt4.common.checkpoint import read_weights, require_fit
 from minigpt4.common.config import Config
-from minigpt4.common.errors import ConfigError, MiniGPT4Error, WeightsError
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, WeightsError, errors_as
 from minigpt4.common.llava_schema import LlavaConfig
 from minigpt4.common.logger import setup_logger
 from minigpt4.common.model_schema import TrainRule
@@ -39,8 +39,8 @@ from minigpt4.models.llava_weights import (
     to_adapter_names,
     to_projector_names,
 )
-from minigpt4.models.llm import LLAVA_PARTS, is_llava, read_llm_config
-from minigpt4.models.loading import feature_shape
+from minigpt4.models.llm import LLAVA_PARTS, fingerprint, is_llava, read_llm_config
+from minigpt4.models.loading import feature_shape, refuse_other_parts, weights_of
 from minigpt4.models.train_rules import ADAPTER, OF_PEFT_MODEL, apply_rule, trained_weights_of
 from minigpt4.models.vision_tower import read_vit_weights
 
@@ -75,6 +75,15 @@ def trained_of(config: PretrainedConfig, rule: TrainRule) -> Mapping[str, Tensor
         llm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         apply_rule(llm, rule, "model.train.llm", decoder_layers(llm) if rule.blocks else ())
     return trained_weights_of(llm, rule)
+
+
+def _made_with(cfg: Any, config: PretrainedConfig, base: Mapping[str, Tensor]) -> dict[str, Any]:
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(config)
+    with errors_as(WeightsError, f"model.llama_model: {cfg.llama_model}"):
+        llm.load_state_dict(base, strict=False, assign=True)
+        known = {"llm_fingerprint": fingerprint(llm)}
+    return known | ({"lora_alpha": {"llm": cfg.train.llm.alpha}} if cfg.train.llm.is_lora else {})
 
 
 def _with_adapter(weight: Tensor, pair: list[Tensor | None], rule: TrainRule) -> Tensor:
@@ -126,15 +135,22 @@ def merge(cfg: Any, checkpoint: Path, output: Path, layout: str, precision: str 
     if cfg.new_tokens:
         raise ConfigError("model.mm_use_im_start_end, mm_use_im_patch_token: an LLM with new tokens is not merged here")
     content = read_lora(checkpoint) if checkpoint.name in ADAPTERS else read_weights(checkpoint)
-    state, rule = state_dict_of(content, checkpoint), cfg.train.llm
+    state, rule = weights_of(content, checkpoint, cfg), cfg.train.llm
     of_llm = {name: tensor for name, tensor in state.items() if name.startswith("llama_model.")}
     others = {name: tensor for name, tensor in state.items() if name not in of_llm}
     directory = cfg.llm_directory()
-    llm_config = read_llm_config(directory)
+    llm_config, base = read_llm_config(directory), mapped_weights(directory)
+    refuse_other_parts(checkpoint, content, _made_with(cfg, llm_config, base), cfg)
     hint = f"model.train.llm is {rule.rule}."
     require_fit(trained_of(llm_config, rule), of_llm, source=f"{checkpoint}, of the LLM", hint=hint)
     if layout == "lora" and not rule.is_lora:
         raise ConfigError(f"--layout lora: model.train.llm is {rule.rule}")
+    if layout == "llm" and not of_llm and not isinstance(cfg, LlavaConfig):
+        raise ConfigError(f"--ckpt {checkpoint}: nothing of its LLM was trained; model.ckpt reads it as it is")
+    if layout != "llm" and (left := [name for name in others if not name.startswith("llama_proj.")]):
+        raise ConfigError(f"--layout {layout}: has no place for {left[0]}; take llm")
+    if layout != "lora" and not others and cfg.projection != "identity":
+        raise WeightsError(f"{checkpoint}: holds no projection")
     if output.exists() and any(output.iterdir()):
         raise ConfigError(f"--output {output}: is not empty")
     output.mkdir(parents=True, exist_ok=True)
@@ -153,11 +169,9 @@ def merge(cfg: Any, checkpoint: Path, output: Path, layout: str, precision: str 
     if layout == "lora":
         _write_lora(cfg, of_llm, others, output)
     else:
-        tied = getattr(llm_config, "tie_word_embeddings", False)
-        base = {n: t for n, t in mapped_weights(directory).items() if not any(part in n for part in LLAVA_PARTS)}
-        base = {
-            n: t for n, t in base.items() if "rotary_emb.inv_freq" not in n and not (tied and n == "lm_head.weight")
-        }
+        tied = bool(getattr(llm_config, "tie_word_embeddings", False))
+        dropped = ("rotary_emb.inv_freq", *LLAVA_PARTS, *["lm_head.weight"] * tied)
+        base = {name: tensor for name, tensor in base.items() if not any(part in name for part in dropped)}
         making = merged_llm(base, of_llm, rule)
         if layout == "llava":
             parts = to_projector_names(others)

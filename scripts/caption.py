@@ -51,13 +51,13 @@ def read_configuration(args: argparse.Namespace) -> Config:
     config = Config(args).validate(training=False)
     if args.ckpt is not None:
         config = config.replace(model=dataclasses.replace(config.model, ckpt=args.ckpt))
+    require_paths({"model": config.model}, config.source)
     if not config.model.ckpt:
         from minigpt4.models.llava_weights import whole_file
 
         config = config.replace(model=dataclasses.replace(config.model, ckpt=str(whole_file(config.model) or "")))
     if not config.model.ckpt:
         raise ConfigError(f"--ckpt: is missing, and {config.source} has no model.ckpt")
-    require_paths({"model": config.model}, config.source)
     return config
 
 

@@ -10,7 +10,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from minigpt4 import merge
+from minigpt4.common.binding import bind
 from minigpt4.common.errors import ConfigError, WeightsError
+from minigpt4.common.llava_schema import LlavaConfig
 from minigpt4.models.fsdp import whole
 from minigpt4.models.llava_weights import read_lora
 
@@ -155,14 +157,31 @@ def test_checkpoint_with_a_fault_is_refused_by_load_and_merge(fault, with_lora, 
         ({"lora_alpha": 16}, r"adapters were trained with alpha 16.0, and model.train.llm.alpha is 8.0"),
     ],
 )
-def test_adapters_of_another_kind_are_refused(changes, text, adapters, build_llava, tmp_path):
+def test_adapters_of_another_kind_are_refused(changes, text, adapters, build_llava, llava_section, tmp_path):
     path = tmp_path / adapters.name
     save_file(load_file(adapters), path)
     config = json.loads(adapters.with_name("adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | changes))
     (tmp_path / "non_lora_trainables.bin").write_bytes(adapters.with_name("non_lora_trainables.bin").read_bytes())
+    section = llava_section(train={"llm": RULE}, ckpt=str(path))
     with pytest.raises(WeightsError, match=text):
-        build_llava(train={"llm": RULE}, ckpt=str(path))
+        build_llava(**section)
+    with pytest.raises(WeightsError, match=text):
+        merge.merge(bind(LlavaConfig, section, section="model", source="test"), path, tmp_path / "out", "llm")
+
+
+def test_what_a_layout_cannot_hold_is_refused(with_lora, tmp_path):
+    state = {name: whole(p) for name, p in with_lora.stored_parameters().items()}
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"model": state | {"visual_encoder.x": torch.ones(1)}}, path)
+    with pytest.raises(ConfigError, match="--layout llava: has no place for visual_encoder.x"):
+        merge.merge(with_lora.cfg, path, tmp_path / "out", "llava")
+    torch.save({"model": {n: t for n, t in state.items() if "llama_proj" not in n}}, path)
+    with pytest.raises(WeightsError, match="holds no projection"):
+        merge.merge(with_lora.cfg, path, tmp_path / "out", "llava")
+    torch.save({"model": state, "state": {"made_with": {"llm_fingerprint": "of another"}}}, path)
+    with pytest.raises(WeightsError, match="was trained with the LLM"):
+        merge.merge(with_lora.cfg, path, tmp_path / "out", "llm")
 
 
 def test_other_things_beside_the_adapters_are_refused(adapters, tmp_path):

@@ -25,7 +25,7 @@ from minigpt4.common.errors import ConfigError, RegistryError, errors_as
 from minigpt4.common.llava_schema import LlavaConfig
 from minigpt4.common.model_schema import EVA_CLIP_G, MiniGPT4Config
 from minigpt4.common.registry import registry
-from minigpt4.common.schemas import DatasetConfig, ProcessorConfig, RunConfig
+from minigpt4.common.schemas import CONVERSATIONS, JSON, DatasetConfig, ProcessorConfig, RunConfig
 
 log = logging.getLogger(__name__)
 
@@ -172,13 +172,18 @@ class Config:
 
 
 def _contradictions(config: Config) -> Iterator[str]:
-    """What cannot go together: fsdp, bitsandbytes, whose tensors have no rows, and a scaler for each process."""
+    """What cannot go together: fsdp, bitsandbytes, whose tensors have no rows, and a scaler for each process; a model
+    that reads one image and its conversation, and the format of LLaVA."""
     storage = getattr(config.model, "llm_storage", None)
     if config.run.parallel == "fsdp" and storage in ("int8", "nf4"):
         yield f"run.parallel: fsdp does not go with an LLM in {storage}; set model.llm_precision, or run.parallel: ddp"
     trains_llm = isinstance(config.model, MiniGPT4Config) and config.model.train.llm.rule in ("full", "last")
     if trains_llm and config.run.parallel == "fsdp" and config.run.amp and config.run.amp_dtype == "fp16":
         yield "run.amp_dtype: fp16 does not go with run.parallel: fsdp and a trained LLM; set it to bf16"
+    for name, dataset in config.datasets.items():
+        if dataset.builder == CONVERSATIONS and type(config.model) is MiniGPT4Config:
+            own = f"builder: {JSON} and build_info.conversation_field: conversations"
+            yield f"datasets.{name}.builder: {CONVERSATIONS} goes with arch: llava; MiniGPT-4 reads such files by {own}"
 
 
 def _image_processor(datasets: Collection[DatasetConfig], usual: str, source: str) -> ProcessorConfig:

@@ -274,10 +274,6 @@ class MiniGPT4Config:
             (reads_prefix and not self.has_qformer, "connector: qformer does not go with has_qformer: False"),
             (reads_prefix and self.vit_prefix == "drop", "vit_prefix: drop does not go with a Q-Former"),
             (three and self.projection != "linear3", f"projection: {self.projection} does not go with proj_layers: 3"),
-            (
-                self.vit_cuda_graph and not (self.freeze_vit and self.freeze_qformer),
-                "vit_cuda_graph: True needs a frozen vision side (freeze_vit and freeze_qformer)",
-            ),
             (self.llm_cuda_graph and self.llm_storage == "int8", "llm_cuda_graph: int8 waits for the GPU; take nf4"),
             (self.low_resource and self.llm_precision == "nf4", "low_resource: means int8, llm_precision says nf4"),
             (
@@ -293,7 +289,7 @@ class MiniGPT4Config:
     def llm_directory(self) -> Path:
         """Where the LLM is; ConfigError if `llama_model` is not set."""
         if not self.llama_model:
-            raise ConfigError("model.llama_model: not set; it must be the directory of the frozen LLM")
+            raise ConfigError("model.llama_model: not set; it must be the directory of the LLM")
         return Path(self.llama_model).expanduser()
 
     def _settle_rules(self) -> None:
@@ -327,6 +323,10 @@ class MiniGPT4Config:
         if rules.llm.rule == "qlora" and self.llm_storage not in ("int8", "nf4"):
             self.llm_precision = "nf4"
         refuse(
+            (
+                self.vit_cuda_graph and not (self.freeze_vit and self.freeze_qformer),
+                "vit_cuda_graph: True needs a frozen vision side (freeze_vit and freeze_qformer)",
+            ),
             (
                 rules.llm.rule in ("full", "last") and self.llm_storage not in ("fp32", "bf16"),
                 f"train.llm: {rules.llm.rule} does not go with llm_precision: {self.llm_storage}; set it to fp32 "

@@ -12,6 +12,8 @@ from minigpt4.conversation.templates import IMAGE_MESSAGE, IMAGE_PLACEHOLDER, Tu
 
 IMAGE_TOKEN = "<image>"
 """Where an image stands in LLaVA's files and prompts."""
+SPEAKERS = ("human", "gpt")
+"""Who speaks, in LLaVA's files."""
 _HUMAN = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the human's questions."

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from minigpt4.common.errors import SampleError
+from minigpt4.conversation.llava import SPEAKERS
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, ReaderSlot, iter_once
 from minigpt4.datasets.datasets.dataloader_utils import to_device
-from minigpt4.datasets.datasets.image_caption_json import SEPARATOR, SPEAKERS
+from minigpt4.datasets.datasets.image_caption_json import SEPARATOR
 from minigpt4.datasets.feature_store import CachedImage
 from minigpt4.processors import Uint8Image
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import ConfigError, SampleError, hint
+from minigpt4.conversation.llava import IMAGE_TOKEN
 from minigpt4.evaluation.bootstrap import wilson
 from minigpt4.evaluation.caption_data import first_few
 from minigpt4.evaluation.judge import Judge, Question
@@ -27,8 +28,6 @@ FORMATS = tuple(f"{question}-{answer}" for question in INPUTS for answer in OUTP
 """What stands in question and answer, in order: Question, Context, choices (M), Lecture, Explanation, Answer."""
 SWAPPED = {"AL": "AE", "AE": "AL"}
 """The published AL has the explanation, AE the lecture."""
-IMAGE = "<image>"
-"""In the prompt of an answer it decides on the published IMG accuracy."""
 LETTER_ALONE = "Answer with the option's letter from the given choices directly."
 """What 1.5 adds to a question."""
 ANSWER = re.compile("The answer is ([A-Z]).")
@@ -149,7 +148,7 @@ def records(problems: Problems, prompt_format: str, *, as_lines: bool = False) -
     for key, problem in problems.items():
         question, answer = question_and_answer(problem, prompt_format)
         image = {} if problem["image"] is None else {"image": f"{key}/{problem['image']}"}
-        question += f"\n{IMAGE}" if image else ""
+        question += f"\n{IMAGE_TOKEN}" if image else ""
         turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
         said = {"instruction": question, "output": answer} if as_lines else {"conversations": turns}
         found.append({"id": key, **image, **said})
@@ -170,7 +169,7 @@ def read_questions(path: Path, *, letter_alone: bool = False) -> list[VisualQues
         if key in seen:
             raise SampleError(f"{where}: the id {key} comes twice")
         seen.add(key)
-        text = text.replace(IMAGE, "").strip()
+        text = text.replace(IMAGE_TOKEN, "").strip()
         questions.append(VisualQuestion(key, image, f"{text}\n{LETTER_ALONE}" if letter_alone else text))
     if not questions:
         raise SampleError(f"{path}: holds no list of records")
@@ -236,7 +235,7 @@ def score(name: str, problems: Problems, answers: Mapping[str, Mapping[str, Any]
             "ground_truth": LETTERS[problem["answer"]],
             "question": prompt,
             "pred": own["text"],
-            "is_multimodal": IMAGE in prompt,
+            "is_multimodal": IMAGE_TOKEN in prompt,  # what the published IMG accuracy goes by
         }
         outcome.analysis["correct" if is_right else "incorrect"].append(analysis)
     right, wrong = (outcome.analysis[side] for side in ("correct", "incorrect"))

@@ -165,7 +165,9 @@ class Job:
     """One prompt to one checkpoint."""
 
     name: str
-    checkpoint: Path
+    checkpoint: Path | None
+    """None: what came with a whole LLaVA."""
+
     rules: PromptRules
     store: AnswerStore
     missing: Sequence[int]
@@ -200,7 +202,7 @@ def generate(
     try:
         with uneven_inputs(model.llama_model):
             for job, share in zip(jobs, shares, strict=True):
-                if share and loaded != job.checkpoint:
+                if share and job.checkpoint is not None and loaded != job.checkpoint:
                     switch.load(job.checkpoint)
                     loaded = job.checkpoint
                 own = {number: batches[number] for number in share}
@@ -292,7 +294,7 @@ def caption_images(
     *,
     retry_failed: bool = False,
 ) -> tuple[int, int, int] | None:
-    """Caption the images that are not in the store yet by `model.ckpt`; every rank must call it.
+    """Caption the images that are not in the store yet by `model.ckpt`, or a whole LLaVA; every rank must call it.
 
     Batches are cut from the missing images in their order. A kill loses whole batches, so what is missing then is
     cut as before, and captions do not depend on kills or on the number of processes.
@@ -308,7 +310,7 @@ def caption_images(
     if processes.is_main:
         model, path = dataclasses.replace(cfg.model, ckpt=None), cfg.model.ckpt
         provenance = {
-            "checkpoint": file_sha256(find_weights(path, "model.ckpt", Path(path).name)),
+            "checkpoint": path and file_sha256(find_weights(path, "model.ckpt", Path(path).name)),
             "image_folder": str(base),
             **rules.provenance(),
             **image_provenance(cfg),
@@ -321,7 +323,7 @@ def caption_images(
     missing = processes.broadcast(missing)
     # By the batch's number among all, whatever is done already.
     batches = {numbers[0] // batch_size: numbers for numbers in cut(missing, batch_size)}
-    job = Job("captions", Path(cfg.model.ckpt), rules, store, list(batches))
+    job = Job("captions", Path(cfg.model.ckpt) if cfg.model.ckpt else None, rules, store, list(batches))
     generate(cfg, ImageList(items, image_reader(cfg)), batches, [job], processes, keep_errors=True)
     processes.barrier()
     if not processes.is_main:

@@ -41,6 +41,7 @@ from minigpt4.inference.engine import Engine
 from minigpt4.models.feature_cache import build_model, cached_numbers, feature_cache
 from minigpt4.models.prompting import apply_template, read_prompts
 from minigpt4.models.tokenizer import load_tokenizer
+from minigpt4.models.vision_tower import HF_FILES, is_directory
 from minigpt4.processors import BaseProcessor, load_processor, process_image
 
 log = logging.getLogger(__name__)
@@ -169,20 +170,22 @@ class Pipeline:
         require_paths({"model": cfg.model}, cfg.source)
         self.cfg = cfg
         self.processor = image_processor(cfg)
-        start = cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None))
+        fixed = cfg.model.ckpt and not cfg.model.is_frozen("llama_model")  # a trained LLM has one checkpoint
+        start = cfg if fixed else cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None))
         self.model = build_model(start, _device(device)).eval()
         self._engine = Engine(self.model, self.processor)
         self.checkpoint: Path | None = None
         self._name: str | None = None
-        if cfg.model.ckpt:
+        if loaded := Path(cfg.model.ckpt) if fixed else self.model.whole_file:
+            self.checkpoint, (self._name,) = loaded, self._engine.checkpoints
+        elif cfg.model.ckpt:
             self.use_checkpoint(cfg.model.ckpt)
-        elif self.model.whole_file is not None:
-            self.checkpoint, (self._name,) = self.model.whole_file, self._engine.checkpoints
 
     def use_checkpoint(self, path: str | Path) -> None:
         """Swap the trained weights; the frozen parts stay as they are, and chats go on with what they began with.
 
-        WeightsError, and the weights as before, if the file is missing or does not fit.
+        WeightsError, and the weights as before, if the file is missing or does not fit; ConfigError where the LLM is
+        trained, too (`model.train.llm`).
         """
         name = f"{len(self._engine.checkpoints)}: {path}"  # the same file may have other weights the next time
         self._engine.switch.load(path, name)
@@ -280,6 +283,8 @@ def frozen_files(model: Any) -> list[list[Any]]:
     """Quick hashes of the files of LLM, vision encoder and Q-Former that a `model:` section names."""
     files = sorted(model.llm_directory().iterdir())
     files += [Path(path) for key in ("vit_weights", "q_former_model") if (path := getattr(model, key, None))]
+    if is_directory(tower := getattr(model, "vit_model", "")):
+        files += [Path(tower).expanduser() / name for name in HF_FILES]
     return [quick_hash(path) for path in files if path.is_file()]
 
 

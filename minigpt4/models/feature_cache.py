@@ -26,6 +26,7 @@ from minigpt4.datasets.feature_store import CachedBatch, FeatureStore, RowShape
 from minigpt4.models.llava_weights import TOWER, read_part
 from minigpt4.models.loading import feature_shape
 from minigpt4.models.prompting import ImageFeatures
+from minigpt4.models.vision_tower import HF_FILES, is_directory
 from minigpt4.processors import BaseProcessor
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,9 @@ class FeatureCache:
         cfg = dataclasses.asdict(self._cfg)
         keys = WEIGHTS if cfg["connector"] == "qformer" else WEIGHTS[:1]
         files = [Path(cfg[key]) for key in keys if cfg.get(key)]
-        files += (read_part(self._cfg, TOWER) or ())[:1]
+        if is_directory(cfg["vit_model"]):
+            files += [Path(cfg["vit_model"]).expanduser() / name for name in HF_FILES]
+            files += (read_part(self._cfg, TOWER) or ())[:1]
         return {
             "version": VERSION,
             "vision": {key: cfg[key] for key in VISION_KEYS},

@@ -13,15 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.llava_schema import LlavaConfig
-from minigpt4.conversation.llava import IMAGE_TOKEN, LLAVA_TEMPLATES, as_llava
+from minigpt4.conversation.llava import IMAGE_TOKEN, LLAVA_TEMPLATES, SPEAKERS, as_llava
 from minigpt4.models.prompting import Batch, PromptBuilder, Samples, Spans, TokenSequence, collate_prompts
 
 log = logging.getLogger(__name__)
 
 IMAGE_TOKEN_INDEX = -200
 """In the place of an image among token ids, as published."""
-ROLES = ("human", "gpt")
-"""Who speaks, in LLaVA's files."""
 HASHES = "###"
 
 Tokens = tuple[list[int], list[bool]]
@@ -119,7 +117,7 @@ class LlavaPrompts(PromptBuilder):
             role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else (None, None)
             if not isinstance(role, str) or not isinstance(text, str):
                 raise SampleError(f"turn {number} of its conversation must have 'from' and 'value', both texts")
-            if role not in ROLES and (alternates or not self.reference_masks):
+            if role not in SPEAKERS and (alternates or not self.reference_masks):
                 raise SampleError(f"turn {number} of its conversation is from {role!r:.40}, neither human nor gpt")
             if has_image and IMAGE_TOKEN in text:
                 if role == "gpt":
@@ -131,7 +129,7 @@ class LlavaPrompts(PromptBuilder):
             return turns
         if turns and turns[0][0] == "gpt":
             del turns[0]
-        if not turns or any(role != ROLES[number % 2] for number, (role, _) in enumerate(turns)):
+        if not turns or any(role != SPEAKERS[number % 2] for number, (role, _) in enumerate(turns)):
             raise SampleError("human and gpt must speak in turn in its conversation")
         return turns
 
@@ -193,7 +191,7 @@ class LlavaPrompts(PromptBuilder):
         A question is masked from the third token of where it is thought to be; all else behind the system text is
         learned.
         """
-        names = dict(zip(ROLES, self.template.roles, strict=True))
+        names = dict(zip(SPEAKERS, self.template.roles, strict=True))
         ids = self._ids(f"{self.template.system}\n\n", False)
         place, masked = len(ids), [(0, len(ids))]
         for role, value in turns:

@@ -76,8 +76,9 @@ def read_llm_config(directory: Path) -> PretrainedConfig:
         )
     if (directory / "adapter_config.json").is_file():
         raise WeightsError(
-            f"{key}: {directory} has an adapter_config.json: a LoRA adapter. Merge it into its LLM first "
-            "(peft: merge_and_unload, save_pretrained) and take the directory of the result"
+            f"{key}: {directory} has an adapter_config.json: a LoRA adapter. LLaVA's goes into model.ckpt "
+            "(docs/training.md); merge another into its LLM first (peft: merge_and_unload, save_pretrained) and take "
+            "the directory of the result"
         )
     if not (directory / "config.json").is_file():
         raise WeightsError(f"{key}: {directory} has no config.json")
@@ -96,6 +97,8 @@ def read_llm_config(directory: Path) -> PretrainedConfig:
                 f"transformers has no model type {raw['model_type']!r}, and code of a directory (auto_map) is never "
                 "run; take an LLM that transformers has"
             )
+        if raw["model_type"] == "llava" and "text_config" in raw:
+            raise ValueError("it is a LLaVA in the layout of transformers (llava-hf); take one in LLaVA's own layout")
         if is_llava(raw):  # a LLaMA and a few more tensors
             raw |= {"model_type": "llama"}
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))

@@ -187,9 +187,8 @@ def trained_weights(
     the card names other parts than the model's `made_with()`.
     """
     with errors_as(WeightsError, f"{path}: is no checkpoint of this program"):
-        _refuse_other_parts(path, content, made_with, cfg)
-        state = state_dict_of(content, path)
-        state = drop_keys(projector_names(state) if isinstance(cfg, LlavaConfig) else state, PUBLISHED_BUFFERS)
+        refuse_other_parts(path, content, made_with, cfg)
+        state = weights_of(content, path, cfg)
         of_llm = [name for name in state if PART_OF_LLM.search(name)]
         if of_llm and cfg.is_frozen("llama_model"):
             raise WeightsError(
@@ -202,13 +201,21 @@ def trained_weights(
         target = drop_keys(target, tolerated) | {name: target[name] for name in target if name in state}
         if not state.keys() & target.keys():
             hint = "It holds nothing that is trained here: is it of another model?"
+            if any(name.startswith("llama_proj.") for name in state):
+                hint = f"Its projection is another one than model.projection: {cfg.projection}."
             require_fit(target, state, source=path, hint=hint)
             raise WeightsError(f"{path}: model.ckpt_allow_keys leaves nothing of it that is trained here")
         require_fit(target, state, source=path, hint=_frozen_hint(state, cfg))
         return state
 
 
-def _refuse_other_parts(
+def weights_of(content: Mapping[str, Any], path: Path, cfg: MiniGPT4Config) -> dict[str, Tensor]:
+    """All weights in the content of a checkpoint, under the names of this program."""
+    state = state_dict_of(content, path)
+    return drop_keys(projector_names(state) if isinstance(cfg, LlavaConfig) else state, PUBLISHED_BUFFERS)
+
+
+def refuse_other_parts(
     path: Path, content: Mapping[str, Any], made_with: Mapping[str, Any], cfg: MiniGPT4Config
 ) -> None:
     """WeightsError if a checkpoint or the card beside it names another LLM or vision side; published ones name none."""

@@ -179,9 +179,10 @@ class MetaModel:
     def _apply(self, name: str, module: nn.Module) -> None:
         rule = self.cfg.rule_of(name)
         module.requires_grad_(rule.rule == "full")
-        blocks = list(decoder_layers(module) if module is self.llm else getattr(module, "blocks", ()))
-        if rule.rule not in ("frozen", "full") and blocks:
-            apply_rule(module, rule, f"model.train.{PARTS[name]}", blocks)
+        if rule.rule not in ("frozen", "full"):
+            blocks = list(decoder_layers(module) if module is self.llm else getattr(module, "blocks", ()))
+            if blocks:
+                apply_rule(module, rule, f"model.train.{PARTS[name]}", blocks)
         for part in module.modules() if rule.is_lora else ():
             part.training = isinstance(part, nn.Dropout)  # alone: layers would recompute
 

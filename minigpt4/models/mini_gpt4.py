@@ -290,7 +290,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         if next(self.visual_encoder.parameters()).device.type != "meta":
             return
         log.info("An image is to be encoded: loading the vision encoder now")
-        self.visual_encoder, self.ln_vision, self.Qformer = load_vision(self.cfg, self.device)
+        with torch.random.fork_rng(devices=[]):  # of a run, whose dropout goes on as if it had been there
+            self.visual_encoder, self.ln_vision, self.Qformer = load_vision(self.cfg, self.device)
         self._freeze_vision()
 
     @phase(start_clock.CHECKPOINT)

@@ -229,9 +229,8 @@ def read_samples(samples: Mapping[str, Any]) -> Samples:
     conversations = _read_conversations(samples) if "conv_q" in samples else []
     dialogues = list(samples.get("conversations", []))
     if [bool(answers), bool(conversations), bool(dialogues)].count(True) != 1:
-        raise SampleError(
-            f"the samples need either 'answer' or 'conv_q' and 'conv_a'; they have {', '.join(sorted(samples))}"
-        )
+        known = "'answer', or 'conv_q' and 'conv_a', or 'conversations'"
+        raise SampleError(f"the samples need either {known}; they have {', '.join(sorted(samples))}")
     count = len(dialogues or conversations or answers)
     instructions, lengths = samples.get("instruction_input"), samples.get("length")
     if isinstance(instructions, str):

@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 USUAL_SIZE = 224
 """Side of the images of EVA-CLIP, and of a tower of which timm does not know it, pixels."""
 _HF_TOWERS = {CLIPVisionConfig: CLIPVisionModel, SiglipVisionConfig: SiglipVisionModel}
-_HF_FILES = ("model.safetensors", "pytorch_model.bin")
+HF_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Of the weights in such a directory, the first that is there."""
 _KNOWN = {"clip-vit-large-patch14": 224, "clip-vit-large-patch14-336": 336}
 """Image size of OpenAI's directories, so that LLaVA can be sized before they are there."""
 
@@ -164,9 +165,9 @@ def read_vit_weights(cfg: MiniGPT4Config) -> tuple[Path, dict[str, Tensor]]:
 
 
 def _read_directory(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    path = next((directory / name for name in _HF_FILES if (directory / name).is_file()), None)
+    path = next((directory / name for name in HF_FILES if (directory / name).is_file()), None)
     if path is None:
-        raise ConfigError(f"model.vit_model: {directory} has neither {' nor '.join(_HF_FILES)}")
+        raise ConfigError(f"model.vit_model: {directory} has neither {' nor '.join(HF_FILES)}")
     return path, read_state_dict(path, mapped=True)
 
 

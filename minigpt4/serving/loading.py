@@ -26,7 +26,7 @@ def checkpoints(cfg: Config, further: Sequence[str]) -> tuple[str, dict[str, Pat
     trained = cfg.model.ckpt or whole_llava(cfg.model)
     if not trained:
         raise ConfigError(f"{cfg.source}: model.ckpt names no checkpoint; set it with --options model.ckpt=FILE")
-    first = Path(trained).stem
+    first = Path(trained).stem if cfg.model.ckpt else trained.name
     own = [one for one in cfg.run.chat.ckpt if Path(one.partition("=")[2] or one).is_file()]
     others = {checkpoint.name: checkpoint.path for checkpoint in read_checkpoint_list([*own, *further])}
     if first in others:

@@ -8,12 +8,15 @@ from itertools import count
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
+from minigpt4.common.binding import bind
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.llava_schema import LlavaConfig
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.datasets.feature_store import FeatureStore, RowShape, image_digest
 from minigpt4.models.feature_cache import FeatureCache
-from minigpt4.processors import Blip2ImageEvalProcessor
+from minigpt4.processors import Blip2ImageEvalProcessor, ClipImageEvalProcessor
 
 SHAPE = RowShape(tokens=4, width=6, dtype="float16")
 FORK = multiprocessing.get_context("fork")
@@ -129,3 +132,16 @@ def test_a_path_that_cannot_be_a_folder_is_an_error_that_names_the_key(tmp_path)
     for path in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("n" * 300)):
         with pytest.raises(ConfigError, match=r"run\.feature_cache: .*name another folder"):
             FeatureCache(path, MiniGPT4Config()).store(Blip2ImageEvalProcessor(image_size=224))
+
+
+def test_other_weights_in_the_directory_of_a_tower_have_features_of_their_own(
+    folder, llava_section, llava_dir, tmp_path
+):
+    tower = shutil.copytree(llava_dir / "clip_tiny", tmp_path / "tower")
+    cfg = bind(LlavaConfig, llava_section(vit_model=str(tower)), section="model", source="test")
+    processor = ClipImageEvalProcessor(image_size=56)
+    before = FeatureCache(folder, cfg).store(processor).folder
+    assert FeatureCache(folder, cfg).store(processor).folder == before
+    weights = load_file(tower / "model.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, tower / "model.safetensors")
+    assert FeatureCache(folder, cfg).store(processor).folder != before

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from minigpt4.common.errors import ConfigError, RunError, WeightsError
+from minigpt4.inference.pipeline import pipeline
 
 ITERATIONS = 4
 FROM_FILES = "model.ckpt_allow_keys=[llama_model.*]"
@@ -66,6 +67,19 @@ def test_other_rule_than_that_of_the_checkpoint_is_refused(run):
         run(*RULES["lora"], path, "model.train.llm.r=8").train()
     with pytest.raises(WeightsError, match="trained weights of its LLM.*model.train.llm says what it has"):
         run(path).train()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_pipeline_opens_a_run_that_trained_its_llm(rule, run, building):
+    whole = run(*RULES[rule])
+    whole.train()
+    opened = pipeline(whole.folder, device="cpu")
+    weights, expected = opened.model.trainable_parameters(), building.trained(whole)
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+    assert opened.checkpoint is not None
+    with pytest.raises(ConfigError, match="serve it alone"):
+        opened.use_checkpoint(opened.checkpoint)
 
 
 def test_nothing_to_train_and_adapters_that_are_passed_by_are_errors(run):

@@ -16,6 +16,7 @@ import numpy as np
 from minigpt4.common.errors import ConfigError, SampleError, errors_as, first_line
 from minigpt4.common.schemas import BuildInfo
 from minigpt4.common.utils import escaped, parse_json, require_readable, require_whole_characters
+from minigpt4.conversation.llava import IMAGE_TOKEN, SPEAKERS
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, ImageReader, LazySample, require_caption
 from minigpt4.datasets.datasets.records import READERS
 
@@ -25,10 +26,8 @@ JOINED = "grounded_caption"
 """Field of the captions of an image in one string, as `prepare_flickr30k.py` writes it."""
 
 IMAGE_TAG = "<Img><ImageHere></Img> "
-PLACEHOLDER = "<image>"
 SEPARATOR = "\x1e"
 """Between the questions, and between the answers, of a sample: a control character that no text holds."""
-SPEAKERS = ("human", "gpt")
 
 
 class Records:
@@ -114,14 +113,14 @@ def conversation_fields(turns: Any, where: str) -> dict[str, str]:
         if not isinstance(turn, dict) or turn.get("from") != speaker or not isinstance(turn.get("value"), str):
             raise SampleError(f'{place} must be {{"from": "{speaker}", "value": text}}')
         text = turn["value"]
-        if number % 2 == 0 and text.count(PLACEHOLDER) > (number == 0):
-            raise SampleError(f"{place}: a conversation has one image, {PLACEHOLDER} in the first question")
-        if not text.replace(PLACEHOLDER, "").strip():
+        if number % 2 == 0 and text.count(IMAGE_TOKEN) > (number == 0):
+            raise SampleError(f"{place}: a conversation has one image, {IMAGE_TOKEN} in the first question")
+        if not text.replace(IMAGE_TOKEN, "").strip():
             raise SampleError(f"{place} is empty")
         if SEPARATOR in text or "<ImageHere>" in text:
             raise SampleError(f"{place} holds {SEPARATOR!r} or <ImageHere>, which mean something to the model")
         texts.append(require_readable(text, place))
-    questions = [text.replace(PLACEHOLDER, "").strip() for text in texts[::2]]
+    questions = [text.replace(IMAGE_TOKEN, "").strip() for text in texts[::2]]
     questions[0] = IMAGE_TAG + questions[0]
     return {"conv_q": SEPARATOR.join(questions), "conv_a": SEPARATOR.join(texts[1::2]), "connect_sym": SEPARATOR}
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from minigpt4.common.errors import SampleError
 from minigpt4.common.utils import require_readable
+from minigpt4.conversation.llava import IMAGE_TOKEN, SPEAKERS
 from minigpt4.datasets.datasets.base_dataset import join_images
-from minigpt4.datasets.datasets.image_caption_json import PLACEHOLDER, SPEAKERS, ImageCaptionJson
+from minigpt4.datasets.datasets.image_caption_json import ImageCaptionJson
 from minigpt4.datasets.feature_store import CachedImage
 from minigpt4.processors.blip_processors import Uint8Image
 
@@ -115,15 +116,15 @@ def require_trainable(turns: list[dict[str, str]], images: int, where: str) -> N
         require_readable(text, place)
         if not text.strip():
             raise SampleError(f"{place} is empty")
-        if speaker == SPEAKERS[1] and PLACEHOLDER in text:
-            raise SampleError(f"{place} is an answer with {PLACEHOLDER}; images stand in questions")
+        if speaker == SPEAKERS[1] and IMAGE_TOKEN in text:
+            raise SampleError(f"{place} is an answer with {IMAGE_TOKEN}; images stand in questions")
     if len(turns) - first < 2 or (len(turns) - first) % 2:
         raise SampleError(f"{where}: the last question has no answer")
-    counts = [count for turn in turns[first:] if (count := turn["value"].count(PLACEHOLDER))]
+    counts = [count for turn in turns[first:] if (count := turn["value"].count(IMAGE_TOKEN))]
     one_each = len(counts) == images and (images == 1 or sum(counts) == images)
     if not one_each and not (images > 1 and counts in ([1], [images])):
         found = " + ".join(map(str, counts)) or 0
-        raise SampleError(f"{where}: {PLACEHOLDER} in the questions: {found}, images of the record: {images}")
+        raise SampleError(f"{where}: {IMAGE_TOKEN} in the questions: {found}, images of the record: {images}")
 
 
 def _blank(image: Tensor | Uint8Image | CachedImage) -> Tensor | Uint8Image | CachedImage:
