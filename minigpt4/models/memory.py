@@ -175,6 +175,9 @@ class MetaModel:
         for layer in self.llm.modules() if is_trained(self.llm) and computing else ():
             if isinstance(layer, nn.Linear) and layer.weight.dtype == torch.float32 != computing:
                 layer.forward = functools.partial(self._cast_linear, layer, computing)
+        for layer in self.llm.modules():
+            if isinstance(layer, nn.Dropout) and layer.training:  # of adapters; a GPU keeps a byte a number of it
+                layer.forward = lambda hidden, p=layer.p: torch.native_dropout(hidden, p, True)[0]
 
     def _apply(self, name: str, module: nn.Module) -> None:
         rule = self.cfg.rule_of(name)

@@ -47,5 +47,4 @@ def test_texts_of_all_lengths_leave_gaps_in_fixed_segments_alone(mock_gpu):
         assert done.returncode == 0, done.stderr[-6000:]
         result = json.loads(done.stdout.splitlines()[-1])
         gaps.append(result["reserved_gib"] - result["allocated_gib"])
-    assert gaps[0] < 0.5
-    assert gaps[1] > 1.5
+    assert gaps[1] > max(1.5, 3 * gaps[0])

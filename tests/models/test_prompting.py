@@ -106,13 +106,15 @@ def test_prompts_are_padded_on_the_left_and_images_stand_in_their_places():
     assert batch.attention_mask_BT.tolist() == [[1, 1, 1], [0, 1, 1], [0, 1, 1]]
     places = list(zip(*(index.tolist() for index in batch.image_at), batch.image_source.tolist(), strict=True))
     assert places == [(0, 1, 2), (0, 2, 3), (1, 1, 0), (1, 2, 1), (2, 2, 4)]
-    table, images = nn.Embedding(10, 4), torch.randn(6, 4, requires_grad=True)
+    table, images = nn.Embedding(10, 4).requires_grad_(False), torch.randn(6, 4, requires_grad=True)
     embeds = embed(batch, table, images)
     parts = [table.weight[3], images[2], images[3], table.weight[PAD], images[0], images[1]]
     assert torch.equal(embeds.flatten(0, 1), torch.stack([*parts, table.weight[PAD], table.weight[4], images[4]]))
     embeds.sum().backward()
     assert images.grad[:, 0].tolist() == [1, 1, 1, 1, 1, 0], "one was cut away"
     assert table.weight.grad is None
+    embed(batch, table.requires_grad_(), images).sum().backward()
+    assert table.weight.grad[:, 0].tolist() == [0, 0, 0, 1, 1, 0, 0, 2, 0, 0], "of a trained LLM, padding included"
 
 
 # Texts
@@ -251,8 +253,8 @@ PAIR = {"answer": ["a", "b"]}
 @pytest.mark.parametrize(
     ("samples", "text"),
     [
-        ({"text_input": ["a"], "image_id": [1]}, "need either 'answer' or 'conv_q' and 'conv_a'; they have image_id,"),
-        (PAIR | TALK, "need either 'answer' or"),
+        ({"text_input": ["a"], "image_id": [1]}, "'conv_q' and 'conv_a', or 'conversations'; they have image_id,"),
+        (PAIR | TALK, "need either 'answer', or"),
         ({"conv_q": ["q"], "connect_sym": ["!"]}, "a batch with 'conv_q' also needs 'conv_a'"),
         ({"conv_q": ["q"], "conv_a": ["a"]}, "a batch with 'conv_q' also needs 'connect_sym'"),
         (TALK | {"conv_a": ["a"]}, "conv_a: not as many entries as conv_q"),

@@ -65,6 +65,7 @@ class Visit:
         self.pictures = chat.locator("img")
         self.question, self.note = self.page.locator("#question textarea"), self.page.locator("#note p")
         self.given, self.stop = self.page.locator("#question img"), self.page.locator("#question .stop-button")
+        self.page.get_by_role("button", name="Settings").click()
         self.set("Temperature", 0)
         self.set("Maximum of tokens", DECODING.max_new_tokens)
 
