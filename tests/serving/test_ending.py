@@ -110,6 +110,7 @@ def test_the_page_is_behind_a_password_and_has_every_checkpoint(browser, start, 
     page.get_by_label("username").fill("me")
     page.get_by_label("password").fill("secret")
     page.get_by_role("button", name="Login").click()
+    page.get_by_role("button", name="Settings").click()
     page.get_by_label("Checkpoint").click()
     page.get_by_role("option", name="second").click()
     page.get_by_label("number input for Maximum of tokens").fill("5")
