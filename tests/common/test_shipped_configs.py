@@ -12,6 +12,7 @@ import yaml
 from minigpt4.common.binding import missing_paths
 from minigpt4.common.config import Config
 from minigpt4.common.config_files import find_default_files
+from minigpt4.common.errors import ConfigError
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.schemas import GenerationSettings
 from minigpt4.common.weights import TABLE, load_table
@@ -172,6 +173,14 @@ def test_prompts_come_with_the_checkout_and_all_hold_the_image(monkeypatch):
     ("name", "file"), [(n, f) for n, files in find_default_files().datasets.items() for f in files.values()]
 )
 def test_shipped_dataset_default_is_complete_by_itself_under_either_model(name, file, tmp_path):
+    if name == "llava_conversations":
+        text = f"model: {{arch: llava, model_type: v1.5}}\nrun: {{}}\ndatasets: {{{name}: {{type: {file.stem}}}}}\n"
+        assert _user(tmp_path, text).datasets[name].type == file.stem
+        with pytest.raises(ConfigError, match="llava_conversations goes with arch: llava"):
+            _user(
+                tmp_path, text.replace("arch: llava, model_type: v1.5", "arch: minigpt4, model_type: pretrain_vicuna0")
+            )
+        return
     for kind, has_qformer in (("vicuna0", True), ("llama2", False)):
         text = f"model: {{arch: minigpt4, model_type: pretrain_{kind}}}\nrun: {{}}\n"
         config = _user(tmp_path, f"{text}datasets: {{{name}: {{type: {file.stem}}}}}\n")

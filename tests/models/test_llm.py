@@ -193,7 +193,7 @@ def test_llm_that_knows_english_is_not_warned_of(parity_dir, caplog):
         optimizer.step()
         optimizer.zero_grad()
     assert check_llm(model, tokenizer, directory) < 2
-    assert not caplog.records
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])

@@ -66,7 +66,7 @@ def real_peak(cfg: MiniGPT4Config, batch_size: int, cached: bool = False, amp=No
 
 
 EAGER, ALL, PADDED = {"llm_attention": "eager"}, {"llm_logits": "all"}, {"llm_packing": False}
-FULL, LORA = {"train": {"llm": "full"}}, {"train": {"llm": {"rule": "lora", "r": 4}}}
+FULL, LORA = {"train": {"llm": "full"}}, {"train": {"llm": {"rule": "lora", "r": 4, "dropout": 0}}}
 LAST = {"train": {"llm": {"rule": "last", "blocks": 1}, "projection": "frozen"}}
 
 
