@@ -181,7 +181,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     if trains_llm and config.run.parallel == "fsdp" and config.run.amp and config.run.amp_dtype == "fp16":
         yield "run.amp_dtype: fp16 does not go with run.parallel: fsdp and a trained LLM; set it to bf16"
     for name, dataset in config.datasets.items():
-        if dataset.builder == CONVERSATIONS and type(config.model) is MiniGPT4Config:
+        if dataset and dataset.builder == CONVERSATIONS and type(config.model) is MiniGPT4Config:
             own = f"builder: {JSON} and build_info.conversation_field: conversations"
             yield f"datasets.{name}.builder: {CONVERSATIONS} goes with arch: llava; MiniGPT-4 reads such files by {own}"
 
