@@ -172,8 +172,7 @@ class Config:
 
 
 def _contradictions(config: Config) -> Iterator[str]:
-    """What cannot go together: fsdp, bitsandbytes, whose tensors have no rows, and a scaler for each process; a model
-    that reads one image and its conversation, and the format of LLaVA."""
+    """Faults between sections: what FSDP cannot shard or scale, and data in a format that the model does not read."""
     storage = getattr(config.model, "llm_storage", None)
     if config.run.parallel == "fsdp" and storage in ("int8", "nf4"):
         yield f"run.parallel: fsdp does not go with an LLM in {storage}; set model.llm_precision, or run.parallel: ddp"

@@ -63,7 +63,8 @@ class RunnerBase:
     """Trains `model` on `datasets` as `cfg.run` says, or with `run.evaluate` evaluates it.
 
     With `accum_loss: mean` an update follows the mean loss over all supervised tokens of its micro-batches on all
-    ranks, however they are cut; with `sum` the mean losses of the micro-batches are added and averaged over ranks.
+    ranks, however they are cut; with `sum` the mean losses of the micro-batches are added and averaged over ranks, with
+    `mean_of_means` averaged over both.
 
     Args:
         cfg: the typed configuration.
@@ -386,13 +387,8 @@ class RunnerBase:
         """Endless batches of the training splits on the device, mixed by `sample_ratio`."""
         run, processes = self.run, self.processes
         sources = [
-            TrainSource(
-                dataset,
-                section.batch_size or run.batch_size_train,
-                section.sample_ratio,
-                section.group_by_modality_length,
-            )
-            for dataset, section in self._chosen(datasets, run.train_splits)
+            TrainSource(dataset, own.batch_size or run.batch_size_train, own.sample_ratio, own.group_by_modality_length)
+            for dataset, own in self._chosen(datasets, run.train_splits)
         ]
         loader = TrainLoader(
             sources,
