@@ -43,10 +43,10 @@ class LlavaConfig(MiniGPT4Config):
 
     conv_template: Literal[
         *("plain", "v0_plain", "v0", "default", "v1", "vicuna_v1", "llava_v0", "llava_v1"),
-        *("llava_llama_2", "llama_2", "v0_mmtag", "v1_mmtag"),
+        *("llava_llama_2", "llama_2", "v0_mmtag", "v1_mmtag", "mpt", "chatml_direct"),
     ] = "v1"
-    """What stands around questions and answers: `plain` in stage 1, `v1` (Vicuna), `llava_v0` (the paper), or
-    `llava_llama_2`. Sets `prompt_template` and `end_sym`."""
+    """What stands around questions and answers: `plain` in stage 1, `v1` (Vicuna), `llava_v0` (the paper),
+    `llava_llama_2`, or `chatml_direct` (LLMs with `<|im_end|>`). Sets `prompt_template` and `end_sym`."""
     reference_masks: bool = False
     """As published, a conversation with a "tokenization mismatch" trains nothing, `<unk>` in a text is padding, `plain`
     and v0 take any role, and an image without placeholder is left out; False trains its answers, or refuses it."""
@@ -67,6 +67,7 @@ class LlavaConfig(MiniGPT4Config):
         own = (single_turn(self.conv_template), LLAVA_TEMPLATES[self.conv_template].end)
         refuse(
             (self.prompt_template not in ("", own[0]), "prompt_template: conv_template says it; leave it out"),
+            (self.reference_masks and own[1] == "<|im_end|>", "reference_masks: not with ChatML templates"),
             (self.end_sym not in ("\n", own[1]), "end_sym: conv_template says it; leave it out"),
         )
         self.prompt_template, self.end_sym = own

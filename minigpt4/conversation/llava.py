@@ -61,7 +61,7 @@ class LlavaTemplate:
     """What stands around the words of user and assistant."""
 
     style: str
-    """`plain`: image and caption; `two`: v1; `single`: v0; `llama_2`."""
+    """`plain`: image and caption; `two`: v1; `single`: v0; `llama_2`; `mpt`: ChatML without line ends."""
     system: str = ""
     roles: tuple[str, str] = ("USER", "ASSISTANT")
     sep: str = " "
@@ -80,12 +80,18 @@ class LlavaTemplate:
         if self.style == "llama_2":
             system = f"<<SYS>>\n{self.system}\n<</SYS>>\n\n" if is_first else ""
             return f"{'' if is_first else '<s>'}[INST] {system}{text} [/INST]" if text else ""
-        return f"{self.roles[0]}: {text}{self.sep}" if text else f"{self.roles[0]}:"
+        role = self.roles[0] if self.style == "mpt" else f"{self.roles[0]}:{' ' * bool(text)}"
+        return f"{role}{text}{self.sep}" if text else role
 
     @property
     def answer_role(self) -> str:
-        """What an answer follows, after one blank."""
-        return f"{self.roles[1]}:" if self.style in ("two", "single") else ""
+        """What an answer follows, after `gap`."""
+        return {"two": f"{self.roles[1]}:", "single": f"{self.roles[1]}:", "mpt": self.roles[1]}.get(self.style, "")
+
+    @property
+    def gap(self) -> str:
+        """Stands between a role and its answer."""
+        return "" if self.style in ("plain", "mpt") else " "
 
     @property
     def before_end(self) -> str:
@@ -95,7 +101,7 @@ class LlavaTemplate:
     @property
     def opening(self) -> str:
         """What stands before the first message; of `llama_2` it is inside the first message."""
-        return f"{self.system}{self.sep}" if self.style in ("two", "single") else ""
+        return f"{self.system}{self.sep}" if self.style in ("two", "single", "mpt") else ""
 
     def prompt(self, messages: Sequence[tuple[bool, str | None]]) -> str:
         """All messages, (is it an answer, text) each, as the LLM reads them; an open or empty answer is its role."""
@@ -104,8 +110,7 @@ class LlavaTemplate:
             if not is_answer:
                 parts.append(self.asked(text, index == 0))
             elif text:
-                gap = "" if self.style == "plain" else " "
-                parts.append(f"{self.answer_role}{gap}{text}{self.before_end}{self.end}")
+                parts.append(f"{self.answer_role}{self.gap}{text}{self.before_end}{self.end}")
             else:
                 parts.append(self.answer_role)
         return "".join(parts)
@@ -113,6 +118,12 @@ class LlavaTemplate:
 
 def _v0(system: str, tags: tuple[str, str] = ("", ""), example: Sequence[str] = ()) -> LlavaTemplate:
     return LlavaTemplate("single", system, ("Human", "Assistant"), "###", "###", tags, example)
+
+
+def _mpt(system: str) -> LlavaTemplate:
+    start, end = "<|im_start|>", "<|im_end|>"
+    roles = (f"{start}user\n", f"{start}assistant\n")
+    return LlavaTemplate("mpt", f"{start}system\n{system}", roles, end, end)
 
 
 _IMAGE_TAGS = ("<Image>", "</Image>")
@@ -128,6 +139,10 @@ LLAVA_TEMPLATES = {
     "llama_2": LlavaTemplate("llama_2", _SAFE),
     "v0_mmtag": _v0(_TAGGED, _IMAGE_TAGS),
     "v1_mmtag": LlavaTemplate("two", _TAGGED, tags=_IMAGE_TAGS),
+    "mpt": _mpt(
+        "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
+    ),
+    "chatml_direct": _mpt("Answer the questions."),
 }
 """By the names of the published code."""
 

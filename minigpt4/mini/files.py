@@ -14,6 +14,8 @@ data/mini/llava/
   caption.json                      for stage 1, a record an image
   instruct.json                     for stage 2: conversation.json, detail.json and complex_reasoning.json together
   instruct_test.json                the three kinds about the test images
+  questions_test.jsonl              the same, one question at a time, as LLaVA-Bench has them
+  answers_test.jsonl                their true answers
   scenes_test.json, world.json      as above; the truth by the stem of the image
 """
 
@@ -43,6 +45,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.evaluation.questions import write_lines
 from minigpt4.mini.scenes import (
     ALONE,
     ATTRIBUTION,
@@ -220,7 +223,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 WORLD_FILE = "world.json"
 TRUTH_FILE = "scenes_test.json"
 _FORMAT = 4  # counts up when the same sizes and seed would give other files
-_CONVERSATION_FORMAT = 1
+_CONVERSATION_FORMAT = 2
 _OWN_SCENES = 1_000_000
 """Number of the first scene in LLaVA's format, behind all others of its split."""
 _JPEG_QUALITY = 90
@@ -307,8 +310,24 @@ def write_conversations(folder: Path, size: ConversationSize) -> bool:
     for name, own in by_kind.items():
         _write_json(folder / f"{name}.json", own)
     _write_json(folder / TRUTH_FILE, test)
+    _write_questions(folder, by_kind["instruct_test"])
     _finish(folder, wanted)
     return True
+
+
+def _write_questions(folder: Path, records: list[dict]) -> None:
+    """Questions and answers of conversations in the two files of LLaVA-Bench."""
+    questions, answers = [], []
+    for record in records:
+        turns = [turn["value"].replace("<image>", "").strip() for turn in record["conversations"]]
+        kind = next(kind for kind in KINDS if record["id"].endswith(kind))
+        for question, answer in zip(turns[::2], turns[1::2], strict=True):
+            number = {"question_id": len(questions)}
+            category = {"conversation": "conv", "complex_reasoning": "complex"}.get(kind, kind)
+            questions.append({**number, "image": record["image"], "text": question, "category": category})
+            answers.append({**number, "text": answer})
+    write_lines(folder / "questions_test.jsonl", questions)
+    write_lines(folder / "answers_test.jsonl", answers)
 
 
 def _begin(folder: Path, wanted: dict) -> bool:

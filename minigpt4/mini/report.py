@@ -33,7 +33,7 @@ _NAMES |= {
 }
 _NAME = "|".join(sorted(map(re.escape, _NAMES), key=len, reverse=True))
 _NAME_PATTERN = re.compile(rf"\b({_NAME})\b")
-_COLOUR_PATTERN = re.compile(rf"\b({'|'.join(BACKGROUNDS)})\b")
+COLOUR_PATTERN = re.compile(rf"\b({'|'.join(BACKGROUNDS)})\b")
 _RANKS = {ROW: ("left", "middle", "right"), COLUMN: ("top", "middle", "bottom")}
 Pair = tuple[str, str]
 COLUMNS = {
@@ -119,7 +119,7 @@ def measure(captions: Mapping[str, str], truth: Mapping[str, dict]) -> Measures:
         things = [group["thing"] for group in scene["groups"]]
         said = named_things(text)
         there, named, hits = there + len(things), named + len(said), hits + len(said & set(things))
-        colours.append(set(_COLOUR_PATTERN.findall(text.lower())) == {scene["background"]})
+        colours.append(set(COLOUR_PATTERN.findall(text.lower())) == {scene["background"]})
         if scene["layout"] in orders:
             true = {(one, other) for index, one in enumerate(things) for other in things[index + 1 :]}
             stated = stated_order(text, scene["layout"])
@@ -173,14 +173,14 @@ def write_report(output: Path, evaluation: Path, data: Path) -> None:
     cider, cider_shuffled = (score_captions(said, references)["CIDEr"] for said in both)
     share = lost(cider, cider_shuffled)
     draw_figure(output / "scenes.png", data / "flickr30k" / "flickr30k-images", captions[last])
-    rows = [[name, *(_percent(getattr(own, field)) for field in COLUMNS)] for name, own in measures.items()]
+    rows = [[name, *(percent(getattr(own, field)) for field in COLUMNS)] for name, own in measures.items()]
     text = TEXT.format(
         table=summary(metrics).strip(),
         measures=Table(["checkpoint", *COLUMNS.values()], rows).markdown(),
         last=last,
         cider=cider,
         shuffled=cider_shuffled,
-        less=": no more than by chance" if math.isnan(share) else f", {_percent(share)} less",
+        less=": no more than by chance" if math.isnan(share) else f", {percent(share)} less",
         output=output,
         evaluation=evaluation,
     )
@@ -195,7 +195,8 @@ def write_report(output: Path, evaluation: Path, data: Path) -> None:
     (output / "report.txt").write_text(text.replace("`", ""), encoding="utf-8")
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """`95%`; `-` for NaN."""
     return "-" if math.isnan(share) else f"{100 * share:.0f}%"
 
 

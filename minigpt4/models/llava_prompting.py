@@ -51,7 +51,8 @@ class LlavaPrompts(PromptBuilder):
         line, hashes, self._first_hashes = self.encode(["\n", f"\n{HASHES}", HASHES])
         self._hashes = hashes[len(line) :]
         self._end = self.encode([self.template.end])[0]
-        if self.template.style in ("two", "llama_2") and len(self._end) != 1:
+        self._alternates = self.template.style in ("two", "llama_2", "mpt")
+        if self._alternates and len(self._end) != 1:
             end, name = self.template.end, cfg.conv_template
             raise ConfigError(f"model.conv_template: {name} ends answers with {end}, no token of model.llama_model's")
 
@@ -111,13 +112,12 @@ class LlavaPrompts(PromptBuilder):
 
     def _turns(self, dialogue: Sequence[Mapping[str, Any]], has_image: bool) -> list[Turn]:
         """Turns that are fit for the template, the images of each at its front."""
-        alternates = self.template.style in ("two", "llama_2")
         turns = []
         for number, turn in enumerate(dialogue):
             role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else (None, None)
             if not isinstance(role, str) or not isinstance(text, str):
                 raise SampleError(f"turn {number} of its conversation must have 'from' and 'value', both texts")
-            if role not in SPEAKERS and (alternates or not self.reference_masks):
+            if role not in SPEAKERS and (self._alternates or not self.reference_masks):
                 raise SampleError(f"turn {number} of its conversation is from {role!r:.40}, neither human nor gpt")
             if has_image and IMAGE_TOKEN in text:
                 if role == "gpt":
@@ -125,7 +125,7 @@ class LlavaPrompts(PromptBuilder):
                 text = f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}".strip()
                 text = text.replace(IMAGE_TOKEN, self.image)
             turns.append((role, text))
-        if not alternates:
+        if not self._alternates:
             return turns
         if turns and turns[0][0] == "gpt":
             del turns[0]
@@ -138,12 +138,14 @@ class LlavaPrompts(PromptBuilder):
         return first + [token for ids in later for token in (IMAGE_TOKEN_INDEX, *ids)]
 
     def _answer(self, text: str) -> list[int]:
-        """What follows a role, the blank between them included."""
+        """What follows a role, a blank between them included."""
+        if not self.template.gap:
+            return self._ids(text, False)
         ids = self._ids(self._gap + text, False)
         return self._blank + ids if not self._gap and ids[0] in self._added else ids
 
     def _chat_tokens(self, turns: Sequence[Turn], has_image: bool) -> Tokens:
-        """v1 and LLaMA-2: answers and their ends are learned; an empty answer and an open end are not."""
+        """v1, LLaMA-2, ChatML: answers and their ends are learned; an empty answer and an open end are not."""
         template, ids, train = self.template, [], []
 
         def add(own: list[int], trained: int) -> None:
