@@ -20,8 +20,8 @@ from tests.mini.test_quickstart import NEEDED, REPOSITORY
 
 TRUE = {
     "How many cats are there?": "There are two cats.",
-    "How many things are left without the owls?": "There are four things in all. Of these two are taken away, so two are "
-    "left.",
+    "How many things are left without the owls?": "There are four things in all. Of these two are taken away, so two "
+    "are left.",
     "Is there a bus?": "No, there is no bus in the picture.",
     "Are there more cats than dogs?": "Yes. There are two cats and one dog, so there are more cats.",
     "Are the cats small or large?": "They are large.",
