@@ -94,7 +94,7 @@ def test_llava_recipe_has_the_published_numbers(name):
 def test_recipe_can_train_with_the_options_in_its_comments_and_switches_no_saving_of_the_step_off(file):
     config, defaults = _bound(file, training=True), MiniGPT4Config()
     assert not config.run.wandb_log
-    assert (config.model.model_type == "pretrain_mini") == (file in MINI_RECIPES)
+    assert (config.model.model_type in ("pretrain_mini", "mini")) == (file in MINI_RECIPES)
     assert config.run.amp or file in MINI_RECIPES
     for key in ("llm_attention", "llm_packing", "llm_prefix_cache", "llm_logits"):
         assert getattr(config.model, key) == getattr(defaults, key), key

@@ -1,5 +1,6 @@
 """Conversations become the ids and masks of the LLaVA reference, and are trained where it drops them by mistake."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -46,7 +47,11 @@ def prompts(tokenizer_with):
     """`prompts(version, legacy=..., **keys)`: what the model of these keys of `model:` makes prompts with."""
 
     def build(version="v1", legacy=True, **keys):
-        return LlavaPrompts(tokenizer_with(legacy=legacy), LlavaConfig(conv_template=version, **keys))
+        tokenizer = tokenizer_with(legacy=legacy)
+        if version in ("mpt", "chatml_direct"):
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.add_tokens(["<|im_start|>", "<|im_end|>"], special_tokens=True)
+        return LlavaPrompts(tokenizer, LlavaConfig(conv_template=version, **keys))
 
     return build
 
@@ -192,6 +197,24 @@ def test_single_questions_and_conversations_are_the_same_to_the_model(prompts, n
     assert len(builder.split_images(conversation.get_prompt())) == 3
 
 
+def test_chatml_is_the_published_text_and_learns_answers_with_their_ends(prompts):
+    turns = [["human", "<image>\nWhat is it?"], ["gpt", "A dog."], ["human", "Is it small?"], ["gpt", "Yes."]]
+    text = (
+        "<|im_start|>system\nAnswer the questions.<|im_end|><|im_start|>user\n<image>\nWhat is it?<|im_end|>"
+        "<|im_start|>assistant\nA dog.<|im_end|><|im_start|>user\nIs it small?<|im_end|>"
+        "<|im_start|>assistant\nYes.<|im_end|>"
+    )
+    template, builder = LLAVA_TEMPLATES["chatml_direct"], prompts("chatml_direct")
+    assert template.prompt([(role == "gpt", said) for role, said in turns]) == text
+    ids, spans = tokens_of(builder, turns, True)
+
+    def decode(ids):
+        return builder.tokenizer.decode([token for token in ids if token >= 0]).replace(" ", "")
+
+    assert decode(ids[1:]) == text.replace("<image>", "").replace(" ", "")
+    assert [decode(ids[first:last]) for first, last in spans] == ["Adog.<|im_end|>", "Yes.<|im_end|>"]
+
+
 def test_system_text_and_placeholders_of_a_chat():
     conversation = LlavaConversation("llava_llama_2")
     conversation.set_system("Be brief.")
@@ -251,6 +274,7 @@ def test_published_code_takes_unk_for_padding(prompts):
     ("keys", "text"),
     [
         ({"conv_template": "v2"}, "model.conv_template: 'v2' should be 'plain'"),
+        ({"conv_template": "mpt", "reference_masks": True}, "model.reference_masks: not with ChatML templates"),
         ({"end_sym": "###"}, "model.end_sym: conv_template says it"),
         ({"prompt_template": "{}"}, "model.prompt_template: conv_template says it"),
         ({"projection": "mlp_gelu"}, "model.projection: 'mlp_gelu' must be linear, linear3, identity or mlpNx_gelu"),
