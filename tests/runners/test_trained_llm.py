@@ -5,8 +5,10 @@ import torch
 
 from minigpt4.common.errors import ConfigError, RunError, WeightsError
 from minigpt4.inference.pipeline import pipeline
+from minigpt4.models import llm
 
-ITERATIONS = 4
+ITERATIONS = 5
+FP16_RTOL = 5e-3
 FROM_FILES = "model.ckpt_allow_keys=[llama_model.*]"
 RULES = {
     "full": ("model.train.llm=full", "model.train.projection.lr=1e-3"),
@@ -67,6 +69,35 @@ def test_other_rule_than_that_of_the_checkpoint_is_refused(run):
         run(*RULES["lora"], path, "model.train.llm.r=8").train()
     with pytest.raises(WeightsError, match="trained weights of its LLM.*model.train.llm says what it has"):
         run(path).train()
+
+
+def test_qlora_trains_as_lora_beside_the_weights_that_4_bits_leave(run, building, tools, monkeypatch):
+    from bitsandbytes import functional
+
+    storage = llm._storage  # refuses a CPU, where bitsandbytes is slow
+    monkeypatch.setattr(llm, "_storage", lambda precision, device: storage(precision, torch.device("cuda")))
+    rule = (*RULES["lora"], "model.train.llm.dropout=0", "run.init_lr=1e-2")
+    quantised, plain = run(*rule, "model.train.llm.rule=qlora"), run(*rule)
+    start = building.trained(quantised)
+    for name, tensor in plain.model.trainable_parameters().items():
+        tensor.data.copy_(start[name])
+    others, frozen = dict(plain.model.llama_model.named_parameters()), {}
+    for name, weight in quantised.model.llama_model.named_parameters():
+        if hasattr(weight, "quant_state"):
+            frozen[name] = weight.clone()
+            others[name].data.copy_(functional.dequantize_4bit(weight.data, weight.quant_state))
+    assert len(frozen) == 3 * 7
+    for runner in (quantised, plain):
+        runner.train()
+    expected, found = tools["losses"](plain.folder), tools["losses"](quantised.folder)
+    assert found == pytest.approx(expected, rel=FP16_RTOL)
+    after = building.trained(quantised)
+    assert not any(torch.equal(after[name], tensor) for name, tensor in start.items())
+    weights = dict(quantised.model.llama_model.named_parameters())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in frozen.items())
+    resumed = run(*rule, "model.train.llm.rule=qlora", f"run.resume_ckpt_path={quantised.folder}/checkpoint_iter_2.pth")
+    resumed.train()
+    assert tools["same"](building.trained(resumed), after)
 
 
 @pytest.mark.parametrize("rule", RULES)
