@@ -297,6 +297,10 @@ class MiniGPT4Config:
             raise ConfigError("model.llama_model: not set; it must be the directory of the LLM")
         return Path(self.llama_model).expanduser()
 
+    def as_read(self, prompt: str) -> str:
+        """A whole prompt of this program as the model reads it."""
+        return prompt
+
     def _settle_rules(self) -> None:
         """The published keys into `train`, whose rules are never null from here on; the keys then say the same."""
         rules = self.train

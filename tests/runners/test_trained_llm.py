@@ -120,6 +120,17 @@ def test_nothing_to_train_and_adapters_that_are_passed_by_are_errors(run):
         run("model.train.vision=lora", "model.ckpt=null").train()
 
 
+def test_training_in_bf16_says_what_is_lost(run, caplog):
+    run(*RULES["full"], "model.llm_precision=bf16").train()
+    assert "an update below 1/512 of its weight is lost. model.llm_precision: fp32 with run.amp" in caplog.text
+
+
+def test_file_of_an_earlier_stage_is_named_where_it_may_lack_the_llm(run, caplog):
+    run(*RULES["full"]).train()
+    assert "minigpt4_tiny.pth: lacks trained weights of llama_model, which stay as" in caplog.text
+    assert "1/512" not in caplog.text
+
+
 def test_update_that_is_not_finite_is_skipped(run, building):
     runner = run(*RULES["full"])
     before = building.trained(runner)
