@@ -138,7 +138,7 @@ def _switches(sizing: Sizing, estimate: Estimate) -> Iterator[tuple[str, Estimat
     """Keys and the step with them: recomputation, bitsandbytes if not sharded, the fewest GPUs over which it fits."""
     meta, recomputing = sizing.meta, sizing.estimate(estimate.batch_size, recompute=True)
     yield "model.llm_grad_checkpoint: True", recomputing
-    trained = sizing.config.model.train.llm.rule in ("full", "last")
+    trained = sizing.config.model.train.llm.trains_own
     if not sizing.is_sharded and not trained:
         for storage in ("int8", "nf4"):
             yield f"model.llm_precision: {storage}", meta.stored_as(estimate, storage)

@@ -176,7 +176,7 @@ def _contradictions(config: Config) -> Iterator[str]:
     storage = getattr(config.model, "llm_storage", None)
     if config.run.parallel == "fsdp" and storage in ("int8", "nf4"):
         yield f"run.parallel: fsdp does not go with an LLM in {storage}; set model.llm_precision, or run.parallel: ddp"
-    trains_llm = isinstance(config.model, MiniGPT4Config) and config.model.train.llm.rule in ("full", "last")
+    trains_llm = isinstance(config.model, MiniGPT4Config) and config.model.train.llm.trains_own
     if trains_llm and config.run.parallel == "fsdp" and config.run.amp and config.run.amp_dtype == "fp16":
         yield "run.amp_dtype: fp16 does not go with run.parallel: fsdp and a trained LLM; set it to bf16"
     for name, dataset in config.datasets.items():

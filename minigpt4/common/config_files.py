@@ -270,7 +270,11 @@ class ConfigFile:
                 raise ConfigError(f"{self.source}: {key}: unknown dataset; {hint(name, known)}. {own}")
             if not isinstance(name, str):
                 raise ConfigError(f"{self.source}: {key}: the name of a dataset must be text; put it in quotes")
-            default = self._default(f"{key}.type", section.get("type", "default"), known.get(name, {}))
+            files = known.get(name, {})
+            if files and not {"type", "default"} & {*section, *files} and "build_info" in section:
+                default = OmegaConf.create({"datasets": {name: {"builder": name}}})  # a format, with data of its own
+            else:
+                default = self._default(f"{key}.type", section.get("type", "default"), files)
             yield merge(f"{self.source}: {key}", default, {"datasets": {name: section}})
 
     def _default(self, key: str, kind: Any, files: dict[str, Path]) -> DictConfig:

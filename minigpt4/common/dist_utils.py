@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from accelerate.utils import check_cuda_p2p_ib_support, set_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from minigpt4.common.errors import ConfigError, RunError
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 MEETING_TIMEOUT = timedelta(minutes=10)
 """Processes are launched together, and only imports lie before they meet; torchrun waits as long for its nodes."""
@@ -129,6 +130,19 @@ class Processes:
         if self.world_size > 1:
             dist.broadcast_object_list(box)
         return box[0]
+
+    def on_main(self, call: Callable[[], T]) -> T:
+        """What the call returns on rank 0, the only one that makes it, on all ranks; its MiniGPT4Error on all, too."""
+        found = failure = None
+        if self.is_main:
+            try:
+                found = call()
+            except MiniGPT4Error as error:
+                failure = error
+        found, failure = self.broadcast((found, failure))
+        if failure is not None:
+            raise failure
+        return found
 
     def barrier(self) -> None:
         """Until every rank is here."""

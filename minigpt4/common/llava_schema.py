@@ -75,6 +75,15 @@ class LlavaConfig(MiniGPT4Config):
             self.llm_packing = False
         super().__post_init__()
 
+    def as_read(self, prompt: str) -> str:
+        """With `<image>`, the tags of template and tokenizer around it, in the places of images."""
+        from minigpt4.conversation.llava import LLAVA_TEMPLATES, as_llava
+
+        opening, closing = LLAVA_TEMPLATES[self.conv_template].tags
+        if self.mm_use_im_start_end:
+            opening, closing = f"{opening}<im_start>", f"<im_end>{closing}"
+        return as_llava(prompt, f"{opening}{self.PLACEHOLDER}{closing}")
+
     @property
     def new_tokens(self) -> list[str]:
         """What the vocabulary of the LLM is to have besides its own."""

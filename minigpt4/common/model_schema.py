@@ -74,10 +74,10 @@ class QFormerSizes(TypedDict, total=False):
 class TrainRule:
     """What is trained of one part. The rule alone may stand for it: `llm: full`."""
 
-    rule: Literal["frozen", "full", "last", "lora", "qlora"] | None = None
-    """`frozen`; `full`: all of it; `last`: its last `blocks`; `lora`: adapters beside its linear layers; `qlora`: the
-    same on an LLM in `nf4`, or `int8` if `llm_precision` says so. Null: trained is the projection alone, and what
-    `freeze_vit`, `freeze_qformer` and `lora_r` say."""
+    rule: Literal["frozen", "full", "last", "head", "lora", "qlora"] | None = None
+    """`frozen`; `full`: all of it; `last`: its last `blocks`; `head`: of the LLM its output layer; `lora`: adapters
+    beside its linear layers; `qlora`: the same on an LLM in `nf4`, or `int8` if `llm_precision` says so. Null: trained
+    is the projection alone, and what `freeze_vit`, `freeze_qformer` and `lora_r` say."""
     blocks: Layers | None = None
     """Of `last`: how many; nothing before, between or behind them is trained."""
     lr: PositiveFloat | None = None
@@ -110,6 +110,11 @@ class TrainRule:
     @property
     def is_lora(self) -> bool:
         return self.rule in ("lora", "qlora")
+
+    @property
+    def trains_own(self) -> bool:
+        """Whether weights of the part itself are trained."""
+        return self.rule in ("full", "last", "head")
 
 
 @dataclass
@@ -292,6 +297,10 @@ class MiniGPT4Config:
             raise ConfigError("model.llama_model: not set; it must be the directory of the LLM")
         return Path(self.llama_model).expanduser()
 
+    def as_read(self, prompt: str) -> str:
+        """A whole prompt of this program as the model reads it."""
+        return prompt
+
     def _settle_rules(self) -> None:
         """The published keys into `train`, whose rules are never null from here on; the keys then say the same."""
         rules = self.train
@@ -307,8 +316,9 @@ class MiniGPT4Config:
                 f"train.projection.rule: {rules.projection.rule!r} is for other parts; full or frozen",
             ),
             *(
-                (getattr(rules, part).rule == "qlora", f"train.{part}: qlora is for the LLM; take lora")
+                (getattr(rules, part).rule == rule, f"train.{part}: {rule} is for the LLM; take {instead}")
                 for part in ("vision", "connector")
+                for rule, instead in (("qlora", "lora"), ("head", "last"))
             ),
         )
         if self.lora_r > 0:
@@ -328,7 +338,7 @@ class MiniGPT4Config:
                 "vit_cuda_graph: True needs a frozen vision side (freeze_vit and freeze_qformer)",
             ),
             (
-                rules.llm.rule in ("full", "last") and self.llm_storage not in ("fp32", "bf16"),
+                rules.llm.trains_own and self.llm_storage not in ("fp32", "bf16"),
                 f"train.llm: {rules.llm.rule} does not go with llm_precision: {self.llm_storage}; set it to fp32 "
                 "(master weights) or bf16",
             ),

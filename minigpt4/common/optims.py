@@ -140,16 +140,17 @@ class NonFiniteGuard:
         self.in_a_row = 0
         self._waiting: tuple[Tensor, torch.cuda.Event | None, list[str]] | None = None
 
-    def watch(self, bad_gradient: Tensor, bad_loss: Tensor, ids: Sequence[Any]) -> None:
+    def watch(self, skipped: Tensor, bad_loss: Tensor, empty: Tensor, ids: Sequence[Any]) -> None:
         """Note an update with the image ids of its samples; RunError once `limit` updates in a row were skipped.
 
-        The flags are scalars of bool: of the gradient the same on all ranks, of the loss this rank's.
+        The flags are scalars of bool: `skipped` and `empty`, without targets, the same on all ranks, `bad_loss` this
+        rank's.
         """
         self.flush()
         self.updates += 1
-        flags, arrived = torch.stack([bad_gradient, bad_loss]), None
+        flags, arrived = torch.stack([skipped, bad_loss, empty]), None
         if on_gpu := flags.device.type == "cuda":
-            flags = torch.empty(2, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
+            flags = torch.empty(3, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record()
         self._waiting = (flags, arrived, [str(image_id) for image_id in ids])
@@ -163,19 +164,22 @@ class NonFiniteGuard:
         (flags, arrived, ids), self._waiting = self._waiting, None
         if arrived is not None:
             arrived.synchronize()
-        bad_gradient, bad_loss = flags.tolist()
-        if not bad_gradient:
+        skipped, bad_loss, empty = flags.tolist()
+        if not skipped:
             self.in_a_row = 0
             return
         self.skipped += 1
         self.in_a_row += 1
-        what = "loss" if bad_loss else "gradient"
-        log.warning("update %d was skipped: its %s is not finite (%d so far)", self.updates, what, self.skipped)
+        what = "answers" if empty else "loss" if bad_loss else "gradient"
+        why = "the longest sequence cuts off all its answers" if empty else f"its {what} is not finite"
+        log.warning("update %d was skipped: %s (%d so far)", self.updates, why, self.skipped)
         self.lines.append({"update": self.updates, "rank": self.rank, "what": what, "image_ids": ids})
         if self.in_a_row >= self.limit:
-            text = f"{self.in_a_row} updates in a row were not finite and were skipped"
-            text += f"; their samples are in {self.lines.path}"
-            raise RunError(f"{text}. Try run.amp_dtype: bf16 in place of fp16, or a lower run.init_lr.")
+            fault, way_out = "not finite", "run.amp_dtype: bf16 in place of fp16, or a lower run.init_lr"
+            if empty:
+                fault, way_out = "without answers", "a larger model.tokenizer_model_max_length"
+            text = f"{self.in_a_row} updates in a row were {fault} and were skipped; their samples are in"
+            raise RunError(f"{text} {self.lines.path}. Try {way_out}.")
 
     def state_dict(self) -> dict[str, int]:
         """Counts so far; flush first."""

@@ -251,7 +251,8 @@ class RunConfig:
     max_grad_norm: PositiveFloat | None = None
     """New. Clip the gradient of an update to this norm; null: no clipping, as published."""
     max_nonfinite_steps: PositiveInt = 10
-    """New. Updates in a row with a loss or gradient that is not finite before the run stops; each is skipped."""
+    """New. Updates in a row whose loss or gradient is not finite, or whose answers are all cut off, before the run
+    stops; each is skipped."""
 
     num_workers: Annotated[NonNegativeInt, Le(1_000)] = 4
     """Loader processes per GPU and dataset; 0 loads in the main process."""

@@ -65,9 +65,9 @@ def started(args: argparse.Namespace, config: Config) -> Iterator[tuple[Any, Any
     from minigpt4.common.dist_utils import start_processes, stop_processes
     from minigpt4.evaluation.generate import read_checkpoint_list, whole_checkpoint
 
-    checkpoints = read_checkpoint_list(args.ckpt or whole_checkpoint(config))
     processes = start_processes(config.run.device, config.run.distributed, config.run.dist_url)
     setup_logging(processes.rank)
+    checkpoints = processes.on_main(lambda: read_checkpoint_list(args.ckpt or whole_checkpoint(config)))
     log.info("Configuration of %s:\n%s", config.source, config.pretty())
     yield checkpoints, processes
     stop_processes()

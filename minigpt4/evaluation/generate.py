@@ -162,7 +162,8 @@ def predict(
 def setup_metadata(cfg: Config, rules: PromptRules, *packages: str) -> dict[str, Any]:
     """What is the same for all checkpoints, for the report; the versions of further `packages`, too."""
     model = {key: getattr(cfg.model, key, None) for key in MODEL_KEYS}
-    return {**rules.provenance(), "batch_size": batch_size(cfg), "model": model, "versions": versions(*packages)}
+    asked = rules.provenance() | {"prompt": cfg.model.as_read(rules.prompt)}
+    return {**asked, "batch_size": batch_size(cfg), "model": model, "versions": versions(*packages)}
 
 
 def decoding_line(setup: Mapping[str, Any]) -> str:

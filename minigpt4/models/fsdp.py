@@ -103,7 +103,7 @@ def load_sharded(
     llm.tie_weights()
     llm.requires_grad_(False)
     report = _fill(llm, weights)
-    if rule is not None and rule.rule in ("full", "last"):  # FSDP asks in the first pass what needs gradients
+    if rule is not None and rule.trains_own:  # FSDP asks in the first pass what needs gradients
         apply_rule(llm, rule, "model.train.llm", decoder_layers(llm))
     dummy_forward(llm)  # makes the tensors that gathered layers lie in; made in inference mode they could never train
     return llm, report

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.llava_schema import LlavaConfig
-from minigpt4.conversation.llava import IMAGE_TOKEN, LLAVA_TEMPLATES, SPEAKERS, as_llava
+from minigpt4.conversation.llava import IMAGE_TOKEN, LLAVA_TEMPLATES, SPEAKERS
+from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.models.prompting import Batch, PromptBuilder, Samples, Spans, TokenSequence, collate_prompts
 
 log = logging.getLogger(__name__)
@@ -41,10 +42,7 @@ class LlavaPrompts(PromptBuilder):
         self._hidden = None
         self.template, self.reference_masks = LLAVA_TEMPLATES[cfg.conv_template], cfg.reference_masks
         self.max_length, self.pads_left = cfg.tokenizer_model_max_length, cfg.tokenizer_padding_side == "left"
-        opening, closing = self.template.tags
-        if cfg.mm_use_im_start_end:
-            opening, closing = f"{opening}<im_start>", f"<im_end>{closing}"
-        self.image = f"{opening}{IMAGE_TOKEN}{closing}"
+        self.as_read, self.image = cfg.as_read, cfg.as_read(IMAGE_PLACEHOLDER)
         word, words, blank = self.encode(["a", "a a", "a "])
         self._gap, self._blank = "" if words == word * 2 else " ", blank[len(word) :]
         self._added = set(tokenizer.get_added_vocab().values())
@@ -58,7 +56,7 @@ class LlavaPrompts(PromptBuilder):
 
     def split_images(self, prompt: str) -> list[str]:
         """The texts around the images: `<image>`, or what stands for them elsewhere in this program."""
-        return as_llava(prompt, self.image).split(IMAGE_TOKEN)
+        return self.as_read(prompt).split(IMAGE_TOKEN)
 
     def training_batch(self, samples: Samples, images: Spans) -> Batch:
         """Conversations, cut to `tokenizer_model_max_length` with their images, on the CPU."""

@@ -196,7 +196,7 @@ def trained_weights(
                 "which this model has not: model.train.llm says what it has; docs/weights.md lists checkpoints that fit"
             )
         _refuse_other_projection(state, target, path, cfg)
-        tolerated = cfg.ckpt_allow_keys
+        trained, tolerated = target.keys(), cfg.ckpt_allow_keys
         state = drop_keys(state, tolerated) | {name: state[name] for name in target if name in state}
         target = drop_keys(target, tolerated) | {name: target[name] for name in target if name in state}
         if not state.keys() & target.keys():
@@ -206,6 +206,9 @@ def trained_weights(
             require_fit(target, state, source=path, hint=hint)
             raise WeightsError(f"{path}: model.ckpt_allow_keys leaves nothing of it that is trained here")
         require_fit(target, state, source=path, hint=_frozen_hint(state, cfg))
+        if absent := {name.partition(".")[0] for name in trained - state.keys()}:
+            text = "%s: lacks trained weights of %s, which stay as their own files have them (model.ckpt_allow_keys)"
+            log.warning(text, path, ", ".join(sorted(absent)))
         return state
 
 

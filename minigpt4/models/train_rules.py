@@ -28,7 +28,9 @@ def apply_rule(part: nn.Module, rule: TrainRule, key: str, blocks: Sequence[nn.M
     if rule.is_lora:
         add_lora(part, rule, key)
         train_within(part, [module for name, module in part.named_modules() if name.endswith(f".{ADAPTER}")])
-    elif rule.rule in ("full", "last"):
+    elif rule.rule == "head":
+        train_within(part, [part.get_output_embeddings()])
+    elif rule.trains_own:
         train_within(part, [part] if rule.rule == "full" else blocks[-rule.blocks :])
 
 

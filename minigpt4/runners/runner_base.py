@@ -100,6 +100,7 @@ class RunnerBase:
             eps=ADAM_EPS,
             fused=True,  # the implementation that can skip an update without asking the host
         )
+        self.optimizer.register_step_pre_hook(lambda optimizer, *_: setattr(optimizer, "found_inf", self.skips))
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.run.amp and self.run.amp_dtype == "fp16")
         self.wrapped_model = distribute(self.model, processes, self.parameters)
         self.guard = NonFiniteGuard(self.folder, self.run.max_nonfinite_steps, processes.rank)
@@ -170,8 +171,8 @@ class RunnerBase:
     def train_step(self, epoch: int, iteration: int, samples: dict[str, Any]) -> Tensor:
         """Forward and backward on one micro-batch, and the optimizer's step where it completes an update.
 
-        An update that is not finite on any rank is skipped on all. Nothing here waits for a GPU except the guard, which
-        reads the flags of the update before.
+        An update that is not finite on any rank, or has targets on none, is skipped on all. Nothing here waits for a
+        GPU except the guard, which reads the flags of the update before.
 
         Returns:
             The mean loss over the micro-batch's targets, a scalar on the device.
@@ -205,21 +206,20 @@ class RunnerBase:
             if len(gradients) < len(self.parameters):
                 state.require_adapters_trained(self.parameters)
             self.scaler.unscale_(self.optimizer)
+            tokens = torch.full((), float(self.num_tokens), device=self.device)  # from a number it would wait
+            if self.processes.world_size > 1:
+                dist.all_reduce(tokens)
             if run.accum_loss == "mean":
                 # From the ranks' averaged, TOKEN_UNIT-weighted sums to the mean over all tokens of the update.
-                tokens = torch.full((), float(self.num_tokens), device=self.device)  # from a number it would wait
-                if self.processes.world_size > 1:
-                    dist.all_reduce(tokens)
-                torch._foreach_mul_(gradients, TOKEN_UNIT * self.processes.world_size / tokens)
+                torch._foreach_mul_(gradients, TOKEN_UNIT * self.processes.world_size / tokens.clamp(min=1))
             norm = self.rows.total_norm()
             if run.max_grad_norm is not None:
                 nn.utils.clip_grads_with_norm_(self.parameters.values(), run.max_grad_norm, norm)
-            bad_gradient = ~norm.isfinite()  # the same on all ranks, for they have the same gradients
-            if not self.scaler.is_enabled():
-                self.optimizer.found_inf = bad_gradient.float()  # as a scaler does: the fused step reads it and skips
+            # The same on all ranks, for they have the same gradients; the fused step reads it, as it does a scaler's.
+            self.skips = (~norm.isfinite() | (tokens == 0)).float()
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            self.guard.watch(bad_gradient, self.bad_losses > 0, self.image_ids)
+            self.guard.watch(self.skips > 0, self.bad_losses > 0, tokens == 0, self.image_ids)
             self.optimizer.zero_grad(set_to_none=True)
             self.rows.give_gradients()
             self._start_update()
@@ -445,6 +445,11 @@ class RunnerBase:
             log.warning(
                 "The frozen model computes in fp16, but no gradient scaler is active: small gradients are lost. Set "
                 "run.amp: True with amp_dtype: fp16, or model.llm_precision and vit_precision: bf16"
+            )
+        if any(p.dtype == torch.bfloat16 for p in self.parameters.values()):
+            log.warning(
+                "The LLM is trained in bf16: an update below 1/512 of its weight is lost. model.llm_precision: fp32 "
+                "with run.amp: True and amp_dtype: bf16 keeps it, for twice the memory"
             )
         log.info("Start training")
 

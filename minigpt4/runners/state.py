@@ -15,7 +15,7 @@ from minigpt4.common.binding import AUTO
 from minigpt4.common.checkpoint import is_finite, newest_checkpoint, read_checkpoint
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes, rng_state, set_rng_state
-from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, WeightsError
+from minigpt4.common.errors import ConfigError, RunError, WeightsError
 from minigpt4.common.optims import NOT_FINITE
 from minigpt4.common.run_folder import RunFolder, hold_folder
 from minigpt4.common.utils import JsonLines, is_before
@@ -53,19 +53,10 @@ class Position:
 def choose_folder(config: Config, processes: Processes) -> tuple[Config, RunFolder]:
     """The run's folder, the same on all ranks, and the config with `auto` replaced by what was found.
 
-    Training with `auto` goes on in the folder of the checkpoint it finds; everything else gets a new folder. RunError
-    on all ranks where there is no folder to be had.
+    Training with `auto` goes on in the folder of the checkpoint it finds; everything else gets a new folder.
+    MiniGPT4Error on all ranks where there is no folder to be had.
     """
-    found = failure = None
-    if processes.is_main:
-        try:
-            found = _choose(config)
-        except MiniGPT4Error as error:
-            failure = str(error)
-    found, failure = processes.broadcast((found, failure))
-    if failure is not None:
-        raise RunError(failure)
-    checkpoint, folder = found
+    checkpoint, folder = processes.on_main(lambda: _choose(config))
     return config.replace(run=replace(config.run, resume_ckpt_path=checkpoint)), RunFolder.existing(folder)
 
 

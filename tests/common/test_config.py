@@ -126,6 +126,7 @@ RUN, ALIGN = "run: {}", "{cc_sbu_align: {}}"
         (MINIMAL.replace(ALIGN, "{cc_sbu_aling: {}}"), "did you mean 'cc_sbu_align'?"),
         (MINIMAL.replace(ALIGN, "{cc_sbu_align: {type: mini}}"), "datasets.cc_sbu_align.type: unknown name 'mini'"),
         (MINIMAL.replace(ALIGN, "{cc_sbu_align: {build_info: [1]}}"), "datasets.cc_sbu_align: does not fit"),
+        (MINIMAL.replace(ALIGN, "{llava_conversations: {}}"), "llava_conversations.type: unknown name 'default'"),
         (MINIMAL.replace(ALIGN, "{3: {}}"), "datasets.3: unknown dataset"),
         (MINIMAL.replace(ALIGN, "{3: {builder: image_caption_json}}"), "datasets.3"),
         (MINIMAL.replace("arch: minigpt4, ", ""), "model.arch is missing"),
@@ -176,6 +177,12 @@ def test_option_at_fault_is_named(option, complaint, user_file):
 def test_dataset_of_ones_own_needs_a_format_and_no_default_file(user_file):
     own = MINIMAL.replace("cc_sbu_align: {}", "birds: {builder: image_caption_json, batch_size: 2}")
     assert _merge(user_file(own)).to_dict()["datasets"] == {"birds": {"builder": "image_caption_json", "batch_size": 2}}
+
+
+def test_a_format_may_name_the_section_of_ones_own_data(user_file):
+    own = MINIMAL.replace("cc_sbu_align: {}", "llava_conversations: {build_info: {ann_path: talks.json}}")
+    expected = {"builder": "llava_conversations", "build_info": {"ann_path": "talks.json"}}
+    assert _merge(user_file(own)).to_dict()["datasets"] == {"llava_conversations": expected}
 
 
 def test_shipped_defaults_are_found_by_convention_and_lie_under_the_users_values(user_file):

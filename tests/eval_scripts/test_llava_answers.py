@@ -119,6 +119,7 @@ def test_whole_llava_needs_no_checkpoint(configure, answer, whole, tmp_path):
     (line, *_), setup = lines_of(alone / "answers_stage2_linear.jsonl"), json.loads((alone / "setup.json").read_text())
     assert line["model_id"] == "stage2_linear"
     assert setup["checkpoints"][0]["file"] == str(WHOLE / "model.safetensors")
+    assert "USER: <image>\n{} ASSISTANT:" in setup["prompt"]
 
 
 def test_whole_llava_comes_back_after_another_checkpoint(whole, build_llava):

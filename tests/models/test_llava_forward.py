@@ -10,10 +10,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from minigpt4.check import expected_lengths
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.llava_schema import LlavaConfig as OwnConfig
+from minigpt4.conversation.llava import LLAVA_TEMPLATES
 from minigpt4.models.connectors import build_projection
 from minigpt4.models.loading import feature_shape, load_vision
+from minigpt4.models.loss import pack
 from minigpt4.models.mini_gpt4 import VisionLanguageModel
-from minigpt4.models.prompting import embed, read_samples
+from minigpt4.models.prompting import embed, read_samples, target_positions
 
 FEATURES_ATOL = EMBEDS_ATOL = 2e-5
 LOGITS_ATOL = 5e-5
@@ -49,8 +51,17 @@ def llava(build_llava):
     return shared
 
 
+def conversations(file: str, indices) -> list[list[dict]]:
+    return [RECORDS[file][index]["conversations"] for index in indices]
+
+
+def as_read(turn: str) -> str:
+    """With its image at the front."""
+    return f"<image>\n{turn.replace('<image>', '').strip()}" if "<image>" in turn else turn
+
+
 def samples_of(file: str, indices, images, length=None) -> dict:
-    samples = {"conversations": [RECORDS[file][index]["conversations"] for index in indices], "image": images}
+    samples = {"conversations": conversations(file, indices), "image": images}
     return samples if length is None else samples | {"length": torch.tensor(length)}
 
 
@@ -115,6 +126,37 @@ def test_images_are_spliced_into_texts_as_by_the_reference(llava, llava_tensors,
     if f"multimodal/{name}/attention_mask" in llava_tensors:
         assert torch.equal(mask, llava_tensors[f"multimodal/{name}/attention_mask"].long())
     assert name == "cls_patch" or torch.equal(targets, llava_tensors[f"multimodal/{name}/labels"])
+
+
+def test_text_alone_is_the_ids_of_its_turns_at_their_own_positions(llava, llava_tensors):
+    expected = {name: llava_tensors[f"multimodal/images_none/{name}"] for name in ("input_ids", "labels")}
+    batch, tokens = llava().training_batch(read_samples({"conversations": conversations("instruct", (5, 7))}))
+    assert tokens is None
+    assert torch.equal(batch.ids_BT, expected["input_ids"])
+    assert torch.equal(batch.targets_BT, expected["labels"])
+
+
+def test_each_row_has_positions_of_its_own(llava, llava_tensors, llava_pixels):
+    case = {name: llava_tensors[f"multimodal/with_position_ids/{name}"] for name in ("attention_mask", "position_ids")}
+    samples = samples_of("instruct", (0, 2, 7), llava_pixels(*PICTURES[0:3:2], "zeros")[:, None], (1, 1, 0))
+    batch, _ = llava().training_batch(read_samples(samples))
+    _, _, positions_1N, _ = pack(batch, target_positions(batch), prefix_length=0)
+    assert torch.equal(positions_1N[0], case["position_ids"][case["attention_mask"].bool()])
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "pictures"),
+    [("no_mask_no_labels", (1,), PICTURES[1:2]), ("no_mask_batch", (0, 2, 7), (PICTURES[0], PICTURES[2], None))],
+)
+def test_prompts_are_rows_of_the_reference_padded_on_the_left(
+    llava, llava_tensors, llava_pixels, assert_near, name, records, pictures
+):
+    model, template = llava(), LLAVA_TEMPLATES["v1"]
+    talks = [[(t["from"] == "gpt", as_read(t["value"])) for t in own] for own in conversations("instruct", records)]
+    images = [list(model.encode_img(llava_pixels(picture))[0].split(1)) if picture else [] for picture in pictures]
+    embeds, mask = model.prompt_embeds([template.prompt(turns) for turns in talks], images)
+    for row, own, expected in zip(embeds, mask.bool(), llava_tensors[f"multimodal/{name}/inputs_embeds"], strict=True):
+        assert_near(row[own], expected[: int(own.sum())], EMBEDS_ATOL)
 
 
 def test_prompts_hold_several_images_where_they_say(llava, llava_tensors, llava_pixels, assert_near):

@@ -40,6 +40,7 @@ CASES = {
     "projection": ({}, {"llama_proj"}, 2),
     "llm full": ({"llm": "full"}, {"llama_proj", "llama_model"}, 2 + 30),
     "llm last": ({"llm": {"rule": "last", "blocks": 2}}, {"llama_proj", "llama_model"}, 2 + 18),
+    "llm head": ({"llm": "head"}, {"llama_proj", "llama_model"}, 2 + 1),
     "llm lora": ({"llm": LORA}, {"llama_proj", "llama_model"}, 2 + 3 * 7 * 2),
     "llm lora, two layers": (
         {"llm": LORA | {"target_modules": ["q_proj", "v_proj"]}},
@@ -256,6 +257,8 @@ def test_rules_that_the_part_cannot_follow(train, text, build):
         ({"train": {"llm": {"rule": "lora"}}, "lora_r": 8}, "own.lora_r: cannot stand beside train.llm"),
         ({"train": {"llm": {"rule": "full", "r": 8}}}, "own.train.llm.r: r, alpha, dropout, target_modules go with"),
         ({"train": {"llm": {"rule": "lora", "alhpa": 8}}}, "own.train.llm.alhpa: unknown key; did you mean 'alpha'"),
+        ({"train": {"vision": "head"}}, "own.train.vision: head is for the LLM; take last"),
+        ({"train": {"llm": "head"}, "llm_precision": "fp16"}, "set it to fp32 .master weights. or bf16"),
         ({"train": {"llm": "full"}, "llm_precision": "nf4"}, "set it to fp32 .master weights. or bf16"),
     ],
 )

@@ -35,7 +35,10 @@ def _same(first: dict, second: dict) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("fault", ["nan_loss", "nan_added", "infinite_gradient", "nan_with_published_sum"])
+SUM_AND_MEAN = ("nan_with_published_sum", "none_with_published_sum", "none_with_mean_of_means")
+
+
+@pytest.mark.parametrize("fault", ["nan_loss", "nan_added", "infinite_gradient", "none", *SUM_AND_MEAN])
 def test_bad_update_is_skipped_on_both_ranks_and_leaves_no_trace(two_ranks, fault):
     for rank in two_ranks:
         run, other = rank[fault], two_ranks[0][fault]
@@ -45,7 +48,7 @@ def test_bad_update_is_skipped_on_both_ranks_and_leaves_no_trace(two_ranks, faul
         assert not _same(run["weights"][UPDATE], run["weights"][UPDATE + 1])
         assert all(map(_same, run["weights"], other["weights"]))
         assert all(tensor.isfinite().all() for weights in run["weights"] for tensor in weights.values())
-        if fault != "nan_with_published_sum":
+        if fault not in SUM_AND_MEAN:
             assert _same(run["weights"][-1], rank["without_the_faulty_batch"]["weights"][-1])
 
 
@@ -59,6 +62,15 @@ def test_samples_of_all_ranks_and_micro_batches_are_named(two_ranks):
     assert accumulated["adam_steps"] == [2, 2]
     named = {tuple(r["image_ids"]) for r in _records(accumulated["folder"])}
     assert named == {("4", "5", "6", "7"), ("104", "105", "106", "107")}
+
+
+def test_update_without_answers_is_named_as_such_and_one_rank_may_lack_them(two_ranks):
+    for rank in two_ranks:
+        assert (rank["none_on_one"]["skipped"], rank["none_on_one"]["adam_steps"]) == (0, [5, 5])
+        assert (rank["none_fp16"]["skipped"], rank["none_fp16"]["adam_steps"]) == (1, [4, 4])
+        assert rank["none_fp16"]["scales"] == [65536.0] * 6
+        assert all(tensor.isfinite().all() for tensor in rank["none_fp16"]["weights"][-1].values())
+    assert {(r["update"], r["what"]) for r in _records(two_ranks[0]["none"]["folder"])} == {(UPDATE, "answers")}
 
 
 def test_fp16_scaler_halves_at_a_bad_update_only(two_ranks):

@@ -26,6 +26,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "stage2_mlp_mm_lr": LLM,
     "stage2_accumulate": LLM,
     "stage2_frozen_projector": LLM | {"projection": "frozen"},
+    "stage2_freeze_backbone": {"llm": "head"},
     "lora": LORA,
 }
 """`model.train` of the reference's runs."""

@@ -5,8 +5,10 @@ import torch
 
 from minigpt4.common.errors import ConfigError, RunError, WeightsError
 from minigpt4.inference.pipeline import pipeline
+from minigpt4.models import llm
 
-ITERATIONS = 4
+ITERATIONS = 5
+FP16_RTOL = 5e-3
 FROM_FILES = "model.ckpt_allow_keys=[llama_model.*]"
 RULES = {
     "full": ("model.train.llm=full", "model.train.projection.lr=1e-3"),
@@ -69,6 +71,35 @@ def test_other_rule_than_that_of_the_checkpoint_is_refused(run):
         run(path).train()
 
 
+def test_qlora_trains_as_lora_beside_the_weights_that_4_bits_leave(run, building, tools, monkeypatch):
+    from bitsandbytes import functional
+
+    storage = llm._storage  # refuses a CPU, where bitsandbytes is slow
+    monkeypatch.setattr(llm, "_storage", lambda precision, device: storage(precision, torch.device("cuda")))
+    rule = (*RULES["lora"], "model.train.llm.dropout=0", "run.init_lr=1e-2")
+    quantised, plain = run(*rule, "model.train.llm.rule=qlora"), run(*rule)
+    start = building.trained(quantised)
+    for name, tensor in plain.model.trainable_parameters().items():
+        tensor.data.copy_(start[name])
+    others, frozen = dict(plain.model.llama_model.named_parameters()), {}
+    for name, weight in quantised.model.llama_model.named_parameters():
+        if hasattr(weight, "quant_state"):
+            frozen[name] = weight.clone()
+            others[name].data.copy_(functional.dequantize_4bit(weight.data, weight.quant_state))
+    assert len(frozen) == 3 * 7
+    for runner in (quantised, plain):
+        runner.train()
+    expected, found = tools["losses"](plain.folder), tools["losses"](quantised.folder)
+    assert found == pytest.approx(expected, rel=FP16_RTOL)
+    after = building.trained(quantised)
+    assert not any(torch.equal(after[name], tensor) for name, tensor in start.items())
+    weights = dict(quantised.model.llama_model.named_parameters())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in frozen.items())
+    resumed = run(*rule, "model.train.llm.rule=qlora", f"run.resume_ckpt_path={quantised.folder}/checkpoint_iter_2.pth")
+    resumed.train()
+    assert tools["same"](building.trained(resumed), after)
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_pipeline_opens_a_run_that_trained_its_llm(rule, run, building):
     whole = run(*RULES[rule])
@@ -87,6 +118,17 @@ def test_nothing_to_train_and_adapters_that_are_passed_by_are_errors(run):
         run("model.train.projection=frozen")
     with pytest.raises(RunError, match=r"qkv\.lora_A.*no gradient reaches this adapter"):
         run("model.train.vision=lora", "model.ckpt=null").train()
+
+
+def test_training_in_bf16_says_what_is_lost(run, caplog):
+    run(*RULES["full"], "model.llm_precision=bf16").train()
+    assert "an update below 1/512 of its weight is lost. model.llm_precision: fp32 with run.amp" in caplog.text
+
+
+def test_file_of_an_earlier_stage_is_named_where_it_may_lack_the_llm(run, caplog):
+    run(*RULES["full"]).train()
+    assert "minigpt4_tiny.pth: lacks trained weights of llama_model, which stay as" in caplog.text
+    assert "1/512" not in caplog.text
 
 
 def test_update_that_is_not_finite_is_skipped(run, building):

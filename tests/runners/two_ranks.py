@@ -34,8 +34,9 @@ class FaultyTask(ImageTextPretrainTask):
 
     def train_step(self, model: nn.Module, samples: Mapping[str, Any]) -> dict[str, Any]:
         output = super().train_step(model, samples)
-        if self.rank == 1 and self.done == self.at:
-            output = {**output, "loss": self.fault(output["loss"], model)}
+        if self.done == self.at and (self.rank == 1 or self.fault is none_on_both):
+            tokens = 0 if self.fault in (none_on_one, none_on_both) else output["num_tokens"]
+            output = {"num_tokens": tokens, "loss": self.fault(output["loss"], model)}
         self.done += 1
         return output
 
@@ -47,6 +48,15 @@ def nan_loss(loss: Tensor, model: nn.Module) -> Tensor:
 def nan_added(loss: Tensor, model: nn.Module) -> Tensor:
     """The gradient of this loss is finite."""
     return loss + float("nan")
+
+
+def none_on_one(loss: Tensor, model: nn.Module) -> Tensor:
+    """All answers of rank 1 are cut off."""
+    return loss * 0.0
+
+
+def none_on_both(loss: Tensor, model: nn.Module) -> Tensor:
+    return loss * 0.0
 
 
 def infinite_gradient(loss: Tensor, model: nn.Module) -> Tensor:
@@ -178,6 +188,11 @@ FAULTS = {
     "nan_in_first_micro_batch": (nan_loss, "run.accum_grad_iters=2"),
     "nan_with_published_sum": (nan_loss, "run.accum_loss=sum"),
     "nan_fp16": (nan_loss, "run.amp=True"),
+    "none_on_one": (none_on_one,),
+    "none": (none_on_both,),
+    "none_fp16": (none_on_both, "run.amp=True"),
+    "none_with_published_sum": (none_on_both, "run.accum_loss=sum"),
+    "none_with_mean_of_means": (none_on_both, "run.accum_loss=mean_of_means"),
 }
 
 

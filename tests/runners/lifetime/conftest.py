@@ -41,6 +41,18 @@ def make_tricky(tiny: Any, kind: str) -> Any:
     return change(tiny, datasets=chosen[kind], run={"max_bad_share": 0.6, "iters_per_epoch": 7})
 
 
+def make_llava(tiny: Any, section: dict[str, Any], folder: Path) -> Any:
+    """Give `tiny` a LLaVA, and conversations with images and without, one of a kind a step; an image is lost."""
+    records = json.loads((folder / "data" / "instruct.json").read_text())
+    records[4]["image"] = "lost.png"
+    (tiny.folder / "talks.json").write_text(json.dumps(records))
+    images = folder.with_name("parity") / "images"
+    info = {"ann_path": str(tiny.folder / "talks.json"), "image_path": str(images), "id_field": "id"}
+    talks = {"builder": "llava_conversations", "build_info": info, "batch_size": 2, "group_by_modality_length": True}
+    steps = {"lr_sched": "cosine_lr", "accum_loss": "mean_of_means", "max_grad_norm": 1.0, "warmup_ratio": 0.03}
+    return change(tiny, model=section, datasets={"talks": talks}, run={**steps, "max_bad_share": 0.6})
+
+
 def _shard(path: Path, images: list[Path]) -> Path:
     """A tar of these images with captions; the caption of the first is empty."""
     with tarfile.open(path, "w") as tar:
@@ -84,6 +96,18 @@ def tools(tools: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def make(tmp_path_factory: pytest.TempPathFactory, parity_dir: Path, tools: dict[str, Any]) -> Callable[[str], Any]:
-    """Makes a Tiny with bad samples: `json`, `shards` or `mixed`."""
-    return lambda kind: make_tricky(tools["make_tiny"](tmp_path_factory.mktemp("run"), parity_dir, count=11), kind)
+def make(
+    tmp_path_factory: pytest.TempPathFactory,
+    parity_dir: Path,
+    llava_dir: Path,
+    llava_section: Callable[..., dict[str, Any]],
+    tools: dict[str, Any],
+) -> Callable[[str], Any]:
+    """Makes a Tiny with bad samples: `json`, `shards`, `mixed` or `llava`."""
+
+    def make(kind: str) -> Any:
+        tiny = tools["make_tiny"](tmp_path_factory.mktemp("run"), parity_dir, count=11)
+        section = llava_section(model_type="v1", image_size=56, ckpt_allow_keys=["llama_model.*"])
+        return make_llava(tiny, section, llava_dir) if kind == "llava" else make_tricky(tiny, kind)
+
+    return make

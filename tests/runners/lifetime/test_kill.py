@@ -13,6 +13,9 @@ from minigpt4.common.checkpoint import newest_checkpoint, read_card, read_checkp
 AUTO = "run.resume_ckpt_path=auto"
 SAVING = ("run.save_every_iters=1", "run.keep_last=3", "run.iters_per_epoch=40")
 PHASES = ("half a file", "before the new file", "new file without card")
+ONE, TWO = ("run.num_workers=0",), ("run.num_workers=1", "run.accum_grad_iters=3")
+LORA = ("model.train.projection.lr=1e-3", "model.train.llm.r=4", "model.train.llm.rule=lora")
+FULL = ("model.train.projection.lr=1e-3", "model.train.llm=full")
 
 
 def _compare(run: Path, whole: Path, tools) -> None:
@@ -44,27 +47,39 @@ def _hold(tiny, kill: int, chance: random.Random) -> str | None:
     return None if kill % 2 else part
 
 
-def _kill_after(run, seconds: float) -> None:
-    """Kill -9 so long after training began."""
+def _end_after(run, seconds: float, *, gently: bool) -> None:
+    """Kill -9 so long after training began, or have it save and stop."""
     run.wait_for("Start training")
     time.sleep(seconds)
-    run.kill()
+    if not gently:
+        run.kill()
+        return
+    run.send(signal.SIGTERM)
+    assert run.wait() == [0] * len(run.pids), run.text()[-6000:]
 
 
 @pytest.mark.parametrize(
-    ("processes", "kills", "options"),
-    [(1, 20, ("run.num_workers=0",)), (2, 6, ("run.num_workers=1", "run.accum_grad_iters=3"))],
+    ("kind", "processes", "kills", "options"),
+    [
+        ("mixed", 1, 20, ONE),
+        ("mixed", 2, 6, TWO),
+        ("llava", 1, 4, ONE + LORA),
+        ("llava", 1, 4, ONE + FULL),
+        ("llava", 2, 4, TWO + LORA),
+        ("llava", 2, 4, (*TWO, *FULL, "run.parallel=fsdp")),
+    ],
+    ids=lambda value: value[-1].rpartition(".")[2] if isinstance(value, tuple) else None,
 )
-def test_kill_9_at_random_moments_loses_nothing(processes, kills, options, warm, make, tools):
+def test_kills_at_random_moments_lose_nothing(kind, processes, kills, options, warm, make, tools):
     chance = random.Random(processes)
-    undisturbed, tiny = make("mixed"), tools["plug_in"](make("mixed"), "slow_disk")
+    undisturbed, tiny = make(kind), tools["plug_in"](make(kind), "slow_disk")
     warm.train(undisturbed, *options, *SAVING, processes=processes)
     done = 0
     for kill in range(kills):
         part = _hold(tiny, kill, chance)
         run = warm.start(tiny, *options, *SAVING, AUTO, processes=processes)
         if part is None:
-            _kill_after(run, chance.uniform(0, 0.4))
+            _end_after(run, chance.uniform(0, 0.4), gently=kill % 4 == 3)
         else:
             run.wait_for(f"held: {part}")
             run.kill()
