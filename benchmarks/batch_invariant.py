@@ -170,9 +170,12 @@ def main(argv: list[str] | None = None) -> int:
     processes = start_processes("cuda" if torch.cuda.is_available() else "cpu")
     name = Path(args.cfg_path).stem if args.cfg_path else args.size
     mark = f"batch invariant {name} {args.precision} {processes.world_size}"
-    status = measured(args, mark, lambda args, folder: measure(args, folder, processes))
-    stop_processes()
-    return status
+    if not processes.is_main:
+        args.write = None
+    try:
+        return measured(args, mark, lambda args, folder: measure(args, folder, processes))
+    finally:
+        stop_processes()
 
 
 if __name__ == "__main__":
