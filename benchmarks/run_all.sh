@@ -38,6 +38,7 @@ if [[ -n $fast ]]; then
   bench generate --size tiny --images 2 --tokens 2 4 --repeats 1
   bench generate --size tiny --images 2 --tokens 2 4 --repeats 1 --beams 2
   bench loader --sizes 320x240 --images 4 --batch-size 2 --repeats 1 --seconds 0.1
+  bench batch_invariant --size tiny --images 2 --timed 2 --tokens 2 --repeats 1
   bench startup --size tiny --repeats 1
   bench memory --size tiny --batch-size 2
 else
@@ -50,6 +51,7 @@ else
   bench step --size mid --batch-size 16 --captions short
   bench generate --size mid "${compile[@]}"
   bench generate --size mid --beams 5
+  bench batch_invariant --size tiny --default
   bench loader
   bench startup --size 1gb --repeats 3
   bench memory ${gpu:+--measure "${weights[@]}"}

@@ -297,6 +297,9 @@ class RunConfig:
     test_splits: list[str] = field(default_factory=list)
     """Splits to evaluate at the end, on the best epoch where `valid_splits` tell it, or alone with `evaluate`."""
 
+    batch_invariant: bool = False
+    """New. Greedy answers, and likelihoods of answers, are the same to the bit in a batch of any size, whatever else is
+    in it, however many processes there are; slower (docs/performance.md). Not with sampling."""
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     """New. How captions are decoded in an evaluation, the same for all checkpoints."""
     failure_prompts: FailurePrompts = field(default_factory=FailurePrompts)

@@ -132,7 +132,7 @@ def predict(
         "images": [[item.image_id, *(quick_hash(item.file) if item.file else ())] for item in images.items],
         "versions": processes.broadcast(versions()),
         "device": processes.device.type,
-        "batches": ids,
+        "batches": None if cfg.run.batch_invariant else ids,
         **image_provenance(cfg),
     }
     jobs: dict[tuple[str, int], Job] = {}  # equal checkpoints are asked once

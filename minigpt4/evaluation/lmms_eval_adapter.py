@@ -24,7 +24,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.inference.pipeline import image_processor
-from minigpt4.models import MiniGPT4
+from minigpt4.models.feature_cache import build_model
 from minigpt4.models.generation import Decoding
 from minigpt4.models.prompting import apply_template
 from minigpt4.processors import process_image
@@ -87,7 +87,7 @@ class MiniGPT4Lmms(lmms):
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         local = os.environ.get("LOCAL_RANK") if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
         self.device = torch.device(f"cuda:{local}" if device == "cuda" and local else device)
-        self.model = MiniGPT4.from_config(config.model, device=self.device).eval()
+        self.model = build_model(config, self.device).eval()
         self.processor = image_processor(config)
 
     def generate_until(self, requests: list[Instance]) -> list[str]:

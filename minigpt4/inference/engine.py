@@ -210,13 +210,14 @@ class Engine:
         keep_images: int = 64,
     ) -> None:
         self.model, self.processor = model, processor
-        self.max_rows, self.max_waiting = max_rows, max_waiting
+        self.max_waiting = max_waiting
         self.switch = CheckpointSwitch(model, name)
         for other, path in (checkpoints or {}).items():
             self.switch.load(path, other)
         self._keep_images = keep_images
         self._features: OrderedDict[tuple[str | None, str], Tensor] = OrderedDict()
         self._decoder = BatchDecoder(model.llama_model, model.llama_tokenizer, model.token_graphs)
+        self.max_rows = min(max_rows, self._decoder.room)
         self._waiting: deque[EngineReply] = deque()
         self._running: list[EngineReply] = []
         self._changed = threading.Condition()

@@ -120,6 +120,8 @@ class PromptRules:
         values = dataclasses.asdict(cfg.run.generation) | own
         settings = bind(GenerationSettings, values, section="decoding", source=source)
         decoding = Decoding(**{key.name: getattr(settings, key.name) for key in dataclasses.fields(Decoding)})
+        if cfg.run.batch_invariant and decoding.do_sample:
+            raise ConfigError("run.batch_invariant: the draws of a batch are one stream; set do_sample: False")
         stop = settings.stop if settings.stop is not None else [cfg.model.end_sym] if cfg.model.end_sym else []
         key = "run.generation.prompt" if prompt is None else source
         return cls(decoding, _whole_prompt(cfg.model, settings.prompt, key), list(stop), cfg.run.seed)
@@ -289,12 +291,13 @@ def frozen_files(model: Any) -> list[list[Any]]:
 
 
 def image_provenance(cfg: Config) -> dict[str, Any]:
-    """How images are processed and their features rounded; nothing for the usual way, as in older files."""
+    """How images are processed, and how what follows is rounded; nothing for the usual way, as in older files."""
     section = cfg.image_processor
     own = {key: value for key, value in section.kwargs.items() if value is not None}
     if section.name not in PUBLISHED_PROCESSORS:
         own["name"] = section.name
-    return cached_numbers(cfg) | ({"image_processor": own} if own else {})
+    rounded = cached_numbers(cfg) | ({"batch_invariant": True} if cfg.run.batch_invariant else {})
+    return rounded | ({"image_processor": own} if own else {})
 
 
 def _device(device: torch.device | str | None) -> torch.device:

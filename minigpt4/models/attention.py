@@ -1,14 +1,15 @@
 """The LLM's attention: over rows whose padding nobody else computes, and in a form that is fast on CPUs.
 
-Two functions are registered with transformers: `FUSED` is torch's fused kernel; `MATMUL` is two batched matrix
-products and a softmax, for the fused kernel of CPUs is several times slower in its backward pass. Both also take a
-`PadMap`: then the LLM sees one row with the tokens of all rows behind each other, and only here do they stand in rows.
+Three functions are registered with transformers: `FUSED` is torch's fused kernel; `MATMUL` is two batched matrix
+products and a softmax, for the fused kernel of CPUs is several times slower in its backward pass; `BY_ROW` is either of
+them, for each row of new tokens by itself (`run.batch_invariant`). All also take a `PadMap`: then the LLM sees one row
+with the tokens of all rows behind each other, and only here do they stand in rows.
 Shapes: B rows, T columns, N tokens of all rows, P positions of a prefix, S = P + T, E channels of a head, H heads in
 G groups that share keys.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,11 +22,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.fsdp import is_sharded
 
 log = logging.getLogger(__name__)
 
-MATMUL, FUSED = "minigpt4_products", "minigpt4_fused"
+MATMUL, FUSED, BY_ROW = "minigpt4_products", "minigpt4_fused", "minigpt4_by_row"
 LLAMA_LIKE = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Model types of transformers that are LLaMA's layers: they hand what they do not know on to the attention function,
 and their logits are the output layer's, without scale or cap."""
@@ -34,6 +36,25 @@ and their logits are the output layer's, without scale or cap."""
 def attention_for(device: torch.device) -> str:
     """Name of the function that is fast on `device`."""
     return MATMUL if device.type == "cpu" else FUSED
+
+
+def is_batch_invariant(llm: nn.Module) -> bool:
+    """Whether a row's numbers must not depend on the other rows, to the bit."""
+    return llm.config._attn_implementation == BY_ROW
+
+
+def make_batch_invariant(llm: nn.Module, cfg: MiniGPT4Config) -> None:
+    """`run.batch_invariant`, for the process: on a CPU it computes with one thread from now on, for products in several
+    are split in other ways by other numbers of them. ConfigError for an LLM that mixes its rows."""
+    own = cfg.llm_attention is None and not cfg.llm_cuda_graph and cfg.llm_storage != "int8"
+    if llm.config.model_type not in LLAMA_LIKE or not own:
+        raise ConfigError(
+            f"run.batch_invariant: goes with LLMs of the types {', '.join(sorted(LLAMA_LIKE))} (this one is of "
+            f"{llm.config.model_type}), llm_attention: null, llm_cuda_graph: False, and not with int8"
+        )
+    llm.set_attn_implementation(BY_ROW)
+    if llm.device.type == "cpu":
+        torch.set_num_threads(1)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -189,10 +210,50 @@ def _attend(
     return torch.bmm(shares_FQS.to(value_FSE.dtype), value_FSE).view(query_BHTE.shape)
 
 
+def _by_row(
+    module: nn.Module,
+    query_BHTE: Tensor,
+    key_BGSE: Tensor,
+    value_BGSE: Tensor,
+    attention_mask: Tensor | list[int] | None,
+    grid: PadMap | None = None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    if not isinstance(attention_mask, list):
+        attend = _products if query_BHTE.device.type == "cpu" else _fused
+        return attend(module, query_BHTE, key_BGSE, value_BGSE, attention_mask, grid, scaling, **kwargs)
+    output_BH1E = torch.zeros_like(query_BHTE)  # of rows without keys, too
+    for row, first in zip(range(len(key_BGSE)), attention_mask, strict=False):
+        states = query_BHTE[row], key_BGSE[row, :, first:], value_BGSE[row, :, first:]
+        # In fp32: a CPU's 16-bit kernels are built anew for each length, which takes longer than they run.
+        states = (apart(one, torch.float32) for one in states)
+        output_BH1E[row] = nn.functional.scaled_dot_product_attention(*states, scale=scaling, enable_gqa=True)[0]
+    return output_BH1E.transpose(1, 2), None
+
+
+def _first_positions(*args: Any, **kwargs: Any) -> Tensor | list[int]:
+    """What `BY_ROW` gets as a mask: where one new token a row begins to look, else the usual mask."""
+    mask_B1TS = eager_mask(*args, **kwargs)
+    return (mask_B1TS[:, 0, 0] < 0).sum(dim=1).tolist() if mask_B1TS.shape[2] == 1 else mask_B1TS
+
+
+def apart(row: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A batch of one row, in memory of its own: what a kernel does may depend on where its numbers lie."""
+    return row[None].to(dtype or row.dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def one_by_one(function: Callable[[Tensor], Tensor], rows_B: Tensor) -> Tensor:
+    """`function` of each row by itself, as a batch of all."""
+    return torch.cat([function(apart(row)) for row in rows_B])
+
+
 AttentionInterface.register(MATMUL, _products)
 AttentionMaskInterface.register(MATMUL, eager_mask)
 AttentionInterface.register(FUSED, _fused)
 AttentionMaskInterface.register(FUSED, sdpa_mask)
+AttentionInterface.register(BY_ROW, _by_row)
+AttentionMaskInterface.register(BY_ROW, _first_positions)
 
 
 # The types and memory of an LLM's pass

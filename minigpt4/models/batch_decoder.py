@@ -1,14 +1,16 @@
 """Token by token, for rows that come and go: prompts join a running batch, and rows that ended leave it.
 
-What a row says depends on its own prompt and settings: its neighbours change no more than the rounding. Keys and
-values lie in room that is set aside, so a token copies nothing but itself. Shapes: B rows, T prompt positions, P
+What a row says depends on its own prompt and settings: its neighbours change no more than the rounding, and not even
+that where the LLM attends `BY_ROW`. Keys and values lie in room that is set aside, so a token copies nothing but
+itself. Shapes: B rows, T prompt positions, P
 positions in the cache, H heads of keys, E channels of a head, D channels of the LLM, V vocabulary.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,7 @@ from transformers import (
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.conversation.decoding import Decoding
-from minigpt4.models.attention import native_dtype
+from minigpt4.models.attention import is_batch_invariant, native_dtype
 from minigpt4.models.cuda_graph import CudaGraphs
 from minigpt4.models.fsdp import is_sharded
 from minigpt4.models.llm import cache_arguments, end_tokens, first_token
@@ -39,6 +41,8 @@ ROOM = 32
 """Positions that are set aside at once: at most so many stay empty, and the cache is copied once in so many tokens."""
 GRAPH_ROOM = 128
 """The same where a CUDA graph reads the tokens: attention reads all of the room, and more room is another graph."""
+BLOCK = 8
+"""Rows of every pass that reads new tokens where the LLM attends `BY_ROW`: other numbers would mean other kernels."""
 STEADY = 8
 """Tokens without a change of the batch, after which a graph is worth its capture."""
 
@@ -63,7 +67,7 @@ class RowLayer(DynamicLayer):
         if end > self._stores[0].shape[2]:
             self._set_room(end + ROOM)
         for store, states in zip(self._stores, (key_states, value_states), strict=True):
-            store[:, :, start:end] = states
+            store[:, :, start:end] = states[: len(store)]  # those behind fill a block
         self._use(end)
         return self.keys, self.values
 
@@ -230,9 +234,19 @@ class BatchDecoder:
         self._newest_B1: Tensor | None = None
         self._graphs, self._fixed, self._unchanged = graphs, None, 0
 
+    @property
+    def room(self) -> int:
+        """So many rows may join."""
+        return BLOCK - len(self.rows) if is_batch_invariant(self.llm) else sys.maxsize
+
     @torch.inference_mode()
     def add(self, rows: Sequence[GenerationState], embeds_BTD: Tensor, mask_BT: Tensor) -> None:
-        """Rows join with their prompts, which are padded on the left with mask 0."""
+        """Rows join, at most `room`, with their prompts, which are padded on the left with mask 0."""
+        left = iter(rows)
+        for embeds_JTD, mask_JT in prompts_apart(self.llm, embeds_BTD, mask_BT):
+            self._join(list(islice(left, len(mask_JT))), embeds_JTD, mask_JT)
+
+    def _join(self, rows: list[GenerationState], embeds_BTD: Tensor, mask_BT: Tensor) -> None:
         if self.rows:
             self._read_newest()
             self._release()
@@ -289,9 +303,12 @@ class BatchDecoder:
         self._unchanged += 1
         position_ids_B1 = self._mask_BP.sum(dim=1, keepdim=True) - 1
         mask_BP = self._mask_BP if self._is_padded else None  # transformers would wait for the GPU to look at it
-        self._logits_BV = next_logits(
-            self.llm, self._cache, mask_BP, input_ids=self._newest_B1, position_ids=position_ids_B1
-        )
+        inputs = {"input_ids": self._newest_B1, "position_ids": position_ids_B1}
+        if is_batch_invariant(self.llm):
+            free = (0, 0, 0, self.room)
+            mask_BP = nn.functional.pad(self._mask_BP, free)
+            inputs = {name: nn.functional.pad(states, free) for name, states in inputs.items()}
+        self._logits_BV = next_logits(self.llm, self._cache, mask_BP, **inputs)[: len(self.rows)]
 
     def _release(self, steady: bool = False) -> None:
         """Leave the graph, if there is one."""
@@ -367,6 +384,15 @@ def token_graphs(cfg: MiniGPT4Config, llm: nn.Module) -> CudaGraphs | None:
         log.warning("model.llm_cuda_graph: only for LLaMA-like LLMs that one GPU holds whole; the run goes on without")
         return None
     return CudaGraphs("model.llm_cuda_graph")
+
+
+def prompts_apart(llm: nn.Module, embeds_BTD: Tensor, mask_BT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Prompts and masks that are read together: all, or each by itself and without padding if it is `BY_ROW`."""
+    if not is_batch_invariant(llm):
+        yield embeds_BTD, mask_BT
+        return
+    for embeds_TD, mask_T in zip(embeds_BTD, mask_BT, strict=True):
+        yield embeds_TD[mask_T.bool()][None], mask_T[mask_T.bool()][None]
 
 
 def next_logits(llm: nn.Module, cache: Cache, mask_BP: Tensor | None, **inputs: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import as_json, quick_hash, replacing
 from minigpt4.datasets.feature_store import CachedBatch, FeatureStore, RowShape
+from minigpt4.models.attention import make_batch_invariant
 from minigpt4.models.llava_weights import TOWER, read_part
 from minigpt4.models.loading import feature_shape
 from minigpt4.models.prompting import ImageFeatures
@@ -42,11 +43,11 @@ KEY_FILE = "key.json"
 class FeatureCache:
     """The features of one vision side in `root`; ConfigError if it is trained, for then its features change."""
 
-    def __init__(self, root: Path, cfg: MiniGPT4Config) -> None:
+    def __init__(self, root: Path, cfg: MiniGPT4Config, batch_invariant: bool = False) -> None:
         for key in ("freeze_vit", "freeze_qformer"):
             if not getattr(cfg, key):
                 raise ConfigError(f"run.feature_cache: model.{key} is False; only frozen features can be kept")
-        self._root, self._cfg = root, cfg
+        self._root, self._cfg, self._batch_invariant = root, cfg, batch_invariant
         self._shape = RowShape(*feature_shape(cfg), _dtype(cfg))
 
     def store(self, processor: BaseProcessor) -> FeatureStore:
@@ -80,6 +81,7 @@ class FeatureCache:
             files += [Path(cfg["vit_model"]).expanduser() / name for name in HF_FILES]
             files += (read_part(self._cfg, TOWER) or ())[:1]
         return {
+            **({"batch_invariant": True} if self._batch_invariant else {}),
             "version": VERSION,
             "vision": {key: cfg[key] for key in VISION_KEYS},
             "weights": [quick_hash(path) for path in files if path.is_file()],
@@ -90,7 +92,9 @@ class FeatureCache:
 
 def feature_cache(cfg: Config) -> FeatureCache | None:
     """The cache of `run.feature_cache`, if there is to be one."""
-    return FeatureCache(Path(cfg.run.feature_cache), cfg.model) if cfg.run.feature_cache else None
+    if not cfg.run.feature_cache:
+        return None
+    return FeatureCache(Path(cfg.run.feature_cache), cfg.model, cfg.run.batch_invariant)
 
 
 def build_model(cfg: Config, device: torch.device | str = "cpu", **switches: Any) -> nn.Module:
@@ -100,7 +104,10 @@ def build_model(cfg: Config, device: torch.device | str = "cpu", **switches: Any
     """
     if cfg.run.feature_cache:
         switches["lazy_vision"] = True
-    return registry.get_model_class(cfg.model.arch).from_config(cfg.model, device=device, **switches)
+    model = registry.get_model_class(cfg.model.arch).from_config(cfg.model, device=device, **switches)
+    if cfg.run.batch_invariant:
+        make_batch_invariant(model.llama_model, cfg.model)
+    return model
 
 
 def cached_numbers(cfg: Config) -> dict[str, str]:

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.conversation.decoding import Answer, Decoding, clean_generated
 from minigpt4.models import prompting
-from minigpt4.models.attention import native_dtype
-from minigpt4.models.batch_decoder import BatchDecoder, GenerationState, stopped
+from minigpt4.models.attention import is_batch_invariant, native_dtype
+from minigpt4.models.batch_decoder import BatchDecoder, GenerationState, prompts_apart, stopped
 from minigpt4.models.beam_search import BeamSearch
 from minigpt4.models.cuda_graph import CudaGraphs
 from minigpt4.models.llm import end_tokens
@@ -57,12 +57,17 @@ def generate_ids(
     """
     stop = check_stop(stop)
     if decoding.num_beams > 1:
-        rows = BeamSearch(llm, decoding, [StopOnText(stop, tokenizer)], graphs).run(embeds_BTD, attention_mask_BT)
+        search = BeamSearch(llm, decoding, [StopOnText(stop, tokenizer)], graphs)
+        rows = [ids for prompts in prompts_apart(llm, embeds_BTD, attention_mask_BT) for ids in search.run(*prompts)]
     else:
         decoder = BatchDecoder(llm, tokenizer, graphs)
         states = [GenerationState(decoding, stop) for _ in embeds_BTD]
-        decoder.add(states, embeds_BTD, attention_mask_BT)
-        while decoder.rows:
+        joined = 0
+        while decoder.rows or joined < len(states):
+            joining = slice(joined, joined + decoder.room)
+            if states[joining]:
+                decoder.add(states[joining], embeds_BTD[joining], attention_mask_BT[joining])
+            joined = joining.stop
             decoder.step()
         rows = [state.ids for state in states]
     fill = llm.generation_config.pad_token_id
@@ -166,6 +171,9 @@ class GenerationMixin:
         """
         if not texts:
             return []
+        if is_batch_invariant(self.llama_model) and len(texts) > 1:
+            own = [images if images is None else images[n : n + 1] for n in range(len(texts))]
+            return [self.log_likelihoods(*one)[0] for one in zip(own, zip(texts), zip(answers), strict=True)]
         rows, tokens_MD = self._prompt_rows(texts, self._image_lists(images, len(texts)))
         wanted = [prompting.TokenSequence().add_text(ids, train=True) for ids in self.prompting.encode(answers)]
         batch = prompting.collate_training(rows, wanted, [], self.llama_tokenizer.pad_token_id)
@@ -217,6 +225,10 @@ class GenerationMixin:
 
         A candidate's score is its summed loss over the padded length of the batch (`reduction="none"`).
         """
+        if is_batch_invariant(self.llama_model) and len(texts) > 1:
+            own = [(images[n : n + 1], texts[n : n + 1], [c[n : n + 1] for c in answers]) for n in range(len(texts))]
+            counts = [None] * len(own) if num_cand is None else [[count] for count in num_cand]
+            return [self.multi_select(*one, count)[0] for one, count in zip(own, counts, strict=True)]
         columns = []
         for candidates in answers:
             samples = {"image": images, "instruction_input": list(texts), "answer": list(candidates)}

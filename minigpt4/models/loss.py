@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.attention import (
+    BY_ROW,
     FUSED,
     LLAMA_LIKE,
     MATMUL,
@@ -101,7 +102,7 @@ def can_pack(llm: nn.Module) -> bool:
     config = llm.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     slides = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    own = config._attn_implementation in (MATMUL, FUSED)
+    own = config._attn_implementation in (MATMUL, FUSED, BY_ROW)
     return own and config.model_type in LLAMA_LIKE and kinds == {"full_attention"} and not slides
 
 

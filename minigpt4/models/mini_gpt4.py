@@ -25,6 +25,7 @@ from minigpt4.common.model_schema import PARTS, MiniGPT4Config, TrainRule
 from minigpt4.common.registry import registry
 from minigpt4.common.start_clock import phase
 from minigpt4.models import llm, prompting
+from minigpt4.models.attention import is_batch_invariant, one_by_one
 from minigpt4.models.base_model import DTYPES, BaseModel, freeze, is_trained
 from minigpt4.models.batch_decoder import token_graphs
 from minigpt4.models.connectors import Connector, build_projection
@@ -210,6 +211,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
             return self._vision_graphs(self._encode, image_B3SS, next(self.visual_encoder.parameters()))
 
     def _encode(self, image_B3SS: Tensor) -> Tensor:
+        if is_batch_invariant(self.llama_model) and len(image_B3SS) > 1:
+            return one_by_one(self._encode, image_B3SS)
         with self._vision_autocast(self.visual_encoder):
             tokens_BNV = self.visual_encoder(image_B3SS)
         tokens_BNV = self.ln_vision(tokens_BNV.float())
@@ -220,6 +223,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         """Image tokens of the LLM (B, Q, D) from `image_features`."""
         if not torch.is_autocast_enabled(self.device.type):
             features_BQH = features_BQH.float()
+        if is_batch_invariant(self.llama_model) and not self.training:
+            return one_by_one(self.llama_proj, features_BQH)
         return self.llama_proj(features_BQH)
 
     def _checked(self, image: Tensor) -> Tensor:

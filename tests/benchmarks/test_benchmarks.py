@@ -154,6 +154,14 @@ def test_every_way_loads_the_same_llm_and_is_measured(script, tmp_path, capsys):
 # Sections
 
 
+def test_answers_do_not_depend_on_the_batch(script, tmp_path, capsys):
+    short = ["--size", "tiny", "--images", "3", "--timed", "2", "--tokens", "2", "--repeats", "1", "--batch-sizes"]
+    benchmark, kept = script("batch_invariant"), str(tmp_path / "said.json")
+    assert benchmark.main([*short, "1", "--save", kept]) == 0
+    assert benchmark.main([*short, "3", "--against", kept]) == 0
+    assert capsys.readouterr().out.count("| 0 of 3 answers, 0 of 3 likelihoods |") == 2
+
+
 def test_a_section_is_replaced_between_its_marks_or_goes_to_the_end(script, tmp_path):
     tables, document = script("tables"), tmp_path / "performance.md"
     document.write_text("# Performance\n")

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,24 @@ def test_two_processes_leave_the_same_bytes_as_one(complete, shared):
     assert _content(shared.folder / "two") == _content(complete)
     lines = _lines(shared.folder / "two")
     assert (len(lines), sum(lines)) == (6, 33)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_batch_invariant_captions_do_not_depend_on_batches_checkpoints_and_processes(shared, precision):
+    def switched(size):
+        options = ("run.batch_invariant=True", f"run.batch_size_eval={size}", f"model.llm_precision={precision}")
+        return replace(shared, more=(*shared.more, "--options", *options))
+
+    name, last = CAPTION_FILES[2], [shared.checkpoints[2]]
+    alone = switched(1).run(f"{precision}_1", checkpoints=last)
+    said = (alone / name).read_bytes()
+    assert switched(16).run(alone.name, checkpoints=last) == alone  # batches of another size go on with what is there
+    assert _lines(alone) == [11]
+    assert (switched(4).run(f"{precision}_4") / name).read_bytes() == said
+    if precision == "bf16":
+        result = switched(3).start("bf16_two", processes=2)
+        assert result.returncode == 0, result.stderr[-4000:]
+        assert (shared.folder / "bf16_two" / name).read_bytes() == said
 
 
 def test_one_run_over_all_checkpoints_is_as_separate_runs(complete, shared):

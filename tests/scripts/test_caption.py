@@ -99,6 +99,13 @@ def test_every_image_of_a_folder_has_the_caption_of_the_python_api(place, capsys
     assert capsys.readouterr().out.startswith(f"{IMAGES} captions, 0 failed ({IMAGES} new): ")
 
 
+def test_batch_invariant_captions_do_not_depend_on_the_size_of_a_batch(place):
+    switch = ("--options", "run.batch_invariant=True", "model.llm_precision=bf16")
+    alone = place.run("alone", "--batch-size", "1", *switch)
+    assert len({line["caption"] for line in alone}) > IMAGES // 2
+    assert place.run("four", "--batch-size", "4", *switch) == place.run("all", "--batch-size", "16", *switch) == alone
+
+
 def test_bad_images_are_lines_with_their_errors_and_the_others_have_captions(place, capsys):
     good, before = place.run("good"), place.damage("103.jpg")
     lines = place.run("captions", status=1)
