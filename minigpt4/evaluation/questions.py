@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,15 +81,6 @@ def read_answer_lines(path: Path) -> dict[str, dict[str, Any]]:
         require_texts(record, ["text"], where, empty=True)
         answers[key] = record
     return answers
-
-
-def require_same_ids(questions: Collection[str], answers: Collection[str], where: str = "") -> None:
-    """SampleError for questions without an answer, and answers without a question."""
-    missing = [key for key in questions if key not in answers]
-    unknown = [key for key in answers if key not in questions]
-    for wrong, what in ((missing, "questions have no answer"), (unknown, "answers have no question")):
-        if wrong:
-            raise SampleError(f"{where}{len(wrong)} {what}: question_id {first_few(wrong)}")
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]], option: str = "--output") -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from minigpt4.common.errors import SampleError
-from minigpt4.evaluation.caption_data import first_few
+from minigpt4.evaluation.caption_data import first_few, require_same_ids
 
 Scorer = Literal["official", "minigpt4", "lavis", "lmms"]
 """Whose rules: `lmms` are EvalAI's, which TextVQA, LLaVA and lmms-eval use; `minigpt4` of VQA is that for OK-VQA."""
@@ -168,7 +168,7 @@ def breakdown(
     `annotations` have `key`, `answers`, a list of texts or of {"answer": text}, and maybe `answer_type` and
     `question_type`. SampleError unless the ids are the same; `partial`: score the questions that are predicted alone.
     """
-    require_ids(predictions, [one[key] for one in annotations], partial=partial)
+    require_same_ids([one[key] for one in annotations], predictions, partial=partial)
     scores, groups = {}, defaultdict(lambda: defaultdict(list))
     for one in annotations:
         if one[key] in predictions:
@@ -179,21 +179,6 @@ def breakdown(
                     groups[name][one[name]].append(scores[one[key]])
     means = {name: {value: _mean(own) for value, own in values.items()} for name, values in groups.items()}
     return Breakdown(_mean(list(scores.values())), scores, means)
-
-
-def require_ids(predictions: Mapping[Any, Any], wanted: Sequence[Any], *, partial: bool = False) -> None:
-    """SampleError, which names the first five, for predictions without a question and, unless `partial`, the other way
-    round."""
-    known = set(wanted)
-    unknown, missing = (
-        [key for key in predictions if key not in known],
-        [key for key in wanted if key not in predictions],
-    )
-    if unknown:
-        raise SampleError(f"{len(unknown)} predictions have no question: {first_few(map(repr, unknown), 5)}")
-    if missing and (not partial or len(missing) == len(wanted)):
-        ways = "" if partial else "; with --partial the others are scored alone"
-        raise SampleError(f"{len(missing)} questions have no prediction: {first_few(map(repr, missing), 5)}{ways}")
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -211,7 +196,7 @@ def aokvqa_choices(
     `strict`: SampleError for missing predictions, and for one that is none of the choices.
     """
     if strict:
-        require_ids(predictions, [one["question_id"] for one in dataset])
+        require_same_ids([one["question_id"] for one in dataset], predictions)
         none = [one["question_id"] for one in dataset if predictions[one["question_id"]] not in one["choices"]]
         if none:
             raise SampleError(f"{len(none)} predictions are none of the choices: {first_few(none, 5)}")
@@ -234,7 +219,7 @@ def aokvqa_direct(
     """
     counted = [one for one in dataset if scorer == "lavis" or not one["difficult_direct_answer"]]
     if strict:
-        require_ids(predictions, [one["question_id"] for one in dataset])
+        require_same_ids([one["question_id"] for one in dataset], predictions)
     return {
         (key := one["question_id"]): three_of_all(predictions[key], one["direct_answers"])
         if key in predictions
@@ -286,9 +271,7 @@ def gqa(
     Groups hold means and numbers of questions. SampleError where a balanced question has no prediction.
     """
     balanced = {key: one for key, one in questions.items() if one["isBalanced"]}
-    require_ids(
-        {key: text for key, text in predictions.items() if key not in questions or key in balanced}, [*balanced]
-    )
+    require_same_ids(balanced, [key for key in predictions if key not in questions or key in balanced])
     right = {key: predictions[key] == one["answer"] for key, one in questions.items() if key in predictions}
     lists: dict[str, list[float]] = defaultdict(list)
     groups: dict[str, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
