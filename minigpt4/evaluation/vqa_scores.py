@@ -8,12 +8,13 @@ are shares from 0 to 1, unrounded. The scores of POPE are in hallucination.py.
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from minigpt4.common.errors import SampleError
+from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.evaluation.caption_data import first_few, require_same_ids
 
 Scorer = Literal["official", "minigpt4", "lavis", "lmms"]
@@ -236,6 +237,31 @@ def pick(token_losses: Sequence[Sequence[float]], rule: Literal["sum", "mean"] =
     """
     losses = [sum(own) / (len(own) if rule == "mean" else 1) for own in token_losses]
     return losses.index(min(losses))
+
+
+def read_vectors(path: Path, texts: Iterable[str]) -> dict[str, np.ndarray]:
+    """The vectors of the texts' words, from lines `word 0.1 -0.2 ...`, GloVe's; SampleError names a bad line."""
+    words, found = {word for text in texts for word in text.lower().split()}, {}
+    with errors_as(ConfigError, f"--vectors: {path} cannot be read"), path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            word, *values = line.rstrip().split(" ")
+            if word in words:
+                with errors_as(SampleError, f"{path}, line {number}: a word and its numbers"):
+                    found[word] = np.array(values, dtype=np.float64)
+    return found
+
+
+def nearest_choice(text: str, choices: Sequence[str], vectors: Mapping[str, np.ndarray]) -> int:
+    """The number of the choice that a text is or else, by the cosine of mean vectors of words, comes nearest to; the
+    first of equals. A text without known words is as near to all."""
+    if text in choices:
+        return choices.index(text)
+
+    def direction(own: str) -> np.ndarray:
+        mean = sum((vectors[word] for word in own.lower().split() if word in vectors), np.zeros(1))
+        return mean / (np.linalg.norm(mean) or 1)
+
+    return int(np.argmax([float((direction(text) * direction(choice)).sum()) for choice in choices]))
 
 
 # GQA
