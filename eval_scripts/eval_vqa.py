@@ -90,9 +90,13 @@ def run_score(args: argparse.Namespace) -> None:
         name, mark, path = value.rpartition("=")
         said = benchmark.form.read(Path(path))
         way_out = "" if args.partial else "; with --partial questions may lack an answer"
-        ids = [one.question_id for one in read.questions]
-        require_same_ids(ids, said, f"{path}: ", partial=args.partial, way_out=way_out)
+        counted = {one.question_id: one.record.get("isBalanced", True) for one in read.questions}
+        needed = [key for key, counts in counted.items() if counts]  # GQA's others are for its consistency alone
+        given = [key for key in said if counted.get(key, True)]
+        require_same_ids(needed, given, f"{path}: ", partial=args.partial, way_out=way_out)
         one = NamedCheckpoint(name if mark else Path(path).stem, Path(path), file_sha256(Path(path)), None)
+        if any(one.file_name == other.file_name for other, _ in rows):
+            raise ConfigError(f"{path}: another file is called {one.name!r}, too; name it: NAME={path}")
         rows.append((one, {"file": said}))
     _report(args, files, read, rows, {})
 

@@ -3,6 +3,7 @@
 What a file holds is checked and not changed: ids are those of the file. docs/evaluation.md lists the files.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
@@ -111,10 +112,13 @@ VSR = _fields(image=str, caption=str, label=Label)
 HATEFUL_MEMES = _fields(id=str | int, img=str, text=str, label=NotRequired[Label])
 
 
+_adapter = functools.cache(TypeAdapter)
+
+
 def checked(kind: Any, content: Any, where: object) -> Any:
     """`content` as it is; SampleError that names record and field unless it is of a kind."""
     try:
-        TypeAdapter(kind).validate_python(content, strict=True)
+        _adapter(kind).validate_python(content, strict=True)
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in fault["loc"])

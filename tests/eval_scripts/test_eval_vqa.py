@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from minigpt4.common.binding import bind
 from minigpt4.common.checkpoint import file_sha256
 from minigpt4.common.config import Config
+from minigpt4.common.config_files import load_yaml
+from minigpt4.common.schemas import VqaPrompts
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.processors import open_image
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
@@ -299,6 +303,41 @@ def test_a_split_without_answers_is_not_scored(main, given, tmp_path, capsys):
     arguments = ["score", "vqav2", given("vqav2")[1], given("vqav2")[2], str(results), "--save_path", str(tmp_path)]
     assert main(arguments) == 2
     assert "--annotations" in capsys.readouterr().err
+
+
+# Prompts
+
+
+def test_prompts_go_by_benchmark_and_model(command):
+    file = command("eval_vqa").PROMPTS
+    prompts = bind(VqaPrompts, load_yaml(file)["vqa_prompts"], section="vqa_prompts", source=str(file))
+    assert prompts.benchmarks.keys() == set(ASKED)
+    for name in ASKED:
+        text = prompts.of(name, "pretrain_vicuna0", "minigpt4")[1]
+        assert not text.count("[vqa]")
+    assert prompts.of("gqa", "pretrain_llama2", "minigpt4")[0] == "short_answer"
+    name, text = prompts.of("gqa", "v1.5", "llava")
+    assert (name, text.splitlines()[1]) == ("llava", "Answer the question using a single word or phrase.")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--prompt", "short_answr"], "did you mean 'short_answer'"),
+        (["--prompt", "Where? {}"], "--prompt"),
+        (["--prompts", "texts: {a: '<ImageHere> {} {}'}"], "vqa_prompts.texts.a: must hold {} and <ImageHere>"),
+        (["--prompts", "benchmarks: {gqa: {default: b}}"], "vqa_prompts.benchmarks.gqa.default: 'b' is none"),
+        (["--prompts", "benchmarks: {vsr: {default: a}}"], "vqa_prompts.benchmarks has no gqa"),
+        (["--image-path", "/nowhere"], "images are not in /nowhere: 8001.jpg, "),
+    ],
+)
+def test_bad_prompts_and_missing_images_are_named(main, arguments, tmp_path, capsys, more, words):
+    if more[0] == "--prompts":
+        base = {"texts": {"a": "<ImageHere> {}"}, "benchmarks": {"gqa": {"default": "a"}}}
+        write(tmp_path / "prompts.json", {"vqa_prompts": base | yaml.safe_load(more[1])})
+        more = ["--prompts", str(tmp_path / "prompts.json")]
+    assert main([*arguments("gqa", "wrong"), *more]) == 2
+    assert words in capsys.readouterr().err
 
 
 # A model is asked
