@@ -31,6 +31,8 @@ from minigpt4.evaluation.vqa_report import Rules, write_report
 from minigpt4.evaluation.vqa_scores import SCORERS
 
 PROMPTS = Path(__file__).parents[1] / "eval_configs" / "vqa_prompts.yaml"
+OF = {"annotations": ("vqav2", "okvqa"), "choices": ("gqa",), "vectors": ("aokvqa_direct",)}
+"""Which benchmarks have a file."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -103,8 +105,11 @@ def run_score(args: argparse.Namespace) -> None:
 
 def _read(args: argparse.Namespace) -> tuple[Files, Read]:
     given = (args.questions, args.annotations, args.choices, args.image_path, args.vectors, args.split)
+    for option, own in OF.items():
+        if getattr(args, option) and args.benchmark not in own:
+            raise ConfigError(f"--{option}: {args.benchmark} has no such file; it is of {' and '.join(own)}")
     files = Files(*given)
-    return files, read_questions(args.benchmark, files)
+    return files, read_questions(BENCHMARKS[args.benchmark].read, files)
 
 
 def _prompt(args: argparse.Namespace, config: Config) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Benchmarks of visual question answering: how checkpoints are asked, what counts as right, and the report."""
+"""Benchmarks of visual question answering: how checkpoints are asked, what counts as right, what is published."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +10,12 @@ import numpy as np
 
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
-from minigpt4.evaluation import hallucination, science_qa, vqa_scores
+from minigpt4.evaluation import hallucination, science_qa, vqa_data, vqa_scores
 from minigpt4.evaluation.caption_data import require_same_ids
 from minigpt4.evaluation.generate import NamedCheckpoint, setup_metadata
 from minigpt4.evaluation.judge import yes_no
 from minigpt4.evaluation.questions import ask, read_json
-from minigpt4.evaluation.vqa_data import GQA_CHOICES, Files, Read, ResultForm, VqaQuestion, checked
+from minigpt4.evaluation.vqa_data import GQA_CHOICES, Files, Read, ResultForm, checked
 
 Rank = Literal["sum", "mean"]
 """Of the losses of a choice's tokens, the end symbol included."""
@@ -23,86 +23,77 @@ Key = int | str
 Texts = Mapping[Key, str]
 """Answers by question_id."""
 Scores = dict[Key, float]
-NEITHER = 0.5
-"""Of an answer that is neither yes nor no, between 0 and 1, for AUROC."""
 
 
-# What counts as right
+# What counts as right, of a scorer, answers, records and whether missing answers are an error; and further figures
+
+Records = Sequence[Mapping[str, Any]]
 
 
-def _each(match: Callable[[str, Mapping[str, Any]], bool]) -> Callable[..., Scores]:
-    """A scorer that looks at an answer and its question's record; a missing answer is wrong."""
-
-    def score(scorer: str, said: Texts, questions: Sequence[VqaQuestion], strict: bool) -> Scores:
-        return {(key := one.question_id): float(key in said and match(said[key], one.record)) for one in questions}
-
-    return score
-
-
-def _vqa(scorer: str, said: Texts, questions: Sequence[VqaQuestion], strict: bool) -> Scores:
-    return vqa_scores.breakdown(said, [one.record for one in questions], vqa_scores.VQA[scorer]).per_question
-
-
-def _vizwiz(scorer: str, said: Texts, questions: Sequence[VqaQuestion], strict: bool) -> Scores:
-    records = [one.record for one in questions]
-    return vqa_scores.breakdown(said, records, vqa_scores.VIZWIZ[scorer], "image").per_question
-
-
-def _aokvqa(scorer: str, said: Texts, questions: Sequence[VqaQuestion], strict: bool) -> Scores:
-    return vqa_scores.aokvqa_choices(said, [one.record for one in questions], strict=strict)
-
-
-def _aokvqa_direct(scorer: str, said: Texts, questions: Sequence[VqaQuestion], strict: bool) -> Scores:
-    return vqa_scores.aokvqa_direct(said, [one.record for one in questions], scorer, strict=strict)
-
-
-def _gqa(scorer: str, said: Texts, questions: Sequence[VqaQuestion], strict: bool) -> Scores:
-    """Of balanced questions, as all are in MiniGPT-4's list."""
-    return {
-        (key := one.question_id): float(vqa_scores.gqa_matches(said[key], one.record["answer"], scorer))
-        for one in questions
-        if one.record.get("isBalanced", True)
+def _each(key: str, match: Callable[[str, Mapping[str, Any]], bool]) -> Callable[..., Scores]:
+    """A look at an answer and its record, whose id is `key`; a missing answer is wrong."""
+    return lambda scorer, said, records, strict: {
+        one[key]: float(one[key] in said and match(said[one[key]], one)) for one in records
     }
 
 
-# Further figures
+def _vqa(scorer: str, said: Texts, records: Records, strict: bool) -> Scores:
+    return vqa_scores.breakdown(said, records, vqa_scores.VQA[scorer]).per_question
 
 
-def _gqa_figures(scorer: str, said: Texts, questions: Sequence[VqaQuestion], files: Files) -> dict[str, Any]:
+def _vizwiz(scorer: str, said: Texts, records: Records, strict: bool) -> Scores:
+    return vqa_scores.breakdown(said, records, vqa_scores.VIZWIZ[scorer], "image").per_question
+
+
+def _aokvqa(scorer: str, said: Texts, records: Records, strict: bool) -> Scores:
+    return vqa_scores.aokvqa_choices(said, records, strict=strict)
+
+
+def _aokvqa_direct(scorer: str, said: Texts, records: Records, strict: bool) -> Scores:
+    return vqa_scores.aokvqa_direct(said, records, scorer, strict=strict)
+
+
+def _gqa(scorer: str, said: Texts, records: Records, strict: bool) -> Scores:
+    """Of balanced questions, as all are in MiniGPT-4's list."""
+    counted = [one for one in records if one.get("isBalanced", True)]
+    return {
+        (key := one["question_id"]): float(vqa_scores.gqa_matches(said[key], one["answer"], scorer)) for one in counted
+    }
+
+
+def _gqa_figures(scorer: str, said: Texts, records: Records, files: Files) -> dict[str, Any]:
     """The official ones, of the publisher's form, where a scorer leaves the answers of the file as they are."""
-    if scorer in ("lavis", "lmms") or "types" not in questions[0].record:
+    if scorer in ("lavis", "lmms") or "types" not in records[0]:
         return {}
-    clean = vqa_scores.GQA_ANSWERS[scorer]
-    choices, records = None, {one.question_id: one.record for one in questions}
+    choices, questions = None, {one["question_id"]: one for one in records}
     if files.choices:
         choices = checked(GQA_CHOICES, read_json(files.choices), files.choices)
-        require_same_ids(records, [key for key in choices if key in records], f"{files.choices}: ")
-    return vqa_scores.gqa({key: clean(text) for key, text in said.items()}, records, choices)
+        require_same_ids(questions, [key for key in choices if key in questions], f"{files.choices}: ")
+    clean = vqa_scores.GQA_ANSWERS[scorer]
+    return vqa_scores.gqa({key: clean(text) for key, text in said.items()}, questions, choices)
 
 
-def _vizwiz_figures(scorer: str, said: Texts, questions: Sequence[VqaQuestion], files: Files) -> dict[str, Any]:
+def _vizwiz_figures(scorer: str, said: Texts, records: Records, files: Files) -> dict[str, Any]:
     pairs = [
-        (one.record.get("answerable") == 0, vqa_scores.normalised(said[one.question_id]) == "unanswerable")
-        for one in questions
+        (one.get("answerable") == 0, vqa_scores.normalised(said[one["image"]]) == "unanswerable") for one in records
     ]
     hits, total = sum(map(all, pairs)), sum(map(sum, pairs))
     return {"F1 of unanswerable": 2 * hits / total if total else None}
 
 
-def _hateful_figures(scorer: str, said: Texts, questions: Sequence[VqaQuestion], files: Files) -> dict[str, Any]:
-    classes = [vqa_scores.hateful(said[one.question_id]) for one in questions]
-    scores = [NEITHER if one is None else one for one in classes]
-    return {"AUROC of yes, neither, no": vqa_scores.auroc([one.record["label"] for one in questions], scores)}
+def _hateful_figures(scorer: str, said: Texts, records: Records, files: Files) -> dict[str, Any]:
+    scores = [{1: 1.0, 0: 0.0, None: 0.5}[vqa_scores.hateful(said[one["id"]])] for one in records]
+    return {"AUROC of yes, neither, no": vqa_scores.auroc([one["label"] for one in records], scores)}
 
 
-def _nearest_figures(scorer: str, said: Texts, questions: Sequence[VqaQuestion], files: Files) -> dict[str, Any]:
+def _nearest_figures(scorer: str, said: Texts, records: Records, files: Files) -> dict[str, Any]:
     """Multiple choice by the choice that is nearest to a direct answer, where the user has a file of word vectors."""
-    if files.vectors is None or "correct_choice_idx" not in questions[0].record:
+    if files.vectors is None:
         return {}
-    pairs = [(said.get(one.question_id, ""), one.record["choices"]) for one in questions]
-    vectors = vqa_scores.read_vectors(files.vectors, [text for said_, own in pairs for text in (said_, *own)])
+    pairs = [(said.get(one["question_id"], ""), one["choices"]) for one in records]
+    vectors = vqa_scores.read_vectors(files.vectors, [text for answer, own in pairs for text in (answer, *own)])
     picks = [vqa_scores.nearest_choice(text, own, vectors) for text, own in pairs]
-    right = [own == one.record["correct_choice_idx"] for own, one in zip(picks, questions, strict=True)]
+    right = [pick == one["correct_choice_idx"] for pick, one in zip(picks, records, strict=True)]
     return {"multiple choice by nearest choice": float(np.mean(right))}
 
 
@@ -114,15 +105,14 @@ class Benchmark:
     """How one is answered, scored and handed in."""
 
     title: str
+    read: Callable[[Files], Read]
     form: ResultForm
     gold: str
     """Field of a record that has the answer."""
     rules: Mapping[str, str]
     """What counts as right by scorer, the default first."""
-    score: Callable[[str, Texts, Sequence[VqaQuestion], bool], Scores]
-    """Of a scorer, answers and questions, by question_id; the last is whether missing answers are an error."""
-    figures: Callable[[str, Texts, Sequence[VqaQuestion], Files], dict[str, Any]] = lambda *_: {}
-    """Further ones, shares from 0 to 1 where they are shares."""
+    score: Callable[[str, Texts, Records, bool], Scores]
+    figures: Callable[[str, Texts, Records, Files], dict[str, Any]] = lambda *_: {}
     is_ranked: bool = False
     """The likeliest of the choices is the answer; else it is generated."""
     missing_is_wrong: bool = False
@@ -140,10 +130,11 @@ VQA_RULES = {
 }
 BY_ID = ResultForm("list", "question_id", "answer")
 BENCHMARKS = {
-    "vqav2": Benchmark("VQAv2", BY_ID, "answers", VQA_RULES, _vqa),
-    "okvqa": Benchmark("OK-VQA", BY_ID, "answers", VQA_RULES, _vqa),
+    "vqav2": Benchmark("VQAv2", vqa_data.read_vqa, BY_ID, "answers", VQA_RULES, _vqa),
+    "okvqa": Benchmark("OK-VQA", vqa_data.read_vqa, BY_ID, "answers", VQA_RULES, _vqa),
     "aokvqa": Benchmark(
         "A-OKVQA MC",
+        vqa_data.read_aokvqa,
         ResultForm("by id", "question_id", "multiple_choice"),
         "correct_choice_idx",
         {"official": "the text of the right choice"},
@@ -153,6 +144,7 @@ BENCHMARKS = {
     ),
     "aokvqa_direct": Benchmark(
         "A-OKVQA direct",
+        vqa_data.read_aokvqa,
         ResultForm("by id", "question_id", "direct_answer"),
         "direct_answers",
         {
@@ -165,6 +157,7 @@ BENCHMARKS = {
     ),
     "gqa": Benchmark(
         "GQA",
+        vqa_data.read_gqa,
         ResultForm("list", "questionId", "prediction"),
         "answer",
         {
@@ -179,6 +172,7 @@ BENCHMARKS = {
     ),
     "vizwiz": Benchmark(
         "VizWiz",
+        vqa_data.read_vizwiz,
         ResultForm("list", "image", "answer"),
         "answers",
         {
@@ -191,43 +185,48 @@ BENCHMARKS = {
     ),
     "iconqa": Benchmark(
         "IconQA",
+        vqa_data.read_iconqa,
         ResultForm("list", "image_id", "answer"),
         "answer",
         {"official": "the text of the right choice"},
-        _each(lambda text, one: text == one["choices"][one["answer"]]),
+        _each("image_id", lambda text, one: text == one["choices"][one["answer"]]),
         is_ranked=True,
     ),
     "vsr": Benchmark(
         "VSR",
+        vqa_data.read_vsr,
         BY_ID,
         "label",
         {"minigpt4": "`true` or `false` in whatever case, blanks count"},
-        _each(lambda text, one: vqa_scores.vsr(text, one["label"])),
+        _each("question_id", lambda text, one: vqa_scores.vsr(text, one["label"])),
         is_read=lambda text: text.lower() in ("true", "false"),
     ),
     "hateful_memes": Benchmark(
         "Hateful Memes",
+        vqa_data.read_hateful_memes,
         ResultForm("list", "id", "answer"),
         "label",
         {"minigpt4": "`yes` or `no` in whatever case, alone"},
-        _each(lambda text, one: vqa_scores.hateful(text) == one["label"]),
+        _each("id", lambda text, one: vqa_scores.hateful(text) == one["label"]),
         _hateful_figures,
         is_read=lambda text: vqa_scores.hateful(text) is not None,
     ),
     "pope": Benchmark(
         "POPE",
+        vqa_data.read_pope,
         ResultForm("lines", "question_id", "answer"),
         "label",
         {"official": "yes, unless the first sentence has the word No, no or not"},
-        _each(lambda text, one: vqa_scores.pope(text) == (one["label"] == hallucination.YES)),
+        _each("question_id", lambda text, one: vqa_scores.pope(text) == (one["label"] == hallucination.YES)),
         is_read=lambda text: yes_no(text) is not None,
     ),
     "science_qa": Benchmark(
         "ScienceQA",
+        vqa_data.read_science_qa,
         ResultForm("lines", "question_id", "text"),
         "answer",
         {"official": "the letter alone, in front as `B. `, or in exactly one `The answer is B.`"},
-        _each(lambda text, one: science_qa.choice_of(science_qa.find_letter(text), one) == one["answer"]),
+        _each("id", lambda text, one: science_qa.choice_of(science_qa.find_letter(text), one) == one["answer"]),
         missing_is_wrong=True,
     ),
 }

@@ -92,7 +92,7 @@ AOKVQA = _fields(
     choices=Choices,
     correct_choice_idx=NotRequired[Index],
     direct_answers=NotRequired[Texts],
-    difficult_direct_answer=NotRequired[bool],
+    difficult_direct_answer=bool,
 )
 GQA = _fields(
     question=str,
@@ -147,7 +147,7 @@ def _questions(
     ]
 
 
-def _read_vqa(files: Files) -> Read:
+def read_vqa(files: Files) -> Read:
     """VQAv2, and OK-VQA in both forms: MiniGPT-4's split file is a list, its images have 2017's names."""
     content, form, subtype, answers = read_json(files.questions), "list", "", {}
     if isinstance(content, dict):
@@ -165,22 +165,22 @@ def _read_vqa(files: Files) -> Read:
         return files.image(*names, number)
 
     records = [{**answers.get(one["question_id"], {}), **one} for one in content]
-    return Read(
-        _questions(records, "question_id", image, "question", "answer_type", "question_type"),
-        form,
-        subtype,
-    )
+    questions = _questions(records, "question_id", image, "question", "answer_type", "question_type")
+    return Read(questions, form, subtype)
 
 
-def _read_aokvqa(files: Files) -> Read:
+def read_aokvqa(files: Files) -> Read:
     records, form = _records(files.questions, AOKVQA)
-    number = "{image_id:012}.jpg".format_map
-    name = "{split}2017/{image_id:012}.jpg".format_map
-    questions = _questions(records, "question_id", lambda one: files.image(name(one), number(one)), "question")
-    return Read(questions, form, " and ".join({one["split"]: None for one in records}))
+
+    def image(one: Mapping[str, Any]) -> str:
+        number = f"{one['image_id']:012}.jpg"
+        return files.image(f"{one['split']}2017/{number}", number)
+
+    splits = dict.fromkeys(one["split"] for one in records)
+    return Read(_questions(records, "question_id", image, "question"), form, " and ".join(splits))
 
 
-def _read_gqa(files: Files) -> Read:
+def read_gqa(files: Files) -> Read:
     """The publisher's dictionary, or the list of MiniGPT-4 and LAVIS under the same name."""
     content = read_json(files.questions)
     if isinstance(content, list):
@@ -192,14 +192,12 @@ def _read_gqa(files: Files) -> Read:
     return Read(_questions(records, "question_id", image, "question", "structural"), "dictionary")
 
 
-def _read_vizwiz(files: Files) -> Read:
+def read_vizwiz(files: Files) -> Read:
     records, form = _records(files.questions, VIZWIZ)
-    return Read(
-        _questions(records, "image", itemgetter("image"), "question", "answer_type"), form, files.questions.stem
-    )
+    return Read(_questions(records, "image", itemgetter("image"), "question", "answer_type"), form)
 
 
-def _read_iconqa(files: Files) -> Read:
+def read_iconqa(files: Files) -> Read:
     """MiniGPT-4's list, or the publisher's folder with a folder a question."""
     if files.questions.is_dir():
         paths, form = sorted(files.questions.glob("*/data.json")), "a folder a question"
@@ -207,34 +205,29 @@ def _read_iconqa(files: Files) -> Read:
         checked(list[ICONQA], records, files.questions)
     else:
         records, form = _records(files.questions, ICONQA)
-    records = [{**one, "choices a question": len(one["choices"])} for one in records]
-    return Read(
-        _questions(records, "image_id", "{image_id}/image.png".format_map, "question", "choices a question"), form
-    )
+    records = [{**one, "number of choices": len(one["choices"])} for one in records]
+    image = "{image_id}/image.png".format_map
+    return Read(_questions(records, "image_id", image, "question", "number of choices"), form)
 
 
-def _read_vsr(files: Files) -> Read:
+def read_vsr(files: Files) -> Read:
     """The id is the number of the record, from 1."""
     records, form = _records(files.questions, VSR)
     numbered = [{**one, "question_id": number} for number, one in enumerate(records, start=1)]
-    return Read(
-        _questions(numbered, "question_id", itemgetter("image"), "caption", "label", "relation"),
-        form,
-        files.questions.stem,
-    )
+    return Read(_questions(numbered, "question_id", itemgetter("image"), "caption", "label", "relation"), form)
 
 
-def _read_hateful_memes(files: Files) -> Read:
+def read_hateful_memes(files: Files) -> Read:
     records, form = _records(files.questions, HATEFUL_MEMES)
     return Read(_questions(records, "id", itemgetter("img"), "text", "label"), form)
 
 
-def _read_pope(files: Files) -> Read:
+def read_pope(files: Files) -> Read:
     records = map(asdict, hallucination.read_questions(files.questions))
     return Read(_questions(records, "question_id", itemgetter("image"), "text", "label"), "lines")
 
 
-def _read_science_qa(files: Files) -> Read:
+def read_science_qa(files: Files) -> Read:
     records = [
         {"id": key, "text": science_qa.question_and_answer(one, PROBLEM_FORMAT)[0], **one}
         for key, one in science_qa.read_problems(files.questions, files.split).items()
@@ -244,26 +237,10 @@ def _read_science_qa(files: Files) -> Read:
     return Read(questions, f"problems, {PROBLEM_FORMAT}", files.split)
 
 
-READERS = {
-    "vqav2": _read_vqa,
-    "okvqa": _read_vqa,
-    "aokvqa": _read_aokvqa,
-    "aokvqa_direct": _read_aokvqa,
-    "gqa": _read_gqa,
-    "vizwiz": _read_vizwiz,
-    "iconqa": _read_iconqa,
-    "vsr": _read_vsr,
-    "hateful_memes": _read_hateful_memes,
-    "pope": _read_pope,
-    "science_qa": _read_science_qa,
-}
-"""By the benchmark's name on the command line."""
-
-
-def read_questions(benchmark: str, files: Files) -> Read:
-    """The questions of a benchmark; SampleError that names file, record and field where one is bad, and an id that
-    comes twice; ConfigError for a file that cannot be read."""
-    found = READERS[benchmark](files)
+def read_questions(reader: Callable[[Files], Read], files: Files) -> Read:
+    """The questions of a benchmark by its reader; SampleError that names file, record and field of a bad one, or an id
+    that comes twice; ConfigError for a file that cannot be read."""
+    found = reader(files)
     if not found.questions:
         raise SampleError(f"{files.questions}: holds no questions")
     _require_single([one.question_id for one in found.questions], files.questions)
@@ -296,11 +273,10 @@ class ResultForm(NamedTuple):
     def write(self, path: Path, answers: Mapping[int | str, str]) -> None:
         """Write the file; ConfigError if the disk refuses."""
         if self.kind == "by id":
-            return write_json(path, {key: {self.text: text} for key, text in answers.items()}, "--save_path")
-        listed = [{self.key: key, self.text: text} for key, text in answers.items()]
-        if self.kind == "lines":
-            return write_lines(path, listed, "--save_path")
-        return write_json(path, listed, "--save_path")
+            content = {key: {self.text: text} for key, text in answers.items()}
+        else:
+            content = [{self.key: key, self.text: text} for key, text in answers.items()]
+        (write_lines if self.kind == "lines" else write_json)(path, content, "--save_path")
 
     def read(self, path: Path) -> dict[int | str, str]:
         """Answers by id; SampleError names a bad one, or an id that comes twice. Where an entry by id lacks the

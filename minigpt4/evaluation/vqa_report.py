@@ -40,7 +40,7 @@ class Rules:
     rank: Rank = "sum"
     partial: bool = False
     first_line: bool = False
-    """Answers end before the first line break or full stop."""
+    """Answers that are no choices end before the first line break or full stop."""
 
 
 def write_report(
@@ -60,8 +60,9 @@ def write_report(
     benchmark, checkpoints, scores, worst = BENCHMARKS[name], [], [], []
     has_gold = all(benchmark.gold in one.record for one in read.questions)
     scorer = rules.scorer if rules.scorer in benchmark.rules else next(iter(benchmark.rules))
+    cuts = rules.first_line and not benchmark.is_ranked
     for one, given in rows:
-        said = {way: _first_lines(texts) if rules.first_line else texts for way, texts in given.items()}
+        said = {way: _first_lines(texts) if cuts else texts for way, texts in given.items()}
         chosen = said.get(rules.rank) or next(iter(said.values()))
         path = folder / f"answers_{name}_{one.file_name}.{'jsonl' if benchmark.form.kind == 'lines' else 'json'}"
         benchmark.form.write(path, chosen)
@@ -80,7 +81,7 @@ def write_report(
         "split": read.split or files.questions.stem,
         "scorer": scorer,
         "rule": benchmark.rules[scorer] + (f"; {rules.rank} of the losses" if benchmark.is_ranked else ""),
-        "answer": "up to the first line break or full stop" if rules.first_line else "whole",
+        "answer": "up to the first line break or full stop" if cuts else "whole",
         "partial": f"of {len(read.questions):,}, questions without an answer {missing}" if rules.partial else None,
         "setup": setup,
         "baselines": _baselines(read.questions) if has_gold and benchmark.is_ranked else {},
@@ -120,8 +121,9 @@ def _score(
     """Scores by question_id, of which `content` gets what the JSON file says."""
     if rules.partial and not benchmark.missing_is_wrong:
         questions = [one for one in questions if one.question_id in chosen]
-    others = {rule: benchmark.score(rule, chosen, questions, not rules.partial) for rule in benchmark.rules}
-    ways = {way: benchmark.score(scorer, texts, questions, not rules.partial) for way, texts in said.items()}
+    records, strict = [one.record for one in questions], not rules.partial
+    others = {rule: benchmark.score(rule, chosen, records, strict) for rule in benchmark.rules}
+    ways = {way: benchmark.score(scorer, texts, records, strict) for way, texts in said.items()}
     own, groups = others[scorer], defaultdict(lambda: defaultdict(list))
     for one in [one for one in questions if one.question_id in own]:
         for name, value in one.groups.items():
@@ -130,7 +132,7 @@ def _score(
         "accuracy": _mean(own.values()),
         "scores": {name: _mean(each.values()) for name, each in (others if len(ways) == 1 else ways).items()},
         "groups": {name: {v: [_mean(s), len(s)] for v, s in sorted(by.items())} for name, by in groups.items()},
-        "figures": benchmark.figures(scorer, chosen, questions, files),
+        "figures": benchmark.figures(scorer, chosen, records, files),
     }
     return own
 
@@ -260,12 +262,14 @@ def _section(one: Mapping[str, Any]) -> str:
         pairs = [(own, f"{own['checkpoint']} - {own['baseline']}") for own in one["comparisons"]]
         rows = [[name, percent(own["difference"], own["interval"]), f"{own['p']:.3f}"] for own, name in pairs]
         tables.append(Table(["difference", "points", "p, paired"], rows))
-    for name, values in first["groups"].items():
+    for name in first["groups"]:
+        found = [own["groups"].get(name, {}) for own in checkpoints]
+        counts = {value: count for own in found for value, (_, count) in own.items()}
         rows = [
-            [own["name"], *(percent(own["groups"][name][v][0]) if v in own["groups"][name] else "-" for v in values)]
-            for own in checkpoints
+            [value, f"{count:,}", *(percent(own[value][0]) if value in own else "-" for own in found)]
+            for value, count in counts.items()
         ]
-        tables.append(Table([name, *(f"{value} (n {count:,})" for value, (_, count) in values.items())], rows))
+        tables.append(Table([name, "n", *(own["name"] for own in checkpoints)], rows))
     baselines = ", ".join(f"{name} {percent(score)}" for name, score in one["baselines"].items())
     parts = [f"## {BENCHMARKS[one['benchmark']].title}", baselines, *(table.markdown().strip() for table in tables)]
     return "\n\n".join(filter(None, parts))
