@@ -154,6 +154,8 @@ class PromptRules:
         """All that answers depend on, plain types; the seed where it matters."""
         given = {"own_prompts": self.own_prompts, "choices": self.choices}
         own = {name: dict(values) for name, values in given.items() if values}
+        if self.choices:
+            return own | {"prompt": self.prompt}
         return own | {
             "decoding": dataclasses.asdict(self.decoding),
             "prompt": self.prompt,
