@@ -52,6 +52,31 @@ class FailurePrompts:
     poem: str = "<Img><ImageHere></Img> Write a poem about this image."
 
 
+@dataclass
+class VqaPrompts:
+    """`vqa_prompts:` of `eval_configs/vqa_prompts.yaml`: how benchmarks are asked."""
+
+    texts: dict[str, str]
+    """By name: one `<ImageHere>`, and `{}` for the question; put into `model.prompt_template`."""
+    benchmarks: dict[str, dict[str, str]]
+    """By benchmark: the names of its texts by `model.model_type` or `model.arch`, or else `default`."""
+
+    def __post_init__(self) -> None:
+        named = [(f"{one}.{key}", name) for one, own in self.benchmarks.items() for key, name in own.items()]
+        wrong = [name for name, text in self.texts.items() if text.count("{}") != 1 or text.count("<ImageHere>") != 1]
+        refuse(
+            *((True, f"texts.{name}: must hold {{}} and <ImageHere> exactly once") for name in wrong),
+            *((name not in self.texts, f"benchmarks.{key}: {name!r} is none of the texts") for key, name in named),
+            *(("default" not in own, f"benchmarks.{one}.default: is missing") for one, own in self.benchmarks.items()),
+        )
+
+    def of(self, benchmark: str, *kinds: str) -> tuple[str, str]:
+        """Name and text of a benchmark's prompt, by the first of the kinds of model that it knows."""
+        own = self.benchmarks[benchmark]
+        name = own[next((kind for kind in kinds if kind in own), "default")]
+        return name, self.texts[name]
+
+
 @dataclass(frozen=True)
 class GenerationSettings(Decoding):
     """`run.generation`: decoding, prompt and end of captions. The defaults are greedy: the same in every run."""

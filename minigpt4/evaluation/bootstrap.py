@@ -85,6 +85,9 @@ def _scores_of(scores: CaptionScores, times_RN: np.ndarray) -> dict[str, np.ndar
         found |= dict(zip(FAMILIES["BLEU"], bleu(times_RN @ scores.counts["BLEU"]).T, strict=True))
     if "METEOR" in scores.counts:
         found["METEOR"] = meteor(times_RN @ scores.counts["METEOR"])
+    if "accuracy" in scores.counts:
+        right_R, asked_R = (times_RN @ scores.counts["accuracy"]).T
+        found["accuracy"] = right_R / asked_R
     return {name: found[name] for name in scores.corpus}
 
 

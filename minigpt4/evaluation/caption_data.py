@@ -1,6 +1,6 @@
 """The images of a caption evaluation, each once, with their references, in batches that depend on the data alone."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -176,6 +176,29 @@ def match(
             "--partial the others are scored alone"
         )
     return {image_id: references[image_id] for image_id in results}
+
+
+def require_same_ids(
+    questions: Collection[int | str],
+    answers: Collection[int | str],
+    where: str = "",
+    *,
+    partial: bool = False,
+    way_out: str = "",
+) -> None:
+    """SampleError, which names the first five, for answers without a question and, unless `partial`, questions without
+    an answer; also where there is no answer at all. Ids are compared as they are: 1 is not "1"."""
+    known, given = set(questions), set(answers)
+    missing, unknown = ([key for key in questions if key not in given], [key for key in answers if key not in known])
+    missing = [] if partial and len(missing) < len(known) else missing
+    shown = str if all(isinstance(key, str) for key in known | given) else repr
+    faults = [
+        f"{len(wrong)} {what}: question_id {first_few(map(shown, wrong), 5)}"
+        for wrong, what in ((missing, "questions have no answer"), (unknown, "answers have no question"))
+        if wrong
+    ]
+    if faults:
+        raise SampleError(f"{where}{'; '.join(faults)}{way_out}")
 
 
 def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:

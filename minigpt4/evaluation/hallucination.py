@@ -18,6 +18,7 @@ from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
+from minigpt4.evaluation.caption_data import require_same_ids
 from minigpt4.evaluation.generate import NamedCheckpoint, setup_metadata
 from minigpt4.evaluation.judge import yes_no
 from minigpt4.evaluation.objects import Truth
@@ -26,7 +27,6 @@ from minigpt4.evaluation.questions import (
     VisualQuestion,
     ask,
     read_lines,
-    require_same_ids,
     require_texts,
     write_lines,
 )

@@ -17,14 +17,13 @@ import numpy as np
 from minigpt4.common.errors import ConfigError, RunError, SampleError, errors_as
 from minigpt4.common.utils import JsonLines, escaped, read_facts, write_json
 from minigpt4.evaluation.bootstrap import ratio_interval
-from minigpt4.evaluation.caption_data import first_few
+from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.judge import Judge, Question
 from minigpt4.evaluation.questions import (
     VisualQuestion,
     read_answer_lines,
     read_json,
     read_lines,
-    require_same_ids,
     require_texts,
     write_lines,
 )

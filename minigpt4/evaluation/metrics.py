@@ -38,7 +38,8 @@ class CaptionScores:
 
     counts: dict[str, np.ndarray]
     """Counts of each image whose sums give a corpus score (bootstrap.py), float64. "BLEU" (N, 10): correct and
-    said n-grams of 1 to 4 words, length said and wanted; "METEOR" (N, 23): what METEOR 1.5 calls its statistics."""
+    said n-grams of 1 to 4 words, length said and wanted; "METEOR" (N, 23): what METEOR 1.5 calls its statistics;
+    "accuracy" (N, 2), of answers about an image: sum of scores, and how many."""
 
 
 def require_caption_metrics(key: str) -> None:

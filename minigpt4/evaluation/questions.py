@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,9 @@ class VisualQuestion:
 # Files
 
 
-def read_lines(path: Path, key: str = "question_id") -> Iterator[tuple[str, dict[str, Any], str]]:
+def read_lines(path: Path, key: str | None = "question_id") -> Iterator[tuple[str, dict[str, Any], str]]:
     """(`key` as text, record, place) of each line of JSON lines, whatever the file is called: published ones end in
-    .json. SampleError that names the line of a bad one, or of a second one with the same key."""
+    .json; without `key` the number of the line. SampleError names the line of a bad one, or a second one of a key."""
     with errors_as(ConfigError, f"{path}: cannot be read"):
         lines = LINE_END.split(decode(path.read_bytes()))
     seen = set()
@@ -52,9 +52,9 @@ def read_lines(path: Path, key: str = "question_id") -> Iterator[tuple[str, dict
             record = parse_json(line)
         except ValueError as error:
             raise SampleError(f"{where}: not JSON ({error}); the file must hold an object a line") from error
-        if not isinstance(record, dict) or not isinstance(record.get(key), int | str):
+        if not isinstance(record, dict) or not isinstance(record.get(key, None if key else number), int | str):
             raise SampleError(f"{where}: not an object with the field {key!r}, text or a number")
-        name = str(record[key])
+        name = str(record[key] if key else number)
         if name in seen:
             raise SampleError(f"{where}: the {key} {name} comes twice")
         seen.add(name)
@@ -83,15 +83,6 @@ def read_answer_lines(path: Path) -> dict[str, dict[str, Any]]:
     return answers
 
 
-def require_same_ids(questions: Collection[str], answers: Collection[str], where: str = "") -> None:
-    """SampleError for questions without an answer, and answers without a question."""
-    missing = [key for key in questions if key not in answers]
-    unknown = [key for key in answers if key not in questions]
-    for wrong, what in ((missing, "questions have no answer"), (unknown, "answers have no question")):
-        if wrong:
-            raise SampleError(f"{where}{len(wrong)} {what}: question_id {first_few(wrong)}")
-
-
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]], option: str = "--output") -> None:
     """JSON lines; ConfigError if the disk refuses."""
     with errors_as(ConfigError, f"{option}: cannot write {path}"):
@@ -104,12 +95,13 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]], option: str = 
 
 def question_files(questions: Sequence[VisualQuestion], images: Path) -> list[ImageFile]:
     """An entry a question, in whose place the questions of an image stand together, those without one last;
-    SampleError for missing images."""
+    SampleError that names the first missing images."""
     names = dict.fromkeys(question.image for question in questions if question.image is not None)
     order = {name: place for place, name in enumerate([*names, None])}
     missing = [name for name in names if not (images / name).is_file()]
     if missing:
-        raise SampleError(f"--image-path: {len(missing)} of {len(names)} images are not in {images}: {missing[0]}, ...")
+        count = f"{len(missing)} of {len(names)} images"
+        raise SampleError(f"--image-path: {count} are not in {images}: {first_few(missing, 5)}")
     together = sorted(questions, key=lambda question: order[question.image])
     return [ImageFile(str(one.question_id), None if one.image is None else images / one.image) for one in together]
 
@@ -122,12 +114,16 @@ def ask(
     folder: Path,
     prompt: str,
     processes: Processes,
+    choices: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[PromptRules, list[dict[str, str]] | None]:
     """How was asked, and on rank 0 each checkpoint's answers by question_id as text; every rank must call it.
 
     `prompt` has `<ImageHere>`, of LLaVA also `<image>`, and `{}` for the question, and goes into the model's template;
     for a question without image it goes without what stands for one. SampleError for a question that has a place for an
     image in its text. Errors and the use of `folder` are those of `predict`.
+
+    With `choices`, by question_id as text, nothing is generated: an answer is JSON, the losses of each choice's tokens,
+    the end symbol last. Questions go one by one, so that no bit depends on the others.
     """
     if prompt.count(QUESTION_PLACE) != 1:
         raise ConfigError(f"--prompt: {prompt!r} must hold {QUESTION_PLACE} exactly once, where the question goes")
@@ -142,7 +138,10 @@ def ask(
         whole = text_alone if one.image is None else rules.prompt
         own[str(one.question_id)] = whole.replace(QUESTION_PLACE, one.text)
     listed = ImageList(question_files(questions, images), image_reader(cfg))
-    said = predict(cfg, listed, [replace(rules, own_prompts=own)], checkpoints, folder, processes)
+    if choices:
+        cfg = cfg.replace(run=replace(cfg.run, batch_size_eval=1))
+    rules_of_all = replace(rules, own_prompts=own, choices=choices or {})
+    said = predict(cfg, listed, [rules_of_all], checkpoints, folder, processes)
     return rules, said and [{key: answer.text for key, answer in answers.items()} for (answers,) in said]
 
 

@@ -14,9 +14,9 @@ from typing import Any
 from minigpt4.common.errors import ConfigError, SampleError, hint
 from minigpt4.conversation.llava import IMAGE_TOKEN
 from minigpt4.evaluation.bootstrap import wilson
-from minigpt4.evaluation.caption_data import first_few
+from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.judge import Judge, Question
-from minigpt4.evaluation.questions import VisualQuestion, read_json, require_same_ids, require_texts
+from minigpt4.evaluation.questions import VisualQuestion, read_json, require_texts
 from minigpt4.evaluation.report import Table
 
 LETTERS = "ABCDE"

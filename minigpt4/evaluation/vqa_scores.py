@@ -8,13 +8,14 @@ are shares from 0 to 1, unrounded. The scores of POPE are in hallucination.py.
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
-from minigpt4.common.errors import SampleError
-from minigpt4.evaluation.caption_data import first_few
+from minigpt4.common.errors import ConfigError, SampleError, errors_as
+from minigpt4.evaluation.caption_data import first_few, require_same_ids
 
 Scorer = Literal["official", "minigpt4", "lavis", "lmms"]
 """Whose rules: `lmms` are EvalAI's, which TextVQA, LLaVA and lmms-eval use; `minigpt4` of VQA is that for OK-VQA."""
@@ -168,7 +169,7 @@ def breakdown(
     `annotations` have `key`, `answers`, a list of texts or of {"answer": text}, and maybe `answer_type` and
     `question_type`. SampleError unless the ids are the same; `partial`: score the questions that are predicted alone.
     """
-    require_ids(predictions, [one[key] for one in annotations], partial=partial)
+    require_same_ids([one[key] for one in annotations], predictions, partial=partial)
     scores, groups = {}, defaultdict(lambda: defaultdict(list))
     for one in annotations:
         if one[key] in predictions:
@@ -179,21 +180,6 @@ def breakdown(
                     groups[name][one[name]].append(scores[one[key]])
     means = {name: {value: _mean(own) for value, own in values.items()} for name, values in groups.items()}
     return Breakdown(_mean(list(scores.values())), scores, means)
-
-
-def require_ids(predictions: Mapping[Any, Any], wanted: Sequence[Any], *, partial: bool = False) -> None:
-    """SampleError, which names the first five, for predictions without a question and, unless `partial`, the other way
-    round."""
-    known = set(wanted)
-    unknown, missing = (
-        [key for key in predictions if key not in known],
-        [key for key in wanted if key not in predictions],
-    )
-    if unknown:
-        raise SampleError(f"{len(unknown)} predictions have no question: {first_few(map(repr, unknown), 5)}")
-    if missing and (not partial or len(missing) == len(wanted)):
-        ways = "" if partial else "; with --partial the others are scored alone"
-        raise SampleError(f"{len(missing)} questions have no prediction: {first_few(map(repr, missing), 5)}{ways}")
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -211,7 +197,7 @@ def aokvqa_choices(
     `strict`: SampleError for missing predictions, and for one that is none of the choices.
     """
     if strict:
-        require_ids(predictions, [one["question_id"] for one in dataset])
+        require_same_ids([one["question_id"] for one in dataset], predictions)
         none = [one["question_id"] for one in dataset if predictions[one["question_id"]] not in one["choices"]]
         if none:
             raise SampleError(f"{len(none)} predictions are none of the choices: {first_few(none, 5)}")
@@ -234,7 +220,7 @@ def aokvqa_direct(
     """
     counted = [one for one in dataset if scorer == "lavis" or not one["difficult_direct_answer"]]
     if strict:
-        require_ids(predictions, [one["question_id"] for one in dataset])
+        require_same_ids([one["question_id"] for one in dataset], predictions)
     return {
         (key := one["question_id"]): three_of_all(predictions[key], one["direct_answers"])
         if key in predictions
@@ -251,6 +237,31 @@ def pick(token_losses: Sequence[Sequence[float]], rule: Literal["sum", "mean"] =
     """
     losses = [sum(own) / (len(own) if rule == "mean" else 1) for own in token_losses]
     return losses.index(min(losses))
+
+
+def read_vectors(path: Path, texts: Iterable[str]) -> dict[str, np.ndarray]:
+    """The vectors of the texts' words, from lines `word 0.1 -0.2 ...`, GloVe's; SampleError names a bad line."""
+    words, found = {word for text in texts for word in text.lower().split()}, {}
+    with errors_as(ConfigError, f"--vectors: {path} cannot be read"), path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            word, *values = line.rstrip().split(" ")
+            if word in words:
+                with errors_as(SampleError, f"{path}, line {number}: a word and its numbers"):
+                    found[word] = np.array(values, dtype=np.float64)
+    return found
+
+
+def nearest_choice(text: str, choices: Sequence[str], vectors: Mapping[str, np.ndarray]) -> int:
+    """The number of the choice that a text is or else, by the cosine of mean vectors of words, comes nearest to; the
+    first of equals. A text without known words is as near to all."""
+    if text in choices:
+        return choices.index(text)
+
+    def direction(own: str) -> np.ndarray:
+        mean = sum((vectors[word] for word in own.lower().split() if word in vectors), np.zeros(1))
+        return mean / (np.linalg.norm(mean) or 1)
+
+    return int(np.argmax([float((direction(text) * direction(choice)).sum()) for choice in choices]))
 
 
 # GQA
@@ -286,9 +297,7 @@ def gqa(
     Groups hold means and numbers of questions. SampleError where a balanced question has no prediction.
     """
     balanced = {key: one for key, one in questions.items() if one["isBalanced"]}
-    require_ids(
-        {key: text for key, text in predictions.items() if key not in questions or key in balanced}, [*balanced]
-    )
+    require_same_ids(balanced, [key for key in predictions if key not in questions or key in balanced])
     right = {key: predictions[key] == one["answer"] for key, one in questions.items() if key in predictions}
     lists: dict[str, list[float]] = defaultdict(list)
     groups: dict[str, dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))

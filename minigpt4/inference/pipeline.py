@@ -10,6 +10,7 @@ Shapes: B images, S pixels a side.
 
 import dataclasses
 import functools
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,6 +110,8 @@ class PromptRules:
     """Of sampling."""
     own_prompts: Mapping[str, str] = field(default_factory=dict)
     """Prompts, in the model's template, of images that have one of their own, by image id."""
+    choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """By image id, answers to choose from: then an answer is JSON, the losses of each choice's tokens."""
 
     @classmethod
     def of(
@@ -144,11 +147,17 @@ class PromptRules:
         prompts = [self.own_prompts.get(image_id, self.prompt) for image_id in image_ids or [""] * len(rows)]
         left = iter(rows)
         images = [[next(left)] if IMAGE_PLACEHOLDER in prompt else [] for prompt in prompts]
+        if self.choices:
+            asked = zip(images, prompts, (self.choices[image_id] for image_id in image_ids), strict=True)
+            return [Answer(json.dumps(model.choice_losses(*one)), None) for one in asked]
         return model.answers_from_embeds(images, prompts, self.decoding, self.stop)
 
     def provenance(self) -> dict[str, Any]:
         """All that answers depend on, plain types; the seed where it matters."""
-        own = {"own_prompts": dict(self.own_prompts)} if self.own_prompts else {}
+        given = {"own_prompts": self.own_prompts, "choices": self.choices}
+        own = {name: dict(values) for name, values in given.items() if values}
+        if self.choices:
+            return own | {"prompt": self.prompt}
         return own | {
             "decoding": dataclasses.asdict(self.decoding),
             "prompt": self.prompt,

@@ -174,12 +174,35 @@ class GenerationMixin:
         if is_batch_invariant(self.llama_model) and len(texts) > 1:
             own = [images if images is None else images[n : n + 1] for n in range(len(texts))]
             return [self.log_likelihoods(*one)[0] for one in zip(own, zip(texts), zip(answers), strict=True)]
-        rows, tokens_MD = self._prompt_rows(texts, self._image_lists(images, len(texts)))
+        losses_BK, is_target_BK, greedy_BK = self._token_losses(self._image_lists(images, len(texts)), texts, answers)
+        is_greedy_B = (greedy_BK | ~is_target_BK).all(dim=1)
+        return list(zip((-losses_BK.sum(dim=1)).tolist(), is_greedy_B.tolist(), strict=True))
+
+    @torch.no_grad()
+    def choice_losses(self, images: Sequence[Tensor], text: str, choices: Sequence[str]) -> list[list[float]]:
+        """The loss, in nats, of every token of each choice as the answer to a prompt, that of the end symbol last.
+
+        `images`: embeddings (1, Q, D) each. A choice goes through the LLM by itself, so that its losses, to the bit, do
+        not depend on the others.
+        """
+        found = []
+        for choice in choices:
+            losses_1K, is_target_1K, _ = self._token_losses([images], [text], [choice + self.end_sym])
+            found.append(losses_1K[is_target_1K].tolist())
+        return found
+
+    def _token_losses(
+        self, images: Sequence[Sequence[Tensor]], texts: Sequence[str], answers: Sequence[str]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the K positions that have a target in some row, (B, K) each: loss, whether it is a target of the row, and
+        whether greedy decoding gives it."""
+        rows, tokens_MD = self._prompt_rows(texts, images)
         wanted = [prompting.TokenSequence().add_text(ids, train=True) for ids in self.prompting.encode(answers)]
         batch = prompting.collate_training(rows, wanted, [], self.llama_tokenizer.pad_token_id)
         columns_K = prompting.target_positions(batch)[1].unique()
         if not len(columns_K):
-            return [(0.0, True)] * len(texts)
+            none = torch.zeros(len(texts), 0)
+            return none, none.bool(), none.bool()
         batch, columns_K = batch.to(self.device), columns_K.to(self.device)
         with native_dtype(self.llama_model):
             logits_BKV = self.llama_model(
@@ -190,8 +213,7 @@ class GenerationMixin:
             ).logits.float()
         targets_BK = batch.targets_BT[:, columns_K + 1]
         losses_BK = nn.functional.cross_entropy(logits_BKV.transpose(1, 2), targets_BK, reduction="none")
-        greedy_BK = (logits_BKV.argmax(dim=-1) == targets_BK) | (targets_BK == prompting.IGNORE)
-        return list(zip((-losses_BK.sum(dim=1)).tolist(), greedy_BK.all(dim=1).tolist(), strict=True))
+        return losses_BK, targets_BK != prompting.IGNORE, logits_BKV.argmax(dim=-1) == targets_BK
 
     def _image_lists(self, images: Any, count: int) -> list[list[Tensor]]:
         """Image embeddings (1, Q, D) of each prompt; all images are encoded in one batch."""
