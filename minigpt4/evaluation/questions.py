@@ -12,6 +12,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import LINE_END, decode, escaped, parse_json, write_json, write_whole
+from minigpt4.conversation.decoding import Answer
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.evaluation.caption_data import first_few
 from minigpt4.evaluation.generate import NamedCheckpoint, predict, setup_metadata
@@ -122,7 +123,7 @@ def ask(
     folder: Path,
     prompt: str,
     processes: Processes,
-) -> tuple[PromptRules, list[dict[str, str]] | None]:
+) -> tuple[PromptRules, list[dict[str, Answer]] | None]:
     """How was asked, and on rank 0 each checkpoint's answers by question_id as text; every rank must call it.
 
     `prompt` has `<ImageHere>`, of LLaVA also `<image>`, and `{}` for the question, and goes into the model's template;
@@ -143,7 +144,7 @@ def ask(
         own[str(one.question_id)] = whole.replace(QUESTION_PLACE, one.text)
     listed = ImageList(question_files(questions, images), image_reader(cfg))
     said = predict(cfg, listed, [replace(rules, own_prompts=own)], checkpoints, folder, processes)
-    return rules, said and [{key: answer.text for key, answer in answers.items()} for (answers,) in said]
+    return rules, said and [answers for (answers,) in said]
 
 
 def answer_checkpoints(
@@ -168,7 +169,7 @@ def answer_checkpoints(
     for checkpoint, answers in zip(checkpoints, said, strict=True):
         lines = []
         for one in questions:
-            key, text = one.question_id, answers[str(one.question_id)]
+            key, text = one.question_id, answers[str(one.question_id)].text
             asked = one.text if one.image is None else image_mark + one.text
             digest = hashlib.sha256(f"{checkpoint.sha256} {key} {text}".encode()).hexdigest()[:22]
             own = {"answer_id": digest, "model_id": checkpoint.name, "metadata": {}}
