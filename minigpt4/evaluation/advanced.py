@@ -154,10 +154,11 @@ def read_tasks(
             raise SampleError(f"{where}: {one.question_id} comes twice; an image has one question a task")
     if not by_task:
         raise ConfigError(f"--images: {source} names no tasks; see --help, or set run.advanced_tasks")
-    draw = random.Random(seed)
-    drawn = [draw.sample(range(len(group)), min(limit or len(group), len(group))) for group in by_task.values()]
-    groups = [[*group.values()] for group in by_task.values()]
-    return base, [group[place] for group, chosen in zip(groups, drawn, strict=True) for place in sorted(chosen)]
+    asked: list[TaskQuestion] = []
+    for group in by_task.values():  # of the same images, each task gets the same
+        chosen = random.Random(seed).sample(range(len(group)), min(limit or len(group), len(group)))
+        asked += [[*group.values()][place] for place in sorted(chosen)]
+    return base, asked
 
 
 def _texts(folder: Path) -> dict[str, str]:
