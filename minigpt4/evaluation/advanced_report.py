@@ -174,7 +174,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     """What a reader has to know about the numbers."""
     lines = ["Passed of the answers judged, by the majority of the judges; in brackets the 95% Wilson interval."]
     for one in results["judges"]:
-        how = f", {one['url']}, prompt {one['prompt_sha256']}" if one["kind"] == "model" else ""
+        how = f", {one['url']}, prompt {one.get('prompt_sha256')}" if "url" in one else ""
         counts = f"{one['given']} verdicts on {results['answers']} different answers, {one['none']} replies were none"
         lines.append(f"Judge {one['judge']} ({one['kind']}{how}): {counts}.")
         if one["control"] and one["control"]["useless"]:
@@ -247,8 +247,13 @@ def write_report(folder: Path, sets: Sequence[AnswerSet], judges: Judges, joined
 
 
 def write_blind_page(folder: Path, sets: Sequence[AnswerSet], seed: int) -> Path:
-    """A page on which a person judges the answers, in an order and under keys that hide who wrote them."""
+    """A page on which a person judges the answers, in an order and under keys that hide who wrote them.
+
+    SampleError where an image is gone.
+    """
     chosen = to_judge([one for own in sets for one in own.answers], seed)
+    if gone := [one.image for one in chosen.values() if not Path(one.image).is_file()]:
+        raise SampleError(f"{gone[0]}: the image is gone; run `answer` again with --images where they are now")
     cards = [_card(one) | {"key": key} for key, one in chosen.items()]
     file = folder / BLIND_PAGE
     _write_page(file, "Do these answers pass?", f"<p>{html.escape(RULES)}</p>", cards, chosen.values())

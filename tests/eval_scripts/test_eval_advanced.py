@@ -400,17 +400,17 @@ def test_verdicts_that_a_person_saves_in_a_browser_are_read_back(folder, measure
     assert page.locator("#count").inner_text() == f"{len(keys)} shown, 2 of {len(keys)} judged"
     page.locator("#verdict").select_option("fail")
     assert page.locator("article").count() == 1
-    page.locator("#name").fill("Ann B.")
+    page.locator("#name").fill("Ann B")
     with page.expect_download() as download:
         page.locator("#save").click()
-    assert download.value.suggested_filename == "verdicts_Ann_B..json"
+    assert download.value.suggested_filename == "verdicts_Ann_B.json"
     download.value.save_as(folder / download.value.suggested_filename)
     text, results = report(folder)
     assert results["judges"][0]["given"] == 2
-    assert "Judge Ann B. (person): 2 verdicts" in text
+    assert "Judge Ann B (person): 2 verdicts" in text
     page.goto((folder / "advanced.html").resolve().as_uri())
     page.locator("#verdict").select_option("fail")
-    assert page.locator("article").first.locator("p", has_text="Ann B.: fail. prose <b>").count() == 1
+    assert page.locator("article").first.locator("p", has_text="Ann B: fail. prose <b>").count() == 1
     page.locator("#task").select_option("meme")
     assert page.locator("article").count() <= 6
     assert errors == []
@@ -502,6 +502,9 @@ def test_bad_files_of_answers_and_verdicts_are_named(folder, measurement, capsys
     assert "verdicts_Ann (1).json: a: must be null or" in refusal("report", str(folder))
     file = folder / "answers_quagga.json"
     content = json.loads(file.read_text())
+    content["answers"][0]["image"] = "gone.jpg"
+    file.write_text(json.dumps(content))
+    assert "gone.jpg: the image is gone" in refusal("page", str(folder))
     content["answers"].pop()
     file.write_text(json.dumps(content))
     assert "zebra and quagga were not asked the same" in refusal("page", str(folder))
