@@ -208,8 +208,9 @@ def test_stopped_judge_goes_on_without_asking_twice(folder, judge, chat_server, 
     chat_server.requests.clear()
     assert judge(folder) == 0
     assert not {*begun} & {json.dumps(one) for one in chat_server.requests}
-    different = {one.key for own in read_answers(folder) for one in own.answers}
-    assert len(chat_server.requests) == len(different) + sum(len(kind) for kind in control().values()) - len(begun)
+    verdicts = json.loads((folder / "verdicts_tiny_judge.json").read_text())["verdicts"]
+    assert len(chat_server.requests) <= len(verdicts) - len(begun)
+    assert all(verdicts.values())
 
 
 # The table
