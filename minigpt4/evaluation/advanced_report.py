@@ -115,7 +115,7 @@ def _compare(first: AnswerSet, second: AnswerSet, tasks: Sequence[str], passes: 
 def _control(judge: Mapping[str, Any]) -> dict[str, Any] | None:
     """How many answers of known quality a judge passes, by kind; None where it saw none."""
     kinds = {name: _shares(answers, [], _majority([judge]))[ALL] for name, answers in control().items()}
-    if not any(own["judged"] for own in kinds.values()):
+    if not kinds[SHUFFLED]["judged"]:
         return None
     good, wrong = kinds["good"]["passed"], kinds[SHUFFLED]["passed"]
     return {"kinds": kinds, "useless": good == 0 or wrong > MOST_SHUFFLED * good}
