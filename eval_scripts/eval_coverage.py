@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> None:
         "references": str(args.references),
         **score(answers, args.protocol),
         "empty_descriptions": sum(not text.strip() for text in results.values()),
+        "mean_words": sum(len(text.split()) for text in results.values()) / len(results),
         "judge": {"url": args.judge_url, "model": args.judge_model},
         "prompt": {"system": SYSTEM, "user": PROMPTS[args.protocol]},
         "answers": answers,

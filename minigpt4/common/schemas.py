@@ -78,6 +78,16 @@ class VqaPrompts:
 
 
 @dataclass(frozen=True)
+class AdvancedTask:
+    """One of `run.advanced_tasks`, by its name: a task that answers need a judge for."""
+
+    question: str
+    """To every image."""
+    criterion: str = "it does what was asked, about what the image shows"
+    """What an answer passes by; judges read it."""
+
+
+@dataclass(frozen=True)
 class GenerationSettings(Decoding):
     """`run.generation`: decoding, prompt and end of captions. The defaults are greedy: the same in every run."""
 
@@ -329,6 +339,8 @@ class RunConfig:
     """New. How captions are decoded in an evaluation, the same for all checkpoints."""
     failure_prompts: FailurePrompts = field(default_factory=FailurePrompts)
     """New. What `eval_scripts/eval_failure_rate.py` asks about every image."""
+    advanced_tasks: dict[str, AdvancedTask] = field(default_factory=dict)
+    """New. By name, what `eval_scripts/eval_advanced.py` asks about images that name no task themselves."""
     chat: ChatSettings = field(default_factory=ChatSettings)
     """New. How `demo.py`'s page begins."""
 

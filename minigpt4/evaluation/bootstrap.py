@@ -41,6 +41,67 @@ def wilson(count: int, of: int) -> tuple[float, float]:
     return max(0.0, low), min(1.0, high)
 
 
+def mcnemar(first_only: int, second_only: int) -> float:
+    """Two-sided p of McNemar's exact test: how often a fair coin splits the pairs where one alone passes so unevenly.
+
+    1 without such pairs. Source: Q. McNemar, Note on the Sampling Error of the Difference Between Correlated
+    Proportions or Percentages, 1947, with the binomial distribution in place of chi-square.
+    """
+    pairs, least = first_only + second_only, min(first_only, second_only)
+    return min(1.0, 2 * sum(math.comb(pairs, count) for count in range(least + 1)) / 2**pairs)
+
+
+def agreement(ratings: Sequence[Sequence[bool | None]]) -> dict[str, Any] | None:
+    """How far judges agree beyond chance: Cohen's kappa of two, Krippendorff's (nominal) alpha of more.
+
+    Args:
+        ratings: of each thing a verdict a judge, None where there is none.
+
+    Returns:
+        `measure`, its `value` (None where all verdicts are the same, which leaves nothing to agree about), its
+        bootstrap `interval` over the draws that have a value, the number of things `judged` by two or more, and the
+        share of them that all judge the `same`. None where there are no such things.
+    """
+    rows = [own for row in ratings if len(own := [one for one in row if one is not None]) > 1]
+    if not rows:
+        return None
+    name, measure, counts = "Krippendorff's alpha", _alpha, []
+    if len(ratings[0]) == 2:
+        name, measure, counts = "Cohen's kappa", _kappa, [[1, first == second, first, second] for first, second in rows]
+    for row in rows if measure is _alpha else []:
+        count, passed = len(row), sum(row)
+        counts.append([count, passed, 2 * passed * (count - passed) / (count - 1)])
+    counts_NK = np.array(counts, dtype=np.float64)
+    value, drawn_R = measure(counts_NK.sum(axis=0)[None])[0], measure(_draw(len(rows), DRAWS) @ counts_NK)
+    known = not math.isnan(value)
+    return {
+        "measure": name,
+        "value": float(value) if known else None,
+        "interval": _interval(drawn_R[~np.isnan(drawn_R)]) if known and len(rows) > 1 else None,
+        "judged": len(rows),
+        "same": sum(len(set(row)) == 1 for row in rows) / len(rows),
+    }
+
+
+def _kappa(counts_R4: np.ndarray) -> np.ndarray:
+    """(R,) from sums of: things, same verdicts, passes of the first, of the second."""
+    things, same, first, second = counts_R4.T
+    chance = (first * second + (things - first) * (things - second)) / things**2
+    return _chance_corrected(1 - same / things, 1 - chance)
+
+
+def _alpha(counts_R3: np.ndarray) -> np.ndarray:
+    """(R,) from sums of: verdicts, passes, pairs within a thing that differ over one less than its verdicts."""
+    verdicts, passed, differing = counts_R3.T
+    return _chance_corrected(differing, 2 * passed * (verdicts - passed) / (verdicts - 1))
+
+
+def _chance_corrected(observed_R: np.ndarray, expected_R: np.ndarray) -> np.ndarray:
+    """1 - observed / expected disagreement; NaN where none is expected."""
+    nothing_R = np.full_like(expected_R, np.nan)
+    return 1 - np.divide(observed_R, expected_R, out=nothing_R, where=expected_R > 1e-12)
+
+
 class Bootstrap:
     """Scores of several sets of captions of the same N > 1 images, on the same draws.
 

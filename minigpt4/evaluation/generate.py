@@ -67,7 +67,12 @@ class NamedCheckpoint:
     @property
     def file_name(self) -> str:
         """The name as part of a file name, `epoch_3`."""
-        return re.sub(r"[^\w.-]+", "_", self.name)
+        return file_name(self.name)
+
+
+def file_name(name: str) -> str:
+    """A name as part of a file name."""
+    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def whole_checkpoint(cfg: Config) -> list[str]:

@@ -226,7 +226,8 @@ def evaluate_pope(
     if said is None:
         return None
     rows = []
-    for one, answers in zip(checkpoints, said, strict=True):
+    for one, own in zip(checkpoints, said, strict=True):
+        answers = {key: answer.text for key, answer in own.items()}
         lines = [asdict(question) | {"answer": answers[str(question.question_id)]} for question in questions]
         for line in lines:  # in files of answers, `text` is what was answered
             line["question"] = line.pop("text")

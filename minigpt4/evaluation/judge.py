@@ -335,7 +335,7 @@ def yes_no(answer: str) -> bool | None:
     By its first word; else by the one of `yes` and `no` that its first sentence holds; else by a statement such as
     `there is no dog` or `I see a dog`. None for what is unsure, contradicts itself or speaks of other things.
     """
-    answer = _without_thought(answer).replace("\u2019", "'")
+    answer = without_thought(answer).replace("\u2019", "'")
     if first := FIRST.match(answer):
         return first[1].lower().startswith("y")
     sentence = SENTENCE_END.split(answer, maxsplit=1)[0].lower()
@@ -355,18 +355,18 @@ def yes_no_lines(answer: str, count: int) -> list[bool] | None:
 
     Numbered lines may have words of explanation behind them, and any order.
     """
-    lines = [line for line in _without_thought(answer).splitlines() if line.strip()]
+    lines = [line for line in without_thought(answer).splitlines() if line.strip()]
     numbered = [(int(found[1]), found[2]) for line in lines if (found := NUMBERED.match(line))]
     if len(numbered) > 1 or count == 1 == len(numbered):
         by_number = dict(numbered)
         whole = len(numbered) == len(by_number) and by_number.keys() == set(range(1, count + 1))
         return _are_yes([by_number[number] for number in range(1, count + 1)]) if whole else None
     plain = [found[1] for line in lines if (found := re.match(r"\W*(yes|no)\b", line, re.IGNORECASE))]
-    words = plain if len(plain) == count else WORD.findall(_without_thought(answer))
+    words = plain if len(plain) == count else WORD.findall(without_thought(answer))
     return _are_yes(words) if len(words) == count else None
 
 
-def _without_thought(answer: str) -> str:
+def without_thought(answer: str) -> str:
     """The answer of a model that thinks aloud first."""
     return THOUGHT.sub("", answer).strip()
 

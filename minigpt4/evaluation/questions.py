@@ -12,6 +12,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import LINE_END, decode, escaped, parse_json, write_json, write_whole
+from minigpt4.conversation.decoding import Answer
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.evaluation.caption_data import first_few
 from minigpt4.evaluation.generate import NamedCheckpoint, predict, setup_metadata
@@ -115,7 +116,7 @@ def ask(
     prompt: str,
     processes: Processes,
     choices: Mapping[str, Sequence[str]] | None = None,
-) -> tuple[PromptRules, list[dict[str, str]] | None]:
+) -> tuple[PromptRules, list[dict[str, Answer]] | None]:
     """How was asked, and on rank 0 each checkpoint's answers by question_id as text; every rank must call it.
 
     `prompt` has `<ImageHere>`, of LLaVA also `<image>`, and `{}` for the question, and goes into the model's template;
@@ -142,7 +143,7 @@ def ask(
         cfg = cfg.replace(run=replace(cfg.run, batch_size_eval=1))
     rules_of_all = replace(rules, own_prompts=own, choices=choices or {})
     said = predict(cfg, listed, [rules_of_all], checkpoints, folder, processes)
-    return rules, said and [{key: answer.text for key, answer in answers.items()} for (answers,) in said]
+    return rules, said and [answers for (answers,) in said]
 
 
 def answer_checkpoints(
@@ -167,7 +168,7 @@ def answer_checkpoints(
     for checkpoint, answers in zip(checkpoints, said, strict=True):
         lines = []
         for one in questions:
-            key, text = one.question_id, answers[str(one.question_id)]
+            key, text = one.question_id, answers[str(one.question_id)].text
             asked = one.text if one.image is None else image_mark + one.text
             digest = hashlib.sha256(f"{checkpoint.sha256} {key} {text}".encode()).hexdigest()[:22]
             own = {"answer_id": digest, "model_id": checkpoint.name, "metadata": {}}

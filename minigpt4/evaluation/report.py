@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.common.utils import as_json, refused, write_whole
+from minigpt4.common.utils import as_json, escaped, refused, write_whole
 from minigpt4.evaluation.bootstrap import DRAWS, Bootstrap
 from minigpt4.evaluation.caption_data import CaptionData, CaptionItem, ReferenceMode
 from minigpt4.evaluation.generate import NamedCheckpoint, decoding_line
@@ -149,13 +149,13 @@ def gallery_metrics(names: Mapping[str, Any] | Sequence[str]) -> list[str]:
     return [name for name in GALLERY_METRICS if name in names]
 
 
-def thumbnail(file: Path) -> str:
-    """A small JPEG of an image file as a `data:` URI; empty if it cannot be read any more."""
+def thumbnail(file: Path, side: int = THUMBNAIL) -> str:
+    """A JPEG, at most `side` pixels a side, of an image file as a `data:` URI; empty if it cannot be read any more."""
     try:
         image = open_image(file)
     except SampleError:
         return ""
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=75)
     return _data_uri("image/jpeg", buffer.getvalue())
@@ -188,10 +188,16 @@ def page(
         "NOTES": f"<ul>{''.join(f'<li>{html.escape(remark)}</li>' for remark in notes)}</ul>",
         "SETUP": html.escape(_pretty({key: results[key] for key in SETUP_KEYS if key in results})),
         "CARDS": html.escape(_pretty(cards)),
-        "DATA": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),  # no text can end the script
     }
-    template = TEMPLATE.read_text(encoding="utf-8")
-    return MARK.sub(lambda mark: fields[mark[1]], template)  # one pass: marks in the data stay as they are
+    return filled(TEMPLATE, fields, data)
+
+
+def filled(template: Path, fields: Mapping[str, str], data: Any) -> str:
+    """A page from its template: escaped `fields` by name in place of `@NAME@`, `data` as JSON in place of `@DATA@`."""
+    script = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")  # no text can end the script
+    values = {**fields, "DATA": escaped(script)}
+    # one pass: marks in the data stay as they are
+    return MARK.sub(lambda mark: values[mark[1]], template.read_text(encoding="utf-8"))
 
 
 def _pretty(value: Any) -> str:

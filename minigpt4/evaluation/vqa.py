@@ -275,12 +275,14 @@ def ask_checkpoints(
     rules, said = ask(cfg, checkpoints, read.questions, images, folder, prompt, processes, choices)
     setup = setup_metadata(cfg, rules)
     if choices is None:
-        return setup, said and [{"generated": {ids[key]: text for key, text in own.items()}} for own in said]
+        return setup, said and [{"generated": {ids[key]: answer.text for key, answer in own.items()}} for own in said]
     setup["decoding"] = {"choices": "ranked by likelihood, each by itself"}
     setup["batch_size"] = 1
     return setup, said and [
         {
-            rule: {ids[key]: choices[key][vqa_scores.pick(json.loads(text), rule)] for key, text in own.items()}
+            rule: {
+                ids[key]: choices[key][vqa_scores.pick(json.loads(answer.text), rule)] for key, answer in own.items()
+            }
             for rule in get_args(Rank)
         }
         for own in said

@@ -264,7 +264,8 @@ wandb_log job_name log_freq
 """
 NEW_KEYS = """
 chat amp_dtype accum_loss max_grad_norm max_nonfinite_steps save_every_iters keep_last max_bad_share max_bad_in_a_row
-tensorboard_log valid_captions generation failure_prompts feature_cache compile parallel warmup_ratio batch_invariant
+tensorboard_log valid_captions generation failure_prompts advanced_tasks feature_cache compile parallel
+warmup_ratio batch_invariant
 """
 SHARDS = {"builder": "image_caption_shards", "build_info": {"storage": "x/{0..3}.tar"}}
 PAIR = {"builder": "image_caption_json", "build_info": {"ann_path": "a.json", "image_path": "images"}}
