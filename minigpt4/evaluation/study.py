@@ -16,6 +16,8 @@ from minigpt4.evaluation.bootstrap import t_interval
 from minigpt4.evaluation.report import Table, document
 
 Interval = tuple[float, float]
+Curve = tuple[str, list[str], list[tuple[int, float]]]
+"""Stage, rows, and (step, loss) of a run."""
 
 T_SEEDS, QUESTIONS, UNPAIRED = "t over seeds", "bootstrap over questions", "of both bootstraps, unpaired"
 INTERVALS = {
@@ -25,6 +27,8 @@ INTERVALS = {
     UNPAIRED: "Differences with one seed: their intervals are put together from those of both rows, unpaired.",
 }
 FIGURE = "table.png"
+SMOOTHED = 5
+"""Lines of the log that a point of a curve is the mean of."""
 
 
 # Numbers
@@ -149,10 +153,16 @@ def _markdown(content: Mapping[str, Any]) -> str:
     sections = {
         f"Difference to {first}": _differences(content).markdown(),
         "Training": _training(content).markdown(),
-        "Rows": "".join(f"- {row['name']}: {row['change']}\n" for row in content["rows"]),
+        "Rows": _changes(content["rows"]),
     }
     texts = [f"## {heading}\n\n{text}" for heading, text in sections.items()]
     return document(content["plan"], results_table(content), notes, [*texts, f"![losses and results]({FIGURE})"])
+
+
+def _changes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What makes each row another one."""
+    lines = [(row["name"], ", ".join(f"`{text}`" for text in row["changes"])) for row in rows]
+    return "".join(f"- {name}: {changes or 'the recipes as they are'}\n" for name, changes in lines)
 
 
 def _latex(content: Mapping[str, Any]) -> str:
@@ -188,34 +198,31 @@ def _csv(content: Mapping[str, Any]) -> str:
 # The figure
 
 
-def _draw(path: Path, content: Mapping[str, Any], curves: Mapping[str, Mapping[str, Sequence[Any]]]) -> None:
-    """Write a PNG: a panel of losses for each stage, a panel of points with intervals for each column.
-
-    `curves`: by stage and row, of each seed its (steps, losses).
-    """
+def _draw(path: Path, content: Mapping[str, Any], curves: Sequence[Curve]) -> None:
+    """Write a PNG: a panel of losses for each stage, a panel of points with intervals for each column."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    columns, rows = content["columns"], content["rows"]
+    columns, rows, stages = content["columns"], content["rows"], list(dict.fromkeys(curve[0] for curve in curves))
     colours = {row["name"]: f"C{number % 10}" for number, row in enumerate(rows)}
-    wide = max(len(curves), len(columns), 1)
-    height = 2.6 + 0.3 * len(rows)
-    figure, panels = pyplot.subplots(2, wide, figsize=(3.6 * wide, 2.8 + height), dpi=150, squeeze=False)
-    for panel in [*panels[0][len(curves) :], *panels[1][len(columns) :]]:
+    wide, size = max(len(stages), len(columns), 1), {"fontsize": 7}
+    height = 5.4 + 0.3 * len(rows)
+    figure, panels = pyplot.subplots(2, wide, figsize=(3.6 * wide, height), dpi=150, squeeze=False)
+    for panel in [*panels[0][len(stages) :], *panels[1][len(columns) :]]:
         panel.set_visible(False)
-    for panel, (stage, by_row) in zip(panels[0], curves.items(), strict=False):
-        for name, seeds in by_row.items():
-            for number, (steps, losses) in enumerate(seeds):
-                label = None if number else name
-                panel.plot(steps, losses, color=colours[name], linewidth=0.8, alpha=0.8, label=label)
+    for panel, stage in zip(panels[0], stages, strict=False):
+        for names, points in ((", ".join(names), points) for name, names, points in curves if name == stage and points):
+            steps, losses = zip(*points, strict=True)
+            windows = [losses[max(0, end - SMOOTHED) : end] for end in range(1, len(losses) + 1)]
+            means = [sum(window) / len(window) for window in windows]
+            label = None if names in panel.get_legend_handles_labels()[1] else names  # its other seeds
+            panel.plot(steps, means, color=colours[names.partition(", ")[0]], linewidth=0.8, label=label)
         panel.set_title(f"{stage}: loss", fontsize=9)
         panel.legend(fontsize=6)
-        panel.tick_params(labelsize=7)
-    places = range(len(rows))
-    for number, (panel, name) in enumerate(zip(panels[1], columns, strict=False)):
-        for place, row, cells in zip(places, rows, content["summary"], strict=True):
+    for panel, name in zip(panels[1], columns, strict=False):
+        for place, (row, cells) in enumerate(zip(rows, content["summary"], strict=True)):
             colour, cell = colours[row["name"]], cells[name]
             if cell["mean"] is not None:
                 panel.plot(cell["mean"], place, marker="o", color=colour)
@@ -224,10 +231,11 @@ def _draw(path: Path, content: Mapping[str, Any], curves: Mapping[str, Mapping[s
             if name in row["published"]:
                 panel.plot(row["published"][name], place, marker="x", color="black")
         panel.set_title(name, fontsize=9)
-        panel.set_yticks(places, [row["name"] for row in rows] if number == 0 else [""] * len(rows), fontsize=7)
+        panel.set_yticks(range(len(rows)), [row["name"] if panel is panels[1][0] else "" for row in rows], **size)
         panel.set_ylim(len(rows) - 0.5, -0.5)
-        panel.tick_params(axis="x", labelsize=7)
         panel.grid(alpha=0.3, axis="x")
+    for panel in panels.flat:
+        panel.tick_params(labelsize=7)
     figure.suptitle(f"{content['plan']}; bars: 95% intervals, x: published", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, metadata={"Software": None})  # the same numbers give the same bytes
@@ -235,25 +243,19 @@ def _draw(path: Path, content: Mapping[str, Any], curves: Mapping[str, Mapping[s
 
 
 def write_study(
-    folder: Path,
-    content: dict[str, Any],
-    curves: Mapping[str, Mapping[str, Sequence[Any]]],
-    timings: Sequence[Sequence[str]],
+    folder: Path, content: dict[str, Any], curves: Sequence[Curve], timings: Sequence[Sequence[str]]
 ) -> str:
     """Write all files, `table.json` last; the text of `table.md`. ConfigError if the disk refuses."""
     content["summary"] = summarise(content["rows"], content["columns"])
-    folder.mkdir(parents=True, exist_ok=True)
+    times = Table(["stage or evaluation", "s a step", "hours", "GPU memory, GiB"], timings)
     text = _markdown(content)
-    head = ["stage or evaluation", "s a step", "hours", "GPU memory, GiB"]
     files = {"table.md": text, "table.tex": _latex(content), "table.csv": _csv(content)}
-    files["timings.md"] = document(
-        "Measured", Table(head, timings), ["Of the runs as they were, resumes included."], []
-    )
-    for name, own in files.items():
-        write_whole(folder / name, own, "--output")
+    files["timings.md"] = document("Measured", times, ["Of the runs as they were, resumes included."], [])
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         _draw(folder / FIGURE, content, curves)
     except OSError as error:
         raise refused(folder / FIGURE, error, "--output") from error
-    write_whole(folder / "table.json", as_json(content), "--output")
+    for name, own in (files | {"table.json": as_json(content)}).items():
+        write_whole(folder / name, own, "--output")
     return text
