@@ -144,7 +144,7 @@ def fill(text: str, values: Mapping[str, str], where: str) -> str:
 # What there is to do
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """A stage to train or an evaluation, in a folder that is named by all that it depends on."""
 
@@ -183,7 +183,7 @@ class Job:
         return {}
 
 
-@dataclass
+@dataclass(eq=False)
 class Stage(Job):
     """A training run: a recipe with options and seed, from the checkpoint of the stage before."""
 
@@ -247,7 +247,7 @@ class Stage(Job):
         return sum(seconds) / len(seconds) if seconds else None
 
 
-@dataclass
+@dataclass(eq=False)
 class Evaluation(Job):
     """Commands, one after the other, that ask a checkpoint."""
 

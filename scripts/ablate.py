@@ -96,7 +96,9 @@ class Queue:
             if lock is None and job.folder not in self.told:
                 say(f"{job.label}: another process works on it; waiting")
                 self.told.add(job.folder)
-            elif lock is not None and not job.facts():  # which the other one may just have written
+            elif lock is not None and job.facts():  # which the other one has just written
+                os.close(lock)
+            elif lock is not None:
                 self.waiting.remove(job)
                 self.locks[job.folder], slot = lock, self.slots.index(None)
                 self.slots[slot] = job
@@ -107,21 +109,12 @@ class Queue:
 
     def _next(self, slot: int, job: Job, status: int) -> None:
         """The next command of a job, or its end."""
-        if status == 0 and job.todo:
-            environment = os.environ | {"WANDB_RUN_GROUP": self.study.path.stem, "WANDB_JOB_TYPE": job.rows[0]}
-            environment |= {"CUDA_VISIBLE_DEVICES": self.gpus[slot]} if self.gpus else {}
-            command = job.todo.pop(0)
-            with (job.folder / LOG).open("a", encoding="utf-8") as log:
-                log.write(f"$ {shlex.join(command)}\n")
-                log.flush()
-                streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
-                # The lock is the command's, too: should it outlive this process, the next one waits for it.
-                locks = [self.locks[job.folder]]
-                job.process = subprocess.Popen(command, **streams, env=environment, pass_fds=locks)
-            return
         try:
             if status:
                 raise RunError(f"exit status {status}: {last_words(job.folder / LOG)}")
+            if job.todo:
+                self._start(slot, job, job.todo.pop(0))
+                return
             seconds = time.monotonic() - job.started
             write_json(job.folder / DONE, job.finish() | {"seconds": round(seconds, 1)})
             say(f"{job.label}: done in {seconds:.0f} s")
@@ -131,6 +124,17 @@ class Queue:
             say(f"{job.label}: failed, {error}; all that it said is in {job.folder / LOG}")
         self.slots[slot] = None
         os.close(self.locks.pop(job.folder))
+
+    def _start(self, slot: int, job: Job, command: list[str]) -> None:
+        environment = os.environ | {"WANDB_RUN_GROUP": self.study.path.stem, "WANDB_JOB_TYPE": job.rows[0]}
+        environment |= {"CUDA_VISIBLE_DEVICES": self.gpus[slot]} if self.gpus else {}
+        with errors_as(RunError, command[0]), (job.folder / LOG).open("a", encoding="utf-8") as log:
+            log.write(f"\n$ {shlex.join(command)}\n")
+            log.flush()
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+            # The lock is the command's, too: should it outlive this process, the next one waits for it.
+            locks = [self.locks[job.folder]]
+            job.process = subprocess.Popen(command, **streams, env=environment, pass_fds=locks)
 
 
 def last_words(log: Path) -> str:
@@ -177,6 +181,8 @@ def read_column(study: Study, name: str, cell: Sequence[Job]) -> tuple[float | N
             where = f"{study.path}: columns.{name}: {way}"
             raise ConfigError(f"{where}: no {error.args[0]!r} in {job.folder / file}") from error
     value, ends = found
+    if not isinstance(value, int | float | None):
+        raise ConfigError(f"{study.path}: columns.{name}: {column.key}: {value!r:.80} is no number; name its key")
     if value is None or math.isnan(value):  # nothing of the kind was asked
         return None, None
     return value * column.scale, [end * column.scale for end in ends] if ends else None
@@ -238,7 +244,10 @@ def write_table(study: Study) -> str:
         "commits": sorted({f"{own['commit']}{', changed' if own['changed'] else ''}" for own in git if own}),
         "rows": [describe(study, name) for name in study.plan.rows],
     }
-    curves = [(job.name, job.rows, [(line["step"], line["loss"]) for line in job.lines()]) for job in stages]
+    curves = []
+    for job in stages:
+        points = [(line["step"], line["loss"]) for line in job.lines() if line["loss"] is not None]
+        curves += [(job.name, job.rows, points)] if points else []
     return write_study(study.folder, content, curves, [timing(job) for job in jobs if job.facts()])
 
 

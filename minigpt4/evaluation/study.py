@@ -213,12 +213,13 @@ def _draw(path: Path, content: Mapping[str, Any], curves: Sequence[Curve]) -> No
     for panel in [*panels[0][len(stages) :], *panels[1][len(columns) :]]:
         panel.set_visible(False)
     for panel, stage in zip(panels[0], stages, strict=False):
-        for names, points in ((", ".join(names), points) for name, names, points in curves if name == stage and points):
+        for names, points in ((names, points) for name, names, points in curves if name == stage):
             steps, losses = zip(*points, strict=True)
             windows = [losses[max(0, end - SMOOTHED) : end] for end in range(1, len(losses) + 1)]
             means = [sum(window) / len(window) for window in windows]
-            label = None if names in panel.get_legend_handles_labels()[1] else names  # its other seeds
-            panel.plot(steps, means, color=colours[names.partition(", ")[0]], linewidth=0.8, label=label)
+            known = panel.get_legend_handles_labels()[1]
+            label = None if ", ".join(names) in known else ", ".join(names)  # its other seeds
+            panel.plot(steps, means, color=colours[names[0]], linewidth=0.8, label=label)
         panel.set_title(f"{stage}: loss", fontsize=9)
         panel.legend(fontsize=6)
     for panel, name in zip(panels[1], columns, strict=False):
