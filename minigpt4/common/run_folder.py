@@ -50,7 +50,7 @@ def hold_folder(folder: Path, way_out: str, patience: float = PATIENCE) -> None:
     path, end = folder / FILE, time.monotonic() + patience
     try:
         path.touch()
-        while (descriptor := _locked(path)) is None:
+        while (descriptor := locked(path)) is None:
             if time.monotonic() >= end:
                 holder = path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
                 raise RunError(f"{folder}: is in use by {holder}. {way_out}")
@@ -66,8 +66,11 @@ def hold_folder(folder: Path, way_out: str, patience: float = PATIENCE) -> None:
         path.write_text(f"process {os.getpid()} on {platform.node()}, since {since}\n")
 
 
-def _locked(path: Path) -> int | None:
-    """The descriptor of a lock, None if another process has it; opened for writing only where NFS wants it."""
+def locked(path: Path) -> int | None:
+    """The descriptor of a lock, None if another process has it; opened for writing only where NFS wants it.
+
+    OSError if there is no such file, or with one of NO_LOCKS if its file system has no locks.
+    """
     for mode in (os.O_RDONLY, os.O_RDWR):
         descriptor = os.open(path, mode)
         try:

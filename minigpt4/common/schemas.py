@@ -139,6 +139,8 @@ class BuildInfo:
     """New. Ending of the images whose records give only an id."""
     conversation_field: str | None = None
     """New. Field of the turns, `[{"from": "human", "value": "..."}, {"from": "gpt", ...}]`, in place of captions."""
+    max_samples: PositiveInt | None = None
+    """New. Train on so many records of an annotation file, the same in each run, fewer a part of more; null: all."""
     split_field: str | None = None
     """New. Field of `ann_path` that names a record's split; null: each split has a file."""
 
@@ -228,6 +230,10 @@ class DatasetConfig:
         shards = info.storage or info.val_storage or info.test_storage
         refuse(
             (self.builder == SHARDS and not shards, "build_info.storage: is missing; it says where the tar shards are"),
+            (
+                self.builder == SHARDS and info.max_samples,
+                "build_info.max_samples: is for annotation files; name fewer shards",
+            ),
             (
                 self.group_by_modality_length and self.builder in (SHARDS, JSON),
                 f"group_by_modality_length: {self.builder} tells no lengths; it goes with builder: {CONVERSATIONS}",

@@ -16,6 +16,8 @@ from minigpt4.evaluation.metrics import FAMILIES, CaptionScores
 
 Z_95 = 1.959963984540054
 """The 97.5% point of the normal distribution."""
+T_95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+"""The same of Student's t with 1 to 10 degrees of freedom."""
 DRAWS = 1000
 SEED = 0
 
@@ -100,6 +102,20 @@ def _chance_corrected(observed_R: np.ndarray, expected_R: np.ndarray) -> np.ndar
     """1 - observed / expected disagreement; NaN where none is expected."""
     nothing_R = np.full_like(expected_R, np.nan)
     return 1 - np.divide(observed_R, expected_R, out=nothing_R, where=expected_R > 1e-12)
+
+
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The 95% interval of the mean of independent runs by Student's t; None for fewer than two."""
+    freedom = len(values) - 1
+    if freedom < 1:
+        return None
+    mean, z = sum(values) / len(values), Z_95
+    # Beyond the table the expansion of Cornish and Fisher, right to three digits.
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    series = z + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))
+    t = T_95[freedom - 1] if freedom <= len(T_95) else series
+    half = t * math.sqrt(sum((value - mean) ** 2 for value in values) / freedom / len(values))
+    return mean - half, mean + half
 
 
 class Bootstrap:

@@ -49,6 +49,18 @@ def test_own_fields_splits_and_lists_of_captions(files, load):
     assert {k: d.size for k, d in builder.build_datasets(["train", "test", "val"]).items()} == {"train": 2, "test": 1}
 
 
+def test_fewer_samples_for_training_are_a_part_of_more_and_other_splits_stay_whole(files):
+    file = files.json("birds.json", [{"image_id": str(number), "caption": "A."} for number in range(40)])
+    info = {"ann_path": str(file), "test_ann_path": str(file), "image_path": str(files.images("a"))}
+    few, more = (files.dataset("image_caption_json", max_samples=count, **info).selection.tolist() for count in (5, 20))
+    assert (len(few), len(more), few == sorted(few)) == (5, 20, True)
+    assert set(few) < set(more) != set(range(20))
+    assert files.dataset("image_caption_json", max_samples=5, split="test", **info).size == 40
+    assert files.dataset("image_caption_json", max_samples=50, **info).size == 40
+    with pytest.raises(ConfigError, match="build_info.max_samples: is for annotation files"):
+        files.section("image_caption_shards", storage="0.tar", max_samples=5)
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [

@@ -63,6 +63,9 @@ class ImageCaptionJsonBuilder(BaseDatasetBuilder):
                 )
         if not len(selection):
             raise self.error(f"{records.file} has no records of the split {split!r}")
+        if split == TRAIN and info.max_samples:
+            drawn = np.random.default_rng(0).permutation(selection)[: info.max_samples]
+            selection = np.sort(drawn)
         if not info.storage and not info.image_path:
             raise self.error("build_info.image_path: is missing; set ann_path and image_path, or storage")
         images = Path(info.storage) / STORAGE_IMAGES if info.storage else Path(info.image_path)
