@@ -195,6 +195,17 @@ AttentionInterface.register(FUSED, _fused)
 AttentionMaskInterface.register(FUSED, sdpa_mask)
 
 
+@contextmanager
+def eager_attention(model: nn.Module) -> Iterator[None]:
+    """Inside, a model of transformers can return its attention (`output_attentions`)."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
 # The types and memory of an LLM's pass
 
 
