@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
+from minigpt4.common.errors import SampleError
 from minigpt4.common.utils import write_whole
 from minigpt4.models import prompting
 from minigpt4.models.attention import eager_attention, native_dtype
@@ -72,7 +72,7 @@ class Trace:
     def __init__(self, model: Any, image_n3SS: Tensor, prompt: str, answer: str) -> None:
         self.model, llm = model, model.llama_model
         ids_K = model.prompting.encode([answer])[0]
-        self.words = split_words(model.llama_tokenizer, ids_K)
+        self.words = answer_words(model, answer)
         with torch.no_grad():
             model.ensure_vision_loaded()
             tokens_nNV = model.vision_tokens(image_n3SS.to(model.device, copy=True))
@@ -131,10 +131,18 @@ def _relevance(attention: Tensor, gradient: Tensor) -> Tensor:
     return (attention.detach().float() * gradient.float()).clamp(min=0)
 
 
-def split_words(tokenizer: PreTrainedTokenizerBase, ids_K: Sequence[int]) -> list[Word]:
-    """The words of an answer; a token belongs to the one that it begins in or before."""
-    starts = [len(tokenizer.decode(ids_K[:token]).rstrip("\N{REPLACEMENT CHARACTER}")) for token in range(len(ids_K))]
-    words = [(match.end(), Word(match.group(), [])) for match in _WORD.finditer(tokenizer.decode(ids_K))]
+def answer_words(model: Any, answer: str) -> list[Word]:
+    """The words of an answer; a token belongs to the one that it begins in or before.
+
+    SampleError for more than the LLM's context.
+    """
+    decode, (ids_K,) = model.llama_tokenizer.decode, model.prompting.encode([answer])
+    if len(ids_K) > model.context_length:
+        raise SampleError(
+            f"the answer has {len(ids_K):,} tokens, but this LLM reads {model.context_length:,} positions"
+        )
+    starts = [len(decode(ids_K[:token]).rstrip("\N{REPLACEMENT CHARACTER}")) for token in range(len(ids_K))]
+    words = [(match.end(), Word(match.group(), [])) for match in _WORD.finditer(decode(ids_K))]
     for token, start in enumerate(starts):
         if word := next((word for end, word in words if end > start), None):
             word.tokens.append(token)
