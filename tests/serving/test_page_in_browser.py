@@ -239,14 +239,12 @@ def test_an_example_is_asked_and_words_that_look_like_pages_stay_words(visit):
 
 
 def test_a_click_on_a_word_of_the_answer_shows_where_it_looked(visit, images, monkeypatch):
+    from minigpt4.serving import page as page_module
+
     visitor = visit()
     visitor.ask("What is this?", *images)
     answer = visitor.wait_for_answer(1)
-    fold, words, maps = (
-        visitor.page.locator("#look"),
-        visitor.page.locator("#words .token"),
-        visitor.page.locator("#maps img"),
-    )
+    fold, words, maps = (visitor.page.locator(name) for name in ("#look", "#words .token", "#maps img"))
     visitor.expect(words).to_have_count(0)
     fold.get_by_role("button", name="Where did it look?").click()
     visitor.expect(words.first).to_be_visible()
