@@ -95,7 +95,7 @@ class Trace:
                 logits_to_keep=self._from.to(model.device),
             )
         self._attentions = output.attentions
-        targets_K = torch.tensor(ids_K, device=model.device)
+        targets_K = torch.tensor(ids_K, dtype=torch.long, device=model.device)
         self._log_probs_K = -nn.functional.cross_entropy(output.logits[0].float(), targets_K, reduction="none")
         own = [self._log_probs_K[word.tokens].sum().item() for word in self.words]
         self.log_probs = np.array(own, dtype=np.float32)

@@ -80,14 +80,14 @@ def test_gradient_maps_are_finite_differences_of_log_probabilities(model, pixels
         first = tokens_1NV.shape[1] - trace.maps([0])["gradient"].size
         for words, said in ((range(last + 1), [ANSWER]), ([last], [ANSWER, ANSWER[: ANSWER.rindex(" ")]])):
             (map_hw,) = trace.maps(words)["gradient"]
-            for patch, expected in enumerate(map_hw.flat):
+            for patch, expected in list(enumerate(map_hw.flat))[::5]:
                 ends = []
                 for step in (0.02, -0.02):
                     scaled = tokens_1NV.clone()
                     scaled[:, first + patch] *= 1 + step
                     whole, *part = (log_prob(model, scaled, text) for text in said)
                     ends.append(whole - sum(part))
-                scale = max(1e-2, np.abs(map_hw).max())
+                scale = max(1e-2, float(np.abs(map_hw).max()))
                 assert (ends[0] - ends[1]) / 0.04 == pytest.approx(expected, abs=0.03 * scale)
 
 

@@ -237,6 +237,7 @@ def test_maps_are_made_between_the_tokens_of_answers_that_stay_as_they_are(make,
     engine.tick()
     for name in engine.checkpoints:
         found[name] = engine.maps(replace(asked, checkpoint=name), answer, 2).result(0)
+    engine.switch.use(engine.checkpoints[0])
     assert "".join(reply) == generated(engine, reply.request)
     pixels = torch.stack([picture.pixels_3SS for picture in asked.pictures])
     expected = Trace(model, pixels, asked.conversation.get_prompt(), answer).maps([2])
