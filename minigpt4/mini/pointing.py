@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean as mean
 from typing import Any
 
 import numpy as np
@@ -31,8 +32,11 @@ from minigpt4.processors import open_image
 REMOVED = 0.1
 """Share of the patches that the deletion test takes away."""
 HEAD = ("method", "in its drawing", "of other scenes", "strongest patches removed", "random patches removed")
+GRID = 64
+"""Points of a side, to measure an area."""
+Point = tuple[float, float]
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom as shares of the picture."""
+"""Left, top, right, bottom as shares of the picture; a point has x, y."""
 
 
 def boxes_of(scene: Scene) -> list[list[Box]]:
@@ -44,21 +48,17 @@ def boxes_of(scene: Scene) -> list[list[Box]]:
     return found
 
 
-def inside(boxes: Sequence[Box], height: int, width: int) -> np.ndarray:
-    """(h, w) bool: the patches whose middle is in one of the boxes."""
-    x_W, y_H = ((np.arange(count) + 0.5) / count for count in (width, height))
-    masks = [((t <= y_H) & (y_H < b))[:, None] & ((left <= x_W) & (x_W < r)) for left, t, r, b in boxes]
-    return np.logical_or.reduce(masks, axis=0)
+def strongest(map_hw: np.ndarray) -> Point:
+    """The middle of the strongest patch."""
+    height, width = map_hw.shape
+    row, column = divmod(int(map_hw.argmax()), width)
+    return (column + 0.5) / width, (row + 0.5) / height
 
 
-def covered(boxes: Sequence[Box]) -> float:
-    """Share of the picture."""
-    return float(inside(boxes, SIDE, SIDE).mean())
-
-
-def points_at(map_hw: np.ndarray, boxes: Sequence[Box]) -> bool:
-    """Whether the middle of the strongest patch is in one of the boxes."""
-    return bool(inside(boxes, *map_hw.shape).flat[map_hw.argmax()])
+def hits(point: Point, boxes: Sequence[Box]) -> bool:
+    """Whether a point is in one of the boxes."""
+    x, y = point
+    return any(left <= x < right and top <= y < bottom for left, top, right, bottom in boxes)
 
 
 def without(pixels_3SS: Tensor, patches: Sequence[int], side: int) -> Tensor:
@@ -118,29 +118,29 @@ def summary(findings: Sequence[Finding], scenes: Sequence[Scene]) -> dict[str, A
     boxes = [boxes_of(scene) for scene in scenes]
     own = [boxes[one.scene][one.group] for one in findings]
 
-    def elsewhere(maps: Sequence[np.ndarray]) -> float:
-        height, width = maps[0].shape
-        by_scene = [np.mean([inside(group, height, width) for group in groups], axis=0) for groups in boxes]
-        total, count = sum(by_scene), len(scenes) - 1
-        pairs = zip(findings, maps, strict=True)
-        return float(np.mean([((total - by_scene[f.scene]) / count).flat[m.argmax()] for f, m in pairs]))
-
-    def middle(group: Sequence[Box]) -> np.ndarray:
-        left, top, right, bottom = group[0]
-        map_hw = np.zeros((SIDE, SIDE), dtype=np.float32)
-        map_hw[int((top + bottom) / 2 * SIDE), int((left + right) / 2 * SIDE)] = 1
-        return map_hw
+    def shuffled(points: Sequence[Point]) -> float:
+        return mean(
+            mean(hits(point, group) for group in groups)
+            for one, point in zip(findings, points, strict=True)
+            for number, groups in enumerate(boxes)
+            if number != one.scene
+        )
 
     methods = {}
     for name in findings[0].maps:
-        maps = [one.maps[name] for one in findings]
-        pointing = float(np.mean([points_at(*pair) for pair in zip(maps, own, strict=True)]))
-        drops = [[one.drops[which] for one in findings] for which in (name, "random")]
-        more = float(np.mean(np.array(drops[0]) > np.array(drops[1])))
-        numbers = {"pointing": pointing, "shuffled": elsewhere(maps), "drop": float(np.mean(drops[0]))}
-        methods[name] = numbers | {"drop_random": float(np.mean(drops[1])), "falls_more": more}
-    chance = {"area": float(np.mean([covered(group) for group in own])), "middle": elsewhere([middle(g) for g in own])}
-    return {"words": len(findings), "methods": methods, **chance}
+        points = [strongest(one.maps[name]) for one in findings]
+        fell, random = (np.array([one.drops[which] for one in findings]) for which in (name, "random"))
+        methods[name] = {
+            "pointing": mean(hits(*pair) for pair in zip(points, own, strict=True)),
+            "shuffled": shuffled(points),
+            "drop": float(fell.mean()),
+            "drop_random": float(random.mean()),
+            "falls_more": float((fell > random).mean()),
+        }
+    everywhere = [((x + 0.5) / GRID, (y + 0.5) / GRID) for x in range(GRID) for y in range(GRID)]
+    area = mean(hits(point, group) for group in own for point in everywhere)
+    middles = [((left + right) / 2, (top + bottom) / 2) for (left, top, right, bottom), *_ in own]
+    return {"words": len(findings), "methods": methods, "area": area, "middle": shuffled(middles)}
 
 
 def run(args: argparse.Namespace) -> None:

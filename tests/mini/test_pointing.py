@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minigpt4.mini import pointing
-from minigpt4.mini.pointing import Finding, boxes_of, covered, inside, points_at, summary, without
+from minigpt4.mini.pointing import Finding, boxes_of, hits, strongest, summary, without
 from minigpt4.mini.scenes import SIDE, draw, sample_scenes
 
 BOX = [(0.25, 0.0, 0.75, 0.5)]
@@ -24,18 +24,19 @@ def test_boxes_hold_all_ink_of_their_group_and_nothing_else(scenes):
             alpha = np.asarray(drawing.getchannel("A")) > 0
             ink[group, top : top + drawing.height, left : left + drawing.width] |= alpha
         for group, boxes in enumerate(boxes_of(scene)):
-            mask = inside(boxes, SIDE, SIDE)
+            mask = np.zeros((SIDE, SIDE), dtype=bool)
+            for left, top, right, bottom in (np.array(box) * SIDE for box in boxes):
+                mask[round(top) : round(bottom), round(left) : round(right)] = True
             assert len(boxes) == scene.groups[group].count
             assert not (ink[group] & ~mask).any()
             assert ink[group].sum() > 0.2 * mask.sum()
 
 
 def test_the_middle_of_the_strongest_patch_decides():
-    assert inside(BOX, 4, 4).astype(int).tolist() == [[0, 1, 1, 0], [0, 1, 1, 0], [0] * 4, [0] * 4]
-    assert covered(BOX) == 0.25
-    hits = [points_at(one.reshape(4, 4), BOX) for one in np.eye(16)]
-    assert sum(hits) / len(hits) == covered(BOX)  # chance
-    assert points_at(inside(BOX, 4, 4).astype(np.float32) - 5, BOX)  # relative, whatever the sign
+    found = [hits(strongest(one.reshape(4, 4)), BOX) for one in np.eye(16)]
+    assert np.flatnonzero(found).tolist() == [1, 2, 5, 6]  # the box's share of all patches: chance
+    assert hits(strongest(np.array([[-3.0, -2.0, -3.0]])), [(0.4, 0.0, 0.6, 1.0)])  # relative, whatever the sign
+    assert not hits((0.75, 0.2), BOX)
 
 
 def peak(place, side=32):
