@@ -132,7 +132,7 @@ def _relevance(attention: Tensor, gradient: Tensor) -> Tensor:
 
 
 def answer_words(model: Any, answer: str) -> list[Word]:
-    """The words of an answer; a token belongs to the one that it begins in or before.
+    """The words of an answer; a token belongs to the one that it begins in or before, and words may share one.
 
     SampleError for more than the LLM's context.
     """
@@ -141,12 +141,17 @@ def answer_words(model: Any, answer: str) -> list[Word]:
         raise SampleError(
             f"the answer has {len(ids_K):,} tokens, but this LLM reads {model.context_length:,} positions"
         )
+    text = decode(ids_K)
     starts = [len(decode(ids_K[:token]).rstrip("\N{REPLACEMENT CHARACTER}")) for token in range(len(ids_K))]
-    words = [(match.end(), Word(match.group(), [])) for match in _WORD.finditer(decode(ids_K))]
-    for token, start in enumerate(starts):
-        if word := next((word for end, word in words if end > start), None):
-            word.tokens.append(token)
-    return [word for _, word in words if word.tokens]
+    words: list[tuple[int, Word]] = []
+    for match in _WORD.finditer(text):
+        own = [token for token, start in enumerate(starts) if start < match.end()]
+        first, word = words[-1] if words else (match.start(), Word("", []))
+        if new := own[sum(len(known.tokens) for _, known in words) :]:
+            words.append((match.start(), Word(match.group(), new)))
+        else:  # it has no token of its own
+            words[-1:] = [(first, Word(text[first : match.end()], word.tokens))]
+    return [word for _, word in words]
 
 
 @torch.no_grad()
