@@ -13,7 +13,9 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ from torch import Tensor
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, SampleError
 from minigpt4.conversation.chat import Picture, Request
-from minigpt4.conversation.decoding import TextStream
+from minigpt4.conversation.decoding import Decoding, TextStream
 from minigpt4.conversation.templates import Turns, conversation_for
+from minigpt4.inference.attribution import Trace
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
 from minigpt4.models.beam_search import BeamSearch
 from minigpt4.models.fsdp import copy_weights, whole
@@ -220,6 +223,7 @@ class Engine:
         self.max_rows = min(max_rows, self._decoder.room)
         self._waiting: deque[EngineReply] = deque()
         self._running: list[EngineReply] = []
+        self._looks: deque[tuple[Future, Request, str, int]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stops = False
@@ -269,6 +273,22 @@ class Engine:
             self._changed.notify()
         return reply
 
+    def maps(self, request: Request, answer: str, word: int) -> Future:
+        """Where the model looked, for a word of an answer that it gave: by method (n, h, w) for the request's images.
+
+        Made between two tokens of the answers in progress; the future's errors are those of `submit`'s reply.
+        """
+        self.switch.name(request.checkpoint)
+        future: Future = Future()
+        with self._changed:
+            if self._stops:
+                raise RunError("the engine was stopped")
+            self._looks.append((future, request, answer, word))
+            self._changed.notify()
+        if self._thread is None:
+            self.tick()
+        return future
+
     # A thread of its own
 
     def start(self) -> "Engine":
@@ -284,7 +304,10 @@ class Engine:
             self._changed.notify()
         if self._thread is not None:
             self._thread.join()
-        self._fail(RunError("the engine was stopped"), [*self._running, *self._waiting])
+        error = RunError("the engine was stopped")
+        self._fail(error, [*self._running, *self._waiting])
+        while self._looks:
+            self._looks.popleft()[0].set_exception(error)
 
     def __enter__(self) -> "Engine":
         return self.start()
@@ -295,7 +318,7 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stops or self._waiting or self._running)
+                self._changed.wait_for(lambda: self._stops or self._waiting or self._running or self._looks)
                 if self._stops:
                     return
             self.tick()
@@ -309,6 +332,7 @@ class Engine:
             self._leave()
             self._admit()
             self._step()
+            self._look()
         except Exception as error:  # whatever it is must reach the readers, and the next request finds an empty batch
             log.exception("The answers in progress are lost")
             self._fail(_readable(error), self._running)
@@ -412,6 +436,21 @@ class Engine:
                 ended = ids[-1] in self._decoder.end_ids or any(stop in whole for stop in reply.stop)
             reply.grow(decode(ids[1:], skip_special_tokens=True), len(ids) - 1, ended)
         self._forget_over()
+
+    def _look(self) -> None:
+        """One of the maps that are waited for."""
+        if not self._looks:
+            return
+        future, request, answer, word = self._looks.popleft()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            tokens = len(self.model.prompting.encode([answer])[0])
+            text, _ = self._read(EngineReply(replace(request, decoding=Decoding(max_new_tokens=max(1, tokens)))))
+            image_n3SS = torch.stack([picture.pixels_3SS for picture in request.pictures])
+            future.set_result(Trace(self.model, image_n3SS, text, answer).maps([word]))
+        except Exception as error:  # of this request alone
+            future.set_exception(_readable(error))
 
     def _fail(self, error: Exception, replies: Sequence[EngineReply]) -> None:
         """Nothing more comes to any of these, and nothing is left in progress."""

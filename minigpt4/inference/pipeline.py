@@ -18,6 +18,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
@@ -38,6 +39,7 @@ from minigpt4.conversation.chat import Chat
 from minigpt4.conversation.decoding import Answer, Decoding
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.datasets.datasets.base_dataset import ImageReader
+from minigpt4.inference.attribution import Look, Trace, grey, nearest_words
 from minigpt4.inference.engine import Engine
 from minigpt4.models.feature_cache import build_model, cached_numbers, feature_cache
 from minigpt4.models.prompting import apply_template, read_prompts
@@ -235,6 +237,29 @@ class Pipeline:
         starts = range(0, len(images), size)
         return [text for start in starts for text in self._captions(images[start : start + size], start, rules)]
 
+    def look(self, image: AnyImage, prompt: str | None = None, answer: str | None = None) -> Look:
+        """Where the model looks for each word of an answer about an image; attribution.py says how.
+
+        Args:
+            image: a PIL image or a path.
+            prompt: as in `caption`.
+            answer: None: the one that `caption` gives.
+
+        Raises what `caption` raises.
+        """
+        rules = PromptRules.of(self.cfg, prompt, source="look()")
+        if answer is None:
+            answer = self.caption(image, prompt)
+        self._require_checkpoint()
+        self._engine.switch.use(self._name)
+        pixels_13SS = self._pixels([image])
+        trace = Trace(self.model, pixels_13SS, rules.prompt, answer)
+        maps = [trace.maps([word]) for word in range(len(trace.words))]
+        by_method = {method: np.concatenate([own[method] for own in maps]) for method in maps[0]} if maps else {}
+        nearest = nearest_words(self.model, trace.embeds_nQD[0])
+        words = [word.text for word in trace.words]
+        return Look(answer, words, trace.log_probs, by_method, nearest, grey(pixels_13SS[0]))
+
     def chat(self) -> Chat:
         """A new conversation: `show` it an image, `ask` it a question; WeightsError without a checkpoint."""
         self._require_checkpoint()
@@ -243,15 +268,19 @@ class Pipeline:
     @torch.inference_mode()
     def _captions(self, images: Sequence[AnyImage], first: int, rules: PromptRules) -> list[str]:
         """Those of a batch; errors call an image by its path or by its number, counted from `first`."""
+        image_B3SS = self._pixels(images, first)
+        self._engine.switch.use(self._name)  # a chat may have used another one since
+        embeds_BQD = self.model.project(self.model.image_features(image_B3SS))
+        return [answer.text for answer in rules.answers(self.model, embeds_BQD)]
+
+    def _pixels(self, images: Sequence[AnyImage], first: int = 0) -> Tensor:
         pixels = []
         for number, image in enumerate(images, start=first):
             if not isinstance(image, AnyImage):
                 raise SampleError(f"images[{number}]: must be a PIL image or a path, not {type(image).__name__}")
             name = f"images[{number}]" if isinstance(image, Image.Image) else None
             pixels.append(process_image(self.processor, image, name))
-        self._engine.switch.use(self._name)  # a chat may have used another one since
-        embeds_BQD = self.model.project(self.model.image_features(torch.stack(pixels)))
-        return [answer.text for answer in rules.answers(self.model, embeds_BQD)]
+        return torch.stack(pixels)
 
     def _require_checkpoint(self) -> None:
         if self.checkpoint is None:

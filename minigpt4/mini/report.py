@@ -87,9 +87,14 @@ class Measures:
     """The same for scenes in a column."""
 
 
+def mentions(text: str) -> list[tuple[re.Match, str]]:
+    """Where a text names kinds of things, and which (singular)."""
+    return [(match, _NAMES[match.group()]) for match in _NAME_PATTERN.finditer(text.lower())]
+
+
 def named_things(text: str) -> set[str]:
     """Names (singular) of the kinds of things that a text names."""
-    return {_NAMES[word] for word in _NAME_PATTERN.findall(text.lower())}
+    return {kind for _, kind in mentions(text)}
 
 
 def stated_order(text: str, layout: str) -> set[Pair]:

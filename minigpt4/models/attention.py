@@ -256,6 +256,17 @@ AttentionInterface.register(BY_ROW, _by_row)
 AttentionMaskInterface.register(BY_ROW, _first_positions)
 
 
+@contextmanager
+def eager_attention(model: nn.Module) -> Iterator[None]:
+    """Inside, a model of transformers can return its attention (`output_attentions`)."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
 # The types and memory of an LLM's pass
 
 

@@ -17,6 +17,7 @@ from transformers import Blip2QFormerConfig, Blip2QFormerModel
 from minigpt4.common.checkpoint import copy_strict, find_weights, read_state_dict
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.model_schema import QFORMER_FILE, MiniGPT4Config, mlp_depth
+from minigpt4.models.attention import eager_attention
 from minigpt4.models.vision_tower import VisionTower
 
 _RENAMES = (
@@ -51,6 +52,11 @@ class Connector(nn.Module):
     """Whether the LayerNorm `ln_vision` stands before it."""
     blocks: Iterable[nn.Module] = ()
 
+    def forward(self, tokens_BNV: Tensor, attentions: list[Tensor] | None = None) -> Tensor:
+        """(B, Q, H). `attentions` is given a tensor (B, heads, Q, N) by each layer that reads vision tokens: the share
+        of each token in each image token."""
+        raise NotImplementedError
+
     def lavis_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Parameters under the names of checkpoints."""
         yield from ()
@@ -73,9 +79,13 @@ class QFormer(Connector):
     def blocks(self) -> Iterable[nn.Module]:
         return self.bert.encoder.layer
 
-    def forward(self, tokens_BNV: Tensor) -> Tensor:
+    def forward(self, tokens_BNV: Tensor, attentions: list[Tensor] | None = None) -> Tensor:
         queries_BQH = self.query_tokens.expand(tokens_BNV.shape[0], -1, -1)
-        output = self.bert(query_embeds=queries_BQH, encoder_hidden_states=tokens_BNV)
+        if attentions is None:
+            return self.bert(query_embeds=queries_BQH, encoder_hidden_states=tokens_BNV).last_hidden_state
+        with eager_attention(self.bert):
+            output = self.bert(query_embeds=queries_BQH, encoder_hidden_states=tokens_BNV, output_attentions=True)
+        attentions += output.cross_attentions
         return output.last_hidden_state
 
     def lavis_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -105,7 +115,11 @@ class Patches(Connector):
         self.has_norm = kind != "identity"
         self.feature_width = (JOINED if self.has_norm else 1) * vision_width
 
-    def forward(self, tokens_BNV: Tensor) -> Tensor:
+    def forward(self, tokens_BNV: Tensor, attentions: list[Tensor] | None = None) -> Tensor:
+        if attentions is not None:
+            count, device = tokens_BNV.shape[1], tokens_BNV.device
+            sources_1QJ = self(torch.arange(count, device=device, dtype=torch.float32)[None, :, None]).long()
+            attentions.append(nn.functional.one_hot(sources_1QJ, count).float().mean(dim=2)[:, None])
         patches_BPV = tokens_BNV[:, self.num_prefix_tokens :]
         if self.kind == "identity":
             return patches_BPV

@@ -213,11 +213,18 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
     def _encode(self, image_B3SS: Tensor) -> Tensor:
         if is_batch_invariant(self.llama_model) and len(image_B3SS) > 1:
             return one_by_one(self._encode, image_B3SS)
+        return self.connect(self.vision_tokens(image_B3SS))
+
+    def vision_tokens(self, image_B3SS: Tensor) -> Tensor:
+        """What the connector reads, (B, N, V) float32: the tower's tokens after the norm."""
         with self._vision_autocast(self.visual_encoder):
             tokens_BNV = self.visual_encoder(image_B3SS)
-        tokens_BNV = self.ln_vision(tokens_BNV.float())
+        return self.ln_vision(tokens_BNV.float())
+
+    def connect(self, tokens_BNV: Tensor, attentions: list[Tensor] | None = None) -> Tensor:
+        """Image features (B, Q, H) from `vision_tokens`; `attentions` as in `Connector.forward`."""
         with self._vision_autocast(self.Qformer):
-            return self.Qformer(tokens_BNV)
+            return self.Qformer(tokens_BNV, attentions)
 
     def project(self, features_BQH: Tensor) -> Tensor:
         """Image tokens of the LLM (B, Q, D) from `image_features`."""

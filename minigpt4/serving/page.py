@@ -20,9 +20,10 @@ import gradio as gr
 from minigpt4.common.errors import MiniGPT4Error, RunError, SampleError
 from minigpt4.common.schemas import ChatSettings
 from minigpt4.conversation.chat import Picture, Request
-from minigpt4.conversation.decoding import PUBLISHED_CHAT, Decoding
+from minigpt4.conversation.decoding import GREEDY, PUBLISHED_CHAT, Decoding
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.inference import Engine
+from minigpt4.inference.attribution import answer_words, figures, grey, overlay
 from minigpt4.inference.engine import EngineReply
 from minigpt4.mini.files import TRUTH_FILE
 from minigpt4.serving.uploads import Limits, read_image
@@ -35,6 +36,8 @@ EXAMPLES = 4
 TITLE = "MiniGPT-4"
 HEAD = "# MiniGPT-4\nAsk about a picture. A language model answers, and may be wrong: look for yourself."
 EMPTY = "Add one or more images, ask about them, and ask on."
+LOOK = "Choose a word: the strongest patches of the image, by two methods, for the checkpoint that is chosen now."
+CHOSEN = "looked up"
 NO_ANSWER = "No answer"
 """Title of a message that tells an error."""
 DELETE_AFTER = 24 * 3600
@@ -72,7 +75,7 @@ class ChatPage:
         with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, DELETE_AFTER)) as self.blocks:
             gr.Markdown(f"{HEAD} {start.hint}")
             note = gr.Markdown(elem_id="note", render=False)
-            _Interface(
+            chat = _Interface(
                 self.answer,
                 multimodal=True,
                 chatbot=gr.Chatbot(
@@ -101,6 +104,13 @@ class ChatPage:
                 api_visibility="private",
             )
             note.render()
+            with gr.Accordion("Where did it look?", open=False, elem_id="look") as fold:
+                gr.Markdown(LOOK)
+                words = gr.HighlightedText(label="The last answer", interactive=False, elem_id="words")
+                maps = gr.Markdown(latex_delimiters=[], elem_id="maps")  # gr.HTML would need unsafe-eval
+            shown = {"outputs": [words, maps], "api_visibility": "private", "show_progress": "minimal"}
+            fold.expand(self.words, [chat.chatbot], **shown)
+            words.select(self.look, [chat.chatbot, checkpoint], **shown)
             self.blocks.unload(self._leave)
         self.blocks.queue(max_size=limits.waiting, api_open=False)
 
@@ -157,16 +167,49 @@ class ChatPage:
             if reply is not None:
                 reply.close()
 
+    def words(self, history: Sequence[dict[str, Any]]) -> tuple[list[tuple[str, None]], str]:
+        """The last answer in words to choose from, and no map yet."""
+        _, answer = _last_answer(history)
+        return [(word.text, None) for word in answer_words(self.engine.model, answer)], ""
+
+    def look(
+        self, history: Sequence[dict[str, Any]], checkpoint: str | None, chosen: gr.SelectData
+    ) -> tuple[list[tuple[str, str | None]], str]:
+        """The words with the chosen one marked, and its maps over each image as HTML; nothing is kept."""
+        words: list[str] = []
+        try:
+            place, answer = _last_answer(history)
+            words = [word.text for word in answer_words(self.engine.model, answer)]
+            if chosen.index not in range(len(words)) or chosen.value[0] != words[chosen.index]:
+                raise SampleError("there is another answer now; choose again")
+            asked = self.request(None, history[:place], checkpoint, GREEDY)
+            if not asked.pictures:
+                raise SampleError("no image was shown before this answer")
+            maps = self.engine.maps(asked, answer, chosen.index).result(self.limits.seconds)
+        except PROBLEMS as error:
+            return [(word, None) for word in words], html.escape(str(error))
+        shown = [
+            (method, overlay(grey(picture.pixels_3SS), maps_nhw[index]))
+            for index, picture in enumerate(asked.pictures)
+            for method, maps_nhw in maps.items()
+        ]
+        marked = [(word, CHOSEN if number == chosen.index else None) for number, word in enumerate(words)]
+        return marked, figures(words[chosen.index], shown)
+
     def request(
-        self, message: dict[str, Any], history: Sequence[dict[str, Any]], checkpoint: str | None, how: Decoding
+        self, message: dict[str, Any] | None, history: Sequence[dict[str, Any]], checkpoint: str | None, how: Decoding
     ) -> Request:
-        """All messages so far, without questions that had no answer, whose images stay; `history` is the Chatbot's."""
+        """All messages so far, without questions that had no answer, whose images stay; `history` is the Chatbot's.
+
+        `message`: None where the history ends in the question.
+        """
         conversation, pictures, is_open = self.engine.new_conversation(), [], False
         if len(history) >= self.limits.turns:
             raise SampleError("this conversation is as long as it may be; start over")
         said = [(one["role"], one.get("metadata") or {}, part) for one in history for part in one["content"]]
-        said += [("user", {}, {"file": file}) for file in message["files"]]
-        said += [("user", {}, {"text": html.escape(message["text"], quote=False)})]
+        if message is not None:
+            said += [("user", {}, {"file": file}) for file in message["files"]]
+            said += [("user", {}, {"text": html.escape(message["text"], quote=False)})]
         for role, metadata, part in said:
             text = html.unescape(part.get("text") or "").strip()
             if role == "assistant":
@@ -207,6 +250,14 @@ class ChatPage:
         if reply.finish_reason == "length":
             parts.append("ended at the limit of tokens")
         return " · ".join(parts)
+
+
+def _last_answer(history: Sequence[dict[str, Any]]) -> tuple[int, str]:
+    """The number of its message, and what it says; nothing where there is none."""
+    for number, one in reversed(list(enumerate(history))):
+        if one["role"] == "assistant" and (one.get("metadata") or {}).get("title") != NO_ANSWER:
+            return number, html.unescape("".join(part.get("text") or "" for part in one["content"])).strip()
+    return 0, ""
 
 
 def _parts(content: Any) -> list[Any]:

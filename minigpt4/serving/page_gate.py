@@ -47,6 +47,8 @@ CSS = """
 .gradio-container { max-width: 1000px !important; width: 100%; margin: auto }
 #note { min-height: 1.6em; opacity: .75 }
 #chat button[title=Share] { display: none }
+#words .token { margin-right: .3em }
+#maps figure { display: inline-block; margin: 0 1em 1em 0 }
 """
 
 

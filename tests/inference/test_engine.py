@@ -11,6 +11,7 @@ from PIL import Image
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, SampleError, WeightsError
 from minigpt4.conversation.chat import Chat, Decoding, Request
 from minigpt4.inference import BusyError, Engine
+from minigpt4.inference.attribution import Trace
 from minigpt4.processors import Blip2ImageEvalProcessor
 
 SHORT = Decoding(max_new_tokens=6)
@@ -223,3 +224,39 @@ def test_a_checkpoint_that_does_not_fit_is_found_at_the_start(make, tmp_path):
     torch.save({"model": {"llama_proj.weight": torch.zeros(3, 3)}}, tmp_path / "bad.pth")
     with pytest.raises(WeightsError, match="bad.pth"):
         make(checkpoints={"bad": tmp_path / "bad.pth"})
+
+
+# Where it looked
+
+
+def test_maps_are_made_between_the_tokens_of_answers_that_stay_as_they_are(make, model, images, parity_dir):
+    engine = make(checkpoints={"second": parity_dir / "train_main_checkpoint_0.pth"})
+    asked = request(engine, images=images)
+    answer, found = "a red bus", {}
+    reply = engine.submit(replace(asked, decoding=Decoding(max_new_tokens=9)))
+    engine.tick()
+    for name in engine.checkpoints:
+        found[name] = engine.maps(replace(asked, checkpoint=name), answer, 2).result(0)
+    engine.switch.use(engine.checkpoints[0])
+    assert "".join(reply) == generated(engine, reply.request)
+    pixels = torch.stack([picture.pixels_3SS for picture in asked.pictures])
+    expected = Trace(model, pixels, asked.conversation.get_prompt(), answer).maps([2])
+    for method, maps_nhw in expected.items():
+        assert maps_nhw.shape == (2, 4, 4)
+        torch.testing.assert_close(*map(torch.from_numpy, (found["minigpt4"][method], maps_nhw)), rtol=1e-4, atol=1e-6)
+        assert not (found["second"][method] == maps_nhw).all()
+
+
+def test_maps_that_cannot_be_made_are_the_callers_error_alone(make, images):
+    engine = make()
+    asked = request(engine, images=images)
+    with pytest.raises(SampleError, match="this LLM reads"):
+        engine.maps(asked, "word " * 3000, 0).result(0)
+    with pytest.raises(IndexError):
+        engine.maps(asked, "a bus", 7).result(0)
+    with pytest.raises(ConfigError):
+        engine.maps(replace(asked, checkpoint="none"), "a bus", 0)
+    assert engine.maps(asked, "a bus", 1).result(0)
+    engine.stop()
+    with pytest.raises(RunError):
+        engine.maps(asked, "a bus", 1)

@@ -4,6 +4,7 @@ import json
 import socket
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -79,6 +80,27 @@ def test_messages_become_one_request_without_unanswered_questions(page, history,
     assert [text for _, text in request.conversation.messages] == messages
     assert len(request.pictures) == str(messages).count(IMAGE)
     assert request.timeout == LIMITS.seconds
+
+
+def chosen(index, word):
+    return SimpleNamespace(index=index, value=[word, None])
+
+
+def test_a_word_of_the_last_answer_is_looked_up_and_marked(page):
+    history = [*LOST, said("a &lt;b&gt; dog"), said("late", title=NO_ANSWER)]
+    words, nothing = page.words(history)
+    assert (words, nothing) == ([(word, None) for word in ("a", "<", "b", ">", "dog")], "")
+    marked, shown = page.look(history, None, chosen(1, "<"))
+    assert [word for word, mark in marked if mark] == ["<"]
+    assert "<h3>&lt;</h3>" in shown
+    assert shown.count("data:image/png;base64,") == 2
+    assert page.look(history, "second", chosen(1, "<"))[1] != shown
+    for wrong, complaint in {(9, "a"): "another answer", (0, "dog"): "another answer"}.items():
+        assert complaint in page.look(history, None, chosen(*wrong))[1]
+    assert "there is no checkpoint" in page.look(history, "third", chosen(0, "a"))[1]
+    assert "no image was shown" in page.look([user(text("a?")), said("b")], None, chosen(0, "b"))[1]
+    assert page.words([]) == ([], "")
+    assert "this LLM reads" in page.look([*history[:4], said("dog " * 3000)], None, chosen(0, "dog"))[1]
 
 
 @pytest.mark.parametrize(("history", "files"), [([user(text("a"))] * 6, 0), ([], 4)])

@@ -236,3 +236,32 @@ def test_an_example_is_asked_and_words_that_look_like_pages_stay_words(visit):
     visitor.ask(nasty)
     visitor.expect(visitor.questions.last).to_have_text(nasty)
     assert visitor.questions.last.locator("img, script, strong").count() == 0
+
+
+def test_a_click_on_a_word_of_the_answer_shows_where_it_looked(visit, images, monkeypatch):
+    from minigpt4.serving import page as page_module
+
+    visitor = visit()
+    visitor.ask("What is this?", *images)
+    answer = visitor.wait_for_answer(1)
+    fold, words, maps = (visitor.page.locator(name) for name in ("#look", "#words .token", "#maps img"))
+    visitor.expect(words).to_have_count(0)
+    fold.get_by_role("button", name="Where did it look?").click()
+    visitor.expect(words.first).to_be_visible()
+    assert letters("".join(words.all_inner_texts())) == letters(answer)
+    words.first.click()
+    visitor.expect(maps).to_have_count(4)  # two methods on two images
+    visitor.page.wait_for_function("() => [...document.querySelectorAll('#maps img')].every(i => i.naturalWidth > 0)")
+    other = visit()  # sees nothing of it
+    visitor.expect(other.page.locator("#maps img")).to_have_count(0)
+
+    nasty = "<img src=http://192.0.2.1/y.png> <script>"
+    last = page_module._last_answer
+    monkeypatch.setattr(page_module, "_last_answer", lambda history: (last(history)[0], nasty))
+    words.first.click()  # of another answer than the one there is now
+    visitor.expect(visitor.page.locator("#maps")).to_contain_text("another answer")
+    words.first.click()
+    visitor.expect(visitor.page.locator("#maps h3")).to_have_text("<")
+    visitor.expect(maps).to_have_count(4)
+    shown = visitor.page.locator("#words .text").all_inner_texts()
+    assert re.sub(r"\s", "", "".join(shown)) == nasty.replace(" ", "")
