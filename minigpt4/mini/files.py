@@ -279,6 +279,9 @@ class ConversationSize:
     captions: int = 2000
     instruct: int = 300
     test: int = 60
+    kinds: int = 16
+    """Of the 80 kinds of things the first so many, which patches learn to say in few steps."""
+
     seed: int = 0
 
 
@@ -288,18 +291,20 @@ def write_conversations(folder: Path, size: ConversationSize) -> bool:
     if not _begin(folder, wanted):
         return False
     images = _fresh(folder / "images")
-    instruct, test = KINDS[1:], {}
+    instruct, things, test = KINDS[1:], THINGS[: size.kinds], {}
 
     def records(split: str, first: int, count: int, kinds: Sequence[str]) -> dict[str, list[dict]]:
         """By kind."""
         written: dict[str, list[dict]] = {kind: [] for kind in kinds}
         (images / split).mkdir(exist_ok=True)
-        for number, scene in enumerate(sample_scenes(split, count, size.seed, _OWN_SCENES + first), start=first):
+        for number, scene in enumerate(
+            sample_scenes(split, count, size.seed, _OWN_SCENES + first, things), start=first
+        ):
             name = f"{number:06d}"
             (images / split / f"{name}.jpg").write_bytes(_jpeg(scene))
             for kind in kinds:
                 record = {"id": f"{name}_{kind}", "image": f"{split}/{name}.jpg"}
-                written[kind].append({**record, "conversations": conversation(scene, kind)})
+                written[kind].append({**record, "conversations": conversation(scene, kind, things)})
             if split == "test":
                 test[name] = scene.record()
         return written

@@ -142,33 +142,35 @@ def is_new_combination(scene: Scene) -> bool:
     return any(is_reserved_pair(one, other) for one, other in combinations(things, 2))
 
 
-def sample_scenes(split: str, count: int, seed: int, first: int = 0) -> Iterator[Scene]:
+def sample_scenes(
+    split: str, count: int, seed: int, first: int = 0, things: Sequence[Thing] = THINGS
+) -> Iterator[Scene]:
     """`count` scenes of `train`, `val` or `test`, from number `first` on."""
-    return (sample_scene(split, index, seed) for index in range(first, first + count))
+    return (sample_scene(split, index, seed, things) for index in range(first, first + count))
 
 
-def sample_scene(split: str, index: int, seed: int) -> Scene:
-    """Scene number `index` of a split; it depends on (seed, split, index) alone.
+def sample_scene(split: str, index: int, seed: int, things: Sequence[Thing] = THINGS) -> Scene:
+    """Scene number `index` of a split, of these kinds; it depends on the arguments alone.
 
     The number of groups is drawn first: then splits differ in combinations alone, not in how full scenes are.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), index])
     groups = int(rng.choice((1, 2, 3), p=(0.2, 0.4, 0.4)))
     while True:
-        scene = _draw_scene(rng, groups)
+        scene = _draw_scene(rng, groups, things)
         fits = not has_reserved_combination(scene) if split == "train" else is_new_combination(scene)
         if fits:
             return scene
 
 
-def _draw_scene(rng: np.random.Generator, groups: int) -> Scene:
+def _draw_scene(rng: np.random.Generator, groups: int, things: Sequence[Thing]) -> Scene:
     most = {1: 3, 2: 2, 3: 1}[groups]
-    kinds = rng.choice(len(THINGS), size=groups, replace=False)
+    kinds = rng.choice(len(things), size=groups, replace=False)
     return Scene(
         background=list(BACKGROUNDS)[rng.integers(len(BACKGROUNDS))],
         layout=ALONE if groups == 1 else (ROW, COLUMN)[rng.integers(2)],
         groups=tuple(
-            Group(THINGS[kind], int(rng.integers(1, most + 1)), (SMALL, LARGE)[rng.integers(2)]) for kind in kinds
+            Group(things[kind], int(rng.integers(1, most + 1)), (SMALL, LARGE)[rng.integers(2)]) for kind in kinds
         ),
         seed=int(rng.integers(2**31)),
     )
@@ -253,18 +255,18 @@ _REQUESTS = {
 }
 
 
-def conversation(scene: Scene, kind: str) -> list[dict[str, str]]:
-    """LLaVA's turns about a scene, all true; they depend on scene and kind alone.
+def conversation(scene: Scene, kind: str, things: Sequence[Thing] = THINGS) -> list[dict[str, str]]:
+    """LLaVA's turns about a scene, all true; they depend on the arguments alone.
 
     `<image>` stands before or after the first question. A `conversation` has three to five short questions, among them
-    about things that are not there; the others have one. `complex_reasoning` takes a step beyond what can be seen.
+    about `things` that are not there; the others have one. `complex_reasoning` takes a step beyond what can be seen.
     """
     rng = np.random.default_rng([scene.seed, KINDS.index(kind)])
     if kind in _REQUESTS:
         answer = alt_text(scene) if kind == "caption" else f"{detailed_description(scene)} {_sum(scene)}"
         pairs = [(str(rng.choice(_REQUESTS[kind])), answer)]
     else:
-        known = _short_questions(scene, rng) if kind == "conversation" else _hard_questions(scene, rng)
+        known = _short_questions(scene, rng, things) if kind == "conversation" else _hard_questions(scene, rng)
         number = int(rng.integers(3, 6)) if kind == "conversation" else 1
         pairs = [known[index] for index in rng.permutation(len(known))[:number]]
     turns = [{"from": who, "value": text} for pair in pairs for who, text in zip(("human", "gpt"), pair, strict=True)]
@@ -276,9 +278,9 @@ def _sum(scene: Scene) -> str:
     return f"There {_are(scene.count)} {NUMBERS[scene.count]} thing{'s' * (scene.count > 1)} in all."
 
 
-def _short_questions(scene: Scene, rng: np.random.Generator) -> list[tuple[str, str]]:
+def _short_questions(scene: Scene, rng: np.random.Generator, things: Sequence[Thing]) -> list[tuple[str, str]]:
     groups = scene.groups
-    absent = [thing.name for thing in THINGS if thing not in {group.thing for group in groups}]
+    absent = [thing.name for thing in things if thing not in {group.thing for group in groups}]
     name, there = str(rng.choice(absent)), groups[rng.integers(len(groups))]
     pairs = [
         ("What can be seen?", f"{_capital(_listed(groups))}."),

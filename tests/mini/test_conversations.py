@@ -11,11 +11,12 @@ from minigpt4.datasets import EvalLoader, builder_of
 from minigpt4.datasets.datasets.dataloader_utils import BadSampleMonitor
 from minigpt4.mini.files import ConversationSize, main, write_conversations
 from minigpt4.mini.report import measure, named_things, stated_order
-from minigpt4.mini.scenes import BACKGROUNDS, COLUMN, KINDS, ROW, alt_text, conversation, sample_scenes
+from minigpt4.mini.scenes import BACKGROUNDS, COLUMN, KINDS, ROW, THINGS, alt_text, conversation, sample_scenes
 
-SIZE = ConversationSize(captions=6, instruct=5, test=3, seed=7)
+SIZE = ConversationSize(captions=6, instruct=5, test=3, kinds=6, seed=7)
 SCENES = list(sample_scenes("train", 400, seed=0))
 NUMBER = {word: number for number, word in enumerate(("no", "one", "two", "three", "four"))}
+FILES = ("questions", "answers")
 COUNT = "one|two|three|four|no"
 
 
@@ -136,12 +137,16 @@ def folder(tmp_path_factory):
     return folder
 
 
+def read(file):
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
 def contents(folder):
     return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob("*")) if f.is_file()}
 
 
 def test_files_are_the_same_wherever_they_are_written_and_left_alone_when_there(folder, tmp_path):
-    main([str(tmp_path), "--captions=6", "--instruct=5", "--test=3", "--seed=7"])
+    main([str(tmp_path), "--captions=6", "--instruct=5", "--test=3", "--kinds=6", "--seed=7"])
     assert contents(tmp_path) == contents(folder)
     assert not write_conversations(folder, SIZE)
     (tmp_path / "world.json").unlink()
@@ -168,3 +173,22 @@ def test_data_set_reads_every_record_and_finds_its_image(name, records, folder):
     assert len(truth) == SIZE.test
     if name == "instruct_test":
         assert {identity.partition("_")[0] for batch in batches for identity in batch["image_id"]} == truth.keys()
+
+
+def test_scenes_and_questions_know_the_wanted_kinds_alone(folder):
+    records = [record for file in ("caption", "instruct", "instruct_test") for record in read(folder / f"{file}.json")]
+    named = set().union(*(named_things(turn["value"]) for record in records for turn in record["conversations"]))
+    assert len(named) > 3
+    assert named <= {thing.name for thing in THINGS[:6]}
+
+
+def test_questions_of_the_test_stand_one_a_line_with_their_answers(folder):
+    questions, answers = ([json.loads(line) for line in (folder / f"{name}_test.jsonl").open()] for name in FILES)
+    turns = [turn["value"] for record in read(folder / "instruct_test.json") for turn in record["conversations"]]
+    assert [one["text"] for one in questions] == [text.replace("<image>", "").strip() for text in turns[::2]]
+    assert [one["text"] for one in answers] == turns[1::2]
+    assert (
+        [one["question_id"] for one in questions] == [one["question_id"] for one in answers] == [*range(len(answers))]
+    )
+    assert {one["category"] for one in questions} == {"conv", "detail", "complex"}
+    assert all((folder / "images" / one["image"]).is_file() for one in questions)
