@@ -122,7 +122,11 @@ class Config:
                     if not given.get(split):
                         getattr(dataset.vis_processor, split).name = f"{usual}_{split}"
             self.image_processor = _image_processor(self.datasets.values(), f"{usual}_eval", self.source)
-            self._raise([*_image_size_faults(self), *_statistics_faults(self)])
+            try:
+                faults = [*_image_size_faults(self), *_statistics_faults(self)]
+            except ConfigError as error:  # of the tower, which knows no file
+                faults = [str(error)]
+            self._raise(faults)
         return self
 
     def _raise(self, faults: Collection[str]) -> None:

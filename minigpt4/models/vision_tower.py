@@ -224,6 +224,8 @@ def _directory_config(directory: Path) -> CLIPVisionConfig | SiglipVisionConfig:
     if (size := _missing_clip(directory)) is not None:
         sizes = {"num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": size}
         return CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, **sizes)
+    if not directory.is_dir():
+        raise ConfigError(f"model.vit_model: there is no directory {directory}")
     with errors_as(ConfigError, f"model.vit_model: {directory}: its config.json is none of a CLIP or SigLIP model"):
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         config = getattr(config, "vision_config", config)

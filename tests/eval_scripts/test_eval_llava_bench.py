@@ -136,12 +136,13 @@ def test_killed_in_the_middle_it_goes_on(chat_server, tmp_path, command):
     chat_server.answer = answer_or_kill
     process = subprocess.Popen([sys.executable, script, *arguments, tmp_path / "cache.jsonl"], env=environment)
     assert process.wait(120) == -signal.SIGKILL
-    assert len(lines_of(output)) == 3
+    written = len(lines_of(output))
+    assert written in (2, 3)  # the fourth question may be asked before the third line stands
     with output.open("a") as file:
-        file.write('{"id": 4, "question_id": 3, "ans')
+        file.write(f'{{"id": {written + 1}, "question_id": {written}, "ans')
     assert command("eval_llava_bench").main([*arguments, str(tmp_path / "another.jsonl")]) == 0
     assert lines_of(output) == GOLDEN["judge"]["coco"]["review_lines"]
-    assert len(chat_server.requests) == 4 + 3
+    assert len(chat_server.requests) == 4 + 6 - written
 
 
 # What does not fit

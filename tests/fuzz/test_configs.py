@@ -16,7 +16,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, RegistryError
 
 REPOSITORY = Path(__file__).parents[2]
-SOURCES = sorted(path for folder in ("train_configs", "eval_configs") for path in (REPOSITORY / folder).iterdir())
+SOURCES = sorted(path for folder in ("train_configs", "eval_configs") for path in (REPOSITORY / folder).glob("*.yaml"))
 MEMORY = 3 << 30
 """Bytes that one test may map beyond what is mapped when it starts."""
 
