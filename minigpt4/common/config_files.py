@@ -300,9 +300,9 @@ class ConfigFile:
             if not isinstance(section, dict):
                 raise ConfigError(f"--options {name}={short(section)}: name a key of the section: {name}.KEY=VALUE")
         chosen = ["model.arch", "model.model_type"]
-        for name in options.get("datasets", {}):
+        for name, section in options.get("datasets", {}).items():
             chosen.append(f"datasets.{name}.type")
-            if name not in self.user.datasets:
+            if name not in self.user.datasets and "builder" not in section:
                 log.warning("--options datasets.%s: not in %s, so no default file lies under it", name, self.source)
         for key in chosen:
             value = OmegaConf.select(options, key)

@@ -22,6 +22,8 @@ from minigpt4.common.errors import ConfigError, MiniGPT4Error, SampleError
 
 log = logging.getLogger(__name__)
 
+DISTRIBUTION = "minigpt4-vlm"
+"""The name of this package for pip; `minigpt4` there is somebody else's."""
 
 LINE_END = re.compile(r"\r\n?|\n")
 
@@ -115,6 +117,26 @@ def is_url(value: str | None) -> bool:
 def get_abs_path(rel_path: str) -> str:
     """A path within this package."""
     return str(Path(__file__).parents[1] / rel_path)
+
+
+def project_folder() -> Path:
+    """Where train.py and the recipes are: the checkout, or what the wheel brought."""
+    package = Path(__file__).resolve().parents[1]
+    return package / "home" if (package / "home").is_dir() else package.parent
+
+
+def script_path(name: str) -> str:
+    """A script of the project as a command line names it: `train.py` in the checkout, else a whole path."""
+    folder = project_folder()
+    return name if folder == Path.cwd() else str(folder / name)
+
+
+def install_command(extra: str = "") -> str:
+    """The pip command that brings an extra: `pip install -e ".[eval]"` in a checkout."""
+    folder, extras = project_folder(), f"[{extra}]" if extra else ""
+    if not (folder / "pyproject.toml").is_file():
+        return f'pip install --upgrade "{DISTRIBUTION}{extras}"'
+    return f'pip install -e "{"." if folder == Path.cwd() else folder}{extras}"'
 
 
 def find_java() -> tuple[str | None, str]:

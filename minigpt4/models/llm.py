@@ -33,6 +33,7 @@ from minigpt4.common.checkpoint import read_weights
 from minigpt4.common.errors import WeightsError, errors_as
 from minigpt4.common.model_schema import TrainRule
 from minigpt4.common.torch_files import check_torch_file, reads_pickles
+from minigpt4.common.utils import install_command
 from minigpt4.models.attention import attention_for, enable_activation_checkpointing
 from minigpt4.models.base_model import DTYPES, freeze
 from minigpt4.models.fsdp import load_sharded
@@ -238,7 +239,7 @@ def _storage(precision: str, device: torch.device) -> dict[str, Any]:
             "use bf16 or fp32 there (and low_resource: False)"
         )
     if find_spec("bitsandbytes") is None:
-        raise WeightsError(f"model.llm_precision: {precision} needs bitsandbytes: pip install -e '.[gpu]'")
+        raise WeightsError(f"model.llm_precision: {precision} needs bitsandbytes: {install_command('gpu')}")
     if precision == "int8":
         return {"dtype": torch.float16, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16)

@@ -1,4 +1,4 @@
-"""LLaVA in the mini world: its tower, what counts as a right answer, and `bash quickstart.sh --llava --fast`."""
+"""LLaVA in the mini world: its tower, what counts as a right answer, and `minigpt4 quickstart --llava --fast`."""
 
 import json
 import os
@@ -16,7 +16,6 @@ from minigpt4.mini import files
 from minigpt4.mini.llava import rightness, score, write_clip
 from minigpt4.mini.scenes import conversation, sample_scenes
 from minigpt4.models.vision_tower import build_vision_encoder, tower_pixels
-from tests.mini.test_quickstart import NEEDED, REPOSITORY
 
 TRUE = {
     "How many cats are there?": "There are two cats.",
@@ -90,11 +89,9 @@ def test_true_answers_are_all_right_and_those_of_other_scenes_are_not():
 
 
 @pytest.mark.timeout(1800)
-def test_both_stages_of_llava_run_and_report(tmp_path):
-    for name in NEEDED:
-        (tmp_path / name).symlink_to(REPOSITORY / name)
-    own = {"VIRTUAL_ENV": sys.prefix, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path)}
-    command = ["bash", "quickstart.sh", "--llava", "--fast"]
+def test_both_stages_of_llava_run_and_report_from_the_wheel_in_an_empty_folder(tmp_path, installed):
+    command = [sys.executable, "-m", "minigpt4", "quickstart", "--llava", "--fast"]
+    own = {"PYTHONPATH": str(installed), "TQDM_DISABLE": "1"}
     settings = {"cwd": tmp_path, "env": os.environ | own, "capture_output": True, "text": True}
     done = subprocess.run(command, **settings)
     assert done.returncode == 0, done.stdout + done.stderr
