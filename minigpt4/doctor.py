@@ -63,9 +63,10 @@ def gib(size: int) -> str:
 
 def main() -> int:
     torch, java = probe_torch(), probe_java()
-    cores, memory = len(os.sched_getaffinity(0)), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = gib(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")) if hasattr(os, "sysconf") else "unknown"
     print(f"Python {platform.python_version()} on {platform.platform()}")
-    print(f"{cores} CPU cores, {gib(memory)} memory, {gib(shutil.disk_usage(Path.cwd()).free)} free on this disk")
+    print(f"{cores} CPU cores, {memory} memory, {gib(shutil.disk_usage(Path.cwd()).free)} free on this disk")
     print(f"torch's CUDA: {torch.get('cuda_build') or 'none'}")
     for gpu in torch["gpus"]:
         bf16 = "bf16" if gpu["bf16"] else "no bf16: use fp16"

@@ -39,7 +39,8 @@ SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZ
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Variables with settings of torch's allocator, today's name first."""
 
-SAVE_AND_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SAVE_AND_STOP = tuple(filter(None, (getattr(signal, name, None) for name in ("SIGTERM", "SIGINT", "SIGUSR1"))))
+"""Windows has no SIGUSR1."""
 
 
 # LAVIS's names for what a process is

@@ -1,7 +1,6 @@
 """The folder of one run: unique, never overwritten, one writer at a time, with `run.json` to say what ran."""
 
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -18,6 +17,11 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 from minigpt4.common.errors import ConfigError, RunError
 from minigpt4.common.utils import escaped, now, read_facts, write_whole
@@ -71,6 +75,8 @@ def locked(path: Path) -> int | None:
 
     OSError if there is no such file, or with one of NO_LOCKS if its file system has no locks.
     """
+    if fcntl is None:
+        raise OSError(errno.ENOSYS, "Windows")
     for mode in (os.O_RDONLY, os.O_RDWR):
         descriptor = os.open(path, mode)
         try:
@@ -93,7 +99,8 @@ def _leave_to_parent() -> None:
     _held.clear()
 
 
-os.register_at_fork(after_in_child=_leave_to_parent)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 @dataclass(frozen=True)

@@ -405,7 +405,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # A waiting thread soon gives its core away: the usual spinning makes steps many times slower beside other work.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in filter(None, (signal.SIGTERM, getattr(signal, "SIGHUP", None))):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
             signal.signal(number, _interrupt)
     try:

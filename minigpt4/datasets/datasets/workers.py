@@ -21,6 +21,7 @@ from typing import TypeVar
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from minigpt4.common.dist_utils import SAVE_AND_STOP
 from minigpt4.common.errors import RunError
 
 log = logging.getLogger(__name__)
@@ -37,12 +38,12 @@ PATIENCE = 30
 """Such waits in a row before it is an error; the other ranks do not wait longer for this one either. They are counted,
 not measured, so that a job that a scheduler suspends and wakes up goes on."""
 
-_SAVE_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _PR_SET_PDEATHSIG = 1
 """Of Linux's prctl: the signal that a process gets when the thread that forked it ends."""
 
 _running: "weakref.WeakSet[BaseProcess]" = weakref.WeakSet()
-os.register_at_fork(after_in_child=_running.clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_running.clear)
 
 
 def read_in_workers(
@@ -69,14 +70,18 @@ def read_in_workers(
         # torch would draw a seed for the workers from the global generator, which belongs to the model.
         generator=torch.Generator().manual_seed(0),
     )
-    # Signals wait until the new process has said what to do with them.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SAVE_SIGNALS)
     others = set(multiprocessing.active_children())
+    _hold_signals(True)  # until the new process has said what to do with them
     try:
         return _received(iter(loader), source)
     finally:
         _running.update(set(multiprocessing.active_children()) - others)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _hold_signals(False)
+
+
+def _hold_signals(on: bool) -> None:
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK if on else signal.SIG_UNBLOCK, SAVE_AND_STOP)
 
 
 def _received(batches: "Iterator[Batch | _Failure]", source: str) -> Iterator[Batch]:
@@ -122,9 +127,9 @@ class _Turns(IterableDataset):
 def _init_worker(parent: int, worker: int) -> None:
     """Stay until the process `parent` ends, whatever else happens, and not longer."""
     # Schedulers and terminals signal every process; the run must be able to save before its workers die.
-    for number in _SAVE_SIGNALS:
+    for number in SAVE_AND_STOP:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SAVE_SIGNALS)
+    _hold_signals(False)
     # A worker that is left over keeps the sockets of its rank open, and the other ranks wait for an answer. By itself
     # it looks for its parent only every few seconds, and never while it hangs in a read.
     if sys.platform == "linux":
@@ -140,7 +145,7 @@ def _kill_workers() -> None:
     That a loader has ended its workers before is not certain: the traceback of an error may hold it.
     """
     left = [process for process in _running if process.is_alive()]
-    if left:
+    if left and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report each as a failure
     for process in left:
         process.kill()
