@@ -19,10 +19,10 @@ from minigpt4.common.binding import bind
 from minigpt4.common.checkpoint import file_sha256
 from minigpt4.common.config import Config
 from minigpt4.common.config_files import load_yaml
-from minigpt4.common.errors import ConfigError, errors_as, hint
+from minigpt4.common.errors import ConfigError, SampleError, errors_as, hint
 from minigpt4.common.schemas import VqaPrompts
 from minigpt4.evaluation import command
-from minigpt4.evaluation.caption_data import require_same_ids
+from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.generate import NamedCheckpoint, without_datasets
 from minigpt4.evaluation.questions import QUESTION_PLACE, question_files
 from minigpt4.evaluation.vqa import BENCHMARKS, Rank, ask_checkpoints
@@ -96,6 +96,10 @@ def run_score(args: argparse.Namespace) -> None:
         needed = [key for key, counts in counted.items() if counts]  # GQA's others are for its consistency alone
         given = [key for key in said if counted.get(key, True)]
         require_same_ids(needed, given, f"{path}: ", partial=args.partial, way_out=way_out)
+        if args.benchmark == "aokvqa" and not args.partial:  # as its own evaluator refuses them
+            none = [one.question_id for one in read.questions if said[one.question_id] not in one.record["choices"]]
+            if none:
+                raise SampleError(f"{path}: {len(none)} predictions are none of the choices: {first_few(none, 5)}")
         one = NamedCheckpoint(name if mark else Path(path).stem, Path(path), file_sha256(Path(path)), None)
         if any(one.file_name == other.file_name for other, _ in rows):
             raise ConfigError(f"{path}: another file is called {one.name!r}, too; name it: NAME={path}")

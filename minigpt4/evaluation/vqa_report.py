@@ -55,20 +55,33 @@ def write_report(
     """Write all files of a benchmark and, anew, the table of the folder; returns the content of the JSON file.
 
     `rows`: of each checkpoint its answers by what gave them, one or the rules of a ranking; `setup`: prompt, decoding
-    and so on, the same for all. SampleError for A-OKVQA's answers that are no choices, ConfigError if the disk refuses.
+    and so on, the same for all. ConfigError if the disk refuses.
     """
     benchmark, checkpoints, scores, worst = BENCHMARKS[name], [], [], []
     has_gold = all(benchmark.gold in one.record for one in read.questions)
     scorer = rules.scorer if rules.scorer in benchmark.rules else next(iter(benchmark.rules))
     cuts = rules.first_line and not benchmark.is_ranked
-    for one, given in rows:
-        said = {way: _first_lines(texts) if cuts else texts for way, texts in given.items()}
+    for one, said in rows:
+        if cuts:
+            said = {
+                way: {k: FIRST_LINE.split(text, maxsplit=1)[0] for k, text in own.items()} for way, own in said.items()
+            }
         chosen = said.get(rules.rank) or next(iter(said.values()))
         path = folder / f"answers_{name}_{one.file_name}.{'jsonl' if benchmark.form.kind == 'lines' else 'json'}"
         benchmark.form.write(path, chosen)
         checkpoints.append({**one.identity, "answers": path.name, **_shares(benchmark, chosen)})
         if has_gold:
-            scores.append(_score(benchmark, scorer, files, read.questions, said, chosen, rules, checkpoints[-1]))
+            leaves_out = rules.partial and not benchmark.missing_is_wrong
+            asked = [one for one in read.questions if one.question_id in chosen or not leaves_out]
+            scores.append(benchmark.score(scorer, chosen, asked))
+            others = {rule: benchmark.score(rule, chosen, asked) for rule in benchmark.rules}
+            ways = {way: benchmark.score(scorer, texts, asked) for way, texts in said.items()}
+            checkpoints[-1] |= {
+                "accuracy": _mean(scores[-1].values()),
+                "scores": {way: _mean(own.values()) for way, own in (others if len(ways) == 1 else ways).items()},
+                "groups": _by_type(asked, scores[-1]),
+                "figures": benchmark.figures(scorer, chosen, asked, files),
+            }
             worst.append(_worst(benchmark, one.name, read.questions, scores[-1], chosen))
     missing = "count 0" if benchmark.missing_is_wrong else "do not count"
     results = {
@@ -95,10 +108,6 @@ def write_report(
     return results
 
 
-def _first_lines(said: Texts) -> Texts:
-    return {key: FIRST_LINE.split(text, maxsplit=1)[0] for key, text in said.items()}
-
-
 def _shares(benchmark: Benchmark, said: Texts) -> dict[str, Any]:
     """Of the answers, those that are long, empty or, where there are two to choose from, neither."""
     facts = {"long": [len(text.split()) > LONG for text in said.values()]}
@@ -108,33 +117,13 @@ def _shares(benchmark: Benchmark, said: Texts) -> dict[str, Any]:
     return {name: _mean(own) for name, own in facts.items()}
 
 
-def _score(
-    benchmark: Benchmark,
-    scorer: str,
-    files: Files,
-    questions: Sequence[VqaQuestion],
-    said: Mapping[str, Texts],
-    chosen: Texts,
-    rules: Rules,
-    content: dict[str, Any],
-) -> Scores:
-    """Scores by question_id, of which `content` gets what the JSON file says."""
-    if rules.partial and not benchmark.missing_is_wrong:
-        questions = [one for one in questions if one.question_id in chosen]
-    records, strict = [one.record for one in questions], not rules.partial
-    others = {rule: benchmark.score(rule, chosen, records, strict) for rule in benchmark.rules}
-    ways = {way: benchmark.score(scorer, texts, records, strict) for way, texts in said.items()}
-    own, groups = others[scorer], defaultdict(lambda: defaultdict(list))
-    for one in [one for one in questions if one.question_id in own]:
+def _by_type(questions: Sequence[VqaQuestion], scores: Scores) -> dict[str, dict[str, list[float]]]:
+    """Mean score and number of questions by the types that tables tell apart."""
+    groups = defaultdict(lambda: defaultdict(list))
+    for one in [one for one in questions if one.question_id in scores]:
         for name, value in one.groups.items():
-            groups[name][str(value)].append(own[one.question_id])
-    content |= {
-        "accuracy": _mean(own.values()),
-        "scores": {name: _mean(each.values()) for name, each in (others if len(ways) == 1 else ways).items()},
-        "groups": {name: {v: [_mean(s), len(s)] for v, s in sorted(by.items())} for name, by in groups.items()},
-        "figures": benchmark.figures(scorer, chosen, records, files),
-    }
-    return own
+            groups[name][str(value)].append(scores[one.question_id])
+    return {name: {v: [_mean(own), len(own)] for v, own in sorted(by.items())} for name, by in groups.items()}
 
 
 def _mean(values: Iterable[float]) -> float:

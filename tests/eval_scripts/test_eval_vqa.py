@@ -251,11 +251,7 @@ def test_the_nearest_choice_by_the_users_vectors(main, given, tmp_path):
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        (
-            "vqav2",
-            lambda c: c["questions"][3].update(image_id="70004"),
-            "[3].image_id",
-        ),
+        ("vqav2", lambda c: c["questions"][3].update(image_id="70004"), "[3].image_id"),
         ("aokvqa", lambda c: c[2].pop("choices"), "[2].choices: Field required"),
         ("aokvqa", lambda c: c[2].update(correct_choice_idx=4), "4 is not the index of a choice"),
         ("aokvqa", lambda c: c.append(c[0]), "comes twice"),
