@@ -1,23 +1,55 @@
-"""A caption evaluation from config to report: the steps of `eval_scripts/eval_flickr30k.py`."""
+"""A caption evaluation from config to report: the steps of `eval_scripts/eval_flickr30k.py`.
+
+It leaves captions, scores as CSV, JSON and Markdown, a chart and a page. No file holds the number of processes.
+"""
 
 import dataclasses
+import html
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.utils import write_json, write_whole
 from minigpt4.datasets import ImageCaptionJson, build_datasets
-from minigpt4.evaluation.caption_data import CaptionData, ReferenceMode
-from minigpt4.evaluation.generate import NamedCheckpoint, predict, setup_metadata
-from minigpt4.evaluation.metrics import CaptionScorer
-from minigpt4.evaluation.report import write_report
+from minigpt4.evaluation.bootstrap import DRAWS, Bootstrap
+from minigpt4.evaluation.caption_data import CaptionData, CaptionItem, ReferenceMode
+from minigpt4.evaluation.generate import NamedCheckpoint, decoding_line, predict, setup_metadata
+from minigpt4.evaluation.metrics import CaptionScorer, CaptionScores
+from minigpt4.evaluation.report import (
+    Table,
+    data_uri,
+    document,
+    figure,
+    filled,
+    html_parts,
+    score_table,
+    thumbnail,
+    under_headings,
+)
 from minigpt4.inference.pipeline import PromptRules
 from minigpt4.models.feature_cache import feature_cache
 
 log = logging.getLogger(__name__)
+
+MODES = {
+    "joined": "all captions of an image joined into one string, as in training",
+    "separate": "every caption of an image is a reference",
+}
+CSV, JSON, MARKDOWN, CHART, PAGE = "metrics.csv", "metrics.json", "metrics.md", "metrics.png", "report.html"
+TEMPLATE = Path(__file__).with_name("report_page.html")
+SETUP_KEYS = ("decoding", "prompt", "stop", "seed", "batch_size", "model", "versions")
+GALLERY_METRICS = ("CIDEr", "ROUGE-L")
+"""Those with a score for each image."""
+MAX_IMAGES = 1000
+BLUE, ORANGE = "#0072B2", "#E69F00"
+"""Of Okabe and Ito's palette, which colour-blind people can tell apart."""
 
 
 def for_evaluation(cfg: Config) -> Config:
@@ -75,3 +107,194 @@ def read_data(cfg: Config) -> CaptionData:
     if not isinstance(own[split], ImageCaptionJson):
         raise ConfigError(f"{cfg.source}: datasets.{name}.builder: captions are evaluated on image_caption_json only")
     return CaptionData(own[split])
+
+
+# The report
+
+
+def write_report(
+    folder: Path,
+    data: CaptionData,
+    reference_mode: ReferenceMode,
+    metrics: Sequence[str],
+    rows: Sequence[tuple[NamedCheckpoint, Mapping[str, str], CaptionScores]],
+    setup: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write every file, `metrics.json`, whose content is returned, last; ConfigError if the disk refuses.
+
+    Args:
+        rows: of each checkpoint its captions, by image id in the order of the data, and their scores.
+        setup: decoding, prompt, versions and so on: the same for all checkpoints.
+    """
+    bootstrap = Bootstrap([scores for _, _, scores in rows], len(data)) if len(data) > 1 else None
+    checkpoints, comparisons = [], []
+    for index, (one, captions, scores) in enumerate(rows):
+        content = {
+            **one.identity,
+            "captions": f"captions_{one.file_name}.json",
+            "empty_captions": sum(not text.strip() for text in captions.values()),
+            "mean_words": sum(len(text.split()) for text in captions.values()) / len(captions),
+            "scores": scores.corpus,
+            "intervals": bootstrap.intervals(index) if bootstrap else {},
+            "card": one.card,
+        }
+        checkpoints.append(content)
+        said = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
+        write_json(folder / content["captions"], said, "--save_path")
+        for base in range(index if bootstrap else 0):  # against every one above it
+            compared = {"checkpoint": one.name, "baseline": rows[base][0].name}
+            comparisons.append(compared | {"metrics": bootstrap.compare(index, base)})
+    results = {
+        "data": f"{data.dataset.name}, {data.dataset.split}",
+        "images": len(data),
+        "reference_mode": reference_mode,
+        "metrics": list(metrics),
+        **setup,
+        "notes": _notes(reference_mode, checkpoints),
+        "checkpoints": checkpoints,
+        "comparisons": comparisons,
+    }
+    (_, scored), *more = _tables(results).items()
+    lines = [*results["notes"], decoding_line(results)]
+    lines += [f"Prompt: `{results['prompt']}`", f"Stop: `{results['stop']}`"]
+    sections = [*under_headings(dict(more)), f"![metrics]({CHART})"]
+    write_whole(folder / CSV, _csv(results))
+    write_whole(folder / MARKDOWN, document(headline(results), scored, lines, sections))
+    _draw_metrics(folder / CHART, results)
+    all_captions, per_image = [captions for _, captions, _ in rows], [scores.per_image for _, _, scores in rows]
+    images = gallery(data.items, data.references(reference_mode), all_captions, per_image)
+    chart = (folder / CHART).read_bytes()
+    write_whole(folder / PAGE, page(headline(results), results, _tables(results), chart, images))
+    write_json(folder / JSON, results, "--save_path")
+    return results
+
+
+def _notes(reference_mode: ReferenceMode, checkpoints: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a reader has to know about the numbers."""
+    notes = [f"References: {reference_mode} ({MODES[reference_mode]})."]
+    if checkpoints[0]["intervals"]:
+        notes.append(f"Intervals: 95%, {DRAWS:,} bootstrap draws of images; p: paired over the same draws.")
+    else:
+        notes.append("One image: no intervals, and CIDEr is 0, for no word tells it from other images.")
+    empty = [f"{one['name']} {one['empty_captions']}" for one in checkpoints if one["empty_captions"]]
+    return notes + [f"Empty captions, which count as they are: {', '.join(empty)}."] * bool(empty)
+
+
+def headline(results: Mapping[str, Any]) -> str:
+    """What was scored against what."""
+    return f"{results['data']}: {results['images']} images, references {results['reference_mode']}"
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """What the terminal shows of `metrics.json`: the table in the published layout."""
+    return "\n".join([headline(results), "", _tables(results)["Scores"].markdown()])
+
+
+def _tables(results: Mapping[str, Any]) -> dict[str, Table]:
+    """Scores, intervals and differences from the first checkpoint, by heading."""
+    checkpoints, metrics = results["checkpoints"], results["metrics"]
+    head, first = ["checkpoint", *metrics], checkpoints[0]["name"]
+    intervals, differences = [], []
+    for one in [one for one in checkpoints if one["intervals"]]:
+        ends = [one["intervals"][metric] for metric in metrics]
+        intervals.append([one["name"], *(f"{low:.4f} - {high:.4f}" for low, high in ends)])
+    for one in [one for one in results["comparisons"] if one["baseline"] == first]:
+        compared = [one["metrics"][metric] for metric in metrics]
+        differences.append([one["checkpoint"], *(f"{own['difference']:+.4f} (p {own['p']:.3f})" for own in compared)])
+    found = {
+        "Scores": score_table({one["name"]: one["scores"] for one in checkpoints}, metrics),
+        "95% intervals": Table(head, intervals),
+        f"Difference from {first}, and p of the paired test": Table(head, differences),
+    }
+    return {heading: table for heading, table in found.items() if table.rows}
+
+
+def _csv(results: Mapping[str, Any]) -> str:
+    """All digits, with the reference mode and the number of images in every row."""
+    metrics, same = results["metrics"], [results["reference_mode"], results["images"]]
+    rows = [[o["name"], *(o["scores"].get(metric, "") for metric in metrics), *same] for o in results["checkpoints"]]
+    return Table(["checkpoint", *metrics, "reference_mode", "images"], rows).csv()
+
+
+def _draw_metrics(path: Path, results: Mapping[str, Any]) -> None:
+    """Write a PNG (1200 x 750 pixels): a panel for each metric, in it each checkpoint with its 95% interval."""
+    metrics, checkpoints = results["metrics"], results["checkpoints"]
+    names, places = [one["name"] for one in checkpoints], list(range(len(checkpoints)))
+    columns = -(-len(metrics) // 2)
+    shape, title = (-(-len(metrics) // columns), columns), f"{headline(results)}; bars: 95% intervals"
+    with figure(path, title, shape, (8, 5), "--save_path") as panels:
+        for panel in panels.flat[len(metrics) :]:
+            panel.set_visible(False)
+        for metric, panel in zip(metrics, panels.flat, strict=False):
+            scores = [one["scores"].get(metric) for one in checkpoints]
+            panel.plot(places, scores, marker="o", markersize=4, color=BLUE)
+            for place, one in enumerate(checkpoints):
+                if one["intervals"]:
+                    panel.vlines(place, *one["intervals"][metric], color=ORANGE, linewidth=2)
+            panel.set_title(metric, fontsize=10)
+            panel.set_ylim(bottom=0)
+            panel.set_xticks(places, names, rotation=60, ha="right", fontsize=7)
+            panel.tick_params(axis="y", labelsize=7)
+            panel.grid(alpha=0.3)
+
+
+# The page, with a gallery that can be searched
+
+
+def gallery(
+    items: Sequence[CaptionItem],
+    references: Mapping[str, Sequence[str]],
+    captions: Sequence[Mapping[str, str]],
+    per_image: Sequence[Mapping[str, np.ndarray]],
+) -> list[dict[str, Any]]:
+    """The images of the gallery: all, or the best and the worst by the last checkpoint, half of MAX_IMAGES each.
+
+    Captions are by checkpoint, scores by those of `GALLERY_METRICS` that there are, and then by checkpoint.
+    """
+    metrics, chosen = [name for name in GALLERY_METRICS if name in per_image[-1]], range(len(items))
+    if len(items) > MAX_IMAGES:
+        order = np.argsort(per_image[-1][metrics[0]], kind="stable") if metrics else np.arange(len(items))
+        chosen = sorted([*order[: MAX_IMAGES // 2].tolist(), *order[-(MAX_IMAGES // 2) :].tolist()])
+    return [
+        {
+            "id": items[number].image_id,
+            "picture": thumbnail(items[number].file),
+            "references": list(references[items[number].image_id]),
+            "captions": [own[items[number].image_id] for own in captions],
+            "scores": [[round(float(own[metric][number]), 4) for own in per_image] for metric in metrics],
+        }
+        for number in chosen
+    ]
+
+
+def page(
+    headline: str,
+    results: Mapping[str, Any],
+    tables: Mapping[str, Table],
+    chart: bytes,
+    images: Sequence[Mapping[str, Any]],
+) -> str:
+    """`report.html`, which needs no other file and no network: its policy forbids requests, its texts are escaped.
+
+    `results` are the content of `metrics.json`, `tables` by heading, `chart` a PNG file.
+    """
+    notes = list(results["notes"])
+    if len(images) < results["images"]:
+        notes.append(f"The gallery shows {len(images):,} images, the best and the worst of the last checkpoint.")
+    data = {
+        "checkpoints": [one["name"] for one in results["checkpoints"]],
+        "metrics": [name for name in GALLERY_METRICS if name in results["metrics"]],
+        "images": list(images),
+    }
+    cards = [{key: one[key] for key in ("name", "file", "sha256", "card")} for one in results["checkpoints"]]
+    setup = {key: results[key] for key in SETUP_KEYS if key in results}
+    shown, listed = html_parts(tables, notes)
+    fields = {
+        "TITLE": html.escape(headline),
+        "TABLES": shown,
+        "CHART": data_uri("image/png", chart),
+        "NOTES": listed,
+        "SETUP": html.escape(json.dumps(setup, indent=1, ensure_ascii=False)),
+        "CARDS": html.escape(json.dumps(cards, indent=1, ensure_ascii=False)),
+    }
+    return filled(TEMPLATE, fields, data)

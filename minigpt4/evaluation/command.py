@@ -11,6 +11,7 @@ from minigpt4.common.binding import require_paths
 from minigpt4.common.config import Config
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import exit_status
+from minigpt4.evaluation.metrics import FAMILIES
 
 log = logging.getLogger(__name__)
 
@@ -23,24 +24,45 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a command that asks checkpoints; `started` reads them."""
     parser.add_argument("--cfg-path", required=True, help="YAML file of the evaluation")
-    parser.add_argument(
-        "--ckpt",
-        nargs="+",
-        metavar="[NAME=]PATH",
-        help="checkpoints, in the order of the table (the whole LLaVA that model.llama_model is)",
-    )
+    ckpt = "checkpoints, in the order of the table (the whole LLaVA that model.llama_model is)"
+    parser.add_argument("--ckpt", nargs="+", metavar="[NAME=]PATH", help=ckpt)
     parser.add_argument("--save_path", "--save-path", required=True, type=Path, help="folder for all results")
     parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="override config values")
 
 
 def add_prompt_argument(parser: argparse.ArgumentParser, default: str) -> None:
     """The option of a command that asks questions about images."""
-    parser.add_argument(
-        "--prompt",
-        default=default,
-        metavar="TEXT",
-        help="with <ImageHere>, of LLaVA also <image>, and {} for the question, before the model's template",
-    )
+    text = "with <ImageHere>, of LLaVA also <image>, and {} for the question, before the model's template"
+    parser.add_argument("--prompt", default=default, metavar="TEXT", help=text)
+
+
+def add_question_arguments(parser: argparse.ArgumentParser, what: str, prompt: str) -> None:
+    """The options of a command that asks checkpoints questions from a file."""
+    add_checkpoint_arguments(parser)
+    parser.add_argument("--questions", required=True, type=Path, metavar="FILE", help=what)
+    parser.add_argument("--image-path", required=True, type=Path, metavar="DIR", help="folder of the images")
+    add_prompt_argument(parser, prompt)
+
+
+def add_image_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """The options of a command that asks checkpoints the same about many images."""
+    add_checkpoint_arguments(parser)
+    parser.add_argument("--images", required=True, type=Path, metavar="PATH", help=what)
+    parser.add_argument("--image-folder", type=Path, metavar="DIR", help="where the files of a list are (beside it)")
+    parser.add_argument("--limit", type=_at_least_1, metavar="N", help="draw N images by run.seed (all)")
+
+
+def _at_least_1(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def add_metric_arguments(parser: argparse.ArgumentParser, mode: str) -> None:
+    """The options of a command that scores captions; `mode` is the default."""
+    text = f"score against the one string that training uses, or against each caption of an image ({mode})"
+    parser.add_argument("--reference-mode", choices=("joined", "separate"), default=mode, help=text)
+    parser.add_argument("--metrics", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="what to compute (all)")
 
 
 def add_result_arguments(parser: argparse.ArgumentParser) -> None:
