@@ -47,9 +47,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     answer.add_argument("--image-path", required=True, type=Path, metavar="DIR", help="folder of the images")
     answer.add_argument("--prompt", metavar="NAME|TEXT", help="of --prompts, or a text with <ImageHere> and {}")
     answer.add_argument("--prompts", type=Path, default=PROMPTS, metavar="FILE", help=f"({PROMPTS.name})")
-    answer.add_argument(
-        "--rank", choices=get_args(Rank), default="sum", help="of the losses of a choice's tokens (sum)"
-    )
+    ranks = "of the losses of a choice's tokens (sum)"
+    answer.add_argument("--rank", choices=get_args(Rank), default="sum", help=ranks)
     answer.set_defaults(run=run_answer, partial=False)
     score.add_argument("results", nargs="+", metavar="[NAME=]FILE", help="as the benchmark wants them, a row each")
     score.add_argument("--save_path", "--save-path", required=True, type=Path, help="folder for all results")

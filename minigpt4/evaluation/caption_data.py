@@ -25,10 +25,8 @@ class CaptionItem(ImageFile):
 
     answer: str = ""
     """The text that training uses."""
-
     captions: list[str] | None = None
     """The single captions, if the annotations have them."""
-
     unit: int = 0
     """Which record of the dataset it is, the first where there are several."""
 

@@ -53,7 +53,6 @@ class NamedCheckpoint:
 
     name: str
     """In tables, such as `epoch 3`."""
-
     path: Path
     sha256: str
     card: dict[str, Any] | None

@@ -32,7 +32,6 @@ class VisualQuestion:
     question_id: int | str
     image: str | None
     """Name of the file; None: text alone."""
-
     text: str
 
 

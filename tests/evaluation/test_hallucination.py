@@ -8,16 +8,18 @@ import pytest
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.evaluation.bootstrap import wilson
 from minigpt4.evaluation.hallucination import (
+    ObjectNames,
     ObjectQuestion,
+    Truth,
     chair,
     make_questions,
     pope_scores,
     question_text,
     read_answers,
     read_questions,
+    read_truth,
     write_lines,
 )
-from minigpt4.evaluation.objects import ObjectNames, Truth, read_truth
 from minigpt4.mini.report import measure
 from minigpt4.mini.scenes import THINGS, alt_text, detailed_description, five_captions, sample_scenes
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.evaluation.objects import COCO_OBJECTS, MINI_OBJECTS, ObjectNames, read_synonyms, read_truth
+from minigpt4.evaluation.hallucination import COCO_OBJECTS, MINI_OBJECTS, ObjectNames, read_synonyms, read_truth
 from minigpt4.mini.scenes import THINGS
 
 COCO = (  # the 80 names of the published annotations
@@ -142,7 +142,7 @@ def test_bad_list_is_named(read, tmp_path, synonyms, words):
     ("content", "words"),
     [
         (None, "cannot be read"),
-        ("{", "not JSON"),
+        ("{", "cannot be read"),
         ({"42": ["dog", "unicorn"]}, "1 of its objects .*'unicorn'; give --synonyms"),
         ({"42": "dog"}, "image 42: expected a list of names"),
         ([1], "expected"),
