@@ -16,7 +16,7 @@ from pathlib import Path
 
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation import advanced, command
-from minigpt4.evaluation.generate import file_name, without_datasets
+from minigpt4.evaluation.generate import file_name
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
 from minigpt4.evaluation.questions import PROMPT
 
@@ -46,11 +46,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run_answer(args: argparse.Namespace) -> None:
     """A file of answers a checkpoint; cheap checks first."""
-    config = command.read_config(args, without_datasets)
+    config = command.read_config(args)
     given = (args.images, args.image_folder, config.run.advanced_tasks, args.limit, config.run.seed)
     base, questions = advanced.read_tasks(*given)
-    with command.started(args, config) as (checkpoints, processes):
-        for file in advanced.answer(config, checkpoints, questions, base, args.save_path, args.prompt, processes):
+    with command.started(args, config) as run:
+        for file in advanced.answer(run, questions, base, args.prompt):
             print(f"{len(questions)} answers are in {file}")
 
 

@@ -32,14 +32,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Cheap checks first; then ask, find failures and write the report."""
     from minigpt4.evaluation.failure_rate import evaluate, summary
-    from minigpt4.evaluation.generate import without_datasets
     from minigpt4.inference.image_list import find_images
 
-    config = command.read_config(args, without_datasets)
+    config = command.read_config(args)
     images = find_images(args.images, args.image_folder, args.limit, config.run.seed)
     judge, tasks = judge_of(args), list(dict.fromkeys(args.tasks))
-    with command.started(args, config) as (checkpoints, processes):
-        results = evaluate(config, checkpoints, images, tasks, args.save_path, processes, judge)
+    with command.started(args, config) as run:
+        results = evaluate(config, run.checkpoints, images, tasks, run.folder, run.processes, judge)
         if results is not None:
             print(summary(results))
             log.info("Everything is in %s; read failures.md there", args.save_path)

@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> None:
     config = command.read_config(args, for_evaluation)
     require_caption_metrics("--metrics")
     require_figures("metrics.png")
-    with command.started(args, config) as (checkpoints, processes):
-        results = evaluate(config, checkpoints, args.save_path, args.reference_mode, args.metrics, processes)
+    with command.started(args, config) as run:
+        results = evaluate(run, args.reference_mode, args.metrics)
         if results is not None:
             print(summary(results))
             log.info("Everything is in %s; open report.html there", args.save_path)

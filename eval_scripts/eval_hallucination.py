@@ -22,7 +22,6 @@ from typing import Any
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation import command, hallucination
 from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
-from minigpt4.evaluation.generate import without_datasets
 from minigpt4.evaluation.questions import question_files, write_lines
 from minigpt4.evaluation.report import score_table
 
@@ -92,12 +91,11 @@ def run_questions(args: argparse.Namespace) -> None:
 
 def run_pope(args: argparse.Namespace) -> None:
     """Answers and scores of checkpoints; cheap checks first."""
-    config = command.read_config(args, without_datasets)
-    questions = hallucination.read_questions(args.questions)
+    config = command.read_config(args)
+    questions = hallucination.read_object_questions(args.questions)
     question_files(questions, args.image_path)  # are the images there?
-    asked = (questions, args.image_path, args.save_path, args.prompt)
-    with command.started(args, config) as (checkpoints, processes):
-        results = hallucination.evaluate_pope(config, checkpoints, *asked, processes)
+    with command.started(args, config) as run:
+        results = hallucination.evaluate_pope(run, questions, args.image_path, args.prompt)
         if results is not None:
             rows = {row["name"]: row["scores"] for row in results["checkpoints"]}
             print(score_table(rows, POPE_METRICS).markdown())
@@ -108,7 +106,7 @@ def run_pope(args: argparse.Namespace) -> None:
 def run_score(args: argparse.Namespace) -> None:
     """Scores of a file of answers."""
     answers = hallucination.read_answers(args.answers)
-    found = hallucination.pope_scores(hallucination.read_questions(args.questions), answers)
+    found = hallucination.pope_scores(hallucination.read_object_questions(args.questions), answers)
     print(_table(found))
     print(_summary(found))
     if args.output:

@@ -20,9 +20,8 @@ from pathlib import Path
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation import command, llava_bench
-from minigpt4.evaluation.generate import without_datasets
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
-from minigpt4.evaluation.questions import PROMPT, answer_checkpoints, question_files
+from minigpt4.evaluation.questions import PROMPT, read_questions
 
 FILES = {
     "questions": "a question a line",
@@ -56,14 +55,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_answer(args: argparse.Namespace) -> None:
-    """A file of answers a checkpoint; cheap checks first."""
-    config = command.read_config(args, without_datasets)
-    questions = llava_bench.read_questions(args.questions)
-    question_files(questions, args.image_path)  # are the images there?
-    asked = (questions, args.image_path, args.save_path, args.prompt)
-    with command.started(args, config) as (checkpoints, processes):
-        for file in answer_checkpoints(config, checkpoints, *asked, processes):
-            print(f"{len(questions)} answers are in {file}")
+    """A file of answers a checkpoint."""
+    command.answer(args, read_questions(args.questions, llava_bench.BenchQuestion))
 
 
 def run_judge(args: argparse.Namespace) -> None:

@@ -20,15 +20,8 @@ from minigpt4.common.errors import ConfigError, errors_as
 from minigpt4.common.utils import write_json, write_whole
 from minigpt4.conversation.llava import IMAGE_TOKEN
 from minigpt4.evaluation import command, science_qa
-from minigpt4.evaluation.generate import without_datasets
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
-from minigpt4.evaluation.questions import (
-    PROMPT,
-    answer_checkpoints,
-    question_files,
-    read_answer_lines,
-    write_lines,
-)
+from minigpt4.evaluation.questions import PROMPT, read_answer_lines, write_lines
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -76,14 +69,9 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def run_answer(args: argparse.Namespace) -> None:
-    """A file of answers a checkpoint; cheap checks first."""
-    config = command.read_config(args, without_datasets)
+    """A file of answers a checkpoint."""
     questions = science_qa.read_questions(args.questions, letter_alone=args.single_pred_prompt)
-    question_files(questions, args.image_path)  # are the images there?
-    asked, mark = (questions, args.image_path, args.save_path, args.prompt), f"{IMAGE_TOKEN}\n"
-    with command.started(args, config) as (checkpoints, processes):
-        for file in answer_checkpoints(config, checkpoints, *asked, processes, mark):
-            print(f"{len(questions)} answers are in {file}")
+    command.answer(args, questions, f"{IMAGE_TOKEN}\n")
 
 
 def run_score(args: argparse.Namespace) -> None:

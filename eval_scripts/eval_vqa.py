@@ -23,7 +23,7 @@ from minigpt4.common.errors import ConfigError, SampleError, errors_as, hint
 from minigpt4.common.schemas import VqaPrompts
 from minigpt4.evaluation import command
 from minigpt4.evaluation.caption_data import first_few, require_same_ids
-from minigpt4.evaluation.generate import NamedCheckpoint, without_datasets
+from minigpt4.evaluation.generate import NamedCheckpoint
 from minigpt4.evaluation.questions import QUESTION_PLACE, question_files
 from minigpt4.evaluation.vqa import BENCHMARKS, Rank, ask_checkpoints
 from minigpt4.evaluation.vqa_data import Files, Read, read_questions
@@ -67,16 +67,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run_answer(args: argparse.Namespace) -> None:
     """Ask, score, report; cheap checks first."""
-    config = command.read_config(args, without_datasets)
+    config = command.read_config(args)
     name, prompt = _prompt(args, config)
     files, read = _read(args)
     question_files(read.questions, args.image_path)  # are the images there?
     benchmark = BENCHMARKS[args.benchmark]
-    with command.started(args, config) as (checkpoints, processes):
-        asked = (read, args.image_path, args.save_path, prompt, processes)
-        setup, said = ask_checkpoints(benchmark, config, checkpoints, *asked)
+    with command.started(args, config) as run:
+        setup, said = ask_checkpoints(benchmark, run, read, args.image_path, prompt)
         if said is not None:
-            rows = list(zip(checkpoints, said, strict=True))
+            rows = list(zip(run.checkpoints, said, strict=True))
             _report(args, files, read, rows, {"prompt_name": name, **setup})
 
 

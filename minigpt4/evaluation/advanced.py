@@ -18,12 +18,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.schemas import AdvancedTask
 from minigpt4.common.utils import decode, parse_json, quick_hash, write_json
-from minigpt4.evaluation.generate import NamedCheckpoint, setup_metadata
+from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
 from minigpt4.evaluation.judge import Judge, Question, without_thought
 from minigpt4.evaluation.questions import VisualQuestion, ask, read_json, require_texts
 from minigpt4.inference.image_list import find_images
@@ -188,26 +186,18 @@ def _question(where: str, entry: Any, known: Mapping[str, AdvancedTask], base: P
 # Answers
 
 
-def answer(
-    cfg: Config,
-    checkpoints: Sequence[NamedCheckpoint],
-    questions: Sequence[TaskQuestion],
-    images: Path,
-    folder: Path,
-    prompt: str,
-    processes: Processes,
-) -> list[Path]:
+def answer(run: EvaluationRun, questions: Sequence[TaskQuestion], images: Path, prompt: str) -> list[Path]:
     """Ask checkpoints; their files of answers, on rank 0. Every rank must call it; arguments and errors as of `ask`."""
-    rules, said = ask(cfg, checkpoints, questions, images, folder, prompt, processes)
+    rules, said = ask(run, questions, images, prompt)
     files = []
-    for row, (one, texts) in enumerate(zip(checkpoints, said or [], strict=bool(said))):
+    for row, (one, texts) in enumerate(zip(run.checkpoints, said or [], strict=bool(said))):
         answers = []
         for own in questions:
             got = texts[own.question_id]
             place = (own.question_id, own.task, own.text, own.criterion, (images / own.image).resolve())
             answers.append(asdict(TaskAnswer.of(*place, got.text, got.ended)))
-        content = {"model": one.name, "row": row, "checkpoint": one.identity, "setup": setup_metadata(cfg, rules)}
-        files.append(folder / f"answers_{one.file_name}.json")
+        content = {"model": one.name, "row": row, "checkpoint": one.identity, "setup": setup_metadata(run.cfg, rules)}
+        files.append(run.folder / f"answers_{one.file_name}.json")
         write_json(files[-1], content | {"answers": answers}, "--save_path")
     return files
 

@@ -60,20 +60,19 @@ def agreement(ratings: Sequence[Sequence[bool | None]]) -> dict[str, Any] | None
         ratings: of each thing a verdict a judge, None where there is none.
 
     Returns:
-        `measure`, its `value` (None where all verdicts are the same, which leaves nothing to agree about), its
-        bootstrap `interval` over the draws that have a value, the number of things `judged` by two or more, and the
-        share of them that all judge the `same`. None where there are no such things.
+        `measure`, its `value` (None where all verdicts are the same), its bootstrap `interval` over the draws that have
+        a value, the number of things `judged` by two or more, and the share of them that all judge the `same`. None
+        where there are no such things.
     """
     rows = [own for row in ratings if len(own := [one for one in row if one is not None]) > 1]
     if not rows:
         return None
-    name, measure, counts = "Krippendorff's alpha", _alpha, []
     if len(ratings[0]) == 2:
-        name, measure, counts = "Cohen's kappa", _kappa, [[1, first == second, first, second] for first, second in rows]
-    for row in rows if measure is _alpha else []:
-        count, passed = len(row), sum(row)
-        counts.append([count, passed, 2 * passed * (count - passed) / (count - 1)])
-    counts_NK = np.array(counts, dtype=np.float64)
+        name, measure = "Cohen's kappa", _kappa
+        counts_NK = np.array([[1, first == second, first, second] for first, second in rows], dtype=np.float64)
+    else:
+        name, measure, sizes = "Krippendorff's alpha", _alpha, [(len(row), sum(row)) for row in rows]
+        counts_NK = np.array([[n, passed, 2 * passed * (n - passed) / (n - 1)] for n, passed in sizes])
     value, drawn_R = measure(counts_NK.sum(axis=0)[None])[0], measure(_draw(len(rows), DRAWS) @ counts_NK)
     known = not math.isnan(value)
     return {

@@ -1,6 +1,6 @@
 """The images of a caption evaluation, each once, with their references, in batches that depend on the data alone."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -164,15 +164,12 @@ def match(
     results: Mapping[str, str], references: Mapping[str, Sequence[str]], *, partial: bool
 ) -> dict[str, Sequence[str]]:
     """The references of the images in `results`; SampleError for a missing one and, unless `partial`, an unused one."""
-    unknown = [image_id for image_id in results if image_id not in references]
-    if unknown:
+    if unknown := [image_id for image_id in results if image_id not in references]:
         raise SampleError(f"{len(unknown)} of {len(results)} images have no reference: {first_few(unknown)}")
     missing = [image_id for image_id in references if image_id not in results]
     if missing and not partial:
-        raise SampleError(
-            f"{len(missing)} of {len(references)} images of the references have no caption: {first_few(missing)}; with "
-            "--partial the others are scored alone"
-        )
+        count = f"{len(missing)} of {len(references)} images of the references"
+        raise SampleError(f"{count} have no caption: {first_few(missing)}; with --partial the others are scored alone")
     return {image_id: references[image_id] for image_id in results}
 
 
@@ -186,23 +183,20 @@ def require_same_ids(
 ) -> None:
     """SampleError, which names the first five, for answers without a question and, unless `partial`, questions without
     an answer; also where there is no answer at all. Ids are compared as they are: 1 is not "1"."""
-    known, given = set(questions), set(answers)
+    known, given, faults = set(questions), set(answers), []
     missing, unknown = ([key for key in questions if key not in given], [key for key in answers if key not in known])
     missing = [] if partial and len(missing) < len(known) else missing
     shown = str if all(isinstance(key, str) for key in known | given) else repr
-    faults = [
-        f"{len(wrong)} {what}: question_id {first_few(map(shown, wrong), 5)}"
-        for wrong, what in ((missing, "questions have no answer"), (unknown, "answers have no question"))
-        if wrong
-    ]
+    for wrong, what in ((missing, "questions have no answer"), (unknown, "answers have no question")):
+        if wrong:
+            faults.append(f"{len(wrong)} {what}: question_id {first_few(map(shown, wrong), 5)}")
     if faults:
         raise SampleError(f"{where}{'; '.join(faults)}{way_out}")
 
 
-def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def _records(path: Path) -> list[tuple[dict[str, Any], str]]:
     records = Records(path)
-    for index in range(len(records)):
-        yield records[index], records.where(index)
+    return [(records[index], records.where(index)) for index in range(len(records))]
 
 
 def _image_id(record: Mapping[str, Any], where: str) -> str:

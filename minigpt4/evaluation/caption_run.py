@@ -14,13 +14,12 @@ from typing import Any
 import numpy as np
 
 from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.utils import write_json, write_whole
 from minigpt4.datasets import ImageCaptionJson, build_datasets
 from minigpt4.evaluation.bootstrap import DRAWS, Bootstrap
 from minigpt4.evaluation.caption_data import CaptionData, CaptionItem, ReferenceMode
-from minigpt4.evaluation.generate import NamedCheckpoint, decoding_line, predict, setup_metadata
+from minigpt4.evaluation.generate import EvaluationRun, NamedCheckpoint, decoding_line, predict, setup_metadata
 from minigpt4.evaluation.metrics import CaptionScorer, CaptionScores
 from minigpt4.evaluation.report import (
     Table,
@@ -64,18 +63,12 @@ def for_evaluation(cfg: Config) -> Config:
     return cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None), datasets=datasets)
 
 
-def evaluate(
-    cfg: Config,
-    checkpoints: Sequence[NamedCheckpoint],
-    folder: Path,
-    reference_mode: ReferenceMode,
-    families: Sequence[str],
-    processes: Processes,
-) -> dict[str, Any] | None:
+def evaluate(run: EvaluationRun, reference_mode: ReferenceMode, families: Sequence[str]) -> dict[str, Any] | None:
     """Caption, score by `families` of metrics, and report; every rank must call it.
 
     Returns the content of `metrics.json`, on rank 0. MiniGPT4Error for a fault in configuration, data or checkpoints.
     """
+    cfg, checkpoints, folder, processes = run
     data = read_data(cfg)
     references = data.references(reference_mode)
     rules = PromptRules.of(cfg)

@@ -1,8 +1,9 @@
 """What the commands of evaluations share: their options, and the way from options to processes."""
 
 import argparse
+import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,12 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the scores there, too")
 
 
-def read_config(args: argparse.Namespace, prepare: Callable[[Config], Config]) -> Config:
+def without_datasets(cfg: Config) -> Config:
+    """The config of a command whose images come from an option: no `model.ckpt`, no datasets."""
+    return cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None), datasets={})
+
+
+def read_config(args: argparse.Namespace, prepare: Callable[[Config], Config] = without_datasets) -> Config:
     """The config, `prepare`d, whose files are all there; ConfigError if it is wrong."""
     config = prepare(Config(args).validate(training=False))
     require_paths(config.sections(), config.source)
@@ -82,17 +88,28 @@ def read_config(args: argparse.Namespace, prepare: Callable[[Config], Config]) -
 
 
 @contextmanager
-def started(args: argparse.Namespace, config: Config) -> Iterator[tuple[Any, Any]]:
-    """The checkpoints, and the processes that the launcher started, for the length of the block."""
+def started(args: argparse.Namespace, config: Config) -> Iterator[Any]:
+    """The `EvaluationRun` of a command: its checkpoints, in the processes that the launcher started."""
     from minigpt4.common.dist_utils import start_processes, stop_processes
-    from minigpt4.evaluation.generate import read_checkpoint_list, whole_checkpoint
+    from minigpt4.evaluation.generate import EvaluationRun, read_checkpoint_list, whole_checkpoint
 
     processes = start_processes(config.run.device, config.run.distributed, config.run.dist_url)
     setup_logging(processes.rank)
     checkpoints = processes.on_main(lambda: read_checkpoint_list(args.ckpt or whole_checkpoint(config)))
     log.info("Configuration of %s:\n%s", config.source, config.pretty())
-    yield checkpoints, processes
+    yield EvaluationRun(config, checkpoints, args.save_path, processes)
     stop_processes()
+
+
+def answer(args: argparse.Namespace, questions: Sequence[Any], image_mark: str = "") -> None:
+    """Ask checkpoints, a file of answers each; cheap checks first."""
+    from minigpt4.evaluation.questions import answer_checkpoints, question_files
+
+    config = read_config(args)
+    question_files(questions, args.image_path)  # are the images there?
+    with started(args, config) as run:
+        for file in answer_checkpoints(run, questions, args.image_path, args.prompt, image_mark):
+            print(f"{len(questions)} answers are in {file}")  # noqa: T201
 
 
 def main(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigpt4.common.checkpoint import file_sha256, read_card
 from minigpt4.common.config import Config
@@ -67,6 +67,15 @@ class NamedCheckpoint:
     def file_name(self) -> str:
         """The name as part of a file name, `epoch_3`."""
         return file_name(self.name)
+
+
+class EvaluationRun(NamedTuple):
+    """What a command evaluates, the folder of its results, and the processes that do it."""
+
+    cfg: Config
+    checkpoints: Sequence[NamedCheckpoint]
+    folder: Path
+    processes: Processes
 
 
 def file_name(name: str) -> str:
@@ -174,11 +183,6 @@ def decoding_line(setup: Mapping[str, Any]) -> str:
     """A note of reports, from `setup_metadata`."""
     decoding = ", ".join(f"{key} {value}" for key, value in setup["decoding"].items())
     return f"Decoding, the same for all checkpoints: {decoding}."
-
-
-def without_datasets(cfg: Config) -> Config:
-    """The config of a command whose images come from an option: no `model.ckpt`, no datasets."""
-    return cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None), datasets={})
 
 
 def batch_size(cfg: Config) -> int:

@@ -9,20 +9,18 @@ Large Vision-Language Models, 2023.
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import decode, write_json
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
 from minigpt4.evaluation.caption_data import first_few, require_same_ids
-from minigpt4.evaluation.generate import NamedCheckpoint, setup_metadata
+from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
 from minigpt4.evaluation.judge import yes_no
 from minigpt4.evaluation.questions import (
     QUESTION_PLACE,
@@ -30,7 +28,7 @@ from minigpt4.evaluation.questions import (
     ask,
     read_json,
     read_lines,
-    require_texts,
+    read_questions,
     write_lines,
 )
 
@@ -309,18 +307,15 @@ def question_text(name: str) -> str:
     return f"Is there {'an' if name[0] in 'aeiou' else 'a'} {name} in the image?"
 
 
-def read_questions(path: Path) -> list[ObjectQuestion]:
-    """The questions of a file; SampleError that names the line of a bad one, or of an id that comes twice."""
-    questions = {}
-    for key, record, where in read_lines(path):
-        require_texts(record, ("image", "text", "label"), where)
-        label = record["label"].strip().lower()
-        if label not in (YES, NO):
-            raise SampleError(f"{where}: the field 'label' must be 'yes' or 'no'; it is {record['label']!r}")
-        questions[key] = ObjectQuestion(record["question_id"], record["image"], record["text"], label)
-    if not questions:
-        raise SampleError(f"{path}: holds no questions")
-    return list(questions.values())
+def read_object_questions(path: Path) -> list[ObjectQuestion]:
+    """The questions of a file; SampleError that names the bad one."""
+    found = [replace(one, label=one.label.strip().lower()) for one in read_questions(path, ObjectQuestion)]
+    for one in found:
+        if one.label not in (YES, NO):
+            raise SampleError(
+                f"{path}, question {one.question_id}: the field 'label' must be 'yes' or 'no': {one.label!r}"
+            )
+    return found
 
 
 def read_answers(path: Path) -> dict[str, str]:
@@ -370,31 +365,24 @@ def pope_scores(questions: Sequence[ObjectQuestion], answers: Mapping[str, str])
 
 
 def evaluate_pope(
-    cfg: Config,
-    checkpoints: Sequence[NamedCheckpoint],
-    questions: Sequence[ObjectQuestion],
-    images: Path,
-    folder: Path,
-    prompt: str,
-    processes: Processes,
+    run: EvaluationRun, questions: Sequence[ObjectQuestion], images: Path, prompt: str
 ) -> dict[str, Any] | None:
-    """Ask about the images of a folder, score, and write into `folder`; every rank must call it.
+    """Ask about the images of a folder, score, and write; every rank must call it.
 
-    `prompt` has `<ImageHere>` and `{}` for the question, and goes into the model's template. Returns the content of
-    `pope.json`, on rank 0. MiniGPT4Error for a fault in configuration, images or checkpoints.
+    Returns the content of `pope.json`, on rank 0. `prompt` and errors are as of `ask`.
     """
-    rules, said = ask(cfg, checkpoints, questions, images, folder, prompt, processes)
+    rules, said = ask(run, questions, images, prompt)
     if said is None:
         return None
     rows = []
-    for one, own in zip(checkpoints, said, strict=True):
+    for one, own in zip(run.checkpoints, said, strict=True):
         answers = {key: answer.text for key, answer in own.items()}
         lines = [asdict(question) | {"answer": answers[str(question.question_id)]} for question in questions]
         for line in lines:  # in files of answers, `text` is what was answered
             line["question"] = line.pop("text")
-        write_lines(folder / f"answers_{one.file_name}.jsonl", lines, "--save_path")
+        write_lines(run.folder / f"answers_{one.file_name}.jsonl", lines, "--save_path")
         rows.append({**one.identity, **pope_scores(questions, answers)})
     count = len({question.image for question in questions})
-    results = {"setup": setup_metadata(cfg, rules), "images": count, "checkpoints": rows}
-    write_json(folder / "pope.json", results, "--save_path")
+    results = {"setup": setup_metadata(run.cfg, rules), "images": count, "checkpoints": rows}
+    write_json(run.folder / "pope.json", results, "--save_path")
     return results

@@ -24,7 +24,7 @@ from minigpt4.evaluation.questions import (
     read_answer_lines,
     read_json,
     read_lines,
-    require_texts,
+    read_questions,
     write_lines,
 )
 from minigpt4.evaluation.report import Table, with_intervals
@@ -87,17 +87,6 @@ class Comparison(NamedTuple):
     message: str
 
 
-def read_questions(path: Path) -> list[BenchQuestion]:
-    """The questions of a file; SampleError that names the line of a bad one."""
-    questions = []
-    for _, record, where in read_lines(path):
-        require_texts(record, ("image", "text", "category"), where)
-        questions.append(BenchQuestion(record["question_id"], record["image"], record["text"], record["category"]))
-    if not questions:
-        raise SampleError(f"{path}: holds no questions")
-    return questions
-
-
 def read_contexts(path: Path) -> dict[str, tuple[str, str]]:
     """What the judge is told of each image, and the prefix of its rules: of `context.jsonl` or `caps_boxes_*.jsonl`."""
     contexts = {}
@@ -126,7 +115,7 @@ def read_comparisons(questions: Path, contexts: Path, rules: Path, reference: Pa
     SampleError, which names file and line or question_id, unless both files of answers have each question once, and
     each image and category is known.
     """
-    asked, shown, rule_of = read_questions(questions), read_contexts(contexts), read_json(rules)
+    asked, shown, rule_of = read_questions(questions, BenchQuestion), read_contexts(contexts), read_json(rules)
     sides = []
     for path in (reference, answers):
         sides.append(read_answer_lines(path))

@@ -36,40 +36,28 @@ SMOOTHED = 5
 def summarise(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> list[dict[str, Any]]:
     """By row and column: `mean`, `seeds`, `interval` and `kind` of interval; `difference` to the first row with
     `difference_interval` and `difference_kind`. None where there is nothing to say."""
-    found = []
-    for row in rows:
-        cells = {}
-        for column in columns:
-            own, first = (one["values"][column] for one in (row, rows[0]))
-            ends, first_ends = (one["intervals"][column] for one in (row, rows[0]))
-            cell = _cell([v for v in own if v is not None], [e for e in ends if e is not None])
-            paired = [a - b for a, b in zip(own, first, strict=True) if a is not None and b is not None]
-            if row is not rows[0] and paired:
-                interval, kind = t_interval(paired), T_SEEDS
-                if interval is None:  # the one seed that both have
-                    pair = ((v, e, b, f) for v, e, b, f in zip(own, ends, first, first_ends, strict=True))
-                    interval = next((_unpaired(v, e, b, f) for v, e, b, f in pair if None not in (v, e, b, f)), None)
-                    kind = UNPAIRED
-                cell |= {"difference": sum(paired) / len(paired), "difference_interval": interval}
-                cell["difference_kind"] = kind if interval else None
-            cells[column] = cell
-        found.append(cells)
-    return found
+    return [{column: _cell(row, rows[0], column) for column in columns} for row in rows]
 
 
-def _cell(values: Sequence[float], ends: Sequence[Interval]) -> dict[str, Any]:
+def _cell(row: Mapping[str, Any], default: Mapping[str, Any], column: str) -> dict[str, Any]:
+    own, first = (one["values"][column] for one in (row, default))
+    ends, first_ends = (one["intervals"][column] for one in (row, default))
+    values, known = [value for value in own if value is not None], [pair for pair in ends if pair is not None]
     interval, kind = t_interval(values), T_SEEDS
-    if interval is None and ends:
-        interval, kind = ends[0], QUESTIONS
-    return {
-        "mean": sum(values) / len(values) if values else None,
-        "seeds": len(values),
-        "interval": interval,
-        "kind": kind if interval else None,
-        "difference": None,
-        "difference_interval": None,
-        "difference_kind": None,
-    }
+    if interval is None and known:
+        interval, kind = known[0], QUESTIONS
+    cell = {"mean": sum(values) / len(values) if values else None, "seeds": len(values), "interval": interval}
+    cell |= {"kind": kind if interval else None, "difference": None, "difference_interval": None}
+    cell["difference_kind"] = None
+    paired = [a - b for a, b in zip(own, first, strict=True) if a is not None and b is not None]
+    if row is not default and paired:
+        interval, kind = t_interval(paired), T_SEEDS
+        if interval is None:  # the one seed that both have
+            pair = [four for four in zip(own, ends, first, first_ends, strict=True) if None not in four]
+            interval, kind = _unpaired(*pair[0]) if pair else None, UNPAIRED
+        cell |= {"difference": sum(paired) / len(paired), "difference_interval": interval}
+        cell["difference_kind"] = kind if interval else None
+    return cell
 
 
 def _unpaired(value: float, ends: Interval, other: float, other_ends: Interval) -> Interval:
@@ -90,29 +78,21 @@ def _text(value: float | None, digits: int, interval: Interval | None = None, si
     return "-" if value is None else f"{value:{sign}.{digits}f}{ends}"
 
 
-def _is_clear(cell: Mapping[str, Any]) -> bool:
-    ends = cell["difference_interval"]
-    return ends is not None and not ends[0] <= 0 <= ends[1]
-
-
 def results_table(content: Mapping[str, Any], bold: str = "**{}**") -> Table:
     """Means with intervals, bold where that of the difference to the first row is without 0; published ones apart."""
     columns, rows = content["columns"], content["rows"]
     published = [name for name in columns if any(name in row["published"] for row in rows)]
-    lines = []
+    states, lines = any(row["state"] for row in rows), []
     for row, cells in zip(rows, content["summary"], strict=True):
         line = [row["name"], str(max((cell["seeds"] for cell in cells.values()), default=0))]
         for name, column in columns.items():
             text = _text(cells[name]["mean"], column["digits"], cells[name]["interval"])
-            line.append(bold.format(text) if _is_clear(cells[name]) else text)
+            low, high = cells[name]["difference_interval"] or (0, 0)
+            line.append(text if low <= 0 <= high else bold.format(text))
         line += [_text(row["published"].get(name), columns[name]["digits"]) for name in published]
-        lines.append([*line, row["state"]] if _has_states(content) else line)
+        lines.append([*line, row["state"]] if states else line)
     head = ["row", "seeds", *columns, *(f"{name}, published" for name in published)]
-    return Table([*head, "state"] if _has_states(content) else head, lines)
-
-
-def _has_states(content: Mapping[str, Any]) -> bool:
-    return any(row["state"] for row in content["rows"])
+    return Table([*head, "state"] if states else head, lines)
 
 
 def _differences(content: Mapping[str, Any]) -> Table:
@@ -140,9 +120,8 @@ def _training(content: Mapping[str, Any]) -> Table:
 
 
 def _markdown(content: Mapping[str, Any]) -> str:
-    kinds = {
-        cell[kind] for cells in content["summary"] for cell in cells.values() for kind in ("kind", "difference_kind")
-    }
+    cells = [cell for own in content["summary"] for cell in own.values()]
+    kinds = {cell[kind] for cell in cells for kind in ("kind", "difference_kind")}
     first = content["rows"][0]["name"]
     notes = [text for kind, text in INTERVALS.items() if kind in kinds]
     notes.append(f"Bold: the interval of the difference to {first} is without 0.")
@@ -162,11 +141,9 @@ def _latex(content: Mapping[str, Any]) -> str:
     marks = {"\\": r"\textbackslash{}", "\0": r"\textbf{", "\1": "}"} | {mark: f"\\{mark}" for mark in "&%$#_{}"}
     marks |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     rows = [" & ".join("".join(marks.get(c, c) for c in cell) for cell in line) for line in (table.head, *table.rows)]
-    head, *body = (f"{row} \\\\\n" for row in rows)
-    columns = "l" + "r" * (len(table.head) - 1)
-    return (
-        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head}\\midrule\n{''.join(body)}\\bottomrule\n\\end{{tabular}}\n"
-    )
+    head, *body = (rf"{row} \\" for row in rows)
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
 CSV_KEYS = ("mean", "low", "high", "kind", "seeds", "difference", "difference_low", "difference_high")

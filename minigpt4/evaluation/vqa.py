@@ -8,11 +8,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import Processes
 from minigpt4.evaluation import hallucination, science_qa, vqa_data, vqa_scores
 from minigpt4.evaluation.caption_data import require_same_ids
-from minigpt4.evaluation.generate import NamedCheckpoint, setup_metadata
+from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
 from minigpt4.evaluation.judge import yes_no
 from minigpt4.evaluation.questions import ask, read_json
 from minigpt4.evaluation.vqa_data import GQA_CHOICES, Files, Read, ResultForm, VqaQuestion, checked
@@ -239,14 +237,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, float]]] = {
 
 
 def ask_checkpoints(
-    benchmark: Benchmark,
-    cfg: Config,
-    checkpoints: Sequence[NamedCheckpoint],
-    read: Read,
-    images: Path,
-    folder: Path,
-    prompt: str,
-    processes: Processes,
+    benchmark: Benchmark, run: EvaluationRun, read: Read, images: Path, prompt: str
 ) -> tuple[dict[str, Any], list[dict[str, Texts]] | None]:
     """How was asked; and on rank 0 each checkpoint's answers, where choices are ranked by rule, `sum` or `mean`.
 
@@ -254,8 +245,8 @@ def ask_checkpoints(
     """
     ids = {str(one.question_id): one.question_id for one in read.questions}
     choices = {str(one.question_id): one.record["choices"] for one in read.questions} if benchmark.is_ranked else {}
-    rules, said = ask(cfg, checkpoints, read.questions, images, folder, prompt, processes, choices)
-    setup, found = setup_metadata(cfg, rules), []
+    rules, said = ask(run, read.questions, images, prompt, choices)
+    setup, found = setup_metadata(run.cfg, rules), []
     if choices:
         setup |= {"decoding": {"choices": "ranked by likelihood, each by itself"}, "batch_size": 1}
     for own in said or []:

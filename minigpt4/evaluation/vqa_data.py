@@ -4,6 +4,7 @@ What a file holds is checked and not changed: ids are those of the file. docs/ev
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
@@ -223,7 +224,7 @@ def read_hateful_memes(files: Files) -> Read:
 
 
 def read_pope(files: Files) -> Read:
-    records = map(asdict, hallucination.read_questions(files.questions))
+    records = map(asdict, hallucination.read_object_questions(files.questions))
     return Read(_questions(records, "question_id", itemgetter("image"), "text", "label"), "lines")
 
 
@@ -252,11 +253,8 @@ def read_questions(reader: Callable[[Files], Read], files: Files) -> Read:
 
 
 def _require_single(ids: Sequence[int | str], path: Path) -> None:
-    seen = set()
-    for key in ids:
-        if str(key) in seen:
-            raise SampleError(f"{path}: the question_id {key} comes twice")
-        seen.add(str(key))
+    if twice := next((key for key, count in Counter(map(str, ids)).items() if count > 1), None):
+        raise SampleError(f"{path}: the question_id {twice} comes twice")
 
 
 # Result files
