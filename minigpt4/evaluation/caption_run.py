@@ -17,21 +17,11 @@ from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.utils import write_json, write_whole
 from minigpt4.datasets import ImageCaptionJson, build_datasets
+from minigpt4.evaluation import report
 from minigpt4.evaluation.bootstrap import DRAWS, Bootstrap
 from minigpt4.evaluation.caption_data import CaptionData, CaptionItem, ReferenceMode
 from minigpt4.evaluation.generate import EvaluationRun, NamedCheckpoint, decoding_line, predict, setup_metadata
 from minigpt4.evaluation.metrics import CaptionScorer, CaptionScores
-from minigpt4.evaluation.report import (
-    Table,
-    data_uri,
-    document,
-    figure,
-    filled,
-    html_parts,
-    score_table,
-    thumbnail,
-    under_headings,
-)
 from minigpt4.inference.pipeline import PromptRules
 from minigpt4.models.feature_cache import feature_cache
 
@@ -150,9 +140,9 @@ def write_report(
     (_, scored), *more = _tables(results).items()
     lines = [*results["notes"], decoding_line(results)]
     lines += [f"Prompt: `{results['prompt']}`", f"Stop: `{results['stop']}`"]
-    sections = [*under_headings(dict(more)), f"![metrics]({CHART})"]
+    sections = [*report.under_headings(dict(more)), f"![metrics]({CHART})"]
     write_whole(folder / CSV, _csv(results))
-    write_whole(folder / MARKDOWN, document(headline(results), scored, lines, sections))
+    write_whole(folder / MARKDOWN, report.document(headline(results), scored, lines, sections))
     _draw_metrics(folder / CHART, results)
     all_captions, per_image = [captions for _, captions, _ in rows], [scores.per_image for _, _, scores in rows]
     images = gallery(data.items, data.references(reference_mode), all_captions, per_image)
@@ -183,7 +173,7 @@ def summary(results: Mapping[str, Any]) -> str:
     return "\n".join([headline(results), "", _tables(results)["Scores"].markdown()])
 
 
-def _tables(results: Mapping[str, Any]) -> dict[str, Table]:
+def _tables(results: Mapping[str, Any]) -> dict[str, report.Table]:
     """Scores, intervals and differences from the first checkpoint, by heading."""
     checkpoints, metrics = results["checkpoints"], results["metrics"]
     head, first = ["checkpoint", *metrics], checkpoints[0]["name"]
@@ -195,9 +185,9 @@ def _tables(results: Mapping[str, Any]) -> dict[str, Table]:
         compared = [one["metrics"][metric] for metric in metrics]
         differences.append([one["checkpoint"], *(f"{own['difference']:+.4f} (p {own['p']:.3f})" for own in compared)])
     found = {
-        "Scores": score_table({one["name"]: one["scores"] for one in checkpoints}, metrics),
-        "95% intervals": Table(head, intervals),
-        f"Difference from {first}, and p of the paired test": Table(head, differences),
+        "Scores": report.score_table({one["name"]: one["scores"] for one in checkpoints}, metrics),
+        "95% intervals": report.Table(head, intervals),
+        f"Difference from {first}, and p of the paired test": report.Table(head, differences),
     }
     return {heading: table for heading, table in found.items() if table.rows}
 
@@ -206,7 +196,7 @@ def _csv(results: Mapping[str, Any]) -> str:
     """All digits, with the reference mode and the number of images in every row."""
     metrics, same = results["metrics"], [results["reference_mode"], results["images"]]
     rows = [[o["name"], *(o["scores"].get(metric, "") for metric in metrics), *same] for o in results["checkpoints"]]
-    return Table(["checkpoint", *metrics, "reference_mode", "images"], rows).csv()
+    return report.Table(["checkpoint", *metrics, "reference_mode", "images"], rows).csv()
 
 
 def _draw_metrics(path: Path, results: Mapping[str, Any]) -> None:
@@ -215,7 +205,7 @@ def _draw_metrics(path: Path, results: Mapping[str, Any]) -> None:
     names, places = [one["name"] for one in checkpoints], list(range(len(checkpoints)))
     columns = -(-len(metrics) // 2)
     shape, title = (-(-len(metrics) // columns), columns), f"{headline(results)}; bars: 95% intervals"
-    with figure(path, title, shape, (8, 5), "--save_path") as panels:
+    with report.figure(path, title, shape, (8, 5), "--save_path") as panels:
         for panel in panels.flat[len(metrics) :]:
             panel.set_visible(False)
         for metric, panel in zip(metrics, panels.flat, strict=False):
@@ -251,7 +241,7 @@ def gallery(
     return [
         {
             "id": items[number].image_id,
-            "picture": thumbnail(items[number].file),
+            "picture": report.thumbnail(items[number].file),
             "references": list(references[items[number].image_id]),
             "captions": [own[items[number].image_id] for own in captions],
             "scores": [[round(float(own[metric][number]), 4) for own in per_image] for metric in metrics],
@@ -263,7 +253,7 @@ def gallery(
 def page(
     headline: str,
     results: Mapping[str, Any],
-    tables: Mapping[str, Table],
+    tables: Mapping[str, report.Table],
     chart: bytes,
     images: Sequence[Mapping[str, Any]],
 ) -> str:
@@ -281,13 +271,13 @@ def page(
     }
     cards = [{key: one[key] for key in ("name", "file", "sha256", "card")} for one in results["checkpoints"]]
     setup = {key: results[key] for key in SETUP_KEYS if key in results}
-    shown, listed = html_parts(tables, notes)
+    shown, listed = report.html_parts(tables, notes)
     fields = {
         "TITLE": html.escape(headline),
         "TABLES": shown,
-        "CHART": data_uri("image/png", chart),
+        "CHART": report.data_uri("image/png", chart),
         "NOTES": listed,
         "SETUP": html.escape(json.dumps(setup, indent=1, ensure_ascii=False)),
         "CARDS": html.escape(json.dumps(cards, indent=1, ensure_ascii=False)),
     }
-    return filled(TEMPLATE, fields, data)
+    return report.filled(TEMPLATE, fields, data)

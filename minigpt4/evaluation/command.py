@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import logging
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,10 +51,10 @@ def add_image_arguments(parser: argparse.ArgumentParser, what: str) -> None:
     add_checkpoint_arguments(parser)
     parser.add_argument("--images", required=True, type=Path, metavar="PATH", help=what)
     parser.add_argument("--image-folder", type=Path, metavar="DIR", help="where the files of a list are (beside it)")
-    parser.add_argument("--limit", type=_at_least_1, metavar="N", help="draw N images by run.seed (all)")
+    parser.add_argument("--limit", type=positive_number, metavar="N", help="draw N images by run.seed (all)")
 
 
-def _at_least_1(text: str) -> int:
+def positive_number(text: str) -> int:
     if (number := int(text)) < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
@@ -109,7 +110,7 @@ def answer(args: argparse.Namespace, questions: Sequence[Any], image_mark: str =
     question_files(questions, args.image_path)  # are the images there?
     with started(args, config) as run:
         for file in answer_checkpoints(run, questions, args.image_path, args.prompt, image_mark):
-            print(f"{len(questions)} answers are in {file}")  # noqa: T201
+            sys.stdout.write(f"{len(questions)} answers are in {file}\n")
 
 
 def main(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
