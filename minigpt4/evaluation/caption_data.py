@@ -8,7 +8,7 @@ from typing import Any, Literal
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.utils import escaped, require_whole_characters
 from minigpt4.datasets import ImageCaptionJson
-from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, Records, caption_list, single_captions
+from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, Records, single_captions
 from minigpt4.datasets.datasets.records import SPLIT_FIELD
 from minigpt4.inference.image_list import ImageFile, ImageList, cut
 
@@ -111,12 +111,9 @@ def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dic
         if SPLIT_FIELD in record and str(record[SPLIT_FIELD]).strip() != split:
             continue
         if record.keys() >= FLICKR_COLUMNS:
-            image_id = Path(str(record["filename"]).strip()).stem
-            listed, name = caption_list(record["raw"], where), None
-        else:
-            image_id = _image_id(record, where)
-            name = next((name for name in TEXT_FIELDS if record.get(name)), None)
-            listed = single_captions(record, name or JOINED, where)
+            record = {"image": str(record["filename"]).strip(), CAPTIONS: record["raw"]}
+        image_id, name = _image_id(record, where), next((name for name in TEXT_FIELDS if record.get(name)), None)
+        listed = single_captions(record, name or JOINED, where)
         single.setdefault(image_id, []).extend(listed or [])
         if name is not None and not isinstance(record[name], list):
             if not isinstance(record[name], str) or not record[name].strip():

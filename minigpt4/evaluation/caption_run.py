@@ -141,7 +141,9 @@ def write_report(
     lines = [*results["notes"], decoding_line(results)]
     lines += [f"Prompt: `{results['prompt']}`", f"Stop: `{results['stop']}`"]
     sections = [*report.under_headings(dict(more)), f"![metrics]({CHART})"]
-    write_whole(folder / CSV, _csv(results))
+    head, same = ["checkpoint", *metrics, "reference_mode", "images"], [reference_mode, len(data)]
+    cells = [[one["name"], *(one["scores"].get(name, "") for name in metrics), *same] for one in checkpoints]
+    write_whole(folder / CSV, report.Table(head, cells).csv())
     write_whole(folder / MARKDOWN, report.document(headline(results), scored, lines, sections))
     _draw_metrics(folder / CHART, results)
     all_captions, per_image = [captions for _, captions, _ in rows], [scores.per_image for _, _, scores in rows]
@@ -190,13 +192,6 @@ def _tables(results: Mapping[str, Any]) -> dict[str, report.Table]:
         f"Difference from {first}, and p of the paired test": report.Table(head, differences),
     }
     return {heading: table for heading, table in found.items() if table.rows}
-
-
-def _csv(results: Mapping[str, Any]) -> str:
-    """All digits, with the reference mode and the number of images in every row."""
-    metrics, same = results["metrics"], [results["reference_mode"], results["images"]]
-    rows = [[o["name"], *(o["scores"].get(metric, "") for metric in metrics), *same] for o in results["checkpoints"]]
-    return report.Table(["checkpoint", *metrics, "reference_mode", "images"], rows).csv()
 
 
 def _draw_metrics(path: Path, results: Mapping[str, Any]) -> None:
