@@ -238,19 +238,17 @@ def write_table(study: Study) -> str:
         "commits": sorted({f"{own['commit']}{', changed' if own['changed'] else ''}" for own in git if own}),
         "rows": [describe(study, name) for name in study.plan.rows],
     }
-    curves = []
+    curves, timings = [], []
     for job in stages:
         points = [(line["step"], line["loss"]) for line in job.lines() if line["loss"] is not None]
         curves += [(job.name, job.rows, points)] if points else []
-    return write_study(study.folder, content, curves, [timing(job) for job in jobs if job.facts()])
-
-
-def timing(job: Any) -> list[str]:
-    """A line of `timings.md`."""
-    if isinstance(job, Evaluation):
-        return [job.label, "-", f"{job.facts()['seconds'] / 3600:.3f}", "-"]
-    pace, memory = job.pace() or 0.0, max((line["max_memory_mib"] or 0 for line in job.lines()), default=0)
-    return [job.label, f"{pace:.3f}", f"{pace * job.steps / 3600:.3f}", f"{memory / 1024:.1f}" if memory else "-"]
+    for job in [job for job in jobs if job.facts()]:
+        pace, hours, memory = "-", job.facts()["seconds"] / 3600, 0.0
+        if isinstance(job, Stage):
+            pace, hours = f"{job.pace() or 0.0:.3f}", (job.pace() or 0.0) * job.steps / 3600
+            memory = max((line["max_memory_mib"] or 0 for line in job.lines()), default=0) / 1024
+        timings.append([job.label, pace, f"{hours:.3f}", f"{memory:.1f}" if memory else "-"])
+    return write_study(study.folder, content, curves, timings)
 
 
 # The command

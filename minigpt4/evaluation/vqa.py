@@ -178,7 +178,7 @@ BENCHMARKS = {
         BY_ID,
         "label",
         {"minigpt4": "`true` or `false` in whatever case, blanks count"},
-        lambda scorer, text, one: vqa_scores.vsr(text, one["label"]),
+        lambda scorer, text, one: text.lower() == ("true" if one["label"] else "false"),
         is_read=lambda text: text.lower() in ("true", "false"),
     ),
     "hateful_memes": Benchmark(

@@ -111,10 +111,6 @@ def _official(prediction: str, answers: Answers, change_case: Callable[[str], st
     return consensus(change_case(prediction), list(map(change_case, answers)))
 
 
-def _minigpt4(prediction: str, answers: Answers) -> float:
-    return _official(prediction.lower().replace(UNKNOWN, "").strip(), answers, str.lower)
-
-
 def _lavis(prediction: str, answers: Answers) -> float:
     if len(set(answers)) > 1:
         answers = list(map(without_signs, answers))
@@ -127,21 +123,18 @@ def _lmms(prediction: str, answers: Answers) -> float:
 
 VQA: dict[Scorer, Callable[[str, Answers], float]] = {
     "official": _official,
-    "minigpt4": _minigpt4,
+    "minigpt4": lambda prediction, answers: _official(
+        prediction.lower().replace(UNKNOWN, "").strip(), answers, str.lower
+    ),
     "lavis": _lavis,
     "lmms": _lmms,
 }
 """Accuracy of a prediction, of VQAv2 and OK-VQA."""
 
 
-def _vizwiz_minigpt4(prediction: str, answers: Answers) -> float:
-    parts = "_".join(answers).lower().split("_")
-    return three_of_all(prediction.lower(), parts)
-
-
 VIZWIZ: dict[Scorer, Callable[[str, Answers], float]] = {
     "official": lambda prediction, answers: consensus(normalised(prediction), answers),
-    "minigpt4": _vizwiz_minigpt4,
+    "minigpt4": lambda prediction, answers: three_of_all(prediction.lower(), "_".join(answers).lower().split("_")),
     "lmms": _lmms,
 }
 """The same of VizWiz."""
@@ -263,12 +256,7 @@ def _distribution(gold: Mapping[str, Counter], said: Mapping[str, Counter]) -> f
     return sum(chi[group] * size for group, size in sizes.items()) / sum(sizes.values()) / 100
 
 
-# Two answers: VSR, Hateful Memes, POPE
-
-
-def vsr(prediction: str, label: int) -> bool:
-    """Whether `true` or `false`, in whatever case but with its blanks, is right; `label` 1 is true."""
-    return prediction.lower() == ("true" if label else "false")
+# Two answers: Hateful Memes, POPE
 
 
 def hateful(prediction: str) -> int | None:
