@@ -127,7 +127,17 @@ class Bootstrap:
         if images < 2:
             raise ValueError("a bootstrap needs more than one image")
         self.scores, times_RN = scores, _draw(images, draws)
-        self._drawn = [_scores_of(own, times_RN) for own in scores]
+        self._drawn = []
+        for own in scores:  # of each metric the scores on each draw, (R,)
+            found = {name: times_RN @ values / images for name, values in own.per_image.items()}
+            if "BLEU" in own.counts:
+                found |= dict(zip(FAMILIES["BLEU"], bleu(times_RN @ own.counts["BLEU"]).T, strict=True))
+            if "METEOR" in own.counts:
+                found["METEOR"] = meteor(times_RN @ own.counts["METEOR"])
+            if "accuracy" in own.counts:
+                right_R, asked_R = (times_RN @ own.counts["accuracy"]).T
+                found["accuracy"] = right_R / asked_R
+            self._drawn.append({name: found[name] for name in own.corpus})
 
     def intervals(self, index: int) -> dict[str, tuple[float, float]]:
         """95% interval of every metric of one set."""
@@ -152,19 +162,6 @@ def _draw(images: int, draws: int) -> np.ndarray:
     """How often each draw holds each image, (R, N) float64."""
     random = np.random.Generator(np.random.PCG64(SEED))
     return random.multinomial(images, np.full(images, 1 / images), size=draws).astype(np.float64)
-
-
-def _scores_of(scores: CaptionScores, times_RN: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of a set on each draw, (R,) by metric."""
-    found = {name: times_RN @ values / times_RN.shape[1] for name, values in scores.per_image.items()}
-    if "BLEU" in scores.counts:
-        found |= dict(zip(FAMILIES["BLEU"], bleu(times_RN @ scores.counts["BLEU"]).T, strict=True))
-    if "METEOR" in scores.counts:
-        found["METEOR"] = meteor(times_RN @ scores.counts["METEOR"])
-    if "accuracy" in scores.counts:
-        right_R, asked_R = (times_RN @ scores.counts["accuracy"]).T
-        found["accuracy"] = right_R / asked_R
-    return {name: found[name] for name in scores.corpus}
 
 
 def bleu(counts_RK: np.ndarray) -> np.ndarray:

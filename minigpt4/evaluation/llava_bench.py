@@ -44,29 +44,23 @@ SAME = ("answer1_id", "answer2_id", "category")
 """What a line of a review must have as its question has it."""
 RULER = "================================="
 PUBLISHED = {
-    COCO: (
-        "COCO",
-        {
-            "LLaVA 13B, full data": "83.1 75.3 96.5 85.1",
-            "LLaVA 13B, detail + complex": "81.5 73.3 90.8 81.9",
-            "LLaVA 13B, conversation + 5% detail + 10% complex": "81.0 68.4 91.5 80.5",
-            "LLaVA 13B, conversation only": "76.5 59.8 84.9 73.8",
-            "LLaVA 13B, no instruction tuning": "22.0 24.0 18.5 21.5",
-        },
-    ),
-    WILD: (
-        "In-the-Wild",
-        {
-            "OpenFlamingo": "19.3 19.0 19.1 19.1",
-            "BLIP-2": "54.6 29.1 32.9 38.1",
-            "LLaVA 13B": "57.3 52.5 81.7 67.3",
-            "LLaVA 13B v1, 336 px, LoRA": "64.3 55.9 81.7 70.1",
-            "LLaVA 13B v1, 336 px, LoRA, 5 beams": "68.4 59.9 84.3 73.5",
-            "LLaVA LLaMA-2-13B": "56.7 58.6 80.0 67.9",
-            "LLaVA 1.5 7B": "- - - 65.4",
-            "LLaVA 1.5 13B": "- - - 72.5",
-        },
-    ),
+    COCO: {
+        "COCO: LLaVA 13B, full data": "83.1 75.3 96.5 85.1",
+        "COCO: LLaVA 13B, detail + complex": "81.5 73.3 90.8 81.9",
+        "COCO: LLaVA 13B, conversation + 5% detail + 10% complex": "81.0 68.4 91.5 80.5",
+        "COCO: LLaVA 13B, conversation only": "76.5 59.8 84.9 73.8",
+        "COCO: LLaVA 13B, no instruction tuning": "22.0 24.0 18.5 21.5",
+    },
+    WILD: {
+        "In-the-Wild: OpenFlamingo": "19.3 19.0 19.1 19.1",
+        "In-the-Wild: BLIP-2": "54.6 29.1 32.9 38.1",
+        "In-the-Wild: LLaVA 13B": "57.3 52.5 81.7 67.3",
+        "In-the-Wild: LLaVA 13B v1, 336 px, LoRA": "64.3 55.9 81.7 70.1",
+        "In-the-Wild: LLaVA 13B v1, 336 px, LoRA, 5 beams": "68.4 59.9 84.3 73.5",
+        "In-the-Wild: LLaVA LLaMA-2-13B": "56.7 58.6 80.0 67.9",
+        "In-the-Wild: LLaVA 1.5 7B": "- - - 65.4",
+        "In-the-Wild: LLaVA 1.5 13B": "- - - 72.5",
+    },
 }
 """Relative scores by prefix of the rules: conversation, detail, complex, all."""
 
@@ -296,7 +290,6 @@ def table(summaries: Iterable[Summary]) -> Table:
         ends = [[f"{end:.1f}" for end in one.interval] if one and one.interval else None for one in found]
         rows += with_intervals(own.name, [one.shown if one else "-" for one in found], ends)
         benchmarks |= {WILD if category.startswith(WILD) else COCO for category in own.scored if category != ALL}
-    for benchmark, (name, results) in PUBLISHED.items():
-        if benchmark in benchmarks:
-            rows += [[f"published, {name}: {model}", *cells.split()] for model, cells in results.items()]
+    for benchmark in [benchmark for benchmark in PUBLISHED if benchmark in benchmarks]:
+        rows += [[f"published, {name}", *cells.split()] for name, cells in PUBLISHED[benchmark].items()]
     return Table(["relative score", "conversation", "detail", "complex", ALL], rows)

@@ -66,8 +66,7 @@ class CaptionScorer:
     def __init__(self, references: Mapping[str, Sequence[str]], families: Sequence[str] = PUBLISHED_FAMILIES) -> None:
         if not references:
             raise ValueError("there is no image to score")
-        lacking = [image_id for image_id, texts in references.items() if not any(text.strip() for text in texts)]
-        if lacking:
+        if lacking := [key for key, texts in references.items() if not any(text.strip() for text in texts)]:
             some = ", ".join(lacking[:3])
             raise ValueError(f"{len(lacking)} of {len(references)} images have no reference, such as {some}")
         self.families = [family for family in FAMILIES if family in families]
@@ -86,9 +85,8 @@ class CaptionScorer:
         """`score` of several sets of captions, whose words are found by one start of Java."""
         for predictions in sets:
             if predictions.keys() != self._words.keys():
-                raise ValueError(
-                    f"{len(predictions)} predictions, {len(self._words)} references: the image ids must be the same"
-                )
+                counts = f"{len(predictions)} predictions, {len(self._words)} references"
+                raise ValueError(f"{counts}: the image ids must be the same")
         keys = [(number, image_id) for number in range(len(sets)) for image_id in self._words]
         said = tokenize({(number, image_id): [sets[number][image_id]] for number, image_id in keys})
         found = [CaptionScores({}, {}, {}) for _ in sets]

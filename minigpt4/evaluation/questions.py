@@ -128,11 +128,9 @@ def ask(
     """How was asked, and on rank 0 each checkpoint's answers by question_id as text; every rank must call it.
 
     `prompt` has `<ImageHere>`, of LLaVA also `<image>`, and `{}` for the question, and goes into the model's template;
-    for a question without image it goes without what stands for one. SampleError for a question that has a place for an
-    image in its text. Errors are those of `predict`.
-
-    With `choices`, by question_id as text, nothing is generated: an answer is JSON, the losses of each choice's tokens,
-    the end symbol last. Questions go one by one, so that no bit depends on the others.
+    for a question without image it goes without what stands for one. With `choices`, by question_id as text, an answer
+    is JSON, the losses of each choice's tokens, the end symbol last; questions go one by one, so that no bit depends on
+    the others. SampleError for a question that has a place for an image in its text; other errors as of `predict`.
     """
     if prompt.count(QUESTION_PLACE) != 1:
         raise ConfigError(f"--prompt: {prompt!r} must hold {QUESTION_PLACE} exactly once, where the question goes")

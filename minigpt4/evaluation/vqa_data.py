@@ -85,26 +85,13 @@ Answers = Annotated[list[_fields(answer=str)], MinLen(1)]
 Texts = Annotated[list[str], MinLen(1)]
 VQA = _fields(image_id=int, question=str, question_id=int)
 ANNOTATION = _fields(question_id=int, answers=Answers)
+OF_GOLD = {"correct_choice_idx": NotRequired[Index], "direct_answers": NotRequired[Texts]}
 AOKVQA = _fields(
-    split=str,
-    image_id=int,
-    question_id=str,
-    question=str,
-    choices=Choices,
-    correct_choice_idx=NotRequired[Index],
-    direct_answers=NotRequired[Texts],
-    difficult_direct_answer=bool,
+    split=str, image_id=int, question_id=str, question=str, choices=Choices, difficult_direct_answer=bool, **OF_GOLD
 )
-GQA = _fields(
-    question=str,
-    answer=str,
-    imageId=str,
-    isBalanced=bool,
-    types=_fields(structural=str, semantic=str, detailed=str),
-    groups=_fields(**{"global": str | None}),
-    semantic=list[_fields(operation=str, argument=str)],
-    entailed=list[str],
-)
+TYPES, GROUPS = _fields(structural=str, semantic=str, detailed=str), _fields(**{"global": str | None})
+PROGRAM = {"semantic": list[_fields(operation=str, argument=str)], "entailed": list[str], "isBalanced": bool}
+GQA = _fields(question=str, answer=str, imageId=str, types=TYPES, groups=GROUPS, **PROGRAM)
 GQA_LISTED = _fields(image=str, question=str, answer=str, question_id=str | int)
 GQA_CHOICES = dict[str, _fields(valid=list[str], plausible=list[str])]
 VIZWIZ = _fields(image=str, question=str, answers=NotRequired[Answers])
