@@ -69,7 +69,8 @@ class ObjectNames:
         words, found, start = _words(text), [], 0
         while start < len(words):
             length = next((n for n in range(self._longest, 0, -1) if words[start : start + n] in self._of), 0)
-            found += filter(None, [self._of.get(words[start : start + length])])
+            if name := self._of.get(words[start : start + length]):
+                found.append(name)
             start += max(length, 1)
         return found
 
