@@ -28,7 +28,7 @@ from tables import REPOSITORY, machine, table
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, RunError
 from minigpt4.datasets.datasets.image_caption_json import Records
-from minigpt4.evaluation.report import JSON
+from minigpt4.evaluation.caption_run import JSON
 
 SHOWN_OF_ERROR = 3000
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation import advanced, command
-from minigpt4.evaluation.generate import file_name, without_datasets
+from minigpt4.evaluation.generate import file_name
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
 from minigpt4.evaluation.questions import PROMPT
 
@@ -26,12 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command.parser_of(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     answer = commands.add_parser("answer", help="ask checkpoints")
-    command.add_checkpoint_arguments(answer)
-    answer.add_argument(
-        "--images", required=True, type=Path, metavar="PATH", help="folder with a folder a task, or JSON list"
-    )
-    answer.add_argument("--image-folder", type=Path, metavar="DIR", help="where the files of a list are (beside it)")
-    answer.add_argument("--limit", type=int, metavar="N", help="draw N images of each task by run.seed (all)")
+    command.add_image_arguments(answer, "folder with a folder a task, or JSON list; --limit is of each task")
     command.add_prompt_argument(answer, PROMPT)
     answer.set_defaults(run=run_answer)
     judge = commands.add_parser("judge", help="have a model judge the answers, and answers of known quality")
@@ -44,23 +39,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add_judge_arguments(judge, required=True)
     for own in (judge, page):
         own.add_argument("--seed", type=int, default=0, help="of the order (0)")
-    report.add_argument(
-        "--join", nargs="+", default=[], type=Path, metavar="FILE", help="results: failures.json, coverage, CHAIR"
-    )
-    args = parser.parse_args(argv)
-    if getattr(args, "limit", None) is not None and args.limit < 1:
-        parser.error("--limit must be at least 1")
-    return args
+    joined = "results: failures.json, coverage, CHAIR"
+    report.add_argument("--join", nargs="+", default=[], type=Path, metavar="FILE", help=joined)
+    return parser.parse_args(argv)
 
 
 def run_answer(args: argparse.Namespace) -> None:
     """A file of answers a checkpoint; cheap checks first."""
-    config = command.read_config(args, without_datasets)
-    own = config.run.advanced_tasks
-    base, questions = advanced.read_tasks(args.images, args.image_folder, own, args.limit, config.run.seed)
-    with command.started(args, config) as (checkpoints, processes):
-        asked = (questions, base, args.save_path, args.prompt)
-        for file in advanced.answer(config, checkpoints, *asked, processes):
+    config = command.read_config(args)
+    given = (args.images, args.image_folder, config.run.advanced_tasks, args.limit, config.run.seed)
+    base, questions = advanced.read_tasks(*given)
+    with command.started(args, config) as run:
+        for file in advanced.answer(run, questions, base, args.prompt):
             print(f"{len(questions)} answers are in {file}")
 
 

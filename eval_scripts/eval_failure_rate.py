@@ -12,7 +12,6 @@ The same command resumes after a kill, and generates nothing once all answers ar
 import argparse
 import logging
 import sys
-from pathlib import Path
 
 from minigpt4.evaluation import command
 from minigpt4.evaluation.failure_rules import TASKS
@@ -24,33 +23,22 @@ log = logging.getLogger("eval_failure_rate")
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = command.parser_of(__doc__)
-    command.add_checkpoint_arguments(parser)
-    parser.add_argument(
-        "--images", required=True, type=Path, metavar="PATH", help="folder, or JSON list of files or annotations"
-    )
-    parser.add_argument("--image-folder", type=Path, metavar="DIR", help="where the files of a list are (beside it)")
-    parser.add_argument(
-        "--tasks", nargs="+", choices=TASKS, default=list(TASKS), help=f"what to ask ({' '.join(TASKS)})"
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="draw N images by run.seed (all)")
+    command.add_image_arguments(parser, "folder, or JSON list of files or annotations")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="what to ask (all)")
     add_judge_arguments(parser, required=False)
-    args = parser.parse_args(argv)
-    if args.limit is not None and args.limit < 1:
-        parser.error("--limit must be at least 1")
-    return args
+    return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
     """Cheap checks first; then ask, find failures and write the report."""
     from minigpt4.evaluation.failure_rate import evaluate, summary
-    from minigpt4.evaluation.generate import without_datasets
     from minigpt4.inference.image_list import find_images
 
-    config = command.read_config(args, without_datasets)
+    config = command.read_config(args)
     images = find_images(args.images, args.image_folder, args.limit, config.run.seed)
     judge, tasks = judge_of(args), list(dict.fromkeys(args.tasks))
-    with command.started(args, config) as (checkpoints, processes):
-        results = evaluate(config, checkpoints, images, tasks, args.save_path, processes, judge)
+    with command.started(args, config) as run:
+        results = evaluate(config, run.checkpoints, images, tasks, run.folder, run.processes, judge)
         if results is not None:
             print(summary(results))
             log.info("Everything is in %s; read failures.md there", args.save_path)

@@ -15,7 +15,7 @@ import logging
 import sys
 
 from minigpt4.evaluation import command
-from minigpt4.evaluation.metrics import FAMILIES, require_caption_metrics
+from minigpt4.evaluation.metrics import require_caption_metrics
 
 log = logging.getLogger("eval_flickr30k")
 
@@ -24,26 +24,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = command.parser_of(__doc__)
     command.add_checkpoint_arguments(parser)
-    parser.add_argument(
-        "--reference-mode",
-        choices=("joined", "separate"),
-        default="joined",
-        help="score against the one string that training used, or against each caption of an image (joined)",
-    )
-    parser.add_argument("--metrics", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="what to compute (all)")
+    command.add_metric_arguments(parser, "joined")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
     """Cheap checks first; then caption, score and write the report."""
-    from minigpt4.evaluation.caption_run import evaluate, for_evaluation
-    from minigpt4.evaluation.report import require_figures, summary
+    from minigpt4.evaluation.caption_run import evaluate, for_evaluation, summary
+    from minigpt4.evaluation.report import require_figures
 
     config = command.read_config(args, for_evaluation)
     require_caption_metrics("--metrics")
     require_figures("metrics.png")
-    with command.started(args, config) as (checkpoints, processes):
-        results = evaluate(config, checkpoints, args.save_path, args.reference_mode, args.metrics, processes)
+    with command.started(args, config) as run:
+        results = evaluate(run, args.reference_mode, args.metrics)
         if results is not None:
             print(summary(results))
             log.info("Everything is in %s; open report.html there", args.save_path)

@@ -22,8 +22,6 @@ from typing import Any
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation import command, hallucination
 from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
-from minigpt4.evaluation.generate import without_datasets
-from minigpt4.evaluation.objects import read_truth
 from minigpt4.evaluation.questions import question_files, write_lines
 from minigpt4.evaluation.report import score_table
 
@@ -47,9 +45,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     chair.add_argument("--partial", action="store_true", help="the images of the results alone")
     chair.add_argument("--output", type=Path, metavar="FILE.json", help="write scores and wrong captions there, too")
     chair.set_defaults(run=run_chair)
-    make.add_argument(
-        "--negatives", choices=hallucination.NEGATIVES, default="random", help="which absent objects (random)"
-    )
+    absent = hallucination.NEGATIVES
+    make.add_argument("--negatives", choices=absent, default="random", help="which absent objects (random)")
     make.add_argument("--pairs", type=int, default=3, metavar="N", help="questions of each kind an image (3)")
     make.add_argument("--least-objects", type=int, default=1, metavar="N", help="leave images with fewer out (1)")
     make.add_argument("--images", type=int, metavar="N", help="draw so many images (all)")
@@ -57,10 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     make.add_argument("--suffix", default=".jpg", help="of image files that the truth does not name (.jpg)")
     make.add_argument("--output", type=Path, required=True, metavar="FILE.jsonl", help="the questions")
     make.set_defaults(run=run_questions)
-    command.add_checkpoint_arguments(pope)
-    pope.add_argument("--questions", required=True, type=Path, metavar="FILE.jsonl", help="a question a line")
-    pope.add_argument("--image-path", required=True, type=Path, metavar="DIR", help="folder of the images")
-    command.add_prompt_argument(pope, hallucination.PROMPT)
+    command.add_question_arguments(pope, "a question a line", hallucination.PROMPT)
     pope.set_defaults(run=run_pope)
     score.add_argument("answers", type=Path, help='{"question_id": 1, "answer": "Yes."} a line')
     score.add_argument("questions", type=Path, help='{"question_id": 1, "image", "text", "label"} a line')
@@ -71,7 +65,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run_chair(args: argparse.Namespace) -> None:
     """CHAIR of a file of captions."""
-    results, truth = read_results(args.results), read_truth(args.truth, args.synonyms)
+    results, truth = read_results(args.results), hallucination.read_truth(args.truth, args.synonyms)
     truth = truth.only(match(results, truth.objects, partial=args.partial))
     if args.captions:
         truth = truth.with_captions(read_references(args.captions, "separate", args.split))
@@ -87,15 +81,9 @@ def run_chair(args: argparse.Namespace) -> None:
 
 def run_questions(args: argparse.Namespace) -> None:
     """A file of questions."""
-    questions = hallucination.make_questions(
-        read_truth(args.truth, args.synonyms),
-        args.negatives,
-        pairs=args.pairs,
-        least_objects=args.least_objects,
-        images=args.images,
-        seed=args.seed,
-        suffix=args.suffix,
-    )
+    chosen = {name: getattr(args, name) for name in ("pairs", "least_objects", "images", "seed", "suffix")}
+    truth = hallucination.read_truth(args.truth, args.synonyms)
+    questions = hallucination.make_questions(truth, args.negatives, **chosen)
     write_lines(args.output, map(asdict, questions))
     images = len({question.image for question in questions})
     print(f"{len(questions)} questions about {images} images ({args.negatives}) are in {args.output}")
@@ -103,13 +91,11 @@ def run_questions(args: argparse.Namespace) -> None:
 
 def run_pope(args: argparse.Namespace) -> None:
     """Answers and scores of checkpoints; cheap checks first."""
-    config = command.read_config(args, without_datasets)
-    questions = hallucination.read_questions(args.questions)
+    config = command.read_config(args)
+    questions = hallucination.read_object_questions(args.questions)
     question_files(questions, args.image_path)  # are the images there?
-    with command.started(args, config) as (checkpoints, processes):
-        results = hallucination.evaluate_pope(
-            config, checkpoints, questions, args.image_path, args.save_path, args.prompt, processes
-        )
+    with command.started(args, config) as run:
+        results = hallucination.evaluate_pope(run, questions, args.image_path, args.prompt)
         if results is not None:
             rows = {row["name"]: row["scores"] for row in results["checkpoints"]}
             print(score_table(rows, POPE_METRICS).markdown())
@@ -120,7 +106,7 @@ def run_pope(args: argparse.Namespace) -> None:
 def run_score(args: argparse.Namespace) -> None:
     """Scores of a file of answers."""
     answers = hallucination.read_answers(args.answers)
-    found = hallucination.pope_scores(hallucination.read_questions(args.questions), answers)
+    found = hallucination.pope_scores(hallucination.read_object_questions(args.questions), answers)
     print(_table(found))
     print(_summary(found))
     if args.output:

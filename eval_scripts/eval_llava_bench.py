@@ -20,9 +20,17 @@ from pathlib import Path
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation import command, llava_bench
-from minigpt4.evaluation.generate import without_datasets
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
-from minigpt4.evaluation.questions import PROMPT, answer_checkpoints, question_files
+from minigpt4.evaluation.questions import PROMPT, read_questions
+
+FILES = {
+    "questions": "a question a line",
+    "context": "what the judge knows, a line an image",
+    "rule": "JSON: what it is told to do",
+    "reference": "answers of the teacher",
+    "answers": "answers to be judged",
+    "output": "the review, JSON lines",
+}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,17 +40,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     answer = commands.add_parser("answer", help="ask checkpoints")
     judge = commands.add_parser("judge", help="have answers scored beside the reference")
     summary = commands.add_parser("summary", help="relative scores of reviews")
-    command.add_checkpoint_arguments(answer)
-    for own in (answer, judge):
-        own.add_argument("--questions", required=True, type=Path, metavar="FILE.jsonl", help="a question a line")
-    answer.add_argument("--image-path", required=True, type=Path, metavar="DIR", help="folder of the images")
-    command.add_prompt_argument(answer, PROMPT)
+    command.add_question_arguments(answer, "a question a line", PROMPT)
     answer.set_defaults(run=run_answer)
-    judge.add_argument("--context", required=True, type=Path, metavar="FILE.jsonl", help="what the judge knows")
-    judge.add_argument("--rule", required=True, type=Path, metavar="FILE.json", help="what it is told to do")
-    judge.add_argument("--reference", required=True, type=Path, metavar="FILE.jsonl", help="answers of the teacher")
-    judge.add_argument("--answers", required=True, type=Path, metavar="FILE.jsonl", help="answers to be judged")
-    judge.add_argument("--output", required=True, type=Path, metavar="FILE.jsonl", help="the review")
+    for name, what in FILES.items():
+        judge.add_argument(f"--{name}", required=True, type=Path, metavar="FILE", help=what)
     add_judge_arguments(judge, required=True)
     judge.set_defaults(run=run_judge)
     summary.add_argument("reviews", nargs="+", type=Path, help="files of reviews, or folders of them")
@@ -54,14 +55,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_answer(args: argparse.Namespace) -> None:
-    """A file of answers a checkpoint; cheap checks first."""
-    config = command.read_config(args, without_datasets)
-    questions = llava_bench.read_questions(args.questions)
-    question_files(questions, args.image_path)  # are the images there?
-    asked = (questions, args.image_path, args.save_path, args.prompt)
-    with command.started(args, config) as (checkpoints, processes):
-        for file in answer_checkpoints(config, checkpoints, *asked, processes):
-            print(f"{len(questions)} answers are in {file}")
+    """A file of answers a checkpoint."""
+    command.answer(args, read_questions(args.questions, llava_bench.BenchQuestion))
 
 
 def run_judge(args: argparse.Namespace) -> None:
@@ -89,8 +84,7 @@ def run_summary(args: argparse.Namespace) -> None:
 def _show(found: list[llava_bench.Summary]) -> None:
     print("\n".join(line for own in found for line in own.lines()))
     print(f"\n{llava_bench.table(found).markdown()}")
-    for own in found:
-        print(llava_bench.note(own))
+    print("\n".join(own.note() for own in found))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -20,15 +20,8 @@ from minigpt4.common.errors import ConfigError, errors_as
 from minigpt4.common.utils import write_json, write_whole
 from minigpt4.conversation.llava import IMAGE_TOKEN
 from minigpt4.evaluation import command, science_qa
-from minigpt4.evaluation.generate import without_datasets
 from minigpt4.evaluation.judge import add_judge_arguments, judge_of
-from minigpt4.evaluation.questions import (
-    PROMPT,
-    answer_checkpoints,
-    question_files,
-    read_answer_lines,
-    write_lines,
-)
+from minigpt4.evaluation.questions import PROMPT, read_answer_lines, write_lines
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,23 +36,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         own.add_argument("folder", type=Path, help="with problems.json and pid_splits.json")
         own.add_argument("--split", default="test", help="of pid_splits.json (test)")
     convert.add_argument("--prompt-format", default="QCM-LEA", metavar="IN-OUT", help="as published (QCM-LEA)")
-    convert.add_argument(
-        "--output", required=True, type=Path, metavar="FILE", help=".json: conversations; .jsonl: instruction, output"
-    )
+    forms = ".json: conversations; .jsonl: instruction, output"
+    convert.add_argument("--output", required=True, type=Path, metavar="FILE", help=forms)
     convert.set_defaults(run=run_convert)
-    command.add_checkpoint_arguments(answer)
-    answer.add_argument("--questions", required=True, type=Path, metavar="FILE.json", help="records of `convert`")
-    answer.add_argument("--image-path", required=True, type=Path, metavar="DIR", help="folder of the images")
+    command.add_question_arguments(answer, "records of `convert`", PROMPT)
     answer.add_argument("--single-pred-prompt", action="store_true", help="ask for the letter alone, as LLaVA 1.5")
-    command.add_prompt_argument(answer, PROMPT)
     answer.set_defaults(run=run_answer)
     score.add_argument("answers", nargs="+", type=Path, help="files of answers, a row of the table each")
     score.set_defaults(run=run_score)
     gpt4.add_argument("answers", type=Path, help="file of answers that end in `The answer is B.`")
     gpt4.add_argument("--gpt4-result", required=True, type=Path, metavar="FILE.json", help='{"outputs": {id: text}}')
-    gpt4.add_argument(
-        "--requery", type=Path, metavar="FILE.jsonl", help="GPT-4's final answers; with --judge-url, written there"
-    )
+    final = "GPT-4's final answers; with --judge-url, written there"
+    gpt4.add_argument("--requery", type=Path, metavar="FILE.jsonl", help=final)
     gpt4.add_argument("--seed", type=int, default=0, help="of the choices where an answer has none (0)")
     add_judge_arguments(gpt4, required=False)
     gpt4.set_defaults(run=run_gpt4)
@@ -81,14 +69,9 @@ def run_convert(args: argparse.Namespace) -> None:
 
 
 def run_answer(args: argparse.Namespace) -> None:
-    """A file of answers a checkpoint; cheap checks first."""
-    config = command.read_config(args, without_datasets)
+    """A file of answers a checkpoint."""
     questions = science_qa.read_questions(args.questions, letter_alone=args.single_pred_prompt)
-    question_files(questions, args.image_path)  # are the images there?
-    asked, mark = (questions, args.image_path, args.save_path, args.prompt), f"{IMAGE_TOKEN}\n"
-    with command.started(args, config) as (checkpoints, processes):
-        for file in answer_checkpoints(config, checkpoints, *asked, processes, mark):
-            print(f"{len(questions)} answers are in {file}")
+    command.answer(args, questions, f"{IMAGE_TOKEN}\n")
 
 
 def run_score(args: argparse.Namespace) -> None:

@@ -19,11 +19,11 @@ from minigpt4.common.binding import bind
 from minigpt4.common.checkpoint import file_sha256
 from minigpt4.common.config import Config
 from minigpt4.common.config_files import load_yaml
-from minigpt4.common.errors import ConfigError, errors_as, hint
+from minigpt4.common.errors import ConfigError, SampleError, errors_as, hint
 from minigpt4.common.schemas import VqaPrompts
 from minigpt4.evaluation import command
-from minigpt4.evaluation.caption_data import require_same_ids
-from minigpt4.evaluation.generate import NamedCheckpoint, without_datasets
+from minigpt4.evaluation.caption_data import first_few, require_same_ids
+from minigpt4.evaluation.generate import NamedCheckpoint
 from minigpt4.evaluation.questions import QUESTION_PLACE, question_files
 from minigpt4.evaluation.vqa import BENCHMARKS, Rank, ask_checkpoints
 from minigpt4.evaluation.vqa_data import Files, Read, read_questions
@@ -47,9 +47,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     answer.add_argument("--image-path", required=True, type=Path, metavar="DIR", help="folder of the images")
     answer.add_argument("--prompt", metavar="NAME|TEXT", help="of --prompts, or a text with <ImageHere> and {}")
     answer.add_argument("--prompts", type=Path, default=PROMPTS, metavar="FILE", help=f"({PROMPTS.name})")
-    answer.add_argument(
-        "--rank", choices=get_args(Rank), default="sum", help="of the losses of a choice's tokens (sum)"
-    )
+    ranks = "of the losses of a choice's tokens (sum)"
+    answer.add_argument("--rank", choices=get_args(Rank), default="sum", help=ranks)
     answer.set_defaults(run=run_answer, partial=False)
     score.add_argument("results", nargs="+", metavar="[NAME=]FILE", help="as the benchmark wants them, a row each")
     score.add_argument("--save_path", "--save-path", required=True, type=Path, help="folder for all results")
@@ -68,16 +67,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run_answer(args: argparse.Namespace) -> None:
     """Ask, score, report; cheap checks first."""
-    config = command.read_config(args, without_datasets)
+    config = command.read_config(args)
     name, prompt = _prompt(args, config)
     files, read = _read(args)
     question_files(read.questions, args.image_path)  # are the images there?
     benchmark = BENCHMARKS[args.benchmark]
-    with command.started(args, config) as (checkpoints, processes):
-        asked = (read, args.image_path, args.save_path, prompt, processes)
-        setup, said = ask_checkpoints(benchmark, config, checkpoints, *asked)
+    with command.started(args, config) as run:
+        setup, said = ask_checkpoints(benchmark, run, read, args.image_path, prompt)
         if said is not None:
-            rows = list(zip(checkpoints, said, strict=True))
+            rows = list(zip(run.checkpoints, said, strict=True))
             _report(args, files, read, rows, {"prompt_name": name, **setup})
 
 
@@ -96,6 +94,10 @@ def run_score(args: argparse.Namespace) -> None:
         needed = [key for key, counts in counted.items() if counts]  # GQA's others are for its consistency alone
         given = [key for key in said if counted.get(key, True)]
         require_same_ids(needed, given, f"{path}: ", partial=args.partial, way_out=way_out)
+        if args.benchmark == "aokvqa" and not args.partial:  # as its own evaluator refuses them
+            none = [one.question_id for one in read.questions if said[one.question_id] not in one.record["choices"]]
+            if none:
+                raise SampleError(f"{path}: {len(none)} predictions are none of the choices: {first_few(none, 5)}")
         one = NamedCheckpoint(name if mark else Path(path).stem, Path(path), file_sha256(Path(path)), None)
         if any(one.file_name == other.file_name for other, _ in rows):
             raise ConfigError(f"{path}: another file is called {one.name!r}, too; name it: NAME={path}")

@@ -15,21 +15,15 @@ from minigpt4.common.utils import write_json
 from minigpt4.evaluation import command
 from minigpt4.evaluation.bootstrap import Bootstrap
 from minigpt4.evaluation.caption_data import match, read_references, read_results
-from minigpt4.evaluation.metrics import FAMILIES, CaptionScorer, require_caption_metrics
-from minigpt4.evaluation.report import score_table
+from minigpt4.evaluation.metrics import CaptionScorer, require_caption_metrics
+from minigpt4.evaluation.report import Table, score_table, with_intervals
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = command.parser_of(__doc__)
     command.add_result_arguments(parser)
-    parser.add_argument(
-        "--reference-mode",
-        choices=("separate", "joined"),
-        default="separate",
-        help="each caption of an image is a reference, or all of them joined into one (separate)",
-    )
-    parser.add_argument("--metrics", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="what to compute (all)")
+    command.add_metric_arguments(parser, "separate")
     return parser.parse_args(argv)
 
 
@@ -48,12 +42,12 @@ def run(args: argparse.Namespace) -> None:
         "scores": scores.corpus,
         "intervals": Bootstrap([scores], len(results)).intervals(0) if len(results) > 1 else {},
     }
-    rows = {args.results.stem: scores.corpus}
-    for side, place in (("low", 0), ("high", 1)):
-        if scored["intervals"]:
-            rows[f"95% {side}"] = {metric: ends[place] for metric, ends in scored["intervals"].items()}
+    table = score_table({args.results.stem: scores.corpus}, list(scores.corpus))
+    if scored["intervals"]:
+        ends = [[f"{end:.4f}" for end in one] for one in scored["intervals"].values()]
+        table = Table(table.head, with_intervals(args.results.stem, table.rows[0][1:], ends))
     print(f"{len(results)} images, references {args.reference_mode}, {scored['empty_captions']} empty captions\n")
-    print(score_table(rows, list(scores.corpus)).markdown())
+    print(table.markdown())
     if args.output:
         write_json(args.output, scored)
 

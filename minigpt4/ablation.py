@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 from annotated_types import Le, MinLen
@@ -118,10 +119,8 @@ def _contradictions(plan: Plan) -> Iterator[str]:
     for place, own in [("", plan), *((f"rows.{name}.", row) for name, row in plan.rows.items())]:
         used = [(f"{place}{key}", name, names) for key, names in known.items() for name in getattr(own, key, ())]
         yield from _unknown(used)
-        for key, pairs in [
-            ("options", own.options),
-            *((f"stages.{name}", given) for name, given in own.stages.items()),
-        ]:
+        lists = {"options": own.options, **{f"stages.{name}": given for name, given in own.stages.items()}}
+        for key, pairs in lists.items():
             taken = [pair for pair in pairs if pair.partition("=")[0] in OWN_KEYS]
             yield from (f"{place}{key}: {pair}: is set for each run; leave it out" for pair in taken)
         if set(plan.base) <= set(getattr(own, "without", ())):
@@ -242,7 +241,7 @@ class Stage(Job):
     def pace(self) -> float | None:
         """Measured seconds a step; None if nothing was measured."""
         seconds = [line["seconds_per_iteration"] for line in self.lines()]
-        return sum(seconds) / len(seconds) if seconds else None
+        return fmean(seconds) if seconds else None
 
 
 @dataclass(eq=False)

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.ablation import DONE, FAILED, LOG, Evaluation, Job, Stage, Study, read_plan
-from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, errors_as, hint
 from minigpt4.common.run_folder import FILE, NO_LOCKS, RUN_JSON, locked
 from minigpt4.common.utils import exit_status, read_facts, write_json, write_whole
@@ -190,6 +189,8 @@ def read_column(study: Study, name: str, cell: Sequence[Job]) -> tuple[float | N
 
 def describe(study: Study, name: str) -> dict[str, Any]:
     """A row of `table.json`."""
+    from minigpt4.models.loading import feature_shape
+
     row, cells = study.plan.rows[name], [study.cells[name, seed] for seed in study.seeds]
     columns = {column: [read_column(study, column, cell) for cell in cells] for column in study.plan.columns}
     failed = [job for cell in cells for job in cell if job.failure() and not job.facts()]
@@ -201,8 +202,10 @@ def describe(study: Study, name: str) -> dict[str, Any]:
         losses = [line["train_loss"] for line in job.lines("log.txt") if "train_loss" in line]
         own["losses"].append(float(losses[-1]) if job.facts() and losses else None)
         own["hashes"].append(job.key)
-    last = [[job for job in cell if isinstance(job, Stage)][-1] for cell in cells]
-    known = next((job for job in last if job.facts()), None)
+    last, tokens = [[job for job in cell if isinstance(job, Stage)][-1] for cell in cells], None
+    if known := next((job for job in last if job.facts()), None):
+        with suppress(MiniGPT4Error):
+            tokens = feature_shape(known.config.model)[0]  # embeddings of an image that the LLM reads
     changes = [*row.options, *(f"without {stage}" for stage in row.without)]
     changes += [f"{key}: {text}" for part in (row.base, row.values) for key, text in part.items()]
     changes += [f"{stage}: {' '.join(own)}" for stage, own in row.stages.items()]
@@ -213,21 +216,12 @@ def describe(study: Study, name: str) -> dict[str, Any]:
         "values": {column: [value for value, _ in pairs] for column, pairs in columns.items()},
         "intervals": {column: [ends for _, ends in pairs] for column, pairs in columns.items()},
         "parameters": known and known.facts()["parameters"],
-        "tokens": known and tokens_of(known.config),
+        "tokens": tokens,
         "stages": stages,
         "configuration": last[0].hash_of(None),
         "state": "failed" if failed else "" if done == len(cells) else f"{done} of {len(cells)} done",
         "failures": [f"{job.name}, seed {job.seed}: {job.failure()} (log: {job.folder / LOG})" for job in failed],
     }
-
-
-def tokens_of(config: Config) -> int | None:
-    """Embeddings of an image that the LLM reads."""
-    from minigpt4.models.loading import feature_shape
-
-    with suppress(MiniGPT4Error):
-        return feature_shape(config.model)[0]
-    return None
 
 
 def write_table(study: Study) -> str:
@@ -244,19 +238,17 @@ def write_table(study: Study) -> str:
         "commits": sorted({f"{own['commit']}{', changed' if own['changed'] else ''}" for own in git if own}),
         "rows": [describe(study, name) for name in study.plan.rows],
     }
-    curves = []
+    curves, timings = [], []
     for job in stages:
         points = [(line["step"], line["loss"]) for line in job.lines() if line["loss"] is not None]
         curves += [(job.name, job.rows, points)] if points else []
-    return write_study(study.folder, content, curves, [timing(job) for job in jobs if job.facts()])
-
-
-def timing(job: Any) -> list[str]:
-    """A line of `timings.md`."""
-    if isinstance(job, Evaluation):
-        return [job.label, "-", f"{job.facts()['seconds'] / 3600:.3f}", "-"]
-    pace, memory = job.pace() or 0.0, max((line["max_memory_mib"] or 0 for line in job.lines()), default=0)
-    return [job.label, f"{pace:.3f}", f"{pace * job.steps / 3600:.3f}", f"{memory / 1024:.1f}" if memory else "-"]
+    for job in [job for job in jobs if job.facts()]:
+        pace, hours, memory = "-", job.facts()["seconds"] / 3600, 0.0
+        if isinstance(job, Stage):
+            pace, hours = f"{job.pace() or 0.0:.3f}", (job.pace() or 0.0) * job.steps / 3600
+            memory = max((line["max_memory_mib"] or 0 for line in job.lines()), default=0) / 1024
+        timings.append([job.label, pace, f"{hours:.3f}", f"{memory:.1f}" if memory else "-"])
+    return write_study(study.folder, content, curves, timings)
 
 
 # The command

@@ -14,15 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.schemas import AdvancedTask
 from minigpt4.common.utils import decode, parse_json, quick_hash, write_json
-from minigpt4.evaluation.generate import NamedCheckpoint, setup_metadata
+from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
 from minigpt4.evaluation.judge import Judge, Question, without_thought
 from minigpt4.evaluation.questions import VisualQuestion, ask, read_json, require_texts
 from minigpt4.inference.image_list import find_images
@@ -96,6 +95,11 @@ class TaskAnswer:
     ended: bool | None
     """Whether the model ended it itself; None: unknown."""
 
+    @classmethod
+    def of(cls, name: str, task: str, question: str, criterion: str, file: Path, *said: Any) -> "TaskAnswer":
+        """`said`: text, and whether it ended."""
+        return cls(name, task, question, criterion, str(file), quick_hash(file)[-1], *said)
+
     @cached_property
     def key(self) -> str:
         """Of its verdicts: all that a judge gets to know."""
@@ -125,8 +129,7 @@ def read_tasks(
 
     Args:
         source: folder with a folder a task, in which `question.txt` and `criterion.txt` replace what is known of it; or
-            JSON, [{"image": file, "task": name, "question": ...}]; or images without tasks, as in `find_images`: each
-            is asked all of `own`.
+            JSON, [{"image": file, "task": name, "question": ...}]; or images without tasks, each asked all of `own`.
         folder: where the files of a list are; None: beside it.
         own: tasks by name, beside `TASKS`.
         limit: if a task has more images, so many are drawn by `seed`.
@@ -142,9 +145,13 @@ def read_tasks(
     else:
         names = [one.name for one in find_images(source, folder, None, seed)]
         parts = [path for path in sorted(source.iterdir()) if path.is_dir()] if source.is_dir() else []
-        if empty := [path for path in parts if not any(name.startswith(f"{path.name}/") for name in names)]:
-            raise ConfigError(f"--images: {empty[0]} has no images")
-        texts = {path.name: _texts(path) for path in parts}
+        texts: dict[str, dict[str, str]] = {path.name: {} for path in parts}
+        for path in parts:
+            if not any(name.startswith(f"{path.name}/") for name in names):
+                raise ConfigError(f"--images: {path} has no images")
+            for file in filter(Path.exists, (path / "question.txt", path / "criterion.txt")):
+                with errors_as(ConfigError, f"--images: {file}"):
+                    texts[path.name][file.stem] = decode(file.read_bytes()).strip()
         pairs = [(name, name.partition("/")[0]) for name in names] if parts else product(names, own)
         entries = [(f"{source}: {name}", {"image": name, "task": task, **texts.get(task, {})}) for name, task in pairs]
     by_task: dict[str, dict[str, TaskQuestion]] = {}
@@ -159,16 +166,6 @@ def read_tasks(
         chosen = random.Random(seed).sample(range(len(group)), min(limit or len(group), len(group)))
         asked += [[*group.values()][place] for place in sorted(chosen)]
     return base, asked
-
-
-def _texts(folder: Path) -> dict[str, str]:
-    """Question and criterion in a folder of a task, as far as there are any."""
-    found = {}
-    for file in (folder / "question.txt", folder / "criterion.txt"):
-        if file.exists():
-            with errors_as(ConfigError, f"--images: {file}"):
-                found[file.stem] = decode(file.read_bytes()).strip()
-    return found
 
 
 def _question(where: str, entry: Any, known: Mapping[str, AdvancedTask], base: Path) -> TaskQuestion:
@@ -189,26 +186,18 @@ def _question(where: str, entry: Any, known: Mapping[str, AdvancedTask], base: P
 # Answers
 
 
-def answer(
-    cfg: Config,
-    checkpoints: Sequence[NamedCheckpoint],
-    questions: Sequence[TaskQuestion],
-    images: Path,
-    folder: Path,
-    prompt: str,
-    processes: Processes,
-) -> list[Path]:
+def answer(run: EvaluationRun, questions: Sequence[TaskQuestion], images: Path, prompt: str) -> list[Path]:
     """Ask checkpoints; their files of answers, on rank 0. Every rank must call it; arguments and errors as of `ask`."""
-    rules, said = ask(cfg, checkpoints, questions, images, folder, prompt, processes)
+    rules, said = ask(run, questions, images, prompt)
     files = []
-    for row, (one, texts) in enumerate(zip(checkpoints, said or [], strict=bool(said))):
+    for row, (one, texts) in enumerate(zip(run.checkpoints, said or [], strict=bool(said))):
         answers = []
         for own in questions:
-            file, got = (images / own.image).resolve(), texts[own.question_id]
-            asked = (own.question_id, own.task, own.text, own.criterion, str(file), quick_hash(file)[-1])
-            answers.append(asdict(TaskAnswer(*asked, got.text, got.ended)))
-        content = {"model": one.name, "row": row, "checkpoint": one.identity, "setup": setup_metadata(cfg, rules)}
-        files.append(folder / f"answers_{one.file_name}.json")
+            got = texts[own.question_id]
+            place = (own.question_id, own.task, own.text, own.criterion, (images / own.image).resolve())
+            answers.append(asdict(TaskAnswer.of(*place, got.text, got.ended)))
+        content = {"model": one.name, "row": row, "checkpoint": one.identity, "setup": setup_metadata(run.cfg, rules)}
+        files.append(run.folder / f"answers_{one.file_name}.json")
         write_json(files[-1], content | {"answers": answers}, "--save_path")
     return files
 
@@ -253,10 +242,10 @@ def control() -> dict[str, list[TaskAnswer]]:
     """Answers of known quality to the published tasks, by kind: only the good ones should pass."""
     good, descriptions = [], []
     for record in read_json(CONTROL / "control.json"):
-        file, task = CONTROL / record["image"], TASKS[record["task"]]
-        asked = (record["image"], record["task"], task.question, task.criterion, str(file), quick_hash(file)[-1])
-        good.append(TaskAnswer(*asked, record["good"], True))
-        descriptions.append(TaskAnswer(*asked, record["description"], True))
+        task = TASKS[record["task"]]
+        asked = (record["image"], record["task"], task.question, task.criterion, CONTROL / record["image"])
+        good.append(TaskAnswer.of(*asked, record["good"], True))
+        descriptions.append(TaskAnswer.of(*asked, record["description"], True))
     return {
         "good": good,
         "description": descriptions,
@@ -271,10 +260,9 @@ def control() -> dict[str, list[TaskAnswer]]:
 
 def to_judge(answers: Sequence[TaskAnswer], seed: int) -> dict[str, TaskAnswer]:
     """Different answers by key, in an order that shows nothing of who wrote them."""
-    by_key = {one.key: one for one in answers}
-    keys = sorted(by_key)
-    random.Random(seed).shuffle(keys)
-    return {key: by_key[key] for key in keys}
+    pairs = sorted({one.key: one for one in answers}.items(), key=itemgetter(0))
+    random.Random(seed).shuffle(pairs)
+    return dict(pairs)
 
 
 def ask_judge(judge: Judge, answers: Sequence[TaskAnswer], seed: int) -> dict[str, Verdict | None]:
@@ -282,13 +270,10 @@ def ask_judge(judge: Judge, answers: Sequence[TaskAnswer], seed: int) -> dict[st
     chosen = to_judge(answers, seed)
     found: dict[str, Verdict | None] = dict.fromkeys(chosen)
     for again in ("", AGAIN):
-        left = [one for key, one in chosen.items() if found[key] is None]
-        questions = []
+        left, questions = [one for key, one in chosen.items() if found[key] is None], []
         for one in left:
             limit = CUT_OFF if one.ended is False else ""
-            asked = PROMPT.format(
-                question=one.question, text=one.text, limit=limit, rules=RULES, criterion=one.criterion
-            )
+            asked = PROMPT.format_map({**vars(one), "limit": limit, "rules": RULES})
             questions.append(Question(asked + again, Path(one.image), SYSTEM))
         for one, reply in zip(left, judge.ask_all(questions), strict=True):
             found[one.key] = read_verdict(reply)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import SampleError
-from minigpt4.common.utils import as_json, write_whole
+from minigpt4.common.utils import write_json, write_whole
 from minigpt4.evaluation.advanced import RULES, SHUFFLED, TASKS, AnswerSet, TaskAnswer, control, shuffled, to_judge
 from minigpt4.evaluation.bootstrap import agreement, mcnemar, wilson
 from minigpt4.evaluation.failure_rate import headline as failure_headline
 from minigpt4.evaluation.failure_rate import rate_table
 from minigpt4.evaluation.generate import decoding_line
 from minigpt4.evaluation.questions import read_json
-from minigpt4.evaluation.report import Table, document, filled, four_digits, thumbnail
+from minigpt4.evaluation.report import Table, document, filled, four_digits, html_parts, thumbnail, under_headings
 
 ALL = "all"
 PUBLISHED = {"BLIP-2": (0, 4, 1, 0), "MiniGPT-4": (8, 18, 19, 20)}
@@ -131,10 +131,28 @@ def headline(results: Mapping[str, Any]) -> str:
     return f"Advanced tasks: {results['questions']} questions, own images, own judge{warning}"
 
 
-def main_table(results: Mapping[str, Any]) -> Table:
-    """A row a model, a column a task."""
+def tables_of(results: Mapping[str, Any]) -> dict[str, Table]:
+    """By heading; the main one, a row a model and a column a task, first."""
+    tasks, kinds = [*results["tasks"], ALL], [*control()]
     rows = [[row["name"], *map(_share, row["tasks"].values())] for row in (*results["rows"], *results["shuffled"])]
-    return Table(["model", *results["tasks"], ALL], rows)
+    checks, pairs, published = [], [], []
+    for name, own in [(one["judge"], one["control"]) for one in results["judges"] if one["control"]]:
+        shares = [_share(own["kinds"][kind]) for kind in kinds]
+        checks.append([name, *shares, "USELESS" if own["useless"] else "of use"])
+    for pair in results["pairs"]:
+        cells = [f"{own['first_only']} : {own['second_only']}, p {own['p']:.3f}" for own in pair["tasks"].values()]
+        pairs.append([f"{pair['first']} : {pair['second']}", *cells])
+    for name, passed in PUBLISHED.items() if set(TASKS) & set(tasks) else ():
+        counts = [*((count, 25) for count in passed), (sum(passed), 100)]
+        shares = [{"passed": count, "judged": of, "interval": wilson(count, of)} for count, of in counts]
+        published.append([name, *map(_share, shares)])
+    tables = {
+        "Passed": Table(["model", *tasks], rows),
+        "Judge control: answers of known quality that pass": Table(["judge", *kinds, "the judge is"], checks),
+        "Passed by one alone, and p of McNemar's exact test": Table(["models", *tasks], pairs),
+        "Published: other images, people as judges": Table(["model", *TASKS, ALL], published),
+    }
+    return {heading: table for heading, table in tables.items() if table.rows}
 
 
 def _share(own: Mapping[str, Any]) -> str:
@@ -142,32 +160,6 @@ def _share(own: Mapping[str, Any]) -> str:
         return "-"
     low, high = own["interval"]
     return f"{own['passed']} of {own['judged']} ({low:.0%} - {high:.0%})"
-
-
-def further_tables(results: Mapping[str, Any]) -> dict[str, Table]:
-    """Tables under the main one, by heading."""
-    tasks, kinds = [*results["tasks"], ALL], [*control()]
-    judged = [(one["judge"], one["control"]) for one in results["judges"] if one["control"]]
-    checks = [
-        [name, *(_share(own["kinds"][kind]) for kind in kinds), "USELESS" if own["useless"] else "of use"]
-        for name, own in judged
-    ]
-    pairs = []
-    for pair in results["pairs"]:
-        cells = [f"{own['first_only']} : {own['second_only']}, p {own['p']:.3f}" for own in pair["tasks"].values()]
-        pairs.append([f"{pair['first']} : {pair['second']}", *cells])
-    published = []
-    for name, passed in PUBLISHED.items():
-        counts = [*((count, 25) for count in passed), (sum(passed), 100)]
-        shares = [{"passed": count, "judged": of, "interval": wilson(count, of)} for count, of in counts]
-        published.append([name, *map(_share, shares)])
-    tables = {
-        "Judge control: answers of known quality that pass": Table(["judge", *kinds, "the judge is"], checks),
-        "Passed by one alone, and p of McNemar's exact test": Table(["models", *tasks], pairs),
-    }
-    if set(TASKS) & set(tasks):
-        tables["Published: other images, people as judges"] = Table(["model", *TASKS, ALL], published)
-    return {heading: table for heading, table in tables.items() if table.rows}
 
 
 def notes(results: Mapping[str, Any]) -> list[str]:
@@ -227,21 +219,18 @@ def joined_tables(files: Sequence[Path]) -> dict[str, Table]:
 
 def write_report(folder: Path, sets: Sequence[AnswerSet], judges: Judges, joined: Mapping[str, Table]) -> str:
     """Write table, numbers and page; what the terminal shows. Errors as of `evaluate`."""
-    results = evaluate(sets, judges)
-    table, tables, remarks = main_table(results), further_tables(results) | joined, notes(results)
-    sections = [f"## {heading}\n\n{own.markdown()}" for heading, own in tables.items()]
-    text = document(headline(results), table, remarks, sections)
+    results, passes = evaluate(sets, judges), _majority(judges)
+    tables, remarks, shown = tables_of(results) | joined, notes(results), []
+    (_, first), *more = tables.items()
+    text = document(headline(results), first, remarks, under_headings(dict(more)))
     write_whole(folder / MARKDOWN, text)
-    write_whole(folder / JSON, as_json(results))
-    passes = _majority(judges)
-    shown = []
+    write_json(folder / JSON, results, "--save_path")
     for one, model in [(one, own.model) for own in sets for one in own.answers]:
         said = [(judge["judge"], judge["verdicts"].get(one.key)) for judge in judges]
         verdicts = [{"judge": name, **verdict} for name, verdict in said if verdict]
         shown.append(_card(one) | {"model": model, "pass": passes(one), "verdicts": verdicts})
     shown.sort(key=lambda card: results["tasks"].index(card["task"]))
-    head = "".join(f"<h2>{html.escape(name)}</h2>\n{own.html()}" for name, own in {"Passed": table, **tables}.items())
-    head += f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in remarks)}</ul>"
+    head = "".join(html_parts(tables, remarks))
     _write_page(folder / PAGE, headline(results), head, shown, [one for own in sets for one in own.answers])
     return text
 

@@ -60,20 +60,19 @@ def agreement(ratings: Sequence[Sequence[bool | None]]) -> dict[str, Any] | None
         ratings: of each thing a verdict a judge, None where there is none.
 
     Returns:
-        `measure`, its `value` (None where all verdicts are the same, which leaves nothing to agree about), its
-        bootstrap `interval` over the draws that have a value, the number of things `judged` by two or more, and the
-        share of them that all judge the `same`. None where there are no such things.
+        `measure`, its `value` (None where all verdicts are the same), its bootstrap `interval` over the draws that have
+        a value, the number of things `judged` by two or more, and the share of them that all judge the `same`. None
+        where there are no such things.
     """
     rows = [own for row in ratings if len(own := [one for one in row if one is not None]) > 1]
     if not rows:
         return None
-    name, measure, counts = "Krippendorff's alpha", _alpha, []
     if len(ratings[0]) == 2:
-        name, measure, counts = "Cohen's kappa", _kappa, [[1, first == second, first, second] for first, second in rows]
-    for row in rows if measure is _alpha else []:
-        count, passed = len(row), sum(row)
-        counts.append([count, passed, 2 * passed * (count - passed) / (count - 1)])
-    counts_NK = np.array(counts, dtype=np.float64)
+        name, measure = "Cohen's kappa", _kappa
+        counts_NK = np.array([[1, first == second, first, second] for first, second in rows], dtype=np.float64)
+    else:
+        name, measure, sizes = "Krippendorff's alpha", _alpha, [(len(row), sum(row)) for row in rows]
+        counts_NK = np.array([[n, passed, 2 * passed * (n - passed) / (n - 1)] for n, passed in sizes])
     value, drawn_R = measure(counts_NK.sum(axis=0)[None])[0], measure(_draw(len(rows), DRAWS) @ counts_NK)
     known = not math.isnan(value)
     return {
@@ -128,7 +127,17 @@ class Bootstrap:
         if images < 2:
             raise ValueError("a bootstrap needs more than one image")
         self.scores, times_RN = scores, _draw(images, draws)
-        self._drawn = [_scores_of(own, times_RN) for own in scores]
+        self._drawn = []
+        for own in scores:  # of each metric the scores on each draw, (R,)
+            found = {name: times_RN @ values / images for name, values in own.per_image.items()}
+            if "BLEU" in own.counts:
+                found |= dict(zip(FAMILIES["BLEU"], bleu(times_RN @ own.counts["BLEU"]).T, strict=True))
+            if "METEOR" in own.counts:
+                found["METEOR"] = meteor(times_RN @ own.counts["METEOR"])
+            if "accuracy" in own.counts:
+                right_R, asked_R = (times_RN @ own.counts["accuracy"]).T
+                found["accuracy"] = right_R / asked_R
+            self._drawn.append({name: found[name] for name in own.corpus})
 
     def intervals(self, index: int) -> dict[str, tuple[float, float]]:
         """95% interval of every metric of one set."""
@@ -153,19 +162,6 @@ def _draw(images: int, draws: int) -> np.ndarray:
     """How often each draw holds each image, (R, N) float64."""
     random = np.random.Generator(np.random.PCG64(SEED))
     return random.multinomial(images, np.full(images, 1 / images), size=draws).astype(np.float64)
-
-
-def _scores_of(scores: CaptionScores, times_RN: np.ndarray) -> dict[str, np.ndarray]:
-    """Scores of a set on each draw, (R,) by metric."""
-    found = {name: times_RN @ values / times_RN.shape[1] for name, values in scores.per_image.items()}
-    if "BLEU" in scores.counts:
-        found |= dict(zip(FAMILIES["BLEU"], bleu(times_RN @ scores.counts["BLEU"]).T, strict=True))
-    if "METEOR" in scores.counts:
-        found["METEOR"] = meteor(times_RN @ scores.counts["METEOR"])
-    if "accuracy" in scores.counts:
-        right_R, asked_R = (times_RN @ scores.counts["accuracy"]).T
-        found["accuracy"] = right_R / asked_R
-    return {name: found[name] for name in scores.corpus}
 
 
 def bleu(counts_RK: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The images of a caption evaluation, each once, with their references, in batches that depend on the data alone."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.utils import escaped, require_whole_characters
 from minigpt4.datasets import ImageCaptionJson
-from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, Records, caption_list, single_captions
+from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, Records, single_captions
 from minigpt4.datasets.datasets.records import SPLIT_FIELD
 from minigpt4.inference.image_list import ImageFile, ImageList, cut
 
@@ -25,10 +25,8 @@ class CaptionItem(ImageFile):
 
     answer: str = ""
     """The text that training uses."""
-
     captions: list[str] | None = None
     """The single captions, if the annotations have them."""
-
     unit: int = 0
     """Which record of the dataset it is, the first where there are several."""
 
@@ -113,12 +111,9 @@ def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dic
         if SPLIT_FIELD in record and str(record[SPLIT_FIELD]).strip() != split:
             continue
         if record.keys() >= FLICKR_COLUMNS:
-            image_id = Path(str(record["filename"]).strip()).stem
-            listed, name = caption_list(record["raw"], where), None
-        else:
-            image_id = _image_id(record, where)
-            name = next((name for name in TEXT_FIELDS if record.get(name)), None)
-            listed = single_captions(record, name or JOINED, where)
+            record = {"image": str(record["filename"]).strip(), CAPTIONS: record["raw"]}
+        image_id, name = _image_id(record, where), next((name for name in TEXT_FIELDS if record.get(name)), None)
+        listed = single_captions(record, name or JOINED, where)
         single.setdefault(image_id, []).extend(listed or [])
         if name is not None and not isinstance(record[name], list):
             if not isinstance(record[name], str) or not record[name].strip():
@@ -166,15 +161,12 @@ def match(
     results: Mapping[str, str], references: Mapping[str, Sequence[str]], *, partial: bool
 ) -> dict[str, Sequence[str]]:
     """The references of the images in `results`; SampleError for a missing one and, unless `partial`, an unused one."""
-    unknown = [image_id for image_id in results if image_id not in references]
-    if unknown:
+    if unknown := [image_id for image_id in results if image_id not in references]:
         raise SampleError(f"{len(unknown)} of {len(results)} images have no reference: {first_few(unknown)}")
     missing = [image_id for image_id in references if image_id not in results]
     if missing and not partial:
-        raise SampleError(
-            f"{len(missing)} of {len(references)} images of the references have no caption: {first_few(missing)}; with "
-            "--partial the others are scored alone"
-        )
+        count = f"{len(missing)} of {len(references)} images of the references"
+        raise SampleError(f"{count} have no caption: {first_few(missing)}; with --partial the others are scored alone")
     return {image_id: references[image_id] for image_id in results}
 
 
@@ -188,23 +180,20 @@ def require_same_ids(
 ) -> None:
     """SampleError, which names the first five, for answers without a question and, unless `partial`, questions without
     an answer; also where there is no answer at all. Ids are compared as they are: 1 is not "1"."""
-    known, given = set(questions), set(answers)
+    known, given, faults = set(questions), set(answers), []
     missing, unknown = ([key for key in questions if key not in given], [key for key in answers if key not in known])
     missing = [] if partial and len(missing) < len(known) else missing
     shown = str if all(isinstance(key, str) for key in known | given) else repr
-    faults = [
-        f"{len(wrong)} {what}: question_id {first_few(map(shown, wrong), 5)}"
-        for wrong, what in ((missing, "questions have no answer"), (unknown, "answers have no question"))
-        if wrong
-    ]
+    for wrong, what in ((missing, "questions have no answer"), (unknown, "answers have no question")):
+        if wrong:
+            faults.append(f"{len(wrong)} {what}: question_id {first_few(map(shown, wrong), 5)}")
     if faults:
         raise SampleError(f"{where}{'; '.join(faults)}{way_out}")
 
 
-def _records(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+def _records(path: Path) -> list[tuple[dict[str, Any], str]]:
     records = Records(path)
-    for index in range(len(records)):
-        yield records[index], records.where(index)
+    return [(records[index], records.where(index)) for index in range(len(records))]
 
 
 def _image_id(record: Mapping[str, Any], where: str) -> str:

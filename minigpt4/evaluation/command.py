@@ -1,8 +1,10 @@
 """What the commands of evaluations share: their options, and the way from options to processes."""
 
 import argparse
+import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from minigpt4.common.binding import require_paths
 from minigpt4.common.config import Config
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import exit_status
+from minigpt4.evaluation.metrics import FAMILIES
 
 log = logging.getLogger(__name__)
 
@@ -23,24 +26,45 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of a command that asks checkpoints; `started` reads them."""
     parser.add_argument("--cfg-path", required=True, help="YAML file of the evaluation")
-    parser.add_argument(
-        "--ckpt",
-        nargs="+",
-        metavar="[NAME=]PATH",
-        help="checkpoints, in the order of the table (the whole LLaVA that model.llama_model is)",
-    )
+    ckpt = "checkpoints, in the order of the table (the whole LLaVA that model.llama_model is)"
+    parser.add_argument("--ckpt", nargs="+", metavar="[NAME=]PATH", help=ckpt)
     parser.add_argument("--save_path", "--save-path", required=True, type=Path, help="folder for all results")
     parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="override config values")
 
 
 def add_prompt_argument(parser: argparse.ArgumentParser, default: str) -> None:
     """The option of a command that asks questions about images."""
-    parser.add_argument(
-        "--prompt",
-        default=default,
-        metavar="TEXT",
-        help="with <ImageHere>, of LLaVA also <image>, and {} for the question, before the model's template",
-    )
+    text = "with <ImageHere>, of LLaVA also <image>, and {} for the question, before the model's template"
+    parser.add_argument("--prompt", default=default, metavar="TEXT", help=text)
+
+
+def add_question_arguments(parser: argparse.ArgumentParser, what: str, prompt: str) -> None:
+    """The options of a command that asks checkpoints questions from a file."""
+    add_checkpoint_arguments(parser)
+    parser.add_argument("--questions", required=True, type=Path, metavar="FILE", help=what)
+    parser.add_argument("--image-path", required=True, type=Path, metavar="DIR", help="folder of the images")
+    add_prompt_argument(parser, prompt)
+
+
+def add_image_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """The options of a command that asks checkpoints the same about many images."""
+    add_checkpoint_arguments(parser)
+    parser.add_argument("--images", required=True, type=Path, metavar="PATH", help=what)
+    parser.add_argument("--image-folder", type=Path, metavar="DIR", help="where the files of a list are (beside it)")
+    parser.add_argument("--limit", type=positive_number, metavar="N", help="draw N images by run.seed (all)")
+
+
+def positive_number(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def add_metric_arguments(parser: argparse.ArgumentParser, mode: str) -> None:
+    """The options of a command that scores captions; `mode` is the default."""
+    text = f"score against the one string that training uses, or against each caption of an image ({mode})"
+    parser.add_argument("--reference-mode", choices=("joined", "separate"), default=mode, help=text)
+    parser.add_argument("--metrics", nargs="+", choices=FAMILIES, default=list(FAMILIES), help="what to compute (all)")
 
 
 def add_result_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +76,12 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the scores there, too")
 
 
-def read_config(args: argparse.Namespace, prepare: Callable[[Config], Config]) -> Config:
+def without_datasets(cfg: Config) -> Config:
+    """The config of a command whose images come from an option: no `model.ckpt`, no datasets."""
+    return cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None), datasets={})
+
+
+def read_config(args: argparse.Namespace, prepare: Callable[[Config], Config] = without_datasets) -> Config:
     """The config, `prepare`d, whose files are all there; ConfigError if it is wrong."""
     config = prepare(Config(args).validate(training=False))
     require_paths(config.sections(), config.source)
@@ -60,17 +89,28 @@ def read_config(args: argparse.Namespace, prepare: Callable[[Config], Config]) -
 
 
 @contextmanager
-def started(args: argparse.Namespace, config: Config) -> Iterator[tuple[Any, Any]]:
-    """The checkpoints, and the processes that the launcher started, for the length of the block."""
+def started(args: argparse.Namespace, config: Config) -> Iterator[Any]:
+    """The `EvaluationRun` of a command: its checkpoints, in the processes that the launcher started."""
     from minigpt4.common.dist_utils import start_processes, stop_processes
-    from minigpt4.evaluation.generate import read_checkpoint_list, whole_checkpoint
+    from minigpt4.evaluation.generate import EvaluationRun, read_checkpoint_list, whole_checkpoint
 
     processes = start_processes(config.run.device, config.run.distributed, config.run.dist_url)
     setup_logging(processes.rank)
     checkpoints = processes.on_main(lambda: read_checkpoint_list(args.ckpt or whole_checkpoint(config)))
     log.info("Configuration of %s:\n%s", config.source, config.pretty())
-    yield checkpoints, processes
+    yield EvaluationRun(config, checkpoints, args.save_path, processes)
     stop_processes()
+
+
+def answer(args: argparse.Namespace, questions: Sequence[Any], image_mark: str = "") -> None:
+    """Ask checkpoints, a file of answers each; cheap checks first."""
+    from minigpt4.evaluation.questions import answer_checkpoints, question_files
+
+    config = read_config(args)
+    question_files(questions, args.image_path)  # are the images there?
+    with started(args, config) as run:
+        for file in answer_checkpoints(run, questions, args.image_path, args.prompt, image_mark):
+            sys.stdout.write(f"{len(questions)} answers are in {file}\n")
 
 
 def main(run: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:

@@ -54,10 +54,7 @@ Answer with one word: yes or no.
 
 
 def coverage(
-    judge: Judge,
-    descriptions: Mapping[str, str],
-    captions: Mapping[str, Sequence[str]],
-    protocol: Protocol,
+    judge: Judge, descriptions: Mapping[str, str], captions: Mapping[str, Sequence[str]], protocol: Protocol
 ) -> list[dict[str, Any]]:
     """Ask the judge about every description; one question an image.
 
@@ -76,8 +73,7 @@ def coverage(
         questions.append(Question(prompt, system=SYSTEM))
         counts.append(len(lines))
     judged = []
-    answers = judge.ask_all(questions)
-    for image_id, answer, count in zip(descriptions, answers, counts, strict=True):
+    for image_id, answer, count in zip(descriptions, judge.ask_all(questions), counts, strict=True):
         covered = yes_no_lines(answer, count)
         if protocol == "objects":
             covered = None if (whole := yes_no(answer)) is None else [whole]
@@ -91,11 +87,11 @@ def score(judged: Sequence[Mapping[str, Any]], protocol: Protocol) -> dict[str, 
     The interval is Wilson's for `objects`, and a bootstrap over images for `captions`.
     """
     rows = [one["covered"] for one in judged if one["covered"] is not None]
-    counts = [sum(row) for row in rows]
-    if protocol == "objects":
-        interval = wilson(sum(counts), len(counts)) if counts else None
-    else:
+    counts, interval = [sum(row) for row in rows], None
+    if protocol == "captions":
         interval = ratio_interval(counts, [1] * len(counts))
+    elif counts:
+        interval = wilson(sum(counts), len(counts))
     return {
         "protocol": protocol,
         "score": sum(counts) / len(counts) if counts else None,

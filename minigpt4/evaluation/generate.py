@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minigpt4.common.checkpoint import file_sha256, read_card
 from minigpt4.common.config import Config
@@ -23,21 +23,8 @@ from minigpt4.models.llava_weights import whole_file
 
 log = logging.getLogger(__name__)
 
-CARD_KEYS = (
-    "arch",
-    "model_type",
-    "llm",
-    "llm_fingerprint",
-    "vision",
-    "vision_fingerprints",
-    "epoch",
-    "iteration",
-    "valid_loss",
-    "job_name",
-    "run_started",
-    "trained",
-    "versions",
-)
+CARD_KEYS = ("arch", "model_type", "llm", "llm_fingerprint", "vision", "vision_fingerprints", "epoch", "iteration")
+CARD_KEYS += ("valid_loss", "job_name", "run_started", "trained", "versions")
 """What a report repeats of a checkpoint's card; the rest is the configuration of the training."""
 MODEL_KEYS = ("arch", "model_type", "llama_model", "llm_precision", "vit_model", "vit_precision", "image_size")
 """What a report repeats of the `model:` section."""
@@ -53,7 +40,6 @@ class NamedCheckpoint:
 
     name: str
     """In tables, such as `epoch 3`."""
-
     path: Path
     sha256: str
     card: dict[str, Any] | None
@@ -68,6 +54,15 @@ class NamedCheckpoint:
     def file_name(self) -> str:
         """The name as part of a file name, `epoch_3`."""
         return file_name(self.name)
+
+
+class EvaluationRun(NamedTuple):
+    """What a command evaluates, the folder of its results, and the processes that do it."""
+
+    cfg: Config
+    checkpoints: Sequence[NamedCheckpoint]
+    folder: Path
+    processes: Processes
 
 
 def file_name(name: str) -> str:
@@ -175,11 +170,6 @@ def decoding_line(setup: Mapping[str, Any]) -> str:
     """A note of reports, from `setup_metadata`."""
     decoding = ", ".join(f"{key} {value}" for key, value in setup["decoding"].items())
     return f"Decoding, the same for all checkpoints: {decoding}."
-
-
-def without_datasets(cfg: Config) -> Config:
-    """The config of a command whose images come from an option: no `model.ckpt`, no datasets."""
-    return cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None), datasets={})
 
 
 def batch_size(cfg: Config) -> int:

@@ -1,41 +1,200 @@
 """Objects that are named but not there: CHAIR of captions, and yes-or-no questions as in POPE.
 
+Objects in texts are found by lists of synonyms; those in images come from several forms of files.
+
 Sources: Rohrbach et al., Object Hallucination in Image Captioning, 2018; Li et al., Evaluating Object Hallucination in
 Large Vision-Language Models, 2023.
 """
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
-from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import Processes
-from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.common.utils import write_json
+from minigpt4.common.errors import ConfigError, SampleError, errors_as
+from minigpt4.common.utils import decode, write_json
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
-from minigpt4.evaluation.caption_data import require_same_ids
-from minigpt4.evaluation.generate import NamedCheckpoint, setup_metadata
+from minigpt4.evaluation.caption_data import first_few, require_same_ids
+from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
 from minigpt4.evaluation.judge import yes_no
-from minigpt4.evaluation.objects import Truth
 from minigpt4.evaluation.questions import (
     QUESTION_PLACE,
     VisualQuestion,
     ask,
+    read_json,
     read_lines,
-    require_texts,
+    read_questions,
     write_lines,
 )
 
-Negatives = Literal["random", "popular", "adversarial"]
-NEGATIVES = get_args(Negatives)
+NEGATIVES = ("random", "popular", "adversarial")
 ARE_PLURAL = ("skis", "scissors")
 YES, NO = "yes", "no"
 PROMPT = f"<Img><ImageHere></Img> {QUESTION_PLACE} Answer with yes or no."
+COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
+MINI_OBJECTS = Path(__file__).with_name("mini_objects.txt")
+IRREGULAR_PAIRS = """calf:calves child:children foot:feet goose:geese half:halves knife:knives leaf:leaves loaf:loaves
+    mouse:mice ox:oxen person:people scarf:scarves shelf:shelves tooth:teeth wife:wives wolf:wolves"""
+IRREGULAR = dict(pair.split(":") for pair in IRREGULAR_PAIRS.split())
+Words = tuple[str, ...]
+
+
+# Objects that a text names
+
+
+class ObjectNames:
+    """Objects by name, with `synonyms`, and `others`: words that name none. ConfigError where a word names two."""
+
+    def __init__(self, synonyms: Mapping[str, Sequence[str]], others: Iterable[str] = ()) -> None:
+        self.names = list(synonyms)
+        self._of: dict[Words, str] = {}
+        named = [(phrase, name) for name, more in synonyms.items() for phrase in (name, *more)]
+        for phrase, name in [*named, *((phrase, "") for phrase in others)]:
+            words = _words(phrase)
+            if not words:
+                raise ConfigError(f"synonyms: {phrase!r} of {name!r} has no words")
+            if self._of.setdefault(words, name) != name:
+                raise ConfigError(f"synonyms: {phrase!r} is in two lines, of {self._of[words]!r} and {name!r}")
+            for last in plurals(words[-1]):
+                self._of.setdefault((*words[:-1], last), name)
+        self._longest = max(map(len, self._of), default=0)
+
+    def mentions(self, text: str) -> list[str]:
+        """The object of every mention, in the order of the text; of words that overlap, the longest count."""
+        words, found, start = _words(text), [], 0
+        while start < len(words):
+            length = next((n for n in range(self._longest, 0, -1) if words[start : start + n] in self._of), 0)
+            if name := self._of.get(words[start : start + length]):
+                found.append(name)
+            start += max(length, 1)
+        return found
+
+    def name_of(self, phrase: str) -> str | None:
+        """The name of the object that a whole phrase names."""
+        return self._of.get(_words(phrase)) or None
+
+
+def plurals(word: str) -> set[str]:
+    """What the plural of a word may be; for regular ones more than one where spelling has no rule."""
+    if word in IRREGULAR:
+        return {IRREGULAR[word], word + "s"}
+    if word.endswith("man"):
+        return {word[:-3] + "men"}
+    if word.endswith("y") and word[-2:-1] not in tuple("aeiou"):
+        return {word[:-1] + "ies"}
+    if word.endswith(("s", "x", "z", "ch", "sh")):
+        return {word + "es"}
+    return {word + "s", word + "es"} if word.endswith("o") else {word + "s"}
+
+
+def read_synonyms(path: Path) -> ObjectNames:
+    """The names of a text file with a line an object, `dog: puppy, hound` or `dog, puppy, hound`, its name first.
+
+    A line that begins with `-` holds words that name no object (`- dog house`); `#` begins a comment. ConfigError if
+    the file cannot be read, or says two things of one word.
+    """
+    with errors_as(ConfigError, f"{path}: cannot be read as a list of synonyms"):
+        lines = decode(path.read_bytes()).splitlines()
+    synonyms: dict[str, list[str]] = {}
+    others: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        line = line.partition("#")[0].strip()
+        phrases = [phrase.strip() for phrase in re.split(r"[:,]", line.removeprefix("-")) if phrase.strip()]
+        if line.startswith("-"):
+            others += phrases
+        elif phrases and phrases[0] in synonyms:
+            raise ConfigError(f"{path}, line {number}: the object {phrases[0]!r} has a line already")
+        elif phrases:
+            synonyms[phrases[0]] = phrases[1:]
+    if not synonyms:
+        raise ConfigError(f"{path}: names no object; a line an object, `name, synonym, synonym`")
+    try:
+        return ObjectNames(synonyms, others)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _words(text: str) -> Words:
+    """Words in small letters, without hyphens and possessive endings."""
+    return tuple(re.findall(r"[^\W_]+", re.sub(r"['\u2019]s\b", "", text.lower())))
+
+
+# Objects that images show
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The objects of every image, under the names of `names`."""
+
+    objects: Mapping[str, frozenset[str]]
+    names: ObjectNames
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Image files by image id, where the file of the truth knows them."""
+
+    def with_captions(self, captions: Mapping[str, Sequence[str]]) -> "Truth":
+        """The same, and what people named in their captions; SampleError for an image without captions, which would be
+        judged more strictly than the others."""
+        missing = [image_id for image_id in self.objects if image_id not in captions]
+        if missing:
+            some = first_few(map(repr, missing))
+            raise SampleError(f"{len(missing)} of {len(self.objects)} images have no captions: {some}")
+        said = {image_id: self.names.mentions("\n".join(captions[image_id])) for image_id in self.objects}
+        return Truth({key: own | frozenset(said[key]) for key, own in self.objects.items()}, self.names, self.files)
+
+    def only(self, image_ids: Iterable[str]) -> "Truth":
+        """The truth of these images alone."""
+        return Truth({key: self.objects[key] for key in image_ids}, self.names, self.files)
+
+
+def read_truth(path: Path, synonyms: Path | None = None) -> Truth:
+    """What the images show, from a file in one of three forms; image ids are compared as text.
+
+        objects       {"42": ["dog", "cup"], ...}, also as {"42": {"objects": [...], "file": "42.png"}}
+        COCO          instances_val2014.json: categories, images, annotations
+        mini world    scenes_test.json, which the quickstart draws
+
+    `synonyms` are the names of the objects; without, those of the mini world for its scenes, else of COCO. ConfigError
+    where a file cannot be read, or has no truth, or objects that are not in the list; SampleError for a bad entry.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ConfigError(f'{path}: expected {{"image id": ["object", ...]}}, or COCO\'s instances')
+    files, default = {}, COCO_OBJECTS
+    try:
+        if "categories" in content and "annotations" in content:
+            kinds = {category["id"]: category["name"] for category in content["categories"]}
+            images = content.get("images", [])
+            files = {str(image["id"]): image["file_name"] for image in images if "file_name" in image}
+            objects: dict[str, list[str]] = {str(image["id"]): [] for image in images}
+            for one in content["annotations"]:
+                objects.setdefault(str(one["image_id"]), []).append(kinds[one["category_id"]])
+        elif any(isinstance(entry, dict) and "groups" in entry for entry in content.values()):
+            objects = {key: [group["thing"] for group in scene["groups"]] for key, scene in content.items()}
+            default = MINI_OBJECTS
+        else:
+            entries = {key: one if isinstance(one, dict) else {"objects": one} for key, one in content.items()}
+            files = {key: one["file"] for key, one in entries.items() if isinstance(one.get("file"), str)}
+            objects = {key: one.get("objects") for key, one in entries.items()}
+    except (KeyError, TypeError) as error:
+        raise SampleError(f"{path}: an entry lacks {error}; is it a file of captions, or an old mini world?") from error
+    if not objects:
+        raise ConfigError(f"{path}: holds no image")
+    for image_id, own in objects.items():
+        if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
+            raise SampleError(f"{path}: image {image_id}: expected a list of names of objects, not {own!r:.80}")
+    names = read_synonyms(synonyms or default)
+    known = {name: names.name_of(name) for own in objects.values() for name in own}
+    if unknown := sorted(name for name, found in known.items() if found is None):
+        raise ConfigError(
+            f"{path}: {len(unknown)} of its objects are not in the list of names: {first_few(map(repr, unknown))}; "
+            "give --synonyms a file with a line an object: `name, synonym, synonym`"
+        )
+    return Truth({key: frozenset(known[name] for name in own) for key, own in objects.items()}, names, files)
 
 
 # CHAIR
@@ -50,7 +209,7 @@ def chair(captions: Mapping[str, str], truth: Truth) -> dict[str, Any]:
     `words`: mean length of a caption. The intervals are 95%, over images. `wrong` lists the captions with objects that
     are not there. KeyError for an image that the truth does not know.
     """
-    ratios: dict[str, list[tuple[int, int]]] = {}
+    pairs: dict[str, list[tuple[int, int]]] = {}
     listed, counts = [], Counter(captions=len(captions), captions_wrong=0)
     for image_id, text in captions.items():
         mentions, shown = truth.names.mentions(text), truth.objects[image_id]
@@ -65,17 +224,18 @@ def chair(captions: Mapping[str, str], truth: Truth) -> dict[str, Any]:
             "words": (len(text.split()), 1),
         }
         for name, pair in own.items():
-            ratios.setdefault(name, []).append(pair)
+            pairs.setdefault(name, []).append(pair)
         counts.update(mentions=len(mentions), mentions_wrong=len(wrong), captions_wrong=int(bool(wrong)))
         counts.update(objects_named=len(named), objects_right=len(right), objects_shown=len(shown))
         if wrong:
             names = {"wrong": sorted(set(wrong)), "shown": sorted(shown)}
             listed.append({"image_id": image_id, "caption": text, **names})
-    sums = {name: [sum(side) for side in zip(*pairs, strict=True)] for name, pairs in ratios.items()}
-    scores = {name: part / whole if whole else None for name, (part, whole) in sums.items()}
-    intervals = {name: ratio_interval(*zip(*pairs, strict=True)) for name, pairs in ratios.items()}
-    intervals["CHAIR-s"] = wilson(counts["captions_wrong"], len(captions))
-    intervals = {name: ends for name, ends in intervals.items() if ends}
+    scores, intervals = {}, {}
+    for name, own in pairs.items():
+        parts, wholes = zip(*own, strict=True)
+        scores[name] = sum(parts) / sum(wholes) if sum(wholes) else None
+        ends = wilson(sum(parts), len(own)) if name == "CHAIR-s" else ratio_interval(parts, wholes)
+        intervals |= {name: ends} if ends else {}
     return {"scores": scores, "intervals": intervals, "counts": dict(counts), "wrong": listed}
 
 
@@ -92,7 +252,7 @@ class ObjectQuestion(VisualQuestion):
 
 def make_questions(
     truth: Truth,
-    negatives: Negatives,
+    negatives: str,
     *,
     pairs: int = 3,
     least_objects: int = 1,
@@ -106,8 +266,8 @@ def make_questions(
         negatives: which objects that are not there: `random`: any; `popular`: those that most images have;
             `adversarial`: those that are most often together with the objects of this image.
         pairs: questions of each of the two kinds an image, fewer where it has fewer objects.
-        least_objects: images with fewer objects are left out; ConfigError where fewer than `images` are left.
-        images: draw so many of the others; None: all.
+        least_objects: images with fewer are left out; ConfigError where fewer than `images` are left.
+        images: draw so many; None: all.
         suffix: of image files, where the truth does not name them: id + suffix.
     """
     if pairs < 1:
@@ -148,18 +308,15 @@ def question_text(name: str) -> str:
     return f"Is there {'an' if name[0] in 'aeiou' else 'a'} {name} in the image?"
 
 
-def read_questions(path: Path) -> list[ObjectQuestion]:
-    """The questions of a file; SampleError that names the line of a bad one, or of an id that comes twice."""
-    questions = {}
-    for key, record, where in read_lines(path):
-        require_texts(record, ("image", "text", "label"), where)
-        label = record["label"].strip().lower()
-        if label not in (YES, NO):
-            raise SampleError(f"{where}: the field 'label' must be 'yes' or 'no'; it is {record['label']!r}")
-        questions[key] = ObjectQuestion(record["question_id"], record["image"], record["text"], label)
-    if not questions:
-        raise SampleError(f"{path}: holds no questions")
-    return list(questions.values())
+def read_object_questions(path: Path) -> list[ObjectQuestion]:
+    """The questions of a file; SampleError that names the bad one."""
+    found = [replace(one, label=one.label.strip().lower()) for one in read_questions(path, ObjectQuestion)]
+    for one in found:
+        if one.label not in (YES, NO):
+            raise SampleError(
+                f"{path}, question {one.question_id}: the field 'label' must be 'yes' or 'no': {one.label!r}"
+            )
+    return found
 
 
 def read_answers(path: Path) -> dict[str, str]:
@@ -209,31 +366,24 @@ def pope_scores(questions: Sequence[ObjectQuestion], answers: Mapping[str, str])
 
 
 def evaluate_pope(
-    cfg: Config,
-    checkpoints: Sequence[NamedCheckpoint],
-    questions: Sequence[ObjectQuestion],
-    images: Path,
-    folder: Path,
-    prompt: str,
-    processes: Processes,
+    run: EvaluationRun, questions: Sequence[ObjectQuestion], images: Path, prompt: str
 ) -> dict[str, Any] | None:
-    """Ask about the images of a folder, score, and write into `folder`; every rank must call it.
+    """Ask about the images of a folder, score, and write; every rank must call it.
 
-    `prompt` has `<ImageHere>` and `{}` for the question, and goes into the model's template. Returns the content of
-    `pope.json`, on rank 0. MiniGPT4Error for a fault in configuration, images or checkpoints.
+    Returns the content of `pope.json`, on rank 0. `prompt` and errors are as of `ask`.
     """
-    rules, said = ask(cfg, checkpoints, questions, images, folder, prompt, processes)
+    rules, said = ask(run, questions, images, prompt)
     if said is None:
         return None
     rows = []
-    for one, own in zip(checkpoints, said, strict=True):
+    for one, own in zip(run.checkpoints, said, strict=True):
         answers = {key: answer.text for key, answer in own.items()}
         lines = [asdict(question) | {"answer": answers[str(question.question_id)]} for question in questions]
         for line in lines:  # in files of answers, `text` is what was answered
             line["question"] = line.pop("text")
-        write_lines(folder / f"answers_{one.file_name}.jsonl", lines, "--save_path")
+        write_lines(run.folder / f"answers_{one.file_name}.jsonl", lines, "--save_path")
         rows.append({**one.identity, **pope_scores(questions, answers)})
     count = len({question.image for question in questions})
-    results = {"setup": setup_metadata(cfg, rules), "images": count, "checkpoints": rows}
-    write_json(folder / "pope.json", results, "--save_path")
+    results = {"setup": setup_metadata(run.cfg, rules), "images": count, "checkpoints": rows}
+    write_json(run.folder / "pope.json", results, "--save_path")
     return results

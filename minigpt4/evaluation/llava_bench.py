@@ -7,7 +7,7 @@ taken in pairs as they stand; here they are joined by question_id.
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,10 +24,10 @@ from minigpt4.evaluation.questions import (
     read_answer_lines,
     read_json,
     read_lines,
-    require_texts,
+    read_questions,
     write_lines,
 )
-from minigpt4.evaluation.report import Table
+from minigpt4.evaluation.report import Table, with_intervals
 
 log = logging.getLogger(__name__)
 
@@ -40,31 +40,27 @@ COCO, WILD = "", "llava_bench_"
 """Prefixes of the names of rules."""
 TYPES = ("conv", "detail", "complex")
 ALL = "all"
+SAME = ("answer1_id", "answer2_id", "category")
+"""What a line of a review must have as its question has it."""
 RULER = "================================="
 PUBLISHED = {
-    COCO: (
-        "COCO",
-        {
-            "LLaVA 13B, full data": "83.1 75.3 96.5 85.1",
-            "LLaVA 13B, detail + complex": "81.5 73.3 90.8 81.9",
-            "LLaVA 13B, conversation + 5% detail + 10% complex": "81.0 68.4 91.5 80.5",
-            "LLaVA 13B, conversation only": "76.5 59.8 84.9 73.8",
-            "LLaVA 13B, no instruction tuning": "22.0 24.0 18.5 21.5",
-        },
-    ),
-    WILD: (
-        "In-the-Wild",
-        {
-            "OpenFlamingo": "19.3 19.0 19.1 19.1",
-            "BLIP-2": "54.6 29.1 32.9 38.1",
-            "LLaVA 13B": "57.3 52.5 81.7 67.3",
-            "LLaVA 13B v1, 336 px, LoRA": "64.3 55.9 81.7 70.1",
-            "LLaVA 13B v1, 336 px, LoRA, 5 beams": "68.4 59.9 84.3 73.5",
-            "LLaVA LLaMA-2-13B": "56.7 58.6 80.0 67.9",
-            "LLaVA 1.5 7B": "- - - 65.4",
-            "LLaVA 1.5 13B": "- - - 72.5",
-        },
-    ),
+    COCO: {
+        "COCO: LLaVA 13B, full data": "83.1 75.3 96.5 85.1",
+        "COCO: LLaVA 13B, detail + complex": "81.5 73.3 90.8 81.9",
+        "COCO: LLaVA 13B, conversation + 5% detail + 10% complex": "81.0 68.4 91.5 80.5",
+        "COCO: LLaVA 13B, conversation only": "76.5 59.8 84.9 73.8",
+        "COCO: LLaVA 13B, no instruction tuning": "22.0 24.0 18.5 21.5",
+    },
+    WILD: {
+        "In-the-Wild: OpenFlamingo": "19.3 19.0 19.1 19.1",
+        "In-the-Wild: BLIP-2": "54.6 29.1 32.9 38.1",
+        "In-the-Wild: LLaVA 13B": "57.3 52.5 81.7 67.3",
+        "In-the-Wild: LLaVA 13B v1, 336 px, LoRA": "64.3 55.9 81.7 70.1",
+        "In-the-Wild: LLaVA 13B v1, 336 px, LoRA, 5 beams": "68.4 59.9 84.3 73.5",
+        "In-the-Wild: LLaVA LLaMA-2-13B": "56.7 58.6 80.0 67.9",
+        "In-the-Wild: LLaVA 1.5 7B": "- - - 65.4",
+        "In-the-Wild: LLaVA 1.5 13B": "- - - 72.5",
+    },
 }
 """Relative scores by prefix of the rules: conversation, detail, complex, all."""
 
@@ -78,24 +74,11 @@ class BenchQuestion(VisualQuestion):
 
 
 class Comparison(NamedTuple):
-    """Two answers to one question, to be scored."""
+    """Two answers to one question: what their line of the review says, and what the judge reads."""
 
     fields: dict[str, Any]
-    """Of the review's line: id, question_id, answer1_id, answer2_id, category."""
-
+    """id, question_id, answer1_id, answer2_id, category."""
     message: str
-    """What the judge reads."""
-
-
-def read_questions(path: Path) -> list[BenchQuestion]:
-    """The questions of a file; SampleError that names the line of a bad one."""
-    questions = []
-    for _, record, where in read_lines(path):
-        require_texts(record, ("image", "text", "category"), where)
-        questions.append(BenchQuestion(record["question_id"], record["image"], record["text"], record["category"]))
-    if not questions:
-        raise SampleError(f"{path}: holds no questions")
-    return questions
 
 
 def read_contexts(path: Path) -> dict[str, tuple[str, str]]:
@@ -126,7 +109,7 @@ def read_comparisons(questions: Path, contexts: Path, rules: Path, reference: Pa
     SampleError, which names file and line or question_id, unless both files of answers have each question once, and
     each image and category is known.
     """
-    asked, shown, rule_of = read_questions(questions), read_contexts(contexts), read_json(rules)
+    asked, shown, rule_of = read_questions(questions, BenchQuestion), read_contexts(contexts), read_json(rules)
     sides = []
     for path in (reference, answers):
         sides.append(read_answer_lines(path))
@@ -181,41 +164,31 @@ def review(judge: Judge, comparisons: Sequence[Comparison], path: Path) -> list[
         raise ConfigError(
             f"--output: {path} was made with other {', other '.join(other)} ({beside.name}); name another file"
         )
-    lines = _reviewed(path, {str(one.fields["question_id"]): one.fields for one in comparisons})
-    with errors_as(ConfigError, f"--output: cannot write {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    asked_of, lines = {str(one.fields["question_id"]): one for one in comparisons}, {}
+    for line in JsonLines(path).read():
+        if line.get("content"):  # without a reply a question is asked again
+            key, own = str(line.get("question_id")), asked_of.get(str(line.get("question_id")))
+            if own is None or any(line.get(name) != own.fields[name] for name in SAME):
+                raise SampleError(
+                    f"--output: {path}: question {key}: its line is about other answers; name another file"
+                )
+            lines[key] = dict(line)
     write_lines(path, lines.values())  # without what a kill cut off
     write_json(beside, made_from)
-    asked: dict[Question, list[dict[str, Any]]] = {}
-    for comparison in comparisons:
-        if str(comparison.fields["question_id"]) not in lines:
-            asked.setdefault(Question(comparison.message, system=SYSTEM), []).append(comparison.fields)
+    asked: dict[Question, list[str]] = {}
+    for key, comparison in asked_of.items():
+        if key not in lines:
+            asked.setdefault(Question(comparison.message, system=SYSTEM), []).append(key)
     if lines:
         log.info("%s: %d of %d judgements are there already", path, len(lines), len(comparisons))
     for question, reply in judge.ask_each(list(asked)):
-        for fields in asked[question]:
-            line = fields | {"content": reply, "tuple": parse_score(reply)}
-            lines[str(fields["question_id"])] = line
+        for key in asked[question]:
+            lines[key] = asked_of[key].fields | {"content": reply, "tuple": parse_score(reply)}
             with errors_as(RunError, f"--output: cannot write {path}"), path.open("a", encoding="utf-8") as file:
-                file.write(escaped(json.dumps(line, ensure_ascii=False)) + "\n")
-    ordered = [lines[str(comparison.fields["question_id"])] for comparison in comparisons]
+                file.write(escaped(json.dumps(lines[key], ensure_ascii=False)) + "\n")
+    ordered = [lines[key] for key in asked_of]
     write_lines(path, ordered)
     return ordered
-
-
-def _reviewed(path: Path, fields: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Lines by question_id that are there already; without a reply a question is asked again."""
-    lines = {}
-    for line in JsonLines(path).read():
-        key = str(line.get("question_id"))
-        if not line.get("content"):
-            continue
-        own = fields.get(key)
-        names = ("answer1_id", "answer2_id", "category")
-        if own is None or any(line.get(name) != own[name] for name in names):
-            raise SampleError(f"--output: {path}: question {key}: its line is about other answers; name another file")
-        lines[key] = dict(line)
-    return lines
 
 
 # Summary
@@ -226,11 +199,17 @@ class Scored(NamedTuple):
 
     reference: float
     """Mean score of the reference, most often 1 to 10."""
-
     candidate: float
     count: int
     interval: tuple[float, float] | None
     """95% interval of the relative score, a bootstrap over questions."""
+
+    @classmethod
+    def of(cls, pairs: Sequence[Sequence[float]]) -> "Scored":
+        """Of scores of reference and candidate."""
+        means = [round(mean, 3) for mean in np.asarray(pairs, dtype=np.float64).mean(axis=0).tolist()]
+        ends = ratio_interval(*([pair[side] for pair in pairs] for side in (1, 0)))
+        return cls(*means, len(pairs), ends and (100 * ends[0], 100 * ends[1]))
 
     @property
     def relative(self) -> float | None:
@@ -250,21 +229,29 @@ class Summary(NamedTuple):
     scored: dict[str, Scored]
     unread: list[str]
     """Questions whose judgement is no two scores from 1 to 10; the means count it as it stands, -1 for none."""
-
     read: Scored | None
     """All questions but these."""
 
     def lines(self) -> list[str]:
         """As the published summariser prints them: category, relative score, both means x 10."""
-        rows = []
-        for category, own in self.scored.items():
-            rows.append(f"{category} {own.shown} {round(own.reference * 10, 1)} {round(own.candidate * 10, 1)}")
-        return [self.name, *rows, RULER]
+        rows = [(name, one.shown, one.reference * 10, one.candidate * 10) for name, one in self.scored.items()]
+        return [self.name, *(f"{name} {shown} {round(a, 1)} {round(b, 1)}" for name, shown, a, b in rows), RULER]
 
     def facts(self) -> dict[str, Any]:
         """Plain types, for JSON."""
         scores = {category: {**own._asdict(), "relative": own.relative} for category, own in self.scored.items()}
         return {"scores": scores, "unread": self.unread, "all_without_unread": self.read and self.read.relative}
+
+    def note(self) -> str:
+        """How many judgements could not be read."""
+        count, bad, read = self.scored[ALL].count, self.unread, self.read
+        if not bad:
+            return f"{self.name}: {count} judgements, each with two scores from 1 to 10"
+        without = f"without them all is {read.relative}" if read else "no judgement is left without them"
+        return (
+            f"{self.name}: {len(bad)} of {count} judgements are no two scores from 1 to 10 (questions "
+            f"{first_few(bad)}); the means count them as they stand, -1 for none; {without}"
+        )
 
 
 def review_name(path: Path) -> str:
@@ -291,41 +278,18 @@ def summarise(path: Path, ignore: Collection[str] = ()) -> Summary:
             unread.append(key)
     if not pairs[ALL]:
         raise SampleError(f"{path}: holds no judgements")
-    scored = {category: _scored(own) for category, own in sorted(pairs.items())}
-    return Summary(review_name(path), scored, unread, _scored(read) if read else None)
-
-
-def _scored(pairs: Sequence[Sequence[float]]) -> Scored:
-    means = [round(mean, 3) for mean in np.asarray(pairs, dtype=np.float64).mean(axis=0).tolist()]
-    ends = ratio_interval(*([pair[side] for pair in pairs] for side in (1, 0)))
-    return Scored(*means, len(pairs), ends and (100 * ends[0], 100 * ends[1]))
+    scored = {category: Scored.of(own) for category, own in sorted(pairs.items())}
+    return Summary(review_name(path), scored, unread, Scored.of(read) if read else None)
 
 
 def table(summaries: Iterable[Summary]) -> Table:
     """Relative scores with their intervals, and the published ones of the same benchmark below."""
     rows, benchmarks = [], set()
     for own in summaries:
-        cells: list[list[str]] = [[own.name], ["95% low"], ["95% high"]]
-        for category in (*TYPES, ALL):
-            one = own.scored.get(category) or own.scored.get(WILD + category)
-            ends = [f"{end:.1f}" for end in one.interval] if one and one.interval else ["-", "-"]
-            for line, cell in zip(cells, (one.shown if one else "-", *ends), strict=True):
-                line.append(cell)
-        rows += cells
+        found = [own.scored.get(category) or own.scored.get(WILD + category) for category in (*TYPES, ALL)]
+        ends = [[f"{end:.1f}" for end in one.interval] if one and one.interval else None for one in found]
+        rows += with_intervals(own.name, [one.shown if one else "-" for one in found], ends)
         benchmarks |= {WILD if category.startswith(WILD) else COCO for category in own.scored if category != ALL}
-    for benchmark, (name, results) in PUBLISHED.items():
-        if benchmark in benchmarks:
-            rows += [[f"published, {name}: {model}", *cells.split()] for model, cells in results.items()]
+    for benchmark in [benchmark for benchmark in PUBLISHED if benchmark in benchmarks]:
+        rows += [[f"published, {name}", *cells.split()] for name, cells in PUBLISHED[benchmark].items()]
     return Table(["relative score", "conversation", "detail", "complex", ALL], rows)
-
-
-def note(summary: Summary) -> str:
-    """How many judgements could not be read."""
-    count, bad = summary.scored[ALL].count, summary.unread
-    if not bad:
-        return f"{summary.name}: {count} judgements, each with two scores from 1 to 10"
-    without = f"without them all is {summary.read.relative}" if summary.read else "no judgement is left without them"
-    return (
-        f"{summary.name}: {len(bad)} of {count} judgements are no two scores from 1 to 10 (questions "
-        f"{first_few(bad)}); the means count them as they stand, -1 for none; {without}"
-    )

@@ -108,9 +108,8 @@ class MiniGPT4Lmms(lmms):
         """(loss, greedy) of each continuation: minus its log-probability, nats summed over its tokens, and whether
         greedy decoding would give it.
 
-        A loss, because lmms-eval takes the choice with the smallest number, whatever its name; in a GenerationResult,
-        because its evaluator turns a bare pair into text (0.7.3). Leading blanks of a continuation are dropped: answers
-        are trained as texts of their own, after a prompt that ends in a blank.
+        A loss, for lmms-eval takes the choice with the smallest number; a GenerationResult, for its evaluator turns a
+        bare pair into text (0.7.3). Leading blanks are dropped: answers are trained after a prompt that ends in one.
         """
         found, continuations = [], []
         for index, request in enumerate(requests):

@@ -32,10 +32,8 @@ class CaptionScores:
 
     corpus: dict[str, float]
     """By metric, as fractions (CIDEr: 0 to 10)."""
-
     per_image: dict[str, np.ndarray]
     """CIDEr and ROUGE-L of each image, (N,) float64; the mean is the corpus score."""
-
     counts: dict[str, np.ndarray]
     """Counts of each image whose sums give a corpus score (bootstrap.py), float64. "BLEU" (N, 10): correct and
     said n-grams of 1 to 4 words, length said and wanted; "METEOR" (N, 23): what METEOR 1.5 calls its statistics;
@@ -68,8 +66,7 @@ class CaptionScorer:
     def __init__(self, references: Mapping[str, Sequence[str]], families: Sequence[str] = PUBLISHED_FAMILIES) -> None:
         if not references:
             raise ValueError("there is no image to score")
-        lacking = [image_id for image_id, texts in references.items() if not any(text.strip() for text in texts)]
-        if lacking:
+        if lacking := [key for key, texts in references.items() if not any(text.strip() for text in texts)]:
             some = ", ".join(lacking[:3])
             raise ValueError(f"{len(lacking)} of {len(references)} images have no reference, such as {some}")
         self.families = [family for family in FAMILIES if family in families]
@@ -88,9 +85,8 @@ class CaptionScorer:
         """`score` of several sets of captions, whose words are found by one start of Java."""
         for predictions in sets:
             if predictions.keys() != self._words.keys():
-                raise ValueError(
-                    f"{len(predictions)} predictions, {len(self._words)} references: the image ids must be the same"
-                )
+                counts = f"{len(predictions)} predictions, {len(self._words)} references"
+                raise ValueError(f"{counts}: the image ids must be the same")
         keys = [(number, image_id) for number in range(len(sets)) for image_id in self._words]
         said = tokenize({(number, image_id): [sets[number][image_id]] for number, image_id in keys})
         found = [CaptionScores({}, {}, {}) for _ in sets]
@@ -116,18 +112,13 @@ def _add_bleu(scores: CaptionScores, words: Words, said: Words) -> None:
     scores.counts["BLEU"] = np.array(rows, dtype=np.float64)
 
 
-def _add_cider(scores: CaptionScores, words: Words, said: Words) -> None:
+def _add_each(metric: str, scores: CaptionScores, words: Words, said: Words) -> None:
+    """Of CIDEr or ROUGE-L, whose score of the corpus is the mean of those of the images."""
     from pycocoevalcap.cider.cider import Cider
-
-    corpus, each = Cider().compute_score(words, said)
-    scores.corpus["CIDEr"], scores.per_image["CIDEr"] = float(corpus), np.array(each, dtype=np.float64)
-
-
-def _add_rouge(scores: CaptionScores, words: Words, said: Words) -> None:
     from pycocoevalcap.rouge.rouge import Rouge
 
-    corpus, each = Rouge().compute_score(words, said)
-    scores.corpus["ROUGE-L"], scores.per_image["ROUGE-L"] = float(corpus), np.array(each, dtype=np.float64)
+    corpus, each = {"CIDEr": Cider, "ROUGE-L": Rouge}[metric]().compute_score(words, said)
+    scores.corpus[metric], scores.per_image[metric] = float(corpus), np.array(each, dtype=np.float64)
 
 
 def _add_meteor(scores: CaptionScores, words: Words, said: Words) -> None:
@@ -143,8 +134,8 @@ def _add_meteor(scores: CaptionScores, words: Words, said: Words) -> None:
 
 SCORERS: dict[str, Callable[[CaptionScores, Words, Words], None]] = {
     "BLEU": _add_bleu,
-    "CIDEr": _add_cider,
-    "ROUGE-L": _add_rouge,
+    "CIDEr": functools.partial(_add_each, "CIDEr"),
+    "ROUGE-L": functools.partial(_add_each, "ROUGE-L"),
     "METEOR": _add_meteor,
 }
 

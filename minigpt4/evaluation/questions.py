@@ -4,18 +4,16 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import LINE_END, decode, escaped, parse_json, write_json, write_whole
 from minigpt4.conversation.decoding import Answer
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.evaluation.caption_data import first_few
-from minigpt4.evaluation.generate import NamedCheckpoint, predict, setup_metadata
+from minigpt4.evaluation.generate import EvaluationRun, predict, setup_metadata
 from minigpt4.inference.image_list import ImageFile, ImageList
 from minigpt4.inference.pipeline import PromptRules, image_reader
 
@@ -32,8 +30,10 @@ class VisualQuestion:
     question_id: int | str
     image: str | None
     """Name of the file; None: text alone."""
-
     text: str
+
+
+Kind = TypeVar("Kind", bound=VisualQuestion)
 
 
 # Files
@@ -67,6 +67,17 @@ def require_texts(record: Mapping[str, Any], names: Iterable[str], where: str, *
     for name in names:
         if not isinstance(record.get(name), str) or not (record[name] or empty):
             raise SampleError(f"{where}: the field {name!r} must be text")
+
+
+def read_questions(path: Path, kind: type[Kind]) -> list[Kind]:
+    """The questions of JSON lines, whose fields are those of `kind`; SampleError that names the line of a bad one."""
+    names, found = [one.name for one in fields(kind) if one.name != "question_id"], []
+    for _, record, where in read_lines(path):
+        require_texts(record, names, where)
+        found.append(kind(record["question_id"], **{name: record[name] for name in names}))
+    if not found:
+        raise SampleError(f"{path}: holds no questions")
+    return found
 
 
 def read_json(path: Path) -> Any:
@@ -108,26 +119,22 @@ def question_files(questions: Sequence[VisualQuestion], images: Path) -> list[Im
 
 
 def ask(
-    cfg: Config,
-    checkpoints: Sequence[NamedCheckpoint],
+    run: EvaluationRun,
     questions: Sequence[VisualQuestion],
     images: Path,
-    folder: Path,
     prompt: str,
-    processes: Processes,
     choices: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[PromptRules, list[dict[str, Answer]] | None]:
     """How was asked, and on rank 0 each checkpoint's answers by question_id as text; every rank must call it.
 
     `prompt` has `<ImageHere>`, of LLaVA also `<image>`, and `{}` for the question, and goes into the model's template;
-    for a question without image it goes without what stands for one. SampleError for a question that has a place for an
-    image in its text. Errors and the use of `folder` are those of `predict`.
-
-    With `choices`, by question_id as text, nothing is generated: an answer is JSON, the losses of each choice's tokens,
-    the end symbol last. Questions go one by one, so that no bit depends on the others.
+    for a question without image it goes without what stands for one. With `choices`, by question_id as text, an answer
+    is JSON, the losses of each choice's tokens, the end symbol last; questions go one by one, so that no bit depends on
+    the others. SampleError for a question that has a place for an image in its text; other errors as of `predict`.
     """
     if prompt.count(QUESTION_PLACE) != 1:
         raise ConfigError(f"--prompt: {prompt!r} must hold {QUESTION_PLACE} exactly once, where the question goes")
+    cfg, checkpoints, folder, processes = run
     prompt = prompt.replace(cfg.model.PLACEHOLDER, IMAGE_PLACEHOLDER)
     rules, own = PromptRules.of(cfg, prompt, source="--prompt"), {}
     text_alone = rules.prompt.replace(prompt, IMAGE_MARKS.sub("", prompt).strip())
@@ -147,25 +154,18 @@ def ask(
 
 
 def answer_checkpoints(
-    cfg: Config,
-    checkpoints: Sequence[NamedCheckpoint],
-    questions: Sequence[VisualQuestion],
-    images: Path,
-    folder: Path,
-    prompt: str,
-    processes: Processes,
-    image_mark: str = "",
+    run: EvaluationRun, questions: Sequence[VisualQuestion], images: Path, prompt: str, image_mark: str = ""
 ) -> list[Path]:
     """The files of `ask`ed answers, in LLaVA's form, one a checkpoint, on rank 0; `setup.json` beside them says how.
 
     The field `prompt` is the question, after `image_mark` where it has an image. The answer_id, random in the original,
     is a hash of checkpoint, question and text: the same evaluation writes the same bytes.
     """
-    rules, said = ask(cfg, checkpoints, questions, images, folder, prompt, processes)
+    rules, said = ask(run, questions, images, prompt)
     if said is None:
         return []
     files = []
-    for checkpoint, answers in zip(checkpoints, said, strict=True):
+    for checkpoint, answers in zip(run.checkpoints, said, strict=True):
         lines = []
         for one in questions:
             key, text = one.question_id, answers[str(one.question_id)].text
@@ -173,8 +173,8 @@ def answer_checkpoints(
             digest = hashlib.sha256(f"{checkpoint.sha256} {key} {text}".encode()).hexdigest()[:22]
             own = {"answer_id": digest, "model_id": checkpoint.name, "metadata": {}}
             lines.append({"question_id": key, "prompt": asked, "text": text, **own})
-        files.append(folder / f"answers_{checkpoint.file_name}.jsonl")
+        files.append(run.folder / f"answers_{checkpoint.file_name}.jsonl")
         write_lines(files[-1], lines, "--save_path")
-    identities = [one.identity for one in checkpoints]
-    write_json(folder / "setup.json", {**setup_metadata(cfg, rules), "checkpoints": identities}, "--save_path")
+    setup = {**setup_metadata(run.cfg, rules), "checkpoints": [one.identity for one in run.checkpoints]}
+    write_json(run.folder / "setup.json", setup, "--save_path")
     return files

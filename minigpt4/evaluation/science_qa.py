@@ -17,7 +17,7 @@ from minigpt4.evaluation.bootstrap import wilson
 from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.judge import Judge, Question
 from minigpt4.evaluation.questions import VisualQuestion, read_json, require_texts
-from minigpt4.evaluation.report import Table
+from minigpt4.evaluation.report import Table, with_intervals
 
 LETTERS = "ABCDE"
 FAILED = "FAILED"
@@ -108,7 +108,8 @@ def question_and_answer(problem: Mapping[str, Any], prompt_format: str) -> tuple
         "C": f"Context: {problem['hint'].strip() or 'N/A'}",
         "M": f"Options: {choices}",
     }
-    question = [lines.get(part) or _because(texts, part) for part in re.findall("[QCM]|LE?|E", asked)]
+    lines |= {parts: f"BECAUSE: {' '.join(texts[part] for part in parts)}" for parts in ("L", "E", "LE", "EL")}
+    question = "\n".join(lines[part] for part in re.findall("[QCM]|LE?|E", asked))
     letter = LETTERS[problem["answer"]]
     if answered == "LEPA":
         named = (("LECTURE", texts["L"]), ("SOLUTION", texts["E"]))
@@ -116,14 +117,10 @@ def question_and_answer(problem: Mapping[str, Any], prompt_format: str) -> tuple
     elif answered == "A":
         answer = f"The answer is {letter}."
     elif answered.startswith("A"):
-        answer = f"Answer: The answer is {letter}. {_because(texts, SWAPPED.get(answered, answered)[1:])}"
+        answer = f"Answer: The answer is {letter}. {lines[SWAPPED.get(answered, answered)[1:]]}"
     else:
         answer = f"Answer: {' '.join(texts[part] for part in answered[:-1])} The answer is {letter}."
-    return _tidy("\n".join(question), "Question: "), _tidy(answer, "Answer: ")
-
-
-def _because(texts: Mapping[str, str], parts: str) -> str:
-    return f"BECAUSE: {' '.join(texts[part] for part in parts)}"
+    return _tidy(question, "Question: "), _tidy(answer, "Answer: ")
 
 
 def _tidy(text: str, head: str) -> str:
@@ -182,11 +179,8 @@ def read_questions(path: Path, *, letter_alone: bool = False) -> list[VisualQues
 def find_letter(text: str) -> str:
     """The letter in an answer, in the published order: the letter alone; `B. ` in front; exactly one `The answer is B`
     with a sign behind it; else `FAILED`."""
-    if len(text) == 1 and text in LETTERS:
-        return text
-    if len(text) >= 3 and text[0] in LETTERS and text[1:3] == ". ":
-        return text[0]
-    return find_sentence(text)
+    alone = re.match(rf"([{LETTERS}])(\Z|\. )", text)
+    return alone[1] if alone else find_sentence(text)
 
 
 def find_sentence(text: str) -> str:
@@ -209,7 +203,6 @@ class Outcome:
     outputs: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     """As the published scripts print them."""
-
     analysis: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: {"correct": [], "incorrect": []})
     """The published output file."""
 
@@ -225,7 +218,7 @@ def score(name: str, problems: Problems, answers: Mapping[str, Mapping[str, Any]
     """Accuracy of answers by question_id; a missing one is wrong."""
     outcome = Outcome(name)
     for key, problem in problems.items():
-        own = answers.get(key, {"text": FAILED, "prompt": "Unknown"})
+        own = answers.get(key, {"text": FAILED})
         letter, prompt = find_letter(own["text"]), str(own.get("prompt", "Unknown"))
         outcome.results[key], outcome.outputs[key] = choice_of(letter, problem), own["text"]
         is_right = outcome.results[key] == problem["answer"]
@@ -263,17 +256,15 @@ def by_group(problems: Problems, results: Mapping[str, int]) -> dict[str, tuple[
     """Right ones and all of each group of the ScienceQA tool, by its names; topics that are there, too."""
     groups = {name: (key, values) for name, key, values in GROUPS.values()}
     groups |= {f"acc_{one['topic']}": ("topic", [one["topic"]]) for one in problems.values()}
-    found = {}
-    for name, (key, values) in groups.items():
-        own = [choice == problems[i]["answer"] for i, choice in results.items() if _facts(problems[i])[key] in values]
-        found[name] = (sum(own), len(own))
-    return found
-
-
-def _facts(problem: Mapping[str, Any]) -> dict[str, Any]:
-    has_text, has_image = bool(problem["hint"]), bool(problem["image"])
-    facts = {"has_text": has_text, "has_image": has_image, "no_context": not has_text and not has_image, "all": True}
-    return {**facts, **{key: problem[key] for key in ("subject", "grade", "topic")}}
+    counts = {name: [0, 0] for name in groups}
+    for i, choice in results.items():
+        has_text, has_image = bool(problems[i]["hint"]), bool(problems[i]["image"])
+        facts = {"has_text": has_text, "has_image": has_image, "no_context": not (has_text or has_image), "all": True}
+        for name, (key, values) in groups.items():
+            if {**problems[i], **facts}[key] in values:
+                counts[name][0] += choice == problems[i]["answer"]
+                counts[name][1] += 1
+    return {name: (right, of) for name, (right, of) in counts.items()}
 
 
 def table(problems: Problems, outcomes: Sequence[Outcome]) -> Table:
@@ -282,22 +273,13 @@ def table(problems: Problems, outcomes: Sequence[Outcome]) -> Table:
     for own in outcomes:
         counts = by_group(problems, own.results)
         pairs = [counts[name] for name, _, _ in GROUPS.values()]
-        ends = [wilson(*pair) if pair[1] else None for pair in pairs]
-        rows.append([own.name, *(percent(*pair) for pair in pairs)])
-        for side, place in (("low", 0), ("high", 1)):
-            rows.append([f"95% {side}", *(f"{100 * one[place]:.2f}" if one else "-" for one in ends)])
+        ends = [[f"{100 * end:.2f}" for end in wilson(*pair)] if pair[1] else None for pair in pairs]
+        rows += with_intervals(own.name, [percent(*pair) for pair in pairs], ends)
     rows += [[f"published: {name}", *cells.split()] for name, cells in PUBLISHED.items()]
     return Table(["accuracy, %", *GROUPS], rows)
 
 
 # Ensembles with GPT-4
-
-
-def _choice(draw: random.Random, text: str, problem: Mapping[str, Any]) -> tuple[int, bool]:
-    """The choice in an answer, drawn where it has none, and whether it has a letter, of whatever choice."""
-    letter = find_sentence(text)
-    choice = choice_of(letter, problem)
-    return (draw.choice(range(len(problem["choices"]))) if choice < 0 else choice), letter != FAILED
 
 
 def read_outputs(path: Path) -> dict[str, str]:
@@ -307,6 +289,13 @@ def read_outputs(path: Path) -> dict[str, str]:
     if not isinstance(outputs, dict) or not all(isinstance(text, str) for text in outputs.values()):
         raise SampleError(f"{path}: must hold 'outputs', texts by id")
     return outputs
+
+
+def _choice(draw: random.Random, text: str, problem: Mapping[str, Any]) -> tuple[int, bool]:
+    """The choice in an answer, drawn where it has none, and whether it has a letter, of whatever choice."""
+    letter = find_sentence(text)
+    choice = choice_of(letter, problem)
+    return (draw.choice(range(len(problem["choices"]))) if choice < 0 else choice), letter != FAILED
 
 
 def complement(problems: Problems, ours: Mapping[str, str], gpt4: Mapping[str, str], seed: int = 0) -> Outcome:

@@ -4,16 +4,15 @@ Its content, `table.json`, is plain types: `columns` by name, and `rows`, each w
 column and seed. No file but `timings.md` holds a time: the same results write the same bytes.
 """
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.utils import as_json, refused, write_whole
+from minigpt4.common.errors import ConfigError, errors_as
+from minigpt4.common.utils import as_json, write_whole
 from minigpt4.evaluation.bootstrap import t_interval
-from minigpt4.evaluation.report import Table, document
+from minigpt4.evaluation.report import Table, document, figure, under_headings
 
 Interval = tuple[float, float]
 Curve = tuple[str, list[str], list[tuple[int, float]]]
@@ -37,40 +36,28 @@ SMOOTHED = 5
 def summarise(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Any]) -> list[dict[str, Any]]:
     """By row and column: `mean`, `seeds`, `interval` and `kind` of interval; `difference` to the first row with
     `difference_interval` and `difference_kind`. None where there is nothing to say."""
-    found = []
-    for row in rows:
-        cells = {}
-        for column in columns:
-            own, first = (one["values"][column] for one in (row, rows[0]))
-            ends, first_ends = (one["intervals"][column] for one in (row, rows[0]))
-            cell = _cell([v for v in own if v is not None], [e for e in ends if e is not None])
-            paired = [a - b for a, b in zip(own, first, strict=True) if a is not None and b is not None]
-            if row is not rows[0] and paired:
-                interval, kind = t_interval(paired), T_SEEDS
-                if interval is None:  # the one seed that both have
-                    pair = ((v, e, b, f) for v, e, b, f in zip(own, ends, first, first_ends, strict=True))
-                    interval = next((_unpaired(v, e, b, f) for v, e, b, f in pair if None not in (v, e, b, f)), None)
-                    kind = UNPAIRED
-                cell |= {"difference": sum(paired) / len(paired), "difference_interval": interval}
-                cell["difference_kind"] = kind if interval else None
-            cells[column] = cell
-        found.append(cells)
-    return found
+    return [{column: _cell(row, rows[0], column) for column in columns} for row in rows]
 
 
-def _cell(values: Sequence[float], ends: Sequence[Interval]) -> dict[str, Any]:
+def _cell(row: Mapping[str, Any], default: Mapping[str, Any], column: str) -> dict[str, Any]:
+    own, first = (one["values"][column] for one in (row, default))
+    ends, first_ends = (one["intervals"][column] for one in (row, default))
+    values, known = [value for value in own if value is not None], [pair for pair in ends if pair is not None]
     interval, kind = t_interval(values), T_SEEDS
-    if interval is None and ends:
-        interval, kind = ends[0], QUESTIONS
-    return {
-        "mean": sum(values) / len(values) if values else None,
-        "seeds": len(values),
-        "interval": interval,
-        "kind": kind if interval else None,
-        "difference": None,
-        "difference_interval": None,
-        "difference_kind": None,
-    }
+    if interval is None and known:
+        interval, kind = known[0], QUESTIONS
+    cell = {"mean": sum(values) / len(values) if values else None, "seeds": len(values), "interval": interval}
+    cell |= {"kind": kind if interval else None, "difference": None, "difference_interval": None}
+    cell["difference_kind"] = None
+    paired = [a - b for a, b in zip(own, first, strict=True) if a is not None and b is not None]
+    if row is not default and paired:
+        interval, kind = t_interval(paired), T_SEEDS
+        if interval is None:  # the one seed that both have
+            pair = [four for four in zip(own, ends, first, first_ends, strict=True) if None not in four]
+            interval, kind = _unpaired(*pair[0]) if pair else None, UNPAIRED
+        cell |= {"difference": sum(paired) / len(paired), "difference_interval": interval}
+        cell["difference_kind"] = kind if interval else None
+    return cell
 
 
 def _unpaired(value: float, ends: Interval, other: float, other_ends: Interval) -> Interval:
@@ -91,29 +78,21 @@ def _text(value: float | None, digits: int, interval: Interval | None = None, si
     return "-" if value is None else f"{value:{sign}.{digits}f}{ends}"
 
 
-def _is_clear(cell: Mapping[str, Any]) -> bool:
-    ends = cell["difference_interval"]
-    return ends is not None and not ends[0] <= 0 <= ends[1]
-
-
 def results_table(content: Mapping[str, Any], bold: str = "**{}**") -> Table:
     """Means with intervals, bold where that of the difference to the first row is without 0; published ones apart."""
     columns, rows = content["columns"], content["rows"]
     published = [name for name in columns if any(name in row["published"] for row in rows)]
-    lines = []
+    states, lines = any(row["state"] for row in rows), []
     for row, cells in zip(rows, content["summary"], strict=True):
         line = [row["name"], str(max((cell["seeds"] for cell in cells.values()), default=0))]
         for name, column in columns.items():
             text = _text(cells[name]["mean"], column["digits"], cells[name]["interval"])
-            line.append(bold.format(text) if _is_clear(cells[name]) else text)
+            low, high = cells[name]["difference_interval"] or (0, 0)
+            line.append(text if low <= 0 <= high else bold.format(text))
         line += [_text(row["published"].get(name), columns[name]["digits"]) for name in published]
-        lines.append([*line, row["state"]] if _has_states(content) else line)
+        lines.append([*line, row["state"]] if states else line)
     head = ["row", "seeds", *columns, *(f"{name}, published" for name in published)]
-    return Table([*head, "state"] if _has_states(content) else head, lines)
-
-
-def _has_states(content: Mapping[str, Any]) -> bool:
-    return any(row["state"] for row in content["rows"])
+    return Table([*head, "state"] if states else head, lines)
 
 
 def _differences(content: Mapping[str, Any]) -> Table:
@@ -141,28 +120,19 @@ def _training(content: Mapping[str, Any]) -> Table:
 
 
 def _markdown(content: Mapping[str, Any]) -> str:
-    kinds = {
-        cell[kind] for cells in content["summary"] for cell in cells.values() for kind in ("kind", "difference_kind")
-    }
+    cells = [cell for own in content["summary"] for cell in own.values()]
+    kinds = {cell[kind] for cell in cells for kind in ("kind", "difference_kind")}
     first = content["rows"][0]["name"]
     notes = [text for kind, text in INTERVALS.items() if kind in kinds]
     notes.append(f"Bold: the interval of the difference to {first} is without 0.")
     notes.append("Losses are means of the last epoch; the configuration is its hash, without the seed.")
     notes += [f"Commit: {commit}." for commit in content["commits"]]
     notes += [f"{row['name']}: {text}" for row in content["rows"] for text in row["failures"]]
-    sections = {
-        f"Difference to {first}": _differences(content).markdown(),
-        "Training": _training(content).markdown(),
-        "Rows": _changes(content["rows"]),
-    }
-    texts = [f"## {heading}\n\n{text}" for heading, text in sections.items()]
-    return document(content["plan"], results_table(content), notes, [*texts, f"![losses and results]({FIGURE})"])
-
-
-def _changes(rows: Sequence[Mapping[str, Any]]) -> str:
-    """What makes each row another one."""
-    lines = [(row["name"], ", ".join(f"`{text}`" for text in row["changes"])) for row in rows]
-    return "".join(f"- {name}: {changes or 'the recipes as they are'}\n" for name, changes in lines)
+    tables = {f"Difference to {first}": _differences(content), "Training": _training(content)}
+    changes = [(row["name"], ", ".join(f"`{text}`" for text in row["changes"])) for row in content["rows"]]
+    rows = "".join(f"- {name}: {own or 'the recipes as they are'}\n" for name, own in changes)
+    sections = [*under_headings(tables), f"## Rows\n\n{rows}", f"![losses and results]({FIGURE})"]
+    return document(content["plan"], results_table(content), notes, sections)
 
 
 def _latex(content: Mapping[str, Any]) -> str:
@@ -171,11 +141,9 @@ def _latex(content: Mapping[str, Any]) -> str:
     marks = {"\\": r"\textbackslash{}", "\0": r"\textbf{", "\1": "}"} | {mark: f"\\{mark}" for mark in "&%$#_{}"}
     marks |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     rows = [" & ".join("".join(marks.get(c, c) for c in cell) for cell in line) for line in (table.head, *table.rows)]
-    head, *body = (f"{row} \\\\\n" for row in rows)
-    columns = "l" + "r" * (len(table.head) - 1)
-    return (
-        f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{head}\\midrule\n{''.join(body)}\\bottomrule\n\\end{{tabular}}\n"
-    )
+    head, *body = (rf"{row} \\" for row in rows)
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
 CSV_KEYS = ("mean", "low", "high", "kind", "seeds", "difference", "difference_low", "difference_high")
@@ -183,64 +151,50 @@ CSV_KEYS = ("mean", "low", "high", "kind", "seeds", "difference", "difference_lo
 
 def _csv(content: Mapping[str, Any]) -> str:
     """All digits; a line for each row and column."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["row", "column", *CSV_KEYS, "difference_kind", "published", "configuration"])
+    lines = []
     for row, cells in zip(content["rows"], content["summary"], strict=True):
         for name, cell in cells.items():
             ends, difference_ends = (cell[key] or (None, None) for key in ("interval", "difference_interval"))
             numbers = [cell["mean"], *ends, cell["kind"], cell["seeds"], cell["difference"], *difference_ends]
             published = row["published"].get(name)
-            writer.writerow([row["name"], name, *numbers, cell["difference_kind"], published, row["configuration"]])
-    return file.getvalue()
-
-
-# The figure
+            lines.append([row["name"], name, *numbers, cell["difference_kind"], published, row["configuration"]])
+    return Table(["row", "column", *CSV_KEYS, "difference_kind", "published", "configuration"], lines).csv()
 
 
 def _draw(path: Path, content: Mapping[str, Any], curves: Sequence[Curve]) -> None:
     """Write a PNG: a panel of losses for each stage, a panel of points with intervals for each column."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     columns, rows, stages = content["columns"], content["rows"], list(dict.fromkeys(curve[0] for curve in curves))
     colours = {row["name"]: f"C{number % 10}" for number, row in enumerate(rows)}
-    wide, size = max(len(stages), len(columns), 1), {"fontsize": 7}
-    height = 5.4 + 0.3 * len(rows)
-    figure, panels = pyplot.subplots(2, wide, figsize=(3.6 * wide, height), dpi=150, squeeze=False)
-    for panel in [*panels[0][len(stages) :], *panels[1][len(columns) :]]:
-        panel.set_visible(False)
-    for panel, stage in zip(panels[0], stages, strict=False):
-        for names, points in ((names, points) for name, names, points in curves if name == stage):
-            steps, losses = zip(*points, strict=True)
-            windows = [losses[max(0, end - SMOOTHED) : end] for end in range(1, len(losses) + 1)]
-            means = [sum(window) / len(window) for window in windows]
-            known = panel.get_legend_handles_labels()[1]
-            label = None if ", ".join(names) in known else ", ".join(names)  # its other seeds
-            panel.plot(steps, means, color=colours[names[0]], linewidth=0.8, label=label)
-        panel.set_title(f"{stage}: loss", fontsize=9)
-        panel.legend(fontsize=6)
-    for panel, name in zip(panels[1], columns, strict=False):
-        for place, (row, cells) in enumerate(zip(rows, content["summary"], strict=True)):
-            colour, cell = colours[row["name"]], cells[name]
-            if cell["mean"] is not None:
-                panel.plot(cell["mean"], place, marker="o", color=colour)
-            if cell["interval"]:
-                panel.hlines(place, *cell["interval"], color=colour, linewidth=2)
-            if name in row["published"]:
-                panel.plot(row["published"][name], place, marker="x", color="black")
-        panel.set_title(name, fontsize=9)
-        panel.set_yticks(range(len(rows)), [row["name"] if panel is panels[1][0] else "" for row in rows], **size)
-        panel.set_ylim(len(rows) - 0.5, -0.5)
-        panel.grid(alpha=0.3, axis="x")
-    for panel in panels.flat:
-        panel.tick_params(labelsize=7)
-    figure.suptitle(f"{content['plan']}; bars: 95% intervals, x: published", fontsize=9)
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Software": None})  # the same numbers give the same bytes
-    pyplot.close(figure)
+    wide, title = max(len(stages), len(columns), 1), f"{content['plan']}; bars: 95% intervals, x: published"
+    with figure(path, title, (2, wide), (3.6 * wide, 5.4 + 0.3 * len(rows)), "--output") as panels:
+        for panel in [*panels[0][len(stages) :], *panels[1][len(columns) :]]:
+            panel.set_visible(False)
+        for panel, stage in zip(panels[0], stages, strict=False):
+            for names, points in ((names, points) for name, names, points in curves if name == stage):
+                steps, losses = zip(*points, strict=True)
+                windows = [losses[max(0, end - SMOOTHED) : end] for end in range(1, len(losses) + 1)]
+                means = [sum(window) / len(window) for window in windows]
+                known = panel.get_legend_handles_labels()[1]
+                label = None if ", ".join(names) in known else ", ".join(names)  # its other seeds
+                panel.plot(steps, means, color=colours[names[0]], linewidth=0.8, label=label)
+            panel.set_title(f"{stage}: loss", fontsize=9)
+            panel.legend(fontsize=6)
+        for panel, name in zip(panels[1], columns, strict=False):
+            for place, (row, cells) in enumerate(zip(rows, content["summary"], strict=True)):
+                colour, cell = colours[row["name"]], cells[name]
+                if cell["mean"] is not None:
+                    panel.plot(cell["mean"], place, marker="o", color=colour)
+                if cell["interval"]:
+                    panel.hlines(place, *cell["interval"], color=colour, linewidth=2)
+                if name in row["published"]:
+                    panel.plot(row["published"][name], place, marker="x", color="black")
+            panel.set_title(name, fontsize=9)
+            labels = [row["name"] if panel is panels[1][0] else "" for row in rows]
+            panel.set_yticks(range(len(rows)), labels, fontsize=7)
+            panel.set_ylim(len(rows) - 0.5, -0.5)
+            panel.grid(alpha=0.3, axis="x")
+        for panel in panels.flat:
+            panel.tick_params(labelsize=7)
 
 
 def write_study(
@@ -252,11 +206,9 @@ def write_study(
     text = _markdown(content)
     files = {"table.md": text, "table.tex": _latex(content), "table.csv": _csv(content)}
     files["timings.md"] = document("Measured", times, ["Of the runs as they were, resumes included."], [])
-    try:
+    with errors_as(ConfigError, f"--output: cannot write {folder}"):
         folder.mkdir(parents=True, exist_ok=True)
-        _draw(folder / FIGURE, content, curves)
-    except OSError as error:
-        raise refused(folder / FIGURE, error, "--output") from error
+    _draw(folder / FIGURE, content, curves)
     for name, own in (files | {"table.json": as_json(content)}).items():
         write_whole(folder / name, own, "--output")
     return text

@@ -8,92 +8,58 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import Processes
 from minigpt4.evaluation import hallucination, science_qa, vqa_data, vqa_scores
 from minigpt4.evaluation.caption_data import require_same_ids
-from minigpt4.evaluation.generate import NamedCheckpoint, setup_metadata
+from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
 from minigpt4.evaluation.judge import yes_no
 from minigpt4.evaluation.questions import ask, read_json
-from minigpt4.evaluation.vqa_data import GQA_CHOICES, Files, Read, ResultForm, checked
+from minigpt4.evaluation.vqa_data import GQA_CHOICES, Files, Read, ResultForm, VqaQuestion, checked
 
 Rank = Literal["sum", "mean"]
 """Of the losses of a choice's tokens, the end symbol included."""
-Key = int | str
-Texts = Mapping[Key, str]
+Texts = Mapping[int | str, str]
 """Answers by question_id."""
-Scores = dict[Key, float]
+Scores = dict[int | str, float]
+Record = Mapping[str, Any]
+Match = Callable[[str, str, Record], float]
+"""What a scorer gives for an answer, by its record: from 0 to 1."""
 
 
-# What counts as right, of a scorer, answers, records and whether missing answers are an error; and further figures
-
-Records = Sequence[Mapping[str, Any]]
+# Figures beside the accuracy
 
 
-def _each(key: str, match: Callable[[str, Mapping[str, Any]], bool]) -> Callable[..., Scores]:
-    """A look at an answer and its record, whose id is `key`; a missing answer is wrong."""
-    return lambda scorer, said, records, strict: {
-        one[key]: float(one[key] in said and match(said[one[key]], one)) for one in records
-    }
-
-
-def _vqa(scorer: str, said: Texts, records: Records, strict: bool) -> Scores:
-    return vqa_scores.breakdown(said, records, vqa_scores.VQA[scorer]).per_question
-
-
-def _vizwiz(scorer: str, said: Texts, records: Records, strict: bool) -> Scores:
-    return vqa_scores.breakdown(said, records, vqa_scores.VIZWIZ[scorer], "image").per_question
-
-
-def _aokvqa(scorer: str, said: Texts, records: Records, strict: bool) -> Scores:
-    return vqa_scores.aokvqa_choices(said, records, strict=strict)
-
-
-def _aokvqa_direct(scorer: str, said: Texts, records: Records, strict: bool) -> Scores:
-    return vqa_scores.aokvqa_direct(said, records, scorer, strict=strict)
-
-
-def _gqa(scorer: str, said: Texts, records: Records, strict: bool) -> Scores:
-    """Of balanced questions, as all are in MiniGPT-4's list."""
-    counted = [one for one in records if one.get("isBalanced", True)]
-    return {
-        (key := one["question_id"]): float(vqa_scores.gqa_matches(said[key], one["answer"], scorer)) for one in counted
-    }
-
-
-def _gqa_figures(scorer: str, said: Texts, records: Records, files: Files) -> dict[str, Any]:
+def _gqa_figures(scorer: str, said: Texts, questions: Sequence[VqaQuestion], files: Files) -> dict[str, Any]:
     """The official ones, of the publisher's form, where a scorer leaves the answers of the file as they are."""
-    if scorer in ("lavis", "lmms") or "types" not in records[0]:
+    records, choices = {one.question_id: one.record for one in questions}, None
+    if scorer in ("lavis", "lmms") or "types" not in questions[0].record:
         return {}
-    choices, questions = None, {one["question_id"]: one for one in records}
     if files.choices:
         choices = checked(GQA_CHOICES, read_json(files.choices), files.choices)
-        require_same_ids(questions, [key for key in choices if key in questions], f"{files.choices}: ")
+        require_same_ids(records, [key for key in choices if key in records], f"{files.choices}: ")
     clean = vqa_scores.GQA_ANSWERS[scorer]
-    return vqa_scores.gqa({key: clean(text) for key, text in said.items()}, questions, choices)
+    return vqa_scores.gqa({key: clean(text) for key, text in said.items()}, records, choices)
 
 
-def _vizwiz_figures(scorer: str, said: Texts, records: Records, files: Files) -> dict[str, Any]:
-    pairs = [
-        (one.get("answerable") == 0, vqa_scores.normalised(said[one["image"]]) == "unanswerable") for one in records
-    ]
+def _vizwiz_figures(scorer: str, said: Texts, questions: Sequence[VqaQuestion], files: Files) -> dict[str, Any]:
+    texts = {key: vqa_scores.normalised(text) for key, text in said.items()}
+    pairs = [(one.record.get("answerable") == 0, texts[one.question_id] == "unanswerable") for one in questions]
     hits, total = sum(map(all, pairs)), sum(map(sum, pairs))
     return {"F1 of unanswerable": 2 * hits / total if total else None}
 
 
-def _hateful_figures(scorer: str, said: Texts, records: Records, files: Files) -> dict[str, Any]:
-    scores = [{1: 1.0, 0: 0.0, None: 0.5}[vqa_scores.hateful(said[one["id"]])] for one in records]
-    return {"AUROC of yes, neither, no": vqa_scores.auroc([one["label"] for one in records], scores)}
+def _hateful_figures(scorer: str, said: Texts, questions: Sequence[VqaQuestion], files: Files) -> dict[str, Any]:
+    scores = [{1: 1.0, 0: 0.0, None: 0.5}[vqa_scores.hateful(said[one.question_id])] for one in questions]
+    return {"AUROC of yes, neither, no": vqa_scores.auroc([one.record["label"] for one in questions], scores)}
 
 
-def _nearest_figures(scorer: str, said: Texts, records: Records, files: Files) -> dict[str, Any]:
+def _nearest_figures(scorer: str, said: Texts, questions: Sequence[VqaQuestion], files: Files) -> dict[str, Any]:
     """Multiple choice by the choice that is nearest to a direct answer, where the user has a file of word vectors."""
     if files.vectors is None:
         return {}
-    pairs = [(said.get(one["question_id"], ""), one["choices"]) for one in records]
+    pairs = [(said.get(one.question_id, ""), one.record["choices"]) for one in questions]
     vectors = vqa_scores.read_vectors(files.vectors, [text for answer, own in pairs for text in (answer, *own)])
     picks = [vqa_scores.nearest_choice(text, own, vectors) for text, own in pairs]
-    right = [pick == one["correct_choice_idx"] for pick, one in zip(picks, records, strict=True)]
+    right = [pick == one.record["correct_choice_idx"] for pick, one in zip(picks, questions, strict=True)]
     return {"multiple choice by nearest choice": float(np.mean(right))}
 
 
@@ -111,8 +77,10 @@ class Benchmark:
     """Field of a record that has the answer."""
     rules: Mapping[str, str]
     """What counts as right by scorer, the default first."""
-    score: Callable[[str, Texts, Records, bool], Scores]
-    figures: Callable[[str, Texts, Records, Files], dict[str, Any]] = lambda *_: {}
+    match: Match
+    figures: Callable[[str, Texts, Sequence[VqaQuestion], Files], dict[str, Any]] = lambda *_: {}
+    counts: Callable[[str, Record], bool] = lambda *_: True
+    """Whether a record is one of those that a scorer counts."""
     is_ranked: bool = False
     """The likeliest of the choices is the answer; else it is generated."""
     missing_is_wrong: bool = False
@@ -120,25 +88,35 @@ class Benchmark:
     is_read: Callable[[str], bool] | None = None
     """Whether an answer is one of the two that there are."""
 
+    def score(self, scorer: str, said: Texts, questions: Sequence[VqaQuestion]) -> Scores:
+        """Scores by question_id of the questions that count; 0 without an answer."""
+        counted = {one.question_id: one.record for one in questions if self.counts(scorer, one.record)}
+        return {key: float(self.match(scorer, said[key], one)) if key in said else 0.0 for key, one in counted.items()}
+
+
+def _by_people(scorers: Mapping[str, Callable[[str, Sequence[str]], float]]) -> Match:
+    return lambda scorer, text, one: scorers[scorer](text, [answer["answer"] for answer in one["answers"]])
+
 
 OTHERS = "mean over the answers of min(1, matches among the others / 3)"
+NORMALISED = f"{OTHERS}; both sides normalised, unless all answers are the same"
 VQA_RULES = {
-    "official": f"{OTHERS}; both sides normalised, unless all answers are the same",
-    "minigpt4": f"{OTHERS}; both sides normalised, unless all answers are the same, and in lower case",
+    "official": NORMALISED,
+    "minigpt4": f"{NORMALISED}, and in lower case",
     "lavis": f"{OTHERS}; the prediction normalised, of the answers the signs alone",
     "lmms": f"{OTHERS}; both sides normalised as EvalAI does",
 }
 BY_ID = ResultForm("list", "question_id", "answer")
 BENCHMARKS = {
-    "vqav2": Benchmark("VQAv2", vqa_data.read_vqa, BY_ID, "answers", VQA_RULES, _vqa),
-    "okvqa": Benchmark("OK-VQA", vqa_data.read_vqa, BY_ID, "answers", VQA_RULES, _vqa),
+    "vqav2": Benchmark("VQAv2", vqa_data.read_vqa, BY_ID, "answers", VQA_RULES, _by_people(vqa_scores.VQA)),
+    "okvqa": Benchmark("OK-VQA", vqa_data.read_vqa, BY_ID, "answers", VQA_RULES, _by_people(vqa_scores.VQA)),
     "aokvqa": Benchmark(
         "A-OKVQA MC",
         vqa_data.read_aokvqa,
         ResultForm("by id", "question_id", "multiple_choice"),
         "correct_choice_idx",
         {"official": "the text of the right choice"},
-        _aokvqa,
+        lambda scorer, text, one: text == one["choices"][one["correct_choice_idx"]],
         is_ranked=True,
         missing_is_wrong=True,
     ),
@@ -151,8 +129,9 @@ BENCHMARKS = {
             "official": "min(1, matches / 3), nothing normalised; without the difficult questions",
             "lavis": "min(1, matches / 3), nothing normalised; the difficult questions, too",
         },
-        _aokvqa_direct,
+        lambda scorer, text, one: vqa_scores.three_of_all(text, one["direct_answers"]),
         _nearest_figures,
+        counts=lambda scorer, one: scorer == "lavis" or not one["difficult_direct_answer"],
         missing_is_wrong=True,
     ),
     "gqa": Benchmark(
@@ -167,8 +146,9 @@ BENCHMARKS = {
             "lavis": "both sides normalised by the VQA rules",
             "lmms": "both sides in lower case, without punctuation",
         },
-        _gqa,
+        lambda scorer, text, one: vqa_scores.gqa_matches(text, one["answer"], scorer),
         _gqa_figures,
+        counts=lambda scorer, one: one.get("isBalanced", True),  # as all are in MiniGPT-4's list
     ),
     "vizwiz": Benchmark(
         "VizWiz",
@@ -180,7 +160,7 @@ BENCHMARKS = {
             "minigpt4": "min(1, matches / 3) of all answers, in lower case, parted at _",
             "lmms": VQA_RULES["lmms"],
         },
-        _vizwiz,
+        _by_people(vqa_scores.VIZWIZ),
         _vizwiz_figures,
     ),
     "iconqa": Benchmark(
@@ -189,7 +169,7 @@ BENCHMARKS = {
         ResultForm("list", "image_id", "answer"),
         "answer",
         {"official": "the text of the right choice"},
-        _each("image_id", lambda text, one: text == one["choices"][one["answer"]]),
+        lambda scorer, text, one: text == one["choices"][one["answer"]],
         is_ranked=True,
     ),
     "vsr": Benchmark(
@@ -198,7 +178,7 @@ BENCHMARKS = {
         BY_ID,
         "label",
         {"minigpt4": "`true` or `false` in whatever case, blanks count"},
-        _each("question_id", lambda text, one: vqa_scores.vsr(text, one["label"])),
+        lambda scorer, text, one: text.lower() == ("true" if one["label"] else "false"),
         is_read=lambda text: text.lower() in ("true", "false"),
     ),
     "hateful_memes": Benchmark(
@@ -207,7 +187,7 @@ BENCHMARKS = {
         ResultForm("list", "id", "answer"),
         "label",
         {"minigpt4": "`yes` or `no` in whatever case, alone"},
-        _each("id", lambda text, one: vqa_scores.hateful(text) == one["label"]),
+        lambda scorer, text, one: vqa_scores.hateful(text) == one["label"],
         _hateful_figures,
         is_read=lambda text: vqa_scores.hateful(text) is not None,
     ),
@@ -217,7 +197,7 @@ BENCHMARKS = {
         ResultForm("lines", "question_id", "answer"),
         "label",
         {"official": "yes, unless the first sentence has the word No, no or not"},
-        _each("question_id", lambda text, one: vqa_scores.pope(text) == (one["label"] == hallucination.YES)),
+        lambda scorer, text, one: vqa_scores.pope(text) == (one["label"] == hallucination.YES),
         is_read=lambda text: yes_no(text) is not None,
     ),
     "science_qa": Benchmark(
@@ -226,7 +206,7 @@ BENCHMARKS = {
         ResultForm("lines", "question_id", "text"),
         "answer",
         {"official": "the letter alone, in front as `B. `, or in exactly one `The answer is B.`"},
-        _each("id", lambda text, one: science_qa.choice_of(science_qa.find_letter(text), one) == one["answer"]),
+        lambda scorer, text, one: science_qa.choice_of(science_qa.find_letter(text), one) == one["answer"],
         missing_is_wrong=True,
     ),
 }
@@ -257,33 +237,23 @@ PUBLISHED: dict[str, tuple[str, dict[str, float]]] = {
 
 
 def ask_checkpoints(
-    benchmark: Benchmark,
-    cfg: Config,
-    checkpoints: Sequence[NamedCheckpoint],
-    read: Read,
-    images: Path,
-    folder: Path,
-    prompt: str,
-    processes: Processes,
+    benchmark: Benchmark, run: EvaluationRun, read: Read, images: Path, prompt: str
 ) -> tuple[dict[str, Any], list[dict[str, Texts]] | None]:
     """How was asked; and on rank 0 each checkpoint's answers, where choices are ranked by rule, `sum` or `mean`.
 
     Errors are those of `questions.ask`; every rank must call it.
     """
     ids = {str(one.question_id): one.question_id for one in read.questions}
-    choices = {str(one.question_id): one.record["choices"] for one in read.questions} if benchmark.is_ranked else None
-    rules, said = ask(cfg, checkpoints, read.questions, images, folder, prompt, processes, choices)
-    setup = setup_metadata(cfg, rules)
-    if choices is None:
-        return setup, said and [{"generated": {ids[key]: answer.text for key, answer in own.items()}} for own in said]
-    setup["decoding"] = {"choices": "ranked by likelihood, each by itself"}
-    setup["batch_size"] = 1
-    return setup, said and [
-        {
-            rule: {
-                ids[key]: choices[key][vqa_scores.pick(json.loads(answer.text), rule)] for key, answer in own.items()
-            }
-            for rule in get_args(Rank)
-        }
-        for own in said
-    ]
+    choices = {str(one.question_id): one.record["choices"] for one in read.questions} if benchmark.is_ranked else {}
+    rules, said = ask(run, read.questions, images, prompt, choices)
+    setup, found = setup_metadata(run.cfg, rules), []
+    if choices:
+        setup |= {"decoding": {"choices": "ranked by likelihood, each by itself"}, "batch_size": 1}
+    for own in said or []:
+        ways: dict[str, Texts] = {"generated": {ids[key]: answer.text for key, answer in own.items()}}
+        if choices:
+            losses = {key: json.loads(answer.text) for key, answer in own.items()}
+            picks = {way: {key: vqa_scores.pick(one, way) for key, one in losses.items()} for way in get_args(Rank)}
+            ways = {way: {ids[key]: choices[key][pick] for key, pick in own.items()} for way, own in picks.items()}
+        found.append(ways)
+    return setup, said and found

@@ -4,6 +4,7 @@ What a file holds is checked and not changed: ids are those of the file. docs/ev
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
@@ -84,26 +85,13 @@ Answers = Annotated[list[_fields(answer=str)], MinLen(1)]
 Texts = Annotated[list[str], MinLen(1)]
 VQA = _fields(image_id=int, question=str, question_id=int)
 ANNOTATION = _fields(question_id=int, answers=Answers)
+OF_GOLD = {"correct_choice_idx": NotRequired[Index], "direct_answers": NotRequired[Texts]}
 AOKVQA = _fields(
-    split=str,
-    image_id=int,
-    question_id=str,
-    question=str,
-    choices=Choices,
-    correct_choice_idx=NotRequired[Index],
-    direct_answers=NotRequired[Texts],
-    difficult_direct_answer=bool,
+    split=str, image_id=int, question_id=str, question=str, choices=Choices, difficult_direct_answer=bool, **OF_GOLD
 )
-GQA = _fields(
-    question=str,
-    answer=str,
-    imageId=str,
-    isBalanced=bool,
-    types=_fields(structural=str, semantic=str, detailed=str),
-    groups=_fields(**{"global": str | None}),
-    semantic=list[_fields(operation=str, argument=str)],
-    entailed=list[str],
-)
+TYPES, GROUPS = _fields(structural=str, semantic=str, detailed=str), _fields(**{"global": str | None})
+PROGRAM = {"semantic": list[_fields(operation=str, argument=str)], "entailed": list[str], "isBalanced": bool}
+GQA = _fields(question=str, answer=str, imageId=str, types=TYPES, groups=GROUPS, **PROGRAM)
 GQA_LISTED = _fields(image=str, question=str, answer=str, question_id=str | int)
 GQA_CHOICES = dict[str, _fields(valid=list[str], plausible=list[str])]
 VIZWIZ = _fields(image=str, question=str, answers=NotRequired[Answers])
@@ -223,7 +211,7 @@ def read_hateful_memes(files: Files) -> Read:
 
 
 def read_pope(files: Files) -> Read:
-    records = map(asdict, hallucination.read_questions(files.questions))
+    records = map(asdict, hallucination.read_object_questions(files.questions))
     return Read(_questions(records, "question_id", itemgetter("image"), "text", "label"), "lines")
 
 
@@ -252,11 +240,8 @@ def read_questions(reader: Callable[[Files], Read], files: Files) -> Read:
 
 
 def _require_single(ids: Sequence[int | str], path: Path) -> None:
-    seen = set()
-    for key in ids:
-        if str(key) in seen:
-            raise SampleError(f"{path}: the question_id {key} comes twice")
-        seen.add(str(key))
+    if twice := next((key for key, count in Counter(map(str, ids)).items() if count > 1), None):
+        raise SampleError(f"{path}: the question_id {twice} comes twice")
 
 
 # Result files

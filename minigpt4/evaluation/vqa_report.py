@@ -55,20 +55,33 @@ def write_report(
     """Write all files of a benchmark and, anew, the table of the folder; returns the content of the JSON file.
 
     `rows`: of each checkpoint its answers by what gave them, one or the rules of a ranking; `setup`: prompt, decoding
-    and so on, the same for all. SampleError for A-OKVQA's answers that are no choices, ConfigError if the disk refuses.
+    and so on, the same for all. ConfigError if the disk refuses.
     """
     benchmark, checkpoints, scores, worst = BENCHMARKS[name], [], [], []
     has_gold = all(benchmark.gold in one.record for one in read.questions)
     scorer = rules.scorer if rules.scorer in benchmark.rules else next(iter(benchmark.rules))
     cuts = rules.first_line and not benchmark.is_ranked
-    for one, given in rows:
-        said = {way: _first_lines(texts) if cuts else texts for way, texts in given.items()}
+    for one, said in rows:
+        if cuts:
+            said = {
+                way: {k: FIRST_LINE.split(text, maxsplit=1)[0] for k, text in own.items()} for way, own in said.items()
+            }
         chosen = said.get(rules.rank) or next(iter(said.values()))
         path = folder / f"answers_{name}_{one.file_name}.{'jsonl' if benchmark.form.kind == 'lines' else 'json'}"
         benchmark.form.write(path, chosen)
         checkpoints.append({**one.identity, "answers": path.name, **_shares(benchmark, chosen)})
         if has_gold:
-            scores.append(_score(benchmark, scorer, files, read.questions, said, chosen, rules, checkpoints[-1]))
+            leaves_out = rules.partial and not benchmark.missing_is_wrong
+            asked = [one for one in read.questions if one.question_id in chosen or not leaves_out]
+            scores.append(benchmark.score(scorer, chosen, asked))
+            others = {rule: benchmark.score(rule, chosen, asked) for rule in benchmark.rules}
+            ways = {way: benchmark.score(scorer, texts, asked) for way, texts in said.items()}
+            checkpoints[-1] |= {
+                "accuracy": _mean(scores[-1].values()),
+                "scores": {way: _mean(own.values()) for way, own in (others if len(ways) == 1 else ways).items()},
+                "groups": _by_type(asked, scores[-1]),
+                "figures": benchmark.figures(scorer, chosen, asked, files),
+            }
             worst.append(_worst(benchmark, one.name, read.questions, scores[-1], chosen))
     missing = "count 0" if benchmark.missing_is_wrong else "do not count"
     results = {
@@ -95,46 +108,22 @@ def write_report(
     return results
 
 
-def _first_lines(said: Texts) -> Texts:
-    return {key: FIRST_LINE.split(text, maxsplit=1)[0] for key, text in said.items()}
-
-
 def _shares(benchmark: Benchmark, said: Texts) -> dict[str, Any]:
     """Of the answers, those that are long, empty or, where there are two to choose from, neither."""
-    facts = {"long": [len(text.split()) > LONG for text in said.values()]}
-    facts["empty"] = [not text.strip() for text in said.values()]
+    found = {"long": _mean(len(text.split()) > LONG for text in said.values())}
+    found["empty"] = _mean(not text.strip() for text in said.values())
     if benchmark.is_read:
-        facts["neither"] = [not benchmark.is_read(text) for text in said.values()]
-    return {name: _mean(own) for name, own in facts.items()}
+        found["neither"] = _mean(not benchmark.is_read(text) for text in said.values())
+    return found
 
 
-def _score(
-    benchmark: Benchmark,
-    scorer: str,
-    files: Files,
-    questions: Sequence[VqaQuestion],
-    said: Mapping[str, Texts],
-    chosen: Texts,
-    rules: Rules,
-    content: dict[str, Any],
-) -> Scores:
-    """Scores by question_id, of which `content` gets what the JSON file says."""
-    if rules.partial and not benchmark.missing_is_wrong:
-        questions = [one for one in questions if one.question_id in chosen]
-    records, strict = [one.record for one in questions], not rules.partial
-    others = {rule: benchmark.score(rule, chosen, records, strict) for rule in benchmark.rules}
-    ways = {way: benchmark.score(scorer, texts, records, strict) for way, texts in said.items()}
-    own, groups = others[scorer], defaultdict(lambda: defaultdict(list))
-    for one in [one for one in questions if one.question_id in own]:
+def _by_type(questions: Sequence[VqaQuestion], scores: Scores) -> dict[str, dict[str, list[float]]]:
+    """Mean score and number of questions by the types that tables tell apart."""
+    groups = defaultdict(lambda: defaultdict(list))
+    for one in [one for one in questions if one.question_id in scores]:
         for name, value in one.groups.items():
-            groups[name][str(value)].append(own[one.question_id])
-    content |= {
-        "accuracy": _mean(own.values()),
-        "scores": {name: _mean(each.values()) for name, each in (others if len(ways) == 1 else ways).items()},
-        "groups": {name: {v: [_mean(s), len(s)] for v, s in sorted(by.items())} for name, by in groups.items()},
-        "figures": benchmark.figures(scorer, chosen, records, files),
-    }
-    return own
+            groups[name][str(value)].append(scores[one.question_id])
+    return {name: {v: [_mean(own), len(own)] for v, own in sorted(by.items())} for name, by in groups.items()}
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -145,40 +134,32 @@ def _baselines(questions: Sequence[VqaQuestion]) -> dict[str, float]:
     """Accuracy without a look at image or question; of choices as long, or short, as each other the first."""
     lengths = [list(map(len, one.record["choices"])) for one in questions]
     gold = [one.record.get("correct_choice_idx", one.record.get("answer")) for one in questions]
-    pairs = list(zip(lengths, gold, strict=True))
-    return {
-        "chance": _mean(1 / len(own) for own in lengths),
-        "longest choice": _mean(own.index(max(own)) == right for own, right in pairs),
-        "shortest choice": _mean(own.index(min(own)) == right for own, right in pairs),
-    }
+    found = {"chance": _mean(1 / len(own) for own in lengths)}
+    for name, pick in (("longest choice", max), ("shortest choice", min)):
+        found[name] = _mean(own.index(pick(own)) == right for own, right in zip(lengths, gold, strict=True))
+    return found
 
 
 def _compare(
     questions: Sequence[VqaQuestion], checkpoints: Sequence[dict[str, Any]], scores: Sequence[Scores]
 ) -> list[dict[str, Any]]:
     """Each checkpoint gets its `interval`, None for a single image; returned are differences from those above that
-    answered the same questions."""
+    answered the same questions. The questions of an image are drawn together."""
     images = {one.question_id: one.image or f"{one.question_id}, without image" for one in questions}
-    comparisons = []
+    comparisons, counted = [], []
     for index, own in enumerate(scores):
+        sums = defaultdict(lambda: np.zeros(2))
+        for key, score in own.items():
+            sums[images[key]] += score, 1
+        counts = {"accuracy": np.array(list(sums.values()))}
+        counted.append(CaptionScores({"accuracy": checkpoints[index]["accuracy"]}, {}, counts))
         same = [base for base in range(index) if scores[base].keys() == own.keys()]
-        counts = [_counts(images, scores[place]) for place in (index, *same)]
-        count = len(counts[0].counts["accuracy"])
-        bootstrap = Bootstrap(counts, count) if count > 1 else None
+        bootstrap = Bootstrap([counted[place] for place in (index, *same)], len(sums)) if len(sums) > 1 else None
         checkpoints[index]["interval"] = bootstrap and bootstrap.intervals(0)["accuracy"]
         for place, base in enumerate(same if bootstrap else (), start=1):
             names = {"checkpoint": checkpoints[index]["name"], "baseline": checkpoints[base]["name"]}
             comparisons.append(names | bootstrap.compare(0, place)["accuracy"])
     return comparisons
-
-
-def _counts(images: Mapping[Any, str], scores: Scores) -> CaptionScores:
-    """Sum and number of the scores of each image, whose questions are drawn together."""
-    sums: dict[str, list[float]] = {}
-    for key, score in scores.items():
-        total, count = sums.get(images[key], (0.0, 0))
-        sums[images[key]] = [total + score, count + 1]
-    return CaptionScores({"accuracy": _mean(scores.values())}, {}, {"accuracy": np.array(list(sums.values()))})
 
 
 def _worst(benchmark: Benchmark, name: str, questions: Sequence[VqaQuestion], scores: Scores, said: Texts) -> str:
@@ -190,19 +171,16 @@ def _worst(benchmark: Benchmark, name: str, questions: Sequence[VqaQuestion], sc
     for kind, own in sorted(by_type.items()):
         rows = []
         for one in sorted(own, key=lambda one: scores[one.question_id])[:WORST]:
-            key = one.question_id
-            cells = [key, one.image, one.text, said.get(key, "(none)"), _gold(benchmark, one), f"{scores[key]:.2f}"]
+            key, gold = one.question_id, one.record[benchmark.gold]
+            if isinstance(gold, list):
+                texts = Counter(answer["answer"] if isinstance(answer, Mapping) else answer for answer in gold)
+                gold = ", ".join(f"{answer} ({count})" for answer, count in texts.most_common())
+            elif "choices" in one.record:
+                gold = one.record["choices"][gold]
+            cells = [key, one.image, one.text, said.get(key, "(none)"), gold, f"{scores[key]:.2f}"]
             rows.append([" ".join(str(cell).splitlines()) for cell in cells])
         text += f"### {kind}\n\n{Table(head, rows).markdown()}\n"
     return text
-
-
-def _gold(benchmark: Benchmark, question: VqaQuestion) -> str:
-    gold, choices = question.record[benchmark.gold], question.record.get("choices")
-    if isinstance(gold, list):
-        texts = Counter(one["answer"] if isinstance(one, Mapping) else one for one in gold)
-        return ", ".join(f"{text} ({count})" for text, count in texts.most_common())
-    return choices[gold] if choices else str(gold)
 
 
 # The table of all benchmarks

@@ -10,12 +10,12 @@ import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.evaluation.caption_data import first_few, require_same_ids
+from minigpt4.evaluation.caption_data import require_same_ids
 
 Scorer = Literal["official", "minigpt4", "lavis", "lmms"]
 """Whose rules: `lmms` are EvalAI's, which TextVQA, LLaVA and lmms-eval use; `minigpt4` of VQA is that for OK-VQA."""
@@ -111,10 +111,6 @@ def _official(prediction: str, answers: Answers, change_case: Callable[[str], st
     return consensus(change_case(prediction), list(map(change_case, answers)))
 
 
-def _minigpt4(prediction: str, answers: Answers) -> float:
-    return _official(prediction.lower().replace(UNKNOWN, "").strip(), answers, str.lower)
-
-
 def _lavis(prediction: str, answers: Answers) -> float:
     if len(set(answers)) > 1:
         answers = list(map(without_signs, answers))
@@ -127,106 +123,28 @@ def _lmms(prediction: str, answers: Answers) -> float:
 
 VQA: dict[Scorer, Callable[[str, Answers], float]] = {
     "official": _official,
-    "minigpt4": _minigpt4,
+    "minigpt4": lambda prediction, answers: _official(
+        prediction.lower().replace(UNKNOWN, "").strip(), answers, str.lower
+    ),
     "lavis": _lavis,
     "lmms": _lmms,
 }
 """Accuracy of a prediction, of VQAv2 and OK-VQA."""
 
 
-def _vizwiz_minigpt4(prediction: str, answers: Answers) -> float:
-    parts = "_".join(answers).lower().split("_")
-    return three_of_all(prediction.lower(), parts)
-
-
 VIZWIZ: dict[Scorer, Callable[[str, Answers], float]] = {
     "official": lambda prediction, answers: consensus(normalised(prediction), answers),
-    "minigpt4": _vizwiz_minigpt4,
+    "minigpt4": lambda prediction, answers: three_of_all(prediction.lower(), "_".join(answers).lower().split("_")),
     "lmms": _lmms,
 }
 """The same of VizWiz."""
-
-
-class Breakdown(NamedTuple):
-    """Scores by question, and their means."""
-
-    overall: float
-    per_question: dict[Any, float]
-    groups: dict[str, dict[Any, float]]
-    """Means by field of the annotations and its value."""
-
-
-def breakdown(
-    predictions: Mapping[Any, str],
-    annotations: Sequence[Mapping[str, Any]],
-    score: Callable[[str, Answers], float],
-    key: str = "question_id",
-    *,
-    partial: bool = False,
-) -> Breakdown:
-    """Scores of predictions by `key`, which are compared as they are: 1 is not "1".
-
-    `annotations` have `key`, `answers`, a list of texts or of {"answer": text}, and maybe `answer_type` and
-    `question_type`. SampleError unless the ids are the same; `partial`: score the questions that are predicted alone.
-    """
-    require_same_ids([one[key] for one in annotations], predictions, partial=partial)
-    scores, groups = {}, defaultdict(lambda: defaultdict(list))
-    for one in annotations:
-        if one[key] in predictions:
-            answers = [answer["answer"] if isinstance(answer, Mapping) else answer for answer in one["answers"]]
-            scores[one[key]] = score(predictions[one[key]], answers)
-            for name in ("answer_type", "question_type"):
-                if name in one:
-                    groups[name][one[name]].append(scores[one[key]])
-    means = {name: {value: _mean(own) for value, own in values.items()} for name, values in groups.items()}
-    return Breakdown(_mean(list(scores.values())), scores, means)
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
 
-# A-OKVQA, IconQA and other choices
-
-
-def aokvqa_choices(
-    predictions: Mapping[str, str], dataset: Sequence[Mapping[str, Any]], *, strict: bool = True
-) -> dict[str, float]:
-    """Multiple choice by question_id: whether the text is that of the right choice; a missing one is wrong.
-
-    `strict`: SampleError for missing predictions, and for one that is none of the choices.
-    """
-    if strict:
-        require_same_ids([one["question_id"] for one in dataset], predictions)
-        none = [one["question_id"] for one in dataset if predictions[one["question_id"]] not in one["choices"]]
-        if none:
-            raise SampleError(f"{len(none)} predictions are none of the choices: {first_few(none, 5)}")
-    return {
-        (key := one["question_id"]): float(predictions.get(key) == one["choices"][one["correct_choice_idx"]])
-        for one in dataset
-    }
-
-
-def aokvqa_direct(
-    predictions: Mapping[str, str],
-    dataset: Sequence[Mapping[str, Any]],
-    scorer: Literal["official", "lavis"] = "official",
-    *,
-    strict: bool = True,
-) -> dict[str, float]:
-    """Direct answers by question_id, min(1, matches / 3) without any normalisation; a missing one counts 0.
-
-    LAVIS also counts the questions that are marked as difficult. `strict`: SampleError for missing predictions.
-    """
-    counted = [one for one in dataset if scorer == "lavis" or not one["difficult_direct_answer"]]
-    if strict:
-        require_same_ids([one["question_id"] for one in dataset], predictions)
-    return {
-        (key := one["question_id"]): three_of_all(predictions[key], one["direct_answers"])
-        if key in predictions
-        else 0.0
-        for one in counted
-    }
+# Choices
 
 
 def pick(token_losses: Sequence[Sequence[float]], rule: Literal["sum", "mean"] = "sum") -> int:
@@ -338,12 +256,7 @@ def _distribution(gold: Mapping[str, Counter], said: Mapping[str, Counter]) -> f
     return sum(chi[group] * size for group, size in sizes.items()) / sum(sizes.values()) / 100
 
 
-# Two answers: VSR, Hateful Memes, POPE
-
-
-def vsr(prediction: str, label: int) -> bool:
-    """Whether `true` or `false`, in whatever case but with its blanks, is right; `label` 1 is true."""
-    return prediction.lower() == ("true" if label else "false")
+# Two answers: Hateful Memes, POPE
 
 
 def hateful(prediction: str) -> int | None:

@@ -19,7 +19,8 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from minigpt4.evaluation import score_captions
-from minigpt4.evaluation.report import Table, summary
+from minigpt4.evaluation.caption_run import summary
+from minigpt4.evaluation.report import Table
 from minigpt4.mini.files import TRUTH_FILE
 from minigpt4.mini.scenes import BACKGROUNDS, COLUMN, RELATIONS, ROW, THINGS
 

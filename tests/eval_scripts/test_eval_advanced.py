@@ -114,11 +114,8 @@ def test_each_image_is_asked_the_question_of_its_task(answered, alone):
     assert [one.model for one in sets] == list(ROWS)
     for one in sets:
         assert Counter(answer.task for answer in one.answers) == COUNTS
-        assert {(answer.task, answer.question) for answer in one.answers} == {
-            ("meme", "Explain why this meme is funny."),
-            ("odd", QUESTION),
-            ("poem", "Can you craft a beautiful poem about this image?"),
-        }
+        questions = {answer.task: answer.question for answer in one.answers}
+        assert questions == {"meme": TASKS["meme"].question, "odd": QUESTION, "poem": TASKS["poem"].question}
     asked = f"###Human: <Img><ImageHere></Img> {QUESTION} ###Assistant: "
     (found,) = [one for one in sets[0].answers if one.question_id == "odd: 102.jpg"]
     assert found.text == alone("102.jpg", asked)
@@ -238,20 +235,13 @@ def test_table_counts_what_the_judge_passed(folder, judge, chat_server, report):
     assert pair["tasks"]["all"] == {"first_only": only[0], "second_only": only[1], "p": mcnemar(*only)}
     assert [row["name"] for row in results["shuffled"]] == [f"{name}, images shuffled" for name in ROWS]
     (known,) = results["judges"]
-    assert {kind: own["passed"] for kind, own in known["control"]["kinds"].items()} == {
-        "good": 12,
-        "description": 0,
-        "images shuffled": 0,
-        "empty": 0,
-        "loop": 0,
-    }
+    passed = {kind: own["passed"] for kind, own in known["control"]["kinds"].items()}
+    assert passed == {"good": 12, "description": 0, "images shuffled": 0, "empty": 0, "loop": 0}
     assert not known["control"]["useless"]
     assert "USELESS" not in text
-    assert f"prompt {known['prompt_sha256']}" in text
-    assert "max_new_tokens 12" in text
-    assert "## Published: other images, people as judges" in text
-    assert "| MiniGPT-4 | 8 of 25 (17% - 52%) | 18 of 25" in text
-    assert "| 65 of 100 (55% - 74%) |" in text
+    published = "| MiniGPT-4 | 8 of 25 (17% - 52%) | 18 of 25"
+    for words in (f"prompt {known['prompt_sha256']}", "max_new_tokens 12", published, "| 65 of 100 (55% - 74%) |"):
+        assert words in text
     assert (folder / "advanced.md").read_text() + "\n" == text
     before = {file.name: file.read_bytes() for file in folder.glob("advanced.*")}
     report(folder)
@@ -286,8 +276,7 @@ def test_majority_of_several_judges_and_their_agreement(folder, report):
             assert results["agreement"]["measure"] == "Cohen's kappa"
             assert results["agreement"]["value"] == pytest.approx(agreement(both)["value"])
     text, results = report(folder)
-    assert results["agreement"]["measure"] == "Krippendorff's alpha"
-    assert results["undecided"] == 1
+    assert (results["agreement"]["measure"], results["undecided"]) == ("Krippendorff's alpha", 1)
     for own, row in zip(read_answers(folder), results["rows"], strict=True):
         judged = [one.key for one in own.answers if one.key in keys[:-1]]
         counts = (sum(key in said["Ann"] for key in judged), len(judged))
@@ -429,21 +418,13 @@ def picture(file: Path) -> None:
 def test_list_names_image_task_and_perhaps_a_question(tmp_path):
     for name in ("a.png", "b.png"):
         picture(tmp_path / "pictures" / name)
-    entries = [
-        {"image": "b.png", "task": "poem"},
-        {"image": "a.png", "task": "meme", "question": "Why?"},
-        {"image": "a.png", "task": "care", "question": "How do I water it?"},
-        {"image": "a.png", "task": "poem"},
-    ]
+    own = [{"task": "poem"}, {"task": "meme", "question": "Why?"}, {"task": "care", "question": "How do I water it?"}]
+    entries = [{"image": "b.png", "task": "poem"}, *({"image": "a.png"} | one for one in (*own[1:], own[0]))]
     (tmp_path / "list.json").write_text(json.dumps(entries))
     base, found = read_tasks(tmp_path / "list.json", tmp_path / "pictures", {}, None, 0)
     assert base == tmp_path / "pictures"
-    assert [(one.question_id, one.text) for one in found] == [
-        ("poem: b.png", TASKS["poem"].question),
-        ("poem: a.png", TASKS["poem"].question),
-        ("meme: a.png", "Why?"),
-        ("care: a.png", "How do I water it?"),
-    ]
+    assert [one.question_id for one in found] == ["poem: b.png", "poem: a.png", "meme: a.png", "care: a.png"]
+    assert [one.text for one in found] == [TASKS["poem"].question] * 2 + ["Why?", "How do I water it?"]
     assert [one.criterion for one in found[2:]] == [TASKS["meme"].criterion, advanced.AdvancedTask("").criterion]
 
 

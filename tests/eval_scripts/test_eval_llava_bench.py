@@ -91,7 +91,7 @@ def test_no_reply_is_counted_and_asked_for_again(chat_server, make, tmp_path):
     review(make(), comparisons, output)
     found = summarise(output)
     assert (found.unread, found.scored["all"].reference, found.read.relative) == (["3"], 5.75, 75.0)
-    assert "1 of 4 judgements are no two scores from 1 to 10 (questions 3)" in llava_bench.note(found)
+    assert "1 of 4 judgements are no two scores from 1 to 10 (questions 3)" in found.note()
     chat_server.requests.clear()
     chat_server.answer = lambda request: "8 8"
     review(make("another.jsonl"), comparisons, output)

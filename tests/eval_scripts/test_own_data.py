@@ -57,22 +57,13 @@ def test_shipped_coco_configuration_evaluates_the_test_split(coco, command, tmp_
     assert again == {name: facts["checkpoints"][0]["scores"][name] for name in again}
 
 
-FILES = {
-    "references.json": json.dumps([{"image": f"10{n}.jpg", "captions": SENTENCES[:2]} for n in range(3)]),
-    "references.csv": "image,caption\n" + "".join(f"10{n}.jpg,{text}\n" for n in range(3) for text in SENTENCES[:2]),
-    "captions_val2017.json": json.dumps(
-        {
-            "images": [{"id": 100 + n, "file_name": f"10{n}.jpg"} for n in range(3)],
-            "annotations": [{"image_id": 100 + n, "caption": text} for n in range(3) for text in SENTENCES[:2]],
-        }
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_folder_of_images_with_references_needs_yaml_only(own, command, name, tmp_path):
-    (own.folder / name).write_text(FILES[name])
-    info = {"test_ann_path": str(own.folder / name), "image_path": str(own.folder / "images")}
+def test_folder_of_images_with_references_needs_yaml_only(own, command, tmp_path):
+    """The forms of references are those of tests/evaluation/test_caption_data.py; here COCO's own."""
+    images = [{"id": 100 + n, "file_name": f"10{n}.jpg"} for n in range(3)]
+    annotations = [{"image_id": 100 + n, "caption": text} for n in range(3) for text in SENTENCES[:2]]
+    file = own.folder / "captions_val2017.json"
+    file.write_text(json.dumps({"images": images, "annotations": annotations}))
+    info = {"test_ann_path": str(file), "image_path": str(own.folder / "images")}
     config = yaml.safe_load(own.config.read_text())
     config["datasets"] = {"mine": {"builder": "image_caption_json", "build_info": info}}
     own.config.write_text(yaml.safe_dump(config))
@@ -82,6 +73,6 @@ def test_folder_of_images_with_references_needs_yaml_only(own, command, name, tm
     scores = _facts(folder)["checkpoints"][0]["scores"]
     assert scores == score_captions(captions, dict.fromkeys(captions, SENTENCES[:2]))
     output = tmp_path / "again.json"
-    arguments = [str(folder / "captions_pretrained.json"), str(own.folder / name), "--output", str(output)]
+    arguments = [str(folder / "captions_pretrained.json"), str(file), "--output", str(output)]
     assert command("score_captions").main([*arguments, "--metrics", "BLEU", "CIDEr", "ROUGE-L"]) == 0
     assert json.loads(output.read_text())["scores"] == scores

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from minigpt4.evaluation.caption_data import CaptionItem
-from minigpt4.evaluation.report import MAX_IMAGES, Table, gallery, page
+from minigpt4.evaluation.caption_run import MAX_IMAGES, gallery, page
+from minigpt4.evaluation.report import Table
 
 IMAGES = 60
 NASTY = '</script><script>alert(1)</script><img src="http://example.com/x.png" onerror="alert(2)"> @DATA@ & "quoted"'

@@ -20,8 +20,7 @@ from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.schemas import DatasetConfig
 from minigpt4.datasets import builder_of
 from minigpt4.evaluation.caption_data import read_references, read_results
-from minigpt4.evaluation.hallucination import read_questions
-from minigpt4.evaluation.objects import read_synonyms, read_truth
+from minigpt4.evaluation.hallucination import read_object_questions, read_synonyms, read_truth
 from minigpt4.inference.image_list import find_images
 from minigpt4.models.prompting import read_prompts
 
@@ -183,7 +182,7 @@ READERS = {
     "objects.txt": (read_synonyms, "dog: puppy\n- dog house\n"),
     "truth.json": (read_truth, '{"1": ["dog"], "2": {"objects": ["cat"], "file": "2.jpg"}}'),
     "instances.json": (read_truth, INSTANCES),
-    "questions.jsonl": (read_questions, f"{QUESTION}\n"),
+    "questions.jsonl": (read_object_questions, f"{QUESTION}\n"),
 }
 
 
