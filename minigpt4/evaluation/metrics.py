@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.utils import find_java
+from minigpt4.common.utils import find_java, install_command
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr", "ROUGE-L")
 """Those of the published table, in its order; a validation computes these."""
 FAMILIES = {"BLEU": METRICS[:4], "CIDEr": ("CIDEr",), "ROUGE-L": ("ROUGE-L",), "METEOR": ("METEOR",)}
 """What can be chosen, with the metrics that it gives, in the order of tables."""
 PUBLISHED_FAMILIES = ("BLEU", "CIDEr", "ROUGE-L")
-HOW_TO_GET = 'pip install -e ".[eval]" brings both'
+HOW_TO_GET = f"{install_command('eval')} brings both"
 
 Key = TypeVar("Key", bound=Hashable)
 Words = dict[str, list[str]]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.common.utils import escaped, refused
+from minigpt4.common.utils import escaped, install_command, refused
 from minigpt4.processors import open_image
 
 MARK = re.compile("@([A-Z]+)@")
@@ -118,7 +118,7 @@ def data_uri(kind: str, content: bytes) -> str:
 def require_figures(key: str) -> None:
     """ConfigError naming `key` unless matplotlib is there."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError(f'{key}: the chart needs the package matplotlib; pip install -e ".[eval]" brings it')
+        raise ConfigError(f"{key}: the chart needs the package matplotlib; {install_command('eval')} brings it")
 
 
 @contextmanager
