@@ -20,7 +20,6 @@ from minigpt4.common.utils import write_json
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
 from minigpt4.evaluation.caption_data import require_same_ids
 from minigpt4.evaluation.generate import NamedCheckpoint, setup_metadata
-from minigpt4.evaluation.judge import yes_no
 from minigpt4.evaluation.objects import Truth
 from minigpt4.evaluation.questions import (
     QUESTION_PLACE,
@@ -30,6 +29,7 @@ from minigpt4.evaluation.questions import (
     require_texts,
     write_lines,
 )
+from minigpt4.evaluation.yes_no import yes_no
 
 Negatives = Literal["random", "popular", "adversarial"]
 NEGATIVES = get_args(Negatives)
