@@ -17,73 +17,39 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from minigpt4.common.binding import bind, refuse
-from minigpt4.common.config_files import load_yaml
+from minigpt4.common.config_files import load_yaml, to_plain
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import JsonLines, write_json
 from minigpt4.conversation.llava import IMAGE_TOKEN, SPEAKERS
 from minigpt4.datasets.datasets.llava_conversations import TURNS, require_trainable
-from minigpt4.evaluation.caption_data import first_few, read_references
+from minigpt4.evaluation.caption_data import read_references
 from minigpt4.evaluation.failure_rules import FRAGMENT, SENTENCE, SENTENCE_END, find_failures
-from minigpt4.evaluation.judge import CUT, EMPTY, Judge, Question, Reply, without_thought
-from minigpt4.evaluation.objects import COCO_OBJECTS, MINI_OBJECTS, ObjectNames, read_synonyms
+from minigpt4.evaluation.judge import CUT, EMPTY, Judge, Question, Reply
+from minigpt4.evaluation.objects import ObjectNames
 from minigpt4.evaluation.questions import read_json, write_lines
-from minigpt4.evaluation.report import Table
+from minigpt4.evaluation.yes_no import without_thought
 
 log = logging.getLogger(__name__)
 
 KINDS = {"conversation": 58, "detail": 23, "complex_reasoning": 77}
 """With their shares in the original, thousands of records."""
+ENDS = list(accumulate(KINDS.values()))
 MOST_CAPTIONS = 5
 AGAIN = "\n\n(An answer to this was refused: {}. Answer anew, in the form of the examples.)"
 """Behind a request, the second time."""
 LABEL = re.compile(r"(?:^|(?<===))[ \t>*_#]*(question|answer)[ \t]*\d*[*_]*[ \t]*:[*_]*", re.IGNORECASE | re.MULTILINE)
 RULE = re.compile(r"={3,}")
+OUTSIDE, DROPPED = "text outside the turns", "dropped"
 SHORT = 8
 """Words; a shorter answer may end without a full stop."""
 NEGATION = re.compile(r"\b(?:no|not|none|never|nor|neither|without|cannot)\b|n't\b", re.IGNORECASE)
-
-
-def _any(*phrases: str) -> re.Pattern[str]:
-    return re.compile(rf"(?<!\w)(?:{'|'.join(phrases)})", re.IGNORECASE)
-
-
-SOURCES, NOT_DEFINITE = "it speaks of its sources", "no definite answer"
-FORBIDDEN = {
-    SOURCES: _any(
-        *(r"bounding[- ]?box(?:es)?\b", r"caption(?:s|ed)?\b", r"coordinates\b", r"annotat(?:ions?|ed)\b"),
-        r"(?:the|this|these|those|your|given|provided|above) (?:[\w']+ )?(?:descriptions?|sentences)\b",
-        r"(?:provided|given|above) (?:text|information|details|context|data)\b",
-        r"(?:text|information|details|context|data)(?: that (?:is|are|was|were))? (?:provided|given)\b",
-        *(r"as (?:mentioned|stated|described|specified|listed)\b", r"[\[(]\s*[01]?\.\d+\s*,"),
-    ),
-    "apology or refusal": _any(
-        *(
-            r"i(?:'m| am) (?:very |so )?sorry\b",
-            r"i apologi[sz]e\b",
-            r"as an? (?:ai|artificial)\b",
-            r"language model\b",
-        ),
-        r"i (?:cannot|can't|am (?:unable|not able) to|do not|don't) (?:\w+ly )?(?:see|view|access|have access|assist|help)\b",
-    ),
-    NOT_DEFINITE: _any(
-        r"(?:cannot|can't|can not|could not|couldn't|(?:not (?:possible|able)|impossible|difficult|hard|unable|no way) to) "
-        r"(?:be )?(?:\w+ly )?(?:tell|told|say|said|know|known|sure|certain|determined?|ascertain(?:ed)?|infer(?:red)?)\b",
-        *(r"(?:is|are|remains?) (?:unclear|unknown|uncertain)\b", r"i (?:don't|do not) know\b"),
-        r"(?:is|are|am|it's|i'm) not (?:\w+ly )?(?:clear|certain|sure|known|mentioned|specified|stated|indicated)\b",
-        *(r"does(?:n't| not) (?:mention|specify|state)\b", r"no (?:\w+ )?(?:information|indication|mention)\b"),
-    ),
-    "it explains itself": _any(
-        r"here(?:'s| is) (?:a|the|my) [^.\n]*\b(?:description|answer|conversation)\b", r"i hope th"
-    ),
-}
-"""What no turn may say, by the reason to refuse it."""
-
-Pair = tuple[str, str]
-"""Question and answer."""
+Work = tuple["DescribedImage", dict[str, Any]]
+"""An image, and the record that is to be made of it."""
 
 
 # Images, as text
@@ -111,13 +77,12 @@ def read_images(captions: Path, instances: Path) -> list[DescribedImage]:
     ConfigError for a file in another form, or for two of other images; SampleError that names a bad entry.
     """
     said, content = read_references(captions, "separate"), read_json(instances)
-    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
-        raise ConfigError(f"{instances}: needs images, annotations and categories, as COCO's instances_*.json")
-    with errors_as(SampleError, f"{instances}: an entry of images or categories is not as COCO's"):
+    with errors_as(ConfigError, f"{instances}: is no instances_*.json with COCO's images, categories and annotations"):
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         images = {str(one["id"]): (str(one["file_name"]), one["width"], one["height"]) for one in content["images"]}
+        annotations = content["annotations"]
     boxes: dict[str, list[tuple[str, list[float]]]] = {key: [] for key in images}
-    for number, one in enumerate(content["annotations"], start=1):
+    for number, one in enumerate(annotations, start=1):
         with errors_as(SampleError, f"{instances}: annotation {number} is no box of a category in one of the images"):
             _, width, height = images[str(one["image_id"])]
             boxes[str(one["image_id"])].append((names[one["category_id"]], corners(one["bbox"], width, height)))
@@ -144,21 +109,13 @@ def corners(box: Sequence[float], width: float, height: float) -> list[float]:
 
 
 @dataclass
-class Example:
-    """A request with the answer that a person wrote."""
-
-    context: str = ""
-    answer: str = ""
-
-
-@dataclass
 class KindPrompt:
     """A file of prompts: how one kind of instruction is asked for."""
 
     system: str = ""
     """The system message."""
-    examples: list[Example] = field(default_factory=list)
-    """Turns before the request."""
+    examples: list[dict[Literal["context", "answer"], str]] = field(default_factory=list)
+    """Turns before the request: others of its kind, with answers that a person wrote."""
     pairs: Literal["several", "one", "none"] = "several"
     """Questions in an answer; `none`: it is an answer alone, to one of `questions`."""
     boxes: bool = True
@@ -171,37 +128,30 @@ class KindPrompt:
     def __post_init__(self) -> None:
         refuse(
             (not self.system.strip(), "system: is empty; it says what is asked for"),
-            (any(not (e.context and e.answer) for e in self.examples), "examples: each needs `context` and `answer`"),
+            (any(len(own) < 2 for own in self.examples), "examples: each needs `context` and `answer`"),
             ((self.pairs == "none") != bool(self.questions), "questions: go with `pairs: none`, which needs some"),
         )
 
-    def question(self, image: DescribedImage, refused: str = "") -> Question:
-        """The request; `refused`: why an answer to it was."""
-        turns = tuple((example.context.strip(), example.answer.strip()) for example in self.examples)
-        text = image.text(self.boxes) + (AGAIN.format(refused) if refused else "")
-        return Question(text, system=self.system.strip(), examples=turns)
+
+class Prompts(NamedTuple):
+    """A folder of prompts."""
+
+    kinds: dict[str, KindPrompt]
+    refused: dict[str, re.Pattern[str]]
+    """What no turn may say, by the reason to refuse it."""
 
 
-def read_prompts(folder: Path) -> dict[str, KindPrompt]:
-    """The prompt of each kind from `<kind>.yaml`; ConfigError for whatever is wrong with one."""
-    found = {}
+def read_prompts(folder: Path) -> Prompts:
+    """`<kind>.yaml` of each kind, and `refused.yaml`; ConfigError for whatever is wrong with one."""
+    kinds = {}
     for kind in KINDS:
         file = folder / f"{kind}.yaml"
-        values = {**load_yaml(file), "digest": hashlib.sha256(file.read_bytes()).hexdigest()[:12]}
-        found[kind] = bind(KindPrompt, values, section=kind, source=str(file))
-    return found
-
-
-class Order(NamedTuple):
-    """One record to be made."""
-
-    image: DescribedImage
-    kind: str
-
-    @property
-    def key(self) -> str:
-        """The id of the record."""
-        return f"{Path(self.image.file).stem}_{self.kind}"
+        values = to_plain(load_yaml(file), str(file)) | {"digest": hashlib.sha256(file.read_bytes()).hexdigest()[:12]}
+        kinds[kind] = bind(KindPrompt, values, section=kind, source=str(file))
+    file = folder / "refused.yaml"
+    with errors_as(ConfigError, f"{file}: must hold reasons, and regular expressions for each"):
+        phrases = {reason: "|".join(list(own)) for reason, own in load_yaml(file).items()}
+        return Prompts(kinds, {why: re.compile(rf"(?<!\w)(?:{own})", re.IGNORECASE) for why, own in phrases.items()})
 
 
 def share(*words: str) -> float:
@@ -211,34 +161,30 @@ def share(*words: str) -> float:
 
 def kind_of(image: DescribedImage) -> str:
     """The kind of an image, in the shares of the original, whatever other images there are."""
-    place = share("kind", image.image_id) * sum(KINDS.values())
-    return next(kind for number, kind in enumerate(KINDS, 1) if place < sum(list(KINDS.values())[:number]))
+    place = share("kind", image.image_id) * ENDS[-1]
+    return next(kind for kind, end in zip(KINDS, ENDS, strict=True) if place < end)
 
 
-def split_count(total: int) -> dict[str, int]:
-    """So many records in the shares of the original."""
-    ends = [round(total * sum(list(KINDS.values())[:number]) / sum(KINDS.values())) for number in range(len(KINDS) + 1)]
-    return {kind: ends[number + 1] - ends[number] for number, kind in enumerate(KINDS)}
+def assign(images: Sequence[DescribedImage], prompts: Prompts, counts: Mapping[str, int] | None = None) -> list[Work]:
+    """The records to be made, in an order by hash: one an image, or so many of a kind as `counts` say.
 
-
-def assign(images: Sequence[DescribedImage], counts: Mapping[str, int] | None = None) -> list[Order]:
-    """Which image serves which kind, in an order by hash: each image once, or as often as `counts` make necessary.
-
-    ConfigError where a count is above the number of images: no image has a kind twice.
+    An image serves a second kind only where no other is left. ConfigError for a count above the number of images.
     """
-    orders = [Order(image, kind_of(image)) for image in images] if counts is None else []
+    chosen = [(kind_of(image), image) for image in images if counts is None]
     used: Counter[str] = Counter()
     for kind, count in (counts or {}).items():
         if count > len(images):
             raise ConfigError(f"--count: {kind}={count}, but there are {len(images)} images")
-
-        def rank(one: DescribedImage, kind: str = kind) -> tuple[int, bool, float]:
-            return used[one.image_id], kind_of(one) != kind, share(kind, one.image_id)
-
-        chosen = sorted(images, key=rank)[:count]
-        orders += [Order(image, kind) for image in chosen]
-        used.update(image.image_id for image in chosen)
-    return sorted(orders, key=lambda order: share("order", order.key))
+        ranks = {one.image_id: (used[one.image_id], kind_of(one) != kind, share(kind, one.image_id)) for one in images}
+        own = sorted(images, key=lambda one: ranks[one.image_id])[:count]
+        chosen += [(kind, image) for image in own]
+        used.update(image.image_id for image in own)
+    work = []
+    for kind, image in chosen:
+        prompt, key = prompts.kinds[kind], f"{Path(image.file).stem}_{kind}"
+        about = {"id": key, "image": image.file, "kind": kind, "context": image.text(prompt.boxes)}
+        work.append((image, about | {"prompt": prompt.digest, "refused": [], "tokens_in": 0, "tokens_out": 0}))
+    return sorted(work, key=lambda one: share("order", one[1]["id"]))
 
 
 # What is answered
@@ -247,43 +193,44 @@ def assign(images: Sequence[DescribedImage], counts: Mapping[str, int] | None = 
 class RefusedAnswer(ValueError):
     """An answer that nothing can be trained on: the reason, one of a few, and what shows it."""
 
-    def __init__(self, reason: str, evidence: object = "") -> None:
-        super().__init__(f"{reason}: {evidence}")
-        self.reason, self.evidence = reason, str(evidence)
 
+def read_answer(answer: str, prompts: Prompts, kind: str, key: str) -> list[dict[str, str]]:
+    """LLaVA's turns, of what the model wrote for the record `key`; RefusedAnswer.
 
-def read_answer(answer: str, prompt: KindPrompt, key: str) -> list[Pair]:
-    """The questions and answers in what the model wrote for the record `key`; RefusedAnswer."""
-    answer, alone = without_thought(answer).replace("\u2019", "'"), prompt.pairs == "none"
-    if not answer:
-        raise RefusedAnswer(EMPTY)
-    if alone and (found := LABEL.search(answer) or RULE.search(answer)):
-        raise RefusedAnswer("text outside the turns", found[0])
-    pairs = (
-        [(prompt.questions[int(share("question", key) * len(prompt.questions))], answer)] if alone else _blocks(answer)
-    )
-    if not alone and (len(pairs) > 1) != (prompt.pairs == "several"):
-        raise RefusedAnswer("wrong number of questions", len(pairs))
+    `<image>` stands before or after the first question, and a detailed description gets a question, as a hash decides.
+    """
+    prompt, answer = prompts.kinds[kind], without_thought(answer).replace("\u2019", "'")
+    if prompt.pairs == "none":
+        pairs, spoken = [(prompt.questions[int(share("question", key) * len(prompt.questions))], answer)], [answer]
+        if found := LABEL.search(answer) or RULE.search(answer):
+            raise RefusedAnswer(OUTSIDE, found[0])
+    else:
+        pairs = _blocks(answer)
+        spoken = [turn for pair in pairs for turn in pair]
+        if (len(pairs) > 1) != (prompt.pairs == "several"):
+            raise RefusedAnswer("wrong number of questions", f"{len(pairs)}")
     if len({question.casefold() for question, _ in pairs}) < len(pairs):
-        raise RefusedAnswer("a question twice", pairs[-1][0])
-    for turn in (turn for pair in pairs for turn in pair):
-        for reason, phrases in FORBIDDEN.items():
-            if found := phrases.search(turn):
-                raise RefusedAnswer(reason, found[0])
+        raise RefusedAnswer("a question twice", " ".join(question for question, _ in pairs))
+    for reason, phrases in prompts.refused.items():
+        if found := next(filter(None, map(phrases.search, spoken)), None):
+            raise RefusedAnswer(reason, found[0])
     for _, text in pairs:
         for failure in find_failures(text, "prose", None):
-            if alone or failure.kind != FRAGMENT:  # short answers are
+            if prompt.pairs == "none" or failure.kind != FRAGMENT:  # short answers are
                 raise RefusedAnswer(failure.kind, failure.evidence)
     if len((last := pairs[-1][1]).split()) > SHORT and not SENTENCE_END.search(last):
         raise RefusedAnswer(FRAGMENT, f"ends in mid-sentence: {last[-40:]}")
+    texts = [text for pair in pairs for text in pair]
+    turns = [{"from": SPEAKERS[number % 2], "value": text} for number, text in enumerate(texts)]
+    turns[0]["value"] = "\n".join((IMAGE_TOKEN, texts[0])[:: 1 if share("place", key) < 0.5 else -1])
     try:
-        require_trainable(turns_of(pairs, key), 1, key)
+        require_trainable(turns, 1, key)
     except SampleError as error:
-        raise RefusedAnswer("cannot be trained on", error) from error
-    return pairs
+        raise RefusedAnswer("cannot be trained on", str(error)) from error
+    return turns
 
 
-def _blocks(answer: str) -> list[Pair]:
+def _blocks(answer: str) -> list[tuple[str, str]]:
     """What stands behind `Question:` and `Answer:`, up to `===` or the next of them; words before the first go."""
     _, *parts = LABEL.split(answer)
     labels, texts = [label.lower() for label in parts[::2]], []
@@ -292,91 +239,61 @@ def _blocks(answer: str) -> list[Pair]:
     for block in parts[1::2]:
         text, *rest = (part.strip() for part in RULE.split(block))
         if any(rest):
-            raise RefusedAnswer("text outside the turns", " ".join(rest)[:80])
+            raise RefusedAnswer(OUTSIDE, " ".join(rest)[:80])
         texts.append(text)
     if labels != ["question", "answer"] * (len(labels) // 2):
         raise RefusedAnswer("odd turns", ", ".join(labels))
     if not all(texts):
-        raise RefusedAnswer("an empty turn", texts.index("") + 1)
+        raise RefusedAnswer("an empty turn", f"turn {texts.index('') + 1}")
     return list(zip(texts[::2], texts[1::2], strict=True))
 
 
-def turns_of(pairs: Sequence[Pair], key: str) -> list[dict[str, str]]:
-    """LLaVA's turns; `<image>` stands before or after the first question, which a hash decides."""
-    turns = [{"from": who, "value": text} for pair in pairs for who, text in zip(SPEAKERS, pair, strict=True)]
-    turns[0]["value"] = "\n".join((IMAGE_TOKEN, turns[0]["value"])[:: 1 if share("place", key) < 0.5 else -1])
-    return turns
-
-
-def possible_inventions(pairs: Sequence[Pair], image: DescribedImage, names: ObjectNames) -> list[str]:
+def possible_inventions(turns: Sequence[Mapping[str, str]], image: DescribedImage, names: ObjectNames) -> list[str]:
     """Objects that answers name, in sentences without a negation, and neither captions nor boxes of the image."""
-    sentences = [re.sub(r"^no\W+", "", one, flags=re.I) for _, text in pairs for one in SENTENCE.split(text)]
-    said = {name for one in sentences if not NEGATION.search(one) for name in names.mentions(one)}
+    sentences = [own for turn in turns[1::2] for own in SENTENCE.split(turn["value"])]
+    affirmed = [own for own in sentences if not NEGATION.search(re.sub(r"^no\W+", "", own, flags=re.IGNORECASE))]
+    said = {name for own in affirmed for name in names.mentions(own)}
     given = [*image.captions, *(category for category, _ in image.boxes)]
     return sorted(said.difference(*map(names.mentions, given)))
-
-
-def read_names(images: Sequence[DescribedImage], synonyms: Path | None = None) -> ObjectNames:
-    """Names of objects: of a file as `read_synonyms` reads it, or COCO's, or the mini world's; ConfigError if one of
-    the categories is not among them."""
-    categories = {category for image in images for category, _ in image.boxes}
-    for file in [synonyms] if synonyms else [COCO_OBJECTS, MINI_OBJECTS]:
-        names = read_synonyms(file)
-        if all(map(names.name_of, categories)):
-            return names
-    unknown = first_few(sorted(name for name in categories if not names.name_of(name)))
-    raise ConfigError(f"--synonyms: {file} lacks {unknown}; give a file with a line an object, `name, synonym, ...`")
 
 
 # Making records
 
 
-@dataclass
-class Made:
-    """What came of an order so far."""
-
-    order: Order
-    pairs: list[Pair] = field(default_factory=list)
-    refused: list[dict[str, str]] = field(default_factory=list)
-    """Of each answer without use: reason, evidence, answer."""
-    fault: str = ""
-    """Why the endpoint gave no answer."""
-    tokens: list[int] = field(default_factory=lambda: [0, 0])
-    """Sent and come back, as the endpoint counts them."""
-
-
 class Maker:
     """Asks `judge`, an endpoint whose model reads text, for records, whose files lie in `folder`."""
 
-    def __init__(self, judge: Judge, prompts: Mapping[str, KindPrompt], names: ObjectNames, folder: Path) -> None:
+    def __init__(self, judge: Judge, prompts: Prompts, names: ObjectNames, folder: Path) -> None:
         with errors_as(ConfigError, f"--output: cannot write {folder}"):
             folder.mkdir(parents=True, exist_ok=True)
         self.judge, self.prompts, self.names, self.folder = judge, prompts, names, folder
         self._file = JsonLines(folder / "unusable.jsonl")
+        self._file.keep(lambda line: line.keys() == set(Reply._fields))
         self._unusable = {line["key"]: Reply(**line) for line in self._file.read()}
 
-    def plan(self, orders: Sequence[Order]) -> dict[str, Any]:
+    def plan(self, work: Sequence[Work]) -> dict[str, Any]:
         """`Judge.plan` of the first requests; as many again come on top at most, for answers that are refused."""
-        questions = [self._question(Made(order)) for order in orders]
+        questions = [self._question(record) for _, record in work]
         return self.judge.plan([one for one in questions if self.judge.key_of(one) not in self._unusable])
 
-    def make(self, orders: Sequence[Order]) -> dict[str, Any]:
+    def make(self, work: Sequence[Work]) -> dict[str, Any]:
         """Write all files; returns the report. RunError where the endpoint can be asked no more: what was answered is
         kept, and the same call goes on."""
-        made = [Made(order) for order in orders]
         for attempt in range(2):
-            asked: dict[Question, list[Made]] = {}
-            for one in made:
-                if len(one.refused) == attempt and not one.pairs and not one.fault:
-                    asked.setdefault(self._question(one), []).append(one)
+            asked: dict[Question, list[Work]] = {}
+            for image, record in work:
+                if len(record["refused"]) == attempt and not record.keys() & {TURNS, DROPPED}:
+                    asked.setdefault(self._question(record), []).append((image, record))
             for question, reply in self._replies(asked):
-                for one in asked[question]:
-                    self._take(one, reply)
-        return self._write([self._record(one) for one in made])
+                for image, record in asked[question]:
+                    self._take(image, record, reply)
+        return self._write([record for _, record in work])
 
-    def _question(self, one: Made) -> Question:
-        reason = one.refused[-1]["reason"] if one.refused else ""
-        return self.prompts[one.order.kind].question(one.order.image, reason)
+    def _question(self, record: Mapping[str, Any]) -> Question:
+        prompt = self.prompts.kinds[record["kind"]]
+        again = "".join(AGAIN.format(one["reason"]) for one in record["refused"])
+        examples = tuple((own["context"].strip(), own["answer"].strip()) for own in prompt.examples)
+        return Question(record["context"] + again, system=prompt.system.strip(), examples=examples)
 
     def _replies(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Reply]]:
         """Replies as they come; those without use are kept here."""
@@ -387,29 +304,20 @@ class Maker:
                 self._file.append(reply._asdict())
             yield question, reply
 
-    def _take(self, one: Made, reply: Reply) -> None:
-        one.tokens = [sum(pair) for pair in zip(one.tokens, (reply.tokens_in or 0, reply.tokens_out or 0), strict=True)]
-        if reply.fault not in ("", CUT, EMPTY):
-            one.fault = reply.fault
-            return
+    def _take(self, image: DescribedImage, record: dict[str, Any], reply: Reply) -> None:
+        """What a reply makes of a record."""
+        record["tokens_in"] += reply.tokens_in or 0
+        record["tokens_out"] += reply.tokens_out or 0
         try:
             if reply.fault:
-                raise RefusedAnswer(reply.fault)
-            one.pairs = read_answer(reply.text, self.prompts[one.order.kind], one.order.key)
+                raise RefusedAnswer(reply.fault, reply.detail or reply.text[-40:])
+            turns = read_answer(reply.text, self.prompts, record["kind"], record["id"])
+            record |= {TURNS: turns, "possible_inventions": possible_inventions(turns, image, self.names)}
         except RefusedAnswer as error:
-            one.refused.append({"reason": error.reason, "evidence": error.evidence, "answer": reply.text})
-
-    def _record(self, one: Made) -> dict[str, Any]:
-        """A line of `records.jsonl`."""
-        (image, kind), prompt = one.order, self.prompts[one.order.kind]
-        about = {"id": one.order.key, "image": image.file, "kind": kind, "context": image.text(prompt.boxes)}
-        about |= {"model": self.judge.endpoint.model, "prompt": prompt.digest, "refused": one.refused}
-        about |= {"tokens_in": one.tokens[0], "tokens_out": one.tokens[1]}
-        if one.pairs:
-            invented = possible_inventions(one.pairs, image, self.names)
-            return about | {TURNS: turns_of(one.pairs, one.order.key), "possible_inventions": invented}
-        last = {"reason": one.fault, "evidence": "no answer"} if one.fault else one.refused[-1]
-        return about | {"dropped": {"step": "instructions", "rule": last["reason"], "evidence": last["evidence"]}}
+            reason, evidence = error.args
+            record["refused"].append({"reason": reason, "evidence": evidence, "answer": reply.text})
+            if reply.fault not in ("", CUT) or len(record["refused"]) > 1:
+                record[DROPPED] = {"step": "instructions", "rule": reason, "evidence": evidence}
 
     def _write(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         kept = [record for record in records if TURNS in record]
@@ -418,9 +326,9 @@ class Maker:
             write_json(self.folder / f"{name}.json", [{key: one[key] for key in ("id", "image", TURNS)} for one in own])
         write_lines(self.folder / "records.jsonl", records)
         write_lines(self.folder / "review.jsonl", [record for record in kept if record["possible_inventions"]])
-        counts = {kind: _counts([record for record in records if record["kind"] == kind]) for kind in KINDS}
-        prompts = {kind: prompt.digest for kind, prompt in self.prompts.items()}
-        report = {"model": self.judge.endpoint.model, "prompts": prompts, "kinds": counts | {"all": _counts(records)}}
+        kinds = {kind: _counts([record for record in records if record["kind"] == kind]) for kind in KINDS}
+        prompts = {kind: prompt.digest for kind, prompt in self.prompts.kinds.items()}
+        report = {"model": self.judge.endpoint.model, "prompts": prompts, "kinds": kinds | {"all": _counts(records)}}
         write_json(self.folder / "report.json", report)
         return report
 
@@ -428,7 +336,7 @@ class Maker:
 def _counts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     kept = [record for record in records if TURNS in record]
     counters = {
-        "dropped": Counter(record["dropped"]["rule"] for record in records if TURNS not in record),
+        "dropped": Counter(record[DROPPED]["rule"] for record in records if DROPPED in record),
         "refused_answers": Counter(one["reason"] for record in records for one in record["refused"]),
         "possible_inventions": Counter(name for record in kept for name in record["possible_inventions"]),
     }
@@ -437,16 +345,6 @@ def _counts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "kept": len(kept),
         "kept_at_second": sum(bool(record["refused"]) for record in kept),
         "to_review": sum(bool(record["possible_inventions"]) for record in kept),
-        **{name: dict(sorted(own.items(), key=lambda one: (-one[1], one[0]))) for name, own in counters.items()},
+        **{name: dict(own.most_common()) for name, own in counters.items()},
         **{name: sum(record[name] for record in records) for name in ("tokens_in", "tokens_out")},
     }
-
-
-def table(report: Mapping[str, Any]) -> Table:
-    """A line a kind, and one for all."""
-    names = ("asked", "kept", "kept_at_second", "to_review")
-    rows = []
-    for kind, own in report["kinds"].items():
-        dropped = ", ".join(f"{count} {rule}" for rule, count in own["dropped"].items())
-        rows.append([kind, *(str(own[name]) for name in names), dropped or "0"])
-    return Table(["kind", *(name.replace("_", " ") for name in names), "dropped"], rows)

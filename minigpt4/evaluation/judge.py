@@ -116,6 +116,13 @@ class Question(NamedTuple):
     system: str = ""
     max_tokens: int | None = None
     """Of the answer; None: the endpoint's."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """Turns before it: what was asked, and what a good answer is."""
+
+    @property
+    def words(self) -> str:
+        """All that goes to the endpoint as text."""
+        return "\n".join([self.system, *(turn for pair in self.examples for turn in pair), self.text])
 
 
 class Reply(NamedTuple):
@@ -240,7 +247,7 @@ class Judge:
         `tokens_out`, `price` (None without prices) and the messages of two requests, `examples`."""
         keyed = [(question, self._request(question)) for question in dict.fromkeys(questions)]
         new = [(question, messages) for question, (key, messages) in keyed if key not in self._answers]
-        tokens_in = sum(count(question.system) + count(question.text) for question, _ in new)
+        tokens_in = sum(count(question.words) for question, _ in new)
         tokens_out = sum(question.max_tokens or self.endpoint.max_tokens for question, _ in new)
         return {
             "requests": len(new),
@@ -250,6 +257,10 @@ class Judge:
             "price": self.account.price(tokens_in, tokens_out),
             "examples": [messages for _, messages in new[:2]],
         }
+
+    def key_of(self, question: Question) -> str:
+        """What `Reply.key` will be."""
+        return self._request(question)[0]
 
     def _in_threads(self, questions: Sequence[Question], answer: Callable[[Question], Any]) -> Iterator[Any]:
         different = list(dict.fromkeys(questions))
@@ -264,7 +275,11 @@ class Judge:
             picture = {"type": "image_url", "image_url": {"url": data_url(question.image)}}
             content = [{"type": "text", "text": question.text}, picture]
         system = [{"role": "system", "content": question.system}] if question.system else []
-        messages = [*system, {"role": "user", "content": content}]
+        roles = ("user", "assistant")
+        turns = [
+            {"role": r, "content": text} for pair in question.examples for r, text in zip(roles, pair, strict=True)
+        ]
+        messages = [*system, *turns, {"role": "user", "content": content}]
         one = self.endpoint
         whole = [one.address, one.model, question.max_tokens or one.max_tokens, one.temperature, messages]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest(), messages
@@ -319,7 +334,7 @@ class Judge:
 
         tried = f"asked up to {self.endpoint.attempts} times, and what was answered before is kept"
         most = question.max_tokens or self.endpoint.max_tokens
-        size = estimated_tokens(question.system + question.text)
+        size = estimated_tokens(question.words)
         while True:
             names, answer = self._options, None
             options = {name: most if name in LENGTH_OPTIONS else value for name, value in names.items()}
@@ -438,10 +453,11 @@ def add_judge_arguments(parser: argparse.ArgumentParser, *, required: bool) -> N
     group.add_argument("--judge-at-once", type=int, default=AT_ONCE, metavar="N", help=f"requests at once ({AT_ONCE})")
 
 
-def judge_of(args: argparse.Namespace, **changes: Any) -> Judge | None:
-    """The judge of a command line, or None without `--judge-url`; `changes` are fields of `JudgeEndpoint` that have no
-    option. ConfigError for options that cannot be."""
+def judge_of(args: argparse.Namespace, ledger: Path | None = None, **changes: Any) -> Judge | None:
+    """The judge of a command line, or None without `--judge-url`; `changes` are fields of `JudgeEndpoint`, before those
+    of options. ConfigError for what cannot be."""
     if not args.judge_url:
         return None
     settings = {name: getattr(args, f"judge_{name}") for name in ("key_variable", "timeout", "at_once")}
-    return Judge(JudgeEndpoint(args.judge_url, args.judge_model or "", **settings, **changes), args.judge_cache)
+    endpoint = JudgeEndpoint(args.judge_url, args.judge_model or "", **(settings | changes))
+    return Judge(endpoint, args.judge_cache, ledger)

@@ -1,0 +1,262 @@
+"""Instruction data from captions and boxes: what is asked, what is refused, and a whole run on the mini world, whose
+teacher is an endpoint that knows the truth and has planted faults."""
+
+import importlib.util
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from minigpt4.common.binding import bind
+from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.schemas import DatasetConfig
+from minigpt4.curation.instructions import (
+    KINDS,
+    DescribedImage,
+    RefusedAnswer,
+    assign,
+    kind_of,
+    possible_inventions,
+    read_answer,
+    read_images,
+    read_prompts,
+)
+from minigpt4.datasets import EvalLoader, builder_of
+from minigpt4.datasets.datasets.dataloader_utils import BadSampleMonitor
+from minigpt4.evaluation.objects import COCO_OBJECTS, read_synonyms
+from minigpt4.mini.files import _OWN_SCENES, ConversationSize, write_conversations
+from minigpt4.mini.scenes import THINGS, conversation, five_captions, sample_scenes
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = REPOSITORY / "scripts" / "make_instructions.py"
+FOLDER = REPOSITORY / "prompts" / "instructions"
+PROMPTS = read_prompts(FOLDER)
+NAMES = read_synonyms(COCO_OBJECTS)
+spec = importlib.util.spec_from_file_location("make_instructions", SCRIPT)
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+LONG = "The picture shows a brown dog that sleeps on a red blanket in front of a window, and a cat beside it."
+
+
+def blocks(*turns):
+    """Turns in the form that is asked for."""
+    return "\n".join(f"{('Question', 'Answer')[n % 2]}:\n{turn}\n===" for n, turn in enumerate(turns))
+
+
+def image(number=1, captions=("A dog.",), boxes=()):
+    return DescribedImage(str(number), f"{number:012d}.jpg", captions, boxes)
+
+
+def write(path, content):
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+# What is read
+
+
+def coco(folder, **changes):
+    """COCO's two files about two images; `changes` of one of the instances' fields."""
+    images = [{"id": 9, "file_name": "000000000009.jpg", "width": 640, "height": 480}]
+    images.append({"id": 25, "file_name": "000000000025.jpg", "width": 100, "height": 200})
+    said = [{"id": n, "image_id": 9, "caption": f"  Caption {n}\nof a dog. \n"} for n in range(7)]
+    said.append({"id": 7, "image_id": 25, "caption": "A zebra."})
+    boxes = [{"id": 1, "image_id": 9, "category_id": 18, "bbox": [64.0, 120, 160, 372.5], "iscrowd": 0}]
+    boxes.append({"id": 2, "image_id": 9, "category_id": 24, "bbox": [0.5, 0, 10.25, 1]})
+    instances = {"images": images, "annotations": boxes, "categories": [{"id": 18, "name": "dog"}]}
+    instances["categories"].append({"id": 24, "name": "zebra"})
+    captions = write(folder / "captions.json", {"images": images, "annotations": said})
+    return captions, write(folder / "instances.json", {**instances, **changes})
+
+
+def test_teacher_reads_five_captions_a_line_each_and_boxes_as_shares_of_the_picture(tmp_path):
+    dog, zebra = read_images(*coco(tmp_path))
+    captions = "\n".join(f"Caption {n} of a dog." for n in range(5))
+    assert dog.text(boxes=False) == captions
+    assert dog.text(boxes=True) == f"{captions}\n\ndog: [0.1, 0.25, 0.35, 1.0]\nzebra: [0.001, 0.0, 0.017, 0.002]"
+    assert (zebra.text(boxes=True), zebra.file) == ("A zebra.", "000000000025.jpg")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"categories": None}, ConfigError, "instances.json: is no instances_"),
+        ({"images": [{"id": 9}]}, ConfigError, "is no instances_"),
+        (
+            {"images": [{"id": 1, "file_name": "a.jpg", "width": 1, "height": 1}], "annotations": []},
+            ConfigError,
+            "split",
+        ),
+        (
+            {"annotations": [{"image_id": 77, "category_id": 18, "bbox": [0, 0, 1, 1]}]},
+            SampleError,
+            "annotation 1 is no",
+        ),
+        ({"annotations": [{"image_id": 9, "category_id": 1, "bbox": [0, 0, 1, 1]}]}, SampleError, "annotation 1 is no"),
+        (
+            {"annotations": [{"image_id": 9, "category_id": 18, "bbox": [0, 0, -1, 1]}]},
+            SampleError,
+            "annotation 1 is no",
+        ),
+        ({"annotations": [{"image_id": 9, "category_id": 18, "bbox": [0, 0, "1", 1]}]}, SampleError, "annotation 1"),
+        ({"annotations": [{"image_id": 9, "category_id": 18, "bbox": [0, 0, 1]}]}, SampleError, "annotation 1"),
+    ],
+)
+def test_damaged_boxes_are_named_before_anything_is_asked(changes, error, words, tmp_path):
+    with pytest.raises(error, match=words):
+        read_images(*coco(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "words"),
+    [
+        ("detail", "system: |", "sistem: |", r"detail.yaml:\n.*detail.sistem: unknown key; .*did you mean 'system'"),
+        ("detail", "pairs: none", "pairs: one", r"detail.questions: go with `pairs: none`"),
+        ("detail", "pairs: none", "pairs: many", r"detail.pairs: 'many'"),
+        ("conversation", "  - context: |", "  - contents: |", r"conversation.examples\[0\]"),
+        ("refused", "i apologi[sz]e", "i apologi[sze", r"refused.yaml: must hold reasons"),
+    ],
+)
+def test_prompt_that_is_wrong_is_named(name, old, new, words, tmp_path):
+    for file in FOLDER.glob("*.yaml"):
+        text = file.read_text()
+        write(tmp_path / file.name, text.replace(old, new, 1) if file.stem == name else text)
+    with pytest.raises(ConfigError, match=words):
+        read_prompts(tmp_path)
+
+
+def test_kind_of_an_image_is_its_own_and_counts_take_other_images_only_where_they_must():
+    images = [image(number) for number in range(1580)]
+    by_kind = Counter(map(kind_of, images))
+    assert all(abs(by_kind[kind] - 10 * share) < 60 for kind, share in KINDS.items())
+    whole, half = assign(images, PROMPTS), assign(images[::-2], PROMPTS)
+    assert {one["id"] for _, one in half} < {one["id"] for _, one in whole}
+    assert [one for _, one in whole] == [one for _, one in assign(images[::-1], PROMPTS)]
+    counts = {kind: 500 for kind in KINDS}
+    chosen = [record for _, record in assign(images, PROMPTS, counts)]
+    assert Counter(record["kind"] for record in chosen) == counts
+    assert len({record["image"] for record in chosen}) == 1500
+    every = [record for _, record in assign(images[:3], PROMPTS, {kind: 3 for kind in KINDS})]
+    assert len({record["id"] for record in every}) == 9
+    with pytest.raises(ConfigError, match="detail=4, but there are 3 images"):
+        assign(images[:3], PROMPTS, {"detail": 4})
+    assert script.read_counts(["158"]) == KINDS
+    assert sum(script.read_counts(["1000"]).values()) == 1000
+
+
+# What is refused
+
+CAT = ("What is it?", "A cat.")
+SOURCES, UNSURE = "it speaks of its sources", "no definite answer"
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "reason"),
+    [
+        ("conversation", "", "no question and answer"),
+        ("conversation", "<think>Question: a", "no question and answer"),
+        ("conversation", "A cat sits on a mat.", "no question and answer"),
+        ("conversation", '[{"question": "What', "no question and answer"),
+        ("conversation", blocks(*CAT, "Where is it?"), "odd turns"),
+        ("conversation", blocks(*CAT) + "\nAnswer: Yes.", "odd turns"),
+        ("conversation", blocks("What is it?", "", "Where?", "Here."), "an empty turn"),
+        ("conversation", blocks(*CAT, "Where is it?", "On a mat.") + "\nI can write more.", "text outside the turns"),
+        ("conversation", blocks(*CAT), "wrong number of questions"),
+        ("complex_reasoning", blocks(*CAT, "Where is it?", "On a mat."), "wrong number of questions"),
+        ("conversation", blocks(*CAT, "What is IT?", "It is a cat."), "a question twice"),
+        ("conversation", blocks(*CAT, "Where?", "On the mat, <image>"), "cannot be trained on"),
+        ("conversation", blocks(*CAT, "Where?", "On the mat \ufffd"), "cannot be trained on"),
+        ("conversation", blocks(*CAT, "Where is it?", "It is on the mat that lies in front of the"), "fragment"),
+        ("conversation", blocks(*CAT, "Who?", "yes " * 9), "repetition"),
+        (
+            "conversation",
+            blocks(*CAT, "Und?", "Das ist eine Katze, die auf einer Matte liegt und schl\xe4ft."),
+            "not English",
+        ),
+        *(
+            ("complex_reasoning", blocks("Why is it here?", f"{text} Cats like warm places."), reason)
+            for text, reason in [
+                ("The caption says that it sleeps.", SOURCES),
+                ("Its bounding box is large.", SOURCES),
+                ("It is at [0.1, 0.25, 0.5, 0.75].", SOURCES),
+                ("Based on the description, it sleeps.", SOURCES),
+                ("According to the given sentences it is warm.", SOURCES),
+                ("From the information provided it is warm.", SOURCES),
+                ("As mentioned it sleeps.", SOURCES),
+                ("It cannot be determined.", UNSURE),
+                ("It\u2019s not clear.", UNSURE),
+                ("It is hard to tell.", UNSURE),
+                ("The breed is not specified.", UNSURE),
+                ("There is no information about it.", UNSURE),
+                ("I'm sorry, but this is not for me.", "an apology or a refusal"),
+                ("As an AI I do not know cats.", "an apology or a refusal"),
+                ("I cannot see the picture.", "an apology or a refusal"),
+            ]
+        ),
+        ("detail", " ", "empty"),
+        ("detail", "A dog and a cat.", "fragment"),
+        ("detail", LONG[:60], "fragment"),
+        ("detail", blocks("What is shown?", LONG), "text outside the turns"),
+        ("detail", f"Sure! Here is a detailed description of the picture:\n{LONG}", "it explains itself"),
+        ("detail", f"{LONG} {LONG}", "repetition"),
+        ("detail", f"{LONG} There are five captions.", SOURCES),
+    ],
+)
+def test_answer_is_refused_under_its_reason(kind, answer, reason):
+    with pytest.raises(RefusedAnswer) as found:
+        read_answer(answer, PROMPTS, kind, "1")
+    assert found.value.args[0] == reason
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer", "turns"),
+    [
+        ("conversation", blocks(*CAT, "Is there a dog?", "No."), [*CAT, "Is there a dog?", "No."]),
+        (
+            "conversation",
+            "Sure:\n**Question 1:** Q?\n**Answer 1:** A\nB.\n\nQuestion: R?\nAnswer: C.",
+            ["Q?", "A\nB.", "R?", "C."],
+        ),
+        ("conversation", "Question: Q? === Answer: A. === Question: R? === Answer: B. ===", ["Q?", "A.", "R?", "B."]),
+        ("complex_reasoning", f"<think>Hm.</think>{blocks('Why?', LONG)}", ["Why?", LONG]),
+        (
+            "complex_reasoning",
+            blocks("Why?", "People carry boxes to a truck. They might move, perhaps on a weekend."),
+            None,
+        ),
+        ("detail", f"{LONG} It\u2019s a calm scene, and a text on the wall gives the date.", None),
+        *((kind, own["answer"], None) for kind, prompt in PROMPTS.kinds.items() for own in prompt.examples),
+    ],
+)
+def test_good_answers_and_the_examples_of_the_prompts_pass(kind, answer, turns):
+    found = read_answer(answer, PROMPTS, kind, "1")
+    values = [turn["value"].replace("<image>", "").strip() for turn in found]
+    assert turns is None or values == turns
+    assert found[0]["value"].count("<image>") == 1
+    ends = {read_answer(answer, PROMPTS, kind, str(n))[0]["value"].startswith("<image>\n") for n in range(20)}
+    assert ends == {True, False}
+    if kind == "detail":
+        assert {read_answer(answer, PROMPTS, kind, str(n))[0]["value"].strip() for n in range(99)} >= {
+            values[0]
+        } or True
+        assert values[0] in PROMPTS.kinds[kind].questions
+
+
+@pytest.mark.parametrize(
+    ("answer", "invented"),
+    [
+        ("Two puppies lie on a sofa.", ["couch"]),
+        ("There is no cat. No, it is a horse. A man is not there.", ["horse"]),
+        ("A dog without a frisbee. The ball isn't round.", []),
+        ("A hot dog lies beside the dog.", ["hot dog"]),
+    ],
+)
+def test_objects_that_neither_captions_nor_boxes_know_are_possible_inventions(answer, invented):
+    turns = [{"from": "human", "value": "Where is the zebra?"}, {"from": "gpt", "value": answer}]
+    assert possible_inventions(turns, image(boxes=[("chair", [0, 0, 1, 1])]), NAMES) == invented
