@@ -46,7 +46,7 @@ LABEL = re.compile(r"(?:^|(?<===))[ \t>*_#]*(question|answer)[ \t]*\d*[*_]*[ \t]
 RULE = re.compile(r"={3,}")
 OUTSIDE, DROPPED = "text outside the turns", "dropped"
 SHORT = 8
-"""Words; a shorter answer may end without a full stop."""
+"""Words; an answer of so few may end without a full stop where `===` follows."""
 NEGATION = re.compile(r"\b(?:no|not|none|never|nor|neither|without|cannot)\b|n't\b", re.IGNORECASE)
 Work = tuple["DescribedImage", dict[str, Any]]
 """An image, and the record that is to be made of it."""
@@ -218,7 +218,8 @@ def read_answer(answer: str, prompts: Prompts, kind: str, key: str) -> list[dict
         for failure in find_failures(text, "prose", None):
             if prompt.pairs == "none" or failure.kind != FRAGMENT:  # short answers are
                 raise RefusedAnswer(failure.kind, failure.evidence)
-    if len((last := pairs[-1][1]).split()) > SHORT and not SENTENCE_END.search(last):
+    last, closed = pairs[-1][1], answer.endswith("===")
+    if not (SENTENCE_END.search(last) or (closed and len(last.split()) <= SHORT)):
         raise RefusedAnswer(FRAGMENT, f"ends in mid-sentence: {last[-40:]}")
     texts = [text for pair in pairs for text in pair]
     turns = [{"from": SPEAKERS[number % 2], "value": text} for number, text in enumerate(texts)]

@@ -4,7 +4,6 @@ teacher is an endpoint that knows the truth and has planted faults."""
 import importlib.util
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -138,11 +137,11 @@ def test_kind_of_an_image_is_its_own_and_counts_take_other_images_only_where_the
     whole, half = assign(images, PROMPTS), assign(images[::-2], PROMPTS)
     assert {one["id"] for _, one in half} < {one["id"] for _, one in whole}
     assert [one for _, one in whole] == [one for _, one in assign(images[::-1], PROMPTS)]
-    counts = {kind: 500 for kind in KINDS}
+    counts = dict.fromkeys(KINDS, 500)
     chosen = [record for _, record in assign(images, PROMPTS, counts)]
     assert Counter(record["kind"] for record in chosen) == counts
     assert len({record["image"] for record in chosen}) == 1500
-    every = [record for _, record in assign(images[:3], PROMPTS, {kind: 3 for kind in KINDS})]
+    every = [record for _, record in assign(images[:3], PROMPTS, dict.fromkeys(KINDS, 3))]
     assert len({record["id"] for record in every}) == 9
     with pytest.raises(ConfigError, match="detail=4, but there are 3 images"):
         assign(images[:3], PROMPTS, {"detail": 4})
@@ -239,13 +238,9 @@ def test_good_answers_and_the_examples_of_the_prompts_pass(kind, answer, turns):
     values = [turn["value"].replace("<image>", "").strip() for turn in found]
     assert turns is None or values == turns
     assert found[0]["value"].count("<image>") == 1
-    ends = {read_answer(answer, PROMPTS, kind, str(n))[0]["value"].startswith("<image>\n") for n in range(20)}
-    assert ends == {True, False}
-    if kind == "detail":
-        assert {read_answer(answer, PROMPTS, kind, str(n))[0]["value"].strip() for n in range(99)} >= {
-            values[0]
-        } or True
-        assert values[0] in PROMPTS.kinds[kind].questions
+    said = {read_answer(answer, PROMPTS, kind, str(n))[0]["value"] for n in range(99)}
+    questions = {text for own in PROMPTS.kinds["detail"].questions for text in (f"<image>\n{own}", f"{own}\n<image>")}
+    assert said == questions if kind == "detail" else {text.find("<image>") > 0 for text in said} == {False, True}
 
 
 @pytest.mark.parametrize(
@@ -260,3 +255,169 @@ def test_good_answers_and_the_examples_of_the_prompts_pass(kind, answer, turns):
 def test_objects_that_neither_captions_nor_boxes_know_are_possible_inventions(answer, invented):
     turns = [{"from": "human", "value": "Where is the zebra?"}, {"from": "gpt", "value": answer}]
     assert possible_inventions(turns, image(boxes=[("chair", [0, 0, 1, 1])]), NAMES) == invented
+
+
+# A whole run on the mini world
+
+SIZE = ConversationSize(captions=1, instruct=48, test=1, seed=3)
+RECORDS = SIZE.instruct
+STAYS, CUT_ONCE, CUT, TELLS_ONCE, TELLS, HALF_ONCE, SILENT = range(6, 13)
+"""Numbers of scenes with these faults."""
+PASSING = ([429], [500, 503], ["hang"], ["half"], ["garbage"])
+"""What happens to the first scenes: it is asked again."""
+KEPT = ("conversation", "detail", "complex_reasoning", "instruct")
+INVENTS = range(13, RECORDS, 4)
+
+
+class Teacher:
+    """Answers the truth about the scenes, but for planted faults, which depend on the request alone."""
+
+    def __init__(self, server):
+        server.answer, server.rule, server.usage = self.answer, self.rule, {"prompt_tokens": 9, "completion_tokens": 7}
+        server.headers, self.server, self.http = {"Retry-After": "0.01"}, server, dict(enumerate(map(list, PASSING)))
+        scenes = sample_scenes("train", RECORDS, SIZE.seed, _OWN_SCENES + SIZE.captions, THINGS[: SIZE.kinds])
+        self.scenes = [(scene, "\n".join(five_captions(scene))) for scene in scenes]
+        self.asked = Counter()
+
+    def scene(self, request):
+        """Number, scene, kind, and whether it is the second request."""
+        system, text = (request["messages"][place]["content"] for place in (0, -1))
+        number = next(n for n, (_, captions) in enumerate(self.scenes) if text.startswith(captions))
+        kind = next(kind for kind, prompt in PROMPTS.kinds.items() if prompt.system.strip() == system)
+        return number, self.scenes[number][0], kind, "refused" in text
+
+    def rule(self, request):
+        number, _, _, again = self.scene(request)
+        if number == STAYS:
+            return 500
+        self.asked[number, again] += 1
+        if self.http.get(number):
+            return self.http[number].pop(0)
+        return "length" if number == CUT or (number == CUT_ONCE and not again) else "answer"
+
+    def answer(self, request):
+        number, scene, kind, again = self.scene(request)
+        turns = [turn["value"].replace("<image>", "").strip() for turn in conversation(scene, kind)]
+        if number in INVENTS:
+            turns[-1] += f" Behind it stands {self.invented(number)}."
+        if number == TELLS or (number == TELLS_ONCE and not again):
+            turns[-1] += " The captions say so."
+        text = turns[1] if kind == "detail" else blocks(*turns)
+        half = number == HALF_ONCE and not again
+        return None if number == SILENT else text[: text.rfind(".") - 9] if half else text
+
+    def invented(self, number):
+        there = {group.thing for group in self.scenes[number][0].groups}
+        return next(thing.name for thing in THINGS[: SIZE.kinds] if thing not in there)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mini")
+    write_conversations(folder, SIZE)
+    return folder
+
+
+@pytest.fixture
+def arguments(world, chat_server):
+    """`arguments(folder)`: of a run there; the teacher answers."""
+
+    def arguments(folder, *more):
+        files = ["--captions", world / "captions_train.json", "--instances", world / "instances_train.json"]
+        judge = ["--judge-url", chat_server.url, "--judge-model", "tiny", "--judge-cache", folder / "cache.jsonl"]
+        words = [*files, *judge, "--output", folder / "made", "--judge-timeout", "3", *more, "--options", "attempts=3"]
+        return [str(word) for word in words]
+
+    return arguments
+
+
+def lines_of(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "requests.jsonl"}
+
+
+def test_mini_world_is_made_with_every_fault_counted_and_read_by_the_data_set(
+    arguments, chat_server, world, tmp_path, capsys
+):
+    teacher, made = Teacher(chat_server), tmp_path / "made"
+    assert script.main(arguments(tmp_path, "--dry-run")) == 0
+    assert f"{RECORDS} records: {RECORDS} requests to send, 0 answered before" in capsys.readouterr().out
+    assert chat_server.requests == []
+    assert script.main(arguments(tmp_path)) == 0
+    report = json.loads((made / "report.json").read_text())["kinds"]["all"]
+    cut, silent = "cut at the length limit", "empty"
+    assert report["dropped"] == {"status 500": 1, cut: 1, SOURCES: 1, silent: 1}
+    assert report["refused_answers"] == {cut: 3, SOURCES: 3, "fragment": 1, "status 500": 1, silent: 1}
+    assert (report["asked"], report["kept"], report["kept_at_second"]) == (RECORDS, RECORDS - 4, 3)
+    assert report["tokens_out"] == 7 * (RECORDS - 1 + 5)
+    records = {record["id"]: record for record in lines_of(made / "records.jsonl")}
+    assert len(records) == RECORDS
+    assert {record["prompt"] for record in records.values()} == {prompt.digest for prompt in PROMPTS.kinds.values()}
+    wanted = {f"{SIZE.captions + number:06d}": [teacher.invented(number)] for number in INVENTS}
+    found = {record["id"][:6]: record["possible_inventions"] for record in lines_of(made / "review.jsonl")}
+    assert found == wanted  # all that were planted, and no other
+    for name in KEPT:
+        info = {"ann_path": str(made / f"{name}.json"), "image_path": str(world / "images"), "id_field": "id"}
+        vision = {part: {"name": "blip2_image_eval", "image_size": 28} for part in ("train", "eval")}
+        section = {"builder": "llava_conversations", "build_info": info, "vis_processor": vision}
+        dataset = builder_of(name, bind(DatasetConfig, section, section=name, source="test")).build("train")
+        strict = BadSampleMonitor(None, max_share=0.0, max_in_a_row=1)
+        read = [key for batch in EvalLoader(dataset, 8, num_workers=0, ledger=strict) for key in batch["image_id"]]
+        whole = [key for key, own in records.items() if "dropped" not in own and name in (own["kind"], "instruct")]
+        assert read == whole
+    asked, before = len(chat_server.requests), contents(made)
+    assert script.main(arguments(tmp_path)) == 0
+    assert len(chat_server.requests) == asked + 3  # the scene whose request fails, with its repeats
+    assert contents(made) == before
+
+
+def test_killed_at_any_time_the_same_command_ends_with_the_same_bytes_and_asks_nothing_twice(
+    arguments, chat_server, tmp_path
+):
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    Teacher(chat_server)
+    assert script.main(arguments(whole)) == 0
+    teacher, environment = Teacher(chat_server), {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    teacher.http, chat_server.requests[:] = {}, []
+    answer, limits = teacher.answer, [9, RECORDS + 4]  # in the first requests, and in the second ones
+
+    def answer_or_die(request):
+        if limits and len(chat_server.requests) >= limits[0]:
+            limits.pop(0)
+            os.kill(process.pid, signal.SIGKILL)
+        return answer(request)
+
+    chat_server.answer = answer_or_die
+    while limits:
+        command = [sys.executable, SCRIPT, *arguments(folder, "--judge-at-once", "1")]
+        process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
+        assert process.wait(300) == -signal.SIGKILL
+    with (folder / "made/unusable.jsonl").open("a") as file:
+        file.write('{"text": "torn')
+    assert script.main(arguments(folder)) == 0
+    assert contents(folder / "made") == contents(whole / "made")
+    assert sum(teacher.asked.values()) <= RECORDS - 1 + 5 + 1 + 2  # silence is asked twice; two were under way
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--count", "detial=3"], "did you mean 'detail'"),
+        (["--count", "3", "4"], "--count 3: write a number, or KIND=NUMBER"),
+        (["--count", "detail=99"], "detail=99, but there are 48 images"),
+        (["--prompts", "nowhere"], "conversation.yaml: no such file"),
+        (["--synonyms", str(COCO_OBJECTS)], "coco_objects.txt lacks"),
+        (["--judge-url", "ftp://x"], "--judge-url"),
+        (["--options", "cost_limit=1"], "cost_limit: needs price_in"),
+        (["--options", "max_token=1"], "did you mean 'max_tokens'"),
+    ],
+)
+def test_option_that_cannot_be_is_refused_before_anything_is_asked(
+    words, complaint, arguments, chat_server, tmp_path, capsys
+):
+    assert script.main([*arguments(tmp_path), *words]) == 2
+    assert complaint in capsys.readouterr().err
+    assert chat_server.requests == []
