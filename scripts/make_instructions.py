@@ -46,6 +46,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--prompts", type=Path, default=Path("prompts/instructions"), metavar="DIR", help="own prompts")
     parser.add_argument("--synonyms", type=Path, metavar="FILE", help="names of the objects (COCO's, the mini world's)")
+    parser.add_argument(
+        "--leave-out-review", action="store_true", help="no answer to train on that names objects which are not given"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be asked, and what it may cost")
     parser.add_argument(
         "--options",
@@ -94,7 +97,7 @@ def run(args: argparse.Namespace) -> None:
     images = read_images(args.captions, args.instances)
     names = read_names({category for image in images for category, _ in image.boxes}, args.synonyms)
     work = assign(images, prompts, counts)
-    maker = Maker(judge, prompts, names, args.output)
+    maker = Maker(judge, prompts, names, args.output, "leave out" if args.leave_out_review else "keep")
     if args.dry_run:
         _show_plan(maker.plan(work), len(work))
         return

@@ -1,13 +1,6 @@
 """LLaVA's instruction data: a model that reads text alone makes conversations of the captions and boxes of an image.
 
-Source: Liu et al., Visual Instruction Tuning, 2023, section 3; `prompts/instructions/` says how each kind is asked for.
-In the folder of the output:
-
-    conversation.json, detail.json, complex_reasoning.json    LLaVA's format, a kind each; instruct.json: all of them
-    records.jsonl     a line a record, kept or `dropped`: what was asked, refused and answered
-    review.jsonl      of these, answers that name objects which neither captions nor boxes know
-    report.json       counts of all that
-    unusable.jsonl    empty and cut answers, which were paid for, too; the others are in the cache of the endpoint
+Source: Liu et al., Visual Instruction Tuning, 2023, section 3. docs/curation.md has the files that come out.
 """
 
 import hashlib
@@ -19,13 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from minigpt4.common.binding import bind, refuse
 from minigpt4.common.config_files import load_yaml, to_plain
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import JsonLines, write_json
 from minigpt4.conversation.llava import IMAGE_TOKEN, SPEAKERS
+from minigpt4.curation.records import CurationFolder, dropped
 from minigpt4.datasets.datasets.llava_conversations import TURNS, require_trainable
 from minigpt4.evaluation.caption_data import read_references
 from minigpt4.evaluation.failure_rules import FRAGMENT, SENTENCE, SENTENCE_END, find_failures
@@ -44,7 +38,7 @@ AGAIN = "\n\n(An answer to this was refused: {}. Answer anew, in the form of the
 """Behind a request, the second time."""
 LABEL = re.compile(r"(?:^|(?<===))[ \t>*_#]*(question|answer)[ \t]*\d*[*_]*[ \t]*:[*_]*", re.IGNORECASE | re.MULTILINE)
 RULE = re.compile(r"={3,}")
-OUTSIDE, DROPPED = "text outside the turns", "dropped"
+OUTSIDE = "text outside the turns"
 SHORT = 8
 """Words; an answer of so few may end without a full stop where `===` follows."""
 NEGATION = re.compile(r"\b(?:no|not|none|never|nor|neither|without|cannot)\b|n't\b", re.IGNORECASE)
@@ -122,6 +116,8 @@ class KindPrompt:
     """Whether the request shows boxes."""
     questions: list[str] = field(default_factory=list)
     """With `pairs: none`: what people may ask."""
+    refused: dict[str, list[str]] = field(default_factory=dict)
+    """What no turn may say, in regular expressions by the reason to refuse it: those of `refused.yaml`."""
     digest: str = ""
     """Hash of the file."""
 
@@ -133,25 +129,17 @@ class KindPrompt:
         )
 
 
-class Prompts(NamedTuple):
-    """A folder of prompts."""
-
-    kinds: dict[str, KindPrompt]
-    refused: dict[str, re.Pattern[str]]
-    """What no turn may say, by the reason to refuse it."""
-
-
-def read_prompts(folder: Path) -> Prompts:
-    """`<kind>.yaml` of each kind, and `refused.yaml`; ConfigError for whatever is wrong with one."""
-    kinds = {}
+def read_prompts(folder: Path) -> dict[str, KindPrompt]:
+    """`<kind>.yaml` of each kind, with `refused.yaml`; ConfigError for whatever is wrong with one."""
+    files = {name: folder / f"{name}.yaml" for name in (*KINDS, "refused")}
+    values, found = {name: to_plain(load_yaml(file), str(file)) for name, file in files.items()}, {}
     for kind in KINDS:
-        file = folder / f"{kind}.yaml"
-        values = to_plain(load_yaml(file), str(file)) | {"digest": hashlib.sha256(file.read_bytes()).hexdigest()[:12]}
-        kinds[kind] = bind(KindPrompt, values, section=kind, source=str(file))
-    file = folder / "refused.yaml"
-    with errors_as(ConfigError, f"{file}: must hold reasons, and regular expressions for each"):
-        phrases = {reason: "|".join(list(own)) for reason, own in load_yaml(file).items()}
-        return Prompts(kinds, {why: re.compile(rf"(?<!\w)(?:{own})", re.IGNORECASE) for why, own in phrases.items()})
+        digest = hashlib.sha256(files[kind].read_bytes()).hexdigest()[:12]
+        own = values[kind] | {"refused": values["refused"], "digest": digest}
+        found[kind] = bind(KindPrompt, own, section=kind, source=str(files[kind]))
+    with errors_as(ConfigError, f"{files['refused']}: holds what is no regular expression"):
+        re.compile("|".join(words for own in values["refused"].values() for words in own))
+    return found
 
 
 def share(*words: str) -> float:
@@ -165,7 +153,9 @@ def kind_of(image: DescribedImage) -> str:
     return next(kind for kind, end in zip(KINDS, ENDS, strict=True) if place < end)
 
 
-def assign(images: Sequence[DescribedImage], prompts: Prompts, counts: Mapping[str, int] | None = None) -> list[Work]:
+def assign(
+    images: Sequence[DescribedImage], prompts: Mapping[str, KindPrompt], counts: Mapping[str, int] | None = None
+) -> list[Work]:
     """The records to be made, in an order by hash: one an image, or so many of a kind as `counts` say.
 
     An image serves a second kind only where no other is left. ConfigError for a count above the number of images.
@@ -181,7 +171,7 @@ def assign(images: Sequence[DescribedImage], prompts: Prompts, counts: Mapping[s
         used.update(image.image_id for image in own)
     work = []
     for kind, image in chosen:
-        prompt, key = prompts.kinds[kind], f"{Path(image.file).stem}_{kind}"
+        prompt, key = prompts[kind], f"{Path(image.file).stem}_{kind}"
         about = {"id": key, "image": image.file, "kind": kind, "context": image.text(prompt.boxes)}
         work.append((image, about | {"prompt": prompt.digest, "refused": [], "tokens_in": 0, "tokens_out": 0}))
     return sorted(work, key=lambda one: share("order", one[1]["id"]))
@@ -194,12 +184,12 @@ class RefusedAnswer(ValueError):
     """An answer that nothing can be trained on: the reason, one of a few, and what shows it."""
 
 
-def read_answer(answer: str, prompts: Prompts, kind: str, key: str) -> list[dict[str, str]]:
+def read_answer(answer: str, prompt: KindPrompt, key: str) -> list[dict[str, str]]:
     """LLaVA's turns, of what the model wrote for the record `key`; RefusedAnswer.
 
     `<image>` stands before or after the first question, and a detailed description gets a question, as a hash decides.
     """
-    prompt, answer = prompts.kinds[kind], without_thought(answer).replace("\u2019", "'")
+    answer = without_thought(answer).replace("\u2019", "'")
     if prompt.pairs == "none":
         pairs, spoken = [(prompt.questions[int(share("question", key) * len(prompt.questions))], answer)], [answer]
         if found := LABEL.search(answer) or RULE.search(answer):
@@ -211,8 +201,8 @@ def read_answer(answer: str, prompts: Prompts, kind: str, key: str) -> list[dict
             raise RefusedAnswer("wrong number of questions", f"{len(pairs)}")
     if len({question.casefold() for question, _ in pairs}) < len(pairs):
         raise RefusedAnswer("a question twice", " ".join(question for question, _ in pairs))
-    for reason, phrases in prompts.refused.items():
-        if found := next(filter(None, map(phrases.search, spoken)), None):
+    for reason, phrases in prompt.refused.items():
+        if found := re.search(rf"(?<!\w)(?:{'|'.join(phrases)})", "\n".join(spoken), re.IGNORECASE):
             raise RefusedAnswer(reason, found[0])
     for _, text in pairs:
         for failure in find_failures(text, "prose", None):
@@ -262,12 +252,16 @@ def possible_inventions(turns: Sequence[Mapping[str, str]], image: DescribedImag
 
 
 class Maker:
-    """Asks `judge`, an endpoint whose model reads text, for records, whose files lie in `folder`."""
+    """Asks `judge`, an endpoint whose model reads text, for records, whose files lie in `folder`.
 
-    def __init__(self, judge: Judge, prompts: Prompts, names: ObjectNames, folder: Path) -> None:
-        with errors_as(ConfigError, f"--output: cannot write {folder}"):
-            folder.mkdir(parents=True, exist_ok=True)
-        self.judge, self.prompts, self.names, self.folder = judge, prompts, names, folder
+    `review_pile`: `keep` or `leave out` what may be invented; of the files to train on.
+    """
+
+    def __init__(
+        self, judge: Judge, prompts: Mapping[str, KindPrompt], names: ObjectNames, folder: Path, review_pile: str
+    ) -> None:
+        self.judge, self.prompts, self.names, self.folder = judge, prompts, names, CurationFolder(folder)
+        self.review_pile = review_pile
         self._file = JsonLines(folder / "unusable.jsonl")
         self._file.keep(lambda line: line.keys() == set(Reply._fields))
         self._unusable = {line["key"]: Reply(**line) for line in self._file.read()}
@@ -283,7 +277,7 @@ class Maker:
         for attempt in range(2):
             asked: dict[Question, list[Work]] = {}
             for image, record in work:
-                if len(record["refused"]) == attempt and not record.keys() & {TURNS, DROPPED}:
+                if len(record["refused"]) == attempt and not record.keys() & {TURNS, "dropped"}:
                     asked.setdefault(self._question(record), []).append((image, record))
             for question, reply in self._replies(asked):
                 for image, record in asked[question]:
@@ -291,7 +285,7 @@ class Maker:
         return self._write([record for _, record in work])
 
     def _question(self, record: Mapping[str, Any]) -> Question:
-        prompt = self.prompts.kinds[record["kind"]]
+        prompt = self.prompts[record["kind"]]
         again = "".join(AGAIN.format(one["reason"]) for one in record["refused"])
         examples = tuple((own["context"].strip(), own["answer"].strip()) for own in prompt.examples)
         return Question(record["context"] + again, system=prompt.system.strip(), examples=examples)
@@ -312,32 +306,37 @@ class Maker:
         try:
             if reply.fault:
                 raise RefusedAnswer(reply.fault, reply.detail or reply.text[-40:])
-            turns = read_answer(reply.text, self.prompts, record["kind"], record["id"])
-            record |= {TURNS: turns, "possible_inventions": possible_inventions(turns, image, self.names)}
+            turns = read_answer(reply.text, self.prompts[record["kind"]], record["id"])
+            invented = possible_inventions(turns, image, self.names)
+            record |= {TURNS: turns, "possible_inventions": invented}
+            if invented:
+                record["review"] = dropped("instructions", "possible inventions", ", ".join(invented))
         except RefusedAnswer as error:
             reason, evidence = error.args
             record["refused"].append({"reason": reason, "evidence": evidence, "answer": reply.text})
             if reply.fault not in ("", CUT) or len(record["refused"]) > 1:
-                record[DROPPED] = {"step": "instructions", "rule": reason, "evidence": evidence}
+                record["dropped"] = dropped("instructions", reason, evidence)
 
     def _write(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        kept = [record for record in records if TURNS in record]
+        left_out = {"dropped", "review"} if self.review_pile == "leave out" else {"dropped"}
         for name in (*KINDS, "instruct"):
-            own = [record for record in kept if name in (record["kind"], "instruct")]
-            write_json(self.folder / f"{name}.json", [{key: one[key] for key in ("id", "image", TURNS)} for one in own])
-        write_lines(self.folder / "records.jsonl", records)
-        write_lines(self.folder / "review.jsonl", [record for record in kept if record["possible_inventions"]])
+            own = [one for one in records if name in (one["kind"], "instruct") and not left_out & one.keys()]
+            shown = [{key: one[key] for key in ("id", "image", TURNS)} for one in own]
+            write_json(self.folder.path / f"{name}.json", shown)
+        write_lines(self.folder.path / "review.jsonl", [record for record in records if "review" in record])
+        prompts = {kind: prompt.digest for kind, prompt in self.prompts.items()}
+        made_from = {"model": self.judge.endpoint.model, "prompts": prompts}
+        self.folder.write("instructions", records, made_from)
         kinds = {kind: _counts([record for record in records if record["kind"] == kind]) for kind in KINDS}
-        prompts = {kind: prompt.digest for kind, prompt in self.prompts.kinds.items()}
-        report = {"model": self.judge.endpoint.model, "prompts": prompts, "kinds": kinds | {"all": _counts(records)}}
-        write_json(self.folder / "report.json", report)
+        report = {**made_from, "kinds": kinds | {"all": _counts(records)}}
+        write_json(self.folder.path / "report.json", report)
         return report
 
 
 def _counts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     kept = [record for record in records if TURNS in record]
     counters = {
-        "dropped": Counter(record[DROPPED]["rule"] for record in records if DROPPED in record),
+        "dropped": Counter(record["dropped"]["rule"] for record in records if "dropped" in record),
         "refused_answers": Counter(one["reason"] for record in records for one in record["refused"]),
         "possible_inventions": Counter(name for record in kept for name in record["possible_inventions"]),
     }
@@ -345,7 +344,7 @@ def _counts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "asked": len(records),
         "kept": len(kept),
         "kept_at_second": sum(bool(record["refused"]) for record in kept),
-        "to_review": sum(bool(record["possible_inventions"]) for record in kept),
+        "to_review": sum("review" in record for record in kept),
         **{name: dict(own.most_common()) for name, own in counters.items()},
         **{name: sum(record[name] for record in records) for name in ("tokens_in", "tokens_out")},
     }

@@ -25,6 +25,7 @@ FILES = {
     "refine": "3_refined.jsonl",
     "filter": "4_filtered.jsonl",
     "review": "5_reviews.jsonl",
+    "instructions": "records.jsonl",
 }
 Record = dict[str, Any]
 
