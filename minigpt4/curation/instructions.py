@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,7 +138,8 @@ def read_prompts(folder: Path) -> dict[str, KindPrompt]:
         own = values[kind] | {"refused": values["refused"], "digest": digest}
         found[kind] = bind(KindPrompt, own, section=kind, source=str(files[kind]))
     with errors_as(ConfigError, f"{files['refused']}: holds what is no regular expression"):
-        re.compile("|".join(words for own in values["refused"].values() for words in own))
+        for words in chain.from_iterable(values["refused"].values()):
+            re.compile(words)
     return found
 
 

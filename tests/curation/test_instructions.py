@@ -292,6 +292,10 @@ def contents(folder):
 
 def test_every_fault_is_counted_and_the_data_set_reads_the_rest(arguments, chat_server, world, tmp_path, capsys):
     teacher, made = Teacher(chat_server, PASSING), tmp_path / "made"
+    images = read_images(world / "captions_train.json", world / "instances_train.json")
+    for one, (scene, captions) in zip(images, teacher.scenes, strict=True):
+        assert one.text(boxes=False) == captions
+        assert Counter(name for name, _ in one.boxes) == {group.thing.name: group.count for group in scene.groups}
     assert script.main(arguments(tmp_path, "--dry-run")) == 0
     assert f"{RECORDS} records: {RECORDS} requests to send, 0 answered before" in capsys.readouterr().out
     assert chat_server.requests == []
