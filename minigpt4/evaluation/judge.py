@@ -31,7 +31,6 @@ from minigpt4.common.run_folder import NO_LOCKS, locked
 from minigpt4.common.schemas import EndpointConfig
 from minigpt4.common.utils import JsonLines
 from minigpt4.evaluation.limits import NO_CONNECTION, TIME_OUT, Account, counted_client, estimated_tokens, fault_of
-from minigpt4.processors import open_image
 
 log = logging.getLogger(__name__)
 
@@ -419,6 +418,8 @@ def _do_not_wait_for_quota(response: Any) -> None:
 
 def data_url(image: Path) -> str:
     """An image file as a `data:` URL; SampleError if it cannot be read."""
+    from minigpt4.processors import open_image  # loads torch, which texts do not need
+
     picture = open_image(image)
     try:
         with Image.open(image) as file:
