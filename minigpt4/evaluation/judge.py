@@ -121,7 +121,7 @@ class Question(NamedTuple):
     @property
     def words(self) -> str:
         """All that goes to the endpoint as text."""
-        return "\n".join([self.system, *(turn for pair in self.examples for turn in pair), self.text])
+        return "".join([self.system, *(turn for pair in self.examples for turn in pair), self.text])
 
 
 class Reply(NamedTuple):
