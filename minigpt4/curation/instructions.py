@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, Literal
@@ -117,9 +118,9 @@ class KindPrompt:
     questions: list[str] = field(default_factory=list)
     """With `pairs: none`: what people may ask."""
     refused: dict[str, list[str]] = field(default_factory=dict)
-    """What no turn may say, in regular expressions by the reason to refuse it: those of `refused.yaml`."""
+    """What no turn may say, in regular expressions by the reason to refuse it, beside those of `refused.yaml`."""
     digest: str = ""
-    """Hash of the file."""
+    """Hash of both files."""
 
     def __post_init__(self) -> None:
         refuse(
@@ -127,6 +128,12 @@ class KindPrompt:
             (any(len(own) < 2 for own in self.examples), "examples: each needs `context` and `answer`"),
             ((self.pairs == "none") != bool(self.questions), "questions: go with `pairs: none`, which needs some"),
         )
+        self.system = self.system.strip()
+
+    @cached_property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """The examples as a request has them, once for all requests."""
+        return tuple((own["context"].strip(), own["answer"].strip()) for own in self.examples)
 
 
 def read_prompts(folder: Path) -> dict[str, KindPrompt]:
@@ -134,12 +141,13 @@ def read_prompts(folder: Path) -> dict[str, KindPrompt]:
     files = {name: folder / f"{name}.yaml" for name in (*KINDS, "refused")}
     values, found = {name: to_plain(load_yaml(file), str(file)) for name, file in files.items()}, {}
     for kind in KINDS:
-        digest = hashlib.sha256(files[kind].read_bytes()).hexdigest()[:12]
-        own = values[kind] | {"refused": values["refused"], "digest": digest}
+        with errors_as(ConfigError, f"{files[kind]}, refused.yaml: `refused` must be lists of regular expressions"):
+            refused = values["refused"] | values[kind].get("refused", {})
+            for words in chain.from_iterable(refused.values()):
+                re.compile(words)
+        digest = hashlib.sha256(files[kind].read_bytes() + files["refused"].read_bytes()).hexdigest()[:12]
+        own = values[kind] | {"refused": refused, "digest": digest}
         found[kind] = bind(KindPrompt, own, section=kind, source=str(files[kind]))
-    with errors_as(ConfigError, f"{files['refused']}: holds what is no regular expression"):
-        for words in chain.from_iterable(values["refused"].values()):
-            re.compile(words)
     return found
 
 
@@ -288,8 +296,7 @@ class Maker:
     def _question(self, record: Mapping[str, Any]) -> Question:
         prompt = self.prompts[record["kind"]]
         again = "".join(AGAIN.format(one["reason"]) for one in record["refused"])
-        examples = tuple((own["context"].strip(), own["answer"].strip()) for own in prompt.examples)
-        return Question(record["context"] + again, system=prompt.system.strip(), examples=examples)
+        return Question(record["context"] + again, system=prompt.system, examples=prompt.turns)
 
     def _replies(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Reply]]:
         """Replies as they come; those without use are kept here."""

@@ -97,7 +97,7 @@ def test_damaged_boxes_are_named_before_anything_is_asked(changes, error, words,
         ("detail", "pairs: none", "pairs: one", r"detail.questions: go with `pairs: none`"),
         ("detail", "pairs: none", "pairs: many", r"detail.pairs: 'many'"),
         ("conversation", "  - context: |", "  - contents: |", r"conversation.examples\[0\]"),
-        ("refused", "i apologi[sz]e", "i apologi[sze", r"refused.yaml: holds what is no regular"),
+        ("refused", "i apologi[sz]e", "i apologi[sze", r"refused.yaml: `refused` must be lists of regular"),
     ],
 )
 def test_prompt_that_is_wrong_is_named(name, old, new, words, tmp_path):
@@ -145,6 +145,7 @@ REFUSED = {
         (blocks(*CAT, "Where is it?", "It is on the mat that lies in front of the"), "fragment"),
         (blocks(*CAT, "Where is it?", "On a m").removesuffix("\n==="), "fragment"),
         (blocks(*CAT, "Who?", "yes " * 9), "repetition"),
+        (blocks(*CAT, "Whose is it?", "It may be his."), "a guess"),
         (blocks(*CAT, "Und?", "Das ist eine Katze, die auf einer Matte liegt und dort ruht."), "not English"),
     ],
     "detail": [
@@ -236,7 +237,7 @@ class Teacher:
         """Number, scene, kind, and whether it is the second request."""
         system, text = (request["messages"][place]["content"] for place in (0, -1))
         number = next(n for n, (_, captions) in enumerate(self.scenes) if text.startswith(captions))
-        kind = next(kind for kind, prompt in PROMPTS.items() if prompt.system.strip() == system)
+        kind = next(kind for kind, prompt in PROMPTS.items() if prompt.system == system)
         return number, self.scenes[number][0], kind, "refused" in text
 
     def rule(self, request):
