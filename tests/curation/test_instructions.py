@@ -328,6 +328,9 @@ def test_every_fault_is_counted_and_the_data_set_reads_the_rest(arguments, chat_
     assert script.main(arguments(tmp_path)) == 0
     assert len(chat_server.requests) == asked + 3  # the scene whose request fails, with its repeats
     assert contents(made) == before
+    assert script.main(arguments(tmp_path, "--leave-out-review")) == 0
+    left = {record["id"] for record in json.loads((made / "instruct.json").read_text())}
+    assert left == {key for key, record in records.items() if "dropped" not in record} - review.keys()
 
 
 def test_killed_it_ends_with_the_same_bytes_and_asks_nothing_twice(arguments, chat_server, tmp_path):
