@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -165,7 +166,7 @@ def test_run_makes_a_folder_that_stage_2_reads_and_again_the_same_bytes(place, s
     records = CurationFolder(folder).read("filter")
     for one in records:
         assert one["text"] == " ".join(one[name].strip() for name in ("first", "second"))
-        assert one["tokens_first"] == one["tokens_second"] == 6
+        assert 0 < one["tokens_first"] <= 80
         assert one["refined"] == one["text"]
     exported = json.loads(made["cc_sbu_align/filter_cap.json"])["annotations"]
     assert exported == [{"image_id": one["id"], "caption": one["text"]} for one in records]
@@ -183,14 +184,17 @@ def test_second_turn_comes_up_to_the_limit_and_a_change_leaves_the_old_file(plac
     for step in ("select", "generate"):
         assert script.main(arguments(place, step)) == 0
     folder = CurationFolder(place / "curation")
-    old = folder.file("generate").read_bytes()
-    assert script.main(arguments(place, "generate", "curation", "--options", "curation.generate.more_up_to=5")) == 0
+    old, fewest = folder.file("generate").read_bytes(), min(one["tokens_first"] for one in folder.read("generate"))
+    limit = ("--options", f"curation.generate.more_up_to={fewest}")
+    assert script.main(arguments(place, "generate", "curation", *limit)) == 0
     records = folder.read("generate")
-    assert not any("second" in one for one in records)
-    assert all(one["text"] == one["first"].strip() for one in records)
+    assert all(("second" in one) == (one["tokens_first"] <= fewest) for one in records)
+    alone = [one for one in records if "second" not in one]
+    assert 0 < len(alone) < IMAGES
+    assert all(one["text"] == one["first"].strip() for one in alone)
     facts = json.loads(folder.made_from_file("generate").read_text())["differs_from"]
     assert facts["changes"] == ["more_up_to"]
-    assert facts["ids"] == [one["id"] for one in records]
+    assert facts["ids"] == [one["id"] for one in alone]
     assert (folder.path / facts["file"]).read_bytes() == old
     assert script.main(arguments(place, "generate")) == 0
     assert folder.file("generate").read_bytes() == old
@@ -199,9 +203,10 @@ def test_second_turn_comes_up_to_the_limit_and_a_change_leaves_the_old_file(plac
 @pytest.mark.parametrize(("step", "kills"), [("select", (2, 5)), ("generate", (3, 4)), ("export", (1, 5))])
 def test_after_kills_a_step_goes_on_and_makes_the_same_bytes(place, script, step, kills):
     before = ("select", "generate", "refine", "filter")
-    for name in ("whole", "torn"):
-        for earlier in before[: before.index(step)] if step in before else before:
-            assert script.main(arguments(place, earlier, name)) == 0
+    for earlier in before[: before.index(step)] if step in before else before:
+        assert script.main(arguments(place, earlier, "whole")) == 0
+    if step != "select":
+        shutil.copytree(place / "whole", place / "torn")
     assert script.main(arguments(place, step, "whole")) == 0
     for after in kills:
         command = [sys.executable, "-c", DYING, str(after), *arguments(place, step, "torn")]
@@ -212,8 +217,8 @@ def test_after_kills_a_step_goes_on_and_makes_the_same_bytes(place, script, step
 
 
 def test_two_processes_make_what_one_makes(place, script):
-    for name in ("one", "two"):
-        assert script.main(arguments(place, "select", name)) == 0
+    assert script.main(arguments(place, "select", "one")) == 0
+    shutil.copytree(place / "one", place / "two")
     assert script.main(arguments(place, "generate", "one")) == 0
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
     done = subprocess.run([*launch, *arguments(place, "generate", "two")], cwd=REPOSITORY, capture_output=True)
