@@ -2,11 +2,10 @@
 
 import csv
 import hashlib
-import importlib.metadata
-import importlib.util
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.metadata import distributions
 from typing import Any
 
 from minigpt4.common.curation_schema import ExportConfig
@@ -122,9 +121,7 @@ def _facts(folder: CurationFolder, settings: ExportConfig, decided: Sequence[Any
         "licence": settings.licence,
         "made_from": {step: folder.made_from(step) for step in steps if step != "review"},
         "sha256": {FILES[step]: folder.sha256(step) for step in steps},
-        "versions": {
-            own.name: own.version for own in importlib.metadata.distributions() if own.name.lower() in PACKAGES
-        },
+        "versions": dict(sorted((own.name, own.version) for own in distributions() if own.name.lower() in PACKAGES)),
     }
 
 

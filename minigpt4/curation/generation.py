@@ -43,40 +43,40 @@ def generate_descriptions(
     Answers are kept by what they depend on: the same command goes on after a kill, and images that are added later
     cost only themselves.
     """
-    records = processes.broadcast(folder.read("select") if processes.is_main else None)
+    records = processes.on_main(lambda: folder.read("select"))
     # By content: equal images are described once, and one that changed is described anew.
     images = {one["sha256"]: folder.image(one) for one in records if "dropped" not in one}
     items = [ImageFile(sha256, file, sha256) for sha256, file in images.items()]
     count, size = token_counter(cfg), cfg.run.batch_size_eval or BATCH_SIZE
     rules = PromptRules.of(cfg, settings.prompt, source="curation.generate.prompt")
-    own, about, key = {}, {}, None
-    if processes.is_main:
-        own, about = caption_provenance(cfg, rules, folder.path)
-        del own["image_folder"]
-        own |= {"more": settings.more, "more_up_to": settings.more_up_to}
-        about |= {"batch_size": size, "versions": versions()}
-        key = digest_of(own)
-    key = processes.broadcast(key)
+    own, about = processes.on_main(lambda: caption_provenance(cfg, rules, folder.path))
+    del own["image_folder"]
+    about |= {"batch_size": size, "versions": versions()}
 
-    def turn(name: str, rules: PromptRules, items: Sequence[ImageFile]) -> Mapping[str, Line]:
-        path = folder.path / "progress" / f"{STEP}.{key}.{name}.jsonl"
+    def turn(name: str, rules: PromptRules, items: Sequence[ImageFile], **more: str) -> Mapping[str, Line]:
+        made_from = own | more
+        path = folder.path / "progress" / f"{STEP}.{digest_of(made_from)}.{name}.jsonl"
         fields = ("image_id", "image", "caption", "ended", "error")
         store = AnswerStore(path, path.with_suffix(".made_from.json"), "image", fields, "--output")
-        answer_missing(cfg, rules, items, size, store, processes, own, about, name=name, retry_failed=retry_failed)
+        answer_missing(
+            cfg, rules, items, size, store, processes, made_from, about, name=name, retry_failed=retry_failed
+        )
         return processes.broadcast(store.lines() if processes.is_main else None)
 
     first = turn("first", rules, items)
     said = {sha256: line.get("caption", "") for sha256, line in first.items()}
     short = [item for item in items if said[item.name].strip() and count(said[item.name]) <= settings.more_up_to]
     prompts = {item.image_id: second_prompt(cfg, rules, settings, said[item.name]) for item in short}
-    second = turn("second", replace(rules, own_prompts=prompts), short)
+    second = turn("second", replace(rules, own_prompts=prompts), short, more=settings.more)
+    asked = {sha256: second[sha256] for sha256 in prompts}  # there may be others, of another limit
     if not processes.is_main:
         return None
     described = [
-        one if "dropped" in one else one | _fields(first[one["sha256"]], second.get(one["sha256"]), count)
+        one if "dropped" in one else one | _fields(*(said.get(one["sha256"]) for said in (first, asked)), count)
         for one in records
     ]
-    folder.write(STEP, described, {"input": folder.sha256("select"), **own})
+    said_more = {"more": settings.more, "more_up_to": settings.more_up_to}
+    folder.write(STEP, described, {"input": folder.sha256("select"), **own, **said_more})
     return described
 
 
