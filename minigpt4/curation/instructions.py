@@ -318,7 +318,7 @@ class Maker:
             invented = possible_inventions(turns, image, self.names)
             record |= {TURNS: turns, "possible_inventions": invented}
             if invented:
-                record["review"] = dropped("instructions", "possible inventions", ", ".join(invented))
+                record["review"] = [dropped("instructions", "possible inventions", ", ".join(invented))]
         except RefusedAnswer as error:
             reason, evidence = error.args
             record["refused"].append({"reason": reason, "evidence": evidence, "answer": reply.text})
