@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -224,6 +225,31 @@ def test_two_processes_make_what_one_makes(place, script):
     done = subprocess.run([*launch, *arguments(place, "generate", "two")], cwd=REPOSITORY, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert files(place / "one") == files(place / "two")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--refine", "endpoint"), r"curation\.refine\.endpoint: is missing"),
+        (("--dry-run",), "--dry-run: is for the step refine"),
+        (("--ckpt", "nowhere.pth"), r"model\.ckpt: nowhere\.pth does not exist"),
+        (("--options", "curation.filter.too_long=3"), r"curation\.filter\.too_long: unknown key"),
+        (("--images", "nowhere"), "nowhere"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(place, script, capsys, more, words):
+    assert script.main(arguments(place, "run", "curation", *more)) == 2
+    assert re.search(words, capsys.readouterr().err)
+    assert not (place / "curation" / "1_images.jsonl").exists()
+
+
+def test_missing_package_and_step_before_are_named(place, script, capsys, monkeypatch):
+    assert script.main(arguments(place, "filter")) == 2
+    assert "3_refined.jsonl is not there; the step `refine` writes it" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "rensa", None)  # as if it were not installed
+    assert script.main(arguments(place, "filter")) == 2
+    assert 'needs rensa; pip install -e ".[curation]"' in capsys.readouterr().err
 
 
 # Export and report
