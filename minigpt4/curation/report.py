@@ -191,7 +191,7 @@ def truth(own: Curation) -> dict[str, Any] | None:
     """In the mini world, where captions name everything that is there: of the things that texts name, and of those that
     are there, how many are right; before and after refining."""
     images = (own.folder.made_from("select") or {}).get("images", "")
-    if not (Path(images.split("{")[0]).parent.parent / "world.json").is_file():
+    if not any((folder / "world.json").is_file() for folder in Path(images.split("{")[0]).parents):
         return None
     from minigpt4.mini.report import named_things
 
