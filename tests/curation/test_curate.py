@@ -313,8 +313,12 @@ def test_image_that_is_not_as_it_was_is_refused_before_anything_is_written(place
 def test_report_counts_hits_alone_and_shows_examples(place):
     folder = filtered(place)
     results = write_report(folder, {"requests": 7, "faults": {"status 429": 2}})
-    assert results["rules"]["signs"] | {"examples": []} == {"hit": 1, "alone": 0, "review": 0, "examples": []}
-    assert results["rules"]["caption"] | {"examples": []} == {"hit": 2, "alone": 2, "review": 2, "examples": []}
+    counts = {"hit": 1, "review": 0, "examples": []}
+    assert results["rules"]["signs"] | {"examples": []} == {"step": "filter", **counts, "alone": 0}
+    assert results["rules"]["caption"] | {"examples": []} == {
+        **{"step": "filter", "examples": []},
+        **{"hit": 2, "alone": 2, "review": 2},
+    }
     assert results["rules"]["signs"]["examples"][0]["id"] == "100"
     assert results["funnel"][-1] == {"step": "filter", "entered": 6, "left": 1, "rules": {"signs": 1}}
     assert results["review"]["pile"] == 2
