@@ -26,7 +26,7 @@ from minigpt4.common.curation_schema import CurationConfig
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import as_json, exit_status
-from minigpt4.curation.records import CurationFolder, text_of
+from minigpt4.curation.records import CurationFolder, require_packages, text_of
 
 log = logging.getLogger("curate")
 
@@ -52,6 +52,7 @@ class Command:
     """The steps of a configuration in one folder."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        require_packages()
         config = Config(args).validate(training=False)
         self.settings = bind(
             CurationConfig, config.merged.get("curation", {}), section="curation", source=config.source
@@ -71,11 +72,25 @@ class Command:
     def run(self) -> None:
         """The steps that were asked for; processes beyond the first help to generate."""
         steps = STEPS if self.args.step == "run" else (self.args.step,)
-        if self.args.step == "run" and self.args.dry_run:
-            raise ConfigError("--dry-run: is for the step refine")
+        if self.args.step == "run":
+            self._check()
         for step in steps:
             if self.is_main or step == "generate":
                 getattr(self, step)()
+
+    def _check(self) -> None:
+        """What can be wrong is found before anything takes long."""
+        from minigpt4.curation.refine import Refiner
+
+        if self.args.dry_run:
+            raise ConfigError("--dry-run: is for the step refine")
+        Refiner(self.folder, self.settings.refine)
+        self._require_model()
+
+    def _require_model(self) -> None:
+        require_paths({"model": self.config.model}, self.config.source)
+        if not self.config.model.ckpt:
+            raise ConfigError(f"--ckpt: is missing, and {self.config.source} has no model.ckpt")
 
     def select(self) -> None:
         from minigpt4.curation.images import select
@@ -84,9 +99,7 @@ class Command:
         self._say("select", records)
 
     def generate(self) -> None:
-        require_paths({"model": self.config.model}, self.config.source)
-        if not self.config.model.ckpt:
-            raise ConfigError(f"--ckpt: is missing, and {self.config.source} has no model.ckpt")
+        self._require_model()
         from minigpt4.common.dist_utils import start_processes, stop_processes
         from minigpt4.curation.generation import generate_descriptions
 

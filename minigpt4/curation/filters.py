@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rensa import RMinHash, RMinHashLSH
 
 from minigpt4.common.curation_schema import FilterConfig
 from minigpt4.common.errors import SampleError, errors_as
 from minigpt4.common.utils import parse_json
 from minigpt4.curation.images import HASH_BITS, describe, find
-from minigpt4.curation.records import Record, dropped, require_package, text_of
+from minigpt4.curation.records import Record, dropped, text_of
 from minigpt4.curation.refine import SENTENCES, content_words, is_foreign, other_language
 from minigpt4.evaluation.failure_rules import NGRAM, REPETITION, duplicates, find_failures, words_of
 
@@ -146,9 +147,6 @@ def shingles(text: str) -> frozenset[str]:
 
 def text_pairs(texts: Sequence[str], least: float) -> Iterator[tuple[int, int, float]]:
     """Numbers and Jaccard of all pairs of texts from `least` on; MinHash proposes them."""
-    require_package("rensa", "curation.filter.text_jaccard")
-    from rensa import RMinHash, RMinHashLSH
-
     own = [shingles(text) for text in texts]
     index, hashes = RMinHashLSH(threshold=least, num_perm=PERMUTATIONS, num_bands=BANDS), []
     for number, passages in enumerate(own):

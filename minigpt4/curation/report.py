@@ -17,7 +17,7 @@ import numpy as np
 from minigpt4.common.utils import escaped, read_facts, write_json, write_whole
 from minigpt4.curation.export import FOLDER, PAPER, read_reviews
 from minigpt4.curation.filters import ALIKE, LEAKAGE, OPENING_WORDS, SAME_IMAGE, SAME_TEXT
-from minigpt4.curation.records import OPTION, CurationFolder, Record, text_of
+from minigpt4.curation.records import OPTION, CurationFolder, Record, dropped, text_of
 from minigpt4.curation.refine import content_words
 from minigpt4.evaluation.failure_rules import NGRAM, find_failures, words_of
 from minigpt4.evaluation.report import Table, thumbnail
@@ -26,6 +26,7 @@ STEPS = ("select", "generate", "refine", "filter")
 EXAMPLES, SHOWN, GROUPS, COMMONEST = 10, 20, 20, 20
 BINS = (0, 20, 40, 60, 80, 100, 120, 160, 240)
 """Words, for histograms; the last is open."""
+RULE_COLUMNS = ("step", "hit", "alone", "review")
 USUAL_LOSS = (0.1, 0.6)
 HEAD = (
     '<!doctype html><meta charset="utf-8"><title>Curation</title><meta http-equiv="Content-Security-Policy" '
@@ -70,6 +71,9 @@ def write_report(folder: CurationFolder, totals: Mapping[str, Any] | None = None
         "warnings": _warnings(own, left),
         "second_turns": sum("second" in one for one in own.records),
         "lengths": {name: lengths([text for text, _ in pairs]) for name, pairs in texts.items()},
+        "tokens": {
+            name: counts and round(sum(counts) / len(counts), 1) for name, counts in tokens(own.records).items()
+        },
         "failure_rate": {name: failure_rate(pairs) for name, pairs in texts.items()},
         "refining": refining(own.records),
         "openings": {name: openings([text for text, _ in pairs]) for name, pairs in texts.items()},
@@ -99,21 +103,21 @@ def _funnel(own: Curation, step: str) -> dict[str, Any]:
 
 
 def rule_counts(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Of each rule how many records it hit, how many it alone hit, how many of the hits are to be reviewed, and ten
-    examples, in the order of the file."""
+    """Of each rule its step, how many records it hit, how many it alone hit, how many of the hits are to be reviewed,
+    and ten examples, in the order of the file."""
     found: dict[str, dict[str, Any]] = {}
     for record in records:
-        hits = dict(record.get("evidence") or {})
-        if "dropped" in record:
-            hits.setdefault(record["dropped"]["rule"], record["dropped"]["evidence"])
-        piled = {one["rule"]: one["evidence"] for one in record.get("review", [])}
-        for rule, evidence in {**piled, **hits}.items():
-            own = found.setdefault(rule, {"hit": 0, "alone": 0, "review": 0, "examples": []})
+        hits = {one["rule"]: {**one, "review": True} for one in record.get("review", [])}
+        hits |= {rule: dropped("filter", rule, text) for rule, text in record.get("evidence", {}).items()}
+        if (why := record.get("dropped")) and why["rule"] not in record.get("evidence", {}):
+            hits[why["rule"]] = why
+        for rule, hit in hits.items():
+            own = found.setdefault(rule, {"step": hit["step"], "hit": 0, "alone": 0, "review": 0, "examples": []})
             own["hit"] += 1
-            own["alone"] += len({**piled, **hits}) == 1
-            own["review"] += rule not in hits
+            own["alone"] += len(hits) == 1
+            own["review"] += "review" in hit
             if len(own["examples"]) < EXAMPLES:
-                own["examples"].append({"id": record["id"], "evidence": evidence, "text": text_of(record)})
+                own["examples"].append({"id": record["id"], "evidence": hit["evidence"], "text": text_of(record)})
     return dict(sorted(found.items(), key=lambda pair: -pair[1]["hit"]))
 
 
@@ -132,6 +136,12 @@ def lengths(texts: Sequence[str]) -> dict[str, Any]:
     histogram = np.histogram(words, bins=[*BINS, 10**9])[0].tolist()
     own = {"texts": len(texts), "mean": round(float(words.mean()), 1), "p5": low, "median": middle, "p95": high}
     return own | {"histogram": dict(zip(map(str, BINS), histogram, strict=True))}
+
+
+def tokens(records: Sequence[Record]) -> dict[str, list[int]]:
+    """Of the LLM, of each text as it was generated, and as the filter saw it."""
+    generated = [one["tokens_first"] + one.get("tokens_second", 0) for one in records if "tokens_first" in one]
+    return {"generated": generated, "refined": [one["measures"]["tokens"] for one in records if one.get("measures")]}
 
 
 def failure_rate(pairs: Sequence[tuple[str, bool | None]]) -> dict[str, Any]:
@@ -191,7 +201,7 @@ def truth(own: Curation) -> dict[str, Any] | None:
     """In the mini world, where captions name everything that is there: of the things that texts name, and of those that
     are there, how many are right; before and after refining."""
     images = (own.folder.made_from("select") or {}).get("images", "")
-    if not (Path(images.split("{")[0]).parent.parent / "world.json").is_file():
+    if not any((folder / "world.json").is_file() for folder in Path(images.split("{")[0]).parents):
         return None
     from minigpt4.mini.report import named_things
 
@@ -213,11 +223,7 @@ def page(own: Curation, results: Mapping[str, Any]) -> str:
     parts = [f"<p><b>{html.escape(text)}</b></p>" for text in results["warnings"]]
     for heading, body in _sections(own, results):
         parts.append(f"<h2>{html.escape(heading)}</h2>\n{body}")
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    head = (
-        f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}"><title>Curation</title>'
-    )
-    return escaped(f"<!doctype html>{head}<style>{STYLE}</style><h1>Curation</h1>\n{''.join(parts)}\n")
+    return escaped(f"{HEAD}<style>{STYLE}</style><h1>Curation</h1>\n{''.join(parts)}\n")
 
 
 def _sections(own: Curation, results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -227,13 +233,14 @@ def _sections(own: Curation, results: Mapping[str, Any]) -> Iterator[tuple[str, 
         Table(["step", "entered", "left", "by rule"], funnel).html()
         + (f"<p>The paper: {PAPER['images']:,} images, about {PAPER['kept']:,} kept.</p>"),
     )
-    rows = [[rule, *(str(one[key]) for key in ("hit", "alone", "review"))] for rule, one in results["rules"].items()]
-    yield "Rules", Table(["rule", "hit", "alone", "to be reviewed"], rows).html()
-    for key in ("lengths", "failure_rate", "refining", "truth", "review", "requests"):
+    rows = [[rule, *(str(one[key]) for key in RULE_COLUMNS)] for rule, one in results["rules"].items()]
+    yield "Rules", Table(["rule", *RULE_COLUMNS], rows).html()
+    for key in ("lengths", "tokens", "failure_rate", "refining", "truth", "review", "requests"):
         if results[key]:
             yield key.replace("_", " ").capitalize(), _pairs(results[key])
-    for name, pairs in results["openings"].items():
-        yield f"Openings, {name}", Table(["first words", "texts"], [[text, str(n)] for text, n in pairs]).html()
+    for key in ("openings", "passages"):
+        for name, pairs in results[key].items():
+            yield f"{key.capitalize()}, {name}", Table([key, "texts"], [[text, str(n)] for text, n in pairs]).html()
     for rule, one in results["rules"].items():
         rows = [[example["id"], example["evidence"], example["text"]] for example in one["examples"]]
         yield f"Examples: {rule}", Table(["id", "evidence", "text"], rows).html()

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -226,6 +227,31 @@ def test_two_processes_make_what_one_makes(place, script):
     assert files(place / "one") == files(place / "two")
 
 
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--refine", "endpoint"), r"curation\.refine\.endpoint: is missing"),
+        (("--dry-run",), "--dry-run: is for the step refine"),
+        (("--ckpt", "nowhere.pth"), r"model\.ckpt: nowhere\.pth does not exist"),
+        (("--options", "curation.filter.too_long=3"), r"curation\.filter\.too_long: unknown key"),
+        (("--images", "nowhere"), "nowhere"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_is_refused_before_anything_is_made(place, script, capsys, more, words):
+    assert script.main(arguments(place, "run", "curation", *more)) == 2
+    assert re.search(words, capsys.readouterr().err)
+    assert not (place / "curation" / "1_images.jsonl").exists()
+
+
+def test_missing_package_and_step_before_are_named(place, script, capsys, monkeypatch):
+    assert script.main(arguments(place, "filter")) == 2
+    assert "3_refined.jsonl is not there; the step `refine` writes it" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "rensa", None)  # as if it were not installed
+    assert script.main(arguments(place, "filter")) == 2
+    assert 'needs rensa; pip install -e ".[curation]"' in capsys.readouterr().err
+
+
 # Export and report
 
 
@@ -287,8 +313,12 @@ def test_image_that_is_not_as_it_was_is_refused_before_anything_is_written(place
 def test_report_counts_hits_alone_and_shows_examples(place):
     folder = filtered(place)
     results = write_report(folder, {"requests": 7, "faults": {"status 429": 2}})
-    assert results["rules"]["signs"] | {"examples": []} == {"hit": 1, "alone": 0, "review": 0, "examples": []}
-    assert results["rules"]["caption"] | {"examples": []} == {"hit": 2, "alone": 2, "review": 2, "examples": []}
+    counts = {"hit": 1, "review": 0, "examples": []}
+    assert results["rules"]["signs"] | {"examples": []} == {"step": "filter", **counts, "alone": 0}
+    assert results["rules"]["caption"] | {"examples": []} == {
+        **{"step": "filter", "examples": []},
+        **{"hit": 2, "alone": 2, "review": 2},
+    }
     assert results["rules"]["signs"]["examples"][0]["id"] == "100"
     assert results["funnel"][-1] == {"step": "filter", "entered": 6, "left": 1, "rules": {"signs": 1}}
     assert results["review"]["pile"] == 2

@@ -1,5 +1,6 @@
 """Rules of the filter: planted faults of texts and images, what is there twice, and what stays."""
 
+import json
 import random
 from collections import Counter
 
@@ -8,9 +9,9 @@ import pytest
 
 from minigpt4.common.binding import bind
 from minigpt4.common.curation_schema import FilterConfig
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.curation import filters
-from minigpt4.curation.filters import Evidence, filter_records, image_pairs, text_pairs
+from minigpt4.curation.filters import Evidence, HeldOut, filter_records, image_pairs
 
 words_in = str.split
 PEOPLE = words_in(
@@ -171,11 +172,20 @@ def altered(draw: random.Random, text: str) -> str:
 
 def test_planted_near_duplicates_are_found_across_sets_and_nothing_else():
     draw = random.Random("duplicates")
-    texts = [description(draw, 6, 8) for _ in range(900)]
-    twins = {number: altered(draw, texts[number]) for number in range(300)}
-    pairs = {(one, other - 900) for one, other, _ in text_pairs([*texts, *twins.values()], 0.7) if one < 900 <= other}
-    assert len(pairs & {(number, number) for number in twins}) >= 297
-    assert all(one == other for one, other in pairs)
+    records = [record(number, description(draw, 6, 8)) for number in range(900)]
+    texts = {f"text {number}": altered(draw, records[number]["text"]) for number in range(300)}
+    bits = {number: sum(1 << bit for bit in draw.sample(range(64), draw.randint(0, 6))) for number in range(300, 600)}
+    hashes = {f"image {number}": f"{int(records[number]['phash'], 16) ^ own:016x}" for number, own in bits.items()}
+    found = filter_records(records, FilterConfig(opening=None), Evidence(count, HeldOut(hashes, texts)))
+    hits = [int(one["id"]) for one in found if one["failed_rules"] == [filters.LEAKAGE]]
+    assert len({number for number in hits if number < 300}) >= 297
+    assert [number for number in hits if number >= 300] == list(range(300, 600))
+    assert all(one["evidence"][filters.LEAKAGE].startswith("image") for one in found[300:600])
+    assert all(one["kept"] for one in found[600:])
+
+
+def test_all_pairs_of_images_are_compared_bit_by_bit():
+    draw = random.Random("bits")
     hashes = [f"{draw.getrandbits(64):016x}" for _ in range(3000)]
     near = [
         f"{int(one, 16) ^ sum(1 << bit for bit in draw.sample(range(64), draw.randint(0, 6))):016x}" for one in hashes
@@ -272,6 +282,16 @@ def test_features_that_are_alike_and_openings_beyond_the_cap_leave():
     hits = Counter(rule for one in found for rule in one["failed_rules"])
     assert hits == {filters.ALIKE: 1, filters.OPENING: 5}
     assert sum(one["kept"] for one in found if one["text"].startswith("The old photo shows nice")) == 1
+
+
+def test_test_sets_are_read_from_lists_of_captions(tmp_path):
+    (tmp_path / "test.json").write_text(json.dumps({"annotations": [{"image_id": 7, "caption": GOOD}]}))
+    held_out = HeldOut.read([str(tmp_path / "test.json")])
+    (found,) = filter_records([record(1, altered(DRAW, GOOD))], FilterConfig(), Evidence(count, held_out))
+    assert found["failed_rules"] == [filters.LEAKAGE]
+    assert "test.json: 7" in found["dropped"]["evidence"]
+    with pytest.raises(SampleError, match=r"curation\.filter\.test_sets: .*nowhere\.json cannot be read"):
+        HeldOut.read([str(tmp_path / "nowhere.json")])
 
 
 def test_dropped_records_stay_as_they_are_and_wrong_settings_are_named():
