@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -11,7 +12,8 @@ class ChatServer(ThreadingHTTPServer):
     """`answer` gets the parsed request. `steps` are for one request each, then all is well:
 
     a number: that status; `garbage`: no JSON; `hang`: nothing, until the end of the test; `half`: a body that breaks
-    off; a dict or list: that as the body.
+    off; `length`: an answer that the limit cut; a dict or list: that as the body. A `rule` gives the step of each
+    request instead, and "answer" where all is well.
     """
 
     daemon_threads = True
@@ -20,6 +22,9 @@ class ChatServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answer: Callable[[dict[str, Any]], str | None] = lambda request: "yes"
         self.steps: list[Any] = []
+        self.rule: Callable[[dict[str, Any]], Any] | None = None
+        self.usage: dict[str, int] | None = None
+        self.times: list[float] = []
         self.content_type = "application/json"
         self.headers: dict[str, str] = {}
         self.error: Any = {"message": "so it is"}
@@ -54,10 +59,11 @@ class _Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
         server.requests.append(request)
+        server.times.append(time.monotonic())
         server.keys.append(self.headers.get("Authorization"))
         if self.path != "/v1/chat/completions":
             return self._send(404, {"error": {"message": f"nothing at {self.path}"}})
-        step = server.steps.pop(0) if server.steps else "answer"
+        step = server.rule(request) if server.rule else server.steps.pop(0) if server.steps else "answer"
         if isinstance(step, int):
             return self._send(step, {"error": server.error})
         if step == "hang":
@@ -67,10 +73,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, b"<html>Sign in</html>")
         if step == "half":
             return self._send(200, b'{"choices"', length=1000)
-        if step != "answer":
+        if step not in ("answer", "length"):
             return self._send(200, step)
         message = {"role": "assistant", "content": server.answer(request)}
-        return self._send(200, {"choices": [{"message": message, "finish_reason": "stop"}]})
+        reason = "length" if step == "length" else "stop"
+        usage = {"usage": server.usage} if server.usage else {}
+        return self._send(200, {"choices": [{"message": message, "finish_reason": reason}], **usage})
 
     def _send(self, status: int, content: Any, length: int | None = None) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()

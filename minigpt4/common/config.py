@@ -1,7 +1,7 @@
 """The configuration of a run: the merged YAML tree that LAVIS users know, and its sections as dataclasses.
 
-The roots are `model:`, `datasets:` and `run:`, beside `evaluation_datasets:` and, from the model's default file,
-`preprocess:`. A top-level `imports: [my_package.my_task]` loads code from outside first.
+The roots are `model:`, `datasets:` and `run:`, beside `evaluation_datasets:`, `curation:` and, from the model's default
+file, `preprocess:`. A top-level `imports: [my_package.my_task]` loads code from outside first.
 """
 
 import copy

@@ -29,7 +29,7 @@ MAX_CHARACTERS = 100_000
 
 REFERENCE = re.compile(r"\$\{([^${}:]+)\}")
 PACKAGE = Path(__file__).resolve().parents[1]
-OPTION_SECTIONS = ("model", "datasets", "run", "evaluation_datasets", "preprocess")
+OPTION_SECTIONS = ("model", "datasets", "run", "evaluation_datasets", "curation", "preprocess")
 FULL_KEY = re.compile(r"full_key: (\S+)")
 
 T = TypeVar("T")
@@ -219,8 +219,9 @@ class ConfigFile:
     def merged(self, options: list[str] | None, defaults: DefaultFiles) -> DictConfig:
         """The whole tree: the file over its defaults, and `--options` over both."""
         layers = [{"run": self._section("run")}, self._model(defaults.models), *self._datasets(defaults.datasets)]
-        if self.user.get("evaluation_datasets") is not None:
-            layers.append({"evaluation_datasets": self._section("evaluation_datasets")})
+        for name in ("evaluation_datasets", "curation"):
+            if self.user.get(name) is not None:
+                layers.append({name: self._section(name)})
         self._warn_of_unknown_sections()
         if options and "=" not in options[0] and len(options) % 2:
             log.warning("--options: the last key %r has no value and is ignored", options[-1])
@@ -287,7 +288,7 @@ class ConfigFile:
         return known[name]
 
     def _warn_of_unknown_sections(self) -> None:
-        sections = ("model", "datasets", "run", "evaluation_datasets", "imports")
+        sections = ("model", "datasets", "run", "evaluation_datasets", "curation", "imports")
         for name in set(self.user) - set(sections):
             close = nearest(name, sections)
             question = f"; did you mean `{close}:`?" if close else ""

@@ -14,6 +14,7 @@ from pydantic import model_validator
 from minigpt4.common.binding import (
     BatchSize,
     Float,
+    Int,
     NonNegativeFloat,
     NonNegativeInt,
     PathTo,
@@ -104,6 +105,37 @@ class GenerationSettings(Decoding):
             (self.temperature <= 0, f"temperature: {self.temperature} must be above 0"),
             (not all(self.stop or []), f"stop: {self.stop!r:.200} must hold no empty string"),
         )
+
+
+@dataclass(frozen=True)
+class EndpointConfig:
+    """An OpenAI-compatible endpoint: where it is, how it is asked, and what that may cost."""
+
+    url: str
+    """Of a server (`http://localhost:8000`), of its API (`https://api.openai.com/v1`) or of `.../chat/completions`."""
+    model: str
+    """Name of the model that is to answer."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable with the key; unset: requests carry none, which is right for local servers."""
+    timeout: Float = 120.0
+    """Seconds without a sign of the server."""
+    attempts: PositiveInt = 6
+    """Of a request that fails with status 429 or 5xx, a time-out or a broken connection; waits grow in between."""
+    max_tokens: PositiveInt = 1024
+    """Of one answer."""
+    temperature: NonNegativeFloat = 0.0
+    at_once: Int = 8
+    """Requests under way at a time."""
+    requests_per_minute: PositiveInt | None = None
+    """Sent at even intervals, retries included; null: no limit."""
+    tokens_per_minute: PositiveInt | None = None
+    """Tokens sent, estimated from characters, and the bound of those that come back; null: no limit."""
+    price_in: NonNegativeFloat | None = None
+    """Of a million tokens sent; null: tokens are shown, and no price."""
+    price_out: NonNegativeFloat | None = None
+    """Of a million tokens that come back."""
+    cost_limit: PositiveFloat | None = None
+    """In the unit of the prices: no request is sent that could exceed it; null: no limit."""
 
 
 @dataclass

@@ -22,8 +22,9 @@ from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.schemas import AdvancedTask
 from minigpt4.common.utils import decode, parse_json, quick_hash, write_json
 from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
-from minigpt4.evaluation.judge import Judge, Question, without_thought
+from minigpt4.evaluation.judge import Judge, Question
 from minigpt4.evaluation.questions import VisualQuestion, ask, read_json, require_texts
+from minigpt4.evaluation.yes_no import without_thought
 from minigpt4.inference.image_list import find_images
 
 TASKS = {

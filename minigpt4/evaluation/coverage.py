@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from minigpt4.common.errors import SampleError
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
-from minigpt4.evaluation.judge import Judge, Question, yes_no, yes_no_lines
+from minigpt4.evaluation.judge import Judge, Question
+from minigpt4.evaluation.yes_no import yes_no, yes_no_lines
 
 Protocol = Literal["captions", "objects"]
 MOST_CAPTIONS = 5

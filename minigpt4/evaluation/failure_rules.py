@@ -100,7 +100,7 @@ def find_failures(text: str, form: Form, ended: bool | None) -> list[Failure]:
 
     `ended`: True: the model ended the answer itself; False: the token limit did; None: not known.
     """
-    words = _words(text)
+    words = words_of(text)
     if not words:
         return [Failure(EMPTY, "no word" + (f", only {text.strip()[:40]!r}" if text.strip() else ""))]
     again = _sentence_again(text) if form == "prose" else None
@@ -116,7 +116,8 @@ def find_failures(text: str, form: Form, ended: bool | None) -> list[Failure]:
     return [Failure(kind, evidence) for kind, evidence in found.items() if evidence]
 
 
-def _words(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
+    """The words, in small letters."""
     return [word.lower() for word in WORD.findall(text)]
 
 
@@ -145,7 +146,7 @@ def _most_in_a_row(words: Sequence[str], period: int) -> tuple[int, int]:
 
 
 def _sentence_again(text: str) -> str | None:
-    sentences = (" ".join(_words(sentence)) for sentence in SENTENCE.split(text))
+    sentences = (" ".join(words_of(sentence)) for sentence in SENTENCE.split(text))
     counts = Counter(sentence for sentence in sentences if len(sentence.split()) >= SENTENCE_WORDS)
     if not counts:
         return None
@@ -154,14 +155,20 @@ def _sentence_again(text: str) -> str | None:
 
 
 def _duplicates(words: Sequence[str], form: Form) -> str | None:
-    counts = Counter(zip(*(words[start:] for start in range(NGRAM)), strict=False))
-    if counts.total() < DUPLICATE_NGRAMS:
-        return None
-    share = 1 - len(counts) / counts.total()
-    ((ngram, times),) = counts.most_common(1)
+    share, ngram, times = duplicates(words)
     if share < DUPLICATE_SHARE[form]:
         return None
     return f"{share:.0%} of the {NGRAM}-word passages came before, {_shown(ngram)} {times} times"
+
+
+def duplicates(words: Sequence[str]) -> tuple[float, Sequence[str], int]:
+    """The share of passages of NGRAM words that came before, 0 where there are too few, and the commonest with its
+    count."""
+    counts = Counter(zip(*(words[start:] for start in range(NGRAM)), strict=False))
+    if counts.total() < DUPLICATE_NGRAMS:
+        return 0.0, (), 0
+    ((ngram, times),) = counts.most_common(1)
+    return 1 - len(counts) / counts.total(), ngram, times
 
 
 def _fragment(text: str, words: Sequence[str] | None, form: Form, ended: bool | None) -> str | None:
@@ -196,7 +203,7 @@ def _other_letters(text: str) -> str | None:
 
 
 def _other_words(text: str, form: Form) -> str | None:
-    words = _words(QUOTED.sub(" ", text))
+    words = words_of(QUOTED.sub(" ", text))
     known = sum(word in FUNCTION_WORDS for word in words)
     if len(words) < FUNCTION_SHARE_WORDS or known / len(words) >= FUNCTION_SHARE[form]:
         return None

@@ -21,7 +21,6 @@ from minigpt4.common.utils import decode, write_json
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
 from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
-from minigpt4.evaluation.judge import yes_no
 from minigpt4.evaluation.questions import (
     QUESTION_PLACE,
     VisualQuestion,
@@ -31,6 +30,7 @@ from minigpt4.evaluation.questions import (
     read_questions,
     write_lines,
 )
+from minigpt4.evaluation.yes_no import yes_no
 
 NEGATIVES = ("random", "popular", "adversarial")
 ARE_PLURAL = ("skis", "scissors")

@@ -13,9 +13,8 @@ import io
 import json
 import logging
 import os
-import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -28,12 +27,14 @@ from PIL.ExifTags import Base as ExifTag
 from tqdm import tqdm
 
 from minigpt4.common.errors import ConfigError, RunError, errors_as
+from minigpt4.common.run_folder import NO_LOCKS, locked
+from minigpt4.common.schemas import EndpointConfig
 from minigpt4.common.utils import JsonLines
-from minigpt4.processors import open_image
+from minigpt4.evaluation.limits import NO_CONNECTION, TIME_OUT, Account, counted_client, estimated_tokens, fault_of
 
 log = logging.getLogger(__name__)
 
-KEY_VARIABLE = "OPENAI_API_KEY"
+KEY_VARIABLE = EndpointConfig.key_variable
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 QUOTA_USED_UP = "insufficient_quota"
 PATH = "/chat/completions"
@@ -41,57 +42,35 @@ SHOWN = 300
 """Characters of what a server says."""
 SENT_AS_IT_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 """Formats that every endpoint reads; others, and those that are to be turned, are sent as PNG."""
-AT_ONCE = 8
-THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL | re.IGNORECASE)
-WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
-FIRST = re.compile(r"\W*(yes|no|yeah|yep|nope)\b", re.IGNORECASE)
-NUMBERED = re.compile(r"\W*(?:caption|line|number)?\W*(\d+)\W+(yes|no)\b", re.IGNORECASE)
-SENTENCE_END = re.compile(r"(?<=[.!?])\s|\n")
-UNSURE = re.compile(
-    r"\b(?:not (?:sure|certain|clear|possible|able)|unsure|unclear|cannot (?:tell|say|determine)|"
-    r"(?:can't|can not|don't|do not) (?:tell|say|know|determine)|maybe|perhaps|possibly|might|may be|sorry)\b"
-)
-SHOWS = r"(?:show|have|has|contain|feature|include|depict|see)s?"
-DENIAL = re.compile(
-    rf"\bthere (?:is|are|was|were)(?: no| not|n't)\b|\bthere's (?:no|not)\b|\b{SHOWS} (?:no|not)\b|"
-    rf"\b(?:does not|doesn't|do not|don't|cannot|can't|can not) (?:\w+ )?(?:{SHOWS}|appear)\b"
-)
-AFFIRMATION = re.compile(
-    rf"\bthere(?: is| are|'s)\b|\bi (?:can )?see\b|\b(?:image|picture|photo|scene) (?:\w+ )?{SHOWS}\b"
-)
+AT_ONCE = EndpointConfig.at_once
+CUT, EMPTY, BROKEN_JSON, NO_TEXT = "cut at the length limit", "empty", "broken JSON", "no text"
+"""Faults of replies, beside those of limits.py."""
+ASKED_AGAIN = (EMPTY, BROKEN_JSON, NO_TEXT)
+ENDS_RUN = {*range(300, 400), 401, 403, 404}
+"""Status that the next question would get, too."""
+MOST_FAULTS = 50
+LENGTH_OPTIONS = ("max_tokens", "max_completion_tokens")
 
 
 # The endpoint
 
 
 @dataclass(frozen=True)
-class JudgeEndpoint:
+class JudgeEndpoint(EndpointConfig):
     """Where the judge is, and how it is asked.
 
-    `url` is that of a server (`http://localhost:8000`), of its API (`https://api.openai.com/v1`) or of
-    `.../chat/completions` itself. ConfigError for an invalid URL, or one that holds a password or a query.
+    ConfigError for an invalid URL, or one that holds a password or a query.
     """
 
-    url: str
-    model: str
-    key_variable: str = KEY_VARIABLE
-    """Environment variable with the key; unset: requests carry none, which is right for local servers."""
-
-    timeout: float = 120.0
-    """Seconds without a sign of the server."""
-
-    attempts: int = 6
-    max_tokens: int = 1024
-    """Of one answer."""
-
-    temperature: float = 0.0
-    at_once: int = AT_ONCE
-    """Requests under way at a time."""
+    option: str = "--judge-"
+    """What stands before the names of fields where people set them, for errors."""
 
     def __post_init__(self) -> None:
         if "@" in self.url or "?" in self.url:
-            raise ConfigError("--judge-url: give the key in the environment, not in the URL; see --judge-key-variable")
-        wrong = ConfigError(f"--judge-url: {self.url!r} is no URL such as http://localhost:8000/v1")
+            raise self._fault(
+                "url", f"give the key in the environment, not in the URL; see {self.name_of('key_variable')}"
+            )
+        wrong = self._fault("url", f"{self.url!r} is no URL such as http://localhost:8000/v1")
         try:
             parts = urlsplit(self.url)
             if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or " " in self.url:
@@ -99,11 +78,18 @@ class JudgeEndpoint:
         except ValueError as error:  # of a port that is no number, for instance
             raise wrong from error
         if not self.model:
-            raise ConfigError("--judge-model: name the model that the endpoint is to answer with")
+            raise self._fault("model", "name the model that the endpoint is to answer with")
         if self.timeout <= 0:
-            raise ConfigError(f"--judge-timeout: {self.timeout} must be above 0")
+            raise self._fault("timeout", f"{self.timeout} must be above 0")
         if self.at_once < 1:
-            raise ConfigError(f"--judge-at-once: {self.at_once} must be at least 1")
+            raise self._fault("at_once", f"{self.at_once} must be at least 1")
+
+    def name_of(self, field: str) -> str:
+        """A field as people set it."""
+        return self.option + (field.replace("_", "-") if self.option.startswith("--") else field)
+
+    def _fault(self, field: str, text: str) -> ConfigError:
+        return ConfigError(f"{self.name_of(field)}: {text}")
 
     @property
     def address(self) -> str:
@@ -127,23 +113,60 @@ class Question(NamedTuple):
     text: str
     image: Path | None = None
     system: str = ""
+    max_tokens: int | None = None
+    """Of the answer; None: the endpoint's."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """Turns before it: what was asked, and what a good answer is."""
+
+    @property
+    def words(self) -> str:
+        """All that goes to the endpoint as text."""
+        return "".join([self.system, *(turn for pair in self.examples for turn in pair), self.text])
+
+
+class Reply(NamedTuple):
+    """What came of a question that may fail alone."""
+
+    text: str
+    """As far as there is one."""
+    fault: str = ""
+    """Name of what went wrong: a constant of this module or of limits.py, `status 500`, or what `accepts` says."""
+    detail: str = ""
+    """Of the fault, for people."""
+    tokens_in: int | None = None
+    """As the endpoint counts them; None: it does not say."""
+    tokens_out: int | None = None
+    key: str = ""
+    """Of the request: the same for the same one."""
+
+
+class RequestError(RunError):
+    """No answer to one question; `ends_run`: nor will there be one to the next."""
+
+    def __init__(self, text: str, fault: str, ends_run: bool = False) -> None:
+        super().__init__(text)
+        self.fault, self.ends_run = fault, ends_run
 
 
 class Judge:
     """Answers from `endpoint`, kept in the JSON-lines file `cache`, which several judges may share.
 
-    ConfigError where `openai` is not installed, or where the endpoint's key or the file cannot be used.
+    `ledger`: a file with a line for each request; `account` counts them with or without. ConfigError where `openai` is
+    not installed, or where the endpoint's key or a file cannot be used.
     """
 
-    def __init__(self, endpoint: JudgeEndpoint, cache: Path) -> None:
+    def __init__(self, endpoint: JudgeEndpoint, cache: Path, ledger: Path | None = None) -> None:
         if importlib.util.find_spec("openai") is None:
-            raise ConfigError('--judge-url: a judge needs the package openai; pip install -e ".[judge]" brings it')
+            text = f"{endpoint.name_of('url')}: a judge needs the package openai"
+            raise ConfigError(f'{text}; pip install -e ".[judge]" brings it')
         import openai
 
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # it has a line for every request
         self.endpoint, self._key, self._cache, self._lock = endpoint, endpoint.key(), cache, threading.Lock()
         self._options = {"max_tokens": endpoint.max_tokens, "temperature": endpoint.temperature}
-        http = openai.DefaultHttpxClient(
+        self.account = Account(endpoint, ledger)
+        http = counted_client(
+            self.account,
             follow_redirects=False,  # the key would go to another server
             trust_env=urlsplit(endpoint.url).hostname not in LOOPBACK,  # no proxy leads to this machine
             event_hooks={"response": [_do_not_wait_for_quota]},
@@ -157,14 +180,21 @@ class Judge:
         )
         headers = {} if self._key else {"Authorization": openai.Omit()}
         self._create = partial(client.chat.completions.create, model=endpoint.model, extra_headers=headers)
-        with errors_as(ConfigError, f"--judge-cache: {cache} cannot be used"):
+        with errors_as(ConfigError, f"{endpoint.name_of('cache')}: {cache} cannot be used"):
             cache.parent.mkdir(parents=True, exist_ok=True)
             with cache.open("ab+") as file:
                 file.seek(max(0, file.tell() - 1))
                 if file.read() not in (b"", b"\n"):
                     file.write(b"\n")  # a line that a kill cut off ends here
-        kept = [(record.get("key"), record.get("answer")) for record in JsonLines(cache).read()]
-        self._answers = {key: text for key, text in kept if isinstance(key, str) and isinstance(text, str)}
+        self._answers: dict[str, Reply] = {}
+        self._read_cache()
+
+    def _read_cache(self) -> None:
+        for line in JsonLines(self._cache).read():
+            key, text = line.get("key"), line.get("answer")
+            if isinstance(key, str) and isinstance(text, str):
+                tokens = [line.get(name) for name in ("tokens_in", "tokens_out")]
+                self._answers[key] = Reply(text, "", "", *tokens, key)
 
     def ask_all(self, questions: Sequence[Question]) -> list[str]:
         """The answers in the order of the questions; equal ones are asked once.
@@ -177,66 +207,171 @@ class Judge:
 
     def ask_each(self, questions: Sequence[Question]) -> Iterator[tuple[Question, str]]:
         """Each different question with its answer to the last blank, as they arrive; errors as of `ask_all`."""
+        return self._in_threads(questions, lambda question: (question, self._answer(question).text))
+
+    def try_each(
+        self, questions: Sequence[Question], accepts: Callable[[Question, str], str] = lambda question, text: ""
+    ) -> Iterator[tuple[Question, Reply]]:
+        """Each different question with its reply, as they arrive; one that fails has a fault, and the others go on.
+
+        Kept in the cache are whole answers that `accepts` finds no fault with, whose name it returns. What cannot be
+        read is asked once more. RunError where no other question can be answered either: a refused key, no server, the
+        cost limit, MOST_FAULTS in a row; and where another process asks with this cache.
+        """
+        lock = self._lock_cache()
+        try:
+            self._read_cache()
+            in_a_row = 0
+            for question, reply in self._in_threads(questions, lambda question: self._try(question, accepts)):
+                in_a_row = in_a_row + 1 if reply.detail else 0
+                yield question, reply
+                if in_a_row >= MOST_FAULTS:
+                    raise self._error(f"{in_a_row} questions in a row without answer, the last: {reply.detail}", "")
+        finally:
+            os.close(lock)
+
+    def _lock_cache(self) -> int:
+        try:
+            lock = locked(self._cache)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise RunError(f"{self._cache}: cannot be locked: {error.strerror}") from error
+            return os.open(os.devnull, os.O_RDONLY)
+        if lock is None:
+            raise RunError(f"{self._cache}: another process is asking with these answers; wait for it, or end it")
+        return lock
+
+    def plan(self, questions: Sequence[Question], count: Callable[[str], int] = estimated_tokens) -> dict[str, Any]:
+        """What `try_each` would send, nothing being sent: `requests`, `cached`, `tokens_in` by `count`, the bound
+        `tokens_out`, `price` (None without prices) and the messages of two requests, `examples`."""
+        keyed = [(question, self._request(question)) for question in dict.fromkeys(questions)]
+        new = [(question, messages) for question, (key, messages) in keyed if key not in self._answers]
+        tokens_in = sum(count(question.words) for question, _ in new)
+        tokens_out = sum(question.max_tokens or self.endpoint.max_tokens for question, _ in new)
+        return {
+            "requests": len(new),
+            "cached": len(keyed) - len(new),
+            "tokens_in": tokens_in,
+            "tokens_out": tokens_out,
+            "price": self.account.price(tokens_in, tokens_out),
+            "examples": [messages for _, messages in new[:2]],
+        }
+
+    def key_of(self, question: Question) -> str:
+        """What `Reply.key` will be."""
+        return self._request(question)[0]
+
+    def _in_threads(self, questions: Sequence[Question], answer: Callable[[Question], Any]) -> Iterator[Any]:
         different = list(dict.fromkeys(questions))
         with ThreadPool(self.endpoint.at_once) as threads:  # an error, or Ctrl-C, does not wait for requests under way
-            pairs = threads.imap_unordered(lambda question: (question, self._answer(question)), different)
+            pairs = threads.imap_unordered(answer, different)
             yield from tqdm(pairs, desc="judge", total=len(different), unit="question", disable=None)
 
-    def _answer(self, question: Question) -> str:
+    def _request(self, question: Question) -> tuple[str, list[dict[str, Any]]]:
+        """Key and messages."""
         content: Any = question.text
         if question.image is not None:
             picture = {"type": "image_url", "image_url": {"url": data_url(question.image)}}
             content = [{"type": "text", "text": question.text}, picture]
         system = [{"role": "system", "content": question.system}] if question.system else []
-        messages = [*system, {"role": "user", "content": content}]
+        roles = ("user", "assistant")
+        turns = [
+            {"role": r, "content": text} for pair in question.examples for r, text in zip(roles, pair, strict=True)
+        ]
+        messages = [*system, *turns, {"role": "user", "content": content}]
         one = self.endpoint
-        whole = [one.address, one.model, one.max_tokens, one.temperature, messages]
-        key = hashlib.sha256(json.dumps(whole).encode()).hexdigest()
-        if key in self._answers:
-            return self._answers[key]
-        answer = self._complete(messages)
-        if answer.strip():
-            self._keep({"key": key, "answer": answer, "model": one.model, "question": question.text})
-        return answer
+        whole = [one.address, one.model, question.max_tokens or one.max_tokens, one.temperature, messages]
+        return hashlib.sha256(json.dumps(whole).encode()).hexdigest(), messages
 
-    def _keep(self, record: dict[str, str]) -> None:
+    def _answer(self, question: Question) -> Reply:
+        """An answer, from the cache or kept there; RunError without one."""
+        key, messages = self._request(question)
+        if key not in self._answers:
+            reply = self._complete(question, messages)._replace(key=key)
+            if not reply.text.strip():
+                return reply
+            self._keep(question, reply)
+        return self._answers[key]
+
+    def _try(self, question: Question, accepts: Callable[[Question, str], str]) -> tuple[Question, Reply]:
+        """The same, with faults in the place of errors; an answer with a fault is not kept."""
+        key, messages = self._request(question)
+        if key in self._answers and not accepts(question, self._answers[key].text):
+            return question, self._answers[key]
+        for again in (True, False):
+            try:
+                reply = self._complete(question, messages)._replace(key=key)
+            except RequestError as error:
+                if error.ends_run:
+                    raise
+                reply = Reply("", error.fault, str(error), key=key)
+            if not reply.fault:
+                fault = EMPTY if not reply.text.strip() else accepts(question, reply.text)
+                reply = reply._replace(fault=fault)
+            if reply.fault and (not reply.detail or reply.fault in ASKED_AGAIN):
+                self.account.note(reply.fault)  # limits.py counts those that the network or a status shows
+            if not (again and reply.fault in ASKED_AGAIN):
+                break
+        if not reply.fault:
+            self._keep(question, reply)
+        return question, reply
+
+    def _keep(self, question: Question, reply: Reply) -> None:
         """One line in one write; RunError if the disk refuses, before more is paid for."""
+        record = {"key": reply.key, "answer": reply.text, "model": self.endpoint.model, "question": question.text}
+        record |= {name: own for name in ("tokens_in", "tokens_out") if (own := getattr(reply, name)) is not None}
         line = json.dumps(record, ensure_ascii=False).encode(errors="replace") + b"\n"
         with self._lock, errors_as(RunError, f"{self._cache}: answers cannot be kept"):
             with self._cache.open("ab", buffering=0) as file:
                 if file.write(line) < len(line):
                     raise RunError(f"{self._cache}: answers cannot be kept (the disk is full)")
-            self._answers[record["key"]] = record["answer"]
+            self._answers[reply.key] = reply._replace(fault="", detail="")
 
-    def _complete(self, messages: list[dict[str, Any]]) -> str:
-        """The text that the model answers with; empty where it declines, or has used up its tokens for thought."""
+    def _complete(self, question: Question, messages: list[dict[str, Any]]) -> Reply:
+        """What the model answers; empty where it declines, or has used up its tokens for thought; RequestError."""
         import openai
 
         tried = f"asked up to {self.endpoint.attempts} times, and what was answered before is kept"
+        most = question.max_tokens or self.endpoint.max_tokens
+        size = estimated_tokens(question.words)
         while True:
-            options, answer = self._options, None
+            names, answer = self._options, None
+            options = {name: most if name in LENGTH_OPTIONS else value for name, value in names.items()}
             try:
-                answer = self._create(messages=messages, **options)
+                with self.account.asking(size, most):
+                    answer = self._create(messages=messages, **options)
                 choice = answer.choices[0]
                 text = choice.message.content or ""
                 if not isinstance(text, str):
                     raise TypeError("it is no text")
             except openai.APIStatusError as error:
-                if error.status_code != 400 or not self._adapts(error.param, options):
-                    raise self._error(self._reason(error, tried)) from None  # its text may repeat the key
+                if error.status_code != 400 or not self._adapts(error.param, names):
+                    fatal = error.status_code in ENDS_RUN or error.code == QUOTA_USED_UP
+                    fault = f"status {error.status_code}"
+                    raise self._error(self._reason(error, tried), fault, fatal) from None  # its text may repeat the key
                 continue
             except openai.APITimeoutError as error:
-                what = f"no answer within {self.endpoint.timeout:g} s (--judge-timeout)"
-                raise self._error(f"{what}; {tried}") from error
+                what = f"no answer within {self.endpoint.timeout:g} s ({self.endpoint.name_of('timeout')})"
+                raise self._error(f"{what}; {tried}", TIME_OUT) from error
             except openai.APIConnectionError as error:
-                what = f"no connection, or one that broke ({error.__cause__}); check --judge-url"
-                raise self._error(f"{what}; {tried}") from error
+                cause, url = error.__cause__, self.endpoint.name_of("url")
+                what, fault = f"no connection, or one that broke ({cause}); check {url}", fault_of(cause)
+                raise self._error(f"{what}; {tried}", fault, fault == NO_CONNECTION) from error
             except (ValueError, AttributeError, IndexError, TypeError) as error:  # openai checks nothing that it gets
+                fault = BROKEN_JSON if isinstance(error, ValueError) or isinstance(answer, str) else NO_TEXT
                 what = f"no choices[0].message.content in its answer {answer!r:.{SHOWN}} ({error})"
-                raise self._error(f"{what}; is it an OpenAI-compatible chat endpoint? Check --judge-url") from error
-            if getattr(choice, "finish_reason", None) == "length":
-                log.warning("An answer of %s is cut off at %d tokens", self.endpoint.model, self.endpoint.max_tokens)
-            return text
+                way_out = f"is it an OpenAI-compatible chat endpoint? Check {self.endpoint.name_of('url')}"
+                raise self._error(f"{what}; {way_out}", fault) from error
+            cut = getattr(choice, "finish_reason", None) == "length"
+            if cut:
+                log.warning("An answer of %s is cut off at %d tokens", self.endpoint.model, most)
+            used = [
+                getattr(getattr(answer, "usage", None), name, None) for name in ("prompt_tokens", "completion_tokens")
+            ]
+            tokens = [own if isinstance(own, int) else None for own in used]
+            known = [size, estimated_tokens(text)] if None in tokens else tokens
+            self.account.note(tokens_in=known[0], tokens_out=known[1])
+            return Reply(text, CUT if cut else "", "", *tokens)
 
     def _adapts(self, refused: str | None, options: Mapping[str, Any]) -> bool:
         """Newer models have another name for the length, and some take no temperature."""
@@ -257,20 +392,20 @@ class Judge:
         said = (said.replace(self._key, "***") if self._key else said)[:SHOWN]
         if error.code == QUOTA_USED_UP:
             return f"the account's quota is used up ({said})"
-        status, model = error.status_code, self.endpoint.model
+        status, model, url = error.status_code, self.endpoint.model, self.endpoint.name_of("url")
         if 300 <= status < 400:
-            return f"sends requests on to {error.response.headers.get('Location')}; give that as --judge-url"
+            return f"sends requests on to {error.response.headers.get('Location')}; give that as {url}"
         key = f"the key in {self.endpoint.key_variable} is not {'accepted' if self._key else 'set'}"
         ways_out = {
             400: f"the model {model!r} refuses the request; if it has images, the model must read them",
             401: key,
             403: key,
-            404: f"check --judge-url, which most often ends in /v1, and whether the server has the model {model!r}",
+            404: f"check {url}, which most often ends in /v1, and whether the server has the model {model!r}",
         }
         return f"status {status} ({said}); {ways_out.get(status, tried)}"
 
-    def _error(self, what: str) -> RunError:
-        return RunError(f"judge {self.endpoint.address}: {what}")
+    def _error(self, what: str, fault: str, ends_run: bool = False) -> RequestError:
+        return RequestError(f"judge {self.endpoint.address}: {what}", fault, ends_run)
 
 
 def _do_not_wait_for_quota(response: Any) -> None:
@@ -283,6 +418,8 @@ def _do_not_wait_for_quota(response: Any) -> None:
 
 def data_url(image: Path) -> str:
     """An image file as a `data:` URL; SampleError if it cannot be read."""
+    from minigpt4.processors import open_image  # loads torch, which texts do not need
+
     picture = open_image(image)
     try:
         with Image.open(image) as file:
@@ -317,59 +454,11 @@ def add_judge_arguments(parser: argparse.ArgumentParser, *, required: bool) -> N
     group.add_argument("--judge-at-once", type=int, default=AT_ONCE, metavar="N", help=f"requests at once ({AT_ONCE})")
 
 
-def judge_of(args: argparse.Namespace, **changes: Any) -> Judge | None:
-    """The judge of a command line, or None without `--judge-url`; `changes` are fields of `JudgeEndpoint` that have no
-    option. ConfigError for options that cannot be."""
+def judge_of(args: argparse.Namespace, ledger: Path | None = None, **changes: Any) -> Judge | None:
+    """The judge of a command line, or None without `--judge-url`; `changes` are fields of `JudgeEndpoint`, before those
+    of options. ConfigError for what cannot be."""
     if not args.judge_url:
         return None
     settings = {name: getattr(args, f"judge_{name}") for name in ("key_variable", "timeout", "at_once")}
-    return Judge(JudgeEndpoint(args.judge_url, args.judge_model or "", **settings, **changes), args.judge_cache)
-
-
-# Yes or no in what people and models write; what is neither is None
-
-
-def yes_no(answer: str) -> bool | None:
-    """Whether an answer says yes.
-
-    By its first word; else by the one of `yes` and `no` that its first sentence holds; else by a statement such as
-    `there is no dog` or `I see a dog`. None for what is unsure, contradicts itself or speaks of other things.
-    """
-    answer = without_thought(answer).replace("\u2019", "'")
-    if first := FIRST.match(answer):
-        return first[1].lower().startswith("y")
-    sentence = SENTENCE_END.split(answer, maxsplit=1)[0].lower()
-    if UNSURE.search(sentence):
-        return None
-    said = set(WORD.findall(sentence))
-    if DENIAL.search(sentence):
-        return None if "yes" in said else False
-    affirms = AFFIRMATION.search(sentence) is not None
-    if len(said) == 1:
-        return True if said == {"yes"} else None if affirms else False
-    return True if not said and affirms else None
-
-
-def yes_no_lines(answer: str, count: int) -> list[bool] | None:
-    """`count` answers, one a line as `1. yes`, as `yes`, or all in one line; None unless there are exactly so many.
-
-    Numbered lines may have words of explanation behind them, and any order.
-    """
-    lines = [line for line in without_thought(answer).splitlines() if line.strip()]
-    numbered = [(int(found[1]), found[2]) for line in lines if (found := NUMBERED.match(line))]
-    if len(numbered) > 1 or count == 1 == len(numbered):
-        by_number = dict(numbered)
-        whole = len(numbered) == len(by_number) and by_number.keys() == set(range(1, count + 1))
-        return _are_yes([by_number[number] for number in range(1, count + 1)]) if whole else None
-    plain = [found[1] for line in lines if (found := re.match(r"\W*(yes|no)\b", line, re.IGNORECASE))]
-    words = plain if len(plain) == count else WORD.findall(without_thought(answer))
-    return _are_yes(words) if len(words) == count else None
-
-
-def without_thought(answer: str) -> str:
-    """The answer of a model that thinks aloud first."""
-    return THOUGHT.sub("", answer).strip()
-
-
-def _are_yes(words: Sequence[str]) -> list[bool]:
-    return [word.lower() == "yes" for word in words]
+    endpoint = JudgeEndpoint(args.judge_url, args.judge_model or "", **(settings | changes))
+    return Judge(endpoint, args.judge_cache, ledger)

@@ -11,9 +11,9 @@ import numpy as np
 from minigpt4.evaluation import hallucination, science_qa, vqa_data, vqa_scores
 from minigpt4.evaluation.caption_data import require_same_ids
 from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
-from minigpt4.evaluation.judge import yes_no
 from minigpt4.evaluation.questions import ask, read_json
 from minigpt4.evaluation.vqa_data import GQA_CHOICES, Files, Read, ResultForm, VqaQuestion, checked
+from minigpt4.evaluation.yes_no import yes_no
 
 Rank = Literal["sum", "mean"]
 """Of the losses of a choice's tokens, the end symbol included."""

@@ -266,7 +266,7 @@ def hateful(prediction: str) -> int | None:
 
 def pope(prediction: str) -> bool:
     """Whether an answer says yes, as POPE's own code and LLaVA's have it: unless its first sentence holds the word
-    `No`, `no` or `not`. `yes_no` of judge.py tells what is neither."""
+    `No`, `no` or `not`. `yes_no` of yes_no.py tells what is neither."""
     words = prediction.split(".")[0].replace(",", "").split(" ")
     return not {"No", "no", "not"}.intersection(words)
 

@@ -306,29 +306,58 @@ def caption_images(
     Returns:
         On rank 0 how many images have a caption, how many an error, and how many of both are new.
     """
-    missing = None
-    if processes.is_main:
-        model, path = dataclasses.replace(cfg.model, ckpt=None), cfg.model.ckpt
-        provenance = {
-            "checkpoint": path and file_sha256(find_weights(path, "model.ckpt", Path(path).name)),
-            "image_folder": str(base),
-            **rules.provenance(),
-            **image_provenance(cfg),
-            "model": dataclasses.asdict(model),
-            "frozen_files": {name: sample for name, *sample in frozen_files(model)},
-        }
-        about = {"checkpoint": path, "batch_size": batch_size, "versions": versions()}
-        done = store.start(provenance, about, retry_failed=retry_failed)
-        missing = [number for number, item in enumerate(items) if item.name not in done]
-    missing = processes.broadcast(missing)
-    # By the batch's number among all, whatever is done already.
-    batches = {numbers[0] // batch_size: numbers for numbers in cut(missing, batch_size)}
-    job = Job("captions", Path(cfg.model.ckpt) if cfg.model.ckpt else None, rules, store, list(batches))
-    generate(cfg, ImageList(items, image_reader(cfg)), batches, [job], processes, keep_errors=True)
-    processes.barrier()
+    provenance, about = caption_provenance(cfg, rules, base) if processes.is_main else ({}, {})
+    about |= {"batch_size": batch_size, "versions": versions()}
+    new = answer_missing(
+        cfg, rules, items, batch_size, store, processes, provenance, about, name="captions", retry_failed=retry_failed
+    )
     if not processes.is_main:
         return None
     lines = store.lines()
     own = [lines[item.name] for item in items if item.name in lines]
     failed = sum("error" in line for line in own)
-    return len(own) - failed, failed, len(missing)
+    return len(own) - failed, failed, new
+
+
+def caption_provenance(cfg: Config, rules: PromptRules, base: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What captions depend on, and what is only written down about it."""
+    model, path = dataclasses.replace(cfg.model, ckpt=None), cfg.model.ckpt
+    provenance = {
+        "checkpoint": path and file_sha256(find_weights(path, "model.ckpt", Path(path).name)),
+        "image_folder": str(base),
+        **rules.provenance(),
+        **image_provenance(cfg),
+        "model": dataclasses.asdict(model),
+        "frozen_files": {name: sample for name, *sample in frozen_files(model)},
+    }
+    return provenance, {"checkpoint": path}
+
+
+def answer_missing(
+    cfg: Config,
+    rules: PromptRules,
+    items: Sequence[ImageFile],
+    batch_size: int,
+    store: AnswerStore,
+    processes: Processes,
+    provenance: Mapping[str, Any],
+    about: Mapping[str, Any],
+    *,
+    name: str,
+    retry_failed: bool = False,
+) -> int:
+    """Answer, by `model.ckpt` or a whole LLaVA, what is not in the store; how many that were. Every rank must call it.
+
+    `provenance` and `about`, of rank 0: as of `AnswerStore.start`; batches: as of `caption_images`.
+    """
+    missing = None
+    if processes.is_main:
+        done = store.start(provenance, about, retry_failed=retry_failed)
+        missing = [number for number, item in enumerate(items) if item.name not in done]
+    missing = processes.broadcast(missing)
+    # By the batch's number among all, whatever is done already.
+    batches = {numbers[0] // batch_size: numbers for numbers in cut(missing, batch_size)}
+    job = Job(name, Path(cfg.model.ckpt) if cfg.model.ckpt else None, rules, store, list(batches))
+    generate(cfg, ImageList(items, image_reader(cfg)), batches, [job], processes, keep_errors=True)
+    processes.barrier()
+    return len(missing)

@@ -13,6 +13,7 @@ data/mini/llava/
   images/{train,test}/              the pictures
   caption.json                      for stage 1, a record an image
   instruct.json                     for stage 2: conversation.json, detail.json and complex_reasoning.json together
+  {captions,instances}_train.json   captions and boxes of the scenes for stage 2, in COCO's form
   instruct_test.json                the three kinds about the test images
   questions_test.jsonl              the same, one question at a time, as LLaVA-Bench has them
   answers_test.jsonl                their true answers
@@ -31,7 +32,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -223,7 +224,7 @@ def _convert(gguf: Path, folder: Path) -> None:
 WORLD_FILE = "world.json"
 TRUTH_FILE = "scenes_test.json"
 _FORMAT = 4  # counts up when the same sizes and seed would give other files
-_CONVERSATION_FORMAT = 2
+_CONVERSATION_FORMAT = 3
 _OWN_SCENES = 1_000_000
 """Number of the first scene in LLaVA's format, behind all others of its split."""
 _JPEG_QUALITY = 90
@@ -291,7 +292,7 @@ def write_conversations(folder: Path, size: ConversationSize) -> bool:
     if not _begin(folder, wanted):
         return False
     images = _fresh(folder / "images")
-    instruct, things, test = KINDS[1:], THINGS[: size.kinds], {}
+    instruct, things, test, drawn = KINDS[1:], THINGS[: size.kinds], {}, {}
 
     def records(split: str, first: int, count: int, kinds: Sequence[str]) -> dict[str, list[dict]]:
         """By kind."""
@@ -305,12 +306,15 @@ def write_conversations(folder: Path, size: ConversationSize) -> bool:
             for kind in kinds:
                 record = {"id": f"{name}_{kind}", "image": f"{split}/{name}.jpg"}
                 written[kind].append({**record, "conversations": conversation(scene, kind, things)})
+            if kinds is instruct:
+                drawn[f"{split}/{name}.jpg"] = scene
             if split == "test":
                 test[name] = scene.record()
         return written
 
     by_kind = records("train", 0, size.captions, KINDS[:1]) | records("train", size.captions, size.instruct, instruct)
     by_kind["instruct"] = [record for kind in instruct for record in by_kind[kind]]
+    _write_coco(folder, drawn)
     by_kind["instruct_test"] = [r for own in records("test", 0, size.test, instruct).values() for r in own]
     for name, own in by_kind.items():
         _write_json(folder / f"{name}.json", own)
@@ -318,6 +322,21 @@ def write_conversations(folder: Path, size: ConversationSize) -> bool:
     _write_questions(folder, by_kind["instruct_test"])
     _finish(folder, wanted)
     return True
+
+
+def _write_coco(folder: Path, scenes: Mapping[str, Scene]) -> None:
+    """What people would have said and drawn around the things of each image, in COCO's two files."""
+    categories = {thing.name: number for number, thing in enumerate(THINGS, start=1)}
+    images, captions, boxes = [], [], []
+    for key, (file, scene) in enumerate(scenes.items()):
+        images.append({"id": key, "file_name": file, "width": SIDE, "height": SIDE})
+        captions += [{"image_id": key, "caption": text} for text in five_captions(scene)]
+        for group, drawing, corner in draw(scene)[1]:
+            category = categories[scene.groups[group].thing.name]
+            boxes.append({"image_id": key, "category_id": category, "bbox": [*corner, *drawing.size]})
+    named = [{"id": number, "name": name} for name, number in categories.items()]
+    _write_json(folder / "captions_train.json", {"images": images, "annotations": captions})
+    _write_json(folder / "instances_train.json", {"images": images, "annotations": boxes, "categories": named})
 
 
 def _write_questions(folder: Path, records: list[dict]) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import logging
 import re
 import sys
@@ -12,9 +13,12 @@ import pytest
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError, RunError, SampleError
+from minigpt4.evaluation import limits
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
 from minigpt4.evaluation.coverage import coverage, score
-from minigpt4.evaluation.judge import Judge, JudgeEndpoint, Question, yes_no, yes_no_lines
+from minigpt4.evaluation.judge import BROKEN_JSON, CUT, EMPTY, Judge, JudgeEndpoint, Question
+from minigpt4.evaluation.limits import BROKEN_CONNECTION, TIME_OUT
+from minigpt4.evaluation.yes_no import yes_no, yes_no_lines
 
 KEY = "sk-very-secret"
 SOON = {"Retry-After": "0.01"}
@@ -29,11 +33,15 @@ def _key(monkeypatch):
 def make(chat_server, tmp_path):
     """`make(**changes)`: a judge on this machine."""
 
-    def make(cache: str = "answers.jsonl", **changes) -> Judge:
+    def make(cache: str = "answers.jsonl", ledger: Path | None = None, **changes) -> Judge:
         values = {"url": chat_server.url, "model": "tiny-judge", "timeout": 20.0, "attempts": 3}
-        return Judge(JudgeEndpoint(**(values | changes)), tmp_path / cache)
+        return Judge(JudgeEndpoint(**(values | changes)), tmp_path / cache, ledger)
 
     return make
+
+
+def asked(request: dict) -> str:
+    return request["messages"][-1]["content"]
 
 
 def ask(judge: Judge, text: str = "Is it so?", image: Path | None = None, system: str = "") -> str:
@@ -223,6 +231,99 @@ def test_error_in_one_of_many_ends_it_and_keeps_the_others(chat_server, make):
     with pytest.raises(RunError, match="OPENAI_API_KEY"):
         make(at_once=2).ask_all([Question("One?"), Question("Two?")])
     assert len(chat_server.requests) == 32  # the one that hangs has not come to its next attempt
+
+
+# Questions that may fail alone
+
+
+def test_failed_question_does_not_end_the_run_and_each_fault_has_its_name(chat_server, make, tmp_path):
+    faults = {"429": 429, "500": 500, "hang": "hang", "half": "half", "json": "garbage", "length": "length"}
+    chat_server.answer = lambda request: None if asked(request) == "empty" else asked(request).upper()
+    chat_server.rule, chat_server.headers = lambda request: faults.get(asked(request), "answer"), SOON
+    chat_server.usage = {"prompt_tokens": 10, "completion_tokens": 2}
+    names = [*faults, "empty", "refused", "well"]
+    judge = make(timeout=1.0, attempts=2)
+    refuses = lambda question, text: "refused by us" if text == "REFUSED" else ""  # noqa: E731
+    replies = {question.text: reply for question, reply in judge.try_each([Question(n) for n in names], refuses)}
+    named = {name: reply.fault for name, reply in replies.items()}
+    assert named == {
+        **{"429": "status 429", "500": "status 500", "hang": TIME_OUT, "half": BROKEN_CONNECTION},
+        **{"json": BROKEN_JSON, "length": CUT, "empty": EMPTY, "refused": "refused by us", "well": ""},
+    }
+    assert replies["well"][:1] + replies["well"][3:5] == ("WELL", 10, 2)
+    counted = judge.account.totals()
+    twice = ("status 429", "status 500", TIME_OUT, BROKEN_CONNECTION, BROKEN_JSON, EMPTY)
+    assert counted["faults"] == dict.fromkeys(twice, 2) | {CUT: 1, "refused by us": 1}
+    assert (counted["requests"], counted["retries"]) == (len(chat_server.requests), 4)
+    assert (counted["tokens_in"], counted["tokens_out"]) == (50, 10)
+    assert [json.loads(line)["answer"] for line in (tmp_path / "answers.jsonl").read_text().splitlines()] == ["WELL"]
+
+
+def test_ledger_keeps_counts_and_price_over_runs_and_answers_cost_once(chat_server, make, tmp_path):
+    chat_server.usage = {"prompt_tokens": 1000, "completion_tokens": 500}
+    prices = {"price_in": 2.0, "price_out": 4.0, "ledger": tmp_path / "requests.jsonl"}
+    for _ in range(2):
+        judge = make(**prices)
+        assert judge.plan([Question("One?")])["cached"] == (1 if len(chat_server.requests) else 0)
+        list(judge.try_each([Question("One?")]))
+    assert judge.account.totals()["price"] == pytest.approx(0.004)
+    assert len(chat_server.requests) == judge.account.totals()["requests"] == 1
+
+
+def test_cost_limit_stops_before_the_request_that_could_exceed_it(chat_server, make, tmp_path):
+    chat_server.usage = {"prompt_tokens": 250, "completion_tokens": 100}
+    limits = {"price_in": 1.0, "price_out": 10.0, "cost_limit": 0.01, "max_tokens": 100, "at_once": 4}
+    judge = make(**limits, ledger=tmp_path / "requests.jsonl")
+    with pytest.raises(RunError, match="cost_limit: 0.01 would be exceeded"):
+        list(judge.try_each([Question(f"question {number} {'x' * 900}") for number in range(40)]))
+    assert 5 <= len(chat_server.requests) <= 8
+    assert judge.account.price() <= 0.01
+    with pytest.raises(RunError, match="cost_limit"):  # what was spent before counts
+        list(make(**limits, ledger=tmp_path / "requests.jsonl").try_each([Question("x" * 40_000)]))
+    with pytest.raises(ConfigError, match="cost_limit: needs price_in and price_out"):
+        make(cost_limit=1.0)
+
+
+@pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_minute"])
+def test_rates_hold_at_the_server_with_retries(chat_server, make, limit, monkeypatch):
+    monkeypatch.setattr(limits, "MINUTE", 1_000)  # a minute of one second
+    chat_server.steps, chat_server.headers = [429, 500], SOON
+    rate = {"requests_per_minute": 20} if limit == "requests_per_minute" else {"tokens_per_minute": 20 * 110}
+    questions = [Question(f"{number:2d}" + "x" * 38, max_tokens=100) for number in range(40)]
+    assert all(not reply.fault for _, reply in make(**rate).try_each(questions))
+    times = sorted(chat_server.times)
+    assert len(times) == 42
+    assert max(sum(start <= time < start + 0.9 for time in times) for start in times) <= 20
+
+
+def test_plan_counts_and_sends_nothing(chat_server, make):
+    judge = make(price_in=1.0, price_out=2.0)
+    list(judge.try_each([Question("One?", max_tokens=7)]))
+    questions = [Question(f"{name}?", system="Be brief.", max_tokens=50) for name in ("Two", "Three", "Four")]
+    plan = judge.plan([Question("One?", max_tokens=7), *questions, questions[0]], count=len)
+    counts = {name: plan[name] for name in ("requests", "cached", "tokens_in", "tokens_out")}
+    assert counts == {"requests": 3, "cached": 1, "tokens_in": 3 * 9 + 4 + 6 + 5, "tokens_out": 150}
+    assert plan["price"] == pytest.approx((42 + 300) / 1e6)
+    system = {"role": "system", "content": "Be brief."}
+    assert plan["examples"] == [[system, {"role": "user", "content": text}] for text in ("Two?", "Three?")]
+    assert len(chat_server.requests) == 1
+
+
+def test_run_ends_where_no_question_can_be_answered(chat_server, make, monkeypatch):
+    chat_server.steps = [401] * 9
+    with pytest.raises(RunError, match="OPENAI_API_KEY"):
+        list(make(at_once=1).try_each([Question("One?")]))
+    with pytest.raises(RunError, match="no connection"):
+        list(make(url="http://127.0.0.1:9/v1", attempts=1).try_each([Question("One?")]))
+    monkeypatch.setattr("minigpt4.evaluation.judge.MOST_FAULTS", 3)
+    chat_server.steps = [500] * 9
+    with pytest.raises(RunError, match="3 questions in a row without answer, the last: .*status 500"):
+        list(make(at_once=1, attempts=1).try_each([Question(f"{number}?") for number in range(9)]))
+    chat_server.steps = []
+    asking = make().try_each([Question("One?"), Question("Two?")])
+    next(asking)
+    with pytest.raises(RunError, match="another process is asking"):
+        list(make().try_each([Question("Three?")]))
 
 
 # Yes and no in what people and models write

@@ -1,0 +1,290 @@
+"""What a curation did, on one page and in one JSON: where records left, what refining changed, what was asked and paid.
+
+The files of the folder say it all, so the report can be written after each step, and again.
+"""
+
+import hashlib
+import html
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minigpt4.common.utils import escaped, read_facts, write_json, write_whole
+from minigpt4.curation.export import FOLDER, PAPER, read_reviews
+from minigpt4.curation.filters import ALIKE, LEAKAGE, OPENING_WORDS, SAME_IMAGE, SAME_TEXT
+from minigpt4.curation.records import OPTION, CurationFolder, Record, dropped, text_of
+from minigpt4.curation.refine import content_words
+from minigpt4.evaluation.failure_rules import NGRAM, find_failures, words_of
+from minigpt4.evaluation.report import Table, thumbnail
+
+STEPS = ("select", "generate", "refine", "filter")
+EXAMPLES, SHOWN, GROUPS, COMMONEST = 10, 20, 20, 20
+BINS = (0, 20, 40, 60, 80, 100, 120, 160, 240)
+"""Words, for histograms; the last is open."""
+RULE_COLUMNS = ("step", "hit", "alone", "review")
+USUAL_LOSS = (0.1, 0.6)
+HEAD = (
+    '<!doctype html><meta charset="utf-8"><title>Curation</title><meta http-equiv="Content-Security-Policy" '
+    "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
+)
+STYLE = "body{font:15px sans-serif;max-width:70em;margin:auto}td,th{text-align:left;vertical-align:top;padding:2px 8px}"
+
+
+@dataclass
+class Curation:
+    """The records of the last step that is done, by what they lived through."""
+
+    folder: CurationFolder
+    records: list[Record]
+    done: list[str]
+
+    @classmethod
+    def read(cls, folder: CurationFolder) -> "Curation":
+        done = [step for step in STEPS if folder.file(step).is_file()]
+        return cls(folder, folder.read(done[-1] if done else "select"), done)
+
+    def after(self, step: str) -> list[Record]:
+        """The records that a step left in."""
+        places = {name: place for place, name in enumerate(STEPS)}
+        last = places[step]
+        return [one for one in self.records if "dropped" not in one or places[one["dropped"]["step"]] > last]
+
+
+def write_report(folder: CurationFolder, totals: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Write `report.html` and `report.json`, whose content is returned; `totals` of `Account.totals`."""
+    own = Curation.read(folder)
+    texts = {"generated": [(one["text"], _ended(one)) for one in own.records if "text" in one]}
+    texts["refined"] = [(one["refined"], None) for one in own.records if "refined" in one]
+    texts["kept"] = [(text_of(one), None) for one in own.records if one.get("kept")]
+    texts = {name: pairs for name, pairs in texts.items() if pairs}
+    rules, reviews = rule_counts(own.records), read_reviews(folder)
+    left = len(own.after(own.done[-1])) if own.done else 0
+    results = {
+        "funnel": [{"step": step, **_funnel(own, step)} for step in own.done],
+        "paper": PAPER,
+        "rules": rules,
+        "warnings": _warnings(own, left),
+        "second_turns": sum("second" in one for one in own.records),
+        "lengths": {name: lengths([text for text, _ in pairs]) for name, pairs in texts.items()},
+        "tokens": {
+            name: counts and round(sum(counts) / len(counts), 1) for name, counts in tokens(own.records).items()
+        },
+        "failure_rate": {name: failure_rate(pairs) for name, pairs in texts.items()},
+        "refining": refining(own.records),
+        "openings": {name: openings([text for text, _ in pairs]) for name, pairs in texts.items()},
+        "passages": {name: passages([text for text, _ in pairs]) for name, pairs in texts.items()},
+        "duplicates": {rule: rules[rule]["hit"] for rule in (SAME_IMAGE, ALIKE, SAME_TEXT) if rule in rules},
+        "leakage": rules.get(LEAKAGE, {}).get("hit", 0),
+        "review": _review(own.records, reviews),
+        "requests": totals,
+        "truth": truth(own),
+        "exported": read_facts(folder.path / FOLDER / "curation.json") or None,
+        "made_from": {step: folder.made_from(step) for step in own.done},
+    }
+    write_json(folder.path / "report.json", results, OPTION)
+    write_whole(folder.path / "report.html", page(own, results), OPTION)
+    return results
+
+
+def _ended(record: Record) -> bool | None:
+    return record.get("ended_second", record.get("ended_first"))
+
+
+def _funnel(own: Curation, step: str) -> dict[str, Any]:
+    place = STEPS.index(step)
+    entered = len(own.records) if place == 0 else len(own.after(STEPS[place - 1]))
+    left = [one for one in own.records if one.get("dropped", {}).get("step") == step]
+    return {"entered": entered, "left": len(left), "rules": dict(Counter(one["dropped"]["rule"] for one in left))}
+
+
+def rule_counts(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Of each rule its step, how many records it hit, how many it alone hit, how many of the hits are to be reviewed,
+    and ten examples, in the order of the file."""
+    found: dict[str, dict[str, Any]] = {}
+    for record in records:
+        hits = {one["rule"]: {**one, "review": True} for one in record.get("review", [])}
+        hits |= {rule: dropped("filter", rule, text) for rule, text in record.get("evidence", {}).items()}
+        if (why := record.get("dropped")) and why["rule"] not in record.get("evidence", {}):
+            hits[why["rule"]] = why
+        for rule, hit in hits.items():
+            own = found.setdefault(rule, {"step": hit["step"], "hit": 0, "alone": 0, "review": 0, "examples": []})
+            own["hit"] += 1
+            own["alone"] += len(hits) == 1
+            own["review"] += "review" in hit
+            if len(own["examples"]) < EXAMPLES:
+                own["examples"].append({"id": record["id"], "evidence": hit["evidence"], "text": text_of(record)})
+    return dict(sorted(found.items(), key=lambda pair: -pair[1]["hit"]))
+
+
+def _warnings(own: Curation, left: int) -> list[str]:
+    share = 1 - left / max(1, len(own.records))
+    if "filter" in own.done and not USUAL_LOSS[0] <= share <= USUAL_LOSS[1]:
+        usual = "from {:.0%} to {:.0%} is usual".format(*USUAL_LOSS)
+        return [f"{share:.0%} of the records left; {usual}, and the paper's 30% are no target: look at the rules"]
+    return []
+
+
+def lengths(texts: Sequence[str]) -> dict[str, Any]:
+    """Words: mean, quantiles, and how many texts have from so many on."""
+    words = np.array([len(text.split()) for text in texts])
+    low, middle, high = (float(value) for value in np.percentile(words, [5, 50, 95]))
+    histogram = np.histogram(words, bins=[*BINS, 10**9])[0].tolist()
+    own = {"texts": len(texts), "mean": round(float(words.mean()), 1), "p5": low, "median": middle, "p95": high}
+    return own | {"histogram": dict(zip(map(str, BINS), histogram, strict=True))}
+
+
+def tokens(records: Sequence[Record]) -> dict[str, list[int]]:
+    """Of the LLM, of each text as it was generated, and as the filter saw it."""
+    generated = [one["tokens_first"] + one.get("tokens_second", 0) for one in records if "tokens_first" in one]
+    return {"generated": generated, "refined": [one["measures"]["tokens"] for one in records if one.get("measures")]}
+
+
+def failure_rate(pairs: Sequence[tuple[str, bool | None]]) -> dict[str, Any]:
+    """Share of texts that fail by docs/failure_rate.md, and how many by each kind."""
+    found = [{failure.kind for failure in find_failures(text, "prose", ended)} for text, ended in pairs]
+    return {
+        "rate": round(sum(map(bool, found)) / len(found), 4),
+        "kinds": dict(Counter(k for own in found for k in own)),
+    }
+
+
+def refining(records: Sequence[Record]) -> dict[str, Any] | None:
+    """Share of texts that did not change, mean similarity, share of new content words, tokens."""
+    refined = [one for one in records if "refined" in one]
+    if not refined:
+        return None
+    new = total = 0
+    for one in refined:
+        own = content_words(one["refined"]) if one["changed"] else []
+        known = set(content_words(one["text"])) if own else set()
+        new, total = new + sum(word not in known for word in own), total + len(own)
+    tokens = {name: sum(one[name] or 0 for one in refined) for name in ("tokens_in", "tokens_out")}
+    return {
+        "texts": len(refined),
+        "unchanged": sum(not one["changed"] for one in refined) / len(refined),
+        "similarity": round(sum(one["similarity"] for one in refined) / len(refined), 4),
+        "new_words": round(new / max(1, total), 4),
+        **tokens,
+    }
+
+
+def openings(texts: Sequence[str]) -> list[tuple[str, int]]:
+    """The commonest first words."""
+    return Counter(" ".join(words_of(text)[:OPENING_WORDS]) for text in texts).most_common(COMMONEST)
+
+
+def passages(texts: Sequence[str]) -> list[tuple[str, int]]:
+    """The passages of NGRAM words that most texts have."""
+    counts: Counter[str] = Counter()
+    for text in texts:
+        words = words_of(text)
+        counts.update({" ".join(words[n : n + NGRAM]) for n in range(len(words) - NGRAM + 1)})
+    return counts.most_common(COMMONEST)
+
+
+def _review(records: Sequence[Record], reviews: Mapping[str, Mapping[str, Record]]) -> dict[str, Any]:
+    said = [verdict for own in reviews.values() for verdict in own.values()]
+    several = [{one["verdict"] for one in own.values()} for own in reviews.values() if len(own) > 1]
+    piles = sum("dropped" not in one and "review" in one for one in records)
+    by = {name: dict(Counter(str(one.get(name)) for one in said)) for name in ("reviewer", "verdict")}
+    reasons = Counter(reason for one in said for reason in one.get("reasons") or [])
+    agree = sum(len(own) == 1 for own in several) / len(several) if several else None
+    return {"pile": piles, "reviewed": len(reviews), **by, "reasons": dict(reasons), "agree": agree}
+
+
+def truth(own: Curation) -> dict[str, Any] | None:
+    """In the mini world, where captions name everything that is there: of the things that texts name, and of those that
+    are there, how many are right; before and after refining."""
+    images = (own.folder.made_from("select") or {}).get("images", "")
+    if not any((folder / "world.json").is_file() for folder in Path(images.split("{")[0]).parents):
+        return None
+    from minigpt4.mini.report import named_things
+
+    known = [one for one in own.records if one.get("caption") and "text" in one]
+    found: dict[str, Any] = {}
+    for name, key in (("generated", "text"), ("refined", "refined")):
+        named = [(named_things(one["caption"]), named_things(one[key])) for one in known if key in one]
+        right = sum(len(there & said) for there, said in named)
+        there, said = (sum(len(pair[side]) for pair in named) for side in (0, 1))
+        found[name] = {"named_of_there": right / max(1, there), "there_of_named": right / max(1, said)}
+    return found
+
+
+# The page
+
+
+def page(own: Curation, results: Mapping[str, Any]) -> str:
+    """`report.html`, which needs no other file and no network; its texts are escaped."""
+    parts = [f"<p><b>{html.escape(text)}</b></p>" for text in results["warnings"]]
+    for heading, body in _sections(own, results):
+        parts.append(f"<h2>{html.escape(heading)}</h2>\n{body}")
+    return escaped(f"{HEAD}<style>{STYLE}</style><h1>Curation</h1>\n{''.join(parts)}\n")
+
+
+def _sections(own: Curation, results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    funnel = [[one["step"], str(one["entered"]), str(one["left"]), _listed(one["rules"])] for one in results["funnel"]]
+    yield (
+        "Where records left",
+        Table(["step", "entered", "left", "by rule"], funnel).html()
+        + (f"<p>The paper: {PAPER['images']:,} images, about {PAPER['kept']:,} kept.</p>"),
+    )
+    rows = [[rule, *(str(one[key]) for key in RULE_COLUMNS)] for rule, one in results["rules"].items()]
+    yield "Rules", Table(["rule", *RULE_COLUMNS], rows).html()
+    for key in ("lengths", "tokens", "failure_rate", "refining", "truth", "review", "requests"):
+        if results[key]:
+            yield key.replace("_", " ").capitalize(), _pairs(results[key])
+    for key in ("openings", "passages"):
+        for name, pairs in results[key].items():
+            yield f"{key.capitalize()}, {name}", Table([key, "texts"], [[text, str(n)] for text, n in pairs]).html()
+    for rule, one in results["rules"].items():
+        rows = [[example["id"], example["evidence"], example["text"]] for example in one["examples"]]
+        yield f"Examples: {rule}", Table(["id", "evidence", "text"], rows).html()
+    yield "Images that are alike", "".join(_groups(own))
+    refined = [one for one in own.records if "refined" in one]
+    drawn = sorted(refined, key=lambda one: hashlib.sha256(f"shown {one['id']}".encode()).hexdigest())[:SHOWN]
+    changed = sorted((one for one in refined if one["changed"]), key=lambda one: one["similarity"])[:SHOWN]
+    for heading, records in (("Drawn at random", drawn), ("Changed most", changed)):
+        yield heading, "".join(_whole(own, one) for one in records)
+    yield "Made from", _pairs(results["made_from"])
+    if results["exported"]:
+        yield "Data card", _pairs({key: one for key, one in results["exported"].items() if key != "made_from"})
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items())
+
+
+def _pairs(content: Mapping[str, Any]) -> str:
+    return Table(["", ""], [[str(key), _plain(value)] for key, value in content.items()]).html()
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "; ".join(f"{key}: {_plain(one)}" for key, one in value.items())
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _groups(own: Curation) -> Iterator[str]:
+    """Images that fell to a twin, beside it."""
+    by_id = {one["id"]: one for one in own.records}
+    evidence = ((one, (one.get("evidence") or {}).get(rule)) for one in own.records for rule in (SAME_IMAGE, ALIKE))
+    pairs = ((one, by_id.get(text.split(":")[0]), text) for one, text in evidence if text)
+    for one, twin, text in islice(((a, b, text) for a, b, text in pairs if b), GROUPS):
+        pictures = "".join(_picture(own, record) for record in (twin, one))
+        yield f"<p>{pictures}<br>{html.escape(one['id'])} is like {html.escape(text)}</p>"
+
+
+def _picture(own: Curation, record: Record) -> str:
+    return f'<img src="{thumbnail(own.folder.image(record))}" alt="{html.escape(record["id"])}"> '
+
+
+def _whole(own: Curation, record: Record) -> str:
+    texts = [("generated", record["text"]), ("refined", record["refined"])][: 2 if record["changed"] else 1]
+    lines = "".join(f"<p><i>{name}</i>: {html.escape(text)}</p>" for name, text in texts)
+    state = html.escape(str(record.get("dropped") or "kept"))
+    return f"<div>{_picture(own, record)}<b>{html.escape(record['id'])}</b> ({state}){lines}</div>"
