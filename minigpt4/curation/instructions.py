@@ -305,6 +305,7 @@ class Maker:
         for question, reply in self.judge.try_each([question for question, reply in known.items() if not reply]):
             if reply.fault in (CUT, EMPTY):
                 self._file.append(reply._asdict())
+                self._unusable[reply.key] = reply
             yield question, reply
 
     def _take(self, image: DescribedImage, record: dict[str, Any], reply: Reply) -> None:
@@ -331,6 +332,7 @@ class Maker:
             own = [one for one in records if name in (one["kind"], "instruct") and not left_out & one.keys()]
             shown = [{key: one[key] for key in ("id", "image", TURNS)} for one in own]
             write_json(self.folder.path / f"{name}.json", shown)
+        write_lines(self._file.path, [self._unusable[key]._asdict() for key in sorted(self._unusable)])
         write_lines(self.folder.path / "review.jsonl", [record for record in records if "review" in record])
         prompts = {kind: prompt.digest for kind, prompt in self.prompts.items()}
         made_from = {"model": self.judge.endpoint.model, "prompts": prompts}
