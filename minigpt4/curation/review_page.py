@@ -1,0 +1,179 @@
+"""The page of a review: image at left, text at right, what refining changed below, and a key for each verdict."""
+
+import difflib
+import hashlib
+import html
+from collections.abc import Sequence
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import gradio as gr
+from PIL import Image
+
+from minigpt4.common.errors import MiniGPT4Error, SampleError, errors_as
+from minigpt4.curation.review import EDIT, REASONS, REJECT, Review, near_rules, text_of
+from minigpt4.serving.page_gate import FILE
+from minigpt4.serving.uploads import FORMATS, Limits
+
+NAME_CHARS = 40
+KEYS = "`a` accept · `e` edit, `Ctrl-Enter` saves · `1` to `6` reasons, `r` reject · `s` skip · `z` back"
+CSS = """
+.gradio-container { max-width: 1400px !important; width: 100%; margin: auto }
+#picture img { max-height: 65vh; max-width: 100%; margin: auto }
+#ahead { display: none }
+#changes del { background: #fdd; color: #900 }
+#changes ins { background: #dfd; color: #060 }
+"""
+SCRIPT = """<script>
+document.addEventListener("keydown", (event) => {
+  const text = document.querySelector("#text textarea"), key = event.key.toLowerCase();
+  const press = (button) => document.getElementById(button)?.click();
+  const typing = event.target.closest("textarea, input:not([type=checkbox])");
+  if (typing && typing === text && key === "enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    text.blur();
+    press("accept");
+  } else if (typing && key === "escape") {
+    typing.blur();
+  }
+  if (key === "enter" && event.target.closest("#name")) press("begin");
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || event.repeat || !text) return;
+  if (key === "e") {
+    event.preventDefault();
+    text.focus();
+  } else if ("1" <= key && key <= "6") {
+    document.querySelectorAll("#reasons input")[key - 1].click();
+  } else {
+    press({ a: "accept", r: "reject", s: "skip", z: "back" }[key]);
+  }
+});
+document.addEventListener("click", ({ target }) => {
+  const name = document.querySelector("#name textarea, #name input")?.value;
+  if (target.id === "begin") history.replaceState(null, "", "?reviewer=" + encodeURIComponent(name));
+});
+</script>"""
+
+
+class ReviewPage:
+    """The page over a review, for `page_gate.launch`; images are those of the records, relative to `folder`.
+
+    A tab says which record it shows, so that a key that is hit twice judges one record, not two.
+    """
+
+    def __init__(self, review: Review, folder: Path) -> None:
+        self.review, self._folder = review, folder
+        self.limits = Limits(images=1, image_bytes=1)  # nobody uploads
+        self.files: set[str] = set()
+        """Images that may be read: those that are shown, and those that are loaded ahead."""
+        folders = sorted({str(self._file(key).parent) for key in review.records})
+        self.settings = {"css": CSS, "head": SCRIPT, "allowed_paths": folders}
+        with gr.Blocks(title="Review", analytics_enabled=False) as self.blocks:
+            reviewer, shown = gr.Textbox(visible=False), gr.Textbox(visible=False)
+            with gr.Column() as start:
+                name = gr.Textbox(label="Your name", max_length=NAME_CHARS, elem_id="name")
+                begin = gr.Button("Start", variant="primary", elem_id="begin")
+            with gr.Column(visible=False) as work:
+                progress = gr.Markdown(elem_id="progress", latex_delimiters=[])
+                with gr.Row():
+                    picture = gr.Markdown(elem_id="picture", latex_delimiters=[])
+                    with gr.Column():
+                        text = gr.Textbox(label="Text", lines=10, max_lines=20, elem_id="text")
+                        choices = [(f"{number} {one}", one) for number, one in enumerate(REASONS, 1)]
+                        why = gr.CheckboxGroup(choices, label="Reasons to reject", elem_id="reasons")
+                        with gr.Row():
+                            buttons = [
+                                gr.Button("Accept (a)", variant="primary", elem_id="accept"),
+                                gr.Button("Reject (r)", variant="stop", elem_id="reject"),
+                                gr.Button("Skip (s)", elem_id="skip"),
+                                gr.Button("Back (z)", elem_id="back"),
+                            ]
+                        gr.Markdown(KEYS)
+                changes = gr.Markdown(elem_id="changes", latex_delimiters=[])
+                ahead = gr.Markdown(elem_id="ahead", latex_delimiters=[])
+            self._outputs = [reviewer, shown, start, work, progress, picture, text, why, changes, ahead]
+            how = {"outputs": self._outputs, "api_visibility": "private", "show_progress": "hidden"}
+            begin.click(self.enter, [name], **how)
+            self.blocks.load(self.open, None, **how)
+            for button in buttons:
+                button.click(partial(self.act, button.elem_id), [reviewer, shown, text, why], **how)
+        self.blocks.queue(api_open=False)
+
+    def open(self, request: gr.Request) -> Any:
+        """A tab was opened, perhaps again; its address has the name."""
+        name = request.query_params.get("reviewer")
+        return self.enter(name) if name else [gr.skip() for _ in self._outputs]
+
+    def enter(self, name: str) -> Any:
+        """Begin, or go on where this person was."""
+        name, known = name.strip(), self.review.reviewers
+        if not name.isprintable() or not 0 < len(name) <= NAME_CHARS:
+            return self._refuse(f"write a name of at most {NAME_CHARS} characters")
+        if known and name not in known:
+            return self._refuse(f"{name} is not among the reviewers: {', '.join(known)}")
+        return self._view(name)
+
+    def act(self, button: str, reviewer: str, key: str, text: str, why: Sequence[str]) -> Any:
+        """What a button does to the record that the tab shows; then the next one, or the one before."""
+        try:
+            if button == "accept":
+                self.review.judge(reviewer, key, EDIT, text)
+            elif button == "reject":
+                self.review.judge(reviewer, key, REJECT, reasons=why)
+            elif button == "skip":
+                self.review.skip(reviewer, key)
+            return self._view(reviewer, self.review.back(reviewer, key) if button == "back" else None)
+        except MiniGPT4Error as error:
+            return self._refuse(str(error))
+
+    def _refuse(self, reason: str) -> list[Any]:
+        gr.Warning(html.escape(reason))
+        return [gr.skip() for _ in self._outputs]
+
+    def _view(self, reviewer: str, key: str | None = None) -> list[Any]:
+        """Of `_outputs`. HTML stands in one block each, in which Markdown means nothing."""
+        keys = self.review.show(reviewer, key)
+        line = f"{html.escape(reviewer)} · {self.review.progress(reviewer)}"
+        entered = [reviewer, keys[0] if keys else "", gr.Column(visible=False), gr.Column(visible=True)]
+        if not keys:
+            return [*entered, f"<div>{line}</div>", "<div>All is done. Thank you.</div>", "", [], "", ""]
+        record = self.review.records[keys[0]]
+        said = self.review.verdicts.latest.get(keys[0], {}).get(reviewer, {})
+        line += f" · your verdict was: {said['verdict']}" if said else ""
+        text, rules = said.get("text") or text_of(record), "; ".join(near_rules(record)) or "none"
+        changes = f"<div>{difference(record.get('text') or text_of(record), text_of(record))}</div>"
+        changes += f"<div>Rules failed or nearly failed: {html.escape(rules)}</div>".replace("\n", " ")
+        first, *ahead = [self._picture(one) for one in keys]
+        return [*entered, f"<div>{line}</div>", first, text, said.get("reasons", []), changes, "".join(ahead)]
+
+    def _picture(self, key: str) -> str:
+        """HTML of an image, which may be read from now on, or of what is wrong with it."""
+        file, wanted = self._file(key), self.review.records[key].get("sha256")
+        try:
+            with errors_as(SampleError, f"{file}: not an image"):
+                content = file.read_bytes()
+                if Image.open(BytesIO(content)).format not in FORMATS:
+                    raise SampleError(f"{file}: a kind of image that is not shown")
+            if wanted and hashlib.sha256(content).hexdigest() != wanted:
+                raise SampleError(f"{file}: has changed since it was described")
+        except SampleError as error:
+            return f"<div>{html.escape(str(error))}</div>"
+        self.files.add(str(file))
+        return f'<div><img src="{FILE}{quote(str(file))}" alt="{html.escape(key)}"></div>'
+
+    def _file(self, key: str) -> Path:
+        return (self._folder / self.review.records[key]["image"]).resolve()
+
+
+def difference(before: str, after: str) -> str:
+    """HTML of two texts, word by word: `<del>` stands in the first alone, `<ins>` in the second."""
+    old, new, parts = before.split(), after.split(), []
+    for kind, start, stop, new_start, new_stop in difflib.SequenceMatcher(None, old, new, False).get_opcodes():
+        gone, come = (html.escape(" ".join(words)) for words in (old[start:stop], new[new_start:new_stop]))
+        if kind == "equal":
+            parts.append(gone)
+        else:
+            parts += [f"<{mark}>{words}</{mark}>" for mark, words in (("del", gone), ("ins", come)) if words]
+    return " ".join(parts)
