@@ -52,9 +52,10 @@ def text_of(record: Fields) -> str:
 
 
 def near_rules(record: Fields) -> list[str]:
-    """Rules that the text failed or nearly failed, perhaps with what shows it."""
-    rules = [*(record.get("failed_rules") or ()), *(record.get("near_rules") or ())]
-    return [one if isinstance(one, str) else ": ".join(map(str, one.values())) for one in rules]
+    """Rules that the text failed or nearly failed, with what shows it."""
+    found = [*(record.get("failed_rules") or ()), *(record.get("near_rules") or ())]
+    found += pile if isinstance(pile := record.get("review") or [], list) else [pile]
+    return [f"{one.get('rule')} ({one.get('evidence')})" if isinstance(one, dict) else str(one) for one in found]
 
 
 def read_records(file: Path) -> list[Fields]:
@@ -63,7 +64,7 @@ def read_records(file: Path) -> list[Fields]:
         raise ConfigError(f"{file} does not exist; the step `filter` writes it")
     content = file.read_bytes()
     records = list(_objects(content))
-    if lost := len(content.split()) and sum(map(bool, content.split(b"\n"))) - len(records):
+    if lost := len(content.splitlines()) - len(records):
         log.warning("%s: %d lines are cut off and left out", file, lost)
     for record in records:
         has = {"id": record.get("id"), "image": record.get("image"), "text": text_of(record)}
@@ -187,7 +188,7 @@ class Review:
     def show(self, reviewer: str, key: str | None = None) -> list[str]:
         """The record `key`, or else the next one, and those to load ahead; empty: all is done."""
         with self._lock:
-            shown = ([key] if key else []) + [one for one in self.queue(reviewer) if one != key]
+            shown = ([key] if key in self.records else []) + [one for one in self.queue(reviewer) if one != key]
             self._shown[reviewer] = shown[0] if shown else "", time.monotonic()
             return shown[: 1 + AHEAD]
 
@@ -226,7 +227,7 @@ class Review:
         if given:
             seconds = [min(max(float(one.get("seconds") or 0), 0.1), PAUSE) for one in given[-PACE_OF:]]
             each = sum(seconds) / len(seconds)
-            line += f" · {60 / each:.1f} verdicts a minute · {math.ceil(left * each / 60)} minutes left"
+            line += f" · {60 / each:.1f} verdicts a minute · {math.ceil(left * each / 60)} min left"
         return line
 
     def _by(self, reviewer: str) -> list[Fields]:

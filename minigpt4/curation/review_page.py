@@ -18,43 +18,11 @@ from minigpt4.curation.review import EDIT, REASONS, REJECT, Review, near_rules, 
 from minigpt4.serving.page_gate import FILE
 from minigpt4.serving.uploads import FORMATS, Limits
 
+HEAD = Path(__file__).with_name("review_head.html")
+"""Style, and the keys."""
 NAME_CHARS = 40
+BUTTONS = {"accept": "Accept (a)", "reject": "Reject (r)", "skip": "Skip (s)", "back": "Back (z)"}
 KEYS = "`a` accept · `e` edit, `Ctrl-Enter` saves · `1` to `6` reasons, `r` reject · `s` skip · `z` back"
-CSS = """
-.gradio-container { max-width: 1400px !important; width: 100%; margin: auto }
-#picture img { max-height: 65vh; max-width: 100%; margin: auto }
-#ahead { display: none }
-#changes del { background: #fdd; color: #900 }
-#changes ins { background: #dfd; color: #060 }
-"""
-SCRIPT = """<script>
-document.addEventListener("keydown", (event) => {
-  const text = document.querySelector("#text textarea"), key = event.key.toLowerCase();
-  const press = (button) => document.getElementById(button)?.click();
-  const typing = event.target.closest("textarea, input:not([type=checkbox])");
-  if (typing && typing === text && key === "enter" && (event.ctrlKey || event.metaKey)) {
-    event.preventDefault();
-    text.blur();
-    press("accept");
-  } else if (typing && key === "escape") {
-    typing.blur();
-  }
-  if (key === "enter" && event.target.closest("#name")) press("begin");
-  if (typing || event.ctrlKey || event.metaKey || event.altKey || event.repeat || !text) return;
-  if (key === "e") {
-    event.preventDefault();
-    text.focus();
-  } else if ("1" <= key && key <= "6") {
-    document.querySelectorAll("#reasons input")[key - 1].click();
-  } else {
-    press({ a: "accept", r: "reject", s: "skip", z: "back" }[key]);
-  }
-});
-document.addEventListener("click", ({ target }) => {
-  const name = document.querySelector("#name textarea, #name input")?.value;
-  if (target.id === "begin") history.replaceState(null, "", "?reviewer=" + encodeURIComponent(name));
-});
-</script>"""
 
 
 class ReviewPage:
@@ -67,9 +35,9 @@ class ReviewPage:
         self.review, self._folder = review, folder
         self.limits = Limits(images=1, image_bytes=1)  # nobody uploads
         self.files: set[str] = set()
-        """Images that may be read: those that are shown, and those that are loaded ahead."""
-        folders = sorted({str(self._file(key).parent) for key in review.records})
-        self.settings = {"css": CSS, "head": SCRIPT, "allowed_paths": folders}
+        """Images that may be read: those that were shown, and those that are loaded ahead."""
+        folders = {str(self._file(key).parent) for key in review.records}
+        self.settings = {"head_paths": HEAD, "allowed_paths": sorted(folders)}
         with gr.Blocks(title="Review", analytics_enabled=False) as self.blocks:
             reviewer, shown = gr.Textbox(visible=False), gr.Textbox(visible=False)
             with gr.Column() as start:
@@ -84,29 +52,24 @@ class ReviewPage:
                         choices = [(f"{number} {one}", one) for number, one in enumerate(REASONS, 1)]
                         why = gr.CheckboxGroup(choices, label="Reasons to reject", elem_id="reasons")
                         with gr.Row():
-                            buttons = [
-                                gr.Button("Accept (a)", variant="primary", elem_id="accept"),
-                                gr.Button("Reject (r)", variant="stop", elem_id="reject"),
-                                gr.Button("Skip (s)", elem_id="skip"),
-                                gr.Button("Back (z)", elem_id="back"),
-                            ]
+                            buttons = [gr.Button(label, min_width=80, elem_id=one) for one, label in BUTTONS.items()]
                         gr.Markdown(KEYS)
                 changes = gr.Markdown(elem_id="changes", latex_delimiters=[])
                 ahead = gr.Markdown(elem_id="ahead", latex_delimiters=[])
             self._outputs = [reviewer, shown, start, work, progress, picture, text, why, changes, ahead]
             how = {"outputs": self._outputs, "api_visibility": "private", "show_progress": "hidden"}
-            begin.click(self.enter, [name], **how)
             self.blocks.load(self.open, None, **how)
+            begin.click(self.enter, [name], **how)
             for button in buttons:
                 button.click(partial(self.act, button.elem_id), [reviewer, shown, text, why], **how)
         self.blocks.queue(api_open=False)
 
-    def open(self, request: gr.Request) -> Any:
-        """A tab was opened, perhaps again; its address has the name."""
+    def open(self, request: gr.Request) -> list[Any]:
+        """A tab was opened, perhaps again: then its address has the name."""
         name = request.query_params.get("reviewer")
         return self.enter(name) if name else [gr.skip() for _ in self._outputs]
 
-    def enter(self, name: str) -> Any:
+    def enter(self, name: str) -> list[Any]:
         """Begin, or go on where this person was."""
         name, known = name.strip(), self.review.reviewers
         if not name.isprintable() or not 0 < len(name) <= NAME_CHARS:
@@ -115,7 +78,7 @@ class ReviewPage:
             return self._refuse(f"{name} is not among the reviewers: {', '.join(known)}")
         return self._view(name)
 
-    def act(self, button: str, reviewer: str, key: str, text: str, why: Sequence[str]) -> Any:
+    def act(self, button: str, reviewer: str, key: str, text: str, why: Sequence[str]) -> list[Any]:
         """What a button does to the record that the tab shows; then the next one, or the one before."""
         try:
             if button == "accept":
@@ -124,44 +87,45 @@ class ReviewPage:
                 self.review.judge(reviewer, key, REJECT, reasons=why)
             elif button == "skip":
                 self.review.skip(reviewer, key)
-            return self._view(reviewer, self.review.back(reviewer, key) if button == "back" else None)
         except MiniGPT4Error as error:
             return self._refuse(str(error))
+        return self._view(reviewer, self.review.back(reviewer, key) if button == "back" else None)
 
     def _refuse(self, reason: str) -> list[Any]:
         gr.Warning(html.escape(reason))
         return [gr.skip() for _ in self._outputs]
 
     def _view(self, reviewer: str, key: str | None = None) -> list[Any]:
-        """Of `_outputs`. HTML stands in one block each, in which Markdown means nothing."""
+        """Of `_outputs`."""
         keys = self.review.show(reviewer, key)
-        line = f"{html.escape(reviewer)} · {self.review.progress(reviewer)}"
-        entered = [reviewer, keys[0] if keys else "", gr.Column(visible=False), gr.Column(visible=True)]
+        progress = html.escape(f"{reviewer} · {self.review.progress(reviewer)}")
+        opened = gr.Column(visible=False), gr.Column(visible=True)
         if not keys:
-            return [*entered, f"<div>{line}</div>", "<div>All is done. Thank you.</div>", "", [], "", ""]
-        record = self.review.records[keys[0]]
-        said = self.review.verdicts.latest.get(keys[0], {}).get(reviewer, {})
-        line += f" · your verdict was: {said['verdict']}" if said else ""
-        text, rules = said.get("text") or text_of(record), "; ".join(near_rules(record)) or "none"
-        changes = f"<div>{difference(record.get('text') or text_of(record), text_of(record))}</div>"
-        changes += f"<div>Rules failed or nearly failed: {html.escape(rules)}</div>".replace("\n", " ")
-        first, *ahead = [self._picture(one) for one in keys]
-        return [*entered, f"<div>{line}</div>", first, text, said.get("reasons", []), changes, "".join(ahead)]
+            return [reviewer, "", *opened, _block(progress), _block("All is done. Thank you."), "", [], "", ""]
+        record, said = self.review.records[keys[0]], self.review.verdicts.latest.get(keys[0], {}).get(reviewer, {})
+        if said:
+            progress += f" · your verdict was: {said['verdict']}"
+        rules = html.escape("; ".join(near_rules(record)) or "none")
+        changes = _block(difference(record.get("text") or text_of(record), text_of(record)))
+        changes += _block(f"Rules that it failed or nearly failed: {rules}")
+        picture, *ahead = [self._picture(one) for one in keys]
+        text, why = said.get("text") or text_of(record), said.get("reasons") or []
+        return [reviewer, keys[0], *opened, _block(progress), picture, text, why, changes, "".join(ahead)]
 
     def _picture(self, key: str) -> str:
         """HTML of an image, which may be read from now on, or of what is wrong with it."""
-        file, wanted = self._file(key), self.review.records[key].get("sha256")
+        file, sha256 = self._file(key), self.review.records[key].get("sha256")
         try:
-            with errors_as(SampleError, f"{file}: not an image"):
-                content = file.read_bytes()
+            with errors_as(SampleError, f"{file}: cannot be shown"):
+                source, content = FILE + quote(str(file)), file.read_bytes()
                 if Image.open(BytesIO(content)).format not in FORMATS:
-                    raise SampleError(f"{file}: a kind of image that is not shown")
-            if wanted and hashlib.sha256(content).hexdigest() != wanted:
+                    raise SampleError(f"{file}: is of a kind that is not shown")
+            if sha256 and hashlib.sha256(content).hexdigest() != sha256:
                 raise SampleError(f"{file}: has changed since it was described")
         except SampleError as error:
-            return f"<div>{html.escape(str(error))}</div>"
+            return _block(html.escape(str(error)))
         self.files.add(str(file))
-        return f'<div><img src="{FILE}{quote(str(file))}" alt="{html.escape(key)}"></div>'
+        return _block(f'<img src="{source}" alt="{html.escape(key)}">')
 
     def _file(self, key: str) -> Path:
         return (self._folder / self.review.records[key]["image"]).resolve()
@@ -177,3 +141,8 @@ def difference(before: str, after: str) -> str:
         else:
             parts += [f"<{mark}>{words}</{mark}>" for mark, words in (("del", gone), ("ins", come)) if words]
     return " ".join(parts)
+
+
+def _block(content: str) -> str:
+    """HTML for Markdown, which means nothing inside it: there is no empty line."""
+    return f"<div>{' '.join(content.split())}</div>\n"
