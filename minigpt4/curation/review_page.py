@@ -59,7 +59,7 @@ class ReviewPage:
             self._outputs = [reviewer, shown, start, work, progress, picture, text, why, changes, ahead]
             how = {"outputs": self._outputs, "api_visibility": "private", "show_progress": "hidden"}
             self.blocks.load(self.open, None, **how)
-            begin.click(self.enter, [name], **how)
+            gr.on([begin.click, name.submit], self.enter, [name], **how)
             for button in buttons:
                 button.click(partial(self.act, button.elem_id), [reviewer, shown, text, why], **how)
         self.blocks.queue(api_open=False)
