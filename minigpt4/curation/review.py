@@ -52,10 +52,9 @@ def text_of(record: Fields) -> str:
 
 
 def near_rules(record: Fields) -> list[str]:
-    """Rules that the text failed or nearly failed, with what shows it."""
-    found = [*(record.get("failed_rules") or ()), *(record.get("near_rules") or ())]
-    found += pile if isinstance(pile := record.get("review") or [], list) else [pile]
-    return [f"{one.get('rule')} ({one.get('evidence')})" if isinstance(one, dict) else str(one) for one in found]
+    """Rules that the text failed, nearly failed, or has to be reviewed for, the last with what shows it."""
+    pile = [f"{one.get('rule')} ({one.get('evidence')})" for one in record.get("review") or ()]
+    return [*map(str, record.get("failed_rules") or ()), *map(str, record.get("near_rules") or ()), *pile]
 
 
 def read_records(file: Path) -> list[Fields]:

@@ -101,7 +101,7 @@ class ReviewPage:
         progress = html.escape(f"{reviewer} · {self.review.progress(reviewer)}")
         opened = gr.Column(visible=False), gr.Column(visible=True)
         if not keys:
-            return [reviewer, "", *opened, _block(progress), _block("All is done. Thank you."), "", [], "", ""]
+            return [reviewer, "", *opened, _block(progress), _block(f"All is done. {self._good()}"), "", [], "", ""]
         record, said = self.review.records[keys[0]], self.review.verdicts.latest.get(keys[0], {}).get(reviewer, {})
         if said:
             progress += f" · your verdict was: {said['verdict']}"
@@ -111,6 +111,14 @@ class ReviewPage:
         picture, *ahead = [self._picture(one) for one in keys]
         text, why = said.get("text") or text_of(record), said.get("reasons") or []
         return [reviewer, keys[0], *opened, _block(progress), picture, text, why, changes, "".join(ahead)]
+
+    def _good(self) -> str:
+        """The share of good texts, in words."""
+        found = self.review.summary()
+        if not (good := found["good"]):
+            return ""
+        (low, high), reviewed = good["interval"], found["reviewed"]
+        return f"Of {reviewed} texts {good['share']:.0%} are good as they are (95% interval {low:.0%} to {high:.0%})."
 
     def _picture(self, key: str) -> str:
         """HTML of an image, which may be read from now on, or of what is wrong with it."""
