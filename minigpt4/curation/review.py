@@ -58,18 +58,19 @@ def near_rules(record: Fields) -> list[str]:
 
 
 def read_records(file: Path) -> list[Fields]:
-    """The records of a step; ConfigError for no file, SampleError for a record without id, image or text."""
+    """The records that the filter left; ConfigError for no file, SampleError for one without id, image or text."""
     if not file.is_file():
         raise ConfigError(f"{file} does not exist; the step `filter` writes it")
     content = file.read_bytes()
-    records = list(_objects(content))
-    if lost := len(content.splitlines()) - len(records):
+    found = list(_objects(content))
+    if lost := len(content.splitlines()) - len(found):
         log.warning("%s: %d lines are cut off and left out", file, lost)
-    for record in records:
+    left = [one for one in found if not one.get("dropped") and one.get("kept") is not False]
+    for record in left:
         has = {"id": record.get("id"), "image": record.get("image"), "text": text_of(record)}
         if lacks := [key for key, value in has.items() if value in (None, "")]:
             raise SampleError(f"{file}: the record {record.get('id')!r} has no {lacks[0]}")
-    return records
+    return left
 
 
 def _objects(content: bytes) -> Iterator[dict[str, Any]]:
@@ -136,7 +137,7 @@ class Review:
     """Which record a reviewer is shown next. Several threads may ask.
 
     Args:
-        records: those that the filter dropped are left out.
+        records: of `read_records`.
         overlap: share of the records, evenly spread, that two people judge.
         order: `hash`, or `worst`: most failed and near rules first.
         sample: so many records, the first by hash, which makes them a random sample; None: all.
@@ -154,13 +155,13 @@ class Review:
         sample: int | None = None,
         reviewers: Sequence[str] = (),
     ) -> None:
-        kept = {str(one["id"]): one for one in records if not one.get("dropped") and one.get("kept") is not False}
-        keys = sorted(kept, key=_hash)[:sample]
+        by_key = {str(one["id"]): one for one in records}
+        keys = sorted(by_key, key=_hash)[:sample]
         self.wanted = {key: 1 + round((n + 1) * overlap) - round(n * overlap) for n, key in enumerate(keys)}
         """Verdicts of different people that a record needs."""
         if order == "worst":
-            keys.sort(key=lambda key: -len(near_rules(kept[key])))
-        self.records = {key: kept[key] for key in keys}
+            keys.sort(key=lambda key: -len(near_rules(by_key[key])))
+        self.records = {key: by_key[key] for key in keys}
         self.verdicts, self.order, self.reviewers = verdicts, order, list(dict.fromkeys(reviewers))
         self._lock, self._skips = threading.RLock(), count()
         self._skipped: dict[tuple[str, str], int] = {}

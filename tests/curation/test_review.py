@@ -76,12 +76,11 @@ def test_the_order_is_that_of_a_hash_and_a_sample_is_its_beginning(path):
     assert [key for key in Review(records(60), VerdictFile(path)).records if int(key) < 50] == order
 
 
-def test_worst_first_goes_by_failed_and_near_rules_and_what_was_dropped_is_left_out(path):
-    given = records(7)
-    given[1]["near_rules"], given[4]["kept"] = ["too long"], True
+def test_worst_first_goes_by_failed_and_near_rules(path):
+    given = records(5)
+    given[1]["near_rules"] = ["too long"]
     given[3] |= {"failed_rules": ["too long"], "near_rules": ["signs"]}
     given[3]["review"] = [{"step": "filter", "rule": "caption", "evidence": "dog"}]
-    given[5]["dropped"], given[6]["kept"] = {"step": "filter", "rule": "too short", "evidence": "3 tokens"}, False
     order = list(Review(given, VerdictFile(path), order="worst").records)
     assert order[:2] == ["3", "1"]
     assert order[2:] == [key for key in Review(given, VerdictFile(path)).records if key in "024"]
@@ -261,8 +260,11 @@ def run(folder, *options):
     main(parser.parse_args([str(folder), *options]))
 
 
-def test_the_summary_is_printed(tmp_path, path, capsys):
-    (tmp_path / RECORDS).write_text("".join(json.dumps(one) + "\n" for one in records(3)) + '{"id": "3", "im')
+def test_the_summary_is_printed_and_leaves_out_what_was_dropped_or_cut_off(tmp_path, path, capsys):
+    given = [*records(3), *records(5)[3:]]
+    given[1]["kept"], given[3]["kept"] = True, False
+    given[4] = {"id": "4", "dropped": {"step": "select", "rule": "image", "evidence": "cannot be read"}}
+    (tmp_path / RECORDS).write_text("".join(json.dumps(one) + "\n" for one in given) + '{"id": "5", "im')
     path.write_text(line("1", verdict="reject"))
     run(tmp_path, "--summary")
     found = json.loads(capsys.readouterr().out)
