@@ -60,6 +60,7 @@ class ReviewPage:
             how = {"outputs": self._outputs, "api_visibility": "private", "show_progress": "hidden"}
             self.blocks.load(self.open, None, **how)
             gr.on([begin.click, name.submit], self.enter, [name], **how)
+            how["trigger_mode"] = "multiple"  # no key is lost that is hit while the page is busy
             for button in buttons:
                 button.click(partial(self.act, button.elem_id), [reviewer, shown, text, why], **how)
         self.blocks.queue(api_open=False)
