@@ -5,7 +5,6 @@ import hashlib
 import html
 from collections.abc import Sequence
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -126,10 +125,11 @@ class ReviewPage:
         file, sha256 = self._file(key), self.review.records[key].get("sha256")
         try:
             with errors_as(SampleError, f"{file}: cannot be shown"):
-                source, content = FILE + quote(str(file)), file.read_bytes()
-                if Image.open(BytesIO(content)).format not in FORMATS:
-                    raise SampleError(f"{file}: is of a kind that is not shown")
-            if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+                source, now = FILE + quote(str(file)), hashlib.sha256(file.read_bytes()).hexdigest()
+                with Image.open(file) as image:
+                    if image.format not in FORMATS:
+                        raise SampleError(f"{file}: is of a kind that is not shown")
+            if sha256 and now != sha256:
                 raise SampleError(f"{file}: has changed since it was described")
         except SampleError as error:
             return _block(html.escape(str(error)))
