@@ -13,13 +13,8 @@ The page needs gradio: pip install -e ".[demo]"
 """
 
 import argparse
-import importlib.util
 import logging
-import os
-import signal
-import socket
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -27,9 +22,10 @@ from typing import TYPE_CHECKING
 
 from minigpt4.common.binding import require_paths
 from minigpt4.common.config import Config
-from minigpt4.common.errors import ConfigError, MiniGPT4Error, SampleError, errors_as
+from minigpt4.common.errors import MiniGPT4Error, SampleError, errors_as
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import end
+from minigpt4.serving.address import add_address_arguments, require_address
 
 if TYPE_CHECKING:
     from minigpt4.conversation.chat import Chat, Decoding
@@ -37,13 +33,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-AUTH_VARIABLE = "MINIGPT4_AUTH"
-"""USER:PASSWORD; an option would show in the process list."""
 HELP = "/image FILE shows another image, /again asks the last question anew, /restart forgets everything, /help is this"
 HINT = f"{HELP}. Ctrl-C ends an answer; an empty line ends the conversation.\n"
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -69,10 +62,7 @@ def _add_page_arguments(group: argparse._ArgumentGroup) -> None:
         metavar="NAME=FILE",
         help="another checkpoint to choose from; repeatable",
     )
-    group.add_argument("--server-name", default="127.0.0.1", help="address to listen at; 0.0.0.0: all (127.0.0.1)")
-    group.add_argument("--port", type=int, help="(the first free one from 7860)")
-    group.add_argument("--auth", metavar="USER:PASSWORD", help=f"require a login; better set {AUTH_VARIABLE}")
-    group.add_argument("--share", action="store_true", help="public address, through Gradio's tunnel")
+    add_address_arguments(group)
     group.add_argument("--max-image-mib", type=float, default=20, metavar="N", help="largest image file, MiB (20)")
     group.add_argument("--max-image-pixels", type=int, default=50_000_000, metavar="N", help="largest image (50000000)")
 
@@ -194,56 +184,19 @@ class Terminal:
 
 def serve(args: argparse.Namespace, config: Config) -> int:
     """Show the page until Ctrl-C or SIGTERM; the exit status."""
-    if importlib.util.find_spec("gradio") is None:
-        raise ConfigError('gradio is not installed; run: pip install -e ".[demo]", or talk in the terminal: --cli')
-    auth = credentials(args.auth or os.environ.get(AUTH_VARIABLE))
-    require_free_port(args.server_name, args.port)
+    require_address(args, instead=", or talk in the terminal: --cli")
     from minigpt4.serving.loading import checkpoints
 
     checkpoints(config, args.ckpt)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, and later
     from minigpt4.serving.page import ChatPage
-    from minigpt4.serving.page_gate import launch
+    from minigpt4.serving.page_gate import show
     from minigpt4.serving.uploads import MIB, Limits
 
     limits = Limits(image_bytes=int(args.max_image_mib * MIB), image_pixels=args.max_image_pixels)
-    if args.server_name not in LOOPBACK and auth is None:
-        log.warning("Who reaches %s can use the page; --auth asks for a password", args.server_name)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks its own server whether it is there
-    over = threading.Event()
     with load(args, config) as engine:
         page = ChatPage(engine, limits, config.run.chat)
-        address = launch(page, host=args.server_name, port=args.port, auth=auth, share=args.share)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: over.set())
-        print(f"The page is at {address} (Ctrl-C ends it)", flush=True)
-        over.wait()
-        page.blocks.close(verbose=False)
+        show(page, args)
     return 0
-
-
-def credentials(text: str | None) -> tuple[str, str] | None:
-    """User and password of `USER:PASSWORD`."""
-    if not text:
-        return None
-    user, sign, password = text.partition(":")
-    if not (user and sign and password):
-        raise ConfigError(f"--auth and {AUTH_VARIABLE}: write USER:PASSWORD")
-    return user, password
-
-
-def require_free_port(host: str, port: int | None) -> None:
-    """ConfigError for an address that cannot be listened at, before anything heavy loads."""
-    try:
-        if port is not None and not 0 < port < 65536:
-            raise OverflowError("ports are 1 to 65535")
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except (OSError, OverflowError) as error:
-        named = f"--server-name {host}" if port is None else f"--server-name {host} --port {port}"
-        raise ConfigError(f"{named}: cannot listen there ({error}); another --port may be free") from error
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -23,6 +23,7 @@ LLAVA = PARITY.with_name("parity_llava")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz-factor", type=int, default=1, help="run so many times the cases of tests/fuzz")
     parser.addoption("--fuzz-seed", type=int, default=0, help="other cases in tests/fuzz")
+    parser.addoption("--pictures", help="folder for pictures of pages, as docs has them")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -70,7 +70,7 @@ def test_a_password_of_the_environment(fails, monkeypatch):
 
 
 def test_without_gradio_the_page_says_what_to_install(demo, fails, monkeypatch):
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert 'pip install -e ".[demo]"' in fails()
 
 

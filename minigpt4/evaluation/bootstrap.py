@@ -7,7 +7,7 @@ Shapes: R draws, N images, K counts of an image.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,11 +53,11 @@ def mcnemar(first_only: int, second_only: int) -> float:
     return min(1.0, 2 * sum(math.comb(pairs, count) for count in range(least + 1)) / 2**pairs)
 
 
-def agreement(ratings: Sequence[Sequence[bool | None]]) -> dict[str, Any] | None:
+def agreement(ratings: Sequence[Sequence[Hashable | None]]) -> dict[str, Any] | None:
     """How far judges agree beyond chance: Cohen's kappa of two, Krippendorff's (nominal) alpha of more.
 
     Args:
-        ratings: of each thing a verdict a judge, None where there is none.
+        ratings: of each thing a verdict a judge, of any number of kinds, None where there is none.
 
     Returns:
         `measure`, its `value` (None where all verdicts are the same), its bootstrap `interval` over the draws that have
@@ -67,12 +67,16 @@ def agreement(ratings: Sequence[Sequence[bool | None]]) -> dict[str, Any] | None
     rows = [own for row in ratings if len(own := [one for one in row if one is not None]) > 1]
     if not rows:
         return None
+    kinds = list(dict.fromkeys(one for row in rows for one in row))
     if len(ratings[0]) == 2:
         name, measure = "Cohen's kappa", _kappa
-        counts_NK = np.array([[1, first == second, first, second] for first, second in rows], dtype=np.float64)
+        counts = [[len(set(row)) == 1, *(one == kind for one in row for kind in kinds)] for row in rows]
     else:
-        name, measure, sizes = "Krippendorff's alpha", _alpha, [(len(row), sum(row)) for row in rows]
-        counts_NK = np.array([[n, passed, 2 * passed * (n - passed) / (n - 1)] for n, passed in sizes])
+        name, measure, counts = "Krippendorff's alpha", _alpha, []
+        for row in rows:
+            given = [row.count(kind) for kind in kinds]
+            counts.append([(len(row) ** 2 - sum(count**2 for count in given)) / (len(row) - 1), *given])
+    counts_NK = np.array(counts, dtype=np.float64)
     value, drawn_R = measure(counts_NK.sum(axis=0)[None])[0], measure(_draw(len(rows), DRAWS) @ counts_NK)
     known = not math.isnan(value)
     return {
@@ -84,17 +88,20 @@ def agreement(ratings: Sequence[Sequence[bool | None]]) -> dict[str, Any] | None
     }
 
 
-def _kappa(counts_R4: np.ndarray) -> np.ndarray:
-    """(R,) from sums of: things, same verdicts, passes of the first, of the second."""
-    things, same, first, second = counts_R4.T
-    chance = (first * second + (things - first) * (things - second)) / things**2
-    return _chance_corrected(1 - same / things, 1 - chance)
+def _kappa(counts_RK: np.ndarray) -> np.ndarray:
+    """(R,) from sums of: same verdicts, those of each kind by the first judge, by the second."""
+    first_RC, second_RC = np.split(counts_RK[:, 1:], 2, axis=1)
+    things_R = first_RC.sum(axis=1)
+    chance_R = (first_RC * second_RC).sum(axis=1) / things_R**2
+    return _chance_corrected(1 - counts_RK[:, 0] / things_R, 1 - chance_R)
 
 
-def _alpha(counts_R3: np.ndarray) -> np.ndarray:
-    """(R,) from sums of: verdicts, passes, pairs within a thing that differ over one less than its verdicts."""
-    verdicts, passed, differing = counts_R3.T
-    return _chance_corrected(differing, 2 * passed * (verdicts - passed) / (verdicts - 1))
+def _alpha(counts_RK: np.ndarray) -> np.ndarray:
+    """(R,) from sums of: pairs within a thing that differ over one less than its verdicts, verdicts of each kind."""
+    given_RC = counts_RK[:, 1:]
+    verdicts_R = given_RC.sum(axis=1)
+    expected_R = (verdicts_R**2 - (given_RC**2).sum(axis=1)) / (verdicts_R - 1)
+    return _chance_corrected(counts_RK[:, 0], expected_R)
 
 
 def _chance_corrected(observed_R: np.ndarray, expected_R: np.ndarray) -> np.ndarray:

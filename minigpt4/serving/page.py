@@ -45,6 +45,14 @@ DELETE_AFTER = 24 * 3600
 PROBLEMS = (MiniGPT4Error, TimeoutError)
 """Their texts are for the visitor."""
 
+CSS = """
+.gradio-container { max-width: 1000px !important; width: 100%; margin: auto }
+#note { min-height: 1.6em; opacity: .75 }
+#chat button[title=Share] { display: none }
+#words .token { margin-right: .3em }
+#maps figure { display: inline-block; margin: 0 1em 1em 0 }
+"""
+
 
 class _Interface(gr.ChatInterface):
     """Shows text as it was written, where the Chatbot takes tags for HTML, and images apart from it, for editing."""
@@ -67,6 +75,7 @@ class ChatPage:
 
     def __init__(self, engine: Engine, limits: Limits, start: ChatSettings | None = None) -> None:
         self.engine, self.limits, start = engine, limits, start or ChatSettings()
+        self.files, self.settings = None, {"css": CSS, "max_threads": engine.max_rows + 40}
         self.replies: dict[str, EngineReply] = {}
         """Answers in progress by tab."""
         self.picture = lru_cache(engine.max_rows * limits.images)(self._picture)

@@ -4,9 +4,14 @@ Without it a client could make Gradio fetch any address, and fill the disk: Grad
 """
 
 import json
+import signal
+import sys
+import threading
+from argparse import Namespace
+from collections.abc import Container
 from pathlib import Path
 from re import ASCII, compile
-from typing import Any
+from typing import Any, Protocol
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -14,7 +19,6 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.serving.page import ChatPage
 from minigpt4.serving.uploads import MIB, Limits
 
 POLICY = (
@@ -25,10 +29,11 @@ POLICY = (
 """What the browser may ask for: this server alone, whatever an answer names."""
 API = "/gradio_api/"
 UPLOAD = f"{API}upload"
+FILE = f"{API}file="
 READ = compile(
     r"/(?:(?:config|logout)/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(?:assets|static|svelte)/[\w./@+~-]+)?"
     rf"|{API}(?:startup-events|login_check|user|app_id|info|upload_progress|queue/(?:data|status)|heartbeat/[\w-]+)/?"
-    rf"|{API}file=(?!\w+:).*",
+    rf"|{FILE}(?!\w+:).*",
     ASCII,
 )
 WRITTEN = compile(rf"/login/?|{API}(?:queue/join|run/predict|cancel|reset|upload)/?")
@@ -43,16 +48,20 @@ TABS = 200
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "DejaVu Sans", "sans-serif")
 CODE_FONTS = ("ui-monospace", "DejaVu Sans Mono", "monospace")
-CSS = """
-.gradio-container { max-width: 1000px !important; width: 100%; margin: auto }
-#note { min-height: 1.6em; opacity: .75 }
-#chat button[title=Share] { display: none }
-#words .token { margin-right: .3em }
-#maps figure { display: inline-block; margin: 0 1em 1em 0 }
-"""
 
 
-def launch(page: ChatPage, *, host: str, port: int | None, auth: tuple[str, str] | None, share: bool) -> str:
+class Page(Protocol):
+    """What can be served."""
+
+    blocks: gr.Blocks
+    limits: Limits
+    files: Container[str] | None
+    """Paths that may be read; None: what Gradio allows, uploads."""
+    settings: dict[str, Any]
+    """Further arguments of `Blocks.launch`."""
+
+
+def launch(page: Page, *, host: str, port: int | None, auth: tuple[str, str] | None, share: bool) -> str:
     """Serve the page, and return its address; ConfigError if that cannot be."""
     theme = gr.themes.Soft(primary_hue="blue", font=FONTS, font_mono=CODE_FONTS)
     try:
@@ -62,10 +71,8 @@ def launch(page: ChatPage, *, host: str, port: int | None, auth: tuple[str, str]
             auth=auth,
             share=share,
             theme=theme,
-            css=CSS,
             max_file_size=page.limits.image_bytes,
             state_session_capacity=TABS,
-            max_threads=page.engine.max_rows + 40,
             prevent_thread_lock=True,
             quiet=True,
             ssr_mode=False,
@@ -74,17 +81,31 @@ def launch(page: ChatPage, *, host: str, port: int | None, auth: tuple[str, str]
             enable_monitoring=False,
             run_history=False,
             footer_links=[],
-            app_kwargs={"middleware": [Middleware(Gate, limits=page.limits)]},
+            app_kwargs={"middleware": [Middleware(Gate, limits=page.limits, files=page.files)]},
+            **page.settings,
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"the page cannot be served: {error}") from error
     return public or local
 
 
+def show(page: Page, args: Namespace) -> None:
+    """Serve the page until Ctrl-C or SIGTERM. `args`: as `require_address` left them."""
+    over = threading.Event()
+    address = launch(page, host=args.server_name, port=args.port, auth=args.auth, share=args.share)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: over.set())
+    sys.stdout.write(f"The page is at {address} (Ctrl-C ends it)\n")
+    sys.stdout.flush()
+    over.wait()
+    page.blocks.close(verbose=False)
+
+
 class Gate:
     """The app of Gradio behind it, the browser in front."""
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, files: Container[str] | None) -> None:
+        self._files = files
         self._app, self._most = app, limits.images * limits.image_bytes
         self._uploads = Path(gr.utils.get_upload_folder()).resolve()
         self._incoming = 0
@@ -115,6 +136,8 @@ class Gate:
         path, reads = scope["path"], scope["method"] in ("GET", "HEAD")
         if not (READ if reads else WRITTEN).fullmatch(path):
             return 404, "there is no such path", receive
+        if path.startswith(FILE) and self._files is not None and path.removeprefix(FILE) not in self._files:
+            return 404, "there is no such file", receive
         if reads or path.startswith("/login"):
             return 0, "", receive
         is_upload, length = path.startswith(UPLOAD), _length(scope)

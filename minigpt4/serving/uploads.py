@@ -9,7 +9,6 @@ from pathlib import Path
 from PIL import Image
 
 from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.processors import open_image
 
 MIB = 1 << 20
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
@@ -54,6 +53,8 @@ def read_image(source: bytes | Path, limits: Limits, name: str = "the file") -> 
     `name` is how errors call it, so that they do not show a path of this machine: TooLargeError for too many bytes or
     pixels, SampleError for no image, a damaged one, or a kind that is not among `FORMATS`.
     """
+    from minigpt4.processors import open_image  # brings torch, which nothing else here needs
+
     content = source if isinstance(source, bytes) else _content(source, limits, name)
     _check_bytes(len(content), limits, name)
     try:

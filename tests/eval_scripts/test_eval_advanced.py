@@ -303,6 +303,16 @@ def test_agreement_has_the_known_values():
     assert agreement([(True, None), (None, False)]) is None
 
 
+def test_agreement_about_several_kinds_is_that_of_published_examples():
+    table = [[88, 14, 18], [10, 40, 10], [2, 6, 12]]  # Cohen 1960: kappa .492
+    pairs = [(row, column) for row in range(3) for column in range(3) for _ in range(table[row][column])]
+    assert agreement(pairs)["value"] == pytest.approx(0.492, abs=5e-4)
+    observers = ["123321412...", "1233224125.3", ".3332342251.", "12332441251."]
+    units = [[None if one == "." else one for one in unit] for unit in zip(*observers, strict=True)]
+    alpha = agreement(units)  # Krippendorff, Computing Krippendorff's Alpha-Reliability, nominal data: .743
+    assert (alpha["value"], alpha["judged"]) == (pytest.approx(0.743, abs=5e-4), 11)
+
+
 # Other results
 
 
