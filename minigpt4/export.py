@@ -1,9 +1,9 @@
-"""`python -m minigpt4.export`: a checkpoint as a folder that stock transformers loads, or as safetensors; docs/export.md.
+"""A checkpoint as a folder that stock transformers loads, or as safetensors (docs/export.md).
 
     python -m minigpt4.export RUN --format blip2 --output DIR [--dry-run] [--push-to-hub NAME/MODEL]
 
-RUN: the folder of a run; a YAML file whose `model.ckpt` is set; a checkpoint with `--cfg-path`, or beside its `run.json`;
-or, with `--format safetensors`, a folder that this command wrote, whose checkpoint is taken out of it.
+RUN: the folder of a run; a YAML file whose model.ckpt is set; a checkpoint with --cfg-path or beside its run.json; or,
+with --format safetensors, a folder that this command wrote: then its checkpoint is taken out of it.
 """
 
 import argparse
@@ -12,8 +12,9 @@ import logging
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from minigpt4.common.checkpoint import card_path, read_card, read_state_dict, re
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, WeightsError, errors_as
 from minigpt4.common.logger import setup_logger
-from minigpt4.common.model_schema import EVA_CLIP_G
+from minigpt4.common.model_schema import EVA_CLIP_G, QFORMER_FILE
 from minigpt4.common.run_folder import RUN_JSON
 from minigpt4.common.torch_files import file_sha256
 from minigpt4.common.utils import exit_status, read_facts
@@ -164,8 +165,6 @@ class Export:
 def write_model(export: Export, layout: str, folder: Path, precision: str | None) -> Plan:
     """All files of a layout but the weights, whose plan is returned, and the card; refused where it has no place."""
     cfg, llm = export.cfg, export.model.llama_model
-    if faults := list(refusals(cfg, layout)):
-        raise ConfigError("\n".join(f"--format {layout}: {fault}" for fault in faults))
     tower, text = export.model.visual_encoder, export.llm_config
     tokenizer = build_tokenizer(export.model.llama_tokenizer, text.max_position_embeddings)
     pixels, templates = image_processor(export.config), export.templates()
@@ -221,147 +220,88 @@ def read_export(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 # The card, the sizes, the command
 
-
-CARD = """\
----
-library_name: transformers
-pipeline_tag: image-text-to-text
-license: other
-tags: [{tags}]
----
-
-# {title}
-
-{what}
-
-## To use it
-
-{use}
-
-## Parts and licences
-
-{parts}
-
-Each part keeps the licence of those who published it; whoever passes this folder on passes on their terms.
-
-## Data
-
-{data}
-
-## Recipe
-
-{recipe}
-
-## Scores
-
-{scores}
-"""
-USE = """\
-    from transformers import pipeline
-
-    ask = pipeline("image-text-to-text", "DIR")
-    messages = [{"role": "user", "content": [{"type": "image", "path": "photo.jpg"}, {"type": "text", "text": "ASKED"}]}]
-    print(ask(messages, max_new_tokens=300, return_full_text=False)[0]["generated_text"])
-
-Pixels to the last bit, and with the stop strings of generation_config.json:
-
-    processor = AutoProcessor.from_pretrained("DIR", backend="pil")
-    model = AutoModelForImageTextToText.from_pretrained("DIR")
-    inputs = processor.apply_chat_template(
-        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
-    )
-    settings = model.generation_config
-    ids = model.generate(**inputs, generation_config=settings, tokenizer=processor.tokenizer, max_new_tokens=300)
-    print(processor.decode(ids[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))
-
-A whole prompt, with `<image>` where an image belongs, is `processor(images=..., text=...)`. Images that have the model's
-size already are exact in every backend."""
+CARD, USE = (Path(__file__).with_name(name) for name in ("model_card.md", "model_card_use.md"))
 RECIPE = (
-    "init_lr",
-    "min_lr",
-    "lr_sched",
-    "warmup_steps",
-    "warmup_ratio",
-    "weight_decay",
-    "max_epoch",
-    "iters_per_epoch",
+    *("init_lr", "min_lr", "lr_sched", "warmup_steps", "warmup_ratio", "weight_decay", "max_epoch", "iters_per_epoch"),
+    *("accum_grad_iters", "amp", "amp_dtype", "seed"),
 )
-RECIPE += ("accum_grad_iters", "amp", "amp_dtype", "seed")
 
 
-def model_card(export: Export, layout: str, folder: Path) -> str:
-    """README.md; paths of this machine are named by their last part."""
-    cfg, merged = export.cfg, export.config.merged
-    files = {"LLM": cfg.llama_model, "vision encoder": cfg.vit_weights or cfg.vit_model}
-    files |= {"Q-Former": cfg.q_former_model or "BLIP-2's"} if cfg.connector == "qformer" else {}
-    parts = [f"- {part}: `{Path(file).name}`" for part, file in files.items()]
-    parts.append(
-        f"- trained: `{export.checkpoint.name}`, {', '.join(sorted({_part(name) for name in export.trained}))}"
-    )
-    data = []
-    for name, section in merged["datasets"].items():
-        info = section.get("build_info") or {}
-        stored = [Path(str(info[key])).name for key in ("ann_path", "storage") if info.get(key)]
-        data.append(f"- {name}{': ' if stored else ''}{', '.join(f'`{one}`' for one in stored)}")
-    recipe = [f"| {key} | {merged['run'][key]} |" for key in RECIPE if merged["run"].get(key) is not None]
-    recipe += [f"| {key} | {export.card[key]} |" for key in ("epoch", "iteration") if export.card.get(key) is not None]
-    use, asked = USE, PromptRules.of(export.config).prompt
-    if layout == "safetensors":
-        use = f"    model.ckpt: {WEIGHTS}    # in a YAML whose other keys are those of the run"
-    return CARD.format(
-        tags=", ".join(dict.fromkeys([cfg.arch, *([layout] if layout in LAYOUTS else [])])),
-        title=folder.resolve().name,
-        what=f"A model of arch `{cfg.arch}`, written by `python -m minigpt4.export --format {layout}`.",
-        use=use.replace("ASKED", "What is in this image?").replace("DIR", folder.name),
-        parts="\n".join(parts),
-        data="\n".join(data) or "The configuration names none.",
-        recipe="\n".join(["| key | value |", "| --- | --- |", *recipe]) + f"\n\nPrompt of evaluations: `{asked!r}`",
-        scores=_scores(export.checkpoint) or "No evaluation in the folder of the run is of this checkpoint.",
+def model_card(export: Export, layout: str, title: str) -> str:
+    """README.md; files of this machine are called by the last part of their paths."""
+    cfg, run = export.cfg, export.config.merged["run"]
+    trained = sorted({name.partition(".")[0] for name in export.trained})
+    parts = {"LLM": cfg.llama_model, "vision encoder": cfg.vit_weights or cfg.vit_model}
+    parts |= {"Q-Former": cfg.q_former_model or QFORMER_FILE} if cfg.connector == "qformer" else {}
+    parts |= {f"trained ({', '.join(trained)})": export.checkpoint}
+    data = {name: section.get("build_info") or {} for name, section in export.config.merged["datasets"].items()}
+    files = {name: ", ".join(Path(f"{file}").name for file in info.values() if file) for name, info in data.items()}
+    recipe = {key: run[key] for key in RECIPE if run.get(key) is not None}
+    recipe |= {key: export.card[key] for key in ("epoch", "iteration") if export.card.get(key) is not None}
+    use = f"    model.ckpt: {WEIGHTS}" if layout == "safetensors" else Template(USE.read_text()).substitute(title=title)
+    return Template(CARD.read_text()).substitute(
+        tags=", ".join(dict.fromkeys([cfg.arch, layout])),
+        title=title,
+        arch=cfg.arch,
+        format=layout,
+        use=use,
+        parts="\n".join(f"- {part}: `{Path(file).name}`" for part, file in parts.items()),
+        data="\n".join(f"- {name}: {names}" for name, names in files.items()) or "The configuration names none.",
+        recipe=Table(["key", "value"], [[key, str(value)] for key, value in recipe.items()]).markdown(),
+        scores="\n".join(scores(export.checkpoint)) or "The folder of the run has no evaluation of this checkpoint.",
     )
 
 
-def _part(name: str) -> str:
-    return name.partition(".")[0]
-
-
-def _scores(checkpoint: Path) -> str:
-    """A table of each evaluation below the checkpoint's folder that scored it."""
-    sha256, tables = file_sha256(checkpoint), []
+def scores(checkpoint: Path) -> Iterator[str]:
+    """A table of each evaluation below a checkpoint's folder that scored it, with 95% intervals."""
+    sha256 = file_sha256(checkpoint)
     for path in sorted(checkpoint.parent.glob("**/*.json")):
         results = read_facts(path)
-        rows = results.get("checkpoints")
-        for own in rows if isinstance(rows, list) else []:
-            if not isinstance(own, dict) or own.get("sha256") != sha256:
-                continue
-            if "accuracy" in own:
-                head = [f"accuracy, {results['benchmark']}", "questions"]
-                cells = [four_digits(own["accuracy"], own.get("interval")), str(results["questions"])]
-            elif isinstance(own.get("intervals"), dict):
-                head = [results.get("data", path.stem), *own["scores"]]
-                cells = [f"{results.get('images')} images"]
-                cells += [four_digits(score, own["intervals"].get(name)) for name, score in own["scores"].items()]
+        rows = results["checkpoints"] if isinstance(results.get("checkpoints"), list) else []
+        for own in (one for one in rows if isinstance(one, dict) and one.get("sha256") == sha256):
+            if "accuracy" in own:  # a benchmark of eval_vqa.py
+                named, intervals = {"accuracy": own["accuracy"]}, {"accuracy": own.get("interval")}
             else:
-                continue
-            tables.append(Table(head, [cells]).markdown())
-    return "\n".join(tables)
+                named, intervals = own.get("scores") or {}, own.get("intervals") or {}
+            cells = [four_digits(score, intervals.get(name)) for name, score in named.items()]
+            name = results.get("benchmark") or results.get("data") or path.stem
+            count = results.get("questions") or results.get("images")
+            yield Table([f"{name}, n {count}", *named], [[own.get("name", ""), *cells]]).markdown()
 
 
-_SIZES = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
+_SAFETENSORS = {torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
 
 def file_sizes(plan: Plan) -> dict[str, int]:
-    """Bytes of each file of weights, header included, from shapes alone."""
-    sizes = {}
+    """Bytes of each file of weights, headers included, from shapes alone."""
+    sizes, order = {}, list(_SAFETENSORS)
     for file, names in shards(plan).filename_to_tensors.items():
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
         end = 0
-        for name in sorted(names, key=lambda name: (list(_SIZES).index(plan[name].dtype), name)):
-            shape, dtype, _ = plan[name]
-            begin, end = end, end + shape.numel() * dtype.itemsize
-            header[name] = {"dtype": _SIZES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
-        length = len(json.dumps(header, separators=(",", ":")))
-        sizes[file] = 8 + -(-length // 8) * 8 + end
+        for name in sorted(names, key=lambda name: (order.index(plan[name].dtype), name)):
+            begin, end = end, end + plan[name].shape.numel() * plan[name].dtype.itemsize
+            kind, shape = _SAFETENSORS[plan[name].dtype], list(plan[name].shape)
+            header[name] = {"dtype": kind, "shape": shape, "data_offsets": [begin, end]}
+        sizes[file] = 8 + -(-len(json.dumps(header, separators=(",", ":"))) // 8) * 8 + end
     return sizes
+
+
+def write(export: Export, layout: str, folder: Path, precision: str | None, title: str, dry: bool) -> dict[str, int]:
+    """All files of an export, of a dry run without weights; returns the bytes of each."""
+    if layout == "safetensors":
+        sizes = {WEIGHTS: sum(file_sizes({name: Planned.of(t) for name, t in export.trained.items()}).values())}
+        if not dry:
+            write_checkpoint(export.trained, export.card, folder)
+    else:
+        plan = write_model(export, layout, folder, precision)
+        sizes = file_sizes(plan)
+        if not dry:
+            write_sharded(plan, folder)
+        elif len(sizes) > 1:
+            (folder / INDEX).write_text(shard_index(shards(plan)))
+    (folder / "README.md").write_text(model_card(export, layout, title), encoding="utf-8")
+    found = {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return dict(sorted((found | sizes).items()))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -369,49 +309,31 @@ def run(args: argparse.Namespace) -> None:
     folder: Path = args.output
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"--output {folder}: is not empty")
-    written = Path(args.run) / FACTS
-    if written.is_file():
+    if (Path(args.run) / FACTS).is_file():
         if args.format != "safetensors":
-            raise ConfigError(f"{args.run}: is an export already; only --format safetensors reads it")
+            raise ConfigError(f"{args.run}: is an export already, which --format safetensors reads")
         folder.mkdir(parents=True, exist_ok=True)
-        write_checkpoint(*read_export(written.parent), folder)
+        write_checkpoint(*read_export(Path(args.run)), folder)
         return
-    export = Export(source_of(args.run, args.cfg_path, args.options))
+    config = source_of(args.run, args.cfg_path, args.options)
+    if args.format in LAYOUTS and (faults := refusals(config.model, args.format)):
+        raise ConfigError("\n".join(f"--format {args.format}: {fault}" for fault in faults))
+    export = Export(config)
     with tempfile.TemporaryDirectory() as spare:
         target = Path(spare) if args.dry_run else folder
         target.mkdir(parents=True, exist_ok=True)
-        if args.format == "safetensors":
-            plan = {name: Planned.of(tensor) for name, tensor in export.trained.items()}
-            sizes = {WEIGHTS: next(iter(file_sizes(plan).values()))}
-            if not args.dry_run:
-                write_checkpoint(export.trained, export.card, folder)
-        else:
-            plan = write_model(export, args.format, target, args.precision)
-            sizes = file_sizes(plan)
-            if len(sizes) > 1:
-                (target / INDEX).write_text(shard_index(shards(plan)))
-            if not args.dry_run:
-                write_sharded(plan, folder)
-        (target / "README.md").write_text(model_card(export, args.format, folder), encoding="utf-8")
-        found = {str(path.relative_to(target)): path.stat().st_size for path in target.rglob("*") if path.is_file()}
-    sizes = dict(sorted((found | sizes).items()))
-    for file, size in [*sizes.items(), ("total", sum(sizes.values()))]:
+        sizes = write(export, args.format, target, args.precision, folder.resolve().name, args.dry_run)
+    for file, size in [*sizes.items(), ("in all", sum(sizes.values()))]:
         sys.stdout.write(f"{size:>16,}  {file}\n")
     if args.push_to_hub and not args.dry_run:
-        push(folder, args.push_to_hub, args.private)
-
-
-def push(folder: Path, name: str, private: bool) -> None:
-    """Upload a folder to a model of the hub at HF_ENDPOINT, made if it is not there; ConfigError if it refuses."""
-    with errors_as(ConfigError, f"--push-to-hub {name}"):
-        hub = HfApi()
-        hub.create_repo(name, private=private, exist_ok=True)
-        done = hub.upload_folder(repo_id=name, folder_path=folder, commit_message="Export of minigpt4")
+        with errors_as(ConfigError, f"--push-to-hub {args.push_to_hub}"):
+            HfApi().create_repo(args.push_to_hub, exist_ok=True)
+            done = HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=folder)
         sys.stdout.write(f"{done.commit_url}\n")
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 an error to read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--format", choices=(*LAYOUTS, "safetensors"), required=True)
@@ -420,15 +342,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--precision", choices=tuple(DTYPES), help="of the written LLM; else model.llm_precision")
     parser.add_argument("--dry-run", action="store_true", help="list files and bytes, and write nothing")
     parser.add_argument("--push-to-hub", metavar="NAME/MODEL", help="upload it, too; HF_TOKEN or `hf auth login`")
-    parser.add_argument("--private", action="store_true", help="for a model that --push-to-hub makes")
     parser.add_argument("--options", nargs="+", default=[], metavar="KEY=VALUE", help="over the configuration")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 an error to read."""
     setup_logger()
-    args = parse_args(argv)
+    args = parser.parse_args(argv)
     return exit_status(lambda: run(args))
 
 

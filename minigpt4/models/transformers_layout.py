@@ -5,7 +5,9 @@
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
@@ -155,33 +157,32 @@ def with_image_row(plan: Plan, tables: Sequence[str], image_id: int) -> Plan:
 # Config
 
 
-def refusals(cfg: MiniGPT4Config, layout: str) -> Iterator[str]:
+def refusals(cfg: MiniGPT4Config, layout: str) -> list[str]:
     """Why a model cannot be written in a layout."""
-    if cfg.new_tokens:
-        yield f"model: its LLM has new tokens ({', '.join(cfg.new_tokens)}), which are not exported"
-    for part in ("vision", "connector"):
-        if getattr(cfg.train, part).is_lora:
-            yield f"model.train.{part}: adapters beside it are not merged"
+    kind = {"blip2": "transformers' BLIP-2", "llava": "transformers' LLaVA"}[layout]
+    is_clip = is_directory(cfg.vit_model)
+    clip = directory_config(cfg.vit_model) if is_clip and layout == "llava" else None
+    last = isinstance(clip, SiglipVisionConfig) and cfg.vit_layer == -1
+    rules = [
+        ("new_tokens", not cfg.new_tokens, "tokens that were added to the LLM are not exported"),
+        ("train.vision", not cfg.train.vision.is_lora, "adapters beside the tower are not merged"),
+        ("train.connector", not cfg.train.connector.is_lora, "adapters beside the connector are not merged"),
+    ]
     if layout == "blip2":
-        if cfg.vit_model != EVA_CLIP_G:
-            yield f"model.vit_model: {cfg.vit_model}, but transformers' BLIP-2 has EVA-CLIP's tower ({EVA_CLIP_G})"
-        if cfg.connector != "qformer":
-            yield f"model.connector: {cfg.connector}, but transformers' BLIP-2 has a Q-Former, and no class goes without"
-        if cfg.projection != "linear":
-            yield f"model.projection: {cfg.projection}, but transformers' BLIP-2 has one linear layer"
-        return
-    if cfg.connector != "identity":
-        yield f"model.connector: {cfg.connector}, but in transformers' LLaVA each patch is an image token"
-    if cfg.projection not in ("linear", "mlp2x_gelu"):
-        yield f"model.projection: {cfg.projection}, but transformers' LLaVA has linear or mlp2x_gelu"
-    if not is_directory(cfg.vit_model):
-        yield f"model.vit_model: {cfg.vit_model}, but transformers' LLaVA has a CLIP or SigLIP of its own"
-        return
-    tower = directory_config(cfg.vit_model)
-    if cfg.image_size not in (None, tower.image_size):
-        yield f"model.image_size: {cfg.image_size}, but transformers' LLaVA keeps to its tower's {tower.image_size}"
-    if isinstance(tower, SiglipVisionConfig) and cfg.vit_layer == -1:
-        yield "model.vit_layer: -1, but transformers' LLaVA leaves out SigLIP's last norm"
+        rules += [
+            ("vit_model", cfg.vit_model == EVA_CLIP_G, f"{kind} has EVA-CLIP's tower"),
+            ("connector", cfg.connector == "qformer", f"{kind} has a Q-Former, and no class does without one"),
+            ("projection", cfg.projection == "linear", f"{kind} has one linear layer"),
+        ]
+    else:
+        rules += [
+            ("vit_model", is_clip, f"{kind} has a CLIP or SigLIP of transformers' own"),
+            ("connector", cfg.connector == "identity", f"in {kind} each patch is an image token"),
+            ("projection", cfg.projection in ("linear", "mlp2x_gelu"), f"{kind} has linear or mlp2x_gelu"),
+            ("image_size", not clip or cfg.image_size in (None, clip.image_size), f"{kind} keeps to its tower's"),
+            ("vit_layer", not last, f"{kind} leaves out SigLIP's last norm"),
+        ]
+    return [f"model.{key}: {operator.attrgetter(key)(cfg)!r:.60}, but {why}" for key, fits, why in rules if not fits]
 
 
 def build_config(
@@ -235,27 +236,7 @@ def expected(config: PretrainedConfig) -> dict[str, Tensor]:
 
 # Processor
 
-_TEMPLATE = """\
-{%- set said = namespace(system="", asked=false) -%}
-{%- for message in messages -%}
-{%- if message["content"] is string -%}
-{%- set images, text = "", message["content"] -%}
-{%- else -%}
-{%- set images = IMAGE * (message["content"] | selectattr("type", "equalto", "image") | list | length) -%}
-{%- set text = message["content"] | selectattr("type", "equalto", "text") | map(attribute="text") | join(" ") -%}
-{%- endif -%}
-{%- if message["role"] == "system" -%}
-{%- set said.system = text -%}
-{%- elif message["role"] == "user" -%}
-{{- NEXT if said.asked else BEFORE_SYSTEM ~ said.system ~ AFTER_SYSTEM if said.system else FIRST -}}
-{{- images ~ text if text else images.rstrip() -}}
-{%- set said.asked = true -%}
-{%- else -%}
-{{- ANSWER ~ text ~ END -}}
-{%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- OPEN -}}{%- endif -%}
-"""
+_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 """Images stand before the words of their message, as in training; the capitals are what stands around what is said."""
 
 
@@ -272,21 +253,23 @@ def chat_template(new: Callable[[], Turns], read: Callable[[str], str]) -> str:
                 turns.ask(text)
         return read(turns.get_prompt())
 
-    open_end, with_image, with_system = new(), new(), new()
+    open_end, with_system, shown, shown_two = (new() for _ in range(4))
     prompt(open_end, first, answer, second)
     open_end.open_answer()
-    with_image.add_image()
     with_system.set_system(system)
+    for turns in (shown, shown_two, shown_two):
+        turns.add_image()
     before, rest = prompt(open_end).split(first)
     middle, rest = rest.split(answer)
     between, last = rest.split(second)
     end = prompt(new(), first, answer).rpartition(answer)[2]
     around_system = prompt(with_system, first).partition(first)[0].split(system)
-    texts = dict(zip(("BEFORE_SYSTEM", "AFTER_SYSTEM"), around_system, strict=True))
-    texts |= {"FIRST": before, "ANSWER": middle, "END": end, "NEXT": between.removeprefix(end), "OPEN": last}
-    texts["IMAGE"] = prompt(with_image, first).partition(first)[0].removeprefix(before)
+    one, two = (prompt(turns, first).partition(first)[0].removeprefix(before) for turns in (shown, shown_two))
+    texts = {"BEFORE_SYSTEM": around_system[0], "AFTER_SYSTEM": around_system[1], "FIRST": before, "ANSWER": middle}
+    texts |= {"END": end, "NEXT": between.removeprefix(end), "OPEN": last}
+    texts |= {"IMAGE": one, "MORE_IMAGES": two.removesuffix(one)}
     lines = [f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}\n" for name, text in texts.items()]
-    return "".join(lines) + _TEMPLATE
+    return "".join(lines) + _TEMPLATE.read_text(encoding="utf-8")
 
 
 def build_tokenizer(own: PreTrainedTokenizerBase, longest: int) -> PreTrainedTokenizerFast:
