@@ -6,6 +6,7 @@
 
 import json
 import operator
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -128,11 +129,11 @@ def ours(shapes: Mapping[str, Sequence[int]], layout: str, read: Callable[[str],
     """The opposite of `renamed`: our tensors of these names and shapes, from those of the files by `read(name)`."""
     found = {}
     for name, shape in shapes.items():
-        stem, _, end = file_name(name, layout).rpartition(".")
-        if end in ("q_bias", "v_bias"):
-            found[name] = read(f"{stem}.qkv.bias").chunk(3)["qkv".index(end[0])].clone()
+        theirs = file_name(name, layout)
+        if theirs.endswith(("q_bias", "v_bias")):
+            found[name] = read(f"{theirs[:-6]}qkv.bias").chunk(3)["qkv".index(theirs[-6])].clone()
         else:
-            found[name] = read(f"{stem}.{end}")[: shape[0]]  # without the row of `<image>`
+            found[name] = read(theirs)[: shape[0]]  # without the row of `<image>`
     return found
 
 
@@ -302,7 +303,8 @@ def _llama_backend(own: LlamaPieceTokenizer) -> Tokenizer:
     if own.legacy:
         backend.normalizer = normalizers.Sequence([normalizers.Prepend(BLANK), normalizers.Replace(" ", BLANK)])
     else:
-        behind_image = Regex(rf"{IMAGE_TOKEN}(?!{IMAGE_TOKEN}|\z)")
+        tokens = "|".join(re.escape(token.content) for token in own.added_tokens_decoder.values())
+        behind_image = Regex(rf"{IMAGE_TOKEN}(?!{IMAGE_TOKEN}|{tokens}|\z)")
         steps = [normalizers.Replace(Regex(r"\A "), "  "), normalizers.Replace(behind_image, f"{IMAGE_TOKEN} ")]
         backend.normalizer = normalizers.Sequence(steps)
         backend.pre_tokenizer = pre_tokenizers.Metaspace(BLANK, prepend_scheme="first", split=False)
