@@ -3,7 +3,6 @@
 import base64
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -15,19 +14,16 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from minigpt4 import export, merge
 from minigpt4.common.torch_files import file_sha256
 from minigpt4.conversation.decoding import Decoding
-from minigpt4.conversation.llava import LLAVA_TEMPLATES, LlavaConversation, as_llava
-from minigpt4.conversation.templates import IMAGE_PLACEHOLDER, TemplateConversation, get_template
+from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.inference.pipeline import Pipeline, PromptRules
 from minigpt4.models.fsdp import whole
 from minigpt4.models.generation import generate_ids
 from minigpt4.models.mini_gpt4 import VisionLanguageModel
-from minigpt4.models.tokenizer import load_tokenizer, start_ids
-from minigpt4.models.transformers_layout import IMAGE_TOKEN, build_tokenizer, chat_template
+from minigpt4.models.transformers_layout import IMAGE_TOKEN
 
 PIXELS_ATOL, LOGITS_ATOL = 2.5e-7, 1e-4
 QUESTION, TOKENS = "What is this?", 40
@@ -71,6 +67,8 @@ for name, whole in prompt.items():
             "logits": model(**inputs).logits[0],
             "greedy": model.generate(**inputs, max_new_tokens=tokens)[0, count:],
             "stopped": model.generate(**inputs, **stopping, max_new_tokens=tokens)[0, count:],
+            "prompt": processor.apply_chat_template(messages, add_generation_prompt=True),
+            "templates": ["default"] if isinstance(processor.chat_template, str) else [*processor.chat_template],
         }
     asked = pipeline("image-text-to-text", path)(messages, return_tensors=True)  # with its own limit, 256
     found[name]["asked"] = asked[0]["generated_token_ids"]
@@ -115,7 +113,9 @@ def trained_everywhere(section: dict, path: Path) -> Path:
 
 
 def prompt_of(config) -> str:
-    return PromptRules.of(config, f"<Img>{IMAGE_PLACEHOLDER}</Img> {QUESTION}").prompt
+    """The question in the template of the model, with `<ImageHere>`."""
+    prompt = PromptRules.of(config, f"<Img>{IMAGE_PLACEHOLDER}</Img> {QUESTION}").prompt
+    return config.model.as_read(prompt).replace(IMAGE_TOKEN, IMAGE_PLACEHOLDER)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def stock(world, parity_dir) -> dict[str, dict]:
     prompts = {}
     for name, file in world.items():
         config = export.source_of(str(file), None, [])
-        prompts[name] = config.model.as_read(prompt_of(config)).replace(IMAGE_PLACEHOLDER, IMAGE_TOKEN)
+        prompts[name] = prompt_of(config).replace(IMAGE_PLACEHOLDER, IMAGE_TOKEN)
     told = json.dumps([str(folder), *images, QUESTION, prompts, TOKENS])
     alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, "-W", "ignore", "-c", STOCK]
@@ -160,6 +160,8 @@ def test_stock_transformers_says_the_same(name, world, stock, parity_dir):
     torch.testing.assert_close(theirs["logits"][:, :rows], logits, rtol=0, atol=LOGITS_ATOL)
     if theirs["logits"].shape[-1] > rows:  # the new row of `<image>`, which is never the answer
         torch.testing.assert_close(theirs["logits"][:, rows], logits.mean(dim=-1), rtol=0, atol=LOGITS_ATOL)
+    assert theirs["prompt"].replace(IMAGE_TOKEN, IMAGE_PLACEHOLDER) == prompt_of(ours.cfg)
+    assert theirs["templates"] == (["default", "chat"] if name in MINIGPT4 else ["default"])
     assert theirs["greedy"].tolist() == answer
     stopped = said_by(ours, large, TOKENS, PromptRules.of(ours.cfg).stop)[3]
     assert theirs["stopped"].tolist() == stopped
@@ -214,61 +216,6 @@ def test_what_transformers_has_no_place_for_is_refused(
     assert export.main([str(file), "--format", layout, "--output", str(output)]) == 2
     assert re.search(f"--format {layout}: model.{text}", capsys.readouterr().err)
     assert not output.exists()
-
-
-TALKS = {f"llava {name}": lambda name=name: LlavaConversation(name) for name in LLAVA_TEMPLATES if "plain" not in name}
-TALKS |= {name: lambda name=name: get_template(name) for name in ("vicuna0", "llama2", "minigptv2")}
-TALKS["of training"] = lambda: TemplateConversation("###Human: {} ###Assistant: ", "###")
-TALKS["untagged"] = lambda: TemplateConversation(
-    "<|im_start|>user\n{}<|im_end|>\n", "<|im_end|>", image=IMAGE_PLACEHOLDER
-)
-
-
-@pytest.mark.parametrize("name", TALKS)
-@pytest.mark.parametrize("system", [None, 'Be {brief} "x".'])
-def test_chat_template_is_our_conversation(name, system):
-    new = TALKS[name]
-    read = (lambda prompt: as_llava(prompt, IMAGE_TOKEN)) if name.startswith("llava") else (lambda prompt: prompt)
-    template = chat_template(new, read)
-    talk, messages = new(), []
-    if system:
-        talk.set_system(system)
-        messages.append({"role": "system", "content": system})
-    talk.add_image()
-    talk.add_image()
-    for question, answer in (("What is it?", "A {% dog %}."), ("Und\nnun?", "Ja é.")):
-        talk.ask(question)
-        pictures = [{"type": "image"}] * 2 if len(messages) <= 1 else []
-        messages.append({"role": "user", "content": [{"type": "text", "text": question}, *pictures]})
-        for is_open in (True, False):
-            if not is_open:
-                talk.fill_answer(answer)
-                messages.append({"role": "assistant", "content": answer})
-            else:
-                talk.open_answer()
-            prompt = {"conversations": [messages], "chat_template": template, "add_generation_prompt": is_open}
-            assert render_jinja_template(**prompt)[0] == [read(talk.get_prompt())]
-
-
-@pytest.mark.parametrize("legacy", [True, False])
-@pytest.mark.parametrize("strips", [True, False])
-def test_tokenizer_json_gives_the_ids_of_slow_llama(legacy, strips, llava_dir, tmp_path):
-    source = llava_dir / "vicuna_tiny"
-    settings = json.loads((source / "tokenizer_config.json").read_text())
-    for file in ("config.json", "tokenizer.model"):
-        (tmp_path / file).write_bytes((source / file).read_bytes())
-    if strips:  # special tokens named without further word lose the blanks beside them
-        del settings["added_tokens_decoder"]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"legacy": legacy}))
-    own = load_tokenizer(tmp_path, published=False)
-    fast = build_tokenizer(own, 2048)
-    image, chance = fast.convert_tokens_to_ids(IMAGE_TOKEN), random.Random(0)
-    blocks = [*"a1# \n\té日😀", "dog ", "  ", "$$", "###", "</s>", "<s>", "<unk>", "[INST]"]
-    for _ in range(500):
-        parts = ["".join(chance.choices(blocks, k=chance.randrange(8))) for _ in range(chance.randrange(1, 4))]
-        first, *later = own(parts, add_special_tokens=False)["input_ids"]
-        wanted = start_ids(own) + first + [token for ids in later for token in (image, image, *ids)]
-        assert fast((IMAGE_TOKEN * 2).join(parts))["input_ids"] == wanted, parts
 
 
 @pytest.mark.parametrize("name", ["vicuna0", "linear"])
