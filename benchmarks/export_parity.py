@@ -70,8 +70,8 @@ def main(argv: list[str] | None = None) -> int:
                 wanted = [answer(ids, ends) for ids in generate_ids(*parts, *inputs, decoding, rules.stop)[:, 1:]]
                 for way, processor in processors.items():
                     inputs = processor(text=[prompt] * len(batch), images=batch, return_tensors="pt")
-                    own = {"tokenizer": processor.tokenizer, "max_new_tokens": args.max_new_tokens}
-                    rows = theirs.generate(**inputs, generation_config=settings, **own)
+                    stop = {"stop_strings": settings.stop_strings, "tokenizer": processor.tokenizer}
+                    rows = theirs.generate(**inputs, **stop, max_new_tokens=args.max_new_tokens)
                     found = [answer(ids, ends) for ids in rows[:, inputs["input_ids"].shape[1] :]]
                     same[way] += sum(map(operator.eq, found, wanted))
             done = start + len(batch)

@@ -58,7 +58,7 @@ for name, whole in prompt.items():
     processor = AutoProcessor.from_pretrained(path, backend="pil")
     inputs = processor(images=Image.open(large), text=whole, return_tensors="pt")
     count = inputs["input_ids"].shape[1]
-    stopping = {"generation_config": model.generation_config, "tokenizer": processor.tokenizer}
+    stopping = {"stop_strings": model.generation_config.stop_strings, "tokenizer": processor.tokenizer}
     messages = [{"role": "user", "content": [{"type": "image", "path": small}, {"type": "text", "text": question}]}]
     with torch.no_grad():
         found[name] = {
@@ -286,7 +286,7 @@ class Hub(BaseHTTPRequestHandler):
         url = f"http://{self.headers['Host']}/me/tiny"
         answer = {"url": url, "commitUrl": f"{url}/commit/1", "commitOid": "1"}
         if "/preupload/" in self.path:
-            answer = {"files": [{**one, "uploadMode": "regular"} for one in json.loads(body)["files"]]}
+            answer = {"files": [{**one, "uploadMode": "regular", "shouldIgnore": False} for one in json.loads(body)["files"]]}
         self.send_response(403 if "refused" in f"{body}" else 200)
         self.end_headers()
         self.wfile.write(json.dumps(answer).encode())
