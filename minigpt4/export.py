@@ -9,6 +9,7 @@ with --format safetensors, a folder that this command wrote: then its checkpoint
 import argparse
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -23,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoProcessor, GenerationConfig
 
-from minigpt4.common.checkpoint import card_path, read_card, read_state_dict, read_weights, require_fit
+from minigpt4.common.checkpoint import card_path, find_weights, read_card, read_state_dict, read_weights, require_fit
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, WeightsError, errors_as
 from minigpt4.common.logger import setup_logger
@@ -94,13 +95,14 @@ class Export:
         with torch.device("meta"):
             llm = AutoModelForCausalLM.from_config(self.llm_config)
             self.model = VisionLanguageModel(self.cfg, *meta_vision(self.cfg), llm, tokenizer)
-        if (self.directory / "generation_config.json").is_file():
-            llm.generation_config = GenerationConfig.from_pretrained(self.directory)
-        set_token_ids(llm, tokenizer)
-        llm.load_state_dict(self.base, strict=False, assign=True)  # mapped, for the fingerprint
+        with errors_as(WeightsError, f"model.llama_model: {self.directory}"):
+            if (self.directory / "generation_config.json").is_file():
+                llm.generation_config = GenerationConfig.from_pretrained(self.directory)
+            set_token_ids(llm, tokenizer)
+            llm.load_state_dict(self.base, strict=False, assign=True)  # mapped, for the fingerprint
         target = self.model.stored_parameters()
         if self.cfg.ckpt:
-            self.checkpoint = Path(self.cfg.ckpt)
+            self.checkpoint = find_weights(self.cfg.ckpt, "model.ckpt", Path(self.cfg.ckpt).name)
             reads = read_lora if self.checkpoint.name in ADAPTERS else read_weights
             facts, content = self.model.made_with(), reads(self.checkpoint)
             self.trained = trained_weights(target, self.checkpoint, self.cfg, facts, content)
@@ -110,7 +112,8 @@ class Export:
             require_fit(target, self.trained, source=self.checkpoint)
         else:
             raise WeightsError(f"{config.source}: model.ckpt is not set; give the option model.ckpt=FILE")
-        self.card = (read_card(self.checkpoint) or {}) | self.model.made_with()
+        facts = read_card(self.checkpoint) or {}
+        self.card = {key: facts[key] for key in ("arch", "epoch", "iteration") if key in facts} | self.model.made_with()
 
     def tensors(self, dtype: torch.dtype) -> Plan:
         """All of the model's by our names, the LLM's as `dtype`, the others as they lie in their files."""
@@ -312,6 +315,8 @@ def run(args: argparse.Namespace) -> None:
     if (Path(args.run) / FACTS).is_file():
         if args.format != "safetensors":
             raise ConfigError(f"{args.run}: is an export already, which --format safetensors reads")
+        if args.dry_run or args.push_to_hub:
+            raise ConfigError("--dry-run, --push-to-hub: not for the checkpoint of an export")
         folder.mkdir(parents=True, exist_ok=True)
         write_checkpoint(*read_export(Path(args.run)), folder)
         return
@@ -327,8 +332,9 @@ def run(args: argparse.Namespace) -> None:
         sys.stdout.write(f"{size:>16,}  {file}\n")
     if args.push_to_hub and not args.dry_run:
         with errors_as(ConfigError, f"--push-to-hub {args.push_to_hub}"):
-            HfApi().create_repo(args.push_to_hub, exist_ok=True)
-            done = HfApi().upload_folder(repo_id=args.push_to_hub, folder_path=folder)
+            hub = HfApi(os.environ.get("HF_ENDPOINT"))
+            hub.create_repo(args.push_to_hub, exist_ok=True)
+            done = hub.upload_folder(repo_id=args.push_to_hub, folder_path=folder)
         sys.stdout.write(f"{done.commit_url}\n")
 
 

@@ -207,8 +207,10 @@ def build_config(
         config = Blip2Config(vision_config=sizes, qformer_config=qformer, text_config=text, num_query_tokens=queries)
         config.architectures = ["Blip2ForConditionalGeneration"]
     else:
+        clip = directory_config(cfg.vit_model)
+        clip.vision_use_head = False  # SigLIP's pools, and nobody reads that
         config = LlavaConfig(
-            vision_config=directory_config(cfg.vit_model),
+            vision_config=clip,
             text_config=text,
             projector_hidden_act="linear" if cfg.projection == "linear" else "gelu",
             vision_feature_layer=cfg.vit_layer,
