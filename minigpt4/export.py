@@ -169,7 +169,8 @@ def write_model(export: Export, layout: str, folder: Path, precision: str | None
     """All files of a layout but the weights, whose plan is returned, and the card; refused where it has no place."""
     cfg, llm = export.cfg, export.model.llama_model
     tower, text = export.model.visual_encoder, export.llm_config
-    tokenizer = build_tokenizer(export.model.llama_tokenizer, text.max_position_embeddings)
+    with errors_as(WeightsError, f"{export.directory}: its tokenizer cannot be written as a tokenizer.json"):
+        tokenizer = build_tokenizer(export.model.llama_tokenizer, text.max_position_embeddings)
     pixels, templates = image_processor(export.config), export.templates()
     build_processor(cfg, layout, tower, pixels, tokenizer, templates).save_pretrained(folder)
     export.check_ids(AutoProcessor.from_pretrained(folder).tokenizer)
