@@ -88,7 +88,7 @@ class Export:
     """
 
     def __init__(self, config: Config) -> None:
-        self.config, self.cfg = config, config.model
+        self.config, self.cfg, self.rules = config, config.model, PromptRules.of(config)
         self.directory = self.cfg.llm_directory()
         self.llm_config, self.base = read_llm_config(self.directory), mapped_weights(self.directory)
         tokenizer = load_tokenizer(self.directory, **self.cfg.TOKENIZER)
@@ -134,7 +134,7 @@ class Export:
         """End tokens, and the stop strings that are no tokens."""
         ids, strings = self.model.llama_model.generation_config.eos_token_id, []
         ids, added = [ids] if isinstance(ids, int) else list(ids or []), self.model.llama_tokenizer.get_added_vocab()
-        for text in PromptRules.of(self.config).stop:
+        for text in self.rules.stop:
             if text not in added:
                 strings.append(text)
             elif added[text] not in ids:
@@ -156,8 +156,7 @@ class Export:
     def check_ids(self, tokenizer: Any) -> None:
         """WeightsError where a tokenizer of transformers cuts a text otherwise than the model does."""
         image, prompting = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN), self.model.prompting
-        prompt = PromptRules.of(self.config).prompt
-        for text in (prompt, *PROBES, *(f"{probe}{IMAGE_PLACEHOLDER}{probe}" for probe in PROBES)):
+        for text in (self.rules.prompt, *PROBES, *(f"{probe}{IMAGE_PLACEHOLDER}{probe}" for probe in PROBES)):
             parts = prompting.split_images(text)
             first, *later = prompting.encode(parts)
             wanted = prompting.start + first + [token for ids in later for token in (image, *ids)]
