@@ -12,18 +12,18 @@ import argparse
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from minigpt4.common.checkpoint import read_weights, require_fit
+from minigpt4.common.checkpoint import is_finite, read_weights, require_fit
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, WeightsError, errors_as
 from minigpt4.common.llava_schema import LlavaConfig
@@ -42,30 +42,29 @@ from minigpt4.models.llava_weights import (
 from minigpt4.models.llm import LLAVA_PARTS, fingerprint, is_llava, read_llm_config
 from minigpt4.models.loading import feature_shape, refuse_other_parts, weights_of
 from minigpt4.models.train_rules import ADAPTER, OF_PEFT_MODEL, apply_rule, trained_weights_of
+from minigpt4.models.transformers_layout import Plan, Planned
 from minigpt4.models.vision_tower import read_vit_weights
 
 log = logging.getLogger(__name__)
 
 SHARD_SIZE = "5GB"
+INDEX = "model.safetensors.index.json"
 BESIDE = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "generation_config.json", "vocab.*", "merges.*")
 """Files of an LLM's directory that its merged form keeps."""
 PROJECTION = "projection.pth"
 
-Making = dict[str, tuple[torch.Size, Callable[[], Tensor]]]
-"""Shape of each tensor, and how it is made when its file is written."""
 
-
-def merged_llm(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rule: TrainRule) -> Making:
-    """The LLM's tensors with what was trained of them, under the names of checkpoints.
+def merged_llm(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rule: TrainRule, dtype: torch.dtype) -> Plan:
+    """The LLM's tensors with what was trained of them, under the names of its directory.
 
     Adapters are added as peft does: W + alpha / r B A.
     """
-    making: Making = {}
+    making: Plan = {}
     for name, weight in base.items():
         layer = f"llama_model.{OF_PEFT_MODEL}{name.removesuffix('.weight')}"
         pair = [trained.get(f"{layer}.lora_{letter}.{ADAPTER}.weight") for letter in "BA"]
         own = trained.get(f"llama_model.{name}", weight)
-        making[name] = (weight.shape, lambda own=own, pair=pair: _with_adapter(own, pair, rule))
+        making[name] = Planned(weight.shape, dtype, lambda own=own, pair=pair: _with_adapter(own, pair, rule))
     return making
 
 
@@ -86,6 +85,13 @@ def _made_with(cfg: Any, config: PretrainedConfig, base: Mapping[str, Tensor]) -
     return known | ({"lora_alpha": {"llm": cfg.train.llm.alpha}} if cfg.train.llm.is_lora else {})
 
 
+def own_tensors(base: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
+    """The tensors of an LLM's directory without buffers, what a LLaVA has beside them, and a tied output layer."""
+    tied = bool(getattr(config, "tie_word_embeddings", False))
+    dropped = ("rotary_emb.inv_freq", *LLAVA_PARTS, *["lm_head.weight"] * tied)
+    return {name: tensor for name, tensor in base.items() if not any(part in name for part in dropped)}
+
+
 def _with_adapter(weight: Tensor, pair: list[Tensor | None], rule: TrainRule) -> Tensor:
     if pair[0] is None:
         return weight
@@ -93,19 +99,28 @@ def _with_adapter(weight: Tensor, pair: list[Tensor | None], rule: TrainRule) ->
     return weight.float() + rule.alpha / len(down) * (up @ down)
 
 
-def write_sharded(making: Making, folder: Path, dtype: torch.dtype) -> None:
-    """`model.safetensors`, or several with an index, each made and written before the next."""
-    empty = {name: torch.empty(shape, dtype=dtype, device="meta") for name, (shape, _) in making.items()}
-    plan = split_torch_state_dict_into_shards(empty, max_shard_size=SHARD_SIZE)
+def shards(making: Plan) -> StateDictSplit:
+    """Which file of `model.safetensors`, or of several with an index, has which tensors."""
+    empty = {name: torch.empty(own.shape, dtype=own.dtype, device="meta") for name, own in making.items()}
+    return split_torch_state_dict_into_shards(empty, max_shard_size=SHARD_SIZE)
+
+
+def write_sharded(making: Plan, folder: Path) -> None:
+    """Write the files of `shards`, each made and written before the next."""
+    plan = shards(making)
     for file, names in plan.filename_to_tensors.items():
-        tensors = {name: making[name][1]().to(dtype).contiguous() for name in names}
-        if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-            raise WeightsError(f"{broken[0]}: not finite in {dtype}; take another --precision")
+        tensors = {name: making[name].make().to(making[name].dtype).contiguous() for name in names}
+        if broken := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
+            raise WeightsError(f"{broken[0]}: not finite in {making[broken[0]].dtype}; take another --precision")
         save_file(tensors, folder / file, metadata={"format": "pt"})
         log.info("Wrote %s, %d tensors", folder / file, len(names))
     if plan.is_sharded:
-        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
-        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+        (folder / INDEX).write_text(shard_index(plan))
+
+
+def shard_index(plan: StateDictSplit) -> str:
+    """The content of `model.safetensors.index.json`."""
+    return json.dumps({"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}, indent=2)
 
 
 def llava_config(cfg: LlavaConfig, vision_width: int) -> dict[str, Any]:
@@ -169,17 +184,14 @@ def merge(cfg: Any, checkpoint: Path, output: Path, layout: str, precision: str 
     if layout == "lora":
         _write_lora(cfg, of_llm, others, output)
     else:
-        tied = bool(getattr(llm_config, "tie_word_embeddings", False))
-        dropped = ("rotary_emb.inv_freq", *LLAVA_PARTS, *["lm_head.weight"] * tied)
-        base = {name: tensor for name, tensor in base.items() if not any(part in name for part in dropped)}
-        making = merged_llm(base, of_llm, rule)
+        making = merged_llm(own_tensors(base, llm_config), of_llm, rule, DTYPES[precision])
         if layout == "llava":
             parts = to_projector_names(others)
             parts |= {f"model.{TOWER}vision_model.{n}": t for n, t in read_vit_weights(cfg)[1].items()}
-            making |= {name: (tensor.shape, lambda tensor=tensor: tensor) for name, tensor in parts.items()}
+            making |= {name: Planned.of(tensor, DTYPES[precision]) for name, tensor in parts.items()}
         else:
             torch.save({"model": others}, output / PROJECTION)
-        write_sharded(making, output, DTYPES[precision])
+        write_sharded(making, output)
         for file in (file for pattern in BESIDE for file in directory.glob(pattern)):
             shutil.copy(file, output / file.name)
     (output / "config.json").write_text(json.dumps(config, indent=2))

@@ -43,6 +43,14 @@ def lavis_name(name: str) -> str:
     return f"Qformer.bert.{name}"
 
 
+def from_lavis_name(name: str) -> str:
+    """The opposite of `lavis_name`."""
+    name = name.removeprefix("Qformer.bert.")
+    for lavis, here in _RENAMES:
+        name = name.replace(lavis, here)
+    return name
+
+
 class Connector(nn.Module):
     """Vision tokens (B, N, V) -> image features (B, Q, H), which a frozen one lets us keep."""
 

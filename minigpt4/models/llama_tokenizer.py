@@ -53,7 +53,8 @@ class LlamaPieceTokenizer(PreTrainedTokenizer):
         **kwargs,
     ) -> None:
         self._inner_pieces = pieces if legacy else _without_prefix(pieces)
-        self.pieces, self.add_bos_token, self.add_eos_token = pieces, add_bos_token, add_eos_token
+        self.pieces, self.legacy = pieces, legacy
+        self.add_bos_token, self.add_eos_token = add_bos_token, add_eos_token
         self._piece_ids = {pieces.id_to_piece(i): i for i in range(pieces.get_piece_size())}
         self._added_tokens_decoder = dict(added)
         super().__init__(**kwargs)

@@ -220,7 +220,9 @@ def _build_timm(cfg: MiniGPT4Config, image_size: int) -> nn.Module:
 # Directories of transformers
 
 
-def _directory_config(directory: Path) -> CLIPVisionConfig | SiglipVisionConfig:
+def directory_config(name: str | Path) -> CLIPVisionConfig | SiglipVisionConfig:
+    """The vision side of the CLIP or SigLIP in a directory; ConfigError for another model."""
+    directory = Path(name).expanduser()
     if (size := _missing_clip(directory)) is not None:
         sizes = {"num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": size}
         return CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, **sizes)
@@ -242,7 +244,7 @@ def _missing_clip(directory: Path) -> int | None:
 def _directory_pixels(directory: Path) -> Pixels:
     if (size := _missing_clip(directory)) is not None:
         return Pixels(list(CLIP_MEAN), list(CLIP_STD), size)
-    config = _directory_config(directory)
+    config = directory_config(directory)
     with errors_as(ConfigError, f"model.vit_model: {directory}: its preprocessor_config.json names no mean and std"):
         processor, _ = ImageProcessingMixin.get_image_processor_dict(directory, local_files_only=True)
         mean, std = ([float(one) for one in processor[key]] for key in ("image_mean", "image_std"))
@@ -253,7 +255,7 @@ def _directory_pixels(directory: Path) -> Pixels:
 
 def _build_of_directory(cfg: MiniGPT4Config) -> nn.Module:
     directory = Path(cfg.vit_model).expanduser()
-    config = _directory_config(directory)
+    config = directory_config(directory)
     if cfg.vit_config or cfg.vit_weights or cfg.drop_path_rate:
         raise ConfigError(
             f"model.vit_model: {directory} has sizes and weights of its own; leave vit_config, vit_weights and "
