@@ -4,7 +4,7 @@
     minigpt4 recipes                                  # copies train_configs, eval_configs and prompts to this folder
     minigpt4 train --cfg-path train_configs/FILE      # python train.py
     minigpt4 chat --cfg-path eval_configs/FILE        # python demo.py
-    minigpt4 serve, caption, ablate, merge, doctor    # serve.py, scripts/caption.py, ...
+    minigpt4 serve, caption, export, doctor, ...      # serve.py, scripts/caption.py, python -m minigpt4.export, ...
     minigpt4 evaluate NAME                            # eval_scripts/eval_NAME.py
 On several GPUs: torchrun --nproc-per-node 4 -m minigpt4 train ...
 """
@@ -24,9 +24,16 @@ SCRIPTS = {
     "prepare-flickr30k": "prepare_flickr30k.py",
     "caption": "scripts/caption.py",
     "ablate": "scripts/ablate.py",
+    "curate": "scripts/curate.py",
+    "make-instructions": "scripts/make_instructions.py",
     "download-weights": "scripts/download_weights.py",
 }
-MODULES = {"quickstart": "minigpt4.mini.quickstart", "merge": "minigpt4.merge", "doctor": "minigpt4.doctor"}
+MODULES = {
+    "quickstart": "minigpt4.mini.quickstart",
+    "export": "minigpt4.export",
+    "merge": "minigpt4.merge",
+    "doctor": "minigpt4.doctor",
+}
 RECIPES = ("train_configs", "eval_configs", "prompts")
 
 

@@ -1,4 +1,4 @@
-"""Make stage-2 data: a stage-1 model describes images, the texts are mended, filtered, reviewed and exported.
+"""Make stage-2 data: a stage-1 model describes images, the texts are cleaned, filtered, reviewed and exported.
 
 The mini world, on a CPU (docs/curation.md has the way to a stage-2 model):
     python scripts/curate.py run --cfg-path eval_configs/mini_curation.yaml --output output/mini/curation

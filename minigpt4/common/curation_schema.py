@@ -57,7 +57,7 @@ class GenerateConfig:
 
 @dataclass
 class RefineConfig:
-    """How texts are mended."""
+    """How texts are cleaned."""
 
     by: Literal["endpoint", "rules", "none"] = "rules"
     """`endpoint`: a language model that reads the text alone; `rules`: what is wrong goes, nothing is rewritten."""

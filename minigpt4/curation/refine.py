@@ -1,4 +1,4 @@
-"""The step `refine`: texts are mended by a language model that does not see the image, or by rules alone.
+"""The step `refine`: texts are cleaned by a language model that does not see the image, or by rules alone.
 
 What a language model answers goes through guards, for it may explain itself, lose the half or invent.
 """
@@ -111,7 +111,7 @@ def finished(answer: str, ended: bool | None) -> str:
     return f"{text[0].upper()}{text[1:]}." if text[-1].isalnum() else text
 
 
-def mend(text: str) -> str:
+def clean(text: str) -> str:
     """What stays of a text without debris, loops, foreign sentences, sentences that came before, and a last one
     without end; nothing is rewritten."""
     text = DEBRIS.sub(" ", ftfy.fix_text(text, uncurl_quotes=False))
@@ -180,7 +180,7 @@ class Guarded(NamedTuple):
 
 
 def guard(text: str, answer: str, settings: RefineConfig) -> Guarded:
-    """`text` as `answer` mends it, or the guard that speaks against it."""
+    """`text` as `answer` has it, or the guard that speaks against it."""
     answer, failures = answer.strip(), {failure.kind for failure in find_failures(text, "prose", None)}
     if len(answer.split()) <= ALREADY_WORDS and IS_RIGHT.search(answer) and not IS_RIGHT.search(text):
         return Guarded(text, ALREADY if REPETITION in failures else "", answer)
@@ -220,7 +220,7 @@ def explains(answer: str, text: str) -> bool:
 
 
 class Refiner:
-    """How a configuration mends; ConfigError if it cannot."""
+    """How a configuration refines; ConfigError if it cannot."""
 
     def __init__(self, folder: CurationFolder, settings: RefineConfig) -> None:
         self.folder, self.settings, self.judge, self.system = folder, settings, None, ""
@@ -287,7 +287,7 @@ class Refiner:
         text = record["text"]
         if self.settings.by == "rules":
             answers = [(record[n], record.get(f"ended_{n}")) for n in ("first", "second") if n in record]
-            text = mend(" ".join(finished(*one) for one in answers or [(text, None)]))
+            text = clean(" ".join(finished(*one) for one in answers or [(text, None)]))
         fields = self._fields(record, text)
         return fields if text else fields | {"dropped": dropped(STEP, "nothing left", record["text"][:200])}
 

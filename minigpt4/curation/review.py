@@ -5,7 +5,6 @@ python -m minigpt4.curation.review FOLDER --summary      # counts, agreement and
 """
 
 import argparse
-import fcntl
 import hashlib
 import json
 import logging
@@ -24,7 +23,9 @@ from typing import Any, Literal
 
 from minigpt4.common.errors import ConfigError, RunError, SampleError
 from minigpt4.common.logger import setup_logging
+from minigpt4.common.run_folder import fcntl
 from minigpt4.common.utils import as_json, end, escaped, exit_status, parse_json
+from minigpt4.curation.records import text_of
 from minigpt4.evaluation.bootstrap import agreement, wilson
 from minigpt4.serving.address import add_address_arguments, require_address
 
@@ -46,11 +47,6 @@ PACE_OF = 50
 Fields = Mapping[str, Any]
 
 
-def text_of(record: Fields) -> str:
-    """What training would see."""
-    return (record.get("refined") or record.get("text") or "").strip()
-
-
 def near_rules(record: Fields) -> list[str]:
     """Rules that the text failed, nearly failed, or has to be reviewed for, the last with what shows it."""
     pile = [f"{one.get('rule')} ({one.get('evidence')})" for one in record.get("review") or ()]
@@ -67,7 +63,7 @@ def read_records(file: Path) -> list[Fields]:
         log.warning("%s: %d lines are cut off and left out", file, lost)
     left = [one for one in found if not one.get("dropped") and one.get("kept") is not False]
     for record in left:
-        has = {"id": record.get("id"), "image": record.get("image"), "text": text_of(record)}
+        has = {"id": record.get("id"), "image": record.get("image"), "text": text_of(record).strip()}
         if lacks := [key for key, value in has.items() if value in (None, "")]:
             raise SampleError(f"{file}: the record {record.get('id')!r} has no {lacks[0]}")
     return left
@@ -114,7 +110,8 @@ class VerdictFile:
         line = (escaped(json.dumps(verdict, ensure_ascii=False)) + "\n").encode()
         try:
             with self.path.open("a+b") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX)
                 if size := file.seek(0, os.SEEK_END):
                     file.seek(size - 1)
                     line = line if file.read(1) == b"\n" else b"\n" + line  # a kill cut the last line off

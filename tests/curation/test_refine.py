@@ -15,7 +15,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.schemas import EndpointConfig
 from minigpt4.curation import refine
 from minigpt4.curation.records import CurationFolder, as_lines
-from minigpt4.curation.refine import ALREADY, EXPLAINS, INVENTS, SHORT, Refiner, guard, mend, stem
+from minigpt4.curation.refine import ALREADY, EXPLAINS, INVENTS, SHORT, Refiner, clean, guard, stem
 
 TEXT = (
     "The image shows a brown dog on a green couch beside a window. The dog looks at a red ball that lies on the floor. "
@@ -27,7 +27,7 @@ LOOP = "The dog is on the couch. " * 12
 
 
 @pytest.mark.parametrize(
-    ("text", "mended"),
+    ("text", "cleaned"),
     [
         (TEXT, TEXT),
         (f"{TEXT} The dog looks at a red ball that lies on the floor.", TEXT),
@@ -43,8 +43,8 @@ LOOP = "The dog is on the couch. " * 12
         ("", ""),
     ],
 )
-def test_what_is_wrong_goes_and_nothing_is_rewritten(text, mended):
-    assert mend(text) == mended
+def test_what_is_wrong_goes_and_nothing_is_rewritten(text, cleaned):
+    assert clean(text) == cleaned
 
 
 def test_answers_are_mended_by_how_they_ended(tmp_path):
