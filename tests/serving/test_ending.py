@@ -16,13 +16,13 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 STUCK = """
 import runpy, sys, time
-import minigpt4.serving.uploads
+import minigpt4.processors
 
 def decode(*arguments):
     print("It decodes", file=sys.stderr, flush=True)
     time.sleep(1_000_000)
 
-minigpt4.serving.uploads.open_image = decode
+minigpt4.processors.open_image = decode
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import openai
 import pytest
 
-from minigpt4.serving import uploads
+from minigpt4 import processors
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 LONG = {"max_tokens": 1000, "temperature": 0}
@@ -95,14 +95,14 @@ def test_a_client_that_goes_away_frees_its_place(server, engine, tools, is_strea
 
 def test_images_of_a_client_that_has_gone_are_not_decoded(serve, tools, wait_until, images, monkeypatch):
     server = serve()
-    begun, go_on, read = [], threading.Event(), uploads.open_image
+    begun, go_on, read = [], threading.Event(), processors.open_image
 
     def decode(*arguments):
         begun.append(arguments)
         go_on.wait(60)
         return read(*arguments)
 
-    monkeypatch.setattr(uploads, "open_image", decode)
+    monkeypatch.setattr(processors, "open_image", decode)
     body = json.dumps(tools.asked([tools.picture(images[0])] * 8)).encode()
     with connected(server) as client:
         client.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
