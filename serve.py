@@ -16,7 +16,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.config_files import parse_options
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.logger import setup_logging
-from minigpt4.common.utils import end, exit_status
+from minigpt4.common.utils import end, exit_status, install_command
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def require_packages() -> None:
     """ConfigError with the install command for what is missing."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f'the server needs {", ".join(missing)}; pip install -e ".[serve]" brings it')
+        raise ConfigError(f"the server needs {', '.join(missing)}; {install_command('serve')} brings it")
 
 
 def serve(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.run_folder import hold_folder
-from minigpt4.common.utils import JsonLines, as_json, escaped, parse_json, read_facts, write_whole
+from minigpt4.common.utils import JsonLines, as_json, escaped, install_command, parse_json, read_facts, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def require_packages() -> None:
     """ConfigError unless the packages of the extra `curation` are there."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f'curation: needs {", ".join(missing)}; pip install -e ".[curation]" brings what is missing')
+        raise ConfigError(f"curation: needs {', '.join(missing)}; {install_command('curation')} brings what is missing")
 
 
 class CurationFolder:

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from minigpt4.common.errors import ConfigError, RunError, errors_as
 from minigpt4.common.run_folder import NO_LOCKS, locked
 from minigpt4.common.schemas import EndpointConfig
-from minigpt4.common.utils import JsonLines
+from minigpt4.common.utils import JsonLines, install_command
 from minigpt4.evaluation.limits import NO_CONNECTION, TIME_OUT, Account, counted_client, estimated_tokens, fault_of
 
 log = logging.getLogger(__name__)
@@ -158,7 +158,7 @@ class Judge:
     def __init__(self, endpoint: JudgeEndpoint, cache: Path, ledger: Path | None = None) -> None:
         if importlib.util.find_spec("openai") is None:
             text = f"{endpoint.name_of('url')}: a judge needs the package openai"
-            raise ConfigError(f'{text}; pip install -e ".[judge]" brings it')
+            raise ConfigError(f"{text}; {install_command('judge')} brings it")
         import openai
 
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # it has a line for every request

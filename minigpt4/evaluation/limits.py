@@ -12,7 +12,7 @@ from typing import Any
 
 from minigpt4.common.errors import ConfigError, RunError
 from minigpt4.common.schemas import EndpointConfig
-from minigpt4.common.utils import JsonLines
+from minigpt4.common.utils import JsonLines, install_command
 
 MINUTE = 60_000
 """Milliseconds."""
@@ -100,7 +100,7 @@ def _limiters(endpoint: EndpointConfig) -> list[tuple[Any, int]]:
     if not (endpoint.requests_per_minute or endpoint.tokens_per_minute):
         return []
     if importlib.util.find_spec("pyrate_limiter") is None:
-        raise ConfigError('requests_per_minute: needs pyrate-limiter; pip install -e ".[curation]" brings it')
+        raise ConfigError(f"requests_per_minute: needs pyrate-limiter; {install_command('curation')} brings it")
     from pyrate_limiter import Limiter, Rate
 
     logging.getLogger("pyrate_limiter").setLevel(logging.WARNING)

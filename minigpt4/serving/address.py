@@ -7,6 +7,7 @@ import os
 import socket
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.utils import install_command
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def require_address(args: argparse.Namespace, instead: str = "") -> None:
     """ConfigError for what would keep a page from being served, before anything heavy loads; `args.auth` becomes user
     and password. `instead`: what can be done without gradio."""
     if importlib.util.find_spec("gradio") is None:
-        raise ConfigError(f'gradio is not installed; run: pip install -e ".[demo]"{instead}')
+        raise ConfigError(f"gradio is not installed; run: {install_command('demo')}{instead}")
     args.auth = credentials(args.auth or os.environ.get(AUTH_VARIABLE))
     require_free_port(args.server_name, args.port)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, and later
