@@ -258,7 +258,7 @@ def test_card_has_data_recipe_and_the_scores_of_this_checkpoint(world, tiny_sect
     checkpoint = run / "checkpoint_1.pth"
     checkpoint.write_bytes(Path(tiny_section()["ckpt"]).read_bytes())
     config = yaml.safe_load(world["vicuna0"].read_text())
-    config["datasets"] = {"cc_sbu_align": {"build_info": {"storage": "/home/me/cc_sbu_align"}}}
+    config["datasets"] = {"cc_sbu_align": {"build_info": {"storage": "/private/folder/cc_sbu_align"}}}
     (run / "run.json").write_text(json.dumps({"config": config}))
     mine = {"name": "epoch 1", "sha256": file_sha256(checkpoint), "scores": {"CIDEr": 1.5}}
     other = {**mine, "name": "epoch 0", "sha256": "0" * 64, "scores": {"CIDEr": 0.25}}
@@ -281,7 +281,7 @@ def test_card_has_data_recipe_and_the_scores_of_this_checkpoint(world, tiny_sect
         *scores,
     ):
         assert text in card
-    for text in ("epoch 0", str(tmp_path), "/home/me"):
+    for text in ("epoch 0", str(tmp_path), "/private/folder"):
         assert text not in card
     (run / "run.json").unlink()
     assert export.main([str(checkpoint), "--format", "safetensors", "--output", str(tmp_path / "more")]) == 2
