@@ -11,7 +11,7 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from itertools import product
 from operator import itemgetter
@@ -23,7 +23,7 @@ from minigpt4.common.schemas import AdvancedTask
 from minigpt4.common.utils import decode, parse_json, quick_hash, write_json
 from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
 from minigpt4.evaluation.judge import Judge, Question
-from minigpt4.evaluation.questions import VisualQuestion, ask, read_json, require_texts
+from minigpt4.evaluation.questions import VisualQuestion, ask, checked, fields_of, read_json, require_texts
 from minigpt4.evaluation.yes_no import without_thought
 from minigpt4.inference.image_list import find_images
 
@@ -69,8 +69,9 @@ LOOP = 12
 """Times that a looping answer says its beginning."""
 SHUFFLED = "images shuffled"
 
-Verdict = Mapping[str, Any]
-"""`pass`, a bool, and `reason`, text."""
+Verdict = fields_of(**{"pass": bool, "reason": str})
+VERDICTS = fields_of(judge=str, kind=str, verdicts=dict[str, Verdict | None])
+"""What `verdicts_<judge>.json` holds."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,11 @@ class AnswerSet:
     checkpoint: Mapping[str, str]
     setup: Mapping[str, Any]
     answers: Sequence[TaskAnswer]
+
+
+ANSWER = fields_of(**{one.name: one.type for one in fields(TaskAnswer)})
+ANSWERS = fields_of(model=str, row=int, checkpoint=dict[str, Any], setup=dict[str, Any], answers=list[ANSWER])
+"""What `answers_<checkpoint>.json` holds."""
 
 
 # Questions
@@ -210,11 +216,9 @@ def read_answers(folder: Path) -> list[AnswerSet]:
     """
     sets: list[AnswerSet] = []
     for file in sorted(folder.glob("answers_*.json")):
-        with errors_as(SampleError, f"{file}: is no file of answers"):
-            content = parse_json(file.read_bytes())
-            own = AnswerSet(**{**content, "answers": [TaskAnswer(**one) for one in content["answers"]]})
-        for one in own.answers:
-            require_texts(asdict(one), ("text",), f"{file}: {one.question_id}", empty=True)
+        content = checked(ANSWERS, read_json(file), file)
+        answers = [TaskAnswer(*(one[name.name] for name in fields(TaskAnswer))) for one in content["answers"]]
+        own = AnswerSet(*(content[name] for name in ("model", "row", "checkpoint", "setup")), answers)
         sets.append(own)
         asked = [{(one.question_id, one.question, one.image_hash) for one in who.answers} for who in (own, sets[0])]
         if asked[0] != asked[1]:
@@ -292,14 +296,9 @@ def read_verdict(reply: str) -> Verdict | None:
     reply = without_thought(reply)
     fenced = FENCED.fullmatch(reply)
     try:
-        found = parse_json(fenced[1] if fenced else reply)
-    except ValueError:
+        return checked(Verdict, parse_json(fenced[1] if fenced else reply), "")
+    except (ValueError, SampleError):
         return None
-    return found if _is_verdict(found) else None
-
-
-def _is_verdict(value: Any) -> bool:
-    return isinstance(value, dict) and isinstance(value.get("pass"), bool) and isinstance(value.get("reason"), str)
 
 
 def read_verdicts(folder: Path) -> list[dict[str, Any]]:
@@ -309,12 +308,7 @@ def read_verdicts(folder: Path) -> list[dict[str, Any]]:
     """
     judges: dict[str, dict[str, Any]] = {}
     for file in sorted(folder.glob("verdicts_*.json")):
-        own = read_json(file)
-        if not isinstance(own, dict) or not isinstance(own.get("verdicts"), dict):
-            raise SampleError(f'{file}: must hold {{"judge": name, "kind": "person", "verdicts": {{key: verdict}}}}')
-        require_texts(own, ("judge", "kind"), str(file))
-        if bad := [key for key, one in own["verdicts"].items() if one is not None and not _is_verdict(one)]:
-            raise SampleError(f"{file}: {bad[0]}: must be null or {{'pass': true or false, 'reason': text}}")
+        own = checked(VERDICTS, read_json(file), file)
         if judges.setdefault(own["judge"], own) is not own:
             raise SampleError(f"{file}: the judge {own['judge']!r} has verdicts in another file, too; delete one")
     if not judges:

@@ -1,12 +1,17 @@
 """Questions about images, each with a prompt of its own: their files, how checkpoints are asked, files of answers."""
 
+import functools
 import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from os.path import isfile
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import LINE_END, decode, escaped, parse_json, write_json, write_whole
@@ -34,6 +39,28 @@ class VisualQuestion:
 
 
 Kind = TypeVar("Kind", bound=VisualQuestion)
+
+
+# What files hold
+
+
+def fields_of(**kinds: Any) -> Any:
+    """An object with these fields; it may have others."""
+    return TypedDict("Fields", kinds)
+
+
+_adapter = functools.cache(TypeAdapter)
+
+
+def checked(kind: Any, content: Any, where: object) -> Any:
+    """`content` as it is; SampleError that names record and field unless it is of a kind."""
+    try:
+        _adapter(kind).validate_python(content, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in fault["loc"])
+        raise SampleError(f"{where}{place and f', {place.lstrip(chr(46))}'}: {fault['msg']}") from None
+    return content
 
 
 # Files
@@ -110,7 +137,7 @@ def question_files(questions: Sequence[VisualQuestion], images: Path) -> list[Im
     SampleError that names the first missing images."""
     names = dict.fromkeys(question.image for question in questions if question.image is not None)
     order = {name: place for place, name in enumerate([*names, None])}
-    missing = [name for name in names if not (images / name).is_file()]
+    missing = [name for name in names if not isfile(images / name)]  # noqa: PTH113 - that raises for long names
     if missing:
         count = f"{len(missing)} of {len(names)} images"
         raise SampleError(f"--image-path: {count} are not in {images}: {first_few(missing, 5)}")

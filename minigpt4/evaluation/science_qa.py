@@ -9,14 +9,16 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, MaxLen, MinLen
 
 from minigpt4.common.errors import ConfigError, SampleError, hint
 from minigpt4.conversation.llava import IMAGE_TOKEN
 from minigpt4.evaluation.bootstrap import wilson
 from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.judge import Judge, Question
-from minigpt4.evaluation.questions import VisualQuestion, read_json, require_texts
+from minigpt4.evaluation.questions import VisualQuestion, checked, fields_of, read_json, require_texts
 from minigpt4.evaluation.report import Table, with_intervals
 
 LETTERS = "ABCDE"
@@ -26,6 +28,13 @@ INPUTS = ("CQM", "QCM", "QCML", "QCME", "QCMLE", "QCLM", "QCEM", "QCLEM")
 OUTPUTS = ("A", "AL", "AE", "ALE", "AEL", "LA", "EA", "LEA", "ELA", "LEPA")
 FORMATS = tuple(f"{question}-{answer}" for question in INPUTS for answer in OUTPUTS)
 """What stands in question and answer, in order: Question, Context, choices (M), Lecture, Explanation, Answer."""
+PROBLEM = fields_of(
+    choices=Annotated[list[str], MinLen(2), MaxLen(len(LETTERS))],
+    answer=Annotated[int, Ge(0)],
+    image=str | None,
+    **dict.fromkeys(("question", "subject", "grade", "topic", "hint", "lecture", "solution"), str),
+)
+"""What `problems.json` holds of each."""
 SWAPPED = {"AL": "AE", "AE": "AL"}
 """The published AL has the explanation, AE the lecture."""
 LETTER_ALONE = "Answer with the option's letter from the given choices directly."
@@ -82,15 +91,10 @@ def read_problems(folder: Path, split: str) -> dict[str, dict[str, Any]]:
         where, one = f"{file}, problem {key}", problems.get(key)
         if not isinstance(one, dict):
             raise SampleError(f"{where}: is not there, but in the split {split!r}")
+        checked(PROBLEM, one, where)
         require_texts(one, ("question", "subject", "grade", "topic"), where)
-        require_texts(one, ("hint", "lecture", "solution"), where, empty=True)
-        choices = one.get("choices")
-        if not isinstance(choices, list) or not 2 <= len(choices) <= len(LETTERS):
-            raise SampleError(f"{where}: the field 'choices' must be a list of 2 to {len(LETTERS)} texts")
-        if type(one.get("answer")) is not int or not 0 <= one["answer"] < len(choices):
+        if one["answer"] >= len(one["choices"]):
             raise SampleError(f"{where}: the field 'answer' must be the number of a choice, from 0")
-        if not isinstance(one.get("image"), str | None):
-            raise SampleError(f"{where}: the field 'image' must be the name of a file, or null")
         found[key] = one
     return found
 

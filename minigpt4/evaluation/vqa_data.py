@@ -3,24 +3,22 @@
 What a file holds is checked and not changed: ids are those of the file. docs/evaluation.md lists the files.
 """
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from operator import itemgetter
+from os.path import isfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 
 from annotated_types import Ge, Le, MinLen
-from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
 
 from minigpt4.common.checkpoint import file_sha256
 from minigpt4.common.errors import SampleError
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation import hallucination, science_qa
 from minigpt4.evaluation.caption_data import require_same_ids
-from minigpt4.evaluation.questions import VisualQuestion, read_json, read_lines, write_lines
+from minigpt4.evaluation.questions import VisualQuestion, checked, fields_of, read_json, read_lines, write_lines
 
 PROBLEM_FORMAT = "CQM-A"
 """What ScienceQA's questions hold: as LLaVA 1.5 is asked."""
@@ -69,50 +67,30 @@ class Files:
 
     def image(self, *names: str) -> str:
         """The first of an image's possible names that is there, or else the first."""
-        return next((name for name in names if self.images and (self.images / name).is_file()), names[0])
+        return next((name for name in names if self.images and isfile(self.images / name)), names[0])  # noqa: PTH113
 
 
 # What files hold
 
 
-def _fields(**kinds: Any) -> Any:
-    """An object with these fields; it may have others."""
-    return TypedDict("Fields", kinds)
-
-
 Label, Index, Choices = Annotated[int, Ge(0), Le(1)], Annotated[int, Ge(0)], Annotated[list[str], MinLen(2)]
-Answers = Annotated[list[_fields(answer=str)], MinLen(1)]
+Answers = Annotated[list[fields_of(answer=str)], MinLen(1)]
 Texts = Annotated[list[str], MinLen(1)]
-VQA = _fields(image_id=int, question=str, question_id=int)
-ANNOTATION = _fields(question_id=int, answers=Answers)
+VQA = fields_of(image_id=int, question=str, question_id=int)
+ANNOTATION = fields_of(question_id=int, answers=Answers)
 OF_GOLD = {"correct_choice_idx": NotRequired[Index], "direct_answers": NotRequired[Texts]}
-AOKVQA = _fields(
+AOKVQA = fields_of(
     split=str, image_id=int, question_id=str, question=str, choices=Choices, difficult_direct_answer=bool, **OF_GOLD
 )
-TYPES, GROUPS = _fields(structural=str, semantic=str, detailed=str), _fields(**{"global": str | None})
-PROGRAM = {"semantic": list[_fields(operation=str, argument=str)], "entailed": list[str], "isBalanced": bool}
-GQA = _fields(question=str, answer=str, imageId=str, types=TYPES, groups=GROUPS, **PROGRAM)
-GQA_LISTED = _fields(image=str, question=str, answer=str, question_id=str | int)
-GQA_CHOICES = dict[str, _fields(valid=list[str], plausible=list[str])]
-VIZWIZ = _fields(image=str, question=str, answers=NotRequired[Answers])
-ICONQA = _fields(image_id=str | int, question=str, choices=Choices, answer=NotRequired[Index])
-VSR = _fields(image=str, caption=str, label=Label)
-HATEFUL_MEMES = _fields(id=str | int, img=str, text=str, label=NotRequired[Label])
-
-
-_adapter = functools.cache(TypeAdapter)
-
-
-def checked(kind: Any, content: Any, where: object) -> Any:
-    """`content` as it is; SampleError that names record and field unless it is of a kind."""
-    try:
-        _adapter(kind).validate_python(content, strict=True)
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in fault["loc"])
-        form = "the forms of files are in docs/evaluation.md"
-        raise SampleError(f"{where}{place and f', {place.lstrip(chr(46))}'}: {fault['msg']}; {form}") from None
-    return content
+TYPES, GROUPS = fields_of(structural=str, semantic=str, detailed=str), fields_of(**{"global": str | None})
+PROGRAM = {"semantic": list[fields_of(operation=str, argument=str)], "entailed": list[str], "isBalanced": bool}
+GQA = fields_of(question=str, answer=str, imageId=str, types=TYPES, groups=GROUPS, **PROGRAM)
+GQA_LISTED = fields_of(image=str, question=str, answer=str, question_id=str | int)
+GQA_CHOICES = dict[str, fields_of(valid=list[str], plausible=list[str])]
+VIZWIZ = fields_of(image=str, question=str, answers=NotRequired[Answers])
+ICONQA = fields_of(image_id=str | int, question=str, choices=Choices, answer=NotRequired[Index])
+VSR = fields_of(image=str, caption=str, label=Label)
+HATEFUL_MEMES = fields_of(id=str | int, img=str, text=str, label=NotRequired[Label])
 
 
 # Readers
@@ -139,11 +117,11 @@ def read_vqa(files: Files) -> Read:
     """VQAv2, and OK-VQA in both forms: MiniGPT-4's split file is a list, its images have 2017's names."""
     content, form, subtype, answers = read_json(files.questions), "list", "", {}
     if isinstance(content, dict):
-        checked(_fields(data_subtype=str, questions=list), content, files.questions)
+        checked(fields_of(data_subtype=str, questions=list), content, files.questions)
         content, form, subtype = content["questions"], "publisher's", content["data_subtype"]
     ids = [one["question_id"] for one in checked(list[VQA], content, files.questions)]
     if files.annotations:
-        whole = checked(_fields(annotations=list[ANNOTATION]), read_json(files.annotations), files.annotations)
+        whole = checked(fields_of(annotations=list[ANNOTATION]), read_json(files.annotations), files.annotations)
         answers = {one["question_id"]: one for one in whole["annotations"]}
         require_same_ids(ids, answers, f"{files.annotations}, for {files.questions}: ")
 
@@ -267,9 +245,9 @@ class ResultForm(NamedTuple):
         """Answers by id; SampleError names a bad one, or an id that comes twice. Where an entry by id lacks the
         answer, A-OKVQA's form, it is left out."""
         if self.kind == "by id":
-            content = checked(dict[str, _fields(**{self.text: NotRequired[str]})], read_json(path), path)
+            content = checked(dict[str, fields_of(**{self.text: NotRequired[str]})], read_json(path), path)
             return {key: one[self.text] for key, one in content.items() if self.text in one}
-        kind = _fields(**{self.key: int | str, self.text: str})
+        kind = fields_of(**{self.key: int | str, self.text: str})
         if self.kind == "lines":
             listed = [checked(kind, one, where) for _, one, where in read_lines(path, self.key)]
         else:

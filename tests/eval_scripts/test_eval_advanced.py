@@ -491,7 +491,7 @@ def test_bad_files_of_answers_and_verdicts_are_named(folder, measurement, capsys
     shutil.copy(folder / "verdicts_Ann.json", folder / "verdicts_Ann (1).json")
     assert "the judge 'Ann' has verdicts in another file" in refusal("report", str(folder))
     (folder / "verdicts_Ann (1).json").write_text('{"judge": "Bob", "kind": "person", "verdicts": {"a": {"pass": 1}}}')
-    assert "verdicts_Ann (1).json: a: must be null or" in refusal("report", str(folder))
+    assert "verdicts_Ann (1).json, verdicts.a.pass:" in refusal("report", str(folder))
     file = folder / "answers_quagga.json"
     content = json.loads(file.read_text())
     content["answers"][0]["image"] = "gone.jpg"
@@ -501,6 +501,6 @@ def test_bad_files_of_answers_and_verdicts_are_named(folder, measurement, capsys
     file.write_text(json.dumps(content))
     assert "zebra and quagga were not asked the same" in refusal("page", str(folder))
     file.write_text("[1]")
-    assert "answers_quagga.json: is no file of answers" in refusal("page", str(folder))
+    assert "answers_quagga.json: Input should be" in refusal("page", str(folder))
     assert "no answers_*.json" in refusal("page", str(folder / "nothing"))
     assert "--join" in refusal("report", str(folder), "--join", str(folder / "verdicts_Ann.json"))
