@@ -1,5 +1,6 @@
 """Pages of the site that are files of the repository: the README as its index, and the changelog."""
 
+import re
 from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -9,10 +10,15 @@ PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add them, with links as they are seen from `docs/`."""
+    """Add them, with links as they are seen from `docs/`; of files that the site lacks the text stays."""
+    root = Path(config.config_file_path).parent
+
+    def link(match: re.Match[str]) -> str:
+        text, target = match.groups()
+        target = PAGES.get(target, target).removeprefix("docs/")
+        return f"`{text}`" if (root / target).is_file() else f"[{text}]({target})"
+
     for source, page in PAGES.items():
-        text = Path(config.config_file_path).with_name(source).read_text(encoding="utf-8").replace("](docs/", "](")
-        for name, target in PAGES.items():
-            text = text.replace(f"]({name})", f"]({target})")
-        files.append(File.generated(config, page, content=text))
+        content = re.sub(r"\[([^]]*)\]\(([^)#:]+)\)", link, (root / source).read_text(encoding="utf-8"))
+        files.append(File.generated(config, page, content=content))
     return files

@@ -70,6 +70,14 @@ def test_a_shipped_recipe_is_checked_where_it_was_copied_to(installed, tmp_path)
     assert "GiB" in done.stdout
 
 
+def test_weights_of_the_package_are_found_from_any_folder(installed, tmp_path):
+    command(installed, tmp_path, "recipes")
+    done = command(installed, tmp_path, "train", "--cfg-path", "train_configs/mini_stage1_pretrain.yaml")
+    assert "model.llama_model: data/mini" in done.stderr  # not downloaded here
+    assert "vit_weights" not in done.stderr
+    assert "q_former_model" not in done.stderr
+
+
 def test_without_the_checkout_errors_name_the_package_of_pip(installed, tmp_path):
     line = [sys.executable, "-c", "from minigpt4.common.utils import install_command; print(install_command('mini'))"]
     done = subprocess.run(
