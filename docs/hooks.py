@@ -22,3 +22,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         content = re.sub(r"\[([^]]*)\]\(([^)#:]+)\)", link, (root / source).read_text(encoding="utf-8"))
         files.append(File.generated(config, page, content=content))
     return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Links of `docs/` to the README lead to the index."""
+    return markdown.replace("](../README.md", "](index.md")
