@@ -9,7 +9,7 @@ Two checkpoints to choose from; the frozen parts are loaded once:
 The terminal; one answer and no conversation:
     python demo.py --cli --cfg-path eval_configs/mini_eval.yaml --image data/mini/flickr30k/flickr30k-images/1000900.jpg
     python demo.py --cli --cfg-path eval_configs/minigpt4_eval.yaml --image photo.jpg --prompt "What is funny here?"
-The page needs gradio: pip install -e ".[demo]"
+The page needs gradio, the extra `demo`.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """The wheel: all commands and recipes, from an empty folder."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,13 @@ def test_the_wheel_has_every_script_recipe_and_data_file_of_the_checkout(install
     tracked = subprocess.run(["git", "ls-files", "minigpt4"], cwd=ROOT, capture_output=True, text=True)
     names = tracked.stdout.split() or [str(f.relative_to(ROOT)) for f in (ROOT / "minigpt4").rglob("*.py")]
     assert [name for name in names if not (package.parent / name).is_file()] == []
+
+
+def test_the_image_is_built_from_all_that_the_wheel_holds():
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    home = re.findall(r'"([\w.]+)"', " ".join(re.findall(r"^HOME .*", (ROOT / "setup.py").read_text(), re.MULTILINE)))
+    assert {"train.py", "prompts"} <= set(home)
+    assert {*home, "minigpt4", "setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"} == kept
 
 
 def test_recipes_are_copied_once_and_a_changed_one_stays(installed, tmp_path):
@@ -68,6 +76,14 @@ def test_a_shipped_recipe_is_checked_where_it_was_copied_to(installed, tmp_path)
     done = command(installed, tmp_path, "train", "--check", "--cfg-path", "train_configs/minigpt4_stage2_finetune.yaml")
     assert done.returncode == 0, done.stderr
     assert "GiB" in done.stdout
+
+
+def test_weights_of_the_package_are_found_from_any_folder(installed, tmp_path):
+    command(installed, tmp_path, "recipes")
+    done = command(installed, tmp_path, "train", "--cfg-path", "train_configs/mini_stage1_pretrain.yaml")
+    assert "model.llama_model: data/mini" in done.stderr  # not downloaded here
+    assert "vit_weights" not in done.stderr
+    assert "q_former_model" not in done.stderr
 
 
 def test_without_the_checkout_errors_name_the_package_of_pip(installed, tmp_path):

@@ -279,8 +279,13 @@ class ConfigFile:
             yield merge(f"{self.source}: {key}", default, {"datasets": {name: section}})
 
     def _default(self, key: str, kind: Any, files: dict[str, Path]) -> DictConfig:
-        """The default file of this type; none at all is fine for a class from outside that brings none."""
-        return load_yaml(self._known(key, str(kind), files)) if files else OmegaConf.create({})
+        """The default file of this type; none at all is fine for a class from outside that brings none. Weights of the
+        package (`minigpt4/...`) are found from any folder."""
+        default = load_yaml(self._known(key, str(kind), files)) if files else OmegaConf.create({})
+        for name, value in default.get("model", {}).items():
+            if str(value).startswith(f"{PACKAGE.name}/") and not Path(value).exists():
+                default.model[name] = str(PACKAGE.parent / value)
+        return default
 
     def _known(self, key: str, name: str, known: Mapping[str, T]) -> T:
         if name not in known:

@@ -1,6 +1,6 @@
 """MiniGPT-4 as a model of lmms-eval (https://github.com/EvolvingLMMs-Lab/lmms-eval), `--model minigpt4`.
 
-    pip install lmms-eval && pip install -e .
+    pip install lmms-eval    # into the environment of this package
     python -m lmms_eval --model minigpt4 --tasks mme --batch_size 8 \
         --model_args cfg_path=eval_configs/minigpt4_eval.yaml,ckpt=weights/prerained_minigpt4_7b.pth
 

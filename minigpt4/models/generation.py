@@ -1,7 +1,7 @@
 """Text from prompt embeddings with the counts of transformers 4.30, on which MiniGPT-4's published decoding ran.
 
 There an output starts with a bos token that counts for `min_length`, for the repetition penalty and in the length of a
-beam (docs/design.md, "Generation"). One beam goes through batch_decoder.py, several through beam_search.py.
+beam. One beam goes through batch_decoder.py, several through beam_search.py.
 """
 
 from collections.abc import Sequence
