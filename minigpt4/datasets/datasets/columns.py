@@ -85,6 +85,7 @@ class ColumnRecords:
         self._parts: list[_Part] = []
         self.images: dict[str, bool] = {}
         """Columns that hold images; whether as lists of them."""
+        self.columns: set[str] = set()
         tables, counts = [], []
         for name in _files(str(file)):
             with errors_as(ConfigError, f"{name}: cannot be read"):
@@ -92,9 +93,8 @@ class ColumnRecords:
                     self._parts.append(part)
                     tables.append(texts)
                     counts.append(count)
-        with errors_as(ConfigError, f"{file}: its files do not have the same columns"):
+        with errors_as(ConfigError, f"{file}: its columns are not of the same types in all files"):
             self._texts = pyarrow.concat_tables(tables)
-        self.columns = {*self._texts.column_names, *self.images}
         self._counts = np.concatenate(counts)
         self._ends = np.cumsum([part.rows for part in self._parts])
         self._last: tuple[int, Any] = (-1, None)
@@ -154,13 +154,13 @@ class ColumnRecords:
             file = pa.memory_map(source)
             is_stream = file.read_at(6, 0) != b"ARROW1"
             table = (pa.ipc.open_stream if is_stream else pa.ipc.open_file)(file).read_all()
-            self.images = _image_columns(table.schema)
+            self._note(table.schema, name)
             counts = _counts(table[self._image]) if self._image in self.images else np.zeros(len(table), np.int64)
             yield _Part(name, source, len(table), table=table), table.drop_columns(list(self.images)), counts
             return
         size = RemoteFile(source).size if is_remote(source) else None
         file = _parquet(source, size)
-        self.images = _image_columns(file.schema_arrow)
+        self._note(file.schema_arrow, name)
         texts = [column for column in file.schema_arrow.names if column not in self.images]
         # Without the bytes themselves, where something stands beside them.
         leaves = [leaf for leaf in map(file.schema.column, range(len(file.schema.names))) if _root(leaf) == self._image]
@@ -174,6 +174,14 @@ class ColumnRecords:
             table = file.read_row_group(group, columns=texts, use_threads=False)
             yield _Part(name, source, rows, first, group, file.metadata, size), table, counts
             first += rows
+
+    def _note(self, schema: Any, name: str) -> None:
+        """Take the columns of the first file, and ConfigError for another one with others."""
+        if not self._parts:
+            self.images, self.columns = _image_columns(schema), set(schema.names)
+        if _image_columns(schema) != self.images or set(schema.names) != self.columns:
+            columns = f"{', '.join(schema.names)}, and those of {self._parts[0].file} {', '.join(sorted(self.columns))}"
+            raise ConfigError(f"{self.file}: its files do not have the same columns; those of {name} are {columns}")
 
 
 def _parquet(source: str, size: int | None, metadata: Any = None) -> Any:

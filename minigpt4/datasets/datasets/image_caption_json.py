@@ -212,6 +212,8 @@ class ImageCaptionJson(BaseDataset):
         try:
             return {"image": self._read(self._image_files(record, where)), **sample}
         except SampleError as error:
+            if str(error).startswith(where):
+                raise
             raise SampleError(f"{where}: {error}") from error
 
     def _read(self, files: "list[Path | StoredImage]") -> Any:
