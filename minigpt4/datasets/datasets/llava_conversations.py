@@ -112,8 +112,8 @@ def _is_name(name: Any) -> bool:
 def require_trainable(turns: list[dict[str, str]], images: int, where: str) -> None:
     """SampleError unless each question has an answer, and each image a place in a question.
 
-    A first turn of the assistant answers nothing, and is no part of this. As LLaVA's own reader makes one place of all
-    those in a question, the images stand together in one of them, or one in each of as many.
+    A first turn of the assistant answers nothing, and is no part of this. Each `<image>` is one of the images, or a
+    single one is all of them; of one image all those in a question are one place, as for LLaVA's own reader.
     """
     first = int(turns[0]["from"] == SPEAKERS[1])
     for number, turn in enumerate(turns[first:]):
@@ -128,8 +128,7 @@ def require_trainable(turns: list[dict[str, str]], images: int, where: str) -> N
     if len(turns) - first < 2 or (len(turns) - first) % 2:
         raise SampleError(f"{where}: the last question has no answer")
     counts = [count for turn in turns[first:] if (count := turn["value"].count(IMAGE_TOKEN))]
-    one_each = len(counts) == images and (images == 1 or sum(counts) == images)
-    if not one_each and not (images > 1 and counts in ([1], [images])):
+    if sum(counts) != images and not (images > 1 and counts == [1]) and not (images == 1 and len(counts) == 1):
         found = " + ".join(map(str, counts)) or 0
         raise SampleError(f"{where}: {IMAGE_TOKEN} in the questions: {found}, images of the record: {images}")
 
