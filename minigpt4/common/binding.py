@@ -27,6 +27,7 @@ from typing_extensions import is_typeddict
 
 from minigpt4.common.config_files import below, short, to_plain
 from minigpt4.common.errors import ConfigError, hint
+from minigpt4.common.hub import hub_name
 
 T = TypeVar("T")
 
@@ -71,6 +72,8 @@ class PathTo:
     """Need not exist when a run starts."""
     training: bool = False
     """Need not exist with `run.evaluate`."""
+    hub: bool = False
+    """Also a name on the Hugging Face Hub, which is looked up when it is loaded."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_after_validator_function(self.read, handler(source))
@@ -94,6 +97,8 @@ class PathTo:
     def missing(self, path: str) -> list[str]:
         """What does not exist of a path, as seen from the working directory."""
         if self.later or REMOTE.match(path) or (self.kind == "checkpoint" and path == AUTO):
+            return []
+        if self.hub and hub_name(path):
             return []
         paths = expand_braces(path) if self.kind == "data" else [path]
         exists = {"dir": os.path.isdir, "data": matching_paths}.get(self.kind, os.path.isfile)

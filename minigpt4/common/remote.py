@@ -69,7 +69,7 @@ def retried(call: Callable[[], T], url: str) -> T:
         except Exception as error:
             if _is_final(error):
                 raise
-            told = first_line(error.__cause__ or error)
+            told = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
             if number == TRIES:
                 way_out = "run.resume_ckpt_path=auto goes on from the last checkpoint once it answers"
                 raise RunError(f"{url}: cannot be read, {TRIES} tries failed; the last: {told}. {way_out}") from error
