@@ -50,7 +50,7 @@ def test_captions_of_every_form_and_place_give_the_losses_of_the_folder(tiny, co
     assert len(set(wanted.values())) == 4
     for options in (
         [f"{info}.storage={folder}/align.parquet"],
-        [f"{info}.storage=null", f"{info}.ann_path={folder}/saved", "run.num_workers=2"],
+        [f"{info}.storage=null", f"{info}.ann_path={folder}/saved"],
         [f"{info}.storage={server.url}/align.parquet"],
         [f"{info}.storage=null", *at_address],
     ):
