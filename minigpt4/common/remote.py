@@ -6,6 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
@@ -63,7 +64,7 @@ def retried(call: Callable[[], T], url: str) -> T:
 
     An address that does not exist, or is forbidden, raises as fsspec does, at once.
     """
-    for number in range(1, TRIES + 1):
+    for number in count(1):
         try:
             return call()
         except Exception as error:
@@ -76,7 +77,6 @@ def retried(call: Callable[[], T], url: str) -> T:
             wait = min(FIRST_WAIT * 2 ** (number - 1), LONGEST_WAIT)
             log.warning("%s: %s; try %d of %d in %g s", url, told, number + 1, TRIES, wait)
             time.sleep(wait)
-    raise AssertionError
 
 
 def _is_final(error: Exception) -> bool:
@@ -120,20 +120,20 @@ class RemoteFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         start = self._position
-        count = max(0, min(len(buffer), self.size - start))
-        if count and self._whole is None:
-            content = retried(lambda: self._range(start, count), self.url)
-            self._whole = content if len(content) > count else None
-            buffer[:count] = content[:count]
-        if count and self._whole is not None:
-            buffer[:count] = self._whole[start : start + count]
-        self._position += count
-        return count
+        wanted = max(0, min(len(buffer), self.size - start))
+        if wanted and self._whole is None:
+            content = retried(lambda: self._range(start, wanted), self.url)
+            self._whole = content if len(content) > wanted else None
+            buffer[:wanted] = content[:wanted]
+        if wanted and self._whole is not None:
+            buffer[:wanted] = self._whole[start : start + wanted]
+        self._position += wanted
+        return wanted
 
-    def _range(self, start: int, count: int) -> bytes:
-        content = self._files.cat_file(self._path, start=start, end=start + count)
-        if len(content) not in (count, self.size):
-            raise ConnectionError(f"{len(content):,} bytes came, {count:,} were asked for")
+    def _range(self, start: int, wanted: int) -> bytes:
+        content = self._files.cat_file(self._path, start=start, end=start + wanted)
+        if len(content) not in (wanted, self.size):
+            raise ConnectionError(f"{len(content):,} bytes came, {wanted:,} were asked for")
         return content
 
 

@@ -278,6 +278,10 @@ class DatasetConfig:
         refuse(
             (self.builder == SHARDS and not shards, "build_info.storage: is missing; it says where the tar shards are"),
             (
+                self.builder == SHARDS and str(info.storage).endswith(".parquet"),
+                f"builder: {SHARDS} reads tars; Parquet files go with builder: {JSON}",
+            ),
+            (
                 self.builder == SHARDS and info.max_samples,
                 "build_info.max_samples: is for annotation files; name fewer shards",
             ),

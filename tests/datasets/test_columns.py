@@ -197,6 +197,7 @@ def _others(folder, table):
         (_cut, "a.parquet: cannot be read"),
         (_others, "do not have the same columns"),
         (lambda folder, table: None, "no such file, nor .parquet"),
+        (lambda folder, table: parquet.write_table(table.slice(1), folder / "a.parquet"), "columns: has no rows"),
         (lambda folder, table: (folder / "state.json").write_text("{}"), "state.json: cannot be read"),
     ],
 )

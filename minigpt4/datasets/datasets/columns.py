@@ -93,6 +93,8 @@ class ColumnRecords:
                     self._parts.append(part)
                     tables.append(texts)
                     counts.append(count)
+        if not tables:
+            raise ConfigError(f"{file}: has no rows")
         with errors_as(ConfigError, f"{file}: its columns are not of the same types in all files"):
             self._texts = pyarrow.concat_tables(tables)
         self._counts = np.concatenate(counts)
