@@ -6,7 +6,6 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
@@ -64,7 +63,9 @@ def retried(call: Callable[[], T], url: str) -> T:
 
     An address that does not exist, or is forbidden, raises as fsspec does, at once.
     """
-    for number in count(1):
+    number = 0
+    while True:
+        number += 1
         try:
             return call()
         except Exception as error:
