@@ -68,17 +68,38 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-@pytest.fixture
-def chat_server() -> Iterator[Any]:
-    """A fresh chat endpoint on this machine; see judge_server.py."""
-    name = "judge_server"
+def _module(name: str) -> Any:
+    """A module beside this file, loaded once."""
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
-    server = sys.modules[name].ChatServer()
+    return sys.modules[name]
+
+
+@pytest.fixture
+def chat_server() -> Iterator[Any]:
+    """A fresh chat endpoint on this machine; see judge_server.py."""
+    server = _module("judge_server").ChatServer()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """`flaky(folder, ...)`: a web server that fails, see flaky_server.py, and tries that do not wait for long."""
+    from minigpt4.common import remote
+
+    monkeypatch.setattr(remote, "FIRST_WAIT", 1e-3)
+    servers = []
+
+    def start(*args: Any, **keys: Any) -> Any:
+        servers.append(_module("flaky_server").FlakyServer(*args, **keys))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture

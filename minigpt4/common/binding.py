@@ -7,6 +7,7 @@ keys known from elsewhere, which are refused with the reason unless their value 
 
 import dataclasses
 import functools
+import glob
 import math
 import os
 import re
@@ -26,6 +27,7 @@ from typing_extensions import is_typeddict
 
 from minigpt4.common.config_files import below, short, to_plain
 from minigpt4.common.errors import ConfigError, hint
+from minigpt4.common.hub import hub_name
 
 T = TypeVar("T")
 
@@ -64,11 +66,14 @@ class PathTo:
     """Marks a field as a path: `Annotated[str | None, PathTo("file")]`; `~` becomes the home directory."""
 
     kind: Literal["file", "dir", "checkpoint", "data"]
-    """`checkpoint`: a file, or `auto`; `data`: a file, a folder, shards such as `x/{000..099}.tar`, or a URL."""
+    """`checkpoint`: a file, or `auto`; `data`: a file, a folder, shards such as `x/{000..099}.tar`, a pattern with `*`,
+    or a URL."""
     later: bool = False
     """Need not exist when a run starts."""
     training: bool = False
     """Need not exist with `run.evaluate`."""
+    hub: bool = False
+    """Also a name on the Hugging Face Hub, which is looked up when it is loaded."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> core_schema.CoreSchema:
         return core_schema.no_info_after_validator_function(self.read, handler(source))
@@ -93,10 +98,17 @@ class PathTo:
         """What does not exist of a path, as seen from the working directory."""
         if self.later or REMOTE.match(path) or (self.kind == "checkpoint" and path == AUTO):
             return []
+        if self.hub and hub_name(path):
+            return []
         paths = expand_braces(path) if self.kind == "data" else [path]
-        exists = {"dir": os.path.isdir, "data": os.path.exists}.get(self.kind, os.path.isfile)
+        exists = {"dir": os.path.isdir, "data": matching_paths}.get(self.kind, os.path.isfile)
         # The first and the last tell whether the range is right; few people hold every shard in between.
         return [one for one in dict.fromkeys((paths[0], paths[-1])) if not exists(one)]
+
+
+def matching_paths(pattern: str) -> list[str]:
+    """What a path with `*` stands for, sorted; itself if it is there."""
+    return [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))  # noqa: PTH110, PTH207
 
 
 def refuse(*rules: tuple[Any, str]) -> None:

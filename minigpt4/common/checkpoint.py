@@ -23,6 +23,7 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from minigpt4.common.errors import WeightsError, errors_as, first_line
+from minigpt4.common.hub import local_path
 from minigpt4.common.torch_files import check_torch_file, file_sha256
 from minigpt4.common.utils import is_url, read_facts, replacing, sync
 
@@ -45,11 +46,12 @@ DOWNLOAD_HINT = "python scripts/download_weights.py --list shows where each publ
 
 
 def find_weights(value: str | None, key: str, published_name: str) -> Path:
-    """Path of a weights file given by path, by its published URL, or not at all; WeightsError, with the key, if it is
-    not there. A URL or an unset value is looked up by file name in `weights/` and torch's download cache."""
+    """Path of a weights file given by path, by its name on the hub (`hf:owner/name/file`), by its published URL, or not
+    at all; WeightsError, with the key, if it is not there. A URL or an unset value is looked up by file name in
+    `weights/` and torch's download cache."""
     with errors_as(WeightsError, f"{key}: {value}"):
         if value and not is_url(value):
-            path = Path(value).expanduser()
+            path = local_path(value, key)
             if path.is_file():
                 return path
             raise WeightsError(f"{key}: there is no file {path}. {DOWNLOAD_HINT}")

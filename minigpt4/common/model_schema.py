@@ -25,6 +25,7 @@ from minigpt4.common.binding import (
     refuse,
 )
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.hub import WEIGHTS, local_path
 
 EVA_CLIP_G = "eva_clip_g"
 VIT_FILE = "eva_vit_g.pth"
@@ -35,6 +36,8 @@ Layers = Annotated[PositiveInt, Le(1_000)]
 Channels = Annotated[PositiveInt, Le(100_000)]
 Ratio = Annotated[PositiveFloat, Le(100_000), AfterValidator(lambda ratio: int(ratio) if ratio.is_integer() else ratio)]
 FilePath = Annotated[str | None, PathTo("file")]
+WeightsPath = Annotated[str | None, PathTo("file", hub=True)]
+"""A file here, or `hf:owner/name/file` on the Hugging Face Hub."""
 _MLP = re.compile(r"mlp([1-9]\d?)x_gelu")
 
 
@@ -168,12 +171,13 @@ class MiniGPT4Config:
     image_size: Channels | None = None
     """Side of the square input image, pixels; null: the vision encoder's own, 224 for `eva_clip_g`."""
     vit_model: str = EVA_CLIP_G
-    """`eva_clip_g` (BLIP-2's, without its 40th block), a timm model name, or a directory with CLIP or SigLIP."""
+    """`eva_clip_g` (BLIP-2's, without its 40th block), a timm model name, or a directory with CLIP or SigLIP, also by
+    its name on the Hugging Face Hub."""
     vit_layer: Annotated[Int, Le(-1)] = -1
     """New. Layer whose tokens are read: -1 the last, as the encoder gives it; -2, as in LLaVA, without a norm."""
     vit_prefix: Literal["keep", "drop"] | None = None
     """New. What becomes of the class token; null: a Q-Former reads it, other connectors leave it out."""
-    vit_weights: FilePath = None
+    vit_weights: WeightsPath = None
     """New. `eva_vit_g.pth`; unset: that name in `weights/` or torch's download cache, as in the original code."""
     vit_config: VitSizes = field(default_factory=dict)
     """New. Overrides of the ViT's sizes."""
@@ -194,7 +198,7 @@ class MiniGPT4Config:
     connector: Literal["qformer", "join4", "join2x2", "identity"] | None = None
     """New. From vision to image tokens: `qformer`; `join4`, four neighbouring patches joined, as in the released
     LLaMA-2 model; `join2x2`, squares of patches; `identity`, each patch, as in LLaVA. Null: as `has_qformer` says."""
-    q_former_model: FilePath = None
+    q_former_model: WeightsPath = None
     """BLIP-2 weights (Q-Former, query tokens, `ln_vision`): path, or the published URL, looked up by its file name."""
     qformer_config: QFormerSizes = field(default_factory=dict)
     """New. Overrides of the Q-Former's sizes."""
@@ -217,8 +221,9 @@ class MiniGPT4Config:
     lora_dropout: Annotated[Float, Ge(0), Lt(1)] = 0.05
     lora_target_modules: list[str] = field(default_factory=lambda: ["q_proj", "v_proj"])
 
-    llama_model: Annotated[str | None, PathTo("dir")] = None
-    """Local directory of the LLM: Vicuna, LLaMA-2-chat or any causal LM that transformers loads."""
+    llama_model: Annotated[str | None, PathTo("dir", hub=True)] = None
+    """Directory of the LLM: Vicuna, LLaMA-2-chat or any causal LM that transformers loads; or its name on the Hugging
+    Face Hub, `lmsys/vicuna-7b-v1.5`, with `@` and a revision behind it if it is not the newest."""
     llm_precision: Literal["fp16", "bf16", "fp32", "int8", "nf4"] = "fp16"
     """New. Storage of the LLM: `fp16`, `bf16`, `fp32`, or `int8` and `nf4` (bitsandbytes, CUDA). For training take
     `nf4`: `int8` waits for the GPU in every linear layer. Trained itself (`full`, `last`) it is `fp32`, master
@@ -245,7 +250,7 @@ class MiniGPT4Config:
     llm_sanity_check: bool = True
     """New. Let the LLM read one English sentence after loading; a loss near ln(vocabulary) stops the run."""
 
-    ckpt: FilePath = None
+    ckpt: WeightsPath = None
     """Checkpoint with the trained weights (`llama_proj.*` in the published files)."""
     ckpt_allow_keys: list[str] = field(default_factory=list)
     """New. Shell patterns of checkpoint keys that may be missing or left over; others are errors."""
@@ -291,11 +296,12 @@ class MiniGPT4Config:
         if self.image_size is None and self.vit_model == EVA_CLIP_G:
             self.image_size = 224
 
-    def llm_directory(self) -> Path:
-        """Where the LLM is; ConfigError if `llama_model` is not set."""
+    def llm_directory(self, weights: Sequence[str] = WEIGHTS) -> Path:
+        """Where the LLM is, fetched from the hub if it has to be, as `local_path` says; ConfigError if `llama_model` is
+        not set."""
         if not self.llama_model:
             raise ConfigError("model.llama_model: not set; it must be the directory of the LLM")
-        return Path(self.llama_model).expanduser()
+        return local_path(self.llama_model, "model.llama_model", weights)
 
     def as_read(self, prompt: str) -> str:
         """A whole prompt of this program as the model reads it."""

@@ -28,6 +28,8 @@ SHARDS = "image_caption_shards"
 JSON = "image_caption_json"
 CONVERSATIONS = "llava_conversations"
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+TEXT_FILES = (".json", ".jsonl", ".csv", ".tsv")
+"""Endings of annotation files, which name images; others can hold them."""
 TRAINING_KEYS = ("init_lr", "max_epoch", "iters_per_epoch")
 
 
@@ -148,25 +150,31 @@ class BuildInfo:
     }
 
     storage: Annotated[str | None, PathTo("data", training=True)] = None
-    """Tar shards as `shards/{000..099}.tar` or a URL; or the folder with `filter_cap.json` and `image/`."""
+    """Tar shards as `shards/{000..099}.tar`, at an address, too (http, s3, gs); or the folder with `filter_cap.json`
+    and `image/`, or Parquet and Arrow files as `ann_path` takes them."""
     val_storage: Annotated[str | None, PathTo("data", later=True)] = None
     """New. Tar shards of the split `val`."""
     test_storage: Annotated[str | None, PathTo("data", later=True)] = None
     """New. Tar shards of the split `test`."""
-    ann_path: Annotated[str | None, PathTo("file", training=True)] = None
-    """File with the captions: `.json`, `.jsonl`, `.csv` or `.tsv`."""
-    val_ann_path: Annotated[str | None, PathTo("file", later=True)] = None
+    ann_path: Annotated[str | None, PathTo("data", training=True)] = None
+    """Captions or conversations: a `.json`, `.jsonl`, `.csv` or `.tsv` file; or `.parquet` and `.arrow` files, which
+    may hold the images, too: one, a pattern such as `data/train-*.parquet`, or a folder, as of `save_to_disk`. Also an
+    address (http, s3, gs)."""
+    val_ann_path: Annotated[str | None, PathTo("data", later=True)] = None
     """New. The same for the split `val`. Like `test_ann_path` it is looked for only when a run uses the split."""
-    test_ann_path: Annotated[str | None, PathTo("file", later=True)] = None
+    test_ann_path: Annotated[str | None, PathTo("data", later=True)] = None
     """New. The same for the split `test`."""
     image_path: Annotated[str | None, PathTo("dir")] = None
-    """Folder of the images, of all splits."""
+    """Folder of the images, of all splits, or an address; not needed where the annotations hold them."""
+    cache_dir: Annotated[str | None, PathTo("dir", later=True)] = None
+    """New. Folder that keeps copies of the files at addresses; null: they are read there each time."""
     caption_field: str = "caption"
     """New. Field of the caption, in the records of the file or in the `.json` members of the shards."""
     id_field: str = "image_id"
     """New. Field of the name of a sample."""
     image_field: str = "image"
-    """New. Field of the image's file name in `image_path`; a record without it has the image `<id><image_suffix>`."""
+    """New. Field of the image's file name in `image_path`, or column of images; a record without it has the image
+    `<id><image_suffix>`."""
     image_suffix: str = ".jpg"
     """New. Ending of the images whose records give only an id."""
     conversation_field: str | None = None
@@ -177,10 +185,12 @@ class BuildInfo:
     """New. Field of `ann_path` that names a record's split; null: each split has a file."""
 
     def __post_init__(self) -> None:
-        annotations = self.ann_path or self.val_ann_path or self.test_ann_path
         refuse(
-            (self.image_path and not annotations, "ann_path: is missing, or val_ann_path or test_ann_path"),
-            (self.ann_path and not self.image_path, "image_path: is missing; ann_path and image_path go together"),
+            (self.image_path and not self.annotations, "ann_path: is missing, or val_ann_path or test_ann_path"),
+            (
+                (self.ann_path or "").lower().endswith(TEXT_FILES) and not self.image_path,
+                "image_path: is missing; ann_path and image_path go together",
+            ),
             (
                 self.storage and (self.ann_path or self.image_path),
                 "storage: cannot stand beside ann_path and image_path; set storage: null",
@@ -190,6 +200,11 @@ class BuildInfo:
                 "split_field: cannot stand beside val_ann_path and test_ann_path; set one or the other",
             ),
         )
+
+    @property
+    def annotations(self) -> str | None:
+        """Those of the first split that has some."""
+        return self.ann_path or self.val_ann_path or self.test_ann_path
 
 
 @dataclass
@@ -263,6 +278,10 @@ class DatasetConfig:
         refuse(
             (self.builder == SHARDS and not shards, "build_info.storage: is missing; it says where the tar shards are"),
             (
+                self.builder == SHARDS and str(info.storage).endswith(".parquet"),
+                f"builder: {SHARDS} reads tars; Parquet files go with builder: {JSON}",
+            ),
+            (
                 self.builder == SHARDS and info.max_samples,
                 "build_info.max_samples: is for annotation files; name fewer shards",
             ),
@@ -271,7 +290,7 @@ class DatasetConfig:
                 f"group_by_modality_length: {self.builder} tells no lengths; it goes with builder: {CONVERSATIONS}",
             ),
             (
-                self.builder in (JSON, CONVERSATIONS) and not (info.storage or info.image_path),
+                self.builder in (JSON, CONVERSATIONS) and not (info.storage or info.annotations),
                 "build_info.ann_path: is missing; set ann_path and image_path, or storage",
             ),
         )

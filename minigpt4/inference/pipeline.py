@@ -30,6 +30,7 @@ from minigpt4.common.config import PUBLISHED_PROCESSORS, Config
 from minigpt4.common.config_files import parse_options
 from minigpt4.common.dist_utils import seed_everything
 from minigpt4.common.errors import ConfigError, SampleError, WeightsError, errors_as
+from minigpt4.common.hub import local_path
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.schemas import GenerationSettings
@@ -73,12 +74,13 @@ def pipeline(source: str | Path, options: Sequence[str] = (), device: torch.devi
 
 
 def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:
-    """The configuration of a YAML file, or of a run's folder with its best checkpoint or else its newest.
+    """The configuration of a YAML file, or of a run's folder, here or on the hub, with its best checkpoint or else its
+    newest.
 
     ConfigError for a source that is neither; WeightsError for a run without a whole checkpoint.
     """
     with errors_as(ConfigError, str(source)):
-        path = Path(source).expanduser()
+        path = local_path(str(source), "RUN", ("*.pth",))
         run = RunFolder(path) if path.is_dir() else None
     options = [options] if isinstance(options, str) else list(options)
     if run is None and path.suffix.lower() in WEIGHTS_ENDINGS:
@@ -322,9 +324,10 @@ def image_reader(cfg: Config) -> ImageReader:
 def frozen_files(model: Any) -> list[list[Any]]:
     """Quick hashes of the files of LLM, vision encoder and Q-Former that a `model:` section names."""
     files = sorted(model.llm_directory().iterdir())
-    files += [Path(path) for key in ("vit_weights", "q_former_model") if (path := getattr(model, key, None))]
+    keys = ("vit_weights", "q_former_model")
+    files += [local_path(path, f"model.{key}") for key in keys if (path := getattr(model, key, None))]
     if is_directory(tower := getattr(model, "vit_model", "")):
-        files += [Path(tower).expanduser() / name for name in HF_FILES]
+        files += [local_path(tower, "model.vit_model") / name for name in HF_FILES]
     return [quick_hash(path) for path in files if path.is_file()]
 
 

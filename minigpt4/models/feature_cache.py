@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
+from minigpt4.common.hub import local_path
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import as_json, quick_hash, replacing
@@ -76,9 +77,9 @@ class FeatureCache:
             )
         cfg = dataclasses.asdict(self._cfg)
         keys = WEIGHTS if cfg["connector"] == "qformer" else WEIGHTS[:1]
-        files = [Path(cfg[key]) for key in keys if cfg.get(key)]
+        files = [local_path(cfg[key], f"model.{key}") for key in keys if cfg.get(key)]
         if is_directory(cfg["vit_model"]):
-            files += [Path(cfg["vit_model"]).expanduser() / name for name in HF_FILES]
+            files += [local_path(cfg["vit_model"], "model.vit_model") / name for name in HF_FILES]
             files += (read_part(self._cfg, TOWER) or ())[:1]
         return {
             **({"batch_invariant": True} if self._batch_invariant else {}),

@@ -78,7 +78,7 @@ class LlavaPrompts(PromptBuilder):
         SampleError, with the `name()` of the sample, for turns or placeholders that make no conversation.
         """
         try:
-            turns = self._turns(dialogue, bool(images))
+            turns = self._turns(dialogue, len(images))
             ids, train = self.tokens(turns, bool(images))
         except SampleError as error:
             raise SampleError(f"{name()}: {error}") from None
@@ -108,9 +108,14 @@ class LlavaPrompts(PromptBuilder):
         ids = self._ids(turns[1][1] + self.template.sep, False)
         return [IMAGE_TOKEN_INDEX, *ids], [False] + [True] * len(ids)
 
-    def _turns(self, dialogue: Sequence[Mapping[str, Any]], has_image: bool) -> list[Turn]:
-        """Turns that are fit for the template, the images of each at its front."""
-        turns = []
+    def _turns(self, dialogue: Sequence[Mapping[str, Any]], images: int) -> list[Turn]:
+        """Turns that are fit for the template, the image of a question at its front.
+
+        Several places in one question stay among its words, if each place of the conversation is one of several images.
+        """
+        turns, has_image = [], images > 0
+        places = sum(str(turn.get("value")).count(IMAGE_TOKEN) for turn in dialogue if isinstance(turn, Mapping))
+        is_interleaved = images > 1 and places == images and not self.reference_masks
         for number, turn in enumerate(dialogue):
             role, text = (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else (None, None)
             if not isinstance(role, str) or not isinstance(text, str):
@@ -120,7 +125,8 @@ class LlavaPrompts(PromptBuilder):
             if has_image and IMAGE_TOKEN in text:
                 if role == "gpt":
                     raise SampleError(f"turn {number} of its conversation is an answer, and holds {IMAGE_TOKEN}")
-                text = f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}".strip()
+                if not is_interleaved or text.count(IMAGE_TOKEN) == 1:
+                    text = f"{IMAGE_TOKEN}\n{text.replace(IMAGE_TOKEN, '').strip()}".strip()
                 text = text.replace(IMAGE_TOKEN, self.image)
             turns.append((role, text))
         if not self._alternates:

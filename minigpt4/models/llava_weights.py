@@ -86,7 +86,7 @@ def whole_llava(cfg: Any) -> Path | None:
     """
     if not isinstance(cfg, LlavaConfig) or not cfg.llama_model:
         return None
-    file = cfg.llm_directory() / "config.json"
+    file = cfg.llm_directory(weights=()) / "config.json"
     with errors_as(WeightsError, f"model.llama_model: {file}"):
         content = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
         if not isinstance(content, dict) or not is_llava(content):
@@ -105,9 +105,9 @@ def whole_file(cfg: Any) -> Path | None:
 
 def read_part(cfg: Any, part: str) -> tuple[Path, dict[str, Tensor]] | None:
     """The tensors of a `part` of the whole LLaVA that `model.llama_model` is, and their file; None if it has none."""
-    directory = whole_llava(cfg)
-    if directory is None:
+    if whole_llava(cfg) is None:
         return None
+    directory = cfg.llm_directory()
     tensors, file = {}, directory
     for path in sorted([*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]):
         if found := _tensors(path, part):

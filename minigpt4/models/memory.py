@@ -12,6 +12,7 @@ import re
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -291,7 +292,10 @@ def llm_config_for(cfg: MiniGPT4Config) -> tuple[PretrainedConfig, str]:
 
     Raises ConfigError if `llama_model` is not set or neither tells the size.
     """
-    directory = cfg.llm_directory()
+    try:
+        directory = cfg.llm_directory(weights=())
+    except WeightsError:  # of the hub
+        directory = Path(cfg.llama_model)
     if (directory / "config.json").is_file():
         return read_llm_config(directory), f"{directory}/config.json"
     size = re.search(r"(?<!\d)(7|13)b(?![a-z])", directory.name.lower())

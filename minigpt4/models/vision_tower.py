@@ -18,6 +18,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from minigpt4.common.checkpoint import copy_strict, find_weights, read_state_dict
 from minigpt4.common.errors import ConfigError, errors_as, nearest
+from minigpt4.common.hub import local_path
 from minigpt4.common.model_schema import EVA_CLIP_G, VIT_FILE, MiniGPT4Config
 from minigpt4.models import eva_vit
 from minigpt4.models.llava_weights import TOWER, read_part
@@ -114,7 +115,7 @@ def tower_pixels(name: str) -> Pixels | None:
     """
     if name == EVA_CLIP_G:
         return Pixels(list(CLIP_MEAN), list(CLIP_STD), USUAL_SIZE)
-    return _directory_pixels(Path(name).expanduser()) if is_directory(name) else _timm_pixels(name)
+    return _directory_pixels(name) if is_directory(name) else _timm_pixels(name)
 
 
 def build_vision_encoder(cfg: MiniGPT4Config) -> VisionTower:
@@ -153,7 +154,7 @@ def read_vit_weights(cfg: MiniGPT4Config) -> tuple[Path, dict[str, Tensor]]:
     """The tower's file and its tensors, mapped; of larger models' files only what is the tower's."""
     if is_directory(cfg.vit_model):
         prefix = "vision_model."
-        path, state = read_part(cfg, TOWER) or _read_directory(Path(cfg.vit_model).expanduser())
+        path, state = read_part(cfg, TOWER) or _read_directory(local_path(cfg.vit_model, "model.vit_model"))
         if any(name.startswith(prefix) for name in state):  # a whole CLIP, with its text side
             state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
         return path, {n: t for n, t in state.items() if not n.startswith("head.") and "position_ids" not in n}
@@ -222,10 +223,10 @@ def _build_timm(cfg: MiniGPT4Config, image_size: int) -> nn.Module:
 
 def directory_config(name: str | Path) -> CLIPVisionConfig | SiglipVisionConfig:
     """The vision side of the CLIP or SigLIP in a directory; ConfigError for another model."""
-    directory = Path(name).expanduser()
-    if (size := _missing_clip(directory)) is not None:
+    if (size := _missing_clip(Path(name).expanduser())) is not None:
         sizes = {"num_hidden_layers": 24, "num_attention_heads": 16, "patch_size": 14, "image_size": size}
         return CLIPVisionConfig(hidden_size=1024, intermediate_size=4096, **sizes)
+    directory = local_path(str(name), "model.vit_model", ())
     if not directory.is_dir():
         raise ConfigError(f"model.vit_model: there is no directory {directory}")
     with errors_as(ConfigError, f"model.vit_model: {directory}: its config.json is none of a CLIP or SigLIP model"):
@@ -241,10 +242,10 @@ def _missing_clip(directory: Path) -> int | None:
     return None if directory.exists() else _KNOWN.get(directory.name)
 
 
-def _directory_pixels(directory: Path) -> Pixels:
-    if (size := _missing_clip(directory)) is not None:
+def _directory_pixels(name: str) -> Pixels:
+    if (size := _missing_clip(Path(name).expanduser())) is not None:
         return Pixels(list(CLIP_MEAN), list(CLIP_STD), size)
-    config = directory_config(directory)
+    config, directory = directory_config(name), local_path(name, "model.vit_model", ())
     with errors_as(ConfigError, f"model.vit_model: {directory}: its preprocessor_config.json names no mean and std"):
         processor, _ = ImageProcessingMixin.get_image_processor_dict(directory, local_files_only=True)
         mean, std = ([float(one) for one in processor[key]] for key in ("image_mean", "image_std"))
@@ -254,8 +255,7 @@ def _directory_pixels(directory: Path) -> Pixels:
 
 
 def _build_of_directory(cfg: MiniGPT4Config) -> nn.Module:
-    directory = Path(cfg.vit_model).expanduser()
-    config = directory_config(directory)
+    directory, config = cfg.vit_model, directory_config(cfg.vit_model)
     if cfg.vit_config or cfg.vit_weights or cfg.drop_path_rate:
         raise ConfigError(
             f"model.vit_model: {directory} has sizes and weights of its own; leave vit_config, vit_weights and "

@@ -284,3 +284,40 @@ def test_wrong_keys_are_named(build_llava, keys, text):
     with pytest.raises(ConfigError) as error:
         build_llava(**keys)
     assert text in str(error.value)
+
+
+@pytest.mark.parametrize("version", ["v1", "llava_llama_2", "chatml_direct", "v1_mmtag"])
+@pytest.mark.parametrize("legacy", [True, False])
+def test_several_images_stand_among_the_words_and_answers_alone_are_learned(version, legacy, prompts):
+    turns = [
+        *[["human", "Is <image> older than <image>, or <image>?"], ["gpt", "The first is."]],
+        *[["human", "And what of\n<image>"], ["gpt", "It is new."]],
+    ]
+    builder, template = prompts(version, legacy), LLAVA_TEMPLATES[version]
+    spans = [(4 * number, 4) for number in range(4)]
+    row = builder.dialogue_row(dialogue(turns), spans, str)
+    assert [image for image in row.images if image >= 0] == list(range(16))
+    turns[2][1] = "<image>\nAnd what of"  # a single place of a question: at its front, as published
+    said = [(role == "gpt", text.replace("<image>", builder.image)) for role, text in turns]
+    pieces = builder.encode(template.prompt(said).split("<image>"))
+    places = [place for place, image in enumerate(row.images) if image >= 0]
+    runs = [places[start : start + 4] for start in range(0, 16, 4)]
+    assert all(run == list(range(run[0], run[0] + 4)) for run in runs)
+    ends = [run[0] for run in runs]
+    starts = [len(builder.start), *(run[-1] + 1 for run in runs)]
+    between = [row.ids[start:end] for start, end in zip(starts, [*ends, None], strict=True)]
+    assert between[:3] == pieces[:3]
+    assert between[3] == pieces[3] or version == "chatml_direct"  # there an answer has other ids than in a whole prompt
+    last, wanted = (builder.tokenizer.decode(ids).replace(" ", "") for ids in (between[3], pieces[3]))
+    assert last == wanted
+    learned = [token for token, target in zip(row.ids, row.targets, strict=True) if target >= 0]
+    words = builder.tokenizer.decode(learned).replace(" ", "")
+    assert words == f"Thefirstis.{template.end}Itisnew.{template.end}"
+    assert not any(row.targets[place] >= 0 for place in places)
+
+
+def test_published_masks_put_all_images_before_a_question(prompts):
+    turns = dialogue([["human", "Is <image> older than <image>?"], ["gpt", "Yes."]])
+    row = prompts(reference_masks=True).dialogue_row(turns, [(0, 4), (4, 4)], str)
+    places = [place for place, image in enumerate(row.images) if image >= 0]
+    assert places == list(range(places[0], places[0] + 8))

@@ -10,10 +10,12 @@ from webdataset.shardlists import expand_urls
 
 from minigpt4.common.errors import SampleError
 from minigpt4.common.registry import registry
+from minigpt4.common.remote import is_remote, suffix_of
 from minigpt4.common.schemas import CONVERSATIONS
 from minigpt4.datasets.builders.base_dataset_builder import BaseDatasetBuilder
 from minigpt4.datasets.datasets.base_dataset import TRAIN
-from minigpt4.datasets.datasets.image_caption_json import ImageCaptionJson, Records
+from minigpt4.datasets.datasets.columns import ARROW, PARQUET, SPLITS, ColumnRecords
+from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, ImageCaptionJson, Records
 from minigpt4.datasets.datasets.image_caption_shards import ImageCaptionShards
 from minigpt4.datasets.datasets.llava_conversations import LlavaConversations
 from minigpt4.datasets.datasets.records import SPLIT_FIELD, tells_split
@@ -26,7 +28,7 @@ STORAGE_IMAGES = "image"
 @registry.register_builder("laion")
 @registry.register_builder("image_caption_shards")
 class ImageCaptionShardsBuilder(BaseDatasetBuilder):
-    """Builds `ImageCaptionShards`; `storage`: `laion/{00000..10488}.tar`, or a URL that webdataset opens."""
+    """Builds `ImageCaptionShards`; `storage`: `laion/{00000..10488}.tar`, or an address."""
 
     SPLIT_KEYS: ClassVar[dict[str, str]] = {TRAIN: "storage", "val": "val_storage", "test": "test_storage"}
 
@@ -38,6 +40,7 @@ class ImageCaptionShardsBuilder(BaseDatasetBuilder):
             self.config.build_info.caption_field,
             self.image_reader(split),
             self.text_processor(split),
+            self.config.build_info.cache_dir,
         )
 
 
@@ -55,7 +58,7 @@ class ImageCaptionJsonBuilder(BaseDatasetBuilder):
         if info.split_field:
             records, selection = self._common_records, self._by_split.get(split, ())
         else:
-            records = Records(self._annotations(split))
+            records = self._records(split)
             selection = np.arange(len(records))
             if tells_split(next(_parsed(records), {})):
                 raise self.error(
@@ -66,9 +69,12 @@ class ImageCaptionJsonBuilder(BaseDatasetBuilder):
         if split == TRAIN and info.max_samples:
             drawn = np.random.default_rng(0).permutation(selection)[: info.max_samples]
             selection = np.sort(drawn)
-        if not info.storage and not info.image_path:
+        if records.columns is not None:
+            self._require_columns(records)
+        elif not info.storage and not info.image_path:
             raise self.error("build_info.image_path: is missing; set ann_path and image_path, or storage")
-        images = Path(info.storage) / STORAGE_IMAGES if info.storage else Path(info.image_path)
+        images = info.image_path or (f"{info.storage}/{STORAGE_IMAGES}" if info.storage else "")
+        images = images if is_remote(images) else Path(images)
         return self.dataset_class(self.name, split, records, selection, images, info, self.image_reader(split))
 
     def splits(self) -> list[str]:
@@ -77,18 +83,39 @@ class ImageCaptionJsonBuilder(BaseDatasetBuilder):
             return sorted(self._by_split)
         return [TRAIN] * bool(info.storage) + super().splits()
 
-    def _annotations(self, split: str) -> Path:
-        storage = self.config.build_info.storage
-        in_storage = storage and split == TRAIN
-        file = Path(storage) / STORAGE_ANNOTATIONS if in_storage else Path(self.require_files(split))
-        if not file.is_file():
+    def _records(self, split: str) -> Records | ColumnRecords:
+        """Of the file, folder or address with the texts of a split."""
+        info = self.config.build_info
+        storage = info.storage if split == TRAIN else None
+        if storage and not _is_columns(storage):
+            file = f"{storage}/{STORAGE_ANNOTATIONS}"
+        else:
+            file = storage or self.require_files(split)
+            if _is_columns(file) or Path(file).is_dir() or (is_remote(file) and not suffix_of(file)):
+                return ColumnRecords(file, info.image_field, info.cache_dir)
+        if not is_remote(file) and not Path(file).is_file():
             raise self.error(f"{file} does not exist; it holds the captions of the split {split!r}")
-        return file
+        return Records(file, info.cache_dir)
+
+    def _require_columns(self, records: ColumnRecords) -> None:
+        """ConfigError, with the columns that there are, if one is missing that a sample needs."""
+        info, has, own = self.config.build_info, records.columns, self.dataset_class.TEXTS
+        texts = [info.conversation_field] if info.conversation_field else own or [info.caption_field, CAPTIONS]
+        text_key = "conversation_field" if own or info.conversation_field else "caption_field"
+        is_optional = not records.images and (own or info.id_field in has)
+        faults = {
+            text_key: has.isdisjoint(texts) and texts[0],
+            "image_field": info.image_field not in has and not is_optional and info.image_field,
+        }
+        for key, name in faults.items():
+            if name:
+                columns = ", ".join(sorted(has))
+                raise self.error(f"build_info.{key}: {records.file} has no column {name!r}; its columns are {columns}")
 
     @functools.cached_property
-    def _common_records(self) -> Records:
+    def _common_records(self) -> Records | ColumnRecords:
         """Of the one file that holds all splits."""
-        return Records(self._annotations(TRAIN))
+        return self._records(TRAIN)
 
     @functools.cached_property
     def _by_split(self) -> dict[str, np.ndarray]:
@@ -106,13 +133,21 @@ class LlavaConversationsBuilder(ImageCaptionJsonBuilder):
     dataset_class = LlavaConversations
 
 
-def _parsed(records: Records) -> Iterator[dict[str, Any]]:
+def _parsed(records: Records | ColumnRecords) -> Iterator[dict[str, Any]]:
     """All records, {} for a bad one."""
     for index in range(len(records)):
         try:
             yield records[index]
         except SampleError:
             yield {}
+
+
+def _is_columns(path: str) -> bool:
+    """Whether a path is that of Parquet or Arrow files, or of a folder that has them."""
+    if suffix_of(path) in (PARQUET, ARROW) or "*" in path:
+        return True
+    folder = Path(path)
+    return folder.is_dir() and any(one.suffix in (PARQUET, ARROW) or one.name == SPLITS for one in folder.iterdir())
 
 
 # The published builders' names.

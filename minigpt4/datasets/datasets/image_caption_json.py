@@ -1,4 +1,5 @@
-"""The format `image_caption_json`: a JSON, JSONL or CSV file of captions or conversations, and a folder of images.
+"""The format `image_caption_json`: captions or conversations in a JSON, JSONL or CSV file, and a folder of images; or
+both in Parquet or Arrow files (`columns.py`).
 
 Texts are given to the model as they are: the published code cleans captions in stage 1 only, so `text_processor` has
 no effect here, though published files name one.
@@ -9,15 +10,17 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from minigpt4.common.errors import ConfigError, SampleError, errors_as, first_line
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, SampleError, errors_as, first_line
+from minigpt4.common.remote import is_remote, open_remote, suffix_of
 from minigpt4.common.schemas import BuildInfo
 from minigpt4.common.utils import escaped, parse_json, require_readable, require_whole_characters
 from minigpt4.conversation.llava import IMAGE_TOKEN, SPEAKERS
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, ImageReader, LazySample, require_caption
+from minigpt4.datasets.datasets.columns import ColumnRecords, StoredImage
 from minigpt4.datasets.datasets.records import READERS
 
 CAPTIONS = "captions"
@@ -38,21 +41,26 @@ class Records:
     change.
     """
 
-    def __init__(self, file: Path) -> None:
+    columns: set[str] | None = None
+    """Names that every record has; None: each has its own."""
+
+    def __init__(self, file: Path | str, cache: str | None = None) -> None:
         self.file = file
-        kind = file.suffix.lower()
+        kind = suffix_of(file)
         self.is_table = kind in (".csv", ".tsv")
         self._noun = "record" if kind == ".json" else "line"
         if kind not in READERS:
             raise ConfigError(f"{file}: unknown kind of file; annotations are read from {', '.join(READERS)}")
         self._block, spans = bytearray(), array("q")
         try:
-            for number, record in READERS[kind](file.read_bytes(), kind):
+            for number, record in READERS[kind](read_bytes(file, cache), kind):
                 start = len(self._block)
                 self._block += record
                 spans.extend((number, start, len(self._block)))
+        except MiniGPT4Error:
+            raise
         except OSError as error:
-            raise ConfigError(f"{file}: cannot be read ({error.strerror})") from error
+            raise ConfigError(f"{file}: cannot be read ({error.strerror or 'it is not there'})") from error
         except Exception as error:  # whatever parsers raise
             raise ConfigError(f"{file}: {first_line(error)}") from error
         self._spans = np.frombuffer(spans, dtype=np.int64).reshape(-1, 3)
@@ -75,6 +83,14 @@ class Records:
     def where(self, index: int) -> str:
         """The place of a record, such as `birds.jsonl, line 12`; lines and records count from 1."""
         return f"{self.file}, {self._noun} {self._spans[index, 0]}"
+
+
+def read_bytes(file: Path | str, cache: str | None = None) -> bytes:
+    """All of a file, which may be at an address; OSError if it is not there."""
+    if not is_remote(file):
+        return Path(file).read_bytes()
+    with open_remote(str(file), cache) as stream:
+        return stream.read()
 
 
 def single_captions(record: Mapping[str, Any], field: str, where: str) -> list[str] | None:
@@ -136,11 +152,14 @@ class ImageCaptionJson(BaseDataset):
     dogs/1.jpg,"[""A dog."", ""A brown dog.""]"                                   a list of captions is joined
     """
 
-    records: Records
+    TEXTS: ClassVar[list[str]] = []
+    """Fields of the texts where the section names none; empty: captions, as it says."""
+
+    records: Records | ColumnRecords
     selection: np.ndarray
     """(N,) int64, the records of this split."""
-    images: Path
-    """Folder of the images."""
+    images: Path | str
+    """Folder of the images, or address of one."""
     info: BuildInfo
     """What the fields are called."""
     reader: ImageReader
@@ -168,8 +187,12 @@ class ImageCaptionJson(BaseDataset):
         return record, self._look(record, where)
 
     def image_file(self, index: int) -> Path:
-        """File of the image of a record; SampleError if it names none."""
-        return self._image_file(*self._record(index))
+        """File of the image of a record; SampleError if it names none here."""
+        record, where = self._record(index)
+        (file, *_) = self._image_files(record, where)
+        if not isinstance(file, Path):
+            raise SampleError(f"{where}: its image is no file here; write the images of this split into a folder")
+        return file
 
     def _record(self, index: int) -> tuple[dict[str, Any], str]:
         """A record and its place."""
@@ -189,17 +212,41 @@ class ImageCaptionJson(BaseDataset):
         try:
             return {"image": self._read(self._image_files(record, where)), **sample}
         except SampleError as error:
+            if str(error).startswith(where):
+                raise
             raise SampleError(f"{where}: {error}") from error
 
-    def _read(self, files: list[Path]) -> Any:
+    def _read(self, files: "list[Path | StoredImage]") -> Any:
         """What stands under "image" in a sample."""
-        return self.reader.read(files[0])
+        return self._read_image(files[0])
+
+    def _read_image(self, source: Path | StoredImage) -> Any:
+        if isinstance(source, Path):
+            return self.reader.read(source)
+        content = source.read()
+        if isinstance(content, bytes):
+            return self.reader.read(content, source.name)
+        return self._read_image(self._located(content, source.name))
+
+    def _located(self, name: str, where: str) -> Path | StoredImage:
+        """The image of this name in the folder or at the address of the images."""
+        if not is_remote(self.images):
+            return self.images / name
+        url = f"{str(self.images).rstrip('/')}/{name}"
+
+        def read() -> bytes:
+            with errors_as(SampleError, f"{where}: {url}"):
+                return read_bytes(url, self.info.cache_dir)
+
+        return StoredImage(url, read)
 
     def _look(self, record: dict[str, Any], where: str) -> dict[str, Any]:
         """All of a sample but its images, which only have to be there."""
         texts = self._texts(record, where)
         files = self._image_files(record, where)
         for file in files:
+            if isinstance(file, StoredImage):
+                continue
             try:
                 exists = file.is_file()
             except OSError:  # a name that no file system takes
@@ -208,7 +255,7 @@ class ImageCaptionJson(BaseDataset):
                 raise SampleError(f"{where}: the image {file} does not exist")
         identity = record.get(self.info.id_field)
         if identity in (None, ""):
-            identity = files[0].stem if files else where
+            identity = files[0].stem if files and isinstance(files[0], Path) else where
         return {"image_id": escaped(str(identity)), **texts}
 
     def _texts(self, record: dict[str, Any], where: str) -> dict[str, Any]:
@@ -226,14 +273,13 @@ class ImageCaptionJson(BaseDataset):
             raise SampleError(f"{where}: the field {field!r} is missing; it has {', '.join(record) or 'none'}{hint}")
         return conversation_fields(value, where) if conversation else {"answer": require_caption(value, where)}
 
-    def _image_files(self, record: dict[str, Any], where: str) -> list[Path]:
-        return [self._image_file(record, where)]
-
-    def _image_file(self, record: dict[str, Any], where: str) -> Path:
+    def _image_files(self, record: dict[str, Any], where: str) -> list[Path | StoredImage]:
         identity, name = record.get(self.info.id_field), record.get(self.info.image_field)
         if name is None and identity not in (None, ""):
             name = f"{identity}{self.info.image_suffix}"
+        if isinstance(name, StoredImage):
+            return [name]
         if not isinstance(name, str) or not name or "\0" in name:
             fields = f"{self.info.image_field!r} or {self.info.id_field!r}"
             raise SampleError(f"{where}: no image; set the field {fields}")
-        return self.images / name
+        return [self._located(name, where)]

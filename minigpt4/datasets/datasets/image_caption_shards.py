@@ -12,7 +12,8 @@ import numpy as np
 from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys
 
-from minigpt4.common.errors import SampleError, errors_as, first_line
+from minigpt4.common.errors import MiniGPT4Error, SampleError, errors_as, first_line
+from minigpt4.common.remote import is_remote, open_remote
 from minigpt4.common.utils import decode, escaped, parse_json
 from minigpt4.datasets.datasets.base_dataset import BaseDataset, ImageReader, LazySample, require_caption, shuffled
 from minigpt4.processors import BaseProcessor
@@ -35,18 +36,19 @@ class _StrictHeader(tarfile.TarInfo):
             raise tarfile.ReadError(f"{error} at byte {tarfile_.offset}") from error
 
 
-def read_tar(url: str, faults: list[Exception]) -> Iterator[dict[str, Any]]:
-    """webdataset's samples of a shard, {"__key__": str, suffix: bytes, ...}; local paths and every URL that it opens.
+def read_tar(url: str, faults: list[Exception], cache: str | None = None) -> Iterator[dict[str, Any]]:
+    """webdataset's samples of a shard, {"__key__": str, suffix: bytes, ...}; of paths, addresses, commands (`pipe:`).
 
-    Where it would end, be silent or raise, what is wrong goes to `faults`, and what can be read still comes.
+    Where it would end, be silent or raise, what is wrong goes to `faults`, and what can be read still comes. `cache`:
+    folder for copies of shards at addresses, which give RunError when they do not answer.
     """
-    return group_by_keys(_members(url, faults), handler=lambda error: faults.append(error) is None)
+    return group_by_keys(_members(url, faults, cache), handler=lambda error: faults.append(error) is None)
 
 
-def _members(url: str, faults: list[Exception]) -> Iterator[dict[str, Any]]:
+def _members(url: str, faults: list[Exception], cache: str | None) -> Iterator[dict[str, Any]]:
     """`webdataset.tariterators.tar_file_expander` of one shard, with headers that must be whole."""
     try:
-        stream = gopen(url)
+        stream = open_remote(url, cache) if is_remote(url) else gopen(url)
         try:
             with tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as tar:
                 for member in tar:
@@ -57,6 +59,8 @@ def _members(url: str, faults: list[Exception]) -> Iterator[dict[str, Any]]:
             # A pipe complains about its command when it is closed early, or again after its read has failed.
             with suppress(OSError):
                 stream.close()
+    except MiniGPT4Error:
+        raise
     except Exception as error:  # whatever gopen, tarfile and the decompressors raise
         faults.append(error)
 
@@ -76,6 +80,8 @@ class ImageCaptionShards(BaseDataset):
     reader: ImageReader
     text_processor: BaseProcessor
     """Caption -> answer."""
+    cache: str | None = None
+    """Folder for copies of tars at addresses."""
 
     def num_shards(self, readers: int) -> int:
         return len(self.urls) * self._parts(readers)
@@ -91,7 +97,7 @@ class ImageCaptionShards(BaseDataset):
 
         def own() -> Iterator[dict[str, Any]]:
             nonlocal seen
-            for seen, sample in enumerate(read_tar(url, faults), start=1):
+            for seen, sample in enumerate(read_tar(url, faults, self.cache), start=1):
                 if (seen - 1) % parts == part:
                     yield sample
 

@@ -7,7 +7,7 @@ matter of the prompt (`models/prompting.py`).
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from minigpt4.common.errors import SampleError
 from minigpt4.common.utils import require_readable
 from minigpt4.conversation.llava import IMAGE_TOKEN, SPEAKERS
 from minigpt4.datasets.datasets.base_dataset import join_images
+from minigpt4.datasets.datasets.columns import StoredImage
 from minigpt4.datasets.datasets.image_caption_json import ImageCaptionJson
 from minigpt4.datasets.feature_store import CachedImage
 from minigpt4.processors.blip_processors import Uint8Image
@@ -34,6 +35,8 @@ class LlavaConversations(ImageCaptionJson):
     "image": ["a.jpg", "b.jpg"]   several images; `require_trainable` says where their `<image>` may stand
     no "image"                    text alone
     """
+
+    TEXTS: ClassVar[list[str]] = [TURNS]
 
     def modality_lengths(self) -> np.ndarray:
         """Words of all turns of each sample, (N,) int64; negative without image, and never 0."""
@@ -72,8 +75,8 @@ class LlavaConversations(ImageCaptionJson):
             joined = joined.unflatten(0, (-1, n))
         return {**batch, "image": joined, "length": length_B}
 
-    def _read(self, files: list[Path]) -> list[Any]:
-        return [self.reader.read(file) for file in files]
+    def _read(self, files: list[Path | StoredImage]) -> list[Any]:
+        return [self._read_image(file) for file in files]
 
     def _texts(self, record: dict[str, Any], where: str) -> dict[str, Any]:
         turns = self._turns(record, where)
@@ -94,19 +97,23 @@ class LlavaConversations(ImageCaptionJson):
                 raise SampleError(f"{place} is from {turn.get('from')!r:.40}, neither {' nor '.join(SPEAKERS)}")
         return [{"from": turn["from"], "value": turn["value"]} for turn in turns]
 
-    def _image_files(self, record: dict[str, Any], where: str) -> list[Path]:
+    def _image_files(self, record: dict[str, Any], where: str) -> list[Path | StoredImage]:
         names = record.get(self.info.image_field)
         names = [] if names is None else names if isinstance(names, list) else [names]
-        if not all(isinstance(name, str) and name and "\0" not in name for name in names):
+        if not all(isinstance(name, StoredImage) or _is_name(name) for name in names):
             raise SampleError(f"{where}: the field {self.info.image_field!r} must be a path, or a list of them")
-        return [self.images / name for name in names]
+        return [self._located(name, where) if isinstance(name, str) else name for name in names]
+
+
+def _is_name(name: Any) -> bool:
+    return isinstance(name, str) and bool(name) and "\0" not in name
 
 
 def require_trainable(turns: list[dict[str, str]], images: int, where: str) -> None:
     """SampleError unless each question has an answer, and each image a place in a question.
 
-    A first turn of the assistant answers nothing, and is no part of this. As LLaVA's own reader makes one place of all
-    those in a question, the images stand together in one of them, or one in each of as many.
+    A first turn of the assistant answers nothing, and is no part of this. Each `<image>` is one of the images, or a
+    single one is all of them; of one image all those in a question are one place, as for LLaVA's own reader.
     """
     first = int(turns[0]["from"] == SPEAKERS[1])
     for number, turn in enumerate(turns[first:]):
@@ -121,8 +128,7 @@ def require_trainable(turns: list[dict[str, str]], images: int, where: str) -> N
     if len(turns) - first < 2 or (len(turns) - first) % 2:
         raise SampleError(f"{where}: the last question has no answer")
     counts = [count for turn in turns[first:] if (count := turn["value"].count(IMAGE_TOKEN))]
-    one_each = len(counts) == images and (images == 1 or sum(counts) == images)
-    if not one_each and not (images > 1 and counts in ([1], [images])):
+    if sum(counts) != images and not (images > 1 and counts == [1]) and not (images == 1 and len(counts) == 1):
         found = " + ".join(map(str, counts)) or 0
         raise SampleError(f"{where}: {IMAGE_TOKEN} in the questions: {found}, images of the record: {images}")
 

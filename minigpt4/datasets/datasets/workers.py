@@ -22,7 +22,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from minigpt4.common.dist_utils import SAVE_AND_STOP
-from minigpt4.common.errors import RunError
+from minigpt4.common.errors import MiniGPT4Error, RunError
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,8 @@ def read_in_workers(
         num_workers: processes, which start here and end with the thread that calls this.
         pin_memory: put images into page-locked memory, in a thread.
 
-    An error in a worker is a RuntimeError here, with the worker's traceback; RunError if a worker hangs.
+    An error in a worker is a RuntimeError here, with the worker's traceback, and one of ours is itself. RunError if a
+    worker hangs.
     """
     loader = DataLoader(
         _Turns(make, first, num_workers),
@@ -84,7 +85,7 @@ def _hold_signals(on: bool) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK if on else signal.SIG_UNBLOCK, SAVE_AND_STOP)
 
 
-def _received(batches: "Iterator[Batch | _Failure]", source: str) -> Iterator[Batch]:
+def _received(batches: "Iterator[Batch | _Failure | MiniGPT4Error]", source: str) -> Iterator[Batch]:
     waits = 0
     while True:
         try:
@@ -101,6 +102,8 @@ def _received(batches: "Iterator[Batch | _Failure]", source: str) -> Iterator[Ba
                 raise RunError(f"{waited}: a data worker hangs; {way_out}") from error
             log.warning("%s; the data workers are slow, or the storage does not answer", waited)
             continue
+        if isinstance(batch, MiniGPT4Error):
+            raise batch
         if isinstance(batch, _Failure):
             raise RuntimeError(f"a data worker failed; its traceback:\n{batch}")
         waits = 0
@@ -117,9 +120,11 @@ class _Turns(IterableDataset):
     def __init__(self, make: Callable[[int], Iterator[Batch]], first: int, num_workers: int) -> None:
         self._make, self._first, self._num_workers = make, first, num_workers
 
-    def __iter__(self) -> Iterator[Batch | _Failure]:
+    def __iter__(self) -> Iterator[Batch | _Failure | MiniGPT4Error]:
         try:
             yield from self._make((self._first + get_worker_info().id) % self._num_workers)
+        except MiniGPT4Error as error:
+            yield type(error)(str(error))  # what it was raised from may not go to another process
         except Exception:
             yield _Failure(traceback.format_exc())
 
