@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -215,6 +214,8 @@ class MetricLogger:
 
     def log_every(self, iterable: Sequence[Any], print_freq: int, header: str = "") -> Iterator[Any]:
         """Its items; prints the published line each `print_freq` of them and at the last, and then the time of all."""
+        from minigpt4.common.devices import max_memory
+
         watch, length, items = Stopwatch(), len(iterable), iter(iterable)
         for number in range(length):
             with watch.waiting_for_data():
@@ -232,11 +233,3 @@ class MetricLogger:
         if memory is not None:
             parts.append(f"max mem: {memory:.0f}")
         return self.delimiter.join(parts)
-
-
-def max_memory(device: "torch.device | None" = None) -> float | None:
-    """Highest memory allocated on a CUDA device so far, MiB; None where nothing runs there."""
-    import torch
-
-    on_cuda = torch.cuda.is_initialized() if device is None else device.type == "cuda"
-    return torch.cuda.max_memory_allocated(device) / 2**20 if on_cuda else None

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.logger import MetricLogger, SmoothedValue, Stopwatch, max_memory, to_stdout
+from minigpt4.common.logger import MetricLogger, SmoothedValue, Stopwatch, to_stdout
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.schemas import RunConfig
 from minigpt4.common.utils import JsonLines, is_before
@@ -158,6 +158,8 @@ class EpochLog(MetricLogger):
 
     def _report(self) -> None:
         """The published line, what is new behind it; a line of `metrics.jsonl`, and its numbers for the trackers."""
+        from minigpt4.common.devices import max_memory
+
         lap, memory = self.watch.end_lap(), max_memory(self.run_log.processes.device)
         (total, count), self.at_last_line = self.at_last_line, (self.loss.total, self.loss.count)
         new = self.loss.count - count

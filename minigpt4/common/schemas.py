@@ -27,7 +27,7 @@ from minigpt4.conversation.decoding import Decoding
 SHARDS = "image_caption_shards"
 JSON = "image_caption_json"
 CONVERSATIONS = "llava_conversations"
-DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 TRAINING_KEYS = ("init_lr", "max_epoch", "iters_per_epoch")
 
 
@@ -177,18 +177,13 @@ class BuildInfo:
     """New. Field of `ann_path` that names a record's split; null: each split has a file."""
 
     def __post_init__(self) -> None:
-        annotations = self.ann_path or self.val_ann_path or self.test_ann_path
+        splits, files = self.val_ann_path or self.test_ann_path, self.ann_path or self.image_path
+        beside = "cannot stand beside val_ann_path and test_ann_path; set one or the other"
         refuse(
-            (self.image_path and not annotations, "ann_path: is missing, or val_ann_path or test_ann_path"),
+            (self.image_path and not (self.ann_path or splits), "ann_path: is missing, or val_ann_path, test_ann_path"),
             (self.ann_path and not self.image_path, "image_path: is missing; ann_path and image_path go together"),
-            (
-                self.storage and (self.ann_path or self.image_path),
-                "storage: cannot stand beside ann_path and image_path; set storage: null",
-            ),
-            (
-                self.split_field and (self.val_ann_path or self.test_ann_path),
-                "split_field: cannot stand beside val_ann_path and test_ann_path; set one or the other",
-            ),
+            (self.storage and files, "storage: cannot stand beside ann_path and image_path; set storage: null"),
+            (self.split_field and splits, f"split_field: {beside}"),
         )
 
 
@@ -260,20 +255,14 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         info = self.build_info
         shards = info.storage or info.val_storage or info.test_storage
+        of_shards, lengths = self.builder == SHARDS, f"{self.builder} tells no lengths; take builder: {CONVERSATIONS}"
+        lacks_files = self.builder in (JSON, CONVERSATIONS) and not (info.storage or info.image_path)
+        grouped = self.group_by_modality_length and self.builder in (SHARDS, JSON)
         refuse(
-            (self.builder == SHARDS and not shards, "build_info.storage: is missing; it says where the tar shards are"),
-            (
-                self.builder == SHARDS and info.max_samples,
-                "build_info.max_samples: is for annotation files; name fewer shards",
-            ),
-            (
-                self.group_by_modality_length and self.builder in (SHARDS, JSON),
-                f"group_by_modality_length: {self.builder} tells no lengths; it goes with builder: {CONVERSATIONS}",
-            ),
-            (
-                self.builder in (JSON, CONVERSATIONS) and not (info.storage or info.image_path),
-                "build_info.ann_path: is missing; set ann_path and image_path, or storage",
-            ),
+            (of_shards and not shards, "build_info.storage: is missing; it says where the tar shards are"),
+            (of_shards and info.max_samples, "build_info.max_samples: is for annotation files; name fewer shards"),
+            (grouped, f"group_by_modality_length: {lengths}"),
+            (lacks_files, "build_info.ann_path: is missing; set ann_path and image_path, or storage"),
         )
 
 
@@ -383,7 +372,7 @@ class RunConfig:
     """New. How `demo.py`'s page begins."""
 
     device: str = "cuda"
-    """`cuda`, `cuda:N`, `cpu` or `mps`."""
+    """`cuda`, `cuda:N`, `cpu`, and never tried: `xpu`, `xpu:N`, `mps`."""
     world_size: PositiveInt = 1
     """Number of processes; torchrun's own number goes before it."""
     dist_url: str = "env://"
@@ -405,10 +394,10 @@ class RunConfig:
     """Iterations between two lines of the training log."""
 
     def __post_init__(self) -> None:
-        too_low = self.init_lr is not None and self.min_lr > self.init_lr
+        is_above = self.init_lr is not None and self.min_lr > self.init_lr
         refuse(
-            (too_low, f"min_lr: {self.min_lr} must be at most init_lr ({self.init_lr})"),
-            (not DEVICE.fullmatch(self.device), f"device: {self.device!r:.200} must be cuda, cuda:N, cpu or mps"),
+            (is_above, f"min_lr: {self.min_lr} must be at most init_lr ({self.init_lr})"),
+            (not DEVICE.fullmatch(self.device), f"device: {self.device!r:.200} must be cuda, cuda:N, xpu, mps or cpu"),
         )
 
     def splits(self) -> list[str]:

@@ -28,6 +28,7 @@ from minigpt4.common.binding import bind, require_paths
 from minigpt4.common.checkpoint import best_checkpoint
 from minigpt4.common.config import PUBLISHED_PROCESSORS, Config
 from minigpt4.common.config_files import parse_options
+from minigpt4.common.devices import find_device
 from minigpt4.common.dist_utils import seed_everything
 from minigpt4.common.errors import ConfigError, SampleError, WeightsError, errors_as
 from minigpt4.common.model_schema import MiniGPT4Config
@@ -63,7 +64,7 @@ def pipeline(source: str | Path, options: Sequence[str] = (), device: torch.devi
         source: a YAML file such as `eval_configs/minigpt4_eval.yaml`, or the folder of a run of `train.py`: then with
             the run's configuration and its `checkpoint_best.pth`, or its newest checkpoint; the log says which.
         options: KEY=VALUE each, as after `--options`; `model.ckpt` overrides the run's own checkpoint, too.
-        device: None: the first GPU, or the CPU where there is none.
+        device: None: the first GPU (or `mps`), or the CPU where there is none.
 
     Raises:
         ConfigError: source, option or device is wrong, or a file that the configuration names is missing.
@@ -185,7 +186,7 @@ class Pipeline:
         self.processor = image_processor(cfg)
         fixed = cfg.model.ckpt and not cfg.model.is_frozen("llama_model")  # a trained LLM has one checkpoint
         start = cfg if fixed else cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None))
-        self.model = build_model(start, _device(device)).eval()
+        self.model = build_model(start, find_device(device)).eval()
         self._engine = Engine(self.model, self.processor)
         self.checkpoint: Path | None = None
         self._name: str | None = None
@@ -336,12 +337,3 @@ def image_provenance(cfg: Config) -> dict[str, Any]:
         own["name"] = section.name
     rounded = cached_numbers(cfg) | ({"batch_invariant": True} if cfg.run.batch_invariant else {})
     return rounded | ({"image_processor": own} if own else {})
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device: {device!r} must be cuda, cuda:N, cpu or mps") from error

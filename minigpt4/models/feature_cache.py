@@ -60,20 +60,16 @@ class FeatureCache:
                 with suppress(FileNotFoundError), replacing(folder / KEY_FILE) as part:  # deleted just now
                     part.write_text(as_json(metadata), encoding="utf-8")
         except OSError as error:
-            raise ConfigError(
-                f"run.feature_cache: {folder} cannot be made or written to ({error.strerror}); name another folder, or "
-                "null for none"
-            ) from error
+            text = f"{folder} cannot be made or written to ({error.strerror}); name another folder, or null for none"
+            raise ConfigError(f"run.feature_cache: {text}") from error
         log.info("Feature cache %s: %.1f KiB an image", folder, self._shape.nbytes / 1024)
         return FeatureStore(folder, self._shape)
 
     def _metadata(self, processor: BaseProcessor) -> dict[str, Any]:
         """What features depend on."""
         if not hasattr(processor, "feature_key"):
-            raise ConfigError(
-                f"run.feature_cache: {type(processor).__name__} does not say that it gives the same pixels each time; "
-                "a processor without chance has a property `feature_key`, plain values that its output depends on"
-            )
+            text = f"{type(processor).__name__} does not say that it gives the same pixels each time: it lacks the"
+            raise ConfigError(f"run.feature_cache: {text} property `feature_key`, values that its output depends on")
         cfg = dataclasses.asdict(self._cfg)
         keys = WEIGHTS if cfg["connector"] == "qformer" else WEIGHTS[:1]
         files = [Path(cfg[key]) for key in keys if cfg.get(key)]

@@ -48,10 +48,8 @@ class Pixels:
 class VisionTower(nn.Module):
     """Image (B, 3, S, S) -> tokens (B, N, V), the first `num_prefix_tokens` of them before the patches.
 
-    Args:
-        model: the network: timm's, or a vision model of transformers. `visual_encoder.` and its parameters' names are
-            the names of trained weights in checkpoints.
-        image_size: S; positions are interpolated where the network was made for another.
+    `model`: timm's, or a vision model of transformers; its names after `visual_encoder.` are those of trained
+    weights in checkpoints. `image_size`: S; positions are interpolated where the network was made for another.
     """
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
@@ -152,8 +150,13 @@ def load_vision_encoder(tower: VisionTower, cfg: MiniGPT4Config) -> None:
 def read_vit_weights(cfg: MiniGPT4Config) -> tuple[Path, dict[str, Tensor]]:
     """The tower's file and its tensors, mapped; of larger models' files only what is the tower's."""
     if is_directory(cfg.vit_model):
-        prefix = "vision_model."
-        path, state = read_part(cfg, TOWER) or _read_directory(Path(cfg.vit_model).expanduser())
+        prefix, directory = "vision_model.", Path(cfg.vit_model).expanduser()
+        path, state = read_part(cfg, TOWER) or (None, {})
+        if path is None:
+            path = next((directory / name for name in HF_FILES if (directory / name).is_file()), None)
+            if path is None:
+                raise ConfigError(f"model.vit_model: {directory} has neither {' nor '.join(HF_FILES)}")
+            state = read_state_dict(path, mapped=True)
         if any(name.startswith(prefix) for name in state):  # a whole CLIP, with its text side
             state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
         return path, {n: t for n, t in state.items() if not n.startswith("head.") and "position_ids" not in n}
@@ -162,13 +165,6 @@ def read_vit_weights(cfg: MiniGPT4Config) -> tuple[Path, dict[str, Tensor]]:
     path = find_weights(cfg.vit_weights, "model.vit_weights", VIT_FILE)
     state = read_state_dict(path, mapped=True)
     return path, eva_vit.own_keys(state, cfg) if cfg.vit_model == EVA_CLIP_G else state
-
-
-def _read_directory(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    path = next((directory / name for name in HF_FILES if (directory / name).is_file()), None)
-    if path is None:
-        raise ConfigError(f"model.vit_model: {directory} has neither {' nor '.join(HF_FILES)}")
-    return path, read_state_dict(path, mapped=True)
 
 
 # timm
@@ -182,11 +178,8 @@ def _timm_pixels(name: str) -> Pixels | None:
         return None
     every = {} if "." in name else {one: timm.get_pretrained_cfg(one) for one in timm.list_pretrained(f"{name}.*")}
     if others := [one for one, cfg in every.items() if (cfg.mean, cfg.std) != (known.mean, known.std)]:
-        log.warning(
-            "model.vit_model: %s is taken for %s.%s; name the variant if vit_weights are of %s, trained on images of "
-            "other mean and std",
-            *(name, name, known.tag, ", ".join(others)),
-        )
+        text = "model.vit_model: %s is taken for its variant %s; name it if it is one of %s, of other mean and std"
+        log.warning(text, name, known.tag, ", ".join(others))
     return Pixels([float(one) for one in known.mean], [float(one) for one in known.std], known.input_size[-1])
 
 
@@ -204,14 +197,12 @@ def _require_timm_name(name: str) -> None:
 
 def _build_timm(cfg: MiniGPT4Config, image_size: int) -> nn.Module:
     _require_timm_name(cfg.vit_model)
-    arguments: dict[str, Any] = {"drop_path_rate": cfg.drop_path_rate, **cfg.vit_config}
+    arguments: dict[str, Any] = {"num_classes": 0, "drop_path_rate": cfg.drop_path_rate, **cfg.vit_config}
     try:
-        model = timm.create_model(cfg.vit_model, num_classes=0, img_size=image_size, **arguments)
+        model = timm.create_model(cfg.vit_model, img_size=image_size, **arguments)
     except TypeError:  # families without position embedding take any size and know no img_size
-        try:
-            model = timm.create_model(cfg.vit_model, num_classes=0, **arguments)
-        except TypeError as error:
-            raise ConfigError(f"model.vit_config: {sorted(cfg.vit_config)} for {cfg.vit_model}: {error}") from error
+        with errors_as(ConfigError, f"model.vit_config: {sorted(cfg.vit_config)} for {cfg.vit_model}"):
+            model = timm.create_model(cfg.vit_model, **arguments)
     if cfg.use_grad_checkpoint:
         model.set_grad_checkpointing(True)
     return model
@@ -257,10 +248,8 @@ def _build_of_directory(cfg: MiniGPT4Config) -> nn.Module:
     directory = Path(cfg.vit_model).expanduser()
     config = directory_config(directory)
     if cfg.vit_config or cfg.vit_weights or cfg.drop_path_rate:
-        raise ConfigError(
-            f"model.vit_model: {directory} has sizes and weights of its own; leave vit_config, vit_weights and "
-            "drop_path_rate unset"
-        )
+        unset = "leave vit_config, vit_weights and drop_path_rate unset"
+        raise ConfigError(f"model.vit_model: {directory} has sizes and weights of its own; {unset}")
     with errors_as(ConfigError, f"model.vit_model: {directory}/config.json describes no tower"):
         config.vision_use_head = False  # SigLIP's pools, and nobody reads that
         model = _HF_TOWERS[type(config)](config)
