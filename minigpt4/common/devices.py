@@ -7,12 +7,13 @@ Training and answers need nothing that xpu and mps lack, but have never run on t
 import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.errors import ConfigError, RunError
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,15 @@ def start_copy(tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
     arrived = torch.get_device_module(tensor.device.type).Event()
     arrived.record()
     return copy, arrived.synchronize
+
+
+@contextmanager
+def memory_advice(text: str) -> Iterator[None]:
+    """A GPU whose memory is full is a RunError with `text`, which says what helps."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"{error}\n{text}") from error
 
 
 def sum_dtype(device: torch.device) -> torch.dtype:

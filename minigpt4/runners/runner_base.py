@@ -6,8 +6,8 @@ One epoch is `iters_per_epoch` iterations of an endless loader; an iteration is 
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from minigpt4.common import start_clock
 from minigpt4.common.checkpoint import BEST, amend_card, drop_leftovers, drop_old, read_card, save_checkpoint
 from minigpt4.common.config import Config
-from minigpt4.common.devices import is_gpu, sum_dtype
+from minigpt4.common.devices import is_gpu, memory_advice, sum_dtype
 from minigpt4.common.dist_utils import Processes, StopRequest, distribute, rng_state, set_rng_state
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, WeightsError, errors_as
 from minigpt4.common.optims import NonFiniteGuard
@@ -129,7 +129,7 @@ class RunnerBase:
         self.resume()
         self._announce()
         try:
-            with StopRequest() as stop, memory_advice():
+            with StopRequest() as stop, memory_advice(OUT_OF_MEMORY):
                 while self.position.epoch < self.run.max_epoch:
                     if not self.train_epoch(stop):
                         return False
@@ -294,7 +294,7 @@ class RunnerBase:
         log.info("Evaluating %s on %s", source, ", ".join(self.test_loaders))
         self.run_log.begin(self.position.epoch, self.position.iteration, path)
         try:
-            with memory_advice():
+            with memory_advice(OUT_OF_MEMORY):
                 self._test(self.position)
         finally:
             self.run_log.close()
@@ -443,12 +443,3 @@ class RunnerBase:
             )
             log.warning(text, "model.llm_precision: fp32, run.amp: True and amp_dtype: bf16")
         log.info("Start training")
-
-
-@contextmanager
-def memory_advice() -> Iterator[None]:
-    """A GPU whose memory is full is a RunError that says what helps."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error
