@@ -225,11 +225,9 @@ def _delete(path: Path) -> None:
 
 def amend_card(path: Path, **facts: Any) -> None:
     """Add what became known later to the card of a checkpoint; WeightsError if the disk refuses."""
-    card = read_card(path)
-    if card is None:
-        return
-    with errors_as(WeightsError, f"{card_path(path)}: could not be written"), replacing(card_path(path)) as new:
-        new.write_text(json.dumps(card | facts, indent=2), encoding="utf-8")
+    if card := read_card(path):
+        with errors_as(WeightsError, f"{card_path(path)}: could not be written"), replacing(card_path(path)) as new:
+            new.write_text(json.dumps(card | facts, indent=2), encoding="utf-8")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -294,11 +292,9 @@ def _furthest(paths: Iterable[Path], job_name: str | None = None) -> Path | None
 
 
 def drop_old(folder: Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints of `save_every_iters`, cards first."""
-    if keep is None:
-        return
+    """Delete all but the newest `keep` checkpoints of `save_every_iters` (None: none), cards first."""
     cards = ((read_card(path), path) for path in folder.glob(ITERATION_PATTERN))
     whole = sorted((card.get("iteration") or 0, path) for card, path in cards if card is not None)
-    for _, path in whole[:-keep]:
+    for _, path in whole[:-keep] if keep else ():
         _delete(card_path(path))
         _delete(path)

@@ -116,10 +116,9 @@ class Processes:
 
     def gather(self, value: Any) -> list[Any] | None:
         """Plain objects of all ranks on rank 0, None elsewhere; they travel between hosts, not through GPUs."""
-        if self.world_size == 1:
-            return [value]
-        gathered = [None] * self.world_size if self.is_main else None
-        dist.gather_object(value, gathered)
+        gathered = [value] * self.world_size if self.is_main else None
+        if self.world_size > 1:
+            dist.gather_object(value, gathered)
         return gathered
 
     def broadcast(self, value: Any) -> Any:
@@ -201,9 +200,7 @@ def _from_environment() -> tuple[int, int, int]:
     """Rank, local rank and number of processes; srun's variables get torchrun's names, which accelerate reads."""
     if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         os.environ.setdefault("MASTER_PORT", "29500")
-        for name, of_slurm in SLURM_NAMES.items():
-            if of_slurm in os.environ:
-                os.environ[name] = os.environ[of_slurm]
+        os.environ |= {name: os.environ[of_slurm] for name, of_slurm in SLURM_NAMES.items() if of_slurm in os.environ}
     if "RANK" not in os.environ:
         return 0, 0, 1
     try:

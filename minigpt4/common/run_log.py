@@ -173,9 +173,8 @@ class EpochLog(MetricLogger):
             "max_memory_mib": memory,
         }
         speed, data_share = numbers["samples_per_second"], numbers["data_share"]
-        self.bar.set_postfix_str(
-            f"lr {self.lr.value:.2e}, loss {self.loss.value:.4f}, {speed:.1f} samples/s, data {data_share:.0%}"
-        )
+        shown = f"lr {self.lr.value:.2e}, loss {self.loss.value:.4f}"
+        self.bar.set_postfix_str(f"{shown}, {speed:.1f} samples/s, data {data_share:.0%}")
         line = self.line(self.header, self.iteration, self.iterations, self.watch, lap, memory)
         self.write(f"{line}  samples/s: {speed:.1f}  data wait: {data_share:.0%}")
         step = self.epoch * self.iterations + self.iteration

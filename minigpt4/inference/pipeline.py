@@ -45,7 +45,7 @@ from minigpt4.inference.engine import Engine
 from minigpt4.models.feature_cache import build_model, cached_numbers, feature_cache
 from minigpt4.models.prompting import apply_template, read_prompts
 from minigpt4.models.tokenizer import load_tokenizer
-from minigpt4.models.vision_tower import HF_FILES, is_directory
+from minigpt4.models.vision_tower import vision_files
 from minigpt4.processors import BaseProcessor, load_processor, process_image
 
 log = logging.getLogger(__name__)
@@ -302,10 +302,7 @@ def image_reader(cfg: Config) -> ImageReader:
 
 def frozen_files(model: Any) -> list[list[Any]]:
     """Quick hashes of the files of LLM, vision encoder and Q-Former that a `model:` section names."""
-    files = sorted(model.llm_directory().iterdir())
-    files += [Path(path) for key in ("vit_weights", "q_former_model") if (path := getattr(model, key, None))]
-    if is_directory(tower := getattr(model, "vit_model", "")):
-        files += [Path(tower).expanduser() / name for name in HF_FILES]
+    files = [*sorted(model.llm_directory().iterdir()), *vision_files(model)]
     return [quick_hash(path) for path in files if path.is_file()]
 
 

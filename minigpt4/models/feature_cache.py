@@ -27,14 +27,13 @@ from minigpt4.models.attention import make_batch_invariant
 from minigpt4.models.llava_weights import TOWER, read_part
 from minigpt4.models.loading import feature_shape
 from minigpt4.models.prompting import ImageFeatures
-from minigpt4.models.vision_tower import HF_FILES, is_directory
+from minigpt4.models.vision_tower import is_directory, vision_files
 from minigpt4.processors import BaseProcessor
 
 log = logging.getLogger(__name__)
 
 VISION_KEYS = ("vit_model", "vit_config", "image_size", "vit_precision", "vit_layer", "vit_prefix", "connector")
 VISION_KEYS += ("num_query_token", "qformer_config")
-WEIGHTS = ("vit_weights", "q_former_model")
 VERSION = 2
 """Raise it when the same files and settings give other features, or the files of the cache change."""
 KEY_FILE = "key.json"
@@ -70,11 +69,8 @@ class FeatureCache:
         if not hasattr(processor, "feature_key"):
             text = f"{type(processor).__name__} does not say that it gives the same pixels each time: it lacks the"
             raise ConfigError(f"run.feature_cache: {text} property `feature_key`, values that its output depends on")
-        cfg = dataclasses.asdict(self._cfg)
-        keys = WEIGHTS if cfg["connector"] == "qformer" else WEIGHTS[:1]
-        files = [Path(cfg[key]) for key in keys if cfg.get(key)]
+        cfg, files = dataclasses.asdict(self._cfg), vision_files(self._cfg)
         if is_directory(cfg["vit_model"]):
-            files += [Path(cfg["vit_model"]).expanduser() / name for name in HF_FILES]
             files += (read_part(self._cfg, TOWER) or ())[:1]
         return {
             **({"batch_invariant": True} if self._batch_invariant else {}),

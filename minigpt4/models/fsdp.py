@@ -31,6 +31,7 @@ from minigpt4.common.checkpoint import read_weights
 from minigpt4.common.errors import ConfigError, RunError, WeightsError, errors_as
 from minigpt4.common.model_schema import TrainRule
 from minigpt4.common.schemas import RunConfig
+from minigpt4.common.torch_files import WEIGHT_FILES
 from minigpt4.models.base_model import freeze
 from minigpt4.models.train_rules import apply_rule
 
@@ -39,13 +40,9 @@ log = logging.getLogger(__name__)
 DID_NOT_COME = "run.parallel: fsdp: the other processes did not come to the LLM's next pass"
 
 
-FILES = ("model.safetensors", "pytorch_model.bin")
-"""In the order of preference; beside each, `NAME.index.json` tells which file of several holds a tensor."""
-
-
 def mapped_weights(directory: Path) -> dict[str, Tensor]:
     """The tensors of an LLM directory, left on disk until they are read; WeightsError for missing or broken files."""
-    for name in FILES:
+    for name in WEIGHT_FILES:
         index, paths = directory / f"{name}.index.json", [directory / name]
         if not paths[0].is_file():
             if not index.is_file():
@@ -57,7 +54,7 @@ def mapped_weights(directory: Path) -> dict[str, Tensor]:
             return {name: tensor for path in paths for name, tensor in read_weights(path, mapped=True).items()}
         except WeightsError as error:
             raise WeightsError(f"model.llama_model: {error}") from error
-    raise WeightsError(f"model.llama_model: {directory} holds none of {', '.join(FILES)}")
+    raise WeightsError(f"model.llama_model: {directory} holds none of {', '.join(WEIGHT_FILES)}")
 
 
 def sharding(run: RunConfig) -> dict[str, bool]:

@@ -313,11 +313,14 @@ def fingerprint(model: nn.Module) -> str:
 
     The same for all file formats and 16-bit precisions of one LLM, another one for another finetuning.
     """
-    digest = hashlib.sha256()
     vectors = [p for name, p in sorted(model.named_parameters()) if p.ndim == 1 and name.endswith("norm.weight")]
-    for tensor in (model.get_input_embeddings().weight[:FINGERPRINT_ROWS], *vectors):
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    rows = model.get_input_embeddings().weight[:FINGERPRINT_ROWS]
+    return hashlib.sha256(b"".join(map(bf16_bytes, (rows, *vectors)))).hexdigest()[:16]
+
+
+def bf16_bytes(tensor: torch.Tensor) -> bytes:
+    """A tensor rounded to bf16, for hashes that are the same for all formats of a file."""
+    return tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def check_llm(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> float:

@@ -28,7 +28,7 @@ from minigpt4.models.base_model import DTYPES, store_matmuls
 from minigpt4.models.connectors import Connector, build_connector, own_blip2_keys, qformer_file
 from minigpt4.models.fsdp import copy_weights
 from minigpt4.models.llava_weights import ADAPTERS, PROJECTOR, projector_names, read_lora, read_part
-from minigpt4.models.llm import add_tokens, check_llm, load_llm, set_token_ids
+from minigpt4.models.llm import add_tokens, bf16_bytes, check_llm, load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.vision_tower import VisionTower, build_vision_encoder, load_vision_encoder, read_vit_weights
 
@@ -136,8 +136,7 @@ def vision_fingerprints(cfg: MiniGPT4Config) -> dict[str, str]:
         try:
             for name, tensor in sorted(read().items()):
                 digest.update(name.encode(errors="backslashreplace"))
-                start = tensor.reshape(-1)[:FINGERPRINT_NUMBERS]
-                digest.update(start.to(torch.bfloat16).view(torch.uint8).numpy().tobytes())
+                digest.update(bf16_bytes(tensor.reshape(-1)[:FINGERPRINT_NUMBERS]))
             fingerprints[key] = digest.hexdigest()[:16]
         except MiniGPT4Error as error:
             log.warning("Whether checkpoints were trained with the same model.%s cannot be told: %s", key, error)

@@ -19,6 +19,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from minigpt4.common.checkpoint import copy_strict, find_weights, read_state_dict
 from minigpt4.common.errors import ConfigError, errors_as, nearest
 from minigpt4.common.model_schema import EVA_CLIP_G, VIT_FILE, MiniGPT4Config
+from minigpt4.common.torch_files import WEIGHT_FILES
 from minigpt4.models import eva_vit
 from minigpt4.models.llava_weights import TOWER, read_part
 from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
@@ -28,8 +29,6 @@ log = logging.getLogger(__name__)
 USUAL_SIZE = 224
 """Side of the images of EVA-CLIP, and of a tower of which timm does not know it, pixels."""
 _HF_TOWERS = {CLIPVisionConfig: CLIPVisionModel, SiglipVisionConfig: SiglipVisionModel}
-HF_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Of the weights in such a directory, the first that is there."""
 _KNOWN = {"clip-vit-large-patch14": 224, "clip-vit-large-patch14-336": 336}
 """Image size of OpenAI's directories, so that LLaVA can be sized before they are there."""
 
@@ -125,6 +124,14 @@ def build_vision_encoder(cfg: MiniGPT4Config) -> VisionTower:
     return VisionTower(_build_timm(cfg, size), size)
 
 
+def vision_files(cfg: Any) -> list[Path]:
+    """Files of the vision side that a section `model:` names, whether they are there or not."""
+    keys = ("vit_weights", "q_former_model") if getattr(cfg, "connector", "qformer") == "qformer" else ("vit_weights",)
+    files = [Path(path) for key in keys if (path := getattr(cfg, key, None))]
+    tower = getattr(cfg, "vit_model", "")
+    return files + [Path(tower).expanduser() / name for name in WEIGHT_FILES if is_directory(tower)]
+
+
 def image_size_of(cfg: MiniGPT4Config) -> int:
     """`model.image_size`, or where it is null the tower's own."""
     if cfg.image_size is not None:
@@ -153,9 +160,9 @@ def read_vit_weights(cfg: MiniGPT4Config) -> tuple[Path, dict[str, Tensor]]:
         prefix, directory = "vision_model.", Path(cfg.vit_model).expanduser()
         path, state = read_part(cfg, TOWER) or (None, {})
         if path is None:
-            path = next((directory / name for name in HF_FILES if (directory / name).is_file()), None)
+            path = next((directory / name for name in WEIGHT_FILES if (directory / name).is_file()), None)
             if path is None:
-                raise ConfigError(f"model.vit_model: {directory} has neither {' nor '.join(HF_FILES)}")
+                raise ConfigError(f"model.vit_model: {directory} has neither {' nor '.join(WEIGHT_FILES)}")
             state = read_state_dict(path, mapped=True)
         if any(name.startswith(prefix) for name in state):  # a whole CLIP, with its text side
             state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
