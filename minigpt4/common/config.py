@@ -75,7 +75,6 @@ class Config:
 
     @property
     def datasets_cfg(self) -> DictConfig:
-        """One mapping per dataset, by name."""
         return self.config.datasets
 
     @property
@@ -88,7 +87,6 @@ class Config:
         return to_plain(self.config, self.source, self.option_keys)
 
     def pretty(self) -> str:
-        """The merged configuration as YAML, for the log."""
         return OmegaConf.to_yaml(self.config, resolve=True)
 
     def validate(self, *, training: bool = True) -> "Config":

@@ -142,7 +142,6 @@ class Processes:
         return found
 
     def barrier(self) -> None:
-        """Until every rank is here."""
         PartialState().wait_for_everyone()
 
 

@@ -142,13 +142,11 @@ class Stopwatch:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Around the call that fetches a batch."""
         began = time.perf_counter()
         yield
         self.lap.data_seconds += time.perf_counter() - began
 
     def tick(self, samples: int = 0) -> None:
-        """An iteration is done."""
         now = time.perf_counter()
         self.iterations += 1
         self.lap.iterations += 1
@@ -157,7 +155,6 @@ class Stopwatch:
         self._mark = now
 
     def end_lap(self) -> Lap:
-        """The lap so far; the next one begins."""
         lap, self.lap = self.lap, Lap()
         return lap
 
@@ -184,7 +181,6 @@ class MetricLogger:
         self.meters[name] = meter
 
     def update(self, **values: "Tensor | float") -> None:
-        """A number for each of these meters."""
         for name, value in values.items():
             self.meters.setdefault(name, SmoothedValue()).update(value)
 

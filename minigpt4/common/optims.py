@@ -182,5 +182,4 @@ class NonFiniteGuard:
         return {"updates": self.updates, "skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Count on from there."""
         self.updates, self.skipped, self.in_a_row = state["updates"], state["skipped"], state["in_a_row"]

@@ -131,7 +131,6 @@ class RunFolder:
 
     @property
     def job_id(self) -> str:
-        """Name of the folder."""
         return self.path.name
 
     @property

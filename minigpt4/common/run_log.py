@@ -140,7 +140,6 @@ class EpochLog(MetricLogger):
 
     @property
     def complete(self) -> bool:
-        """Whether the last iteration is done."""
         return self.iteration >= self.iterations - 1
 
     def step(self, loss: "Tensor | float", lr: float, *, num_samples: int) -> None:
@@ -183,7 +182,6 @@ class EpochLog(MetricLogger):
         self.run_log.track({f"train/{name}": value for name, value in numbers.items() if value is not None}, step)
 
     def write(self, line: str) -> None:
-        """A line on stdout, if lines are shown."""
         if self.shows_lines:
             to_stdout(line)
 

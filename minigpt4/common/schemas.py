@@ -208,7 +208,6 @@ class ProcessorConfig:
         return own | {"kwargs": {str(key): value for key, value in values.items() if key not in own}}
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for the processor's constructor."""
         size = {} if self.image_size is None else {"image_size": self.image_size}
         return size | self.kwargs
 
@@ -406,7 +405,6 @@ class RunConfig:
         return list(dict.fromkeys([*before, *self.test_splits]))
 
     def training_faults(self) -> Iterator[str]:
-        """What a run that trains lacks."""
         if not self.evaluate:
             missing = [key for key in TRAINING_KEYS if getattr(self, key) is None]
             yield from (f"run.{key}: needed to train; set evaluate: True to evaluate only" for key in missing)

@@ -44,7 +44,6 @@ class ImageList:
         return self.reader.read(self.items[number].file)
 
     def batches(self, batch_size: int) -> list[list[int]]:
-        """Numbers of images in their order, cut into batches."""
         return cut(range(len(self)), batch_size)
 
 

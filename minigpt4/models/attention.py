@@ -78,7 +78,6 @@ class PadMap:
 
     @property
     def prefix_length(self) -> int:
-        """P."""
         return self.prefix[0][0].shape[2] if self.prefix else 0
 
     def rows(self, states_1HNE: Tensor) -> Tensor:

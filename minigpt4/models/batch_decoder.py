@@ -78,7 +78,6 @@ class RowLayer(DynamicLayer):
         self._use(end)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row so many times."""
         rows = torch.arange(len(self.keys), device=self.keys.device)
         self.batch_select_indices(rows.repeat_interleave(repeats))
 
@@ -171,7 +170,6 @@ class FixedBatch:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for another token."""
         return self._end > self._room
 
     def read(self, newest_B1: Tensor, parents_B: Tensor | None = None) -> Tensor:
@@ -281,7 +279,6 @@ class BatchDecoder:
 
     @torch.inference_mode()
     def remove(self, rows: Iterable[GenerationState]) -> None:
-        """Rows leave before their end."""
         leaving = {id(row) for row in rows}
         self._keep([index for index, row in enumerate(self.rows) if id(row) not in leaving])
 
@@ -306,7 +303,6 @@ class BatchDecoder:
         self._logits_BV = next_logits(self.llm, self._cache, mask_BP, **inputs)[: len(self.rows)]
 
     def _release(self, steady: bool = False) -> None:
-        """Leave the graph, if there is one."""
         if self._fixed is not None:
             self._fixed.release()
         self._fixed, self._unchanged = None, STEADY if steady else 0

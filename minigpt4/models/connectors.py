@@ -66,7 +66,6 @@ class Connector(nn.Module):
         raise NotImplementedError
 
     def lavis_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters under the names of checkpoints."""
         yield from ()
 
     def load_weights(self, cfg: MiniGPT4Config, ln_vision: nn.Module) -> None:

@@ -65,7 +65,6 @@ class FeatureCache:
         return FeatureStore(folder, self._shape)
 
     def _metadata(self, processor: BaseProcessor) -> dict[str, Any]:
-        """What features depend on."""
         if not hasattr(processor, "feature_key"):
             text = f"{type(processor).__name__} does not say that it gives the same pixels each time: it lacks the"
             raise ConfigError(f"run.feature_cache: {text} property `feature_key`, values that its output depends on")

@@ -110,7 +110,6 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """With what the allocator does not count."""
         return self.allocated + CUDA_ALLOWANCE
 
 

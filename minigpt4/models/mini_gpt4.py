@@ -293,7 +293,6 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         self._trained = [part for name in _VISION_SIDE if is_trained(part := getattr(self, name))]
 
     def ensure_vision_loaded(self) -> None:
-        """Load the vision side if it waits to be needed."""
         if next(self.visual_encoder.parameters()).device.type != "meta":
             return
         log.info("An image is to be encoded: loading the vision encoder now")

@@ -44,7 +44,6 @@ class TokenSequence:
         return len(self.ids)
 
     def add(self, other: "TokenSequence") -> "TokenSequence":
-        """Append another sequence."""
         for name, values in vars(self).items():
             values += getattr(other, name)
         return self
@@ -60,7 +59,6 @@ class TokenSequence:
         return self.add(TokenSequence([0] * count, [IGNORE] * count, [1] * count, range(start, start + count)))
 
     def cut(self, length: int) -> "TokenSequence":
-        """Keep the first `length` positions."""
         for values in vars(self).values():
             del values[length:]
         return self
@@ -77,7 +75,6 @@ class TokenSequence:
 
     @property
     def num_targets(self) -> int:
-        """Positions trained on."""
         return sum(target != IGNORE for target in self.targets)
 
 
@@ -101,7 +98,6 @@ class Batch:
         return int((self.targets_BT != IGNORE).sum())
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`."""
         values = {name: to_device(value, device) for name, value in vars(self).items() if name != "image_at"}
         return Batch(image_at=tuple(to_device(index, device) for index in self.image_at), **values)
 
@@ -210,7 +206,6 @@ class Samples:
         return len(self.dialogues or self.conversations or self.answers)
 
     def name(self, index: int) -> str:
-        """What to call a sample in an error."""
         if self.image_ids is None:
             return f"sample {index} of the batch"
         return f"sample {index} of the batch (image_id {self.image_ids[index]})"

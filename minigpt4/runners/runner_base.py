@@ -231,7 +231,6 @@ class RunnerBase:
         self.image_ids: list[Any] = []
 
     def autocast(self) -> torch.autocast:
-        """The run's mixed precision."""
         return torch.autocast(self.device.type, DTYPES[self.run.amp_dtype], enabled=self.run.amp)
 
     # Validation and test
@@ -336,7 +335,6 @@ class RunnerBase:
 
     @property
     def iterations_done(self) -> int:
-        """Of the whole run."""
         return self.position.epoch * self.run.iters_per_epoch + self.position.iteration
 
     def save_checkpoint(self, name: str) -> None:
@@ -411,7 +409,6 @@ class RunnerBase:
         ]
 
     def _chosen(self, datasets: Datasets, splits: list[str]) -> list[tuple[BaseDataset, DatasetConfig]]:
-        """The datasets of these splits, each with its section."""
         sections = self.cfg.datasets.items()
         return [(datasets[name][at], section) for name, section in sections for at in splits if at in datasets[name]]
 
@@ -423,7 +420,6 @@ class RunnerBase:
     # The log's first lines
 
     def _announce(self) -> None:
-        """What is trained, and on how much."""
         run, iterations = self.run, self.run.max_epoch * self.run.iters_per_epoch
         log.info("number of trainable parameters: %d", sum(self.rows.like(p).numel() for p in self.parameters.values()))
         updates = run.max_epoch * math.ceil(run.iters_per_epoch / run.accum_grad_iters)
