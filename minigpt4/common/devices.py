@@ -36,7 +36,7 @@ def is_available(device: torch.device) -> bool:
 def find_device(wanted: str | torch.device | None) -> torch.device:
     """The device of that name; None: the first accelerator, or the CPU where there is none."""
     if wanted is None:
-        wanted = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+        wanted = f"{torch.accelerator.current_accelerator().type}:0" if torch.accelerator.is_available() else "cpu"
     try:
         return torch.device(wanted)
     except RuntimeError as error:

@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,20 +100,12 @@ def _wandb(run: RunConfig, folder: RunFolder, config: Mapping[str, Any]) -> "Gen
 
 
 def _answers(address: str) -> bool:
-    """Does a server answer, in whatever words? Asked in a thread, for a name lookup knows no time limit."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(address, timeout=PROBE_SECONDS).close()
-        except urllib.error.HTTPError:
-            pass  # an answer, too
-        except (OSError, ValueError):
-            return
-        answered.set()
-
-    threading.Thread(target=ask, daemon=True).start()
-    return answered.wait(PROBE_SECONDS)
+    """Does a server answer, in whatever words?"""
+    try:
+        urllib.request.urlopen(address, timeout=PROBE_SECONDS).close()
+    except (OSError, ValueError) as error:
+        return isinstance(error, urllib.error.HTTPError)
+    return True
 
 
 # The log
