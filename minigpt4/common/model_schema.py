@@ -301,8 +301,8 @@ class MiniGPT4Config:
 
     def _settle_rules(self) -> None:
         """The published keys into `train`, whose rules are never null from here on; the keys then say the same."""
-        rules, projection, instead = self.train, self.train.projection.rule, {"qlora": "lora", "head": "last"}
-        of_vision = []
+        rules, projection = self.train, self.train.projection.rule
+        instead, of_vision = {"qlora": "lora", "head": "last"}, []
         for part, key in (("vision", "freeze_vit"), ("connector", "freeze_qformer")):
             rule = getattr(rules, part).rule
             of_vision += [

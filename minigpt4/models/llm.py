@@ -63,10 +63,8 @@ def read_llm_config(directory: Path) -> PretrainedConfig:
     """
     key = f"model.llama_model: {directory}"
     if not directory.is_dir():
-        text = (
-            "is no directory of an LLM as transformers saves it; python scripts/download_weights.py --list names some"
-        )
-        raise WeightsError(f"{key} {text}")
+        way_out = "python scripts/download_weights.py --list names some"
+        raise WeightsError(f"{key} is not a directory, of an LLM as transformers saves it; {way_out}")
     if (directory / "adapter_config.json").is_file():
         text = "has an adapter_config.json: LoRA. LLaVA's goes into model.ckpt (docs/training.md); merge another into"
         raise WeightsError(f"{key} {text} its LLM first (peft: merge_and_unload, save_pretrained)")
