@@ -35,7 +35,6 @@ NUMBERED = "checkpoint_[!b]*.pth"
 """All but the best."""
 CARD_TYPES = {"run_number": int, "run_started": str, "iteration": int, "best_loss": int | float}
 CARD_TYPES |= {"llm_fingerprint": str, "vision_fingerprints": dict, "lora_alpha": dict}
-MAX_NAMED = 8
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module")
 """Entries under which programs save the weights: this one and LAVIS, Lightning, plain PyTorch, DeepSpeed."""
 WITHIN = re.compile(r"(?:_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -105,7 +104,7 @@ def state_dict_of(content: Mapping[str, Any], source: str | Path) -> dict[str, T
             raise WeightsError(f"{source}: its entry '{name}' is a {type(state).__name__}, not a dictionary")
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        found = _some([f"{key} ({type(value).__name__})" for key, value in state.items()]) or "nothing"
+        found = some([f"{key} ({type(value).__name__})" for key, value in state.items()]) or "nothing"
         raise WeightsError(f"{source}: holds no tensors, but {found}. Save the weights alone, or as its entry 'model'")
     for name, tensor in tensors.items():
         require_plain(name, tensor, source)
@@ -128,17 +127,12 @@ def require_plain(name: Any, tensor: Tensor, source: str | Path) -> None:
         raise WeightsError(f"{source}: {name} is an expanded view of fewer numbers; save it .contiguous()")
 
 
+@torch.no_grad()
 def copy_strict(
     target: Mapping[str, Tensor], state: Mapping[str, Tensor], *, source: str | Path, hint: str = ""
 ) -> None:
     """Copy `state` into `target` in place, if `require_fit` lets it; dtypes are converted to the target's."""
     require_fit(target, state, source=source, hint=hint)
-    copy_weights(target, state)
-
-
-@torch.no_grad()
-def copy_weights(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copy tensors that are known to fit into those of the same names in `target`."""
     for name, tensor in state.items():
         target[name].copy_(tensor)
 
@@ -161,11 +155,11 @@ def require_fit(
         if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex():
             problems["wrong type"].append(f"{name} is {theirs.dtype} in the file, {ours.dtype} in the model")
     if any(problems.values()):
-        lines = [f"{title}: {_some(names)}" for title, names in problems.items() if names]
+        lines = [f"{title}: {some(names)}" for title, names in problems.items() if names]
         raise WeightsError("\n  ".join([f"{source} does not fit the model.", *lines, *filter(None, [hint])]))
     broken = [name for name, (theirs, ours) in common.items() if not is_finite(theirs.to(ours.dtype))]
     if broken:
-        odd = f"NaN, infinity or numbers beyond the model's type in {_some(broken)}"
+        odd = f"NaN, infinity or numbers beyond the model's type in {some(broken)}"
         raise WeightsError(f"{source}: holds {odd}; take an earlier checkpoint, or get it again")
 
 
@@ -180,9 +174,10 @@ def drop_keys(state: Mapping[str, Tensor], patterns: Iterable[str]) -> dict[str,
     return {name: tensor for name, tensor in state.items() if name not in dropped}
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:MAX_NAMED])
-    return shown if len(names) <= MAX_NAMED else f"{shown} and {len(names) - MAX_NAMED} more"
+def some(names: list[str], most: int = 8) -> str:
+    """The first names of a list, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 # Checkpoints of a run
@@ -232,11 +227,9 @@ def _delete(path: Path) -> None:
 
 def amend_card(path: Path, **facts: Any) -> None:
     """Add what became known later to the card of a checkpoint; WeightsError if the disk refuses."""
-    card = read_card(path)
-    if card is None:
-        return
-    with errors_as(WeightsError, f"{card_path(path)}: could not be written"), replacing(card_path(path)) as new:
-        new.write_text(json.dumps(card | facts, indent=2), encoding="utf-8")
+    if card := read_card(path):
+        with errors_as(WeightsError, f"{card_path(path)}: could not be written"), replacing(card_path(path)) as new:
+            new.write_text(json.dumps(card | facts, indent=2), encoding="utf-8")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -301,11 +294,9 @@ def _furthest(paths: Iterable[Path], job_name: str | None = None) -> Path | None
 
 
 def drop_old(folder: Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints of `save_every_iters`, cards first."""
-    if keep is None:
-        return
+    """Delete all but the newest `keep` checkpoints of `save_every_iters` (None: none), cards first."""
     cards = ((read_card(path), path) for path in folder.glob(ITERATION_PATTERN))
     whole = sorted((card.get("iteration") or 0, path) for card, path in cards if card is not None)
-    for _, path in whole[:-keep]:
+    for _, path in whole[:-keep] if keep else ():
         _delete(card_path(path))
         _delete(path)

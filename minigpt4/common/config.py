@@ -75,7 +75,6 @@ class Config:
 
     @property
     def datasets_cfg(self) -> DictConfig:
-        """One mapping per dataset, by name."""
         return self.config.datasets
 
     @property
@@ -88,7 +87,6 @@ class Config:
         return to_plain(self.config, self.source, self.option_keys)
 
     def pretty(self) -> str:
-        """The merged configuration as YAML, for the log."""
         return OmegaConf.to_yaml(self.config, resolve=True)
 
     def validate(self, *, training: bool = True) -> "Config":
@@ -146,21 +144,21 @@ class Config:
 
     def batch_size(self) -> int:
         """Samples of one iteration on one GPU; an iteration reads one dataset, so the largest counts."""
-        self._raise(self._no_batch())
+        self._raise(list(self._no_batch()))
         return max(dataset.batch_size or self.run.batch_size_train for dataset in self.datasets.values())
 
-    def _batch_faults(self) -> list[str]:
+    def _batch_faults(self) -> Iterator[str]:
         """Where there is nothing to train on, or with `run.evaluate` nothing to evaluate on."""
         if self.run.evaluate and not self.run.test_splits:
-            return ["run.test_splits: is empty, and run.evaluate evaluates on nothing else; name them, such as [test]"]
-        return [] if self.run.evaluate and self.run.batch_size_eval else self._no_batch()
+            yield "run.test_splits: is empty, and run.evaluate evaluates on nothing else; name them, such as [test]"
+        elif not (self.run.evaluate and self.run.batch_size_eval):
+            yield from self._no_batch()
 
-    def _no_batch(self) -> list[str]:
+    def _no_batch(self) -> Iterator[str]:
         if not self.datasets:
-            return ["datasets: is empty; name at least one dataset"]
-        if self.run.batch_size_train or all(dataset.batch_size for dataset in self.datasets.values()):
-            return []
-        return ["run.batch_size_train: no batch size; set it or datasets.NAME.batch_size"]
+            yield "datasets: is empty; name at least one dataset"
+        elif not (self.run.batch_size_train or all(dataset.batch_size for dataset in self.datasets.values())):
+            yield "run.batch_size_train: no batch size; set it or datasets.NAME.batch_size"
 
     def _model_schema(self) -> type:
         arch = self.merged["model"]["arch"]

@@ -10,7 +10,7 @@ import logging
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,10 +24,6 @@ from minigpt4.common.run_folder import RUN_JSON
 
 log = logging.getLogger(__name__)
 
-MAX_CHARACTERS = 100_000
-"""Of a value whose `${...}` are resolved: far above any real one; a chain that doubles asks for more than a memory."""
-
-REFERENCE = re.compile(r"\$\{([^${}:]+)\}")
 PACKAGE = Path(__file__).resolve().parents[1]
 OPTION_SECTIONS = ("model", "datasets", "run", "evaluation_datasets", "curation", "preprocess")
 FULL_KEY = re.compile(r"full_key: (\S+)")
@@ -114,51 +110,7 @@ def merge(place: str, *layers: Any) -> DictConfig:
 def to_plain(config: Any, source: str, options: Collection[str] = ()) -> dict[str, Any]:
     """Dicts, lists and scalars of a config, `${...}` resolved; ConfigError where that fails."""
     with yaml_faults(source, options=options):
-        _check_references(config)
         return OmegaConf.to_container(config, resolve=True)
-
-
-def _check_references(config: Any) -> None:
-    """ValueError, before anything is resolved, for `${...}` that lead back to themselves or make too long a text."""
-    tree = OmegaConf.to_container(config, resolve=False)
-    sizes: dict[str, int | None] = {}
-
-    def size(key: str) -> int:
-        if key not in sizes:
-            sizes[key], value = None, _at(tree, key) if key else tree
-            if isinstance(value, dict | list):
-                names = value if isinstance(value, dict) else range(len(value))
-                parts = [f"{key}.{name}" if key else str(name) for name in names]
-            else:
-                parts = [_absolute(reference, key) for reference in REFERENCE.findall(str(value))]
-            total = sum(map(size, parts), 1 if isinstance(value, dict | list) else len(str(value)))
-            if total > MAX_CHARACTERS:
-                raise ValueError(f"{key}: its ${{...}} make a text of more than {MAX_CHARACTERS:,} characters")
-            sizes[key] = total
-        if sizes[key] is None:
-            raise ValueError(f"{key}: its ${{...}} lead back to itself")
-        return sizes[key]
-
-    size("")
-
-
-def _absolute(reference: str, key: str) -> str:
-    """`.x` and `..x` are seen from where they stand, everything else from the top."""
-    path = re.sub(r"\[([^\]]*)\]", r".\1", reference).lstrip(".")
-    up = len(reference) - len(reference.lstrip("."))
-    return ".".join([*key.split(".")[:-up], path]) if up else path
-
-
-def _at(tree: Any, key: str) -> Any:
-    """What stands at a dotted key; None if nothing does."""
-    for name in key.split("."):
-        if isinstance(tree, dict):
-            tree = next((value for own, value in tree.items() if str(own) == name), None)
-        elif isinstance(tree, list) and name.isdigit() and int(name) < len(tree):
-            tree = tree[int(name)]
-        else:
-            return None
-    return tree
 
 
 def below(key: str, options: Collection[str]) -> bool:
@@ -238,10 +190,9 @@ class ConfigFile:
 
     def _mapping(self, parent: DictConfig, name: str, key: str) -> DictConfig:
         """What stands below a key; ConfigError for `???`, null, a list or a value, and for ${...} that lead nowhere."""
-        try:
+        value = None
+        with suppress(OmegaConfBaseException):
             value = parent[name]
-        except OmegaConfBaseException:
-            value = None
         if not isinstance(value, DictConfig):
             raise ConfigError(f"{self.source}: {key} must hold keys with values; write `{name}: {{}}` for none")
         return value

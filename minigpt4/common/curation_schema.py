@@ -122,12 +122,8 @@ class FilterConfig:
 
     def __post_init__(self) -> None:
         low, high = self.image_distance, self.image_distance_review
-        refuse(
-            (
-                None not in (low, high) and high < low,
-                f"image_distance_review: {high} must be at least image_distance ({low})",
-            )
-        )
+        is_below = None not in (low, high) and high < low
+        refuse((is_below, f"image_distance_review: {high} must be at least image_distance ({low})"))
 
 
 @dataclass

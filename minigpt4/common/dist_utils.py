@@ -8,7 +8,6 @@ import logging
 import os
 import random
 import signal
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +22,7 @@ from accelerate.utils import check_cuda_p2p_ib_support, set_seed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from minigpt4.common import devices
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,6 @@ START_TIMEOUT = timedelta(minutes=30)
 """Ranks load their weights at different speeds; afterwards a step never takes this long."""
 
 SLURM_NAMES = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID", "WORLD_SIZE": "SLURM_NTASKS"}
-
-ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""Variables with settings of torch's allocator, today's name first."""
 
 SAVE_AND_STOP = tuple(filter(None, (getattr(signal, name, None) for name in ("SIGTERM", "SIGINT", "SIGUSR1"))))
 """Windows has no SIGUSR1."""
@@ -119,10 +116,9 @@ class Processes:
 
     def gather(self, value: Any) -> list[Any] | None:
         """Plain objects of all ranks on rank 0, None elsewhere; they travel between hosts, not through GPUs."""
-        if self.world_size == 1:
-            return [value]
-        gathered = [None] * self.world_size if self.is_main else None
-        dist.gather_object(value, gathered)
+        gathered = [value] * self.world_size if self.is_main else None
+        if self.world_size > 1:
+            dist.gather_object(value, gathered)
         return gathered
 
     def broadcast(self, value: Any) -> Any:
@@ -146,29 +142,26 @@ class Processes:
         return found
 
     def barrier(self) -> None:
-        """Until every rank is here."""
         PartialState().wait_for_everyone()
 
 
 def start_processes(device: str = "cuda", distributed: bool = True, dist_url: str = "env://") -> Processes:
-    """Join the processes that the launcher started, or be alone; NCCL for tensors on GPUs, gloo for all others.
+    """Join the processes that the launcher started, or be alone; NCCL or XCCL for tensors on GPUs, gloo for all others.
 
     Raises ConfigError if the launcher's variables do not fit together, RunError if a process does not come.
     """
     rank, local_rank, world_size = _from_environment()
-    chosen = _device(device, local_rank, world_size)
-    on_gpu = chosen.type == "cuda"
-    if on_gpu:
-        _expand_segments(chosen)
-        torch.cuda.set_device(chosen)
+    chosen = devices.device_of_rank(device, local_rank, world_size)
+    on_gpu = devices.is_gpu(chosen)
+    devices.use_device(chosen)
     if world_size > 1:
         if not distributed:
             text = f"run.distributed: False, but {world_size} processes were launched; start one or set it True"
             raise ConfigError(text)
-        if on_gpu and not check_cuda_p2p_ib_support():
+        if chosen.type == "cuda" and not check_cuda_p2p_ib_support():
             os.environ.update(NCCL_P2P_DISABLE="1", NCCL_IB_DISABLE="1")  # RTX 40 cards under old drivers
         dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+            f"cpu:gloo,{chosen.type}:{devices.BACKENDS[chosen.type]}" if on_gpu else "gloo",
             store=_store(dist_url, rank, world_size),
             rank=rank,
             world_size=world_size,
@@ -177,21 +170,6 @@ def start_processes(device: str = "cuda", distributed: bool = True, dist_url: st
         )
     PartialState(cpu=world_size == 1 or not on_gpu)  # for accelerate's trackers and barrier
     return Processes(rank, local_rank, world_size, chosen)
-
-
-def _expand_segments(device: torch.device) -> None:
-    """Let the allocator grow segments in place, for texts of changing length leave gaps in others; unless CUDA has
-    started, or the user has settings of their own."""
-    if torch.version.cuda is None or torch.cuda.is_initialized() or any(name in os.environ for name in ALLOCATOR):
-        return
-    os.environ[ALLOCATOR[0]] = "expandable_segments:True"
-    try:
-        with warnings.catch_warnings(action="ignore"):  # a GPU that is not in a cluster has no fabric
-            torch.empty(1, device=device)
-    except RuntimeError as error:  # a virtual GPU whose driver does not map memory
-        log.info("The allocator cannot expand segments here: %s", str(error).split("\n")[0])
-        os.environ[ALLOCATOR[0]] = "expandable_segments:False"
-        torch._C._accelerator_setAllocatorSettings(os.environ[ALLOCATOR[0]])
 
 
 def stop_processes() -> None:
@@ -221,9 +199,7 @@ def _from_environment() -> tuple[int, int, int]:
     """Rank, local rank and number of processes; srun's variables get torchrun's names, which accelerate reads."""
     if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         os.environ.setdefault("MASTER_PORT", "29500")
-        for name, of_slurm in SLURM_NAMES.items():
-            if of_slurm in os.environ:
-                os.environ[name] = os.environ[of_slurm]
+        os.environ |= {name: os.environ[of_slurm] for name, of_slurm in SLURM_NAMES.items() if of_slurm in os.environ}
     if "RANK" not in os.environ:
         return 0, 0, 1
     try:
@@ -231,20 +207,6 @@ def _from_environment() -> tuple[int, int, int]:
     except (KeyError, ValueError) as error:
         raise ConfigError(f"the launcher's variables {', '.join(SLURM_NAMES)} are incomplete: {error}") from error
     return rank, local_rank, world_size
-
-
-def _device(wanted: str, local_rank: int, world_size: int) -> torch.device:
-    if not wanted.startswith("cuda"):
-        return torch.device(wanted)
-    if not torch.cuda.is_available():
-        log.warning("run.device is %s, but there is no GPU: the run goes on the CPU", wanted)
-        return torch.device("cpu")
-    if world_size == 1 and ":" in wanted:
-        return torch.device(wanted)
-    if local_rank >= torch.cuda.device_count():
-        visible = f"{torch.cuda.device_count()} GPUs are visible"
-        raise ConfigError(f"local rank {local_rank} has no GPU of its own: {visible}; lower --nproc-per-node")
-    return torch.device("cuda", local_rank)
 
 
 def distribute(model: nn.Module, processes: Processes, trained: Mapping[str, nn.Parameter]) -> nn.Module:
@@ -255,8 +217,8 @@ def distribute(model: nn.Module, processes: Processes, trained: Mapping[str, nn.
     ignored = [name for name, parameter in model.named_parameters() if id(parameter) not in own]
     ignored += [name for name, _ in model.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
-    devices = [processes.device] if processes.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    own = [processes.device] if devices.is_gpu(processes.device) else None
+    return DistributedDataParallel(model, device_ids=own, gradient_as_bucket_view=True)
 
 
 # Random state of a process
@@ -273,7 +235,7 @@ def rng_state() -> dict[str, Any]:
         "python": [version, list(numbers), gauss],
         "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        **devices.rng_state(),
     }
 
 
@@ -284,8 +246,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
+    devices.set_rng_state(state)
 
 
 class StopRequest:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -143,13 +142,11 @@ class Stopwatch:
 
     @contextmanager
     def waiting_for_data(self) -> Iterator[None]:
-        """Around the call that fetches a batch."""
         began = time.perf_counter()
         yield
         self.lap.data_seconds += time.perf_counter() - began
 
     def tick(self, samples: int = 0) -> None:
-        """An iteration is done."""
         now = time.perf_counter()
         self.iterations += 1
         self.lap.iterations += 1
@@ -158,7 +155,6 @@ class Stopwatch:
         self._mark = now
 
     def end_lap(self) -> Lap:
-        """The lap so far; the next one begins."""
         lap, self.lap = self.lap, Lap()
         return lap
 
@@ -185,7 +181,6 @@ class MetricLogger:
         self.meters[name] = meter
 
     def update(self, **values: "Tensor | float") -> None:
-        """A number for each of these meters."""
         for name, value in values.items():
             self.meters.setdefault(name, SmoothedValue()).update(value)
 
@@ -215,6 +210,8 @@ class MetricLogger:
 
     def log_every(self, iterable: Sequence[Any], print_freq: int, header: str = "") -> Iterator[Any]:
         """Its items; prints the published line each `print_freq` of them and at the last, and then the time of all."""
+        from minigpt4.common.devices import max_memory
+
         watch, length, items = Stopwatch(), len(iterable), iter(iterable)
         for number in range(length):
             with watch.waiting_for_data():
@@ -232,11 +229,3 @@ class MetricLogger:
         if memory is not None:
             parts.append(f"max mem: {memory:.0f}")
         return self.delimiter.join(parts)
-
-
-def max_memory(device: "torch.device | None" = None) -> float | None:
-    """Highest memory allocated on a CUDA device so far, MiB; None where nothing runs there."""
-    import torch
-
-    on_cuda = torch.cuda.is_initialized() if device is None else device.type == "cuda"
-    return torch.cuda.max_memory_allocated(device) / 2**20 if on_cuda else None

@@ -280,16 +280,14 @@ class MiniGPT4Config:
         self.connector = self.connector or ("qformer" if self.has_qformer else "join4")
         self.projection = self.projection or ("linear3" if three else "linear")
         reads_prefix = self.connector == "qformer"
+        template = f"{self.prompt_template[:200]!r} must hold exactly one {{}}, other braces doubled"
         refuse(
             (reads_prefix and not self.has_qformer, "connector: qformer does not go with has_qformer: False"),
             (reads_prefix and self.vit_prefix == "drop", "vit_prefix: drop does not go with a Q-Former"),
             (three and self.projection != "linear3", f"projection: {self.projection} does not go with proj_layers: 3"),
             (self.llm_cuda_graph and self.llm_storage == "int8", "llm_cuda_graph: int8 waits for the GPU; take nf4"),
             (self.low_resource and self.llm_precision == "nf4", "low_resource: means int8, llm_precision says nf4"),
-            (
-                not is_template(self.prompt_template),
-                f"prompt_template: {self.prompt_template[:200]!r} must hold exactly one {{}}, other braces doubled",
-            ),
+            (not is_template(self.prompt_template), f"prompt_template: {template}"),
         )
         self.has_qformer = reads_prefix
         self._settle_rules()
@@ -309,23 +307,18 @@ class MiniGPT4Config:
 
     def _settle_rules(self) -> None:
         """The published keys into `train`, whose rules are never null from here on; the keys then say the same."""
-        rules = self.train
+        rules, projection = self.train, self.train.projection.rule
+        instead, of_vision = {"qlora": "lora", "head": "last"}, []
+        for part, key in (("vision", "freeze_vit"), ("connector", "freeze_qformer")):
+            rule = getattr(rules, part).rule
+            of_vision += [
+                (rule == "frozen" and not getattr(self, key), f"train.{part}: frozen, but {key}: False"),
+                (rule in instead, f"train.{part}: {rule} is for the LLM; take {instead.get(rule)}"),
+            ]
         refuse(
-            (not self.freeze_vit and rules.vision.rule == "frozen", "train.vision: frozen, but freeze_vit: False"),
-            (
-                not self.freeze_qformer and rules.connector.rule == "frozen",
-                "train.connector: frozen, but freeze_qformer: False",
-            ),
+            *of_vision,
             (self.lora_r > 0 and rules.llm.rule, "lora_r: cannot stand beside train.llm; set one or the other"),
-            (
-                rules.projection.rule not in (None, "full", "frozen"),
-                f"train.projection.rule: {rules.projection.rule!r} is for other parts; full or frozen",
-            ),
-            *(
-                (getattr(rules, part).rule == rule, f"train.{part}: {rule} is for the LLM; take {instead}")
-                for part in ("vision", "connector")
-                for rule, instead in (("qlora", "lora"), ("head", "last"))
-            ),
+            (projection not in (None, "full", "frozen"), f"train.projection.rule: {projection!r}: only full or frozen"),
         )
         if self.lora_r > 0:
             own = {"r": self.lora_r, "alpha": self.lora_alpha, "dropout": self.lora_dropout}
@@ -338,23 +331,15 @@ class MiniGPT4Config:
         self.freeze_vit, self.freeze_qformer = (rule.rule == "frozen" for rule in (rules.vision, rules.connector))
         if rules.llm.rule == "qlora" and self.llm_storage not in ("int8", "nf4"):
             self.llm_precision = "nf4"
+        graph = "vit_cuda_graph: True needs a frozen vision side (freeze_vit, freeze_qformer)"
+        is_frozen = self.freeze_vit and self.freeze_qformer
+        is_narrow = rules.llm.trains_own and self.llm_storage not in ("fp32", "bf16")
+        precision = f"llm_precision: {self.llm_storage}; set it to fp32 (master weights) or bf16"
+        frozen = {name: (rule.lr, rule.weight_decay) for name, rule in vars(rules).items() if rule.rule == "frozen"}
         refuse(
-            (
-                self.vit_cuda_graph and not (self.freeze_vit and self.freeze_qformer),
-                "vit_cuda_graph: True needs a frozen vision side (freeze_vit and freeze_qformer)",
-            ),
-            (
-                rules.llm.trains_own and self.llm_storage not in ("fp32", "bf16"),
-                f"train.llm: {rules.llm.rule} does not go with llm_precision: {self.llm_storage}; set it to fp32 "
-                "(master weights) or bf16",
-            ),
-            *(
-                (
-                    rule.rule == "frozen" and (rule.lr, rule.weight_decay) != (None, None),
-                    f"train.{name}.lr: it is frozen",
-                )
-                for name, rule in vars(rules).items()
-            ),
+            (self.vit_cuda_graph and not is_frozen, graph),
+            (is_narrow, f"train.llm: {rules.llm.rule} does not go with {precision}"),
+            *((own != (None, None), f"train.{name}.lr: it is frozen") for name, own in frozen.items()),
         )
 
     def rule_of(self, name: str) -> TrainRule:

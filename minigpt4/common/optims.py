@@ -13,7 +13,7 @@ Rates count as in the published recipes, with three traits that users' logs show
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minigpt4.common import devices
 from minigpt4.common.errors import RunError
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import JsonLines
@@ -138,7 +139,7 @@ class NonFiniteGuard:
         self.updates = 0
         self.skipped = 0
         self.in_a_row = 0
-        self._waiting: tuple[Tensor, torch.cuda.Event | None, list[str]] | None = None
+        self._waiting: tuple[Tensor, Callable[[], None], list[str]] | None = None
 
     def watch(self, skipped: Tensor, bad_loss: Tensor, empty: Tensor, ids: Sequence[Any]) -> None:
         """Note an update with the image ids of its samples; RunError once `limit` updates in a row were skipped.
@@ -148,22 +149,17 @@ class NonFiniteGuard:
         """
         self.flush()
         self.updates += 1
-        flags, arrived = torch.stack([skipped, bad_loss, empty]), None
-        if on_gpu := flags.device.type == "cuda":
-            flags = torch.empty(3, dtype=torch.bool, pin_memory=True).copy_(flags, non_blocking=True)
-            arrived = torch.cuda.Event()
-            arrived.record()
-        self._waiting = (flags, arrived, [str(image_id) for image_id in ids])
-        if not on_gpu:
+        flags, wait = devices.start_copy(torch.stack([skipped, bad_loss, empty]))
+        self._waiting = (flags, wait, [str(image_id) for image_id in ids])
+        if not devices.is_gpu(skipped.device):
             self.flush()
 
     def flush(self) -> None:
         """Read what is still on its way."""
         if self._waiting is None:
             return
-        (flags, arrived, ids), self._waiting = self._waiting, None
-        if arrived is not None:
-            arrived.synchronize()
+        (flags, wait, ids), self._waiting = self._waiting, None
+        wait()
         skipped, bad_loss, empty = flags.tolist()
         if not skipped:
             self.in_a_row = 0
@@ -186,5 +182,4 @@ class NonFiniteGuard:
         return {"updates": self.updates, "skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Count on from there."""
         self.updates, self.skipped, self.in_a_row = state["updates"], state["skipped"], state["in_a_row"]

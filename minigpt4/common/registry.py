@@ -26,7 +26,6 @@ class Registry:
         self._classes: dict[str, dict[str, type]] = {kind: {} for kind in KINDS}
 
     def _register(self, kind: str, name: str) -> Callable[[C], C]:
-        """Decorator: make the class known by this name."""
 
         def register(cls: C) -> C:
             known = self._classes[kind].get(name, cls)

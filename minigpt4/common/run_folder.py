@@ -44,10 +44,8 @@ _held: dict[Path, int] = {}
 
 
 def hold_folder(folder: Path, way_out: str, patience: float = PATIENCE) -> None:
-    """Keep other processes out of `folder` until this one ends; to ask again is fine.
-
-    RunError, with `way_out`, if another is in there or it cannot be written; without locks on the disk a warning.
-    """
+    """Keep other processes out of `folder` until this one ends; to ask again is fine. RunError, with `way_out`, if
+    another is in there or it cannot be written; without locks on the disk a warning."""
     folder = folder.resolve()
     if folder in _held:
         return
@@ -71,10 +69,8 @@ def hold_folder(folder: Path, way_out: str, patience: float = PATIENCE) -> None:
 
 
 def locked(path: Path) -> int | None:
-    """The descriptor of a lock, None if another process has it; opened for writing only where NFS wants it.
-
-    OSError if there is no such file, or with one of NO_LOCKS if its file system has no locks.
-    """
+    """The descriptor of a lock, None if another process has it; opened for writing only where NFS wants it. OSError if
+    there is no such file, or with one of NO_LOCKS if its file system has no locks."""
     if fcntl is None:
         raise OSError(errno.ENOSYS, "Windows")
     for mode in (os.O_RDONLY, os.O_RDWR):
@@ -135,7 +131,6 @@ class RunFolder:
 
     @property
     def job_id(self) -> str:
-        """Name of the folder."""
         return self.path.name
 
     @property

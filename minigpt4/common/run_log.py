@@ -7,7 +7,6 @@ import logging
 import math
 import os
 import sys
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.logger import MetricLogger, SmoothedValue, Stopwatch, max_memory, to_stdout
+from minigpt4.common.logger import MetricLogger, SmoothedValue, Stopwatch, to_stdout
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.schemas import RunConfig
 from minigpt4.common.utils import JsonLines, is_before
@@ -101,20 +100,12 @@ def _wandb(run: RunConfig, folder: RunFolder, config: Mapping[str, Any]) -> "Gen
 
 
 def _answers(address: str) -> bool:
-    """Does a server answer, in whatever words? Asked in a thread, for a name lookup knows no time limit."""
-    answered = threading.Event()
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(address, timeout=PROBE_SECONDS).close()
-        except urllib.error.HTTPError:
-            pass  # an answer, too
-        except (OSError, ValueError):
-            return
-        answered.set()
-
-    threading.Thread(target=ask, daemon=True).start()
-    return answered.wait(PROBE_SECONDS)
+    """Does a server answer, in whatever words?"""
+    try:
+        urllib.request.urlopen(address, timeout=PROBE_SECONDS).close()
+    except (OSError, ValueError) as error:
+        return isinstance(error, urllib.error.HTTPError)
+    return True
 
 
 # The log
@@ -140,7 +131,6 @@ class EpochLog(MetricLogger):
 
     @property
     def complete(self) -> bool:
-        """Whether the last iteration is done."""
         return self.iteration >= self.iterations - 1
 
     def step(self, loss: "Tensor | float", lr: float, *, num_samples: int) -> None:
@@ -158,6 +148,8 @@ class EpochLog(MetricLogger):
 
     def _report(self) -> None:
         """The published line, what is new behind it; a line of `metrics.jsonl`, and its numbers for the trackers."""
+        from minigpt4.common.devices import max_memory
+
         lap, memory = self.watch.end_lap(), max_memory(self.run_log.processes.device)
         (total, count), self.at_last_line = self.at_last_line, (self.loss.total, self.loss.count)
         new = self.loss.count - count
@@ -171,9 +163,8 @@ class EpochLog(MetricLogger):
             "max_memory_mib": memory,
         }
         speed, data_share = numbers["samples_per_second"], numbers["data_share"]
-        self.bar.set_postfix_str(
-            f"lr {self.lr.value:.2e}, loss {self.loss.value:.4f}, {speed:.1f} samples/s, data {data_share:.0%}"
-        )
+        shown = f"lr {self.lr.value:.2e}, loss {self.loss.value:.4f}"
+        self.bar.set_postfix_str(f"{shown}, {speed:.1f} samples/s, data {data_share:.0%}")
         line = self.line(self.header, self.iteration, self.iterations, self.watch, lap, memory)
         self.write(f"{line}  samples/s: {speed:.1f}  data wait: {data_share:.0%}")
         step = self.epoch * self.iterations + self.iteration
@@ -182,7 +173,6 @@ class EpochLog(MetricLogger):
         self.run_log.track({f"train/{name}": value for name, value in numbers.items() if value is not None}, step)
 
     def write(self, line: str) -> None:
-        """A line on stdout, if lines are shown."""
         if self.shows_lines:
             to_stdout(line)
 

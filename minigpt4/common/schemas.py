@@ -27,7 +27,7 @@ from minigpt4.conversation.decoding import Decoding
 SHARDS = "image_caption_shards"
 JSON = "image_caption_json"
 CONVERSATIONS = "llava_conversations"
-DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
 TEXT_FILES = (".json", ".jsonl", ".csv", ".tsv")
 """Endings of annotation files, which name images; others can hold them."""
 TRAINING_KEYS = ("init_lr", "max_epoch", "iters_per_epoch")
@@ -185,20 +185,14 @@ class BuildInfo:
     """New. Field of `ann_path` that names a record's split; null: each split has a file."""
 
     def __post_init__(self) -> None:
+        splits, files = self.val_ann_path or self.test_ann_path, self.ann_path or self.image_path
+        beside = "cannot stand beside val_ann_path and test_ann_path; set one or the other"
+        names_images = (self.ann_path or "").lower().endswith(TEXT_FILES)
         refuse(
-            (self.image_path and not self.annotations, "ann_path: is missing, or val_ann_path or test_ann_path"),
-            (
-                (self.ann_path or "").lower().endswith(TEXT_FILES) and not self.image_path,
-                "image_path: is missing; ann_path and image_path go together",
-            ),
-            (
-                self.storage and (self.ann_path or self.image_path),
-                "storage: cannot stand beside ann_path and image_path; set storage: null",
-            ),
-            (
-                self.split_field and (self.val_ann_path or self.test_ann_path),
-                "split_field: cannot stand beside val_ann_path and test_ann_path; set one or the other",
-            ),
+            (self.image_path and not self.annotations, "ann_path: is missing, or val_ann_path, test_ann_path"),
+            (names_images and not self.image_path, "image_path: is missing; ann_path and image_path go together"),
+            (self.storage and files, "storage: cannot stand beside ann_path and image_path; set storage: null"),
+            (self.split_field and splits, f"split_field: {beside}"),
         )
 
     @property
@@ -228,7 +222,6 @@ class ProcessorConfig:
         return own | {"kwargs": {str(key): value for key, value in values.items() if key not in own}}
 
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for the processor's constructor."""
         size = {} if self.image_size is None else {"image_size": self.image_size}
         return size | self.kwargs
 
@@ -275,24 +268,15 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         info = self.build_info
         shards = info.storage or info.val_storage or info.test_storage
+        of_shards, lengths = self.builder == SHARDS, f"{self.builder} tells no lengths; take builder: {CONVERSATIONS}"
+        lacks_files = self.builder in (JSON, CONVERSATIONS) and not (info.storage or info.annotations)
+        grouped = self.group_by_modality_length and self.builder in (SHARDS, JSON)
         refuse(
-            (self.builder == SHARDS and not shards, "build_info.storage: is missing; it says where the tar shards are"),
-            (
-                self.builder == SHARDS and str(info.storage).endswith(".parquet"),
-                f"builder: {SHARDS} reads tars; Parquet files go with builder: {JSON}",
-            ),
-            (
-                self.builder == SHARDS and info.max_samples,
-                "build_info.max_samples: is for annotation files; name fewer shards",
-            ),
-            (
-                self.group_by_modality_length and self.builder in (SHARDS, JSON),
-                f"group_by_modality_length: {self.builder} tells no lengths; it goes with builder: {CONVERSATIONS}",
-            ),
-            (
-                self.builder in (JSON, CONVERSATIONS) and not (info.storage or info.annotations),
-                "build_info.ann_path: is missing; set ann_path and image_path, or storage",
-            ),
+            (of_shards and not shards, "build_info.storage: is missing; it says where the tar shards are"),
+            (of_shards and str(info.storage).endswith(".parquet"), f"builder: Parquet files go with builder: {JSON}"),
+            (of_shards and info.max_samples, "build_info.max_samples: is for annotation files; name fewer shards"),
+            (grouped, f"group_by_modality_length: {lengths}"),
+            (lacks_files, "build_info.ann_path: is missing; set ann_path and image_path, or storage"),
         )
 
 
@@ -402,7 +386,7 @@ class RunConfig:
     """New. How `demo.py`'s page begins."""
 
     device: str = "cuda"
-    """`cuda`, `cuda:N`, `cpu` or `mps`."""
+    """`cuda`, `cuda:N`, `cpu`, and never tried: `xpu`, `xpu:N`, `mps`."""
     world_size: PositiveInt = 1
     """Number of processes; torchrun's own number goes before it."""
     dist_url: str = "env://"
@@ -424,10 +408,10 @@ class RunConfig:
     """Iterations between two lines of the training log."""
 
     def __post_init__(self) -> None:
-        too_low = self.init_lr is not None and self.min_lr > self.init_lr
+        is_above = self.init_lr is not None and self.min_lr > self.init_lr
         refuse(
-            (too_low, f"min_lr: {self.min_lr} must be at most init_lr ({self.init_lr})"),
-            (not DEVICE.fullmatch(self.device), f"device: {self.device!r:.200} must be cuda, cuda:N, cpu or mps"),
+            (is_above, f"min_lr: {self.min_lr} must be at most init_lr ({self.init_lr})"),
+            (not DEVICE.fullmatch(self.device), f"device: {self.device!r:.200} must be cuda, cuda:N, xpu, mps or cpu"),
         )
 
     def splits(self) -> list[str]:
@@ -436,7 +420,6 @@ class RunConfig:
         return list(dict.fromkeys([*before, *self.test_splits]))
 
     def training_faults(self) -> Iterator[str]:
-        """What a run that trains lacks."""
         if not self.evaluate:
             missing = [key for key in TRAINING_KEYS if getattr(self, key) is None]
             yield from (f"run.{key}: needed to train; set evaluate: True to evaluate only" for key in missing)

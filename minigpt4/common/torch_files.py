@@ -20,6 +20,8 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE = "pytorch_model.bin"
 PICKLE_INDEX = "pytorch_model.bin.index.json"
+WEIGHT_FILES = (SINGLE, PICKLE)
+"""Of a model in a directory, in the order of preference; beside each, `NAME.index.json` names those of several."""
 
 ZIP_START = b"PK\x03\x04"
 LEGACY_PICKLES = 5

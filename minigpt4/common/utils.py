@@ -234,9 +234,7 @@ class JsonLines:
     def read(self) -> list[Mapping[str, Any]]:
         """The whole lines; none if there is no file, nor, with a warning, if it cannot be read."""
         try:
-            return [record for _, record in self._lines()]
-        except FileNotFoundError:
-            return []
+            return [record for _, record in self._lines()] if self.path.exists() else []
         except OSError as error:
             self._warn("read", error)
             return []
@@ -244,11 +242,10 @@ class JsonLines:
     def keep(self, wanted: Callable[[Mapping[str, Any]], bool]) -> None:
         """Drop the lines that `wanted` refuses, as they will be written again, and one that a kill cut off."""
         try:
-            kept = b"".join(line + b"\n" for line, record in self._lines() if wanted(record))
-            with replacing(self.path) as part:
-                part.write_bytes(kept)
-        except FileNotFoundError:
-            return
+            if self.path.exists():
+                kept = b"".join(line + b"\n" for line, record in self._lines() if wanted(record))
+                with replacing(self.path) as part:
+                    part.write_bytes(kept)
         except OSError as error:
             self._warn("read or written", error)
 

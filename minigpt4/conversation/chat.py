@@ -74,7 +74,6 @@ class Chat:
         return picture.image_id
 
     def ask(self, question: str, decoding: Decoding = GREEDY) -> str:
-        """The whole answer of `stream`."""
         return "".join(self.stream(question, decoding))
 
     def stream(self, question: str, decoding: Decoding = GREEDY, seed: int | None = None) -> Iterator[str]:
@@ -101,7 +100,6 @@ class Chat:
         return self.conversation.take_back()
 
     def restart(self) -> None:
-        """Forget everything."""
         self.conversation, self.pictures, self.reply = self.engine.new_conversation(), [], None
 
     def _answer(self, question: str, decoding: Decoding, seed: int | None, before: Turns) -> Iterator[str]:

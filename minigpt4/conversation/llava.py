@@ -90,12 +90,10 @@ class LlavaTemplate:
 
     @property
     def gap(self) -> str:
-        """Stands between a role and its answer."""
         return "" if self.style in ("plain", "mpt") else " "
 
     @property
     def before_end(self) -> str:
-        """Stands between an answer and its end."""
         return " " if self.style == "llama_2" else ""
 
     @property
@@ -164,7 +162,6 @@ class LlavaConversation(Turns):
 
     @property
     def answer_end(self) -> str:
-        """The text that ends an answer."""
         return self.template.end
 
     def add_image(self) -> None:

@@ -184,7 +184,6 @@ class Conversation(Turns):
 
     @property
     def answer_start(self) -> str:
-        """The text that an answer follows."""
         return self.roles[1].strip()
 
     @property
@@ -246,7 +245,6 @@ class TemplateConversation(Turns):
 
     @property
     def answer_end(self) -> str:
-        """The text that ends an answer."""
         return self.end_sym
 
     def get_prompt(self) -> str:

@@ -27,8 +27,9 @@ from tqdm import tqdm
 
 from minigpt4.common.checkpoint import file_sha256, find_weights
 from minigpt4.common.config import Config
+from minigpt4.common.devices import memory_advice
 from minigpt4.common.dist_utils import Processes
-from minigpt4.common.errors import ConfigError, RunError, SampleError, errors_as
+from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.run_folder import versions
 from minigpt4.common.utils import JsonLines, as_json, escaped, refused, write_whole
 from minigpt4.datasets.datasets.dataloader_utils import to_device
@@ -91,9 +92,8 @@ class AnswerStore:
     def start(self, provenance: Mapping[str, Any], about: Mapping[str, Any], *, retry_failed: bool) -> dict[str, Line]:
         """Begin the file, or go on with it; the lines that stay, by image.
 
-        `provenance`: what the captions must agree in, plain types; `about`: what is only written down; `retry_failed`:
-        drop the lines of images that could not be read. ConfigError if the disk refuses, or the file's provenance is
-        unknown or another one.
+        `provenance`: what the captions must agree in; `about`: what is only written down; `retry_failed`: drop lines of
+        images that could not be read. ConfigError if the disk refuses, or the file's provenance is another one.
         """
         if self.path.exists() and not self.path.is_file():
             raise ConfigError(f"{self.option}: {self.path} is a folder, a pipe or a device; captions go into a file")
@@ -145,12 +145,10 @@ class AnswerStore:
             before = dict(json.loads(self.provenance_file.read_text(encoding="utf-8")))
         before.pop("about", None)
         now = json.loads(json.dumps(provenance))
-        changes = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-        if changes:
-            raise ConfigError(
-                f"{self.option}: {self.path} was made with another {', another '.join(changes)} "
-                f"({self.provenance_file.name}); choose another file, or delete this one to begin again"
-            )
+        if changes := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+            what = f"another {', another '.join(changes)} ({self.provenance_file.name})"
+            way_out = "choose another file, or delete this one to begin again"
+            raise ConfigError(f"{self.option}: {self.path} was made with {what}; {way_out}")
 
 
 def _as_text(lines: Iterable[Line]) -> str:
@@ -186,10 +184,8 @@ def generate(
     """Answer what is missing; every rank must call it. MiniGPT4Error if something is wrong, or the memory is full.
 
     The frozen parts load once, each image is encoded once, and the trained weights are swapped between checkpoints.
-
-    Args:
-        batches: images that are answered together, by the number of the batch, which seeds sampling.
-        keep_errors: an image that cannot be read gets a line with its error; else it is a SampleError.
+    `batches`: images that are answered together, by the number of the batch, which seeds sampling. `keep_errors`: an
+    image that cannot be read gets a line with its error; else it is a SampleError.
     """
     shares = [job.missing[processes.rank :: processes.world_size] for job in jobs]
     is_sharded = sharding(cfg.run)
@@ -199,17 +195,14 @@ def generate(
     model = build_model(start, processes.device, **is_sharded).eval()
     switch, loaded = CheckpointSwitch(model), None
     known = {} if len(jobs) > 1 and model.vision_is_frozen else None
-    try:
-        with uneven_inputs(model.llama_model):
-            for job, share in zip(jobs, shares, strict=True):
-                if share and job.checkpoint is not None and loaded != job.checkpoint:
-                    switch.load(job.checkpoint)
-                    loaded = job.checkpoint
-                own = {number: batches[number] for number in share}
-                encoded = _encoded(model, images, own, known, cfg.run.num_workers, keep_errors)
-                _answer(model, job, encoded, sum(map(len, own.values())), show=processes.is_main)
-    except torch.OutOfMemoryError as error:
-        raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error
+    with memory_advice(OUT_OF_MEMORY), uneven_inputs(model.llama_model):
+        for job, share in zip(jobs, shares, strict=True):
+            if share and job.checkpoint is not None and loaded != job.checkpoint:
+                switch.load(job.checkpoint)
+                loaded = job.checkpoint
+            own = {number: batches[number] for number in share}
+            encoded = _encoded(model, images, own, known, cfg.run.num_workers, keep_errors)
+            _answer(model, job, encoded, sum(map(len, own.values())), show=processes.is_main)
 
 
 @torch.inference_mode()
@@ -294,17 +287,12 @@ def caption_images(
     *,
     retry_failed: bool = False,
 ) -> tuple[int, int, int] | None:
-    """Caption the images that are not in the store yet by `model.ckpt`, or a whole LLaVA; every rank must call it.
+    """Caption the images that are not in the store yet by `model.ckpt`, or a whole LLaVA; every rank must call it. On
+    rank 0 how many images have a caption, how many an error, and how many of both are new.
 
     Batches are cut from the missing images in their order. A kill loses whole batches, so what is missing then is
-    cut as before, and captions do not depend on kills or on the number of processes.
-
-    Args:
-        base: where the names of the images begin.
-        retry_failed: try images again that could not be read.
-
-    Returns:
-        On rank 0 how many images have a caption, how many an error, and how many of both are new.
+    cut as before, and captions do not depend on kills or on the number of processes. `base`: where the names of the
+    images begin; `retry_failed`: try images again that could not be read.
     """
     provenance, about = caption_provenance(cfg, rules, base) if processes.is_main else ({}, {})
     about |= {"batch_size": batch_size, "versions": versions()}

@@ -169,7 +169,6 @@ class CheckpointSwitch:
             self._kept[name] = self._copy()
 
     def use(self, name: str) -> None:
-        """Go back to weights that are remembered."""
         if name != self._current:
             self._restore(self._kept[name])
             self._current = name
@@ -232,22 +231,18 @@ class Engine:
 
     @property
     def checkpoints(self) -> list[str]:
-        """Names of the checkpoints, the first one first."""
         return self.switch.names
 
     @property
     def num_waiting(self) -> int:
-        """Requests that wait."""
         return len(self._waiting)
 
     @property
     def num_running(self) -> int:
-        """Answers in progress."""
         return len(self._running)
 
     @property
     def is_alive(self) -> bool:
-        """Whether its own thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
     def look(self, image: Image.Image) -> Picture:
@@ -292,7 +287,6 @@ class Engine:
     # A thread of its own
 
     def start(self) -> "Engine":
-        """Answer in a thread of its own until `stop`."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
         return self
@@ -438,7 +432,6 @@ class Engine:
         self._forget_over()
 
     def _look(self) -> None:
-        """One of the maps that are waited for."""
         if not self._looks:
             return
         future, request, answer, word = self._looks.popleft()

@@ -44,7 +44,6 @@ class ImageList:
         return self.reader.read(self.items[number].file)
 
     def batches(self, batch_size: int) -> list[list[int]]:
-        """Numbers of images in their order, cut into batches."""
         return cut(range(len(self)), batch_size)
 
 
@@ -54,18 +53,12 @@ def cut(numbers: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def find_images(source: Path, folder: Path | None, limit: int | None, seed: int) -> list[ImageFile]:
-    """The images of a folder, its subfolders too, by name; or of a list, in its order.
+    """The images of a folder, its subfolders too, by name; or of a list, in its order, whose files are in `folder`
+    (None: beside it). Of more than `limit` so many are drawn by `seed`.
 
     A list is a text (.txt) with a file a line, or JSON, whose entries are a file or {"image": file, "image_id": name};
-    without `image` the file is `<image_id>.jpg`.
-
-    Args:
-        folder: where the files of a list are; None: beside it.
-        limit: if there are more, so many are drawn by `seed`.
-
-    Raises:
-        ConfigError: there is no such folder or list, or it names no image.
-        SampleError: an entry is bad, its file is missing, or an image id comes twice.
+    without `image` the file is `<image_id>.jpg`. ConfigError if there is no such folder or list, or it names no image;
+    SampleError if an entry is bad, its file is missing, or an image id comes twice.
     """
     found = _in_source(source, folder)
     for where, item in found:
@@ -83,11 +76,7 @@ def images_to_caption(sources: Sequence[Path], folder: Path | None = None) -> tu
     """Where the names of images begin; and the images of a folder or a list, as in `find_images`, or several files.
 
     The id of an image is what its list says, else its name without folder and ending, as references call it; names
-    that would share one stay whole. A file that is missing is found when it is read.
-
-    Raises:
-        ConfigError: there is no such folder or list, or it names no image.
-        SampleError: an entry is bad, or an image or an image id comes twice.
+    that would share one stay whole. Errors are those of `find_images`, but a missing file is found when it is read.
     """
     first = sources[0]
     others = [path for path in sources if path.suffix.lower() not in SUFFIXES or path.is_dir()]

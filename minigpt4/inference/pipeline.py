@@ -28,6 +28,7 @@ from minigpt4.common.binding import bind, require_paths
 from minigpt4.common.checkpoint import best_checkpoint
 from minigpt4.common.config import PUBLISHED_PROCESSORS, Config
 from minigpt4.common.config_files import parse_options
+from minigpt4.common.devices import find_device
 from minigpt4.common.dist_utils import seed_everything
 from minigpt4.common.errors import ConfigError, SampleError, WeightsError, errors_as
 from minigpt4.common.hub import local_path
@@ -45,7 +46,7 @@ from minigpt4.inference.engine import Engine
 from minigpt4.models.feature_cache import build_model, cached_numbers, feature_cache
 from minigpt4.models.prompting import apply_template, read_prompts
 from minigpt4.models.tokenizer import load_tokenizer
-from minigpt4.models.vision_tower import HF_FILES, is_directory
+from minigpt4.models.vision_tower import vision_files
 from minigpt4.processors import BaseProcessor, load_processor, process_image
 
 log = logging.getLogger(__name__)
@@ -58,17 +59,13 @@ AnyImage = Image.Image | str | Path
 
 
 def pipeline(source: str | Path, options: Sequence[str] = (), device: torch.device | str | None = None) -> "Pipeline":
-    """Load a model to ask.
+    """Load a model to ask; ConfigError or WeightsError for what is wrong or missing.
 
     Args:
         source: a YAML file such as `eval_configs/minigpt4_eval.yaml`, or the folder of a run of `train.py`: then with
             the run's configuration and its `checkpoint_best.pth`, or its newest checkpoint; the log says which.
         options: KEY=VALUE each, as after `--options`; `model.ckpt` overrides the run's own checkpoint, too.
-        device: None: the first GPU, or the CPU where there is none.
-
-    Raises:
-        ConfigError: source, option or device is wrong, or a file that the configuration names is missing.
-        WeightsError: weights are missing, broken or made for another model.
+        device: None: the first GPU (or `mps`), or the CPU where there is none.
     """
     return Pipeline(read_source(source, options), device)
 
@@ -84,9 +81,8 @@ def read_source(source: str | Path, options: Sequence[str] = ()) -> Config:
         run = RunFolder(path) if path.is_dir() else None
     options = [options] if isinstance(options, str) else list(options)
     if run is None and path.suffix.lower() in WEIGHTS_ENDINGS:
-        raise ConfigError(
-            f"{path}: is a weights file; name its YAML, with the option model.ckpt={path}, or the folder of its run"
-        )
+        way_out = f"name its YAML, with the option model.ckpt={path}, or the folder of its run"
+        raise ConfigError(f"{path}: is a weights file; {way_out}")
     if run is not None and not run.run_json.is_file():
         runs = sorted(file.parent for file in path.glob(f"*/{run.run_json.name}"))
         more = f"; the last of the {len(runs)} runs in it is {runs[-1]}" if runs else ""
@@ -139,11 +135,8 @@ class PromptRules:
     ) -> list[Answer]:
         """What a `MiniGPT4` says about the images of a batch, by their tokens; one answer an image.
 
-        Args:
-            image_ids: needed where images have prompts of their own; one whose prompt has no `<ImageHere>` is text
-                alone, and `embeds_BQD` has no row for it.
-            batch: number of the batch, which seeds sampling with `seed`: whichever process draws, and whatever it drew
-                before. None: sampling goes on in torch's own random stream.
+        `image_ids`: needed where images have prompts of their own; one whose prompt has no `<ImageHere>` is text alone,
+        without a row of `embeds_BQD`. `batch`: its number, which seeds sampling with `seed`; None: nothing does.
         """
         if self.decoding.do_sample and batch is not None:
             seed_everything(self.seed + batch)
@@ -187,7 +180,7 @@ class Pipeline:
         self.processor = image_processor(cfg)
         fixed = cfg.model.ckpt and not cfg.model.is_frozen("llama_model")  # a trained LLM has one checkpoint
         start = cfg if fixed else cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None))
-        self.model = build_model(start, _device(device)).eval()
+        self.model = build_model(start, find_device(device)).eval()
         self._engine = Engine(self.model, self.processor)
         self.checkpoint: Path | None = None
         self._name: str | None = None
@@ -214,20 +207,15 @@ class Pipeline:
         batch_size: int | None = None,
         **decoding: Any,
     ) -> str | list[str]:
-        """The caption of an image, or a list of captions of several.
-
-        Prompt and decoding default to those of the configuration; `torch.manual_seed` repeats sampling.
+        """The caption of an image, or a list of captions of several; `torch.manual_seed` repeats sampling.
 
         Args:
-            images: a PIL image, a path, or several of them.
-            prompt: instruction with one `<ImageHere>`, put into `model.prompt_template`.
+            images: a PIL image, a path, or several of them; SampleError for one that cannot be read.
+            prompt: instruction with one `<ImageHere>`, put into `model.prompt_template`; None: the configuration's.
             batch_size: images that are answered together; None: `run.batch_size_eval`, or 8.
-            decoding: fields of `run.generation`, such as `num_beams=5`.
+            decoding: fields of `run.generation`, such as `num_beams=5`, in the place of the configuration's.
 
-        Raises:
-            ConfigError: prompt or decoding is wrong.
-            SampleError: an image cannot be read.
-            WeightsError: there is no checkpoint yet.
+        ConfigError for a wrong prompt or decoding, WeightsError where there is no checkpoint yet.
         """
         rules = PromptRules.of(self.cfg, prompt, source="caption()", **decoding)
         if batch_size is not None and batch_size < 1:
@@ -240,15 +228,8 @@ class Pipeline:
         return [text for start in starts for text in self._captions(images[start : start + size], start, rules)]
 
     def look(self, image: AnyImage, prompt: str | None = None, answer: str | None = None) -> Look:
-        """Where the model looks for each word of an answer about an image; attribution.py says how.
-
-        Args:
-            image: a PIL image or a path.
-            prompt: as in `caption`.
-            answer: None: the one that `caption` gives.
-
-        Raises what `caption` raises.
-        """
+        """Where the model looks for each word of an `answer`, None: that of `caption`, whose arguments and errors these
+        are; attribution.py says how."""
         rules = PromptRules.of(self.cfg, prompt, source="look()")
         if answer is None:
             answer = self.caption(image, prompt)
@@ -323,11 +304,7 @@ def image_reader(cfg: Config) -> ImageReader:
 
 def frozen_files(model: Any) -> list[list[Any]]:
     """Quick hashes of the files of LLM, vision encoder and Q-Former that a `model:` section names."""
-    files = sorted(model.llm_directory().iterdir())
-    keys = ("vit_weights", "q_former_model")
-    files += [local_path(path, f"model.{key}") for key in keys if (path := getattr(model, key, None))]
-    if is_directory(tower := getattr(model, "vit_model", "")):
-        files += [local_path(tower, "model.vit_model") / name for name in HF_FILES]
+    files = [*sorted(model.llm_directory().iterdir()), *vision_files(model)]
     return [quick_hash(path) for path in files if path.is_file()]
 
 
@@ -339,12 +316,3 @@ def image_provenance(cfg: Config) -> dict[str, Any]:
         own["name"] = section.name
     rounded = cached_numbers(cfg) | ({"batch_invariant": True} if cfg.run.batch_invariant else {})
     return rounded | ({"image_processor": own} if own else {})
-
-
-def _device(device: torch.device | str | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise ConfigError(f"device: {device!r} must be cuda, cuda:N, cpu or mps") from error

@@ -21,7 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
-from minigpt4.common.errors import ConfigError
+from minigpt4.common.devices import is_gpu, to_device
+from minigpt4.common.errors import ConfigError, errors_as
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.fsdp import is_sharded
 
@@ -48,18 +49,12 @@ def make_batch_invariant(llm: nn.Module, cfg: MiniGPT4Config) -> None:
     are split in other ways by other numbers of them. ConfigError for an LLM that mixes its rows."""
     own = cfg.llm_attention is None and not cfg.llm_cuda_graph and cfg.llm_storage != "int8"
     if llm.config.model_type not in LLAMA_LIKE or not own:
-        raise ConfigError(
-            f"run.batch_invariant: goes with LLMs of the types {', '.join(sorted(LLAMA_LIKE))} (this one is of "
-            f"{llm.config.model_type}), llm_attention: null, llm_cuda_graph: False, and not with int8"
-        )
+        types = f"{', '.join(sorted(LLAMA_LIKE))} (not {llm.config.model_type})"
+        switches = "llm_attention: null, llm_cuda_graph: False, and not with int8"
+        raise ConfigError(f"run.batch_invariant: goes with LLMs of the types {types}, {switches}")
     llm.set_attn_implementation(BY_ROW)
     if llm.device.type == "cpu":
         torch.set_num_threads(1)
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A small tensor of the CPU on `device`; from page-locked memory to a GPU, for then the host need not wait."""
-    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -83,7 +78,6 @@ class PadMap:
 
     @property
     def prefix_length(self) -> int:
-        """P."""
         return self.prefix[0][0].shape[2] if self.prefix else 0
 
     def rows(self, states_1HNE: Tensor) -> Tensor:
@@ -317,20 +311,14 @@ def activation_checkpointing(model: nn.Module, active: bool) -> Iterator[None]:
 
 def require_compiler(device: torch.device) -> None:
     """ConfigError if torch.compile has nothing to compile with."""
-    from torch._inductor import cpp_builder, exc  # seconds to import, for a switch that is off by default
+    from torch._inductor import cpp_builder  # seconds to import, for a switch that is off by default
     from torch.utils._triton import has_triton
 
-    if device.type == "cuda":
-        if not has_triton():
-            raise ConfigError("run.compile: needs Triton, which comes with torch's CUDA packages; or set it to False")
-        return
-    try:
-        cpp_builder.get_cpp_compiler()
-    except exc.InvalidCxxCompiler as error:
-        raise ConfigError(
-            "run.compile: needs a C++ compiler such as g++ on this machine, and none was found "
-            "(apt-get install g++, or the variable CXX); or set it to False"
-        ) from error
+    if not is_gpu(device):
+        with errors_as(ConfigError, "run.compile: needs a C++ compiler such as g++ (or CXX); or set it to False"):
+            cpp_builder.get_cpp_compiler()
+    elif not has_triton():
+        raise ConfigError("run.compile: needs Triton, which comes with torch for GPUs; or set it to False")
 
 
 def compile_parts(model: nn.Module) -> None:

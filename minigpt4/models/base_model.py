@@ -19,7 +19,6 @@ class BaseModel(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: Any, device: torch.device | str = "cpu", **arguments: Any) -> "BaseModel":
-        """The model of a section, with its weights, on `device`."""
         raise NotImplementedError
 
     @property

@@ -71,19 +71,15 @@ class RowLayer(DynamicLayer):
         self._use(end)
         return self.keys, self.values
 
-    def keep(self, rows: Tensor, first: int) -> None:
-        """Only these rows stay, from position `first` on."""
+    def batch_select_indices(self, indices: Tensor, first: int = 0) -> None:
+        """These rows, in this order, from position `first` on."""
         end = self.get_seq_length() - first
-        self._stores = [store[rows, :, first:] for store in self._stores]
+        self._stores = [store[indices, :, first:] for store in self._stores]
         self._use(end)
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """These rows, in this order."""
-        self.keep(indices, 0)
-
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row so many times."""
-        self.keep(torch.arange(len(self.keys), device=self.keys.device).repeat_interleave(repeats), 0)
+        rows = torch.arange(len(self.keys), device=self.keys.device)
+        self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def reorder(self, parents: Tensor) -> None:
         """Each row becomes a copy of its parent, in its place."""
@@ -119,10 +115,8 @@ class KVCache(Cache):
         both = KVCache()
         for number, (own, new) in enumerate(zip(self.layers, other.layers, strict=True)):
             pairs = (own.keys, new.keys), (own.values, new.values)
-            keys, values = (
-                torch.cat([nn.functional.pad(s, (0, 0, positions - s.shape[2], 0)) for s in pair]) for pair in pairs
-            )
-            both.update(keys, values, number)
+            padded = [[nn.functional.pad(s, (0, 0, positions - s.shape[2], 0)) for s in pair] for pair in pairs]
+            both.update(*map(torch.cat, padded), number)
         return both
 
 
@@ -176,7 +170,6 @@ class FixedBatch:
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for another token."""
         return self._end > self._room
 
     def read(self, newest_B1: Tensor, parents_B: Tensor | None = None) -> Tensor:
@@ -207,7 +200,7 @@ class FixedBatch:
         for layer in self._cache.layers:
             layer.release(self._end - 1)
             if isinstance(self._places, Tensor):
-                layer.keep(self._places, 0)
+                layer.batch_select_indices(self._places)
 
     def _read(self) -> Tensor:
         if self._parents_B is not None:
@@ -286,7 +279,6 @@ class BatchDecoder:
 
     @torch.inference_mode()
     def remove(self, rows: Iterable[GenerationState]) -> None:
-        """Rows leave before their end."""
         leaving = {id(row) for row in rows}
         self._keep([index for index, row in enumerate(self.rows) if id(row) not in leaving])
 
@@ -311,7 +303,6 @@ class BatchDecoder:
         self._logits_BV = next_logits(self.llm, self._cache, mask_BP, **inputs)[: len(self.rows)]
 
     def _release(self, steady: bool = False) -> None:
-        """Leave the graph, if there is one."""
         if self._fixed is not None:
             self._fixed.release()
         self._fixed, self._unchanged = None, STEADY if steady else 0
@@ -373,17 +364,15 @@ class BatchDecoder:
         self._mask_BP = mask_BP[:, unused:]
         self._is_padded = not self._mask_BP.all().item()
         for layer in self._cache.layers:
-            layer.keep(chosen, unused)
+            layer.batch_select_indices(chosen, unused)
 
 
 def token_graphs(cfg: MiniGPT4Config, llm: nn.Module) -> CudaGraphs | None:
     """What `model.llm_cuda_graph` gives a `BatchDecoder` of this LLM."""
-    if not cfg.llm_cuda_graph:
-        return None
-    if is_sharded(llm) or not can_pack(llm):
+    serves = can_pack(llm) and not is_sharded(llm)
+    if cfg.llm_cuda_graph and not serves:
         log.warning("model.llm_cuda_graph: only for LLaMA-like LLMs that one GPU holds whole; the run goes on without")
-        return None
-    return CudaGraphs("model.llm_cuda_graph")
+    return CudaGraphs("model.llm_cuda_graph") if cfg.llm_cuda_graph and serves else None
 
 
 def prompts_apart(llm: nn.Module, embeds_BTD: Tensor, mask_BT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
@@ -420,14 +409,9 @@ def penalties(decoding: Decoding, end_ids: list[int], device: torch.device) -> L
 
 def warpers(decoding: Decoding, min_tokens_to_keep: int) -> LogitsProcessorList:
     """What sampling does to the scores; transformers 4.30 kept two tokens with several beams, one without."""
-    keep = {"min_tokens_to_keep": min_tokens_to_keep}
-    return LogitsProcessorList(
-        [
-            TemperatureLogitsWarper(float(decoding.temperature)),
-            TopKLogitsWarper(TOP_K, **keep),
-            TopPLogitsWarper(float(decoding.top_p), **keep),
-        ]
-    )
+    top_k = TopKLogitsWarper(TOP_K, min_tokens_to_keep=min_tokens_to_keep)
+    top_p = TopPLogitsWarper(float(decoding.top_p), min_tokens_to_keep=min_tokens_to_keep)
+    return LogitsProcessorList([TemperatureLogitsWarper(float(decoding.temperature)), top_k, top_p])
 
 
 def stopped(

@@ -83,7 +83,6 @@ class BeamSearch:
         yield [pool.best() for pool in pools]
 
     def run(self, embeds_BTD: Tensor, mask_BT: Tensor) -> list[list[int]]:
-        """The best hypothesis of each row, see `steps`."""
         *_, best = self.steps(embeds_BTD, mask_BT)
         return best
 
@@ -187,7 +186,6 @@ class _Beams:
         self._parents_N = parents_N
 
     def forward(self) -> None:
-        """Read the newest ids."""
         if self._fixed is not None and (self._fixed.is_full or 2 * len(self._parents_N) <= self._fixed.size):
             self._unchanged = STEADY if self._fixed.is_full else 0
             self._fixed.release()

@@ -66,7 +66,6 @@ class Connector(nn.Module):
         raise NotImplementedError
 
     def lavis_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Parameters under the names of checkpoints."""
         yield from ()
 
     def load_weights(self, cfg: MiniGPT4Config, ln_vision: nn.Module) -> None:
@@ -136,10 +135,8 @@ class Patches(Connector):
             return patches_BPV[:, :usable].unflatten(1, (-1, JOINED)).flatten(2)
         side = round(patches_BPV.shape[1] ** 0.5)
         if side * side != patches_BPV.shape[1] or side % 2:
-            raise ConfigError(
-                f"model.connector: join2x2 joins squares of patches, but this tower's {patches_BPV.shape[1]} patches "
-                "make no square grid of an even side; take join4"
-            )
+            text = f"this tower's {patches_BPV.shape[1]} patches make no square grid of an even side; take join4"
+            raise ConfigError(f"model.connector: join2x2 joins squares of patches, but {text}")
         grid = patches_BPV.unflatten(1, (side // 2, 2, side // 2, 2))
         return grid.transpose(2, 3).flatten(3, 5).flatten(1, 2)
 
@@ -167,18 +164,17 @@ def build_projection(cfg: MiniGPT4Config, feature_width: int, llm_width: int) ->
         return first
     if depth := mlp_depth(cfg.projection):
         later = [layer for _ in range(depth - 1) for layer in (nn.GELU(), nn.Linear(llm_width, llm_width))]
-        return nn.Sequential(first, *later)
-    return nn.Sequential(first, nn.Linear(llm_width, llm_width), nn.Linear(llm_width, llm_width))
+    else:
+        later = [nn.Linear(llm_width, llm_width) for _ in range(2)]
+    return nn.Sequential(first, *later)
 
 
 def build_qformer(cfg: MiniGPT4Config, vision_width: int) -> QFormer:
     """A Q-Former with fresh weights for vision tokens of `vision_width` channels; ConfigError for odd sizes."""
     config = Blip2QFormerConfig(encoder_hidden_size=vision_width, **cfg.qformer_config)
-    if config.hidden_size % config.num_attention_heads:
-        raise ConfigError(
-            f"model.qformer_config: hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
-            f"{config.num_attention_heads}"
-        )
+    width, heads = config.hidden_size, config.num_attention_heads
+    if width % heads:
+        raise ConfigError(f"model.qformer_config: hidden_size {width} is not a multiple of num_attention_heads {heads}")
     return QFormer(config, cfg.num_query_token)
 
 

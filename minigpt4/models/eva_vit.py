@@ -31,15 +31,8 @@ def build_eva(cfg: MiniGPT4Config, image_size: int) -> Eva:
         raise ConfigError(f"model.image_size: {image_size} is not a multiple of the patch size {sizes['patch_size']}")
     if sizes["embed_dim"] % sizes["num_heads"]:
         raise ConfigError(f"model.vit_config: embed_dim is not a multiple of num_heads in {sizes}")
-    model = Eva(
-        img_size=image_size,
-        qkv_bias=True,
-        num_classes=0,
-        global_pool="",
-        drop_path_rate=cfg.drop_path_rate,
-        norm_layer=partial(nn.LayerNorm, eps=EVA_NORM_EPS),
-        **sizes,
-    )
+    switches = {"qkv_bias": True, "num_classes": 0, "global_pool": "", "drop_path_rate": cfg.drop_path_rate}
+    model = Eva(img_size=image_size, norm_layer=partial(nn.LayerNorm, eps=EVA_NORM_EPS), **switches, **sizes)
     model.norm = nn.Identity()  # BLIP-2 goes from the last block straight to ln_vision
     model.set_grad_checkpointing(cfg.use_grad_checkpoint)
     return model
@@ -48,13 +41,9 @@ def build_eva(cfg: MiniGPT4Config, image_size: int) -> Eva:
 def own_keys(state: dict[str, Tensor], cfg: MiniGPT4Config) -> dict[str, Tensor]:
     """The keys of the blocks that are used and what comes before them; one surplus block is BLIP-2's dropped 40th,
     more of them would be another network."""
-    depth = (EVA_CLIP_G_SIZES | cfg.vit_config)["depth"]
-
-    def is_own(name: str) -> bool:
-        block = re.match(r"blocks\.(\d+)\.", name)
-        return int(block[1]) != depth if block else not EVA_FOREIGN_KEYS.match(name)
-
-    return {name: tensor for name, tensor in state.items() if is_own(name)}
+    dropped = f"blocks.{(EVA_CLIP_G_SIZES | cfg.vit_config)['depth']}."
+    own = (name for name in state if not name.startswith(dropped) and not EVA_FOREIGN_KEYS.match(name))
+    return {name: state[name] for name in own}
 
 
 def fit_position_embedding(state: dict[str, Tensor], model: Eva, path: Path) -> None:

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.hub import local_path
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.registry import registry
 from minigpt4.common.utils import as_json, quick_hash, replacing
@@ -28,14 +27,13 @@ from minigpt4.models.attention import make_batch_invariant
 from minigpt4.models.llava_weights import TOWER, read_part
 from minigpt4.models.loading import feature_shape
 from minigpt4.models.prompting import ImageFeatures
-from minigpt4.models.vision_tower import HF_FILES, is_directory
+from minigpt4.models.vision_tower import is_directory, vision_files
 from minigpt4.processors import BaseProcessor
 
 log = logging.getLogger(__name__)
 
 VISION_KEYS = ("vit_model", "vit_config", "image_size", "vit_precision", "vit_layer", "vit_prefix", "connector")
 VISION_KEYS += ("num_query_token", "qformer_config")
-WEIGHTS = ("vit_weights", "q_former_model")
 VERSION = 2
 """Raise it when the same files and settings give other features, or the files of the cache change."""
 KEY_FILE = "key.json"
@@ -61,25 +59,17 @@ class FeatureCache:
                 with suppress(FileNotFoundError), replacing(folder / KEY_FILE) as part:  # deleted just now
                     part.write_text(as_json(metadata), encoding="utf-8")
         except OSError as error:
-            raise ConfigError(
-                f"run.feature_cache: {folder} cannot be made or written to ({error.strerror}); name another folder, or "
-                "null for none"
-            ) from error
+            text = f"{folder} cannot be made or written to ({error.strerror}); name another folder, or null for none"
+            raise ConfigError(f"run.feature_cache: {text}") from error
         log.info("Feature cache %s: %.1f KiB an image", folder, self._shape.nbytes / 1024)
         return FeatureStore(folder, self._shape)
 
     def _metadata(self, processor: BaseProcessor) -> dict[str, Any]:
-        """What features depend on."""
         if not hasattr(processor, "feature_key"):
-            raise ConfigError(
-                f"run.feature_cache: {type(processor).__name__} does not say that it gives the same pixels each time; "
-                "a processor without chance has a property `feature_key`, plain values that its output depends on"
-            )
-        cfg = dataclasses.asdict(self._cfg)
-        keys = WEIGHTS if cfg["connector"] == "qformer" else WEIGHTS[:1]
-        files = [local_path(cfg[key], f"model.{key}") for key in keys if cfg.get(key)]
+            text = f"{type(processor).__name__} does not say that it gives the same pixels each time: it lacks the"
+            raise ConfigError(f"run.feature_cache: {text} property `feature_key`, values that its output depends on")
+        cfg, files = dataclasses.asdict(self._cfg), vision_files(self._cfg)
         if is_directory(cfg["vit_model"]):
-            files += [local_path(cfg["vit_model"], "model.vit_model") / name for name in HF_FILES]
             files += (read_part(self._cfg, TOWER) or ())[:1]
         return {
             **({"batch_invariant": True} if self._batch_invariant else {}),

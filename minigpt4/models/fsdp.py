@@ -31,32 +31,30 @@ from minigpt4.common.checkpoint import read_weights
 from minigpt4.common.errors import ConfigError, RunError, WeightsError, errors_as
 from minigpt4.common.model_schema import TrainRule
 from minigpt4.common.schemas import RunConfig
+from minigpt4.common.torch_files import WEIGHT_FILES
 from minigpt4.models.base_model import freeze
 from minigpt4.models.train_rules import apply_rule
 
 log = logging.getLogger(__name__)
 
-
-FILES = ("model.safetensors", "pytorch_model.bin")
-"""In the order of preference; beside each, `NAME.index.json` tells which file of several holds a tensor."""
+DID_NOT_COME = "run.parallel: fsdp: the other processes did not come to the LLM's next pass"
 
 
 def mapped_weights(directory: Path) -> dict[str, Tensor]:
     """The tensors of an LLM directory, left on disk until they are read; WeightsError for missing or broken files."""
-    for name in FILES:
+    for name in WEIGHT_FILES:
         index, paths = directory / f"{name}.index.json", [directory / name]
         if not paths[0].is_file():
             if not index.is_file():
                 continue
             with errors_as(WeightsError, f"model.llama_model: {index}: cannot be read"):
-                paths = [
-                    directory / file for file in sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-                ]
+                files = json.loads(index.read_bytes())["weight_map"].values()
+                paths = [directory / file for file in sorted(set(files))]
         try:
             return {name: tensor for path in paths for name, tensor in read_weights(path, mapped=True).items()}
         except WeightsError as error:
             raise WeightsError(f"model.llama_model: {error}") from error
-    raise WeightsError(f"model.llama_model: {directory} holds none of {', '.join(FILES)}")
+    raise WeightsError(f"model.llama_model: {directory} holds none of {', '.join(WEIGHT_FILES)}")
 
 
 def sharding(run: RunConfig) -> dict[str, bool]:
@@ -82,14 +80,11 @@ def load_sharded(
     attention: str,
     rule: TrainRule | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """The LLM with this process's part of its layers on `device`, and what its files lack or have too much.
+    """The LLM with this process's part of its layers on `device`, and what its files lack or have too much, as the
+    `loading_info` of transformers' `from_pretrained`.
 
-    Every process must call it. No process ever holds the whole LLM: it is built without storage, and each one reads
-    the rows that stay with it. The second value is as the `loading_info` of transformers' `from_pretrained`.
-
-    Raises:
-        WeightsError: files are missing or broken.
-        ConfigError: the architecture does not say what its layers are, or torch is too old.
+    Every process must call it; each reads the rows that stay with it, and none holds the whole LLM. WeightsError for
+    files that are missing or broken, ConfigError for an architecture that does not name its layers, or an old torch.
     """
     weights = mapped_weights(directory)
     with init_empty_weights(include_buffers=False):  # buffers come from the architecture, not from files
@@ -132,9 +127,7 @@ def decoder_layers(llm: nn.Module) -> list[nn.Module]:
     names = set(llm._no_split_modules or ())
     layers = [part for part in llm.base_model.modules() if type(part).__name__.removeprefix("FSDP") in names]
     if not layers:
-        raise ConfigError(
-            f"run.parallel: fsdp: {type(llm).__name__} does not say which of its modules are layers; use ddp"
-        )
+        raise ConfigError(f"run.parallel: fsdp: {type(llm).__name__} does not say what its layers are; use ddp")
     return layers
 
 
@@ -247,35 +240,28 @@ def uneven_inputs(llm: nn.Module) -> Iterator[None]:
     """Inside, processes may call a sharded LLM as often as each needs; all of them must enter, and leave together.
 
     Nothing else in there may wait for other processes. After an error nobody is waited for: the process is to end, and
-    its launcher ends the others. An LLM that is not sharded is left alone.
-
-    Raises RunError if the others do not come in the time that the process group waits.
+    its launcher ends the others. RunError if the others do not come in the time that the process group waits.
     """
     if not is_sharded(llm):
         yield
         return
-    handle = llm.base_model.register_forward_pre_hook(_tell_real)
+    device = llm.get_input_embeddings().weight.device
+
+    def real_passes(own: int) -> Tensor:
+        """How many processes make a real pass now; the host waits only if it reads the number."""
+        count = torch.tensor(float(own), device=device)
+        with errors_as(RunError, f"{DID_NOT_COME}; see their own logs"):
+            dist.all_reduce(count)
+        return count
+
+    def before_pass(*_: Any) -> None:
+        real_passes(1)
+
+    handle = llm.base_model.register_forward_pre_hook(before_pass)
     try:
         yield
     finally:
         handle.remove()
-    with torch.no_grad(), torch.autocast(llm.get_input_embeddings().weight.device.type, enabled=False):
-        while _tell(llm, is_real=False).item():
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        while real_passes(0).item():
             dummy_forward(llm)
-
-
-def _tell_real(base_model: nn.Module, _: Any) -> None:
-    _tell(base_model, is_real=True)
-
-
-def _tell(llm: nn.Module, *, is_real: bool) -> Tensor:
-    """How many processes make a real pass now; the host waits only if it reads the number."""
-    count = torch.tensor(float(is_real), device=llm.get_input_embeddings().weight.device)
-    try:
-        dist.all_reduce(count)
-    except RuntimeError as error:
-        raise RunError(
-            f"run.parallel: fsdp: the other processes did not come to the LLM's next pass: {error}. One of them has "
-            "died or waits elsewhere; its own output says why"
-        ) from error
-    return count

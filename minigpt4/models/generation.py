@@ -129,14 +129,11 @@ class GenerationMixin:
         stop: Sequence[str] = (),
         **decoding: Any,
     ) -> list[str]:
-        """Answers to prompts, one a prompt, decoded together with left padding.
+        """Answers to whole prompts, decoded together, `<ImageHere>` (or `<image>` for LLaVA) where an image belongs.
 
-        Args:
-            images: (B, 3, S, S), one a prompt; or (B, n, 3, S, S); or a list with a tensor (3, S, S) or
-                (n, 3, S, S) or None for each prompt; or features of one image a prompt; or None for text alone.
-            texts: whole prompts, `<ImageHere>` (or `<image>` for LLaVA) where an image belongs.
-            stop: strings that end an answer; each row stops by itself and is cut before the string.
-            decoding: fields of `Decoding`, as in transformers' `generate`.
+        `images`: (B, 3, S, S), one a prompt; or (B, n, 3, S, S); or a list with a tensor (3, S, S) or (n, 3, S, S) or
+        None for each prompt; or features of one image a prompt; or None for text alone. `stop`: strings that end an
+        answer, which is cut before them. `decoding`: fields of `Decoding`, as in transformers' `generate`.
         """
         if isinstance(texts, str):
             raise SampleError("texts: must be a list of prompts, one an image; put a single one in brackets")
@@ -237,13 +234,8 @@ class GenerationMixin:
         answers: Sequence[Sequence[str]],
         num_cand: Sequence[int] | None = None,
     ) -> list[list[int]]:
-        """Candidate answers of each prompt from most to least likely, as indices.
-
-        Args:
-            images: (B, 3, S, S).
-            texts: B prompts.
-            answers: candidates, `answers[c][b]` is number c for prompt b.
-            num_cand: how many candidates of each prompt count; the others are ranked last.
+        """Candidate answers of each prompt from most to least likely, as indices; `answers[c][b]` is number c of prompt
+        b. `num_cand`: how many of each prompt count; the others are ranked last.
 
         A candidate's score is its summed loss over the padded length of the batch (`reduction="none"`).
         """

@@ -128,9 +128,8 @@ def read_llama_tokenizer(
 ) -> LlamaPieceTokenizer | None:
     """The tokenizer of an LLM directory, or None if it is not of LLaMA's kind.
 
-    `model_type`, of config.json, says what the tokenizer is where its own files do not. Tokens past the LLM's
-    `vocabulary` are plain text, with a warning. `always_legacy`: as in transformers 4.30, which knows no `legacy` in
-    tokenizer_config.json. ValueError, with the file and its key, for files that contradict each other or themselves.
+    `model_type`, of config.json, counts where its own files say nothing. Tokens past the LLM's `vocabulary` are plain
+    text. `always_legacy`: as in 4.30, whatever `legacy` says. ValueError, with file and key, for contradictions.
     """
     config = read_json(directory / "tokenizer_config.json")
     converted = read_json(directory / "tokenizer.json")
@@ -200,19 +199,14 @@ def _check_empty(directory: Path, named: dict[str, AddedToken | None]) -> None:
     if empty and "unk_token" not in empty:
         raise ValueError(f'tokenizer_config.json: {empty[0]} is ""; write {_DEFAULTS[empty[0]]!r}')
     if empty:
-        log.warning(
-            "%s: special tokens are named '', which means id 0, also before each text, as in the published code; name "
-            "them <s> and </s> in tokenizer_config.json for 1 and 2",
-            directory,
-        )
+        text = "%s: special tokens are named '', which means id 0, as in the published code; name them <s> and </s>"
+        log.warning(f"{text} in tokenizer_config.json for 1 and 2", directory)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object of the directory, {} if there is none."""
-    if not path.is_file():
-        return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig")) if path.is_file() else {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name}: is not JSON: {error}") from error
     if not isinstance(content, dict):
@@ -269,10 +263,8 @@ def _rebuilt(directory: Path, model_type: str, converted: dict[str, Any]) -> Sen
     merges = _first_merge(places, merges, converted) + merges
     made = [places.get("".join(merge), -1) for merge in merges]
     if "llama" not in model_type.lower() and made == sorted(made) and BLANK * 2 in places:
-        raise ValueError(  # Mistral's scores are in another order
-            "tokenizer.json: transformers 5 wrote its merges in the order of ids, which need not be that of "
-            f"SentencePiece's scores in a {model_type}; put tokenizer.model beside it"
-        )
+        text = "tokenizer.json: transformers 5 wrote its merges by ids, not by SentencePiece's scores"  # as Mistral's
+        raise ValueError(f"{text}, in a {model_type}; put tokenizer.model beside it")
     ranks = {"".join(merge): rank for rank, merge in reversed(list(enumerate(merges)))}
     special = {token["content"]: bool(token.get("special")) for token in converted.get("added_tokens") or []}
     unknown = model.get("unk_token") or _DEFAULTS["unk_token"]
@@ -316,10 +308,8 @@ def _first_merge(
     left_out = {piece: pairs for piece, pairs in splits.items() if pairs}
     symbols = [piece for piece, pairs in splits.items() if not pairs and len(piece) > 1]
     if len(left_out) > 1 or symbols:
-        raise ValueError(
-            f"tokenizer.json: no merge makes {', '.join(map(repr, [*symbols, *left_out][:4]))}, so how SentencePiece "
-            "cuts them is not known; put tokenizer.model beside it"
-        )
+        unknown = ", ".join(map(repr, [*symbols, *left_out][:4]))
+        raise ValueError(f"tokenizer.json: no merge makes {unknown}; put tokenizer.model beside it")
     return [pair for pairs in left_out.values() for pair in pairs]
 
 
@@ -403,11 +393,10 @@ def _adds(directory: Path, config: dict[str, Any], converted: dict[str, Any], mo
     if is_alone and processor is not None and "SpecialToken" not in before:
         adds_bos = "llama" in f"{config.get('tokenizer_class')} {model_type}".lower()
         if adds_bos and "add_bos_token" not in config:
-            log.warning(
-                "%s: tokenizer.json puts no bos before a text; a LLaMA was trained with it, so it is put there, unless "
-                "tokenizer_config.json has add_bos_token: false",
-                directory,
+            text = (
+                "%s: tokenizer.json puts no bos before a text, but a LLaMA was trained with it, and so it is put there"
             )
+            log.warning(f"{text}; add_bos_token: false in tokenizer_config.json switches it off", directory)
     return bool(config.get("add_bos_token", adds_bos)), bool(config.get("add_eos_token", adds_eos))
 
 

@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from minigpt4.common.checkpoint import read_weights
+from minigpt4.common.checkpoint import read_weights, some
 from minigpt4.common.errors import WeightsError, errors_as
 from minigpt4.common.model_schema import TrainRule
 from minigpt4.common.torch_files import check_torch_file, reads_pickles
@@ -50,17 +50,9 @@ FINGERPRINT_ROWS = 256
 LLAVA_PARTS = ("model.mm_projector.", "model.vision_tower.")
 """What LLaVA saves beside the tensors of its LLM."""
 _QUANTISED = ("int8", "nf4")
-_LIMITS = {
-    "vocab_size": 1 << 24,
-    "hidden_size": 1 << 17,
-    "intermediate_size": 1 << 20,
-    "num_hidden_layers": 1 << 10,
-    "num_attention_heads": 1 << 12,
-    "num_key_value_heads": 1 << 12,
-    "head_dim": 1 << 14,
-    "num_local_experts": 1 << 10,
-    "max_position_embeddings": 1 << 30,
-}
+_LIMITS = {"vocab_size": 1 << 24, "hidden_size": 1 << 17, "intermediate_size": 1 << 20, "num_hidden_layers": 1 << 10}
+_LIMITS |= {"num_attention_heads": 1 << 12, "num_key_value_heads": 1 << 12, "head_dim": 1 << 14}
+_LIMITS |= {"num_local_experts": 1 << 10, "max_position_embeddings": 1 << 30}
 """Largest numbers of config.json; the largest LLMs stay far below."""
 
 
@@ -69,42 +61,36 @@ def read_llm_config(directory: Path) -> PretrainedConfig:
 
     WeightsError for what transformers has not, quantised weights, an adapter, a model that brings its own code.
     """
-    key = "model.llama_model"
+    key = f"model.llama_model: {directory}"
     if not directory.is_dir():
-        raise WeightsError(
-            f"{key}: {directory} is not a directory. It must hold an LLM as transformers saves it "
-            "(config.json, tokenizer.model, weights); python scripts/download_weights.py --list names some."
-        )
+        way_out = "python scripts/download_weights.py --list names some"
+        raise WeightsError(f"{key} is not a directory, of an LLM as transformers saves it; {way_out}")
     if (directory / "adapter_config.json").is_file():
-        raise WeightsError(
-            f"{key}: {directory} has an adapter_config.json: a LoRA adapter. LLaVA's goes into model.ckpt "
-            "(docs/training.md); merge another into its LLM first (peft: merge_and_unload, save_pretrained) and take "
-            "the directory of the result"
-        )
+        text = "has an adapter_config.json: LoRA. LLaVA's goes into model.ckpt (docs/training.md); merge another into"
+        raise WeightsError(f"{key} {text} its LLM first (peft: merge_and_unload, save_pretrained)")
     if not (directory / "config.json").is_file():
-        raise WeightsError(f"{key}: {directory} has no config.json")
-    with errors_as(WeightsError, f"{key}: {directory / 'config.json'}"):
+        raise WeightsError(f"{key} has no config.json")
+    with errors_as(WeightsError, f"{key}/config.json"):
         raw, _ = PretrainedConfig.get_config_dict(directory, local_files_only=True)
         if "model_type" not in raw:
             raise ValueError("it names no model_type")
         if quantised := raw.get("quantization_config"):
             method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else quantised
-            raise ValueError(
-                f"its weights are quantised already ({method}), which is not read here; take those of 16 bits and "
-                "set model.llm_precision: int8 or nf4"
-            )
+            way_out = "take those of 16 bits and set model.llm_precision: int8 or nf4"
+            raise ValueError(f"its weights are quantised already ({method}), which is not read here; {way_out}")
         if raw["model_type"] not in CONFIG_MAPPING and "auto_map" in raw:
-            raise ValueError(
-                f"transformers has no model type {raw['model_type']!r}, and code of a directory (auto_map) is never "
-                "run; take an LLM that transformers has"
-            )
+            way_out = "code of a directory (auto_map) is never run; take an LLM that transformers has"
+            raise ValueError(f"transformers has no model type {raw['model_type']!r}, and {way_out}")
         if raw["model_type"] == "llava" and "text_config" in raw:
             raise ValueError("it is a LLaVA in the layout of transformers (llava-hf); take one in LLaVA's own layout")
         if is_llava(raw):  # a LLaMA and a few more tensors
             raw |= {"model_type": "llama"}
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
         config = AutoConfig.for_model(**(raw | ids))
-        _check_sizes(config.get_text_config())
+        for name, limit in _LIMITS.items():
+            value = getattr(config.get_text_config(), name, None)
+            if value is not None and not (isinstance(value, int) and 0 < value <= limit):
+                raise ValueError(f"{name}: {value!r:.40} must be a whole number from 1 to {limit:,}")
         return config
 
 
@@ -117,14 +103,6 @@ def _holds_llava(config: PretrainedConfig) -> bool:
     return hasattr(config, "mm_vision_tower")
 
 
-def _check_sizes(config: PretrainedConfig) -> None:
-    """ValueError for numbers that no LLM has, before a model of that size is built."""
-    for name, limit in _LIMITS.items():
-        value = getattr(config, name, None)
-        if value is not None and not (isinstance(value, int) and 0 < value <= limit):
-            raise ValueError(f"{name}: {value!r:.40} must be a whole number from 1 to {limit:,}")
-
-
 def load_llm(
     directory: str | Path,
     precision: str,
@@ -135,17 +113,15 @@ def load_llm(
     sharded: bool = False,
     rule: TrainRule | None = None,
 ) -> nn.Module:
-    """The frozen causal LM of `directory` in fp16, bf16, fp32, int8 or nf4 on `device`.
+    """The frozen causal LM of `directory` in fp16, bf16, fp32, int8 or nf4 on `device`, its files mapped.
 
-    The files are mapped; on a CPU tensors that they hold in the type asked for stay so, and processes share them.
-    `sharded`: its layers are spread over the processes of the run, each of which must call this; not for int8 and nf4.
-    They then are ready for `rule`, which is applied later; of itself everything is frozen.
-    WeightsError for a Vicuna delta, missing weight files, tensors that do not fit config.json.
+    `sharded`: its layers are spread over the processes of the run, each of which must call this, and ready for `rule`;
+    not for int8 and nf4. WeightsError for a Vicuna delta, missing files, tensors that do not fit config.json.
     """
     directory = Path(directory).expanduser()
     config = read_llm_config(directory)
     if re.search(r"delta([-_]v[\d.]+)?$", directory.resolve().name.lower()):
-        raise WeightsError(_delta_text(directory, "its name says so"))
+        raise _delta_error(directory, "its name says so")
     attention = attention or attention_for(device)
     with errors_as(WeightsError, f"model.llama_model: {directory} does not load"):
         _refuse_small_files(directory, config.get_text_config())
@@ -212,11 +188,8 @@ def _refuse_small_files(directory: Path, config: PretrainedConfig) -> None:
     vocabulary, width, inner, layers = (getattr(config, name, None) or 0 for name in list(_LIMITS)[:4])
     least = width * (vocabulary + layers * inner)
     if files and least > 2 * held:  # not even half a byte for each number
-        fault = _broken_file(directory) or (
-            f"{directory / 'config.json'} describes more than {least:,} parameters, but the weights files have "
-            f"{held:,} bytes"
-        )
-        raise WeightsError(f"model.llama_model: {fault}")
+        sizes = f"describes more than {least:,} parameters, but the weights files have {held:,} bytes"
+        raise WeightsError(f"model.llama_model: {_broken_file(directory) or f'{directory}/config.json {sizes}'}")
 
 
 def _broken_file(directory: Path) -> str | None:
@@ -234,16 +207,13 @@ def _storage(precision: str, device: torch.device) -> dict[str, Any]:
     if precision not in _QUANTISED:
         return {"dtype": DTYPES[precision]}
     if device.type != "cuda":
-        raise WeightsError(
-            f"model.llm_precision: {precision} needs a CUDA GPU (bitsandbytes), but the model goes to {device}; "
-            "use bf16 or fp32 there (and low_resource: False)"
-        )
+        way_out = f"but the model goes to {device}; use bf16 or fp32 there (and low_resource: False)"
+        raise WeightsError(f"model.llm_precision: {precision} needs a CUDA GPU (bitsandbytes), {way_out}")
     if find_spec("bitsandbytes") is None:
         raise WeightsError(f"model.llm_precision: {precision} needs bitsandbytes: {install_command('gpu')}")
-    if precision == "int8":
-        return {"dtype": torch.float16, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float16)
-    return {"dtype": torch.float16, "quantization_config": nf4}
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float16}
+    config = BitsAndBytesConfig(**({"load_in_8bit": True} if precision == "int8" else nf4))
+    return {"dtype": torch.float16, "quantization_config": config}
 
 
 def _refuse_delta_weights(directory: Path, model: nn.Module) -> None:
@@ -258,18 +228,14 @@ def _refuse_delta_weights(directory: Path, model: nn.Module) -> None:
             signs = torch.ones_like(weight)
             signs[1::2] = -1  # mean 0, size 1
             sizes.append(norm(signs[None]).float().abs().mean())
-    if not sizes:
-        return
-    mean = torch.stack(sizes).mean().item()
-    embeddings = model.get_input_embeddings().weight
-    if mean < DELTA_NORM_LIMIT and bool(embeddings.abs().max() > 0):
-        raise WeightsError(_delta_text(directory, f"the mean size of its norm weights is {mean:.4f}"))
+    mean = torch.stack(sizes).mean().item() if sizes else DELTA_NORM_LIMIT
+    if mean < DELTA_NORM_LIMIT and bool(model.get_input_embeddings().weight.abs().max() > 0):
+        raise _delta_error(directory, f"the mean size of its norm weights is {mean:.4f}")
 
 
-def _delta_text(directory: Path, why: str) -> str:
-    return (
-        f"model.llama_model: {directory} is a delta, not a model ({why}). A Vicuna delta holds the difference "
-        "to LLaMA and must be added to it first:\n"
+def _delta_error(directory: Path, why: str) -> WeightsError:
+    return WeightsError(
+        f"model.llama_model: {directory} is a delta, not a model ({why}). Add LLaMA to a Vicuna delta first:\n"
         "  python -m fastchat.model.apply_delta --base LLAMA_DIR --delta DELTA_DIR --target VICUNA_DIR\n"
         "or take merged weights: docs/weights.md"
     )
@@ -277,19 +243,15 @@ def _delta_text(directory: Path, why: str) -> str:
 
 def _refuse_partial(directory: Path, config: PretrainedConfig, report: Any) -> None:
     """`from_pretrained` fills absent tensors with noise and goes on; here that is an error."""
-    missing = sorted(report["missing_keys"])
-    mismatched = sorted(str(entry[0]) for entry in report["mismatched_keys"])
     known = ("rotary_emb.inv_freq", *LLAVA_PARTS) if _holds_llava(config) else ("rotary_emb.inv_freq",)
-    unexpected = sorted(k for k in report["unexpected_keys"] if not any(part in k for part in known))
-    parts = [
-        f"{title} {', '.join(names[:4])}{' ...' if len(names) > 4 else ''} ({len(names)})"
-        for title, names in (("missing", missing), ("wrong shape", mismatched), ("not expected", unexpected))
-        if names
-    ]
-    if parts:
-        raise WeightsError(
-            f"model.llama_model: the weights in {directory} do not fit its config.json: {'; '.join(parts)}"
-        )
+    faults = {
+        "missing": sorted(report["missing_keys"]),
+        "wrong shape": sorted(str(entry[0]) for entry in report["mismatched_keys"]),
+        "not expected": sorted(k for k in report["unexpected_keys"] if not any(part in k for part in known)),
+    }
+    if any(faults.values()):
+        parts = "; ".join(f"{title} {some(names, 4)}" for title, names in faults.items() if names)
+        raise WeightsError(f"model.llama_model: the weights in {directory} do not fit its config.json: {parts}")
 
 
 def cache_arguments(model: nn.Module, cache: Cache) -> dict[str, Any]:
@@ -349,11 +311,14 @@ def fingerprint(model: nn.Module) -> str:
 
     The same for all file formats and 16-bit precisions of one LLM, another one for another finetuning.
     """
-    digest = hashlib.sha256()
     vectors = [p for name, p in sorted(model.named_parameters()) if p.ndim == 1 and name.endswith("norm.weight")]
-    for tensor in (model.get_input_embeddings().weight[:FINGERPRINT_ROWS], *vectors):
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+    rows = model.get_input_embeddings().weight[:FINGERPRINT_ROWS]
+    return hashlib.sha256(b"".join(map(bf16_bytes, (rows, *vectors)))).hexdigest()[:16]
+
+
+def bf16_bytes(tensor: torch.Tensor) -> bytes:
+    """A tensor rounded to bf16, for hashes that are the same for all formats of a file."""
+    return tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def check_llm(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: str | Path) -> float:
@@ -367,11 +332,9 @@ def check_llm(model: nn.Module, tokenizer: PreTrainedTokenizerBase, directory: s
     loss = nn.functional.cross_entropy(logits, ids[0, 1:]).item()
     uniform = math.log(model.get_output_embeddings().weight.shape[0])
     if not math.isfinite(loss) or abs(loss - uniform) < UNIFORM_MARGIN:
-        raise WeightsError(
-            f"model.llama_model: {directory} cannot be right: the LLM's loss on an English sentence "
-            f"is {loss:.3f}, a uniform guess has {uniform:.3f}. Its weights are zero, broken or in a format that "
-            "was not read; get the files again and compare their sizes with docs/weights.md."
-        )
+        text = f"the LLM's loss on an English sentence is {loss:.3f}, a uniform guess has {uniform:.3f}"
+        way_out = "its weights are zero or broken; get them again and compare their sizes with docs/weights.md"
+        raise WeightsError(f"model.llama_model: {directory} cannot be right: {text}; {way_out}")
     if loss > WEAK_SHARE * uniform:
         text = "%s reads English with a loss of %.2f (a uniform guess has %.2f): untrained, or the wrong tokenizer?"
         log.warning(text, directory, loss, uniform)

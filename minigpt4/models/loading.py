@@ -28,7 +28,7 @@ from minigpt4.models.base_model import DTYPES, store_matmuls
 from minigpt4.models.connectors import Connector, build_connector, own_blip2_keys, qformer_file
 from minigpt4.models.fsdp import copy_weights
 from minigpt4.models.llava_weights import ADAPTERS, PROJECTOR, projector_names, read_lora, read_part
-from minigpt4.models.llm import add_tokens, check_llm, load_llm, set_token_ids
+from minigpt4.models.llm import add_tokens, bf16_bytes, check_llm, load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.vision_tower import VisionTower, build_vision_encoder, load_vision_encoder, read_vit_weights
 
@@ -89,9 +89,8 @@ def load_language_side(
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The LLM, tried on a sentence, and its tokenizer; `shard`: as in `load_llm`."""
     tokenizer = load_tokenizer(directory, **cfg.TOKENIZER)
-    switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint, "sharded": shard}
-    switches["rule"] = cfg.train.llm
-    model = load_llm(directory, cfg.llm_storage, device, **switches)
+    switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint}
+    model = load_llm(directory, cfg.llm_storage, device, sharded=shard, rule=cfg.train.llm, **switches)
     with errors_as(WeightsError, f"model.llama_model: {directory} loads, but does not run"):
         set_token_ids(model, tokenizer, beams_count_bos=cfg.BEAMS_COUNT_BOS)
         if cfg.llm_sanity_check:
@@ -104,10 +103,7 @@ def load_language_side(
 
 
 def store_frozen(module: nn.Module, frozen: bool, cfg: MiniGPT4Config) -> nn.Module:
-    """A frozen part of the vision side in `vit_precision`; what is trained stays in fp32.
-
-    Done before the weights are read, so that no process holds a fp32 copy of a billion numbers (4 GB).
-    """
+    """A frozen part of the vision side in `vit_precision`, before its 4 GB are read; what is trained stays in fp32."""
     return store_matmuls(module, DTYPES[cfg.vit_precision]) if frozen else module
 
 
@@ -127,11 +123,8 @@ def _unfilled(build: Callable[[], Any], device: torch.device | str, is_plain: bo
 
 
 def vision_fingerprints(cfg: MiniGPT4Config) -> dict[str, str]:
-    """Short hashes of the weights that the frozen vision side takes from its files, by configuration key.
-
-    Of names and the first numbers of each tensor in bf16: the same for all formats and 16-bit precisions of a file.
-    Keys whose file cannot be read are left out: with a cache of features it may never be needed.
-    """
+    """Short hashes of what the frozen vision side takes from its files, by key: of names and the first numbers of each
+    tensor in bf16, so the same for all formats of a file. One that cannot be read is left out: a cache may serve."""
     readers = {}
     if cfg.freeze_vit:
         readers["vit_weights"] = lambda: read_vit_weights(cfg)[1]
@@ -143,8 +136,7 @@ def vision_fingerprints(cfg: MiniGPT4Config) -> dict[str, str]:
         try:
             for name, tensor in sorted(read().items()):
                 digest.update(name.encode(errors="backslashreplace"))
-                start = tensor.reshape(-1)[:FINGERPRINT_NUMBERS]
-                digest.update(start.to(torch.bfloat16).view(torch.uint8).numpy().tobytes())
+                digest.update(bf16_bytes(tensor.reshape(-1)[:FINGERPRINT_NUMBERS]))
             fingerprints[key] = digest.hexdigest()[:16]
         except MiniGPT4Error as error:
             log.warning("Whether checkpoints were trained with the same model.%s cannot be told: %s", key, error)
@@ -179,22 +171,20 @@ def trained_weights(
     made_with: Mapping[str, Any],
     content: Mapping[str, Any],
 ) -> dict[str, Tensor]:
-    """The weights in the content of a MiniGPT-4 checkpoint that go into `target`, trained parameters by name.
+    """The weights in the content of a checkpoint that go into `target`, trained parameters by name; for `model.ckpt`,
+    a resume, an evaluation, a server's change.
 
-    Whatever takes weights from a checkpoint asks here: `model.ckpt`, a resume, an evaluation, a server's change.
-
-    Raises WeightsError with the difference of the keys; with the reason where it is another LLM's projection, or where
-    the card names other parts than the model's `made_with()`.
+    WeightsError with the difference of the keys, or where the card names other parts than `made_with`.
     """
     with errors_as(WeightsError, f"{path}: is no checkpoint of this program"):
         refuse_other_parts(path, content, made_with, cfg)
         state = weights_of(content, path, cfg)
         of_llm = [name for name in state if PART_OF_LLM.search(name)]
         if of_llm and cfg.is_frozen("llama_model"):
-            raise WeightsError(
-                f"{path}: holds {len(of_llm)} trained weights of its LLM (such as {of_llm[0]}), LoRA or a soft prompt, "
-                "which this model has not: model.train.llm says what it has; docs/weights.md lists checkpoints that fit"
+            text = (
+                f"{path}: holds {len(of_llm)} trained weights of its LLM (such as {of_llm[0]}), LoRA or a soft prompt"
             )
+            raise WeightsError(f"{text}; model.train.llm says what this model has, docs/weights.md which ones fit")
         _refuse_other_projection(state, target, path, cfg)
         trained, tolerated = target.keys(), cfg.ckpt_allow_keys
         state = drop_keys(state, tolerated) | {name: state[name] for name in target if name in state}
@@ -228,31 +218,21 @@ def refuse_other_parts(
         card = card | inside
     there, here = card.get("llm_fingerprint"), made_with.get("llm_fingerprint")
     if there and here and there != here and not cfg.ckpt_any_llm:
-        raise WeightsError(
-            f"{path}: was trained with the LLM {card.get('llm', 'of another run')} (fingerprint {there}), but "
-            f"model.llama_model is {cfg.llama_model} ({here}). A projection speaks one LLM's language; set "
-            "model.ckpt_any_llm: True to load it all the same."
-        )
+        other = f"was trained with the LLM {card.get('llm', 'of another run')} (fingerprint {there})"
+        way_out = f"model.llama_model is {cfg.llama_model} ({here}). model.ckpt_any_llm: True loads it all the same"
+        raise WeightsError(f"{path}: {other}, but {way_out}")
     there, here = card.get("lora_alpha"), made_with.get("lora_alpha", {})
     for part in here.keys() & (there if isinstance(there, Mapping) else {}).keys():
         if there[part] != here[part]:
-            raise WeightsError(
-                f"{path}: its adapters were trained with alpha {there[part]}, and model.train.{part}.alpha is "
-                f"{here[part]}; set it to the same"
-            )
+            other = f"its adapters were trained with alpha {there[part]}"
+            raise WeightsError(f"{path}: {other}, and model.train.{part}.alpha is {here[part]}; set it to the same")
     there, here = card.get("vision_fingerprints"), made_with.get("vision_fingerprints", {})
     there = there if isinstance(there, Mapping) else {}
     other = [key for key in here if key in there and here[key] != there[key]]
     if other and not cfg.ckpt_any_vision:
-        files = "; ".join(
-            f"model.{key} is {getattr(cfg, key) or 'the published file'} (fingerprint {here[key]}), and it was trained "
-            f"with another file ({there[key]})"
-            for key in other
-        )
-        raise WeightsError(
-            f"{path}: was trained with another vision side: {files}. A projection reads one vision side's features; "
-            "set model.ckpt_any_vision: True to load it all the same."
-        )
+        files = [f"model.{key} {getattr(cfg, key) or ''} ({here[key]}, not {there[key]})" for key in other]
+        way_out = "model.ckpt_any_vision: True loads it all the same"
+        raise WeightsError(f"{path}: was trained with another vision side: {'; '.join(files)}. {way_out}")
 
 
 def _refuse_other_projection(
@@ -263,13 +243,10 @@ def _refuse_other_projection(
         return  # what else is wrong of it, `require_fit` says
     (found_llm, found_vision), (llm, vision) = state[name].shape, target[name].shape
     text = f"{path}: its projection goes from {found_vision} to {found_llm} channels, not from {vision} to {llm}."
-    if found_llm != llm:
-        made_for = _LLM_OF_WIDTH.get(found_llm, "an LLM of that width")
-        raise WeightsError(
-            f"{text} It was trained for {made_for}, and model.llama_model is {cfg.llama_model}; "
-            "docs/weights.md has the table of which projection goes with which LLM."
-        )
-    raise WeightsError(f"{text} It was trained with another vision side: check has_qformer, qformer_config, vit_model.")
+    if found_llm == llm:
+        raise WeightsError(f"{text} Its vision side was another one: check has_qformer, qformer_config, vit_model.")
+    made_for = f"{_LLM_OF_WIDTH.get(found_llm, 'an LLM of that width')}, and model.llama_model is {cfg.llama_model}"
+    raise WeightsError(f"{text} It was trained for {made_for}; docs/weights.md says which projection goes with it.")
 
 
 def _frozen_hint(state: Mapping[str, Tensor], cfg: MiniGPT4Config) -> str:

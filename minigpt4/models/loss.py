@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from minigpt4.common.devices import to_device
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.attention import (
     BY_ROW,
@@ -25,7 +26,6 @@ from minigpt4.models.attention import (
     PadMap,
     activation_checkpointing,
     native_dtype,
-    to_device,
 )
 from minigpt4.models.base_model import is_trained
 from minigpt4.models.fsdp import is_sharded

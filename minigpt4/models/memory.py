@@ -111,7 +111,6 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """With what the allocator does not count."""
         return self.allocated + CUDA_ALLOWANCE
 
 
@@ -183,10 +182,9 @@ class MetaModel:
     def _apply(self, name: str, module: nn.Module) -> None:
         rule = self.cfg.rule_of(name)
         module.requires_grad_(rule.rule == "full")
-        if rule.rule not in ("frozen", "full"):
-            blocks = list(decoder_layers(module) if module is self.llm else getattr(module, "blocks", ()))
-            if blocks:
-                apply_rule(module, rule, f"model.train.{PARTS[name]}", blocks)
+        blocks = list(decoder_layers(module) if module is self.llm else getattr(module, "blocks", ()))
+        if blocks and rule.rule not in ("frozen", "full"):
+            apply_rule(module, rule, f"model.train.{PARTS[name]}", blocks)
         for part in module.modules() if rule.is_lora else ():
             part.training = isinstance(part, nn.Dropout)  # alone: layers would recompute
 
@@ -216,11 +214,13 @@ class MetaModel:
         known = nn.ModuleList((self.encoder, self.ln_vision, self.connector, self.projection, self.llm))
         known.zero_grad(set_to_none=True)
         shape = feature_shape(self.cfg) if cached else None
-        llm = f"model.llama_model: no step is possible with what {self.cfg.llama_model} describes"
         trained = [p for p in self.llm.parameters() if p.requires_grad]
         keeps_gradients = keeps_gradients or sharded
         hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in trained if keeps_gradients]
-        with errors_as(WeightsError, llm), StorageCounter(known) as counter:
+        odd = errors_as(
+            WeightsError, f"model.llama_model: no step is possible with what {self.cfg.llama_model} describes"
+        )
+        with odd, StorageCounter(known) as counter:
             embeds_BTD = self._embeds(batch_size, lengths, shape)
             own_pool = counter.peak if self.cfg.vit_cuda_graph and not cached else 0  # a graph keeps what it works in
             self._casts = None if sharded else []
@@ -247,14 +247,10 @@ class MetaModel:
         ]
         spread = [p for layer in layers for p in layer]
         saved = {id(p): (len(p) - -(-len(p) // gpus)) * p[0].numel() * p.element_size() for p in spread}
-        part = _part(_LLM, self.llm)
-        llm = replace(
-            part,
-            weight_bytes=part.weight_bytes - sum(saved.values()),
-            optimizer_bytes=part.optimizer_bytes - COPIES * sum(saved[id(p)] for p in spread if p.requires_grad),
-        )
+        part, of_trained = _part(_LLM, self.llm), sum(saved[id(p)] for p in spread if p.requires_grad)
+        weights, optimizer = part.weight_bytes - sum(saved.values()), part.optimizer_bytes - COPIES * of_trained
         gathered = Part("LLM, gathered layers", 0, 0, int(GATHERED_LAYERS * max(map(_bytes, layers))))
-        return _with_llm(estimate, llm, gathered)
+        return _with_llm(estimate, replace(part, weight_bytes=weights, optimizer_bytes=optimizer), gathered)
 
     def _embeds(self, batch_size: int, lengths: Lengths, shape: tuple[int, int] | None) -> Tensor:
         """What the LLM reads; `shape`: of cached features, in the place of the images."""
@@ -300,10 +296,8 @@ def llm_config_for(cfg: MiniGPT4Config) -> tuple[PretrainedConfig, str]:
         return read_llm_config(directory), f"{directory}/config.json"
     size = re.search(r"(?<!\d)(7|13)b(?![a-z])", directory.name.lower())
     if not size:
-        raise ConfigError(
-            f"model.llama_model: {cfg.llama_model!r} is not here and its name does not end in a size such as 7b or "
-            "13b; put its config.json there to have it sized"
-        )
+        text = "is not here, and its name ends in no size such as 7b or 13b; put its config.json there to have it sized"
+        raise ConfigError(f"model.llama_model: {cfg.llama_model!r} {text}")
     return LlamaConfig(vocab_size=32000, **_LLAMA_SIZES[int(size[1])]), f"LLaMA {size[1]}B, by the name {directory}"
 
 

@@ -19,6 +19,7 @@ from minigpt4.common import start_clock
 from minigpt4.common.binding import bind
 from minigpt4.common.checkpoint import find_weights
 from minigpt4.common.config import MODEL_SCHEMAS
+from minigpt4.common.devices import is_available
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.llava_schema import LlavaConfig
 from minigpt4.common.model_schema import PARTS, MiniGPT4Config, TrainRule
@@ -137,7 +138,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
     # One step: images -> token sequences -> the LLM -> loss
 
     def forward(self, samples: Mapping[str, Any], reduction: str = "mean") -> dict[str, Any]:
-        """Loss of the answers, nats a token.
+        """The "loss" of the answers, nats a token, and "num_tokens": how many targets the batch has (int).
 
         Args:
             samples: `answer` (list of str), or `conv_q`, `conv_a`, `connect_sym` (lists of str), or for LLaVA
@@ -146,11 +147,7 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
             reduction: "mean" over the targets of the batch, or "none": per sample (B,), the sum over its targets
                 divided by the padded length, as published.
 
-        Returns:
-            "loss", and "num_tokens": how many targets the batch has (int).
-
-        Raises:
-            SampleError: a sample without targets, or whose placeholders and images do not match.
+        SampleError for a sample without targets, or whose placeholders and images do not match.
         """
         if reduction not in ("mean", "none"):
             raise ValueError(f"reduction: {reduction!r} is neither 'mean' nor 'none'")
@@ -237,10 +234,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
     def _checked(self, image: Tensor) -> Tensor:
         size = self.visual_encoder.image_size
         if image.ndim not in (4, 5) or image.shape[-3:] != (3, size, size):
-            raise SampleError(
-                f"image: shape {tuple(image.shape)} does not fit; expected (B, 3, {size}, {size}) or "
-                f"(B, n, 3, {size}, {size}) from model.image_size: {size} (the processor's image_size must be equal)"
-            )
+            shapes = f"(B, 3, {size}, {size}) or (B, n, 3, {size}, {size})"
+            raise SampleError(f"image: shape {tuple(image.shape)} must be {shapes}, by model.image_size: {size}")
         return image.flatten(0, -4).to(self.device, non_blocking=True)
 
     def _vision_autocast(self, part: nn.Module) -> AbstractContextManager:
@@ -298,7 +293,6 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         self._trained = [part for name in _VISION_SIDE if is_trained(part := getattr(self, name))]
 
     def ensure_vision_loaded(self) -> None:
-        """Load the vision side if it waits to be needed."""
         if next(self.visual_encoder.parameters()).device.type != "meta":
             return
         log.info("An image is to be encoded: loading the vision encoder now")
@@ -337,7 +331,7 @@ _VISION_SIDE = ("visual_encoder", "ln_vision", "Qformer")
 
 
 def _llm_device(cfg: MiniGPT4Config, device: torch.device) -> torch.device:
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if not is_available(device):
         raise ConfigError(f"the model is to go to {device}, but torch sees no GPU: python -m minigpt4.doctor says why")
     if device.type == "cpu" and cfg.llm_storage == "fp16":
         log.info("On a CPU model.llm_precision: bf16 or fp32 is faster than fp16")

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from minigpt4.common.devices import to_device
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.utils import decode, require_readable, require_whole_characters
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER, prompt_template_from_tokenizer
-from minigpt4.models.attention import to_device
 from minigpt4.models.tokenizer import end_symbol_ids, hidden_pad_id, start_ids
 
 log = logging.getLogger(__name__)
@@ -43,30 +43,22 @@ class TokenSequence:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def add_text(self, ids: Sequence[int], *, train: bool = False) -> "TokenSequence":
-        """Append tokens, as targets if `train`."""
-        self.ids += ids
-        self.targets += ids if train else [IGNORE] * len(ids)
-        self.attend += [1] * len(ids)
-        self.images += [NO_IMAGE] * len(ids)
-        return self
-
-    def add_image(self, start: int, count: int) -> "TokenSequence":
-        """Append image tokens from `start` of the batch's flat list."""
-        self.ids += [0] * count
-        self.targets += [IGNORE] * count
-        self.attend += [1] * count
-        self.images += range(start, start + count)
-        return self
-
     def add(self, other: "TokenSequence") -> "TokenSequence":
-        """Append another sequence."""
         for name, values in vars(self).items():
             values += getattr(other, name)
         return self
 
+    def add_text(self, ids: Sequence[int], *, train: bool = False) -> "TokenSequence":
+        """Append tokens, as targets if `train`."""
+        count = len(ids)
+        targets = ids if train else [IGNORE] * count
+        return self.add(TokenSequence(ids, targets, [1] * count, [NO_IMAGE] * count))
+
+    def add_image(self, start: int, count: int) -> "TokenSequence":
+        """Append image tokens from `start` of the batch's flat list."""
+        return self.add(TokenSequence([0] * count, [IGNORE] * count, [1] * count, range(start, start + count)))
+
     def cut(self, length: int) -> "TokenSequence":
-        """Keep the first `length` positions."""
         for values in vars(self).values():
             del values[length:]
         return self
@@ -83,7 +75,6 @@ class TokenSequence:
 
     @property
     def num_targets(self) -> int:
-        """Positions trained on."""
         return sum(target != IGNORE for target in self.targets)
 
 
@@ -107,7 +98,6 @@ class Batch:
         return int((self.targets_BT != IGNORE).sum())
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`."""
         values = {name: to_device(value, device) for name, value in vars(self).items() if name != "image_at"}
         return Batch(image_at=tuple(to_device(index, device) for index in self.image_at), **values)
 
@@ -146,12 +136,25 @@ def collate_training(
     width = len(start) + max(map(len, conditions)) + max(map(len, answers))
     pairs = zip(conditions, answers, strict=True)
     rows = [TokenSequence().add_text(start).add(condition).add(answer) for condition, answer in pairs]
-    return _stack(rows, width, pad_id, left=False)
+    return collate_prompts(rows, pad_id, left=False, width=width)
 
 
-def collate_prompts(rows: Sequence[TokenSequence], pad_id: int, *, left: bool = True) -> Batch:
-    """Rows of different lengths, padded on the left for generation, or on the right."""
-    return _stack(rows, max(map(len, rows)), pad_id, left=left)
+def collate_prompts(
+    rows: Sequence[TokenSequence], pad_id: int, *, left: bool = True, width: int | None = None
+) -> Batch:
+    """Rows of different lengths, padded to `width`, or the longest, on the left for generation, or on the right."""
+    width = width or max(map(len, rows))
+
+    def padded(name: str, fill: int) -> Tensor:
+        lists = [getattr(row, name) for row in rows]
+        gaps = [[fill] * (width - len(own)) for own in lists]
+        full = [gap + own if left else own + gap for own, gap in zip(lists, gaps, strict=True)]
+        return torch.tensor(full, dtype=torch.long)
+
+    images_BT = padded("images", NO_IMAGE)
+    image_at = (images_BT != NO_IMAGE).nonzero(as_tuple=True)
+    texts = padded("ids", pad_id), padded("attend", 0), padded("targets", IGNORE)
+    return Batch(*texts, image_at, images_BT[image_at], torch.tensor([len(row) for row in rows]))
 
 
 def embed(batch: Batch, embedding: nn.Module, image_tokens_MD: Tensor | None) -> Tensor:
@@ -167,19 +170,6 @@ def embed(batch: Batch, embedding: nn.Module, image_tokens_MD: Tensor | None) ->
 def target_positions(batch: Batch) -> tuple[Tensor, Tensor]:
     """Row and column (N,) of every position whose next token is a target, in order."""
     return (batch.targets_BT[:, 1:] != IGNORE).nonzero(as_tuple=True)
-
-
-def _stack(rows: Sequence[TokenSequence], width: int, pad_id: int, *, left: bool) -> Batch:
-    def padded(name: str, fill: int) -> Tensor:
-        gaps = [[fill] * (width - len(row)) for row in rows]
-        lists = [getattr(row, name) for row in rows]
-        full = [gap + own if left else own + gap for own, gap in zip(lists, gaps, strict=True)]
-        return torch.tensor(full, dtype=torch.long)
-
-    images_BT = padded("images", NO_IMAGE)
-    image_at = (images_BT != NO_IMAGE).nonzero(as_tuple=True)
-    texts = padded("ids", pad_id), padded("attend", 0), padded("targets", IGNORE)
-    return Batch(*texts, image_at, images_BT[image_at], torch.tensor([len(row) for row in rows]))
 
 
 @dataclass(frozen=True)
@@ -216,7 +206,6 @@ class Samples:
         return len(self.dialogues or self.conversations or self.answers)
 
     def name(self, index: int) -> str:
-        """What to call a sample in an error."""
         if self.image_ids is None:
             return f"sample {index} of the batch"
         return f"sample {index} of the batch (image_id {self.image_ids[index]})"
@@ -240,9 +229,10 @@ def read_samples(samples: Mapping[str, Any]) -> Samples:
             raise SampleError(f"{name}: {len(value)} entries for {count} samples")
     if lengths is not None:
         lengths = torch.as_tensor(lengths).tolist()
-        room = _images_of_a_sample(image)
-        if room is None:
+        ndim, stacked = (4, image.features) if isinstance(image, ImageFeatures) else (5, image)
+        if not isinstance(stacked, Tensor) or stacked.ndim != ndim:
             raise SampleError("length: needs image of shape (B, n, 3, S, S)")
+        room = stacked.shape[1]
         for index, length in enumerate(lengths):
             if not 0 <= length <= room:
                 raise SampleError(f"length: {length} images in sample {index} of the batch, but image holds {room}")
@@ -250,13 +240,6 @@ def read_samples(samples: Mapping[str, Any]) -> Samples:
     ids = ids.tolist() if isinstance(ids, Tensor) else list(ids or [])
     ids = ids if len(ids) == count else None
     return Samples(image, lengths, answers, conversations, instructions, ids, dialogues)
-
-
-def _images_of_a_sample(image: Tensor | ImageFeatures | None) -> int | None:
-    """n of pixels or features that have as many images for each sample."""
-    if isinstance(image, ImageFeatures):
-        return image.features.shape[1] if image.features.ndim == 4 else None
-    return image.shape[1] if isinstance(image, Tensor) and image.ndim == 5 else None
 
 
 def _read_conversations(samples: Mapping[str, Any]) -> list[tuple[list[str], list[str]]]:
@@ -271,9 +254,8 @@ def _read_conversations(samples: Mapping[str, Any]) -> list[tuple[list[str], lis
     conversations = [(questions.split(mark), answers.split(mark)) for questions, answers in pairs]
     for index, (questions, answers) in enumerate(conversations):
         if len(questions) != len(answers):
-            raise SampleError(
-                f"sample {index} of the batch: {len(questions)} questions in conv_q, {len(answers)} answers in conv_a"
-            )
+            counts = f"{len(questions)} questions in conv_q, {len(answers)} answers in conv_a"
+            raise SampleError(f"sample {index} of the batch: {counts}")
     return conversations
 
 
@@ -341,12 +323,16 @@ class PromptBuilder:
 
     def answer_rows(self, samples: Samples) -> list[TokenSequence]:
         """Answers or conversations as targets; raises SampleError for a sample with nothing to train on."""
-        if samples.conversations:
-            rows = [self._conversation_row(*conversation) for conversation in samples.conversations]
-        else:
-            rows = [self._answer_row([ids]) for ids in self._answer_ids(samples.answers)]
+        rows = []
+        for questions, answers in samples.conversations or [([""], [answer]) for answer in samples.answers]:
+            later = self.encode([apply_template(self.prompt_template, question) for question in questions[1:]])
+            ids, ends = self.encode([answer + self.end_sym for answer in answers]), self._end_ids()
+            turns = [self.start + own for own in later]
+            row = answer_row(ids, turns, ends, self.max_txt_len, truncate_end=self.truncate_end_sym)
             if self._hidden is not None:
-                rows = [row.hide_target(self._hidden) for row in rows]
+                hide = row.hide_from_attention if samples.conversations else row.hide_target
+                hide(self._hidden)
+            rows.append(row)
         for index, row in enumerate(rows):
             if not row.num_targets:
                 raise SampleError(f"{samples.name(index)}: nothing to train on, its answer and end_sym are empty")
@@ -371,17 +357,6 @@ class PromptBuilder:
         if self.prompt_list:
             return [random.choice(self.prompt_list)] * len(samples)
         return None
-
-    def _conversation_row(self, questions: list[str], answers: list[str]) -> TokenSequence:
-        later = self.encode([apply_template(self.prompt_template, question) for question in questions[1:]])
-        row = self._answer_row(self._answer_ids(answers), [self.start + ids for ids in later])
-        return row if self._hidden is None else row.hide_from_attention(self._hidden)
-
-    def _answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
-        return self.encode([answer + self.end_sym for answer in answers])
-
-    def _answer_row(self, answers: Sequence[list[int]], later: Sequence[list[int]] = ()) -> TokenSequence:
-        return answer_row(answers, later, self._end_ids(), self.max_txt_len, truncate_end=self.truncate_end_sym)
 
     def _end_ids(self) -> list[int]:
         if self.end_sym not in self._end_ids_of:

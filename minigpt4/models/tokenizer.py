@@ -43,19 +43,14 @@ def _refuse_code(settings: dict[str, Any]) -> None:
     """ValueError where the class of the tokenizer is code in the directory."""
     kind = str(settings.get("tokenizer_class"))
     if "auto_map" in settings and "llama" not in kind.lower() and not hasattr(transformers, kind):
-        raise ValueError(
-            f"tokenizer_config.json: transformers has no tokenizer_class {kind!r}, and code of a directory (auto_map) "
-            "is never run; take an LLM whose tokenizer transformers has"
-        )
+        text = "code of a directory (auto_map) is never run; take an LLM whose tokenizer transformers has"
+        raise ValueError(f"tokenizer_config.json: transformers has no tokenizer_class {kind!r}, and {text}")
 
 
 def _load_other(directory: Path, config: PretrainedConfig) -> PreTrainedTokenizerBase:
     """transformers' tokenizer; where its class works otherwise than tokenizer.json says, a plain one of that file."""
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise WeightsError(
-            f"{directory}: no usable tokenizer: it needs tokenizer.model or tokenizer.json beside config.json; copy "
-            "them from where the LLM came from."
-        )
+        raise ValueError("it needs tokenizer.model or tokenizer.json, from where the LLM came, beside config.json")
     options = {"trust_remote_code": False, "local_files_only": True}
     tokenizer = AutoTokenizer.from_pretrained(directory, config=config, **options)
     file = directory / "tokenizer.json"

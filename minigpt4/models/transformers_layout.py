@@ -209,14 +209,10 @@ def build_config(
     else:
         clip = directory_config(cfg.vit_model)
         clip.vision_use_head = False  # SigLIP's pools, and nobody reads that
-        config = LlavaConfig(
-            vision_config=clip,
-            text_config=text,
-            projector_hidden_act="linear" if cfg.projection == "linear" else "gelu",
-            vision_feature_layer=cfg.vit_layer,
-            vision_feature_select_strategy=_select(cfg, tower),
-            image_seq_length=feature_shape(cfg)[0],
-        )
+        reads = {"vision_feature_layer": cfg.vit_layer, "vision_feature_select_strategy": _select(cfg, tower)}
+        act, count = "linear" if cfg.projection == "linear" else "gelu", feature_shape(cfg)[0]
+        own = {"projector_hidden_act": act, "image_seq_length": count, **reads}
+        config = LlavaConfig(vision_config=clip, text_config=text, **own)
         config.architectures = ["LlavaForConditionalGeneration"]
     config.image_token_index, config.dtype = image_id, text.dtype
     return config

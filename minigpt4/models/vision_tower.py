@@ -20,6 +20,7 @@ from minigpt4.common.checkpoint import copy_strict, find_weights, read_state_dic
 from minigpt4.common.errors import ConfigError, errors_as, nearest
 from minigpt4.common.hub import local_path
 from minigpt4.common.model_schema import EVA_CLIP_G, VIT_FILE, MiniGPT4Config
+from minigpt4.common.torch_files import WEIGHT_FILES
 from minigpt4.models import eva_vit
 from minigpt4.models.llava_weights import TOWER, read_part
 from minigpt4.processors.blip_processors import CLIP_MEAN, CLIP_STD
@@ -29,8 +30,6 @@ log = logging.getLogger(__name__)
 USUAL_SIZE = 224
 """Side of the images of EVA-CLIP, and of a tower of which timm does not know it, pixels."""
 _HF_TOWERS = {CLIPVisionConfig: CLIPVisionModel, SiglipVisionConfig: SiglipVisionModel}
-HF_FILES = ("model.safetensors", "pytorch_model.bin")
-"""Of the weights in such a directory, the first that is there."""
 _KNOWN = {"clip-vit-large-patch14": 224, "clip-vit-large-patch14-336": 336}
 """Image size of OpenAI's directories, so that LLaVA can be sized before they are there."""
 
@@ -49,10 +48,8 @@ class Pixels:
 class VisionTower(nn.Module):
     """Image (B, 3, S, S) -> tokens (B, N, V), the first `num_prefix_tokens` of them before the patches.
 
-    Args:
-        model: the network: timm's, or a vision model of transformers. `visual_encoder.` and its parameters' names are
-            the names of trained weights in checkpoints.
-        image_size: S; positions are interpolated where the network was made for another.
+    `model`: timm's, or a vision model of transformers; its names after `visual_encoder.` are those of trained
+    weights in checkpoints. `image_size`: S; positions are interpolated where the network was made for another.
     """
 
     def __init__(self, model: nn.Module, image_size: int) -> None:
@@ -128,6 +125,15 @@ def build_vision_encoder(cfg: MiniGPT4Config) -> VisionTower:
     return VisionTower(_build_timm(cfg, size), size)
 
 
+def vision_files(cfg: Any) -> list[Path]:
+    """Files of the vision side that a section `model:` names, whether they are there or not."""
+    keys = ("vit_weights", "q_former_model") if getattr(cfg, "connector", "qformer") == "qformer" else ("vit_weights",)
+    files = [local_path(path, f"model.{key}") for key in keys if (path := getattr(cfg, key, None))]
+    if is_directory(tower := getattr(cfg, "vit_model", "")):
+        files += [local_path(tower, "model.vit_model") / name for name in WEIGHT_FILES]
+    return files
+
+
 def image_size_of(cfg: MiniGPT4Config) -> int:
     """`model.image_size`, or where it is null the tower's own."""
     if cfg.image_size is not None:
@@ -154,7 +160,13 @@ def read_vit_weights(cfg: MiniGPT4Config) -> tuple[Path, dict[str, Tensor]]:
     """The tower's file and its tensors, mapped; of larger models' files only what is the tower's."""
     if is_directory(cfg.vit_model):
         prefix = "vision_model."
-        path, state = read_part(cfg, TOWER) or _read_directory(local_path(cfg.vit_model, "model.vit_model"))
+        path, state = read_part(cfg, TOWER) or (None, {})
+        if path is None:
+            directory = local_path(cfg.vit_model, "model.vit_model")
+            path = next((directory / name for name in WEIGHT_FILES if (directory / name).is_file()), None)
+            if path is None:
+                raise ConfigError(f"model.vit_model: {directory} has neither {' nor '.join(WEIGHT_FILES)}")
+            state = read_state_dict(path, mapped=True)
         if any(name.startswith(prefix) for name in state):  # a whole CLIP, with its text side
             state = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
         return path, {n: t for n, t in state.items() if not n.startswith("head.") and "position_ids" not in n}
@@ -163,13 +175,6 @@ def read_vit_weights(cfg: MiniGPT4Config) -> tuple[Path, dict[str, Tensor]]:
     path = find_weights(cfg.vit_weights, "model.vit_weights", VIT_FILE)
     state = read_state_dict(path, mapped=True)
     return path, eva_vit.own_keys(state, cfg) if cfg.vit_model == EVA_CLIP_G else state
-
-
-def _read_directory(directory: Path) -> tuple[Path, dict[str, Tensor]]:
-    path = next((directory / name for name in HF_FILES if (directory / name).is_file()), None)
-    if path is None:
-        raise ConfigError(f"model.vit_model: {directory} has neither {' nor '.join(HF_FILES)}")
-    return path, read_state_dict(path, mapped=True)
 
 
 # timm
@@ -183,11 +188,8 @@ def _timm_pixels(name: str) -> Pixels | None:
         return None
     every = {} if "." in name else {one: timm.get_pretrained_cfg(one) for one in timm.list_pretrained(f"{name}.*")}
     if others := [one for one, cfg in every.items() if (cfg.mean, cfg.std) != (known.mean, known.std)]:
-        log.warning(
-            "model.vit_model: %s is taken for %s.%s; name the variant if vit_weights are of %s, trained on images of "
-            "other mean and std",
-            *(name, name, known.tag, ", ".join(others)),
-        )
+        text = "model.vit_model: %s is taken for its variant %s; name it if it is one of %s, of other mean and std"
+        log.warning(text, name, known.tag, ", ".join(others))
     return Pixels([float(one) for one in known.mean], [float(one) for one in known.std], known.input_size[-1])
 
 
@@ -205,14 +207,12 @@ def _require_timm_name(name: str) -> None:
 
 def _build_timm(cfg: MiniGPT4Config, image_size: int) -> nn.Module:
     _require_timm_name(cfg.vit_model)
-    arguments: dict[str, Any] = {"drop_path_rate": cfg.drop_path_rate, **cfg.vit_config}
+    arguments: dict[str, Any] = {"num_classes": 0, "drop_path_rate": cfg.drop_path_rate, **cfg.vit_config}
     try:
-        model = timm.create_model(cfg.vit_model, num_classes=0, img_size=image_size, **arguments)
+        model = timm.create_model(cfg.vit_model, img_size=image_size, **arguments)
     except TypeError:  # families without position embedding take any size and know no img_size
-        try:
-            model = timm.create_model(cfg.vit_model, num_classes=0, **arguments)
-        except TypeError as error:
-            raise ConfigError(f"model.vit_config: {sorted(cfg.vit_config)} for {cfg.vit_model}: {error}") from error
+        with errors_as(ConfigError, f"model.vit_config: {sorted(cfg.vit_config)} for {cfg.vit_model}"):
+            model = timm.create_model(cfg.vit_model, **arguments)
     if cfg.use_grad_checkpoint:
         model.set_grad_checkpointing(True)
     return model
@@ -257,10 +257,8 @@ def _directory_pixels(name: str) -> Pixels:
 def _build_of_directory(cfg: MiniGPT4Config) -> nn.Module:
     directory, config = cfg.vit_model, directory_config(cfg.vit_model)
     if cfg.vit_config or cfg.vit_weights or cfg.drop_path_rate:
-        raise ConfigError(
-            f"model.vit_model: {directory} has sizes and weights of its own; leave vit_config, vit_weights and "
-            "drop_path_rate unset"
-        )
+        unset = "leave vit_config, vit_weights and drop_path_rate unset"
+        raise ConfigError(f"model.vit_model: {directory} has sizes and weights of its own; {unset}")
     with errors_as(ConfigError, f"model.vit_model: {directory}/config.json describes no tower"):
         config.vision_use_head = False  # SigLIP's pools, and nobody reads that
         model = _HF_TOWERS[type(config)](config)

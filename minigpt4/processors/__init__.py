@@ -9,13 +9,14 @@ from minigpt4.processors.blip_processors import (
     Blip2ImageEvalProcessor,
     Blip2ImageTrainProcessor,
     BlipCaptionProcessor,
+    ClipImageEvalProcessor,
+    ClipImageTrainProcessor,
     Uint8Image,
     open_image,
     process_image,
     takes_mean_and_std,
     to_rgb,
 )
-from minigpt4.processors.clip_processors import ClipImageEvalProcessor, ClipImageTrainProcessor
 
 
 def load_processor(name: str, cfg: Mapping[str, Any] | None = None) -> BaseProcessor:

@@ -326,6 +326,52 @@ class Blip2ImageEvalProcessor(_Blip2ImageProcessor):
     """Image preprocessing for evaluation and chat: the same as for training."""
 
 
+@dataclass
+class _ClipImageProcessor(SquareImageProcessor):
+    """CLIP's, as LLaVA uses it: the shorter side is resized to `image_size`, and the centre cut out.
+
+    Fields:
+        image_aspect_ratio: `square`: as it is; `pad`: first filled up to a square in the mean colour, the image in the
+            middle, so that nothing is cut off.
+    """
+
+    image_aspect_ratio: str = "square"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_aspect_ratio not in ("square", "pad"):
+            raise ConfigError(f"image_aspect_ratio must be square or pad, got {self.image_aspect_ratio!r}")
+
+    def square(self, image: Image.Image) -> Image.Image:
+        if self.image_aspect_ratio == "pad":
+            image = self._padded(image)
+        side, shorter = self.image_size, min(image.size)
+        width, height = (side * length // shorter for length in image.size)
+        left, top = (width - side) // 2, (height - side) // 2
+        return resize(image, width, height).crop((left, top, left + side, top + side))
+
+    def _padded(self, image: Image.Image) -> Image.Image:
+        side = max(image.size)
+        canvas = Image.new("RGB", (side, side), tuple(int(255 * value) for value in self.mean))
+        canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        return canvas
+
+    @property
+    def feature_key(self) -> dict[str, Any]:
+        """What the pixels depend on besides the image: the same values, the same pixels."""
+        return {"kind": "clip"} | vars(self)
+
+
+@registry.register_processor("clip_image_train")
+class ClipImageTrainProcessor(_ClipImageProcessor):
+    """Image preprocessing for training, without augmentation: the same as for evaluation."""
+
+
+@registry.register_processor("clip_image_eval")
+class ClipImageEvalProcessor(_ClipImageProcessor):
+    """Image preprocessing for evaluation and chat."""
+
+
 def takes_mean_and_std(name: str) -> bool:
     """Whether a registered processor normalises as these do, by a `mean` and a `std`."""
     return issubclass(registry.get_processor_class(name), SquareImageProcessor)

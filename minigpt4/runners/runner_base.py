@@ -6,8 +6,8 @@ One epoch is `iters_per_epoch` iterations of an endless loader; an iteration is 
 import itertools
 import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from minigpt4.common import start_clock
 from minigpt4.common.checkpoint import BEST, amend_card, drop_leftovers, drop_old, read_card, save_checkpoint
 from minigpt4.common.config import Config
+from minigpt4.common.devices import is_gpu, memory_advice, sum_dtype
 from minigpt4.common.dist_utils import Processes, StopRequest, distribute, rng_state, set_rng_state
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, WeightsError, errors_as
 from minigpt4.common.optims import NonFiniteGuard
@@ -128,7 +129,7 @@ class RunnerBase:
         self.resume()
         self._announce()
         try:
-            with StopRequest() as stop, memory_advice():
+            with StopRequest() as stop, memory_advice(OUT_OF_MEMORY):
                 while self.position.epoch < self.run.max_epoch:
                     if not self.train_epoch(stop):
                         return False
@@ -169,13 +170,11 @@ class RunnerBase:
         return True
 
     def train_step(self, epoch: int, iteration: int, samples: dict[str, Any]) -> Tensor:
-        """Forward and backward on one micro-batch, and the optimizer's step where it completes an update.
+        """Forward and backward on one micro-batch, and the optimizer's step where it completes an update; the mean loss
+        over the micro-batch's targets, a scalar on the device.
 
         An update that is not finite on any rank, or has targets on none, is skipped on all. Nothing here waits for a
         GPU except the guard, which reads the flags of the update before.
-
-        Returns:
-            The mean loss over the micro-batch's targets, a scalar on the device.
         """
         run = self.run
         samples = self.features.complete_batch(samples) if self.features else samples
@@ -232,7 +231,6 @@ class RunnerBase:
         self.image_ids: list[Any] = []
 
     def autocast(self) -> torch.autocast:
-        """The run's mixed precision."""
         return torch.autocast(self.device.type, DTYPES[self.run.amp_dtype], enabled=self.run.amp)
 
     # Validation and test
@@ -258,15 +256,15 @@ class RunnerBase:
     def eval_epoch(self, loaders: list[EvalLoader]) -> tuple[float, dict[str, float], list[str]]:
         """Run all loaders once, each sample on one rank; every rank must call it.
 
-        `run.valid_captions` images (over all ranks) are captioned and scored; with 0 a few are shown and none scored.
-
-        Returns:
-            The mean loss over all targets (nats a token), caption metrics by name, lines `image_id: caption` to show.
+        The mean loss over all targets (nats a token), metrics of `run.valid_captions` captions over all ranks by name,
+        and lines `image_id: caption` to show.
         """
         self.model.eval()
         scored, world_size = self.run.valid_captions, self.processes.world_size
         wanted = -(-scored // world_size) if scored else SHOWN_CAPTIONS if self.processes.is_main else 0
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # of losses over tokens, and the tokens
+        totals = torch.zeros(
+            2, dtype=sum_dtype(self.device), device=self.device
+        )  # of losses over tokens, and the tokens
         said: list[tuple[str, str, str]] = []  # image_id, caption, reference
         with uneven_inputs(self.model.llama_model):
             for batch in itertools.chain.from_iterable(loaders):
@@ -278,8 +276,8 @@ class RunnerBase:
                     if left > 0 and "answer" in samples:
                         captions = self.task.caption(self.model, samples["image"][:left])
                         said += zip(samples["image_id"], captions, samples["answer"], strict=False)
-                tokens = output["num_tokens"]
-                totals += torch.stack([output["loss"].double() * tokens, totals.new_full((), float(tokens))])
+                loss, tokens = output["loss"].to(totals.dtype), output["num_tokens"]
+                totals += torch.stack([loss * tokens, totals.new_full((), float(tokens))])
         self.model.train()
         loss = (self.processes.sum(totals)[0] / totals[1]).item()
         gathered = self.processes.gather(said) if scored else None
@@ -295,7 +293,7 @@ class RunnerBase:
         log.info("Evaluating %s on %s", source, ", ".join(self.test_loaders))
         self.run_log.begin(self.position.epoch, self.position.iteration, path)
         try:
-            with memory_advice():
+            with memory_advice(OUT_OF_MEMORY):
                 self._test(self.position)
         finally:
             self.run_log.close()
@@ -337,7 +335,6 @@ class RunnerBase:
 
     @property
     def iterations_done(self) -> int:
-        """Of the whole run."""
         return self.position.epoch * self.run.iters_per_epoch + self.position.iteration
 
     def save_checkpoint(self, name: str) -> None:
@@ -390,15 +387,9 @@ class RunnerBase:
             TrainSource(dataset, own.batch_size or run.batch_size_train, own.sample_ratio, own.group_by_modality_length)
             for dataset, own in self._chosen(datasets, run.train_splits)
         ]
-        loader = TrainLoader(
-            sources,
-            num_workers=run.num_workers,
-            seed=run.seed,
-            ledger=self._bad_sample_monitor(),
-            rank=processes.rank,
-            world_size=processes.world_size,
-            pin_memory=self.device.type == "cuda",
-        )
+        switches = {"num_workers": run.num_workers, "seed": run.seed, "pin_memory": is_gpu(self.device)}
+        ranks = {"rank": processes.rank, "world_size": processes.world_size}
+        loader = TrainLoader(sources, ledger=self._bad_sample_monitor(), **switches, **ranks)
         return DevicePrefetcher(loader, self.device)
 
     def build_eval_loaders(self, datasets: Datasets, splits: list[str]) -> list[EvalLoader]:
@@ -418,7 +409,6 @@ class RunnerBase:
         ]
 
     def _chosen(self, datasets: Datasets, splits: list[str]) -> list[tuple[BaseDataset, DatasetConfig]]:
-        """The datasets of these splits, each with its section."""
         sections = self.cfg.datasets.items()
         return [(datasets[name][at], section) for name, section in sections for at in splits if at in datasets[name]]
 
@@ -430,7 +420,6 @@ class RunnerBase:
     # The log's first lines
 
     def _announce(self) -> None:
-        """What is trained, and on how much."""
         run, iterations = self.run, self.run.max_epoch * self.run.iters_per_epoch
         log.info("number of trainable parameters: %d", sum(self.rows.like(p).numel() for p in self.parameters.values()))
         updates = run.max_epoch * math.ceil(run.iters_per_epoch / run.accum_grad_iters)
@@ -442,22 +431,11 @@ class RunnerBase:
         log.info("%s steps %s %d = %s samples", f"{updates:,}", times, size, f"{samples:,}")
 
         if any(p.dtype == torch.float16 for p in self.model.parameters()) and not self.scaler.is_enabled():
-            log.warning(
-                "The frozen model computes in fp16, but no gradient scaler is active: small gradients are lost. Set "
-                "run.amp: True with amp_dtype: fp16, or model.llm_precision and vit_precision: bf16"
-            )
+            text = "The frozen model computes in fp16 without gradient scaler: small gradients are lost. Set %s"
+            log.warning(text, "run.amp: True with amp_dtype: fp16, or model.llm_precision and vit_precision: bf16")
         if any(p.dtype == torch.bfloat16 for p in self.parameters.values()):
-            log.warning(
-                "The LLM is trained in bf16: an update below 1/512 of its weight is lost. model.llm_precision: fp32 "
-                "with run.amp: True and amp_dtype: bf16 keeps it, for twice the memory"
+            text = (
+                "The LLM is trained in bf16: an update below 1/512 of its weight is lost. %s keep it, for more memory"
             )
+            log.warning(text, "model.llm_precision: fp32, run.amp: True and amp_dtype: bf16")
         log.info("Start training")
-
-
-@contextmanager
-def memory_advice() -> Iterator[None]:
-    """A GPU whose memory is full is a RunError that says what helps."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise RunError(f"{error}\n{OUT_OF_MEMORY}") from error

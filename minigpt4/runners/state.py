@@ -51,11 +51,8 @@ class Position:
 
 
 def choose_folder(config: Config, processes: Processes) -> tuple[Config, RunFolder]:
-    """The run's folder, the same on all ranks, and the config with `auto` replaced by what was found.
-
-    Training with `auto` goes on in the folder of the checkpoint it finds; everything else gets a new folder.
-    MiniGPT4Error on all ranks where there is no folder to be had.
-    """
+    """The run's folder, the same on all ranks, and the config with `auto` replaced by what was found, in whose folder
+    training goes on; everything else gets a new folder. MiniGPT4Error on all ranks where there is none to be had."""
     checkpoint, folder = processes.on_main(lambda: _choose(config))
     return config.replace(run=replace(config.run, resume_ckpt_path=checkpoint)), RunFolder.existing(folder)
 
@@ -72,10 +69,8 @@ def _choose(config: Config) -> tuple[str | None, Path]:
             # Who was in there until now may have gone on meanwhile.
             return str(newest_checkpoint(folder.parent, run.job_name, folder.name) or newest), folder
         if newest is None and run.evaluate:
-            raise ConfigError(
-                f"run.resume_ckpt_path: auto: no checkpoint of job {run.job_name} in {output}; to evaluate model.ckpt "
-                "set run.resume_ckpt_path: null"
-            )
+            none = f"no checkpoint of job {run.job_name} in {output}"
+            raise ConfigError(f"run.resume_ckpt_path: auto: {none}; null evaluates model.ckpt")
         if newest is None:
             log.info("No checkpoint of job %s in %s yet: starting from scratch", run.job_name, output)
         checkpoint = newest and str(newest)
@@ -89,13 +84,12 @@ def content(runner: "RunnerBase", ranks: list[Any]) -> dict[str, Any]:
 
     Every rank must call it where a sharded LLM is trained; rank 0's counts.
     """
-    model, position = runner.model, runner.position
-    saved = _optimizer_state(runner)
-    groups = runner.optimizer.param_groups
-    saved["optimizer"] = runner.rows.convert_moments(saved["optimizer"], groups, gather=True)
+    model, position, saved = runner.model, runner.position, _optimizer_state(runner)
+    moments = runner.rows.convert_moments(saved["optimizer"], runner.optimizer.param_groups, gather=True)
     return {
         "model": {name: whole(p) for name, p in model.stored_parameters().items()},
         **saved,
+        "optimizer": moments,
         "config": dict(runner.cfg.merged),
         "epoch": position.epoch - 1,  # the last whole one, as published
         "state": {"position": asdict(position), "ranks": ranks, "made_with": model.made_with()},
@@ -105,7 +99,7 @@ def content(runner: "RunnerBase", ranks: list[Any]) -> dict[str, Any]:
 def card(runner: "RunnerBase") -> dict[str, Any]:
     """What anyone may want to know of a 12 MB file without opening it."""
     config, facts = runner.cfg.merged, runner.run_log.folder.facts()
-    section = dict(config["model"])
+    section = config["model"]
     return {
         "arch": section.get("arch"),
         "model_type": section.get("model_type"),
@@ -149,47 +143,40 @@ def rank_state(runner: "RunnerBase") -> dict[str, Any]:
 def resume(path: Path, runner: "RunnerBase") -> list[dict[str, Any]]:
     """Put a runner where the checkpoint was saved; returns what its ranks saved, nothing for a file without that.
 
-    A file of the original code has no `state`: the run then goes on at its next epoch, as it did there.
-
-    Raises WeightsError, naming the entry, for a file that does not fit the model or is not built like what this run
-    would save now; then nothing was changed.
+    A file of the original code has no `state`: the run then goes on at its next epoch, as it did there. WeightsError,
+    naming the entry and before anything changes, for a file that does not fit or is not built like what a run saves.
     """
     saved, weights = _read(path, runner.model, replace(runner.model.cfg, ckpt_allow_keys=[]))
-    own = {**_optimizer_state(runner), "rank": rank_state(runner)}
-    groups = runner.optimizer.param_groups
+    own, groups = _optimizer_state(runner), runner.optimizer.param_groups
     like = [[runner.rows.like(p) for p in group["params"]] for group in groups]
     _check_optimizer(path, saved["optimizer"], own["optimizer"], like)
-    scaler = saved.get("scaler") or None
-    if scaler is not None and own["scaler"] is not None:
+    scaler = saved.get("scaler") if runner.scaler.is_enabled() else None
+    if scaler:
         require_like(scaler, own["scaler"], path, "scaler")
-        if not (math.isfinite(scaler["scale"]) and scaler["scale"] > 0):
+        if not scaler["scale"] > 0:
             raise WeightsError(f"{path}: scaler.scale is {scaler['scale']}; gradients cannot be scaled by it")
     position, ranks = _position(path, saved)
+    trained = {n: p if runner.rows.like(p).shape == p.shape else None for n, p in runner.parameters.items()}
     for number, entry in enumerate(ranks):
-        trained = {n: p if runner.rows.like(p).shape == p.shape else None for n, p in runner.parameters.items()}
-        _check_rank(path, entry, own["rank"], trained, f"state.ranks[{number}]")
+        _check_rank(path, entry, rank_state(runner), trained, f"state.ranks[{number}]")
 
     # The file fits: from here on the runner changes.
-    for group, our in zip(saved["optimizer"]["param_groups"], runner.optimizer.param_groups, strict=True):
+    for group, our in zip(saved["optimizer"]["param_groups"], groups, strict=True):
         group |= {key: our[key] for key in OWN_KEYS if key in our}  # this run's choice
     runner.optimizer.load_state_dict(runner.rows.convert_moments(saved["optimizer"], groups, gather=False))
-    if scaler and runner.scaler.is_enabled():
+    if scaler:
         runner.scaler.load_state_dict(scaler)
     runner.position = position
-    rank, world_size = runner.processes.rank, runner.processes.world_size
+    world_size = runner.processes.world_size
     if not ranks:
         log.warning("%s holds no random state and no data position: the run goes on at the next epoch", path)
     elif len(ranks) != world_size:
         runner.loader.load_state_dict(ranks[0]["data"])  # which finds out itself that it is of other ranks
-        log.warning(
-            "%s was saved by %d processes, this run has %d: it goes on with the same weights and optimizer, but the "
-            "order of the samples changes, and gradients that waited for an update are lost",
-            path,
-            len(ranks),
-            world_size,
-        )
+        text = "%s was saved by %d processes, this run has %d: it goes on with the same weights and optimizer, but in "
+        lost = "another order of samples, and gradients that waited for an update are lost"
+        log.warning(text + lost, path, len(ranks), world_size)
     else:
-        own_state = ranks[rank]
+        own_state = ranks[runner.processes.rank]
         runner.loader.load_state_dict(own_state["data"])
         if pending := own_state["pending"]:
             for name, gradient in pending["gradients"].items():
@@ -215,10 +202,8 @@ def _read(path: Path, model: nn.Module, cfg: Any) -> tuple[dict[str, Any], dict[
     """The content of a checkpoint, and its weights, which fit the model; `cfg`: the section of the model."""
     saved = read_checkpoint(path)
     if missing := [key for key in ("model", "optimizer", "epoch") if key not in saved]:
-        raise WeightsError(
-            f"{path}: has no {', '.join(missing)}, so a run cannot go on from it. To start a new run from its weights "
-            "set model.ckpt instead of run.resume_ckpt_path."
-        )
+        way_out = "a new run starts from its weights by model.ckpt instead of run.resume_ckpt_path"
+        raise WeightsError(f"{path}: has no {', '.join(missing)}, so a run cannot go on from it; {way_out}")
     weights = trained_weights(model.stored_parameters(), path, cfg, model.made_with(), saved)
     require_like(saved["epoch"], 0, path, "epoch")
     return saved, weights
@@ -227,27 +212,20 @@ def _read(path: Path, model: nn.Module, cfg: Any) -> tuple[dict[str, Any], dict[
 def require_adapters_trained(parameters: Mapping[str, nn.Parameter]) -> None:
     """RunError for adapters without gradient, which a layer that reads its own weights passes by (timm's Eva: qkv)."""
     if lost := [name for name, p in parameters.items() if p.grad is None and ".lora_" in name]:
-        raise RunError(
-            f"{lost[0]}: no gradient reaches this adapter, for the layer around it reads the weights itself; name "
-            "other layers in target_modules of model.train"
-        )
+        way_out = "name other layers in target_modules of model.train"
+        raise RunError(f"{lost[0]}: no gradient reaches this adapter past the layer around it; {way_out}")
 
 
 def drop_later_lines(folder: Path, ranks: list[dict[str, Any]], validated: int) -> None:
     """Drop what all ranks noted of bad samples and skipped updates after the checkpoint; rank 0 alone does it.
 
-    Args:
-        folder: of the run.
-        ranks: what `resume` returned.
-        validated: epochs whose validation is not done again.
+    `ranks`: what `resume` returned; `validated`: epochs whose validation is not done again.
     """
-    if not ranks:
-        return
-    batches, updates = ranks[0]["data"].get("iteration", 0), ranks[0]["finite"]["updates"]
-    JsonLines(folder / BAD_SAMPLES).keep(
-        lambda line: is_before(line, "batch", batches) and is_before(line, "epoch", validated)
-    )
-    JsonLines(folder / NOT_FINITE).keep(lambda line: is_before(line, "update", updates + 1))
+    if ranks:
+        ends = {"batch": ranks[0]["data"].get("iteration", 0), "epoch": validated}
+        JsonLines(folder / BAD_SAMPLES).keep(lambda line: all(is_before(line, *end) for end in ends.items()))
+        updates = ranks[0]["finite"]["updates"]
+        JsonLines(folder / NOT_FINITE).keep(lambda line: is_before(line, "update", updates + 1))
 
 
 # Is a file built like what a run saves?
@@ -294,7 +272,7 @@ def _check_rank(path: Path, entry: dict[str, Any], own: dict[str, Any], trained:
     sources = {name: ours for name, ours in own["data"].get("sources", {}).items() if name in _mapping(data, "sources")}
     of_file = {"sources": sources, "counts": dict.fromkeys(_mapping(data, "counts"), [0, 0])}
     gradients = {name: trained.get(name, "") for name in _mapping(pending, "gradients")}
-    rng = own["rng"] | {"cuda": None, "python": [*own["rng"]["python"][:2], None]}
+    rng = {key: own["rng"][key] for key in ("numpy", "torch")} | {"python": [*own["rng"]["python"][:2], None]}
     like = {
         **own,
         "rng": rng,
@@ -316,11 +294,8 @@ def _mapping(owner: Any, key: str) -> Mapping[Any, Any]:
 
 
 def require_like(value: Any, own: Any, path: Path, where: str) -> None:
-    """WeightsError, naming file and entry, if `value` is not built like `own`.
-
-    That is the same types, finite numbers, all keys of its dictionaries, as many numbers in its lists, tensors of the
-    same shape and dtype. None in `own` stands for anything.
-    """
+    """WeightsError, naming file and entry, unless `value` has the types of `own`, finite numbers, all keys of its
+    dictionaries, as many numbers in its lists, tensors of the same shape and dtype; None in `own` is anything."""
     if own is None:
         return
     kind = next((kind for kind in (bool, int, float, str, Mapping, list, Tensor) if isinstance(own, kind)), tuple)
@@ -340,7 +315,5 @@ def require_like(value: Any, own: Any, path: Path, where: str) -> None:
         for number, entry in enumerate(value):
             require_like(entry, own[min(number, len(own) - 1)], path, f"{where}[{number}]")
     elif isinstance(own, Tensor) and (value.dtype, value.shape) != (own.dtype, own.shape):
-        raise WeightsError(
-            f"{path}: {where} is a tensor {tuple(value.shape)} of {value.dtype}, a run saves {tuple(own.shape)} of "
-            f"{own.dtype} there"
-        )
+        theirs, ours = (f"{tuple(one.shape)} of {one.dtype}" for one in (value, own))
+        raise WeightsError(f"{path}: {where} is a tensor {theirs}, a run saves {ours} there")

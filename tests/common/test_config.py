@@ -239,9 +239,3 @@ def test_import_that_fails_in_any_way_names_module_and_file(body, user_file, tmp
     user_file(body, "failing_module.py")
     with pytest.raises(ConfigError, match=r"user\.yaml: .*'failing_module'"):
         _merge(user_file(MINIMAL + "imports: [failing_module]\n"))
-
-
-def test_a_chain_of_references_that_doubles_is_refused_before_it_is_resolved(user_file):
-    chain = "\n".join(f"  k{n}: ${{run.k{n + 1}}}${{run.k{n + 1}}}" for n in range(40))
-    with pytest.raises(ConfigError, match=r"user\.yaml.*run\.k\d+"):
-        _merge(user_file(MINIMAL.replace("run: {}", f"run:\n{chain}\n  k40: xx")))

@@ -209,12 +209,7 @@ def test_missing_paths_of_all_sections_stand_in_one_error(files):
         "{0..2000000000}.tar",
         "http://x/{0..2000000000}.tar",
         "{0..99999}{0..99999}.tar",
-        "{{0..9999},{0..9999}}{0..9999}.tar",
-        "{{0..999999}{0..999999},x}{a,b}",
-        "{a,b}" * 40,
         "{" + "0" * 5000 + "..9}.tar",
-        "{" + "0" * 4000 + "1..900000}.tar",
-        "{a," * 900 + "b" + "}" * 900,
     ],
 )
 def test_braces_that_stand_for_too_much_are_refused_before_they_are_expanded(pattern):
