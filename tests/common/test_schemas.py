@@ -338,7 +338,7 @@ def test_faulty_value_is_refused_by_its_key(schema, fault):
         ("builder", {}),
         ("build_info.storage", {"builder": "image_caption_shards"}),
         ("build_info.ann_path", {"builder": "image_caption_json"}),
-        ("build_info.image_path", {**PAIR, "build_info": {"ann_path": "a"}}),
+        ("build_info.image_path", {**PAIR, "build_info": {"ann_path": "a.json"}}),
         ("build_info.storage", {**PAIR, "build_info": {**INFO, "storage": "c"}}),
         ("build_info.split_field", {**PAIR, "build_info": {**INFO, "split_field": "s", "val_ann_path": "v"}}),
         ("build_info.storage", {**SHARDS, "build_info": {"storage": "/path/to/{0..3}.tar"}}),
