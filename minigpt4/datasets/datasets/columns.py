@@ -93,7 +93,7 @@ class ColumnRecords:
                     self._parts.append(part)
                     tables.append(texts)
                     counts.append(count)
-        if not tables:
+        if not sum(map(len, counts)):
             raise ConfigError(f"{file}: has no rows")
         with errors_as(ConfigError, f"{file}: its columns are not of the same types in all files"):
             self._texts = pyarrow.concat_tables(tables)
