@@ -268,7 +268,8 @@ class DatasetConfig:
     def __post_init__(self) -> None:
         info = self.build_info
         shards = info.storage or info.val_storage or info.test_storage
-        of_shards, lengths = self.builder == SHARDS, f"{self.builder} tells no lengths; take builder: {CONVERSATIONS}"
+        of_shards = self.builder == SHARDS
+        lengths = f"{self.builder} tells no lengths; it goes with builder: {CONVERSATIONS}"
         lacks_files = self.builder in (JSON, CONVERSATIONS) and not (info.storage or info.annotations)
         grouped = self.group_by_modality_length and self.builder in (SHARDS, JSON)
         refuse(

@@ -127,7 +127,8 @@ def decoder_layers(llm: nn.Module) -> list[nn.Module]:
     names = set(llm._no_split_modules or ())
     layers = [part for part in llm.base_model.modules() if type(part).__name__.removeprefix("FSDP") in names]
     if not layers:
-        raise ConfigError(f"run.parallel: fsdp: {type(llm).__name__} does not say what its layers are; use ddp")
+        text = f"{type(llm).__name__} does not say which of its modules are layers; use ddp"
+        raise ConfigError(f"run.parallel: fsdp: {text}")
     return layers
 
 

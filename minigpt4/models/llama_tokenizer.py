@@ -263,8 +263,8 @@ def _rebuilt(directory: Path, model_type: str, converted: dict[str, Any]) -> Sen
     merges = _first_merge(places, merges, converted) + merges
     made = [places.get("".join(merge), -1) for merge in merges]
     if "llama" not in model_type.lower() and made == sorted(made) and BLANK * 2 in places:
-        text = "tokenizer.json: transformers 5 wrote its merges by ids, not by SentencePiece's scores"  # as Mistral's
-        raise ValueError(f"{text}, in a {model_type}; put tokenizer.model beside it")
+        text = "tokenizer.json: transformers 5 wrote its merges in the order of ids, not of SentencePiece's scores"
+        raise ValueError(f"{text}, in a {model_type}; put tokenizer.model beside it")  # as Mistral's
     ranks = {"".join(merge): rank for rank, merge in reversed(list(enumerate(merges)))}
     special = {token["content"]: bool(token.get("special")) for token in converted.get("added_tokens") or []}
     unknown = model.get("unk_token") or _DEFAULTS["unk_token"]

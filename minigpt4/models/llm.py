@@ -250,7 +250,7 @@ def _refuse_partial(directory: Path, config: PretrainedConfig, report: Any) -> N
         "not expected": sorted(k for k in report["unexpected_keys"] if not any(part in k for part in known)),
     }
     if any(faults.values()):
-        parts = "; ".join(f"{title} {some(names, 4)}" for title, names in faults.items() if names)
+        parts = "; ".join(f"{title} {some(names, 4)} ({len(names)})" for title, names in faults.items() if names)
         raise WeightsError(f"model.llama_model: the weights in {directory} do not fit its config.json: {parts}")
 
 

@@ -230,7 +230,7 @@ def refuse_other_parts(
     there = there if isinstance(there, Mapping) else {}
     other = [key for key in here if key in there and here[key] != there[key]]
     if other and not cfg.ckpt_any_vision:
-        files = [f"model.{key} {getattr(cfg, key) or ''} ({here[key]}, not {there[key]})" for key in other]
+        files = [f"model.{key} is {getattr(cfg, key)} ({here[key]}, not {there[key]})" for key in other]
         way_out = "model.ckpt_any_vision: True loads it all the same"
         raise WeightsError(f"{path}: was trained with another vision side: {'; '.join(files)}. {way_out}")
 

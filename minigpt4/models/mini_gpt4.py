@@ -235,7 +235,8 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         size = self.visual_encoder.image_size
         if image.ndim not in (4, 5) or image.shape[-3:] != (3, size, size):
             shapes = f"(B, 3, {size}, {size}) or (B, n, 3, {size}, {size})"
-            raise SampleError(f"image: shape {tuple(image.shape)} must be {shapes}, by model.image_size: {size}")
+            expected = f"expected {shapes} from model.image_size: {size}"
+            raise SampleError(f"image: shape {tuple(image.shape)} does not fit; {expected}")
         return image.flatten(0, -4).to(self.device, non_blocking=True)
 
     def _vision_autocast(self, part: nn.Module) -> AbstractContextManager:

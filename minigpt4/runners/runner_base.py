@@ -434,8 +434,6 @@ class RunnerBase:
             text = "The frozen model computes in fp16 without gradient scaler: small gradients are lost. Set %s"
             log.warning(text, "run.amp: True with amp_dtype: fp16, or model.llm_precision and vit_precision: bf16")
         if any(p.dtype == torch.bfloat16 for p in self.parameters.values()):
-            text = (
-                "The LLM is trained in bf16: an update below 1/512 of its weight is lost. %s keep it, for more memory"
-            )
-            log.warning(text, "model.llm_precision: fp32, run.amp: True and amp_dtype: bf16")
+            text = "The LLM is trained in bf16: an update below 1/512 of its weight is lost. model.llm_precision: fp32"
+            log.warning("%s with run.amp: True and amp_dtype: bf16 keeps it, for twice the memory", text)
         log.info("Start training")

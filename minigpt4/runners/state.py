@@ -157,8 +157,9 @@ def resume(path: Path, runner: "RunnerBase") -> list[dict[str, Any]]:
             raise WeightsError(f"{path}: scaler.scale is {scaler['scale']}; gradients cannot be scaled by it")
     position, ranks = _position(path, saved)
     trained = {n: p if runner.rows.like(p).shape == p.shape else None for n, p in runner.parameters.items()}
+    own_rank = rank_state(runner)
     for number, entry in enumerate(ranks):
-        _check_rank(path, entry, rank_state(runner), trained, f"state.ranks[{number}]")
+        _check_rank(path, entry, own_rank, trained, f"state.ranks[{number}]")
 
     # The file fits: from here on the runner changes.
     for group, our in zip(saved["optimizer"]["param_groups"], groups, strict=True):
