@@ -45,10 +45,12 @@ class LlamaCpp:
         from llama_cpp import Llama, mtmd_cpp
 
         self.mtmd = mtmd_cpp
+        threads = torch.get_num_threads()  # ggml's wait for each other busily
         sizes = {"n_ctx": positions, "n_batch": positions, "n_ubatch": positions}
+        sizes |= {"n_threads": threads, "n_threads_batch": threads}
         self.llama = Llama(str(folder / LANGUAGE_MODEL), logits_all=True, verbose=False, n_gpu_layers=0, **sizes)
         how = mtmd_cpp.mtmd_context_params_default()
-        how.use_gpu, how.print_timings, how.warmup = False, False, False
+        how.use_gpu, how.print_timings, how.warmup, how.n_threads = False, False, False, threads
         self.vision = mtmd_cpp.mtmd_init_from_file(str(folder / PROJECTOR).encode(), self.llama.model, how)
         if self.vision is None:
             raise RuntimeError(f"llama.cpp does not read {folder / PROJECTOR}")
