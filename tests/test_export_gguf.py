@@ -16,9 +16,15 @@ import torch
 import torch.nn.functional as F
 import yaml
 from PIL import Image
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
     SiglipImageProcessor,
     SiglipVisionConfig,
     SiglipVisionModel,
@@ -74,6 +80,51 @@ def world(tmp_path_factory, llava_section, llava_dir) -> dict[str, Path]:
 def picture(parity_dir) -> Image.Image:
     """Of the towers' size, so that nobody resizes."""
     return Image.open(parity_dir / "images" / "img3_rgb.png")
+
+
+def write_bpe(folder: Path, cut: pre_tokenizers.PreTokenizer) -> str:
+    """A tiny LLaMA with a byte-level BPE, whose text is cut by `cut` first."""
+    bytewise, marks = pre_tokenizers.ByteLevel(add_prefix_space=False), ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    backend = Tokenizer(BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence([cut, bytewise]) if cut else bytewise
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=300, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(["Describe this picture of 12 things, and that one."], trainer)
+    names = {"bos_token": marks[1], "eos_token": marks[2], "unk_token": marks[0], "pad_token": marks[2]}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **names).save_pretrained(folder)
+    sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "vocab_size": backend.get_vocab_size(), "tie_word_embeddings": True}
+    LlamaForCausalLM(LlamaConfig(**sizes, bos_token_id=1, eos_token_id=2)).save_pretrained(folder)
+    return str(folder)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("cut", "name"), [(None, "gpt-2"), (pre_tokenizers.Digits(True), "smollm"), (pre_tokenizers.Punctuation(), None)]
+)
+def test_byte_level_tokenizers_are_written_or_refused(cut, name, llava_section, tmp_path, capsys):
+    llm = write_bpe(tmp_path / "llm", cut)
+    section = llava_section(**V1 | {"llama_model": llm, "conv_template": "mpt"})
+    (tmp_path / "recipe.yaml").write_text(
+        yaml.safe_dump({"model": section, "datasets": {}, "run": {"task": "image_text_pretrain", "device": "cpu"}})
+    )
+    done = export.main([str(tmp_path / "recipe.yaml"), "--format", "gguf", "--output", str(tmp_path / "out")])
+    if name is None:
+        assert done == 2
+        assert "neither SentencePiece nor byte-level BPE" in capsys.readouterr().err
+        return
+    assert done == 0
+    facts, _ = values(tmp_path / "out" / LANGUAGE_MODEL)
+    assert (facts["tokenizer.ggml.model"], facts["tokenizer.ggml.pre"]) == ("gpt2", name)
+    assert facts["tokenizer.ggml.add_bos_token"] is False
+    mine = AutoTokenizer.from_pretrained(llm)
+    assert facts["tokenizer.ggml.tokens"][: len(mine)] == mine.convert_ids_to_tokens(range(len(mine)))
+    ids = torch.tensor([[5, 9, 7]])
+    theirs = LlamaForCausalLM.from_pretrained(tmp_path / "out", gguf_file=LANGUAGE_MODEL, dtype=torch.float32)
+    wanted = LlamaForCausalLM.from_pretrained(llm)(input_ids=ids).logits
+    found = theirs(input_ids=ids).logits[..., : wanted.shape[-1]]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=LOGITS_ATOL)
 
 
 def ours(file: Path) -> Pipeline:

@@ -232,7 +232,8 @@ def _pre_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str | None:
             steps.append(("Split", step["pattern"].get("Regex")))
         else:
             return None
-    return _PRE_TOKENIZERS.get(tuple(steps))
+    name = _PRE_TOKENIZERS.get(tuple(steps))
+    return name if model["ignore_merges"] == (name == "llama-bpe") else None
 
 
 def _add_vocabulary(writer: Any, processor: LlavaProcessor, own: PreTrainedTokenizerBase, rows: int) -> None:
