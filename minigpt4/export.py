@@ -1,4 +1,4 @@
-"""A checkpoint as a folder that stock transformers loads, or as safetensors (docs/export.md).
+"""A checkpoint as a folder that stock transformers or llama.cpp loads, or as safetensors (docs/export.md).
 
     python -m minigpt4.export RUN --format blip2 --output DIR [--dry-run] [--push-to-hub NAME/MODEL]
 
@@ -22,7 +22,7 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoProcessor, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, GenerationConfig
 
 from minigpt4.common.checkpoint import card_path, find_weights, read_card, read_state_dict, read_weights, require_fit
 from minigpt4.common.config import Config
@@ -36,7 +36,7 @@ from minigpt4.conversation.templates import IMAGE_PLACEHOLDER, Conversation, Tem
 from minigpt4.evaluation.report import Table, four_digits
 from minigpt4.inference.pipeline import WEIGHTS_ENDINGS, PromptRules, image_processor, read_source
 from minigpt4.merge import INDEX, merged_llm, own_tensors, shard_index, shards, write_sharded
-from minigpt4.models import eva_vit
+from minigpt4.models import eva_vit, gguf_layout
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.connectors import own_blip2_keys, qformer_file
 from minigpt4.models.fsdp import mapped_weights
@@ -66,6 +66,7 @@ from minigpt4.models.vision_tower import read_vit_weights
 log = logging.getLogger(__name__)
 
 FACTS, WEIGHTS = "minigpt4.json", "checkpoint.safetensors"
+GGUF_FILES = f"--model {gguf_layout.LANGUAGE_MODEL} --mmproj {gguf_layout.PROJECTOR}"
 
 
 def source_of(run: str, cfg_path: str | None, options: Sequence[str]) -> Config:
@@ -199,6 +200,26 @@ def write_model(export: Export, layout: str, folder: Path, precision: str | None
     return plan
 
 
+def write_gguf(export: Export, folder: Path, precision: str | None, dry: bool) -> dict[str, int]:
+    """The two files that llama.cpp reads; returns their bytes. They are made of what the layout `llava` would hold."""
+    with tempfile.TemporaryDirectory() as spare:
+        plan = write_model(export, "llava", Path(spare), precision)
+        llava, processor = AutoConfig.from_pretrained(spare), AutoProcessor.from_pretrained(spare)
+        for file in Path(spare).glob("LICEN[CS]E*"):
+            shutil.copy(file, folder)
+    own, dtype = export.model.llama_tokenizer, llava.dtype
+    gguf_layout.refuse_misfits(llava, processor, own)
+    if not getattr(processor.image_processor, "do_pad", False):
+        log.warning("llama.cpp pads images to a square, where this model cuts them: give it square ones")
+    if export.model.visual_encoder.num_prefix_tokens:
+        log.warning("llama.cpp shifts CLIP's patches by one place (its issue 25814), until it has pull request 25844")
+    files = {
+        gguf_layout.LANGUAGE_MODEL: gguf_layout.language_model(plan, llava, processor, own, dtype),
+        gguf_layout.PROJECTOR: gguf_layout.mmproj(plan, llava, processor, dtype),
+    }
+    return {name: gguf_layout.write_gguf(*file, folder / name, dry) for name, file in files.items()}
+
+
 def write_checkpoint(trained: Mapping[str, Tensor], card: Mapping[str, Any], folder: Path) -> None:
     """What was trained, by our names, which `model.ckpt` reads, and its card."""
     path = folder / WEIGHTS
@@ -241,7 +262,8 @@ def model_card(export: Export, layout: str, title: str) -> str:
     files = {name: ", ".join(Path(f"{file}").name for file in info.values() if file) for name, info in data.items()}
     recipe = {key: run[key] for key in RECIPE if run.get(key) is not None}
     recipe |= {key: export.card[key] for key in ("epoch", "iteration") if export.card.get(key) is not None}
-    use = f"    model.ckpt: {WEIGHTS}" if layout == "safetensors" else Template(USE.read_text()).substitute(title=title)
+    uses = {"safetensors": f"    model.ckpt: {WEIGHTS}", "gguf": f"    llama-server {GGUF_FILES}"}
+    use = uses.get(layout) or Template(USE.read_text()).substitute(title=title)
     return Template(CARD.read_text()).substitute(
         tags=", ".join(dict.fromkeys([cfg.arch, layout])),
         title=title,
@@ -295,6 +317,8 @@ def write(export: Export, layout: str, folder: Path, precision: str | None, titl
         sizes = {WEIGHTS: sum(file_sizes({name: Planned.of(t) for name, t in export.trained.items()}).values())}
         if not dry:
             write_checkpoint(export.trained, export.card, folder)
+    elif layout == "gguf":
+        sizes = write_gguf(export, folder, precision, dry)
     else:
         plan = write_model(export, layout, folder, precision)
         sizes = file_sizes(plan)
@@ -321,7 +345,9 @@ def run(args: argparse.Namespace) -> None:
         write_checkpoint(*read_export(Path(args.run)), folder)
         return
     config = source_of(args.run, args.cfg_path, args.options)
-    if args.format in LAYOUTS and (faults := refusals(config.model, args.format)):
+    if args.format == "gguf":
+        gguf_layout.import_gguf()
+    if args.format != "safetensors" and (faults := refusals(config.model, args.format)):
         raise ConfigError("\n".join(f"--format {args.format}: {fault}" for fault in faults))
     export = Export(config)
     with tempfile.TemporaryDirectory() as spare:
@@ -342,7 +368,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN")
-    parser.add_argument("--format", choices=(*LAYOUTS, "safetensors"), required=True)
+    parser.add_argument("--format", choices=(*LAYOUTS, "gguf", "safetensors"), required=True)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="new folder")
     parser.add_argument("--cfg-path", help="YAML of a checkpoint")
     parser.add_argument("--precision", choices=tuple(DTYPES), help="of the written LLM; else model.llm_precision")

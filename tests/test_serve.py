@@ -1,5 +1,6 @@
 """`python serve.py` on tiny weights: a process of its own, asked by the official client, ended by a signal."""
 
+import base64
 import importlib.util
 import json
 import os
@@ -111,6 +112,48 @@ def test_the_command_serves_until_a_signal_and_logs_no_contents(process):
     assert '"POST /v1/chat/completions HTTP/1.1" 200' in process.log
     for secret in ("Zebras", KEY, "Traceback"):
         assert secret not in process.log
+
+
+LMMS_EVAL = """
+import json, sys
+from lmms_eval.evaluator import simple_evaluate
+from lmms_eval.tasks import TaskManager
+
+server, tasks = sys.argv[1:]
+manager = TaskManager(include_path=tasks, include_defaults=False)
+found = simple_evaluate(
+    model="openai", model_args=server, tasks=["tiny_answers"], batch_size=1, task_manager=manager, bootstrap_iters=0
+)
+rows = sorted(found["samples"]["tiny_answers"], key=lambda row: row["doc_id"])
+sys.stdout.write("\\n" + json.dumps([row["filtered_resps"][0] for row in rows]))
+"""
+
+
+def test_lmms_eval_asks_it_as_a_client(process, parity_dir, tmp_path):
+    """Its own model `openai` in its own evaluator, on a task with an image a document."""
+    if lacking := [name for name in ("lmms_eval", "dotenv") if importlib.util.find_spec(name) is None]:
+        pytest.skip(f"needs lmms-eval with its requirements, not found: {', '.join(lacking)}")
+    images = [parity_dir / "images" / f"{name}.png" for name in ("img3_rgb", "img0_rgb_nonsquare")]
+    questions = list(zip(images, ("What is this?", "Why?"), strict=True))
+    lines = [json.dumps({"images": [str(image)], "question": text, "answer": 0}) for image, text in questions]
+    (tmp_path / "documents.jsonl").write_text("\n".join(lines))
+    (tmp_path / "tasks").mkdir()
+    for file in ("tiny_answers.yaml", "utils.py"):
+        text = (REPOSITORY / "tests" / "evaluation" / "lmms_eval_run" / file).read_text()
+        (tmp_path / "tasks" / file).write_text(text.replace("DOCUMENTS", str(tmp_path / "documents.jsonl")))
+    server = f"base_url={process.url}/v1,api_key={KEY},model=minigpt4_tiny,timeout=120"
+    command = [sys.executable, "-c", LMMS_EVAL, server, str(tmp_path / "tasks")]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env={**os.environ, **offline}, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    client, answers = openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY), []
+    for image, text in questions:
+        url = f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
+        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+        asked = {"messages": [{"role": "user", "content": parts}], "max_tokens": 8, "temperature": 0}
+        answers.append(client.chat.completions.create(model="minigpt4_tiny", **asked).choices[0].message.content)
+    assert json.loads(done.stdout.splitlines()[-1]) == answers
+    assert all(answers)
 
 
 @pytest.mark.parametrize(

@@ -160,9 +160,9 @@ def with_image_row(plan: Plan, tables: Sequence[str], image_id: int) -> Plan:
 
 def refusals(cfg: MiniGPT4Config, layout: str) -> list[str]:
     """Why a model cannot be written in a layout."""
-    kind = {"blip2": "transformers' BLIP-2", "llava": "transformers' LLaVA"}[layout]
-    is_clip = is_directory(cfg.vit_model)
-    clip = directory_config(cfg.vit_model) if is_clip and layout == "llava" else None
+    kinds = {"blip2": "transformers' BLIP-2", "llava": "transformers' LLaVA", "gguf": "llama.cpp's LLaVA"}
+    kind, is_clip = kinds[layout], is_directory(cfg.vit_model)
+    clip = directory_config(cfg.vit_model) if is_clip and layout != "blip2" else None
     last = isinstance(clip, SiglipVisionConfig) and cfg.vit_layer == -1
     rules = [
         ("new_tokens", not cfg.new_tokens, "tokens that were added to the LLM are not exported"),
@@ -183,6 +183,8 @@ def refusals(cfg: MiniGPT4Config, layout: str) -> list[str]:
             ("image_size", not clip or cfg.image_size in (None, clip.image_size), f"{kind} keeps to its tower's"),
             ("vit_layer", not last, f"{kind} leaves out SigLIP's last norm"),
         ]
+    if layout == "gguf":
+        rules += [("vit_prefix", cfg.vit_prefix != "keep", f"{kind} leaves out CLIP's first token")]
     return [f"model.{key}: {operator.attrgetter(key)(cfg)!r:.60}, but {why}" for key, fits, why in rules if not fits]
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from omegaconf import OmegaConf
 from PIL import Image
 
+from minigpt4 import pipeline
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, WeightsError
 from minigpt4.common.eval_utils import computeIoU, eval_parser, init_model, prepare_texts
@@ -193,6 +195,65 @@ def test_criterion_of_somebody_else_ends_an_answer(chat):
     chat.stopping_criteria = [lambda ids, scores, **kwargs: ids.shape[1] == 4]
     chat.ask("Hello?", conv)
     assert len(chat.answer(conv, [], **GREEDY)[1]) == 4
+
+
+# VLMEvalKit: its adapter reads the YAML file itself and hands `model:` to the class as it stands
+
+
+@pytest.fixture(scope="module")
+def vlmevalkit(tiny_section, tmp_path_factory):
+    """The published 7B evaluation file with tiny weights."""
+    own = {key: value for key, value in tiny_section().items() if key not in ("llm_precision", "truncate_end_sym")}
+    model = {"arch": "minigpt4", "model_type": "pretrain_vicuna_7b", "max_txt_len": 160, "end_sym": "###"} | own
+    model |= {"low_resource": False, "prompt_template": "###Human: {} ###Assistant: ", "prompt": ""}
+    model |= {"drop_path_rate": 0, "use_grad_checkpoint": False, "freeze_vit": True, "freeze_qformer": True}
+    processors = {"vis_processor": {"train": {"name": "blip2_image_eval", "image_size": 56}}}
+    processors |= {"text_processor": {"train": {"name": "blip_caption"}}}
+    path = tmp_path_factory.mktemp("vlmevalkit") / "minigpt4_7b_eval.yaml"
+    content = {"model": model, "datasets": {"cc_sbu_align": processors}, "run": {"task": "image_text_pretrain"}}
+    path.write_text(yaml.safe_dump(content))
+    cfg = OmegaConf.load(path)
+    cfg.model.device_8bit = 0
+    loaded = registry.get_model_class(cfg.model.arch).from_config(cfg.model).to("cpu").eval()
+    section = cfg.datasets.cc_sbu_align.vis_processor.train
+    processor = registry.get_processor_class(section.name).from_config(section)
+    stops = StoppingCriteriaSub(stops=[torch.tensor(ids) for ids in ([835], [2277, 29937])])
+    return path, Chat(loaded, processor, device=0, stopping_criteria=StoppingCriteriaList([stops]))
+
+
+def asked_by_vlmevalkit(chat, file, question):
+    conv, img_list = CONV_VISION_Vicuna0.copy(), []
+    chat.upload_img(str(file), conv, img_list)
+    chat.encode_img(img_list)
+    chat.ask(question, conv)
+    return conv, img_list
+
+
+@pytest.mark.parametrize("beams", [1, 5])
+def test_vlmevalkit_gets_the_answers_of_our_pipeline(vlmevalkit, files, beams):
+    path, chat = vlmevalkit
+    known = path.with_name("published.yaml")  # that name is VLMEvalKit's own
+    known.write_text(path.read_text().replace("pretrain_vicuna_7b", "pretrain_vicuna0"))
+    ours, how = pipeline(known).chat(), {"num_beams": beams, "length_penalty": -1 if beams > 1 else 1.0}
+    ours.show(Image.open(files[0]))
+    conv, img_list = asked_by_vlmevalkit(chat, files[0], "What is this?")
+    with torch.inference_mode():
+        asked = {"max_new_tokens": 12, "min_length": 1, "top_p": 0.9, "repetition_penalty": 1.0, "temperature": 1.0}
+        prepared = chat.answer_prepare(conv, img_list, **asked, **how, max_length=2000)
+        prepared["do_sample"] = False
+        ids = chat.model_generate(**prepared)[0]
+    said = chat.model.llama_tokenizer.decode(ids, skip_special_tokens=True)
+    said = said.split("###")[0].split("Assistant:")[-1].strip()
+    assert said
+    assert said == ours.ask("What is this?", Decoding(max_new_tokens=12, **how))
+
+
+def test_vlmevalkit_of_today_takes_the_published_answer(vlmevalkit, files):
+    conv, img_list = asked_by_vlmevalkit(vlmevalkit[1], files[0], "What is this?")
+    with torch.inference_mode():
+        said = vlmevalkit[1].answer(conv=conv, img_list=img_list)[0]
+    assert said
+    assert conv.messages[-1] == ["Assistant: ", said]
 
 
 # Evaluation scripts
