@@ -33,7 +33,7 @@ LONGEST = (
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz-factor", type=int, default=1, help="run so many times the cases of tests/fuzz")
+    parser.addoption("--fuzz-factor", type=int, default=1, help="so many times the cases of tests/fuzz, and kills")
     parser.addoption("--fuzz-seed", type=int, default=0, help="other cases in tests/fuzz")
     parser.addoption("--pictures", help="folder for pictures of pages, as docs has them")
 
@@ -59,6 +59,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first: at the end every process of `-n` has short ones left."""
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(unit_of(item.nodeid), len(places)))
+
+
+@pytest.fixture(scope="session")
+def fuzz_factor(request: pytest.FixtureRequest) -> int:
+    return request.config.getoption("--fuzz-factor")
 
 
 @pytest.fixture(scope="session")
