@@ -20,7 +20,7 @@ PARITY = Path(__file__).parent / "data" / "parity"
 LLAVA = PARITY.with_name("parity_llava")
 TOGETHER = {
     "mock GPU": ("mock_gpu/",),
-    "two ranks": ("runners/test_finite.py", "runners/test_updates.py"),
+    "two ranks": ("runners/test_finite.py", "runners/test_updates.py", "runners/test_validation.py"),
     "wheel": ("test_install.py", "mini/test_llava.py"),
 }
 LONGEST = (
@@ -103,13 +103,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def load(name: str) -> Any:
-    """A module beside this file, which tests cannot import by its name."""
+def load(name: str, file: Path | None = None) -> Any:
+    """A module beside this file, or of another file, which tests cannot import by its name; once."""
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        spec = importlib.util.spec_from_file_location(name, file or Path(__file__).with_name(f"{name}.py"))
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str], Any]:
+    """`load_script("scripts/caption.py")`: a command of the repository as a module."""
+    return lambda file: load(f"command {file}", Path(__file__).parents[1] / file)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,8 @@
 """The shipped recipes as people run them, on tiny weights and data: only paths, sizes and lengths are replaced."""
 
-import importlib.util
 import io
 import json
 import re
-import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -94,7 +92,7 @@ def _shards(folder: Path) -> str:
     return f"{folder}/{{00000..00001}}.tar"
 
 
-def _flickr(root: Path) -> Path:
+def _flickr(root: Path, prepare: Callable) -> Path:
     """`root` after `prepare_flickr30k.py`, from a CSV of the published form with all three splits."""
     (root / "flickr30k-images").mkdir(parents=True)
     rows = ["raw,sentids,split,filename,img_id"]
@@ -104,19 +102,16 @@ def _flickr(root: Path) -> Path:
         captions = json.dumps([f"Caption {place} of {number} ." for place in range(5)]).replace('"', '""')
         rows.append(f'"{captions}","[0, 1, 2, 3, 4]",{split},{name},{number}')
     (root / "flickr_annotations_30k.csv").write_text("\n".join(rows) + "\n")
-    spec = importlib.util.spec_from_file_location("prepare_flickr30k", REPOSITORY / "prepare_flickr30k.py")
-    prepare = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(prepare)
-    assert prepare.main(["--root", str(root)]) == 0
+    assert prepare(["--root", str(root)]) == 0
     return root
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory, parity_dir, tools) -> dict[Path, list[str]]:
+def options(tmp_path_factory, parity_dir, tools, load_script) -> dict[Path, list[str]]:
     """For each recipe what makes it tiny, lengths aside."""
     folder = tmp_path_factory.mktemp("data")
     align = tools["make_tiny"](folder / "align", parity_dir, 8).folder / "cc_sbu_align"
-    flickr = _flickr(folder / "flickr30k")
+    flickr = _flickr(folder / "flickr30k", load_script("prepare_flickr30k.py").main)
     places = {"ann_path": f"{flickr}/flickr30k_grounded_detail.json", "image_path": f"{flickr}/flickr30k-images"}
     start = f"model.ckpt={parity_dir}/minigpt4_tiny.pth"
     own = {

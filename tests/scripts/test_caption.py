@@ -1,6 +1,5 @@
 """`scripts/caption.py` on tiny weights: every image has its line, whatever happens to the run."""
 
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -65,11 +64,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("caption", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script) -> ModuleType:
+    return load_script("scripts/caption.py")
 
 
 @pytest.fixture
