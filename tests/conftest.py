@@ -18,17 +18,52 @@ BROWSER_TESTS = "MINIGPT4_BROWSER_TESTS"
 """Set to `required`, as `.ci/run` does, a missing browser is a failure; else the tests are skipped with the reason."""
 PARITY = Path(__file__).parent / "data" / "parity"
 LLAVA = PARITY.with_name("parity_llava")
+TOGETHER = {
+    "mock GPU": ("mock_gpu/",),
+    "two ranks": ("runners/test_finite.py", "runners/test_updates.py", "runners/test_validation.py"),
+    "wheel": ("test_install.py", "mini/test_llava.py"),
+}
+LONGEST = (
+    *("mini/test_quickstart.py", "mock GPU", "runners/lifetime/test_kill.py", "scripts/test_ablate.py", "wheel"),
+    *("runners/lifetime/test_resume.py", "curation/test_curate.py", "runners/lifetime/test_signals.py"),
+    *("runners/test_recipes.py", "runners/lifetime/test_feature_cache.py", "two ranks", "runners/test_sharded.py"),
+    *("evaluation/test_lmms_eval_adapter.py", "test_export.py", "eval_scripts/test_eval_flickr30k.py"),
+    *("runners/lifetime/test_starts.py", "runners/lifetime/test_full_disk.py", "serving/test_page_in_browser.py"),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fuzz-factor", type=int, default=1, help="run so many times the cases of tests/fuzz")
+    parser.addoption("--fuzz-factor", type=int, default=1, help="so many times the cases of tests/fuzz, and kills")
     parser.addoption("--fuzz-seed", type=int, default=0, help="other cases in tests/fuzz")
     parser.addoption("--pictures", help="folder for pictures of pages, as docs has them")
 
 
+def unit_of(nodeid: str) -> str:
+    """What one process of `-n` runs: a file, or files that share what takes long to make."""
+    file = nodeid.partition("::")[0].removeprefix("tests/")
+    return next((name for name, files in TOGETHER.items() if file.startswith(files)), file)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Units(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit_of(nodeid)
+
+    return Units(config, log) if config.option.dist == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first: with `-n` the other processes have all the rest meanwhile."""
-    items.sort(key=lambda item: item.path.name != "test_quickstart.py")
+    """The longest first: at the end every process of `-n` has short ones left."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(unit_of(item.nodeid), len(places)))
+
+
+@pytest.fixture(scope="session")
+def fuzz_factor(request: pytest.FixtureRequest) -> int:
+    return request.config.getoption("--fuzz-factor")
 
 
 @pytest.fixture(scope="session")
@@ -68,19 +103,35 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def _module(name: str) -> Any:
-    """A module beside this file, loaded once."""
+def load(name: str, file: Path | None = None) -> Any:
+    """A module beside this file, or of another file, which tests cannot import by its name; once."""
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+        spec = importlib.util.spec_from_file_location(name, file or Path(__file__).with_name(f"{name}.py"))
         sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
+        spec.loader.execload(sys.modules[name])
     return sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str], Any]:
+    """`load_script("scripts/caption.py")`: a command of the repository as a module."""
+    return lambda file: load(f"command {file}", Path(__file__).parents[1] / file)
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Starts scripts of the repository in a tenth of the time; see warm.py."""
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    server = load("warm").WarmServer(tmp_path_factory.mktemp("warm"), environment, load("supervised"))
+    yield server
+    server.close()
 
 
 @pytest.fixture
 def chat_server() -> Iterator[Any]:
     """A fresh chat endpoint on this machine; see judge_server.py."""
-    server = _module("judge_server").ChatServer()
+    server = load("judge_server").ChatServer()
     yield server
     server.stop()
 
@@ -94,7 +145,7 @@ def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     servers = []
 
     def start(*args: Any, **keys: Any) -> Any:
-        servers.append(_module("flaky_server").FlakyServer(*args, **keys))
+        servers.append(load("flaky_server").FlakyServer(*args, **keys))
         return servers[-1]
 
     yield start

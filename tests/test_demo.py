@@ -11,11 +11,8 @@ PROMPT = ["--prompt", "Hello?"]
 
 
 @pytest.fixture(scope="module")
-def demo():
-    spec = importlib.util.spec_from_file_location("demo", REPOSITORY / "demo.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def demo(load_script):
+    return load_script("demo.py")
 
 
 @pytest.fixture

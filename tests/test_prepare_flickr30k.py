@@ -1,7 +1,6 @@
 """prepare_flickr30k.py on small CSV files of the real form."""
 
 import csv
-import importlib.util
 import json
 import subprocess
 import sys
@@ -25,13 +24,9 @@ ROWS = [  # captions, split, file
 
 
 @pytest.fixture(scope="module")
-def command():
+def command(load_script):
     """The script's `main`."""
-    spec = importlib.util.spec_from_file_location("prepare_flickr30k", REPOSITORY / "prepare_flickr30k.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module.main
+    return load_script("prepare_flickr30k.py").main
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """`python serve.py` on tiny weights: a process of its own, asked by the official client, ended by a signal."""
 
-import base64
 import importlib.util
 import json
 import os
@@ -59,12 +58,8 @@ class Process:
 
 
 @pytest.fixture(scope="module")
-def command():
-    """The command's module."""
-    spec = importlib.util.spec_from_file_location("serve_command", REPOSITORY / "serve.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def command(load_script):
+    return load_script("serve.py")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -282,11 +281,8 @@ def test_gated_or_missing_repository_says_how_to_get_access(server, folder, stat
 
 
 @pytest.fixture
-def command(server, tmp_path, monkeypatch):
+def command(server, load_script, tmp_path, monkeypatch):
     """The script's `main` with a table of two files and a repository, in an empty folder."""
-    spec = importlib.util.spec_from_file_location("download_weights", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     common = {"about": len(WEIGHTS), "size": "exact", "goes_with": "x"}
     files = {
         "a": {"path": "a.safetensors", "sources": [server.put("/a")], **common},
@@ -295,7 +291,7 @@ def command(server, tmp_path, monkeypatch):
     }
     (tmp_path / "table.yaml").write_text(yaml.safe_dump({"files": files, "presets": {"both": ["a", "b"]}}))
     monkeypatch.chdir(tmp_path)
-    return lambda *args: module.main(["--table", "table.yaml", *args])
+    return lambda *args: load_script("scripts/download_weights.py").main(["--table", "table.yaml", *args])
 
 
 def test_preset_is_planned_downloaded_once_verified_and_fetched_again(command, server, tmp_path, capsys):

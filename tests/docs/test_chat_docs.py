@@ -1,6 +1,5 @@
 """What README and docs/chat.md show of Python and of captions of many images works as it stands, on tiny weights."""
 
-import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -53,10 +52,8 @@ def test_model_of_the_text_generates(tiny_section, parity_dir, capsys):
 
 
 @pytest.mark.parametrize(("file", "calls"), [(README, 1), (CHAT, 2), (SCRIPT, 2)], ids=["README", "chat", "script"])
-def test_commands_of_the_text_have_arguments_of_the_script(file, calls):
-    spec = importlib.util.spec_from_file_location("caption", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def test_commands_of_the_text_have_arguments_of_the_script(load_script, file, calls):
+    script = load_script("scripts/caption.py")
     found = _commands(file)
     assert len(found) == calls
     for arguments in found:

@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -64,13 +62,10 @@ class Evaluation:
         assert self.script.main(self.arguments(name, *more, checkpoints=checkpoints)) == 0
         return self.folder / name
 
-    def start(self, name: str, processes: int = 1) -> subprocess.CompletedProcess:
-        """Evaluate in processes of their own, one thread each, with the plugins of the folder on the path."""
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command = [sys.executable, *(launcher if processes > 1 else []), self.script.__file__, *self.arguments(name)]
-        path = os.pathsep.join([str(REPOSITORY), str(self.folder), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
+    def start(self, warm: Any, name: str, processes: int = 1) -> Any:
+        """Evaluate in processes of their own, one thread each; the plugins of the folder are on the path."""
+        arguments = self.arguments(name)
+        return warm.script(self.script.__file__, *arguments, cwd=REPOSITORY, processes=processes, path=(self.folder,))
 
     def with_plugin(self, name: str) -> "Evaluation":
         """The same with a configuration that imports plugins/NAME.py."""

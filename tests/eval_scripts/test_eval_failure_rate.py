@@ -109,9 +109,9 @@ def test_chosen_task_and_number_of_images(complete, measurement):
     assert {a["image_id"] for a in _answers(other)} != {a["image_id"] for a in _answers(folder)}
 
 
-def test_two_processes_leave_the_same_bytes_as_one(complete, measurement):
-    result = measurement.start("two_failures", processes=2)
-    assert result.returncode == 0, result.stderr[-4000:]
+def test_two_processes_leave_the_same_bytes_as_one(complete, measurement, warm):
+    run = measurement.start(warm, "two_failures", processes=2)
+    assert run.wait() == [0, 0], run.text()[-4000:]
     assert _content(measurement.folder / "two_failures") == _content(complete)
 
 

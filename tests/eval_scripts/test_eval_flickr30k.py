@@ -53,16 +53,16 @@ def test_captions_are_those_of_generate_in_the_order_of_the_data(complete, share
     assert said[2]["104"] == alone("104.jpg")
 
 
-def test_two_processes_leave_the_same_bytes_as_one(complete, shared):
-    result = shared.start("two", processes=2)
-    assert result.returncode == 0, result.stderr[-4000:]
+def test_two_processes_leave_the_same_bytes_as_one(complete, shared, warm):
+    run = shared.start(warm, "two", processes=2)
+    assert run.wait() == [0, 0], run.text()[-4000:]
     assert _content(shared.folder / "two") == _content(complete)
     lines = _lines(shared.folder / "two")
     assert (len(lines), sum(lines)) == (6, 33)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_batch_invariant_captions_do_not_depend_on_batches_checkpoints_and_processes(shared, precision):
+def test_batch_invariant_captions_do_not_depend_on_batches_checkpoints_and_processes(shared, warm, precision):
     def switched(size):
         options = ("run.batch_invariant=True", f"run.batch_size_eval={size}", f"model.llm_precision={precision}")
         return replace(shared, more=(*shared.more, "--options", *options))
@@ -74,8 +74,8 @@ def test_batch_invariant_captions_do_not_depend_on_batches_checkpoints_and_proce
     assert _lines(alone) == [11]
     assert (switched(4).run(f"{precision}_4") / name).read_bytes() == said
     if precision == "bf16":
-        result = switched(3).start("bf16_two", processes=2)
-        assert result.returncode == 0, result.stderr[-4000:]
+        run = switched(3).start(warm, "bf16_two", processes=2)
+        assert run.wait() == [0, 0], run.text()[-4000:]
         assert (shared.folder / "bf16_two" / name).read_bytes() == said
 
 
@@ -86,9 +86,8 @@ def test_one_run_over_all_checkpoints_is_as_separate_runs(complete, shared):
     assert _scores(folder) == {checkpoint: scores}
 
 
-def test_killed_evaluation_goes_on_and_leaves_the_same_bytes(complete, shared):
-    killed = shared.with_plugin("dying").start("killed")
-    assert killed.returncode == -9
+def test_killed_evaluation_goes_on_and_leaves_the_same_bytes(complete, shared, warm):
+    assert shared.with_plugin("dying").start(warm, "killed").wait() == [-9]
     folder = shared.folder / "killed"
     assert sum(_lines(folder)) == 11  # four batches
     assert not (folder / "metrics.json").exists()
@@ -96,9 +95,10 @@ def test_killed_evaluation_goes_on_and_leaves_the_same_bytes(complete, shared):
     assert sum(_lines(folder)) == 33
 
 
-def test_kill_of_one_of_two_processes_is_made_good_by_one(complete, shared):
-    result = shared.with_plugin("dying").start("half", processes=2)
-    assert result.returncode != 0
+def test_kill_of_one_of_two_processes_is_made_good_by_one(complete, shared, warm):
+    statuses = shared.with_plugin("dying").start(warm, "half", processes=2).wait()
+    assert -9 in statuses
+    assert 0 not in statuses
     assert _content(shared.run("half")) == _content(complete)
 
 

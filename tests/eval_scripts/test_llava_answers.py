@@ -1,6 +1,5 @@
 """The tiny LLaVA asked by the commands of evaluations: the reference's answers, the model's own template and images."""
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -191,14 +190,10 @@ def test_captions_of_a_data_set(configure, command, said, tmp_path):
     assert {line["image_id"]: line["caption"] for line in captions} == wanted
 
 
-def test_captions_of_a_folder(configure, said, tmp_path):
-    file = REPOSITORY / "scripts" / "caption.py"
-    spec = importlib.util.spec_from_file_location("caption", file)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+def test_captions_of_a_folder(configure, said, load_script, tmp_path):
     given = ["--images", str(IMAGES), "--output", str(tmp_path / "captions.jsonl")]
     config = configure({"prompt": "<image>\nDescribe it."})
-    assert script.main(["--cfg-path", str(config), *given]) == 0
+    assert load_script("scripts/caption.py").main(["--cfg-path", str(config), *given]) == 0
     lines = lines_of(tmp_path / "captions.jsonl")
     assert {line["image"]: line["caption"] for line in lines} == {
         path.name: said(path, "<image>\nDescribe it.") for path in IMAGES.glob("*.png")

@@ -41,12 +41,12 @@ class Chance(random.Random):
 
 
 @pytest.fixture
-def random_cases(request: pytest.FixtureRequest) -> Callable[[int], Iterator[tuple[str, Chance]]]:
+def random_cases(request: pytest.FixtureRequest, fuzz_factor: int) -> Callable[[int], Iterator[tuple[str, Chance]]]:
     """`random_cases(count)`: name and random generator of each case, `count` times `--fuzz-factor` of them."""
-    factor, seed = request.config.getoption("--fuzz-factor"), request.config.getoption("--fuzz-seed")
+    seed = request.config.getoption("--fuzz-seed")
 
     def cases(count: int) -> Iterator[tuple[str, Chance]]:
-        for number in range(count * factor):
+        for number in range(count * fuzz_factor):
             name = f"{request.node.name}/{seed}/{number}"
             sys.stdout.write(f"{name}\n")  # pytest shows it where a case fails
             yield name, Chance(name)

@@ -120,7 +120,7 @@ def answers(builder: str, **info: str) -> list[str]:
 
 
 def test_annotation_files_are_read_as_written_or_refused_by_name(random_cases, images, tmp_path):
-    for name, chance in random_cases(900):
+    for name, chance in random_cases(450):
         suffix, records, text = annotations(chance)
         content = text.encode(chance.choice(JSON_ENCODINGS if suffix.startswith(".json") else ENCODINGS))
         file = tmp_path / f"mine{suffix}"

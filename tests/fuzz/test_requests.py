@@ -170,7 +170,7 @@ def head(rng, body, *, is_strange):
 
 def test_every_request_is_answered_or_refused_with_the_reason(port, random_cases, caplog):
     caplog.set_level(logging.WARNING)
-    for name, rng in random_cases(800):
+    for name, rng in random_cases(400):
         body = rng.choice(MAKE)(rng)
         answer = send(port, head(rng, body, is_strange=rng.random() < 0.2), body)
         if answer is None:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -38,17 +38,17 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
-def mock_gpu(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """`mock_gpu("script.py", ..., devices=1, cwd=None)`: Python with the mock in front of CUDA, run to its end."""
+def cold_mock_gpu(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """`cold_mock_gpu("script.py", ..., devices=1, cwd=None)`: a Python of its own with the mock in front of CUDA."""
     folder = tmp_path_factory.mktemp("mock_gpu")
     lack = _build(folder)
     if lack is None:
-        probed = _runner(folder)("-c", PROBE)
+        probed = _cold(folder)("-c", PROBE)
         missing = re.search(r"undefined symbol: (\w+)", probed.stderr)
         if probed.returncode:
             lack = f"the mock lacks {missing[1]}" if missing else probed.stderr.strip()[-300:]
     if lack is None:
-        return _runner(folder)
+        return _cold(folder)
     reason = f"torch {torch.__version__}: {lack}"
     if os.environ.get(REQUIRED) == "required" and torch.__version__.split("+")[0] in KNOWN_TORCH:
         pytest.fail(reason)
@@ -80,23 +80,42 @@ def _build(folder: Path) -> str | None:
     return None
 
 
-def _runner(folder: Path) -> Run:
+def _environment(folder: Path) -> dict[str, str]:
     cuda_libraries = next(Path(sysconfig.get_paths()["purelib"]).glob("nvidia/cu*/lib"))
+    return {
+        **os.environ,
+        "LD_PRELOAD": str(folder / "libmockcuda.so"),
+        "LD_LIBRARY_PATH": f"{folder / 'lib'}:{cuda_libraries}",
+        "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",
+    }
 
-    def run(*arguments: str, devices: int = 1, cwd: Path | None = None, **variables: str):
-        environment = {
-            **os.environ,
-            "LD_PRELOAD": str(folder / "libmockcuda.so"),
-            "LD_LIBRARY_PATH": f"{folder / 'lib'}:{cuda_libraries}",
-            "PYTHONPATH": str(REPOSITORY),
-            "OMP_NUM_THREADS": "1",
-            "MOCK_CUDA_DEVICES": str(devices),
-            **variables,
-        }
+
+def _cold(folder: Path) -> Run:
+    def run(*arguments: object, devices: int = 1, cwd: Path | None = None, **variables: str):
+        environment = {**_environment(folder), "MOCK_CUDA_DEVICES": str(devices), **variables}
         command = [sys.executable, *map(str, arguments)]
         return subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=600)
 
+    run.folder = folder
     return run
+
+
+@pytest.fixture(scope="session")
+def mock_gpu(cold_mock_gpu: Run, runs: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """`mock_gpu("script.py", ..., processes=1, devices=processes, cwd=REPOSITORY)`: `on_mock.py` with this script, in
+    processes that were forked after their imports, before any looked for a GPU."""
+    logs, environment = tmp_path_factory.mktemp("warm_mock_gpu"), _environment(cold_mock_gpu.folder)
+    server = runs.warm_runs.WarmServer(logs, environment, runs.supervised)
+
+    def run(*argv: object, processes: int = 1, devices: int | None = None, cwd: Path = REPOSITORY, **variables: str):
+        env = {"MOCK_CUDA_DEVICES": str(devices or processes), **variables}
+        started = server.script(HERE / "on_mock.py", *argv, cwd=cwd, processes=processes, env=env, apart=True)
+        status = next(filter(None, started.wait()), 0)
+        return subprocess.CompletedProcess(argv, status, started.out.read_text(), started.text())
+
+    yield run
+    server.close()
 
 
 @pytest.fixture(scope="session")

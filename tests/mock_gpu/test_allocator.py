@@ -1,11 +1,9 @@
 """The allocator's expandable segments: on unless the user says otherwise, and what they save where texts vary."""
 
 import json
-from pathlib import Path
 
 import pytest
 
-REPOSITORY, ON_MOCK = Path(__file__).parents[2], Path(__file__).with_name("on_mock.py")
 START = """
 import logging
 import torch
@@ -31,7 +29,7 @@ OLD = {"PYTORCH_ALLOC_CONF": "expandable_segments:False"}
 def test_segments_expand_unless_the_user_or_the_driver_does_not_want_it(mock_gpu, tmp_path, variables, expected):
     script = tmp_path / "start.py"
     script.write_text(START)
-    done = mock_gpu(ON_MOCK, script, **variables)
+    done = mock_gpu(script, **variables)
     assert done.returncode == 0, done.stderr[-6000:]
     assert f"{{{expected}}}" in done.stdout
     assert ("cannot expand segments" in done.stderr) == ("MOCK_CUDA_MAPS" in variables)
@@ -43,7 +41,7 @@ def test_texts_of_all_lengths_leave_gaps_in_fixed_segments_alone(mock_gpu):
     arguments += ("--batch", "8", "--steps", "8")
     gaps = []
     for variables in ({}, OLD):
-        done = mock_gpu(ON_MOCK, *arguments, cwd=REPOSITORY, MOCK_CUDA_GIB="79", FREE_STEPS="9", **variables)
+        done = mock_gpu(*arguments, MOCK_CUDA_GIB="79", FREE_STEPS="9", **variables)
         assert done.returncode == 0, done.stderr[-6000:]
         result = json.loads(done.stdout.splitlines()[-1])
         gaps.append(result["reserved_gib"] - result["allocated_gib"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY, ON_MOCK = Path(__file__).parents[2], Path(__file__).with_name("on_mock.py")
+REPOSITORY = Path(__file__).parents[2]
 ENGINE = """
 import ctypes
 import sys
@@ -39,7 +39,7 @@ with load_engine(config, [], 1) as engine:
 def test_the_engine_answers_on_the_second_gpu_alone(mock_gpu, tiny, tmp_path, options, graphs):
     script = tmp_path / "engine.py"
     script.write_text(ENGINE)
-    done = mock_gpu(ON_MOCK, script, tiny.recipe, *options, devices=2, cwd=tiny.folder, MOCK_CUDA_FILL="1")
+    done = mock_gpu(script, tiny.recipe, *options, devices=2, cwd=tiny.folder, MOCK_CUDA_FILL="1")
     assert done.returncode == 0, done.stderr[-6000:]
     assert f"graphs {graphs}" in done.stdout
     assert "devices {'cuda:1'}" in done.stdout
@@ -48,7 +48,7 @@ def test_the_engine_answers_on_the_second_gpu_alone(mock_gpu, tiny, tmp_path, op
 
 def test_a_token_waits_for_the_gpu_once(mock_gpu):
     arguments = ("benchmarks/gpu_step.py", "train_configs/minigpt4_flickr_finetune.yaml", "--tokens", "8")
-    done = mock_gpu(ON_MOCK, *arguments, cwd=REPOSITORY, MOCK_CUDA_FILL="1")
+    done = mock_gpu(*arguments, MOCK_CUDA_FILL="1")
     assert done.returncode == 0, done.stderr[-6000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert set(result["waits"][2:]) == {1}
@@ -58,17 +58,17 @@ def test_a_token_waits_for_the_gpu_once(mock_gpu):
 def test_a_graph_reads_a_token_by_a_handful_of_launches(mock_gpu):
     arguments = ("benchmarks/gpu_step.py", "train_configs/minigpt4_flickr_finetune.yaml", "--tokens", "12")
     options = ("--batch", "3", "--options", "model.llm_cuda_graph=True")
-    done = mock_gpu(ON_MOCK, *arguments, *options, cwd=REPOSITORY, MOCK_CUDA_FILL="1")
+    done = mock_gpu(*arguments, *options, MOCK_CUDA_FILL="1")
     assert done.returncode == 0, done.stderr[-6000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert set(result["waits"][2:]) == {1}
     assert max(result["launches"][-2:]) < 20
 
 
-def test_the_first_gpu_run_reports_a_kill_and_the_resume(mock_gpu, tmp_path):
+def test_the_first_gpu_run_reports_a_kill_and_the_resume(cold_mock_gpu, tmp_path):
     report = tmp_path / "report.md"
-    python = f"python {ON_MOCK}"
+    python = f"python {REPOSITORY / 'tests/mock_gpu/on_mock.py'}"
     arguments = ("scripts/first_gpu_run.py", "--only", "processes", "--report", report)
-    done = mock_gpu(ON_MOCK, *arguments, cwd=REPOSITORY, PYTHON=python, FREE_STEPS="100")
+    done = cold_mock_gpu(*arguments, cwd=REPOSITORY, PYTHON=python, FREE_STEPS="100")
     assert done.returncode == 0, done.stdout + done.stderr[-6000:]
     assert "| kill -9 of one of 1, resume | ok |" in report.read_text()

@@ -2,14 +2,15 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from minigpt4.check import check
+from minigpt4.common.config import Config
+
 REPOSITORY = Path(__file__).parents[2]
-STEP = (Path(__file__).with_name("on_mock.py"), REPOSITORY / "benchmarks/gpu_step.py")
 ALLOWANCE = "CUDA and allocator"
 
 
@@ -24,20 +25,22 @@ TRAINED = {
 
 
 def _step(mock_gpu, recipe, *more, gib, gpus=1, **variables):
-    arguments = (*STEP, REPOSITORY / f"train_configs/{recipe}.yaml", *more)
-    if gpus > 1:
-        arguments = ("-m", "torch.distributed.run", f"--nproc-per-node={gpus}", "--standalone", *arguments)
-    done = mock_gpu(*arguments, cwd=REPOSITORY, devices=gpus, MOCK_CUDA_GIB=str(gib), **variables)
+    arguments = ("benchmarks/gpu_step.py", f"train_configs/{recipe}.yaml", *more)
+    done = mock_gpu(*arguments, processes=gpus, MOCK_CUDA_GIB=str(gib), **variables)
     assert done.returncode == 0, done.stderr[-6000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _check(recipe, *more):
+def _check(recipe, *options, gpus=None):
     """What `train.py --check` says, and the GiB of its table by row."""
-    command = [sys.executable, "train.py", "--cfg-path", f"train_configs/{recipe}.yaml", "--check", *more]
-    text = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    text = check(Config(SimpleNamespace(cfg_path=f"train_configs/{recipe}.yaml", options=options)), gpus=gpus)
     table = re.findall(r"^  (\S.*?)  +([\d.]+) GiB$", text, re.MULTILINE)
     return text, {name: float(gib) for name, gib in table}
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
 
 
 @pytest.mark.parametrize(
@@ -53,9 +56,9 @@ def test_memory_of_a_step_is_what_check_says(mock_gpu, recipe, llm):
 
 @pytest.mark.parametrize("trained", [(), ("model.llm_grad_checkpoint=True", *TRAINED["fp32"])], ids=["frozen", "full"])
 def test_memory_of_a_sharded_step_is_what_check_says(mock_gpu, trained):
-    options = ("--options", "run.parallel=fsdp", *trained)
-    step = _step(mock_gpu, "minigpt4_flickr_finetune", "--steps", "3", *options, gib=79, gpus=2)
-    _, table = _check("minigpt4_flickr_finetune", "--gpus", "2", *options)
+    options = ("run.parallel=fsdp", *trained)
+    step = _step(mock_gpu, "minigpt4_flickr_finetune", "--steps", "3", "--options", *options, gib=79, gpus=2)
+    _, table = _check("minigpt4_flickr_finetune", *options, gpus=2)
     assert step["allocated_gib"] == pytest.approx(table["total"] - table[ALLOWANCE], rel=0.03)
 
 
@@ -64,7 +67,7 @@ def test_memory_of_a_step_with_a_trained_llm_is_what_check_says(mock_gpu, option
     if "model.train.llm=lora" in options:
         pytest.importorskip("peft")
     step = _step(mock_gpu, "minigpt4_flickr_finetune", "--steps", "4", "--options", *options, gib=141)
-    _, table = _check("minigpt4_flickr_finetune", "--options", *options)
+    _, table = _check("minigpt4_flickr_finetune", *options)
     assert step["allocated_gib"] == pytest.approx(table["total"] - table[ALLOWANCE], rel=0.03)
     assert set(step["waits"][2:]) == {0}
 

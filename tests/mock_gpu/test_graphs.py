@@ -5,11 +5,9 @@ many launches are left, and that the rest of the run is as without; the numbers 
 """
 
 import json
-from pathlib import Path
 
 import pytest
 
-REPOSITORY, ON_MOCK = Path(__file__).parents[2], Path(__file__).with_name("on_mock.py")
 PASSES = """
 import ctypes, json, logging, threading
 import torch
@@ -97,7 +95,7 @@ def passes(mock_gpu, tmp_path_factory):
     """What the script says, and its log."""
     script = tmp_path_factory.mktemp("passes") / "passes.py"
     script.write_text(PASSES)
-    done = mock_gpu(ON_MOCK, script)
+    done = mock_gpu(script)
     assert done.returncode == 0, done.stderr[-6000:]
     return json.loads(done.stdout.splitlines()[-1]), done.stderr
 
@@ -129,7 +127,7 @@ def test_a_pass_that_waits_is_refused_in_one_line_and_the_run_goes_on(passes):
 def test_a_graph_reads_beams_of_which_some_are_done(mock_gpu, tmp_path):
     script = tmp_path / "beams.py"
     script.write_text(BEAMS)
-    done = mock_gpu(ON_MOCK, script)
+    done = mock_gpu(script)
     assert done.returncode == 0, done.stderr[-6000:]
     launches = [int(number) for number in done.stdout.split("launches")[1].split()]
     assert max(launches[-5:]) < 20 < min(launches[:9])
@@ -141,7 +139,7 @@ def test_the_vision_side_of_a_7b_step_is_one_launch(mock_gpu, recipe):
     for on in (False, True):
         options = ("--batch", "2", "--steps", "5", "--options", f"model.vit_cuda_graph={on}")
         script = ("benchmarks/gpu_step.py", f"train_configs/{recipe}.yaml")
-        done = mock_gpu(ON_MOCK, *script, *options, cwd=REPOSITORY, FREE_STEPS="9")
+        done = mock_gpu(*script, *options, FREE_STEPS="9")
         assert done.returncode == 0, done.stderr[-6000:]
         result = json.loads(done.stdout.splitlines()[-1])
         assert set(result["waits"][3:]) == {0}

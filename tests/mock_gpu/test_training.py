@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-TRAIN = (Path(__file__).with_name("on_mock.py"), Path(__file__).parents[2] / "train.py")
+TRAIN = Path(__file__).parents[2] / "train.py"
 FP16 = ("run.amp=True", "model.vit_precision=fp16", "model.llm_precision=fp16")
 BF16 = ("run.amp=True", "run.amp_dtype=bf16", "model.vit_precision=bf16", "model.llm_precision=bf16")
 OPTIONS = {
@@ -33,11 +33,9 @@ OPTIONS = {
 }
 
 
-def _train(mock_gpu, tiny, *options, processes=1, **variables):
-    arguments = (*TRAIN, "--cfg-path", tiny.recipe, "--options", "run.device=cuda", *options)
-    if processes > 1:
-        arguments = ("-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone", *arguments)
-    done = mock_gpu(*arguments, cwd=tiny.folder, devices=processes, **variables)
+def _train(mock_gpu, tiny, *options, **more):
+    arguments = (TRAIN, "--cfg-path", tiny.recipe, "--options", "run.device=cuda", *options)
+    done = mock_gpu(*arguments, cwd=tiny.folder, **more)
     assert done.returncode == 0, done.stderr[-6000:]
     return done
 
@@ -82,10 +80,10 @@ def test_a_run_on_cuda_resumes_in_mid_epoch_and_validates(mock_gpu, tiny):
     assert (run / "checkpoint_0.pth").is_file()
 
 
-def test_a_wait_is_noticed(mock_gpu):
+def test_a_wait_is_noticed(cold_mock_gpu):
     script = (
         "import os, torch; torch.cuda.set_sync_debug_mode('error'); a = torch.ones(3, device='cuda'); a.sum().item()"
     )
-    done = mock_gpu("-c", script)
+    done = cold_mock_gpu("-c", script)
     assert done.returncode != 0
     assert "synchroniz" in done.stderr

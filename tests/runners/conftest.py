@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -113,17 +113,17 @@ def environment(more: dict[str, str] | None = None) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **(more or {})}
 
 
-def load(name: str) -> ModuleType:
+def load(name: str, folder: Path = Path(__file__).parent) -> ModuleType:
     """A module beside this file, which tests cannot import by its name."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
-supervised = load("supervised")
-warm_runs = load("warm")
+supervised = load("supervised", Path(__file__).parents[1])
+warm_runs = load("warm", Path(__file__).parents[1])
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -166,26 +166,22 @@ VISION = "{name: blip2_image_train, image_size: 56}, eval: {name: blip2_image_ev
 
 
 @pytest.fixture(scope="session")
-def two_ranks(validated: Tiny) -> list[dict]:
-    """What the scenarios of `two_ranks.py` returned, for rank 0 and rank 1."""
-    return run_ranks(validated, "two_ranks.py", "rank")
+def run_ranks(warm) -> Callable[[Tiny, str, str], list[dict]]:
+    """Runs a script beside this file as two processes; what each saved, in `{saved}{rank}.pt`."""
 
+    def run(tiny: Tiny, script: str, saved: str) -> list[dict]:
+        path = Path(__file__).with_name(script)
+        started = warm.script(path, tiny.recipe, tiny.folder, cwd=tiny.folder, processes=2)
+        assert started.wait() == [0, 0], started.text()[-6000:]
+        return [torch.load(tiny.folder / f"{saved}{rank}.pt", weights_only=True) for rank in range(2)]
 
-def run_ranks(tiny: Tiny, script: str, saved: str) -> list[dict]:
-    """Run a script beside this file as two processes; what each saved, in `{saved}{rank}.pt`."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command += [str(Path(__file__).with_name(script)), str(tiny.recipe), str(tiny.folder)]
-    result = supervised.run(command, env=environment(), cwd=tiny.folder, timeout=300)
-    assert result.returncode == 0, result.stderr[-6000:]
-    return [torch.load(tiny.folder / f"{saved}{rank}.pt", weights_only=True) for rank in range(2)]
+    return run
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Starts runs of a Tiny in a tenth of the time."""
-    server = warm_runs.WarmServer(tmp_path_factory.mktemp("warm"), environment(), supervised)
-    yield server
-    server.close()
+def two_ranks(validated: Tiny, run_ranks) -> list[dict]:
+    """What the scenarios of `two_ranks.py` returned, for rank 0 and rank 1."""
+    return run_ranks(validated, "two_ranks.py", "rank")
 
 
 @pytest.fixture
@@ -197,7 +193,7 @@ def tiny(tmp_path: Path, parity_dir: Path) -> Tiny:
 @pytest.fixture(scope="session")
 def tools() -> dict[str, Any]:
     """Helpers that tests cannot import from here."""
-    functions = (load, losses, weights, same, environment, make_tiny, run_ranks, warm_runs.free_port, warm_runs.until)
+    functions = (load, losses, weights, same, environment, make_tiny, warm_runs.free_port, warm_runs.until)
     return {"supervised": supervised, **{function.__name__: function for function in functions}}
 
 

@@ -19,12 +19,12 @@ print("running elsewhere", file=sys.stderr)
 """A `sitecustomize.py`, which each Python runs first."""
 
 
-def test_a_run_without_linux_trains_stops_and_resumes_to_the_same_bits(tiny, tools, tmp_path):
+def test_a_run_without_linux_trains_stops_and_resumes_to_the_same_bits(tiny, tools, warm, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "sitecustomize.py").write_text(ELSEWHERE)
     elsewhere = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "elsewhere"), str(REPOSITORY)])}
-    options = ("run.num_workers=2", "run.iters_per_epoch=40")
-    tiny.train(*options)
+    options = ("run.num_workers=1", "run.iters_per_epoch=40")
+    warm.train(tiny, *options)
     (plain,) = tiny.runs()
 
     def has_begun() -> bool:

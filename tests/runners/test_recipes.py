@@ -1,10 +1,8 @@
 """The shipped recipes as people run them, on tiny weights and data: only paths, sizes and lengths are replaced."""
 
-import importlib.util
 import io
 import json
 import re
-import sys
 import tarfile
 import time
 from collections.abc import Callable
@@ -39,14 +37,12 @@ FLICKR_RATES = {0: 1.000e-6, 50: 8.25e-6, 100: 1.55e-5, 150: 2.275e-5, 200: 2.96
 class Finished:
     """A run that ended well."""
 
-    stdout: str
-    stderr: str
+    console: str
     folder: Path
 
     def found(self, pattern: str) -> list[re.Match]:
         """The lines of the whole console that have this form from their beginning to their end."""
-        lines = [*self.stdout.splitlines(), *self.stderr.splitlines()]
-        return [match for line in lines if (match := re.fullmatch(pattern, line))]
+        return [match for line in self.console.splitlines() if (match := re.fullmatch(pattern, line))]
 
     def records(self, name: str) -> list[dict]:
         return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
@@ -96,7 +92,7 @@ def _shards(folder: Path) -> str:
     return f"{folder}/{{00000..00001}}.tar"
 
 
-def _flickr(root: Path) -> Path:
+def _flickr(root: Path, prepare: Callable) -> Path:
     """`root` after `prepare_flickr30k.py`, from a CSV of the published form with all three splits."""
     (root / "flickr30k-images").mkdir(parents=True)
     rows = ["raw,sentids,split,filename,img_id"]
@@ -106,19 +102,16 @@ def _flickr(root: Path) -> Path:
         captions = json.dumps([f"Caption {place} of {number} ." for place in range(5)]).replace('"', '""')
         rows.append(f'"{captions}","[0, 1, 2, 3, 4]",{split},{name},{number}')
     (root / "flickr_annotations_30k.csv").write_text("\n".join(rows) + "\n")
-    spec = importlib.util.spec_from_file_location("prepare_flickr30k", REPOSITORY / "prepare_flickr30k.py")
-    prepare = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(prepare)
-    assert prepare.main(["--root", str(root)]) == 0
+    assert prepare(["--root", str(root)]) == 0
     return root
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory, parity_dir, tools) -> dict[Path, list[str]]:
+def options(tmp_path_factory, parity_dir, tools, load_script) -> dict[Path, list[str]]:
     """For each recipe what makes it tiny, lengths aside."""
     folder = tmp_path_factory.mktemp("data")
     align = tools["make_tiny"](folder / "align", parity_dir, 8).folder / "cc_sbu_align"
-    flickr = _flickr(folder / "flickr30k")
+    flickr = _flickr(folder / "flickr30k", load_script("prepare_flickr30k.py").main)
     places = {"ann_path": f"{flickr}/flickr30k_grounded_detail.json", "image_path": f"{flickr}/flickr30k-images"}
     start = f"model.ckpt={parity_dir}/minigpt4_tiny.pth"
     own = {
@@ -131,8 +124,8 @@ def options(tmp_path_factory, parity_dir, tools) -> dict[Path, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def run(options, tmp_path_factory, parity_dir, tools) -> Callable[..., Finished]:
-    """Runs a recipe under torchrun with two processes, each combination once, from the repository."""
+def run(options, tmp_path_factory, parity_dir, tools, warm) -> Callable[..., Finished]:
+    """Runs a recipe with two processes, each combination once, from the repository; stage 2 under torchrun."""
     tiny = tools["make_tiny"](tmp_path_factory.mktemp("runs"), parity_dir, 1)
     made: dict[tuple, Finished] = {}
 
@@ -141,9 +134,15 @@ def run(options, tmp_path_factory, parity_dir, tools) -> Callable[..., Finished]
             output = tmp_path_factory.mktemp("output")
             lengths = [f"run.max_epoch={EPOCHS}", f"run.iters_per_epoch={ITERATIONS}", "run.log_freq=1"]
             chosen = [*options[recipe], *lengths, f"run.output_dir={output}", *more]
-            result = replace(tiny, recipe=recipe).train(*chosen, processes=2, cwd=REPOSITORY, timeout=200)
+            if (recipe, more) == (STAGE_2, ()):
+                result = replace(tiny, recipe=recipe).train(*chosen, processes=2, cwd=REPOSITORY, timeout=200)
+                console = result.stdout + result.stderr
+            else:
+                own = replace(tiny, folder=REPOSITORY, recipe=recipe)
+                result = warm.train(own, *chosen, processes=2, apart=True)
+                console = result.out.read_text() + result.text()
             (folder,) = output.iterdir()
-            made[recipe, more] = Finished(result.stdout, result.stderr, folder)
+            made[recipe, more] = Finished(console, folder)
         return made[recipe, more]
 
     return run
@@ -193,9 +192,9 @@ def test_recipes_read_their_sources_in_the_published_mix(run):
     stage_1 = run(STAGE_1)
     config = json.loads((stage_1.folder / "run.json").read_text())["config"]
     for name, ratio in {"laion": 115, "cc_sbu": 14}.items():
-        assert f"{name}/train: 2 shards" in stage_1.stderr
+        assert f"{name}/train: 2 shards" in stage_1.console
         assert config["datasets"][name]["sample_ratio"] == ratio
-    assert "flickr30k_grounded_detail/train: 8 records" in run(FLICKR).stderr
+    assert "flickr30k_grounded_detail/train: 8 records" in run(FLICKR).console
 
 
 def test_schedule_of_the_flickr_run_has_the_published_rates(building, options, tmp_path, monkeypatch):

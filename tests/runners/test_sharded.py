@@ -12,9 +12,9 @@ from minigpt4.models.memory import GATHERED_LAYERS
 
 
 @pytest.fixture(scope="module")
-def ranks(validated, tools) -> list[dict]:
+def ranks(validated, run_ranks) -> list[dict]:
     """What the scenarios of `sharded_ranks.py` returned, for rank 0 and rank 1."""
-    return tools["run_ranks"](validated, "sharded_ranks.py", "sharded")
+    return run_ranks(validated, "sharded_ranks.py", "sharded")
 
 
 @pytest.fixture(scope="module")

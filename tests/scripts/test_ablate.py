@@ -107,7 +107,7 @@ def calm(tmp_path_factory, parity_dir) -> tuple[Place, int]:
 @pytest.mark.timeout(1200)
 def test_a_study_that_was_killed_again_and_again_ends_with_the_same_bytes(calm, tmp_path_factory, parity_dir):
     place = Place(tmp_path_factory.mktemp("killed"), parity_dir)
-    for finished in (0, 1, 3, 5):
+    for finished in (0, 3):
         process = place.start()
         end = time.monotonic() + 300
         while len(place.done()) < finished or not list(place.folder.glob("out/*/*/output.txt")):

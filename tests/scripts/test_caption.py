@@ -1,10 +1,7 @@
 """`scripts/caption.py` on tiny weights: every image has its line, whatever happens to the run."""
 
-import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -67,11 +64,8 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("caption", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script) -> ModuleType:
+    return load_script("scripts/caption.py")
 
 
 @pytest.fixture
@@ -151,18 +145,14 @@ def test_second_run_captions_what_came_since_and_loads_no_model_for_nothing(plac
     assert place.run("captions") == longer
 
 
-def test_killed_run_of_two_processes_is_made_good_by_one_with_the_same_captions(place):
+def test_killed_run_of_two_processes_is_made_good_by_one_with_the_same_captions(place, warm):
     (place.folder / "dying.py").write_text(DYING)
     config = place.folder / "dying.yaml"
     config.write_text("imports: [dying]\n" + (place.folder / "tiny.yaml").read_text())
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    arguments = [*place.arguments("killed"), "--cfg-path", str(config)]
-    path = os.pathsep.join([str(REPOSITORY), str(place.folder)])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    done = subprocess.run(
-        [sys.executable, *launcher, *arguments], capture_output=True, text=True, timeout=300, env=environment
-    )
-    assert done.returncode == 1, done.stderr
+    arguments = (SCRIPT, *place.arguments("killed"), "--cfg-path", config)
+    run = warm.script(*arguments, cwd=place.folder, processes=2, path=(place.folder,))
+    assert -9 in run.wait()
+    assert 0 not in run.statuses, run.text()
     left = (place.folder / "killed.jsonl").read_text()
     assert '{"image_id": "104", "ima' in left
     assert '"105.jpg"' not in left

@@ -1,7 +1,6 @@
 """The converter of BLIP's caption files: streaming, strict about JSON, lenient about entries."""
 
 import csv
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,11 +13,8 @@ SCRIPT = Path(__file__).parents[2] / "scripts/convert_stage1_captions.py"
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("convert_stage1_captions", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("scripts/convert_stage1_captions.py")
 
 
 HALF = {"url": "u", "caption": "a cute \ud83d dog"}

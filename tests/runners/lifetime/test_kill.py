@@ -61,7 +61,7 @@ def _end_after(run, seconds: float, *, gently: bool) -> None:
 @pytest.mark.parametrize(
     ("kind", "processes", "kills", "options"),
     [
-        ("mixed", 1, 20, ONE),
+        ("mixed", 1, 10, ONE),
         ("mixed", 2, 6, TWO),
         ("llava", 1, 4, ONE + LORA),
         ("llava", 1, 4, ONE + FULL),
@@ -70,12 +70,12 @@ def _end_after(run, seconds: float, *, gently: bool) -> None:
     ],
     ids=lambda value: value[-1].rpartition(".")[2] if isinstance(value, tuple) else None,
 )
-def test_kills_at_random_moments_lose_nothing(kind, processes, kills, options, warm, make, tools):
+def test_kills_at_random_moments_lose_nothing(kind, processes, kills, options, warm, make, tools, fuzz_factor):
     chance = random.Random(processes)
     undisturbed, tiny = make(kind), tools["plug_in"](make(kind), "slow_disk")
     warm.train(undisturbed, *options, *SAVING, processes=processes)
     done = 0
-    for kill in range(kills):
+    for kill in range(kills * fuzz_factor):
         part = _hold(tiny, kill, chance)
         run = warm.start(tiny, *options, *SAVING, AUTO, processes=processes)
         if part is None:
@@ -119,8 +119,7 @@ def test_rank_that_crashes_once_is_started_again_by_torchrun(warm, make, tools):
     _compare(run, undisturbed.runs()[0], tools)
 
 
-def test_error_of_one_rank_ends_the_whole_run_with_its_message(make, tools):
-    tiny = tools["plug_in"](make("json"), "failing", task="raising")
-    result = tiny.run(processes=2, env={"FAIL_AT": "3"}, timeout=90)
-    assert result.returncode != 0
-    assert "ValueError: the step of rank 1 is broken" in result.stderr
+def test_error_of_one_rank_ends_the_whole_run_with_its_message(warm, make, tools):
+    run = warm.start(tools["plug_in"](make("json"), "failing", task="raising"), processes=2, env={"FAIL_AT": "3"})
+    assert 0 not in run.wait()
+    assert "ValueError: the step of rank 1 is broken" in run.text()

@@ -1,4 +1,4 @@
-"""Runs of `train.py` that start quickly, in the background: to hit them at chosen moments, or to wait for their end."""
+"""Scripts that start quickly, in the background: to hit them at chosen moments, or to wait for their end."""
 
 import json
 import os
@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-WAIT = 120.0
+WAIT = 300.0
 """Seconds after which a test gives up on a process."""
+TRAIN = Path(__file__).parents[1] / "train.py"
 
 
 def until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
@@ -26,7 +27,7 @@ def until(condition: Callable[[], bool], what: Callable[[], str]) -> None:
     while not condition():
         if time.monotonic() > end:
             pytest.fail(f"timeout: {what()}")
-        time.sleep(0.002)
+        time.sleep(0.005)
 
 
 @dataclass
@@ -36,6 +37,9 @@ class WarmRun:
     server: "WarmServer"
     pids: list[int]
     log: Path
+    """Standard error, or both streams."""
+
+    out: Path
 
     def __post_init__(self) -> None:
         self.statuses: list[int | None] = [None] * len(self.pids)
@@ -84,7 +88,7 @@ class WarmRun:
 
 
 class WarmServer:
-    """Starts `train.py` in a tenth of the time, from a process that has imported everything (see warm_server.py)."""
+    """Starts scripts in a tenth of the time, from a process that has imported everything (see warm_server.py)."""
 
     def __init__(self, logs: Path, environment: dict[str, str], supervised: ModuleType) -> None:
         self.supervised = supervised
@@ -95,7 +99,7 @@ class WarmServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**environment, **supervised.STACKS},
+            env={**environment, "PYTHONUNBUFFERED": "1", **supervised.STACKS},
         )
 
     def ask(self, request: dict) -> int | None:
@@ -103,22 +107,42 @@ class WarmServer:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, tiny: Any, *options: str, processes: int = 1) -> WarmRun:
-        """A run in the background; several processes are launched by environment variables, as srun does."""
-        log = self._logs / f"{len(self._runs)}.log"
-        argv = ["--cfg-path", str(tiny.recipe), *(["--options", *options] if options else [])]
+    def script(
+        self,
+        *argv: object,
+        cwd: Path,
+        processes: int = 1,
+        env: dict[str, str] | None = None,
+        path: tuple[Path, ...] = (),
+        apart: bool = False,
+        stdin: str = "",
+    ) -> WarmRun:
+        """A script in the background; several processes are launched by environment variables, as srun does.
+
+        `path` is put before `sys.path`; `apart`: standard output goes to a file of its own.
+        """
+        log, argv = self._logs / f"{len(self._runs)}.log", [str(one) for one in argv]
+        out = log.with_suffix(".out") if apart else log
+        log.with_suffix(".in").write_text(stdin)
+        streams = {"in": str(log.with_suffix(".in")), "out": str(out), "err": str(log)}
+        asked = {"argv": argv, "cwd": str(cwd), "path": [str(one) for one in path], **streams}
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(processes)}
         pids = []
         for rank in range(processes):
-            env = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-            pids.append(self.ask({"argv": argv, "env": env, "cwd": str(tiny.folder), "log": str(log)}))
-        self._runs.append(WarmRun(self, pids, log))
+            own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
+            pids.append(self.ask({**asked, "env": {**own, **(env or {})}}))
+        self._runs.append(WarmRun(self, pids, log, out))
         return self._runs[-1]
 
-    def train(self, tiny: Any, *options: str, processes: int = 1) -> WarmRun:
+    def start(self, tiny: Any, *options: str, **more: Any) -> WarmRun:
+        """`train.py` with the recipe of a Tiny."""
+        given = ["--options", *options] if options else []
+        return self.script(TRAIN, "--cfg-path", tiny.recipe, *given, cwd=tiny.folder, **more)
+
+    def train(self, tiny: Any, *options: str, **more: Any) -> WarmRun:
         """Run to the end; asserts success."""
-        run = self.start(tiny, *options, processes=processes)
-        assert run.wait() == [0] * processes, run.text()[-6000:]
+        run = self.start(tiny, *options, **more)
+        assert not any(run.wait()), run.text()[-6000:]
         return run
 
     def close(self) -> None:
