@@ -108,7 +108,7 @@ def load(name: str, file: Path | None = None) -> Any:
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, file or Path(__file__).with_name(f"{name}.py"))
         sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.execload(sys.modules[name])
+        spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
 
 

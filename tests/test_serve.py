@@ -1,5 +1,6 @@
 """`python serve.py` on tiny weights: a process of its own, asked by the official client, ended by a signal."""
 
+import base64
 import importlib.util
 import json
 import os
