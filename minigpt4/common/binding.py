@@ -198,7 +198,10 @@ def _way_out(key: str) -> str:
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """The names of `a{00..99}.tar`, as in a shell; ValueError for unbalanced braces, and for more than MOST_SHARDS."""
+    """The names of `a{00..99}.tar`, as in a shell; ValueError for unbalanced braces, for more than MOST_SHARDS, and
+    for more than 4 pairs of braces."""
+    if pattern.count("{") > 4:
+        raise ValueError("has more than 4 pairs of braces")
     largest = max((int(number) for pair in RANGE.findall(pattern) for number in pair), default=0)
     names = list(islice(braceexpand(pattern), MOST_SHARDS + 1)) if largest < MOST_SHARDS else None
     if names is None or len(names) > MOST_SHARDS:
