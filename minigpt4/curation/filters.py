@@ -32,6 +32,7 @@ LEAKAGE, CAPTION, LIKELIHOOD = "in a test set", "caption", "likelihood"
 OPENING_WORDS = 5
 SHINGLE = 5
 """Words of a passage, of which texts that are alike share many."""
+VARIED_WORDS = 5
 PERMUTATIONS, BANDS = 256, 64
 """Of MinHash: texts with a Jaccard of 0.7 share a band with a probability above 0.9999; the exact number decides."""
 NEAR = 0.8
@@ -72,9 +73,13 @@ def text_rules(
         hits.append(Hit(SHORT, f"{measures['tokens']} tokens"))
     if settings.most_tokens is not None and measures["tokens"] > settings.most_tokens:
         hits.append(Hit(LONG, f"{measures['tokens']} tokens"))
-    if _exceeds(share, settings.ngram_share) and all(hit.rule != REPETITION for hit in hits):
-        evidence = f"{share:.0%} of the {NGRAM}-word passages came before, “{' '.join(ngram)}” {times} times"
-        hits.append(Hit(REPETITION, evidence))
+    varied, sentence = varied_sentences(text)
+    if all(hit.rule != REPETITION for hit in hits):
+        if _exceeds(share, settings.ngram_share):
+            evidence = f"{share:.0%} of the {NGRAM}-word passages came before, “{' '.join(ngram)}” {times} times"
+            hits.append(Hit(REPETITION, evidence))
+        elif settings.varied_sentences and varied >= settings.varied_sentences:
+            hits.append(Hit(REPETITION, f"{varied} sentences like “{sentence}”"))
     if _exceeds(measures["signs"], settings.signs):
         hits.append(Hit(SIGNS, f"{measures['signs']:.0%} of the characters: {''.join(dict.fromkeys(signs))[:40]}"))
     if settings.language is not None and words:
@@ -86,6 +91,15 @@ def text_rules(
         elif strange is not None:
             hits.append(Hit(LANGUAGE, f"the sentence “{strange[:80]}”"))
     return hits, measures
+
+
+def varied_sentences(text: str) -> tuple[int, str]:
+    """How many sentences differ in one word alone, at the same place, and these with `...` for it; 0 without any."""
+    found: Counter[str] = Counter()
+    for words in {tuple(words_of(sentence)) for sentence in SENTENCES.split(text)}:
+        if len(words) >= VARIED_WORDS:
+            found.update(" ".join((*words[:n], "...", *words[n + 1 :])) for n in range(len(words)))
+    return max(((times, sentence) for sentence, times in found.items()), default=(0, ""))
 
 
 def _exceeds(value: float, most: float | None) -> bool:

@@ -203,7 +203,7 @@ def test_second_turn_comes_up_to_the_limit_and_a_change_leaves_the_old_file(plac
     assert folder.file("generate").read_bytes() == old
 
 
-@pytest.mark.parametrize(("step", "kills"), [("select", (2, 5)), ("generate", (3, 4)), ("export", (1, 5))])
+@pytest.mark.parametrize(("step", "kills"), [("select", (2, 5)), ("generate", (3, 4)), ("filter", (0, 1)), ("export", (1, 5))])
 def test_after_kills_a_step_goes_on_and_makes_the_same_bytes(place, script, step, kills):
     before = ("select", "generate", "refine", "filter")
     for earlier in before[: before.index(step)] if step in before else before:
