@@ -108,7 +108,7 @@ class FilterConfig:
     image_distance_review: NonNegativeInt | None = 10
     """Up to so many, one of the two has to be reviewed."""
     image_alike: Share | None = None
-    """Cosine of the mean cached features (`run.feature_cache`) from which one of two images stays; others set 0.97."""
+    """Cosine of the mean features (`run.feature_cache`) from which one of two images stays; others set 0.97."""
     text_jaccard: Share | None = 0.7
     """Of the 5-word passages of two texts: from it on one stays."""
     opening: Share | None = 0.02

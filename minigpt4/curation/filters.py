@@ -218,17 +218,11 @@ def same_texts(records: Sequence[Record], least: float) -> dict[int, Hit]:
 
 def alike_images(records: Sequence[Record], features: Mapping[str, np.ndarray], least: float) -> dict[int, Hit]:
     """Images whose features, of length 1 by id, have a cosine from `least` on."""
-    known = [n for n, one in enumerate(records) if one["id"] in features]
-    if len(known) < len(records):
-        log.warning("curation.filter.image_alike: %d images have no cached features", len(records) - len(known))
-    if not known:
-        return {}
-    rows, pairs = np.stack([features[records[n]["id"]] for n in known]), []
-    for start in range(0, len(known), BLOCK):
-        cosines = rows[start : start + BLOCK] @ rows.T
-        for row, column in zip(*np.nonzero(cosines >= least), strict=True):
-            if start + row < column:
-                pairs.append((known[start + row], known[column], float(cosines[row, column])))
+    rows_NV, pairs = np.array([features[one["id"]] for one in records]), []
+    for start in range(0, len(records), BLOCK):
+        cosines = rows_NV[start : start + BLOCK] @ rows_NV.T
+        found = zip(*np.nonzero(cosines >= least), strict=True)
+        pairs += [(start + r, int(c), float(cosines[r, c])) for r, c in found if start + r < c]
     gone = _one_stays(records, pairs)
     return {n: Hit(ALIKE, f"{records[twin]['id']}: cosine {how:.3f}") for n, (twin, how) in gone.items()}
 
@@ -324,7 +318,7 @@ def filter_records(records: Sequence[Record], settings: FilterConfig, evidence: 
     if settings.image_distance is not None:
         apply(lambda own: same_images(own, settings))
     if settings.image_alike is not None:
-        apply(lambda own: alike_images(own, evidence.features or {}, settings.image_alike))
+        apply(lambda own: alike_images(own, evidence.features, settings.image_alike))
     if settings.text_jaccard is not None:
         apply(lambda own: same_texts(own, settings.text_jaccard))
     if settings.opening is not None:

@@ -38,10 +38,10 @@ from minigpt4.evaluation.yes_no import without_thought
 log = logging.getLogger(__name__)
 
 STEP = "refine"
-VERSION = 1
+VERSION = 2
 """Raise it when the rules or guards make other texts of the same."""
 EXPLAINS, SHORT, INVENTS, ALREADY = "explains itself", "too little left", "new words", "said to be right"
-AGAIN = "\n\n(Give back the paragraph alone, with no remark before or after it.)"
+AGAIN = "\n\n(Give back the paragraph alone, as plain text, with no remark before or after it.)"
 """Behind a text, the second time."""
 LEAST_ROOM = 128
 """Tokens of an answer, at most, to a short text."""
@@ -65,6 +65,9 @@ REMARK = re.compile(
     re.IGNORECASE,
 )
 """One after it."""
+FENCE = re.compile(r"\A```\w*\s+|\s*```\Z")
+FORM = re.compile(r"\A(?:[{\[<#>|]|[-*] |1[.)])|[}\]>|]\Z")
+"""How JSON, markup and lists begin or end."""
 QUOTES = (('"', '"'), ("“", "”"), ("'", "'"), ("`", "`"), ("**", "**"))
 LANGUAGES = LangDetector(LangDetectConfig(max_input_length=None, model="lite"))
 """The other models are downloaded."""
@@ -200,7 +203,10 @@ def guard(text: str, answer: str, settings: RefineConfig) -> Guarded:
 
 
 def without_explanation(answer: str, text: str) -> str:
-    """An answer without a remark before and after it, and quotation marks around it, that are not of the text."""
+    """An answer without a remark before and after it, and quotation marks and fences around it, that are not of the
+    text."""
+    if "```" not in text:
+        answer = FENCE.sub("", answer)
     if OPENING.match(answer) and not OPENING.match(text):
         answer = LABEL.sub("", answer, count=1)
     if not REMARK.search(text):
@@ -212,8 +218,8 @@ def without_explanation(answer: str, text: str) -> str:
 
 
 def explains(answer: str, text: str) -> bool:
-    """Whether a remark is left."""
-    return any(pattern.search(answer) and not pattern.search(text) for pattern in (OPENING, REMARK))
+    """Whether a remark is left, or a form that is not the text's."""
+    return any(pattern.search(answer) and not pattern.search(text) for pattern in (OPENING, REMARK, FORM))
 
 
 # The step

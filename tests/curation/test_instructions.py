@@ -151,6 +151,8 @@ REFUSED = {
     "detail": [
         *((" ", "empty"), ("A dog and a cat.", "fragment"), (LONG[:60], "fragment"), (f"{LONG} {LONG}", "repetition")),
         *((blocks("What is it?", LONG), OUTSIDE), (f"{LONG} There are five captions.", SOURCES)),
+        *((json.dumps(own), "it is JSON or code") for own in ({"answer": LONG}, [LONG], LONG)),
+        (f"```\n{LONG}\n```", "it is JSON or code"),
         (f"Sure! Here is a detailed description of the picture:\n{LONG}", "it explains itself"),
     ],
     "complex_reasoning": [(blocks(*CAT, "Where is it?", "On a mat."), NUMBER)],
