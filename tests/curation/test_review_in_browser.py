@@ -8,10 +8,12 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from minigpt4.curation.review import RECORDS, REVIEWS, Review, VerdictFile, read_records
+from minigpt4.curation.records import FILES, CurationFolder
+from minigpt4.curation.review import Review, VerdictFile
 from minigpt4.mini.scenes import detailed_description, draw, sample_scene
 
 COUNT = 12
+RECORDS, REVIEWS = FILES["filter"], FILES["review"]
 NASTY = (
     "![x](http://192.0.2.1/x.png) <img src=http://192.0.2.1/y.png>\n\n**b** `c` $$x$$ <script>alert(1)</script> &lt;"
 )
@@ -41,7 +43,7 @@ def serve(drawings, chromium):
     pages = []
 
     def serve(file, change=None, **settings):
-        records = read_records(drawings / RECORDS)
+        records = CurationFolder(drawings).read("filter")
         if change:
             change(records)
         pages.append(ReviewPage(Review(records, VerdictFile(file), **settings), drawings))
@@ -142,6 +144,10 @@ def test_keys_are_dead_while_typing_and_control_enter_saves(visit, serve, tmp_pa
     visitor.press("e", "End", "Control+End")
     visitor.page.keyboard.type(" a r s z e 1")
     visitor.press("Enter", "Escape")
+    visitor.page.wait_for_function("() => Object.keys(localStorage).includes('review')")
+    visitor.page.reload()
+    assert visitor.wait_for(0) == first
+    visitor.expect(visitor.text).to_have_value(f"{shown} a r s z e 1\n")
     visitor.press("e")
     visitor.press("Control+Enter")
     second = visitor.wait_for(1)
