@@ -19,9 +19,9 @@ from minigpt4.common.curation_schema import FilterConfig
 from minigpt4.common.errors import SampleError, errors_as
 from minigpt4.common.utils import parse_json
 from minigpt4.curation.images import HASH_BITS, describe, find
-from minigpt4.curation.records import Record, dropped, text_of
-from minigpt4.curation.refine import SENTENCES, content_words, is_foreign, other_language
-from minigpt4.evaluation.failure_rules import NGRAM, REPETITION, duplicates, find_failures, words_of
+from minigpt4.curation.records import Record, dropped, ended_of, text_of
+from minigpt4.curation.refine import content_words, is_foreign, other_language
+from minigpt4.evaluation.failure_rules import NGRAM, REPETITION, SENTENCE, duplicates, find_failures, words_of
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def text_rules(
     if settings.language is not None and words:
         name, score = other_language(text)
         measures["other_language"] = score
-        strange = next((one for one in SENTENCES.split(text) if is_foreign(one)), None)
+        strange = next((one for one in SENTENCE.split(text) if is_foreign(one)), None)
         if _exceeds(score, settings.language):
             hits.append(Hit(LANGUAGE, f"{name} with a score of {score:.2f}"))
         elif strange is not None:
@@ -96,7 +96,7 @@ def text_rules(
 def varied_sentences(text: str) -> tuple[int, str]:
     """How many sentences differ in one word alone, at the same place, and these with `...` for it; 0 without any."""
     found: Counter[str] = Counter()
-    for words in {tuple(words_of(sentence)) for sentence in SENTENCES.split(text)}:
+    for words in {tuple(words_of(sentence)) for sentence in SENTENCE.split(text)}:
         if len(words) >= VARIED_WORDS:
             found.update(" ".join((*words[:n], "...", *words[n + 1 :])) for n in range(len(words)))
     return max(((times, sentence) for sentence, times in found.items()), default=(0, ""))
@@ -110,15 +110,13 @@ def image_rules(record: Mapping[str, Any], settings: FilterConfig) -> list[Hit]:
     """What speaks against an image by itself."""
     width, height, contrast = record["width"], record["height"], record.get("contrast")
     ratio = max(width, height) / min(width, height)
-    faults = [
-        (settings.least_side is not None and min(width, height) < settings.least_side, f"{width} x {height} pixels"),
-        (_exceeds(ratio, settings.most_ratio), f"sides of {ratio:.1f} to 1"),
-        (
-            None not in (settings.least_contrast, contrast) and contrast < settings.least_contrast,
-            f"one colour (contrast {contrast})",
-        ),
-    ]
-    found = [text for is_fault, text in faults if is_fault]
+    least = settings.least_contrast
+    faults = {
+        f"{width} x {height} pixels": min(width, height) < (settings.least_side or 0),
+        f"sides of {ratio:.1f} to 1": _exceeds(ratio, settings.most_ratio),
+        f"one colour (contrast {contrast})": None not in (least, contrast) and contrast < least,
+    }
+    found = [text for text, is_fault in faults.items() if is_fault]
     return [Hit(POOR, "; ".join(found))] if found else []
 
 
@@ -300,7 +298,7 @@ def filter_records(records: Sequence[Record], settings: FilterConfig, evidence: 
         if "dropped" in record:
             continue
         text = text_of(record)
-        ended = None if record.get("refiner", "none") != "none" else _ended(record)
+        ended = None if record.get("refiner", "none") != "none" else ended_of(record)
         own, measures[number] = text_rules(text, ended, settings, evidence.count)
         own += image_rules(record, settings)
         own += caption_rule(text, record.get("caption")) if settings.caption else []
@@ -340,10 +338,6 @@ def unlikely(records: Sequence[Record], gains: Mapping[str, float], share: float
     lowest = {n for _, n in known[: int(share * len(known))]}
     text = "the image makes it likelier by {:.3f} nats a token"
     return {n: Hit(LIKELIHOOD, text.format(gain), review=True) for gain, n in known if gain < 0 or n in lowest}
-
-
-def _ended(record: Mapping[str, Any]) -> bool | None:
-    return record["ended_second"] if "second" in record else record.get("ended_first")
 
 
 def _judged(record: Record, hits: Sequence[Hit], measures: dict[str, Any], settings: FilterConfig) -> Record:

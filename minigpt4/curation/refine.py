@@ -26,6 +26,7 @@ from minigpt4.evaluation.failure_rules import (
     NOT_ENGLISH,
     OPEN_ENDS,
     REPETITION,
+    SENTENCE,
     SENTENCE_END,
     SENTENCE_WORDS,
     find_failures,
@@ -73,7 +74,6 @@ LANGUAGES = LangDetector(LangDetectConfig(max_input_length=None, model="lite"))
 """The other models are downloaded."""
 SURE_SHARE, SURE_SCORE = 0.3, 0.8
 """Of function words, above which a sentence is English; of another language, above which it is not."""
-SENTENCES = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
 ENDING = re.compile(r"(?:es|s|ing|ed|ly|er|est|'s)$")
 
 
@@ -121,7 +121,7 @@ def clean(text: str) -> str:
     text = _without_loops(" ".join(text.split()))
     kept: list[str] = []
     seen: set[str] = set()
-    for sentence in SENTENCES.split(text):
+    for sentence in SENTENCE.split(text):
         words = words_of(sentence)
         said = " ".join(words)
         again = len(words) >= SENTENCE_WORDS and said in seen

@@ -256,9 +256,7 @@ def _hash(key: str) -> bytes:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `main`."""
-    parser.add_argument(
-        "folder", type=Path, help="of the curation; verdicts go into its 5_reviews.jsonl"
-    )
+    parser.add_argument("folder", type=Path, help="of the curation; verdicts go into its 5_reviews.jsonl")
     parser.add_argument("--sample", type=int, metavar="N", help="review a random sample, to estimate the good share")
     parser.add_argument("--overlap", type=float, default=0.0, help="share that two people judge, for agreement (0)")
     parser.add_argument("--order", choices=("hash", "worst"), default="hash", help="worst: most near rules first")

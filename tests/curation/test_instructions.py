@@ -290,7 +290,7 @@ def arguments(world, chat_server):
 
 
 def contents(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "requests.jsonl"}
+    return {file.name: file.read_bytes() for file in folder.glob("*.json*") if file.name != "requests.jsonl"}
 
 
 def test_every_fault_is_counted_and_the_data_set_reads_the_rest(arguments, chat_server, world, tmp_path, capsys):
@@ -354,7 +354,8 @@ def test_killed_it_ends_with_the_same_bytes_and_asks_nothing_twice(arguments, ch
         command = [sys.executable, SCRIPT, *arguments(folder, "--judge-at-once", "1")]
         process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
         assert process.wait(300) == -signal.SIGKILL
-    with (folder / "made/unusable.jsonl").open("a") as file:
+    (progress,) = (folder / "made/progress").iterdir()
+    with progress.open("a") as file:
         file.write('{"text": "torn')
     assert script.main(arguments(folder)) == 0
     assert contents(folder / "made") == contents(whole / "made")
