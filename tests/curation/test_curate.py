@@ -185,6 +185,30 @@ def test_run_makes_a_folder_that_stage_2_reads_and_again_the_same_bytes(place, s
     assert files(folder) == made
 
 
+def test_run_by_an_endpoint_pays_once_and_the_report_counts_what_the_server_saw(place, script, chat_server):
+    steps = [500, "length", "answer", "garbage", *["answer"] * IMAGES]
+    chat_server.steps, chat_server.answer = list(steps), lambda request: request["messages"][-1]["content"]
+    chat_server.headers, chat_server.usage = {"Retry-After": "0.01"}, {"prompt_tokens": 30, "completion_tokens": 7}
+    endpoint = {"url": chat_server.url, "model": "mender", "at_once": 1, "price_in": 1.0, "price_out": 2.0}
+    own = [f"curation.refine.{name}=0" for name in ("least_characters", "least_share")]
+    own += [f"curation.refine.endpoint.{name}={value}" for name, value in endpoint.items()]
+    command = arguments(place, "run", "curation", "--refine", "endpoint", "--options", *own)
+    assert script.main(command) == 0
+    report, requests = json.loads((place / "curation" / "report.json").read_text()), IMAGES + 2
+    assert len(chat_server.requests) == requests
+    counts = {"requests": requests, "retries": 1, "tokens_in": 30 * IMAGES, "tokens_out": 7 * IMAGES}
+    faults = {"broken JSON": 1, "cut at the length limit": 1, "status 500": 1}
+    assert report["requests"] == {**counts, "faults": faults, "price": pytest.approx(44 * IMAGES / 1e6)}
+    by_step = {one["step"]: (one["entered"], one["left"], one["rules"]) for one in report["funnel"]}
+    assert by_step["refine"] == (IMAGES, 1, {"cut at the length limit": 1})
+    assert by_step["filter"] == (IMAGES - 1, 0, {})
+    assert (report["exported"]["records"], report["refining"]["unchanged"]) == (IMAGES - 1, 1.0)
+    before = files(place)
+    assert script.main(command) == 0
+    assert files(place) == before
+    assert len(chat_server.requests) == requests
+
+
 def test_second_turn_comes_up_to_the_limit_and_a_change_leaves_the_old_file(place, script, caplog):
     for step in ("select", "generate"):
         assert script.main(arguments(place, step)) == 0
