@@ -58,9 +58,10 @@ class ReviewPage:
                 ahead = gr.Markdown(elem_id="ahead", latex_delimiters=[])
             self._outputs = [reviewer, shown, start, work, progress, picture, text, why, changes, ahead]
             how = {"outputs": self._outputs, "api_visibility": "private", "show_progress": "hidden"}
-            # A text that is being written, of which record: it outlives a reload.
+            # A text that is being written, and of which record: it outlives a reload.
             draft = gr.BrowserState(["", ""], storage_key="review", secret="draft")
-            text.input(None, [shown, text], draft, js="(key, text) => [[key, text]]")
+            keep = {"outputs": draft, "api_visibility": "private", "show_progress": "hidden"}
+            text.input(lambda *written: written, [shown, text], **keep, trigger_mode="always_last")
             self.blocks.load(self.open, draft, **how)
             gr.on([begin.click, name.submit], self.enter, [name], **how)
             how["trigger_mode"] = "multiple"  # no key is lost that is hit while the page is busy
