@@ -285,7 +285,8 @@ class Refiner:
             known[record["id"]] = fields
         if failed := sum("failed" in fields for fields in known.values()):
             log.warning("refine: %d requests failed, and their records are dropped; --retry-failed asks again", failed)
-        refined = [_merged(record, known.get(record["id"], {})) for record in records]
+        own = {key: {k: v for k, v in fields.items() if k != "failed"} for key, fields in known.items()}
+        refined = [record | own.get(record["id"], {}) for record in records]
         self.folder.write(STEP, refined, {**made_from, **self.provenance()})
         return refined
 
@@ -332,8 +333,3 @@ class Refiner:
         failed = {"failed": True} if reply.detail else {}
         why = dropped(STEP, reply.fault, reply.detail or reply.text[:200] or "no answer")
         return self._fields(record, record["text"], reply) | failed | {"dropped": why}
-
-
-def _merged(record: Record, fields: Record) -> Record:
-    """A record with new fields; `failed` is for the progress alone."""
-    return record | {name: value for name, value in fields.items() if name != "failed"}

@@ -61,6 +61,10 @@ def _objects(content: bytes) -> Iterator[dict[str, Any]]:
                 break
 
 
+def _time(verdict: Fields) -> str:
+    return str(verdict.get("time", ""))  # in UTC, so that the order of letters is that of time
+
+
 class VerdictFile:
     """Verdicts that several processes append to one file; files of several servers may be joined."""
 
@@ -84,7 +88,7 @@ class VerdictFile:
                 log.warning("%s: a line is no verdict and does not count: %.100s", self.path, one)
                 continue
             own = self.latest.setdefault(str(one["id"]), {})
-            if _moment(one) >= _moment(own.get(one["reviewer"], {})):
+            if _time(one) >= _time(own.get(one["reviewer"], {})):
                 own[one["reviewer"]] = one
 
     def append(self, verdict: Fields) -> None:
@@ -102,14 +106,6 @@ class VerdictFile:
                 os.fsync(file.fileno())
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written ({error.strerror}); give the verdict again") from error
-
-
-def _moment(verdict: Fields) -> float:
-    """Seconds since 1970 of a `time` that is a date, as here, or such seconds; 0 without."""
-    value = verdict.get("time") or 0
-    with suppress(ValueError):
-        return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else float(value)
-    return 0.0
 
 
 class Review:
@@ -214,7 +210,7 @@ class Review:
         with self._lock:
             self.verdicts.refresh()
             given = (self.verdicts.latest.get(key, {}).get(reviewer) for key in self.records)
-            return sorted((one for one in given if one), key=_moment)
+            return sorted((one for one in given if one), key=_time)
 
     def summary(self) -> dict[str, Any]:
         """Counts, how far reviewers agree, and the share of good texts with its 95% interval.

@@ -300,7 +300,8 @@ def test_every_fault_is_counted_and_the_data_set_reads_the_rest(arguments, chat_
         assert one.text(boxes=False) == captions
         assert Counter(name for name, _ in one.boxes) == {group.thing.name: group.count for group in scene.groups}
     assert script.main(arguments(tmp_path, "--dry-run")) == 0
-    assert f"{RECORDS} records: {RECORDS} requests to send, 0 answered before" in capsys.readouterr().out
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["records"], plan["requests"], plan["cached"], plan["price"]) == (RECORDS, RECORDS, 0, None)
     assert chat_server.requests == []
     assert script.main(arguments(tmp_path)) == 0
     report = json.loads((made / "report.json").read_text())["kinds"]["all"]
