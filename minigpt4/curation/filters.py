@@ -5,7 +5,6 @@ bad twin never costs the good one; of a group the first by a hash of its id stay
 """
 
 import hashlib
-import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,8 +21,6 @@ from minigpt4.curation.images import HASH_BITS, describe, find
 from minigpt4.curation.records import Record, dropped, ended_of, text_of
 from minigpt4.curation.refine import content_words, is_foreign, other_language
 from minigpt4.evaluation.failure_rules import NGRAM, REPETITION, SENTENCE, duplicates, find_failures, words_of
-
-log = logging.getLogger(__name__)
 
 STEP = "filter"
 ITSELF, SHORT, LONG, SIGNS, LANGUAGE = "talk about itself", "too short", "too long", "signs", "language"
@@ -303,29 +300,22 @@ def filter_records(records: Sequence[Record], settings: FilterConfig, evidence: 
         own += image_rules(record, settings)
         own += caption_rule(text, record.get("caption")) if settings.caption else []
         hits[number] = own
-    left = [number for number in hits if all(hit.review for hit in hits[number])]
-
-    def apply(rule: Callable[[list[Record]], dict[int, Hit]]) -> None:
-        nonlocal left
-        for place, hit in rule([records[number] for number in left]).items():
-            hits[left[place]].append(hit)
-        left = [number for number in left if all(hit.review for hit in hits[number])]
-
-    if evidence.held_out:
-        apply(lambda own: evidence.held_out.hits(own, settings))
-    if settings.image_distance is not None:
-        apply(lambda own: same_images(own, settings))
-    if settings.image_alike is not None:
-        apply(lambda own: alike_images(own, evidence.features, settings.image_alike))
-    if settings.text_jaccard is not None:
-        apply(lambda own: same_texts(own, settings.text_jaccard))
-    if settings.opening is not None:
-        apply(lambda own: openings(own, settings.opening))
-    if settings.likelihood is not None:
-        for number, record in enumerate(records):
-            if number in measures and record["id"] in (evidence.gains or {}):
-                measures[number]["image_gain"] = round(evidence.gains[record["id"]], 4)
-        apply(lambda own: unlikely(own, evidence.gains or {}, settings.likelihood))
+    of_set = (
+        (evidence.held_out, lambda own: evidence.held_out.hits(own, settings)),
+        (settings.image_distance is not None, lambda own: same_images(own, settings)),
+        (settings.image_alike is not None, lambda own: alike_images(own, evidence.features, settings.image_alike)),
+        (settings.text_jaccard is not None, lambda own: same_texts(own, settings.text_jaccard)),
+        (settings.opening is not None, lambda own: openings(own, settings.opening)),
+        (settings.likelihood is not None, lambda own: unlikely(own, evidence.gains, settings.likelihood)),
+    )
+    for is_on, rule in of_set:
+        if is_on:
+            left = [number for number in hits if all(hit.review for hit in hits[number])]
+            for place, hit in rule([records[number] for number in left]).items():
+                hits[left[place]].append(hit)
+    for number, own in measures.items():
+        if records[number]["id"] in (evidence.gains or {}):
+            own["image_gain"] = round(evidence.gains[records[number]["id"]], 4)
     return [
         record if "dropped" in record else _judged(record, hits[number], measures[number], settings)
         for number, record in enumerate(records)
@@ -354,11 +344,12 @@ def _judged(record: Record, hits: Sequence[Hit], measures: dict[str, Any], setti
 
 def near(measures: Mapping[str, Any], settings: FilterConfig) -> list[str]:
     """Rules that a text nearly fell to."""
-    tokens, least, most = measures["tokens"], settings.least_tokens, settings.most_tokens
-    upper = {REPETITION: ("ngram_share", settings.ngram_share), SIGNS: ("signs", settings.signs)}
-    upper[LANGUAGE] = ("other_language", settings.language)
-    found = [
-        rule for rule, (name, limit) in upper.items() if limit and NEAR * limit <= measures.get(name, 0.0) <= limit
-    ]
-    found += [SHORT] if least is not None and least <= tokens < least / NEAR else []
-    return found + ([LONG] if most is not None and NEAR * most < tokens <= most else [])
+    tokens, least = measures["tokens"], settings.least_tokens
+    upper = {
+        REPETITION: (measures["ngram_share"], settings.ngram_share),
+        SIGNS: (measures["signs"], settings.signs),
+        LANGUAGE: (measures.get("other_language", 0.0), settings.language),
+        LONG: (tokens, settings.most_tokens),
+    }
+    found = [rule for rule, (value, most) in upper.items() if most and NEAR * most <= value <= most]
+    return found + ([SHORT] if least is not None and least <= tokens < least / NEAR else [])
