@@ -70,7 +70,8 @@ def write_report(folder: CurationFolder, totals: Mapping[str, Any] | None = None
     """Write `report.html` and `report.json`, whose content is returned; `totals` of `Account.totals`."""
     own = Curation.read(folder)
     texts = {"generated": [(one["text"], ended_of(one)) for one in own.records if "text" in one]}
-    texts["refined"] = [(one["refined"], None) for one in own.records if "refined" in one]
+    refined = [one for one in own.after("refine") if "refined" in one]
+    texts["refined"] = [(one["refined"], None) for one in refined]
     texts["kept"] = [(text_of(one), None) for one in own.records if one.get("kept")]
     texts = {name: pairs for name, pairs in texts.items() if pairs}
     generated = [one["tokens_first"] + one.get("tokens_second", 0) for one in own.records if "tokens_first" in one]
@@ -87,7 +88,7 @@ def write_report(folder: CurationFolder, totals: Mapping[str, Any] | None = None
         "lengths": {name: lengths([text for text, _ in pairs]) for name, pairs in texts.items()},
         "tokens": {name: round(float(np.mean(counts)), 1) for name, counts in tokens.items() if counts},
         "failure_rate": {name: failure_rate(pairs) for name, pairs in texts.items()},
-        "refining": refining(own.records),
+        "refining": refining(refined) if refined else None,
         "openings": {name: openings([text for text, _ in pairs]) for name, pairs in texts.items()},
         "passages": {name: passages([text for text, _ in pairs]) for name, pairs in texts.items()},
         "duplicates": {rule: rules[rule]["hit"] for rule in (SAME_IMAGE, ALIKE, SAME_TEXT) if rule in rules},
@@ -156,23 +157,18 @@ def failure_rate(pairs: Sequence[tuple[str, bool | None]]) -> dict[str, Any]:
     }
 
 
-def refining(records: Sequence[Record]) -> dict[str, Any] | None:
-    """Share of texts that did not change, mean similarity, share of new content words, tokens."""
-    refined = [one for one in records if "refined" in one]
-    if not refined:
-        return None
+def refining(refined: Sequence[Record]) -> dict[str, Any]:
+    """Share of texts that did not change, mean similarity, share of new content words."""
     new = total = 0
     for one in refined:
         own = content_words(one["refined"]) if one["changed"] else []
         known = set(content_words(one["text"])) if own else set()
         new, total = new + sum(word not in known for word in own), total + len(own)
-    tokens = {name: sum(one[name] or 0 for one in refined) for name in ("tokens_in", "tokens_out")}
     return {
         "texts": len(refined),
         "unchanged": sum(not one["changed"] for one in refined) / len(refined),
         "similarity": round(sum(one["similarity"] for one in refined) / len(refined), 4),
         "new_words": round(new / max(1, total), 4),
-        **tokens,
     }
 
 
@@ -198,10 +194,10 @@ def truth(own: Curation) -> dict[str, Any] | None:
         return None
     from minigpt4.mini.report import named_things
 
-    known = [one for one in own.records if one.get("caption") and "text" in one]
     found: dict[str, Any] = {}
-    for name, key in (("generated", "text"), ("refined", "refined")):
-        named = [(named_things(one["caption"]), named_things(one[key])) for one in known if key in one]
+    for name, key, step in (("generated", "text", "generate"), ("refined", "refined", "refine")):
+        known = [one for one in own.after(step) if one.get("caption") and key in one]
+        named = [(named_things(one["caption"]), named_things(one[key])) for one in known]
         right = sum(len(there & said) for there, said in named)
         there, said = (sum(len(pair[side]) for pair in named) for side in (0, 1))
         found[name] = {"named_of_there": right / max(1, there), "there_of_named": right / max(1, said)}
