@@ -36,6 +36,7 @@ HEAD = """<!doctype html><meta charset="utf-8"><title>Curation</title>
  table { border-collapse: collapse; margin: .5rem 0 }
  th, td { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left; vertical-align: top }
  th { background: #f5f5f5 }
+ th:empty { padding: 0; border: 0 }
  summary { cursor: pointer; margin: .3rem 0 }
  pre { background: #f5f5f5; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere }
  article { display: grid; grid-template-columns: 13rem 1fr; gap: 1rem; padding: .8rem 0; border-top: 1px solid #ddd }
@@ -142,7 +143,7 @@ def _warnings(own: Curation, left: int) -> list[str]:
 def lengths(texts: Sequence[str]) -> dict[str, Any]:
     """Words: mean, quantiles, and how many texts have from so many on."""
     words = np.array([len(text.split()) for text in texts])
-    low, middle, high = (float(value) for value in np.percentile(words, [5, 50, 95]))
+    low, middle, high = np.percentile(words, [5, 50, 95]).round(1).tolist()
     histogram = np.histogram(words, bins=[*BINS, 10**9])[0].tolist()
     own = {"texts": len(texts), "mean": round(float(words.mean()), 1), "p5": low, "median": middle, "p95": high}
     return own | {"histogram": dict(zip(map(str, BINS), histogram, strict=True))}

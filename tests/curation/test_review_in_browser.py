@@ -233,10 +233,9 @@ def test_the_report_page_needs_nothing_else_and_fits(browser, drawings, pytestco
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
     assert page.locator("article img").count() > COUNT
+    if pictures:
+        page.screenshot(path=Path(pictures) / "curation_report.png")
     for details in page.locator("details").all():
         details.locator("summary").click()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    if pictures:
-        page.reload()
-        page.screenshot(path=Path(pictures) / "curation_report.png")
     context.close()
