@@ -131,6 +131,7 @@ class Command:
         if settings.image_alike is not None or settings.likelihood is not None:
             from minigpt4.curation.generation import image_features, image_gains
 
+            self._require_model()
             if settings.image_alike is not None:
                 features = image_features(self.folder, self.config, records)
             if settings.likelihood is not None:

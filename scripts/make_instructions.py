@@ -23,6 +23,7 @@ from minigpt4.common.binding import bind
 from minigpt4.common.config_files import parse_options, to_plain
 from minigpt4.common.errors import ConfigError, hint
 from minigpt4.common.schemas import EndpointConfig
+from minigpt4.common.utils import as_json
 from minigpt4.curation.instructions import ENDS, KINDS, Maker, assign, read_images, read_prompts
 from minigpt4.evaluation import command
 from minigpt4.evaluation.caption_data import first_few
@@ -49,7 +50,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--leave-out-review", action="store_true", help="no answer to train on that names objects which are not given"
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be asked, and what it may cost")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be asked and what it may cost; repeats come on top"
+    )
     parser.add_argument(
         "--options",
         nargs="*",
@@ -99,20 +102,11 @@ def run(args: argparse.Namespace) -> None:
     work = assign(images, prompts, counts)
     maker = Maker(judge, prompts, names, args.output, "leave out" if args.leave_out_review else "keep")
     if args.dry_run:
-        _show_plan(maker.plan(work), len(work))
+        print(as_json({"records": len(work), **maker.plan(work)}), end="")
         return
     report = maker.make(work)
     _show(report)
     print(f"requests: {json.dumps(judge.account.totals())}\n{args.output}")
-
-
-def _show_plan(plan: dict, records: int) -> None:
-    for number, messages in enumerate(plan["examples"], start=1):
-        print(f"Request {number}:\n{json.dumps(messages, indent=1, ensure_ascii=False)}\n")
-    print(f"{records} records: {plan['requests']} requests to send, {plan['cached']} answered before")
-    price = "unknown; set price_in and price_out" if plan["price"] is None else f"{plan['price']:.4f}"
-    print(f"about {plan['tokens_in']} tokens in, at most {plan['tokens_out']} out; price at most {price}")
-    print("An answer that is refused is asked for once more, which comes on top. Nothing was sent.")
 
 
 def _show(report: dict) -> None:

@@ -24,7 +24,9 @@ class ChatServer(ThreadingHTTPServer):
         self.steps: list[Any] = []
         self.rule: Callable[[dict[str, Any]], Any] | None = None
         self.usage: dict[str, int] | None = None
+        self.clock: Callable[[], float] = time.monotonic
         self.times: list[float] = []
+        """Of requests, by the clock."""
         self.content_type = "application/json"
         self.headers: dict[str, str] = {}
         self.error: Any = {"message": "so it is"}
@@ -59,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         server = self.server
         server.requests.append(request)
-        server.times.append(time.monotonic())
+        server.times.append(server.clock())
         server.keys.append(self.headers.get("Authorization"))
         if self.path != "/v1/chat/completions":
             return self._send(404, {"error": {"message": f"nothing at {self.path}"}})

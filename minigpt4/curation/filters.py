@@ -5,7 +5,6 @@ bad twin never costs the good one; of a group the first by a hash of its id stay
 """
 
 import hashlib
-import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,11 +18,9 @@ from minigpt4.common.curation_schema import FilterConfig
 from minigpt4.common.errors import SampleError, errors_as
 from minigpt4.common.utils import parse_json
 from minigpt4.curation.images import HASH_BITS, describe, find
-from minigpt4.curation.records import Record, dropped, text_of
-from minigpt4.curation.refine import SENTENCES, content_words, is_foreign, other_language
-from minigpt4.evaluation.failure_rules import NGRAM, REPETITION, duplicates, find_failures, words_of
-
-log = logging.getLogger(__name__)
+from minigpt4.curation.records import Record, dropped, ended_of, text_of
+from minigpt4.curation.refine import content_words, is_foreign, other_language
+from minigpt4.evaluation.failure_rules import NGRAM, REPETITION, SENTENCE, duplicates, find_failures, words_of
 
 STEP = "filter"
 ITSELF, SHORT, LONG, SIGNS, LANGUAGE = "talk about itself", "too short", "too long", "signs", "language"
@@ -32,6 +29,7 @@ LEAKAGE, CAPTION, LIKELIHOOD = "in a test set", "caption", "likelihood"
 OPENING_WORDS = 5
 SHINGLE = 5
 """Words of a passage, of which texts that are alike share many."""
+VARIED_WORDS = 5
 PERMUTATIONS, BANDS = 256, 64
 """Of MinHash: texts with a Jaccard of 0.7 share a band with a probability above 0.9999; the exact number decides."""
 NEAR = 0.8
@@ -72,20 +70,33 @@ def text_rules(
         hits.append(Hit(SHORT, f"{measures['tokens']} tokens"))
     if settings.most_tokens is not None and measures["tokens"] > settings.most_tokens:
         hits.append(Hit(LONG, f"{measures['tokens']} tokens"))
-    if _exceeds(share, settings.ngram_share) and all(hit.rule != REPETITION for hit in hits):
-        evidence = f"{share:.0%} of the {NGRAM}-word passages came before, “{' '.join(ngram)}” {times} times"
-        hits.append(Hit(REPETITION, evidence))
+    varied, sentence = varied_sentences(text)
+    if all(hit.rule != REPETITION for hit in hits):
+        if _exceeds(share, settings.ngram_share):
+            evidence = f"{share:.0%} of the {NGRAM}-word passages came before, “{' '.join(ngram)}” {times} times"
+            hits.append(Hit(REPETITION, evidence))
+        elif settings.varied_sentences and varied >= settings.varied_sentences:
+            hits.append(Hit(REPETITION, f"{varied} sentences like “{sentence}”"))
     if _exceeds(measures["signs"], settings.signs):
         hits.append(Hit(SIGNS, f"{measures['signs']:.0%} of the characters: {''.join(dict.fromkeys(signs))[:40]}"))
     if settings.language is not None and words:
         name, score = other_language(text)
         measures["other_language"] = score
-        strange = next((one for one in SENTENCES.split(text) if is_foreign(one)), None)
+        strange = next((one for one in SENTENCE.split(text) if is_foreign(one)), None)
         if _exceeds(score, settings.language):
             hits.append(Hit(LANGUAGE, f"{name} with a score of {score:.2f}"))
         elif strange is not None:
             hits.append(Hit(LANGUAGE, f"the sentence “{strange[:80]}”"))
     return hits, measures
+
+
+def varied_sentences(text: str) -> tuple[int, str]:
+    """How many sentences differ in one word alone, at the same place, and these with `...` for it; 0 without any."""
+    found: Counter[str] = Counter()
+    for words in {tuple(words_of(sentence)) for sentence in SENTENCE.split(text)}:
+        if len(words) >= VARIED_WORDS:
+            found.update(" ".join((*words[:n], "...", *words[n + 1 :])) for n in range(len(words)))
+    return max(((times, sentence) for sentence, times in found.items()), default=(0, ""))
 
 
 def _exceeds(value: float, most: float | None) -> bool:
@@ -96,15 +107,13 @@ def image_rules(record: Mapping[str, Any], settings: FilterConfig) -> list[Hit]:
     """What speaks against an image by itself."""
     width, height, contrast = record["width"], record["height"], record.get("contrast")
     ratio = max(width, height) / min(width, height)
-    faults = [
-        (settings.least_side is not None and min(width, height) < settings.least_side, f"{width} x {height} pixels"),
-        (_exceeds(ratio, settings.most_ratio), f"sides of {ratio:.1f} to 1"),
-        (
-            None not in (settings.least_contrast, contrast) and contrast < settings.least_contrast,
-            f"one colour (contrast {contrast})",
-        ),
-    ]
-    found = [text for is_fault, text in faults if is_fault]
+    least = settings.least_contrast
+    faults = {
+        f"{width} x {height} pixels": min(width, height) < (settings.least_side or 0),
+        f"sides of {ratio:.1f} to 1": _exceeds(ratio, settings.most_ratio),
+        f"one colour (contrast {contrast})": None not in (least, contrast) and contrast < least,
+    }
+    found = [text for text, is_fault in faults.items() if is_fault]
     return [Hit(POOR, "; ".join(found))] if found else []
 
 
@@ -204,17 +213,11 @@ def same_texts(records: Sequence[Record], least: float) -> dict[int, Hit]:
 
 def alike_images(records: Sequence[Record], features: Mapping[str, np.ndarray], least: float) -> dict[int, Hit]:
     """Images whose features, of length 1 by id, have a cosine from `least` on."""
-    known = [n for n, one in enumerate(records) if one["id"] in features]
-    if len(known) < len(records):
-        log.warning("curation.filter.image_alike: %d images have no cached features", len(records) - len(known))
-    if not known:
-        return {}
-    rows, pairs = np.stack([features[records[n]["id"]] for n in known]), []
-    for start in range(0, len(known), BLOCK):
-        cosines = rows[start : start + BLOCK] @ rows.T
-        for row, column in zip(*np.nonzero(cosines >= least), strict=True):
-            if start + row < column:
-                pairs.append((known[start + row], known[column], float(cosines[row, column])))
+    rows_NV, pairs = np.array([features[one["id"]] for one in records]), []
+    for start in range(0, len(records), BLOCK):
+        cosines = rows_NV[start : start + BLOCK] @ rows_NV.T
+        found = zip(*np.nonzero(cosines >= least), strict=True)
+        pairs += [(start + r, int(c), float(cosines[r, c])) for r, c in found if start + r < c]
     gone = _one_stays(records, pairs)
     return {n: Hit(ALIKE, f"{records[twin]['id']}: cosine {how:.3f}") for n, (twin, how) in gone.items()}
 
@@ -292,34 +295,27 @@ def filter_records(records: Sequence[Record], settings: FilterConfig, evidence: 
         if "dropped" in record:
             continue
         text = text_of(record)
-        ended = None if record.get("refiner", "none") != "none" else _ended(record)
+        ended = None if record.get("refiner", "none") != "none" else ended_of(record)
         own, measures[number] = text_rules(text, ended, settings, evidence.count)
         own += image_rules(record, settings)
         own += caption_rule(text, record.get("caption")) if settings.caption else []
         hits[number] = own
-    left = [number for number in hits if all(hit.review for hit in hits[number])]
-
-    def apply(rule: Callable[[list[Record]], dict[int, Hit]]) -> None:
-        nonlocal left
-        for place, hit in rule([records[number] for number in left]).items():
-            hits[left[place]].append(hit)
-        left = [number for number in left if all(hit.review for hit in hits[number])]
-
-    if evidence.held_out:
-        apply(lambda own: evidence.held_out.hits(own, settings))
-    if settings.image_distance is not None:
-        apply(lambda own: same_images(own, settings))
-    if settings.image_alike is not None:
-        apply(lambda own: alike_images(own, evidence.features or {}, settings.image_alike))
-    if settings.text_jaccard is not None:
-        apply(lambda own: same_texts(own, settings.text_jaccard))
-    if settings.opening is not None:
-        apply(lambda own: openings(own, settings.opening))
-    if settings.likelihood is not None:
-        for number, record in enumerate(records):
-            if number in measures and record["id"] in (evidence.gains or {}):
-                measures[number]["image_gain"] = round(evidence.gains[record["id"]], 4)
-        apply(lambda own: unlikely(own, evidence.gains or {}, settings.likelihood))
+    of_set = (
+        (evidence.held_out, lambda own: evidence.held_out.hits(own, settings)),
+        (settings.image_distance is not None, lambda own: same_images(own, settings)),
+        (settings.image_alike is not None, lambda own: alike_images(own, evidence.features, settings.image_alike)),
+        (settings.text_jaccard is not None, lambda own: same_texts(own, settings.text_jaccard)),
+        (settings.opening is not None, lambda own: openings(own, settings.opening)),
+        (settings.likelihood is not None, lambda own: unlikely(own, evidence.gains, settings.likelihood)),
+    )
+    for is_on, rule in of_set:
+        if is_on:
+            left = [number for number in hits if all(hit.review for hit in hits[number])]
+            for place, hit in rule([records[number] for number in left]).items():
+                hits[left[place]].append(hit)
+    for number, own in measures.items():
+        if records[number]["id"] in (evidence.gains or {}):
+            own["image_gain"] = round(evidence.gains[records[number]["id"]], 4)
     return [
         record if "dropped" in record else _judged(record, hits[number], measures[number], settings)
         for number, record in enumerate(records)
@@ -332,10 +328,6 @@ def unlikely(records: Sequence[Record], gains: Mapping[str, float], share: float
     lowest = {n for _, n in known[: int(share * len(known))]}
     text = "the image makes it likelier by {:.3f} nats a token"
     return {n: Hit(LIKELIHOOD, text.format(gain), review=True) for gain, n in known if gain < 0 or n in lowest}
-
-
-def _ended(record: Mapping[str, Any]) -> bool | None:
-    return record["ended_second"] if "second" in record else record.get("ended_first")
 
 
 def _judged(record: Record, hits: Sequence[Hit], measures: dict[str, Any], settings: FilterConfig) -> Record:
@@ -352,11 +344,12 @@ def _judged(record: Record, hits: Sequence[Hit], measures: dict[str, Any], setti
 
 def near(measures: Mapping[str, Any], settings: FilterConfig) -> list[str]:
     """Rules that a text nearly fell to."""
-    tokens, least, most = measures["tokens"], settings.least_tokens, settings.most_tokens
-    upper = {REPETITION: ("ngram_share", settings.ngram_share), SIGNS: ("signs", settings.signs)}
-    upper[LANGUAGE] = ("other_language", settings.language)
-    found = [
-        rule for rule, (name, limit) in upper.items() if limit and NEAR * limit <= measures.get(name, 0.0) <= limit
-    ]
-    found += [SHORT] if least is not None and least <= tokens < least / NEAR else []
-    return found + ([LONG] if most is not None and NEAR * most < tokens <= most else [])
+    tokens, least = measures["tokens"], settings.least_tokens
+    upper = {
+        REPETITION: (measures["ngram_share"], settings.ngram_share),
+        SIGNS: (measures["signs"], settings.signs),
+        LANGUAGE: (measures.get("other_language", 0.0), settings.language),
+        LONG: (tokens, settings.most_tokens),
+    }
+    found = [rule for rule, (value, most) in upper.items() if most and NEAR * most <= value <= most]
+    return found + ([SHORT] if least is not None and least <= tokens < least / NEAR else [])

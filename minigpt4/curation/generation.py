@@ -15,12 +15,12 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.run_folder import versions
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.curation.records import CurationFolder, Progress, Record, digest_of, dropped, text_of
-from minigpt4.datasets.feature_store import image_digest
+from minigpt4.datasets.feature_store import CachedBatch
 from minigpt4.evaluation.questions import IMAGE_MARKS
 from minigpt4.inference.captioning import AnswerStore, Line, answer_missing, caption_provenance
 from minigpt4.inference.image_list import ImageFile
-from minigpt4.inference.pipeline import BATCH_SIZE, Pipeline, PromptRules, image_processor
-from minigpt4.models.feature_cache import feature_cache
+from minigpt4.inference.pipeline import BATCH_SIZE, Pipeline, PromptRules, image_reader
+from minigpt4.models.feature_cache import FeatureEncoder
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.processors import process_image
 
@@ -104,17 +104,20 @@ def _fields(first: Line, second: Line | None, count: Callable[[str], int]) -> Re
 
 
 def image_features(folder: CurationFolder, cfg: Config, records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """The mean of an image's cached features (`run.feature_cache`), of length 1, by record id; float32."""
-    cache = feature_cache(cfg)
-    if cache is None:
+    """The mean of an image's features, of length 1, by record id; float32. `run.feature_cache` keeps them, and what it
+    lacks is computed; ConfigError without one."""
+    if not cfg.run.feature_cache:
         raise ConfigError("run.feature_cache: is missing; curation.filter.image_alike reads features from it")
-    store, found = cache.store(image_processor(cfg)), {}
+    reader, encoder, found = image_reader(cfg), None, {}
     for record in records:
         if "dropped" not in record:
-            row_QV = store.get(image_digest(folder.image(record).read_bytes()))
-            if row_QV is not None:
-                mean_V = row_QV.astype(np.float32).mean(axis=0)
-                found[record["id"]] = mean_V / max(float(np.linalg.norm(mean_V)), 1e-12)
+            image = CachedBatch.of([reader.read(folder.image(record))])
+            features_1QV = image.features
+            if image.missing:
+                encoder = encoder or FeatureEncoder(Pipeline(cfg).model)
+                features_1QV = encoder.features(image).cpu()
+            mean_V = features_1QV[0].float().mean(dim=0)
+            found[record["id"]] = (mean_V / mean_V.norm().clamp(min=1e-12)).numpy()
     return found
 
 

@@ -18,9 +18,9 @@ from typing import Any, Literal
 from minigpt4.common.binding import bind, refuse
 from minigpt4.common.config_files import load_yaml, to_plain
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.utils import JsonLines, write_json
+from minigpt4.common.utils import write_json
 from minigpt4.conversation.llava import IMAGE_TOKEN, SPEAKERS
-from minigpt4.curation.records import CurationFolder, dropped
+from minigpt4.curation.records import CurationFolder, Progress, dropped
 from minigpt4.datasets.datasets.llava_conversations import TURNS, require_trainable
 from minigpt4.evaluation.caption_data import read_references
 from minigpt4.evaluation.failure_rules import FRAGMENT, SENTENCE, SENTENCE_END, find_failures
@@ -271,14 +271,12 @@ class Maker:
     ) -> None:
         self.judge, self.prompts, self.names, self.folder = judge, prompts, names, CurationFolder(folder)
         self.review_pile = review_pile
-        self._file = JsonLines(folder / "unusable.jsonl")
-        self._file.keep(lambda line: line.keys() == set(Reply._fields))
-        self._unusable = {line["key"]: Reply(**line) for line in self._file.read()}
+        self._unusable = Progress(self.folder, "instructions", {})
 
     def plan(self, work: Sequence[Work]) -> dict[str, Any]:
         """`Judge.plan` of the first requests; as many again come on top at most, for answers that are refused."""
         questions = [self._question(record) for _, record in work]
-        return self.judge.plan([one for one in questions if self.judge.key_of(one) not in self._unusable])
+        return self.judge.plan([one for one in questions if not self._known(one)])
 
     def make(self, work: Sequence[Work]) -> dict[str, Any]:
         """Write all files; returns the report. RunError where the endpoint can be asked no more: what was answered is
@@ -299,14 +297,16 @@ class Maker:
         return Question(record["context"] + again, system=prompt.system, examples=prompt.turns)
 
     def _replies(self, questions: Iterable[Question]) -> Iterator[tuple[Question, Reply]]:
-        """Replies as they come; those without use are kept here."""
-        known = {question: self._unusable.get(self.judge.key_of(question)) for question in questions}
-        yield from ((question, reply) for question, reply in known.items() if reply)
-        for question, reply in self.judge.try_each([question for question, reply in known.items() if not reply]):
+        """Replies as they come; those without use are kept here, as the judge keeps the others."""
+        known = {question: self._known(question) for question in questions}
+        yield from ((question, Reply(**fields)) for question, fields in known.items() if fields)
+        for question, reply in self.judge.try_each([question for question, fields in known.items() if not fields]):
             if reply.fault in (CUT, EMPTY):
-                self._file.append(reply._asdict())
-                self._unusable[reply.key] = reply
+                self._unusable.add(reply.key, "", reply._asdict())
             yield question, reply
+
+    def _known(self, question: Question) -> dict[str, Any] | None:
+        return self._unusable.get(self.judge.key_of(question), "")
 
     def _take(self, image: DescribedImage, record: dict[str, Any], reply: Reply) -> None:
         """What a reply makes of a record."""
@@ -332,7 +332,6 @@ class Maker:
             own = [one for one in records if name in (one["kind"], "instruct") and not left_out & one.keys()]
             shown = [{key: one[key] for key in ("id", "image", TURNS)} for one in own]
             write_json(self.folder.path / f"{name}.json", shown)
-        write_lines(self._file.path, [self._unusable[key]._asdict() for key in sorted(self._unusable)])
         write_lines(self.folder.path / "review.jsonl", [record for record in records if "review" in record])
         prompts = {kind: prompt.digest for kind, prompt in self.prompts.items()}
         made_from = {"model": self.judge.endpoint.model, "prompts": prompts}

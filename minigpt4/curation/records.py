@@ -41,6 +41,11 @@ def text_of(record: Mapping[str, Any]) -> str:
     return record.get("refined") or record.get("text") or ""
 
 
+def ended_of(record: Mapping[str, Any]) -> bool | None:
+    """Whether the model ended the text itself; None: not known."""
+    return record.get("ended_second", record.get("ended_first"))
+
+
 def digest_of(content: Any) -> str:
     """16 letters that stand for plain types."""
     return hashlib.sha256(escaped(json.dumps(content, sort_keys=True, ensure_ascii=False)).encode()).hexdigest()[:16]

@@ -26,6 +26,7 @@ from minigpt4.evaluation.failure_rules import (
     NOT_ENGLISH,
     OPEN_ENDS,
     REPETITION,
+    SENTENCE,
     SENTENCE_END,
     SENTENCE_WORDS,
     find_failures,
@@ -38,10 +39,10 @@ from minigpt4.evaluation.yes_no import without_thought
 log = logging.getLogger(__name__)
 
 STEP = "refine"
-VERSION = 1
+VERSION = 2
 """Raise it when the rules or guards make other texts of the same."""
 EXPLAINS, SHORT, INVENTS, ALREADY = "explains itself", "too little left", "new words", "said to be right"
-AGAIN = "\n\n(Give back the paragraph alone, with no remark before or after it.)"
+AGAIN = "\n\n(Give back the paragraph alone, as plain text, with no remark before or after it.)"
 """Behind a text, the second time."""
 LEAST_ROOM = 128
 """Tokens of an answer, at most, to a short text."""
@@ -65,12 +66,14 @@ REMARK = re.compile(
     re.IGNORECASE,
 )
 """One after it."""
+FENCE = re.compile(r"\A```\w*\s+|\s*```\Z")
+FORM = re.compile(r"\A(?:[{\[<#>|]|[-*] |1[.)])|[}\]>|]\Z")
+"""How JSON, markup and lists begin or end."""
 QUOTES = (('"', '"'), ("“", "”"), ("'", "'"), ("`", "`"), ("**", "**"))
 LANGUAGES = LangDetector(LangDetectConfig(max_input_length=None, model="lite"))
 """The other models are downloaded."""
 SURE_SHARE, SURE_SCORE = 0.3, 0.8
 """Of function words, above which a sentence is English; of another language, above which it is not."""
-SENTENCES = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+|\n+")
 ENDING = re.compile(r"(?:es|s|ing|ed|ly|er|est|'s)$")
 
 
@@ -118,7 +121,7 @@ def clean(text: str) -> str:
     text = _without_loops(" ".join(text.split()))
     kept: list[str] = []
     seen: set[str] = set()
-    for sentence in SENTENCES.split(text):
+    for sentence in SENTENCE.split(text):
         words = words_of(sentence)
         said = " ".join(words)
         again = len(words) >= SENTENCE_WORDS and said in seen
@@ -200,7 +203,10 @@ def guard(text: str, answer: str, settings: RefineConfig) -> Guarded:
 
 
 def without_explanation(answer: str, text: str) -> str:
-    """An answer without a remark before and after it, and quotation marks around it, that are not of the text."""
+    """An answer without a remark before and after it, and quotation marks and fences around it, that are not of the
+    text."""
+    if "```" not in text:
+        answer = FENCE.sub("", answer)
     if OPENING.match(answer) and not OPENING.match(text):
         answer = LABEL.sub("", answer, count=1)
     if not REMARK.search(text):
@@ -212,8 +218,8 @@ def without_explanation(answer: str, text: str) -> str:
 
 
 def explains(answer: str, text: str) -> bool:
-    """Whether a remark is left."""
-    return any(pattern.search(answer) and not pattern.search(text) for pattern in (OPENING, REMARK))
+    """Whether a remark is left, or a form that is not the text's."""
+    return any(pattern.search(answer) and not pattern.search(text) for pattern in (OPENING, REMARK, FORM))
 
 
 # The step
@@ -279,7 +285,8 @@ class Refiner:
             known[record["id"]] = fields
         if failed := sum("failed" in fields for fields in known.values()):
             log.warning("refine: %d requests failed, and their records are dropped; --retry-failed asks again", failed)
-        refined = [_merged(record, known.get(record["id"], {})) for record in records]
+        own = {key: {k: v for k, v in fields.items() if k != "failed"} for key, fields in known.items()}
+        refined = [record | own.get(record["id"], {}) for record in records]
         self.folder.write(STEP, refined, {**made_from, **self.provenance()})
         return refined
 
@@ -326,8 +333,3 @@ class Refiner:
         failed = {"failed": True} if reply.detail else {}
         why = dropped(STEP, reply.fault, reply.detail or reply.text[:200] or "no answer")
         return self._fields(record, record["text"], reply) | failed | {"dropped": why}
-
-
-def _merged(record: Record, fields: Record) -> Record:
-    """A record with new fields; `failed` is for the progress alone."""
-    return record | {name: value for name, value in fields.items() if name != "failed"}

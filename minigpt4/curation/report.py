@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from minigpt4.common.utils import escaped, read_facts, write_json, write_whole
-from minigpt4.curation.export import FOLDER, PAPER, read_reviews
+from minigpt4.common.utils import as_json, escaped, read_facts, write_json, write_whole
+from minigpt4.curation.export import FOLDER, PAPER
 from minigpt4.curation.filters import ALIKE, LEAKAGE, OPENING_WORDS, SAME_IMAGE, SAME_TEXT
-from minigpt4.curation.records import OPTION, CurationFolder, Record, dropped, text_of
+from minigpt4.curation.records import OPTION, CurationFolder, Record, dropped, ended_of, text_of
 from minigpt4.curation.refine import content_words
+from minigpt4.curation.review import Review, VerdictFile
 from minigpt4.evaluation.failure_rules import NGRAM, find_failures, words_of
 from minigpt4.evaluation.report import Table, thumbnail
 
@@ -28,11 +29,22 @@ BINS = (0, 20, 40, 60, 80, 100, 120, 160, 240)
 """Words, for histograms; the last is open."""
 RULE_COLUMNS = ("step", "hit", "alone", "review")
 USUAL_LOSS = (0.1, 0.6)
-HEAD = (
-    '<!doctype html><meta charset="utf-8"><title>Curation</title><meta http-equiv="Content-Security-Policy" '
-    "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-)
-STYLE = "body{font:15px sans-serif;max-width:70em;margin:auto}td,th{text-align:left;vertical-align:top;padding:2px 8px}"
+HEAD = """<!doctype html><meta charset="utf-8"><title>Curation</title>
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<style>
+ body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+ table { border-collapse: collapse; margin: .5rem 0 }
+ th, td { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left; vertical-align: top }
+ th { background: #f5f5f5 }
+ th:empty { padding: 0; border: 0 }
+ summary { cursor: pointer; margin: .3rem 0 }
+ pre { background: #f5f5f5; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere }
+ article { display: grid; grid-template-columns: 13rem 1fr; gap: 1rem; padding: .8rem 0; border-top: 1px solid #ddd }
+ p { margin: .3rem 0 }
+ small { color: #666 }
+</style>
+<h1>Curation</h1>
+"""
 
 
 @dataclass
@@ -58,11 +70,15 @@ class Curation:
 def write_report(folder: CurationFolder, totals: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Write `report.html` and `report.json`, whose content is returned; `totals` of `Account.totals`."""
     own = Curation.read(folder)
-    texts = {"generated": [(one["text"], _ended(one)) for one in own.records if "text" in one]}
-    texts["refined"] = [(one["refined"], None) for one in own.records if "refined" in one]
+    texts = {"generated": [(one["text"], ended_of(one)) for one in own.records if "text" in one]}
+    refined = [one for one in own.after("refine") if "refined" in one]
+    texts["refined"] = [(one["refined"], None) for one in refined]
     texts["kept"] = [(text_of(one), None) for one in own.records if one.get("kept")]
     texts = {name: pairs for name, pairs in texts.items() if pairs}
-    rules, reviews = rule_counts(own.records), read_reviews(folder)
+    generated = [one["tokens_first"] + one.get("tokens_second", 0) for one in own.records if "tokens_first" in one]
+    tokens = {"generated": generated, "refined": [m["tokens"] for one in own.records if (m := one.get("measures"))]}
+    rules, verdicts = rule_counts(own.records), VerdictFile(folder.file("review"))
+    piled = sum("dropped" not in one and "review" in one for one in own.records)
     left = len(own.after(own.done[-1])) if own.done else 0
     results = {
         "funnel": [{"step": step, **_funnel(own, step)} for step in own.done],
@@ -71,16 +87,15 @@ def write_report(folder: CurationFolder, totals: Mapping[str, Any] | None = None
         "warnings": _warnings(own, left),
         "second_turns": sum("second" in one for one in own.records),
         "lengths": {name: lengths([text for text, _ in pairs]) for name, pairs in texts.items()},
-        "tokens": {
-            name: counts and round(sum(counts) / len(counts), 1) for name, counts in tokens(own.records).items()
-        },
+        "tokens": {name: round(float(np.mean(counts)), 1) for name, counts in tokens.items() if counts},
         "failure_rate": {name: failure_rate(pairs) for name, pairs in texts.items()},
-        "refining": refining(own.records),
+        "refining": refining(refined) if refined else None,
         "openings": {name: openings([text for text, _ in pairs]) for name, pairs in texts.items()},
         "passages": {name: passages([text for text, _ in pairs]) for name, pairs in texts.items()},
         "duplicates": {rule: rules[rule]["hit"] for rule in (SAME_IMAGE, ALIKE, SAME_TEXT) if rule in rules},
         "leakage": rules.get(LEAKAGE, {}).get("hit", 0),
-        "review": _review(own.records, reviews),
+        "review": {"pile": piled}
+        | (Review(own.records, verdicts).summary() if folder.file("review").is_file() else {}),
         "requests": totals,
         "truth": truth(own),
         "exported": read_facts(folder.path / FOLDER / "curation.json") or None,
@@ -89,10 +104,6 @@ def write_report(folder: CurationFolder, totals: Mapping[str, Any] | None = None
     write_json(folder.path / "report.json", results, OPTION)
     write_whole(folder.path / "report.html", page(own, results), OPTION)
     return results
-
-
-def _ended(record: Record) -> bool | None:
-    return record.get("ended_second", record.get("ended_first"))
 
 
 def _funnel(own: Curation, step: str) -> dict[str, Any]:
@@ -132,16 +143,10 @@ def _warnings(own: Curation, left: int) -> list[str]:
 def lengths(texts: Sequence[str]) -> dict[str, Any]:
     """Words: mean, quantiles, and how many texts have from so many on."""
     words = np.array([len(text.split()) for text in texts])
-    low, middle, high = (float(value) for value in np.percentile(words, [5, 50, 95]))
+    low, middle, high = np.percentile(words, [5, 50, 95]).round(1).tolist()
     histogram = np.histogram(words, bins=[*BINS, 10**9])[0].tolist()
     own = {"texts": len(texts), "mean": round(float(words.mean()), 1), "p5": low, "median": middle, "p95": high}
     return own | {"histogram": dict(zip(map(str, BINS), histogram, strict=True))}
-
-
-def tokens(records: Sequence[Record]) -> dict[str, list[int]]:
-    """Of the LLM, of each text as it was generated, and as the filter saw it."""
-    generated = [one["tokens_first"] + one.get("tokens_second", 0) for one in records if "tokens_first" in one]
-    return {"generated": generated, "refined": [one["measures"]["tokens"] for one in records if one.get("measures")]}
 
 
 def failure_rate(pairs: Sequence[tuple[str, bool | None]]) -> dict[str, Any]:
@@ -153,23 +158,18 @@ def failure_rate(pairs: Sequence[tuple[str, bool | None]]) -> dict[str, Any]:
     }
 
 
-def refining(records: Sequence[Record]) -> dict[str, Any] | None:
-    """Share of texts that did not change, mean similarity, share of new content words, tokens."""
-    refined = [one for one in records if "refined" in one]
-    if not refined:
-        return None
+def refining(refined: Sequence[Record]) -> dict[str, Any]:
+    """Share of texts that did not change, mean similarity, share of new content words."""
     new = total = 0
     for one in refined:
         own = content_words(one["refined"]) if one["changed"] else []
         known = set(content_words(one["text"])) if own else set()
         new, total = new + sum(word not in known for word in own), total + len(own)
-    tokens = {name: sum(one[name] or 0 for one in refined) for name in ("tokens_in", "tokens_out")}
     return {
         "texts": len(refined),
         "unchanged": sum(not one["changed"] for one in refined) / len(refined),
         "similarity": round(sum(one["similarity"] for one in refined) / len(refined), 4),
         "new_words": round(new / max(1, total), 4),
-        **tokens,
     }
 
 
@@ -187,16 +187,6 @@ def passages(texts: Sequence[str]) -> list[tuple[str, int]]:
     return counts.most_common(COMMONEST)
 
 
-def _review(records: Sequence[Record], reviews: Mapping[str, Mapping[str, Record]]) -> dict[str, Any]:
-    said = [verdict for own in reviews.values() for verdict in own.values()]
-    several = [{one["verdict"] for one in own.values()} for own in reviews.values() if len(own) > 1]
-    piles = sum("dropped" not in one and "review" in one for one in records)
-    by = {name: dict(Counter(str(one.get(name)) for one in said)) for name in ("reviewer", "verdict")}
-    reasons = Counter(reason for one in said for reason in one.get("reasons") or [])
-    agree = sum(len(own) == 1 for own in several) / len(several) if several else None
-    return {"pile": piles, "reviewed": len(reviews), **by, "reasons": dict(reasons), "agree": agree}
-
-
 def truth(own: Curation) -> dict[str, Any] | None:
     """In the mini world, where captions name everything that is there: of the things that texts name, and of those that
     are there, how many are right; before and after refining."""
@@ -205,10 +195,10 @@ def truth(own: Curation) -> dict[str, Any] | None:
         return None
     from minigpt4.mini.report import named_things
 
-    known = [one for one in own.records if one.get("caption") and "text" in one]
     found: dict[str, Any] = {}
-    for name, key in (("generated", "text"), ("refined", "refined")):
-        named = [(named_things(one["caption"]), named_things(one[key])) for one in known if key in one]
+    for name, key, step in (("generated", "text", "generate"), ("refined", "refined", "refine")):
+        known = [one for one in own.after(step) if one.get("caption") and key in one]
+        named = [(named_things(one["caption"]), named_things(one[key])) for one in known]
         right = sum(len(there & said) for there, said in named)
         there, said = (sum(len(pair[side]) for pair in named) for side in (0, 1))
         found[name] = {"named_of_there": right / max(1, there), "there_of_named": right / max(1, said)}
@@ -220,52 +210,57 @@ def truth(own: Curation) -> dict[str, Any] | None:
 
 def page(own: Curation, results: Mapping[str, Any]) -> str:
     """`report.html`, which needs no other file and no network; its texts are escaped."""
-    parts = [f"<p><b>{html.escape(text)}</b></p>" for text in results["warnings"]]
-    for heading, body in _sections(own, results):
-        parts.append(f"<h2>{html.escape(heading)}</h2>\n{body}")
-    return escaped(f"{HEAD}<style>{STYLE}</style><h1>Curation</h1>\n{''.join(parts)}\n")
+    parts = [f"<p><b>{html.escape(text)}</b></p>\n" for text in results["warnings"]]
+    parts += [f"<h2>{heading}</h2>\n{body}\n" for heading, body in _sections(own, results)]
+    return escaped(HEAD + "".join(parts))
 
 
 def _sections(own: Curation, results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    funnel = [[one["step"], str(one["entered"]), str(one["left"]), _listed(one["rules"])] for one in results["funnel"]]
-    yield (
-        "Where records left",
-        Table(["step", "entered", "left", "by rule"], funnel).html()
-        + (f"<p>The paper: {PAPER['images']:,} images, about {PAPER['kept']:,} kept.</p>"),
-    )
-    rows = [[rule, *(str(one[key]) for key in RULE_COLUMNS)] for rule, one in results["rules"].items()]
-    yield "Rules", Table(["rule", *RULE_COLUMNS], rows).html()
-    for key in ("lengths", "tokens", "failure_rate", "refining", "truth", "review", "requests"):
+    rows = [[one["step"], one["entered"], one["left"], _plain(one["rules"])] for one in results["funnel"]]
+    paper = f"<small>The paper: {PAPER['images']:,} images, about {PAPER['kept']:,} kept.</small>"
+    yield "Where records left", _table(["step", "entered", "left", "by rule"], rows) + paper
+    rows = [[rule, *(one[key] for key in RULE_COLUMNS)] for rule, one in results["rules"].items()]
+    keys = ("id", "evidence", "text")
+    shown = {rule: [[own[key] for key in keys] for own in one["examples"]] for rule, one in results["rules"].items()}
+    examples = "".join(_details(f"examples: {rule}", _table(keys, own)) for rule, own in shown.items())
+    yield "Rules", _table(["rule", *RULE_COLUMNS], rows) + examples
+    rows, columns = [], ("texts", "mean", "p5", "median", "p95")
+    for name, one in results["lengths"].items():
+        failures = results["failure_rate"][name]
+        spread = [f"{from_}+: {count}" for from_, count in one["histogram"].items() if count]
+        said = [f"{failures['rate']:.1%}", _plain(failures["kinds"]), ", ".join(spread)]
+        rows.append([name, *(one[key] for key in columns), results["tokens"].get(name) or "", *said])
+    head = ["", "texts", "words", "5%", "median", "95%", "tokens", "fail", "how", "texts by words"]
+    yield "Texts", _table(head, rows)
+    for key in ("refining", "truth", "review", "requests"):
         if results[key]:
-            yield key.replace("_", " ").capitalize(), _pairs(results[key])
-    for key in ("openings", "passages"):
-        for name, pairs in results[key].items():
-            yield f"{key.capitalize()}, {name}", Table([key, "texts"], [[text, str(n)] for text, n in pairs]).html()
-    for rule, one in results["rules"].items():
-        rows = [[example["id"], example["evidence"], example["text"]] for example in one["examples"]]
-        yield f"Examples: {rule}", Table(["id", "evidence", "text"], rows).html()
-    yield "Images that are alike", "".join(_groups(own))
+            rows = [[name.replace("_", " "), _plain(value)] for name, value in results[key].items()]
+            yield key.capitalize(), _table(["", ""], rows)
+    commonest = [(key, name, pairs) for key in ("openings", "passages") for name, pairs in results[key].items()]
+    yield "What texts share", "".join(_details(f"{k}, {n}", _table([k, "texts"], pairs)) for k, n, pairs in commonest)
+    if groups := "".join(_groups(own)):
+        yield "Images that are alike", groups
     refined = [one for one in own.records if "refined" in one]
     drawn = sorted(refined, key=lambda one: hashlib.sha256(f"shown {one['id']}".encode()).hexdigest())[:SHOWN]
     changed = sorted((one for one in refined if one["changed"]), key=lambda one: one["similarity"])[:SHOWN]
     for heading, records in (("Drawn at random", drawn), ("Changed most", changed)):
         yield heading, "".join(_whole(own, one) for one in records)
-    yield "Made from", _pairs(results["made_from"])
-    if results["exported"]:
-        yield "Data card", _pairs({key: one for key, one in results["exported"].items() if key != "made_from"})
+    card = {key: value for key, value in (results["exported"] or {}).items() if key != "made_from"}
+    for name, content in (("made from", results["made_from"]), ("data card", card)):
+        yield name.capitalize(), _details("as JSON", f"<pre>{html.escape(as_json(content))}</pre>")
 
 
-def _listed(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in counts.items())
+def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    return Table(head, [[str(cell) for cell in row] for row in rows]).html()
 
 
-def _pairs(content: Mapping[str, Any]) -> str:
-    return Table(["", ""], [[str(key), _plain(value)] for key, value in content.items()]).html()
+def _details(summary: str, body: str) -> str:
+    return f"<details><summary>{html.escape(summary)}</summary>{body}</details>"
 
 
 def _plain(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "; ".join(f"{key}: {_plain(one)}" for key, one in value.items())
+        return ", ".join(f"{key}: {_plain(one)}" for key, one in value.items())
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -285,6 +280,8 @@ def _picture(own: Curation, record: Record) -> str:
 
 def _whole(own: Curation, record: Record) -> str:
     texts = [("generated", record["text"]), ("refined", record["refined"])][: 2 if record["changed"] else 1]
-    lines = "".join(f"<p><i>{name}</i>: {html.escape(text)}</p>" for name, text in texts)
-    state = html.escape(str(record.get("dropped") or "kept"))
-    return f"<div>{_picture(own, record)}<b>{html.escape(record['id'])}</b> ({state}){lines}</div>"
+    lines = "".join(f"<p><small>{name}</small> {html.escape(text)}</p>" for name, text in texts)
+    gone = record.get("dropped")
+    state = f"{gone['step']}: {gone['rule']}, {gone['evidence']}" if gone else "kept"
+    head = f"<p><b>{html.escape(record['id'])}</b> {html.escape(state)}</p>"
+    return f"<article><div>{_picture(own, record)}</div><div>{head}{lines}</div></article>"

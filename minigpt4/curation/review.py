@@ -1,7 +1,7 @@
 """People judge generated descriptions: who is shown which, what they said, and what that says about the set.
 
-python -m minigpt4.curation.review FOLDER                # the page; 4_filtered.jsonl in, 5_reviews.jsonl out
-python -m minigpt4.curation.review FOLDER --summary      # counts, agreement and the share that is good, as JSON
+python scripts/curate.py review FOLDER               # the page; 4_filtered.jsonl in, 5_reviews.jsonl out
+python scripts/curate.py review FOLDER --summary     # counts, agreement and the share that is good, as JSON
 """
 
 import argparse
@@ -22,16 +22,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minigpt4.common.errors import ConfigError, RunError, SampleError
-from minigpt4.common.logger import setup_logging
 from minigpt4.common.run_folder import fcntl
-from minigpt4.common.utils import as_json, end, escaped, exit_status, parse_json
-from minigpt4.curation.records import text_of
+from minigpt4.common.utils import as_json, escaped, parse_json
+from minigpt4.curation.records import CurationFolder, text_of
 from minigpt4.evaluation.bootstrap import agreement, wilson
 from minigpt4.serving.address import add_address_arguments, require_address
 
 log = logging.getLogger(__name__)
 
-RECORDS, REVIEWS = "4_filtered.jsonl", "5_reviews.jsonl"
 ACCEPT, EDIT, REJECT = VERDICTS = ("accept", "edit", "reject")
 REASONS = ("wrong about the image", "invented", "repeats", "unfinished", "not English", "other")
 """Of a rejection, in the order of their keys."""
@@ -53,22 +51,6 @@ def near_rules(record: Fields) -> list[str]:
     return [*map(str, record.get("failed_rules") or ()), *map(str, record.get("near_rules") or ()), *pile]
 
 
-def read_records(file: Path) -> list[Fields]:
-    """The records that the filter left; ConfigError for no file, SampleError for one without id, image or text."""
-    if not file.is_file():
-        raise ConfigError(f"{file} does not exist; the step `filter` writes it")
-    content = file.read_bytes()
-    found = list(_objects(content))
-    if lost := len(content.splitlines()) - len(found):
-        log.warning("%s: %d lines are cut off and left out", file, lost)
-    left = [one for one in found if not one.get("dropped") and one.get("kept") is not False]
-    for record in left:
-        has = {"id": record.get("id"), "image": record.get("image"), "text": text_of(record).strip()}
-        if lacks := [key for key, value in has.items() if value in (None, "")]:
-            raise SampleError(f"{file}: the record {record.get('id')!r} has no {lacks[0]}")
-    return left
-
-
 def _objects(content: bytes) -> Iterator[dict[str, Any]]:
     """Of JSON lines. Where files were joined, a line that was cut off may stand before a verdict."""
     for line in content.split(b"\n"):
@@ -77,6 +59,10 @@ def _objects(content: bytes) -> Iterator[dict[str, Any]]:
                 if isinstance(found := parse_json(line[start:]), dict):
                     yield found
                 break
+
+
+def _time(verdict: Fields) -> str:
+    return str(verdict.get("time", ""))  # in UTC, so that the order of letters is that of time
 
 
 class VerdictFile:
@@ -102,7 +88,7 @@ class VerdictFile:
                 log.warning("%s: a line is no verdict and does not count: %.100s", self.path, one)
                 continue
             own = self.latest.setdefault(str(one["id"]), {})
-            if _moment(one) >= _moment(own.get(one["reviewer"], {})):
+            if _time(one) >= _time(own.get(one["reviewer"], {})):
                 own[one["reviewer"]] = one
 
     def append(self, verdict: Fields) -> None:
@@ -122,19 +108,11 @@ class VerdictFile:
             raise RunError(f"{self.path}: cannot be written ({error.strerror}); give the verdict again") from error
 
 
-def _moment(verdict: Fields) -> float:
-    """Seconds since 1970 of a `time` that is a date, as here, or such seconds; 0 without."""
-    value = verdict.get("time") or 0
-    with suppress(ValueError):
-        return datetime.fromisoformat(value).timestamp() if isinstance(value, str) else float(value)
-    return 0.0
-
-
 class Review:
     """Which record a reviewer is shown next. Several threads may ask.
 
     Args:
-        records: of `read_records`.
+        records: of `4_filtered.jsonl`; those that left are left out.
         overlap: share of the records, evenly spread, that two people judge.
         order: `hash`, or `worst`: most failed and near rules first.
         sample: so many records, the first by hash, which makes them a random sample; None: all.
@@ -152,7 +130,7 @@ class Review:
         sample: int | None = None,
         reviewers: Sequence[str] = (),
     ) -> None:
-        by_key = {str(one["id"]): one for one in records}
+        by_key = {str(one["id"]): one for one in records if "dropped" not in one}
         keys = sorted(by_key, key=_hash)[:sample]
         self.wanted = {key: 1 + round((n + 1) * overlap) - round(n * overlap) for n, key in enumerate(keys)}
         """Verdicts of different people that a record needs."""
@@ -232,7 +210,7 @@ class Review:
         with self._lock:
             self.verdicts.refresh()
             given = (self.verdicts.latest.get(key, {}).get(reviewer) for key in self.records)
-            return sorted((one for one in given if one), key=_moment)
+            return sorted((one for one in given if one), key=_time)
 
     def summary(self) -> dict[str, Any]:
         """Counts, how far reviewers agree, and the share of good texts with its 95% interval.
@@ -274,7 +252,7 @@ def _hash(key: str) -> bytes:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `main`."""
-    parser.add_argument("folder", type=Path, help=f"of the curation: {RECORDS} is read, {REVIEWS} appended to")
+    parser.add_argument("folder", type=Path, help="of the curation; verdicts go into its 5_reviews.jsonl")
     parser.add_argument("--sample", type=int, metavar="N", help="review a random sample, to estimate the good share")
     parser.add_argument("--overlap", type=float, default=0.0, help="share that two people judge, for agreement (0)")
     parser.add_argument("--order", choices=("hash", "worst"), default="hash", help="worst: most near rules first")
@@ -290,9 +268,10 @@ def main(args: argparse.Namespace) -> None:
     if args.sample is not None and args.sample < 1:
         raise ConfigError(f"--sample: {args.sample} must be above 0")
     settings = {name: getattr(args, name) for name in ("overlap", "order", "sample", "reviewers")}
-    review = Review(read_records(args.folder / RECORDS), VerdictFile(args.folder / REVIEWS), **settings)
+    folder = CurationFolder(args.folder)
+    review = Review(folder.read("filter"), VerdictFile(folder.file("review")), **settings)
     if not review.records:
-        raise ConfigError(f"{args.folder / RECORDS}: no record is kept, so there is nothing to review")
+        raise ConfigError(f"{folder.file('filter')}: no record is kept, so there is nothing to review")
     if args.summary:
         sys.stdout.write(as_json(review.summary()))
         return
@@ -301,11 +280,3 @@ def main(args: argparse.Namespace) -> None:
     from minigpt4.serving.page_gate import show
 
     show(ReviewPage(review, args.folder), args)
-
-
-if __name__ == "__main__":
-    setup_logging(rank=0)
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_arguments(parser)
-    arguments = parser.parse_args()
-    end(exit_status(lambda: main(arguments)))

@@ -13,7 +13,8 @@ import gradio as gr
 from PIL import Image
 
 from minigpt4.common.errors import MiniGPT4Error, SampleError, errors_as
-from minigpt4.curation.review import EDIT, REASONS, REJECT, Review, near_rules, text_of
+from minigpt4.curation.records import text_of
+from minigpt4.curation.review import EDIT, REASONS, REJECT, Review, near_rules
 from minigpt4.serving.page_gate import FILE
 from minigpt4.serving.uploads import FORMATS, Limits
 
@@ -57,26 +58,30 @@ class ReviewPage:
                 ahead = gr.Markdown(elem_id="ahead", latex_delimiters=[])
             self._outputs = [reviewer, shown, start, work, progress, picture, text, why, changes, ahead]
             how = {"outputs": self._outputs, "api_visibility": "private", "show_progress": "hidden"}
-            self.blocks.load(self.open, None, **how)
+            # A text that is being written, and of which record: it outlives a reload.
+            draft = gr.BrowserState(["", ""], storage_key="review", secret="draft")
+            keep = {"outputs": draft, "api_visibility": "private", "show_progress": "hidden"}
+            text.input(lambda *written: written, [shown, text], **keep, trigger_mode="always_last")
+            self.blocks.load(self.open, draft, **how)
             gr.on([begin.click, name.submit], self.enter, [name], **how)
             how["trigger_mode"] = "multiple"  # no key is lost that is hit while the page is busy
             for button in buttons:
                 button.click(partial(self.act, button.elem_id), [reviewer, shown, text, why], **how)
         self.blocks.queue(api_open=False)
 
-    def open(self, request: gr.Request) -> list[Any]:
-        """A tab was opened, perhaps again: then its address has the name."""
+    def open(self, draft: Sequence[str], request: gr.Request) -> list[Any]:
+        """A tab was opened, perhaps again: then its address has the name, and `draft` what was written of a record."""
         name = request.query_params.get("reviewer")
-        return self.enter(name) if name else [gr.skip() for _ in self._outputs]
+        return self.enter(name, draft) if name else [gr.skip() for _ in self._outputs]
 
-    def enter(self, name: str) -> list[Any]:
+    def enter(self, name: str, draft: Sequence[str] = ("", "")) -> list[Any]:
         """Begin, or go on where this person was."""
         name, known = name.strip(), self.review.reviewers
         if not name.isprintable() or not 0 < len(name) <= NAME_CHARS:
             return self._refuse(f"write a name of at most {NAME_CHARS} characters")
         if known and name not in known:
             return self._refuse(f"{name} is not among the reviewers: {', '.join(known)}")
-        return self._view(name)
+        return self._view(name, draft=draft)
 
     def act(self, button: str, reviewer: str, key: str, text: str, why: Sequence[str]) -> list[Any]:
         """What a button does to the record that the tab shows; then the next one, or the one before."""
@@ -95,7 +100,7 @@ class ReviewPage:
         gr.Warning(html.escape(reason))
         return [gr.skip() for _ in self._outputs]
 
-    def _view(self, reviewer: str, key: str | None = None) -> list[Any]:
+    def _view(self, reviewer: str, key: str | None = None, draft: Sequence[str] = ("", "")) -> list[Any]:
         """Of `_outputs`."""
         keys = self.review.show(reviewer, key)
         progress = html.escape(f"{reviewer} · {self.review.progress(reviewer)}")
@@ -109,7 +114,8 @@ class ReviewPage:
         changes = _block(difference(record.get("text") or text_of(record), text_of(record)))
         changes += _block(f"Rules that it failed or nearly failed: {rules}")
         picture, *ahead = [self._picture(one) for one in keys]
-        text, why = said.get("text") or text_of(record), said.get("reasons") or []
+        text = draft[1] if draft[0] == keys[0] else said.get("text") or text_of(record)
+        why = said.get("reasons") or []
         return [reviewer, keys[0], *opened, _block(progress), picture, text, why, changes, "".join(ahead)]
 
     def _good(self) -> str:

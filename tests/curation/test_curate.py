@@ -20,13 +20,15 @@ import yaml
 from PIL import Image, ImageEnhance
 
 from minigpt4.common.config import Config
-from minigpt4.common.curation_schema import ExportConfig, SelectConfig
+from minigpt4.common.curation_schema import PROMPT, ExportConfig, SelectConfig
 from minigpt4.common.errors import SampleError
 from minigpt4.curation.export import export
 from minigpt4.curation.images import describe, select
 from minigpt4.curation.records import CurationFolder, as_lines
 from minigpt4.curation.report import write_report
 from minigpt4.datasets.builders import build_datasets
+from minigpt4.inference.pipeline import pipeline
+from minigpt4.processors import process_image
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "curate.py"
@@ -183,6 +185,30 @@ def test_run_makes_a_folder_that_stage_2_reads_and_again_the_same_bytes(place, s
     assert files(folder) == made
 
 
+def test_run_by_an_endpoint_pays_once_and_the_report_counts_what_the_server_saw(place, script, chat_server):
+    steps = [500, "length", "answer", "garbage", *["answer"] * IMAGES]
+    chat_server.steps, chat_server.answer = list(steps), lambda request: request["messages"][-1]["content"]
+    chat_server.headers, chat_server.usage = {"Retry-After": "0.01"}, {"prompt_tokens": 30, "completion_tokens": 7}
+    endpoint = {"url": chat_server.url, "model": "mender", "at_once": 1, "price_in": 1.0, "price_out": 2.0}
+    own = [f"curation.refine.{name}=0" for name in ("least_characters", "least_share")]
+    own += [f"curation.refine.endpoint.{name}={value}" for name, value in endpoint.items()]
+    command = arguments(place, "run", "curation", "--refine", "endpoint", "--options", *own)
+    assert script.main(command) == 0
+    report, requests = json.loads((place / "curation" / "report.json").read_text()), IMAGES + 2
+    assert len(chat_server.requests) == requests
+    counts = {"requests": requests, "retries": 1, "tokens_in": 30 * IMAGES, "tokens_out": 7 * IMAGES}
+    faults = {"broken JSON": 1, "cut at the length limit": 1, "status 500": 1}
+    assert report["requests"] == {**counts, "faults": faults, "price": pytest.approx(44 * IMAGES / 1e6)}
+    by_step = {one["step"]: (one["entered"], one["left"], one["rules"]) for one in report["funnel"]}
+    assert by_step["refine"] == (IMAGES, 1, {"cut at the length limit": 1})
+    assert by_step["filter"] == (IMAGES - 1, 0, {})
+    assert (report["exported"]["records"], report["refining"]["unchanged"]) == (IMAGES - 1, 1.0)
+    before = files(place)
+    assert script.main(command) == 0
+    assert files(place) == before
+    assert len(chat_server.requests) == requests
+
+
 def test_second_turn_comes_up_to_the_limit_and_a_change_leaves_the_old_file(place, script, caplog):
     for step in ("select", "generate"):
         assert script.main(arguments(place, step)) == 0
@@ -203,7 +229,9 @@ def test_second_turn_comes_up_to_the_limit_and_a_change_leaves_the_old_file(plac
     assert folder.file("generate").read_bytes() == old
 
 
-@pytest.mark.parametrize(("step", "kills"), [("select", (2, 5)), ("generate", (3, 4)), ("export", (1, 5))])
+@pytest.mark.parametrize(
+    ("step", "kills"), [("select", (2, 5)), ("generate", (3, 4)), ("filter", (0, 1)), ("export", (1, 5))]
+)
 def test_after_kills_a_step_goes_on_and_makes_the_same_bytes(place, script, step, kills):
     before = ("select", "generate", "refine", "filter")
     for earlier in before[: before.index(step)] if step in before else before:
@@ -228,6 +256,46 @@ def test_two_processes_make_what_one_makes(place, script):
     done = subprocess.run([*launch, *arguments(place, "generate", "two")], env=environment, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
     assert files(place / "one") == files(place / "two")
+
+
+def test_rules_that_need_the_model_ask_it_once_and_features_come_from_the_cache(place, script, monkeypatch):
+    Image.open(place / "photos" / "100.jpg").save(place / "photos" / "twin.jpg", quality=80)
+    options = [f"run.feature_cache={place / 'cache'}", "curation.filter.image_distance=null"]
+    step = lambda name, *more: script.main(  # noqa: E731
+        arguments(place, name, "curation", "--images", str(place / "photos"), "--options", *options, *more)
+    )
+    assert step("run") == 0
+    shutil.rmtree(place / "cache")  # what is missing is computed
+    folder, own = CurationFolder(place / "curation"), pipeline(place / "tiny.yaml", device="cpu")
+    records = {one["id"]: one for one in folder.read("filter")}
+    with torch.inference_mode():
+        pixels = {key: process_image(own.processor, folder.image(one))[None] for key, one in records.items()}
+        features = {key: own.model.image_features(image)[0].mean(dim=0) for key, image in pixels.items()}
+        own.model.end_sym, prompt = "", own.cfg.model.prompt_template.format(PROMPT)
+        loss = {True: {}, False: {}}
+        for key, one in records.items():
+            for seen in (True, False):
+                images = [own.model.encode_img(pixels[key])[0]] if seen else []
+                asked = prompt if seen else prompt.replace("<Img><ImageHere></Img>", "")
+                loss[seen][key] = np.mean(own.model.choice_losses(images, asked, [one["text"]])[0])
+    cosine = lambda key: float(torch.cosine_similarity(features["100"], features[key], dim=0))  # noqa: E731
+    nearest = max(cosine(key) for key in records if key not in ("100", "twin"))
+    assert nearest < cosine("twin")
+    more = [f"curation.filter.image_alike={(nearest + cosine('twin')) / 2}", "curation.filter.likelihood=0.2"]
+    assert step("filter", *more) == 0
+    found = {one["id"]: one for one in folder.read("filter")}
+    (gone,) = [key for key, one in found.items() if "image alike" in one["failed_rules"]]
+    assert gone in ("100", "twin")
+    gains = {key: one["measures"]["image_gain"] for key, one in found.items()}
+    assert gains == pytest.approx({key: loss[False][key] - loss[True][key] for key in found}, abs=2e-3)
+    piled = {key for key, one in found.items() if any(why["rule"] == "likelihood" for why in one.get("review", ()))}
+    lowest = min(gains.keys() - {gone}, key=gains.get)
+    assert piled == {lowest} | {key for key, gain in gains.items() if gain < 0 and key != gone}
+    before = files(place)
+    monkeypatch.setattr("minigpt4.curation.generation.Pipeline", None)
+    assert step("filter", *more) == 0
+    assert files(place) == before
+    assert step("filter", *more, "run.feature_cache=null") == 2
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,8 @@ REFUSED = {
     "detail": [
         *((" ", "empty"), ("A dog and a cat.", "fragment"), (LONG[:60], "fragment"), (f"{LONG} {LONG}", "repetition")),
         *((blocks("What is it?", LONG), OUTSIDE), (f"{LONG} There are five captions.", SOURCES)),
+        *((json.dumps(own), "it is JSON or code") for own in ({"answer": LONG}, [LONG], LONG)),
+        (f"```\n{LONG}\n```", "it is JSON or code"),
         (f"Sure! Here is a detailed description of the picture:\n{LONG}", "it explains itself"),
     ],
     "complex_reasoning": [(blocks(*CAT, "Where is it?", "On a mat."), NUMBER)],
@@ -288,7 +290,7 @@ def arguments(world, chat_server):
 
 
 def contents(folder):
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "requests.jsonl"}
+    return {file.name: file.read_bytes() for file in folder.glob("*.json*") if file.name != "requests.jsonl"}
 
 
 def test_every_fault_is_counted_and_the_data_set_reads_the_rest(arguments, chat_server, world, tmp_path, capsys):
@@ -298,7 +300,8 @@ def test_every_fault_is_counted_and_the_data_set_reads_the_rest(arguments, chat_
         assert one.text(boxes=False) == captions
         assert Counter(name for name, _ in one.boxes) == {group.thing.name: group.count for group in scene.groups}
     assert script.main(arguments(tmp_path, "--dry-run")) == 0
-    assert f"{RECORDS} records: {RECORDS} requests to send, 0 answered before" in capsys.readouterr().out
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["records"], plan["requests"], plan["cached"], plan["price"]) == (RECORDS, RECORDS, 0, None)
     assert chat_server.requests == []
     assert script.main(arguments(tmp_path)) == 0
     report = json.loads((made / "report.json").read_text())["kinds"]["all"]
@@ -352,7 +355,8 @@ def test_killed_it_ends_with_the_same_bytes_and_asks_nothing_twice(arguments, ch
         command = [sys.executable, SCRIPT, *arguments(folder, "--judge-at-once", "1")]
         process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
         assert process.wait(300) == -signal.SIGKILL
-    with (folder / "made/unusable.jsonl").open("a") as file:
+    (progress,) = (folder / "made/progress").iterdir()
+    with progress.open("a") as file:
         file.write('{"text": "torn')
     assert script.main(arguments(folder)) == 0
     assert contents(folder / "made") == contents(whole / "made")

@@ -81,6 +81,10 @@ LONG = f"{TEXT}{INVENTED} A lamp with a green shade stands in the corner, and a 
         (TEXT, f"{TEXT}\n\n(Note: I removed a sentence.)", TEXT, ""),
         (TEXT, f"I have corrected the errors.\n\n{TEXT}", TEXT, ""),
         (TEXT, f"Here is what I made of it {TEXT}", None, EXPLAINS),
+        (TEXT, f"```text\n{TEXT}\n```", TEXT, ""),
+        *((TEXT, answer, None, EXPLAINS) for answer in (json.dumps({"text": TEXT}), f"- {TEXT}", f"<p>{TEXT}</p>")),
+        (TEXT, f"```json\n{json.dumps([TEXT])}\n```", None, EXPLAINS),
+        (f"[{TEXT}]", f"[{TEXT}]", f"[{TEXT}]", ""),
         (f"Here is a dog. {TEXT}", f"Here is a dog. {TEXT}", f"Here is a dog. {TEXT}", ""),
         (TEXT, "The paragraph is already correct.", TEXT, ""),
         (TEXT, "There are no errors in it.", TEXT, ""),
@@ -91,7 +95,7 @@ LONG = f"{TEXT}{INVENTED} A lamp with a green shade stands in the corner, and a 
         (TEXT, TEXT + INVENTED, None, INVENTS),
         (TEXT, TEXT.replace("looks", "is looking").replace("shows", "showing"), None, ""),
     ],
-    ids=range(17),
+    ids=range(23),
 )
 def test_guards_tell_texts_from_remarks_losses_and_inventions(text, answer, left, rule):
     found = guard(text, answer, RefineConfig())

@@ -1,4 +1,4 @@
-"""The review page in a real browser: Debian's Chromium, driven by playwright, over drawings of the mini world."""
+"""The pages in a real browser: Debian's Chromium, driven by playwright, over drawings of the mini world."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,13 @@ import pytest
 
 pytest.importorskip("gradio")
 
-from minigpt4.curation.review import RECORDS, REVIEWS, Review, VerdictFile, read_records
+from minigpt4.curation.records import FILES, CurationFolder
+from minigpt4.curation.report import write_report
+from minigpt4.curation.review import Review, VerdictFile
 from minigpt4.mini.scenes import detailed_description, draw, sample_scene
 
 COUNT = 12
+RECORDS, REVIEWS = FILES["filter"], FILES["review"]
 NASTY = (
     "![x](http://192.0.2.1/x.png) <img src=http://192.0.2.1/y.png>\n\n**b** `c` $$x$$ <script>alert(1)</script> &lt;"
 )
@@ -28,6 +31,7 @@ def drawings(tmp_path_factory):
             good = detailed_description(scene)
             spoilt = f"{good.replace(' on a ', ' on on a ')} It is a nice picture. It is a nice picture. ###"
             record = {"id": str(number), "image": f"{number} #1%.png", "text": spoilt, "refined": good}
+            record |= {"refiner": "rules", "changed": True, "similarity": 0.5, "tokens_in": None, "tokens_out": None}
             file.write(json.dumps(record | {"failed_rules": [], "near_rules": ["repetition"], "kept": True}) + "\n")
     return folder
 
@@ -41,7 +45,7 @@ def serve(drawings, chromium):
     pages = []
 
     def serve(file, change=None, **settings):
-        records = read_records(drawings / RECORDS)
+        records = CurationFolder(drawings).read("filter")
         if change:
             change(records)
         pages.append(ReviewPage(Review(records, VerdictFile(file), **settings), drawings))
@@ -136,9 +140,17 @@ def test_keys_judge_and_the_next_record_comes_with_its_image_loaded(visit, serve
     ]
 
 
-def test_keys_are_dead_while_typing_and_control_enter_saves(visit, serve, tmp_path):
+def test_keys_are_dead_while_typing_a_reload_keeps_the_text_and_control_enter_saves(visit, serve, tmp_path):
     visitor = visit(serve(tmp_path / REVIEWS))
     first, shown = visitor.wait_for(0), visitor.text.input_value()
+    before = visitor.page.evaluate("localStorage.review")
+    visitor.text.fill(f"{shown} Half a sent")
+    visitor.page.wait_for_function("before => localStorage.review !== before", arg=before, polling=200)
+    visitor.page.reload()
+    assert visitor.wait_for(0) == first
+    visitor.expect(visitor.text).to_have_value(f"{shown} Half a sent")
+    visitor.text.fill(shown)
+    visitor.press("Escape")
     visitor.press("e", "End", "Control+End")
     visitor.page.keyboard.type(" a r s z e 1")
     visitor.press("Enter", "Escape")
@@ -204,3 +216,26 @@ def test_words_stay_words_and_only_images_of_records_are_given_out(visit, serve,
     for name, status in files.items():
         url = f"{visitor.host}gradio_api/file={quote(str(drawings / name))}"
         assert visitor.context.request.get(url).status == status, name
+
+
+def test_the_report_page_needs_nothing_else_and_fits(browser, drawings, pytestconfig):
+    pictures, mini = pytestconfig.getoption("--pictures"), Path("output/mini/curation")
+    if not (pictures and mini.is_dir()):  # for docs, where the mini world was curated
+        mini = drawings
+        write_report(CurationFolder(mini))
+    context, asked, errors = browser.new_context(viewport={"width": 1280, "height": 1600}), [], []
+    page = context.new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: errors.append(message.text))
+    page.goto((mini / "report.html").absolute().as_uri())
+    assert all(url.startswith(("file:", "data:")) for url in asked)
+    assert errors == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth > 0)")
+    assert page.locator("article img").count() > COUNT
+    if pictures:
+        page.screenshot(path=Path(pictures) / "curation_report.png")
+    for details in page.locator("details").all():
+        details.locator("summary").click()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    context.close()

@@ -6,8 +6,11 @@ import json
 import logging
 import re
 import sys
+import threading
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -284,16 +287,54 @@ def test_cost_limit_stops_before_the_request_that_could_exceed_it(chat_server, m
         make(cost_limit=1.0)
 
 
+class Time:
+    """Milliseconds that pass where every question that is being asked waits for a limit, and nowhere else."""
+
+    def __init__(self) -> None:
+        self.now, self._asking, self._wakes, self._change = 0, 0, [], threading.Condition()
+
+    @contextmanager
+    def asking(self):
+        with self._change:
+            self._asking += 1
+        yield
+        with self._change:
+            self._asking -= 1
+            self._go_on()
+
+    def sleep(self, seconds: float) -> None:
+        with self._change:
+            self._wakes.append(wake := self.now + round(seconds * 1000))
+            self._go_on()
+            self._change.wait_for(lambda: self.now >= wake)
+            self._wakes.remove(wake)
+
+    def _go_on(self) -> None:
+        if self._wakes and len(self._wakes) == self._asking:
+            self.now = max(self.now, min(self._wakes))
+            self._change.notify_all()
+
+
 @pytest.mark.parametrize("limit", ["requests_per_minute", "tokens_per_minute"])
 def test_rates_hold_at_the_server_with_retries(chat_server, make, limit, monkeypatch):
-    monkeypatch.setattr(limits, "MINUTE", 2_000)  # a minute of two seconds
-    chat_server.steps, chat_server.headers = [429, 500], SOON
+    clock, asking = Time(), limits.Account.asking
+
+    @contextmanager
+    def timed(*args):
+        with clock.asking(), asking(*args):
+            yield
+
+    monkeypatch.setattr(limits.Account, "asking", timed)
+    monkeypatch.setattr("pyrate_limiter.limiter.sleep", clock.sleep)
+    monkeypatch.setattr("pyrate_limiter.abstracts.bucket.AbstractBucket._clock", SimpleNamespace(now=lambda: clock.now))
+    chat_server.steps, chat_server.headers, chat_server.clock = [429, 500], SOON, lambda: clock.now
     rate = {"requests_per_minute": 20} if limit == "requests_per_minute" else {"tokens_per_minute": 20 * 110}
-    questions = [Question(f"{number:2d}" + "x" * 38, max_tokens=100) for number in range(30)]
-    assert all(not reply.fault for _, reply in make(**rate).try_each(questions))
+    questions = [Question(f"{number:2d}" + "x" * 38, max_tokens=100) for number in range(45)]
+    assert all(not reply.fault for _, reply in make(at_once=4, **rate).try_each(questions))
     times = sorted(chat_server.times)
-    assert len(times) == 32
-    assert max(sum(start <= time < start + 1.5 for time in times) for start in times) <= 20
+    assert len(times) == 47
+    assert max(sum(start <= time < start + limits.MINUTE for time in times) for start in times) == 20
+    assert times[-1] < 2.5 * limits.MINUTE  # and no slower than they must be
 
 
 def test_plan_counts_and_sends_nothing(chat_server, make):
