@@ -191,7 +191,7 @@ def write_whole(path: Path, text: str, option: str = "--save_path") -> None:
     """Write a whole file or none; ConfigError naming `option` if the disk refuses."""
     try:
         with replacing(path) as part:
-            part.write_text(text, encoding="utf-8")
+            part.write_text(text, encoding="utf-8", errors="backslashreplace")  # of lone surrogates
     except OSError as error:
         raise refused(path, error, option) from error
 

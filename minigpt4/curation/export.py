@@ -72,7 +72,7 @@ def _fault(folder: CurationFolder, record: Record) -> str:
     file = folder.image(record)
     if not file.is_file():
         return f"{file}, which is missing"
-    same = hashlib.sha256(file.read_bytes()).hexdigest() == record["sha256"]
+    same = hashlib.sha256(file.read_bytes()).hexdigest() == record.get("sha256")
     return "" if same else f"{file}, whose content changed"
 
 

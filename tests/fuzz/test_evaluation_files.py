@@ -1,5 +1,6 @@
 """Files of benchmarks, judges and curations that somebody damaged: read, or refused by name, never a traceback."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,11 @@ import yaml
 from PIL import Image
 
 from minigpt4.ablation import read_plan
+from minigpt4.common.curation_schema import ExportConfig
 from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.curation.export import export
+from minigpt4.curation.instructions import read_images
+from minigpt4.curation.records import CurationFolder
 from minigpt4.evaluation import advanced, llava_bench, vqa_data
 
 DATA, REPO = Path(__file__).parents[1] / "data", Path(__file__).parents[2]
@@ -121,6 +126,47 @@ def test_tasks_answers_and_verdicts(random_cases, tmp_path):
         file = tmp_path / "verdicts_j.json"
         damage(file, VERDICTS, chance)
         readable_or_refused(lambda: advanced.read_verdicts(tmp_path), file, name)
+
+
+def test_records_and_verdicts_of_a_curation(random_cases, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    digest = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
+    reason = [{"step": "refine", "rule": "r", "evidence": "e"}]
+    common = {"image": "a.png", "sha256": digest, "text": "A dog runs.", "failed_rules": [], "review": reason}
+    contents = {
+        "4_filtered.jsonl": [{"id": key, **common} for key in "ab"],
+        "5_reviews.jsonl": [
+            {"id": "a", "reviewer": "x", "verdict": "reject", "reasons": ["other"], "seconds": 2.0, "time": "2026"},
+            {"id": "b", "reviewer": "x", "verdict": "edit", "text": "A cat.", "reasons": []},
+        ],
+    }
+    folder = CurationFolder(tmp_path)
+    for file, content in contents.items():
+        written(tmp_path / file, content)
+    assert export(folder, ExportConfig(), 0)["records"] == 1
+    for name, chance in random_cases(60):
+        file = tmp_path / chance.choice(list(contents))
+        damage(file, contents[file.name], chance)
+        readable_or_refused(lambda: export(folder, ExportConfig(), 0), file, name)
+        written(file, contents[file.name])
+
+
+def test_captions_and_boxes(random_cases, tmp_path):
+    images = [{"id": n, "file_name": f"{n}.jpg", "width": 10, "height": 10} for n in (1, 2)]
+    contents = {
+        "captions.json": {"images": images, "annotations": [{"image_id": n, "caption": "a dog"} for n in (1, 2)]},
+        "instances.json": {
+            "images": images,
+            "categories": [{"id": 1, "name": "dog"}],
+            "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}],
+        },
+    }
+    files = [written(tmp_path / name, content) for name, content in contents.items()]
+    for name, chance in random_cases(80):
+        file = chance.choice(files)
+        damage(file, contents[file.name], chance)
+        readable_or_refused(lambda: [one.text(boxes=True) for one in read_images(*files)], file, name)
+        written(file, contents[file.name])
 
 
 def test_plans_of_ablations(random_cases, tmp_path, monkeypatch):
