@@ -38,7 +38,7 @@ RECORD = fields_of(
     **dict.fromkeys(("text", "refined", "first", "second"), TEXTS),
 )
 PICTURE = fields_of(image=str)
-"""What the records of images have, too."""
+"""What people review and what is exported has, too."""
 
 
 def dropped(step: str, rule: str, evidence: str) -> dict[str, str]:
@@ -92,8 +92,8 @@ class CurationFolder:
         return self.file(step).with_suffix(".made_from.json")
 
     def image(self, record: Mapping[str, Any]) -> Path:
-        """The file of a record's image; SampleError if it names none."""
-        return self.path / checked(PICTURE, record, f"{self.path}, record {record['id']}")["image"]
+        """The file of a record's image."""
+        return self.path / record["image"]
 
     def read(self, step: str) -> list[Record]:
         """The records of a step; ConfigError before it is done, SampleError for a line that is none."""
@@ -105,6 +105,8 @@ class CurationFolder:
             where = f"{file}, line {number}"
             with errors_as(SampleError, where):
                 records.append(checked(RECORD, parse_json(line), where))
+            if step == "filter" and "dropped" not in records[-1]:
+                checked(PICTURE, records[-1], where)
         return records
 
     def sha256(self, step: str) -> str | None:
