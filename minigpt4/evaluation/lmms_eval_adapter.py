@@ -21,6 +21,7 @@ from torch import Tensor
 
 from minigpt4.common.binding import require_paths
 from minigpt4.common.config import Config
+from minigpt4.common.devices import find_device, is_gpu
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.inference.pipeline import image_processor
@@ -84,9 +85,9 @@ class MiniGPT4Lmms(lmms):
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise ConfigError(f"--batch_size: {batch_size!r} must be a number, 1 or more")
         self.batch_size = int(batch_size)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        local = os.environ.get("LOCAL_RANK") if int(os.environ.get("WORLD_SIZE", 1)) > 1 else None
-        self.device = torch.device(f"cuda:{local}" if device == "cuda" and local else device)
+        self.device = find_device(device or find_device(None).type)
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and is_gpu(self.device) and self.device.index is None:
+            self.device = torch.device(self.device.type, int(os.environ.get("LOCAL_RANK", 0)))
         self.model = build_model(config, self.device).eval()
         self.processor = image_processor(config)
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from minigpt4.common.config import Config
+from minigpt4.common.devices import find_device, is_gpu
 from minigpt4.common.errors import ConfigError
 from minigpt4.evaluation.generate import read_checkpoint_list
 from minigpt4.inference.engine import Engine
@@ -37,5 +38,6 @@ def checkpoints(cfg: Config, further: Sequence[str]) -> tuple[str, dict[str, Pat
 def load_engine(cfg: Config, further: Sequence[str], gpu_id: int, **settings: Any) -> Engine:
     """The engine of a configuration, not started; `further` as in `checkpoints`, `settings` as in `Engine`."""
     name, others = checkpoints(cfg, further)
-    model = build_model(cfg, f"cuda:{gpu_id}" if torch.cuda.is_available() else "cpu").eval()
+    device = find_device(None)
+    model = build_model(cfg, torch.device(device.type, gpu_id) if is_gpu(device) else device).eval()
     return Engine(model, image_processor(cfg), others, name, **settings)
