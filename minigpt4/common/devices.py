@@ -87,7 +87,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def start_copy(tensor: Tensor) -> tuple[Tensor, Callable[[], None]]:
     """A tensor on its way to the CPU, and what waits for its arrival; other devices than GPUs are waited for here."""
     if not is_gpu(tensor.device):
-        return tensor.cpu(), lambda: None
+        return tensor.to("cpu"), lambda: None
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
     arrived = torch.get_device_module(tensor.device.type).Event()
     arrived.record()

@@ -151,14 +151,24 @@ def test_logits_are_the_same_to_the_bit_whoever_comes_and_goes(built, asked, pre
             assert torch.equal(together, own)
 
 
-def test_without_the_switch_they_are_not(built, asked):
+def test_only_without_the_switch_sizes_of_products_depend_on_the_batch(built, asked):
     model, (pixels, texts) = built(), asked
+    shapes = set()
+    linear = model.llama_model.get_decoder().layers[0].mlp.up_proj
+    hook = linear.register_forward_pre_hook(lambda module, args: shapes.add(args[0].shape))
+
+    def sizes(batch):
+        shapes.clear()
+        in_batches(batch, model.log_likelihoods, pixels, texts, ["a dog"] * COUNT)
+        return set(shapes)
+
+    assert sizes(1) == sizes(COUNT)
     model.llama_model.set_attn_implementation(MATMUL)
     try:
-        alone = in_batches(1, model.log_likelihoods, pixels, texts, ["a dog"] * COUNT)
-        assert in_batches(COUNT, model.log_likelihoods, pixels, texts, ["a dog"] * COUNT) != alone
+        assert sizes(1) != sizes(COUNT)
     finally:
         model.llama_model.set_attn_implementation("minigpt4_by_row")
+        hook.remove()
 
 
 def test_answers_are_those_of_the_usual_way_up_to_near_ties(built, model, asked):
