@@ -338,12 +338,16 @@ class Judge:
             names, answer = self._options, None
             options = {name: most if name in LENGTH_OPTIONS else value for name, value in names.items()}
             try:
-                with self.account.asking(size, most):
+                with self.account.asking(size, most):  # until its tokens are counted: their price stays reserved
                     answer = self._create(messages=messages, **options)
-                choice = answer.choices[0]
-                text = choice.message.content or ""
-                if not isinstance(text, str):
-                    raise TypeError("it is no text")
+                    choice, usage = answer.choices[0], getattr(answer, "usage", None)
+                    text = choice.message.content or ""
+                    if not isinstance(text, str):
+                        raise TypeError("it is no text")
+                    used = [getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+                    tokens = [own if isinstance(own, int) else None for own in used]
+                    known = [size, estimated_tokens(text)] if None in tokens else tokens
+                    self.account.note(tokens_in=known[0], tokens_out=known[1])
             except openai.APIStatusError as error:
                 if error.status_code != 400 or not self._adapts(error.param, names):
                     fatal = error.status_code in ENDS_RUN or error.code == QUOTA_USED_UP
@@ -365,12 +369,6 @@ class Judge:
             cut = getattr(choice, "finish_reason", None) == "length"
             if cut:
                 log.warning("An answer of %s is cut off at %d tokens", self.endpoint.model, most)
-            used = [
-                getattr(getattr(answer, "usage", None), name, None) for name in ("prompt_tokens", "completion_tokens")
-            ]
-            tokens = [own if isinstance(own, int) else None for own in used]
-            known = [size, estimated_tokens(text)] if None in tokens else tokens
-            self.account.note(tokens_in=known[0], tokens_out=known[1])
             return Reply(text, CUT if cut else "", "", *tokens)
 
     def _adapts(self, refused: str | None, options: Mapping[str, Any]) -> bool:
