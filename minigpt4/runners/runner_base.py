@@ -262,9 +262,8 @@ class RunnerBase:
         self.model.eval()
         scored, world_size = self.run.valid_captions, self.processes.world_size
         wanted = -(-scored // world_size) if scored else SHOWN_CAPTIONS if self.processes.is_main else 0
-        totals = torch.zeros(
-            2, dtype=sum_dtype(self.device), device=self.device
-        )  # of losses over tokens, and the tokens
+        # Sum of losses over tokens, and number of tokens.
+        totals = torch.zeros(2, dtype=sum_dtype(self.device), device=self.device)
         said: list[tuple[str, str, str]] = []  # image_id, caption, reference
         with uneven_inputs(self.model.llama_model):
             for batch in itertools.chain.from_iterable(loaders):
@@ -387,9 +386,15 @@ class RunnerBase:
             TrainSource(dataset, own.batch_size or run.batch_size_train, own.sample_ratio, own.group_by_modality_length)
             for dataset, own in self._chosen(datasets, run.train_splits)
         ]
-        switches = {"num_workers": run.num_workers, "seed": run.seed, "pin_memory": is_gpu(self.device)}
-        ranks = {"rank": processes.rank, "world_size": processes.world_size}
-        loader = TrainLoader(sources, ledger=self._bad_sample_monitor(), **switches, **ranks)
+        loader = TrainLoader(
+            sources,
+            num_workers=run.num_workers,
+            seed=run.seed,
+            ledger=self._bad_sample_monitor(),
+            rank=processes.rank,
+            world_size=processes.world_size,
+            pin_memory=is_gpu(self.device),
+        )
         return DevicePrefetcher(loader, self.device)
 
     def build_eval_loaders(self, datasets: Datasets, splits: list[str]) -> list[EvalLoader]:
