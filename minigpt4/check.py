@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from minigpt4.common.binding import missing_paths
 from minigpt4.common.config import Config
+from minigpt4.common.devices import free_memory
 from minigpt4.common.errors import ConfigError, errors_as
 from minigpt4.common.llava_schema import LlavaConfig
 from minigpt4.common.model_schema import MiniGPT4Config
@@ -65,8 +64,8 @@ def check(config: Config, gpu_gib: float | None = None, gpus: int | None = None)
             config.validate()
         gpus = int(os.environ.get("WORLD_SIZE", run.world_size)) if gpus is None else gpus
         if gpu_gib is None:
-            has_gpu = torch.cuda.is_available()
-            gpu_gib = torch.cuda.mem_get_info(0)[0] / GIB if has_gpu else DEFAULT_GPU_GIB
+            free = free_memory()
+            gpu_gib = DEFAULT_GPU_GIB if free is None else free / GIB
         if gpus < 1 or not 0 < gpu_gib < math.inf:
             raise ConfigError(f"--gpus: {gpus} must be at least 1, and --gpu-gib: {gpu_gib} above 0")
         trains = not run.evaluate and run.max_epoch is not None and run.iters_per_epoch is not None

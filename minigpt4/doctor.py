@@ -35,6 +35,8 @@ for name in ("torch", "torchvision"):
 if "torch_error" not in found:
     import torch
     found["cuda_build"] = torch.version.cuda or getattr(torch.version, "hip", None)
+    if not torch.cuda.is_available() and hasattr(torch, "accelerator") and torch.accelerator.is_available():
+        found["other"] = torch.accelerator.current_accelerator().type
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         card = torch.cuda.get_device_properties(index)
         bf16 = card.major >= 8 if torch.version.cuda else torch.cuda.is_bf16_supported()
@@ -72,7 +74,8 @@ def main() -> int:
         bf16 = "bf16" if gpu["bf16"] else "no bf16: use fp16"
         print(f"GPU: {gpu['name']}, {gib(gpu['memory_bytes'])}, compute capability {gpu['capability']}, {bf16}")
     if not torch["gpus"]:
-        print("GPU: none")
+        other = torch.get("other")
+        print(f"GPU: {other} (run.device: {other}; never tried with this package)" if other else "GPU: none")
     print(f"Java: {java['version']} ({java['source']}, {java['path']})" if java["version"] else "Java: none")
     try:
         packages = read_packages()

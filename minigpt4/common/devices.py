@@ -117,6 +117,12 @@ def max_memory(device: torch.device | None = None) -> float | None:
     return torch.get_device_module(device.type).max_memory_allocated(device) / 2**20
 
 
+def free_memory() -> int | None:
+    """Bytes that are free on the first GPU; None where there is none."""
+    device = find_device(None)
+    return torch.get_device_module(device.type).mem_get_info(device)[0] if is_gpu(device) else None
+
+
 def rng_state() -> dict[str, Tensor | None]:
     """State of the accelerator's generator, by its kind; `cuda` where there is none."""
     kind = find_device(None).type

@@ -179,6 +179,7 @@ def versions(*more: str) -> dict[str, str | None]:
     import torch
 
     from minigpt4 import __version__
+    from minigpt4.common.devices import find_device, is_gpu
 
     found = {"minigpt4": __version__, "python": platform.python_version(), "cuda": torch.version.cuda}
     for package in (*PACKAGES, *more):
@@ -186,7 +187,8 @@ def versions(*more: str) -> dict[str, str | None]:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
-    found["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    device = find_device(None)
+    found["gpu"] = torch.get_device_module(device.type).get_device_name() if is_gpu(device) else None
     return found
 
 

@@ -33,6 +33,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -206,7 +207,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     unpack = {}
     if hasattr(transformers, "GgufConfig"):  # newer versions would keep the weights packed
         unpack["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16, **unpack)
+    with redirect_stderr(io.StringIO()):  # transformers shows a bar of its own
+        loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16, **unpack)
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config

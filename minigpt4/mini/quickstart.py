@@ -179,7 +179,7 @@ def read_precision(output: Path) -> str:
     file = output / "precision.json"
     if file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))["llm_precision"]
-    precision = "bf16" if torch.cuda.is_available() else _fastest()
+    precision = "bf16" if torch.accelerator.is_available() else _fastest()
     output.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"llm_precision": precision}) + "\n", encoding="utf-8")
     return precision

@@ -288,17 +288,21 @@ def llm_config_for(cfg: MiniGPT4Config) -> tuple[PretrainedConfig, str]:
 
     Raises ConfigError if `llama_model` is not set or neither tells the size.
     """
+    fault = None
     try:
         directory = cfg.llm_directory(weights=())
-    except WeightsError:  # of the hub
-        directory = Path(cfg.llama_model)
+    except WeightsError as error:  # of the hub
+        directory, fault = Path(cfg.llama_model), error
     if (directory / "config.json").is_file():
         return read_llm_config(directory), f"{directory}/config.json"
     size = re.search(r"(?<!\d)(7|13)b(?![a-z])", directory.name.lower())
+    if fault and not size:
+        raise ConfigError(f"{fault}; or name it by its size, such as 7b, to have that sized") from fault
     if not size:
         text = "is not here, and its name ends in no size such as 7b or 13b; put its config.json there to have it sized"
         raise ConfigError(f"model.llama_model: {cfg.llama_model!r} {text}")
-    return LlamaConfig(vocab_size=32000, **_LLAMA_SIZES[int(size[1])]), f"LLaMA {size[1]}B, by the name {directory}"
+    origin = f"LLaMA {size[1]}B, by the name {directory}"
+    return LlamaConfig(vocab_size=32000, **_LLAMA_SIZES[int(size[1])]), f"{origin} ({fault})" if fault else origin
 
 
 def _with_llm(estimate: Estimate, *llm: Part) -> Estimate:

@@ -79,6 +79,7 @@ def test_ctrl_c_stops_with_a_word_and_keeps_what_was_trained(stopped, folder):
     said, status = stopped
     assert status == 130, said
     assert "The same command resumes" in said
+    assert "it/s" not in said  # no bars of others
     assert list((folder / "output/mini/fast/stage1").glob("*/checkpoint_iter_*.pth"))
 
 

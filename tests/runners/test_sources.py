@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -187,3 +188,27 @@ def test_names_on_the_hub_train_as_the_folders_do_and_without_network_from_its_c
         assert failed.returncode == 2, failed.stderr[-2000:]
         for text in ("model.llama_model", name, *texts):
             assert text in failed.stderr
+    for name, status, text in (("me/other", 2, "by its size"), ("me/vicuna-7b", 0, "LLaMA 7B, by the name")):
+        sized = [*tiny.command(*names, f"model.llama_model={name}"), "--check"]
+        offline = tools["environment"](env | {"HF_HUB_OFFLINE": "1"})
+        done = tools["supervised"].run(sized, env=offline, cwd=tiny.folder, timeout=120)
+        told = done.stdout + done.stderr
+        assert done.returncode == status, told[-2000:]
+        for part in (text, "HF_HUB_OFFLINE is set"):
+            assert part in told, told[-2000:]
+
+
+def test_the_folder_of_a_run_is_read_from_the_hub(tiny, tools):
+    tiny.train(*SHORT, "run.keep_last=1")
+    (run,) = tiny.runs()
+    hub = Hub({"me/run": run})
+    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tiny.folder / "hub"), "HF_HUB_DISABLE_XET": "1"}
+    written = []
+    for source in (str(run), "me/run"):
+        output = tiny.folder / f"exported{len(written)}"
+        command = [sys.executable, "-m", "minigpt4.export", source, "--format", "safetensors", "--output", str(output)]
+        done = tools["supervised"].run(command, env=tools["environment"](env), cwd=tiny.folder, timeout=120)
+        assert done.returncode == 0, done.stderr[-3000:]
+        written.append({file.name: file.read_bytes() for file in output.glob("*.safetensors")})
+    assert written[0]
+    assert written[0] == written[1]

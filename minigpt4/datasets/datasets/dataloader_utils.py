@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from minigpt4.common.devices import is_gpu
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.common.utils import JsonLines
 from minigpt4.datasets.datasets.base_dataset import (
@@ -374,16 +375,17 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 class DevicePrefetcher:
     """Batches of a TrainLoader on `device`.
 
-    On CUDA the next batch is fetched and copied, on a stream of its own, before the present one is handed out;
+    On a GPU the next batch is fetched and copied, on a stream of its own, before the present one is handed out;
     `state_dict` is always the position behind the last batch that was handed out.
     """
 
     def __init__(self, loader: TrainLoader, device: torch.device) -> None:
         self.loader = loader
         self.device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._streams = torch.get_device_module(device.type)
+        self._stream = self._streams.Stream(device) if is_gpu(device) else None
         self._ahead: tuple[dict[str, Any], dict[str, Any]] | None = None
-        """On CUDA, the batch that comes next and the position behind it."""
+        """On a GPU, the batch that comes next and the position behind it."""
         self._state = loader.state_dict()
 
     def __iter__(self) -> "DevicePrefetcher":
@@ -393,7 +395,7 @@ class DevicePrefetcher:
         if self._stream is None:
             return to_device(next(self.loader), self.device)
         batch, self._state = self._ahead or self._fetch()
-        training = torch.cuda.current_stream(self.device)
+        training = self._streams.current_stream(self.device)
         training.wait_stream(self._stream)
         # Without this the allocator may give the memory away while the training stream still reads it.
         if "image" in batch:
@@ -419,5 +421,5 @@ class DevicePrefetcher:
         batch = next(self.loader)
         if "image" in batch:
             batch = {**batch, "image": batch["image"].pin_memory()}
-        with torch.cuda.stream(self._stream):
+        with self._streams.stream(self._stream):
             return to_device(batch, self.device), self.loader.state_dict()
