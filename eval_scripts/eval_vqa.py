@@ -19,7 +19,7 @@ from minigpt4.common.binding import bind
 from minigpt4.common.checkpoint import file_sha256
 from minigpt4.common.config import Config
 from minigpt4.common.config_files import load_yaml
-from minigpt4.common.errors import ConfigError, SampleError, errors_as, hint
+from minigpt4.common.errors import ConfigError, SampleError, hint
 from minigpt4.common.schemas import VqaPrompts
 from minigpt4.evaluation import command
 from minigpt4.evaluation.caption_data import first_few, require_same_ids
@@ -129,8 +129,6 @@ def _prompt(args: argparse.Namespace, config: Config) -> tuple[str, str]:
 
 
 def _report(args: argparse.Namespace, files: Files, read: Read, rows: list, setup: dict) -> None:
-    with errors_as(ConfigError, f"--save_path: cannot write {args.save_path}"):
-        args.save_path.mkdir(parents=True, exist_ok=True)
     rules = Rules(args.scorer, args.rank, args.partial, args.answer == "first-line")
     results = write_report(args.benchmark, files, read, rows, rules, setup, args.save_path)
     for one in results["checkpoints"]:

@@ -84,7 +84,7 @@ def read_images(captions: Path, instances: Path) -> list[DescribedImage]:
     told = {key: [" ".join(text.split()) for text in own[:MOST_CAPTIONS]] for key, own in said.items()}
     found = [DescribedImage(key, images[key][0], told[key], boxes[key]) for key in images if key in told]
     if not found:
-        raise ConfigError(f"{captions}: has no captions of the images in {instances}; take two files of one split")
+        raise ConfigError(f"{captions}: has no captions of the images in {instances}; both must be of the same split")
     alone = len(images) + len(said) - 2 * len(found)
     if alone:
         log.warning("%d images are left out, which only one of %s and %s has", alone, captions, instances)

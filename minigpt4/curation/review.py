@@ -6,7 +6,6 @@ python scripts/curate.py review FOLDER --summary     # counts, agreement and the
 
 import argparse
 import hashlib
-import json
 import logging
 import math
 import os
@@ -23,7 +22,7 @@ from typing import Any, Literal, NotRequired
 
 from minigpt4.common.errors import ConfigError, RunError, SampleError
 from minigpt4.common.run_folder import fcntl
-from minigpt4.common.utils import as_json, escaped, parse_json
+from minigpt4.common.utils import as_json, json_line, parse_json
 from minigpt4.curation.records import NAMES, TEXTS, CurationFolder, text_of
 from minigpt4.evaluation.bootstrap import agreement, wilson
 from minigpt4.evaluation.questions import checked, fields_of
@@ -98,7 +97,7 @@ class VerdictFile:
 
     def append(self, verdict: Fields) -> None:
         """Write a verdict, on the disk when this returns; RunError if the disk refuses."""
-        line = (escaped(json.dumps(verdict, ensure_ascii=False)) + "\n").encode()
+        line = json_line(verdict).encode()
         try:
             with self.path.open("a+b") as file:
                 if fcntl is not None:

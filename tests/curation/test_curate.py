@@ -1,7 +1,6 @@
 """`scripts/curate.py`: images in, a folder for stage 2 out, through every step, kills and changes of mind."""
 
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -24,9 +23,10 @@ from minigpt4.common.curation_schema import PROMPT, ExportConfig, SelectConfig
 from minigpt4.common.errors import SampleError
 from minigpt4.curation.export import export
 from minigpt4.curation.images import describe, select
-from minigpt4.curation.records import CurationFolder, as_lines
+from minigpt4.curation.records import CurationFolder
 from minigpt4.curation.report import write_report
 from minigpt4.datasets.builders import build_datasets
+from minigpt4.evaluation.questions import write_lines
 from minigpt4.inference.pipeline import pipeline
 from minigpt4.processors import process_image
 
@@ -74,11 +74,8 @@ def jpeg(number: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("curate", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script) -> ModuleType:
+    return load_script("scripts/curate.py")
 
 
 @pytest.fixture
@@ -340,7 +337,7 @@ def filtered(place: Path) -> CurationFolder:
     records[1] |= {"review": [why | {"rule": "caption"}]}
     records[2] |= {"review": [why | {"rule": "caption"}]}
     for step in ("generate", "refine", "filter"):
-        folder.file(step).write_text(as_lines(records))
+        write_lines(folder.file(step), records)
     return folder
 
 
@@ -351,7 +348,9 @@ def test_verdicts_of_people_decide_and_nothing_is_drawn(place):
         {"id": key, "reviewer": who, "verdict": verdict, "reasons": ["invented"]} for key, who, verdict in verdicts
     ]
     lines += [{"id": "104", "reviewer": "ann", "verdict": "edit", "text": "Better."}]  # the last of a person counts
-    folder.file("review").write_text(as_lines(lines) + '{"id": "105", "reviewer": "ann", "verd')
+    write_lines(folder.file("review"), lines)
+    with folder.file("review").open("a") as file:
+        file.write('{"id": "105", "reviewer": "ann", "verd')
     facts = export(folder, ExportConfig(), 42)
     target = folder.path / "cc_sbu_align"
     annotations = json.loads((target / "filter_cap.json").read_text())["annotations"]
@@ -375,7 +374,7 @@ def test_image_that_is_not_as_it_was_is_refused_before_anything_is_written(place
     folder = filtered(place)
     file = folder.path / "images" / "104.jpg"
     file.unlink() if change == "missing" else file.write_bytes(jpeg(77))
-    with pytest.raises(SampleError, match=r"1 images are not as they were selected, such as .*104\.jpg, wh"):
+    with pytest.raises(SampleError, match=r"1 images have changed since `select`, such as .*104\.jpg, wh"):
         export(folder, ExportConfig(), 42)
     assert not (folder.path / "cc_sbu_align").exists()
 

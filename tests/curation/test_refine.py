@@ -14,8 +14,9 @@ from minigpt4.common.curation_schema import RefineConfig
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schemas import EndpointConfig
 from minigpt4.curation import refine
-from minigpt4.curation.records import CurationFolder, as_lines
+from minigpt4.curation.records import CurationFolder
 from minigpt4.curation.refine import ALREADY, EXPLAINS, INVENTS, SHORT, Refiner, clean, guard, stem
+from minigpt4.evaluation.questions import write_lines
 
 TEXT = (
     "The image shows a brown dog on a green couch beside a window. The dog looks at a red ball that lies on the floor. "
@@ -116,7 +117,7 @@ def records(count: int) -> list[dict]:
 
 def curation(folder: Path, own: list[dict]) -> CurationFolder:
     made = CurationFolder(folder)
-    made.file("generate").write_text(as_lines(own))
+    write_lines(made.file("generate"), own)
     return made
 
 

@@ -89,7 +89,7 @@ def test_jpeg_goes_as_it_is_and_other_formats_as_png(chat_server, make, tmp_path
 # Faults
 
 
-@pytest.mark.parametrize("steps", [[429], [500, 503], ["half"], ["hang"]], ids=str)
+@pytest.mark.parametrize("steps", [[429], [500, 503], ["half"], ["hang"], ["garbage"], [{"choices": []}]], ids=str)
 def test_fault_that_passes_is_asked_again(chat_server, make, steps):
     chat_server.steps, chat_server.headers = list(steps), SOON
     assert ask(make(timeout=0.5 if steps == ["hang"] else 20.0, attempts=9)) == "yes"
@@ -119,10 +119,10 @@ NO_CONTENT = r"no choices\[0\].message.content in its answer"
         ([400], {"message": "no images here"}, {}, r"\(no images here\); the model 'tiny-judge' refuses", 1),
         ([307], None, {}, "sends requests on to http://elsewhere", 1),  # it would carry the key
         ([404], None, {}, "status 404.*check --judge-url.*'tiny-judge'", 1),
-        (["garbage"], None, {}, NO_CONTENT, 1),
-        ([[1]], None, {}, rf"{NO_CONTENT} \[1\].*Check --judge-url", 1),
-        ([{"choices": []}], None, {}, NO_CONTENT, 1),
-        ([{"choices": [{"message": {"content": 3}}]}], None, {}, NO_CONTENT, 1),
+        (["garbage"] * 2, None, {}, rf"{NO_CONTENT}.*asked twice; what was answered before is kept", 2),
+        ([[1]] * 2, None, {}, rf"{NO_CONTENT} \[1\].*Check --judge-url", 2),
+        ([{"choices": []}] * 2, None, {}, NO_CONTENT, 2),
+        ([{"choices": [{"message": {"content": 3}}]}] * 2, None, {}, NO_CONTENT, 2),
     ],
     ids=str,
 )
