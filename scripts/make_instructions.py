@@ -24,7 +24,7 @@ from minigpt4.common.config_files import parse_options, to_plain
 from minigpt4.common.errors import ConfigError, hint
 from minigpt4.common.schemas import EndpointConfig
 from minigpt4.common.utils import as_json
-from minigpt4.curation.instructions import ENDS, KINDS, Maker, assign, read_images, read_prompts
+from minigpt4.curation.instructions import ENDS, KINDS, InstructionGenerator, assign, read_images, read_prompts
 from minigpt4.evaluation import command
 from minigpt4.evaluation.caption_data import first_few
 from minigpt4.evaluation.hallucination import COCO_OBJECTS, ObjectNames, mini_objects, read_synonyms
@@ -99,11 +99,13 @@ def run(args: argparse.Namespace) -> None:
     images = read_images(args.captions, args.instances)
     names = read_names({category for image in images for category, _ in image.boxes}, args.synonyms)
     work = assign(images, prompts, counts)
-    maker = Maker(judge, prompts, names, args.output, "leave out" if args.leave_out_review else "keep")
+    generator = InstructionGenerator(
+        judge, prompts, names, args.output, "leave out" if args.leave_out_review else "keep"
+    )
     if args.dry_run:
-        print(as_json({"records": len(work), **maker.plan(work)}), end="")
+        print(as_json({"records": len(work), **generator.plan(work)}), end="")
         return
-    report = maker.make(work)
+    report = generator.make(work)
     _show(report)
     print(f"requests: {json.dumps(judge.account.totals())}\n{args.output}")
 

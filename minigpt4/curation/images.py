@@ -25,7 +25,7 @@ HASH_BITS = 64
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceImage:
     """An image of a source."""
 
     key: str
@@ -78,7 +78,7 @@ def describe(file: Path) -> Record:
     }
 
 
-def find(images: str, image_folder: str | None) -> list[Found]:
+def find(images: str, image_folder: str | None) -> list[SourceImage]:
     """The images of a source, ids unique and fit for file names."""
     paths = [Path(path) for path in expand_braces(images)]
     if paths[0].suffix == ".tar":
@@ -93,7 +93,7 @@ def find(images: str, image_folder: str | None) -> list[Found]:
     return [replace(one, key=f"{key}_{digest_of(one.source)[:8]}" if times[key] > 1 else key) for key, one in pairs]
 
 
-def _in_files(source: Path, folder: Path | None) -> list[Found]:
+def _in_files(source: Path, folder: Path | None) -> list[SourceImage]:
     from minigpt4.inference.image_list import images_to_caption
 
     _, items = images_to_caption([source], folder)
@@ -102,10 +102,10 @@ def _in_files(source: Path, folder: Path | None) -> list[Found]:
         entries = [one for one in parse_json(source.read_bytes()) if isinstance(one, dict)]
         named = [(one.get("image") or f"{one.get('image_id')}.jpg", one.get("caption")) for one in entries]
         captions = {name: text for name, text in named if isinstance(text, str)}
-    return [Found(item.image_id, str(item.file), item.file, captions.get(item.name)) for item in items]
+    return [SourceImage(item.image_id, str(item.file), item.file, captions.get(item.name)) for item in items]
 
 
-def _in_tar(path: Path) -> Iterator[Found]:
+def _in_tar(path: Path) -> Iterator[SourceImage]:
     from minigpt4.processors.blip_processors import SUFFIXES
 
     with errors_as(ConfigError, f"curation.select.images: {path} cannot be read"), tarfile.open(path, "r:") as file:
@@ -123,10 +123,10 @@ def _in_tar(path: Path) -> Iterator[Found]:
             if caption is None and "json" in own:
                 card: Any = parse_json(file.extractfile(own["json"]).read())
                 caption = card.get("caption") if isinstance(card, dict) else None
-            yield Found(key, f"{path}:{image.name}", None, caption, (path, image.offset_data, image.size))
+            yield SourceImage(key, f"{path}:{image.name}", None, caption, (path, image.offset_data, image.size))
 
 
-def _with_files(folder: CurationFolder, found: Sequence[Found]) -> Iterator[Found]:
+def _with_files(folder: CurationFolder, found: Sequence[SourceImage]) -> Iterator[SourceImage]:
     """Each with its file; those of tar shards are written into the folder."""
     for one in found:
         if one.stored is None:

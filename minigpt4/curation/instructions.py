@@ -260,7 +260,7 @@ def possible_inventions(turns: Sequence[Mapping[str, str]], image: DescribedImag
 # Making records
 
 
-class Maker:
+class InstructionGenerator:
     """Asks `judge`, an endpoint whose model reads text, for records, whose files lie in `folder`.
 
     `review_pile`: `keep` or `leave out` what may be invented; of the files to train on.

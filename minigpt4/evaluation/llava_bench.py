@@ -195,7 +195,7 @@ def review(judge: Judge, comparisons: Sequence[Comparison], path: Path) -> list[
 # Summary
 
 
-class Scored(NamedTuple):
+class CategoryScore(NamedTuple):
     """One category of a review. A mean is rounded to 3 places, as published."""
 
     reference: float
@@ -206,7 +206,7 @@ class Scored(NamedTuple):
     """95% interval of the relative score, a bootstrap over questions."""
 
     @classmethod
-    def of(cls, pairs: Sequence[Sequence[float]]) -> "Scored":
+    def of(cls, pairs: Sequence[Sequence[float]]) -> "CategoryScore":
         """Of scores of reference and candidate."""
         means = [round(mean, 3) for mean in np.asarray(pairs, dtype=np.float64).mean(axis=0).tolist()]
         ends = ratio_interval(*([pair[side] for pair in pairs] for side in (1, 0)))
@@ -227,10 +227,10 @@ class Summary(NamedTuple):
     """A review by category and as a whole."""
 
     name: str
-    scored: dict[str, Scored]
+    scored: dict[str, CategoryScore]
     unread: list[str]
     """Questions whose judgement is no two scores from 1 to 10; the means count it as it stands, -1 for none."""
-    read: Scored | None
+    read: CategoryScore | None
     """All questions but these."""
 
     def lines(self) -> list[str]:
@@ -279,8 +279,8 @@ def summarise(path: Path, ignore: Collection[str] = ()) -> Summary:
             unread.append(key)
     if not pairs[ALL]:
         raise SampleError(f"{path}: holds no judgements")
-    scored = {category: Scored.of(own) for category, own in sorted(pairs.items())}
-    return Summary(review_name(path), scored, unread, Scored.of(read) if read else None)
+    scored = {category: CategoryScore.of(own) for category, own in sorted(pairs.items())}
+    return Summary(review_name(path), scored, unread, CategoryScore.of(read) if read else None)
 
 
 def table(summaries: Iterable[Summary]) -> Table:
