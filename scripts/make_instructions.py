@@ -86,7 +86,7 @@ def read_names(categories: set[str], synonyms: Path | None) -> ObjectNames:
         if not unknown:
             return names
     lists = synonyms or "the lists of COCO and of the mini world"
-    raise ConfigError(f"--synonyms: {lists} lacks {first_few(unknown)}; give a file with a line an object")
+    raise ConfigError(f"--synonyms: {lists} lacks {first_few(unknown)}; give a file with one object per line")
 
 
 def run(args: argparse.Namespace) -> None:

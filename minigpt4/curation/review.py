@@ -268,14 +268,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Show the page until a signal comes, or print the summary."""
     if not 0 <= args.overlap <= 1:
-        raise ConfigError(f"--overlap: {args.overlap} must be in 0 to 1")
+        raise ConfigError(f"--overlap: {args.overlap} must be between 0 and 1")
     if args.sample is not None and args.sample < 1:
         raise ConfigError(f"--sample: {args.sample} must be above 0")
     settings = {name: getattr(args, name) for name in ("overlap", "order", "sample", "reviewers")}
     folder = CurationFolder(args.folder)
     review = Review(folder.read("filter"), VerdictFile(folder.file("review")), **settings)
     if not review.records:
-        raise ConfigError(f"{folder.file('filter')}: no record is kept, so there is nothing to review")
+        raise ConfigError(f"{folder.file('filter')}: no records were kept, so there is nothing to review")
     if args.summary:
         sys.stdout.write(as_json(review.summary()))
         return

@@ -164,7 +164,7 @@ def read_tasks(
     for where, entry in entries:
         one = _question(where, entry, {**TASKS, **own}, base)
         if by_task.setdefault(one.task, {}).setdefault(one.question_id, one) is not one:
-            raise SampleError(f"{where}: {one.question_id} comes twice; an image has one question a task")
+            raise SampleError(f"{where}: {one.question_id} comes twice; each task asks one question per image")
     if not by_task:
         raise ConfigError(f"--images: {source} names no tasks; see --help, or set run.advanced_tasks")
     asked: list[TaskQuestion] = []

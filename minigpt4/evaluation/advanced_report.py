@@ -204,7 +204,7 @@ def joined_tables(files: Sequence[Path]) -> dict[str, Table]:
         elif "CHAIR-i" in own.get("scores", ()) and "results" in own:
             row |= {"CHAIR-i": four_digits(own["scores"]["CHAIR-i"]), "words": f"{own['scores']['words']:.1f}"}
         else:
-            raise SampleError(f"--join: {file} is no result of eval_failure_rate, eval_coverage or CHAIR")
+            raise SampleError(f"--join: {file} is not a result of eval_failure_rate, eval_coverage or CHAIR")
     if captions:
         columns = ("captions", "objects", "words", "CHAIR-i")
         rows = [[name, *(own.get(column, "-") for column in columns)] for name, own in captions.items()]

@@ -150,7 +150,7 @@ def read_results(path: Path) -> dict[str, str]:
             raise SampleError(f"{where}: the field 'caption' must be text; it is {caption!r:.80}")
         require_whole_characters(caption, f"{where}: the caption")
         if image_id in results:
-            raise SampleError(f"{where}: the image {image_id} has a caption already")
+            raise SampleError(f"{where}: the image {image_id} comes twice")
         results[image_id] = caption
     if not results:
         raise SampleError(f"{path}: holds no captions")

@@ -67,7 +67,7 @@ class ObjectNames:
             if not words:
                 raise ConfigError(f"synonyms: {phrase!r} of {name!r} has no words")
             if self._of.setdefault(words, name) != name:
-                raise ConfigError(f"synonyms: {phrase!r} is in two lines, of {self._of[words]!r} and {name!r}")
+                raise ConfigError(f"synonyms: {phrase!r} is a name of both {self._of[words]!r} and {name!r}")
             for last in plurals(words[-1]):
                 self._of.setdefault((*words[:-1], last), name)
         self._longest = max(map(len, self._of), default=0)
@@ -116,11 +116,11 @@ def read_synonyms(path: Path) -> ObjectNames:
         if line.startswith("-"):
             others += phrases
         elif phrases and phrases[0] in synonyms:
-            raise ConfigError(f"{path}, line {number}: the object {phrases[0]!r} has a line already")
+            raise ConfigError(f"{path}, line {number}: the object {phrases[0]!r} is listed twice")
         elif phrases:
             synonyms[phrases[0]] = phrases[1:]
     if not synonyms:
-        raise ConfigError(f"{path}: names no object; a line an object, `name, synonym, synonym`")
+        raise ConfigError(f"{path}: names no objects; write one per line: `name, synonym, synonym`")
     try:
         return ObjectNames(synonyms, others)
     except ConfigError as error:
@@ -197,13 +197,13 @@ def read_truth(path: Path, synonyms: Path | None = None) -> Truth:
         files = {key: one["file"] for key, one in entries.items() if "file" in one}
         objects = {key: one["objects"] for key, one in entries.items()}
     if not objects:
-        raise ConfigError(f"{path}: holds no image")
+        raise ConfigError(f"{path}: holds no images")
     names = mini_objects() if is_mini and not synonyms else read_synonyms(synonyms or COCO_OBJECTS)
     known = {name: names.name_of(name) for own in objects.values() for name in own}
     if unknown := sorted(name for name, found in known.items() if found is None):
         raise ConfigError(
             f"{path}: {len(unknown)} of its objects are not in the list of names: {first_few(map(repr, unknown))}; "
-            "give --synonyms a file with a line an object: `name, synonym, synonym`"
+            "list them in a file for --synonyms, one per line: `name, synonym, synonym`"
         )
     return Truth({key: frozenset(known[name] for name in own) for key, own in objects.items()}, names, files)
 

@@ -100,7 +100,7 @@ class JudgeEndpoint(EndpointConfig):
         """The key, or None; ConfigError, which does not show it, for one that cannot be sent."""
         key = os.environ.get(self.key_variable, "").strip()
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise ConfigError(f"{self.key_variable}: holds spaces or signs that no key has; set it again")
+            raise ConfigError(f"{self.key_variable}: holds spaces or characters that no key has; set it again")
         return key or None
 
 
@@ -238,7 +238,7 @@ class Judge:
         except OSError:  # a file system without locks
             lock = os.open(os.devnull, os.O_RDONLY)
         if lock is None:
-            raise RunError(f"{self._cache}: another process is asking with these answers; wait for it, or end it")
+            raise RunError(f"{self._cache}: is in use by another process; wait for it, or end it")
         try:
             yield
         finally:

@@ -303,7 +303,7 @@ def complement(problems: Problems, ours: Mapping[str, str], gpt4: Mapping[str, s
             outcome.results[key] = taken
             rows.append((taken == right, right in (taken, mine), not has_answer))
     if not rows:
-        raise SampleError("no question of the split has an answer of both")
+        raise SampleError("no question of the split has both answers")
     outcome.lines = _lines(rows, "Correct", "Correct (upper)", NO_ANSWER)
     return outcome
 

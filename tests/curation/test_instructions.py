@@ -70,10 +70,10 @@ DAMAGES = [
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"categories": None}, ConfigError, "instances.json: is no instances_"),
-        ({"images": [{"id": 9}]}, ConfigError, "is no instances_"),
+        ({"categories": None}, ConfigError, "instances.json: is not COCO's instances_"),
+        ({"images": [{"id": 9}]}, ConfigError, "is not COCO's instances_"),
         ({"images": [IMAGES[0] | {"id": 1}], "annotations": []}, ConfigError, "must be of the same split"),
-        *(({"annotations": [BOX, BOX | own]}, SampleError, "annotation 2 is no box") for own in DAMAGES),
+        *(({"annotations": [BOX, BOX | own]}, SampleError, "annotation 2 is not a box") for own in DAMAGES),
     ],
 )
 def test_damaged_boxes_are_named_before_anything_is_asked(changes, error, words, tmp_path):

@@ -195,7 +195,7 @@ def test_results_are_captions_by_image_which_may_be_empty_and_failed_images_are_
         ([], "holds no captions"),
         ([{"image_id": 1}], "record 1: the field 'caption' must be text; it is None"),
         ([{"image_id": 1, "caption": "\ud83d"}], "record 1: the caption cannot be read"),
-        ([{"image_id": 1, "caption": "a"}, {"image_id": "1", "caption": "b"}], "record 2: the image 1 has a caption"),
+        ([{"image_id": 1, "caption": "a"}, {"image_id": "1", "caption": "b"}], "record 2: the image 1 comes twice"),
     ],
 )
 def test_bad_result_is_named_with_its_place(tmp_path, results, text):

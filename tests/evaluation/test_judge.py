@@ -363,7 +363,7 @@ def test_run_ends_where_no_question_can_be_answered(chat_server, make, monkeypat
     chat_server.steps = []
     asking = make().try_each([Question("One?"), Question("Two?")])
     next(asking)
-    with pytest.raises(RunError, match="another process is asking"):
+    with pytest.raises(RunError, match="in use by another process"):
         list(make().try_each([Question("Three?")]))
 
 
