@@ -3,10 +3,8 @@
 import csv
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -34,11 +32,11 @@ REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "curate.py"
 IMAGES = 6
 DYING = """
-import os, signal, sys
+import os, signal
 from minigpt4.common import utils
 from minigpt4.inference.captioning import AnswerStore
 
-left, replace, add = int(sys.argv.pop(1)), utils.replace_durably, AnswerStore.add
+left, replace, add = int(os.environ["LEFT"]), utils.replace_durably, AnswerStore.add
 def count():
     global left
     left -= 1
@@ -56,9 +54,6 @@ def add_or_die(self, lines):
         self.keep()
     add(self, lines)
 utils.replace_durably, AnswerStore.add = replace_or_die, add_or_die
-sys.path.insert(0, "scripts")
-import curate
-sys.exit(curate.main(sys.argv[1:]))
 """
 
 
@@ -229,29 +224,30 @@ def test_second_turn_comes_up_to_the_limit_and_a_change_leaves_the_old_file(plac
 @pytest.mark.parametrize(
     ("step", "kills"), [("select", (2, 5)), ("generate", (3, 4)), ("filter", (0, 1)), ("export", (1, 5))]
 )
-def test_after_kills_a_step_goes_on_and_makes_the_same_bytes(place, script, step, kills):
+def test_after_kills_a_step_goes_on_and_makes_the_same_bytes(place, script, warm, step, kills):
     before = ("select", "generate", "refine", "filter")
     for earlier in before[: before.index(step)] if step in before else before:
         assert script.main(arguments(place, earlier, "whole")) == 0
     if step != "select":
         shutil.copytree(place / "whole", place / "torn")
     assert script.main(arguments(place, step, "whole")) == 0
+    (place / "dying.py").write_text(DYING)
+    (place / "dying.yaml").write_text("imports: [dying]\n" + (place / "tiny.yaml").read_text())
+    command = [str(SCRIPT), *arguments(place, step, "torn")]
+    command[command.index("--cfg-path") + 1] = str(place / "dying.yaml")
     for after in kills:
-        command = [sys.executable, "-c", DYING, str(after), *arguments(place, step, "torn")]
-        assert subprocess.run(command, cwd=REPOSITORY, capture_output=True).returncode == -9
+        assert warm.script(*command, cwd=REPOSITORY, path=(place,), env={"LEFT": str(after)}).wait() == [-9]
     assert script.main(arguments(place, step, "torn")) == 0
     whole, torn = (files(place / name) for name in ("whole", "torn"))
     assert whole == torn
 
 
-def test_two_processes_make_what_one_makes(place, script):
+def test_two_processes_make_what_one_makes(place, script, warm):
     assert script.main(arguments(place, "select", "one")) == 0
     shutil.copytree(place / "one", place / "two")
     assert script.main(arguments(place, "generate", "one")) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([*launch, *arguments(place, "generate", "two")], env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    run = warm.script(SCRIPT, *arguments(place, "generate", "two"), cwd=REPOSITORY, processes=2)
+    assert run.wait() == [0, 0], run.text()[-4000:]
     assert files(place / "one") == files(place / "two")
 
 

@@ -245,7 +245,7 @@ def test_failed_question_does_not_end_the_run_and_each_fault_has_its_name(chat_s
     chat_server.rule, chat_server.headers = lambda request: faults.get(asked(request), "answer"), SOON
     chat_server.usage = {"prompt_tokens": 10, "completion_tokens": 2}
     names = [*faults, "empty", "refused", "well"]
-    judge = make(timeout=4.0, attempts=2)
+    judge = make(timeout=1.5, attempts=2)
     refuses = lambda question, text: "refused by us" if text == "REFUSED" else ""  # noqa: E731
     replies = {question.text: reply for question, reply in judge.try_each([Question(n) for n in names], refuses)}
     named = {name: reply.fault for name, reply in replies.items()}
