@@ -176,8 +176,7 @@ def read_tasks(
 def _question(where: str, entry: Any, known: Mapping[str, AdvancedTask], base: Path) -> TaskQuestion:
     image, name = checked(ENTRY, entry, where)["image"], entry["task"]
     own = {name: entry[name] for name in ("question", "criterion") if name in entry}
-    if name == ALL:
-        raise SampleError(f"{where}: no task can be called {ALL!r}, as the column of all tasks is; choose another name")
+    _refuse_all([name], where)
     if name not in known and "question" not in own:
         raise SampleError(f"{where}: the task {name!r} has no question (question.txt); known: {', '.join(known)}")
     with errors_as(SampleError, f"{where}: the image {image}"):
@@ -185,6 +184,11 @@ def _question(where: str, entry: Any, known: Mapping[str, AdvancedTask], base: P
             raise SampleError(f"{where}: the image {base / image} does not exist; see --image-folder")
     task = replace(known[name], **own) if name in known else AdvancedTask(**own)
     return TaskQuestion(f"{name}: {image.removeprefix(f'{name}/')}", image, task.question, name, task.criterion)
+
+
+def _refuse_all(tasks: Sequence[str], where: object) -> None:
+    if ALL in tasks:
+        raise SampleError(f"{where}: no task can be called {ALL!r}, as the column of all tasks is; choose another name")
 
 
 # Answers
@@ -214,6 +218,7 @@ def read_answers(folder: Path) -> list[AnswerSet]:
     sets: list[AnswerSet] = []
     for file in sorted(folder.glob("answers_*.json")):
         own = checked(AnswerSet, read_json(file), file)
+        _refuse_all([one.task for one in own.answers], file)
         sets.append(own)
         asked = [{(one.question_id, one.question, one.image_hash) for one in who.answers} for who in (own, sets[0])]
         if asked[0] != asked[1]:

@@ -498,7 +498,10 @@ def test_bad_files_of_answers_and_verdicts_are_named(folder, measurement, capsys
     content["answers"][0]["image"] = "gone.jpg"
     file.write_text(json.dumps(content))
     assert "gone.jpg: the image is gone" in refusal("page", str(folder))
-    content["answers"].pop()
+    content["answers"][0]["task"] = "all"
+    file.write_text(json.dumps(content))
+    assert "answers_quagga.json: no task can be called 'all'" in refusal("page", str(folder))
+    content["answers"].pop(0)
     file.write_text(json.dumps(content))
     assert "zebra and quagga were not asked the same" in refusal("page", str(folder))
     file.write_text("[1]")
