@@ -121,7 +121,7 @@ def _warnings(own: Curation, left: int) -> list[str]:
     share = 1 - left / max(1, len(own.records))
     if "filter" in own.done and not USUAL_LOSS[0] <= share <= USUAL_LOSS[1]:
         usual = "from {:.0%} to {:.0%} is usual".format(*USUAL_LOSS)
-        return [f"{share:.0%} of the records left; {usual}, and the paper's 30% are no target: look at the rules"]
+        return [f"{share:.0%} of the records left; {usual}, and the paper's 30% is no target: check the rules"]
     return []
 
 
