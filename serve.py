@@ -7,7 +7,6 @@ Several checkpoints on one GPU, reachable from the network (set the key as MINIG
 """
 
 import argparse
-import importlib.util
 import logging
 import signal
 
@@ -16,11 +15,9 @@ from minigpt4.common.config import Config
 from minigpt4.common.config_files import parse_options
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.logger import setup_logging
-from minigpt4.common.utils import end, exit_status, install_command
+from minigpt4.common.utils import end, exit_status, require_packages
 
 log = logging.getLogger(__name__)
-
-PACKAGES = ("fastapi", "uvicorn")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,16 +34,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def require_packages() -> None:
-    """ConfigError with the install command for what is missing."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"the server needs {', '.join(missing)}; {install_command('serve')} brings it")
-
-
 def serve(args: argparse.Namespace) -> None:
     """Load, listen, and answer until a signal comes."""
-    require_packages()
+    require_packages("the server", "serve", "fastapi", "uvicorn")
     from minigpt4.serving.api.access import Access, ApiLimits
     from minigpt4.serving.api.app import KEY_VARIABLE, address_of, api_key, build_app, is_local, listen, make_server
     from minigpt4.serving.loading import load_engine

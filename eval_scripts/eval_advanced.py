@@ -17,7 +17,6 @@ from pathlib import Path
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation import advanced, command
 from minigpt4.evaluation.generate import file_name
-from minigpt4.evaluation.judge import add_judge_arguments, judge_of
 from minigpt4.evaluation.questions import PROMPT
 
 
@@ -36,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         own.add_argument("folder", type=Path, help="with the files of answers")
         own.set_defaults(run=run)
     judge.add_argument("--shuffled", action="store_true", help="also the same answers beside other images")
-    add_judge_arguments(judge, required=True)
+    command.add_judge_arguments(judge, required=True)
     for own in (judge, page):
         own.add_argument("--seed", type=int, default=0, help="of the order (0)")
     joined = "results: failures.json, coverage, CHAIR"
@@ -56,7 +55,7 @@ def run_answer(args: argparse.Namespace) -> None:
 
 def run_judge(args: argparse.Namespace) -> None:
     """A file of verdicts."""
-    judge, sets = judge_of(args), advanced.read_answers(args.folder)
+    judge, sets = command.judge_of(args), advanced.read_answers(args.folder)
     answers = [one for own in sets for one in own.answers]
     chosen = [*answers, *(one for kind in advanced.control().values() for one in kind)]
     if args.shuffled:

@@ -16,7 +16,6 @@ from minigpt4.common.utils import write_json
 from minigpt4.evaluation import command
 from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
 from minigpt4.evaluation.coverage import PROMPTS, SYSTEM, coverage, score
-from minigpt4.evaluation.judge import add_judge_arguments, judge_of
 from minigpt4.evaluation.report import four_digits
 
 RANGES = {"captions": "of 5 captions, mean number covered", "objects": "share of descriptions that cover one caption"}
@@ -27,7 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command.parser_of(__doc__)
     command.add_result_arguments(parser)
     parser.add_argument("--protocol", choices=RANGES, default="captions", help="which published one (captions)")
-    add_judge_arguments(parser, required=True)
+    command.add_judge_arguments(parser, required=True)
     return parser.parse_args(argv)
 
 
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     """Scores for the terminal and, if asked for, as JSON."""
     results = read_results(args.results)
     captions = match(results, read_references(args.references, "separate", args.split), partial=args.partial)
-    answers = coverage(judge_of(args), results, captions, args.protocol)
+    answers = coverage(command.judge_of(args), results, captions, args.protocol)
     scored = {
         "results": str(args.results),
         "references": str(args.references),

@@ -15,7 +15,6 @@ import sys
 
 from minigpt4.evaluation import command
 from minigpt4.evaluation.failure_rules import TASKS
-from minigpt4.evaluation.judge import add_judge_arguments, judge_of
 
 log = logging.getLogger("eval_failure_rate")
 
@@ -25,7 +24,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command.parser_of(__doc__)
     command.add_image_arguments(parser, "folder, or JSON list of files or annotations")
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="what to ask (all)")
-    add_judge_arguments(parser, required=False)
+    command.add_judge_arguments(parser, required=False)
     return parser.parse_args(argv)
 
 
@@ -36,9 +35,9 @@ def run(args: argparse.Namespace) -> None:
 
     config = command.read_config(args)
     images = find_images(args.images, args.image_folder, args.limit, config.run.seed)
-    judge, tasks = judge_of(args), list(dict.fromkeys(args.tasks))
+    judge, tasks = command.judge_of(args), list(dict.fromkeys(args.tasks))
     with command.started(args, config) as run:
-        results = evaluate(config, run.checkpoints, images, tasks, run.folder, run.processes, judge)
+        results = evaluate(run, images, tasks, judge)
         if results is not None:
             print(summary(results))
             log.info("Everything is in %s; read failures.md there", args.save_path)

@@ -14,6 +14,7 @@ import argparse
 import logging
 import sys
 
+from minigpt4.common.utils import require_packages
 from minigpt4.evaluation import command
 from minigpt4.evaluation.metrics import require_caption_metrics
 
@@ -31,11 +32,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Cheap checks first; then caption, score and write the report."""
     from minigpt4.evaluation.caption_run import evaluate, for_evaluation, summary
-    from minigpt4.evaluation.report import require_figures
 
     config = command.read_config(args, for_evaluation)
     require_caption_metrics("--metrics")
-    require_figures("metrics.png")
+    require_packages("metrics.png", "eval", "matplotlib")
     with command.started(args, config) as run:
         results = evaluate(run, args.reference_mode, args.metrics)
         if results is not None:

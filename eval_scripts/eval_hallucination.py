@@ -22,7 +22,7 @@ from typing import Any
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation import command, hallucination
 from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
-from minigpt4.evaluation.questions import question_files, write_lines
+from minigpt4.evaluation.questions import question_files, read_answer_lines, write_lines
 from minigpt4.evaluation.report import score_table
 
 POPE_METRICS = ("accuracy", "precision", "recall", "F1", "yes share")
@@ -105,7 +105,7 @@ def run_pope(args: argparse.Namespace) -> None:
 
 def run_score(args: argparse.Namespace) -> None:
     """Scores of a file of answers."""
-    answers = hallucination.read_answers(args.answers)
+    answers = {key: line["text"] for key, line in read_answer_lines(args.answers).items()}
     found = hallucination.pope_scores(hallucination.read_object_questions(args.questions), answers)
     print(_table(found))
     print(_summary(found))

@@ -20,7 +20,6 @@ from pathlib import Path
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation import command, llava_bench
-from minigpt4.evaluation.judge import add_judge_arguments, judge_of
 from minigpt4.evaluation.questions import PROMPT, read_questions
 
 FILES = {
@@ -44,7 +43,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     answer.set_defaults(run=run_answer)
     for name, what in FILES.items():
         judge.add_argument(f"--{name}", required=True, type=Path, metavar="FILE", help=what)
-    add_judge_arguments(judge, required=True)
+    command.add_judge_arguments(judge, required=True)
     judge.set_defaults(run=run_judge)
     summary.add_argument("reviews", nargs="+", type=Path, help="files of reviews, or folders of them")
     summary.add_argument("--ignore", nargs="+", default=[], metavar="ID", help="questions to leave out")
@@ -63,7 +62,7 @@ def run_judge(args: argparse.Namespace) -> None:
     """The review of one file of answers, and its summary."""
     files = (args.questions, args.context, args.rule, args.reference, args.answers)
     comparisons = llava_bench.read_comparisons(*files)
-    llava_bench.review(judge_of(args, temperature=llava_bench.TEMPERATURE), comparisons, args.output)
+    llava_bench.review(command.judge_of(args, temperature=llava_bench.TEMPERATURE), comparisons, args.output)
     _show([llava_bench.summarise(args.output)])
 
 

@@ -16,11 +16,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from minigpt4.common.errors import ConfigError, errors_as
 from minigpt4.common.utils import write_json, write_whole
 from minigpt4.conversation.llava import IMAGE_TOKEN
 from minigpt4.evaluation import command, science_qa
-from minigpt4.evaluation.judge import add_judge_arguments, judge_of
 from minigpt4.evaluation.questions import PROMPT, read_answer_lines, write_lines
 
 
@@ -49,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     final = "GPT-4's final answers; with --judge-url, written there"
     gpt4.add_argument("--requery", type=Path, metavar="FILE.jsonl", help=final)
     gpt4.add_argument("--seed", type=int, default=0, help="of the choices where an answer has none (0)")
-    add_judge_arguments(gpt4, required=False)
+    command.add_judge_arguments(gpt4, required=False)
     gpt4.set_defaults(run=run_gpt4)
     for own in (score, gpt4):
         own.add_argument("--save_path", "--save-path", type=Path, metavar="DIR", help="write results there, too")
@@ -92,7 +90,7 @@ def run_gpt4(args: argparse.Namespace) -> None:
     for name, own in ((args.answers.stem, ours), ("GPT-4", gpt4)):
         print(science_qa.missing_note(name, problems, own))
     outcomes.append(science_qa.complement(problems, ours, gpt4, args.seed))
-    judge = judge_of(args)
+    judge = command.judge_of(args)
     if judge:
         final = science_qa.requery(judge, problems, ours, gpt4)
         if args.requery:
@@ -111,8 +109,6 @@ def _show(args: argparse.Namespace, problems: science_qa.Problems, outcomes: lis
     print(f"\n{table}")
     if args.save_path is None:
         return
-    with errors_as(ConfigError, f"--save_path: cannot write {args.save_path}"):
-        args.save_path.mkdir(parents=True, exist_ok=True)
     for own in outcomes:
         stem = own.name.strip("+ ").replace(" ", "_")
         write_json(args.save_path / f"{stem}_output.json", own.analysis, "--save_path")

@@ -19,14 +19,14 @@ from minigpt4.common.binding import bind
 from minigpt4.common.checkpoint import file_sha256
 from minigpt4.common.config import Config
 from minigpt4.common.config_files import load_yaml
-from minigpt4.common.errors import ConfigError, SampleError, errors_as, hint
+from minigpt4.common.errors import ConfigError, SampleError, hint
 from minigpt4.common.schemas import VqaPrompts
 from minigpt4.evaluation import command
 from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.generate import NamedCheckpoint
 from minigpt4.evaluation.questions import QUESTION_PLACE, question_files
 from minigpt4.evaluation.vqa import BENCHMARKS, Rank, ask_checkpoints
-from minigpt4.evaluation.vqa_data import Files, Read, read_questions
+from minigpt4.evaluation.vqa_data import Files, QuestionSet, read_questions
 from minigpt4.evaluation.vqa_report import Rules, write_report
 from minigpt4.evaluation.vqa_scores import SCORERS
 
@@ -105,7 +105,7 @@ def run_score(args: argparse.Namespace) -> None:
     _report(args, files, read, rows, {})
 
 
-def _read(args: argparse.Namespace) -> tuple[Files, Read]:
+def _read(args: argparse.Namespace) -> tuple[Files, QuestionSet]:
     given = (args.questions, args.annotations, args.choices, args.image_path, args.vectors, args.split)
     for option, own in OF.items():
         if getattr(args, option) and args.benchmark not in own:
@@ -128,9 +128,7 @@ def _prompt(args: argparse.Namespace, config: Config) -> tuple[str, str]:
     return (args.prompt, prompts.texts[args.prompt]) if args.prompt in prompts.texts else ("", args.prompt)
 
 
-def _report(args: argparse.Namespace, files: Files, read: Read, rows: list, setup: dict) -> None:
-    with errors_as(ConfigError, f"--save_path: cannot write {args.save_path}"):
-        args.save_path.mkdir(parents=True, exist_ok=True)
+def _report(args: argparse.Namespace, files: Files, read: QuestionSet, rows: list, setup: dict) -> None:
     rules = Rules(args.scorer, args.rank, args.partial, args.answer == "first-line")
     results = write_report(args.benchmark, files, read, rows, rules, setup, args.save_path)
     for one in results["checkpoints"]:

@@ -25,8 +25,8 @@ from minigpt4.common.config import Config
 from minigpt4.common.curation_schema import CurationConfig
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.logger import setup_logging
-from minigpt4.common.utils import as_json, exit_status
-from minigpt4.curation.records import CurationFolder, require_packages, text_of
+from minigpt4.common.utils import as_json, exit_status, require_packages
+from minigpt4.curation.records import PACKAGES, CurationFolder, text_of
 
 log = logging.getLogger("curate")
 
@@ -52,7 +52,7 @@ class Command:
     """The steps of a configuration in one folder."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        require_packages()
+        require_packages("a curation", "curation", *PACKAGES)
         config = Config(args).validate(training=False)
         self.settings = bind(
             CurationConfig, config.merged.get("curation", {}), section="curation", source=config.source

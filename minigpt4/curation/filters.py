@@ -20,7 +20,7 @@ from minigpt4.common.utils import parse_json
 from minigpt4.curation.images import HASH_BITS, describe, find
 from minigpt4.curation.records import Record, dropped, ended_of, text_of
 from minigpt4.curation.refine import content_words, is_foreign, other_language
-from minigpt4.evaluation.failure_rules import NGRAM, REPETITION, SENTENCE, duplicates, find_failures, words_of
+from minigpt4.evaluation.failure_rules import REPETITION, SENTENCE, duplicates, find_failures, words_of
 
 STEP = "filter"
 ITSELF, SHORT, LONG, SIGNS, LANGUAGE = "talk about itself", "too short", "too long", "signs", "language"
@@ -57,7 +57,7 @@ def text_rules(
     hits, words = [], words_of(text)
     if settings.failures:
         hits += [Hit(one.kind, one.evidence) for one in find_failures(text, "prose", ended)]
-    share, ngram, times = duplicates(words)
+    share, came_before = duplicates(words)
     signs = [one for one in text if not (one.isalnum() or one.isspace() or one in COMMON_SIGNS)]
     measures = {"words": len(words), "tokens": count(text), "ngram_share": round(share, 3)}
     measures["signs"] = round(len(signs) / max(1, len(text)), 3)
@@ -73,8 +73,7 @@ def text_rules(
     varied, sentence = varied_sentences(text)
     if all(hit.rule != REPETITION for hit in hits):
         if _exceeds(share, settings.ngram_share):
-            evidence = f"{share:.0%} of the {NGRAM}-word passages came before, “{' '.join(ngram)}” {times} times"
-            hits.append(Hit(REPETITION, evidence))
+            hits.append(Hit(REPETITION, came_before))
         elif settings.varied_sentences and varied >= settings.varied_sentences:
             hits.append(Hit(REPETITION, f"{varied} sentences like “{sentence}”"))
     if _exceeds(measures["signs"], settings.signs):
@@ -133,13 +132,18 @@ def order_of(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(record["id"].encode()).hexdigest()
 
 
+def near_pairs(one_NV: np.ndarray, other_MV: np.ndarray, least: float) -> Iterator[tuple[int, int, float]]:
+    """Numbers and inner product of all pairs of rows with one of `least` or more."""
+    for start in range(0, len(one_NV), BLOCK):
+        products = one_NV[start : start + BLOCK] @ other_MV.T
+        for row, column in zip(*np.nonzero(products >= least), strict=True):
+            yield start + int(row), int(column), float(products[row, column])
+
+
 def image_pairs(one: Sequence[str], other: Sequence[str], most: int) -> Iterator[tuple[int, int, int]]:
     """Numbers and distance, bits, of all pairs of pHashes, hexadecimal, that are at most `most` apart."""
-    signs = [_signs(hashes) for hashes in (one, other)]
-    for start in range(0, len(one), BLOCK):
-        distances = (HASH_BITS - signs[0][start : start + BLOCK] @ signs[1].T) / 2
-        for row, column in zip(*np.nonzero(distances <= most), strict=True):
-            yield start + int(row), int(column), int(distances[row, column])
+    for row, column, product in near_pairs(_signs(one), _signs(other), HASH_BITS - 2 * most):
+        yield row, column, int(HASH_BITS - product) // 2
 
 
 def _signs(hashes: Sequence[str]) -> np.ndarray:
@@ -213,12 +217,8 @@ def same_texts(records: Sequence[Record], least: float) -> dict[int, Hit]:
 
 def alike_images(records: Sequence[Record], features: Mapping[str, np.ndarray], least: float) -> dict[int, Hit]:
     """Images whose features, of length 1 by id, have a cosine from `least` on."""
-    rows_NV, pairs = np.array([features[one["id"]] for one in records]), []
-    for start in range(0, len(records), BLOCK):
-        cosines = rows_NV[start : start + BLOCK] @ rows_NV.T
-        found = zip(*np.nonzero(cosines >= least), strict=True)
-        pairs += [(start + r, int(c), float(cosines[r, c])) for r, c in found if start + r < c]
-    gone = _one_stays(records, pairs)
+    rows_NV = np.array([features[one["id"]] for one in records])
+    gone = _one_stays(records, near_pairs(rows_NV, rows_NV, least))
     return {n: Hit(ALIKE, f"{records[twin]['id']}: cosine {how:.3f}") for n, (twin, how) in gone.items()}
 
 

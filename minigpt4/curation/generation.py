@@ -1,6 +1,5 @@
 """The step `generate`: the stage-1 model describes each image, and goes on once where it said little."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,6 @@ from minigpt4.inference.pipeline import BATCH_SIZE, Pipeline, PromptRules, image
 from minigpt4.models.feature_cache import FeatureEncoder
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.processors import process_image
-
-log = logging.getLogger(__name__)
 
 STEP = "generate"
 

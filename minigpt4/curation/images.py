@@ -1,8 +1,6 @@
 """The step `select`: which images, and what tells them apart."""
 
 import hashlib
-import logging
-import random
 import re
 import tarfile
 from collections import Counter
@@ -18,9 +16,7 @@ from minigpt4.common.binding import expand_braces
 from minigpt4.common.curation_schema import SelectConfig
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import parse_json, replacing
-from minigpt4.curation.records import CurationFolder, Progress, Record, digest_of, dropped
-
-log = logging.getLogger(__name__)
+from minigpt4.curation.records import CurationFolder, Record, digest_of, dropped
 
 FOLDER = "images"
 """Of those that come out of tar shards."""
@@ -29,7 +25,7 @@ HASH_BITS = 64
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceImage:
     """An image of a source."""
 
     key: str
@@ -37,8 +33,8 @@ class Found:
     """Where it is from, for people."""
     file: Path | None
     caption: str | None = None
-    member: tuple[Path, str] | None = None
-    """Of a tar file, in the place of `file`."""
+    stored: tuple[Path, int, int] | None = None
+    """Tar file, and where in it so many bytes begin; in the place of `file`."""
 
 
 def select(folder: CurationFolder, settings: SelectConfig, seed: int) -> list[Record]:
@@ -49,22 +45,15 @@ def select(folder: CurationFolder, settings: SelectConfig, seed: int) -> list[Re
     """
     if settings.images is None:
         raise ConfigError("curation.select.images: is missing; name a folder, a list or tar shards, or give --images")
-    found = find(settings.images, settings.image_folder)
-    if settings.limit is not None and settings.limit < len(found):
-        chosen = random.Random(seed).sample(range(len(found)), settings.limit)
-        found = [found[number] for number in sorted(chosen)]
-    progress, records = Progress(folder, "select", {}), []
+    from minigpt4.inference.image_list import drawn  # loads torch
+
+    found = drawn(find(settings.images, settings.image_folder), settings.limit, seed)
+    records, base = [], folder.path.resolve()
     for one in _with_files(folder, found):
-        stat = one.file.stat() if one.file.is_file() else None
-        of = [str(one.file.resolve()), stat and [stat.st_size, stat.st_mtime_ns]]
-        fields = progress.get(one.key, of)
-        if fields is None:
-            fields = describe(one.file)
-            progress.add(one.key, of, fields)
         own = one.file.resolve()
-        image = own.relative_to(folder.path.resolve()) if own.is_relative_to(folder.path.resolve()) else own
+        image = own.relative_to(base) if own.is_relative_to(base) else own
         caption = {} if one.caption is None else {"caption": one.caption}
-        records.append({"id": one.key, "image": str(image), **fields, "source": one.source, **caption})
+        records.append({"id": one.key, "image": str(image), **describe(own), "source": one.source, **caption})
     made_from = {"images": settings.images, "limit": settings.limit, "seed": seed if settings.limit else None}
     folder.write("select", records, made_from | {"list": digest_of([[one.key, one.source] for one in found])})
     return records
@@ -89,7 +78,7 @@ def describe(file: Path) -> Record:
     }
 
 
-def find(images: str, image_folder: str | None) -> list[Found]:
+def find(images: str, image_folder: str | None) -> list[SourceImage]:
     """The images of a source, ids unique and fit for file names."""
     paths = [Path(path) for path in expand_braces(images)]
     if paths[0].suffix == ".tar":
@@ -104,7 +93,7 @@ def find(images: str, image_folder: str | None) -> list[Found]:
     return [replace(one, key=f"{key}_{digest_of(one.source)[:8]}" if times[key] > 1 else key) for key, one in pairs]
 
 
-def _in_files(source: Path, folder: Path | None) -> list[Found]:
+def _in_files(source: Path, folder: Path | None) -> list[SourceImage]:
     from minigpt4.inference.image_list import images_to_caption
 
     _, items = images_to_caption([source], folder)
@@ -113,13 +102,13 @@ def _in_files(source: Path, folder: Path | None) -> list[Found]:
         entries = [one for one in parse_json(source.read_bytes()) if isinstance(one, dict)]
         named = [(one.get("image") or f"{one.get('image_id')}.jpg", one.get("caption")) for one in entries]
         captions = {name: text for name, text in named if isinstance(text, str)}
-    return [Found(item.image_id, str(item.file), item.file, captions.get(item.name)) for item in items]
+    return [SourceImage(item.image_id, str(item.file), item.file, captions.get(item.name)) for item in items]
 
 
-def _in_tar(path: Path) -> Iterator[Found]:
+def _in_tar(path: Path) -> Iterator[SourceImage]:
     from minigpt4.processors.blip_processors import SUFFIXES
 
-    with errors_as(ConfigError, f"curation.select.images: {path} cannot be read"), tarfile.open(path) as file:
+    with errors_as(ConfigError, f"curation.select.images: {path} cannot be read"), tarfile.open(path, "r:") as file:
         parts: dict[str, dict[str, tarfile.TarInfo]] = {}
         for member in file:
             if member.isfile():
@@ -134,23 +123,20 @@ def _in_tar(path: Path) -> Iterator[Found]:
             if caption is None and "json" in own:
                 card: Any = parse_json(file.extractfile(own["json"]).read())
                 caption = card.get("caption") if isinstance(card, dict) else None
-            yield Found(key, f"{path}:{image.name}", None, caption, (path, image.name))
+            yield SourceImage(key, f"{path}:{image.name}", None, caption, (path, image.offset_data, image.size))
 
 
-def _with_files(folder: CurationFolder, found: Sequence[Found]) -> Iterator[Found]:
+def _with_files(folder: CurationFolder, found: Sequence[SourceImage]) -> Iterator[SourceImage]:
     """Each with its file; those of tar shards are written into the folder."""
-    opened: tuple[Path, tarfile.TarFile] | None = None
     for one in found:
-        if one.member is None:
+        if one.stored is None:
             yield one
             continue
-        path, name = one.member
-        file = folder.path / FOLDER / f"{one.key}{Path(name).suffix.lower()}"
+        (path, start, size), file = one.stored, folder.path / FOLDER / f"{one.key}{Path(one.source).suffix.lower()}"
         if not file.is_file():
-            with errors_as(ConfigError, f"{file}: cannot be written from {path}"):
-                if opened is None or opened[0] != path:
-                    opened = (path, tarfile.open(path))  # noqa: SIM115 - for all of its images
+            with errors_as(ConfigError, f"{file}: cannot be written from {path}"), path.open("rb") as shard:
+                shard.seek(start)
                 file.parent.mkdir(exist_ok=True)
                 with replacing(file) as part:
-                    part.write_bytes(opened[1].extractfile(name).read())
+                    part.write_bytes(shard.read(size))
         yield replace(one, file=file)

@@ -72,22 +72,22 @@ def read_images(captions: Path, instances: Path) -> list[DescribedImage]:
     ConfigError for a file in another form, or for two of other images; SampleError that names a bad entry.
     """
     said, content = read_references(captions, "separate"), read_json(instances)
-    with errors_as(ConfigError, f"{instances}: is no instances_*.json with COCO's images, categories and annotations"):
+    with errors_as(ConfigError, f"{instances}: is not COCO's instances_*.json (images, categories, annotations)"):
         names = {category["id"]: str(category["name"]) for category in content["categories"]}
         images = {str(one["id"]): (str(one["file_name"]), one["width"], one["height"]) for one in content["images"]}
         annotations = list(content["annotations"])
     boxes: dict[str, list[tuple[str, list[float]]]] = {key: [] for key in images}
     for number, one in enumerate(annotations, start=1):
-        with errors_as(SampleError, f"{instances}: annotation {number} is no box of a category in one of the images"):
+        with errors_as(SampleError, f"{instances}: annotation {number} is not a box of a known category and image"):
             _, width, height = images[str(one["image_id"])]
             boxes[str(one["image_id"])].append((names[one["category_id"]], corners(one["bbox"], width, height)))
     told = {key: [" ".join(text.split()) for text in own[:MOST_CAPTIONS]] for key, own in said.items()}
     found = [DescribedImage(key, images[key][0], told[key], boxes[key]) for key in images if key in told]
     if not found:
-        raise ConfigError(f"{captions}: has no captions of the images in {instances}; take two files of one split")
+        raise ConfigError(f"{captions}: has no captions of the images in {instances}; both must be of the same split")
     alone = len(images) + len(said) - 2 * len(found)
     if alone:
-        log.warning("%d images are left out, which only one of %s and %s has", alone, captions, instances)
+        log.warning("%d images are left out, because only one of %s and %s has them", alone, captions, instances)
     return found
 
 
@@ -260,7 +260,7 @@ def possible_inventions(turns: Sequence[Mapping[str, str]], image: DescribedImag
 # Making records
 
 
-class Maker:
+class InstructionGenerator:
     """Asks `judge`, an endpoint whose model reads text, for records, whose files lie in `folder`.
 
     `review_pile`: `keep` or `leave out` what may be invented; of the files to train on.

@@ -5,16 +5,23 @@ neither goes. A step that was made from something else than before leaves the ol
 """
 
 import hashlib
-import importlib.util
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.run_folder import hold_folder
-from minigpt4.common.utils import JsonLines, as_json, escaped, install_command, parse_json, read_facts, write_whole
+from minigpt4.common.utils import (
+    JsonLines,
+    as_json,
+    escaped,
+    json_line,
+    parse_json,
+    read_facts,
+    write_whole,
+)
 from minigpt4.evaluation.questions import checked, fields_of
 
 log = logging.getLogger(__name__)
@@ -59,18 +66,6 @@ def ended_of(record: Mapping[str, Any]) -> bool | None:
 def digest_of(content: Any) -> str:
     """16 letters that stand for plain types."""
     return hashlib.sha256(escaped(json.dumps(content, sort_keys=True, ensure_ascii=False)).encode()).hexdigest()[:16]
-
-
-def as_lines(records: Iterable[Mapping[str, Any]]) -> str:
-    """JSON lines."""
-    return "".join(escaped(json.dumps(record, ensure_ascii=False)) + "\n" for record in records)
-
-
-def require_packages() -> None:
-    """ConfigError unless the packages of the extra `curation` are there."""
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"curation: needs {', '.join(missing)}; {install_command('curation')} brings what is missing")
 
 
 class CurationFolder:
@@ -121,7 +116,7 @@ class CurationFolder:
 
     def write(self, step: str, records: Sequence[Record], made_from: Mapping[str, Any]) -> None:
         """The file of a step, in whole, and what it was made from; an older, other one is kept beside it."""
-        text, file, plain = as_lines(records), self.file(step), json.loads(json.dumps(made_from))
+        text, file, plain = "".join(map(json_line, records)), self.file(step), json.loads(json.dumps(made_from))
         facts = {"sha256": hashlib.sha256(text.encode()).hexdigest(), "records": len(records), "made_from": plain}
         before = read_facts(self.made_from_file(step))
         if file.is_file() and file.read_bytes() != text.encode():

@@ -173,7 +173,7 @@ def _without_loops(text: str) -> str:
 # Guards
 
 
-class Guarded(NamedTuple):
+class GuardResult(NamedTuple):
     """What the guards make of an answer."""
 
     text: str
@@ -182,24 +182,26 @@ class Guarded(NamedTuple):
     evidence: str = ""
 
 
-def guard(text: str, answer: str, settings: RefineConfig) -> Guarded:
+def guard(text: str, answer: str, settings: RefineConfig) -> GuardResult:
     """`text` as `answer` has it, or the guard that speaks against it."""
     answer, failures = answer.strip(), {failure.kind for failure in find_failures(text, "prose", None)}
     if len(answer.split()) <= ALREADY_WORDS and IS_RIGHT.search(answer) and not IS_RIGHT.search(text):
-        return Guarded(text, ALREADY if REPETITION in failures else "", answer)
+        return GuardResult(text, ALREADY if REPETITION in failures else "", answer)
     answer = without_explanation(answer, text)
     if explains(answer, text):
-        return Guarded(text, EXPLAINS, answer[:200])
+        return GuardResult(text, EXPLAINS, answer[:200])
     few = len(answer) < settings.least_characters
     share = len(answer.split()) / max(1, len(text.split()))
     if few or (share < settings.least_share and REPETITION not in failures):
-        return Guarded(answer, SHORT, f"{len(answer)} characters, {share:.0%} of the words")
+        return GuardResult(answer, SHORT, f"{len(answer)} characters, {share:.0%} of the words")
     known, own = set(content_words(text)), content_words(answer)
     new = [word for word in own if word not in known]
     if own and len(new) / len(own) > settings.new_words:
         plain = [word for word in dict.fromkeys(words_of(answer)) if stem(word) in set(new)]
-        return Guarded(answer, INVENTS, f"{len(new) / len(own):.0%} of the content words are new: {', '.join(plain)}")
-    return Guarded(answer)
+        return GuardResult(
+            answer, INVENTS, f"{len(new) / len(own):.0%} of the content words are new: {', '.join(plain)}"
+        )
+    return GuardResult(answer)
 
 
 def without_explanation(answer: str, text: str) -> str:

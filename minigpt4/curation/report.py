@@ -7,21 +7,20 @@ import hashlib
 import html
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minigpt4.common.utils import as_json, escaped, read_facts, write_json, write_whole
+from minigpt4.common.utils import as_json, read_facts, write_json, write_whole
 from minigpt4.curation.export import FOLDER, PAPER
 from minigpt4.curation.filters import ALIKE, LEAKAGE, OPENING_WORDS, SAME_IMAGE, SAME_TEXT
 from minigpt4.curation.records import OPTION, CurationFolder, Record, dropped, ended_of, text_of
 from minigpt4.curation.refine import content_words
 from minigpt4.curation.review import Review, VerdictFile
 from minigpt4.evaluation.failure_rules import NGRAM, find_failures, words_of
-from minigpt4.evaluation.report import Table, thumbnail
+from minigpt4.evaluation.report import Table, page, thumbnail
 
 STEPS = ("select", "generate", "refine", "filter")
 EXAMPLES, SHOWN, GROUPS, COMMONEST = 10, 20, 20, 20
@@ -29,47 +28,31 @@ BINS = (0, 20, 40, 60, 80, 100, 120, 160, 240)
 """Words, for histograms; the last is open."""
 RULE_COLUMNS = ("step", "hit", "alone", "review")
 USUAL_LOSS = (0.1, 0.6)
-HEAD = """<!doctype html><meta charset="utf-8"><title>Curation</title>
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<style>
- body { font: 15px/1.45 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
- table { border-collapse: collapse; margin: .5rem 0 }
- th, td { border: 1px solid #ccc; padding: .2rem .6rem; text-align: left; vertical-align: top }
- th { background: #f5f5f5 }
- th:empty { padding: 0; border: 0 }
- summary { cursor: pointer; margin: .3rem 0 }
- pre { background: #f5f5f5; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere }
- article { display: grid; grid-template-columns: 13rem 1fr; gap: 1rem; padding: .8rem 0; border-top: 1px solid #ddd }
- p { margin: .3rem 0 }
- small { color: #666 }
+STYLE = """<style>
+ th, td { text-align: left; white-space: normal; }
+ th:empty { padding: 0; border: 0; }
+ summary { cursor: pointer; margin: .3rem 0; }
 </style>
-<h1>Curation</h1>
 """
 
 
-@dataclass
 class Curation:
-    """The records of the last step that is done, by what they lived through."""
+    """The records of the last step that is done, and what became of them."""
 
-    folder: CurationFolder
-    records: list[Record]
-    done: list[str]
-
-    @classmethod
-    def read(cls, folder: CurationFolder) -> "Curation":
-        done = [step for step in STEPS if folder.file(step).is_file()]
-        return cls(folder, folder.read(done[-1] if done else "select"), done)
+    def __init__(self, folder: CurationFolder) -> None:
+        self.folder = folder
+        self.done = [step for step in STEPS if folder.file(step).is_file()]
+        self.records = folder.read(self.done[-1] if self.done else "select")
 
     def after(self, step: str) -> list[Record]:
         """The records that a step left in."""
-        places = {name: place for place, name in enumerate(STEPS)}
-        last = places[step]
-        return [one for one in self.records if "dropped" not in one or places[one["dropped"]["step"]] > last]
+        later = STEPS[STEPS.index(step) + 1 :]
+        return [one for one in self.records if "dropped" not in one or one["dropped"]["step"] in later]
 
 
 def write_report(folder: CurationFolder, totals: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Write `report.html` and `report.json`, whose content is returned; `totals` of `Account.totals`."""
-    own = Curation.read(folder)
+    own = Curation(folder)
     texts = {"generated": [(one["text"], ended_of(one)) for one in own.records if "text" in one]}
     refined = [one for one in own.after("refine") if "refined" in one]
     texts["refined"] = [(one["refined"], None) for one in refined]
@@ -102,7 +85,9 @@ def write_report(folder: CurationFolder, totals: Mapping[str, Any] | None = None
         "made_from": {step: folder.made_from(step) for step in own.done},
     }
     write_json(folder.path / "report.json", results, OPTION)
-    write_whole(folder.path / "report.html", page(own, results), OPTION)
+    parts = [STYLE, *(f"<p><b>{html.escape(text)}</b></p>\n" for text in results["warnings"])]
+    parts += [f"<h2>{heading}</h2>\n{body}\n" for heading, body in _sections(own, results)]
+    write_whole(folder.path / "report.html", page("Curation", "".join(parts)), OPTION)
     return results
 
 
@@ -136,7 +121,7 @@ def _warnings(own: Curation, left: int) -> list[str]:
     share = 1 - left / max(1, len(own.records))
     if "filter" in own.done and not USUAL_LOSS[0] <= share <= USUAL_LOSS[1]:
         usual = "from {:.0%} to {:.0%} is usual".format(*USUAL_LOSS)
-        return [f"{share:.0%} of the records left; {usual}, and the paper's 30% are no target: look at the rules"]
+        return [f"{share:.0%} of the records left; {usual}, and the paper's 30% is no target: check the rules"]
     return []
 
 
@@ -188,8 +173,8 @@ def passages(texts: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def truth(own: Curation) -> dict[str, Any] | None:
-    """In the mini world, where captions name everything that is there: of the things that texts name, and of those that
-    are there, how many are right; before and after refining."""
+    """In the mini world, where captions name everything that is there: `precision`, the share of the things named in a
+    text that are there, and `recall`, of those that are there the share that is named; before and after refining."""
     images = (own.folder.made_from("select") or {}).get("images", "")
     if not any((folder / "world.json").is_file() for folder in Path(images.split("{")[0]).parents):
         return None
@@ -201,18 +186,11 @@ def truth(own: Curation) -> dict[str, Any] | None:
         named = [(named_things(one["caption"]), named_things(one[key])) for one in known]
         right = sum(len(there & said) for there, said in named)
         there, said = (sum(len(pair[side]) for pair in named) for side in (0, 1))
-        found[name] = {"named_of_there": right / max(1, there), "there_of_named": right / max(1, said)}
+        found[name] = {"precision": right / max(1, said), "recall": right / max(1, there)}
     return found
 
 
 # The page
-
-
-def page(own: Curation, results: Mapping[str, Any]) -> str:
-    """`report.html`, which needs no other file and no network; its texts are escaped."""
-    parts = [f"<p><b>{html.escape(text)}</b></p>\n" for text in results["warnings"]]
-    parts += [f"<h2>{heading}</h2>\n{body}\n" for heading, body in _sections(own, results)]
-    return escaped(HEAD + "".join(parts))
 
 
 def _sections(own: Curation, results: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

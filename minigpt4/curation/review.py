@@ -6,7 +6,6 @@ python scripts/curate.py review FOLDER --summary     # counts, agreement and the
 
 import argparse
 import hashlib
-import json
 import logging
 import math
 import os
@@ -23,7 +22,7 @@ from typing import Any, Literal, NotRequired
 
 from minigpt4.common.errors import ConfigError, RunError, SampleError
 from minigpt4.common.run_folder import fcntl
-from minigpt4.common.utils import as_json, escaped, parse_json
+from minigpt4.common.utils import as_json, json_line, parse_json
 from minigpt4.curation.records import NAMES, TEXTS, CurationFolder, text_of
 from minigpt4.evaluation.bootstrap import agreement, wilson
 from minigpt4.evaluation.questions import checked, fields_of
@@ -98,7 +97,7 @@ class VerdictFile:
 
     def append(self, verdict: Fields) -> None:
         """Write a verdict, on the disk when this returns; RunError if the disk refuses."""
-        line = (escaped(json.dumps(verdict, ensure_ascii=False)) + "\n").encode()
+        line = json_line(verdict).encode()
         try:
             with self.path.open("a+b") as file:
                 if fcntl is not None:
@@ -269,14 +268,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Show the page until a signal comes, or print the summary."""
     if not 0 <= args.overlap <= 1:
-        raise ConfigError(f"--overlap: {args.overlap} must be in 0 to 1")
+        raise ConfigError(f"--overlap: {args.overlap} must be between 0 and 1")
     if args.sample is not None and args.sample < 1:
         raise ConfigError(f"--sample: {args.sample} must be above 0")
     settings = {name: getattr(args, name) for name in ("overlap", "order", "sample", "reviewers")}
     folder = CurationFolder(args.folder)
     review = Review(folder.read("filter"), VerdictFile(folder.file("review")), **settings)
     if not review.records:
-        raise ConfigError(f"{folder.file('filter')}: no record is kept, so there is nothing to review")
+        raise ConfigError(f"{folder.file('filter')}: no records were kept, so there is nothing to review")
     if args.summary:
         sys.stdout.write(as_json(review.summary()))
         return

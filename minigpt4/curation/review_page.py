@@ -134,7 +134,7 @@ class ReviewPage:
                 source, now = FILE + quote(str(file)), hashlib.sha256(file.read_bytes()).hexdigest()
                 with Image.open(file) as image:
                     if image.format not in FORMATS:
-                        raise SampleError(f"{file}: is of a kind that is not shown")
+                        raise SampleError(f"{file}: this image format is not shown")
             if sha256 and now != sha256:
                 raise SampleError(f"{file}: has changed since it was described")
         except SampleError as error:

@@ -11,21 +11,21 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.schemas import AdvancedTask
 from minigpt4.common.utils import decode, parse_json, quick_hash, write_json
 from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
 from minigpt4.evaluation.judge import Judge, Question
-from minigpt4.evaluation.questions import VisualQuestion, ask, checked, fields_of, read_json, require_texts
+from minigpt4.evaluation.questions import Text, VisualQuestion, ask, checked, fields_of, read_json
 from minigpt4.evaluation.yes_no import without_thought
-from minigpt4.inference.image_list import find_images
+from minigpt4.inference.image_list import drawn, find_images
 
 TASKS = {
     "meme": AdvancedTask(
@@ -68,7 +68,11 @@ CONTROL = Path(__file__).with_name("advanced_control")
 LOOP = 12
 """Times that a looping answer says its beginning."""
 SHUFFLED = "images shuffled"
+ALL = "all"
+"""The column of all tasks, which no task may be called."""
 
+ENTRY = fields_of(image=Text, task=Text, question=NotRequired[Text], criterion=NotRequired[Text])
+"""Of a list of tasks."""
 Verdict = fields_of(**{"pass": bool, "reason": str})
 VERDICTS = fields_of(judge=str, kind=str, verdicts=dict[str, Verdict | None])
 """What `verdicts_<judge>.json` holds."""
@@ -111,19 +115,14 @@ class TaskAnswer:
 
 @dataclass(frozen=True)
 class AnswerSet:
-    """The answers of one model, a row of the table."""
+    """The answers of one model, a row of the table; what `answers_<checkpoint>.json` holds."""
 
     model: str
     row: int
     """Its place in the table."""
-    checkpoint: Mapping[str, str]
-    setup: Mapping[str, Any]
-    answers: Sequence[TaskAnswer]
-
-
-ANSWER = fields_of(**{one.name: one.type for one in fields(TaskAnswer)})
-ANSWERS = fields_of(model=str, row=int, checkpoint=dict[str, Any], setup=dict[str, Any], answers=list[ANSWER])
-"""What `answers_<checkpoint>.json` holds."""
+    checkpoint: dict[str, Any]
+    setup: dict[str, Any]
+    answers: list[TaskAnswer]
 
 
 # Questions
@@ -165,22 +164,19 @@ def read_tasks(
     for where, entry in entries:
         one = _question(where, entry, {**TASKS, **own}, base)
         if by_task.setdefault(one.task, {}).setdefault(one.question_id, one) is not one:
-            raise SampleError(f"{where}: {one.question_id} comes twice; an image has one question a task")
+            raise SampleError(f"{where}: {one.question_id} comes twice; each task asks one question per image")
     if not by_task:
         raise ConfigError(f"--images: {source} names no tasks; see --help, or set run.advanced_tasks")
     asked: list[TaskQuestion] = []
     for group in by_task.values():  # of the same images, each task gets the same
-        chosen = random.Random(seed).sample(range(len(group)), min(limit or len(group), len(group)))
-        asked += [[*group.values()][place] for place in sorted(chosen)]
+        asked += drawn([*group.values()], limit, seed)
     return base, asked
 
 
 def _question(where: str, entry: Any, known: Mapping[str, AdvancedTask], base: Path) -> TaskQuestion:
-    if not isinstance(entry, dict):
-        raise SampleError(f"{where}: must be {{'image': file, 'task': name}}")
+    image, name = checked(ENTRY, entry, where)["image"], entry["task"]
     own = {name: entry[name] for name in ("question", "criterion") if name in entry}
-    require_texts(entry, ("image", "task", *own), where)
-    image, name = entry["image"], entry["task"]
+    _refuse_all([name], where)
     if name not in known and "question" not in own:
         raise SampleError(f"{where}: the task {name!r} has no question (question.txt); known: {', '.join(known)}")
     with errors_as(SampleError, f"{where}: the image {image}"):
@@ -188,6 +184,11 @@ def _question(where: str, entry: Any, known: Mapping[str, AdvancedTask], base: P
             raise SampleError(f"{where}: the image {base / image} does not exist; see --image-folder")
     task = replace(known[name], **own) if name in known else AdvancedTask(**own)
     return TaskQuestion(f"{name}: {image.removeprefix(f'{name}/')}", image, task.question, name, task.criterion)
+
+
+def _refuse_all(tasks: Sequence[str], where: object) -> None:
+    if ALL in tasks:
+        raise SampleError(f"{where}: no task can be called {ALL!r}, as the column of all tasks is; choose another name")
 
 
 # Answers
@@ -202,10 +203,10 @@ def answer(run: EvaluationRun, questions: Sequence[TaskQuestion], images: Path, 
         for own in questions:
             got = texts[own.question_id]
             place = (own.question_id, own.task, own.text, own.criterion, (images / own.image).resolve())
-            answers.append(asdict(TaskAnswer.of(*place, got.text, got.ended)))
-        content = {"model": one.name, "row": row, "checkpoint": one.identity, "setup": setup_metadata(run.cfg, rules)}
+            answers.append(TaskAnswer.of(*place, got.text, got.ended))
+        content = AnswerSet(one.name, row, one.identity, setup_metadata(run.cfg, rules), answers)
         files.append(run.folder / f"answers_{one.file_name}.json")
-        write_json(files[-1], content | {"answers": answers}, "--save_path")
+        write_json(files[-1], asdict(content), "--save_path")
     return files
 
 
@@ -216,15 +217,14 @@ def read_answers(folder: Path) -> list[AnswerSet]:
     """
     sets: list[AnswerSet] = []
     for file in sorted(folder.glob("answers_*.json")):
-        content = checked(ANSWERS, read_json(file), file)
-        answers = [TaskAnswer(*(one[name.name] for name in fields(TaskAnswer))) for one in content["answers"]]
-        own = AnswerSet(*(content[name] for name in ("model", "row", "checkpoint", "setup")), answers)
+        own = checked(AnswerSet, read_json(file), file)
+        _refuse_all([one.task for one in own.answers], file)
         sets.append(own)
         asked = [{(one.question_id, one.question, one.image_hash) for one in who.answers} for who in (own, sets[0])]
         if asked[0] != asked[1]:
             raise SampleError(
-                f"{file}: {own.model} and {sets[0].model} were not asked the same about the same images; ask again "
-                "with both, or delete one file"
+                f"{file}: {own.model} and {sets[0].model} were not asked the same about the same images; answer again "
+                "with both, or delete one of the files"
             )
     if not sets:
         raise ConfigError(f"{folder}: has no answers_*.json; the command `answer` writes them")

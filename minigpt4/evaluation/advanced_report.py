@@ -11,15 +11,14 @@ from typing import Any
 
 from minigpt4.common.errors import SampleError
 from minigpt4.common.utils import write_json, write_whole
-from minigpt4.evaluation.advanced import RULES, SHUFFLED, TASKS, AnswerSet, TaskAnswer, control, shuffled, to_judge
+from minigpt4.evaluation.advanced import ALL, RULES, SHUFFLED, TASKS, AnswerSet, TaskAnswer, control, shuffled, to_judge
 from minigpt4.evaluation.bootstrap import agreement, mcnemar, wilson
 from minigpt4.evaluation.failure_rate import headline as failure_headline
 from minigpt4.evaluation.failure_rate import rate_table
 from minigpt4.evaluation.generate import decoding_line
 from minigpt4.evaluation.questions import read_json
-from minigpt4.evaluation.report import Table, document, filled, four_digits, html_parts, thumbnail, under_headings
+from minigpt4.evaluation.report import Table, document, filled, four_digits, html_parts, page, thumbnail, under_headings
 
-ALL = "all"
 PUBLISHED = {"BLIP-2": (0, 4, 1, 0), "MiniGPT-4": (8, 18, 19, 20)}
 """Passed of 25 each, by task."""
 PUBLISHED_COVERAGE = [
@@ -56,7 +55,7 @@ def evaluate(sets: Sequence[AnswerSet], judges: Judges) -> dict[str, Any]:
         row = {"name": f"{own.model}, {SHUFFLED}", "tasks": _shares(shuffled(own.answers), tasks, passes)}
         moved += [row] if row["tasks"][ALL]["judged"] else []
     if not any(row["tasks"][ALL]["judged"] for row in rows):
-        raise SampleError("no verdict is about these answers: they were judged before they changed; judge again")
+        raise SampleError("none of the verdicts are about these answers, which have changed since; judge them again")
     everything = to_judge([one for own in sets for one in own.answers], seed=0)
     given = [[_pass(judge, key) for judge in judges] for key in everything]
     about = []
@@ -205,7 +204,7 @@ def joined_tables(files: Sequence[Path]) -> dict[str, Table]:
         elif "CHAIR-i" in own.get("scores", ()) and "results" in own:
             row |= {"CHAIR-i": four_digits(own["scores"]["CHAIR-i"]), "words": f"{own['scores']['words']:.1f}"}
         else:
-            raise SampleError(f"--join: {file} is no result of eval_failure_rate, eval_coverage or CHAIR")
+            raise SampleError(f"--join: {file} is not a result of eval_failure_rate, eval_coverage or CHAIR")
     if captions:
         columns = ("captions", "objects", "words", "CHAIR-i")
         rows = [[name, *(own.get(column, "-") for column in columns)] for name, own in captions.items()]
@@ -242,7 +241,7 @@ def write_blind_page(folder: Path, sets: Sequence[AnswerSet], seed: int) -> Path
     """
     chosen = to_judge([one for own in sets for one in own.answers], seed)
     if gone := [one.image for one in chosen.values() if not Path(one.image).is_file()]:
-        raise SampleError(f"{gone[0]}: the image is gone; run `answer` again with --images where they are now")
+        raise SampleError(f"{gone[0]}: the image is gone; run `answer` again with --images where it is now")
     cards = [_card(one) | {"key": key} for key, one in chosen.items()]
     file = folder / BLIND_PAGE
     _write_page(file, "Do these answers pass?", f"<p>{html.escape(RULES)}</p>", cards, chosen.values())
@@ -257,4 +256,4 @@ def _card(one: TaskAnswer) -> dict[str, Any]:
 def _write_page(file: Path, title: str, head: str, cards: Sequence[Any], answers: Iterable[TaskAnswer]) -> None:
     images = {one.image_hash: Path(one.image) for one in answers}
     data = {"cards": cards, "pictures": {key: thumbnail(image, PICTURE) for key, image in images.items()}}
-    write_whole(file, filled(TEMPLATE, {"TITLE": html.escape(title), "HEAD": head}, data))
+    write_whole(file, page(title, filled(TEMPLATE, {"HEAD": head}), data))

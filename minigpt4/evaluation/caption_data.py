@@ -78,7 +78,7 @@ def _item(dataset: ImageCaptionJson, units: Sequence[int]) -> CaptionItem:
         raise SampleError(f"{where}: the image id {image_id!r} comes twice")
     other = next((other for unit in units if (other := dataset.image_file(unit)) != file), None)
     if other:
-        raise SampleError(f"{where}: {other} and {file} have the same id {image_id!r}; give them a field image_id")
+        raise SampleError(f"{where}: {other} and {file} have the same id {image_id!r}; give each a field image_id")
     if len(units) == 1 and (field == JOINED or lists[0] is not None):
         captions = lists[0]
     return CaptionItem(image_id, file, "", text, captions or None, units[0])
@@ -150,7 +150,7 @@ def read_results(path: Path) -> dict[str, str]:
             raise SampleError(f"{where}: the field 'caption' must be text; it is {caption!r:.80}")
         require_whole_characters(caption, f"{where}: the caption")
         if image_id in results:
-            raise SampleError(f"{where}: the image {image_id} has a caption already")
+            raise SampleError(f"{where}: the image {image_id} comes twice")
         results[image_id] = caption
     if not results:
         raise SampleError(f"{path}: holds no captions")
@@ -161,12 +161,9 @@ def match(
     results: Mapping[str, str], references: Mapping[str, Sequence[str]], *, partial: bool
 ) -> dict[str, Sequence[str]]:
     """The references of the images in `results`; SampleError for a missing one and, unless `partial`, an unused one."""
-    if unknown := [image_id for image_id in results if image_id not in references]:
-        raise SampleError(f"{len(unknown)} of {len(results)} images have no reference: {first_few(unknown)}")
-    missing = [image_id for image_id in references if image_id not in results]
-    if missing and not partial:
-        count = f"{len(missing)} of {len(references)} images of the references"
-        raise SampleError(f"{count} have no caption: {first_few(missing)}; with --partial the others are scored alone")
+    names = ("images of the references have no caption:", "images have no reference:")
+    way_out = "" if partial else "; with --partial images without a caption are left out"
+    require_same_ids(references, results, partial=partial, way_out=way_out, names=names)
     return {image_id: references[image_id] for image_id in results}
 
 
@@ -177,6 +174,7 @@ def require_same_ids(
     *,
     partial: bool = False,
     way_out: str = "",
+    names: tuple[str, str] = ("questions have no answer: question_id", "answers have no question: question_id"),
 ) -> None:
     """SampleError, which names the first five, for answers without a question and, unless `partial`, questions without
     an answer; also where there is no answer at all. Ids are compared as they are: 1 is not "1"."""
@@ -184,9 +182,9 @@ def require_same_ids(
     missing, unknown = ([key for key in questions if key not in given], [key for key in answers if key not in known])
     missing = [] if partial and len(missing) < len(known) else missing
     shown = str if all(isinstance(key, str) for key in known | given) else repr
-    for wrong, what in ((missing, "questions have no answer"), (unknown, "answers have no question")):
+    for wrong, what in zip((missing, unknown), names, strict=True):
         if wrong:
-            faults.append(f"{len(wrong)} {what}: question_id {first_few(map(shown, wrong), 5)}")
+            faults.append(f"{len(wrong)} {what} {first_few(map(shown, wrong), 5)}")
     if faults:
         raise SampleError(f"{where}{'; '.join(faults)}{way_out}")
 

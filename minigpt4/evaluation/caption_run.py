@@ -59,10 +59,10 @@ def evaluate(run: EvaluationRun, reference_mode: ReferenceMode, families: Sequen
     Returns the content of `metrics.json`, which is written last, on rank 0. MiniGPT4Error for a fault in configuration,
     data or checkpoints, or where the disk refuses.
     """
-    cfg, checkpoints, folder, processes = run
+    cfg, checkpoints, folder, _ = run
     data, rules = read_data(cfg), PromptRules.of(cfg)
     references = data.references(reference_mode)
-    answers = predict(cfg, data, [rules], checkpoints, folder, processes)
+    answers = predict(run, data, [rules])
     if answers is None:
         return None
     said = [{image_id: answer.text for image_id, answer in own.items()} for (own,) in answers]
@@ -253,11 +253,10 @@ def page(
     setup = {key: results[key] for key in SETUP_KEYS if key in results}
     shown, listed = report.html_parts(tables, notes)
     fields = {
-        "TITLE": html.escape(headline),
         "TABLES": shown,
         "CHART": report.data_uri("image/png", chart),
         "NOTES": listed,
         "SETUP": html.escape(json.dumps(setup, indent=1, ensure_ascii=False)),
         "CARDS": html.escape(json.dumps(cards, indent=1, ensure_ascii=False)),
     }
-    return report.filled(TEMPLATE, fields, data)
+    return report.page(headline, report.filled(TEMPLATE, fields), data)

@@ -13,6 +13,7 @@ from minigpt4.common.binding import require_paths
 from minigpt4.common.config import Config
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import exit_status
+from minigpt4.evaluation.judge import Judge, JudgeEndpoint
 from minigpt4.evaluation.metrics import FAMILIES
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,31 @@ def add_result_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="test", help="split of a Flickr30k CSV (test)")
     parser.add_argument("--partial", action="store_true", help="the images of the results alone")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the scores there, too")
+
+
+def add_judge_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """The options of a command that asks a judge; `judge_of` reads them."""
+    group = parser.add_argument_group("judge", "any OpenAI-compatible endpoint, of a service or of this machine")
+    group.add_argument("--judge-url", required=required, metavar="URL", help="such as http://localhost:8000/v1")
+    group.add_argument("--judge-model", required=required, metavar="NAME", help="model that the endpoint answers with")
+    own, cache = JudgeEndpoint, Path("output/judge_answers.jsonl")
+    key = "environment variable with the key, if the endpoint wants one (%(default)s)"
+    group.add_argument("--judge-key-variable", default=own.key_variable, metavar="NAME", help=key)
+    group.add_argument("--judge-cache", type=Path, default=cache, metavar="FILE", help="answers so far")
+    seconds = "for one answer (%(default)g)"
+    group.add_argument("--judge-timeout", type=float, default=own.timeout, metavar="SECONDS", help=seconds)
+    number = "requests at once (%(default)s)"
+    group.add_argument("--judge-at-once", type=int, default=own.at_once, metavar="N", help=number)
+
+
+def judge_of(args: argparse.Namespace, ledger: Path | None = None, **changes: Any) -> Judge | None:
+    """The judge of a command line, or None without `--judge-url`; `changes` are fields of `JudgeEndpoint`, before those
+    of options. ConfigError for what cannot be."""
+    if not args.judge_url:
+        return None
+    settings = {name: getattr(args, f"judge_{name}") for name in ("key_variable", "timeout", "at_once")}
+    endpoint = JudgeEndpoint(args.judge_url, args.judge_model or "", **(settings | changes))
+    return Judge(endpoint, args.judge_cache, ledger)
 
 
 def without_datasets(cfg: Config) -> Config:

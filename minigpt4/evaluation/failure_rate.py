@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import Processes
 from minigpt4.common.utils import as_json, write_whole
 from minigpt4.evaluation.bootstrap import wilson
 from minigpt4.evaluation.failure_rules import (
@@ -22,7 +20,7 @@ from minigpt4.evaluation.failure_rules import (
     Failure,
     find_failures,
 )
-from minigpt4.evaluation.generate import NamedCheckpoint, decoding_line, predict, setup_metadata
+from minigpt4.evaluation.generate import EvaluationRun, NamedCheckpoint, decoding_line, predict, setup_metadata
 from minigpt4.evaluation.judge import Judge, Question
 from minigpt4.evaluation.questions import IMAGE_MARKS
 from minigpt4.evaluation.report import Table, document
@@ -67,23 +65,18 @@ class AskedAnswer:
 
 
 def evaluate(
-    cfg: Config,
-    checkpoints: Sequence[NamedCheckpoint],
-    images: Sequence[ImageFile],
-    tasks: Sequence[str],
-    folder: Path,
-    processes: Processes,
-    judge: Judge | None = None,
+    run: EvaluationRun, images: Sequence[ImageFile], tasks: Sequence[str], judge: Judge | None = None
 ) -> dict[str, Any] | None:
     """Give `tasks`, keys of `TASKS`; find failures, and report. Every rank must call it.
 
     Returns the content of `failures.json`, on rank 0. MiniGPT4Error for a fault in configuration, images, checkpoints
     or judge.
     """
+    cfg, checkpoints, folder, _ = run
     prompts, rules = {task: getattr(cfg.run.failure_prompts, task) for task in tasks}, []
     for task, prompt in prompts.items():
         rules.append(PromptRules.of(cfg, prompt, source=f"run.failure_prompts.{task}"))
-    said = predict(cfg, ImageList(images, image_reader(cfg)), rules, checkpoints, folder, processes)
+    said = predict(run, ImageList(images, image_reader(cfg)), rules)
     if said is None:
         return None
     answers = []
@@ -146,7 +139,7 @@ def _results(
     notes = [f"An answer fails if it is at least one of: {', '.join(kinds)}.", "In brackets: 95% Wilson interval."]
     unknown = sum(answer.ended is None for answer in answers)
     if unknown:
-        notes.append(f"Of {unknown} answers nobody wrote down how they ended; they cannot count as cut off.")
+        notes.append(f"How {unknown} answers ended is not recorded; they cannot count as cut off.")
     if judge := setup["judge"]:
         notes.append(f"Judge: {judge['model']} at {judge['url']}.")
         if judge["unread_replies"]:

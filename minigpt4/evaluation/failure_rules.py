@@ -104,7 +104,9 @@ def find_failures(text: str, form: Form, ended: bool | None) -> list[Failure]:
     if not words:
         return [Failure(EMPTY, "no word" + (f", only {text.strip()[:40]!r}" if text.strip() else ""))]
     again = _sentence_again(text) if form == "prose" else None
-    repetition, letters = _loop(words, form) or again or _duplicates(words, form), _other_letters(text)
+    share, came_before = duplicates(words)
+    repetition = _loop(words, form) or again or (came_before if share >= DUPLICATE_SHARE[form] else None)
+    letters = _other_letters(text)
     how = "after a whole sentence" if SENTENCE_END.search(text.rstrip()) else "in mid-sentence"
     limit = f"the token limit came before the end symbol, {how}: {_tail(text)}"
     found = {
@@ -154,21 +156,13 @@ def _sentence_again(text: str) -> str | None:
     return f"{times} times the sentence {_shown(sentence.split())}" if times > 1 else None
 
 
-def _duplicates(words: Sequence[str], form: Form) -> str | None:
-    share, ngram, times = duplicates(words)
-    if share < DUPLICATE_SHARE[form]:
-        return None
-    return f"{share:.0%} of the {NGRAM}-word passages came before, {_shown(ngram)} {times} times"
-
-
-def duplicates(words: Sequence[str]) -> tuple[float, Sequence[str], int]:
-    """The share of passages of NGRAM words that came before, 0 where there are too few, and the commonest with its
-    count."""
+def duplicates(words: Sequence[str]) -> tuple[float, str]:
+    """The share of passages of NGRAM words that came before, 0 where there are too few, and what shows it."""
     counts = Counter(zip(*(words[start:] for start in range(NGRAM)), strict=False))
     if counts.total() < DUPLICATE_NGRAMS:
-        return 0.0, (), 0
-    ((ngram, times),) = counts.most_common(1)
-    return 1 - len(counts) / counts.total(), ngram, times
+        return 0.0, ""
+    share, ((ngram, times),) = 1 - len(counts) / counts.total(), counts.most_common(1)
+    return share, f"{share:.0%} of the {NGRAM}-word passages came before, {_shown(ngram)} {times} times"
 
 
 def _fragment(text: str, words: Sequence[str] | None, form: Form, ended: bool | None) -> str | None:

@@ -110,18 +110,14 @@ def read_checkpoint_list(values: Sequence[str]) -> list[NamedCheckpoint]:
 
 
 def predict(
-    cfg: Config,
-    images: ImageList,
-    prompts: Sequence[PromptRules],
-    checkpoints: Sequence[NamedCheckpoint],
-    folder: Path,
-    processes: Processes,
+    run: EvaluationRun, images: ImageList, prompts: Sequence[PromptRules]
 ) -> list[list[dict[str, Answer]]] | None:
     """On rank 0 the answers of each checkpoint to each prompt, by image id in the order of the images.
 
-    Only missing answers are generated, whole batches at a time, and kept in `folder`. Every rank must call it.
+    Only missing answers are generated, whole batches at a time, and kept in the folder. Every rank must call it.
     MiniGPT4Error where an image or a checkpoint is wrong, or the folder cannot be written to.
     """
+    cfg, checkpoints, folder, processes = run
     for rules in prompts:
         log.info("%d answers to %r; stop %s; %s", len(images), rules.prompt, rules.stop, rules.decoding)
     batches = images.batches(batch_size(cfg))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 
@@ -23,10 +23,12 @@ from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
 from minigpt4.evaluation.questions import (
     QUESTION_PLACE,
+    Text,
     VisualQuestion,
     ask,
+    checked,
+    fields_of,
     read_json,
-    read_lines,
     read_questions,
     write_lines,
 )
@@ -37,11 +39,17 @@ ARE_PLURAL = ("skis", "scissors")
 YES, NO = "yes", "no"
 PROMPT = f"<Img><ImageHere></Img> {QUESTION_PLACE} Answer with yes or no."
 COCO_OBJECTS = Path(__file__).with_name("coco_objects.txt")
-MINI_OBJECTS = Path(__file__).with_name("mini_objects.txt")
 IRREGULAR_PAIRS = """calf:calves child:children foot:feet goose:geese half:halves knife:knives leaf:leaves loaf:loaves
     mouse:mice ox:oxen person:people scarf:scarves shelf:shelves tooth:teeth wife:wives wolf:wolves"""
 IRREGULAR = dict(pair.split(":") for pair in IRREGULAR_PAIRS.split())
 Words = tuple[str, ...]
+ID = int | str
+CATEGORY, IMAGE = fields_of(id=ID, name=str), fields_of(id=ID, file_name=NotRequired[str])
+ANNOTATION = fields_of(image_id=ID, category_id=ID)
+INSTANCES = fields_of(categories=list[CATEGORY], images=NotRequired[list[IMAGE]], annotations=list[ANNOTATION])
+SCENES = dict[str, fields_of(groups=list[fields_of(thing=str)])]
+LISTS = dict[str, fields_of(objects=list[str], file=NotRequired[str])]
+"""The forms of `read_truth`."""
 
 
 # Objects that a text names
@@ -59,7 +67,7 @@ class ObjectNames:
             if not words:
                 raise ConfigError(f"synonyms: {phrase!r} of {name!r} has no words")
             if self._of.setdefault(words, name) != name:
-                raise ConfigError(f"synonyms: {phrase!r} is in two lines, of {self._of[words]!r} and {name!r}")
+                raise ConfigError(f"synonyms: {phrase!r} is a name of both {self._of[words]!r} and {name!r}")
             for last in plurals(words[-1]):
                 self._of.setdefault((*words[:-1], last), name)
         self._longest = max(map(len, self._of), default=0)
@@ -108,15 +116,22 @@ def read_synonyms(path: Path) -> ObjectNames:
         if line.startswith("-"):
             others += phrases
         elif phrases and phrases[0] in synonyms:
-            raise ConfigError(f"{path}, line {number}: the object {phrases[0]!r} has a line already")
+            raise ConfigError(f"{path}, line {number}: the object {phrases[0]!r} is listed twice")
         elif phrases:
             synonyms[phrases[0]] = phrases[1:]
     if not synonyms:
-        raise ConfigError(f"{path}: names no object; a line an object, `name, synonym, synonym`")
+        raise ConfigError(f"{path}: names no objects; write one per line: `name, synonym, synonym`")
     try:
         return ObjectNames(synonyms, others)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
+
+
+def mini_objects() -> ObjectNames:
+    """The things of the mini world, which have no other names."""
+    from minigpt4.mini.scenes import THINGS  # that package stands above this one
+
+    return ObjectNames({thing.name: () for thing in THINGS})
 
 
 def _words(text: str) -> Words:
@@ -161,38 +176,34 @@ def read_truth(path: Path, synonyms: Path | None = None) -> Truth:
     `synonyms` are the names of the objects; without, those of the mini world for its scenes, else of COCO. ConfigError
     where a file cannot be read, or has no truth, or objects that are not in the list; SampleError for a bad entry.
     """
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ConfigError(f'{path}: expected {{"image id": ["object", ...]}}, or COCO\'s instances')
-    files, default = {}, COCO_OBJECTS
-    try:
-        if "categories" in content and "annotations" in content:
-            kinds = {category["id"]: category["name"] for category in content["categories"]}
-            images = content.get("images", [])
-            files = {str(image["id"]): image["file_name"] for image in images if "file_name" in image}
-            objects: dict[str, list[str]] = {str(image["id"]): [] for image in images}
-            for one in content["annotations"]:
-                objects.setdefault(str(one["image_id"]), []).append(kinds[one["category_id"]])
-        elif any(isinstance(entry, dict) and "groups" in entry for entry in content.values()):
-            objects = {key: [group["thing"] for group in scene["groups"]] for key, scene in content.items()}
-            default = MINI_OBJECTS
-        else:
-            entries = {key: one if isinstance(one, dict) else {"objects": one} for key, one in content.items()}
-            files = {key: one["file"] for key, one in entries.items() if isinstance(one.get("file"), str)}
-            objects = {key: one.get("objects") for key, one in entries.items()}
-    except (KeyError, TypeError) as error:
-        raise SampleError(f"{path}: an entry lacks {error}; is it a file of captions, or an old mini world?") from error
+    content = checked(dict, read_json(path), path)
+    files: dict[str, str] = {}
+    is_mini = any(isinstance(entry, dict) and "groups" in entry for entry in content.values())
+    if content.keys() >= {"categories", "annotations"}:
+        checked(INSTANCES, content, path)
+        kinds, images = {one["id"]: one["name"] for one in content["categories"]}, content.get("images", [])
+        files = {str(image["id"]): image["file_name"] for image in images if "file_name" in image}
+        objects: dict[str, list[str]] = {str(image["id"]): [] for image in images}
+        for one in content["annotations"]:
+            if one["category_id"] not in kinds:
+                raise SampleError(f"{path}: image {one['image_id']}: there is no category {one['category_id']}")
+            objects.setdefault(str(one["image_id"]), []).append(kinds[one["category_id"]])
+    elif is_mini:
+        scenes = checked(SCENES, content, path)
+        objects = {key: [group["thing"] for group in scene["groups"]] for key, scene in scenes.items()}
+    else:
+        entries = {key: one if isinstance(one, dict) else {"objects": one} for key, one in content.items()}
+        checked(LISTS, entries, path)
+        files = {key: one["file"] for key, one in entries.items() if "file" in one}
+        objects = {key: one["objects"] for key, one in entries.items()}
     if not objects:
-        raise ConfigError(f"{path}: holds no image")
-    for image_id, own in objects.items():
-        if not isinstance(own, list) or not all(isinstance(name, str) for name in own):
-            raise SampleError(f"{path}: image {image_id}: expected a list of names of objects, not {own!r:.80}")
-    names = read_synonyms(synonyms or default)
+        raise ConfigError(f"{path}: holds no images")
+    names = mini_objects() if is_mini and not synonyms else read_synonyms(synonyms or COCO_OBJECTS)
     known = {name: names.name_of(name) for own in objects.values() for name in own}
     if unknown := sorted(name for name, found in known.items() if found is None):
         raise ConfigError(
             f"{path}: {len(unknown)} of its objects are not in the list of names: {first_few(map(repr, unknown))}; "
-            "give --synonyms a file with a line an object: `name, synonym, synonym`"
+            "list them in a file for --synonyms, one per line: `name, synonym, synonym`"
         )
     return Truth({key: frozenset(known[name] for name in own) for key, own in objects.items()}, names, files)
 
@@ -246,6 +257,7 @@ def chair(captions: Mapping[str, str], truth: Truth) -> dict[str, Any]:
 class ObjectQuestion(VisualQuestion):
     """A line of a file of questions: {"question_id": 1, "image": "42.jpg", "text": "Is there ...?", "label": "yes"}."""
 
+    image: Text
     label: str
     """`yes` or `no`."""
 
@@ -317,20 +329,6 @@ def read_object_questions(path: Path) -> list[ObjectQuestion]:
                 f"{path}, question {one.question_id}: the field 'label' must be 'yes' or 'no': {one.label!r}"
             )
     return found
-
-
-def read_answers(path: Path) -> dict[str, str]:
-    """Answers by question_id as text, from lines {"question_id": 1, "answer": "Yes, there is."}, also under `text`.
-
-    SampleError names the line of a bad one, or of a second answer.
-    """
-    answers = {}
-    for key, record, where in read_lines(path):
-        answer = record.get("answer", record.get("text"))
-        if not isinstance(answer, str):
-            raise SampleError(f"{where}: the field 'answer' must be text")
-        answers[key] = answer
-    return answers
 
 
 def pope_scores(questions: Sequence[ObjectQuestion], answers: Mapping[str, str]) -> dict[str, Any]:

@@ -5,16 +5,15 @@ and length: the same question again sends no request, and a killed evaluation re
 logged nor written.
 """
 
-import argparse
 import base64
 import hashlib
-import importlib.util
 import io
 import json
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.pool import ThreadPool
@@ -27,14 +26,13 @@ from PIL.ExifTags import Base as ExifTag
 from tqdm import tqdm
 
 from minigpt4.common.errors import ConfigError, RunError, errors_as
-from minigpt4.common.run_folder import NO_LOCKS, locked
+from minigpt4.common.run_folder import locked
 from minigpt4.common.schemas import EndpointConfig
-from minigpt4.common.utils import JsonLines, install_command
+from minigpt4.common.utils import JsonLines, require_packages
 from minigpt4.evaluation.limits import NO_CONNECTION, TIME_OUT, Account, counted_client, estimated_tokens, fault_of
 
 log = logging.getLogger(__name__)
 
-KEY_VARIABLE = EndpointConfig.key_variable
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 QUOTA_USED_UP = "insufficient_quota"
 PATH = "/chat/completions"
@@ -42,7 +40,6 @@ SHOWN = 300
 """Characters of what a server says."""
 SENT_AS_IT_IS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
 """Formats that every endpoint reads; others, and those that are to be turned, are sent as PNG."""
-AT_ONCE = EndpointConfig.at_once
 CUT, EMPTY, BROKEN_JSON, NO_TEXT = "cut at the length limit", "empty", "broken JSON", "no text"
 """Faults of replies, beside those of limits.py."""
 ASKED_AGAIN = (EMPTY, BROKEN_JSON, NO_TEXT)
@@ -103,7 +100,7 @@ class JudgeEndpoint(EndpointConfig):
         """The key, or None; ConfigError, which does not show it, for one that cannot be sent."""
         key = os.environ.get(self.key_variable, "").strip()
         if not key.isascii() or not key.isprintable() or " " in key:
-            raise ConfigError(f"{self.key_variable}: holds spaces or signs that no key has; set it again")
+            raise ConfigError(f"{self.key_variable}: holds spaces or characters that no key has; set it again")
         return key or None
 
 
@@ -140,6 +137,10 @@ class Reply(NamedTuple):
     """Of the request: the same for the same one."""
 
 
+Faults = Callable[[Question, Reply], str]
+"""The name of what is wrong with a reply, empty for nothing."""
+
+
 class RequestError(RunError):
     """No answer to one question; `ends_run`: nor will there be one to the next."""
 
@@ -156,9 +157,7 @@ class Judge:
     """
 
     def __init__(self, endpoint: JudgeEndpoint, cache: Path, ledger: Path | None = None) -> None:
-        if importlib.util.find_spec("openai") is None:
-            text = f"{endpoint.name_of('url')}: a judge needs the package openai"
-            raise ConfigError(f"{text}; {install_command('judge')} brings it")
+        require_packages(endpoint.name_of("url"), "judge", "openai")
         import openai
 
         logging.getLogger("httpx2").setLevel(logging.WARNING)  # it has a line for every request
@@ -206,40 +205,44 @@ class Judge:
         return [answers[question] for question in questions]
 
     def ask_each(self, questions: Sequence[Question]) -> Iterator[tuple[Question, str]]:
-        """Each different question with its answer to the last blank, as they arrive; errors as of `ask_all`."""
-        return self._in_threads(questions, lambda question: (question, self._answer(question).text))
+        """Each different question with its answer to the last blank, cut or not, as they arrive; errors as of
+        `ask_all`."""
+        with closing(self._replies(questions, lambda question, reply: "")) as replies:
+            for question, reply in replies:
+                if reply.detail:
+                    raise RequestError(reply.detail, reply.fault)
+                yield question, reply.text
 
     def try_each(
         self, questions: Sequence[Question], accepts: Callable[[Question, str], str] = lambda question, text: ""
     ) -> Iterator[tuple[Question, Reply]]:
         """Each different question with its reply, as they arrive; one that fails has a fault, and the others go on.
 
-        Kept in the cache are whole answers that `accepts` finds no fault with, whose name it returns. What cannot be
-        read is asked once more. RunError where no other question can be answered either: a refused key, no server, the
-        cost limit, MOST_FAULTS in a row; and where another process asks with this cache.
+        Kept in the cache are whole answers that `accepts` finds no fault with, whose name it returns. RunError where no
+        other question can be answered either: a refused key, no server, the cost limit, MOST_FAULTS in a row; and where
+        another process asks with this cache.
         """
-        lock = self._lock_cache()
-        try:
+        replies, in_a_row = self._replies(questions, lambda one, own: own.fault or accepts(one, own.text)), 0
+        with self._locked_cache(), closing(replies):
             self._read_cache()
-            in_a_row = 0
-            for question, reply in self._in_threads(questions, lambda question: self._try(question, accepts)):
+            for question, reply in replies:
                 in_a_row = in_a_row + 1 if reply.detail else 0
                 yield question, reply
                 if in_a_row >= MOST_FAULTS:
                     raise self._error(f"{in_a_row} questions in a row without answer, the last: {reply.detail}", "")
-        finally:
-            os.close(lock)
 
-    def _lock_cache(self) -> int:
+    @contextmanager
+    def _locked_cache(self) -> Iterator[None]:
         try:
             lock = locked(self._cache)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise RunError(f"{self._cache}: cannot be locked: {error.strerror}") from error
-            return os.open(os.devnull, os.O_RDONLY)
+        except OSError:  # a file system without locks
+            lock = os.open(os.devnull, os.O_RDONLY)
         if lock is None:
-            raise RunError(f"{self._cache}: another process is asking with these answers; wait for it, or end it")
-        return lock
+            raise RunError(f"{self._cache}: is in use by another process; wait for it, or end it")
+        try:
+            yield
+        finally:
+            os.close(lock)
 
     def plan(self, questions: Sequence[Question], count: Callable[[str], int] = estimated_tokens) -> dict[str, Any]:
         """What `try_each` would send, nothing being sent: `requests`, `cached`, `tokens_in` by `count`, the bound
@@ -261,10 +264,10 @@ class Judge:
         """What `Reply.key` will be."""
         return self._request(question)[0]
 
-    def _in_threads(self, questions: Sequence[Question], answer: Callable[[Question], Any]) -> Iterator[Any]:
+    def _replies(self, questions: Sequence[Question], fault_of: Faults) -> Iterator[tuple[Question, Reply]]:
         different = list(dict.fromkeys(questions))
         with ThreadPool(self.endpoint.at_once) as threads:  # an error, or Ctrl-C, does not wait for requests under way
-            pairs = threads.imap_unordered(answer, different)
+            pairs = threads.imap_unordered(lambda question: (question, self._reply(question, fault_of)), different)
             yield from tqdm(pairs, desc="judge", total=len(different), unit="question", disable=None)
 
     def _request(self, question: Question) -> tuple[str, list[dict[str, Any]]]:
@@ -283,38 +286,29 @@ class Judge:
         whole = [one.address, one.model, question.max_tokens or one.max_tokens, one.temperature, messages]
         return hashlib.sha256(json.dumps(whole).encode()).hexdigest(), messages
 
-    def _answer(self, question: Question) -> Reply:
-        """An answer, from the cache or kept there; RunError without one."""
-        key, messages = self._request(question)
-        if key not in self._answers:
-            reply = self._complete(question, messages)._replace(key=key)
-            if not reply.text.strip():
-                return reply
-            self._keep(question, reply)
-        return self._answers[key]
+    def _reply(self, question: Question, fault_of: Faults) -> Reply:
+        """The reply, from the cache or the endpoint, and with the fault that `fault_of` finds; without one it is kept.
 
-    def _try(self, question: Question, accepts: Callable[[Question, str], str]) -> tuple[Question, Reply]:
-        """The same, with faults in the place of errors; an answer with a fault is not kept."""
+        What is empty or cannot be read is asked once more. RequestError where that ends the run.
+        """
         key, messages = self._request(question)
-        if key in self._answers and not accepts(question, self._answers[key].text):
-            return question, self._answers[key]
+        if key in self._answers and not fault_of(question, self._answers[key]):
+            return self._answers[key]
         for again in (True, False):
             try:
                 reply = self._complete(question, messages)._replace(key=key)
+                reply = reply._replace(fault=fault_of(question, reply) if reply.text.strip() else reply.fault or EMPTY)
             except RequestError as error:
                 if error.ends_run:
                     raise
                 reply = Reply("", error.fault, str(error), key=key)
-            if not reply.fault:
-                fault = EMPTY if not reply.text.strip() else accepts(question, reply.text)
-                reply = reply._replace(fault=fault)
             if reply.fault and (not reply.detail or reply.fault in ASKED_AGAIN):
                 self.account.note(reply.fault)  # limits.py counts those that the network or a status shows
             if not (again and reply.fault in ASKED_AGAIN):
                 break
         if not reply.fault:
             self._keep(question, reply)
-        return question, reply
+        return reply
 
     def _keep(self, question: Question, reply: Reply) -> None:
         """One line in one write; RunError if the disk refuses, before more is paid for."""
@@ -325,7 +319,7 @@ class Judge:
             with self._cache.open("ab", buffering=0) as file:
                 if file.write(line) < len(line):
                     raise RunError(f"{self._cache}: answers cannot be kept (the disk is full)")
-            self._answers[reply.key] = reply._replace(fault="", detail="")
+            self._answers[reply.key] = reply
 
     def _complete(self, question: Question, messages: list[dict[str, Any]]) -> Reply:
         """What the model answers; empty where it declines, or has used up its tokens for thought; RequestError."""
@@ -365,7 +359,7 @@ class Judge:
                 fault = BROKEN_JSON if isinstance(error, ValueError) or isinstance(answer, str) else NO_TEXT
                 what = f"no choices[0].message.content in its answer {answer!r:.{SHOWN}} ({error})"
                 way_out = f"is it an OpenAI-compatible chat endpoint? Check {self.endpoint.name_of('url')}"
-                raise self._error(f"{what}; {way_out}", fault) from error
+                raise self._error(f"{what}, asked twice; what was answered before is kept; {way_out}", fault) from error
             cut = getattr(choice, "finish_reason", None) == "length"
             if cut:
                 log.warning("An answer of %s is cut off at %d tokens", self.endpoint.model, most)
@@ -429,34 +423,3 @@ def data_url(image: Path) -> str:
         picture.save(png := io.BytesIO(), "PNG")
         kind, content = "image/png", png.getvalue()
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-# Command lines
-
-
-def add_judge_arguments(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """The options of a command that asks a judge; `judge_of` reads them."""
-    group = parser.add_argument_group("judge", "any OpenAI-compatible endpoint, of a service or of this machine")
-    group.add_argument("--judge-url", required=required, metavar="URL", help="such as http://localhost:8000/v1")
-    group.add_argument("--judge-model", required=required, metavar="NAME", help="model that the endpoint answers with")
-    group.add_argument(
-        "--judge-key-variable",
-        default=KEY_VARIABLE,
-        metavar="NAME",
-        help=f"environment variable with the key, if the endpoint wants one ({KEY_VARIABLE})",
-    )
-    group.add_argument(
-        "--judge-cache", type=Path, default=Path("output/judge_answers.jsonl"), metavar="FILE", help="answers so far"
-    )
-    group.add_argument("--judge-timeout", type=float, default=120.0, metavar="SECONDS", help="for one answer (120)")
-    group.add_argument("--judge-at-once", type=int, default=AT_ONCE, metavar="N", help=f"requests at once ({AT_ONCE})")
-
-
-def judge_of(args: argparse.Namespace, ledger: Path | None = None, **changes: Any) -> Judge | None:
-    """The judge of a command line, or None without `--judge-url`; `changes` are fields of `JudgeEndpoint`, before those
-    of options. ConfigError for what cannot be."""
-    if not args.judge_url:
-        return None
-    settings = {name: getattr(args, f"judge_{name}") for name in ("key_variable", "timeout", "at_once")}
-    endpoint = JudgeEndpoint(args.judge_url, args.judge_model or "", **(settings | changes))
-    return Judge(endpoint, args.judge_cache, ledger)

@@ -1,6 +1,5 @@
 """What asking an endpoint may cost, and did: requests and tokens a minute, money, faults by name."""
 
-import importlib.util
 import logging
 import math
 import threading
@@ -12,7 +11,7 @@ from typing import Any
 
 from minigpt4.common.errors import ConfigError, RunError
 from minigpt4.common.schemas import EndpointConfig
-from minigpt4.common.utils import JsonLines, install_command
+from minigpt4.common.utils import JsonLines, require_packages
 
 MINUTE = 60_000
 """Milliseconds."""
@@ -99,8 +98,7 @@ def _limiters(endpoint: EndpointConfig) -> list[tuple[Any, int]]:
     """Limiters of pyrate-limiter, and what a request weighs in each; 0: its tokens."""
     if not (endpoint.requests_per_minute or endpoint.tokens_per_minute):
         return []
-    if importlib.util.find_spec("pyrate_limiter") is None:
-        raise ConfigError(f"requests_per_minute: needs pyrate-limiter; {install_command('curation')} brings it")
+    require_packages("requests_per_minute", "curation", "pyrate_limiter")
     from pyrate_limiter import Limiter, Rate
 
     logging.getLogger("pyrate_limiter").setLevel(logging.WARNING)

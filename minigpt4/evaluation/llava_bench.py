@@ -5,22 +5,25 @@ taken in pairs as they stand; here they are joined by question_id.
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from annotated_types import MinLen
 
 from minigpt4.common.errors import ConfigError, RunError, SampleError, errors_as
-from minigpt4.common.utils import JsonLines, escaped, read_facts, write_json
+from minigpt4.common.utils import JsonLines, json_line, read_facts, write_json
 from minigpt4.evaluation.bootstrap import ratio_interval
 from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.judge import Judge, Question
 from minigpt4.evaluation.questions import (
+    Text,
     VisualQuestion,
+    checked,
+    fields_of,
     read_answer_lines,
     read_json,
     read_lines,
@@ -42,6 +45,10 @@ TYPES = ("conv", "detail", "complex")
 ALL = "all"
 SAME = ("answer1_id", "answer2_id", "category")
 """What a line of a review must have as its question has it."""
+DESCRIBED = fields_of(caption=str | Annotated[list[str], MinLen(1)])
+BOXED = fields_of(captions=Annotated[list[str], MinLen(1)], instances=list[fields_of(category=str, bbox=list[float])])
+"""Lines of contexts, In-the-Wild and COCO."""
+RULES = dict[str, fields_of(role=str, prompt=str)]
 RULER = "================================="
 PUBLISHED = {
     COCO: {
@@ -69,6 +76,7 @@ PUBLISHED = {
 class BenchQuestion(VisualQuestion):
     """A line of `questions.jsonl` or `qa90_questions.jsonl`."""
 
+    image: Text
     category: str
     """`conv`, `detail` or `complex`."""
 
@@ -86,20 +94,12 @@ def read_contexts(path: Path) -> dict[str, tuple[str, str]]:
     contexts = {}
     for image, record, where in read_lines(path, "image"):
         if "caption" in record:
-            parts, prefix = record["caption"], WILD
-            parts = [parts] if isinstance(parts, str) else parts
+            said = checked(DESCRIBED, record, where)["caption"]
+            contexts[image] = (said if isinstance(said, str) else "\n".join(said), WILD)
         else:
-            parts, prefix = record.get("captions"), COCO
-        if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
-            raise SampleError(f"{where}: needs 'caption', text or a list of texts, or 'captions' with 'instances'")
-        text = "\n".join(parts)
-        if prefix == COCO:
-            try:
-                boxes = [f"{one['category']}: {list(one['bbox'])}" for one in record["instances"]]
-            except (KeyError, TypeError) as error:
-                raise SampleError(f"{where}: 'instances' must be a list of {{category, bbox}} ({error})") from error
-            text += "\n\n" + "\n".join(boxes)
-        contexts[image] = (text, prefix)
+            own = checked(BOXED, record, where)
+            boxes = [f"{one['category']}: {one['bbox']}" for one in own["instances"]]
+            contexts[image] = ("\n".join([*own["captions"], "", *boxes]), COCO)
     return contexts
 
 
@@ -109,7 +109,8 @@ def read_comparisons(questions: Path, contexts: Path, rules: Path, reference: Pa
     SampleError, which names file and line or question_id, unless both files of answers have each question once, and
     each image and category is known.
     """
-    asked, shown, rule_of = read_questions(questions, BenchQuestion), read_contexts(contexts), read_json(rules)
+    asked, shown = read_questions(questions, BenchQuestion), read_contexts(contexts)
+    rule_of = checked(RULES, read_json(rules), rules)
     sides = []
     for path in (reference, answers):
         sides.append(read_answer_lines(path))
@@ -120,9 +121,9 @@ def read_comparisons(questions: Path, contexts: Path, rules: Path, reference: Pa
             raise SampleError(f"{contexts}: has nothing about the image {one.image} of question {one.question_id}")
         context, prefix = shown[one.image]
         category, pair = prefix + one.category, [side[str(one.question_id)] for side in sides]
-        rule = rule_of.get(category) if isinstance(rule_of, dict) else None
-        if not isinstance(rule, dict) or not all(isinstance(rule.get(key), str) for key in ("role", "prompt")):
-            raise SampleError(f"{rules}: has no {category!r} with 'role' and 'prompt', for question {one.question_id}")
+        if category not in rule_of:
+            raise SampleError(f"{rules}: has no {category!r}, for question {one.question_id}")
+        rule = rule_of[category]
         ids = [line.get("answer_id", one.question_id) for line in pair]
         blocks = [f"[Context]\n{context}", f"[Question]\n{one.text}"]
         for place, line in enumerate(pair, start=1):
@@ -162,7 +163,7 @@ def review(judge: Judge, comparisons: Sequence[Comparison], path: Path) -> list[
     before = read_facts(beside) if path.exists() else {}
     if other := [name for name in made_from if name in before and before[name] != made_from[name]]:
         raise ConfigError(
-            f"--output: {path} was made with other {', other '.join(other)} ({beside.name}); name another file"
+            f"--output: {path} was made with other {', other '.join(other)} ({beside.name}); choose another file"
         )
     asked_of, lines = {str(one.fields["question_id"]): one for one in comparisons}, {}
     for line in JsonLines(path).read():
@@ -170,7 +171,7 @@ def review(judge: Judge, comparisons: Sequence[Comparison], path: Path) -> list[
             key, own = str(line.get("question_id")), asked_of.get(str(line.get("question_id")))
             if own is None or any(line.get(name) != own.fields[name] for name in SAME):
                 raise SampleError(
-                    f"--output: {path}: question {key}: its line is about other answers; name another file"
+                    f"--output: {path}: question {key}: its line is about other answers; choose another file"
                 )
             lines[key] = dict(line)
     write_lines(path, lines.values())  # without what a kill cut off
@@ -185,7 +186,7 @@ def review(judge: Judge, comparisons: Sequence[Comparison], path: Path) -> list[
         for key in asked[question]:
             lines[key] = asked_of[key].fields | {"content": reply, "tuple": parse_score(reply)}
             with errors_as(RunError, f"--output: cannot write {path}"), path.open("a", encoding="utf-8") as file:
-                file.write(escaped(json.dumps(lines[key], ensure_ascii=False)) + "\n")
+                file.write(json_line(lines[key]))
     ordered = [lines[key] for key in asked_of]
     write_lines(path, ordered)
     return ordered
@@ -194,7 +195,7 @@ def review(judge: Judge, comparisons: Sequence[Comparison], path: Path) -> list[
 # Summary
 
 
-class Scored(NamedTuple):
+class CategoryScore(NamedTuple):
     """One category of a review. A mean is rounded to 3 places, as published."""
 
     reference: float
@@ -205,7 +206,7 @@ class Scored(NamedTuple):
     """95% interval of the relative score, a bootstrap over questions."""
 
     @classmethod
-    def of(cls, pairs: Sequence[Sequence[float]]) -> "Scored":
+    def of(cls, pairs: Sequence[Sequence[float]]) -> "CategoryScore":
         """Of scores of reference and candidate."""
         means = [round(mean, 3) for mean in np.asarray(pairs, dtype=np.float64).mean(axis=0).tolist()]
         ends = ratio_interval(*([pair[side] for pair in pairs] for side in (1, 0)))
@@ -226,10 +227,10 @@ class Summary(NamedTuple):
     """A review by category and as a whole."""
 
     name: str
-    scored: dict[str, Scored]
+    scored: dict[str, CategoryScore]
     unread: list[str]
     """Questions whose judgement is no two scores from 1 to 10; the means count it as it stands, -1 for none."""
-    read: Scored | None
+    read: CategoryScore | None
     """All questions but these."""
 
     def lines(self) -> list[str]:
@@ -278,8 +279,8 @@ def summarise(path: Path, ignore: Collection[str] = ()) -> Summary:
             unread.append(key)
     if not pairs[ALL]:
         raise SampleError(f"{path}: holds no judgements")
-    scored = {category: Scored.of(own) for category, own in sorted(pairs.items())}
-    return Summary(review_name(path), scored, unread, Scored.of(read) if read else None)
+    scored = {category: CategoryScore.of(own) for category, own in sorted(pairs.items())}
+    return Summary(review_name(path), scored, unread, CategoryScore.of(read) if read else None)
 
 
 def table(summaries: Iterable[Summary]) -> Table:

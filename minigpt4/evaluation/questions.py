@@ -2,19 +2,19 @@
 
 import functools
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, is_dataclass, replace
 from os.path import isfile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
+from annotated_types import MinLen
 from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.utils import LINE_END, decode, escaped, parse_json, write_json, write_whole
+from minigpt4.common.utils import LINE_END, decode, json_line, parse_json, write_json, write_whole
 from minigpt4.conversation.decoding import Answer
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.evaluation.caption_data import first_few
@@ -25,6 +25,7 @@ from minigpt4.inference.pipeline import PromptRules, image_reader
 QUESTION_PLACE = "{}"
 PROMPT = f"<Img><ImageHere></Img> {QUESTION_PLACE}"
 """LLaVA's templates read it as `<image>` and a line for the question."""
+Text = Annotated[str, MinLen(1)]
 IMAGE_MARKS = re.compile(r"</?Img>|<ImageHere>")
 
 
@@ -33,9 +34,9 @@ class VisualQuestion:
     """A question as files have it."""
 
     question_id: int | str
-    image: str | None
+    image: Text | None
     """Name of the file; None: text alone."""
-    text: str
+    text: Text
 
 
 Kind = TypeVar("Kind", bound=VisualQuestion)
@@ -49,18 +50,19 @@ def fields_of(**kinds: Any) -> Any:
     return TypedDict("Fields", kinds)
 
 
+ANSWER = fields_of(text=str)
 _adapter = functools.cache(TypeAdapter)
 
 
 def checked(kind: Any, content: Any, where: object) -> Any:
-    """`content` as it is; SampleError that names record and field unless it is of a kind."""
+    """`content` as it is, or as the dataclass that `kind` is; SampleError that names record and field of a fault."""
     try:
-        _adapter(kind).validate_python(content, strict=True)
+        found = _adapter(kind).validate_python(content, strict=not is_dataclass(kind))
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in fault["loc"])
         raise SampleError(f"{where}{place and f', {place.lstrip(chr(46))}'}: {fault['msg']}") from None
-    return content
+    return found if is_dataclass(kind) else content
 
 
 # Files
@@ -89,19 +91,9 @@ def read_lines(path: Path, key: str | None = "question_id") -> Iterator[tuple[st
         yield name, record, where
 
 
-def require_texts(record: Mapping[str, Any], names: Iterable[str], where: str, *, empty: bool = False) -> None:
-    """SampleError unless these fields are texts, with something in them unless `empty`."""
-    for name in names:
-        if not isinstance(record.get(name), str) or not (record[name] or empty):
-            raise SampleError(f"{where}: the field {name!r} must be text")
-
-
 def read_questions(path: Path, kind: type[Kind]) -> list[Kind]:
     """The questions of JSON lines, whose fields are those of `kind`; SampleError that names the line of a bad one."""
-    names, found = [one.name for one in fields(kind) if one.name != "question_id"], []
-    for _, record, where in read_lines(path):
-        require_texts(record, names, where)
-        found.append(kind(record["question_id"], **{name: record[name] for name in names}))
+    found = [checked(kind, record, where) for _, record, where in read_lines(path)]
     if not found:
         raise SampleError(f"{path}: holds no questions")
     return found
@@ -114,19 +106,18 @@ def read_json(path: Path) -> Any:
 
 
 def read_answer_lines(path: Path) -> dict[str, dict[str, Any]]:
-    """Lines of answers {"question_id": 1, "text": "..."} by question_id as text; SampleError names a bad line."""
+    """Lines of answers {"question_id": 1, "text": "..."} by question_id as text; `answer`, as POPE's have it, comes
+    back as `text`. SampleError names a bad line."""
     answers = {}
     for key, record, where in read_lines(path):
-        require_texts(record, ["text"], where, empty=True)
-        answers[key] = record
+        own = record | {"text": record["answer"]} if "answer" in record else record
+        answers[key] = checked(ANSWER, own, where)
     return answers
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]], option: str = "--output") -> None:
     """JSON lines; ConfigError if the disk refuses."""
-    with errors_as(ConfigError, f"{option}: cannot write {path}"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, "".join(escaped(json.dumps(one, ensure_ascii=False)) + "\n" for one in records), option)
+    write_whole(path, "".join(map(json_line, records)), option)
 
 
 # Asking checkpoints
@@ -161,7 +152,7 @@ def ask(
     """
     if prompt.count(QUESTION_PLACE) != 1:
         raise ConfigError(f"--prompt: {prompt!r} must hold {QUESTION_PLACE} exactly once, where the question goes")
-    cfg, checkpoints, folder, processes = run
+    cfg = run.cfg
     prompt = prompt.replace(cfg.model.PLACEHOLDER, IMAGE_PLACEHOLDER)
     rules, own = PromptRules.of(cfg, prompt, source="--prompt"), {}
     text_alone = rules.prompt.replace(prompt, IMAGE_MARKS.sub("", prompt).strip())
@@ -176,7 +167,7 @@ def ask(
     if choices:
         cfg = cfg.replace(run=replace(cfg.run, batch_size_eval=1))
     rules_of_all = replace(rules, own_prompts=own, choices=choices or {})
-    said = predict(cfg, listed, [rules_of_all], checkpoints, folder, processes)
+    said = predict(run._replace(cfg=cfg), listed, [rules_of_all])
     return rules, said and [answers for (answers,) in said]
 
 

@@ -3,7 +3,6 @@
 import base64
 import csv
 import html
-import importlib.util
 import io
 import json
 import re
@@ -15,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from minigpt4.common.errors import ConfigError, SampleError
-from minigpt4.common.utils import escaped, install_command, refused
+from minigpt4.common.errors import SampleError
+from minigpt4.common.utils import escaped, refused
 from minigpt4.processors import open_image
 
+FRAME, SCRIPT = (Path(__file__).with_name(name) for name in ("page.html", "page_script.html"))
 MARK = re.compile("@([A-Z]+)@")
 THUMBNAIL = 208
 """Longer side, pixels."""
@@ -81,12 +81,19 @@ def with_intervals(name: str, cells: Sequence[str], intervals: Sequence[Sequence
 # Pages
 
 
-def filled(template: Path, fields: Mapping[str, str], data: Any) -> str:
-    """A page from its template: escaped `fields` by name in place of `@NAME@`, `data` as JSON in place of `@DATA@`."""
-    script = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")  # no text can end the script
-    values = {**fields, "DATA": escaped(script)}
-    # one pass: marks in the data stay as they are
-    return MARK.sub(lambda mark: values[mark[1]], template.read_text(encoding="utf-8"))
+def page(title: str, body: str, data: Any = None) -> str:
+    """A page that needs no other file and no network: its policy forbids requests. `body`: HTML, whose scripts find
+    `data` and the functions of `page_script.html`; without data none may run."""
+    fields = {"TITLE": html.escape(title), "BODY": body, "POLICY": "", "SCRIPT": ""}
+    if data is not None:
+        text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")  # no text can end the script
+        fields |= {"POLICY": "; script-src 'unsafe-inline'", "SCRIPT": filled(SCRIPT, {"DATA": text})}
+    return escaped(filled(FRAME, fields))
+
+
+def filled(template: Path, fields: Mapping[str, str]) -> str:
+    """HTML from its template, `fields` by name in place of `@NAME@`; in one pass, so that marks in fields stay."""
+    return MARK.sub(lambda mark: fields[mark[1]], template.read_text(encoding="utf-8"))
 
 
 def html_parts(tables: Mapping[str, Table], notes: Sequence[str]) -> tuple[str, str]:
@@ -113,12 +120,6 @@ def data_uri(kind: str, content: bytes) -> str:
 
 
 # Figures
-
-
-def require_figures(key: str) -> None:
-    """ConfigError naming `key` unless matplotlib is there."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ConfigError(f"{key}: the chart needs the package matplotlib; {install_command('eval')} brings it")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 
 from annotated_types import Ge, MaxLen, MinLen
 
@@ -18,7 +18,7 @@ from minigpt4.conversation.llava import IMAGE_TOKEN
 from minigpt4.evaluation.bootstrap import wilson
 from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.judge import Judge, Question
-from minigpt4.evaluation.questions import VisualQuestion, checked, fields_of, read_json, require_texts
+from minigpt4.evaluation.questions import Text, VisualQuestion, checked, fields_of, read_json
 from minigpt4.evaluation.report import Table, with_intervals
 
 LETTERS = "ABCDE"
@@ -32,9 +32,15 @@ PROBLEM = fields_of(
     choices=Annotated[list[str], MinLen(2), MaxLen(len(LETTERS))],
     answer=Annotated[int, Ge(0)],
     image=str | None,
-    **dict.fromkeys(("question", "subject", "grade", "topic", "hint", "lecture", "solution"), str),
+    **dict.fromkeys(("question", "subject", "grade", "topic"), Text),
+    **dict.fromkeys(("hint", "lecture", "solution"), str),
 )
 """What `problems.json` holds of each."""
+SPLITS = dict[str, list[str | int]]
+OUTPUTS_FILE = fields_of(outputs=dict[str, str])
+TURNS = Annotated[list[fields_of(value=str)], MinLen(1)]
+RECORDS = Annotated[list[fields_of(id=str, image=NotRequired[str | None], conversations=TURNS)], MinLen(1)]
+"""What `convert` writes, and LLaVA's files hold."""
 SWAPPED = {"AL": "AE", "AE": "AL"}
 """The published AL has the explanation, AE the lecture."""
 LETTER_ALONE = "Answer with the option's letter from the given choices directly."
@@ -80,19 +86,16 @@ def read_problems(folder: Path, split: str) -> dict[str, dict[str, Any]]:
 
     ConfigError for a split that is not there, SampleError that names the id of a bad problem.
     """
-    file, splits = folder / "problems.json", read_json(folder / "pid_splits.json")
-    problems = read_json(file)
-    if not isinstance(problems, dict) or not isinstance(splits, dict):
-        raise ConfigError(f"{folder}: problems.json and pid_splits.json must each hold an object")
-    if not isinstance(splits.get(split), list) or not splits[split]:
-        raise ConfigError(f"--split: {folder / 'pid_splits.json'} has no ids of {split!r}; {hint(split, splits)}")
+    file, listed = folder / "problems.json", folder / "pid_splits.json"
+    problems, splits = checked(dict, read_json(file), file), checked(SPLITS, read_json(listed), listed)
+    if not splits.get(split):
+        raise ConfigError(f"--split: {listed} has no ids of {split!r}; {hint(split, splits)}")
     found = {}
     for key in map(str, splits[split]):
-        where, one = f"{file}, problem {key}", problems.get(key)
-        if not isinstance(one, dict):
+        where = f"{file}, problem {key}"
+        if key not in problems:
             raise SampleError(f"{where}: is not there, but in the split {split!r}")
-        checked(PROBLEM, one, where)
-        require_texts(one, ("question", "subject", "grade", "topic"), where)
+        one = checked(PROBLEM, problems[key], where)
         if one["answer"] >= len(one["choices"]):
             raise SampleError(f"{where}: the field 'answer' must be the number of a choice, from 0")
         found[key] = one
@@ -158,23 +161,14 @@ def records(problems: Problems, prompt_format: str, *, as_lines: bool = False) -
 
 def read_questions(path: Path, *, letter_alone: bool = False) -> list[VisualQuestion]:
     """The first turns of records as questions without `<image>`; `letter_alone` adds 1.5's request for the letter."""
-    questions, seen = [], set()
-    content = read_json(path)
-    for number, record in enumerate(content if isinstance(content, list) else [], start=1):
-        where = f"{path}, record {number}"
-        try:
-            key, image, text = record["id"], record.get("image"), record["conversations"][0]["value"]
-            require_texts({"id": key, "value": text, "image": image or "-"}, ("id", "value", "image"), where)
-        except (AttributeError, LookupError, TypeError) as error:
-            raise SampleError(f"{where}: no record with 'id' and 'conversations', as `convert` writes it") from error
-        if key in seen:
-            raise SampleError(f"{where}: the id {key} comes twice")
-        seen.add(key)
-        text = text.replace(IMAGE_TOKEN, "").strip()
-        questions.append(VisualQuestion(key, image, f"{text}\n{LETTER_ALONE}" if letter_alone else text))
-    if not questions:
-        raise SampleError(f"{path}: holds no list of records")
-    return questions
+    questions: dict[str, VisualQuestion] = {}
+    for record in checked(RECORDS, read_json(path), path):
+        key, text = record["id"], record["conversations"][0]["value"].replace(IMAGE_TOKEN, "").strip()
+        if key in questions:
+            raise SampleError(f"{path}: the id {key} comes twice")
+        asked = f"{text}\n{LETTER_ALONE}" if letter_alone else text
+        questions[key] = VisualQuestion(key, record.get("image") or None, asked)
+    return list(questions.values())
 
 
 # Scores
@@ -288,11 +282,7 @@ def table(problems: Problems, outcomes: Sequence[Outcome]) -> Table:
 
 def read_outputs(path: Path) -> dict[str, str]:
     """GPT-4's answers by id, from a result file {"outputs": {"3": "The answer is B."}}."""
-    content = read_json(path)
-    outputs = content.get("outputs") if isinstance(content, dict) else None
-    if not isinstance(outputs, dict) or not all(isinstance(text, str) for text in outputs.values()):
-        raise SampleError(f"{path}: must hold 'outputs', texts by id")
-    return outputs
+    return checked(OUTPUTS_FILE, read_json(path), path)["outputs"]
 
 
 def _choice(draw: random.Random, text: str, problem: Mapping[str, Any]) -> tuple[int, bool]:
@@ -313,7 +303,7 @@ def complement(problems: Problems, ours: Mapping[str, str], gpt4: Mapping[str, s
             outcome.results[key] = taken
             rows.append((taken == right, right in (taken, mine), not has_answer))
     if not rows:
-        raise SampleError("no question of the split has an answer of both")
+        raise SampleError("no question of the split has both answers")
     outcome.lines = _lines(rows, "Correct", "Correct (upper)", NO_ANSWER)
     return outcome
 

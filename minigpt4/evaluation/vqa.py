@@ -12,7 +12,7 @@ from minigpt4.evaluation import hallucination, science_qa, vqa_data, vqa_scores
 from minigpt4.evaluation.caption_data import require_same_ids
 from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
 from minigpt4.evaluation.questions import ask, read_json
-from minigpt4.evaluation.vqa_data import GQA_CHOICES, Files, Read, ResultForm, VqaQuestion, checked
+from minigpt4.evaluation.vqa_data import GQA_CHOICES, Files, QuestionSet, ResultForm, VqaQuestion, checked
 from minigpt4.evaluation.yes_no import yes_no
 
 Rank = Literal["sum", "mean"]
@@ -71,7 +71,7 @@ class Benchmark:
     """How one is answered, scored and handed in."""
 
     title: str
-    read: Callable[[Files], Read]
+    read: Callable[[Files], QuestionSet]
     form: ResultForm
     gold: str
     """Field of a record that has the answer."""
@@ -237,7 +237,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, float]]] = {
 
 
 def ask_checkpoints(
-    benchmark: Benchmark, run: EvaluationRun, read: Read, images: Path, prompt: str
+    benchmark: Benchmark, run: EvaluationRun, read: QuestionSet, images: Path, prompt: str
 ) -> tuple[dict[str, Any], list[dict[str, Texts]] | None]:
     """How was asked; and on rank 0 each checkpoint's answers, where choices are ranked by rule, `sum` or `mean`.
 

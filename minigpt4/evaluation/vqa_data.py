@@ -33,7 +33,7 @@ class VqaQuestion(VisualQuestion):
     """Types that tables tell apart, by name."""
 
 
-class Read(NamedTuple):
+class QuestionSet(NamedTuple):
     """What a reader found."""
 
     questions: list[VqaQuestion]
@@ -113,7 +113,7 @@ def _questions(
     ]
 
 
-def read_vqa(files: Files) -> Read:
+def read_vqa(files: Files) -> QuestionSet:
     """VQAv2, and OK-VQA in both forms: MiniGPT-4's split file is a list, its images have 2017's names."""
     content, form, subtype, answers = read_json(files.questions), "list", "", {}
     if isinstance(content, dict):
@@ -132,10 +132,10 @@ def read_vqa(files: Files) -> Read:
 
     records = [{**answers.get(one["question_id"], {}), **one} for one in content]
     questions = _questions(records, "question_id", image, "question", "answer_type", "question_type")
-    return Read(questions, form, subtype)
+    return QuestionSet(questions, form, subtype)
 
 
-def read_aokvqa(files: Files) -> Read:
+def read_aokvqa(files: Files) -> QuestionSet:
     records, form = _records(files.questions, AOKVQA)
 
     def image(one: Mapping[str, Any]) -> str:
@@ -143,27 +143,27 @@ def read_aokvqa(files: Files) -> Read:
         return files.image(f"{one['split']}2017/{number}", number)
 
     splits = dict.fromkeys(one["split"] for one in records)
-    return Read(_questions(records, "question_id", image, "question"), form, " and ".join(splits))
+    return QuestionSet(_questions(records, "question_id", image, "question"), form, " and ".join(splits))
 
 
-def read_gqa(files: Files) -> Read:
+def read_gqa(files: Files) -> QuestionSet:
     """The publisher's dictionary, or the list of MiniGPT-4 and LAVIS under the same name."""
     content = read_json(files.questions)
     if isinstance(content, list):
         listed = checked(list[GQA_LISTED], content, files.questions)
-        return Read(_questions(listed, "question_id", itemgetter("image"), "question"), "list")
+        return QuestionSet(_questions(listed, "question_id", itemgetter("image"), "question"), "list")
     checked(dict[str, GQA], content, files.questions)
     records = [{"question_id": key, **one["types"], **one} for key, one in content.items()]
     image = "{imageId}.jpg".format_map
-    return Read(_questions(records, "question_id", image, "question", "structural"), "dictionary")
+    return QuestionSet(_questions(records, "question_id", image, "question", "structural"), "dictionary")
 
 
-def read_vizwiz(files: Files) -> Read:
+def read_vizwiz(files: Files) -> QuestionSet:
     records, form = _records(files.questions, VIZWIZ)
-    return Read(_questions(records, "image", itemgetter("image"), "question", "answer_type"), form)
+    return QuestionSet(_questions(records, "image", itemgetter("image"), "question", "answer_type"), form)
 
 
-def read_iconqa(files: Files) -> Read:
+def read_iconqa(files: Files) -> QuestionSet:
     """MiniGPT-4's list, or the publisher's folder with a folder a question."""
     if files.questions.is_dir():
         paths, form = sorted(files.questions.glob("*/data.json")), "a folder a question"
@@ -173,37 +173,37 @@ def read_iconqa(files: Files) -> Read:
         records, form = _records(files.questions, ICONQA)
     records = [{**one, "number of choices": len(one["choices"])} for one in records]
     image = "{image_id}/image.png".format_map
-    return Read(_questions(records, "image_id", image, "question", "number of choices"), form)
+    return QuestionSet(_questions(records, "image_id", image, "question", "number of choices"), form)
 
 
-def read_vsr(files: Files) -> Read:
+def read_vsr(files: Files) -> QuestionSet:
     """The id is the number of the record, from 1."""
     records, form = _records(files.questions, VSR)
     numbered = [{**one, "question_id": number} for number, one in enumerate(records, start=1)]
-    return Read(_questions(numbered, "question_id", itemgetter("image"), "caption", "label", "relation"), form)
+    return QuestionSet(_questions(numbered, "question_id", itemgetter("image"), "caption", "label", "relation"), form)
 
 
-def read_hateful_memes(files: Files) -> Read:
+def read_hateful_memes(files: Files) -> QuestionSet:
     records, form = _records(files.questions, HATEFUL_MEMES)
-    return Read(_questions(records, "id", itemgetter("img"), "text", "label"), form)
+    return QuestionSet(_questions(records, "id", itemgetter("img"), "text", "label"), form)
 
 
-def read_pope(files: Files) -> Read:
+def read_pope(files: Files) -> QuestionSet:
     records = map(asdict, hallucination.read_object_questions(files.questions))
-    return Read(_questions(records, "question_id", itemgetter("image"), "text", "label"), "lines")
+    return QuestionSet(_questions(records, "question_id", itemgetter("image"), "text", "label"), "lines")
 
 
-def read_science_qa(files: Files) -> Read:
+def read_science_qa(files: Files) -> QuestionSet:
     records = [
         {"id": key, "text": science_qa.question_and_answer(one, PROBLEM_FORMAT)[0], **one}
         for key, one in science_qa.read_problems(files.questions, files.split).items()
     ]
     image = "{id}/{image}".format_map
     questions = _questions(records, "id", lambda one: one["image"] and image(one), "text", "subject", "grade")
-    return Read(questions, f"problems, {PROBLEM_FORMAT}", files.split)
+    return QuestionSet(questions, f"problems, {PROBLEM_FORMAT}", files.split)
 
 
-def read_questions(reader: Callable[[Files], Read], files: Files) -> Read:
+def read_questions(reader: Callable[[Files], QuestionSet], files: Files) -> QuestionSet:
     """The questions of a benchmark by its reader; SampleError that names file, record and field of a bad one, or an id
     that comes twice; ConfigError for a file that cannot be read."""
     found = reader(files)

@@ -22,7 +22,7 @@ from minigpt4.evaluation.metrics import CaptionScores
 from minigpt4.evaluation.questions import read_json
 from minigpt4.evaluation.report import Table, document, score_table
 from minigpt4.evaluation.vqa import BENCHMARKS, PUBLISHED, Benchmark, Rank, Scores, Texts
-from minigpt4.evaluation.vqa_data import Files, Read, VqaQuestion
+from minigpt4.evaluation.vqa_data import Files, QuestionSet, VqaQuestion
 
 LONG = 5
 """Words; the share of answers with more explains most zeros."""
@@ -46,7 +46,7 @@ class Rules:
 def write_report(
     name: str,
     files: Files,
-    read: Read,
+    read: QuestionSet,
     rows: Sequence[tuple[NamedCheckpoint, Mapping[str, Texts]]],
     rules: Rules,
     setup: Mapping[str, Any],

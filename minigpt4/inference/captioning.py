@@ -31,7 +31,7 @@ from minigpt4.common.devices import memory_advice
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.run_folder import versions
-from minigpt4.common.utils import JsonLines, as_json, escaped, refused, write_whole
+from minigpt4.common.utils import JsonLines, as_json, escaped, json_line, refused, write_whole
 from minigpt4.datasets.datasets.dataloader_utils import to_device
 from minigpt4.inference.engine import CheckpointSwitch
 from minigpt4.inference.image_list import ImageFile, ImageList, cut, read_batches
@@ -108,7 +108,7 @@ class AnswerStore:
     def keep(self, *, without_errors: bool = False) -> dict[str, Line]:
         """Drop from the file what is cut off, comes twice or, if so asked, is an error; the lines that stay."""
         kept = {image: line for image, line in self.lines().items() if not (without_errors and "error" in line)}
-        whole = _as_text(kept.values())
+        whole = "".join(map(json_line, kept.values()))
         if self.path.exists() and whole.encode() != self.path.read_bytes():
             log.info("%s: goes on after %d lines; what was cut off or is tried again is dropped", self.path, len(kept))
             write_whole(self.path, whole, self.option)
@@ -125,7 +125,8 @@ class AnswerStore:
 
     def add(self, lines: Iterable[Line]) -> None:
         """Write the lines of a batch; ConfigError if the disk refuses."""
-        text = _as_text({name: line[name] for name in self.fields if name in line} for line in lines).encode()
+        own = [{name: line[name] for name in self.fields if name in line} for line in lines]
+        text = "".join(map(json_line, own)).encode()
         try:
             with self.path.open("ab", buffering=0) as file:
                 if file.write(text) < len(text):
@@ -149,10 +150,6 @@ class AnswerStore:
             what = f"another {', another '.join(changes)} ({self.provenance_file.name})"
             way_out = "choose another file, or delete this one to begin again"
             raise ConfigError(f"{self.option}: {self.path} was made with {what}; {way_out}")
-
-
-def _as_text(lines: Iterable[Line]) -> str:
-    return "".join(escaped(json.dumps(line, ensure_ascii=False)) + "\n" for line in lines)
 
 
 # Generating

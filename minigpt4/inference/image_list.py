@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from minigpt4.common.utils import decode, parse_json
 from minigpt4.datasets.datasets.base_dataset import ImageReader, join_images
 from minigpt4.datasets.feature_store import CachedBatch, CachedImage
 from minigpt4.processors.blip_processors import SUFFIXES, Uint8Image
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,13 @@ def find_images(source: Path, folder: Path | None, limit: int | None, seed: int)
             exists = item.file.is_file()
         if not exists:
             raise SampleError(f"{where}: the image {item.file} does not exist; --image-folder says where images are")
-    if limit is None or limit >= len(found):
-        return [item for _, item in found]
-    chosen = random.Random(seed).sample(range(len(found)), limit)
-    return [found[number][1] for number in sorted(chosen)]
+    return drawn([item for _, item in found], limit, seed)
+
+
+def drawn(items: Sequence[Item], limit: int | None, seed: int) -> list[Item]:
+    """So many of the items, drawn by `seed`, in their order; all of them without a limit, or with a higher one."""
+    chosen = random.Random(seed).sample(range(len(items)), min(limit or len(items), len(items)))
+    return [items[number] for number in sorted(chosen)]
 
 
 def images_to_caption(sources: Sequence[Path], folder: Path | None = None) -> tuple[Path, list[ImageFile]]:

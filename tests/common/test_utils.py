@@ -99,8 +99,9 @@ def test_json_of_any_text_is_written_and_a_refusal_names_option_and_file(tmp_pat
     content = {"name": "é", "score": 0.5, "image": "caf\udce9.jpg"}
     write_json(tmp_path / "a.json", content)
     assert parse_json((tmp_path / "a.json").read_bytes()) == content
-    with pytest.raises(ConfigError, match=r"--save_path: cannot write .*none/a\.json"):
-        write_json(tmp_path / "none" / "a.json", {}, "--save_path")
+    write_json(tmp_path / "new" / "b.json", {})
+    with pytest.raises(ConfigError, match=r"--save_path: cannot write .*a\.json/b\.json"):
+        write_json(tmp_path / "a.json" / "b.json", {}, "--save_path")
 
 
 MANY = """

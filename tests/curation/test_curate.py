@@ -1,13 +1,10 @@
 """`scripts/curate.py`: images in, a folder for stage 2 out, through every step, kills and changes of mind."""
 
 import csv
-import importlib.util
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -24,9 +21,10 @@ from minigpt4.common.curation_schema import PROMPT, ExportConfig, SelectConfig
 from minigpt4.common.errors import SampleError
 from minigpt4.curation.export import export
 from minigpt4.curation.images import describe, select
-from minigpt4.curation.records import CurationFolder, as_lines
+from minigpt4.curation.records import CurationFolder
 from minigpt4.curation.report import write_report
 from minigpt4.datasets.builders import build_datasets
+from minigpt4.evaluation.questions import write_lines
 from minigpt4.inference.pipeline import pipeline
 from minigpt4.processors import process_image
 
@@ -34,11 +32,11 @@ REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "curate.py"
 IMAGES = 6
 DYING = """
-import os, signal, sys
+import os, signal
 from minigpt4.common import utils
 from minigpt4.inference.captioning import AnswerStore
 
-left, replace, add = int(sys.argv.pop(1)), utils.replace_durably, AnswerStore.add
+left, replace, add = int(os.environ["LEFT"]), utils.replace_durably, AnswerStore.add
 def count():
     global left
     left -= 1
@@ -56,9 +54,6 @@ def add_or_die(self, lines):
         self.keep()
     add(self, lines)
 utils.replace_durably, AnswerStore.add = replace_or_die, add_or_die
-sys.path.insert(0, "scripts")
-import curate
-sys.exit(curate.main(sys.argv[1:]))
 """
 
 
@@ -74,11 +69,8 @@ def jpeg(number: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("curate", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script) -> ModuleType:
+    return load_script("scripts/curate.py")
 
 
 @pytest.fixture
@@ -232,29 +224,30 @@ def test_second_turn_comes_up_to_the_limit_and_a_change_leaves_the_old_file(plac
 @pytest.mark.parametrize(
     ("step", "kills"), [("select", (2, 5)), ("generate", (3, 4)), ("filter", (0, 1)), ("export", (1, 5))]
 )
-def test_after_kills_a_step_goes_on_and_makes_the_same_bytes(place, script, step, kills):
+def test_after_kills_a_step_goes_on_and_makes_the_same_bytes(place, script, warm, step, kills):
     before = ("select", "generate", "refine", "filter")
     for earlier in before[: before.index(step)] if step in before else before:
         assert script.main(arguments(place, earlier, "whole")) == 0
     if step != "select":
         shutil.copytree(place / "whole", place / "torn")
     assert script.main(arguments(place, step, "whole")) == 0
+    (place / "dying.py").write_text(DYING)
+    (place / "dying.yaml").write_text("imports: [dying]\n" + (place / "tiny.yaml").read_text())
+    command = [str(SCRIPT), *arguments(place, step, "torn")]
+    command[command.index("--cfg-path") + 1] = str(place / "dying.yaml")
     for after in kills:
-        command = [sys.executable, "-c", DYING, str(after), *arguments(place, step, "torn")]
-        assert subprocess.run(command, cwd=REPOSITORY, capture_output=True).returncode == -9
+        assert warm.script(*command, cwd=REPOSITORY, path=(place,), env={"LEFT": str(after)}).wait() == [-9]
     assert script.main(arguments(place, step, "torn")) == 0
     whole, torn = (files(place / name) for name in ("whole", "torn"))
     assert whole == torn
 
 
-def test_two_processes_make_what_one_makes(place, script):
+def test_two_processes_make_what_one_makes(place, script, warm):
     assert script.main(arguments(place, "select", "one")) == 0
     shutil.copytree(place / "one", place / "two")
     assert script.main(arguments(place, "generate", "one")) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([*launch, *arguments(place, "generate", "two")], env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    run = warm.script(SCRIPT, *arguments(place, "generate", "two"), cwd=REPOSITORY, processes=2)
+    assert run.wait() == [0, 0], run.text()[-4000:]
     assert files(place / "one") == files(place / "two")
 
 
@@ -340,7 +333,7 @@ def filtered(place: Path) -> CurationFolder:
     records[1] |= {"review": [why | {"rule": "caption"}]}
     records[2] |= {"review": [why | {"rule": "caption"}]}
     for step in ("generate", "refine", "filter"):
-        folder.file(step).write_text(as_lines(records))
+        write_lines(folder.file(step), records)
     return folder
 
 
@@ -351,7 +344,9 @@ def test_verdicts_of_people_decide_and_nothing_is_drawn(place):
         {"id": key, "reviewer": who, "verdict": verdict, "reasons": ["invented"]} for key, who, verdict in verdicts
     ]
     lines += [{"id": "104", "reviewer": "ann", "verdict": "edit", "text": "Better."}]  # the last of a person counts
-    folder.file("review").write_text(as_lines(lines) + '{"id": "105", "reviewer": "ann", "verd')
+    write_lines(folder.file("review"), lines)
+    with folder.file("review").open("a") as file:
+        file.write('{"id": "105", "reviewer": "ann", "verd')
     facts = export(folder, ExportConfig(), 42)
     target = folder.path / "cc_sbu_align"
     annotations = json.loads((target / "filter_cap.json").read_text())["annotations"]
@@ -375,7 +370,7 @@ def test_image_that_is_not_as_it_was_is_refused_before_anything_is_written(place
     folder = filtered(place)
     file = folder.path / "images" / "104.jpg"
     file.unlink() if change == "missing" else file.write_bytes(jpeg(77))
-    with pytest.raises(SampleError, match=r"1 images are not as they were selected, such as .*104\.jpg, wh"):
+    with pytest.raises(SampleError, match=r"1 images have changed since `select`, such as .*104\.jpg, wh"):
         export(folder, ExportConfig(), 42)
     assert not (folder.path / "cc_sbu_align").exists()
 

@@ -1,12 +1,7 @@
 """Instruction data from captions and boxes: what is asked, what is refused, and a whole run on the mini world, whose
 teacher is an endpoint that knows the truth and has planted faults."""
 
-import importlib.util
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -24,13 +19,9 @@ from minigpt4.mini.files import _OWN_SCENES, ConversationSize, write_conversatio
 from minigpt4.mini.scenes import THINGS, conversation, five_captions, sample_scenes
 
 REPOSITORY = Path(__file__).parents[2]
-SCRIPT = REPOSITORY / "scripts" / "make_instructions.py"
 FOLDER = REPOSITORY / "prompts" / "instructions"
 PROMPTS = read_prompts(FOLDER)
 NAMES = read_synonyms(COCO_OBJECTS)
-spec = importlib.util.spec_from_file_location("make_instructions", SCRIPT)
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 LONG = "The picture shows a brown dog that sleeps on a red blanket in front of a window, and a cat beside it."
 
 
@@ -79,10 +70,10 @@ DAMAGES = [
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"categories": None}, ConfigError, "instances.json: is no instances_"),
-        ({"images": [{"id": 9}]}, ConfigError, "is no instances_"),
-        ({"images": [IMAGES[0] | {"id": 1}], "annotations": []}, ConfigError, "take two files of one split"),
-        *(({"annotations": [BOX, BOX | own]}, SampleError, "annotation 2 is no box") for own in DAMAGES),
+        ({"categories": None}, ConfigError, "instances.json: is not COCO's instances_"),
+        ({"images": [{"id": 9}]}, ConfigError, "is not COCO's instances_"),
+        ({"images": [IMAGES[0] | {"id": 1}], "annotations": []}, ConfigError, "must be of the same split"),
+        *(({"annotations": [BOX, BOX | own]}, SampleError, "annotation 2 is not a box") for own in DAMAGES),
     ],
 )
 def test_damaged_boxes_are_named_before_anything_is_asked(changes, error, words, tmp_path):
@@ -112,7 +103,7 @@ def records_of(images, counts=None):
     return [record for _, record in assign(images, PROMPTS, counts)]
 
 
-def test_kind_of_an_image_is_its_own_and_counts_take_other_images_only_where_they_must():
+def test_kind_of_an_image_is_its_own_and_counts_take_other_images_only_where_they_must(script):
     images = [image(number) for number in range(1580)]
     whole = records_of(images)
     shares = Counter(record["kind"] for record in whole)
@@ -264,6 +255,11 @@ class Teacher:
 
 
 @pytest.fixture(scope="module")
+def script(load_script):
+    return load_script("scripts/make_instructions.py")
+
+
+@pytest.fixture(scope="module")
 def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mini")
     write_conversations(folder, SIZE)
@@ -293,7 +289,7 @@ def contents(folder):
     return {file.name: file.read_bytes() for file in folder.glob("*.json*") if file.name != "requests.jsonl"}
 
 
-def test_every_fault_is_counted_and_the_data_set_reads_the_rest(arguments, chat_server, world, tmp_path, capsys):
+def test_every_fault_is_counted_and_the_rest_is_a_dataset(script, arguments, chat_server, world, tmp_path, capsys):
     teacher, made = Teacher(chat_server, PASSING), tmp_path / "made"
     images = read_images(world / "captions_train.json", world / "instances_train.json")
     for one, (scene, captions) in zip(images, teacher.scenes, strict=True):
@@ -336,31 +332,29 @@ def test_every_fault_is_counted_and_the_data_set_reads_the_rest(arguments, chat_
     assert left == {key for key, record in records.items() if "dropped" not in record} - review.keys()
 
 
-def test_killed_it_ends_with_the_same_bytes_and_asks_nothing_twice(arguments, chat_server, tmp_path):
-    whole, folder = tmp_path / "whole", tmp_path / "killed"
+def test_stopped_anywhere_it_ends_with_the_same_bytes_and_asks_nothing_twice(script, arguments, chat_server, tmp_path):
+    """Kills: what the judge and the progress keep, test_refine.py has under SIGKILL."""
+    whole, folder = tmp_path / "whole", tmp_path / "stopped"
     Teacher(chat_server, {})
     assert script.main(arguments(whole)) == 0
-    teacher, environment = Teacher(chat_server, {}), {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    chat_server.requests.clear()
-    answer, limits = teacher.answer, [9, RECORDS + 4]  # in the first requests, and in the second ones
+    teacher = Teacher(chat_server, {})
+    rule, stops = teacher.rule, [9, RECORDS + 4]  # in the first requests, and in the second ones
 
-    def answer_or_die(request):
-        if limits and len(chat_server.requests) >= limits[0]:
-            limits.pop(0)
-            os.kill(process.pid, signal.SIGKILL)
-        return answer(request)
+    def rule_or_refuse(request):
+        if stops and teacher.asked >= stops[0]:
+            del stops[0]
+            return 401
+        return rule(request)
 
-    chat_server.answer = answer_or_die
-    while limits:
-        command = [sys.executable, SCRIPT, *arguments(folder, "--judge-at-once", "1")]
-        process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-        assert process.wait(300) == -signal.SIGKILL
+    chat_server.rule = rule_or_refuse
+    for _ in (1, 2):
+        assert script.main(arguments(folder, "--judge-at-once", "1")) == 2
     (progress,) = (folder / "made/progress").iterdir()
     with progress.open("a") as file:
         file.write('{"text": "torn')
     assert script.main(arguments(folder)) == 0
     assert contents(folder / "made") == contents(whole / "made")
-    assert teacher.asked <= RECORDS - 1 + 5 + 1 + 2  # silence is asked twice; two were under way
+    assert teacher.asked == RECORDS - 1 + 5 + 1  # silence is asked twice
 
 
 COMPLAINTS = {
@@ -376,7 +370,7 @@ COMPLAINTS = {
 
 
 @pytest.mark.parametrize("words", COMPLAINTS)
-def test_option_that_cannot_be_is_refused(words, arguments, chat_server, tmp_path, capsys):
+def test_option_that_cannot_be_is_refused(script, words, arguments, chat_server, tmp_path, capsys):
     assert script.main([*arguments(tmp_path), *words.split()]) == 2
     assert COMPLAINTS[words] in capsys.readouterr().err
     assert chat_server.requests == []

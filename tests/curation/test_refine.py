@@ -1,10 +1,6 @@
 """Mending by rules and by an endpoint: guards against what language models do, faults by name, kills."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,9 +10,11 @@ from minigpt4.common.curation_schema import RefineConfig
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schemas import EndpointConfig
 from minigpt4.curation import refine
-from minigpt4.curation.records import CurationFolder, as_lines
+from minigpt4.curation.records import CurationFolder
 from minigpt4.curation.refine import ALREADY, EXPLAINS, INVENTS, SHORT, Refiner, clean, guard, stem
+from minigpt4.evaluation.questions import write_lines
 
+REPOSITORY = Path(__file__).parents[2]
 TEXT = (
     "The image shows a brown dog on a green couch beside a window. The dog looks at a red ball that lies on the floor. "
     "Behind the couch hangs a picture of the sea."
@@ -116,7 +114,7 @@ def records(count: int) -> list[dict]:
 
 def curation(folder: Path, own: list[dict]) -> CurationFolder:
     made = CurationFolder(folder)
-    made.file("generate").write_text(as_lines(own))
+    write_lines(made.file("generate"), own)
     return made
 
 
@@ -248,24 +246,24 @@ refiner.run(folder.read("generate"), {"input": folder.sha256("generate")})
 """
 
 
-def test_after_kills_nothing_that_was_answered_is_asked_again_and_the_bytes_are_the_same(chat_server, tmp_path):
-    count = 60
+def test_after_kills_nothing_that_was_answered_is_asked_again_and_the_bytes_are_the_same(chat_server, warm, tmp_path):
+    count, script = 60, tmp_path / "refining.py"
+    script.write_text(KILLED)
+    start = lambda folder: warm.script(script, folder.path, chat_server.url, cwd=REPOSITORY)  # noqa: E731
     chat_server.answer = lambda request: time.sleep(0.01) or request["messages"][-1]["content"].replace("brown ", "")
     whole = curation(tmp_path / "whole", records(count))
-    command = [sys.executable, "-c", KILLED]
-    subprocess.run([*command, whole.path, chat_server.url], check=True)
+    assert start(whole).wait() == [0]
     assert len(chat_server.requests) == count
     chat_server.requests.clear()
     torn = curation(tmp_path / "torn", records(count))
     for until in (15, 40):
-        process = subprocess.Popen([*command, torn.path, chat_server.url])
+        process = start(torn)
         while len(chat_server.requests) < until:
             time.sleep(0.005)
-            assert process.poll() is None
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+            assert process.alive(), process.text()
+        process.kill()
         with (torn.path / "answers.jsonl").open("ab") as file:
             file.write(b'{"key": "torn')
-    subprocess.run([*command, torn.path, chat_server.url], check=True)
+    assert start(torn).wait() == [0]
     assert torn.file("refine").read_bytes() == whole.file("refine").read_bytes()
     assert count <= len(chat_server.requests) <= count + 2 * 2  # those under way at a kill

@@ -1,9 +1,7 @@
 """Whole evaluations on tiny weights: in this process, or as processes of their own."""
 
-import importlib.util
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +20,6 @@ from minigpt4.processors import open_image
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
 
 REPOSITORY = Path(__file__).parents[2]
-SCRIPTS = REPOSITORY / "eval_scripts"
 CONFIG = REPOSITORY / "eval_configs" / "minigpt4_flickr_eval.yaml"
 IMAGES = 11
 CAPTIONS = (
@@ -91,22 +88,13 @@ class Evaluation:
         self.config.write_text(yaml.safe_dump(config))
 
 
-def load_script(name: str) -> ModuleType:
-    """A command as a module."""
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def make_evaluation(folder: Path, parity: Path, tiny: Mapping[str, Any]) -> Evaluation:
+def make_evaluation(folder: Path, script: ModuleType, parity: Path, tiny: Mapping[str, Any]) -> Evaluation:
     """Data, three checkpoints, and the shipped configuration with other paths and sizes."""
     torch.set_num_threads(1)
     _write_data(folder)
     _write_checkpoints(folder, parity)
     checkpoints = [f"pretrained={folder}/start.pth", *(f"{folder}/checkpoint_{n}.pth" for n in (0, 1))]
-    script, model = load_script("eval_flickr30k"), {**tiny, "prompt_path": str(parity / "prompts_tiny.txt")}
+    model = {**tiny, "prompt_path": str(parity / "prompts_tiny.txt")}
     evaluation = Evaluation(folder, folder / "evaluation.yaml", script, checkpoints, model, FAST)
     evaluation.take(CONFIG)
     info = {"ann_path": "nobody/needs/the/training/file.json", "test_ann_path": str(folder / "test.json")}
@@ -136,27 +124,28 @@ def _write_checkpoints(folder: Path, parity: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, parity_dir: Path, tiny_section: Callable) -> Evaluation:
-    """An evaluation whose data nobody changes."""
-    return make_evaluation(tmp_path_factory.mktemp("evaluation"), parity_dir, tiny_section(ckpt=None))
+def command(load_script: Callable[[str], ModuleType]) -> Callable[[str], ModuleType]:
+    """`command("score_captions")`: that script as a module."""
+    return lambda name: load_script(f"eval_scripts/{name}.py")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, command: Callable, parity_dir: Path, tiny_section: Callable):
+    """An `Evaluation` whose data nobody changes."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    return make_evaluation(folder, command("eval_flickr30k"), parity_dir, tiny_section(ckpt=None))
 
 
 @pytest.fixture
-def own(tmp_path: Path, parity_dir: Path, tiny_section: Callable) -> Evaluation:
+def own(tmp_path: Path, command: Callable, parity_dir: Path, tiny_section: Callable) -> Evaluation:
     """An evaluation of the test's own."""
-    return make_evaluation(tmp_path, parity_dir, tiny_section(ckpt=None))
+    return make_evaluation(tmp_path, command("eval_flickr30k"), parity_dir, tiny_section(ckpt=None))
 
 
 @pytest.fixture(scope="session")
 def complete(shared: Evaluation) -> Path:
     """The results of all three checkpoints by one process."""
     return shared.run("complete")
-
-
-@pytest.fixture(scope="session")
-def command() -> Callable[[str], ModuleType]:
-    """`command("score_captions")`: that script as a module."""
-    return load_script
 
 
 @pytest.fixture(scope="session")

@@ -357,7 +357,7 @@ def data_of(page: str) -> dict:
 def test_page_shows_every_answer_and_texts_cannot_become_markup(nasty, report):
     report(nasty)
     page = (nasty / "advanced.html").read_text()
-    assert len(re.findall("<script", page)) == 2
+    assert len(re.findall("<script", page)) == 3
     assert NASTY not in page
     assert page.count(html.escape(NASTY)) >= 2
     cards = data_of(page)["cards"]
@@ -454,12 +454,13 @@ BAD_TASKS = [
     ({"meme/a.png": None, "b.png": None}, "'b.png' has no question"),
     ({"care/a.png": None}, r"care/a\.png: the task 'care' has no question \(question\.txt\)"),
     ({"meme/a.png": None, "recipe/question.txt": "How?"}, "recipe has no images"),
-    ({"care/a.png": None, "care/question.txt": " "}, "field 'question' must be text"),
+    ({"care/a.png": None, "care/question.txt": " "}, r"question: String should have"),
+    ({"all/a.png": None, "all/question.txt": "Q?"}, "no task can be called 'all'"),
     ({"a.png": None}, r"names no tasks; see --help, or set run\.advanced_tasks"),
     ({"list.json": [{"image": "a.png", "task": "poem"}]}, r"entry 1: the image .*a\.png does not exist"),
     ({"a.png": None, "list.json": [{"image": "a.png", "task": "poem"}] * 2}, "entry 2: poem: a.png comes twice"),
-    ({"a.png": None, "list.json": [{"image": "a.png", "task": "poem"}, "a.png"]}, "entry 2: must be"),
-    ({"a.png": None, "list.json": [{"image": "a.png", "task": 3}]}, "entry 1: the field 'task' must be text"),
+    ({"a.png": None, "list.json": [{"image": "a.png", "task": "poem"}, "a.png"]}, "entry 2: Input should be"),
+    ({"a.png": None, "list.json": [{"image": "a.png", "task": 3}]}, "entry 1, task: Input should be a valid string"),
 ]
 
 
@@ -487,7 +488,7 @@ def test_bad_files_of_answers_and_verdicts_are_named(folder, measurement, capsys
 
     assert "no verdicts_*.json" in refusal("report", str(folder))
     verdicts_of(folder, "Ann", {"ffff": True})
-    assert "no verdict is about these answers" in refusal("report", str(folder))
+    assert "none of the verdicts are about these answers" in refusal("report", str(folder))
     shutil.copy(folder / "verdicts_Ann.json", folder / "verdicts_Ann (1).json")
     assert "the judge 'Ann' has verdicts in another file" in refusal("report", str(folder))
     (folder / "verdicts_Ann (1).json").write_text('{"judge": "Bob", "kind": "person", "verdicts": {"a": {"pass": 1}}}')
@@ -497,7 +498,10 @@ def test_bad_files_of_answers_and_verdicts_are_named(folder, measurement, capsys
     content["answers"][0]["image"] = "gone.jpg"
     file.write_text(json.dumps(content))
     assert "gone.jpg: the image is gone" in refusal("page", str(folder))
-    content["answers"].pop()
+    content["answers"][0]["task"] = "all"
+    file.write_text(json.dumps(content))
+    assert "answers_quagga.json: no task can be called 'all'" in refusal("page", str(folder))
+    content["answers"].pop(0)
     file.write_text(json.dumps(content))
     assert "zebra and quagga were not asked the same" in refusal("page", str(folder))
     file.write_text("[1]")

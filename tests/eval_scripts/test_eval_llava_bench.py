@@ -1,10 +1,6 @@
 """LLaVA-Bench against the published code's results, with a judge behind a real server."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -74,7 +70,8 @@ def test_requests_and_review_are_the_published_ones(chat_server, make, tmp_path,
     review(make("another.jsonl"), comparisons, output)
     assert (len(chat_server.requests), output.read_bytes()) == (case["requests_when_run_again"], whole)
     first, *others = whole.splitlines(keepends=True)
-    output.write_bytes(others[1] + first)  # two lines, in no order: by question, not by count
+    # Two lines, in no order, and one that a kill cut off: by question, not by count.
+    output.write_bytes(others[1] + first + b'{"id": 3, "question_id": 2, "ans')
     review(make("third.jsonl"), comparisons, output)
     assert (len(chat_server.requests), output.read_bytes()) == (case["requests_after_two_lines"], whole)
 
@@ -104,7 +101,7 @@ def test_faults_of_the_server_cost_no_judgement(chat_server, make, tmp_path, ste
     output, comparisons = tmp_path / "review.jsonl", read_comparisons(*inputs("coco"))
     replies = answer_in_turn(chat_server, "coco")
     chat_server.headers, chat_server.steps = SOON, ["answer", "answer", *steps]
-    stays = steps in (["garbage"], [401], [500] * 3)
+    stays = steps in ([401], [500] * 3)
     if stays:
         with pytest.raises(RunError, match=chat_server.url):
             review(make(), comparisons, output)
@@ -115,34 +112,6 @@ def test_faults_of_the_server_cost_no_judgement(chat_server, make, tmp_path, ste
     asked = [request["messages"][1]["content"] for request in chat_server.requests]
     assert set(asked) == {one.message for one in (comparisons[2:] if stays else comparisons)}
     assert stays or len(asked) == 6 + len(steps)
-
-
-def test_killed_in_the_middle_it_goes_on(chat_server, tmp_path, command):
-    output, names = tmp_path / "review.jsonl", ("questions", "context", "rule", "reference", "answers")
-    arguments = ["judge", "--judge-url", chat_server.url, "--judge-model", "tiny", "--judge-at-once", "1"]
-    for name, path in zip(names, inputs("coco"), strict=True):
-        arguments += [f"--{name}", str(path)]
-    arguments += ["--output", str(output), "--judge-cache"]
-    script = REPOSITORY / "eval_scripts" / "eval_llava_bench.py"
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    answer_in_turn(chat_server, "coco")
-    answer = chat_server.answer
-
-    def answer_or_kill(request):
-        if len(chat_server.requests) == 4:
-            os.kill(process.pid, signal.SIGKILL)
-        return answer(request)
-
-    chat_server.answer = answer_or_kill
-    process = subprocess.Popen([sys.executable, script, *arguments, tmp_path / "cache.jsonl"], env=environment)
-    assert process.wait(120) == -signal.SIGKILL
-    written = len(lines_of(output))
-    assert written in (2, 3)  # the fourth question may be asked before the third line stands
-    with output.open("a") as file:
-        file.write(f'{{"id": {written + 1}, "question_id": {written}, "ans')
-    assert command("eval_llava_bench").main([*arguments, str(tmp_path / "another.jsonl")]) == 0
-    assert lines_of(output) == GOLDEN["judge"]["coco"]["review_lines"]
-    assert len(chat_server.requests) == 4 + 6 - written
 
 
 # What does not fit
@@ -180,12 +149,12 @@ LAST = '{"question_id": 3, "prompt": "p", "text": "A man.", "answer_id": "tiny3"
         ),
         (MODEL, '"question_id": 3', '"question_id": 2', "line 4: the question_id 2 comes twice"),
         (MODEL, '"question_id": 3', '"question_id": 9', "1 questions have no answer: question_id 3"),
-        (GPT4, '"text": "Not known.", ', "", f"{GPT4}, line 4: the field 'text' must be text"),
+        (GPT4, '"text": "Not known.", ', "", f"{GPT4}, line 4, text: Field required"),
         ("bench_questions.jsonl", LAST[:16] + "3", LAST[:16] + "9", "1 questions have no answer: question_id 9"),
-        ("bench_questions.jsonl", '"category": "detail", ', "", "bench_questions.jsonl, line 2: the field 'category'"),
+        ("bench_questions.jsonl", '"category": "detail", ', "", "bench_questions.jsonl, line 2, category: Field"),
         ("bench_questions.jsonl", '"detail"', '"coding"', "rule.json: has no 'llava_bench_coding'"),
         ("bench_context.jsonl", '"002.jpg"', '"003.jpg"', "has nothing about the image 002.jpg of question 2"),
-        ("bench_context.jsonl", '"caption": "A', '"captions": "A', "bench_context.jsonl, line 1: needs 'caption'"),
+        ("bench_context.jsonl", '"caption": "A', '"captions": "A', "bench_context.jsonl, line 1, captions: "),
         ("rule.json", "}\n}", "}\n", "rule.json: cannot be read"),
     ],
 )

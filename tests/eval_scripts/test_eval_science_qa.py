@@ -174,7 +174,7 @@ def test_the_judge_is_asked_only_where_both_differ(main, chat_server, tmp_path, 
         ("problems.json", '"41": {', '"42": {', "problem 41: is not there, but in the split 'test'"),
         ("problems.json", '"41": {', '"3": {', "problems.json: cannot be read.*'3' stands twice"),
         ("pid_splits.json", '"test"', '"tests"', "has no ids of 'test'; did you mean"),
-        ("predictions.jsonl", '"text": "B",', "", "predictions.jsonl, line 1: the field 'text' must be text"),
+        ("predictions.jsonl", '"text": "B",', "", "predictions.jsonl, line 1, text: Field required"),
         ("predictions.jsonl", '"question_id": "7"', '"question_id": "3"', "line 2: the question_id 3 comes twice"),
         ("predictions.jsonl", '"x", "model_id": "tiny", "metadata": {}}\n{"question_id": "7"', "", "line 1: not JSON"),
     ],
@@ -196,10 +196,10 @@ def test_unknown_formats_are_refused(problems, prompt_format):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ('[{"id": "3", "conversations": []}]', "record 1: no record with"),
-        ('[{"id": 3, "conversations": [{"value": "Q?"}]}]', "record 1: the field 'id' must be text"),
+        ('[{"id": "3", "conversations": []}]', r"\[0\]\.conversations"),
+        ('[{"id": 3, "conversations": [{"value": "Q?"}]}]', r"\[0\]\.id"),
         ('[{"id": "3", "conversations": [{"value": "Q?"}]}, {"id": "3", "conversations": [{"value": "Q?"}]}]', "twice"),
-        ("{}", "holds no list of records"),
+        ("{}", "Input should be a valid list"),
         ('[{"id": "3"', "cannot be read"),
     ],
 )

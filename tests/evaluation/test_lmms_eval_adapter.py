@@ -165,8 +165,8 @@ def test_losses_of_targets_and_of_text_alone(found, models, pixels):
     ("attempt", "text"),
     [
         ("sound", "SampleError: drawn, test, document 3: only images"),
-        ("marks", "SampleError: drawn, test, document 1: the text has 1 <image>, but 2 images"),
-        ("rounds", "ConfigError: the adapter for lmms-eval has no tasks of several rounds"),
+        ("marks", "SampleError: drawn, test, document 1: the text has 1 <image>, but there are 2 images"),
+        ("rounds", "ConfigError: the adapter for lmms-eval does not support multi-round tasks"),
         ("argument", "ConfigError: --model_args: unknown: chekpoint"),
         ("no file", "ConfigError: --model_args: cfg_path is missing"),
         ("batch", "ConfigError: --batch_size: 'auto'"),

@@ -77,47 +77,6 @@ def test_aokvqa_scores(name, field):
     assert case["expected"]["official_strict"][field].startswith("refused")
 
 
-def said_of(name: str, field: str) -> dict[str, str]:
-    return {key: own[field] for key, own in CASES[name]["predictions"].items() if field in own}
-
-
-def in_order(name: str, key: str) -> tuple[dict, list[dict]]:
-    """Predictions in the order of the records."""
-    case = CASES[name]
-    return {one[key]: text for one, text in zip(case["annotations"], case["predictions"], strict=True)}, case[
-        "annotations"
-    ]
-
-
-AOKVQA, GQA = CASES["aokvqa"], CASES["gqa"]
-VIZWIZ = ({one["image"]: one["answer"] for one in CASES["vizwiz"]["predictions"]}, CASES["vizwiz"]["annotations"])
-SAID_GQA = ({one["questionId"]: one["prediction"] for one in GQA["predictions"]}, GQA["list_form"])
-CHOICE, DIRECT = ((said_of("aokvqa", field), AOKVQA["dataset"]) for field in ("multiple_choice", "direct_answer"))
-
-
-@pytest.mark.parametrize(
-    ("name", "scorer", "given", "key", "wanted"),
-    [
-        ("aokvqa", "official", CHOICE, "question_id", AOKVQA["expected"]["official"]["multiple_choice"]),
-        ("aokvqa_direct", "official", DIRECT, "question_id", AOKVQA["expected"]["official"]["direct_answer"]),
-        ("aokvqa_direct", "lavis", DIRECT, "question_id", AOKVQA["expected"]["lavis_direct_answer"]),
-        ("gqa", "minigpt4", SAID_GQA, "question_id", GQA["expected"]["minigpt4"]),
-        ("gqa", "lavis", SAID_GQA, "question_id", GQA["expected"]["lavis"]),
-        ("vizwiz", "minigpt4", VIZWIZ, "image", CASES["vizwiz"]["expected"]["minigpt4"]["overall"]),
-        ("vsr", "minigpt4", in_order("vsr", "image"), "image", CASES["vsr"]["expected"]["minigpt4"]),
-        (
-            "hateful_memes",
-            "minigpt4",
-            in_order("hateful_memes", "id"),
-            "id",
-            CASES["hateful_memes"]["expected"]["minigpt4"],
-        ),
-    ],
-)
-def test_overall_scores(name, scorer, given, key, wanted):
-    assert np.mean(list(scores(name, scorer, *given, key).values())) == pytest.approx(wanted, abs=1e-10)
-
-
 # Choices
 
 

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.common.dist_utils import Processes, start_processes, stop_processes
 from minigpt4.common.errors import RunError
-from minigpt4.evaluation.generate import predict, read_checkpoint_list
+from minigpt4.evaluation.generate import EvaluationRun, predict, read_checkpoint_list
 from minigpt4.inference.captioning import AnswerStore, caption_images
 from minigpt4.inference.image_list import ImageList, images_to_caption
 from minigpt4.inference.pipeline import PromptRules, image_reader
@@ -125,7 +125,7 @@ def scenario_answers(recipe: Path, processes: Processes) -> dict[str, Any]:
         images = ImageList(items[:3], image_reader(cfg))
         rules = [PromptRules.of(cfg, source="test", num_beams=beams) for beams in (1, 3)]
         checkpoints = read_checkpoint_list([cfg.model.ckpt])
-        said = predict(cfg, images, rules, checkpoints, folder, processes)
+        said = predict(EvaluationRun(cfg, checkpoints, folder, processes), images, rules)
         file = AnswerStore.captions(folder / "captions.jsonl")
         counts = caption_images(cfg, rules[0], base, items[:3], 1, file, processes)
         results[name] = [
