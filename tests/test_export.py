@@ -156,7 +156,7 @@ def said_by(ours: Pipeline, image: Path, tokens: int, stop: list[str]) -> tuple[
     model, prompt = ours.model, prompt_of(ours.cfg)
     pixels_3SS = ours.processor(Image.open(image))
     embeds = [model.project(model.image_features(pixels_3SS[None]))]
-    (row,), _ = model._prompt_rows([prompt], [embeds])
+    (row,), _ = model.prompt_rows([prompt], [embeds])
     ids = [token if place < 0 else IMAGE_TOKEN for token, place in zip(row.ids, row.images, strict=True)]
     inputs = model.prompt_embeds([prompt], [embeds])
     answer = generate_ids(model.llama_model, model.llama_tokenizer, *inputs, Decoding(max_new_tokens=tokens), stop)

@@ -76,7 +76,7 @@ def test_vllm_registers_the_model_and_reads_prompts_as_we_do(case, folder, parit
     read = processor(prompt, mm_items=processor.info.parse_mm_data({"image": images}))
     ours = Pipeline(export.source_of(str(folder / "recipe.yaml"), None, []), "cpu")
     embeds = [torch.zeros(1, 8, 96)] * count
-    (row,), _ = ours.model._prompt_rows([prompt.replace(IMAGE_TOKEN, IMAGE_PLACEHOLDER)], [embeds])
+    (row,), _ = ours.model.prompt_rows([prompt.replace(IMAGE_TOKEN, IMAGE_PLACEHOLDER)], [embeds])
     token = config.hf_config.image_token_index
     assert read["prompt_token_ids"] == [i if at < 0 else token for i, at in zip(row.ids, row.images, strict=True)]
     assert [(span.offset, span.length) for span in read["mm_placeholders"]["image"]] == [
