@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from minigpt4 import merge
@@ -69,11 +68,10 @@ def saved(model, path: Path) -> Path:
 
 
 def test_published_adapters_are_read_and_their_merge_says_the_same(
-    with_lora, llava_dir, llava_section, build_llava, adapters, samples, tmp_path
+    with_lora, llava_dir, llava_section, write_recipe, build_llava, adapters, samples, tmp_path
 ):
-    recipe = tmp_path / "recipe.yaml"
     section = llava_section(model_type="v1", image_size=56, train={"llm": RULE})
-    recipe.write_text(yaml.safe_dump({"model": section, "datasets": {}, "run": {"task": "image_text_pretrain"}}))
+    recipe = write_recipe(tmp_path, section)
     output = tmp_path / "merged"
     assert merge.main(["--cfg-path", str(recipe), "--ckpt", str(adapters), "--output", str(output)]) == 0
     merged = build_llava(llama_model=str(output), ckpt=str(output / "projection.pth")).eval()
