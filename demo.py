@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HELP = "/image FILE shows another image, /again asks the last question anew, /restart forgets everything, /help is this"
+HELP = "/image FILE shows another image, /again regenerates the answer, /restart starts over, /help shows this"
 HINT = f"{HELP}. Ctrl-C ends an answer; an empty line ends the conversation.\n"
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""

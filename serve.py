@@ -16,6 +16,7 @@ from minigpt4.common.config_files import parse_options
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import end, exit_status, require_packages
+from minigpt4.serving.address import address_of, is_local, listen
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def serve(args: argparse.Namespace) -> None:
     """Load, listen, and answer until a signal comes."""
     require_packages("the server", "serve", "fastapi", "uvicorn")
     from minigpt4.serving.api.access import Access, ApiLimits
-    from minigpt4.serving.api.app import KEY_VARIABLE, address_of, api_key, build_app, is_local, listen, make_server
+    from minigpt4.serving.api.app import KEY_VARIABLE, api_key, build_app, make_server
     from minigpt4.serving.loading import load_engine
 
     if args.max_rows < 1:

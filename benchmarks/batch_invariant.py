@@ -20,9 +20,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from command import measured, parser_of
+from command import measured, parser_of, section
 from sizes import SIZES, write_weights
-from tables import machine, ratio, table
+from tables import ratio
 
 from minigpt4.common.binding import bind
 from minigpt4.common.config import Config
@@ -80,16 +80,16 @@ def build(args: argparse.Namespace, folder: Path, device: torch.device) -> tuple
     if args.cfg_path:
         options = [f"model.llm_precision={args.precision}", *([f"model.ckpt={args.ckpt}"] if args.ckpt else [])]
         config = Config(SimpleNamespace(cfg_path=args.cfg_path, options=options)).validate(training=False)
-        section, processor = config.model, image_processor(config)
+        cfg, processor = config.model, image_processor(config)
     else:
         size = SIZES[args.size]
         write_weights(folder, size, torch.float32)
-        section = bind(MiniGPT4Config, size.section(folder, args.precision), section="model", source="the benchmark")
-        processor = load_processor("blip2_image_eval", {"image_size": section.image_size or 224})
-    model = MiniGPT4.from_config(section, device=device).eval()
+        cfg = bind(MiniGPT4Config, size.section(folder, args.precision), section="model", source="the benchmark")
+        processor = load_processor("blip2_image_eval", {"image_size": cfg.image_size or 224})
+    model = MiniGPT4.from_config(cfg, device=device).eval()
     if not args.cfg_path:
         torch.nn.init.normal_(model.llama_proj.weight, std=0.02, generator=torch.Generator(device).manual_seed(0))
-    make_batch_invariant(model.llama_model, section)
+    make_batch_invariant(model.llama_model, cfg)
     return model, processor
 
 
@@ -122,12 +122,14 @@ def measure(args: argparse.Namespace, folder: Path, processes: Processes) -> str
         rows.append((f"{size}", differing(known, said[size]), without, *price, f"{ratio(on, off):.2f}" if on else "-"))
     head = ("batch", "others than expected", "without the switch", "default, s an answer", "on, s an answer", "times")
     world = f"{processes.world_size} process{'es' if processes.world_size > 1 else ''}"
-    return (
-        f"### Answers that do not depend on the batch, {args.size if not args.cfg_path else Path(args.cfg_path).name}, "
-        f"{args.precision}\n\n{args.images} images, at most {args.tokens} tokens, {world}; expected are the answers of "
+    name = Path(args.cfg_path).name if args.cfg_path else args.size
+    text = (
+        f"{args.images} images, at most {args.tokens} tokens, {world}; expected are the answers of "
         f"{'another run' if args.against else f'batch {first}'}. CPU seconds of {args.timed} answers, median of "
-        f"{args.repeats} rounds.\n\n    python {' '.join(sys.argv)}\n\nMachine: {machine()}.\n\n{table(head, rows)}"
+        f"{args.repeats} rounds."
     )
+    title = f"### Answers that do not depend on the batch, {name}, {args.precision}"
+    return section(args, "batch_invariant", title, text, head, rows)
 
 
 def times(

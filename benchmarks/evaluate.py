@@ -10,7 +10,6 @@ between the ways are an error. The plain way is plain_evaluation.py; how many of
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -21,9 +20,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from command import measured, parser_of
+from command import measured, parser_of, section
 from plain_evaluation import RESULT, SCORERS
-from tables import REPOSITORY, machine, table
+from tables import REPOSITORY, environment
 
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, RunError
@@ -78,7 +77,7 @@ def measure(args: argparse.Namespace, folder: Path) -> str:
         timings.append(repeat(args, checkpoints, options, folder / str(number), apart_first=bool(number % 2)))
         print(f"repeat {number + 1}: {timings[-1]}", file=sys.stderr)
     results = json.loads((folder / "0" / "together" / JSON).read_text(encoding="utf-8"))
-    return section(args, results, timings)
+    return report(args, results, timings)
 
 
 def _limit(args: argparse.Namespace, folder: Path) -> list[str]:
@@ -133,9 +132,8 @@ def run_script(args: argparse.Namespace, script: Path, given: Sequence[str], opt
     """Seconds of a whole process; RunError with the end of what it said if it fails."""
     command = [sys.executable, str(script), *given, "--cfg-path", args.cfg_path, "--metrics", *args.metrics]
     command += ["--options", *options] if options else []
-    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     start = time.perf_counter()
-    result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    result = subprocess.run(command, capture_output=True, text=True, env=environment())
     if result.returncode:
         raise RunError(f"{' '.join(command)} failed:\n{result.stderr[-SHOWN_OF_ERROR:]}")
     return time.perf_counter() - start
@@ -148,8 +146,8 @@ def _results(folder: Path) -> list[dict[str, Any]]:
     return [{"name": r["name"], "scores": r["scores"], "captions": text} for r, text in zip(rows, said, strict=True)]
 
 
-def section(args: argparse.Namespace, results: dict[str, Any], timings: Sequence[Timing]) -> str:
-    """Command, machine and table as Markdown."""
+def report(args: argparse.Namespace, results: dict[str, Any], timings: Sequence[Timing]) -> str:
+    """The Markdown section of what was measured."""
     count, decoding = len(results["checkpoints"]), results["decoding"]
     values = [
         (f"one run, {count} checkpoints, s", [timing.together for timing in timings], 1),
@@ -164,43 +162,27 @@ def section(args: argparse.Namespace, results: dict[str, Any], timings: Sequence
             (f"{count} plain runs / one run", [timing.plain / timing.together for timing in timings], 2),
         ]
         about_plain = (
-            "A plain run is one of `benchmarks/plain_evaluation.py`: the same loading, then an image at a time by "
+            "\nA plain run is one of `benchmarks/plain_evaluation.py`: the same loading, then an image at a time by "
             "`generate` of transformers, the prompt once a beam and logits at all its positions, then pycocoevalcap as "
             f"it is. {min(timing.same for timing in timings)} of its {results['images'] * count} captions are those of "
             "the other runs: another shape of a batch rounds differently, and in 16 bits a near tie may fall the other "
-            "way.\n"
+            "way."
         )
     rows = [[name, *(f"{of(v):.{digits}f}" for of in (statistics.median, min, max))] for name, v, digits in values]
-    return (
-        f"## Several checkpoints in one run\n\n{count} checkpoints on {results['images']} images ({results['data']}, "
+    text = (
+        f"{count} checkpoints on {results['images']} images ({results['data']}, "
         f"`{Path(args.cfg_path).name}`, beams {decoding['num_beams']}, at most {decoding['max_new_tokens']} tokens, "
         f"batches of {results['batch_size']}), scored with {', '.join(results['metrics'])}. Whole processes, from "
         f"start to exit; rounds: {len(timings)}. A run is one of `eval_flickr30k.py`; captions and scores of one run "
-        f"and of {count} are identical.\n{about_plain}\n    python benchmarks/evaluate.py {_command(args)}\n\n"
-        f"Machine: {machine()}.\n\n{table(('what', 'median', 'lowest', 'highest'), rows)}"
+        f"and of {count} are identical.{about_plain}"
     )
-
-
-def _command(args: argparse.Namespace) -> str:
-    """The arguments without the places of this machine."""
-    given = f"--cfg-path {_short(args.cfg_path)} {'--run RUN' if args.run else '--ckpt ...'} --repeats {args.repeats}"
-    given += " --skip-plain" if args.skip_plain else ""
-    given += f" --images {args.images}" if args.images else ""
-    given += f" --metrics {' '.join(args.metrics)}"
-    pairs = [option.partition("=") for option in args.options]
-    options = [f"{key}={_short(value) if value.startswith('/') else value}" for key, _, value in pairs]
-    return given + (f" --options {' '.join(options)}" if options else "")
-
-
-def _short(path: str) -> str:
-    full = Path(path).resolve()
-    return str(full.relative_to(REPOSITORY) if full.is_relative_to(REPOSITORY) else full.name)
+    head = ("what", "median", "lowest", "highest")
+    return section(args, "evaluate", "## Several checkpoints in one run", text, head, rows)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
-    args = parse_args(argv)
-    return measured(args, "evaluate", measure)
+    return measured(parse_args(argv), "evaluate", measure)
 
 
 if __name__ == "__main__":

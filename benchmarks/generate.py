@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from command import given_switches, measured, parser_of
+from command import measured, parser_of, section
 from sizes import SIZES, peak_bytes, write_weights
 from step import PROMPT
-from tables import machine, ratio, seconds_in_turn, table
+from tables import ratio, seconds_in_turn
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
@@ -208,25 +208,17 @@ def measure(args: argparse.Namespace, folder: Path) -> str:
                 f"{same} of {args.images}",
             )
         )
-    return _section(args, work, rows)
-
-
-def _section(args: argparse.Namespace, work: Work, rows: list[tuple[str, ...]]) -> str:
     head = ("generation", "tokens/s", "times faster", "positions read", "peak beside weights, MiB", "answers as plain")
     low, high = args.tokens
-    lengths = f"{low} to {high}" if args.beams == 1 else f"{high}"
-    attention = work.model.llama_model.config._attn_implementation
-    return (
-        f"### Generation, size {args.size}, {args.images} images, beams {args.beams}\n\n"
-        f"{args.precision}, attention `{attention}`, answers of {lengths} tokens; from pixels to ids; median of "
-        f"{args.repeats} rounds. `plain` is `generate` of transformers, an image at a time, the prompt once a beam, "
-        "logits at all its positions; rows without `our loop` change only what they name. A position is one that the "
-        "LLM reads, once for each row of its batch.\n\n"
-        f"    python benchmarks/generate.py --size {args.size} --images {args.images} --beams {args.beams} "
-        f"--tokens {low} {high} --precision {args.precision} --repeats {args.repeats}"
-        f"{given_switches(args, 'compile')}\n\n"
-        f"Machine: {machine()}, {torch.get_num_threads()} threads.\n\n{table(head, rows)}"
+    text = (
+        f"{args.precision}, attention `{work.model.llama_model.config._attn_implementation}`, answers of "
+        f"{f'{low} to {high}' if args.beams == 1 else high} tokens; from pixels to ids; median of {args.repeats} "
+        "rounds. `plain` is `generate` of transformers, an image at a time, the prompt once a beam, logits at all its "
+        "positions; rows without `our loop` change only what they name. A position is one that the LLM reads, once for "
+        "each row of its batch."
     )
+    title = f"### Generation, size {args.size}, {args.images} images, beams {args.beams}"
+    return section(args, "generate", title, text, head, rows)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

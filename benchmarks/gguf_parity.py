@@ -117,7 +117,7 @@ def ours(pipeline: Pipeline, image: Image.Image, answer_tokens: int) -> tuple[st
     answer = generate_ids(model.llama_model, tokenizer, *asked, decoding, rules.stop)[0, 1:]
     prompt = pipeline.cfg.model.as_read(rules.prompt).replace(IMAGE_TOKEN, IMAGE_PLACEHOLDER)
     prompt += " " + tokenizer.decode(answer, skip_special_tokens=True)
-    (row,), _ = model._prompt_rows([prompt], [[embeds_1QE]])
+    (row,), _ = model.prompt_rows([prompt], [[embeds_1QE]])
     ids = [token if place < 0 else -1 for token, place in zip(row.ids, row.images, strict=True)]
     logits_TV = model.llama_model(inputs_embeds=model.prompt_embeds([prompt], [[embeds_1QE]])[0]).logits[0]
     return prompt, Read(ids, embeds_1QE[0].float().numpy(), logits_TV.argmax(dim=-1).numpy())

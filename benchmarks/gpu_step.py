@@ -12,11 +12,9 @@ With `--tokens` the model answers instead, and a step is a token.
 """
 
 import argparse
-import cProfile
 import ctypes
 import json
 import os
-import pstats
 import random
 import sys
 import tempfile
@@ -133,16 +131,14 @@ def answering(model: nn.Module, batch_size: int, tokens: int) -> Callable[[int],
     return lambda number: decoder.step()
 
 
-def measure(step: Callable[[int], Any], count: int, profile: bool) -> dict[str, Any]:
+def measure(step: Callable[[int], Any], count: int) -> dict[str, Any]:
     """`count` steps one after the other; of each the host's milliseconds, and how often it waited for the GPU."""
     found: dict[str, Any] = {"host_ms": [], "cpu_ms": [], "launches": [], "waits": []}
-    profiler, began = cProfile.Profile(), time.perf_counter()
+    began = time.perf_counter()
     for number in range(count):
         if number == WARM_UP:
             torch.cuda.synchronize()
             began = time.perf_counter()
-        if profile and number == count - 1:
-            profiler.enable()
         start, busy, launched = time.perf_counter(), time.process_time(), _launches()
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -155,9 +151,6 @@ def measure(step: Callable[[int], Any], count: int, profile: bool) -> dict[str, 
         found["waits"].append(sum("called a synchronizing" in str(warning.message) for warning in said))
     torch.cuda.synchronize()
     found["seconds"] = (time.perf_counter() - began) / max(1, count - WARM_UP)
-    if profile:
-        profiler.disable()
-        pstats.Stats(profiler, stream=sys.stderr).sort_stats("tottime").print_stats(40)
     return found
 
 
@@ -177,7 +170,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--vary", action="store_true", help="texts of all lengths, not the longest")
     parser.add_argument("--no-cudnn-attention", action="store_true", help="scaled_dot_product_attention without cuDNN")
     parser.add_argument("--flops", action="store_true", help="count a step's floating-point operations, too")
-    parser.add_argument("--profile", action="store_true", help="the last step, by function, on stderr")
     parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="override config values")
     return parser.parse_args()
 
@@ -202,7 +194,7 @@ def main() -> int:
             step, count = answering(model, batch, args.tokens), args.tokens
         else:
             step, count = training(cfg, model, image, folder, processes, args.vary), args.steps
-        result |= measure(step, count, args.profile)
+        result |= measure(step, count)
         if args.flops:
             with FlopCounterMode(display=False) as counter:
                 step(count)

@@ -49,8 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
-    args = parse_args(argv)
-    return measured(args, "header", section)
+    return measured(parse_args(argv), "header", section)
 
 
 if __name__ == "__main__":

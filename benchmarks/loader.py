@@ -1,7 +1,7 @@
 """Images a second of the data workers, the plain way and ours, and how many workers a GPU at full speed needs.
 
     python benchmarks/loader.py --write docs/performance.md
-    python benchmarks/loader.py --sizes 640x480 --photos my_photos --repeats 1 --seconds 1
+    python benchmarks/loader.py --sizes 640x480 --repeats 1 --seconds 1
 "Plain" is what the original does: PIL opens the file and converts it, torchvision resizes and normalises it, torch's
 DataLoader sends float32 batches. The training and the evaluation processor do the same to an image, as published.
 """
@@ -12,22 +12,18 @@ import os
 import re
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from command import parser_of, publish
+from command import measured, parser_of, section
 from loader_stages import STAGES, stages
-from loader_ways import SIZE, SOURCES, WAYS, Files, batches
-from photos import pictures, write_folder, write_tar
-from tables import machine, ratio, synchronised_time, table
+from loader_ways import SIZE, SOURCES, WAYS, Files, batches, pictures
+from tables import in_turn, ratio, synchronised_time, table
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.utils import exit_status
 
-MARK = "loader"
 SIZES = ("256x256", "640x480", "1600x1200")
 WARM_UP = 2
 """Batches before the clock starts."""
@@ -56,26 +52,25 @@ def rate(way: str, source: str, files: Files, args: argparse.Namespace, workers:
 
 def rates(files: Files, args: argparse.Namespace) -> dict[tuple[str, str, int], list[float]]:
     """Rounds by source, way and number of workers, measured in turn."""
-    cells = [(source, way, workers) for source in SOURCES for workers in (1, args.workers) for way in WAYS]
-    found: dict[tuple[str, str, int], list[float]] = {cell: [] for cell in cells}
-    for number in range(args.repeats):
-        for cell in cells if number % 2 == 0 else cells[::-1]:
-            source, way, workers = cell
-            if len(found[cell]) == number:  # --workers 1: both columns are the same cell
-                found[cell].append(rate(way, source, files, args, workers))
+    found: dict[tuple[str, str, int], list[float]] = {
+        (source, way, workers): [] for source in SOURCES for workers in (1, args.workers) for way in WAYS
+    }
+    for source, way, workers in in_turn(found, args.repeats):
+        found[source, way, workers].append(rate(way, source, files, args, workers))
     return found
 
 
 def measure(args: argparse.Namespace, folder: Path) -> str:
     """The Markdown section."""
+    if min(args.images, args.batch_size, args.workers, args.repeats) < 1:
+        raise ConfigError("it takes one image, one worker and one round at least")
     rows: list[list[str]] = []
     columns: dict[str, dict[str, tuple[float, float]]] = {}
     needed: dict[str, float] = {}
     for size in args.sizes:
-        contents = list(pictures(*_sides(size), args.images, args.photos))
+        contents = pictures(*_sides(size), args.images)
         files = Files(folder / size, folder / f"{size}.tar")
-        write_folder(files.folder, contents)
-        write_tar(files.tar, contents)
+        files.write(contents)
         found = rates(files, args)
         rows += _rate_rows(size, found, args.workers)
         columns[f"{size}, {statistics.mean(map(len, contents)) / 1024:.0f} KiB"] = stages(files, args.batch_size)
@@ -103,26 +98,19 @@ def _section(
 ) -> str:
     many = f"{args.workers} workers"
     head = ["JPEG", "way", "folder, 1 worker", f"folder, {many}", "tar, 1 worker", f"tar, {many}", "times faster"]
-    origin = f"of `{args.photos}`" if args.photos else "drawn with the spectrum of photos"
-    command = (
-        f"--batch-size {args.batch_size} --images {args.images} --repeats {args.repeats} --seconds {args.seconds:g}"
+    text = (
+        f"Images a second on the training device, batches of {args.batch_size}: {args.images} JPEG files drawn with "
+        f"the spectrum of photos, resized to {SIZE}; median of {args.repeats} rounds of {args.seconds:g} s, the ways "
+        "in turn. Times faster than plain: folder, 1 worker."
     )
+    stages_rows = [[stage, *("{:.2f} / {:.2f}".format(*own[stage]) for own in columns.values())] for stage in STAGES]
     return (
-        "## Data workers\n\n"
-        f"Images a second on the training device, batches of {args.batch_size}: {args.images} JPEG files {origin}, "
-        f"resized to {SIZE}; median of {args.repeats} rounds of {args.seconds:g} s, the ways in turn. Times faster "
-        f"than plain: folder, 1 worker.\n\n    python benchmarks/loader.py {command}\n\n"
-        f"Machine: {machine()}.\n\n{table(head, rows)}\n"
-        f"Milliseconds an image, plain / ours, in one process:\n\n{_stage_table(columns)}\n"
+        f"{section(args, 'loader', '## Data workers', text, head, rows)}\n"
+        f"Milliseconds an image, plain / ours, in one process:\n\n{table(['stage', *columns], stages_rows)}\n"
         "Workers that one GPU needs so that it never waits, by the rates of one worker from a folder above "
         f"({NEEDED_BY if NEEDED_BY in args.sizes else args.sizes[0]}), if each has a core of its own:\n\n"
         f"{_needs(needed)}"
     )
-
-
-def _stage_table(columns: dict[str, dict[str, tuple[float, float]]]) -> str:
-    rows = [[stage, *("{:.2f} / {:.2f}".format(*own[stage]) for own in columns.values())] for stage in STAGES]
-    return table(["stage", *columns], rows)
 
 
 def _needs(needed: dict[str, float]) -> str:
@@ -146,7 +134,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = parser_of(__doc__)
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="WxH", help=f"of the files ({' '.join(SIZES)})")
     parser.add_argument("--images", type=int, default=64, help="files of each size (64)")
-    parser.add_argument("--photos", type=Path, metavar="DIR", help="own photos in place of drawn pictures")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="n of n workers (cores)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (5)")
@@ -154,19 +141,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> None:
-    """Measure, print, write."""
-    if min(args.images, args.batch_size, args.workers, args.repeats) < 1:
-        raise ConfigError("it takes one image, one worker and one round at least")
-    with tempfile.TemporaryDirectory() as temporary:
-        text = measure(args, Path(temporary))
-    publish(args, MARK, text)
-
-
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
-    args = parse_args(argv)
-    return exit_status(lambda: run(args))
+    return measured(parse_args(argv), "loader", measure)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,16 @@
-"""How batches of images come to the training device: the plain way, as the original reads them, and ours."""
+"""JPEG files, drawn with the spectrum of photos, and two ways in which they come to the training device in batches:
+the plain one, as the original reads them, and ours."""
 
 import io
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import webdataset as wds
 from PIL import Image
@@ -29,23 +32,53 @@ PLAIN = transforms.Compose(
     ]
 )
 SOURCES = ("folder", "tar")
-ENDLESS = 1 << 40
-
-
 WAYS = ("plain", "ours")
+ENDLESS = 1 << 40
+DISTINCT = 16
+"""Drawn pictures; more files repeat them."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """The same pictures in a folder and in a tar."""
+    """The same pictures in a folder, `image/<n>.jpg` and `filter_cap.json`, and in a tar as img2dataset writes it."""
 
     folder: Path
     tar: Path
+
+    def write(self, contents: Sequence[bytes]) -> None:
+        """Both, from JPEG files."""
+        (self.folder / "image").mkdir(parents=True)
+        records = [{"image_id": str(number), "caption": "A picture."} for number in range(len(contents))]
+        (self.folder / "filter_cap.json").write_text(json.dumps({"annotations": records}))
+        metadata = {"caption": "A picture.", "url": "http://localhost/picture.jpg", "status": "success"}
+        with wds.TarWriter(str(self.tar)) as tar:
+            for number, content in enumerate(contents):
+                (self.folder / "image" / f"{number}.jpg").write_bytes(content)
+                tar.write({"__key__": f"{number:09d}", "jpg": content, "txt": "A picture.", "json": metadata})
 
     def remove(self) -> None:
         """Delete them."""
         shutil.rmtree(self.folder)
         self.tar.unlink()
+
+
+def pictures(width: int, height: int, count: int) -> list[bytes]:
+    """`count` JPEG files, of which DISTINCT differ."""
+    distinct = []
+    for seed in range(min(count, DISTINCT)):
+        drawn(width, height, seed).save(file := io.BytesIO(), "JPEG", quality=90)
+        distinct.append(file.getvalue())
+    return [distinct[number % len(distinct)] for number in range(count)]
+
+
+def drawn(width: int, height: int, seed: int) -> Image.Image:
+    """Noise in which, as in photos, a detail is the weaker the finer it is, and the channels are alike."""
+    chance = np.random.default_rng(seed)
+    fine = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]).clip(1 / max(width, height))
+    waves = (chance.normal(size=(2, *fine.shape)) / fine**1.2 for _ in range(4))
+    grey, *colours = (np.fft.irfft2(real + 1j * imaginary, (height, width)) for real, imaginary in waves)
+    levels = [128 + 50 * grey / grey.std() + 15 * colour / colour.std() for colour in colours]
+    return Image.fromarray(np.stack(levels, axis=-1).clip(0, 255).astype(np.uint8))
 
 
 class PlainFolder(Dataset):

@@ -196,8 +196,7 @@ def section(args: argparse.Namespace, folder: Path) -> str:
         "## What memory goes into\n",
         "Estimates of `train.py --check` for one GPU, with 0.8 GiB for CUDA itself, which measured rows have too. "
         f"{where} Rows over several GPUs, and what did not fit, are not measured.\n",
-        f"    python benchmarks/memory.py{' --measure' if args.measure else ''} --size {args.size} "
-        f"--batch-size {args.batch_size}\n",
+        f"    python benchmarks/memory.py {args.typed}".rstrip() + "\n",
         switches_section(args, folder),
     ]
     if args.size == "7b":

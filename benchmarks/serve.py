@@ -22,17 +22,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import openai
-from command import parser_of, publish
+from command import measured, parser_of, section
 from PIL import Image
-from tables import REPOSITORY, machine, table
+from tables import REPOSITORY, environment, in_turn
 
 from minigpt4.common.errors import ConfigError, RunError
-from minigpt4.common.utils import exit_status
 
 KEY = os.environ.get("MINIGPT4_API_KEY", "none")
 LISTENING = re.compile(r"Listening on (\S+);")
-MARK = "serve"
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,7 @@ def running(args: argparse.Namespace) -> Iterator[str]:
         return
     command = [sys.executable, str(REPOSITORY / "serve.py"), "--cfg-path", args.cfg_path, "--port", "0"]
     command += ["--max-rows", str(args.clients), *(["--options", *args.options] if args.options else [])]
-    path = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path})
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment())
     log = []
     try:
         for line in process.stderr:
@@ -107,8 +105,10 @@ def running(args: argparse.Namespace) -> Iterator[str]:
         process.wait()
 
 
-def measure(args: argparse.Namespace) -> dict[int, list[Round]]:
-    """Rounds by number of clients."""
+def measure(args: argparse.Namespace, folder: Path) -> str:
+    """The Markdown section."""
+    if min(args.requests, args.repeats) < 1 or args.clients < 2:
+        raise ConfigError("it takes two clients, one request and one round at least")
     files = sorted(path for path in args.images.glob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
     if not files:
         raise ConfigError(f"--images: {args.images} holds no .jpg or .png")
@@ -116,13 +116,22 @@ def measure(args: argparse.Namespace) -> dict[int, list[Round]]:
     with running(args) as url, openai.OpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
         model = args.model or client.models.list().data[0].id
         ask(client, model, args, fresh(files[0], -1))
-        for number in range(args.repeats):
-            for way, clients in enumerate(rounds if number % 2 == 0 else list(rounds)[::-1]):
-                first = (2 * number + way) * args.requests
-                urls = [fresh(files[n % len(files)], first + n) for n in range(args.requests)]
-                rounds[clients].append(asked(client, model, args, urls, clients))
-                print(f"{clients} clients: {rounds[clients][-1].seconds:.1f} s", file=sys.stderr)
-    return rounds
+        for turn, clients in enumerate(in_turn(rounds, args.repeats)):
+            urls = [fresh(files[n % len(files)], turn * args.requests + n) for n in range(args.requests)]
+            rounds[clients].append(asked(client, model, args, urls, clients))
+            print(f"{clients} clients: {rounds[clients][-1].seconds:.1f} s", file=sys.stderr)
+    subject = "a running server" if args.url else f"`{Path(args.cfg_path).name}`"
+    alone, together = (statistics.median(one.requests_per_second for one in way) for way in rounds.values())
+    text = (
+        f"`serve.py` on {subject}: {args.requests} requests with an image each, by {args.clients} clients at once "
+        f"against one client at a time, at most {args.max_tokens} tokens, greedy, streamed; rounds of each way: "
+        f"{args.repeats}, in turn, against the same server. Decoding and encoding of images and HTTP are in all times; "
+        f"the clients run on the same machine. {args.clients} clients at once get {together / alone:.2f} times the "
+        "requests a second of one at a time."
+    )
+    head = ("clients", "requests/s", "tokens/s", "latency, median, s", "95%, s", "first words, median, s", "95%, s")
+    rows = [[str(clients), *_numbers(way)] for clients, way in rounds.items()]
+    return section(args, "serve", "## Many clients at once", text, head, rows)
 
 
 def fresh(file: Path, number: int) -> str:
@@ -163,55 +172,19 @@ def ask(client: openai.OpenAI, model: str, args: argparse.Namespace, url: str) -
     return Answered(seconds if first is None else first, seconds, tokens)
 
 
-def section(args: argparse.Namespace, rounds: dict[int, list[Round]]) -> str:
-    """Machine and table as Markdown."""
-    subject = "a running server" if args.url else f"`{Path(args.cfg_path).name}`"
-    head = ["clients", "requests/s", "tokens/s", "latency, median, s", "95%, s", "first words, median, s", "95%, s"]
-    (alone, together) = (statistics.median(one.requests_per_second for one in way) for way in rounds.values())
-    lines = [
-        "## Many clients at once",
-        "",
-        f"`serve.py` on {subject}: {args.requests} requests with an image each, by {args.clients} clients at once "
-        f"against one client at a time, at most {args.max_tokens} tokens, greedy, streamed; rounds of each way: "
-        f"{args.repeats}, in turn, against the same server. Decoding and encoding of images and HTTP are in all times; "
-        "the clients run on the same machine.",
-        "",
-        f"Machine: {machine()}.",
-        "",
-        table(head, [[str(clients), *_numbers(way)] for clients, way in rounds.items()]),
-        f"{args.clients} clients at once get {together / alone:.2f} times the requests a second of one at a time.",
-    ]
-    return "\n".join(lines) + "\n"
-
-
 def _numbers(rounds: Sequence[Round]) -> list[str]:
     answers = [answer for one in rounds for answer in one.answers]
-    rates = [
-        statistics.median(one.requests_per_second for one in rounds),
-        statistics.median(one.tokens_per_second for one in rounds),
+    numbers = [
+        statistics.median(getattr(one, f"{what}_per_second") for one in rounds) for what in ("requests", "tokens")
     ]
-    waits = [[answer.seconds for answer in answers], [answer.first for answer in answers]]
-    spread = [number for values in waits for number in (statistics.median(values), _percentile_95(values))]
-    return [f"{number:.2f}" for number in rates + spread]
-
-
-def _percentile_95(values: Sequence[float]) -> float:
-    """The smallest value that 95% do not exceed."""
-    return sorted(values)[-(-95 * len(values) // 100) - 1]
-
-
-def run(args: argparse.Namespace) -> None:
-    """The section for the terminal and, if asked for, in a file."""
-    if min(args.requests, args.repeats) < 1 or args.clients < 2:
-        raise ConfigError("it takes two clients, one request and one round at least")
-    text = section(args, measure(args))
-    publish(args, MARK, text)
+    for values in ([answer.seconds for answer in answers], [answer.first for answer in answers]):
+        numbers += [statistics.median(values), np.percentile(values, 95, method="inverted_cdf")]
+    return [f"{number:.2f}" for number in numbers]
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
-    args = parse_args(argv)
-    return exit_status(lambda: run(args))
+    return measured(parse_args(argv), "serve", measure)
 
 
 if __name__ == "__main__":

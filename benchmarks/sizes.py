@@ -1,25 +1,25 @@
 """Models of named sizes with seeded random weights, written in the published formats and loaded as a user's are."""
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.merge import write_sharded
 from minigpt4.models.connectors import build_qformer
 from minigpt4.models.eva_vit import EVA_CLIP_G_SIZES
-from minigpt4.models.memory import GIB, StorageCounter
+from minigpt4.models.memory import StorageCounter
+from minigpt4.models.transformers_layout import Planned
 from minigpt4.models.vision_tower import build_vision_encoder
 
 TOKENIZER = Path(__file__).parent.parent / "tests" / "data" / "parity" / "vicuna_tiny"
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-SHARD_BYTES = 2 * GIB
 STD = 0.02
 PUBLISHED_EXTRA_BLOCK = 1
 """eva_vit_g.pth holds one block more than is used."""
@@ -87,7 +87,7 @@ SIZES = {
 
 def write_weights(folder: Path, size: Size, dtype: torch.dtype) -> None:
     """The files of `Size.section`; those that are there stay."""
-    if (folder / "llm" / "model.safetensors.index.json").exists():
+    if (folder / "llm" / "config.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
@@ -111,32 +111,15 @@ def _write_vision(folder: Path, cfg: MiniGPT4Config) -> None:
 
 
 def write_llm(folder: Path, config: LlamaConfig, dtype: torch.dtype) -> None:
-    """config.json, tokenizer and sharded safetensors; the index comes last."""
+    """Tokenizer, safetensors, and last config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)
     for name in TOKENIZER_FILES:
         (folder / name).write_bytes((TOKENIZER / name).read_bytes())
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    weight_map = {}
-    for number, shard in enumerate(_shards(model, dtype), start=1):
-        file = f"model-{number:05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-def _shards(model: nn.Module, dtype: torch.dtype) -> Iterator[dict[str, Tensor]]:
-    """Random weights, about SHARD_BYTES at a time."""
-    shard: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        shard[name] = random_like(parameter, name, dtype)
-        if sum(t.nbytes for t in shard.values()) > SHARD_BYTES:
-            yield shard
-            shard = {}
-    if shard:
-        yield shard
+    parameters = model.named_parameters()
+    write_sharded({n: Planned(p.shape, dtype, partial(random_like, p, n, dtype)) for n, p in parameters}, folder)
+    config.save_pretrained(folder)
 
 
 def random_like(tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:

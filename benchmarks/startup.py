@@ -10,9 +10,9 @@ turn; memory in a round of its own, the first, after which all files are in memo
 """
 
 import argparse
-import json
 import multiprocessing
 import re
+import shutil
 import statistics
 import sys
 import time
@@ -21,10 +21,10 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import torch
-from command import measured, parser_of
+from command import measured, parser_of, section
 from safetensors.torch import load_file
 from sizes import SIZES, write_llm
-from tables import machine, ratio, synchronised_time, table
+from tables import in_turn, ratio, synchronised_time
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -76,8 +76,8 @@ def unpickled(job: Job, device: torch.device) -> tuple[nn.Module, float]:
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder), dtype=DTYPES[job.precision])
     initialised = time.perf_counter()
     state = {}
-    for name in sorted(set(json.loads((folder / PICKLE_INDEX).read_text())["weight_map"].values())):
-        state |= torch.load(folder / name, map_location="cpu", weights_only=True)
+    for file in sorted(folder.glob("*.bin")):
+        state |= torch.load(file, map_location="cpu", weights_only=True)
     model.load_state_dict(state)
     return model.to(device), initialised
 
@@ -159,20 +159,21 @@ def memory(pids: list[int]) -> int:
 def prepare(folder: Path, size: str, precision: str) -> None:
     """The LLM as safetensors and, by the same shards, as pickles; what is there stays."""
     safe, pickled = folder / SAFE, folder / PICKLED
-    if (pickled / PICKLE_INDEX).exists():
+    if pickled.exists():
         return
     torch.manual_seed(0)
     write_llm(safe, SIZES[size].llm_config(), DTYPES[precision])
-    pickled.mkdir(exist_ok=True)
-    weight_map = json.loads((safe / INDEX).read_text())["weight_map"]
-    renamed = {name: f"pytorch_{Path(name).stem}.bin" for name in set(weight_map.values())}
-    for name, new in renamed.items():
-        torch.save(load_file(safe / name), pickled / new)
+    part = folder / f".{PICKLED}"
+    part.mkdir(exist_ok=True)
     for file in safe.iterdir():
-        if "safetensors" not in file.name:
-            (pickled / file.name).write_bytes(file.read_bytes())
-    index = {"metadata": {}, "weight_map": {tensor: renamed[name] for tensor, name in weight_map.items()}}
-    (pickled / PICKLE_INDEX).write_text(json.dumps(index))
+        if file.suffix == ".safetensors":
+            torch.save(load_file(file), part / f"pytorch_{file.stem}.bin")
+        elif file.name == INDEX:
+            text = re.sub(r'"(model[\w-]*)\.safetensors"', r'"pytorch_\1.bin"', file.read_text())
+            (part / PICKLE_INDEX).write_text(text)
+        else:
+            shutil.copy(file, part)
+    part.rename(pickled)
 
 
 def measure(args: argparse.Namespace, folder: Path) -> str:
@@ -181,9 +182,8 @@ def measure(args: argparse.Namespace, folder: Path) -> str:
     jobs = {way: Job(way, folder, args.precision, args.processes) for way in WAYS}
     peaks = {way: timed(job, look_at_memory=True)[1] for way, job in jobs.items()}
     seconds: dict[str, list[Seconds]] = {way: [] for way in WAYS}
-    for number in range(args.repeats):
-        for way in list(WAYS) if number % 2 == 0 else list(WAYS)[::-1]:
-            seconds[way].append(timed(jobs[way])[0])
+    for way in in_turn(WAYS, args.repeats):
+        seconds[way].append(timed(jobs[way])[0])
     return _section(args, folder, seconds, peaks)
 
 
@@ -210,12 +210,7 @@ def _section(args: argparse.Namespace, folder: Path, seconds: dict[str, list[Sec
         "pages once; of that, pages of mapped files can be taken back. Without the random numbers that the first "
         f"way draws to throw away, the last would be {reading:.1f} times faster."
     )
-    command = f"--size {args.size} --processes {args.processes} --precision {args.precision} --repeats {args.repeats}"
-    return (
-        f"### Start-up of {args.processes} processes, size {args.size}\n\n{text}\n\n"
-        f"    python benchmarks/startup.py {command}\n\n"
-        f"Machine: {machine()}, {torch.get_num_threads()} threads for all.\n\n{table(head, rows)}"
-    )
+    return section(args, "startup", f"### Start-up of {args.processes} processes, size {args.size}", text, head, rows)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from command import given_switches, measured, parser_of
+from command import measured, parser_of, section
 from sizes import SIZES, TOKENIZER, Size, peak_bytes, weight_bytes, write_weights
-from tables import machine, matrix_rate, ratio, seconds_in_turn, table
+from tables import matrix_rate, ratio, seconds_in_turn
 from torch.utils.flop_counter import FlopCounterMode
 
 from minigpt4.models.attention import compile_parts
@@ -155,7 +155,15 @@ def measure(args: argparse.Namespace, folder: Path) -> str:
         faster = ratio(seconds[plain.way.name], seconds[name])
         row = (name, f"{statistics.median(seconds[name]) / ROUND:.3f}", f"{faster:.2f}")
         rows.append(row + _resources(step, given[name], statistics.median(seconds[name]), plain_peak))
-    return _section(args, rows, _padding(plain.model, drawn))
+    head = ("step", "median, s", "times faster", "peak memory, GiB", "of plain", "of matrix rate")
+    low, high = CAPTION_TOKENS[args.captions]
+    text = (
+        f"Captions of {low} to {high} tokens; median of {args.repeats} rounds of {ROUND} steps. Of the plain way's "
+        f"positions {_padding(plain.model, drawn):.0%} are padding, without padding none. The fp32 rows compute "
+        f'with `torch.set_float32_matmul_precision("{torch.get_float32_matmul_precision()}")`.'
+    )
+    title = f"### Training step, size {args.size}, batch {args.batch_size}, {args.captions} captions, {args.precision}"
+    return section(args, "step", title, text, head, rows)
 
 
 def _resources(step: Step, batches: list[dict[str, Any]], seconds: float, plain_peak: int) -> tuple[str, ...]:
@@ -176,20 +184,6 @@ def _padding(model: MiniGPT4, drawn: list[dict[str, Any]]) -> float:
 
 def _given(step: Step, batch: dict[str, Any]) -> dict[str, Any]:
     return {**batch, "image": step.features(batch["image"])} if step.way.features else batch
-
-
-def _section(args: argparse.Namespace, rows: list[tuple[str, ...]], padding: float) -> str:
-    head = ("step", "median, s", "times faster", "peak memory, GiB", "of plain", "of matrix rate")
-    low, high = CAPTION_TOKENS[args.captions]
-    return (
-        f"### Training step, size {args.size}, batch {args.batch_size}, {args.captions} captions, {args.precision}\n\n"
-        f"Captions of {low} to {high} tokens; median of {args.repeats} rounds of {ROUND} steps. Of the plain way's "
-        f"positions {padding:.0%} are padding, without padding none. The fp32 rows compute "
-        f'with `torch.set_float32_matmul_precision("{torch.get_float32_matmul_precision()}")`.\n\n'
-        f"    python benchmarks/step.py --size {args.size} --batch-size {args.batch_size} --captions {args.captions} "
-        f"--precision {args.precision} --repeats {args.repeats}{given_switches(args, 'compile')}\n\n"
-        f"Machine: {machine()}, {torch.get_num_threads()} threads.\n\n{table(head, rows)}"
-    )
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

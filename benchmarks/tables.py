@@ -5,8 +5,9 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,13 @@ from minigpt4.common.run_folder import git_state, versions
 
 REPOSITORY = Path(__file__).parents[1]
 MATRIX = 2048
+T = TypeVar("T")
+
+
+def environment() -> dict[str, str]:
+    """Of processes that are to import this checkout."""
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
 
 
 def machine() -> str:
@@ -24,13 +32,9 @@ def machine() -> str:
     names = re.findall(r"model name\s*:\s*(.+)", cpu.read_text()) if cpu.exists() else []
     cores = f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.processor()}"
     packages = ", ".join(f"{name} {known[name]}" for name in ("python", "torch", "transformers"))
-    return f"{cores}, {known['gpu'] or 'no GPU'}, {packages}, {commit()}"
-
-
-def commit() -> str:
-    """`commit 1a2b3c4d5e`, of the code that runs."""
     state = git_state()
-    return f"commit {state['commit'][:10]}" if state else "no git checkout"
+    commit = f"commit {state['commit'][:10]}" if state else "no git checkout"
+    return f"{cores}, {known['gpu'] or 'no GPU'}, {packages}, {commit}"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -64,13 +68,18 @@ def seconds_in_turn(ways: dict[str, Callable[[], None]], repeats: int) -> dict[s
     for way in ways.values():
         way()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(repeats):
-        names = list(ways) if number % 2 == 0 else list(ways)[::-1]
-        for name in names:
-            start = synchronised_time()
-            ways[name]()
-            seconds[name].append(synchronised_time() - start)
+    for name in in_turn(ways, repeats):
+        start = synchronised_time()
+        ways[name]()
+        seconds[name].append(synchronised_time() - start)
     return seconds
+
+
+def in_turn(ways: Iterable[T], rounds: int) -> Iterator[T]:
+    """Each way once a round, in every other round backwards."""
+    order = list(ways)
+    for number in range(rounds):
+        yield from order if number % 2 == 0 else order[::-1]
 
 
 def ratio(plain: Sequence[float], other: Sequence[float]) -> float:

@@ -33,7 +33,7 @@ def ours(pipeline: Pipeline, prompt: str, images: list[Image.Image], tokens: int
     """Ids of the prompt, with `image_id` for each image token, and of the answer."""
     model, prompt = pipeline.model, prompt.replace(IMAGE_TOKEN, IMAGE_PLACEHOLDER)
     embeds = [model.project(model.image_features(pipeline.processor(image)[None])) for image in images]
-    (row,), _ = model._prompt_rows([prompt], [embeds])
+    (row,), _ = model.prompt_rows([prompt], [embeds])
     inputs = model.prompt_embeds([prompt], [embeds])
     answer = generate_ids(model.llama_model, model.llama_tokenizer, *inputs, Decoding(max_new_tokens=tokens), [])
     ids = [token if place < 0 else image_id for token, place in zip(row.ids, row.images, strict=True)]

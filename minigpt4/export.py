@@ -22,9 +22,9 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoProcessor, GenerationConfig
+from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
-from minigpt4.common.checkpoint import card_path, find_weights, read_card, read_state_dict, read_weights, require_fit
+from minigpt4.common.checkpoint import card_path, find_weights, read_card, read_state_dict, require_fit
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, WeightsError, errors_as
 from minigpt4.common.logger import setup_logger
@@ -35,17 +35,14 @@ from minigpt4.common.utils import exit_status, read_facts
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER, Conversation, TemplateConversation, conversation_for
 from minigpt4.evaluation.report import Table, four_digits
 from minigpt4.inference.pipeline import WEIGHTS_ENDINGS, PromptRules, image_processor, read_source
-from minigpt4.merge import INDEX, merged_llm, own_tensors, shard_index, shards, write_sharded
+from minigpt4.merge import INDEX, merged_llm, own_tensors, shard_index, shards, without_storage, write_sharded
 from minigpt4.models import eva_vit, gguf_layout
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.connectors import own_blip2_keys, qformer_file
 from minigpt4.models.fsdp import mapped_weights
 from minigpt4.models.llama_tokenizer import PROBES
-from minigpt4.models.llava_weights import ADAPTERS, PROJECTOR, read_lora, read_part
-from minigpt4.models.llm import read_llm_config, set_token_ids
-from minigpt4.models.loading import meta_vision, trained_weights
-from minigpt4.models.mini_gpt4 import VisionLanguageModel
-from minigpt4.models.tokenizer import load_tokenizer
+from minigpt4.models.llava_weights import PROJECTOR, read_part
+from minigpt4.models.loading import trained_weights
 from minigpt4.models.transformers_layout import (
     IMAGE_TOKEN,
     LAYOUTS,
@@ -91,22 +88,11 @@ class Export:
     def __init__(self, config: Config) -> None:
         self.config, self.cfg, self.rules = config, config.model, PromptRules.of(config)
         self.directory = self.cfg.llm_directory()
-        self.llm_config, self.base = read_llm_config(self.directory), mapped_weights(self.directory)
-        tokenizer = load_tokenizer(self.directory, **self.cfg.TOKENIZER)
-        with torch.device("meta"):
-            llm = AutoModelForCausalLM.from_config(self.llm_config)
-            self.model = VisionLanguageModel(self.cfg, *meta_vision(self.cfg), llm, tokenizer)
-        with errors_as(WeightsError, f"model.llama_model: {self.directory}"):
-            if (self.directory / "generation_config.json").is_file():
-                llm.generation_config = GenerationConfig.from_pretrained(self.directory)
-            set_token_ids(llm, tokenizer)
-            llm.load_state_dict(self.base, strict=False, assign=True)  # mapped, for the fingerprint
+        self.model, self.llm_config, self.base = without_storage(self.cfg)
         target = self.model.stored_parameters()
         if self.cfg.ckpt:
             self.checkpoint = find_weights(self.cfg.ckpt, "model.ckpt", Path(self.cfg.ckpt).name)
-            reads = read_lora if self.checkpoint.name in ADAPTERS else read_weights
-            facts, content = self.model.made_with(), reads(self.checkpoint)
-            self.trained = trained_weights(target, self.checkpoint, self.cfg, facts, content)
+            self.trained = trained_weights(target, self.checkpoint, self.cfg, self.model.made_with())
         elif (whole := read_part(self.cfg, PROJECTOR)) is not None:
             self.checkpoint = whole[0]
             self.trained = {f"llama_proj.{name}": tensor for name, tensor in whole[1].items()}

@@ -12,36 +12,32 @@ import argparse
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
-from minigpt4.common.checkpoint import is_finite, read_weights, require_fit
+from minigpt4.common.checkpoint import is_finite
 from minigpt4.common.config import Config
-from minigpt4.common.errors import ConfigError, MiniGPT4Error, WeightsError, errors_as
+from minigpt4.common.errors import ConfigError, WeightsError, errors_as
 from minigpt4.common.llava_schema import LlavaConfig
 from minigpt4.common.logger import setup_logger
 from minigpt4.common.model_schema import TrainRule
+from minigpt4.common.utils import exit_status
 from minigpt4.models.base_model import DTYPES
-from minigpt4.models.fsdp import decoder_layers, mapped_weights
-from minigpt4.models.llava_weights import (
-    ADAPTERS,
-    NOT_LORA,
-    TOWER,
-    read_lora,
-    to_adapter_names,
-    to_projector_names,
-)
-from minigpt4.models.llm import LLAVA_PARTS, fingerprint, is_llava, read_llm_config
-from minigpt4.models.loading import feature_shape, refuse_other_parts, weights_of
-from minigpt4.models.train_rules import ADAPTER, OF_PEFT_MODEL, apply_rule, trained_weights_of
+from minigpt4.models.fsdp import mapped_weights
+from minigpt4.models.llava_weights import ADAPTERS, NOT_LORA, TOWER, to_adapter_names, to_projector_names
+from minigpt4.models.llm import LLAVA_PARTS, is_llava, read_llm_config, set_token_ids
+from minigpt4.models.loading import meta_vision, trained_weights
+from minigpt4.models.mini_gpt4 import VisionLanguageModel
+from minigpt4.models.tokenizer import load_tokenizer
+from minigpt4.models.train_rules import ADAPTER, OF_PEFT_MODEL
 from minigpt4.models.transformers_layout import Plan, Planned
 from minigpt4.models.vision_tower import read_vit_weights
 
@@ -68,21 +64,21 @@ def merged_llm(base: Mapping[str, Tensor], trained: Mapping[str, Tensor], rule: 
     return making
 
 
-def trained_of(config: PretrainedConfig, rule: TrainRule) -> Mapping[str, Tensor]:
-    """What a rule trains of an LLM, by the names of checkpoints, without storage."""
-    with torch.device("meta"):
-        llm = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        apply_rule(llm, rule, "model.train.llm", decoder_layers(llm) if rule.blocks else ())
-    return trained_weights_of(llm, rule)
-
-
-def _made_with(cfg: Any, config: PretrainedConfig, base: Mapping[str, Tensor]) -> dict[str, Any]:
+def without_storage(cfg: Any) -> tuple[VisionLanguageModel, PretrainedConfig, dict[str, Tensor]]:
+    """A model that knows names, tokens and fingerprints, but holds no weights; the config of its LLM, and that LLM's
+    tensors, left on disk until they are read."""
+    directory = cfg.llm_directory()
+    config, base = read_llm_config(directory), mapped_weights(directory)
+    tokenizer = load_tokenizer(directory, **cfg.TOKENIZER)
     with torch.device("meta"):
         llm = AutoModelForCausalLM.from_config(config)
-    with errors_as(WeightsError, f"model.llama_model: {cfg.llama_model}"):
-        llm.load_state_dict(base, strict=False, assign=True)
-        known = {"llm_fingerprint": fingerprint(llm)}
-    return known | ({"lora_alpha": {"llm": cfg.train.llm.alpha}} if cfg.train.llm.is_lora else {})
+        model = VisionLanguageModel(cfg, *meta_vision(cfg), llm, tokenizer)
+    with errors_as(WeightsError, f"model.llama_model: {directory}"):
+        if (directory / "generation_config.json").is_file():
+            llm.generation_config = GenerationConfig.from_pretrained(directory)
+        set_token_ids(llm, tokenizer)
+        llm.load_state_dict(base, strict=False, assign=True)  # mapped, for the fingerprint
+    return model, config, base
 
 
 def own_tensors(base: Mapping[str, Tensor], config: PretrainedConfig) -> dict[str, Tensor]:
@@ -149,15 +145,10 @@ def merge(cfg: Any, checkpoint: Path, output: Path, layout: str, precision: str 
         raise ConfigError(f"--layout {layout}: is for arch: llava")
     if cfg.new_tokens:
         raise ConfigError("model.mm_use_im_start_end, mm_use_im_patch_token: an LLM with new tokens is not merged here")
-    content = read_lora(checkpoint) if checkpoint.name in ADAPTERS else read_weights(checkpoint)
-    state, rule = weights_of(content, checkpoint, cfg), cfg.train.llm
+    model, llm_config, base = without_storage(cfg)
+    state, rule = trained_weights(model.stored_parameters(), checkpoint, cfg, model.made_with()), cfg.train.llm
     of_llm = {name: tensor for name, tensor in state.items() if name.startswith("llama_model.")}
     others = {name: tensor for name, tensor in state.items() if name not in of_llm}
-    directory = cfg.llm_directory()
-    llm_config, base = read_llm_config(directory), mapped_weights(directory)
-    refuse_other_parts(checkpoint, content, _made_with(cfg, llm_config, base), cfg)
-    hint = f"model.train.llm is {rule.rule}."
-    require_fit(trained_of(llm_config, rule), of_llm, source=f"{checkpoint}, of the LLM", hint=hint)
     if layout == "lora" and not rule.is_lora:
         raise ConfigError(f"--layout lora: model.train.llm is {rule.rule}")
     if layout == "llm" and not of_llm and not isinstance(cfg, LlavaConfig):
@@ -173,6 +164,7 @@ def merge(cfg: Any, checkpoint: Path, output: Path, layout: str, precision: str 
         torch.save(to_projector_names(others), output / "mm_projector.bin")
     if not of_llm and layout == "llm":
         return
+    directory = cfg.llm_directory()
     config = json.loads((directory / "config.json").read_text(encoding="utf-8-sig"))
     precision = precision or (cfg.llm_storage if cfg.llm_storage in DTYPES else "fp16")
     config |= dict.fromkeys(("dtype", "torch_dtype"), str(DTYPES[precision]).removeprefix("torch."))
@@ -180,7 +172,7 @@ def merge(cfg: Any, checkpoint: Path, output: Path, layout: str, precision: str 
         config = {key: value for key, value in config.items() if not key.startswith("mm_")}
         config |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     if layout != "llm":
-        config |= llava_config(cfg, feature_shape(cfg)[1])
+        config |= llava_config(cfg, model.Qformer.feature_width)
     if layout == "lora":
         _write_lora(cfg, of_llm, others, output)
     else:
@@ -208,23 +200,24 @@ def _write_lora(cfg: LlavaConfig, of_llm: dict[str, Tensor], others: dict[str, T
     torch.save(to_projector_names(others, f"{OF_PEFT_MODEL}model."), output / NOT_LORA)
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 2 an error to read."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg-path", required=True, help="the recipe that trained it, or the run.json of its folder")
     parser.add_argument("--ckpt", required=True, type=Path, help="checkpoint of the run, or LLaVA's adapter_model file")
     parser.add_argument("--output", required=True, type=Path, help="new folder")
     parser.add_argument("--layout", choices=("llm", "llava", "lora"), default="llm")
     parser.add_argument("--precision", choices=tuple(DTYPES), help="of the written LLM; else model.llm_precision")
     parser.add_argument("--options", nargs="+", default=[], help="KEY=VALUE over the file")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     setup_logger()
-    try:
-        config = Config(SimpleNamespace(cfg_path=args.cfg_path, options=args.options)).validate(training=False)
-        merge(config.model, args.ckpt, args.output, args.layout, args.precision)
-    except MiniGPT4Error as error:
-        raise SystemExit(f"error: {error}") from None
+
+    def run() -> None:
+        model = Config(args).validate(training=False).model
+        merge(model, args.ckpt, args.output, args.layout, args.precision)
+
+    return exit_status(run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

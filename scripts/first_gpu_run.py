@@ -29,12 +29,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from tables import machine, matrix_rate, table  # noqa: E402
+from tables import environment, machine, matrix_rate, table  # noqa: E402
 
 PYTHON = shlex.split(os.environ.get("PYTHON", sys.executable))
 PASSED, FAILED, SKIPPED = "ok", "FAILED", "skipped"
 RECIPES = ("minigpt4_flickr_finetune", "minigpt4_stage2_finetune", "minigpt4_stage1_pretrain")
 TIMEOUT = 900
+CAPTURED = {"capture_output": True, "text": True, "timeout": TIMEOUT}
 FP16 = ("run.amp=True", "model.vit_precision=fp16", "model.llm_precision=fp16")
 BF16 = ("run.amp=True", "run.amp_dtype=bf16", "model.vit_precision=bf16", "model.llm_precision=bf16")
 WAYS = {
@@ -67,7 +68,7 @@ class Report:
 
 def run(*command: str, processes: int = 1, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     """A Python script to its end, under torchrun if there are several processes."""
-    return subprocess.run(_command(*command, processes=processes), cwd=cwd, **_captured(), timeout=TIMEOUT)
+    return subprocess.run(_command(*command, processes=processes), cwd=cwd, env=environment(), **CAPTURED)
 
 
 def _command(*command: str, processes: int) -> list[str]:
@@ -75,11 +76,6 @@ def _command(*command: str, processes: int) -> list[str]:
         return [*PYTHON, *command]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [sys.executable, *launcher, *PYTHON[1:], *command]
-
-
-def _captured() -> dict:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {"capture_output": True, "text": True, "env": {**os.environ, "PYTHONPATH": path}}
 
 
 def last_words(done: subprocess.CompletedProcess) -> str:
@@ -94,7 +90,7 @@ def last_words(done: subprocess.CompletedProcess) -> str:
 
 def doctor(report: Report, gpus: int) -> None:
     """What is installed, and whether each card computes."""
-    done = subprocess.run([sys.executable, "-m", "minigpt4.doctor"], cwd=ROOT, **_captured(), timeout=TIMEOUT)
+    done = subprocess.run([sys.executable, "-m", "minigpt4.doctor"], cwd=ROOT, env=environment(), **CAPTURED)
     report.parts.append(f"## Doctor\n\n```\n{done.stdout.strip() or last_words(done)}\n```\n")
     if done.returncode:
         report.failed.append("Doctor")
@@ -174,7 +170,7 @@ def _killed(world: Tiny, count: int, whole: dict[int, float]) -> tuple[str, ...]
     """Kill one rank in the middle; the launcher must end, and the same command go on."""
     options = ("run.device=cuda", "run.save_every_iters=4", f"run.output_dir={world.folder}/killed")
     command = _command(*world.arguments(*options), processes=count)
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": _captured()["env"]}
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment()}
     process = subprocess.Popen(command, cwd=world.folder, **streams, start_new_session=True)
     began = time.monotonic()
     while time.monotonic() - began < TIMEOUT and process.poll() is None:

@@ -21,10 +21,10 @@ from minigpt4.common.checkpoint import read_weights, require_plain
 from minigpt4.common.errors import WeightsError, errors_as
 from minigpt4.common.torch_files import INDEX, PICKLE, PICKLE_INDEX, SINGLE
 from minigpt4.common.utils import exit_status, replace_durably
+from minigpt4.models.base_model import DTYPES
 
 WEIGHTS_PATTERNS = ("*.bin", "*.bin.index.json", "*.safetensors", "*.safetensors.index.json", "*.part", "*.pt", "*.pth")
 """Files of an LLM directory that hold or list weights; all others belong beside the converted ones."""
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def to_safetensors(source: Path, target: Path, dtype: str | None = None, shard_size: str = "2GB") -> None:

@@ -313,12 +313,34 @@ def build_llava(llava_section) -> Callable[..., Any]:
     return build
 
 
-@pytest.fixture
-def demo_config(tmp_path, tiny_section) -> Path:
-    """A YAML file to talk to the tiny model."""
-    import yaml
+@pytest.fixture(scope="session")
+def write_recipe() -> Callable[..., Path]:
+    """`write_recipe(folder, section, **run)`: a YAML file with this `model:` and no data."""
 
-    model = tiny_section(arch="minigpt4", model_type="pretrain_vicuna0", end_sym="###")
-    path = tmp_path / "eval.yaml"
-    path.write_text(yaml.safe_dump({"model": model, "datasets": {}, "run": {"task": "image_text_pretrain"}}))
-    return path
+    def write(folder: Path, section: dict[str, Any], **run: Any) -> Path:
+        import yaml
+
+        content = {"model": section, "datasets": {}, "run": {"task": "image_text_pretrain", **run}}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
+        return folder / "recipe.yaml"
+
+    return write
+
+
+@pytest.fixture
+def demo_config(tmp_path, tiny_section, write_recipe) -> Path:
+    """A YAML file to talk to the tiny model."""
+    return write_recipe(tmp_path, tiny_section(arch="minigpt4", model_type="pretrain_vicuna0", end_sym="###"))
+
+
+@pytest.fixture(scope="session")
+def siglip_tower(tmp_path_factory) -> str:
+    """The directory of a tiny SigLIP, as wide as the tiny CLIP."""
+    from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
+
+    folder = str(tmp_path_factory.mktemp("siglip"))
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=56, patch_size=14)).save_pretrained(folder)
+    SiglipImageProcessor(size={"height": 56, "width": 56}).save_pretrained(folder)
+    return folder

@@ -14,7 +14,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from transformers import SiglipImageProcessor, SiglipVisionConfig, SiglipVisionModel
 
 from minigpt4 import export, merge
 from minigpt4.common.torch_files import file_sha256
@@ -85,7 +84,7 @@ def _one_thread(one_thread):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, tiny_section, llava_section, llava_dir) -> dict[str, Path]:
+def world(tmp_path_factory, tiny_section, llava_section, llava_dir, siglip_tower, write_recipe) -> dict[str, Path]:
     """The YAML of each case, exported to `out` beside it."""
     folder, files = tmp_path_factory.mktemp("export"), {}
     for name, changes in (MINIGPT4 | LLAVA).items():
@@ -96,25 +95,15 @@ def world(tmp_path_factory, tiny_section, llava_section, llava_dir) -> dict[str,
         elif name == "lora":
             section["ckpt"] = str(llava_dir / "lora" / "adapter_model.safetensors")
         elif name == "siglip":
-            section["vit_model"] = siglip(folder / name / "tower")
+            section["vit_model"] = siglip_tower
         elif name == "whole":
             section["llama_model"] = str(llava_dir / "stage2_linear")
-        files[name] = folder / name / "recipe.yaml"
-        run = {"task": "image_text_pretrain", "device": "cpu", "max_epoch": 3, "init_lr": 0.001}
-        run["generation"] = {"stop": STOP} if name == "vicuna0" else {}
-        content = {"model": section, "datasets": {}, "run": run}
-        files[name].write_text(yaml.safe_dump(content))
+        generation = {"stop": STOP} if name == "vicuna0" else {}
+        run = {"device": "cpu", "max_epoch": 3, "init_lr": 0.001, "generation": generation}
+        files[name] = write_recipe(folder / name, section, **run)
         layout = "blip2" if name in MINIGPT4 else "llava"
         assert export.main([str(files[name]), "--format", layout, "--output", str(folder / name / "out")]) == 0
     return files
-
-
-def siglip(folder: Path) -> str:
-    """A tiny tower, as wide as the CLIP."""
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-    SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=56, patch_size=14)).save_pretrained(folder)
-    SiglipImageProcessor(size={"height": 56, "width": 56}).save_pretrained(folder)
-    return str(folder)
 
 
 def trained_everywhere(section: dict, path: Path) -> str:
@@ -156,7 +145,7 @@ def said_by(ours: Pipeline, image: Path, tokens: int, stop: list[str]) -> tuple[
     model, prompt = ours.model, prompt_of(ours.cfg)
     pixels_3SS = ours.processor(Image.open(image))
     embeds = [model.project(model.image_features(pixels_3SS[None]))]
-    (row,), _ = model._prompt_rows([prompt], [embeds])
+    (row,), _ = model.prompt_rows([prompt], [embeds])
     ids = [token if place < 0 else IMAGE_TOKEN for token, place in zip(row.ids, row.images, strict=True)]
     inputs = model.prompt_embeds([prompt], [embeds])
     answer = generate_ids(model.llama_model, model.llama_tokenizer, *inputs, Decoding(max_new_tokens=tokens), stop)
@@ -220,12 +209,10 @@ REFUSED = {
 
 @pytest.mark.parametrize(("layout", "changes", "text"), [(key, *case) for key in REFUSED for case in REFUSED[key]])
 def test_what_transformers_has_no_place_for_is_refused(
-    layout, changes, text, tiny_section, llava_section, tmp_path, capsys
+    layout, changes, text, tiny_section, llava_section, write_recipe, tmp_path, capsys
 ):
     section = tiny_section(**VICUNA) if layout == "blip2" else llava_section(model_type="v1", image_size=56)
-    file, output = tmp_path / "recipe.yaml", tmp_path / "out"
-    content = {"model": section | changes, "datasets": {}, "run": {"task": "image_text_pretrain"}}
-    file.write_text(yaml.safe_dump(content))
+    file, output = write_recipe(tmp_path, section | changes), tmp_path / "out"
     assert export.main([str(file), "--format", layout, "--output", str(output)]) == 2
     assert re.search(f"--format {layout}: model.{text}", capsys.readouterr().err)
     assert not output.exists()

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import yaml
 from PIL import Image
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
@@ -25,9 +24,6 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
-    SiglipImageProcessor,
-    SiglipVisionConfig,
-    SiglipVisionModel,
 )
 
 from minigpt4 import export
@@ -54,24 +50,16 @@ def _one_thread(one_thread):
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory, llava_section, llava_dir) -> dict[str, Path]:
+def world(tmp_path_factory, llava_section, llava_dir, siglip_tower, write_recipe) -> dict[str, Path]:
     """The YAML of each model, exported to `out` beside it in fp32."""
     folder, files = tmp_path_factory.mktemp("gguf"), {}
     for name, changes in MODELS.items():
         section, place = llava_section(**changes), folder / name
-        place.mkdir()
         if name == "lora":
             section["ckpt"] = str(llava_dir / "lora" / "adapter_model.safetensors")
         if name == "siglip":
-            section["vit_model"] = str(place / "tower")
-            sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
-            SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=56, patch_size=14)).save_pretrained(
-                place / "tower"
-            )
-            SiglipImageProcessor(size={"height": 56, "width": 56}).save_pretrained(place / "tower")
-        files[name] = place / "recipe.yaml"
-        content = {"model": section, "datasets": {}, "run": {"task": "image_text_pretrain", "device": "cpu"}}
-        files[name].write_text(yaml.safe_dump(content))
+            section["vit_model"] = siglip_tower
+        files[name] = write_recipe(place, section, device="cpu")
         assert export.main([str(files[name]), "--format", "gguf", "--output", str(place / "out")]) == 0
     return files
 
@@ -103,13 +91,10 @@ def write_bpe(folder: Path, cut: pre_tokenizers.PreTokenizer) -> str:
 @pytest.mark.parametrize(
     ("cut", "name"), [(None, "gpt-2"), (pre_tokenizers.Digits(True), "smollm"), (pre_tokenizers.Punctuation(), None)]
 )
-def test_byte_level_tokenizers_are_written_or_refused(cut, name, llava_section, tmp_path, capsys):
+def test_byte_level_tokenizers_are_written_or_refused(cut, name, llava_section, write_recipe, tmp_path, capsys):
     llm = write_bpe(tmp_path / "llm", cut)
-    section = llava_section(**V1 | {"llama_model": llm, "conv_template": "mpt"})
-    (tmp_path / "recipe.yaml").write_text(
-        yaml.safe_dump({"model": section, "datasets": {}, "run": {"task": "image_text_pretrain", "device": "cpu"}})
-    )
-    done = export.main([str(tmp_path / "recipe.yaml"), "--format", "gguf", "--output", str(tmp_path / "out")])
+    recipe = write_recipe(tmp_path, llava_section(**V1 | {"llama_model": llm, "conv_template": "mpt"}), device="cpu")
+    done = export.main([str(recipe), "--format", "gguf", "--output", str(tmp_path / "out")])
     if name is None:
         assert done == 2
         assert "neither SentencePiece nor byte-level BPE" in capsys.readouterr().err
@@ -233,13 +218,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_llama_cpp_has_no_place_for_is_refused(case, tiny_section, llava_section, tmp_path, capsys):
+def test_what_llama_cpp_has_no_place_for_is_refused(case, tiny_section, llava_section, write_recipe, tmp_path, capsys):
     kind, changes, text = REFUSED[case]
     own = {"arch": "minigpt4", "model_type": "pretrain_vicuna0", "end_sym": "###", "prompt_template": "{}"}
     section = (tiny_section(**own) if kind == "tiny" else llava_section(**V1)) | changes
-    file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump({"model": section, "datasets": {}, "run": {"task": "image_text_pretrain"}}))
-    assert export.main([str(file), "--format", "gguf", "--output", str(tmp_path / "out")]) == 2
+    assert (
+        export.main([str(write_recipe(tmp_path, section)), "--format", "gguf", "--output", str(tmp_path / "out")]) == 2
+    )
     assert re.search(f"--format gguf: {text}", capsys.readouterr().err)
 
 

@@ -1,12 +1,10 @@
 """`python -m minigpt4.merge` and LLaVA's layouts: what is written is what the reference writes, and reads back."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from minigpt4 import merge
@@ -70,15 +68,12 @@ def saved(model, path: Path) -> Path:
 
 
 def test_published_adapters_are_read_and_their_merge_says_the_same(
-    with_lora, llava_dir, llava_section, build_llava, adapters, samples, tmp_path, monkeypatch
+    with_lora, llava_dir, llava_section, write_recipe, build_llava, adapters, samples, tmp_path
 ):
-    recipe = tmp_path / "recipe.yaml"
     section = llava_section(model_type="v1", image_size=56, train={"llm": RULE})
-    recipe.write_text(yaml.safe_dump({"model": section, "datasets": {}, "run": {"task": "image_text_pretrain"}}))
+    recipe = write_recipe(tmp_path, section)
     output = tmp_path / "merged"
-    command = ["merge", "--cfg-path", str(recipe), "--ckpt", str(adapters), "--output", str(output)]
-    monkeypatch.setattr(sys, "argv", command)
-    merge.main()
+    assert merge.main(["--cfg-path", str(recipe), "--ckpt", str(adapters), "--output", str(output)]) == 0
     merged = build_llava(llama_model=str(output), ckpt=str(output / "projection.pth")).eval()
     torch.testing.assert_close(logits(merged, samples), logits(with_lora, samples), rtol=0, atol=LOGITS_ATOL)
     name = "model.layers.1.self_attn.q_proj.weight"
@@ -170,18 +165,19 @@ def test_adapters_of_another_kind_are_refused(changes, text, adapters, build_lla
         merge.merge(bind(LlavaConfig, section, section="model", source="test"), path, tmp_path / "out", "llm")
 
 
-def test_what_a_layout_cannot_hold_is_refused(with_lora, tmp_path):
+def test_what_a_layout_cannot_hold_is_refused(with_lora, build_llava, tmp_path):
+    model, path = build_llava(ckpt=None, train={"llm": RULE, "vision": {"rule": "full"}}), tmp_path / "checkpoint.pth"
+    with pytest.raises(ConfigError, match="--layout llava: has no place for visual_encoder"):
+        merge.merge(model.cfg, saved(model, path), tmp_path / "out", "llava")
     state = {name: whole(p) for name, p in with_lora.stored_parameters().items()}
-    path = tmp_path / "checkpoint.pth"
-    torch.save({"model": state | {"visual_encoder.x": torch.ones(1)}}, path)
-    with pytest.raises(ConfigError, match="--layout llava: has no place for visual_encoder.x"):
-        merge.merge(with_lora.cfg, path, tmp_path / "out", "llava")
-    torch.save({"model": {n: t for n, t in state.items() if "llama_proj" not in n}}, path)
-    with pytest.raises(WeightsError, match="holds no projection"):
-        merge.merge(with_lora.cfg, path, tmp_path / "out", "llava")
-    torch.save({"model": state, "state": {"made_with": {"llm_fingerprint": "of another"}}}, path)
-    with pytest.raises(WeightsError, match="was trained with the LLM"):
-        merge.merge(with_lora.cfg, path, tmp_path / "out", "llm")
+    for content, text in (
+        ({"model": state | {"visual_encoder.x": torch.ones(1)}}, "not expected: visual_encoder.x"),
+        ({"model": {n: t for n, t in state.items() if "llama_proj" not in n}}, "missing: llama_proj"),
+        ({"model": state, "state": {"made_with": {"llm_fingerprint": "of another"}}}, "was trained with the LLM"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(WeightsError, match=text):
+            merge.merge(with_lora.cfg, path, tmp_path / "out", "llava")
 
 
 def test_other_things_beside_the_adapters_are_refused(adapters, tmp_path):

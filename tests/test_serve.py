@@ -16,7 +16,6 @@ from urllib.request import urlopen
 
 import openai
 import pytest
-import yaml
 
 from minigpt4.common.errors import MiniGPT4Error
 
@@ -64,14 +63,12 @@ def command(load_script):
 
 
 @pytest.fixture
-def config(tmp_path, tiny_section):
+def config(tmp_path, tiny_section, write_recipe):
     model = tiny_section(arch="minigpt4", model_type="pretrain_mini", llm_attention="sdpa")
     model["vit_config"] |= {"mlp_ratio": 4.3637}  # the others of pretrain_mini are those of the tiny model
     model["qformer_config"] |= {"cross_attention_frequency": 2}
     model |= {"prompt_template": "###Human: {} ###Assistant: ", "end_sym": "@@@@"}  # which it never says
-    path = tmp_path / "eval.yaml"
-    path.write_text(yaml.safe_dump({"model": model, "datasets": {}, "run": {"task": "image_text_pretrain"}}))
-    return path
+    return write_recipe(tmp_path, model)
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ class Chat:
 
     def show(self, image: "Image.Image") -> str:
         """The user shows an image; the next question is about it, and about those before. Returns its id."""
-        picture = self.engine.look(image)
+        picture = self.engine.preprocess(image)
         self.pictures.append(picture)
         self.conversation.add_image()
         return picture.image_id
@@ -92,7 +92,7 @@ class Chat:
         before = self.conversation.copy()
         question = self.take_back()
         if question is None:
-            raise SampleError("nothing was asked yet, so there is no answer to give anew")
+            raise SampleError("nothing was asked yet: there is no answer to regenerate")
         return self._answer(question, decoding, seed, before)
 
     def take_back(self) -> str | None:

@@ -5,7 +5,7 @@ character. A template answers in one way and is trained in another where the pub
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minigpt4.common.errors import SampleError
 from minigpt4.conversation.templates import IMAGE_MESSAGE, IMAGE_PLACEHOLDER, Turns
@@ -181,12 +181,8 @@ class LlavaConversation(Turns):
     def get_prompt(self) -> str:
         """The whole conversation as the LLM reads it; an open answer is where it goes on."""
         said = [(role == self.roles[1], text) for role, text in self.messages]
-        return self._with_system().prompt([*_example(self.template), *said])
-
-    def _with_system(self) -> LlavaTemplate:
-        if self.system is None:
-            return self.template
-        return LlavaTemplate(**vars(self.template) | {"system": self.system})
+        template = self.template if self.system is None else replace(self.template, system=self.system)
+        return template.prompt([*_example(self.template), *said])
 
 
 def _example(template: LlavaTemplate) -> Iterator[tuple[bool, str]]:

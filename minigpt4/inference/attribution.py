@@ -79,16 +79,14 @@ class Trace:
         self._tokens_nNV = tokens_nNV.detach().requires_grad_()
         self._read: list[Tensor] = []
         self.embeds_nQD = model.project(model.connect(self._tokens_nNV, self._read))
-        images, count = self.embeds_nQD.shape[:2]
-        spans = [[(index * count, count) for index in range(images)]]
-        (row,) = model.prompting.prompt_rows([prompt], spans, "texts[{}]".format, model.prompting.start)
+        (row,), tokens_MD = model.prompt_rows([prompt], [self.embeds_nQD])
         self._from = torch.arange(len(row) - 1, len(row) - 1 + len(ids_K))  # each position predicts the next token
         batch = prompting.collate_prompts([row.add_text(ids_K)], model.llama_tokenizer.pad_token_id)
         self._image_at = batch.image_at[1]
         batch = batch.to(model.device)
         with native_dtype(llm), eager_attention(llm):
             output = llm(
-                inputs_embeds=prompting.embed(batch, llm.get_input_embeddings(), self.embeds_nQD.flatten(0, 1)),
+                inputs_embeds=prompting.embed(batch, llm.get_input_embeddings(), tokens_MD),
                 attention_mask=batch.attention_mask_BT,
                 use_cache=False,
                 output_attentions=True,

@@ -33,11 +33,11 @@ from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.run_folder import versions
 from minigpt4.common.utils import JsonLines, as_json, escaped, json_line, refused, write_whole
 from minigpt4.datasets.datasets.dataloader_utils import to_device
-from minigpt4.inference.engine import CheckpointSwitch
 from minigpt4.inference.image_list import ImageFile, ImageList, cut, read_batches
 from minigpt4.inference.pipeline import PromptRules, frozen_files, image_provenance, image_reader
 from minigpt4.models.feature_cache import FeatureEncoder, build_model
 from minigpt4.models.fsdp import sharding, uneven_inputs
+from minigpt4.models.loading import CheckpointSwitch
 
 log = logging.getLogger(__name__)
 

@@ -24,15 +24,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, SampleError
+from minigpt4.common.errors import MiniGPT4Error, RunError, SampleError
 from minigpt4.conversation.chat import Picture, Request
 from minigpt4.conversation.decoding import Decoding, TextStream
 from minigpt4.conversation.templates import Turns, conversation_for
 from minigpt4.inference.attribution import Trace
 from minigpt4.models.batch_decoder import BatchDecoder, GenerationState
 from minigpt4.models.beam_search import BeamSearch
-from minigpt4.models.fsdp import copy_weights, whole
 from minigpt4.models.generation import StopOnText, check_stop
+from minigpt4.models.loading import CheckpointSwitch
 from minigpt4.processors import process_image
 from minigpt4.processors.base_processor import BaseProcessor
 
@@ -122,64 +122,6 @@ class EngineReply:
                 self._notify()
 
 
-class CheckpointSwitch:
-    """One `MiniGPT4`, several checkpoints: swaps the trained weights, and remembers those that were given a name.
-
-    `start` is the name of those that the model begins with.
-    """
-
-    def __init__(self, model: Any, start: str = "start") -> None:
-        self.model, self._start = model, start
-        self._kept = {start: self._copy()}
-        self._current: str | None = start
-
-    @property
-    def names(self) -> list[str]:
-        """The checkpoints that are remembered, the start first."""
-        return list(self._kept)
-
-    def name(self, wanted: str | None) -> str:
-        """A checkpoint's name, the start's for None; ConfigError if there is no such checkpoint."""
-        if wanted is None:
-            return self._start
-        if wanted not in self._kept:
-            raise ConfigError(f"there is no checkpoint '{wanted}'; there are: {', '.join(self.names)}")
-        return wanted
-
-    def load(self, checkpoint: str | Path, name: str | None = None) -> None:
-        """Take the trained weights of a file, and remember them under `name`.
-
-        A weight that the file may leave out is that of the start, never that of the checkpoint before. WeightsError,
-        and the weights as before, if they do not fit.
-        """
-        if name is not None and not self.model.cfg.is_frozen("llama_model"):
-            raise ConfigError(
-                f"{checkpoint}: was trained with its LLM, and answers of all checkpoints go through one LLM together; "
-                "serve it alone, as model.ckpt"
-            )
-        before = self._copy()
-        try:
-            self._restore(self._kept[self._start])
-            self.model.load_checkpoint(checkpoint)
-        except BaseException:
-            self._restore(before)
-            raise
-        self._current = name
-        if name is not None:
-            self._kept[name] = self._copy()
-
-    def use(self, name: str) -> None:
-        if name != self._current:
-            self._restore(self._kept[name])
-            self._current = name
-
-    def _copy(self) -> dict[str, Tensor]:
-        return {name: whole(p) for name, p in self.model.stored_parameters().items()}
-
-    def _restore(self, weights: dict[str, Tensor]) -> None:
-        copy_weights(self.model.stored_parameters(), weights)
-
-
 OUT_OF_MEMORY = "the GPU's memory is full: fewer answers at once, shorter answers, or fewer beams need less"
 
 
@@ -222,7 +164,7 @@ class Engine:
         self.max_rows = min(max_rows, self._decoder.room)
         self._waiting: deque[EngineReply] = deque()
         self._running: list[EngineReply] = []
-        self._looks: deque[tuple[Future, Request, str, int]] = deque()
+        self._map_requests: deque[tuple[Future, Request, str, int]] = deque()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._stops = False
@@ -245,7 +187,7 @@ class Engine:
     def is_alive(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def look(self, image: Image.Image) -> Picture:
+    def preprocess(self, image: Image.Image) -> Picture:
         """The image as the model reads it; SampleError if its pixels cannot be read."""
         pixels_3SS = process_image(self.processor, image)
         return Picture(hashlib.sha256(pixels_3SS.numpy().tobytes()).hexdigest()[:16], pixels_3SS)
@@ -278,7 +220,7 @@ class Engine:
         with self._changed:
             if self._stops:
                 raise RunError("the engine was stopped")
-            self._looks.append((future, request, answer, word))
+            self._map_requests.append((future, request, answer, word))
             self._changed.notify()
         if self._thread is None:
             self.tick()
@@ -300,8 +242,8 @@ class Engine:
             self._thread.join()
         error = RunError("the engine was stopped")
         self._fail(error, [*self._running, *self._waiting])
-        while self._looks:
-            self._looks.popleft()[0].set_exception(error)
+        while self._map_requests:
+            self._map_requests.popleft()[0].set_exception(error)
 
     def __enter__(self) -> "Engine":
         return self.start()
@@ -312,7 +254,7 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stops or self._waiting or self._running or self._looks)
+                self._changed.wait_for(lambda: self._stops or self._waiting or self._running or self._map_requests)
                 if self._stops:
                     return
             self.tick()
@@ -323,15 +265,15 @@ class Engine:
     def tick(self) -> None:
         """Let waiting requests join, and every answer grow by a token."""
         try:
-            self._leave()
+            self._expire()
             self._admit()
             self._step()
-            self._look()
+            self._make_maps()
         except Exception as error:  # whatever it is must reach the readers, and the next request finds an empty batch
             log.exception("The answers in progress are lost")
             self._fail(_readable(error), self._running)
 
-    def _leave(self) -> None:
+    def _expire(self) -> None:
         """Forget answers that nobody wants any more, or that took too long."""
         now = time.monotonic()
         with self._changed:
@@ -339,9 +281,9 @@ class Engine:
                 if reply.deadline is not None and now > reply.deadline:
                     reply.end(error=TimeoutError(f"the answer took longer than {reply.request.timeout:g} s"))
             self._waiting = deque(reply for reply in self._waiting if not reply.is_over)
-        self._forget_over()
+        self._remove_ended()
 
-    def _forget_over(self) -> None:
+    def _remove_ended(self) -> None:
         self._decoder.remove([reply.row for reply in self._running if reply.is_over and reply.row is not None])
         self._running = [reply for reply in self._running if not reply.is_over]
 
@@ -429,12 +371,12 @@ class Engine:
                 whole = decode(ids[1:])
                 ended = ids[-1] in self._decoder.end_ids or any(stop in whole for stop in reply.stop)
             reply.grow(decode(ids[1:], skip_special_tokens=True), len(ids) - 1, ended)
-        self._forget_over()
+        self._remove_ended()
 
-    def _look(self) -> None:
-        if not self._looks:
+    def _make_maps(self) -> None:
+        if not self._map_requests:
             return
-        future, request, answer, word = self._looks.popleft()
+        future, request, answer, word = self._map_requests.popleft()
         if not future.set_running_or_notify_cancel():
             return
         try:

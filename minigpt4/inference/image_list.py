@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.utils import decode, parse_json
@@ -44,6 +44,13 @@ class ImageList:
     def image(self, number: int) -> Tensor | Uint8Image | CachedImage:
         """One image as the reader gives it; SampleError if it cannot be read."""
         return self.reader.read(self.items[number].file)
+
+    def __getitem__(self, number: int) -> tuple[int, Tensor | Uint8Image | CachedImage | str]:
+        """Its number, and the image or why it cannot be read."""
+        try:
+            return number, self.image(number)
+        except SampleError as error:
+            return number, str(error)
 
     def batches(self, batch_size: int) -> list[list[int]]:
         return cut(range(len(self)), batch_size)
@@ -157,26 +164,14 @@ def read_batches(
     `num_workers`: processes that read; 0: none but this one.
     """
     yield from DataLoader(
-        _Batches(images, batches),
-        batch_size=None,
+        images,
+        batch_sampler=batches,
+        collate_fn=_joined,
         num_workers=min(num_workers, len(batches)),
         generator=torch.Generator().manual_seed(0),  # the global one belongs to sampling
     )
 
 
-@dataclass(frozen=True)
-class _Batches(Dataset):
-    images: ImageList
-    batches: Sequence[Sequence[int]]
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> tuple[Tensor | Uint8Image | CachedBatch, dict[int, str]]:
-        pixels, errors = [], {}
-        for number in self.batches[index]:
-            try:
-                pixels.append(self.images.image(number))
-            except SampleError as error:
-                errors[number] = str(error)
-        return join_images(pixels), errors
+def _joined(read: Sequence[tuple[int, Any]]) -> tuple[Tensor | Uint8Image | CachedBatch, dict[int, str]]:
+    errors = {number: one for number, one in read if isinstance(one, str)}
+    return join_images([one for number, one in read if number not in errors]), errors

@@ -47,6 +47,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minigpt4.common.errors import MiniGPT4Error
+from minigpt4.common.utils import write_json
 from minigpt4.evaluation.questions import write_lines
 from minigpt4.mini.scenes import (
     ALONE,
@@ -270,7 +271,7 @@ def write_world(folder: Path, size: WorldSize) -> bool:
         parts = [("train", first, size.flickr_train), ("val", 0, size.flickr_val), ("test", 0, size.flickr_test)]
         rows = [(part[0], scene) for part in parts for scene in scenes(*part)]
         truth = _write_flickr(_fresh(folder / "flickr30k"), rows)
-    _write_json(folder / TRUTH_FILE, truth)
+    write_json(folder / TRUTH_FILE, truth)
     _finish(folder, wanted)
     return True
 
@@ -319,8 +320,8 @@ def write_conversations(folder: Path, size: ConversationSize) -> bool:
     _write_coco(folder, drawn)
     by_kind["instruct_test"] = [r for own in records("test", 0, size.test, instruct).values() for r in own]
     for name, own in by_kind.items():
-        _write_json(folder / f"{name}.json", own)
-    _write_json(folder / TRUTH_FILE, test)
+        write_json(folder / f"{name}.json", own)
+    write_json(folder / TRUTH_FILE, test)
     _write_questions(folder, by_kind["instruct_test"])
     _finish(folder, wanted)
     return True
@@ -337,8 +338,8 @@ def _write_coco(folder: Path, scenes: Mapping[str, Scene]) -> None:
             category = categories[scene.groups[group].thing.name]
             boxes.append({"image_id": key, "category_id": category, "bbox": [*corner, *drawing.size]})
     named = [{"id": number, "name": name} for name, number in categories.items()]
-    _write_json(folder / "captions_train.json", {"images": images, "annotations": captions})
-    _write_json(folder / "instances_train.json", {"images": images, "annotations": boxes, "categories": named})
+    write_json(folder / "captions_train.json", {"images": images, "annotations": captions})
+    write_json(folder / "instances_train.json", {"images": images, "annotations": boxes, "categories": named})
 
 
 def _write_questions(folder: Path, records: list[dict]) -> None:
@@ -368,7 +369,7 @@ def _begin(folder: Path, wanted: dict) -> bool:
 
 def _finish(folder: Path, wanted: dict) -> None:
     (folder / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n", encoding="utf-8")
-    _write_json(folder / WORLD_FILE, wanted)
+    write_json(folder / WORLD_FILE, wanted)
 
 
 def _fresh(folder: Path) -> Path:
@@ -381,10 +382,6 @@ def _jpeg(scene: Scene) -> bytes:
     file = io.BytesIO()
     draw(scene)[0].save(file, "JPEG", quality=_JPEG_QUALITY)
     return file.getvalue()
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_shards(folder: Path, scenes: Iterator[Scene], per_shard: int) -> None:
@@ -408,7 +405,7 @@ def _write_detailed(folder: Path, scenes: Iterator[Scene]) -> None:
     for index, scene in enumerate(scenes):
         (folder / "image" / f"{index}.jpg").write_bytes(_jpeg(scene))
         annotations.append({"image_id": str(index), "caption": detailed_description(scene)})
-    _write_json(folder / "filter_cap.json", {"annotations": annotations})
+    write_json(folder / "filter_cap.json", {"annotations": annotations})
 
 
 def _write_flickr(folder: Path, rows: list[tuple[str, Scene]]) -> dict[str, dict]:

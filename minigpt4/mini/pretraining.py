@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minigpt4.common.model_schema import MiniGPT4Config
-from minigpt4.common.utils import replacing
 from minigpt4.mini import files
 from minigpt4.mini.scenes import draw, sample_scene
 from minigpt4.models.connectors import build_qformer
@@ -142,12 +141,12 @@ def lr_at(step: int, settings: Settings) -> float:
     return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def orders(settings: Settings, first_step: int) -> Iterator[np.ndarray]:
-    """Indices of each step's scenes from `first_step` on: passes over all scenes, each in an order of its own."""
+def orders(settings: Settings) -> Iterator[np.ndarray]:
+    """Indices of each step's scenes: passes over all scenes, each in an order of its own."""
     steps_a_pass = settings.scenes // settings.batch_size
-    for step in range(first_step, settings.steps):
+    for step in range(settings.steps):
         number, place = divmod(step, steps_a_pass)
-        if place == 0 or step == first_step:
+        if place == 0:
             order = np.random.default_rng([settings.seed, number]).permutation(settings.scenes)
         yield order[place * settings.batch_size : (place + 1) * settings.batch_size]
 
@@ -171,10 +170,10 @@ def accuracy(model: Pretrainer, drawn: DrawnScenes, device: torch.device, dtype:
 def pretrain(
     settings: Settings, codes_QWD: Tensor, folder: Path, device: torch.device, dtype: torch.dtype, processes: int
 ) -> dict:
-    """Train, or resume from what `folder` holds; returns the accuracies on scenes of new combinations.
+    """Train; returns the accuracies on scenes of new combinations.
 
-    `codes_QWD` is from `files.word_codes`. Every save writes `state.pth` to resume from and the two weights
-    files; `log.jsonl` grows in between.
+    `codes_QWD` is from `files.word_codes`. Every save writes the two weights files into `folder`; `log.jsonl` grows in
+    between.
     """
     folder.mkdir(parents=True, exist_ok=True)
     log.info("Drawing %d scenes", settings.scenes + settings.test_scenes)
@@ -185,27 +184,17 @@ def pretrain(
     model = Pretrainer(codes_QWD).to(device).train()
     betas, decay = (0.9, 0.98), settings.weight_decay
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=betas, weight_decay=decay, fused=True)
-    step, state_file = 0, folder / "state.pth"
-    if state_file.is_file():
-        state = torch.load(state_file, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-        log.info("Resuming after step %d of %s", step, state_file)
     started, sums = time.monotonic(), torch.zeros(3)
-    for indices in orders(settings, step):
+    for step, indices in enumerate(orders(settings), start=1):
         for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, settings)
+            group["lr"] = lr_at(step - 1, settings)
         sums += _update(model, optimizer, train.batch(indices, device), settings, dtype)
-        step += 1
         if step % settings.log_every:
             continue
         means = (round(mean, 4) for mean in (sums / settings.log_every).tolist())
         record = {"step": step, **dict(zip(("patch_loss", "word_loss", "distance"), means, strict=True))}
         if step % settings.save_every == 0:
             record |= accuracy(model, test, device, dtype)
-            with replacing(state_file) as part:
-                torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, part)
             model.save(folder / files.VIT_FILE.name, folder / files.QFORMER_FILE.name)
         record["seconds"] = round(time.monotonic() - started, 1)
         log.info("%s", record)

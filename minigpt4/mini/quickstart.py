@@ -407,7 +407,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     for number in filter(None, (signal.SIGTERM, getattr(signal, "SIGHUP", None))):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
-            signal.signal(number, _interrupt)
+            signal.signal(number, signal.default_int_handler)
     try:
         todo = (llava_steps if args.llava else steps)(place, read_precision(place.output))
         progress = Progress([0 if step.is_done() else step.seconds for step in todo])
@@ -424,10 +424,6 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     sys.stdout.write("\n" + place.report.read_text(encoding="utf-8"))
     return 0
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ class GenerationMixin:
 
         Raises SampleError unless a prompt has as many placeholders as images.
         """
-        rows, tokens_MD = self._prompt_rows(prompts, images)
+        rows, tokens_MD = self.prompt_rows(prompts, images)
         batch = prompting.collate_prompts(rows, self.llama_tokenizer.pad_token_id).to(self.device)
         embeds_BTD = prompting.embed(batch, self.llama_model.get_input_embeddings(), tokens_MD)
         mask_BT = batch.attention_mask_BT
@@ -107,7 +107,7 @@ class GenerationMixin:
         """Positions that prompt and answer may take together."""
         return self.llama_model.config.max_position_embeddings
 
-    def _prompt_rows(
+    def prompt_rows(
         self, prompts: Sequence[str], images: Sequence[Sequence[Tensor]]
     ) -> tuple[list[prompting.TokenSequence], Tensor | None]:
         """Prompts as rows that begin with bos, and the image tokens (M, D) that go into them."""
@@ -193,7 +193,7 @@ class GenerationMixin:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of the K positions that have a target in some row, (B, K) each: loss, whether it is a target of the row, and
         whether greedy decoding gives it."""
-        rows, tokens_MD = self._prompt_rows(texts, images)
+        rows, tokens_MD = self.prompt_rows(texts, images)
         wanted = [prompting.TokenSequence().add_text(ids, train=True) for ids in self.prompting.encode(answers)]
         batch = prompting.collate_training(rows, wanted, [], self.llama_tokenizer.pad_token_id)
         columns_K = prompting.target_positions(batch)[1].unique()

@@ -26,7 +26,7 @@ from minigpt4.common.model_schema import EVA_CLIP_G, MiniGPT4Config
 from minigpt4.common.start_clock import LLM, VISION, phase
 from minigpt4.models.base_model import DTYPES, store_matmuls
 from minigpt4.models.connectors import Connector, build_connector, own_blip2_keys, qformer_file
-from minigpt4.models.fsdp import copy_weights
+from minigpt4.models.fsdp import copy_weights, whole
 from minigpt4.models.llava_weights import ADAPTERS, PROJECTOR, projector_names, read_lora, read_part
 from minigpt4.models.llm import add_tokens, bf16_bytes, check_llm, load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
@@ -147,8 +147,7 @@ def load_trained(
     target: Mapping[str, Tensor], path: Path, cfg: MiniGPT4Config, made_with: Mapping[str, Any] | None = None
 ) -> None:
     """Copy the trained weights of a MiniGPT-4 checkpoint into `target`, as `trained_weights` finds them."""
-    content = read_lora(path) if path.name in ADAPTERS else read_weights(path)
-    weights = trained_weights(target, path, cfg, made_with or {}, content)
+    weights = trained_weights(target, path, cfg, made_with or {})
     copy_weights(target, weights)
     log.info("Loaded %d trained tensors from %s", len(weights), path)
 
@@ -169,13 +168,15 @@ def trained_weights(
     path: Path,
     cfg: MiniGPT4Config,
     made_with: Mapping[str, Any],
-    content: Mapping[str, Any],
+    content: Mapping[str, Any] | None = None,
 ) -> dict[str, Tensor]:
-    """The weights in the content of a checkpoint that go into `target`, trained parameters by name; for `model.ckpt`,
-    a resume, an evaluation, a server's change.
+    """The weights of a checkpoint, or of LLaVA's adapter file, that go into `target`, trained parameters by name; for
+    `model.ckpt`, a resume, an evaluation, a server's change, an export. `content`: of the file, where it was read.
 
     WeightsError with the difference of the keys, or where the card names other parts than `made_with`.
     """
+    if content is None:
+        content = read_lora(path) if path.name in ADAPTERS else read_weights(path)
     with errors_as(WeightsError, f"{path}: is no checkpoint of this program"):
         refuse_other_parts(path, content, made_with, cfg)
         state = weights_of(content, path, cfg)
@@ -259,3 +260,61 @@ def _frozen_hint(state: Mapping[str, Tensor], cfg: MiniGPT4Config) -> str:
     if any(name.startswith(("model.layers.", "model.vision_tower.")) for name in state):
         return "It is a whole LLaVA: name its folder as model.llama_model, and leave model.ckpt out."
     return "Keys that may differ can be named in model.ckpt_allow_keys."
+
+
+class CheckpointSwitch:
+    """One `MiniGPT4`, several checkpoints: swaps the trained weights, and remembers those that were given a name.
+
+    `start` is the name of those that the model begins with.
+    """
+
+    def __init__(self, model: Any, start: str = "start") -> None:
+        self.model, self._start = model, start
+        self._kept = {start: self._copy()}
+        self._current: str | None = start
+
+    @property
+    def names(self) -> list[str]:
+        """The checkpoints that are remembered, the start first."""
+        return list(self._kept)
+
+    def name(self, wanted: str | None) -> str:
+        """A checkpoint's name, the start's for None; ConfigError if there is no such checkpoint."""
+        if wanted is None:
+            return self._start
+        if wanted not in self._kept:
+            raise ConfigError(f"there is no checkpoint '{wanted}'; there are: {', '.join(self.names)}")
+        return wanted
+
+    def load(self, checkpoint: str | Path, name: str | None = None) -> None:
+        """Take the trained weights of a file, and remember them under `name`.
+
+        A weight that the file may leave out is that of the start, never that of the checkpoint before. WeightsError,
+        and the weights as before, if they do not fit.
+        """
+        if name is not None and not self.model.cfg.is_frozen("llama_model"):
+            raise ConfigError(
+                f"{checkpoint}: was trained with its LLM, and answers of all checkpoints go through one LLM together; "
+                "serve it alone, as model.ckpt"
+            )
+        before = self._copy()
+        try:
+            self._restore(self._kept[self._start])
+            self.model.load_checkpoint(checkpoint)
+        except BaseException:
+            self._restore(before)
+            raise
+        self._current = name
+        if name is not None:
+            self._kept[name] = self._copy()
+
+    def use(self, name: str) -> None:
+        if name != self._current:
+            self._restore(self._kept[name])
+            self._current = name
+
+    def _copy(self) -> dict[str, Tensor]:
+        return {name: whole(p) for name, p in self.model.stored_parameters().items()}
+
+    def _restore(self, weights: dict[str, Tensor]) -> None:
+        copy_weights(self.model.stored_parameters(), weights)

@@ -1,4 +1,4 @@
-"""The model behind a page and behind an API: what strangers may send, and how they are answered."""
+"""The model behind a web page and an OpenAI-compatible API."""
 
 VLLM_ARCHITECTURE = "MiniGPT4ForConditionalGeneration"
 

@@ -35,8 +35,8 @@ WORLD = Path("data/mini")
 EXAMPLES = 4
 TITLE = "MiniGPT-4"
 HEAD = "# MiniGPT-4\nAsk about a picture. A language model answers, and may be wrong: look for yourself."
-EMPTY = "Add one or more images, ask about them, and ask on."
-LOOK = "Choose a word: the strongest patches of the image, by two methods, for the checkpoint that is chosen now."
+EMPTY = "Add one or more images and ask about them."
+LOOK = "Click a word to see which patches of the image it depends on, by two methods, for the selected checkpoint."
 CHOSEN = "looked up"
 NO_ANSWER = "No answer"
 """Title of a message that tells an error."""
@@ -166,7 +166,7 @@ class ChatPage:
         except Exception as error:
             if not isinstance(error, PROBLEMS):
                 log.exception("An answer failed")
-                error = RunError("something went wrong on this side; please try again")
+                error = RunError("something went wrong on the server; please try again")
             if said:
                 gr.Warning(html.escape(str(error)))
             else:
@@ -214,7 +214,7 @@ class ChatPage:
         """
         conversation, pictures, is_open = self.engine.new_conversation(), [], False
         if len(history) >= self.limits.turns:
-            raise SampleError("this conversation is as long as it may be; start over")
+            raise SampleError("this conversation has reached its limit; start over")
         said = [(one["role"], one.get("metadata") or {}, part) for one in history for part in one["content"]]
         if message is not None:
             said += [("user", {}, {"file": file}) for file in message["files"]]
@@ -236,14 +236,14 @@ class ChatPage:
                 conversation.add_image()
                 pictures.append(self.picture(_path(part["file"])))
         if len(pictures) > self.limits.images:
-            raise SampleError(f"{self.limits.images} images are the most in one conversation; start over")
+            raise SampleError(f"a conversation takes at most {self.limits.images} images; start over")
         if not is_open:
             raise SampleError("write a question")
         conversation.open_answer()
         return Request(conversation, pictures, how, checkpoint=checkpoint, timeout=self.limits.seconds)
 
     def _picture(self, path: str) -> Picture:
-        return self.engine.look(read_image(Path(path), self.limits))
+        return self.engine.preprocess(read_image(Path(path), self.limits))
 
     def _leave(self, request: gr.Request) -> None:
         """The tab was closed: nobody reads the answer in progress."""
@@ -255,7 +255,7 @@ class ChatPage:
         parts = [f"{reply.prompt_tokens:,} tokens read, {reply.completion_tokens:,} written"]
         if reply.dropped_turns:
             context = self.engine.model.context_length
-            parts.append(f"oldest turns left out: {reply.dropped_turns}, for this LLM reads {context:,} positions")
+            parts.append(f"oldest turns left out: {reply.dropped_turns} (this LLM reads {context:,} positions)")
         if reply.finish_reason == "length":
             parts.append("ended at the limit of tokens")
         return " · ".join(parts)
@@ -287,11 +287,11 @@ def sliders(limits: Limits, context: int, temperature: float = PUBLISHED_CHAT.te
     tokens = max(1, min(limits.new_tokens, context // 2))
     start = PUBLISHED_CHAT
     rows = [
-        ("Beams", 1, limits.beams, 1, start.num_beams, "More than one: the answer appears at once, at its end."),
+        ("Beams", 1, limits.beams, 1, start.num_beams, "More than one: the answer appears all at once."),
         ("Temperature", 0.0, 2.0, 0.1, temperature, "0: the most likely answer, always the same."),
-        ("Top-p", 0.05, 1.0, 0.05, start.top_p, "Less: only the likelier words are chosen from."),
+        ("Top-p", 0.05, 1.0, 0.05, start.top_p, "Lower: only likelier words are drawn."),
         ("Maximum of tokens", 1, tokens, 1, min(start.max_new_tokens, tokens), "The longest answer."),
-        ("Repetition penalty", 1.0, 2.0, 0.05, start.repetition_penalty, "Above 1: words are not said so often."),
+        ("Repetition penalty", 1.0, 2.0, 0.05, start.repetition_penalty, "Above 1: words are repeated less."),
     ]
     return [
         gr.Slider(least, most, value, step=step, label=label, info=info, buttons=[], render=False)

@@ -1,4 +1,4 @@
-"""Images that strangers send: what they may cost, and how they are read."""
+"""Untrusted images: their limits, and how they are read."""
 
 import os
 import stat
@@ -48,7 +48,7 @@ class Limits:
 
 
 def read_image(source: bytes | Path, limits: Limits, name: str = "the file") -> Image.Image:
-    """An image that a stranger sent, as upright RGB; its size is checked before it is decoded.
+    """An untrusted image as upright RGB; its size is checked before it is decoded.
 
     `name` is how errors call it, so that they do not show a path of this machine: TooLargeError for too many bytes or
     pixels, SampleError for no image, a damaged one, or a kind that is not among `FORMATS`.

@@ -2,10 +2,8 @@
 
 import re
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 NAMES = ["plain", "ours"]
 STAGES = ["read the file", "read it from a tar", "decode", "resize", "normalise", "collate", "to the main process"]
@@ -14,11 +12,9 @@ STAGES = ["read the file", "read it from a tar", "decode", "resize", "normalise"
 @pytest.fixture(scope="module")
 def files(script, tmp_path_factory):
     folder = tmp_path_factory.mktemp("files")
-    photos, ways = script("photos"), script("loader_ways")
-    contents = list(photos.pictures(60, 40, 2, None))
+    ways = script("loader_ways")
     own = ways.Files(folder / "folder", folder / "shard.tar")
-    photos.write_folder(own.folder, contents)
-    photos.write_tar(own.tar, contents)
+    own.write(ways.pictures(60, 40, 2))
     return own
 
 
@@ -44,18 +40,6 @@ def test_ways_give_the_same_pictures(script, files, source):
     for plain, ours in zip(*found, strict=True):
         # Newer releases of Pillow resize in another order than the published code, which moves pixels by one level.
         torch.testing.assert_close(plain, ours, rtol=0, atol=0.02)
-
-
-def test_own_photos_are_read_and_a_folder_without_any_is_an_error(script, tmp_path, capsys):
-    pixels = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    (content,) = script("photos").pictures(16, 8, 1, tmp_path)
-    (tmp_path / "a.jpg").write_bytes(content)
-    with Image.open(tmp_path / "a.jpg") as image:
-        assert (image.size, image.format) == ((16, 8), "JPEG")
-    (tmp_path / "none").mkdir()
-    assert script("loader").main(["--photos", str(tmp_path / "none")]) == 2
-    assert "holds no .jpg" in capsys.readouterr().err
 
 
 def test_a_size_that_is_none_is_an_error(script, capsys):

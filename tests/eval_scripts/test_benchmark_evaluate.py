@@ -53,7 +53,7 @@ def test_plain_run_says_and_scores_what_an_evaluation_does(benchmark, shared, co
 def test_section_names_the_plain_runs_and_their_ratios(benchmark, complete):
     args = benchmark.parse_args(["--cfg-path", "x.yaml", "--ckpt", "a.pth"])
     facts = json.loads((complete / "metrics.json").read_text())
-    shown = benchmark.section(args, facts, [benchmark.Timing(together=2.0, apart=5.0, plain=40.0, same=32)])
+    shown = benchmark.report(args, facts, [benchmark.Timing(together=2.0, apart=5.0, plain=40.0, same=32)])
     assert "32 of its 33 captions are those of the other runs" in shown
     assert "| 3 runs / one run | 2.50 |" in shown
     assert "| 3 plain runs / 3 runs | 8.00 |" in shown

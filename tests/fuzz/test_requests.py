@@ -17,8 +17,9 @@ from PIL import Image
 
 from minigpt4.inference import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor
+from minigpt4.serving.address import listen
 from minigpt4.serving.api.access import Access, ApiLimits
-from minigpt4.serving.api.app import build_app, listen, make_server
+from minigpt4.serving.api.app import build_app, make_server
 
 RAW = "raw JSON: "
 """Begins a text that stands for itself, without quotes."""

@@ -45,7 +45,7 @@ def encoded(model):
 
 
 def request(engine, question="What is this?", decoding=SHORT, images=(), **more):
-    talk, pictures = engine.new_conversation(), [engine.look(image) for image in images]
+    talk, pictures = engine.new_conversation(), [engine.preprocess(image) for image in images]
     for _ in pictures:
         talk.add_image()
     talk.ask(question)

@@ -10,8 +10,7 @@ from safetensors.torch import save_file
 from minigpt4.common.binding import bind
 from minigpt4.common.errors import WeightsError
 from minigpt4.common.model_schema import MiniGPT4Config
-from minigpt4.inference.engine import CheckpointSwitch
-from minigpt4.models.loading import load_trained, load_vision, vision_fingerprints
+from minigpt4.models.loading import CheckpointSwitch, load_trained, load_vision, vision_fingerprints
 from minigpt4.models.mini_gpt4 import MiniGPT4
 
 VICUNA_7B, VICUNA_13B, QFORMER = 4096, 5120, 768

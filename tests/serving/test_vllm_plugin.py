@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from minigpt4 import export, serving
@@ -45,15 +44,14 @@ def test_without_vllm_its_model_says_what_to_install():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_section) -> Path:
+def folder(tmp_path_factory, tiny_section, write_recipe) -> Path:
     """A tiny model, exported."""
     place = tmp_path_factory.mktemp("vllm")
     section = tiny_section(
         arch="minigpt4", model_type="pretrain_vicuna0", end_sym="###", prompt_template="###Human: {} ###Assistant: "
     )
-    content = {"model": section, "datasets": {}, "run": {"task": "image_text_pretrain", "device": "cpu"}}
-    (place / "recipe.yaml").write_text(yaml.safe_dump(content))
-    assert export.main([str(place / "recipe.yaml"), "--format", "blip2", "--output", str(place / "out")]) == 0
+    recipe = write_recipe(place, section, device="cpu")
+    assert export.main([str(recipe), "--format", "blip2", "--output", str(place / "out")]) == 0
     return place
 
 
@@ -76,7 +74,7 @@ def test_vllm_registers_the_model_and_reads_prompts_as_we_do(case, folder, parit
     read = processor(prompt, mm_items=processor.info.parse_mm_data({"image": images}))
     ours = Pipeline(export.source_of(str(folder / "recipe.yaml"), None, []), "cpu")
     embeds = [torch.zeros(1, 8, 96)] * count
-    (row,), _ = ours.model._prompt_rows([prompt.replace(IMAGE_TOKEN, IMAGE_PLACEHOLDER)], [embeds])
+    (row,), _ = ours.model.prompt_rows([prompt.replace(IMAGE_TOKEN, IMAGE_PLACEHOLDER)], [embeds])
     token = config.hf_config.image_token_index
     assert read["prompt_token_ids"] == [i if at < 0 else token for i, at in zip(row.ids, row.images, strict=True)]
     assert [(span.offset, span.length) for span in read["mm_placeholders"]["image"]] == [

@@ -1,1 +1,1 @@
-"""An API in the words of OpenAI's: chat completions over an `Engine`, for programs."""
+"""An OpenAI-compatible API: chat completions over an `Engine`."""

@@ -1,7 +1,6 @@
 """The server's paths: chat completions, models, health."""
 
 import asyncio
-import ipaddress
 import json
 import logging
 import os
@@ -107,7 +106,7 @@ class Service:
 
     def _picture(self, field: str, url: str) -> Picture:
         try:
-            return self.engine.look(read_image(decoded(url, self.limits), self.limits))
+            return self.engine.preprocess(read_image(decoded(url, self.limits), self.limits))
         except (SampleError, ApiError) as error:
             told = as_api_error(error)
             raise ApiError(told.status, f"{field}: {told.message}", field) from None
@@ -209,10 +208,9 @@ def _require_model(engine: Engine, name: str) -> None:
         raise ApiError(404, message, "model", "model_not_found")
 
 
-def build_app(engine: Engine, limits: ApiLimits | None = None, access: Access | None = None) -> FastAPI:
+def build_app(engine: Engine, limits: ApiLimits, access: Access) -> FastAPI:
     """The app over an engine whose thread runs."""
-    service = Service(engine, limits or ApiLimits())
-    checked, started = [Depends((access or Access()).check)], int(time.time())
+    service, checked, started = Service(engine, limits), [Depends(access.check)], int(time.time())
     app = FastAPI(title="MiniGPT-4", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.engine = engine
     install_error_handlers(app)
@@ -252,30 +250,6 @@ def api_key() -> str | None:
     if key is not None and (not key or not key.isascii() or not key.isprintable() or " " in key):
         raise ConfigError(f"{KEY_VARIABLE}: is empty, or has characters that no key has; set it again or unset it")
     return key
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket with its address, which does not listen yet; ConfigError if the address is taken or not ours."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # With its protocol said, or asyncio leaves Nagle's algorithm on, which holds pieces of a stream back for 40 ms.
-        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
-    except OSError as error:
-        raise ConfigError(f"--host {host} --port {port}: {error.strerror}; choose another --port or --host") from error
-    return bound
-
-
-def is_local(bound: socket.socket) -> bool:
-    """Whether only this machine reaches it."""
-    return ipaddress.ip_address(bound.getsockname()[0]).is_loopback
-
-
-def address_of(bound: socket.socket) -> str:
-    """Its URL."""
-    host, port = bound.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class Server(uvicorn.Server):

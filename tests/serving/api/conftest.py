@@ -15,8 +15,9 @@ import openai
 import pytest
 
 from minigpt4.inference import Engine
+from minigpt4.serving.address import listen
 from minigpt4.serving.api.access import Access, ApiLimits
-from minigpt4.serving.api.app import build_app, listen, make_server
+from minigpt4.serving.api.app import build_app, make_server
 
 PATIENCE = 60
 

@@ -4,8 +4,9 @@ import openai
 import pytest
 
 from minigpt4.common.errors import ConfigError
+from minigpt4.serving.address import is_local, listen
 from minigpt4.serving.api.access import Access
-from minigpt4.serving.api.app import KEY_VARIABLE, api_key, is_local, listen
+from minigpt4.serving.api.app import KEY_VARIABLE, api_key
 
 KEY = "sk-something-secret"
 

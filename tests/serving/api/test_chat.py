@@ -25,7 +25,7 @@ def expected(engine):
     """What the model's own `generate` says to a prompt with these images."""
 
     def generate(prompt, images=(), **more):
-        pixels = [engine.look(image).pixels_3SS for image in opened(images)]
+        pixels = [engine.preprocess(image).pixels_3SS for image in opened(images)]
         stacked = torch.stack(pixels)[None] if pixels else None
         (answer,) = engine.model.generate(stacked, [prompt], stop=["###"], **{"max_new_tokens": 8} | more)
         return answer
