@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from minigpt4.common.checkpoint import is_finite, read_weights, require_fit
+from minigpt4.common.checkpoint import find_weights, is_finite, read_weights, require_fit
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, WeightsError, errors_as
 from minigpt4.common.llava_schema import LlavaConfig
@@ -212,7 +212,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--cfg-path", required=True, help="the recipe that trained it, or the run.json of its folder")
-    parser.add_argument("--ckpt", required=True, type=Path, help="checkpoint of the run, or LLaVA's adapter_model file")
+    parser.add_argument("--ckpt", required=True, help="checkpoint of the run, or LLaVA's adapter_model file")
     parser.add_argument("--output", required=True, type=Path, help="new folder")
     parser.add_argument("--layout", choices=("llm", "llava", "lora"), default="llm")
     parser.add_argument("--precision", choices=tuple(DTYPES), help="of the written LLM; else model.llm_precision")
@@ -221,7 +221,8 @@ def main() -> None:
     setup_logger()
     try:
         config = Config(SimpleNamespace(cfg_path=args.cfg_path, options=args.options)).validate(training=False)
-        merge(config.model, args.ckpt, args.output, args.layout, args.precision)
+        checkpoint = find_weights(args.ckpt, "--ckpt", "")
+        merge(config.model, checkpoint, args.output, args.layout, args.precision)
     except MiniGPT4Error as error:
         raise SystemExit(f"error: {error}") from None
 

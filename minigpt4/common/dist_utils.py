@@ -198,6 +198,9 @@ def _store(dist_url: str, rank: int, world_size: int) -> dist.Store:
 def _from_environment() -> tuple[int, int, int]:
     """Rank, local rank and number of processes; srun's variables get torchrun's names, which accelerate reads."""
     if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        if not any(name.startswith("SLURM_STEP") for name in os.environ):
+            text = "SLURM_NTASKS is %s, but no srun started this process: start it by srun, or unset SLURM_NTASKS"
+            log.warning(text, os.environ["SLURM_NTASKS"])
         os.environ.setdefault("MASTER_PORT", "29500")
         os.environ |= {name: os.environ[of_slurm] for name, of_slurm in SLURM_NAMES.items() if of_slurm in os.environ}
     if "RANK" not in os.environ:

@@ -28,7 +28,7 @@ SHARDS = "image_caption_shards"
 JSON = "image_caption_json"
 CONVERSATIONS = "llava_conversations"
 DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
-TEXT_FILES = (".json", ".jsonl", ".csv", ".tsv")
+TEXT_FILES = (".json", ".jsonl", ".csv", ".tsv", ".token")
 """Endings of annotation files, which name images; others can hold them."""
 TRAINING_KEYS = ("init_lr", "max_epoch", "iters_per_epoch")
 

@@ -91,7 +91,9 @@ def _where(dataset: ImageCaptionJson, number: int) -> str:
 # Files of references and of results
 
 
-def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dict[str, list[str]]:
+def read_references(
+    path: Path, mode: ReferenceMode, split: str = "test", known: Collection[str] = ()
+) -> dict[str, list[str]]:
     """References by image id, from JSON, JSON lines, CSV or TSV in the forms that people have:
 
         COCO         {"annotations": [{"image_id": 42, "caption": "..."}, ...]}, also captions_val2014.json and the like
@@ -100,7 +102,8 @@ def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dic
         LAVIS        [{"image": "val2014/a.jpg", "caption": ["...", "..."]}]
         Flickr30k    flickr_annotations_30k.csv with the columns raw, split, filename; Kaggle's results.csv
 
-    Image ids are compared as text; a record without one has the name of its `image`, without folder and ending.
+    Image ids are compared as text; a record without one has the name of its `image`, without folder and ending, and so
+    has one whose own id is not among those `known`, where that name is: COCO numbers images, whose files have names.
     `split` is of a file whose records say theirs; other files are read as a whole. SampleError for a bad record, and
     for one without single captions in the mode `separate`.
     """
@@ -112,7 +115,7 @@ def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dic
             continue
         if record.keys() >= FLICKR_COLUMNS:
             record = {"image": str(record["filename"]).strip(), CAPTIONS: record["raw"]}
-        image_id, name = _image_id(record, where), next((name for name in TEXT_FIELDS if record.get(name)), None)
+        image_id, name = _image_id(record, where, known), next((name for name in TEXT_FIELDS if record.get(name)), None)
         listed = single_captions(record, name or JOINED, where)
         single.setdefault(image_id, []).extend(listed or [])
         if name is not None and not isinstance(record[name], list):
@@ -196,10 +199,11 @@ def _records(path: Path) -> list[tuple[dict[str, Any], str]]:
     return [(records[index], records.where(index)) for index in range(len(records))]
 
 
-def _image_id(record: Mapping[str, Any], where: str) -> str:
+def _image_id(record: Mapping[str, Any], where: str, known: Collection[str] = ()) -> str:
     image_id = record.get("image_id")
-    if image_id is None and isinstance(record.get("image"), str):
-        image_id = Path(record["image"]).stem
+    if isinstance(record.get("image"), str):
+        name = Path(record["image"]).stem
+        image_id = name if image_id is None or (name in known and str(image_id) not in known) else image_id
     if isinstance(image_id, bool) or not isinstance(image_id, str | int) or image_id == "":
         raise SampleError(f"{where}: the field 'image_id' must be text or a number; it is {image_id!r:.80}")
     return escaped(str(image_id))

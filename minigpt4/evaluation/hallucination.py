@@ -8,7 +8,7 @@ Large Vision-Language Models, 2023.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
@@ -145,6 +145,13 @@ class Truth:
             raise SampleError(f"{len(missing)} of {len(self.objects)} images have no captions: {some}")
         said = {image_id: self.names.mentions("\n".join(captions[image_id])) for image_id in self.objects}
         return Truth({key: own | frozenset(said[key]) for key, own in self.objects.items()}, self.names, self.files)
+
+    def called(self, known: Collection[str]) -> "Truth":
+        """The same, where images that are not among the ids `known` are called after their files, if these are."""
+        stems = {key: Path(file).stem for key, file in self.files.items()}
+        names = {key: stems[key] if key not in known and stems.get(key) in known else key for key in self.objects}
+        files = {names.get(key, key): file for key, file in self.files.items()}
+        return Truth({names[key]: own for key, own in self.objects.items()}, self.names, files)
 
     def only(self, image_ids: Iterable[str]) -> "Truth":
         """The truth of these images alone."""

@@ -3,6 +3,9 @@
 import hashlib
 import io
 import json
+import os
+import subprocess
+import sys
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -162,7 +165,9 @@ def _oid(file: Path) -> str:
 def test_names_on_the_hub_train_as_the_folders_do_and_without_network_from_its_cache(
     tiny, losses, tools, parity_dir, llava_dir, llava_section
 ):
-    hub = Hub({"me/vicuna": llava_dir / "vicuna_tiny", "me/clip": llava_dir / "clip_tiny", "me/parts": llava_dir})
+    folders = {name: llava_dir / f"{name}_tiny" for name in ("vicuna", "clip")}
+    folders |= {"parts": llava_dir, "lora": llava_dir / "lora"}
+    hub = Hub({f"me/{name}": folder for name, folder in folders.items()})
     content = yaml.safe_load(tiny.recipe.read_text())
     content["model"] = llava_section(model_type="v1")
     content["datasets"]["cc_sbu_align"].pop("vis_processor")
@@ -175,6 +180,10 @@ def test_names_on_the_hub_train_as_the_folders_do_and_without_network_from_its_c
     fetched = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
     assert {"config.json", "projector_linear.bin"} <= fetched
     assert not {"projector_mlp2x_gelu.bin", "README.md"} & fetched
+    code = "from minigpt4.common import hub; print(hub.local_path('hf:me/lora/adapter_model.safetensors', '').parent)"
+    command = [sys.executable, "-c", code]
+    lora = Path(subprocess.run(command, env=os.environ | env, stdout=subprocess.PIPE, text=True).stdout.strip())
+    assert {file.name for file in lora.iterdir()} == {file.name for file in folders["lora"].iterdir()}
     hub.server.shutdown()
     hub.server.server_close()
     tiny.train(*SHORT, *names, env=env | {"HF_HUB_OFFLINE": "1"})

@@ -38,7 +38,7 @@ def _without_placeholder(text: str) -> str:
 
 def _data_url(url: str) -> str:
     kind, *options = url.partition(",")[0].lower().split(";")
-    if not kind.startswith("data:image/") or options[-1:] != ["base64"]:
+    if not kind.startswith("data:") or options[-1:] != ["base64"]:  # what kind it is, its bytes say
         raise ValueError("this server fetches no images; send a data URL: data:image/png;base64,...")
     return url
 
@@ -263,12 +263,14 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 
 def decoded(url: str, limits: ApiLimits) -> bytes:
-    """The file in a data URL; ApiError 400 where it is no base64, TooLargeError beyond `image_bytes`."""
-    content = url.partition(",")[2]
+    """The file in a data URL; ApiError 400 where it is no base64, TooLargeError beyond `image_bytes`.
+
+    As in browsers base64 may have line breaks, and lack the `=` at its end."""
+    content = "".join(url.partition(",")[2].split()).rstrip("=")
     size = len(content) * 3 // 4 - 2
     if size > limits.image_bytes:
         raise TooLargeError(f"the image: {size / MIB:.1f} MiB are more than {limits.image_bytes / MIB:g} MiB")
     try:
-        return base64.b64decode(content, validate=True)
+        return base64.b64decode(content + "=" * (-len(content) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise wrong(f"the data URL is no valid base64: {error}") from None
