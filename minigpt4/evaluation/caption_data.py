@@ -103,19 +103,22 @@ def read_references(
         Flickr30k    flickr_annotations_30k.csv with the columns raw, split, filename; Kaggle's results.csv
 
     Image ids are compared as text; a record without one has the name of its `image`, without folder and ending, and so
-    has one whose own id is not among those `known`, where that name is: COCO numbers images, whose files have names.
+    have all, where none of their ids is among those `known`: COCO numbers images, whose files have names.
     `split` is of a file whose records say theirs; other files are read as a whole. SampleError for a bad record, and
     for one without single captions in the mode `separate`.
     """
     single: dict[str, list[str]] = {}
     texts: dict[str, list[str]] = {}  # of records without a list: single captions, or one that was joined
     joined: set[str] = set()
-    for record, where in _records(path):
+    records = _records(path)
+    by_name = bool(known) and not any(str(record.get("image_id")) in known for record, _ in records)
+    for record, where in records:
         if SPLIT_FIELD in record and str(record[SPLIT_FIELD]).strip() != split:
             continue
         if record.keys() >= FLICKR_COLUMNS:
             record = {"image": str(record["filename"]).strip(), CAPTIONS: record["raw"]}
-        image_id, name = _image_id(record, where, known), next((name for name in TEXT_FIELDS if record.get(name)), None)
+        image_id = _image_id(record, where, by_name)
+        name = next((name for name in TEXT_FIELDS if record.get(name)), None)
         listed = single_captions(record, name or JOINED, where)
         single.setdefault(image_id, []).extend(listed or [])
         if name is not None and not isinstance(record[name], list):
@@ -199,11 +202,10 @@ def _records(path: Path) -> list[tuple[dict[str, Any], str]]:
     return [(records[index], records.where(index)) for index in range(len(records))]
 
 
-def _image_id(record: Mapping[str, Any], where: str, known: Collection[str] = ()) -> str:
+def _image_id(record: Mapping[str, Any], where: str, by_name: bool = False) -> str:
     image_id = record.get("image_id")
-    if isinstance(record.get("image"), str):
-        name = Path(record["image"]).stem
-        image_id = name if image_id is None or (name in known and str(image_id) not in known) else image_id
+    if (image_id is None or by_name) and isinstance(record.get("image"), str):
+        image_id = Path(record["image"]).stem
     if isinstance(image_id, bool) or not isinstance(image_id, str | int) or image_id == "":
         raise SampleError(f"{where}: the field 'image_id' must be text or a number; it is {image_id!r:.80}")
     return escaped(str(image_id))

@@ -147,10 +147,11 @@ class Truth:
         return Truth({key: own | frozenset(said[key]) for key, own in self.objects.items()}, self.names, self.files)
 
     def called(self, known: Collection[str]) -> "Truth":
-        """The same, where images that are not among the ids `known` are called after their files, if these are."""
-        stems = {key: Path(file).stem for key, file in self.files.items()}
-        names = {key: stems[key] if key not in known and stems.get(key) in known else key for key in self.objects}
-        files = {names.get(key, key): file for key, file in self.files.items()}
+        """The same by the ids `known`; where none is an id of an image, images are called after their files."""
+        if any(key in known for key in self.objects):
+            return self
+        names = {key: Path(self.files.get(key, key)).stem for key in self.objects}
+        files = {names[key]: file for key, file in self.files.items() if key in names}
         return Truth({names[key]: own for key, own in self.objects.items()}, self.names, files)
 
     def only(self, image_ids: Iterable[str]) -> "Truth":
