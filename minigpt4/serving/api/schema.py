@@ -148,6 +148,7 @@ class ChatRequest(Section):
     frequency_penalty: Zero = 0
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] = {}
     logprobs: Literal[False] = False
+    modalities: list[Literal["text"]] = []
     presence_penalty: Zero = 0
     response_format: TextFormat | None = None
     tool_choice: Literal["none", "auto"] = "none"
@@ -216,6 +217,10 @@ class ChatRequest(Section):
                     yield f"messages[{number}].content[{index}].image_url.url", part.image_url.url
 
 
+_SECTIONS = {"image_url": ImageUrl, "content": Part, "messages": Message, "stream_options": StreamOptions}
+"""By the innermost field that leads to them."""
+
+
 def read_request(body: bytes, limits: ApiLimits) -> ChatRequest:
     """The request in a body; ApiError 400 with the path of every field that is wrong."""
     if sum(map(body.count, (b",", b"[", b"{"))) > VALUES:
@@ -248,7 +253,8 @@ def _readable(error: ValidationError) -> ApiError:
     for one in errors[:SHOWN_ERRORS]:
         reason = one["msg"].removeprefix("Value error, ")
         if one["type"] == "extra_forbidden":
-            reason = f"unknown field; {hint(str(one['loc'][-1])[:100], ChatRequest.model_fields)}"
+            known = next((kind for name, kind in _SECTIONS.items() if name in one["loc"][:-1]), ChatRequest)
+            reason = f"unknown field; {hint(str(one['loc'][-1])[:100], known.model_fields)}"
         shown.append(f"{_path(one['loc'])}: {reason}".removeprefix(": "))
     if len(errors) > SHOWN_ERRORS:
         shown.append(f"and {len(errors) - SHOWN_ERRORS} more")
