@@ -41,7 +41,7 @@ from minigpt4.models.base_model import DTYPES
 from minigpt4.models.connectors import own_blip2_keys, qformer_file
 from minigpt4.models.fsdp import mapped_weights
 from minigpt4.models.llama_tokenizer import PROBES
-from minigpt4.models.llava_weights import ADAPTERS, PROJECTOR, read_lora, read_part
+from minigpt4.models.llava_weights import ADAPTERS, PROJECTOR, read_lora, read_part, whole_projection
 from minigpt4.models.llm import read_llm_config, set_token_ids
 from minigpt4.models.loading import meta_vision, trained_weights
 from minigpt4.models.mini_gpt4 import VisionLanguageModel
@@ -106,7 +106,9 @@ class Export:
             self.checkpoint = find_weights(self.cfg.ckpt, "model.ckpt", Path(self.cfg.ckpt).name)
             reads = read_lora if self.checkpoint.name in ADAPTERS else read_weights
             facts, content = self.model.made_with(), reads(self.checkpoint)
-            self.trained = trained_weights(target, self.checkpoint, self.cfg, facts, content)
+            trained = trained_weights(target, self.checkpoint, self.cfg, facts, content)
+            self.trained = {} if any(name.startswith("llama_proj.") for name in trained) else whole_projection(self.cfg)
+            self.trained |= trained
         elif (whole := read_part(self.cfg, PROJECTOR)) is not None:
             self.checkpoint = whole[0]
             self.trained = {f"llama_proj.{name}": tensor for name, tensor in whole[1].items()}

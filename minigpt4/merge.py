@@ -38,6 +38,7 @@ from minigpt4.models.llava_weights import (
     read_lora,
     to_adapter_names,
     to_projector_names,
+    whole_projection,
 )
 from minigpt4.models.llm import LLAVA_PARTS, fingerprint, is_llava, read_llm_config
 from minigpt4.models.loading import feature_shape, refuse_other_parts, weights_of
@@ -152,7 +153,7 @@ def merge(cfg: Any, checkpoint: Path, output: Path, layout: str, precision: str 
     content = read_lora(checkpoint) if checkpoint.name in ADAPTERS else read_weights(checkpoint)
     state, rule = weights_of(content, checkpoint, cfg), cfg.train.llm
     of_llm = {name: tensor for name, tensor in state.items() if name.startswith("llama_model.")}
-    others = {name: tensor for name, tensor in state.items() if name not in of_llm}
+    others = {name: tensor for name, tensor in state.items() if name not in of_llm} or whole_projection(cfg)
     directory = cfg.llm_directory()
     llm_config, base = read_llm_config(directory), mapped_weights(directory)
     refuse_other_parts(checkpoint, content, _made_with(cfg, llm_config, base), cfg)

@@ -18,7 +18,7 @@ from minigpt4.common.run_folder import versions
 from minigpt4.common.utils import quick_hash
 from minigpt4.inference.captioning import AnswerStore, Job, generate
 from minigpt4.inference.image_list import ImageList
-from minigpt4.inference.pipeline import PromptRules, frozen_files, image_provenance
+from minigpt4.inference.pipeline import BATCH_SIZE, PromptRules, frozen_files, image_provenance
 from minigpt4.models.generation import Answer
 from minigpt4.models.llava_weights import whole_file
 
@@ -175,4 +175,4 @@ def decoding_line(setup: Mapping[str, Any]) -> str:
 
 def batch_size(cfg: Config) -> int:
     """Images that are answered together."""
-    return cfg.run.batch_size_eval or cfg.batch_size()
+    return cfg.run.batch_size_eval or (cfg.batch_size() if cfg.datasets else BATCH_SIZE)

@@ -145,6 +145,15 @@ def read_part(cfg: Any, part: str) -> tuple[Path, dict[str, Tensor]] | None:
     return (file, tensors) if tensors else None
 
 
+def whole_projection(cfg: Any) -> dict[str, Tensor]:
+    """The projection of the whole LLaVA that `model.llama_model` is, by the names of checkpoints; empty for an LLM
+    alone."""
+    file, tensors = read_part(cfg, PROJECTOR) or (None, {})
+    if file:
+        log.info("The checkpoint has no projection; it is that of %s", file)
+    return {f"llama_proj.{name}": tensor for name, tensor in tensors.items()}
+
+
 def _tensors(path: Path, part: str) -> dict[str, Tensor]:
     """Those whose names hold `part`; of safetensors no others are read."""
     refuse_pointer(path, f"model.llama_model: {path}")

@@ -11,6 +11,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.datasets import builder_of
 from minigpt4.evaluation.caption_run import for_evaluation
 from minigpt4.evaluation.command import without_datasets
+from minigpt4.evaluation.generate import batch_size
 from minigpt4.inference.pipeline import image_processor, image_provenance
 
 REPOSITORY = Path(__file__).parents[2]
@@ -99,6 +100,10 @@ def test_names_of_the_published_llava_come_with_those_here(read):
         assert f"model.{name}: it is called {own} here" in str(error.value)
     assert "model.mm_patch_merge_type: is of LLaVA 1.6" in str(error.value)
     assert "run.learning_rate: it is called init_lr here" in str(error.value)
+
+
+def test_evaluation_of_a_model_to_talk_to_has_a_batch_size(read):
+    assert batch_size(read(MODEL + "datasets: {}\nrun: {}\n")) == 8
 
 
 def test_batch_size_is_the_largest_of_the_datasets_and_the_runs_for_those_without(read):
