@@ -16,6 +16,8 @@ import pytest
 import yaml
 from pyarrow import parquet
 
+from minigpt4.common.hub import hub_name
+
 SHORT = ("run.max_epoch=1", "run.iters_per_epoch=4", "run.warmup_steps=0")
 
 
@@ -108,6 +110,21 @@ def test_conversations_with_images_among_the_words_train_alike_from_json_and_par
 
 
 # Weights by name
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("lmsys/vicuna-7b-v1.5/", ("lmsys/vicuna-7b-v1.5", None, None)),
+        ("hf:me/lora@v1/a/b.bin", ("me/lora", "v1", "a/b.bin")),
+        ("https://huggingface.co/lmsys/vicuna-7b-v1.5", ("lmsys/vicuna-7b-v1.5", None, None)),
+        ("https://huggingface.co/me/lora/tree/v1", ("me/lora", "v1", None)),
+        ("https://huggingface.co/me/lora/resolve/main/a/b.bin?download=true", ("me/lora", "main", "a/b.bin")),
+        *((path, None) for path in ("weights/vicuna-7b/", "a/b/c.bin", "me/b.pth", "https://example.org/me/lora")),
+    ],
+)
+def test_what_names_the_hub_and_what_is_a_path(value, name):
+    assert hub_name(value) == name
 
 
 class Hub:
