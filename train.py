@@ -33,6 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--check", action="store_true", help="validate, print parameters and GPU memory, and stop")
     parser.add_argument("--gpus", type=int, help="with --check: GPUs of the run (the launcher's, or run.world_size)")
     parser.add_argument("--gpu-gib", type=float, help="with --check: GPU memory to fit in (what is free, else 23.6)")
+    parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)  # of old launchers, beside LOCAL_RANK
     return parser.parse_args(argv)
 
 

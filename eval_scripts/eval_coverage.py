@@ -33,7 +33,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> None:
     """Scores for the terminal and, if asked for, as JSON."""
     results = read_results(args.results)
-    captions = match(results, read_references(args.references, "separate", args.split), partial=args.partial)
+    captions = read_references(args.references, "separate", args.split, results)
+    captions = match(results, captions, partial=args.partial)
     answers = coverage(command.judge_of(args), results, captions, args.protocol)
     scored = {
         "results": str(args.results),

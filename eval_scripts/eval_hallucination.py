@@ -66,9 +66,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def run_chair(args: argparse.Namespace) -> None:
     """CHAIR of a file of captions."""
     results, truth = read_results(args.results), hallucination.read_truth(args.truth, args.synonyms)
+    truth = truth.called(results)
     truth = truth.only(match(results, truth.objects, partial=args.partial))
     if args.captions:
-        truth = truth.with_captions(read_references(args.captions, "separate", args.split))
+        truth = truth.with_captions(read_references(args.captions, "separate", args.split, results))
     found = hallucination.chair(results, truth)
     counts = found["counts"]
     print(_table(found))

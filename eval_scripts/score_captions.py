@@ -31,7 +31,8 @@ def run(args: argparse.Namespace) -> None:
     """Scores for the terminal and, if asked for, as JSON."""
     require_caption_metrics("--metrics")
     results = read_results(args.results)
-    references = match(results, read_references(args.references, args.reference_mode, args.split), partial=args.partial)
+    references = read_references(args.references, args.reference_mode, args.split, results)
+    references = match(results, references, partial=args.partial)
     scores = CaptionScorer(references, args.metrics).score(results)
     scored: dict[str, Any] = {
         "results": str(args.results),

@@ -41,7 +41,7 @@ from minigpt4.models.base_model import DTYPES
 from minigpt4.models.connectors import own_blip2_keys, qformer_file
 from minigpt4.models.fsdp import mapped_weights
 from minigpt4.models.llama_tokenizer import PROBES
-from minigpt4.models.llava_weights import PROJECTOR, read_part
+from minigpt4.models.llava_weights import PROJECTOR, read_part, whole_projection
 from minigpt4.models.loading import trained_weights
 from minigpt4.models.transformers_layout import (
     IMAGE_TOKEN,
@@ -92,7 +92,9 @@ class Export:
         target = self.model.stored_parameters()
         if self.cfg.ckpt:
             self.checkpoint = find_weights(self.cfg.ckpt, "model.ckpt", Path(self.cfg.ckpt).name)
-            self.trained = trained_weights(target, self.checkpoint, self.cfg, self.model.made_with())
+            trained = trained_weights(target, self.checkpoint, self.cfg, self.model.made_with())
+            self.trained = {} if any(name.startswith("llama_proj.") for name in trained) else whole_projection(self.cfg)
+            self.trained |= trained
         elif (whole := read_part(self.cfg, PROJECTOR)) is not None:
             self.checkpoint = whole[0]
             self.trained = {f"llama_proj.{name}": tensor for name, tensor in whole[1].items()}

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig
 
-from minigpt4.common.checkpoint import is_finite
+from minigpt4.common.checkpoint import find_weights, is_finite
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, WeightsError, errors_as
 from minigpt4.common.llava_schema import LlavaConfig
@@ -32,7 +32,14 @@ from minigpt4.common.model_schema import TrainRule
 from minigpt4.common.utils import exit_status
 from minigpt4.models.base_model import DTYPES
 from minigpt4.models.fsdp import mapped_weights
-from minigpt4.models.llava_weights import ADAPTERS, NOT_LORA, TOWER, to_adapter_names, to_projector_names
+from minigpt4.models.llava_weights import (
+    ADAPTERS,
+    NOT_LORA,
+    TOWER,
+    to_adapter_names,
+    to_projector_names,
+    whole_projection,
+)
 from minigpt4.models.llm import LLAVA_PARTS, is_llava, read_llm_config, set_token_ids
 from minigpt4.models.loading import meta_vision, trained_weights
 from minigpt4.models.mini_gpt4 import VisionLanguageModel
@@ -148,7 +155,7 @@ def merge(cfg: Any, checkpoint: Path, output: Path, layout: str, precision: str 
     model, llm_config, base = without_storage(cfg)
     state, rule = trained_weights(model.stored_parameters(), checkpoint, cfg, model.made_with()), cfg.train.llm
     of_llm = {name: tensor for name, tensor in state.items() if name.startswith("llama_model.")}
-    others = {name: tensor for name, tensor in state.items() if name not in of_llm}
+    others = {name: tensor for name, tensor in state.items() if name not in of_llm} or whole_projection(cfg)
     if layout == "lora" and not rule.is_lora:
         raise ConfigError(f"--layout lora: model.train.llm is {rule.rule}")
     if layout == "llm" and not of_llm and not isinstance(cfg, LlavaConfig):
@@ -204,7 +211,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 an error to read."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cfg-path", required=True, help="the recipe that trained it, or the run.json of its folder")
-    parser.add_argument("--ckpt", required=True, type=Path, help="checkpoint of the run, or LLaVA's adapter_model file")
+    parser.add_argument("--ckpt", required=True, help="checkpoint of the run, or LLaVA's adapter_model file")
     parser.add_argument("--output", required=True, type=Path, help="new folder")
     parser.add_argument("--layout", choices=("llm", "llava", "lora"), default="llm")
     parser.add_argument("--precision", choices=tuple(DTYPES), help="of the written LLM; else model.llm_precision")
@@ -214,7 +221,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         model = Config(args).validate(training=False).model
-        merge(model, args.ckpt, args.output, args.layout, args.precision)
+        checkpoint = find_weights(args.ckpt, "--ckpt", "")
+        merge(model, checkpoint, args.output, args.layout, args.precision)
 
     return exit_status(run)
 

@@ -1,13 +1,14 @@
 """`python -m minigpt4.merge` and LLaVA's layouts: what is written is what the reference writes, and reads back."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from minigpt4 import merge
+from minigpt4 import export, merge
 from minigpt4.common.binding import bind
 from minigpt4.common.errors import ConfigError, WeightsError
 from minigpt4.common.llava_schema import LlavaConfig
@@ -112,6 +113,24 @@ def test_lora_folder_is_as_the_reference_writes_it(with_lora, llava_dir, adapter
     ours, theirs = (json.loads((f / "adapter_config.json").read_text()) for f in (output, llava_dir / "lora"))
     assert set(ours["target_modules"]) == set(theirs["target_modules"])
     assert (ours["r"], ours["lora_alpha"]) == (theirs["r"], theirs["lora_alpha"])
+
+
+def test_adapters_alone_go_with_the_projection_of_the_whole_llava_below(
+    llava_dir, llava_section, write_recipe, adapters, tmp_path
+):
+    alone = tmp_path / "lora" / adapters.name
+    alone.parent.mkdir()
+    for file in (adapters, adapters.with_name("adapter_config.json")):
+        shutil.copy(file, alone.parent)
+    section = llava_section(train={"llm": RULE}, llama_model=str(llava_dir / "stage2_linear"))
+    section |= {"ckpt_allow_keys": ["llama_proj.*"]}
+    config = bind(LlavaConfig, section | {"ckpt": None}, section="model", source="test")
+    merge.merge(config, alone, tmp_path / "whole", "llava")
+    recipe = write_recipe(tmp_path, section | {"model_type": "v1", "ckpt": str(alone)}, device="cpu")
+    assert export.main([str(recipe), "--format", "llava", "--output", str(tmp_path / "stock")]) == 0
+    base = load_file(llava_dir / "stage2_linear" / "model.safetensors")["model.mm_projector.weight"]
+    for folder, name in (("whole", "model.mm_projector"), ("stock", "multi_modal_projector.linear_1")):
+        assert torch.equal(load_file(tmp_path / folder / "model.safetensors")[f"{name}.weight"], base)
 
 
 def test_projector_alone_is_a_file_that_stage_2_reads(build_llava, llava_dir, tmp_path):

@@ -92,7 +92,7 @@ def test_memory_with_a_complete_feature_cache_is_told():
 
 def test_command_prints_the_merged_configuration_with_its_options():
     recipe = ["--cfg-path", "train_configs/minigpt4_13b_flickr_finetune.yaml", "--check", "--gpus=3", "--gpu-gib=24"]
-    command = [sys.executable, "train.py", *recipe, "--options", *SHARDED]
+    command = [sys.executable, "train.py", "--local-rank=0", *recipe, "--options", *SHARDED]  # as old launchers call it
     result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=300)
     assert result.returncode == 0, result.stderr
     assert "init_lr:" in result.stdout

@@ -223,7 +223,11 @@ def missing_paths(sections: Mapping[str, object]) -> list[tuple[str, str]]:
 
 def require_paths(sections: Mapping[str, object], source: str) -> None:
     """Raise one ConfigError that lists every key whose path does not exist."""
-    missing = [f"{key}: {path} does not exist; {_way_out(key)}" for key, path in missing_paths(sections)]
+    missing = []
+    for key, path in missing_paths(sections):
+        kinds = {"a folder, not a file": os.path.isdir, "a file, not a folder": os.path.isfile}
+        what = next((f"is {kind}" for kind, holds in kinds.items() if holds(path)), "does not exist")
+        missing.append(f"{key}: {path} {what}; {_way_out(key)}")
     raise_faults(f"{source}: not found from {Path.cwd()}", missing)
 
 

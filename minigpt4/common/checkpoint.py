@@ -23,8 +23,8 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 
 from minigpt4.common.errors import WeightsError, errors_as, first_line
-from minigpt4.common.hub import local_path
-from minigpt4.common.torch_files import check_torch_file, file_sha256
+from minigpt4.common.hub import WEIGHTS, hub_name, local_path
+from minigpt4.common.torch_files import check_torch_file, file_sha256, refuse_pointer
 from minigpt4.common.utils import is_url, read_facts, replacing, sync
 
 log = logging.getLogger(__name__)
@@ -47,20 +47,30 @@ DOWNLOAD_HINT = "python scripts/download_weights.py --list shows where each publ
 def find_weights(value: str | None, key: str, published_name: str) -> Path:
     """Path of a weights file given by path, by its name on the hub (`hf:owner/name/file`), by its published URL, or not
     at all; WeightsError, with the key, if it is not there. A URL or an unset value is looked up by file name in
-    `weights/` and torch's download cache."""
+    `weights/` and torch's download cache, and a URL of the hub then there."""
     with errors_as(WeightsError, f"{key}: {value}"):
         if value and not is_url(value):
-            path = local_path(value, key)
-            if path.is_file():
-                return path
-            raise WeightsError(f"{key}: there is no file {path}. {DOWNLOAD_HINT}")
+            return require_file(local_path(value, key), key)
         name = Path(urlparse(value).path).name if value else published_name
         places = [Path("weights") / name, Path(torch.hub.get_dir()) / "checkpoints" / name]
         for path in places:
             if path.is_file():
                 return path
+        if value and hub_name(value):
+            return require_file(local_path(value, key), key)
     looked = " and ".join(map(str, places))
     raise WeightsError(f"{key}: {name} was not found (looked for {looked}); set {key} to it. {DOWNLOAD_HINT}")
+
+
+def require_file(path: Path, key: str) -> Path:
+    """The path of a file of weights; WeightsError, with the key, if it is not there, or a folder, whose files it
+    names."""
+    if path.is_dir():
+        files = some(sorted(file.name for kind in (*WEIGHTS, "*.pth") for file in path.glob(kind))) or "none of weights"
+        raise WeightsError(f"{key}: {path} is a folder; name a file in it: {files}")
+    if not path.is_file():
+        raise WeightsError(f"{key}: there is no file {path}. {DOWNLOAD_HINT}")
+    return path
 
 
 def read_weights(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
@@ -70,6 +80,7 @@ def read_weights(path: str | Path, *, mapped: bool = False) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise WeightsError(f"{path}: no such file")
+        refuse_pointer(path, str(path))
         if path.suffix == ".safetensors":
             return load_safetensors(path)
         is_zip = check_torch_file(path, sums=not mapped)
@@ -156,6 +167,8 @@ def require_fit(
             problems["wrong type"].append(f"{name} is {theirs.dtype} in the file, {ours.dtype} in the model")
     if any(problems.values()):
         lines = [f"{title}: {some(names)}" for title, names in problems.items() if names]
+        if any(ours.numel() and not theirs.numel() for theirs, ours in common.values()):
+            lines.append("Its tensors are empty, as DeepSpeed's ZeRO-3 leaves them; zero_to_fp32.py writes whole ones.")
         raise WeightsError("\n  ".join([f"{source} does not fit the model.", *lines, *filter(None, [hint])]))
     broken = [name for name, (theirs, ours) in common.items() if not is_finite(theirs.to(ours.dtype))]
     if broken:

@@ -186,6 +186,9 @@ def _store(dist_url: str, rank: int, world_size: int) -> dist.Store:
     """
     try:
         store, _, _ = next(dist.rendezvous(dist_url, rank, world_size, timeout=MEETING_TIMEOUT))
+    except ValueError as error:  # of a variable that is not set, or no number
+        way_out = "on several nodes MASTER_ADDR is the first of `scontrol show hostnames`, or the host of rank 0"
+        raise ConfigError(f"the launcher's variables: {error}; {way_out}") from error
     except dist.DistError as error:
         where = " and ".join(f"{name} ({os.environ.get(name)})" for name in ("MASTER_ADDR", "MASTER_PORT"))
         text = f"rank {rank} of {world_size} waited for the other processes in vain: {error}"
@@ -197,10 +200,17 @@ def _store(dist_url: str, rank: int, world_size: int) -> dist.Store:
 
 def _from_environment() -> tuple[int, int, int]:
     """Rank, local rank and number of processes; srun's variables get torchrun's names, which accelerate reads."""
-    if "RANK" not in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+    tasks = os.environ.get("SLURM_NTASKS", "")
+    if "RANK" not in os.environ and tasks.isdecimal() and int(tasks) > 1:
+        if not any(name.startswith("SLURM_STEP") for name in os.environ):
+            text = "SLURM_NTASKS is %s, but no srun started this process: start it by srun, or unset SLURM_NTASKS"
+            log.warning(text, tasks)
+        if os.environ.get("SLURM_NNODES") == "1":
+            os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "29500")
         os.environ |= {name: os.environ[of_slurm] for name, of_slurm in SLURM_NAMES.items() if of_slurm in os.environ}
-    if "RANK" not in os.environ:
+    is_only_one = os.environ.get("WORLD_SIZE") == "1" and "LOCAL_RANK" not in os.environ  # Kubernetes' operators
+    if "RANK" not in os.environ or is_only_one:
         return 0, 0, 1
     try:
         rank, local_rank, world_size = (int(os.environ[name]) for name in SLURM_NAMES)

@@ -1,14 +1,15 @@
 """Names of the Hugging Face Hub where a folder or file of weights is asked for.
 
 A name that is no path here, `lmsys/vicuna-7b-v1.5`, is a repository; `@` puts a branch, tag or commit behind it. With
-`hf:` before it a name is never taken for a path, and may go on to a file: `hf:owner/name@main/checkpoint_4.pth`.
+`hf:` before it a name is never taken for a path, and may go on to a file: `hf:owner/name@main/checkpoint_4.pth`. The
+address of a model or file at huggingface.co means the same.
 """
 
 import functools
 import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from minigpt4.common.errors import WeightsError, first_line
@@ -17,11 +18,17 @@ WEIGHTS = ("*.safetensors", "*.bin")
 """Files of weights, the first kind that a repository has being enough."""
 BESIDE = ("*.json", "*.model", "*.txt", "*.jinja")
 """Configuration and tokenizer."""
+BESIDE_ADAPTERS = ("adapter_config.json", "non_lora_trainables.bin")
+"""What belongs to the adapters of a LLaVA."""
 OTHERS = ("*/*", "consolidated*", "pytorch_model_fp32*")
 """The same weights again, for other programs."""
 OUR_FOLDERS = ("weights", "output")
 """Where this program puts things: `weights/vicuna-7b-v1.5` that is not there is a missing folder, not a repository."""
 _FILES = (".yaml", ".yml", ".json", ".pth", ".pt", ".bin", ".safetensors")
+_PAGE = re.compile(
+    r"https://huggingface\.co/([^/]+/[^/?]+)(?:/(?:resolve|blob|tree)/([^/?]+)(?:/([^?]+))?)?/?(?:\?.*)?"
+)
+"""An address there, as people copy it."""
 _NAME = re.compile(r"(hf:)?([\w][\w.-]*)/([\w][\w.-]*)(?:@([\w.-]+))?(?:/(.+))?", re.ASCII)
 
 
@@ -34,8 +41,10 @@ class HubName(NamedTuple):
 
 
 def hub_name(value: str) -> HubName | None:
-    """What a path names on the hub; None for a path."""
-    found = _NAME.fullmatch(value)
+    """What a path, or the address of a page, names on the hub; None for a path."""
+    if page := _PAGE.fullmatch(value):
+        return HubName(*page.groups())
+    found = _NAME.fullmatch(value.rstrip("/"))
     if found is None:
         return None
     prefix, owner, name, revision, file = found.groups()
@@ -64,6 +73,9 @@ def _fetched(value: str, name: HubName, key: str, weights: tuple[str, ...]) -> P
 
     repository, revision, file = name
     try:
+        if file and PurePosixPath(file).name.startswith("adapter_model."):
+            of_run = [str(PurePosixPath(file).with_name(own)) for own in BESIDE_ADAPTERS]
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=[file, *of_run])) / file
         if file:
             return Path(hf_hub_download(repository, file, revision=revision))
         for kinds in [[kind] for kind in weights] or [[]]:

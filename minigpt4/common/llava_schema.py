@@ -14,11 +14,32 @@ from minigpt4.common.model_schema import Channels, MiniGPT4Config
 IMAGE_TOKENS = {"mm_use_im_patch_token": ("<im_patch>",), "mm_use_im_start_end": ("<im_start>", "<im_end>")}
 """Tokens by the key that adds them, in the order of their ids."""
 
+PUBLISHED_NAMES = {
+    "model_name_or_path": "llama_model",
+    "pretrain_mm_mlp_adapter": "ckpt",
+    "vision_tower": "vit_model",
+    "mm_vision_tower": "vit_model",
+    "mm_vision_select_layer": "vit_layer",
+    "mm_vision_select_feature": "vit_prefix",
+    "mm_projector_type": "projection",
+    "mm_projector_lr": "train.projection.lr",
+    "version": "conv_template",
+    "conv_mode": "conv_template",
+    "model_max_length": "tokenizer_model_max_length",
+    "lora_enable": "train.llm.rule: lora",
+}
+"""Of the published code's options and config.json: where the same is said here."""
+
 
 @dataclass
 class LlavaConfig(MiniGPT4Config):
     """What `VisionLanguageModel.from_config` reads for LLaVA; `llama_model` must be set."""
 
+    REFUSED_KEYS: ClassVar[Mapping[str, str]] = {
+        **MiniGPT4Config.REFUSED_KEYS,
+        **{key: f"it is called {own} here" for key, own in PUBLISHED_NAMES.items()},
+        "mm_patch_merge_type": "is of LLaVA 1.6, which sees an image in tiles; v1 and 1.5 are read",
+    }
     PLACEHOLDER: ClassVar[str] = "<image>"
     IMAGE_PROCESSOR: ClassVar[str] = "clip_image"
     TOKENIZER: ClassVar[Mapping[str, bool]] = {"published": False}

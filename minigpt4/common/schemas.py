@@ -28,7 +28,15 @@ SHARDS = "image_caption_shards"
 JSON = "image_caption_json"
 CONVERSATIONS = "llava_conversations"
 DEVICE = re.compile(r"cpu|mps|(cuda|xpu)(:\d+)?")
-TEXT_FILES = (".json", ".jsonl", ".csv", ".tsv")
+NAMES_OF_TRAINER = {
+    "learning_rate": "init_lr",
+    "num_train_epochs": "max_epoch",
+    "gradient_accumulation_steps": "accum_grad_iters",
+    "lr_scheduler_type": "lr_sched",
+    "save_steps": "save_every_iters",
+}
+"""Of transformers, in whose words LLaVA's scripts are written."""
+TEXT_FILES = (".json", ".jsonl", ".csv", ".tsv", ".token")
 """Endings of annotation files, which name images; others can hold them."""
 TRAINING_KEYS = ("init_lr", "max_epoch", "iters_per_epoch")
 
@@ -290,6 +298,8 @@ class RunConfig:
         "iters_per_inner_epoch": "runs count epochs here; set max_epoch and iters_per_epoch",
         "grad_norm_clip": "it is called max_grad_norm here",
         "lr_layer_decay": "one learning rate serves all trained parameters",
+        **{key: f"it is called {own} here" for key, own in NAMES_OF_TRAINER.items()},
+        "per_device_train_batch_size": "each dataset has its batch_size",
     }
 
     task: str = "image_text_pretrain"

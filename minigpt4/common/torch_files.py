@@ -6,6 +6,7 @@ pickle claims more, ignores checksums, and builds tensors (sparse, quantised, on
 
 import hashlib
 import io
+import json
 import mmap
 import pickletools
 import zipfile
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 from safetensors import safe_open
 
 from minigpt4.common.errors import WeightsError, errors_as
+from minigpt4.common.utils import wrapped
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -70,13 +72,36 @@ def check_whole(path: Path, name: str) -> None:
         drive = "on Google Drive: its download quota is used up, or it is no longer shared"
         text = f"{name}: the server sent a web page in place of the file ({drive})"
         raise WeightsError(f"{text}. Try again in a day, or fetch it with a browser")
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{name}: a Git LFS pointer, not the weights; run `git lfs pull`, or download it again")
+    refuse_pointer(path, name)
     with errors_as(WeightsError, f"{name}: broken or truncated, or not a weights file"):
         if name.endswith(".safetensors"):
             with safe_open(path, framework="np"):  # compares its length with the header
                 return
         check_torch_file(path)
+
+
+def refuse_pointer(path: Path, name: str) -> None:
+    """WeightsError for what Git leaves in the place of a large file."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head.startswith(ZIP_START) and (what := wrapped(head)):
+        raise WeightsError(f"{name}: {what}")
+
+
+def require_shards(directory: Path) -> None:
+    """WeightsError where the index of an LLM's directory names files that are not there."""
+    for name in WEIGHT_FILES:
+        index = directory / f"{name}.index.json"
+        if (directory / name).is_file():
+            return
+        if index.is_file():
+            with errors_as(WeightsError, f"model.llama_model: {index}: cannot be read"):
+                files = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+                missing = [file for file in files if not (directory / file).is_file()]
+            if missing:
+                counts = f"{len(missing)} of {len(files)} files of weights are missing, such as {missing[0]}"
+                raise WeightsError(f"model.llama_model: {directory}: {counts}; fetch them again")
+            return
 
 
 def check_torch_file(path: Path, *, sums: bool = True) -> bool:

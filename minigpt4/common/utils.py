@@ -34,14 +34,26 @@ _MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_WRAPPED = {
+    b"version https://git-lfs": "a Git LFS pointer, not the file; run `git lfs pull`, or download it again",
+    b"\x1f\x8b": "packed by gzip; unpack it",
+    b"PK\x03\x04": "a zip file; unpack it",
+}
 _HALF = re.compile("[\ud800-\udfff]")
 _LOST = re.compile("[\0-\x08\x0e-\x1f\x7f\ufffd\ud800-\udfff]")
 _MEANING = {"\0": "NUL, as of UTF-16 without its mark", "\ufffd": "U+FFFD, which stands for a character that was lost"}
 
 
+def wrapped(content: bytes) -> str | None:
+    """What a file is in whose place its name promises another; by its first bytes."""
+    return next((what for head, what in _WRAPPED.items() if content.startswith(head)), None)
+
+
 def decode(content: bytes, encoding: str | None = None) -> str:
     """Text without its byte order mark: UTF-8, or what the mark says. Nothing is guessed or replaced: ValueError that
     says where bytes are no text. `encoding`: where it is known, as JSON's is."""
+    if what := wrapped(content):
+        raise ValueError(what)
     if encoding is None:
         encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8-sig")
     try:

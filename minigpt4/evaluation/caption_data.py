@@ -91,7 +91,9 @@ def _where(dataset: ImageCaptionJson, number: int) -> str:
 # Files of references and of results
 
 
-def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dict[str, list[str]]:
+def read_references(
+    path: Path, mode: ReferenceMode, split: str = "test", known: Collection[str] = ()
+) -> dict[str, list[str]]:
     """References by image id, from JSON, JSON lines, CSV or TSV in the forms that people have:
 
         COCO         {"annotations": [{"image_id": 42, "caption": "..."}, ...]}, also captions_val2014.json and the like
@@ -100,19 +102,23 @@ def read_references(path: Path, mode: ReferenceMode, split: str = "test") -> dic
         LAVIS        [{"image": "val2014/a.jpg", "caption": ["...", "..."]}]
         Flickr30k    flickr_annotations_30k.csv with the columns raw, split, filename; Kaggle's results.csv
 
-    Image ids are compared as text; a record without one has the name of its `image`, without folder and ending.
+    Image ids are compared as text; a record without one has the name of its `image`, without folder and ending, and so
+    have all, where none of their ids is among those `known`: COCO numbers images, whose files have names.
     `split` is of a file whose records say theirs; other files are read as a whole. SampleError for a bad record, and
     for one without single captions in the mode `separate`.
     """
     single: dict[str, list[str]] = {}
     texts: dict[str, list[str]] = {}  # of records without a list: single captions, or one that was joined
     joined: set[str] = set()
-    for record, where in _records(path):
+    records = _records(path)
+    by_name = bool(known) and not any(str(record.get("image_id")) in known for record, _ in records)
+    for record, where in records:
         if SPLIT_FIELD in record and str(record[SPLIT_FIELD]).strip() != split:
             continue
         if record.keys() >= FLICKR_COLUMNS:
             record = {"image": str(record["filename"]).strip(), CAPTIONS: record["raw"]}
-        image_id, name = _image_id(record, where), next((name for name in TEXT_FIELDS if record.get(name)), None)
+        image_id = _image_id(record, where, by_name)
+        name = next((name for name in TEXT_FIELDS if record.get(name)), None)
         listed = single_captions(record, name or JOINED, where)
         single.setdefault(image_id, []).extend(listed or [])
         if name is not None and not isinstance(record[name], list):
@@ -194,9 +200,9 @@ def _records(path: Path) -> list[tuple[dict[str, Any], str]]:
     return [(records[index], records.where(index)) for index in range(len(records))]
 
 
-def _image_id(record: Mapping[str, Any], where: str) -> str:
+def _image_id(record: Mapping[str, Any], where: str, by_name: bool = False) -> str:
     image_id = record.get("image_id")
-    if image_id is None and isinstance(record.get("image"), str):
+    if (image_id is None or by_name) and isinstance(record.get("image"), str):
         image_id = Path(record["image"]).stem
     if isinstance(image_id, bool) or not isinstance(image_id, str | int) or image_id == "":
         raise SampleError(f"{where}: the field 'image_id' must be text or a number; it is {image_id!r:.80}")

@@ -31,6 +31,7 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ckpt", nargs="+", metavar="[NAME=]PATH", help=ckpt)
     parser.add_argument("--save_path", "--save-path", required=True, type=Path, help="folder for all results")
     parser.add_argument("--options", nargs="*", metavar="KEY=VALUE", help="override config values")
+    parser.add_argument("--local-rank", "--local_rank", help=argparse.SUPPRESS)  # of old launchers, beside LOCAL_RANK
 
 
 def add_prompt_argument(parser: argparse.ArgumentParser, default: str) -> None:

@@ -9,15 +9,16 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minigpt4.common.checkpoint import file_sha256, read_card
+from minigpt4.common.checkpoint import file_sha256, read_card, require_file
 from minigpt4.common.config import Config
 from minigpt4.common.dist_utils import Processes
 from minigpt4.common.errors import ConfigError, WeightsError, errors_as
+from minigpt4.common.hub import local_path
 from minigpt4.common.run_folder import versions
 from minigpt4.common.utils import quick_hash
 from minigpt4.inference.captioning import AnswerStore, Job, generate
 from minigpt4.inference.image_list import ImageList
-from minigpt4.inference.pipeline import PromptRules, frozen_files, image_provenance
+from minigpt4.inference.pipeline import BATCH_SIZE, PromptRules, frozen_files, image_provenance
 from minigpt4.models.generation import Answer
 from minigpt4.models.llava_weights import whole_file
 
@@ -79,7 +80,8 @@ def whole_checkpoint(cfg: Config) -> list[str]:
 
 
 def read_checkpoint_list(values: Sequence[str]) -> list[NamedCheckpoint]:
-    """Checkpoints given as PATH or NAME=PATH, in their order; `checkpoint_3.pth` is called `epoch 3`.
+    """Checkpoints given as PATH or NAME=PATH, in their order; `checkpoint_3.pth` is called `epoch 3`. A path is also a
+    file on the hub, `hf:owner/name/checkpoint_3.pth`.
 
     WeightsError for a file that does not exist or cannot be read, ConfigError where two have the same name.
     """
@@ -90,9 +92,8 @@ def read_checkpoint_list(values: Sequence[str]) -> list[NamedCheckpoint]:
             if not (mark and name.strip() and path and not Path(value).is_file()):
                 epoch = EPOCH.fullmatch(Path(value).stem)
                 name, path = f"epoch {epoch[1]}" if epoch else Path(value).stem, value
-            file = Path(path).expanduser()
-            if not file.is_file():
-                raise WeightsError(f"--ckpt: there is no file {file}")
+            file = local_path(path, "--ckpt") if path.startswith(("hf:", "https:")) else Path(path).expanduser()
+            require_file(file, "--ckpt")
             digest, card = file_sha256(file), read_card(file)
         if card is not None and card["sha256"] != digest:
             log.warning("%s is not the file that its card describes; the report shows no card", file)
@@ -170,4 +171,4 @@ def decoding_line(setup: Mapping[str, Any]) -> str:
 
 def batch_size(cfg: Config) -> int:
     """Images that are answered together."""
-    return cfg.run.batch_size_eval or cfg.batch_size()
+    return cfg.run.batch_size_eval or (cfg.batch_size() if cfg.datasets else BATCH_SIZE)

@@ -8,7 +8,7 @@ Large Vision-Language Models, 2023.
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import permutations
 from pathlib import Path
@@ -160,6 +160,14 @@ class Truth:
             raise SampleError(f"{len(missing)} of {len(self.objects)} images have no captions: {some}")
         said = {image_id: self.names.mentions("\n".join(captions[image_id])) for image_id in self.objects}
         return Truth({key: own | frozenset(said[key]) for key, own in self.objects.items()}, self.names, self.files)
+
+    def called(self, known: Collection[str]) -> "Truth":
+        """The same by the ids `known`; where none is an id of an image, images are called after their files."""
+        if any(key in known for key in self.objects):
+            return self
+        names = {key: Path(self.files.get(key, key)).stem for key in self.objects}
+        files = {names[key]: file for key, file in self.files.items() if key in names}
+        return Truth({names[key]: own for key, own in self.objects.items()}, self.names, files)
 
     def only(self, image_ids: Iterable[str]) -> "Truth":
         """The truth of these images alone."""

@@ -29,7 +29,15 @@ from minigpt4.common.errors import ConfigError, RunError, errors_as
 from minigpt4.common.run_folder import locked
 from minigpt4.common.schemas import EndpointConfig
 from minigpt4.common.utils import JsonLines, require_packages
-from minigpt4.evaluation.limits import NO_CONNECTION, TIME_OUT, Account, counted_client, estimated_tokens, fault_of
+from minigpt4.evaluation.limits import (
+    NO_CONNECTION,
+    TIME_OUT,
+    Account,
+    counted_client,
+    estimated_tokens,
+    fault_of,
+    refused_parameter,
+)
 
 log = logging.getLogger(__name__)
 
@@ -343,7 +351,7 @@ class Judge:
                     known = [size, estimated_tokens(text)] if None in tokens else tokens
                     self.account.note(tokens_in=known[0], tokens_out=known[1])
             except openai.APIStatusError as error:
-                if error.status_code != 400 or not self._adapts(error.param, names):
+                if error.status_code != 400 or not self._adapts(refused_parameter(error), names):
                     fatal = error.status_code in ENDS_RUN or error.code == QUOTA_USED_UP
                     fault = f"status {error.status_code}"
                     raise self._error(self._reason(error, tried), fault, fatal) from None  # its text may repeat the key

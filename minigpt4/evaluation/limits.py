@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -134,3 +135,9 @@ def fault_of(error: BaseException | None) -> str:
     """The name of what kept an answer from arriving; there are several generations of httpx."""
     name = type(error).__name__
     return TIME_OUT if "Timeout" in name else NO_CONNECTION if name == "ConnectError" else BROKEN_CONNECTION
+
+
+def refused_parameter(error: Any) -> str | None:
+    """The parameter that an `openai.APIStatusError` is about; gateways quote a refusal without its field `param`."""
+    quoted = re.search(r"""['"`](max_tokens|temperature)['"`]""", str(error.message))
+    return error.param or (quoted and quoted[1])

@@ -31,6 +31,7 @@ from minigpt4.evaluation.questions import (
     write_lines,
 )
 from minigpt4.evaluation.report import Table, with_intervals
+from minigpt4.evaluation.yes_no import without_thought
 
 log = logging.getLogger(__name__)
 
@@ -139,8 +140,9 @@ def read_comparisons(questions: Path, contexts: Path, rules: Path, reference: Pa
 
 
 def parse_score(reply: str) -> list[float]:
-    """The two scores in the first line of a reply, or [-1, -1]: commas count as blanks, and parts end at each blank."""
-    parts = reply.split("\n")[0].replace(",", " ").split(" ")
+    """The two scores in the first line of a reply, or [-1, -1]: commas count as blanks, and parts end at each blank.
+    What a model thinks before its reply is no part of it."""
+    parts = (without_thought(reply) if "</think>" in reply else reply).split("\n")[0].replace(",", " ").split(" ")
     if len(parts) != 2:
         return FAILED
     try:

@@ -20,6 +20,7 @@ from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.judge import Judge, Question
 from minigpt4.evaluation.questions import Text, VisualQuestion, checked, fields_of, read_json
 from minigpt4.evaluation.report import Table, with_intervals
+from minigpt4.evaluation.yes_no import without_thought
 
 LETTERS = "ABCDE"
 FAILED = "FAILED"
@@ -336,7 +337,8 @@ def requery(judge: Judge, problems: Problems, ours: Mapping[str, str], gpt4: Map
         if find_sentence(mine) != find_sentence(other):
             question, _ = question_and_answer(problem, "QCM-A")
             asked[key] = Question(REQUERY.format(question=question, ours=mine, other=other))
-    return dict(zip(asked, judge.ask_all(list(asked.values())), strict=True))
+    replies = map(without_thought, judge.ask_all(list(asked.values())))
+    return dict(zip(asked, replies, strict=True))
 
 
 def missing_note(name: str, problems: Problems, answers: Mapping[str, Any]) -> str:

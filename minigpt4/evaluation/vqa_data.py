@@ -242,15 +242,20 @@ class ResultForm(NamedTuple):
         (write_lines if self.kind == "lines" else write_json)(path, content, "--save_path")
 
     def read(self, path: Path) -> dict[int | str, str]:
-        """Answers by id; SampleError names a bad one, or an id that comes twice. Where an entry by id lacks the
-        answer, A-OKVQA's form, it is left out."""
+        """Answers by id, also from LLaVA's JSON lines; SampleError names a bad one, or an id that comes twice. Where an
+        entry by id lacks the answer, A-OKVQA's form, it is left out."""
         if self.kind == "by id":
             content = checked(dict[str, fields_of(**{self.text: NotRequired[str]})], read_json(path), path)
             return {key: one[self.text] for key, one in content.items() if self.text in one}
         kind = fields_of(**{self.key: int | str, self.text: str})
-        if self.kind == "lines":
-            listed = [checked(kind, one, where) for _, one, where in read_lines(path, self.key)]
+        if self.kind == "lines" or path.suffix == ".jsonl":
+            listed = [checked(kind, self._renamed(one), where) for _, one, where in read_lines(path, None)]
         else:
             listed = checked(list[kind], read_json(path), path)
         _require_single([one[self.key] for one in listed], path)
         return {one[self.key]: one[self.text] for one in listed}
+
+    def _renamed(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """A line of LLaVA's, with `question_id` and `text`, by the names of this form."""
+        names = {self.key: "question_id", self.text: "text"}
+        return {**{own: line[theirs] for own, theirs in names.items() if theirs in line}, **line}

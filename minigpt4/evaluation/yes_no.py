@@ -3,7 +3,8 @@
 import re
 from collections.abc import Sequence
 
-THOUGHT = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL | re.IGNORECASE)
+THOUGHT = re.compile(r"<think>.*?(</think>|\Z)|\A(?:(?!<think>).)*</think>", re.DOTALL | re.IGNORECASE)
+"""The first tag is missing where a server put it into the prompt."""
 WORD = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 FIRST = re.compile(r"\W*(yes|no|yeah|yep|nope)\b", re.IGNORECASE)
 NUMBERED = re.compile(r"\W*(?:caption|line|number)?\W*(\d+)\W+(yes|no)\b", re.IGNORECASE)

@@ -19,6 +19,8 @@ from minigpt4.datasets.feature_store import CachedBatch, CachedImage
 from minigpt4.processors.blip_processors import SUFFIXES, Uint8Image
 
 Item = TypeVar("Item")
+MAC_OS = "._"
+"""Begins the names of files that macOS puts beside others on foreign disks and in archives."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,8 @@ def images_to_caption(sources: Sequence[Path], folder: Path | None = None) -> tu
 def _in_source(source: Path, folder: Path | None) -> list[tuple[str, ImageFile]]:
     """The images of a folder or a list, each with its place for errors."""
     if source.is_dir():
-        files = sorted(file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        named = (file for file in source.rglob("*") if file.suffix.lower() in SUFFIXES)
+        files = sorted(file for file in named if file.is_file() and not file.name.startswith(MAC_OS))
         found = [(str(file), ImageFile(name := file.relative_to(source).as_posix(), file, name)) for file in files]
     else:
         found = _in_list(source, folder or source.parent)

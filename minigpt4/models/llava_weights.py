@@ -2,6 +2,7 @@
 (`adapter_model` and `adapter_config.json` of peft, `non_lora_trainables.bin`)."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from torch import Tensor
 from minigpt4.common.checkpoint import read_state_dict
 from minigpt4.common.errors import WeightsError, errors_as
 from minigpt4.common.llava_schema import LlavaConfig
+from minigpt4.common.torch_files import refuse_pointer, require_shards
 from minigpt4.models.llm import is_llava
 from minigpt4.models.train_rules import ADAPTER, OF_PEFT_MODEL
+
+log = logging.getLogger(__name__)
 
 PROJECTOR = "mm_projector."
 TOWER = "vision_tower.vision_tower."
@@ -24,6 +28,8 @@ _SAME_AS = {
     "mm_use_im_start_end": "mm_use_im_start_end",
 }
 """Keys of LLaVA's config.json, and of the section `model:`, that must agree."""
+_PIXELS = {"mm_vision_tower": "vit_model", "image_aspect_ratio": "image_aspect_ratio"}
+"""Those that should: towers of one width are all read, and a recipe may choose another form of images."""
 
 
 def cut_names(state: Mapping[str, Tensor], part: str, name: str = "") -> dict[str, Tensor]:
@@ -46,7 +52,8 @@ _UNREAD = ("use_dora", "use_rslora", "modules_to_save", "rank_pattern", "alpha_p
 
 def adapter_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """peft's names of adapters in a file -> names of checkpoints; `to_adapter_names` is the other way."""
-    return {f"llama_model.{key.removesuffix('.weight')}.{ADAPTER}.weight": tensor for key, tensor in state.items()}
+    stems = {key: key.removesuffix(".weight").removesuffix(f".{ADAPTER}") for key in state}
+    return {f"llama_model.{stems[key]}.{ADAPTER}.weight": tensor for key, tensor in state.items()}
 
 
 def to_adapter_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,17 +91,38 @@ def whole_llava(cfg: Any) -> Path | None:
 
     WeightsError where its config.json says something else than the section.
     """
+    if (found := _whole_config(cfg)) is None:
+        return None
+    file, content = found
+    for there, key in _SAME_AS.items():
+        if there in content and content[there] != getattr(cfg, key):
+            raise WeightsError(f"model.{key}: {getattr(cfg, key)} must be {content[there]}, as {there} of {file} says")
+    return file.parent
+
+
+def _whole_config(cfg: Any) -> tuple[Path, dict[str, Any]] | None:
+    """The config.json of the whole LLaVA that `model.llama_model` is, and its content; None for an LLM alone."""
     if not isinstance(cfg, LlavaConfig) or not cfg.llama_model:
         return None
     file = cfg.llm_directory(weights=()) / "config.json"
     with errors_as(WeightsError, f"model.llama_model: {file}"):
         content = json.loads(file.read_text(encoding="utf-8-sig")) if file.is_file() else {}
-        if not isinstance(content, dict) or not is_llava(content):
-            return None
-    for there, key in _SAME_AS.items():
-        if there in content and content[there] != getattr(cfg, key):
-            raise WeightsError(f"model.{key}: {getattr(cfg, key)} must be {content[there]}, as {there} of {file} says")
-    return file.parent
+        return (file, content) if isinstance(content, dict) and is_llava(content) else None
+
+
+def warn_of_other_pixels(cfg: LlavaConfig) -> None:
+    """A warning where a whole LLaVA was trained with another tower, or on images of another form: both load, and
+    answer worse."""
+    file, content = _whole_config(cfg) or (None, {})
+    for there, key in _PIXELS.items():
+        theirs, ours = content.get(there), getattr(cfg, key)
+        if theirs and _last_name(theirs) != _last_name(ours):
+            log.warning("model.%s: %s, but %s of %s is %s: answers may be worse", key, ours, there, file, theirs)
+
+
+def _last_name(path: Any) -> str:
+    """Of a path, or of a name on the hub."""
+    return str(path).partition("@")[0].rstrip("/").rpartition("/")[2].lower()
 
 
 def whole_file(cfg: Any) -> Path | None:
@@ -108,6 +136,7 @@ def read_part(cfg: Any, part: str) -> tuple[Path, dict[str, Tensor]] | None:
     if whole_llava(cfg) is None:
         return None
     directory = cfg.llm_directory()
+    require_shards(directory)
     tensors, file = {}, directory
     for path in sorted([*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]):
         if found := _tensors(path, part):
@@ -116,8 +145,18 @@ def read_part(cfg: Any, part: str) -> tuple[Path, dict[str, Tensor]] | None:
     return (file, tensors) if tensors else None
 
 
+def whole_projection(cfg: Any) -> dict[str, Tensor]:
+    """The projection of the whole LLaVA that `model.llama_model` is, by the names of checkpoints; empty for an LLM
+    alone."""
+    file, tensors = read_part(cfg, PROJECTOR) or (None, {})
+    if file:
+        log.info("The checkpoint has no projection; it is that of %s", file)
+    return {f"llama_proj.{name}": tensor for name, tensor in tensors.items()}
+
+
 def _tensors(path: Path, part: str) -> dict[str, Tensor]:
     """Those whose names hold `part`; of safetensors no others are read."""
+    refuse_pointer(path, f"model.llama_model: {path}")
     with errors_as(WeightsError, f"model.llama_model: {path}"):
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:

@@ -32,7 +32,7 @@ from transformers import (
 from minigpt4.common.checkpoint import read_weights, some
 from minigpt4.common.errors import WeightsError, errors_as
 from minigpt4.common.model_schema import TrainRule
-from minigpt4.common.torch_files import check_torch_file, reads_pickles
+from minigpt4.common.torch_files import check_torch_file, reads_pickles, require_shards
 from minigpt4.common.utils import install_command
 from minigpt4.models.attention import attention_for, enable_activation_checkpointing
 from minigpt4.models.base_model import DTYPES, freeze
@@ -78,11 +78,15 @@ def read_llm_config(directory: Path) -> PretrainedConfig:
             method = quantised.get("quant_method", "?") if isinstance(quantised, dict) else quantised
             way_out = "take those of 16 bits and set model.llm_precision: int8 or nf4"
             raise ValueError(f"its weights are quantised already ({method}), which is not read here; {way_out}")
-        if raw["model_type"] not in CONFIG_MAPPING and "auto_map" in raw:
-            way_out = "code of a directory (auto_map) is never run; take an LLM that transformers has"
-            raise ValueError(f"transformers has no model type {raw['model_type']!r}, and {way_out}")
-        if raw["model_type"] == "llava" and "text_config" in raw:
+        if raw["model_type"] not in CONFIG_MAPPING and not is_llava(raw):
+            of_llava = "mm_vision_tower" in raw
+            way_out = "of LLaVA's kind those on a LLaMA are read" if of_llava else "take an LLM that transformers has"
+            no_code = "; code of a directory (auto_map) is never run" if "auto_map" in raw else ""
+            raise ValueError(f"transformers has no model type {raw['model_type']!r}{no_code}; {way_out}")
+        if raw["model_type"].startswith(("llava", "vipllava")) and "text_config" in raw:
             raise ValueError("it is a LLaVA in the layout of transformers (llava-hf); take one in LLaVA's own layout")
+        if is_llava(raw) and raw.get("mm_patch_merge_type", "flat") != "flat":
+            raise ValueError("it is a LLaVA 1.6 (NeXT), which sees an image in tiles; v1 and 1.5 are read")
         if is_llava(raw):  # a LLaMA and a few more tensors
             raw |= {"model_type": "llama"}
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
@@ -124,6 +128,7 @@ def load_llm(
         raise _delta_error(directory, "its name says so")
     attention = attention or attention_for(device)
     with errors_as(WeightsError, f"model.llama_model: {directory} does not load"):
+        require_shards(directory)
         _refuse_small_files(directory, config.get_text_config())
         if sharded:
             model, report = load_sharded(directory, config, DTYPES[precision], device, attention, rule)

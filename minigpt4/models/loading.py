@@ -27,7 +27,15 @@ from minigpt4.common.start_clock import LLM, VISION, phase
 from minigpt4.models.base_model import DTYPES, store_matmuls
 from minigpt4.models.connectors import Connector, build_connector, own_blip2_keys, qformer_file
 from minigpt4.models.fsdp import copy_weights, whole
-from minigpt4.models.llava_weights import ADAPTERS, PROJECTOR, projector_names, read_lora, read_part
+from minigpt4.models.llava_weights import (
+    ADAPTERS,
+    NOT_LORA,
+    PROJECTOR,
+    projector_names,
+    read_lora,
+    read_part,
+    warn_of_other_pixels,
+)
 from minigpt4.models.llm import add_tokens, bf16_bytes, check_llm, load_llm, set_token_ids
 from minigpt4.models.tokenizer import load_tokenizer
 from minigpt4.models.vision_tower import VisionTower, build_vision_encoder, load_vision_encoder, read_vit_weights
@@ -159,6 +167,7 @@ def load_whole(model: nn.Module, cfg: MiniGPT4Config) -> Path | None:
         return None
     path, state = found
     copy_strict(dict(model.llama_proj.named_parameters()), state, source=path, hint="Check model.projection.")
+    warn_of_other_pixels(cfg)
     log.info("Loaded the projection of %s", path)
     return path
 
@@ -196,7 +205,7 @@ def trained_weights(
                 hint = f"Its projection is another one than model.projection: {cfg.projection}."
             require_fit(target, state, source=path, hint=hint)
             raise WeightsError(f"{path}: model.ckpt_allow_keys leaves nothing of it that is trained here")
-        require_fit(target, state, source=path, hint=_frozen_hint(state, cfg))
+        require_fit(target, state, source=path, hint=_frozen_hint(state, path, cfg))
         if absent := {name.partition(".")[0] for name in trained - state.keys()}:
             text = "%s: lacks trained weights of %s, which stay as their own files have them (model.ckpt_allow_keys)"
             log.warning(text, path, ", ".join(sorted(absent)))
@@ -250,7 +259,10 @@ def _refuse_other_projection(
     raise WeightsError(f"{text} It was trained for {made_for}; docs/weights.md says which projection goes with it.")
 
 
-def _frozen_hint(state: Mapping[str, Tensor], cfg: MiniGPT4Config) -> str:
+def _frozen_hint(state: Mapping[str, Tensor], path: Path, cfg: MiniGPT4Config) -> str:
+    if not any(name.startswith("llama_proj.") for name in state) and path.name in ADAPTERS:
+        way_out = "model.ckpt_allow_keys: ['llama_proj.*'] takes that of a whole LLaVA as model.llama_model"
+        return f"It has no projection without {NOT_LORA} beside it; {way_out}."
     if not cfg.is_frozen("llama_model") and not any(name.startswith("llama_model.") for name in state):
         return "To start the trained LLM from model.llama_model, set model.ckpt_allow_keys: ['llama_model.*']."
     if cfg.freeze_qformer and any(name.startswith(("Qformer.", "query_tokens")) for name in state):

@@ -129,10 +129,11 @@ class VisionLanguageModel(GenerationMixin, BaseModel):
         model.llama_proj.to(device)
         if lazy_vision:
             start_clock.not_needed(start_clock.VISION, "cache")
+        whole = load_whole(model, cfg)  # before a checkpoint, which may lack the projection
         if cfg.ckpt:
             model.load_checkpoint(cfg.ckpt)
         else:
-            model.whole_file = load_whole(model, cfg)
+            model.whole_file = whole
         return model
 
     # One step: images -> token sequences -> the LLM -> loss

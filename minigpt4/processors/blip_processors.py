@@ -19,6 +19,7 @@ from torch import Tensor
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as, first_line
 from minigpt4.common.registry import registry
+from minigpt4.common.utils import wrapped
 from minigpt4.processors.base_processor import BaseProcessor
 
 log = logging.getLogger(__name__)
@@ -143,6 +144,8 @@ def _upright_rgb(source: ImageSource, name: str | None) -> Image.Image:
     name = name or (f"<image of {len(source)} bytes>" if isinstance(source, bytes) else str(source))
     content = source if isinstance(source, bytes) else read_file(source, name)
     Image.init()
+    if what := wrapped(content):
+        raise SampleError(f"{name}: not an image: {what}")
     with _sample_errors(name), Image.open(BytesIO(content), formats=[f for f in FORMATS if f in Image.OPEN]) as image:
         tags = getattr(image, "tag_v2", {})
         tile = int(tags.get(_TILE_WIDTH, 0)) * int(tags.get(_TILE_LENGTH, 0))

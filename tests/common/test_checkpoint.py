@@ -38,6 +38,8 @@ def test_a_path_is_taken_as_it_is_and_nothing_else_in_its_place(places, tmp_path
     assert find_weights(str(path), KEY, NAME) == find_weights("~/mine.pth", KEY, NAME) == path
     with pytest.raises(WeightsError, match="model.vit_weights: there is no file models/eva_vit_g.pth.*--list"):
         find_weights("models/eva_vit_g.pth", KEY, NAME)
+    with pytest.raises(WeightsError, match=f"{KEY}: {tmp_path} is a folder; name a file in it: mine.pth"):
+        find_weights("~", KEY, NAME)
 
 
 @pytest.mark.parametrize("value", [None, "", URL])
@@ -93,7 +95,8 @@ def test_truncated_empty_or_text_file_is_named_as_broken(tmp_path, name, share):
         save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
         whole = path.read_bytes()
         path.write_bytes(whole[: int(len(whole) * share)])
-    with pytest.raises(WeightsError, match=f"{path}: broken"):
+    what = "a Git LFS pointer" if str(share).startswith("version") else "broken"
+    with pytest.raises(WeightsError, match=f"{path}: {what}"):
         read_weights(path)
 
 
@@ -189,6 +192,13 @@ def test_numbers_that_cannot_be_weights_are_refused_and_nothing_is_copied(odd, t
     with pytest.raises(WeightsError, match=f"w.pth(?s:.*){text}"):
         copy_strict(target, {"bias": torch.ones(1), "proj": odd}, source="w.pth")
     assert not target["bias"].any()
+
+
+def test_empty_tensors_are_told_from_others_of_wrong_shape():
+    for size, told in ((0, True), (1, False)):
+        with pytest.raises(WeightsError, match="wrong shape") as error:
+            copy_strict({"a": torch.ones(3)}, {"a": torch.ones(size)}, source="w.pth")
+        assert ("ZeRO-3" in str(error.value)) == told
 
 
 def test_drop_keys_takes_shell_patterns_and_minds_the_case():

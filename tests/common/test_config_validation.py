@@ -11,6 +11,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.datasets import builder_of
 from minigpt4.evaluation.caption_run import for_evaluation
 from minigpt4.evaluation.command import without_datasets
+from minigpt4.evaluation.generate import batch_size
 from minigpt4.inference.pipeline import image_processor, image_provenance
 
 REPOSITORY = Path(__file__).parents[2]
@@ -85,6 +86,24 @@ def test_all_faults_of_a_configuration_are_told_at_once(read, text, keys):
     source, *faults = str(error.value).splitlines()
     assert source.endswith("user.yaml:")
     assert [fault.removeprefix("  - ").partition(":")[0] for fault in faults] == keys
+
+
+def test_names_of_the_published_llava_come_with_those_here(read):
+    model = "mm_vision_tower: a/b, mm_projector_type: linear, version: v1, mm_patch_merge_type: spatial_unpad"
+    with pytest.raises(ConfigError) as error:
+        read(f"model: {{arch: llava, model_type: v1, {model}}}\ndatasets: {{}}\nrun: {{learning_rate: 2e-5}}\n")
+    for name, own in (
+        ("mm_vision_tower", "vit_model"),
+        ("mm_projector_type", "projection"),
+        ("version", "conv_template"),
+    ):
+        assert f"model.{name}: it is called {own} here" in str(error.value)
+    assert "model.mm_patch_merge_type: is of LLaVA 1.6" in str(error.value)
+    assert "run.learning_rate: it is called init_lr here" in str(error.value)
+
+
+def test_evaluation_of_a_model_to_talk_to_has_a_batch_size(read):
+    assert batch_size(read(MODEL + "datasets: {}\nrun: {}\n")) == 8
 
 
 def test_batch_size_is_the_largest_of_the_datasets_and_the_runs_for_those_without(read):

@@ -85,14 +85,30 @@ TWO = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.
         (TWO, True, RunError, r"rank 0 of 2 waited .* 1/2 clients joined.* MASTER_ADDR \(127\.0\.0\.1\)"),
         (TWO, False, ConfigError, r"run\.distributed: False, but 2 processes"),
         ({**TWO, "WORLD_SIZE": "two"}, True, ConfigError, "RANK, LOCAL_RANK, WORLD_SIZE are incomplete"),
+        ({**TWO, "MASTER_PORT": "a"}, True, ConfigError, "the launcher's variables: invalid literal .*MASTER_ADDR is"),
+        (dict(zip(SLURM, "002", strict=True)), True, ConfigError, "MASTER_ADDR expected.*scontrol show hostnames"),
     ],
 )
 def test_what_the_launcher_did_wrong_is_named(monkeypatch, variables, distributed, kind, text):
-    for name, value in {**variables, "MASTER_PORT": _port()}.items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "environ", {**os.environ, "MASTER_PORT": _port(), **variables})
     monkeypatch.setattr(dist_utils, "MEETING_TIMEOUT", timedelta(seconds=1))
     with pytest.raises(kind, match=text):
         start_processes("cpu", distributed=distributed)
+
+
+@pytest.mark.parametrize("of_step", [{}, {"SLURM_STEP_ID": "0"}])
+def test_slurm_tells_what_srun_did_not_start_and_one_node_needs_no_address(monkeypatch, caplog, of_step):
+    monkeypatch.setattr(dist_utils, "MEETING_TIMEOUT", timedelta(seconds=1))
+    variables = dict(zip(SLURM, "002", strict=True)) | {"SLURM_NNODES": "1", "MASTER_PORT": _port(), **of_step}
+    monkeypatch.setattr(os, "environ", {**os.environ, **variables})
+    with pytest.raises(RunError, match=r"rank 0 of 2 waited .* MASTER_ADDR \(127\.0\.0\.1\)"):
+        start_processes("cpu")
+    assert ("no srun started this process" in caplog.text) == (not of_step)
+
+
+def test_one_process_needs_no_local_rank(monkeypatch):
+    monkeypatch.setattr(os, "environ", {**os.environ, "RANK": "0", "WORLD_SIZE": "1"})
+    assert start_processes("cpu") == Processes(0, 0, 1, torch.device("cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -201,6 +201,10 @@ def test_missing_paths_of_all_sections_stand_in_one_error(files):
         require_paths({"model": Section(weights="a.pth"), "datasets.x": Section(data=Data("b"))}, "user.yaml")
     assert "model.weights: a.pth does not exist; set it" in str(error.value)
     assert "datasets.x.data.storage: b does not exist" in str(error.value)
+    with pytest.raises(ConfigError) as error:
+        require_paths({"run": Section(weights="llm", llm="w.pth")}, "user.yaml")
+    assert "run.weights: llm is a folder, not a file" in str(error.value)
+    assert "run.llm: w.pth is a file, not a folder" in str(error.value)
 
 
 @pytest.mark.parametrize(

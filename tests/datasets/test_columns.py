@@ -53,6 +53,7 @@ def write(files, kind, table):
         return str(folder / "one.parquet")
     for number, part in enumerate((table.slice(0, 4), table.slice(4))):
         parquet.write_table(part, folder / f"train-{number:05d}-of-00002.parquet", row_group_size=3)
+    (folder / "._train-00000-of-00002.parquet").write_bytes(b"\0\5\x16\7")  # as macOS does
     return {
         "folder": str(folder),
         "pattern": f"{folder}/train-*.parquet",
@@ -184,6 +185,10 @@ def _cut(folder, table):
     (folder / "a.parquet").write_bytes((folder / "a.parquet").read_bytes()[:-20])
 
 
+def _pointer(folder, table):
+    (folder / "a.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 100\n")
+
+
 def _others(folder, table):
     parquet.write_table(table, folder / "a.parquet")
     parquet.write_table(table.rename_columns(["caption", "photo"]), folder / "b.parquet")
@@ -196,7 +201,9 @@ def _others(folder, table):
         (_saved_splits, "holds several splits; name one of them: .*/test, .*/train"),
         (_cut, "a.parquet: cannot be read"),
         (_others, "do not have the same columns"),
-        (lambda folder, table: None, "no such file, nor .parquet"),
+        (lambda folder, table: None, "has no .parquet or .arrow files; its folders: none"),
+        (lambda folder, table: (folder / "data").mkdir(), "its folders: .*columns/data"),
+        (_pointer, "a.parquet: cannot be read: a Git LFS pointer"),
         (lambda folder, table: parquet.write_table(table.slice(1), folder / "a.parquet"), "columns: has no rows"),
         (lambda folder, table: (folder / "state.json").write_text("{}"), "state.json: cannot be read"),
     ],

@@ -82,7 +82,7 @@ def test_fewer_samples_for_training_are_a_part_of_more_and_other_splits_stay_who
         ('{"image": 5, "caption": "A."}', "no image"),
         (r'{"image": "a\u0000.jpg", "caption": "A."}', "no image"),
         (f'{{"image": "{"a" * 300}.jpg", "caption": "A."}}', "the image .*aaa"),
-        ('{"image_id": "gone", "caption": "A."}', "the image .*gone.jpg does not exist"),
+        ('{"image_id": "gone", "caption": "A."}', "the image .*gone.jpg does not exist; .*image_suffix is .jpg"),
         ('{"image_id": "cut", "caption": "A."}', ".*cut.jpg: the image is damaged or cut off"),
         ('{"image_id": "text", "caption": "A."}', ".*text.jpg: not an image"),
         ('{"image_id": "huge", "caption": "A."}', ".*huge.jpg: the image is too large"),

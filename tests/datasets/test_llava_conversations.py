@@ -82,7 +82,7 @@ def test_records_of_the_reference_are_all_read_as_they_stand_with_its_lengths(na
         (record("5", "I am here.", "<image>\nWhat is it?", "A cat.", image="a.jpg", first="gpt"), 1),
         (record("6", "What is 1 + 1?", "2"), 0),
         (record("7", "What is 1 + 1?", "2", image=[]), 0),
-        ({**record("8", "Hm?", "Yes."), "image": None, "model": ""}, 0),
+        ({**record("8", "Hm?", "Yes."), "image": None, "model": "", "video": None}, 0),
     ],
     ids=lambda value: value["id"] if isinstance(value, dict) else "",
 )
@@ -119,7 +119,10 @@ def test_form_of_a_record_that_is_read(entry, images, talks, tools):
         (record("x", "<image>", "b", image=""), "the field 'image' must be a path, or a list"),
         (record("x", "<image>", "b", image=5), "the field 'image' must be a path, or a list"),
         (record("x", "<image>", "b", image="a\0.jpg"), "the field 'image' must be a path, or a list"),
-        (record("x", "<image>", "b", image="gone.jpg"), "the image .*gone.jpg does not exist"),
+        (record("x", "<image>", "b", image="gone.jpg"), "the image .*gone.jpg does not exist$"),
+        (record("x", "<image>", "b", image="coco\\a.jpg"), "does not exist; folders are parted by /"),
+        (record("x", "<video>", "b") | {"video": "a.mp4"}, "the field 'video' is not read; build_info.image_field"),
+        (record("x", "a", "b") | {"images": ["a.jpg"]}, "the field 'images' is not read"),
         (record("x", "<image><image>", "b", image=["a.jpg", "text.jpg"]), ".*text.jpg: not an image"),
     ],
 )
@@ -135,6 +138,15 @@ def test_bad_record_is_counted_with_id_place_and_reason(entry, complaint, talks,
     assert (bad["key"], bad["source"]) == ("x", "talks/train")
     assert bad["file"].endswith("talks.json, record 2")
     assert len(dataset.modality_lengths()) == 2
+
+
+def test_turns_may_be_json_text(talks):
+    entry = record("1", "<image>", "A cat.", image="a.jpg")
+    assert load(talks([entry | {"conversations": json.dumps(entry["conversations"])}]))["conversations"] == turns(
+        "<image>", "A cat."
+    )
+    with pytest.raises(SampleError, match="the field 'conversations' is not JSON"):
+        load(talks([entry | {"conversations": "[{"}], "cut"))
 
 
 def test_line_of_the_first_sample_tells_its_images_and_answers(talks, tools):

@@ -32,6 +32,9 @@ def read(tmp_path):
     return read
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 100\n"
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -63,6 +66,12 @@ def test_wrong_line_of_jsonl_is_named_and_the_others_are_read(read):
     assert rows[4] == {"x": 2}
 
 
+def test_token_file_of_flickr_has_a_caption_a_line(read):
+    rows = read("results_20130124.token", b'1.jpg#0\tA dog .\r\n1.jpg#1\tA "red" dog .\r\n\r\n2.jpg\tA cat .\r\n')
+    assert rows[:2] == [{"image": "1.jpg", "caption": text} for text in ("A dog .", 'A "red" dog .')]
+    assert rows[2].startswith("line 4: not a record of named fields: it has no image#number")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
@@ -73,6 +82,10 @@ def test_wrong_line_of_jsonl_is_named_and_the_others_are_read(read):
         ("a.json", '{"images": []}', ".*under 'annotations'"),
         ("a.json", '[{"x": 1, "x": 2}]', ".*stands twice"),
         ("a.json", '"text"', "expected a list of records"),
+        ("a.jsonl", '\n[\n{"x": 1}]', "a list, and not an object a line; JSON lists end in .json"),
+        *((f"a.{kind}", POINTER, "a Git LFS pointer, not the file") for kind in ("json", "jsonl", "csv")),
+        ("a.json", b"\x1f\x8b\x08\x00", "packed by gzip"),
+        ("a.jsonl", b"PK\x03\x04", "a zip file"),
         ("a.csv", "\n\n", "the first line must name the fields"),
         ("a.xlsx", "", ".*annotations are read from .json"),
         ("a.csv", 'image,caption\n1,a\n2,"b\n3,c\n', "line 3: "),

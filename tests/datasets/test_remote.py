@@ -6,6 +6,7 @@ from itertools import repeat
 import fsspec
 import pyarrow as pa
 import pytest
+import torch
 from pyarrow import parquet
 
 from minigpt4.common.errors import ConfigError, RunError, SampleError
@@ -133,6 +134,19 @@ def test_what_is_not_there_is_one_bad_sample_or_a_wrong_section(kinds, files, fl
     with pytest.raises(ConfigError, match=f"{server.url}/cats.json: cannot be read"):
         kinds["json"](server.url)
     assert len(server.asked) - asked <= 2, "it is not asked for again"
+
+
+def test_records_may_hold_addresses_of_their_own(files, flaky, tools):
+    images, server = files.images("ab"), flaky(files.folder)
+    names = ["a.jpg", f"{server.url}/images/a.jpg", f"{server.url}/images/gone.jpg", "http://127.0.0.1:9/a.jpg"]
+    file = files.json("cats.json", [{"image": name, "caption": "A cat."} for name in names])
+    dataset = files.dataset("image_caption_json", ann_path=str(file), image_path=str(images))
+    lazy = [next(dataset.open(number, 1, None)) for number in range(4)]
+    local, remote = (one.load()["image"] for one in lazy[:2])
+    assert torch.equal(tools.seen(local), tools.seen(remote))
+    for number in (2, 3):
+        with pytest.raises(SampleError, match=f"record {number + 1}: .*{names[number]}"):
+            lazy[number].load()
 
 
 def test_reads_anywhere_in_a_file_and_an_unknown_kind_of_address(files, flaky):

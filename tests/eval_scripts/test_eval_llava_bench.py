@@ -57,6 +57,12 @@ def test_scores_are_read_as_published(case):
     assert as_text(parse_score(case["review"])) == as_text(case["scores"])
 
 
+@pytest.mark.parametrize("thought", ["<think>\n1 2\n</think>\n\n", "Hm. 1 2\n</think>\n"])
+def test_scores_are_read_behind_thoughts(thought):
+    assert parse_score(f"{thought}8 9.5\nBoth are good.") == [8, 9.5]
+    assert parse_score(thought.partition("</think>")[0]) == [-1, -1]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_requests_and_review_are_the_published_ones(chat_server, make, tmp_path, kind):
     case, output = GOLDEN["judge"][kind], tmp_path / "reviews" / "review.jsonl"

@@ -144,13 +144,14 @@ def test_questions_without_both_answers_are_left_out_of_the_complement_and_refus
 
 
 def test_the_judge_is_asked_only_where_both_differ(main, chat_server, tmp_path, capsys):
-    chat_server.answer = lambda request: "It flies. The answer is B."
+    chat_server.answer = lambda request: "<think>The answer is A. Or not?</think>\nIt flies. The answer is B."
     judge = ("--judge-url", chat_server.url, "--judge-model", "tiny", "--judge-cache", str(tmp_path / "cache.jsonl"))
     output = tmp_path / "requery.jsonl"
     arguments = ["gpt4", str(FOLDER), str(FULL), *GPT4, *judge, "--requery", str(output)]
     assert main(arguments) == 0
     printed = capsys.readouterr().out
     assert [line["question_id"] for line in lines_of(output)] == ["7", "12", "19", "55", "60"]
+    assert {line["text"] for line in lines_of(output)} == {"It flies. The answer is B."}
     asked = [request["messages"][0]["content"] for request in chat_server.requests]
     assert len(asked) == 5
     heavier = next(

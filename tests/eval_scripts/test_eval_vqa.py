@@ -14,6 +14,7 @@ from minigpt4.common.checkpoint import file_sha256
 from minigpt4.common.config import Config
 from minigpt4.common.config_files import load_yaml
 from minigpt4.common.schemas import VqaPrompts
+from minigpt4.evaluation.vqa import BENCHMARKS
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.processors import open_image
 from minigpt4.processors.blip_processors import Blip2ImageEvalProcessor
@@ -152,6 +153,17 @@ def test_scores_of_files_are_those_of_the_cases(main, given, tmp_path, name):
     assert len(handed_in) == len(HANDED_IN[name]) - len(partial)
     worst = (tmp_path / "out" / f"{name}_worst.md").read_text()
     assert "| question_id | image | question | answer | right | score |" in worst
+
+
+@pytest.mark.parametrize("name", ["vqav2", "gqa", "vizwiz"])
+def test_lines_of_llava_are_scored_as_the_publishers_form(main, given, tmp_path, name):
+    key, text = BENCHMARKS[name].form[1:]
+    lines = [{"question_id": one[key], "prompt": "?", "text": one[text], "answer_id": "a"} for one in HANDED_IN[name]]
+    forms = {"json": HANDED_IN[name], "jsonl": lines}
+    named = [f"{ending}={write(tmp_path / f'case.{ending}', said)}" for ending, said in forms.items()]
+    assert main(["score", *given(name), *named, "--save_path", str(tmp_path / "out")]) == 0
+    published, own = read(tmp_path / "out" / f"{name}.json")["checkpoints"]
+    assert own["scores"] == published["scores"]
 
 
 def test_figures_and_types_beside_the_accuracy(main, given, published, tmp_path):

@@ -152,6 +152,17 @@ def test_references_are_read_from_every_form_in_both_modes(tmp_path, content, na
     assert read_references(path, "joined", split) == {key: [text] for key, text in zip(separate, joined, strict=True)}
 
 
+def test_numbered_images_are_also_known_by_their_files(tmp_path):
+    images = [{"id": 42, "file_name": "COCO_val2014_42.jpg"}, {"id": 7, "file_name": "42.jpg"}]
+    path = tmp_path / "coco.json"
+    annotations = [{"image_id": 42, "caption": "A dog."}, {"image_id": 7, "caption": "A cat."}]
+    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    for known in ([], ["42"], ["7", "COCO_val2014_42"]):
+        assert list(read_references(path, "separate", known=known)) == ["42", "7"]
+    by_name = {"COCO_val2014_42": ["A dog."], "42": ["A cat."]}
+    assert read_references(path, "separate", known=["COCO_val2014_42"]) == by_name
+
+
 def test_joined_caption_alone_is_no_set_of_references_and_an_empty_split_an_error(tmp_path):
     with pytest.raises(SampleError, match="holds no references .*'dev'"):
         read_references(_flickr(tmp_path), "joined", "dev")

@@ -144,6 +144,15 @@ def test_truth_is_read_from_every_form(read, content, synonyms, objects, files):
     assert (truth.objects, truth.files) == (objects, files)
 
 
+def test_images_may_be_called_after_their_files():
+    objects = {"42": frozenset(["dog"]), "7": frozenset(["cat"])}
+    truth = Truth(objects, ObjectNames({"dog": [], "cat": []}), {"42": "COCO_42.jpg", "7": "COCO_7.jpg"})
+    assert truth.called(["7", "COCO_42"]) == truth
+    called = truth.called(["COCO_42"])
+    assert called.objects == {"COCO_42": objects["42"], "COCO_7": objects["7"]}
+    assert called.files == {"COCO_42": "COCO_42.jpg", "COCO_7": "COCO_7.jpg"}
+
+
 def test_captions_by_people_add_their_objects_to_all_images(read):
     truth = read({"42": ["dog"], "7": ["cat"]})
     more = truth.with_captions({"42": ["A man", "a dog"], "7": ["Nothing"]})

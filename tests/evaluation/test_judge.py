@@ -96,9 +96,10 @@ def test_fault_that_passes_is_asked_again(chat_server, make, steps):
     assert len(chat_server.requests) > len(steps)
 
 
+@pytest.mark.parametrize("error", [{"message": "unsupported", "param": "{}"}, {"message": "Unsupported: '{}'"}])
 @pytest.mark.parametrize(("name", "left"), [("max_tokens", "max_completion_tokens"), ("temperature", "max_tokens")])
-def test_models_that_take_other_options_are_understood(chat_server, make, name, left):
-    chat_server.steps, chat_server.error = [400], {"message": "unsupported", "param": name}
+def test_models_that_take_other_options_are_understood(chat_server, make, name, left, error):
+    chat_server.steps, chat_server.error = [400], {key: text.format(name) for key, text in error.items()}
     judge = make()
     assert [ask(judge, "One?"), ask(judge, "Two?")] == ["yes", "yes"]
     assert [name in request for request in chat_server.requests] == [True, False, False]
@@ -372,7 +373,7 @@ def test_run_ends_where_no_question_can_be_answered(chat_server, make, monkeypat
 SAYS = {
     True: [
         *("yes", "**Yes**", "Yes, there is a dog in the image.", "Answer: yes", "There is a dog on the couch."),
-        *("I can see a dog.", "<think>No dog? Yes, one.</think>\nYes", "yes and no"),
+        *("I can see a dog.", "<think>No dog? Yes, one.</think>\nYes", "No dog? One.</think>\n\nYes", "yes and no"),
     ],
     False: [
         *("No.", "no, but there is a cat", "Nope", "The answer is no.", "There is no dog in the image."),

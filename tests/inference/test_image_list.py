@@ -18,11 +18,12 @@ READER = ImageReader(Blip2ImageEvalProcessor(image_size=28))
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three images, one in a subfolder, and a text."""
+    """Three images, one in a subfolder, a text, and what macOS puts beside an image."""
     (tmp_path / "more").mkdir()
     for name in ("b.png", "a.JPG", "more/a.jpg"):
         Image.new("RGB", (20, 10), "red").save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "._b.png").write_bytes(b"\0\5\x16\7")
     return tmp_path
 
 

@@ -161,6 +161,80 @@ def test_whole_llava_is_read_strictly(build_llava, whole, change, keys, text):
     assert text in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"image_aspect_ratio": "pad"}, "model.image_aspect_ratio: square, but image_aspect_ratio of "),
+        ({"mm_vision_tower": "openai/clip-vit-large-patch14-336"}, "clip-vit-large-patch14-336: answers may be worse"),
+        ({"mm_vision_tower": "somewhere/CLIP_tiny@main"}, ""),
+    ],
+)
+def test_whole_llava_made_for_other_images_is_told(build_llava, whole, change_json, caplog, changes, text):
+    folder = whole()
+    change_json(folder / "config.json", **changes)
+    build_llava(llama_model=str(folder), ckpt=None)
+    assert text in caplog.text
+    assert bool(text) == ("answers may be worse" in caplog.text)
+
+
+def test_adapters_without_projection_take_that_of_the_whole_llava_below(build_llava, whole, tmp_path):
+    adapters = Path(shutil.copytree(FOLDER / "lora", tmp_path / "lora")) / "adapter_model.safetensors"
+    adapters.with_name("non_lora_trainables.bin").unlink()
+    tensors = load_file(adapters)
+    named = {name.replace(".weight", ".default.weight"): tensor for name, tensor in tensors.items()}  # as in a module
+    save_file(named, adapters)
+    rules = {"llm": {"rule": "lora", "r": 4, "alpha": 8}, "projection": "full"}
+    keys = {"llama_model": str(FOLDER / "stage2_linear"), "ckpt": str(adapters), "train": rules}
+    with pytest.raises(WeightsError, match=r"(?s)missing: llama_proj.*no projection without non_lora_trainables\.bin"):
+        build_llava(**keys)
+    model = build_llava(**keys, ckpt_allow_keys=["llama_proj.*"])
+    own = load_file(FOLDER / "stage2_linear" / "model.safetensors")
+    assert torch.equal(model.llama_proj.weight, own["model.mm_projector.weight"])
+    trained = model.trainable_parameters()
+    for name, tensor in named.items():
+        assert torch.equal(trained[f"llama_model.{name}"], tensor)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"mm_patch_merge_type": "spatial_unpad", "image_aspect_ratio": "anyres"}, "it is a LLaVA 1.6"),
+        ({"model_type": "llava_mistral"}, "no model type 'llava_mistral'; of LLaVA's kind those on a LLaMA are read"),
+        ({"model_type": "llava_next", "text_config": {}}, "in the layout of transformers"),
+    ],
+)
+def test_llava_of_another_kind_is_named(build_llava, whole, change_json, changes, text):
+    folder = whole()
+    change_json(folder / "config.json", **changes)
+    with pytest.raises(WeightsError, match=text):
+        build_llava(llama_model=str(folder), ckpt=None)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "text"),
+    [
+        (lambda file: file.unlink(), "1 of 2 files of weights are missing, such as model-00002-of-00002.safetensors"),
+        (
+            lambda file: file.write_text("version https://git-lfs.github.com/spec/v1"),
+            "00002.safetensors: a Git LFS pointer",
+        ),
+    ],
+)
+def test_missing_shard_is_named(build_llava, whole, spoil, text):
+    folder = whole()
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names, files = sorted(tensors), [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for number, file in enumerate(files):
+        save_file({name: tensors[name] for name in names[number::2]}, folder / file, metadata={"format": "pt"})
+    places = {name: files[number % 2] for number, name in enumerate(names)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    build_llava(llama_model=str(folder), ckpt=None)
+    spoil(folder / files[1])
+    with pytest.raises(WeightsError, match=text):
+        build_llava(llama_model=str(folder), ckpt=None)
+
+
 # Chat
 
 

@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import os
+import subprocess
 import sys
 import tarfile
 import threading
@@ -13,6 +15,8 @@ import pyarrow as pa
 import pytest
 import yaml
 from pyarrow import parquet
+
+from minigpt4.common.hub import hub_name
 
 SHORT = ("run.max_epoch=1", "run.iters_per_epoch=4", "run.warmup_steps=0")
 
@@ -108,6 +112,21 @@ def test_conversations_with_images_among_the_words_train_alike_from_json_and_par
 # Weights by name
 
 
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        ("lmsys/vicuna-7b-v1.5/", ("lmsys/vicuna-7b-v1.5", None, None)),
+        ("hf:me/lora@v1/a/b.bin", ("me/lora", "v1", "a/b.bin")),
+        ("https://huggingface.co/lmsys/vicuna-7b-v1.5", ("lmsys/vicuna-7b-v1.5", None, None)),
+        ("https://huggingface.co/me/lora/tree/v1", ("me/lora", "v1", None)),
+        ("https://huggingface.co/me/lora/resolve/main/a/b.bin?download=true", ("me/lora", "main", "a/b.bin")),
+        *((path, None) for path in ("weights/vicuna-7b/", "a/b/c.bin", "me/b.pth", "https://example.org/me/lora")),
+    ],
+)
+def test_what_names_the_hub_and_what_is_a_path(value, name):
+    assert hub_name(value) == name
+
+
 class Hub:
     """As much of the hub as a download asks; `repositories`: folders by name, each with the one revision `v1`."""
 
@@ -163,7 +182,9 @@ def _oid(file: Path) -> str:
 def test_names_on_the_hub_train_as_the_folders_do_and_without_network_from_its_cache(
     tiny, losses, tools, parity_dir, llava_dir, llava_section
 ):
-    hub = Hub({"me/vicuna": llava_dir / "vicuna_tiny", "me/clip": llava_dir / "clip_tiny", "me/parts": llava_dir})
+    folders = {name: llava_dir / f"{name}_tiny" for name in ("vicuna", "clip")}
+    folders |= {"parts": llava_dir, "lora": llava_dir / "lora"}
+    hub = Hub({f"me/{name}": folder for name, folder in folders.items()})
     content = yaml.safe_load(tiny.recipe.read_text())
     content["model"] = llava_section(model_type="v1")
     content["datasets"]["cc_sbu_align"].pop("vis_processor")
@@ -176,6 +197,10 @@ def test_names_on_the_hub_train_as_the_folders_do_and_without_network_from_its_c
     fetched = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
     assert {"config.json", "projector_linear.bin"} <= fetched
     assert not {"projector_mlp2x_gelu.bin", "README.md"} & fetched
+    code = "from minigpt4.common import hub; print(hub.local_path('hf:me/lora/adapter_model.safetensors', '').parent)"
+    command = [sys.executable, "-c", code]
+    lora = Path(subprocess.run(command, env=os.environ | env, stdout=subprocess.PIPE, text=True).stdout.strip())
+    assert {file.name for file in lora.iterdir()} == {file.name for file in folders["lora"].iterdir()}
     hub.server.shutdown()
     hub.server.server_close()
     tiny.train(*SHORT, *names, env=env | {"HF_HUB_OFFLINE": "1"})

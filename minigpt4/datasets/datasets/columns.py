@@ -17,7 +17,7 @@ import numpy as np
 from minigpt4.common.binding import expand_braces, matching_paths
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.remote import RemoteFile, file_system, is_remote, local_copy, retried, suffix_of
-from minigpt4.common.utils import install_command
+from minigpt4.common.utils import install_command, wrapped
 
 PARQUET, ARROW = ".parquet", ".arrow"
 STATE, SPLITS = "state.json", "dataset_dict.json"
@@ -160,6 +160,10 @@ class ColumnRecords:
             counts = _counts(table[self._image]) if self._image in self.images else np.zeros(len(table), np.int64)
             yield _Part(name, source, len(table), table=table), table.drop_columns(list(self.images)), counts
             return
+        if not is_remote(source):
+            with Path(source).open("rb") as file:
+                if what := wrapped(file.read(64)):
+                    raise ValueError(what)
         size = RemoteFile(source).size if is_remote(source) else None
         file = _parquet(source, size)
         self._note(file.schema_arrow, name)
@@ -240,6 +244,9 @@ def _files(file: str) -> Sequence[str]:
     if other := next((name for name in names if suffix_of(name) not in (PARQUET, ARROW)), None):
         kinds = ".json, .jsonl, .csv, .tsv, .parquet, .arrow"
         raise ConfigError(f"{other}: unknown kind of file; annotations are read from {kinds} and folders")
+    if not names and Path(file).is_dir():
+        below = ", ".join(sorted(str(path) for path in Path(file).iterdir() if path.is_dir())) or "none"
+        raise ConfigError(f"{file}: has no {PARQUET} or {ARROW} files; its folders: {below}")
     if not names:
         raise ConfigError(f"{file}: there is no such file, nor {PARQUET} or {ARROW} files of this name")
     return names
@@ -255,8 +262,9 @@ def _files_of_folder(folder: Path) -> list[str]:
             if state.get("_indices_files") or state.get("_indices_data_files"):
                 raise ConfigError(f"{folder}: its rows are chosen by a table of indices; save it anew, flattened")
             return [str(folder / one["filename"]) for one in state["_data_files"]]
-    files = sorted(str(path) for path in folder.iterdir() if path.suffix == PARQUET)
-    files = files or sorted(str(path) for path in folder.iterdir() if path.suffix == ARROW)
+    shown = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    files = [str(path) for path in shown if path.suffix == PARQUET]
+    files = files or [str(path) for path in shown if path.suffix == ARROW]
     splits = sorted({found[1] for name in files if (found := _OF_SPLIT.fullmatch(Path(name).stem))})
     if len(splits) > 1:
         raise ConfigError(f"{folder}: holds several splits; name one, such as {folder}/{splits[-1]}-*{PARQUET}")

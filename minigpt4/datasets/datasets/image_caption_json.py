@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from minigpt4.common.errors import ConfigError, MiniGPT4Error, SampleError, errors_as, first_line
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, SampleError, errors_as, first_line
 from minigpt4.common.remote import is_remote, open_remote, suffix_of
 from minigpt4.common.schemas import BuildInfo
 from minigpt4.common.utils import escaped, parse_json, require_readable, require_whole_characters
@@ -47,7 +47,7 @@ class Records:
     def __init__(self, file: Path | str, cache: str | None = None) -> None:
         self.file = file
         kind = suffix_of(file)
-        self.is_table = kind in (".csv", ".tsv")
+        self.is_table = kind in (".csv", ".tsv", ".token")
         self._noun = "record" if kind == ".json" else "line"
         if kind not in READERS:
             raise ConfigError(f"{file}: unknown kind of file; annotations are read from {', '.join(READERS)}")
@@ -229,14 +229,19 @@ class ImageCaptionJson(BaseDataset):
         return self._read_image(self._located(content, source.name))
 
     def _located(self, name: str, where: str) -> Path | StoredImage:
-        """The image of this name in the folder or at the address of the images."""
-        if not is_remote(self.images):
+        """The image of this name in the folder or at the address of the images, or at an address of its own."""
+        if not is_remote(self.images) and not is_remote(name):
             return self.images / name
-        url = f"{str(self.images).rstrip('/')}/{name}"
+        url = name if is_remote(name) else f"{str(self.images).rstrip('/')}/{name}"
 
         def read() -> bytes:
-            with errors_as(SampleError, f"{where}: {url}"):
-                return read_bytes(url, self.info.cache_dir)
+            try:
+                with errors_as(SampleError, f"{where}: {url}"):
+                    return read_bytes(url, self.info.cache_dir)
+            except RunError as error:
+                if url == name:  # one of many servers, perhaps
+                    raise SampleError(f"{where}: {error}") from error
+                raise
 
         return StoredImage(url, read)
 
@@ -252,7 +257,10 @@ class ImageCaptionJson(BaseDataset):
             except OSError:  # a name that no file system takes
                 exists = False
             if not exists:
-                raise SampleError(f"{where}: the image {file} does not exist")
+                way_out = "; folders are parted by / here" if "\\" in file.name else ""
+                if record.get(self.info.image_field) is None:
+                    way_out = f"; build_info.image_suffix is {self.info.image_suffix}"
+                raise SampleError(f"{where}: the image {str(file):.300} does not exist{way_out}")
         identity = record.get(self.info.id_field)
         if identity in (None, ""):
             identity = files[0].stem if files and isinstance(files[0], Path) else where

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minigpt4.common.errors import SampleError
-from minigpt4.common.utils import require_readable
+from minigpt4.common.errors import SampleError, errors_as
+from minigpt4.common.utils import parse_json, require_readable
 from minigpt4.conversation.llava import IMAGE_TOKEN, SPEAKERS
 from minigpt4.datasets.datasets.base_dataset import join_images
 from minigpt4.datasets.datasets.columns import StoredImage
@@ -24,6 +24,8 @@ from minigpt4.processors.blip_processors import Uint8Image
 
 TURNS = "conversations"
 """Field of the turns, and key of them in a batch."""
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+"""Fields that records are known to have of what is shown; a record without its images is no text alone."""
 
 
 @dataclass(eq=False)
@@ -87,6 +89,9 @@ class LlavaConversations(ImageCaptionJson):
         """The turns of a record, of who says what; SampleError for anything else."""
         field = self.info.conversation_field or TURNS
         turns = record.get(field)
+        if isinstance(turns, str):
+            with errors_as(SampleError, f"{where}: the field {field!r} is not JSON"):
+                turns = parse_json(turns)
         if not isinstance(turns, list) or not turns:
             raise SampleError(f"{where}: no turns; the field {field!r} must be a list of them")
         for number, turn in enumerate(turns, start=1):
@@ -99,6 +104,9 @@ class LlavaConversations(ImageCaptionJson):
 
     def _image_files(self, record: dict[str, Any], where: str) -> list[Path | StoredImage]:
         names = record.get(self.info.image_field)
+        if not names and (other := next((name for name in MEDIA if record.get(name)), None)):
+            text = "is not read; build_info.image_field names the field of the images, and videos are left out"
+            raise SampleError(f"{where}: the field {other!r} {text}")
         names = [] if names is None else names if isinstance(names, list) else [names]
         if not all(isinstance(name, StoredImage) or _is_name(name) for name in names):
             raise SampleError(f"{where}: the field {self.info.image_field!r} must be a path, or a list of them")

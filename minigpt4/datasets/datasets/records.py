@@ -13,7 +13,7 @@ from io import StringIO
 from pathlib import PurePosixPath
 from typing import Any
 
-from minigpt4.common.utils import decode, parse_json, unique_fields
+from minigpt4.common.utils import decode, parse_json, unique_fields, wrapped
 from minigpt4.processors.blip_processors import SUFFIXES
 
 SPLIT_FIELD = "split"
@@ -66,7 +66,11 @@ def _texts_of_list(text: str, start: int) -> Iterator[bytes]:
 
 
 def _json_lines(content: bytes, kind: str) -> Numbered:
+    if content.lstrip(codecs.BOM_UTF8 + b" \t\r\n").startswith(b"["):
+        raise ValueError("a list, and not an object a line; JSON lists end in .json")
     encoding = json.detect_encoding(content)
+    if what := wrapped(content):
+        raise ValueError(what)
     if encoding not in ("utf-8", "utf-8-sig"):
         content = decode(content, encoding).encode()
     for number, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), start=1):
@@ -228,5 +232,15 @@ def _coco_records(content: Mapping[str, Any]) -> Iterator[Any]:
         yield record if file is None or "image" in record else {**record, "image": file}
 
 
-READERS = {".json": _json, ".jsonl": _json_lines, ".csv": _table, ".tsv": _table}
+def _token(content: bytes, kind: str) -> Numbered:
+    """Flickr's own file, without a first row: `1000092795.jpg#0`, a tab, a caption."""
+    for number, line in enumerate(decode(content).splitlines(), start=1):
+        name, tab, caption = line.partition("\t")
+        image, mark, _ = name.partition("#")
+        found = {"image": image, "caption": caption.strip()} if tab and mark else "it has no image#number, tab, caption"
+        if line.strip():
+            yield number, json.dumps(found).encode()
+
+
+READERS = {".json": _json, ".jsonl": _json_lines, ".csv": _table, ".tsv": _table, ".token": _token}
 """By the ending of a file, in small letters; each takes its content and that ending."""

@@ -38,7 +38,7 @@ def _without_placeholder(text: str) -> str:
 
 def _data_url(url: str) -> str:
     kind, *options = url.partition(",")[0].lower().split(";")
-    if not kind.startswith("data:image/") or options[-1:] != ["base64"]:
+    if not kind.startswith("data:") or options[-1:] != ["base64"]:  # what kind it is, its bytes say
         raise ValueError("this server fetches no images; send a data URL: data:image/png;base64,...")
     return url
 
@@ -148,6 +148,7 @@ class ChatRequest(Section):
     frequency_penalty: Zero = 0
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] = {}
     logprobs: Literal[False] = False
+    modalities: list[Literal["text"]] = []
     presence_penalty: Zero = 0
     response_format: TextFormat | None = None
     tool_choice: Literal["none", "auto"] = "none"
@@ -216,6 +217,10 @@ class ChatRequest(Section):
                     yield f"messages[{number}].content[{index}].image_url.url", part.image_url.url
 
 
+_SECTIONS = {"image_url": ImageUrl, "content": Part, "messages": Message, "stream_options": StreamOptions}
+"""By the innermost field that leads to them."""
+
+
 def read_request(body: bytes, limits: ApiLimits) -> ChatRequest:
     """The request in a body; ApiError 400 with the path of every field that is wrong."""
     if sum(map(body.count, (b",", b"[", b"{"))) > VALUES:
@@ -248,7 +253,8 @@ def _readable(error: ValidationError) -> ApiError:
     for one in errors[:SHOWN_ERRORS]:
         reason = one["msg"].removeprefix("Value error, ")
         if one["type"] == "extra_forbidden":
-            reason = f"unknown field; {hint(str(one['loc'][-1])[:100], ChatRequest.model_fields)}"
+            known = next((kind for name, kind in _SECTIONS.items() if name in one["loc"][:-1]), ChatRequest)
+            reason = f"unknown field; {hint(str(one['loc'][-1])[:100], known.model_fields)}"
         shown.append(f"{_path(one['loc'])}: {reason}".removeprefix(": "))
     if len(errors) > SHOWN_ERRORS:
         shown.append(f"and {len(errors) - SHOWN_ERRORS} more")
@@ -263,12 +269,14 @@ def _path(loc: tuple[int | str, ...]) -> str:
 
 
 def decoded(url: str, limits: ApiLimits) -> bytes:
-    """The file in a data URL; ApiError 400 where it is no base64, TooLargeError beyond `image_bytes`."""
-    content = url.partition(",")[2]
+    """The file in a data URL; ApiError 400 where it is no base64, TooLargeError beyond `image_bytes`.
+
+    As in browsers base64 may have line breaks, and lack the `=` at its end."""
+    content = "".join(url.partition(",")[2].split()).rstrip("=")
     size = len(content) * 3 // 4 - 2
     if size > limits.image_bytes:
         raise TooLargeError(f"the image: {size / MIB:.1f} MiB are more than {limits.image_bytes / MIB:g} MiB")
     try:
-        return base64.b64decode(content, validate=True)
+        return base64.b64decode(content + "=" * (-len(content) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise wrong(f"the data URL is no valid base64: {error}") from None

@@ -92,6 +92,11 @@ def test_the_way_out_is_said(server):
         ({"temprature": 1}, "did you mean 'temperature'"),
         ({"messages": [user(url("https://images.example.com/x.png"))]}, "send a data URL"),
         ({"n": 9}, "limit, 8"),
+        (
+            {"messages": [user([{"type": "text", "text": "a", "cache": {}}])]},
+            "Known: image_url, text, type",
+        ),
+        ({"messages": [user("a") | {"contents": "a"}]}, "did you mean 'content'"),
     ]:
         assert way_out in server.chat(**change).error["message"]
 
@@ -131,6 +136,7 @@ def test_harmless_fields_and_those_at_their_neutral_values_change_nothing(server
         "tools": [],
         "frequency_penalty": 0,
         "logprobs": None,
+        "modalities": ["text"],
     }
     answer = server.chat(messages=[message, user("Hello?")], response_format={"type": "text"}, **harmless)
     assert (answer.status, answer.text) == (200, server.chat().text)

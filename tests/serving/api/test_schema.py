@@ -7,7 +7,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.conversation.decoding import PUBLISHED_CHAT, Decoding
 from minigpt4.conversation.templates import TemplateConversation, get_template
 from minigpt4.serving.api.access import ApiLimits
-from minigpt4.serving.api.schema import ChatRequest
+from minigpt4.serving.api.schema import ChatRequest, decoded
 
 IMAGE = "<Img><ImageHere></Img>"
 URL = "data:image/png;base64,"
@@ -74,6 +74,18 @@ def test_parts_become_one_message_in_their_order(parts, text):
 )
 def test_messages_in_the_models_template(template, messages, prompt):
     assert request(*messages).conversation(template).get_prompt() == prompt
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(f"{URL}aGVsbG8{end}" for end in ("=", "", "=\n")),
+        *(f"data:{kind};base64,aGVs\r\nbG8=" for kind in ("image/jpg", "application/octet-stream", "")),
+    ],
+)
+def test_data_urls_as_clients_write_them(url):
+    asked = request(("user", [{"type": "image_url", "image_url": {"url": url}}]))
+    assert [decoded(own, ApiLimits()) for _, own in asked.images()] == [b"hello"]
 
 
 def test_decoding_is_that_of_the_published_chat_where_nothing_is_said():
