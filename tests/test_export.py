@@ -312,7 +312,7 @@ class Hub(BaseHTTPRequestHandler):
 def test_push_to_hub_uploads_the_folder(world, tmp_path, monkeypatch, capsys):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.asked = []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     command = [str(world["linear"]), "--format", "llava"]

@@ -58,7 +58,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.pages, self.log = {}, []
         self.stalled, self.released = threading.Event(), threading.Event()
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def put(self, path: str, body: bytes = WEIGHTS, **how) -> str:
         self.pages[path] = Page(body, **how)

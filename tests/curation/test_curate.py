@@ -1,13 +1,10 @@
 """`scripts/curate.py`: images in, a folder for stage 2 out, through every step, kills and changes of mind."""
 
 import csv
-import importlib.util
 import io
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -74,11 +71,8 @@ def jpeg(number: int) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("curate", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script) -> ModuleType:
+    return load_script("scripts/curate.py")
 
 
 @pytest.fixture
@@ -232,29 +226,29 @@ def test_second_turn_comes_up_to_the_limit_and_a_change_leaves_the_old_file(plac
 @pytest.mark.parametrize(
     ("step", "kills"), [("select", (2, 5)), ("generate", (3, 4)), ("filter", (0, 1)), ("export", (1, 5))]
 )
-def test_after_kills_a_step_goes_on_and_makes_the_same_bytes(place, script, step, kills):
+def test_after_kills_a_step_goes_on_and_makes_the_same_bytes(place, script, step, kills, warm):
     before = ("select", "generate", "refine", "filter")
     for earlier in before[: before.index(step)] if step in before else before:
         assert script.main(arguments(place, earlier, "whole")) == 0
     if step != "select":
         shutil.copytree(place / "whole", place / "torn")
     assert script.main(arguments(place, step, "whole")) == 0
+    dying = place / "dying.py"
+    dying.write_text(DYING)
     for after in kills:
-        command = [sys.executable, "-c", DYING, str(after), *arguments(place, step, "torn")]
-        assert subprocess.run(command, cwd=REPOSITORY, capture_output=True).returncode == -9
+        run = warm.script(dying, after, *arguments(place, step, "torn"), cwd=REPOSITORY)
+        assert run.wait() == [-9], run.text()
     assert script.main(arguments(place, step, "torn")) == 0
     whole, torn = (files(place / name) for name in ("whole", "torn"))
     assert whole == torn
 
 
-def test_two_processes_make_what_one_makes(place, script):
+def test_two_processes_make_what_one_makes(place, script, warm):
     assert script.main(arguments(place, "select", "one")) == 0
     shutil.copytree(place / "one", place / "two")
     assert script.main(arguments(place, "generate", "one")) == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([*launch, *arguments(place, "generate", "two")], env=environment, capture_output=True)
-    assert done.returncode == 0, done.stderr.decode()
+    run = warm.script(SCRIPT, *arguments(place, "generate", "two"), cwd=REPOSITORY, processes=2)
+    assert run.wait() == [0, 0], run.text()
     assert files(place / "one") == files(place / "two")
 
 

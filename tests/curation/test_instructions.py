@@ -3,10 +3,7 @@ teacher is an endpoint that knows the truth and has planted faults."""
 
 import importlib.util
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -336,25 +333,24 @@ def test_every_fault_is_counted_and_the_data_set_reads_the_rest(arguments, chat_
     assert left == {key for key, record in records.items() if "dropped" not in record} - review.keys()
 
 
-def test_killed_it_ends_with_the_same_bytes_and_asks_nothing_twice(arguments, chat_server, tmp_path):
+def test_killed_it_ends_with_the_same_bytes_and_asks_nothing_twice(arguments, chat_server, warm, tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "killed"
     Teacher(chat_server, {})
     assert script.main(arguments(whole)) == 0
-    teacher, environment = Teacher(chat_server, {}), {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    teacher = Teacher(chat_server, {})
     chat_server.requests.clear()
     answer, limits = teacher.answer, [9, RECORDS + 4]  # in the first requests, and in the second ones
 
     def answer_or_die(request):
         if limits and len(chat_server.requests) >= limits[0]:
             limits.pop(0)
-            os.kill(process.pid, signal.SIGKILL)
+            run.send(signal.SIGKILL)
         return answer(request)
 
     chat_server.answer = answer_or_die
     while limits:
-        command = [sys.executable, SCRIPT, *arguments(folder, "--judge-at-once", "1")]
-        process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.DEVNULL)
-        assert process.wait(300) == -signal.SIGKILL
+        run = warm.script(SCRIPT, *arguments(folder, "--judge-at-once", "1"), cwd=REPOSITORY)
+        assert run.wait() == [-signal.SIGKILL], run.text()
     (progress,) = (folder / "made/progress").iterdir()
     with progress.open("a") as file:
         file.write('{"text": "torn')

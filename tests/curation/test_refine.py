@@ -1,10 +1,6 @@
 """Mending by rules and by an endpoint: guards against what language models do, faults by name, kills."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +13,7 @@ from minigpt4.curation import refine
 from minigpt4.curation.records import CurationFolder, as_lines
 from minigpt4.curation.refine import ALREADY, EXPLAINS, INVENTS, SHORT, Refiner, clean, guard, stem
 
+REPOSITORY = Path(__file__).parents[2]
 TEXT = (
     "The image shows a brown dog on a green couch beside a window. The dog looks at a red ball that lies on the floor. "
     "Behind the couch hangs a picture of the sea."
@@ -248,24 +245,26 @@ refiner.run(folder.read("generate"), {"input": folder.sha256("generate")})
 """
 
 
-def test_after_kills_nothing_that_was_answered_is_asked_again_and_the_bytes_are_the_same(chat_server, tmp_path):
+def test_after_kills_nothing_that_was_answered_is_asked_again_and_the_bytes_are_the_same(chat_server, warm, tmp_path):
     count = 60
     chat_server.answer = lambda request: time.sleep(0.01) or request["messages"][-1]["content"].replace("brown ", "")
     whole = curation(tmp_path / "whole", records(count))
-    command = [sys.executable, "-c", KILLED]
-    subprocess.run([*command, whole.path, chat_server.url], check=True)
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    run = warm.script(script, whole.path, chat_server.url, cwd=REPOSITORY)
+    assert run.wait() == [0], run.text()
     assert len(chat_server.requests) == count
     chat_server.requests.clear()
     torn = curation(tmp_path / "torn", records(count))
     for until in (15, 40):
-        process = subprocess.Popen([*command, torn.path, chat_server.url])
+        process = warm.script(script, torn.path, chat_server.url, cwd=REPOSITORY)
         while len(chat_server.requests) < until:
             time.sleep(0.005)
-            assert process.poll() is None
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+            assert process.alive(), process.text()
+        process.kill()
         with (torn.path / "answers.jsonl").open("ab") as file:
             file.write(b'{"key": "torn')
-    subprocess.run([*command, torn.path, chat_server.url], check=True)
+    run = warm.script(script, torn.path, chat_server.url, cwd=REPOSITORY)
+    assert run.wait() == [0], run.text()
     assert torn.file("refine").read_bytes() == whole.file("refine").read_bytes()
     assert count <= len(chat_server.requests) <= count + 2 * 2  # those under way at a kill

@@ -115,7 +115,7 @@ class Hub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), _HubHandler)
         self.server.hub = self
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
 
 class _HubHandler(BaseHTTPRequestHandler):
