@@ -14,6 +14,10 @@ from typing import Any
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: tiny matrices, and as many processes as cores
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process would compile the package anew
+sys.dont_write_bytecode = False
+
 BROWSER_TESTS = "MINIGPT4_BROWSER_TESTS"
 """Set to `required`, as `.ci/run` does, a missing browser is a failure; else the tests are skipped with the reason."""
 PARITY = Path(__file__).parent / "data" / "parity"
@@ -21,10 +25,10 @@ LLAVA = PARITY.with_name("parity_llava")
 TOGETHER = {
     "mock GPU": ("mock_gpu/",),
     "two ranks": ("runners/test_finite.py", "runners/test_updates.py", "runners/test_validation.py"),
-    "wheel": ("test_install.py", "mini/test_llava.py"),
+    "mini world": ("mini/test_quickstart.py", "mini/test_llava.py", "test_install.py", "docs/test_notebook.py"),
 }
 LONGEST = (
-    *("mini/test_quickstart.py", "mock GPU", "runners/lifetime/test_kill.py", "scripts/test_ablate.py", "wheel"),
+    *("mini world", "mock GPU", "runners/lifetime/test_kill.py", "scripts/test_ablate.py"),
     *("runners/lifetime/test_resume.py", "curation/test_curate.py", "runners/lifetime/test_signals.py"),
     *("runners/test_recipes.py", "runners/lifetime/test_feature_cache.py", "two ranks", "runners/test_sharded.py"),
     *("evaluation/test_lmms_eval_adapter.py", "test_export.py", "eval_scripts/test_eval_flickr30k.py"),
@@ -89,6 +93,16 @@ def golden_tensors() -> dict:
 
 
 @pytest.fixture(scope="session")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The LLM of the mini world, downloaded once, for tests that are about something else."""
+    from minigpt4.mini.files import write_language_model
+
+    folder = tmp_path_factory.mktemp("mini") / "llm"
+    write_language_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to put into PYTHONPATH, with the package as its wheel installs it, without the checkout."""
     folder, source = tmp_path_factory.mktemp("wheel"), Path(__file__).parents[1]
@@ -123,7 +137,8 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Starts scripts of the repository in a tenth of the time; see warm.py."""
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    server = load("warm").WarmServer(tmp_path_factory.mktemp("warm"), environment, load("supervised"))
+    # peft looks for a GPU when it is imported, which the mock of CUDA must not see before a fork
+    server = load("warm").WarmServer(tmp_path_factory.mktemp("warm"), environment, load("supervised"), "peft")
     yield server
     server.close()
 

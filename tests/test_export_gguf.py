@@ -238,15 +238,11 @@ def test_without_the_package_the_command_to_install_it_is_named(world, tmp_path,
 
 
 @pytest.fixture(scope="module")
-def parity():
+def parity(load_script):
     """`benchmarks/gguf_parity.py`."""
     if importlib.util.find_spec("llama_cpp") is None:
         pytest.skip("needs llama-cpp-python, which compiles llama.cpp: pip install llama-cpp-python")
-    path = Path(__file__).parents[1] / "benchmarks" / "gguf_parity.py"
-    spec = importlib.util.spec_from_file_location("gguf_parity", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/gguf_parity.py")
 
 
 def test_llama_cpp_reads_a_siglip_llava_as_we_do(parity, world, picture):

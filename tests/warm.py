@@ -90,12 +90,12 @@ class WarmRun:
 class WarmServer:
     """Starts scripts in a tenth of the time, from a process that has imported everything (see warm_server.py)."""
 
-    def __init__(self, logs: Path, environment: dict[str, str], supervised: ModuleType) -> None:
+    def __init__(self, logs: Path, environment: dict[str, str], supervised: ModuleType, *late: str) -> None:
         self.supervised = supervised
         self._logs = logs
         self._runs: list[WarmRun] = []
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("warm_server.py"))],
+            [sys.executable, str(Path(__file__).with_name("warm_server.py")), *late],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -18,7 +18,7 @@ LATE = (
     *("minigpt4.evaluation.report", "minigpt4.evaluation.metrics", "transformers.models.llama.modeling_llama"),
     "omegaconf._impl",
 )
-"""What scripts import when they need it."""
+"""What scripts import when they need it; the command line names more."""
 
 
 def start(request):
@@ -59,8 +59,9 @@ def poll(pid):
     return os.waitstatus_to_exitcode(status) if done else None
 
 
-for module in LATE:
+for module in (*LATE, *sys.argv[1:]):
     importlib.import_module(module)
+importlib.import_module("PIL.Image").init()
 for line in sys.stdin:
     request = json.loads(line)
     answer = poll(request["poll"]) if "poll" in request else start(request)

@@ -56,22 +56,25 @@ class Recipe(NamedTuple):
     """Options of `--fast`."""
 
 
-def _few(steps: int, log_freq: int = 2) -> list[str]:
-    return [f"run.iters_per_epoch={steps}", f"run.log_freq={log_freq}"]
+def _few(steps: int, dataset: str, *more: str) -> list[str]:
+    return [f"run.iters_per_epoch={steps}", f"datasets.{dataset}.batch_size=2", "run.log_freq=1", *more]
 
 
-FAST_SIZE = WorldSize(stage1=160, stage2=48, flickr_train=64, flickr_val=8, flickr_test=8, per_shard=40)
-FAST_CONVERSATIONS = ConversationSize(captions=60, instruct=20, test=4)
+FAST_SIZE = WorldSize(stage1=8, stage2=6, flickr_train=8, flickr_val=4, flickr_test=5, per_shard=2)
+FAST_CONVERSATIONS = ConversationSize(captions=24, instruct=10, test=2)
+FAST_ANSWERS = ["run.generation.max_new_tokens=24"]
 EPOCHS = 4
 FLICKR = "flickr30k"
+FLICKR_DATA = "flickr30k_grounded_detail"
+_WARM_UP = "run.warmup_steps=2"
 RECIPES = {
-    "stage1": Recipe("train_configs/mini_stage1_pretrain.yaml", "mini_stage1", [*_few(10), "run.warmup_steps=2"]),
-    "stage2": Recipe("train_configs/mini_stage2_finetune.yaml", "mini_stage2", [*_few(10), "run.warmup_steps=2"]),
-    FLICKR: Recipe("train_configs/mini_flickr_finetune.yaml", "mini_flickr", [*_few(4, 1), "run.warmup_steps=2"]),
+    "stage1": Recipe("train_configs/mini_stage1_pretrain.yaml", "mini_stage1", _few(12, "cc_sbu", _WARM_UP)),
+    "stage2": Recipe("train_configs/mini_stage2_finetune.yaml", "mini_stage2", _few(9, "cc_sbu_align", _WARM_UP)),
+    FLICKR: Recipe("train_configs/mini_flickr_finetune.yaml", "mini_flickr", _few(3, FLICKR_DATA, _WARM_UP)),
 }
 LLAVA_RECIPES = {
-    "stage1": Recipe("train_configs/mini_llava_pretrain.yaml", "mini_llava_stage1", _few(8)),
-    "stage2": Recipe("train_configs/mini_llava_finetune.yaml", "mini_llava_stage2", _few(6)),
+    "stage1": Recipe("train_configs/mini_llava_pretrain.yaml", "mini_llava_stage1", _few(5, "mini_llava")),
+    "stage2": Recipe("train_configs/mini_llava_finetune.yaml", "mini_llava_stage2", _few(4, "mini_llava")),
 }
 EVALUATION = "eval_configs/mini_flickr_eval.yaml"
 LLAVA_EVALUATION = "eval_configs/mini_llava_eval.yaml"
@@ -289,7 +292,7 @@ def llava_steps(place: Place, precision: str) -> list[Step]:
 def _scenes(place: Place) -> str:
     new = write_world(place.data, place.size)
     flickr = place.data / "flickr30k"
-    if new or not (flickr / "flickr30k_grounded_detail.json").is_file():
+    if new or not (flickr / f"{FLICKR_DATA}.json").is_file():
         prepare = [sys.executable, script_path("prepare_flickr30k.py"), "--root", str(flickr)]
         run_command(prepare, place.output / "logs" / "prepare.txt")
     return f"{place.size.total} scenes in {place.data}" + ("" if new else ", drawn before")
@@ -300,9 +303,9 @@ def _language_model(place: Place) -> str:
 
 
 def _flickr_files(place: Place) -> list[str]:
-    info, root = "datasets.flickr30k_grounded_detail.build_info", place.data / "flickr30k"
+    info, root = f"datasets.{FLICKR_DATA}.build_info", place.data / "flickr30k"
     names = {"": "", "val_": "_val", "test_": "_test"}
-    files = [f"{info}.{key}ann_path={root}/flickr30k_grounded_detail{end}.json" for key, end in names.items()]
+    files = [f"{info}.{key}ann_path={root}/{FLICKR_DATA}{end}.json" for key, end in names.items()]
     return [*files, f"{info}.image_path={root}/flickr30k-images"]
 
 
@@ -381,6 +384,7 @@ def _run_evaluation(
             done = (names.index(match["name"]) + 1) / len(names)
             progress.at(done, f"{done:.0%}, {match['name']}")
 
+    options = [*options, *(FAST_ANSWERS if place.fast else ())]
     command = torchrun(place.processes, *script, "--options", *options)
     run_command(command, place.output / "logs" / "evaluation.txt", on_line)
     return f"{place.evaluation}"

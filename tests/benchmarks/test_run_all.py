@@ -1,6 +1,5 @@
 """`benchmarks/run_all.sh` calls every benchmark with arguments that it takes, and outlives one that fails."""
 
-import importlib.util
 import json
 import os
 import re
@@ -46,17 +45,10 @@ def run_all(tmp_path):
 
 
 @pytest.fixture
-def parsed(script):
+def parsed(script, load_script):
     """`parsed(name, arguments)`: what the benchmark makes of them. By its file: the repository has another serve.py."""
     script("tables")
-
-    def parse(name: str, arguments: list[str]):
-        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", BENCHMARKS / f"{name}.py")
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module.parse_args(arguments)
-
-    return parse
+    return lambda name, arguments: load_script(f"benchmarks/{name}.py").parse_args(arguments)
 
 
 def writers() -> set[str]:

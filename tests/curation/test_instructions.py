@@ -2,6 +2,7 @@
 teacher is an endpoint that knows the truth and has planted faults."""
 
 import json
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -332,23 +333,24 @@ def test_every_fault_is_counted_and_the_rest_is_a_dataset(script, arguments, cha
     assert left == {key for key, record in records.items() if "dropped" not in record} - review.keys()
 
 
-def test_stopped_anywhere_it_ends_with_the_same_bytes_and_asks_nothing_twice(script, arguments, chat_server, tmp_path):
-    """Kills: what the judge and the progress keep, test_refine.py has under SIGKILL."""
-    whole, folder = tmp_path / "whole", tmp_path / "stopped"
+def test_killed_it_ends_with_the_same_bytes_and_asks_nothing_twice(script, arguments, chat_server, warm, tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
     Teacher(chat_server, {})
     assert script.main(arguments(whole)) == 0
     teacher = Teacher(chat_server, {})
-    rule, stops = teacher.rule, [9, RECORDS + 4]  # in the first requests, and in the second ones
+    chat_server.requests.clear()
+    answer, limits = teacher.answer, [9, RECORDS + 4]  # in the first requests, and in the second ones
 
-    def rule_or_refuse(request):
-        if stops and teacher.asked >= stops[0]:
-            del stops[0]
-            return 401
-        return rule(request)
+    def answer_or_die(request):
+        if limits and len(chat_server.requests) >= limits[0]:
+            limits.pop(0)
+            run.send(signal.SIGKILL)
+        return answer(request)
 
-    chat_server.rule = rule_or_refuse
-    for _ in (1, 2):
-        assert script.main(arguments(folder, "--judge-at-once", "1")) == 2
+    chat_server.answer = answer_or_die
+    while limits:
+        run = warm.script(script.__file__, *arguments(folder, "--judge-at-once", "1"), cwd=REPOSITORY)
+        assert run.wait() == [-signal.SIGKILL], run.text()
     (progress,) = (folder / "made/progress").iterdir()
     with progress.open("a") as file:
         file.write('{"text": "torn')

@@ -1,7 +1,6 @@
 """`benchmarks/evaluate.py`: all ways are measured and compared, and the section goes into a file."""
 
 import importlib
-import importlib.util
 import json
 import re
 import sys
@@ -13,13 +12,10 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
+def benchmark(load_script):
     """By its file: a package of that name may be installed."""
     sys.path.append(str(BENCHMARKS))  # scripts find each other in their own folder
-    spec = importlib.util.spec_from_file_location("benchmark_evaluate", BENCHMARKS / "evaluate.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("benchmarks/evaluate.py")
 
 
 def test_run_folder_is_measured_in_both_ways_and_reported(benchmark, shared, monkeypatch, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """LLaVA-Bench against the published code's results, with a judge behind a real server."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,33 @@ def test_faults_of_the_server_cost_no_judgement(chat_server, make, tmp_path, ste
     asked = [request["messages"][1]["content"] for request in chat_server.requests]
     assert set(asked) == {one.message for one in (comparisons[2:] if stays else comparisons)}
     assert stays or len(asked) == 6 + len(steps)
+
+
+def test_killed_in_the_middle_it_goes_on(chat_server, tmp_path, command, warm):
+    output, names = tmp_path / "review.jsonl", ("questions", "context", "rule", "reference", "answers")
+    arguments = ["judge", "--judge-url", chat_server.url, "--judge-model", "tiny", "--judge-at-once", "1"]
+    for name, path in zip(names, inputs("coco"), strict=True):
+        arguments += [f"--{name}", str(path)]
+    arguments += ["--output", str(output), "--judge-cache"]
+    script = REPOSITORY / "eval_scripts" / "eval_llava_bench.py"
+    answer_in_turn(chat_server, "coco")
+    answer = chat_server.answer
+
+    def answer_or_kill(request):
+        if len(chat_server.requests) == 4:
+            run.send(signal.SIGKILL)
+        return answer(request)
+
+    chat_server.answer = answer_or_kill
+    run = warm.script(script, *arguments, tmp_path / "cache.jsonl", cwd=tmp_path)
+    assert run.wait() == [-signal.SIGKILL], run.text()
+    written = len(lines_of(output))
+    assert written in (2, 3)  # the fourth question may be asked before the third line stands
+    with output.open("a") as file:
+        file.write(f'{{"id": {written + 1}, "question_id": {written}, "ans')
+    assert command("eval_llava_bench").main([*arguments, str(tmp_path / "another.jsonl")]) == 0
+    assert lines_of(output) == GOLDEN["judge"]["coco"]["review_lines"]
+    assert len(chat_server.requests) == 4 + 6 - written
 
 
 # What does not fit

@@ -102,7 +102,7 @@ def test_progress_finds_its_lines_in_the_logs(finished, folder):
     logs = folder / "output/mini/fast/logs"
     answers = [match["name"] for line in (logs / "evaluation.txt").open() if (match := ANSWER_LINE.search(line))]
     assert answers == ROWS
-    assert TRAIN_LINE.search((logs / "flickr30k.txt").read_text())["its"] == "4"
+    assert TRAIN_LINE.search((logs / "flickr30k.txt").read_text())["its"] == "3"
 
 
 def test_the_report_is_complete(finished, folder):

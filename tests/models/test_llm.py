@@ -6,8 +6,6 @@ import math
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -243,7 +241,7 @@ for directory in sys.argv[1:]:
 """
 
 
-def test_code_of_a_directory_never_runs_and_is_never_asked_about(llm_copy, change_json):
+def test_code_of_a_directory_never_runs_and_is_never_asked_about(llm_copy, change_json, warm, tmp_path):
     directories = {}
     for case, changed in AUTO_MAP.items():
         for tokenizer in ("tokenizer.model", "tokenizer.json"):
@@ -256,10 +254,13 @@ def test_code_of_a_directory_never_runs_and_is_never_asked_about(llm_copy, chang
                 shutil.copy(converted, directory / tokenizer)
             for name, changes in changed.items():
                 change_json(directory / name, **changes)
-    command = [sys.executable, "-c", PROGRAM, *map(str, directories)]
-    done = subprocess.run(command, input="y\n" * 30, capture_output=True, text=True, timeout=300)
-    assert "[y/N]" not in done.stdout + done.stderr
-    for (directory, case), line in zip(directories.items(), done.stdout.splitlines(), strict=True):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    run = warm.script(program, *directories, cwd=tmp_path, apart=True, stdin="y\n" * 30)
+    assert run.wait() == [0], run.text()
+    said = run.out.read_text()
+    assert "[y/N]" not in said + run.text()
+    for (directory, case), line in zip(directories.items(), said.splitlines(), strict=True):
         assert not (directory / "ran").exists()
         if "LLaMA" in case:
             assert line == "loaded"

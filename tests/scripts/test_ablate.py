@@ -3,9 +3,7 @@
 import hashlib
 import importlib.util
 import json
-import os
-import signal
-import subprocess
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -39,6 +37,8 @@ evaluate:
 columns:
   score: {file: loss/scores.json, key: checkpoints.*.scores.0, interval: checkpoints.*.interval, digits: 1, scale: 100}
 """
+SHARED = PLAN.replace("    options: [model.max_context_len=3000]\n", "")
+"""Its rows need four runs."""
 SCORE = """
 import json, sys
 from pathlib import Path
@@ -70,22 +70,21 @@ runs = load("tiny_runs", REPOSITORY / "tests" / "runners" / "conftest.py")
 class Place:
     """A folder with a plan, its data and its results."""
 
-    def __init__(self, folder: Path, parity: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, parity: Path, warm: Any, plan: str = PLAN) -> None:
+        self.folder, self.warm = folder, warm
         recipe = runs.make_tiny(folder, parity).recipe
         recipe.write_text(recipe.read_text().replace(str(folder), "."))
-        for name, text in (("plan.yaml", PLAN), ("score.py", SCORE), ("check.py", CHECK)):
+        for name, text in (("plan.yaml", plan), ("score.py", SCORE), ("check.py", CHECK)):
             (folder / name).write_text(text)
 
-    def command(self, *options: str) -> list[str]:
-        return [sys.executable, str(SCRIPT), "plan.yaml", "--output", "out", *options]
+    def start(self, *options: str) -> Any:
+        """The command in the background, whose children are processes of their own."""
+        return self.warm.script(SCRIPT, "plan.yaml", "--output", "out", *options, cwd=self.folder, apart=True)
 
-    def run(self, *options: str) -> "subprocess.CompletedProcess[str]":
-        return runs.supervised.run(self.command(*options), env=runs.environment(), cwd=self.folder, timeout=500)
-
-    def start(self) -> subprocess.Popen:
-        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
-        return subprocess.Popen(self.command(), **pipes, env=runs.environment(), cwd=self.folder)
+    def run(self, *options: str) -> tuple[int, str, str]:
+        """Exit status and both streams."""
+        run = self.start(*options)
+        return run.wait()[0], run.out.read_text(), run.text()
 
     def tables(self) -> dict[str, str]:
         return {name: hashlib.sha256((self.folder / "out/plan" / name).read_bytes()).hexdigest() for name in TABLES}
@@ -98,37 +97,37 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory, parity_dir) -> tuple[Place, int]:
+def calm(tmp_path_factory, parity_dir, warm) -> tuple[Place, int]:
     """Two jobs at once, never disturbed; and the exit status."""
-    place = Place(tmp_path_factory.mktemp("calm"), parity_dir)
-    return place, place.run("--jobs", "2").returncode
+    place = Place(tmp_path_factory.mktemp("calm"), parity_dir, warm, SHARED)
+    return place, place.run("--jobs", "2")[0]
 
 
 @pytest.mark.timeout(1200)
-def test_a_study_that_was_killed_again_and_again_ends_with_the_same_bytes(calm, tmp_path_factory, parity_dir):
-    place = Place(tmp_path_factory.mktemp("killed"), parity_dir)
-    for finished in (0, 3):
-        process = place.start()
-        end = time.monotonic() + 300
-        while len(place.done()) < finished or not list(place.folder.glob("out/*/*/output.txt")):
-            assert process.poll() is None, "it ended before it was killed"
-            assert time.monotonic() < end
+def test_a_study_that_was_killed_again_and_again_ends_with_the_same_bytes(calm, tmp_path, parity_dir, warm):
+    place, seed = Place(tmp_path / "killed", parity_dir, warm, SHARED), ("--seeds", "0")
+    for sign in ("runs/stage1-*/output.txt", "runs/stage2-*/*/checkpoint_iter_2.pth"):
+        run = place.start(*seed)
+        while not list(place.folder.glob(f"out/{sign}")):
+            assert run.alive(), run.text()
             time.sleep(0.01)
-        time.sleep(0.5 * finished)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        run.kill()
         before = place.done()
-    result = place.run()
-    assert result.returncode == 1, result.stderr[-2000:]
+    status, _, errors = place.run(*seed)
+    assert status == 1, errors[-2000:]
     assert place.done().items() >= before.items()  # nothing that was done is done again
-    assert place.tables() == calm[0].tables()
+    assert before
+    undisturbed = Place(tmp_path / "undisturbed", parity_dir, warm, SHARED)
+    shutil.copytree(calm[0].folder / "out", undisturbed.folder / "out")
+    assert undisturbed.run(*seed)[0] == 1
+    assert place.tables() == undisturbed.tables()
 
 
 def test_rows_share_their_stages_and_a_row_that_fails_says_so(calm):
     place, status = calm
     assert status == 1
     assert sorted(folder.name.split("-")[0] for folder in (place.folder / "out/runs").iterdir()) == [
-        *["stage1"] * 4,  # of `default` and `only stage 1`, and of `broken`, each with two seeds
+        *["stage1"] * 2,  # of all three rows, with two seeds
         *["stage2"] * 2,
     ]
     assert all(len(list(folder.glob("*/run.json"))) == 1 for folder in (place.folder / "out/runs").iterdir())
@@ -150,24 +149,24 @@ def test_rows_share_their_stages_and_a_row_that_fails_says_so(calm):
 def test_the_same_command_retries_what_failed_and_nothing_else(calm, tmp_path):
     place, before = calm[0], calm[0].done()
     plan = place.folder / "plan.yaml"
-    plan.write_text(PLAN.replace("file: broken.json", "file: scores.json"))
+    plan.write_text(SHARED.replace("file: broken.json", "file: ./scores.json"))
     try:
-        result = place.run()
-        assert result.returncode == 0, result.stdout + result.stderr
+        status, said, errors = place.run()
+        assert status == 0, said + errors
         assert len(place.done().keys() - before.keys()) == 2  # with other commands it is another evaluation
         assert place.done().items() >= before.items()
         assert place.content()["rows"][2]["state"] == ""
-        dry = place.run("--dry-run", "--only", "broken")
-        assert dry.stdout.count(": done") == 4
-        assert "train.py" not in dry.stdout
+        _, dry, _ = place.run("--dry-run", "--only", "broken")
+        assert dry.count(": done") == 4
+        assert "train.py" not in dry
     finally:
-        plan.write_text(PLAN)
+        plan.write_text(SHARED)
 
 
 @pytest.fixture
-def place(tmp_path, parity_dir, monkeypatch) -> Place:
+def place(tmp_path, parity_dir, monkeypatch, warm) -> Place:
     monkeypatch.chdir(tmp_path)
-    return Place(tmp_path, parity_dir)
+    return Place(tmp_path, parity_dir, warm)
 
 
 def test_a_dry_run_shows_commands_and_what_is_missing_and_does_nothing(place, capsys):
@@ -308,12 +307,12 @@ def test_with_one_seed_the_intervals_are_those_of_the_evaluation_and_it_says_so(
 
 def test_a_result_without_the_column_is_an_error_that_names_both(calm):
     place = calm[0]
-    (place.folder / "plan.yaml").write_text(PLAN.replace("scores.0", "scores.7"))
+    (place.folder / "plan.yaml").write_text(SHARED.replace("scores.0", "scores.7"))
     try:
-        result = place.run("--only", "default")
-        assert result.returncode == 2
-        assert "plan.yaml: columns.score: checkpoints.*.scores.7: no '7' in out/evaluations/loss-" in result.stderr
+        status, _, errors = place.run("--only", "default")
+        assert status == 2
+        assert "plan.yaml: columns.score: checkpoints.*.scores.7: no '7' in out/evaluations/loss-" in errors
         with pytest.raises(LookupError, match="two"):
             ablate.lookup({"one": [1]}, "one.0.two")
     finally:
-        (place.folder / "plan.yaml").write_text(PLAN)
+        (place.folder / "plan.yaml").write_text(SHARED)

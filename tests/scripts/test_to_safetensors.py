@@ -4,8 +4,6 @@ import importlib.util
 import json
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -104,10 +102,11 @@ def test_tied_llm_stays_tied(llm):
     assert same(after.state_dict(), before)
 
 
-def test_conversion_that_was_killed_leaves_the_pickles_in_charge_and_is_repeated(llm):
+def test_conversion_that_was_killed_leaves_the_pickles_in_charge_and_is_repeated(llm, warm, tmp_path):
     directory = llm("vicuna_tiny_sharded")
-    result = subprocess.run([sys.executable, "-c", DYING, str(directory), str(SCRIPT.parent)])
-    assert result.returncode == -signal.SIGKILL
+    (tmp_path / "dying.py").write_text(DYING)
+    run = warm.script(tmp_path / "dying.py", directory, SCRIPT.parent, cwd=tmp_path)
+    assert run.wait() == [-signal.SIGKILL], run.text()
     assert reads_pickles(directory)
     to_safetensors(directory, directory, shard_size="200KB")
     assert not reads_pickles(directory)

@@ -2,11 +2,8 @@
 
 import base64
 import contextlib
-import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -30,31 +27,19 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture
-def start(demo_config, tmp_path):
-    """`start(command, *arguments, **environment)`: the process, and where it listens."""
-    started = []
+def start(demo_config, tmp_path, warm):
+    """`start(command, *arguments, **environment)`: the run, and where it listens."""
+    stuck = tmp_path / "stuck.py"
+    stuck.write_text(STUCK)
 
-    def run(command, *arguments, **more):
-        environment = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        environment |= {"GRADIO_TEMP_DIR": str(tmp_path / "page")}
-        process = subprocess.Popen(
-            [sys.executable, "-c", STUCK, command, "--cfg-path", str(demo_config), *arguments],
-            cwd=REPOSITORY,
-            env={**os.environ, **environment, **more},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        started.append(process)
-        for line in process.stdout:
-            if found := re.search(r"(?:Listening on|The page is at) (http://[^\s;]+)", line):
-                return process, found[1].rstrip("/")
-        raise AssertionError("it does not start")
+    def start(command, *arguments, **more):
+        environment = {"GRADIO_TEMP_DIR": str(tmp_path / "page"), **more}
+        run = warm.script(stuck, command, "--cfg-path", demo_config, *arguments, cwd=REPOSITORY, env=environment)
+        run.wait_for("Listening on" if command == "serve.py" else "The page is at")
+        found = re.search(r"(?:Listening on|The page is at) (http://[^\s;]+)", run.text())
+        return run, found[1].rstrip("/")
 
-    yield run
-    for process in started:
-        process.kill()
-        process.communicate()
+    return start
 
 
 def send_in_background(url, **request):
@@ -67,30 +52,26 @@ def send_in_background(url, **request):
     threading.Thread(target=send, daemon=True).start()
 
 
-def ends(process):
-    """Whether it ends well once it decodes."""
-    stuck = threading.Timer(120, process.kill)  # or a request that never decodes would wait for ever
-    stuck.start()
-    assert any("It decodes" in line for line in process.stdout)
-    stuck.cancel()
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert "Traceback" not in output
-    return process.returncode == 0
+def ends(run):
+    """It ends well once it decodes."""
+    run.wait_for("It decodes")
+    run.send(signal.SIGTERM)
+    assert run.wait() == [0], run.text()
+    assert "Traceback" not in run.text()
 
 
 def test_the_api_ends(start, make_png):
-    process, url = start("serve.py", "--port", "0", "--limits", "shutdown_seconds=1")
+    run, url = start("serve.py", "--port", "0", "--limits", "shutdown_seconds=1")
     image = f"data:image/png;base64,{base64.b64encode(make_png(8, 8)).decode()}"
     content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": "What is this?"}]
     body = {"model": "minigpt4_tiny", "messages": [{"role": "user", "content": content}]}
     send_in_background(f"{url}/v1/chat/completions", json=body)
-    assert ends(process)
+    ends(run)
 
 
 def test_the_page_ends(start, make_png):
     pytest.importorskip("gradio")
-    process, url = start("demo.py")
+    run, url = start("demo.py")
     (path,) = httpx.post(f"{url}/gradio_api/upload", files={"files": ("x.png", make_png(8, 8))}).json()
     config = httpx.get(f"{url}/config").json()
     function = next(function for function in config["dependencies"] if function["api_name"] == "answer")
@@ -98,12 +79,12 @@ def test_the_page_ends(start, make_png):
     message = {"text": "What?", "files": [{"path": path, "meta": {"_type": "gradio.FileData"}}]}
     call = {"fn_index": function["id"], "data": [message, *(values[name] for name in function["inputs"][1:])]}
     send_in_background(f"{url}/gradio_api/queue/join", json=call | {"session_hash": "somebody"})
-    assert ends(process)
+    ends(run)
 
 
 def test_the_page_is_behind_a_password_and_has_every_checkpoint(browser, start, parity_dir):
     second = f"--ckpt=second={parity_dir / 'train_main_checkpoint_0.pth'}"
-    process, url = start("demo.py", second, MINIGPT4_AUTH="me:secret")
+    run, url = start("demo.py", second, MINIGPT4_AUTH="me:secret")
     page = browser.new_page()
     page.set_default_timeout(120_000)
     page.goto(url)
@@ -118,7 +99,6 @@ def test_the_page_is_behind_a_password_and_has_every_checkpoint(browser, start, 
     page.locator("#question textarea").press("Enter")
     page.get_by_test_id("bot").wait_for()
     page.close()
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    assert "Traceback" not in output
+    run.send(signal.SIGTERM)
+    assert run.wait() == [0], run.text()
+    assert "Traceback" not in run.text()

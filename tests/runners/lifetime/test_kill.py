@@ -11,7 +11,7 @@ import pytest
 from minigpt4.common.checkpoint import newest_checkpoint, read_card, read_checkpoint
 
 AUTO = "run.resume_ckpt_path=auto"
-SAVING = ("run.save_every_iters=1", "run.keep_last=3", "run.iters_per_epoch=40")
+SAVING = ("run.save_every_iters=1", "run.keep_last=3")
 PHASES = ("half a file", "before the new file", "new file without card")
 ONE, TWO = ("run.num_workers=0",), ("run.num_workers=1", "run.accum_grad_iters=3")
 LORA = ("model.train.projection.lr=1e-3", "model.train.llm.r=4", "model.train.llm.rule=lora")
@@ -71,13 +71,13 @@ def _end_after(run, seconds: float, *, gently: bool) -> None:
     ids=lambda value: value[-1].rpartition(".")[2] if isinstance(value, tuple) else None,
 )
 def test_kills_at_random_moments_lose_nothing(kind, processes, kills, options, warm, make, tools, fuzz_factor):
-    chance = random.Random(processes)
+    chance, options = random.Random(processes), (*SAVING, f"run.iters_per_epoch={4 * kills * fuzz_factor}", *options)
     undisturbed, tiny = make(kind), tools["plug_in"](make(kind), "slow_disk")
-    warm.train(undisturbed, *options, *SAVING, processes=processes)
+    warm.train(undisturbed, *options, processes=processes)
     done = 0
     for kill in range(kills * fuzz_factor):
         part = _hold(tiny, kill, chance)
-        run = warm.start(tiny, *options, *SAVING, AUTO, processes=processes)
+        run = warm.start(tiny, *options, AUTO, processes=processes)
         if part is None:
             _end_after(run, chance.uniform(0, 0.4), gently=kill % 4 == 3)
         else:
@@ -86,7 +86,7 @@ def test_kills_at_random_moments_lose_nothing(kind, processes, kills, options, w
         before, done = done, _iterations(tiny)
         assert done >= before
     (tiny.folder / "hold").unlink()
-    warm.train(tiny, *options, *SAVING, AUTO, processes=processes)
+    warm.train(tiny, *options, AUTO, processes=processes)
     folder = max(tiny.runs(), key=lambda path: len(list(path.iterdir())))
     _compare(folder, undisturbed.runs()[0], tools)
     assert not list(folder.glob(".*"))

@@ -1,6 +1,5 @@
 """`benchmarks/serve.py` against a server of the tests."""
 
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -11,14 +10,10 @@ BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def benchmark():
+def benchmark(load_script):
     """The script as Python starts it: with its folder first on the path."""
     sys.path.insert(0, str(BENCHMARKS))
-    spec = importlib.util.spec_from_file_location("benchmarks_serve", BENCHMARKS / "serve.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
+    yield load_script("benchmarks/serve.py")
     sys.path.remove(str(BENCHMARKS))
 
 
