@@ -297,7 +297,7 @@ def llm_config_for(cfg: MiniGPT4Config) -> tuple[PretrainedConfig, str]:
         return read_llm_config(directory), f"{directory}/config.json"
     size = re.search(r"(?<!\d)(7|13)b(?![a-z])", directory.name.lower())
     if fault and not size:
-        raise ConfigError(f"{fault}; or name it by its size, such as 7b, to have that sized") from fault
+        raise ConfigError(f"{fault}; without its config.json a size by its name, such as 7b, is taken") from fault
     if not size:
         text = "is not here, and its name ends in no size such as 7b or 13b; put its config.json there to have it sized"
         raise ConfigError(f"model.llama_model: {cfg.llama_model!r} {text}")

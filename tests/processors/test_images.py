@@ -25,7 +25,7 @@ from minigpt4.serving.uploads import Limits, read_image
 REPOSITORY = Path(__file__).parents[2]
 BROKEN = REPOSITORY / "tests" / "data" / "images"
 SMALL = Blip2ImageEvalProcessor(image_size=8)
-LOOK = functools.partial(Engine.look, SimpleNamespace(processor=SMALL))
+LOOK = functools.partial(Engine.preprocess, SimpleNamespace(processor=SMALL))
 TRAINING_READ = ImageReader(SMALL).read
 ORIENTATION = 0x0112
 # Stored pixels that show the upright picture [[1, 2, 3], [4, 5, 6]] once each orientation is undone;

@@ -213,7 +213,7 @@ def test_names_on_the_hub_train_as_the_folders_do_and_without_network_from_its_c
         assert failed.returncode == 2, failed.stderr[-2000:]
         for text in ("model.llama_model", name, *texts):
             assert text in failed.stderr
-    for name, status, text in (("me/other", 2, "by its size"), ("me/vicuna-7b", 0, "LLaMA 7B, by the name")):
+    for name, status, text in (("me/other", 2, "config.json"), ("me/vicuna-7b", 0, "LLaMA 7B, by the name")):
         sized = [*tiny.command(*names, f"model.llama_model={name}"), "--check"]
         offline = tools["environment"](env | {"HF_HUB_OFFLINE": "1"})
         done = tools["supervised"].run(sized, env=offline, cwd=tiny.folder, timeout=120)
