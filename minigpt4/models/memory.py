@@ -296,11 +296,10 @@ def llm_config_for(cfg: MiniGPT4Config) -> tuple[PretrainedConfig, str]:
     if (directory / "config.json").is_file():
         return read_llm_config(directory), f"{directory}/config.json"
     size = re.search(r"(?<!\d)(7|13)b(?![a-z])", directory.name.lower())
-    if fault and not size:
-        raise ConfigError(f"{fault}; without its config.json a size by its name, such as 7b, is taken") from fault
     if not size:
-        text = "is not here, and its name ends in no size such as 7b or 13b; put its config.json there to have it sized"
-        raise ConfigError(f"model.llama_model: {cfg.llama_model!r} {text}")
+        text = fault or f"model.llama_model: {cfg.llama_model!r} is not here"
+        way_out = "its name ends in no size such as 7b or 13b; put its config.json there to have it sized"
+        raise ConfigError(f"{text}, and {way_out}") from fault
     origin = f"LLaMA {size[1]}B, by the name {directory}"
     return LlamaConfig(vocab_size=32000, **_LLAMA_SIZES[int(size[1])]), f"{origin} ({fault})" if fault else origin
 
