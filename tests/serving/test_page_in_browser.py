@@ -66,8 +66,10 @@ class Visit:
         self.question, self.note = self.page.locator("#question textarea"), self.page.locator("#note p")
         self.given, self.stop = self.page.locator("#question img"), self.page.locator("#question .stop-button")
         self.page.get_by_role("button", name="Settings").click()
-        self.set("Temperature", 0)
-        self.set("Maximum of tokens", DECODING.max_new_tokens)
+        wanted = {"Temperature": "0", "Maximum of tokens": str(DECODING.max_new_tokens)}
+        while any(self.value(slider) != value for slider, value in wanted.items()):
+            for slider, value in wanted.items():  # one that just appeared may take its first value again
+                self.set(slider, value)
 
     def _note_request(self, request):
         if urlsplit(request.url).netloc != self.host and not request.url.startswith(("data:", "blob:")):
@@ -77,6 +79,9 @@ class Visit:
         number = self.page.get_by_label(f"number input for {slider}")
         number.fill(str(value))
         number.press("Enter")
+
+    def value(self, slider):
+        return self.page.get_by_label(f"range slider for {slider}").input_value()
 
     def give(self, *images):
         self.page.locator("#question input[type=file]").set_input_files(images)
