@@ -4,7 +4,7 @@
     python -m minigpt4.mini.quickstart --llava    # LLaVA's two stages
     python -m minigpt4.mini.quickstart --fast     # a small run, to see that everything works
 
-Draws the scenes, writes the models, trains the recipes by torchrun, captions the test scenes or answers questions about
+Draws the scenes, writes the models, trains the recipes, captions the test scenes or answers questions about
 them with every checkpoint, and reports. Completed steps are skipped. Everything is below data/mini and output.
 """
 
@@ -91,10 +91,10 @@ _ROUNDS = 8
 # Running the project's own commands
 
 
-def torchrun(processes: int, *command: str) -> list[str]:
-    """The command line of a script under torchrun, with this Python."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return [*launcher, *command]
+def launch(processes: int, *command: str) -> list[str]:
+    """The command line of a script, with this Python: plain for one process, under torchrun for more."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *(launcher if processes > 1 else ()), *command]
 
 
 def run_command(command: Sequence[str], log: Path, on_line: Callable[[str], None] = lambda line: None) -> None:
@@ -340,7 +340,7 @@ def _training(
                 losses.append(float(match["loss"]))
                 progress.at(done, f"{done:.0%}, loss {losses[-1]:.3f}")
 
-        run_command(torchrun(place.processes, *command), logs, on_line)
+        run_command(launch(place.processes, *command), logs, on_line)
         checkpoint = newest_checkpoint(output, recipe.job)
         if checkpoint is None:
             raise MiniGPT4Error(f"{output}: training left no checkpoint; {logs} says why")
@@ -385,7 +385,7 @@ def _run_evaluation(
             progress.at(done, f"{done:.0%}, {match['name']}")
 
     options = [*options, *(FAST_ANSWERS if place.fast else ())]
-    command = torchrun(place.processes, *script, "--options", *options)
+    command = launch(place.processes, *script, "--options", *options)
     run_command(command, place.output / "logs" / "evaluation.txt", on_line)
     return f"{place.evaluation}"
 
