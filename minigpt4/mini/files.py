@@ -22,6 +22,7 @@ data/mini/llava/
 
 import argparse
 import csv
+import functools
 import io
 import json
 import logging
@@ -37,18 +38,16 @@ from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
-import transformers
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.common.utils import write_json
-from minigpt4.evaluation.questions import write_lines
+from minigpt4.common.utils import json_line, write_json, write_whole
 from minigpt4.mini.scenes import (
     ALONE,
     ATTRIBUTION,
@@ -175,6 +174,8 @@ def write_language_model(folder: Path) -> bool:
 @torch.no_grad()
 def word_embeddings(folder: Path, words: Sequence[str]) -> Tensor:
     """(W, E) float32: what the LLM reads for each word, the mean over its tokens."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     table = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False
@@ -202,14 +203,21 @@ def _download_gguf(folder: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     """GGUF -> config.json, 16-bit model.safetensors, tokenizer files."""
+    import gguf as library
+    import transformers  # seconds, and what is there already needs none of it
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     transformers.utils.logging.disable_progress_bar()
     log.info("Writing its weights as 16-bit safetensors")
     place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name, "trust_remote_code": False}
     unpack = {}
     if hasattr(transformers, "GgufConfig"):  # newer versions would keep the weights packed
         unpack["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    with redirect_stderr(io.StringIO()):  # transformers shows a bar of its own
+    # transformers reads the file three times, and the names of a layer's weights for every module
+    once = {name: functools.cache(getattr(library, name)) for name in ("GGUFReader", "get_tensor_name_map")}
+    with redirect_stderr(io.StringIO()), patch.multiple(library, **once):  # transformers shows a bar of its own
         loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16, **unpack)
+        tokenizer = AutoTokenizer.from_pretrained(**place)
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -217,7 +225,7 @@ def _convert(gguf: Path, folder: Path) -> None:
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # one without the traces of GGUF
     plain.load_state_dict(loaded.state_dict())
     plain.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     mask = os.umask(0)  # it can only be read by setting it
     os.umask(mask)
     for file in folder.iterdir():
@@ -353,8 +361,8 @@ def _write_questions(folder: Path, records: list[dict]) -> None:
             category = {"conversation": "conv", "complex_reasoning": "complex"}.get(kind, kind)
             questions.append({**number, "image": record["image"], "text": question, "category": category})
             answers.append({**number, "text": answer})
-    write_lines(folder / "questions_test.jsonl", questions)
-    write_lines(folder / "answers_test.jsonl", answers)
+    for name, records in (("questions", questions), ("answers", answers)):
+        write_whole(folder / f"{name}_test.jsonl", "".join(map(json_line, records)), "--output")
 
 
 def _begin(folder: Path, wanted: dict) -> bool:

@@ -39,8 +39,6 @@ from minigpt4.mini.files import (
     write_language_model,
     write_world,
 )
-from minigpt4.mini.llava import write_clip
-from minigpt4.models.base_model import DTYPES
 
 log = logging.getLogger(__name__)
 
@@ -193,9 +191,10 @@ def _fastest() -> str:
 
     In turn, and each at its best, so that other work on the machine does not decide.
     """
-    best = dict.fromkeys(("bf16", "fp32"), math.inf)
+    types = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    best = dict.fromkeys(types, math.inf)
     for name in list(best) * _ROUNDS:  # the first ones set the library up
-        inputs, weight = (torch.ones(rows, _WIDTH, dtype=DTYPES[name]) for rows in (_TOKENS, _HIDDEN))
+        inputs, weight = (torch.ones(rows, _WIDTH, dtype=types[name]) for rows in (_TOKENS, _HIDDEN))
         for _ in range(4):
             start = time.perf_counter()
             torch.nn.functional.linear(inputs, weight)
@@ -273,6 +272,8 @@ def llava_steps(place: Place, precision: str) -> list[Step]:
         return f"{data}" + ("" if write_conversations(data, place.conversations) else ", drawn before")
 
     def write_models(_: Progress) -> str:
+        from minigpt4.mini.llava import write_clip  # imports all models
+
         write_clip(place.clip)
         return f"{place.clip}, {_language_model(place)}"
 
