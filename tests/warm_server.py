@@ -2,6 +2,7 @@
 
 A line on stdin is a request, a line on stdout its answer, both JSON:
 {"argv": [script, ...], "env": {...}, "cwd": str, "path": [folder, ...], "in": file, "out": file, "err": file} -> its id
+(a script without .py is the name of a module)
 {"poll": process id} -> its exit status, negative for a signal; null while it runs
 """
 
@@ -44,7 +45,10 @@ def start(request):
 def run(script):
     """Exit status as of a process of its own."""
     try:
-        runpy.run_path(script, run_name="__main__")
+        if script.endswith(".py"):
+            runpy.run_path(script, run_name="__main__")
+        else:
+            runpy.run_module(script, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

@@ -194,7 +194,11 @@ def tiny(tmp_path: Path, parity_dir: Path) -> Tiny:
 def tools() -> dict[str, Any]:
     """Helpers that tests cannot import from here."""
     functions = (load, losses, weights, same, environment, make_tiny, warm_runs.free_port, warm_runs.until)
-    return {"supervised": supervised, **{function.__name__: function for function in functions}}
+    return {
+        "supervised": supervised,
+        "WarmServer": warm_runs.WarmServer,
+        **{function.__name__: function for function in functions},
+    }
 
 
 def make_tiny(folder: Path, parity: Path, count: int = 24) -> Tiny:

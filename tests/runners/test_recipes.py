@@ -206,12 +206,12 @@ def test_schedule_of_the_flickr_run_has_the_published_rates(building, options, t
     assert rates == pytest.approx(FLICKR_RATES, rel=2e-4)
 
 
-def test_run_with_wandb_and_a_login_but_no_network_waits_for_nobody(parity_dir, tools, tmp_path):
+def test_run_with_wandb_and_a_login_but_no_network_waits_for_nobody(parity_dir, tools, tmp_path, warm):
     tiny = tools["make_tiny"](tmp_path, parity_dir, 4)
     home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "no_proxy": "*"}
     login = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     start = time.monotonic()
-    tiny.train("run.wandb_log=True", "run.max_epoch=1", "run.iters_per_epoch=2", env=home | login)
+    warm.train(tiny, "run.wandb_log=True", "run.max_epoch=1", "run.iters_per_epoch=2", env=home | login)
     assert time.monotonic() - start < 60
     (run,) = tiny.runs()
     assert list(run.glob("wandb/offline-run-*/*.wandb"))

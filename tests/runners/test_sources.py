@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -180,7 +181,7 @@ def _oid(file: Path) -> str:
 
 
 def test_names_on_the_hub_train_as_the_folders_do_and_without_network_from_its_cache(
-    tiny, losses, tools, parity_dir, llava_dir, llava_section
+    tiny, losses, tools, llava_dir, llava_section, tmp_path
 ):
     folders = {name: llava_dir / f"{name}_tiny" for name in ("vicuna", "clip")}
     folders |= {"parts": llava_dir, "lora": llava_dir / "lora"}
@@ -203,37 +204,40 @@ def test_names_on_the_hub_train_as_the_folders_do_and_without_network_from_its_c
     assert {file.name for file in lora.iterdir()} == {file.name for file in folders["lora"].iterdir()}
     hub.server.shutdown()
     hub.server.server_close()
-    tiny.train(*SHORT, *names, env=env | {"HF_HUB_OFFLINE": "1"})
-    assert tools["losses"](tiny.runs()[-1]) == wanted
-    for name, more, texts in (
-        ("me/other", {"HF_HUB_OFFLINE": "1"}, ("HF_HUB_OFFLINE is set", "hf download me/other")),
-        ("me/vicuna@v2", {}, ("the hub does not answer",)),
-    ):
-        failed = tiny.run(*SHORT, *names, f"model.llama_model={name}", env=env | more)
-        assert failed.returncode == 2, failed.stderr[-2000:]
-        for text in ("model.llama_model", name, *texts):
-            assert text in failed.stderr
-    for name, status, text in (("me/other", 2, "config.json"), ("me/vicuna-7b", 0, "LLaMA 7B, by the name")):
-        sized = [*tiny.command(*names, f"model.llama_model={name}"), "--check"]
-        offline = tools["environment"](env | {"HF_HUB_OFFLINE": "1"})
-        done = tools["supervised"].run(sized, env=offline, cwd=tiny.folder, timeout=120)
-        told = done.stdout + done.stderr
-        assert done.returncode == status, told[-2000:]
-        for part in (text, "HF_HUB_OFFLINE is set"):
-            assert part in told, told[-2000:]
+    failed = tiny.run(*SHORT, *names, "model.llama_model=me/vicuna@v2", env=env)
+    assert failed.returncode == 2, failed.stderr[-2000:]
+    for text in ("model.llama_model", "me/vicuna@v2", "the hub does not answer"):
+        assert text in failed.stderr
+    environment = tools["environment"](env | {"HF_HUB_OFFLINE": "1"})  # read when the library of the hub is imported
+    with closing(tools["WarmServer"](tmp_path, environment, tools["supervised"])) as offline:
+        offline.train(tiny, *SHORT, *names)
+        assert tools["losses"](tiny.runs()[-1]) == wanted
+        for name, arguments, status, texts in (
+            ("me/other", (), 2, ("model.llama_model", "hf download me/other")),
+            ("me/other", ("--check",), 2, ("me/other", "config.json")),
+            ("me/vicuna-7b", ("--check",), 0, ("LLaMA 7B, by the name",)),
+        ):
+            command = tiny.command(*SHORT, *names, f"model.llama_model={name}")[1:]
+            done = offline.script(*command, *arguments, cwd=tiny.folder)
+            assert done.wait() == [status], done.text()[-2000:]
+            for text in (*texts, "HF_HUB_OFFLINE is set"):
+                assert text in done.text()
 
 
-def test_the_folder_of_a_run_is_read_from_the_hub(tiny, tools):
-    tiny.train(*SHORT, "run.keep_last=1")
+def test_the_folder_of_a_run_is_read_from_the_hub(tiny, tools, warm):
+    warm.train(tiny, *SHORT, "run.keep_last=1")
     (run,) = tiny.runs()
     hub = Hub({"me/run": run})
     env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tiny.folder / "hub"), "HF_HUB_DISABLE_XET": "1"}
-    written = []
-    for source in (str(run), "me/run"):
-        output = tiny.folder / f"exported{len(written)}"
-        command = [sys.executable, "-m", "minigpt4.export", source, "--format", "safetensors", "--output", str(output)]
-        done = tools["supervised"].run(command, env=tools["environment"](env), cwd=tiny.folder, timeout=120)
-        assert done.returncode == 0, done.stderr[-3000:]
-        written.append({file.name: file.read_bytes() for file in output.glob("*.safetensors")})
-    assert written[0]
-    assert written[0] == written[1]
+    options = ("--format", "safetensors", "--output")
+    local = warm.script("minigpt4.export", run, *options, "local", cwd=tiny.folder)
+    assert local.wait() == [0], local.text()[-3000:]
+    command = [sys.executable, "-m", "minigpt4.export", "me/run", *options, "fetched"]
+    done = tools["supervised"].run(command, env=tools["environment"](env), cwd=tiny.folder, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    written, fetched = (
+        {file.name: file.read_bytes() for file in (tiny.folder / name).glob("*.safetensors")}
+        for name in ("local", "fetched")
+    )
+    assert written
+    assert written == fetched
