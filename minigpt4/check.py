@@ -1,5 +1,6 @@
 """`train.py --check`: what a configuration would train and whether it fits on the GPU, without any weights."""
 
+import functools
 import math
 import os
 from collections.abc import Callable, Iterator
@@ -103,7 +104,7 @@ def largest_batch(estimate_of: Callable[[int], Estimate], estimate: Estimate, ca
 
     Memory grows almost linearly with the batch: from the `estimate` of any, two steps lead near to the answer.
     """
-    capacity = capacity_gib * GIB
+    estimate_of, capacity = functools.cache(estimate_of), capacity_gib * GIB
     slope = (estimate_of(2 * estimate.batch_size).total - estimate.total) / estimate.batch_size
     batch = 0
     for _ in range(2):

@@ -4,14 +4,19 @@ The real modules run forward and backward on the meta device while every storage
 from its birth to its death; so the peak holds what autograd keeps, temporaries and logits. Attention is counted as a
 fused kernel (flash or memory-efficient) keeps it, unless `llm_attention` is `eager`. Meta tensors know no autocast: the
 linear layers of a trained LLM in fp32, and adapters, cast what they multiply themselves, as autocast would.
+
+Of layers that are alike only the first and the last two are run: memory grows, or shrinks, from each to the next by as
+much, so the peak is at one of the ends; what is between them keeps as many bytes as the second.
 """
 
 import copy
 import functools
 import re
 import weakref
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +27,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, LlamaConfig, PretrainedConfig
 
 from minigpt4.common.errors import ConfigError, WeightsError, errors_as
-from minigpt4.common.model_schema import PARTS, MiniGPT4Config
-from minigpt4.models.attention import activation_checkpointing, enable_activation_checkpointing
+from minigpt4.common.model_schema import EVA_CLIP_G, PARTS, MiniGPT4Config
+from minigpt4.models.attention import LLAMA_LIKE, activation_checkpointing, enable_activation_checkpointing
 from minigpt4.models.base_model import DTYPES, is_trained
 from minigpt4.models.connectors import build_projection
 from minigpt4.models.fsdp import decoder_layers
@@ -31,6 +36,7 @@ from minigpt4.models.llm import read_llm_config
 from minigpt4.models.loading import build_vision, feature_shape, store_frozen
 from minigpt4.models.loss import target_losses
 from minigpt4.models.train_rules import apply_rule
+from minigpt4.models.vision_tower import is_directory
 
 _FUSED = "minigpt4_fused_size"
 
@@ -136,6 +142,21 @@ class StorageCounter(TorchDispatchMode):
         self.live -= nbytes
 
 
+class _Alike(torch.autograd.Function):
+    """In the place of a layer: keeps so many bytes for its backward pass, which makes the gradients of `trained`."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, nbytes: int, *trained: Tensor) -> Tensor:
+        ctx.kept = [hidden, hidden.new_empty(max(0, nbytes - hidden.nbytes), dtype=torch.uint8)]
+        ctx.trained = trained
+        return torch.empty_like(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.kept.clear()
+        return torch.empty_like(outer), None, *map(torch.empty_like, ctx.trained)
+
+
 class MetaModel:
     """All parts of a configuration on the meta device, ready to be sized at any batch."""
 
@@ -178,6 +199,12 @@ class MetaModel:
         for layer in self.llm.modules():
             if isinstance(layer, nn.Dropout) and layer.training:  # of adapters; a GPU keeps a byte a number of it
                 layer.forward = lambda hidden, p=layer.p: torch.native_dropout(hidden, p, True)[0]
+        if not is_trained(*vision):
+            known_tower = cfg.vit_model == EVA_CLIP_G or is_directory(cfg.vit_model)
+            _pass_alike([*(self.encoder.blocks if known_tower else ()), *self.connector.blocks])
+        if self.llm.config.model_type in LLAMA_LIKE:
+            for _, layers in groupby(decoder_layers(self.llm), _kind):
+                self._run_ends(list(layers))
 
     def _apply(self, name: str, module: nn.Module) -> None:
         rule = self.cfg.rule_of(name)
@@ -187,6 +214,29 @@ class MetaModel:
             apply_rule(module, rule, f"model.train.{PARTS[name]}", blocks)
         for part in module.modules() if rule.is_lora else ():
             part.training = isinstance(part, nn.Dropout)  # alone: layers would recompute
+
+    def _run_ends(self, layers: list[nn.Module]) -> None:
+        """Of alike layers run the first and the last two."""
+        before: list[tuple[int, int]] = []  # the second, and behind it: what lives, how many casts
+
+        def measure(layer: nn.Module, _: Any) -> None:
+            if layer is layers[1]:
+                before.clear()
+            before.append((self._counter.live, len(self._casts or ())))
+
+        def stand_in(layer: nn.Module, hidden: Tensor, *_: Any, **__: Any) -> Tensor:
+            (live, casts), (live_after, casts_after) = before[:2]
+            nbytes = live_after - live
+            if self._casts and (self._recomputes or not hidden.requires_grad):  # else autograd keeps them, too
+                self._casts.append(hidden.new_empty(_bytes(self._casts[casts:casts_after]), dtype=torch.uint8))
+                nbytes -= self._casts[-1].nbytes
+            trained = [p for p in layer.parameters() if p.requires_grad and not self._drops_gradients]
+            return _Alike.apply(hidden, nbytes, *trained)
+
+        for layer in layers[1:3] if len(layers) > 4 else ():
+            layer.register_forward_pre_hook(measure)
+        for layer in layers[2:-2]:
+            layer.forward = functools.partial(stand_in, layer)
 
     def _cast_linear(self, layer: nn.Linear, dtype: torch.dtype, inputs: Tensor) -> Tensor:
         weight = layer.weight.to(dtype)
@@ -216,11 +266,13 @@ class MetaModel:
         shape = feature_shape(self.cfg) if cached else None
         trained = [p for p in self.llm.parameters() if p.requires_grad]
         keeps_gradients = keeps_gradients or sharded
+        self._recomputes, self._drops_gradients = recompute, keeps_gradients
         hooks = [p.register_post_accumulate_grad_hook(_drop_gradient) for p in trained if keeps_gradients]
         odd = errors_as(
             WeightsError, f"model.llama_model: no step is possible with what {self.cfg.llama_model} describes"
         )
         with odd, StorageCounter(known) as counter:
+            self._counter = counter
             embeds_BTD = self._embeds(batch_size, lengths, shape)
             own_pool = counter.peak if self.cfg.vit_cuda_graph and not cached else 0  # a graph keeps what it works in
             self._casts = None if sharded else []
@@ -309,8 +361,21 @@ def _with_llm(estimate: Estimate, *llm: Part) -> Estimate:
     return replace(estimate, parts=(*(part for part in estimate.parts if not part.name.startswith(_LLM)), *llm))
 
 
-def _bytes(parameters: Iterable[nn.Parameter]) -> int:
-    return sum(p.nbytes for p in parameters)
+def _pass_alike(blocks: Iterable[nn.Module]) -> None:
+    """Without gradients two blocks of a kind have the peak of all: the others hand on what they read."""
+    seen: Counter[str] = Counter()
+    for block in blocks:
+        seen[kind := str(block)] += 1
+        if seen[kind] > 2:
+            block.forward = lambda hidden, *_, **__: hidden
+
+
+def _kind(layer: nn.Module) -> list[tuple]:
+    return [(name, p.shape, p.dtype, p.requires_grad) for name, p in layer.named_parameters()]
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.nbytes for t in tensors)
 
 
 def _part(name: str, *modules: nn.Module) -> Part:

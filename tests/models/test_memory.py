@@ -10,6 +10,7 @@ from transformers import Gemma2Config
 from minigpt4.common.binding import bind
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.models import memory
 from minigpt4.models.attention import FUSED
 from minigpt4.models.llm import read_llm_config
 from minigpt4.models.memory import GIB, Estimate, Lengths, MetaModel, StorageCounter, llm_config_for
@@ -145,6 +146,26 @@ def test_estimate_is_what_a_real_step_allocates(tiny, changes, batch_size, cache
     assert estimate.activations == pytest.approx(peak, rel=0.1 if cfg.llm_grad_checkpoint else 0.02)
     assert [part.name for part in estimate.parts][-2:] == ["projection (llama_proj)", "LLM"]
     assert cached == (len(estimate.parts) == 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "amp"),
+    [({}, None), (FULL, torch.bfloat16), (LORA | {"llm_precision": "bf16"}, None), (LAST | EAGER, None)],
+)
+def test_ends_of_alike_layers_give_the_peak_of_all_to_the_byte(tiny_section, changes, amp, monkeypatch):
+    deep = {"vit_config": tiny_section()["vit_config"] | {"depth": 4}}
+    cfg = bind(MiniGPT4Config, tiny_section(ckpt=None, **deep, **changes), section="model", source="user.yaml")
+    llm = read_llm_config(Path(cfg.llama_model))
+    llm.num_hidden_layers = 6
+
+    def sized() -> list[Estimate]:
+        meta, hows = MetaModel(cfg, llm, amp), ((False, False), (True, False), (False, True))
+        return [meta.estimate(8, FLICKR, recompute=recompute, keeps_gradients=keeps) for recompute, keeps in hows]
+
+    ends = sized()
+    monkeypatch.setattr(MetaModel, "_run_ends", lambda *_: None)
+    monkeypatch.setattr(memory, "_pass_alike", lambda _: None)
+    assert sized() == ends
 
 
 def test_7b_has_the_published_sizes(seven_b):

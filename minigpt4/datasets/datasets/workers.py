@@ -103,7 +103,10 @@ def _received(batches: "Iterator[Batch | _Failure | MiniGPT4Error]", source: str
             log.warning("%s; the data workers are slow, or the storage does not answer", waited)
             continue
         if isinstance(batch, MiniGPT4Error):
-            raise batch
+            try:
+                raise batch
+            finally:
+                del batch  # or it would hold itself, and the loader until a garbage collection, which stops for 10 s
         if isinstance(batch, _Failure):
             raise RuntimeError(f"a data worker failed; its traceback:\n{batch}")
         waits = 0
