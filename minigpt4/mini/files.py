@@ -234,8 +234,8 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 WORLD_FILE = "world.json"
 TRUTH_FILE = "scenes_test.json"
-_FORMAT = 4  # counts up when the same sizes and seed would give other files
-_CONVERSATION_FORMAT = 3
+_FORMAT = 5  # counts up when the same sizes and seed would give other files
+_CONVERSATION_FORMAT = 4
 _OWN_SCENES = 1_000_000
 """Number of the first scene in LLaVA's format, behind all others of its split."""
 _JPEG_QUALITY = 90
