@@ -214,7 +214,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     if hasattr(transformers, "GgufConfig"):  # newer versions would keep the weights packed
         unpack["quantization_config"] = transformers.GgufConfig(dequantize=True)
     # transformers reads the file three times, and the names of a layer's weights for every module
-    once = {name: functools.cache(getattr(library, name)) for name in ("GGUFReader", "get_tensor_name_map")}
+    slow = [name for name in ("GGUFReader", "get_tensor_name_map") if hasattr(library, name)]
+    once = {name: functools.cache(getattr(library, name)) for name in slow}
     with redirect_stderr(io.StringIO()), patch.multiple(library, **once):  # transformers shows a bar of its own
         loaded = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16, **unpack)
         tokenizer = AutoTokenizer.from_pretrained(**place)
