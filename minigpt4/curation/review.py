@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Literal, NotRequired
 
 from minigpt4.common.errors import ConfigError, RunError, SampleError
+from minigpt4.common.fields import checked, fields_of
 from minigpt4.common.run_folder import fcntl
 from minigpt4.common.utils import as_json, json_line, parse_json
 from minigpt4.curation.records import NAMES, TEXTS, CurationFolder, text_of
 from minigpt4.evaluation.bootstrap import agreement, wilson
-from minigpt4.evaluation.questions import checked, fields_of
 from minigpt4.serving.address import add_address_arguments, require_address
 
 log = logging.getLogger(__name__)

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, NotRequired
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
+from minigpt4.common.fields import checked, fields_of
 from minigpt4.common.schemas import AdvancedTask
 from minigpt4.common.utils import decode, parse_json, quick_hash, write_json
 from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
 from minigpt4.evaluation.judge import Judge, Question
-from minigpt4.evaluation.questions import Text, VisualQuestion, ask, checked, fields_of, read_json
+from minigpt4.evaluation.questions import Text, VisualQuestion, ask, read_json
 from minigpt4.evaluation.yes_no import without_thought
 from minigpt4.inference.image_list import drawn, find_images
 

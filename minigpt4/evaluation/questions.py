@@ -1,19 +1,17 @@
 """Questions about images, each with a prompt of its own: their files, how checkpoints are asked, files of answers."""
 
-import functools
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from os.path import isfile
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from annotated_types import MinLen
-from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
+from minigpt4.common.fields import checked, fields_of
 from minigpt4.common.utils import LINE_END, decode, json_line, parse_json, write_json, write_whole
 from minigpt4.conversation.decoding import Answer
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
@@ -44,25 +42,7 @@ Kind = TypeVar("Kind", bound=VisualQuestion)
 
 # What files hold
 
-
-def fields_of(**kinds: Any) -> Any:
-    """An object with these fields; it may have others."""
-    return TypedDict("Fields", kinds)
-
-
 ANSWER = fields_of(text=str)
-_adapter = functools.cache(TypeAdapter)
-
-
-def checked(kind: Any, content: Any, where: object) -> Any:
-    """`content` as it is, or as the dataclass that `kind` is; SampleError that names record and field of a fault."""
-    try:
-        found = _adapter(kind).validate_python(content, strict=not is_dataclass(kind))
-    except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in fault["loc"])
-        raise SampleError(f"{where}{place and f', {place.lstrip(chr(46))}'}: {fault['msg']}") from None
-    return found if is_dataclass(kind) else content
 
 
 # Files

@@ -8,11 +8,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from minigpt4.common.fields import checked
 from minigpt4.evaluation import hallucination, science_qa, vqa_data, vqa_scores
 from minigpt4.evaluation.caption_data import require_same_ids
 from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
 from minigpt4.evaluation.questions import ask, read_json
-from minigpt4.evaluation.vqa_data import GQA_CHOICES, Files, QuestionSet, ResultForm, VqaQuestion, checked
+from minigpt4.evaluation.vqa_data import GQA_CHOICES, Files, QuestionSet, ResultForm, VqaQuestion
 from minigpt4.evaluation.yes_no import yes_no
 
 Rank = Literal["sum", "mean"]

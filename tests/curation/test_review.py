@@ -22,6 +22,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from minigpt4.curation.review import Review, VerdictFile
+assert "torch" not in sys.modules  # which a page of texts should not wait for
 records = [{"id": str(number), "image": "a.jpg", "text": "A dog."} for number in range(5_000)]
 review = Review(records, VerdictFile(Path(sys.argv[1])))
 for number in range(int(sys.argv[3])):

@@ -1,6 +1,7 @@
 """Data at addresses: the batches of the local files, whatever the network does, or an error that names the address."""
 
 import json
+import multiprocessing
 from itertools import repeat
 
 import fsspec
@@ -110,6 +111,7 @@ def test_server_that_never_answers_ends_the_run_with_its_address(fault, workers,
     loader = loaders.train(TrainSource(kinds["tar"](server.url), 2), num_workers=workers)
     with pytest.raises(RunError, match=rf"{server.url}/cats-\d.tar: cannot be read, 8 tries failed"):
         next(loader)
+    assert not multiprocessing.active_children()
     with pytest.raises(RunError, match=rf"{server.url}/cats.json: cannot be read, 8 tries"):
         kinds["json"](server.url)
 
