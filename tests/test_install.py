@@ -60,7 +60,7 @@ def test_recipes_are_copied_once_and_a_changed_one_stays(installed, tmp_path):
         (["tarin"], 2, "invalid choice: 'tarin'"),
         (["train", "--help"], 0, "--check"),
         (["train", "--cfg-path", "no.yaml"], 2, "no.yaml: no such file"),
-        (["evaluate", "vqa", "--help"], 0, "score answers from files"),
+        (["evaluate", "flickr30k", "--help"], 0, "score the captions"),
         (["evaluate", "vqx"], 2, "invalid choice: 'vqx'"),
         (["caption", "--help"], 0, "--retry-failed"),
         (["chat", "--help"], 0, "--cfg-path"),

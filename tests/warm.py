@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -85,7 +84,7 @@ class WarmRun:
     def abort(self) -> str:
         """End a run that hangs; returns the end of its log, with the stacks of all its processes."""
         with self.log.open("ab") as log:
-            return self.server.supervised.abort(lambda: self.server.left(self.pids), log, self.text)
+            return self.server.supervised.abort(lambda: self.server.supervised.in_groups(self.pids), log, self.text)
 
 
 class WarmServer:
@@ -95,7 +94,6 @@ class WarmServer:
         self.supervised = supervised
         self._logs = logs
         self._runs: list[WarmRun] = []
-        self._mark = uuid.uuid4().hex  # of what scripts start
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("warm_server.py")), *late],
             stdin=subprocess.PIPE,
@@ -133,7 +131,7 @@ class WarmServer:
         pids = []
         for rank in range(processes):
             own = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else {}
-            pids.append(self.ask({**asked, "env": {**own, self.supervised.MARK: self._mark, **(env or {})}}))
+            pids.append(self.ask({**asked, "env": {**own, **(env or {})}}))
         self._runs.append(WarmRun(self, pids, log, out))
         return self._runs[-1]
 
@@ -148,20 +146,10 @@ class WarmServer:
         assert not any(run.wait()), run.text()[-6000:]
         return run
 
-    def torchrun(self, tiny: Any, *options: str, launcher: tuple[str, ...] = (), **more: Any) -> WarmRun:
-        """The same under a torchrun, which alone starts quickly: its two ranks are fresh processes."""
-        command = tiny.command(*options, processes=2, launcher=launcher)
-        return self.script(*command[command.index("-m") + 1 :], cwd=tiny.folder, **more)
-
-    def left(self, groups: list[int]) -> list[Any]:
-        """Processes of these groups, and what scripts started in sessions of their own."""
-        return self.supervised.in_groups(groups) + self.supervised.marked(self._mark)
-
     def close(self) -> None:
         for run in self._runs:
             if run.alive():
                 run.kill()
-        self.supervised.kill(lambda: self.supervised.marked(self._mark))
         self._process.kill()
         self._process.wait()
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -80,9 +81,18 @@ def _rank_pids(torchrun: int) -> dict[int, int]:
     return pids
 
 
-def _wait_for_both(run, what: str) -> None:
-    for rank in range(2):
-        run.wait_for(f"rank {rank} {what}")
+@contextmanager
+def _torchrun_in_pause(tiny, tools, *options: str):
+    """A torchrun whose two ranks pause."""
+    command = tiny.command(*options, processes=2)
+    with tools["supervised"].started(command, env=tools["environment"](), cwd=tiny.folder) as run:
+        _wait_for_both(tools, run, "pauses")
+        yield run
+
+
+def _wait_for_both(tools, run, what: str) -> None:
+    tools["until"](lambda: all(f"rank {rank} {what}" in run.text() for rank in range(2)), run.abort)
+    assert run.process.poll() is None
 
 
 def test_torchrun_ends_whole_after_a_signal_to_one_rank_or_to_itself(warm, make, tools):
@@ -91,20 +101,18 @@ def test_torchrun_ends_whole_after_a_signal_to_one_rank_or_to_itself(warm, make,
     (run,) = tiny.runs()
     tools["plug_in"](tiny, "pausing", task="pausing", output_dir=str(tiny.folder / "stopped"))
     _pause(tiny, 3)
-    torchrun = warm.torchrun(tiny, *OPTIONS, AUTO)
-    _wait_for_both(torchrun, "pauses")
-    os.kill(_rank_pids(torchrun.pids[0])[1], signal.SIGTERM)
-    _go(tiny)
-    assert torchrun.wait() == [0], torchrun.text()
+    with _torchrun_in_pause(tiny, tools, *OPTIONS, AUTO) as torchrun:
+        os.kill(_rank_pids(torchrun.process.pid)[1], signal.SIGTERM)
+        _go(tiny)
+        assert torchrun.wait(60) == 0, torchrun.text()
     (stopped,) = (tiny.folder / "stopped").iterdir()
     assert _stopped_at(stopped) == 4
     _pause(tiny, 5)
-    torchrun = warm.torchrun(tiny, *OPTIONS, AUTO)
-    _wait_for_both(torchrun, "pauses")
-    torchrun.send(signal.SIGTERM)
-    _wait_for_both(torchrun, "is asked to stop")
-    _go(tiny)
-    torchrun.wait()
+    with _torchrun_in_pause(tiny, tools, *OPTIONS, AUTO) as torchrun:
+        torchrun.process.terminate()
+        _wait_for_both(tools, torchrun, "is asked to stop")
+        _go(tiny)
+        torchrun.wait(60)
     assert _stopped_at(stopped) == 10
     warm.train(tiny, *OPTIONS, AUTO, processes=2)
     assert tools["logged"](stopped) == tools["logged"](run)
