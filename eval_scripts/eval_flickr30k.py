@@ -31,7 +31,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Cheap checks first; then caption, score and write the report."""
-    from minigpt4.evaluation.caption_run import evaluate, for_evaluation, summary
+    from minigpt4.evaluation.caption_run import evaluate, for_evaluation
+    from minigpt4.evaluation.report import headline, scores_of
 
     config = command.read_config(args, for_evaluation)
     require_caption_metrics("--metrics")
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     with command.started(args, config) as run:
         results = evaluate(run, args.reference_mode, args.metrics)
         if results is not None:
-            print(summary(results))
+            print(headline(results), scores_of(results).markdown(), sep="\n\n")
             log.info("Everything is in %s; open report.html there", args.save_path)
 
 

@@ -133,9 +133,9 @@ def _write_report(folder: Path, results: Mapping[str, Any], images: Sequence[Map
     head, same = ["checkpoint", *metrics, "reference_mode", "images"], [results["reference_mode"], results["images"]]
     cells = [[o["name"], *(o["scores"].get(name, "") for name in metrics), *same] for o in results["checkpoints"]]
     write_whole(folder / CSV, report.Table(head, cells).csv())
-    write_whole(folder / MARKDOWN, report.document(headline(results), scores, lines, sections))
+    write_whole(folder / MARKDOWN, report.document(report.headline(results), scores, lines, sections))
     _draw_metrics(folder / CHART, results)
-    write_whole(folder / PAGE, page(headline(results), results, tables, (folder / CHART).read_bytes(), images))
+    write_whole(folder / PAGE, page(report.headline(results), results, tables, (folder / CHART).read_bytes(), images))
     write_json(folder / JSON, results, "--save_path")
 
 
@@ -150,16 +150,6 @@ def _notes(reference_mode: ReferenceMode, checkpoints: Sequence[Mapping[str, Any
     return notes + [f"Empty captions, which count as they are: {', '.join(empty)}."] * bool(empty)
 
 
-def headline(results: Mapping[str, Any]) -> str:
-    """What was scored against what."""
-    return f"{results['data']}: {results['images']} images, references {results['reference_mode']}"
-
-
-def summary(results: Mapping[str, Any]) -> str:
-    """What the terminal shows of `metrics.json`: the table in the published layout."""
-    return "\n".join([headline(results), "", _tables(results)["Scores"].markdown()])
-
-
 def _tables(results: Mapping[str, Any]) -> dict[str, report.Table]:
     """Scores, intervals and differences from the first checkpoint, by heading."""
     checkpoints, metrics = results["checkpoints"], results["metrics"]
@@ -172,7 +162,7 @@ def _tables(results: Mapping[str, Any]) -> dict[str, report.Table]:
         compared = [one["metrics"][metric] for metric in metrics]
         differences.append([one["checkpoint"], *(f"{own['difference']:+.4f} (p {own['p']:.3f})" for own in compared)])
     found = {
-        "Scores": report.score_table({one["name"]: one["scores"] for one in checkpoints}, metrics),
+        "Scores": report.scores_of(results),
         "95% intervals": report.Table(head, intervals),
         f"Difference from {first}, and p of the paired test": report.Table(head, differences),
     }
@@ -184,7 +174,7 @@ def _draw_metrics(path: Path, results: Mapping[str, Any]) -> None:
     metrics, checkpoints = results["metrics"], results["checkpoints"]
     names, places = [one["name"] for one in checkpoints], list(range(len(checkpoints)))
     columns = -(-len(metrics) // 2)
-    shape, title = (-(-len(metrics) // columns), columns), f"{headline(results)}; bars: 95% intervals"
+    shape, title = (-(-len(metrics) // columns), columns), f"{report.headline(results)}; bars: 95% intervals"
     with report.figure(path, title, shape, (8, 5), "--save_path") as panels:
         for panel in panels.flat[len(metrics) :]:
             panel.set_visible(False)

@@ -66,6 +66,16 @@ def score_table(rows: Mapping[str, Mapping[str, float | None]], metrics: Sequenc
     return Table(["checkpoint", *metrics], cells)
 
 
+def headline(results: Mapping[str, Any]) -> str:
+    """What was scored against what, of the content of an evaluation's `metrics.json`."""
+    return f"{results['data']}: {results['images']} images, references {results['reference_mode']}"
+
+
+def scores_of(results: Mapping[str, Any]) -> Table:
+    """The table in the published layout, of the content of `metrics.json`."""
+    return score_table({one["name"]: one["scores"] for one in results["checkpoints"]}, results["metrics"])
+
+
 def four_digits(score: float | None, interval: Sequence[float] | None = None) -> str:
     """`0.1234`, or with its interval `0.1234 (95% 0.1000 - 0.1500)`; `-` for no score."""
     ends = f" (95% {interval[0]:.4f} - {interval[1]:.4f})" if interval else ""

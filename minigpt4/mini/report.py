@@ -19,8 +19,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from minigpt4.evaluation import score_captions
-from minigpt4.evaluation.caption_run import summary
-from minigpt4.evaluation.report import Table
+from minigpt4.evaluation.report import Table, headline, scores_of
 from minigpt4.mini.files import TRUTH_FILE
 from minigpt4.mini.scenes import BACKGROUNDS, COLUMN, RELATIONS, ROW, THINGS
 
@@ -181,7 +180,7 @@ def write_report(output: Path, evaluation: Path, data: Path) -> None:
     draw_figure(output / "scenes.png", data / "flickr30k" / "flickr30k-images", captions[last])
     rows = [[name, *(percent(getattr(own, field)) for field in COLUMNS)] for name, own in measures.items()]
     text = TEXT.format(
-        table=summary(metrics).strip(),
+        table=f"{headline(metrics)}\n\n{scores_of(metrics).markdown()}".strip(),
         measures=Table(["checkpoint", *COLUMNS.values()], rows).markdown(),
         last=last,
         cider=cider,
