@@ -409,7 +409,7 @@ def main(argv: list[str] | None = None) -> int:
     place = Place(args.fast, args.processes, args.seed, args.llava)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     # A waiting thread soon gives its core away: the usual spinning makes steps many times slower beside other work.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     for number in filter(None, (signal.SIGTERM, getattr(signal, "SIGHUP", None))):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
             signal.signal(number, signal.default_int_handler)
