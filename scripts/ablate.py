@@ -343,7 +343,7 @@ def run(args: argparse.Namespace) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 something failed, 2 an error to read, 130 stopped by Ctrl-C."""
     args, done = parse_args(argv), []
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as in the quickstart: a waiting thread soon gives its core away
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as in the quickstart: a waiting thread soon gives its core away
     for number in filter(None, (signal.SIGTERM, getattr(signal, "SIGHUP", None))):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup has it ignored
             signal.signal(number, signal.default_int_handler)
