@@ -19,10 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minigpt4.common.utils import write_json
+from minigpt4.common.utils import write_json, write_lines
 from minigpt4.evaluation import command, hallucination
 from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
-from minigpt4.evaluation.questions import question_files, read_answer_lines, write_lines
+from minigpt4.evaluation.questions import question_files, read_answer_lines
 from minigpt4.evaluation.report import score_table
 
 POPE_METRICS = ("accuracy", "precision", "recall", "F1", "yes share")

@@ -16,10 +16,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from minigpt4.common.utils import write_json, write_whole
+from minigpt4.common.utils import write_json, write_lines, write_whole
 from minigpt4.conversation.llava import IMAGE_TOKEN
 from minigpt4.evaluation import command, science_qa
-from minigpt4.evaluation.questions import PROMPT, read_answer_lines, write_lines
+from minigpt4.evaluation.questions import PROMPT, read_answer_lines
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -1,4 +1,4 @@
-"""From a YAML section to its dataclass with pydantic, reporting every fault of the section at once.
+"""From a YAML section to its dataclass with pydantic, reporting every fault of the section at once; records of files.
 
 Beside pydantic's own rules: unknown keys come with the nearest known one, true and false are no numbers, placeholders
 such as `/path/to/x` are refused, and `PathTo` marks paths. `REFUSED_KEYS: ClassVar = {key: reason}` of a schema names
@@ -22,10 +22,10 @@ from braceexpand import braceexpand
 from omegaconf import DictConfig
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import core_schema
-from typing_extensions import is_typeddict
+from typing_extensions import TypedDict, is_typeddict
 
 from minigpt4.common.config_files import below, short, to_plain
-from minigpt4.common.errors import ConfigError, hint
+from minigpt4.common.errors import ConfigError, SampleError, hint
 from minigpt4.common.hub import hub_name
 
 T = TypeVar("T")
@@ -240,3 +240,25 @@ def _paths(schema: object, section: str) -> Iterator[tuple[str, PathTo, str]]:
         for mark in getattr(kind, "__metadata__", ()):
             if isinstance(mark, PathTo) and value:
                 yield f"{section}.{name}", mark, value
+
+
+# Records of files
+
+
+def fields_of(**kinds: Any) -> Any:
+    """An object with these fields; it may have others."""
+    return TypedDict("Fields", kinds)
+
+
+_record_adapter = functools.cache(TypeAdapter)
+
+
+def checked(kind: Any, content: Any, where: object) -> Any:
+    """`content` as it is, or as the dataclass that `kind` is; SampleError that names record and field of a fault."""
+    try:
+        found = _record_adapter(kind).validate_python(content, strict=not dataclasses.is_dataclass(kind))
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in fault["loc"])
+        raise SampleError(f"{where}{place and f', {place.lstrip(chr(46))}'}: {fault['msg']}") from None
+    return found if dataclasses.is_dataclass(kind) else content

@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -209,6 +209,11 @@ def json_line(record: Mapping[str, Any]) -> str:
 def write_json(path: Path, content: Any, option: str = "--output") -> None:
     """Write `content` as JSON; ConfigError naming `option` if the disk refuses."""
     write_whole(path, as_json(content), option)
+
+
+def write_lines(path: Path, records: Iterable[Mapping[str, Any]], option: str = "--output") -> None:
+    """Write `records` as JSON lines; ConfigError naming `option` if the disk refuses."""
+    write_whole(path, "".join(map(json_line, records)), option)
 
 
 def write_whole(path: Path, text: str, option: str = "--save_path") -> None:

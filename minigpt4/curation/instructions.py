@@ -18,7 +18,7 @@ from typing import Any, Literal
 from minigpt4.common.binding import bind, refuse
 from minigpt4.common.config_files import load_yaml, to_plain
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.utils import write_json
+from minigpt4.common.utils import write_json, write_lines
 from minigpt4.conversation.llava import IMAGE_TOKEN, SPEAKERS
 from minigpt4.curation.records import CurationFolder, Progress, dropped
 from minigpt4.datasets.datasets.llava_conversations import TURNS, require_trainable
@@ -26,7 +26,7 @@ from minigpt4.evaluation.caption_data import read_references
 from minigpt4.evaluation.failure_rules import FRAGMENT, SENTENCE, SENTENCE_END, find_failures
 from minigpt4.evaluation.hallucination import ObjectNames
 from minigpt4.evaluation.judge import CUT, EMPTY, Judge, Question, Reply
-from minigpt4.evaluation.questions import read_json, write_lines
+from minigpt4.evaluation.questions import read_json
 from minigpt4.evaluation.yes_no import without_thought
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired
 
+from minigpt4.common.binding import checked, fields_of
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.fields import checked, fields_of
 from minigpt4.common.run_folder import hold_folder
 from minigpt4.common.utils import JsonLines, as_json, escaped, json_line, parse_json, read_facts, write_whole
 

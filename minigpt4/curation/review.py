@@ -20,8 +20,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NotRequired
 
+from minigpt4.common.binding import checked, fields_of
 from minigpt4.common.errors import ConfigError, RunError, SampleError
-from minigpt4.common.fields import checked, fields_of
 from minigpt4.common.run_folder import fcntl
 from minigpt4.common.utils import as_json, json_line, parse_json
 from minigpt4.curation.records import NAMES, TEXTS, CurationFolder, text_of

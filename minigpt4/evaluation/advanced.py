@@ -18,8 +18,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, NotRequired
 
+from minigpt4.common.binding import checked, fields_of
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.fields import checked, fields_of
 from minigpt4.common.schemas import AdvancedTask
 from minigpt4.common.utils import decode, parse_json, quick_hash, write_json
 from minigpt4.evaluation.generate import EvaluationRun, setup_metadata

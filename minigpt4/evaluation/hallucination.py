@@ -17,7 +17,7 @@ from typing import Any, NotRequired
 import numpy as np
 
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.utils import decode, write_json
+from minigpt4.common.utils import decode, write_json, write_lines
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
 from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
@@ -30,7 +30,6 @@ from minigpt4.evaluation.questions import (
     fields_of,
     read_json,
     read_questions,
-    write_lines,
 )
 from minigpt4.evaluation.yes_no import yes_no
 

@@ -15,7 +15,7 @@ import numpy as np
 from annotated_types import MinLen
 
 from minigpt4.common.errors import ConfigError, RunError, SampleError, errors_as
-from minigpt4.common.utils import JsonLines, json_line, read_facts, write_json
+from minigpt4.common.utils import JsonLines, json_line, read_facts, write_json, write_lines
 from minigpt4.evaluation.bootstrap import ratio_interval
 from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.judge import Judge, Question
@@ -28,7 +28,6 @@ from minigpt4.evaluation.questions import (
     read_json,
     read_lines,
     read_questions,
-    write_lines,
 )
 from minigpt4.evaluation.report import Table, with_intervals
 from minigpt4.evaluation.yes_no import without_thought

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os.path import isfile
 from pathlib import Path
@@ -10,9 +10,9 @@ from typing import Annotated, Any, TypeVar
 
 from annotated_types import MinLen
 
+from minigpt4.common.binding import checked, fields_of
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.common.fields import checked, fields_of
-from minigpt4.common.utils import LINE_END, decode, json_line, parse_json, write_json, write_whole
+from minigpt4.common.utils import LINE_END, decode, parse_json, write_json, write_lines
 from minigpt4.conversation.decoding import Answer
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
 from minigpt4.evaluation.caption_data import first_few
@@ -93,11 +93,6 @@ def read_answer_lines(path: Path) -> dict[str, dict[str, Any]]:
         own = record | {"text": record["answer"]} if "answer" in record else record
         answers[key] = checked(ANSWER, own, where)
     return answers
-
-
-def write_lines(path: Path, records: Iterable[Mapping[str, Any]], option: str = "--output") -> None:
-    """JSON lines; ConfigError if the disk refuses."""
-    write_whole(path, "".join(map(json_line, records)), option)
 
 
 # Asking checkpoints

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from minigpt4.common.fields import checked
+from minigpt4.common.binding import checked
 from minigpt4.evaluation import hallucination, science_qa, vqa_data, vqa_scores
 from minigpt4.evaluation.caption_data import require_same_ids
 from minigpt4.evaluation.generate import EvaluationRun, setup_metadata

@@ -47,7 +47,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from minigpt4.common.errors import MiniGPT4Error
-from minigpt4.common.utils import json_line, write_json, write_whole
+from minigpt4.common.utils import write_json, write_lines
 from minigpt4.mini.scenes import (
     ALONE,
     ATTRIBUTION,
@@ -362,8 +362,8 @@ def _write_questions(folder: Path, records: list[dict]) -> None:
             category = {"conversation": "conv", "complex_reasoning": "complex"}.get(kind, kind)
             questions.append({**number, "image": record["image"], "text": question, "category": category})
             answers.append({**number, "text": answer})
-    for name, records in (("questions", questions), ("answers", answers)):
-        write_whole(folder / f"{name}_test.jsonl", "".join(map(json_line, records)), "--output")
+    write_lines(folder / "questions_test.jsonl", questions)
+    write_lines(folder / "answers_test.jsonl", answers)
 
 
 def _begin(folder: Path, wanted: dict) -> bool:

@@ -89,7 +89,7 @@ _ROUNDS = 8
 # Running the project's own commands
 
 
-def launch(processes: int, *command: str) -> list[str]:
+def command_line(processes: int, *command: str) -> list[str]:
     """The command line of a script, with this Python: plain for one process, under torchrun for more."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [sys.executable, *(launcher if processes > 1 else ()), *command]
@@ -341,7 +341,7 @@ def _training(
                 losses.append(float(match["loss"]))
                 progress.at(done, f"{done:.0%}, loss {losses[-1]:.3f}")
 
-        run_command(launch(place.processes, *command), logs, on_line)
+        run_command(command_line(place.processes, *command), logs, on_line)
         checkpoint = newest_checkpoint(output, recipe.job)
         if checkpoint is None:
             raise MiniGPT4Error(f"{output}: training left no checkpoint; {logs} says why")
@@ -386,7 +386,7 @@ def _run_evaluation(
             progress.at(done, f"{done:.0%}, {match['name']}")
 
     options = [*options, *(FAST_ANSWERS if place.fast else ())]
-    command = launch(place.processes, *script, "--options", *options)
+    command = command_line(place.processes, *script, "--options", *options)
     run_command(command, place.output / "logs" / "evaluation.txt", on_line)
     return f"{place.evaluation}"
 

@@ -19,12 +19,12 @@ from PIL import Image, ImageEnhance
 from minigpt4.common.config import Config
 from minigpt4.common.curation_schema import PROMPT, ExportConfig, SelectConfig
 from minigpt4.common.errors import SampleError
+from minigpt4.common.utils import write_lines
 from minigpt4.curation.export import export
 from minigpt4.curation.images import describe, select
 from minigpt4.curation.records import CurationFolder
 from minigpt4.curation.report import write_report
 from minigpt4.datasets.builders import build_datasets
-from minigpt4.evaluation.questions import write_lines
 from minigpt4.inference.pipeline import pipeline
 from minigpt4.processors import process_image
 

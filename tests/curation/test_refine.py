@@ -9,10 +9,10 @@ import pytest
 from minigpt4.common.curation_schema import RefineConfig
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.schemas import EndpointConfig
+from minigpt4.common.utils import write_lines
 from minigpt4.curation import refine
 from minigpt4.curation.records import CurationFolder
 from minigpt4.curation.refine import ALREADY, EXPLAINS, INVENTS, SHORT, Refiner, clean, guard, stem
-from minigpt4.evaluation.questions import write_lines
 
 REPOSITORY = Path(__file__).parents[2]
 TEXT = (

@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 
 from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.utils import write_lines
 from minigpt4.evaluation.bootstrap import wilson
 from minigpt4.evaluation.hallucination import (
     COCO_OBJECTS,
@@ -21,7 +22,7 @@ from minigpt4.evaluation.hallucination import (
     read_synonyms,
     read_truth,
 )
-from minigpt4.evaluation.questions import read_answer_lines, write_lines
+from minigpt4.evaluation.questions import read_answer_lines
 from minigpt4.mini.report import measure
 from minigpt4.mini.scenes import THINGS, alt_text, five_captions, sample_scenes
 
