@@ -34,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig
 
 from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import Processes, start_processes
+from minigpt4.common.dist_utils import Processes, seed_everything, start_processes
 from minigpt4.conversation.decoding import Decoding
 from minigpt4.models import fsdp, mini_gpt4
 from minigpt4.models.attention import attention_for, enable_activation_checkpointing
@@ -183,6 +183,7 @@ def main() -> int:
     given = [f"model.llama_model={TOKENIZER}", "model.ckpt=null", "run.device=cuda", f"run.output_dir={folder}"]
     cfg = Config(SimpleNamespace(cfg_path=args.recipe, options=[*given, *args.options])).validate()
     batch = args.batch or cfg.batch_size()
+    seed_everything(cfg.run.seed)  # a step draws its prompts
     mini_gpt4.load_vision = vision
     mini_gpt4.load_language_side = lambda section, _, at, shard=False: language(args.llm, section, at, shard)
     result: dict[str, Any] = {"batch": batch, "out_of_memory": False}
