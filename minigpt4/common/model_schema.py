@@ -226,8 +226,9 @@ class MiniGPT4Config:
     Face Hub, `lmsys/vicuna-7b-v1.5`, with `@` and a revision behind it if it is not the newest."""
     llm_precision: Literal["fp16", "bf16", "fp32", "int8", "nf4"] = "fp16"
     """New. Storage of the LLM: `fp16`, `bf16`, `fp32`, or `int8` and `nf4` (bitsandbytes, CUDA). For training take
-    `nf4`: `int8` waits for the GPU in every linear layer. Trained itself (`full`, `last`) it is `fp32`, master
-    weights that `run.amp` computes with in 16 bits, or `bf16` throughout, where small updates are lost."""
+    `nf4`: `int8` waits for the GPU in every linear layer. `nf4` computes in bf16 where `vit_precision` is `bf16`, else
+    in fp16, as `int8` does. Trained itself (`full`, `last`) it is `fp32`, master weights that `run.amp` computes with
+    in 16 bits, or `bf16` throughout, where small updates are lost."""
     low_resource: bool = False
     """Load the LLM in 8 bits; the published name of `llm_precision: int8`."""
     device_8bit: NonNegativeInt = 0

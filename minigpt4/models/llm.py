@@ -112,6 +112,7 @@ def load_llm(
     precision: str,
     device: torch.device,
     *,
+    nf4_dtype: torch.dtype = torch.float16,
     attention: str | None = None,
     grad_checkpoint: bool = False,
     sharded: bool = False,
@@ -119,6 +120,7 @@ def load_llm(
 ) -> nn.Module:
     """The frozen causal LM of `directory` in fp16, bf16, fp32, int8 or nf4 on `device`, its files mapped.
 
+    `nf4_dtype`: what nf4 computes in, and the type of the weights that stay whole.
     `sharded`: its layers are spread over the processes of the run, each of which must call this, and ready for `rule`;
     not for int8 and nf4. WeightsError for a Vicuna delta, missing files, tensors that do not fit config.json.
     """
@@ -134,7 +136,8 @@ def load_llm(
             model, report = load_sharded(directory, config, DTYPES[precision], device, attention, rule)
         else:
             with _silent_about_llava(config):
-                model, report = _load_whole(directory, config, _storage(precision, device), device, attention)
+                storage = _storage(precision, device, nf4_dtype)
+                model, report = _load_whole(directory, config, storage, device, attention)
         _refuse_partial(directory, config, report)
         _refuse_delta_weights(directory, model)
         if not sharded:
@@ -207,7 +210,7 @@ def _broken_file(directory: Path) -> str | None:
     return None
 
 
-def _storage(precision: str, device: torch.device) -> dict[str, Any]:
+def _storage(precision: str, device: torch.device, nf4_dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of `from_pretrained` for a precision."""
     if precision not in _QUANTISED:
         return {"dtype": DTYPES[precision]}
@@ -216,9 +219,10 @@ def _storage(precision: str, device: torch.device) -> dict[str, Any]:
         raise WeightsError(f"model.llm_precision: {precision} needs a CUDA GPU (bitsandbytes), {way_out}")
     if find_spec("bitsandbytes") is None:
         raise WeightsError(f"model.llm_precision: {precision} needs bitsandbytes: {install_command('gpu')}")
-    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float16}
-    config = BitsAndBytesConfig(**({"load_in_8bit": True} if precision == "int8" else nf4))
-    return {"dtype": torch.float16, "quantization_config": config}
+    if precision == "int8":
+        return {"dtype": torch.float16, "quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": nf4_dtype}
+    return {"dtype": nf4_dtype, "quantization_config": BitsAndBytesConfig(load_in_4bit=True, **nf4)}
 
 
 def _refuse_delta_weights(directory: Path, model: nn.Module) -> None:

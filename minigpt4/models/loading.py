@@ -97,7 +97,8 @@ def load_language_side(
 ) -> tuple[nn.Module, PreTrainedTokenizerBase]:
     """The LLM, tried on a sentence, and its tokenizer; `shard`: as in `load_llm`."""
     tokenizer = load_tokenizer(directory, **cfg.TOKENIZER)
-    switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint}
+    nf4_dtype = torch.bfloat16 if cfg.vit_precision == "bf16" else torch.float16
+    switches = {"attention": cfg.llm_attention, "grad_checkpoint": cfg.llm_grad_checkpoint, "nf4_dtype": nf4_dtype}
     model = load_llm(directory, cfg.llm_storage, device, sharded=shard, rule=cfg.train.llm, **switches)
     with errors_as(WeightsError, f"model.llama_model: {directory} loads, but does not run"):
         set_token_ids(model, tokenizer, beams_count_bos=cfg.BEAMS_COUNT_BOS)

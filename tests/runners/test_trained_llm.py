@@ -71,12 +71,25 @@ def test_other_rule_than_that_of_the_checkpoint_is_refused(run):
         run(path).train()
 
 
-def test_qlora_trains_as_lora_beside_the_weights_that_4_bits_leave(run, building, tools, monkeypatch):
+@pytest.fixture
+def four_bits_on_cpus(monkeypatch):
+    """They are refused there, where bitsandbytes is slow."""
+    storage, cuda = llm._storage, torch.device("cuda")
+    monkeypatch.setattr(llm, "_storage", lambda precision, device, dtype: storage(precision, cuda, dtype))
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # packs rows of whole blocks alone
+
+
+def test_qlora_beside_a_vision_side_in_bf16_computes_in_bf16(run, four_bits_on_cpus, caplog):
+    runner = run(*RULES["lora"], "model.train.llm.rule=qlora", "model.vit_precision=bf16")
+    types = {p.dtype for p in runner.model.llama_model.parameters() if p.is_floating_point()}
+    assert types == {torch.bfloat16, torch.float32}  # whole and trained ones
+    runner.train()
+    assert "small gradients are lost" not in caplog.text
+
+
+def test_qlora_trains_as_lora_beside_the_weights_that_4_bits_leave(run, building, tools, four_bits_on_cpus):
     from bitsandbytes import functional
 
-    storage = llm._storage  # refuses a CPU, where bitsandbytes is slow
-    monkeypatch.setattr(llm, "_storage", lambda precision, device: storage(precision, torch.device("cuda")))
-    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)  # packs rows of whole blocks alone
     rule = (*RULES["lora"], "model.train.llm.dropout=0", "run.init_lr=1e-2")
     quantised, plain = run(*rule, "model.train.llm.rule=qlora"), run(*rule)
     start = building.trained(quantised)
