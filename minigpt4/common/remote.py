@@ -26,6 +26,8 @@ BLOCK = 8 << 20
 """Bytes that are asked for at once where a file is read from its beginning to its end."""
 _PASSING = (408, 425, 429)
 """Statuses below 500 after which a server wants to be asked again."""
+_given_up: set[str] = set()
+"""Hosts that all tries failed at: one try a file, until one answers."""
 
 
 def is_remote(path: str | Path) -> bool:
@@ -61,20 +63,25 @@ def file_system(url: str) -> tuple[Any, str]:
 def retried(call: Callable[[], T], url: str) -> T:
     """What `call` returns, tried up to 8 times; RunError with the address after the last one.
 
-    An address that does not exist, or is forbidden, raises as fsspec does, at once.
+    An address that does not exist, or is forbidden, raises as fsspec does, at once. A host that failed so often is
+    tried once a file from then on, until it answers.
     """
-    number = 0
+    host = urlsplit(url).netloc
+    tries, number = 1 if host in _given_up else TRIES, 0
     while True:
         number += 1
         try:
-            return call()
+            result = call()
+            _given_up.discard(host)
+            return result
         except Exception as error:
             if _is_final(error):
                 raise
             told = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
-            if number == TRIES:
+            if number == tries:
+                _given_up.add(host)
                 way_out = "run.resume_ckpt_path=auto goes on from the last checkpoint once it answers"
-                raise RunError(f"{url}: cannot be read, {TRIES} tries failed; the last: {told}. {way_out}") from error
+                raise RunError(f"{url}: cannot be read, try {number} of {tries} failed: {told}. {way_out}") from error
             wait = min(FIRST_WAIT * 2 ** (number - 1), LONGEST_WAIT)
             log.warning("%s: %s; try %d of %d in %g s", url, told, number + 1, TRIES, wait)
             time.sleep(wait)

@@ -109,10 +109,10 @@ def test_other_file_systems_are_read_as_the_folder_is(kind, kinds, files, loader
 def test_server_that_never_answers_ends_the_run_with_its_address(fault, workers, kinds, files, flaky, loaders):
     server = flaky(files.folder, [fault])
     loader = loaders.train(TrainSource(kinds["tar"](server.url), 2), num_workers=workers)
-    with pytest.raises(RunError, match=rf"{server.url}/cats-\d.tar: cannot be read, 8 tries failed"):
+    with pytest.raises(RunError, match=rf"{server.url}/cats-\d.tar: cannot be read, try 8 of 8 failed"):
         next(loader)
     assert not multiprocessing.active_children()
-    with pytest.raises(RunError, match=rf"{server.url}/cats.json: cannot be read, 8 tries"):
+    with pytest.raises(RunError, match=rf"{server.url}/cats.json: cannot be read, try \d of \d failed"):
         kinds["json"](server.url)
 
 
@@ -138,17 +138,22 @@ def test_what_is_not_there_is_one_bad_sample_or_a_wrong_section(kinds, files, fl
     assert len(server.asked) - asked <= 2, "it is not asked for again"
 
 
-def test_records_may_hold_addresses_of_their_own(files, flaky, tools):
+def test_records_may_hold_addresses_of_their_own(files, flaky, tools, caplog):
     images, server = files.images("ab"), flaky(files.folder)
-    names = ["a.jpg", f"{server.url}/images/a.jpg", f"{server.url}/images/gone.jpg", "http://127.0.0.1:9/a.jpg"]
+    names = ["a.jpg", *(f"{server.url}/images/{name}.jpg" for name in ("a", "gone"))]
+    names += ["http://127.0.0.1:9/a.jpg", "http://127.0.0.1:9/b.jpg"]
     file = files.json("cats.json", [{"image": name, "caption": "A cat."} for name in names])
     dataset = files.dataset("image_caption_json", ann_path=str(file), image_path=str(images))
-    lazy = [next(dataset.open(number, 1, None)) for number in range(4)]
+    lazy = [next(dataset.open(number, 1, None)) for number in range(5)]
     local, remote = (one.load()["image"] for one in lazy[:2])
     assert torch.equal(tools.seen(local), tools.seen(remote))
+    caplog.clear()
     for number in (2, 3):
         with pytest.raises(SampleError, match=f"record {number + 1}: .*{names[number]}"):
             lazy[number].load()
+    with pytest.raises(SampleError, match=f"record 5: .*{names[4]}"):
+        lazy[4].load()
+    assert sum("try 8 of 8" in said.message for said in caplog.records) == 1  # the host is tried once an image now
 
 
 def test_reads_anywhere_in_a_file_and_an_unknown_kind_of_address(files, flaky):
