@@ -16,7 +16,6 @@ from pathlib import Path
 
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation import advanced, command
-from minigpt4.evaluation.generate import file_name
 from minigpt4.evaluation.questions import PROMPT
 
 
@@ -64,7 +63,7 @@ def run_judge(args: argparse.Namespace) -> None:
     one = judge.endpoint
     about = {"judge": one.model, "kind": "model", "url": one.address, "temperature": one.temperature}
     about |= {"prompt_sha256": advanced.prompt_hash(answers), "seed": args.seed}
-    file = args.folder / f"verdicts_{file_name(one.model)}.json"
+    file = args.folder / f"verdicts_{command.file_name(one.model)}.json"
     write_json(file, about | {"verdicts": verdicts})
     none = sum(own is None for own in verdicts.values())
     print(f"{len(verdicts) - none} verdicts are in {file}; {none} replies were none, twice")

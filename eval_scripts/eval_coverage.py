@@ -12,9 +12,9 @@ and asks nothing twice.
 import argparse
 import sys
 
+from minigpt4.common.errors import first_few
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation import command
-from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
 from minigpt4.evaluation.coverage import PROMPTS, SYSTEM, coverage, score
 from minigpt4.evaluation.report import four_digits
 
@@ -32,6 +32,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Scores for the terminal and, if asked for, as JSON."""
+    from minigpt4.evaluation.caption_data import match, read_references, read_results
+
     results = read_results(args.results)
     captions = read_references(args.references, "separate", args.split, results)
     captions = match(results, captions, partial=args.partial)

@@ -19,10 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from minigpt4.common.errors import first_few
 from minigpt4.common.utils import write_json, write_lines
 from minigpt4.evaluation import command, hallucination
-from minigpt4.evaluation.caption_data import first_few, match, read_references, read_results
-from minigpt4.evaluation.questions import question_files, read_answer_lines
+from minigpt4.evaluation.questions import read_answer_lines
 from minigpt4.evaluation.report import score_table
 
 POPE_METRICS = ("accuracy", "precision", "recall", "F1", "yes share")
@@ -65,6 +65,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run_chair(args: argparse.Namespace) -> None:
     """CHAIR of a file of captions."""
+    from minigpt4.evaluation.caption_data import match, read_references, read_results
+
     results, truth = read_results(args.results), hallucination.read_truth(args.truth, args.synonyms)
     truth = truth.called(results)
     truth = truth.only(match(results, truth.objects, partial=args.partial))
@@ -92,6 +94,8 @@ def run_questions(args: argparse.Namespace) -> None:
 
 def run_pope(args: argparse.Namespace) -> None:
     """Answers and scores of checkpoints; cheap checks first."""
+    from minigpt4.evaluation.generate import question_files
+
     config = command.read_config(args)
     questions = hallucination.read_object_questions(args.questions)
     question_files(questions, args.image_path)  # are the images there?

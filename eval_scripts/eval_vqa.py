@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import get_args
 
 from minigpt4.common.binding import bind
-from minigpt4.common.checkpoint import file_sha256
 from minigpt4.common.config import Config
 from minigpt4.common.config_files import load_yaml
-from minigpt4.common.errors import ConfigError, SampleError, hint
+from minigpt4.common.errors import ConfigError, SampleError, first_few, hint, require_same_ids
 from minigpt4.common.schemas import VqaPrompts
+from minigpt4.common.torch_files import file_sha256
 from minigpt4.evaluation import command
-from minigpt4.evaluation.caption_data import first_few, require_same_ids
-from minigpt4.evaluation.generate import NamedCheckpoint
-from minigpt4.evaluation.questions import QUESTION_PLACE, question_files
+from minigpt4.evaluation.questions import QUESTION_PLACE
 from minigpt4.evaluation.vqa import BENCHMARKS, Rank, ask_checkpoints
 from minigpt4.evaluation.vqa_data import Files, QuestionSet, read_questions
 from minigpt4.evaluation.vqa_report import Rules, write_report
@@ -67,6 +65,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run_answer(args: argparse.Namespace) -> None:
     """Ask, score, report; cheap checks first."""
+    from minigpt4.evaluation.generate import question_files
+
     config = command.read_config(args)
     name, prompt = _prompt(args, config)
     files, read = _read(args)
@@ -98,7 +98,7 @@ def run_score(args: argparse.Namespace) -> None:
             none = [one.question_id for one in read.questions if said[one.question_id] not in one.record["choices"]]
             if none:
                 raise SampleError(f"{path}: {len(none)} predictions are none of the choices: {first_few(none, 5)}")
-        one = NamedCheckpoint(name if mark else Path(path).stem, Path(path), file_sha256(Path(path)), None)
+        one = command.NamedCheckpoint(name if mark else Path(path).stem, Path(path), file_sha256(Path(path)), None)
         if any(one.file_name == other.file_name for other, _ in rows):
             raise ConfigError(f"{path}: another file is called {one.name!r}, too; name it: NAME={path}")
         rows.append((one, {"file": said}))

@@ -14,7 +14,6 @@ from typing import Any
 from minigpt4.common.utils import write_json
 from minigpt4.evaluation import command
 from minigpt4.evaluation.bootstrap import Bootstrap
-from minigpt4.evaluation.caption_data import match, read_references, read_results
 from minigpt4.evaluation.metrics import CaptionScorer, require_caption_metrics
 from minigpt4.evaluation.report import Table, score_table, with_intervals
 
@@ -29,6 +28,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Scores for the terminal and, if asked for, as JSON."""
+    from minigpt4.evaluation.caption_data import match, read_references, read_results
+
     require_caption_metrics("--metrics")
     results = read_results(args.results)
     references = read_references(args.references, args.reference_mode, args.split, results)

@@ -21,12 +21,11 @@ from pathlib import Path
 
 from minigpt4.common.binding import bind
 from minigpt4.common.config_files import parse_options, to_plain
-from minigpt4.common.errors import ConfigError, hint
+from minigpt4.common.errors import ConfigError, first_few, hint
 from minigpt4.common.schemas import EndpointConfig
 from minigpt4.common.utils import as_json
 from minigpt4.curation.instructions import ENDS, KINDS, InstructionGenerator, assign, read_images, read_prompts
 from minigpt4.evaluation import command
-from minigpt4.evaluation.caption_data import first_few
 from minigpt4.evaluation.hallucination import COCO_OBJECTS, ObjectNames, mini_objects, read_synonyms
 from minigpt4.evaluation.report import Table
 

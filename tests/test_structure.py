@@ -1,6 +1,8 @@
-"""What keeps the code easy to find one's way in: imports go down only, and no function is longer than a screen."""
+"""What keeps the code easy to find one's way in (imports go down only, functions fit on a screen) and commands quick."""
 
 import ast
+import subprocess
+import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -56,3 +58,18 @@ def test_functions_fit_on_a_screen():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= LONGEST
     ]
     assert not long
+
+
+def test_commands_name_a_wrong_option_without_waiting_for_torch():
+    slow = {"make_instructions", "pretrain_mini_vision", "to_safetensors", "first_gpu_run"}
+    files = [ROOT / f"{name}.py" for name in ("train", "demo", "serve")]
+    files += [file for folder in ("eval_scripts", "scripts") for file in sorted((ROOT / folder).glob("*.py"))]
+    code = (
+        "import runpy, sys\n"
+        "for file in sys.argv[1:]:\n"
+        "    runpy.run_path(file)\n"
+        "    assert 'torch' not in sys.modules, file\n"
+    )
+    command = [sys.executable, "-c", code, *(file for file in files if file.stem not in slow)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

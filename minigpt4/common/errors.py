@@ -5,7 +5,7 @@ outside (configurations, weights, LLM directories, images, annotations) is read 
 """
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 LONGEST = 100
@@ -75,3 +75,31 @@ def hint(name: object, known: Iterable[str]) -> str:
         return f"did you mean {close!r}?"
     question = f"did you mean {close!r}? " if close else ""
     return f"{question}Known: {', '.join(names) or 'none'}"
+
+
+def first_few(names: Iterable[str], shown: int = 3) -> str:
+    """`a, b, c, ...`, for errors."""
+    names = list(names)
+    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")
+
+
+def require_same_ids(
+    questions: Collection[int | str],
+    answers: Collection[int | str],
+    where: str = "",
+    *,
+    partial: bool = False,
+    way_out: str = "",
+    names: tuple[str, str] = ("questions have no answer: question_id", "answers have no question: question_id"),
+) -> None:
+    """SampleError, which names the first five, for answers without a question and, unless `partial`, questions without
+    an answer; also where there is no answer at all. Ids are compared as they are: 1 is not "1"."""
+    known, given, faults = set(questions), set(answers), []
+    missing, unknown = ([key for key in questions if key not in given], [key for key in answers if key not in known])
+    missing = [] if partial and len(missing) < len(known) else missing
+    shown = str if all(isinstance(key, str) for key in known | given) else repr
+    for wrong, what in zip((missing, unknown), names, strict=True):
+        if wrong:
+            faults.append(f"{len(wrong)} {what} {first_few(map(shown, wrong), 5)}")
+    if faults:
+        raise SampleError(f"{where}{'; '.join(faults)}{way_out}")

@@ -22,11 +22,10 @@ from minigpt4.common.binding import checked, fields_of
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.schemas import AdvancedTask
 from minigpt4.common.utils import decode, parse_json, quick_hash, write_json
-from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
+from minigpt4.evaluation.command import EvaluationRun
 from minigpt4.evaluation.judge import Judge, Question
-from minigpt4.evaluation.questions import Text, VisualQuestion, ask, read_json
+from minigpt4.evaluation.questions import Text, VisualQuestion, read_json
 from minigpt4.evaluation.yes_no import without_thought
-from minigpt4.inference.image_list import drawn, find_images
 
 TASKS = {
     "meme": AdvancedTask(
@@ -145,6 +144,8 @@ def read_tasks(
         ConfigError: there are no images, or no tasks.
         SampleError: a task is unknown, or an image is missing or comes twice.
     """
+    from minigpt4.inference.image_list import drawn, find_images  # loads torch, which judging does not need
+
     base = source if source.is_dir() else folder or source.parent
     listed = read_json(source) if source.suffix.lower() == ".json" and source.is_file() else None
     if isinstance(listed, list) and any(isinstance(one, dict) and "task" in one for one in listed):
@@ -197,6 +198,8 @@ def _refuse_all(tasks: Sequence[str], where: object) -> None:
 
 def answer(run: EvaluationRun, questions: Sequence[TaskQuestion], images: Path, prompt: str) -> list[Path]:
     """Ask checkpoints; their files of answers, on rank 0. Every rank must call it; arguments and errors as of `ask`."""
+    from minigpt4.evaluation.generate import ask, setup_metadata
+
     rules, said = ask(run, questions, images, prompt)
     files = []
     for row, (one, texts) in enumerate(zip(run.checkpoints, said or [], strict=bool(said))):

@@ -13,11 +13,18 @@ from minigpt4.common.errors import SampleError
 from minigpt4.common.utils import write_json, write_whole
 from minigpt4.evaluation.advanced import ALL, RULES, SHUFFLED, TASKS, AnswerSet, TaskAnswer, control, shuffled, to_judge
 from minigpt4.evaluation.bootstrap import agreement, mcnemar, wilson
-from minigpt4.evaluation.failure_rate import headline as failure_headline
-from minigpt4.evaluation.failure_rate import rate_table
-from minigpt4.evaluation.generate import decoding_line
 from minigpt4.evaluation.questions import read_json
-from minigpt4.evaluation.report import Table, document, filled, four_digits, html_parts, page, thumbnail, under_headings
+from minigpt4.evaluation.report import (
+    Table,
+    decoding_line,
+    document,
+    filled,
+    four_digits,
+    html_parts,
+    page,
+    thumbnail,
+    under_headings,
+)
 
 PUBLISHED = {"BLIP-2": (0, 4, 1, 0), "MiniGPT-4": (8, 18, 19, 20)}
 """Passed of 25 each, by task."""
@@ -197,7 +204,9 @@ def joined_tables(files: Sequence[Path]) -> dict[str, Table]:
         own = own if isinstance(own, dict) else {}
         row = captions.setdefault(str(own["results"]), {}) if "results" in own else {}
         if "failures" in own and "checkpoints" in own:
-            tables[f"{failure_headline(own)} ({file})"] = rate_table(own)
+            from minigpt4.evaluation.failure_rate import headline, rate_table  # loads torch
+
+            tables[f"{headline(own)} ({file})"] = rate_table(own)
         elif "protocol" in own and "results" in own:
             row |= {own["protocol"]: four_digits(own["score"], own["interval"])}
             row |= {"words": f"{own['mean_words']:.1f}"} if "mean_words" in own else {}

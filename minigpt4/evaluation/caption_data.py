@@ -1,11 +1,11 @@
 """The images of a caption evaluation, each once, with their references, in batches that depend on the data alone."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from minigpt4.common.errors import ConfigError, SampleError
+from minigpt4.common.errors import ConfigError, SampleError, require_same_ids
 from minigpt4.common.utils import escaped, require_whole_characters
 from minigpt4.datasets import ImageCaptionJson
 from minigpt4.datasets.datasets.image_caption_json import CAPTIONS, JOINED, Records, single_captions
@@ -173,28 +173,6 @@ def match(
     return {image_id: references[image_id] for image_id in results}
 
 
-def require_same_ids(
-    questions: Collection[int | str],
-    answers: Collection[int | str],
-    where: str = "",
-    *,
-    partial: bool = False,
-    way_out: str = "",
-    names: tuple[str, str] = ("questions have no answer: question_id", "answers have no question: question_id"),
-) -> None:
-    """SampleError, which names the first five, for answers without a question and, unless `partial`, questions without
-    an answer; also where there is no answer at all. Ids are compared as they are: 1 is not "1"."""
-    known, given, faults = set(questions), set(answers), []
-    missing, unknown = ([key for key in questions if key not in given], [key for key in answers if key not in known])
-    missing = [] if partial and len(missing) < len(known) else missing
-    shown = str if all(isinstance(key, str) for key in known | given) else repr
-    for wrong, what in zip((missing, unknown), names, strict=True):
-        if wrong:
-            faults.append(f"{len(wrong)} {what} {first_few(map(shown, wrong), 5)}")
-    if faults:
-        raise SampleError(f"{where}{'; '.join(faults)}{way_out}")
-
-
 def _records(path: Path) -> list[tuple[dict[str, Any], str]]:
     records = Records(path)
     return [(records[index], records.where(index)) for index in range(len(records))]
@@ -207,9 +185,3 @@ def _image_id(record: Mapping[str, Any], where: str, by_name: bool = False) -> s
     if isinstance(image_id, bool) or not isinstance(image_id, str | int) or image_id == "":
         raise SampleError(f"{where}: the field 'image_id' must be text or a number; it is {image_id!r:.80}")
     return escaped(str(image_id))
-
-
-def first_few(names: Iterable[str], shown: int = 3) -> str:
-    """`a, b, c, ...`, for errors."""
-    names = list(names)
-    return ", ".join(names[:shown]) + (", ..." if len(names) > shown else "")

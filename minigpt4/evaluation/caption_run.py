@@ -20,7 +20,8 @@ from minigpt4.datasets import ImageCaptionJson, build_datasets
 from minigpt4.evaluation import report
 from minigpt4.evaluation.bootstrap import DRAWS, Bootstrap
 from minigpt4.evaluation.caption_data import CaptionData, CaptionItem, ReferenceMode
-from minigpt4.evaluation.generate import EvaluationRun, decoding_line, predict, setup_metadata
+from minigpt4.evaluation.command import EvaluationRun
+from minigpt4.evaluation.generate import predict, setup_metadata
 from minigpt4.evaluation.metrics import CaptionScorer
 from minigpt4.inference.pipeline import PromptRules
 from minigpt4.models.feature_cache import feature_cache
@@ -128,7 +129,12 @@ def _write_report(folder: Path, results: Mapping[str, Any], images: Sequence[Map
     """`images` are those of the gallery."""
     tables, metrics = _tables(results), results["metrics"]
     (_, scores), *more = tables.items()
-    lines = [*results["notes"], decoding_line(results), f"Prompt: `{results['prompt']}`", f"Stop: `{results['stop']}`"]
+    lines = [
+        *results["notes"],
+        report.decoding_line(results),
+        f"Prompt: `{results['prompt']}`",
+        f"Stop: `{results['stop']}`",
+    ]
     sections = [*report.under_headings(dict(more)), f"![metrics]({CHART})"]
     head, same = ["checkpoint", *metrics, "reference_mode", "images"], [results["reference_mode"], results["images"]]
     cells = [[o["name"], *(o["scores"].get(name, "") for name in metrics), *same] for o in results["checkpoints"]]

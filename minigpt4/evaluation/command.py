@@ -1,13 +1,18 @@
-"""What the commands of evaluations share: their options, and the way from options to processes."""
+"""What the commands of evaluations share: their options, what they evaluate, and the way from options to processes.
+
+Imports no torch, so that a wrong option is named at once, and answers are scored without waiting for it.
+"""
 
 import argparse
 import dataclasses
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minigpt4.common.binding import require_paths
 from minigpt4.common.config import Config
@@ -16,7 +21,49 @@ from minigpt4.common.utils import exit_status
 from minigpt4.evaluation.judge import Judge, JudgeEndpoint
 from minigpt4.evaluation.metrics import FAMILIES
 
+if TYPE_CHECKING:
+    from minigpt4.common.dist_utils import Processes
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NamedCheckpoint:
+    """A checkpoint to evaluate."""
+
+    name: str
+    """In tables, such as `epoch 3`."""
+    path: Path
+    sha256: str
+    card: dict[str, Any] | None
+    """What reports repeat of the card beside the file; None without a card that fits the file."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """Which checkpoint it is, for reports."""
+        return {"name": self.name, "file": str(self.path), "sha256": self.sha256}
+
+    @property
+    def file_name(self) -> str:
+        """The name as part of a file name, `epoch_3`."""
+        return file_name(self.name)
+
+
+class EvaluationRun(NamedTuple):
+    """What a command evaluates, the folder of its results, and the processes that do it."""
+
+    cfg: Config
+    checkpoints: Sequence[NamedCheckpoint]
+    folder: Path
+    processes: "Processes"
+
+
+def file_name(name: str) -> str:
+    """A name as part of a file name."""
+    return re.sub(r"[^\w.-]+", "_", name)
+
+
+# Options
 
 
 def parser_of(description: str | None) -> argparse.ArgumentParser:
@@ -116,10 +163,10 @@ def read_config(args: argparse.Namespace, prepare: Callable[[Config], Config] = 
 
 
 @contextmanager
-def started(args: argparse.Namespace, config: Config) -> Iterator[Any]:
+def started(args: argparse.Namespace, config: Config) -> Iterator[EvaluationRun]:
     """The `EvaluationRun` of a command: its checkpoints, in the processes that the launcher started."""
     from minigpt4.common.dist_utils import start_processes, stop_processes
-    from minigpt4.evaluation.generate import EvaluationRun, read_checkpoint_list, whole_checkpoint
+    from minigpt4.evaluation.generate import read_checkpoint_list, whole_checkpoint
 
     processes = start_processes(config.run.device, config.run.distributed, config.run.dist_url)
     setup_logging(processes.rank)
@@ -131,7 +178,7 @@ def started(args: argparse.Namespace, config: Config) -> Iterator[Any]:
 
 def answer(args: argparse.Namespace, questions: Sequence[Any], image_mark: str = "") -> None:
     """Ask checkpoints, a file of answers each; cheap checks first."""
-    from minigpt4.evaluation.questions import answer_checkpoints, question_files
+    from minigpt4.evaluation.generate import answer_checkpoints, question_files
 
     config = read_config(args)
     question_files(questions, args.image_path)  # are the images there?

@@ -9,6 +9,7 @@ from typing import Any
 
 from minigpt4.common.utils import as_json, write_whole
 from minigpt4.evaluation.bootstrap import wilson
+from minigpt4.evaluation.command import EvaluationRun, NamedCheckpoint
 from minigpt4.evaluation.failure_rules import (
     EMPTY,
     JUDGED_KINDS,
@@ -20,10 +21,10 @@ from minigpt4.evaluation.failure_rules import (
     Failure,
     find_failures,
 )
-from minigpt4.evaluation.generate import EvaluationRun, NamedCheckpoint, decoding_line, predict, setup_metadata
+from minigpt4.evaluation.generate import predict, setup_metadata
 from minigpt4.evaluation.judge import Judge, Question
 from minigpt4.evaluation.questions import IMAGE_MARKS
-from minigpt4.evaluation.report import Table, document
+from minigpt4.evaluation.report import Table, decoding_line, document
 from minigpt4.inference.image_list import ImageFile, ImageList
 from minigpt4.inference.pipeline import PromptRules, image_reader
 

@@ -1,24 +1,31 @@
-"""Answers of checkpoints to prompts about many images: resumable, kept under a content hash, complete on rank 0."""
+"""Answers of checkpoints to prompts about many images: resumable, kept under a content hash, complete on rank 0.
+
+One prompt for all images, or questions, each with its own.
+"""
 
 import dataclasses
+import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import product
+from os.path import isfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from minigpt4.common.checkpoint import file_sha256, read_card, require_file
 from minigpt4.common.config import Config
-from minigpt4.common.dist_utils import Processes
-from minigpt4.common.errors import ConfigError, WeightsError, errors_as
+from minigpt4.common.errors import ConfigError, SampleError, WeightsError, errors_as, first_few
 from minigpt4.common.hub import local_path
 from minigpt4.common.run_folder import versions
-from minigpt4.common.utils import quick_hash
+from minigpt4.common.utils import quick_hash, write_json, write_lines
+from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
+from minigpt4.evaluation.command import EvaluationRun, NamedCheckpoint
+from minigpt4.evaluation.questions import IMAGE_MARKS, QUESTION_PLACE, VisualQuestion
 from minigpt4.inference.captioning import AnswerStore, Job, generate
-from minigpt4.inference.image_list import ImageList
-from minigpt4.inference.pipeline import BATCH_SIZE, PromptRules, frozen_files, image_provenance
+from minigpt4.inference.image_list import ImageFile, ImageList
+from minigpt4.inference.pipeline import BATCH_SIZE, PromptRules, frozen_files, image_provenance, image_reader
 from minigpt4.models.generation import Answer
 from minigpt4.models.llava_weights import whole_file
 
@@ -33,42 +40,6 @@ EPOCH = re.compile(r"checkpoint_(\d+)")
 
 
 # Checkpoints to evaluate
-
-
-@dataclass(frozen=True)
-class NamedCheckpoint:
-    """A checkpoint to evaluate."""
-
-    name: str
-    """In tables, such as `epoch 3`."""
-    path: Path
-    sha256: str
-    card: dict[str, Any] | None
-    """`CARD_KEYS` of the card beside the file; None without a card that fits the file."""
-
-    @property
-    def identity(self) -> dict[str, str]:
-        """Which checkpoint it is, for reports."""
-        return {"name": self.name, "file": str(self.path), "sha256": self.sha256}
-
-    @property
-    def file_name(self) -> str:
-        """The name as part of a file name, `epoch_3`."""
-        return file_name(self.name)
-
-
-class EvaluationRun(NamedTuple):
-    """What a command evaluates, the folder of its results, and the processes that do it."""
-
-    cfg: Config
-    checkpoints: Sequence[NamedCheckpoint]
-    folder: Path
-    processes: Processes
-
-
-def file_name(name: str) -> str:
-    """A name as part of a file name."""
-    return re.sub(r"[^\w.-]+", "_", name)
 
 
 def whole_checkpoint(cfg: Config) -> list[str]:
@@ -163,12 +134,84 @@ def setup_metadata(cfg: Config, rules: PromptRules, *packages: str) -> dict[str,
     return {**asked, "batch_size": batch_size(cfg), "model": model, "versions": versions(*packages)}
 
 
-def decoding_line(setup: Mapping[str, Any]) -> str:
-    """A note of reports, from `setup_metadata`."""
-    decoding = ", ".join(f"{key} {value}" for key, value in setup["decoding"].items())
-    return f"Decoding, the same for all checkpoints: {decoding}."
-
-
 def batch_size(cfg: Config) -> int:
     """Images that are answered together."""
     return cfg.run.batch_size_eval or (cfg.batch_size() if cfg.datasets else BATCH_SIZE)
+
+
+# Questions, each with a prompt of its own
+
+
+def question_files(questions: Sequence[VisualQuestion], images: Path) -> list[ImageFile]:
+    """An entry a question, in whose place the questions of an image stand together, those without one last;
+    SampleError that names the first missing images."""
+    names = dict.fromkeys(question.image for question in questions if question.image is not None)
+    order = {name: place for place, name in enumerate([*names, None])}
+    missing = [name for name in names if not isfile(images / name)]  # noqa: PTH113 - that raises for long names
+    if missing:
+        count = f"{len(missing)} of {len(names)} images"
+        raise SampleError(f"--image-path: {count} are not in {images}: {first_few(missing, 5)}")
+    together = sorted(questions, key=lambda question: order[question.image])
+    return [ImageFile(str(one.question_id), None if one.image is None else images / one.image) for one in together]
+
+
+def ask(
+    run: EvaluationRun,
+    questions: Sequence[VisualQuestion],
+    images: Path,
+    prompt: str,
+    choices: Mapping[str, Sequence[str]] | None = None,
+) -> tuple[PromptRules, list[dict[str, Answer]] | None]:
+    """How was asked, and on rank 0 each checkpoint's answers by question_id as text; every rank must call it.
+
+    `prompt` has `<ImageHere>`, of LLaVA also `<image>`, and `{}` for the question, and goes into the model's template;
+    for a question without image it goes without what stands for one. With `choices`, by question_id as text, an answer
+    is JSON, the losses of each choice's tokens, the end symbol last; questions go one by one, so that no bit depends on
+    the others. SampleError for a question that has a place for an image in its text; other errors as of `predict`.
+    """
+    if prompt.count(QUESTION_PLACE) != 1:
+        raise ConfigError(f"--prompt: {prompt!r} must hold {QUESTION_PLACE} exactly once, where the question goes")
+    cfg = run.cfg
+    prompt = prompt.replace(cfg.model.PLACEHOLDER, IMAGE_PLACEHOLDER)
+    rules, own = PromptRules.of(cfg, prompt, source="--prompt"), {}
+    text_alone = rules.prompt.replace(prompt, IMAGE_MARKS.sub("", prompt).strip())
+    for one in questions:
+        if mark := next((mark for mark in (cfg.model.PLACEHOLDER, IMAGE_PLACEHOLDER) if mark in one.text), None):
+            raise SampleError(
+                f"--questions: question {one.question_id} holds {mark}; images are asked about by 'image'"
+            )
+        whole = text_alone if one.image is None else rules.prompt
+        own[str(one.question_id)] = whole.replace(QUESTION_PLACE, one.text)
+    listed = ImageList(question_files(questions, images), image_reader(cfg))
+    if choices:
+        cfg = cfg.replace(run=replace(cfg.run, batch_size_eval=1))
+    rules_of_all = replace(rules, own_prompts=own, choices=choices or {})
+    said = predict(run._replace(cfg=cfg), listed, [rules_of_all])
+    return rules, said and [answers for (answers,) in said]
+
+
+def answer_checkpoints(
+    run: EvaluationRun, questions: Sequence[VisualQuestion], images: Path, prompt: str, image_mark: str = ""
+) -> list[Path]:
+    """The files of `ask`ed answers, in LLaVA's form, one a checkpoint, on rank 0; `setup.json` beside them says how.
+
+    The field `prompt` is the question, after `image_mark` where it has an image. The answer_id, random in the original,
+    is a hash of checkpoint, question and text: the same evaluation writes the same bytes.
+    """
+    rules, said = ask(run, questions, images, prompt)
+    if said is None:
+        return []
+    files = []
+    for checkpoint, answers in zip(run.checkpoints, said, strict=True):
+        lines = []
+        for one in questions:
+            key, text = one.question_id, answers[str(one.question_id)].text
+            asked = one.text if one.image is None else image_mark + one.text
+            digest = hashlib.sha256(f"{checkpoint.sha256} {key} {text}".encode()).hexdigest()[:22]
+            own = {"answer_id": digest, "model_id": checkpoint.name, "metadata": {}}
+            lines.append({"question_id": key, "prompt": asked, "text": text, **own})
+        files.append(run.folder / f"answers_{checkpoint.file_name}.jsonl")
+        write_lines(files[-1], lines, "--save_path")
+    setup = {**setup_metadata(run.cfg, rules), "checkpoints": [one.identity for one in run.checkpoints]}
+    write_json(run.folder / "setup.json", setup, "--save_path")
+    return files

@@ -16,16 +16,14 @@ from typing import Any, NotRequired
 
 import numpy as np
 
-from minigpt4.common.errors import ConfigError, SampleError, errors_as
+from minigpt4.common.errors import ConfigError, SampleError, errors_as, first_few, require_same_ids
 from minigpt4.common.utils import decode, write_json, write_lines
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
-from minigpt4.evaluation.caption_data import first_few, require_same_ids
-from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
+from minigpt4.evaluation.command import EvaluationRun
 from minigpt4.evaluation.questions import (
     QUESTION_PLACE,
     Text,
     VisualQuestion,
-    ask,
     checked,
     fields_of,
     read_json,
@@ -377,6 +375,8 @@ def evaluate_pope(
 
     Returns the content of `pope.json`, on rank 0. `prompt` and errors are as of `ask`.
     """
+    from minigpt4.evaluation.generate import ask, setup_metadata  # loads torch, which scoring does not need
+
     rules, said = ask(run, questions, images, prompt)
     if said is None:
         return None

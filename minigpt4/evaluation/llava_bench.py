@@ -14,10 +14,9 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from annotated_types import MinLen
 
-from minigpt4.common.errors import ConfigError, RunError, SampleError, errors_as
+from minigpt4.common.errors import ConfigError, RunError, SampleError, errors_as, first_few, require_same_ids
 from minigpt4.common.utils import JsonLines, json_line, read_facts, write_json, write_lines
 from minigpt4.evaluation.bootstrap import ratio_interval
-from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.judge import Judge, Question
 from minigpt4.evaluation.questions import (
     Text,

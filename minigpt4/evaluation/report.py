@@ -16,7 +16,6 @@ import numpy as np
 
 from minigpt4.common.errors import SampleError
 from minigpt4.common.utils import escaped, refused
-from minigpt4.processors import open_image
 
 FRAME, SCRIPT = (Path(__file__).with_name(name) for name in ("page.html", "page_script.html"))
 MARK = re.compile("@([A-Z]+)@")
@@ -112,8 +111,16 @@ def html_parts(tables: Mapping[str, Table], notes: Sequence[str]) -> tuple[str, 
     return texts, f"<ul>{''.join(f'<li>{html.escape(line)}</li>' for line in notes)}</ul>"
 
 
+def decoding_line(setup: Mapping[str, Any]) -> str:
+    """A note of reports, from `setup_metadata`."""
+    decoding = ", ".join(f"{key} {value}" for key, value in setup["decoding"].items())
+    return f"Decoding, the same for all checkpoints: {decoding}."
+
+
 def thumbnail(file: Path, side: int = THUMBNAIL) -> str:
     """A JPEG, at most `side` pixels a side, of an image file as a `data:` URI; empty if it cannot be read any more."""
+    from minigpt4.processors import open_image  # loads torch, which tables do not need
+
     try:
         image = open_image(file)
     except SampleError:

@@ -14,10 +14,9 @@ from typing import Annotated, Any, NotRequired
 from annotated_types import Ge, MaxLen, MinLen
 
 from minigpt4.common.binding import checked, fields_of
-from minigpt4.common.errors import ConfigError, SampleError, hint
+from minigpt4.common.errors import ConfigError, SampleError, first_few, hint, require_same_ids
 from minigpt4.conversation.llava import IMAGE_TOKEN
 from minigpt4.evaluation.bootstrap import wilson
-from minigpt4.evaluation.caption_data import first_few, require_same_ids
 from minigpt4.evaluation.judge import Judge, Question
 from minigpt4.evaluation.questions import Text, VisualQuestion, read_json
 from minigpt4.evaluation.report import Table, with_intervals

@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from minigpt4.common.binding import checked
+from minigpt4.common.errors import require_same_ids
 from minigpt4.evaluation import hallucination, science_qa, vqa_data, vqa_scores
-from minigpt4.evaluation.caption_data import require_same_ids
-from minigpt4.evaluation.generate import EvaluationRun, setup_metadata
-from minigpt4.evaluation.questions import ask, read_json
+from minigpt4.evaluation.command import EvaluationRun
+from minigpt4.evaluation.questions import read_json
 from minigpt4.evaluation.vqa_data import GQA_CHOICES, Files, QuestionSet, ResultForm, VqaQuestion
 from minigpt4.evaluation.yes_no import yes_no
 
@@ -244,6 +244,8 @@ def ask_checkpoints(
 
     Errors are those of `questions.ask`; every rank must call it.
     """
+    from minigpt4.evaluation.generate import ask, setup_metadata  # loads torch, which scoring does not need
+
     ids = {str(one.question_id): one.question_id for one in read.questions}
     choices = {str(one.question_id): one.record["choices"] for one in read.questions} if benchmark.is_ranked else {}
     rules, said = ask(run, read.questions, images, prompt, choices)

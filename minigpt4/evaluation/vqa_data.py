@@ -14,11 +14,10 @@ from typing import Annotated, Any, Literal, NamedTuple, NotRequired
 from annotated_types import Ge, Le, MinLen
 
 from minigpt4.common.binding import checked, fields_of
-from minigpt4.common.checkpoint import file_sha256
-from minigpt4.common.errors import SampleError
+from minigpt4.common.errors import SampleError, require_same_ids
+from minigpt4.common.torch_files import file_sha256
 from minigpt4.common.utils import write_json, write_lines
 from minigpt4.evaluation import hallucination, science_qa
-from minigpt4.evaluation.caption_data import require_same_ids
 from minigpt4.evaluation.questions import VisualQuestion, read_json, read_lines
 
 PROBLEM_FORMAT = "CQM-A"

@@ -17,7 +17,7 @@ import numpy as np
 
 from minigpt4.common.utils import write_json, write_whole
 from minigpt4.evaluation.bootstrap import DRAWS, Bootstrap
-from minigpt4.evaluation.generate import NamedCheckpoint
+from minigpt4.evaluation.command import NamedCheckpoint
 from minigpt4.evaluation.metrics import CaptionScores
 from minigpt4.evaluation.questions import read_json
 from minigpt4.evaluation.report import Table, document, score_table

@@ -14,8 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from minigpt4.common.errors import ConfigError, SampleError, errors_as
-from minigpt4.evaluation.caption_data import require_same_ids
+from minigpt4.common.errors import ConfigError, SampleError, errors_as, require_same_ids
 
 Scorer = Literal["official", "minigpt4", "lavis", "lmms"]
 """Whose rules: `lmms` are EvalAI's, which TextVQA, LLaVA and lmms-eval use; `minigpt4` of VQA is that for OK-VQA."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
-from minigpt4.evaluation.caption_data import require_same_ids
+from minigpt4.common.errors import require_same_ids
 from minigpt4.evaluation.questions import read_answer_lines, read_lines
 from minigpt4.evaluation.report import Table
 from minigpt4.mini.files import IMAGE_SIZE, PATCH_SIZE, TRUTH_FILE, VIT_FILE, VIT_SIZES
