@@ -1,4 +1,4 @@
-"""What keeps the code easy to find one's way in (imports go down only, functions fit on a screen) and commands quick."""
+"""What keeps the code easy to find one's way in, imports that go down only and short functions, and commands quick."""
 
 import ast
 import subprocess
