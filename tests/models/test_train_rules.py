@@ -5,8 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from minigpt4.common.errors import ConfigError, RunError, WeightsError
-from minigpt4.common.model_schema import MiniGPT4Config
+from minigpt4.common.errors import RunError
 from minigpt4.models.prompting import read_samples
 from minigpt4.runners.state import require_adapters_trained
 
@@ -235,54 +234,8 @@ def test_parts_with_a_rate_of_their_own_have_groups_of_their_own(build):
 # What is refused
 
 
-@pytest.mark.parametrize(
-    ("train", "text"),
-    [
-        ({"llm": {"rule": "last", "blocks": 4}}, "model.train.llm.blocks: 4, but there are only 3"),
-        ({"vision": {"rule": "last", "blocks": 9}}, "model.train.vision.blocks: 9, but there are only 3"),
-        ({"llm": LORA | {"target_modules": ["query"]}}, "model.train.llm.target_modules"),
-    ],
-)
-def test_rules_that_the_part_cannot_follow(train, text, build):
-    with pytest.raises(ConfigError, match=text):
-        build(**train)
-
-
-@pytest.mark.parametrize(
-    ("section", "text"),
-    [
-        ({"train": {"projection": {"rule": "frozen", "lr": 1e-3}}}, "own.train.projection.lr: it is frozen"),
-        ({"train": {"connector": {"lr": 1e-3}}}, "own.train.connector.lr: it is frozen"),
-        ({"train": {"vision": "frozen"}, "freeze_vit": False}, "own.train.vision: frozen, but freeze_vit: False"),
-        ({"train": {"llm": {"rule": "lora"}}, "lora_r": 8}, "own.lora_r: cannot stand beside train.llm"),
-        ({"train": {"llm": {"rule": "full", "r": 8}}}, "own.train.llm.r: r, alpha, dropout, target_modules go with"),
-        ({"train": {"llm": {"rule": "lora", "alhpa": 8}}}, "own.train.llm.alhpa: unknown key; did you mean 'alpha'"),
-        ({"train": {"vision": "head"}}, "own.train.vision: head is for the LLM; take last"),
-        ({"train": {"llm": "head"}, "llm_precision": "fp16"}, "set it to fp32 .master weights. or bf16"),
-        ({"train": {"llm": "full"}, "llm_precision": "nf4"}, "set it to fp32 .master weights. or bf16"),
-    ],
-)
-def test_sections_that_contradict_themselves(section, text):
-    from minigpt4.common.binding import bind
-
-    with pytest.raises(ConfigError, match=text):
-        bind(MiniGPT4Config, section, section="own", source="user.yaml")
-
-
-def test_qlora_is_an_llm_in_4_bits_on_a_gpu(build_model):
-    section = MiniGPT4Config(train=MiniGPT4Config().train)
-    assert section.llm_storage == "fp16"
-    with pytest.raises(WeightsError, match="llm_precision: nf4 needs a CUDA GPU"):
-        build_model(train={"llm": "qlora"}, llm_precision="fp16")
-
-
 def test_layer_that_reads_its_own_weights_is_named(build, pool):
     model = build(vision=LORA)
     model(samples(pool))["loss"].backward()
     with pytest.raises(RunError, match=r"visual_encoder.blocks.0.attn.qkv.lora_A.*no gradient reaches this adapter"):
         require_adapters_trained(model.trainable_parameters())
-
-
-def test_checkpoint_of_the_projection_starts_a_trained_llm_only_if_that_is_said(build_model):
-    with pytest.raises(WeightsError, match=r"missing: llama_model.*\n.*model.ckpt_allow_keys: \['llama_model\.\*'\]"):
-        build_model(train={"llm": "full"})
