@@ -51,7 +51,8 @@ def batch_of(*, hidden: bool = False):
 def losses(llm, batch, image_tokens, **switches):
     """(losses, gradient of the image tokens) with these keys of `model:`."""
     own = image_tokens.clone().requires_grad_()
-    result = LMLoss(MiniGPT4Config(**switches), llm).losses(llm, batch, target_positions(batch), own, dummy_loss=0 * own.sum())
+    lm_loss, zero = LMLoss(MiniGPT4Config(**switches), llm), 0 * own.sum()
+    result = lm_loss.losses(llm, batch, target_positions(batch), own, zero)
     result.sum().backward()
     return result.detach(), own.grad
 
