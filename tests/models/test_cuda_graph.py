@@ -4,7 +4,6 @@ GPU the numbers of the passes that they replay."""
 import pytest
 import torch
 
-from minigpt4.common.errors import ConfigError
 from minigpt4.conversation.decoding import Decoding
 from minigpt4.models import batch_decoder
 from minigpt4.models.cuda_graph import CudaGraphs
@@ -14,20 +13,6 @@ from minigpt4.models.mini_gpt4 import MiniGPT4
 BOTH = {"vit_cuda_graph": True, "llm_cuda_graph": True}
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 TEXTS = ["###Human: Hi ###Assistant: ", "###Human: Describe the boats and all the people. ###Assistant: "]
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"vit_cuda_graph": True, "freeze_vit": False}, "vit_cuda_graph: True needs a frozen vision side"),
-        ({"vit_cuda_graph": True, "freeze_qformer": False}, "vit_cuda_graph: True needs a frozen vision side"),
-        ({"llm_cuda_graph": True, "llm_precision": "int8"}, "llm_cuda_graph: int8 waits for the GPU"),
-        ({"llm_cuda_graph": True, "low_resource": True}, "llm_cuda_graph: int8 waits for the GPU"),
-    ],
-)
-def test_what_cannot_be_captured_is_refused(tiny_section, changes, text):
-    with pytest.raises(ConfigError, match=text):
-        MiniGPT4.from_config(tiny_section(**changes))
 
 
 def test_an_llm_whose_attention_is_of_transformers_goes_on_without(build_model, caplog):

@@ -48,16 +48,6 @@ def test_file_of_other_parts_is_refused(build_model, parity_dir, file, text):
     assert text in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("key", "name"), [("vit_weights", "eva_vit_g.pth"), ("q_former_model", "blip2_pretrained_flant5xxl.pth")]
-)
-def test_unset_file_that_is_nowhere_is_refused_by_key_and_name(tiny_section, tmp_path, monkeypatch, key, name):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(WeightsError, match=rf"model\.{key}: {name} was not found .* set model\.{key} to it"):
-        load_vision(MiniGPT4Config(**tiny_section(**{key: None})))
-
-
 def test_the_only_numbers_from_no_file_are_the_zero_key_biases_of_the_vit(tiny_section):
     encoder, ln_vision, q_former = load_vision(MiniGPT4Config(**tiny_section()))
     assert [name for name, _ in encoder.model.named_buffers()] == [f"blocks.{i}.attn.k_bias" for i in range(3)]

@@ -37,7 +37,7 @@ def section_of(case, parity_dir):
         "max_txt_len": case["max_txt_len"],
         "max_context_len": case["max_context_len"],
         "end_sym": case["end_sym"],
-        "prompt_path": str(parity_dir / case["prompt_file"]) if case["prompt_file"] else None,
+        "prompt_path": str(parity_dir / case["prompt_file"]) if case["prompt_file"] else "",
         "prompt_template": case["prompt_template_arg"] or case["prompt_template_attribute"],
     }
 

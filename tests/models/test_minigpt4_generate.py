@@ -27,6 +27,8 @@ def test_left_padded_prompts_and_answers_meet_the_reference(shared_model, pool, 
     assert_near(given[0]["inputs_embeds"], golden_tensors[f"generate/{name}/inputs_embeds"], ATOL)
     assert torch.equal(given[0]["attention_mask"], golden_tensors[f"generate/{name}/attention_mask"])
     assert answers == case["answers"]
+    parts = (model.llama_model, model.llama_tokenizer, given[0]["inputs_embeds"], given[0]["attention_mask"])
+    assert generate_ids(*parts, Decoding(**case["kwargs"])).tolist() == case["output_ids"]
 
 
 # What `images` may be

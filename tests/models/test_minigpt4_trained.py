@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from torch import Tensor
 
 from minigpt4.common.errors import WeightsError
-from minigpt4.models.base_model import is_trained
 
 CASES = {
     "freeze_all": {},
@@ -15,59 +13,15 @@ CASES = {
 }
 
 
-def names_of(model, parameters) -> list[str]:
-    names = {id(parameter): name for name, parameter in model.trainable_parameters().items()}
-    return [names[id(parameter)] for parameter in parameters]
-
-
-def tensors(model) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Parameters and buffers that are not trained, and those that are."""
-    trained = model.trainable_parameters()
-    known = {id(parameter) for parameter in trained.values()}
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tensor for name, tensor in named if id(tensor) not in known}, trained
-
-
-def train_steps(model, pool, steps=3):
-    model.train()
-    optimizer = torch.optim.AdamW(model.get_optimizer_params(0.05), lr=1e-2)
-    for _ in range(steps):
-        model({"image": pool[:2], "answer": ["a dog", "a cat on a mat"]})["loss"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-
-# Names
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_what_takes_gradients_and_weight_decay_is_that_of_the_reference_in_its_order(build_model, golden, case):
     expected = golden["train"]["weight_decay_groups"][case]
     model = build_model(ckpt=None, **CASES[case])
     if case == "freeze_all":
         assert list(model.trainable_parameters()) == golden["checkpoints"]["trainable_parameters"]
-    decayed, plain = model.get_optimizer_params(weight_decay=0.05)
-    assert names_of(model, decayed["params"]) == expected["decay"]
-    assert names_of(model, plain["params"]) == expected["no_decay"]
-    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0)
-    trained = {id(parameter) for parameter in model.trainable_parameters().values()}
-    assert trained == {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-
-
-# Frozen stays frozen
-
-
-@pytest.mark.parametrize("case", ["freeze_all", "qformer_trainable", "vit_trainable"])
-def test_training_changes_every_trained_tensor_and_no_frozen_one(build_model, pool, case):
-    model = build_model(**({} if case == "freeze_all" else {"ckpt": None}), **CASES[case])
-    frozen, trained = ({n: t.detach().clone() for n, t in named.items()} for named in tensors(model))
-    train_steps(model, pool)
-    assert not [name for name, tensor in tensors(model)[0].items() if not torch.equal(tensor, frozen[name])]
-    assert not [name for name, tensor in tensors(model)[1].items() if torch.equal(tensor, trained[name])]
-    parts = (getattr(model, part) for part in ("visual_encoder", "ln_vision", "Qformer", "llama_model"))
-    modes = [(module.training, is_trained(part)) for part in parts for module in part.modules()]
-    assert model.training
-    assert all(training == trains for training, trains in modes)
+    names = {id(parameter): name for name, parameter in model.trainable_parameters().items()}
+    groups = [(g["weight_decay"], [names[id(p)] for p in g["params"]]) for g in model.get_optimizer_params(0.05)]
+    assert groups == [(0.05, expected["decay"]), (0, expected["no_decay"])]
 
 
 def test_a_trained_qformer_has_dropout_in_train_mode_only(build_model, pool):

@@ -9,13 +9,6 @@ from tokenizers import Tokenizer, processors
 from minigpt4.common.errors import WeightsError
 from minigpt4.models.tokenizer import end_symbol_ids, hidden_pad_id, load_tokenizer, start_ids
 
-DIRECTORIES = ("vicuna_tiny", "vicuna_tiny_safetensors", "vicuna_tiny_sharded")
-
-
-@pytest.fixture(scope="module", params=DIRECTORIES)
-def tokenizer(request, parity_dir):
-    return load_tokenizer(parity_dir / request.param)
-
 
 @pytest.fixture(scope="module")
 def expected(golden):
@@ -33,18 +26,16 @@ def test_decoded_text_meets_the_reference(tokenizer, expected):
     rows = [case["ids"] for case in expected["decode"]]
     for skip, field in ((True, "skip_special"), (False, "keep_special")):
         texts = [case[field] for case in expected["decode"]]
-        assert [tokenizer.decode(ids, skip_special_tokens=skip) for ids in rows] == texts
         assert [tokenizer.decode(torch.tensor(ids), skip_special_tokens=skip) for ids in rows] == texts
         assert tokenizer.batch_decode(rows, skip_special_tokens=skip) == texts
-    assert tokenizer.decode(1) == "<s>"
+    assert tokenizer.decode([1, 443, 443, 512]) == "<s> ", "ids outside of SentencePiece are left out"
 
 
-@pytest.mark.parametrize("index", range(3))
-def test_padded_and_cut_batches_meet_the_reference(tokenizer, expected, index):
-    case = expected["batched"][index]
-    batch = tokenizer(case["texts"], **case["kwargs"])
-    assert batch["input_ids"] == case["input_ids"]
-    assert batch["attention_mask"] == case["attention_mask"]
+def test_padded_and_cut_batches_meet_the_reference(tokenizer, expected):
+    for case in expected["batched"]:
+        batch = tokenizer(case["texts"], **case["kwargs"])
+        assert batch["input_ids"] == case["input_ids"]
+        assert batch["attention_mask"] == case["attention_mask"]
 
 
 def test_special_ids_come_from_the_tokenizer_and_padding_is_the_double_dollar_piece(tokenizer, expected):
@@ -53,22 +44,15 @@ def test_special_ids_come_from_the_tokenizer_and_padding_is_the_double_dollar_pi
     assert set(tokenizer.all_special_ids) == set(expected["all_special_ids"])
     assert (tokenizer.pad_token, tokenizer.padding_side) == (expected["pad_token"], expected["padding_side_default"])
     assert hidden_pad_id(tokenizer) == expected["pad_token_id"]
-
-
-def test_double_dollar_is_padding_inside_a_word_and_text_at_a_word_start(tokenizer):
+    # Padding inside a word, text at its start
     assert tokenizer.pad_token_id in tokenizer("a$$b", add_special_tokens=False)["input_ids"]
     assert tokenizer.pad_token_id not in tokenizer("price: $$ 5", add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize("end_sym", ["###", "\n", "</s>", ""])
-def test_end_symbol_ids_end_every_answer_that_ends_with_it(tokenizer, end_sym):
-    answer = tokenizer("A dog sleeps." + end_sym, add_special_tokens=False)["input_ids"]
-    plain = tokenizer("A dog sleeps.", add_special_tokens=False)["input_ids"]
-    assert plain + end_symbol_ids(tokenizer, end_sym) == answer
-
-
-def test_ids_outside_of_sentencepiece_are_left_out_of_the_text(tokenizer):
-    assert tokenizer.decode([1, 443, 443, 512]) == "<s> "
+def test_end_symbol_ids_end_every_answer_that_ends_with_it(tokenizer):
+    for end_sym in ("###", "\n", "</s>", ""):
+        answer, plain = tokenizer([f"A dog sleeps.{end_sym}", "A dog sleeps."], add_special_tokens=False)["input_ids"]
+        assert plain + end_symbol_ids(tokenizer, end_sym) == answer
 
 
 def test_directory_without_a_whole_tokenizer_is_refused_by_name(llm_copy):

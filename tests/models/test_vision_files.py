@@ -7,7 +7,7 @@ import timm
 import torch
 
 from minigpt4.common.checkpoint import read_state_dict
-from minigpt4.common.errors import ConfigError, WeightsError
+from minigpt4.common.errors import WeightsError
 from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.connectors import build_qformer
 from minigpt4.models.loading import load_vision
@@ -78,23 +78,6 @@ def test_file_that_does_not_fit_is_refused_with_the_difference(load, parity_dir,
     with pytest.raises(WeightsError) as error:
         load(**{key: str(path)})
     assert str(error.value).startswith(str(path))
-    assert text in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "text"),
-    [
-        ({"image_size": 60}, "model.image_size: 60 is not a multiple of the patch size 14"),
-        ({"vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 5}}, "model.vit_config: embed_dim"),
-        ({"qformer_config": {"hidden_size": 50, "num_attention_heads": 4}}, "model.qformer_config: hidden_size 50"),
-        ({"vit_model": "vit_tinny_patch16_224", "vit_config": {}}, "near: vit_tiny_patch16_224"),
-        ({"vit_model": "resnet10t", "vit_config": {"depth": 3}}, "model.vit_config: ['depth'] for resnet10t"),
-        ({"vit_model": "resnet10t", "vit_config": {}, "vit_weights": None}, "model.vit_weights: not set"),
-    ],
-)
-def test_sizes_and_names_that_do_not_work_are_refused(load, changes, text):
-    with pytest.raises(ConfigError) as error:
-        load(**changes)
     assert text in str(error.value)
 
 
