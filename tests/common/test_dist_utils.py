@@ -5,10 +5,7 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +23,6 @@ from minigpt4.common.dist_utils import (
 )
 from minigpt4.common.errors import ConfigError, RunError
 
-REPOSITORY = Path(__file__).parents[2]
 SLURM = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
 
 TALK = """
@@ -49,28 +45,29 @@ def _no_launcher(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
-def _port() -> str:
+@pytest.fixture
+def port() -> str:
     """One that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         return str(probe.getsockname()[1])
 
 
-def test_two_processes_of_srun_talk():
+def test_two_processes_of_srun_talk(tmp_path, warm, port):
     """Those of torchrun do in test_published_names.py."""
-    common = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _port()}
+    (tmp_path / "talk.py").write_text(TALK)
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     environments = [common | dict(zip(SLURM, (rank, rank, "2"), strict=True)) for rank in "01"]
-    command = [sys.executable, "-c", TALK]
-    processes = [subprocess.Popen(command, env=own, stdout=subprocess.PIPE, text=True) for own in environments]
-    first, second = (process.communicate(timeout=60)[0].strip() for process in processes)
+    runs = [warm.script(tmp_path / "talk.py", cwd=tmp_path, env=own, apart=True) for own in environments]
+    assert [run.wait() for run in runs] == [[0], [0]], runs[0].text()
     told = "[2.0, 1.0], [True, False, True], {'from': 0}"
-    assert first == f"[0, 0, 2, True, {told}, [{{'rank': 0}}, {{'rank': 1}}]]"
-    assert second == f"[1, 1, 2, False, {told}, None]"
+    assert runs[0].out.read_text() == f"[0, 0, 2, True, {told}, [{{'rank': 0}}, {{'rank': 1}}]]\n"
+    assert runs[1].out.read_text() == f"[1, 1, 2, False, {told}, None]\n"
 
 
-def test_without_a_launcher_a_process_is_alone_and_its_calls_need_nobody():
+def test_a_process_alone_needs_no_launcher_no_local_rank_and_nobody(monkeypatch):
     alone = start_processes("cpu")
-    assert alone == Processes(0, 0, 1, torch.device("cpu"))
+    monkeypatch.setattr(os, "environ", {**os.environ, "RANK": "0", "WORLD_SIZE": "1"})
+    assert alone == start_processes("cpu") == Processes(0, 0, 1, torch.device("cpu"))
     assert (alone.is_main, alone.any(True), alone.any(False)) == (True, True, False)
     assert (alone.gather("x"), alone.broadcast("x"), alone.sum(torch.tensor(2.0))) == (["x"], "x", 2)
     alone.barrier()
@@ -89,26 +86,21 @@ TWO = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.
         (dict(zip(SLURM, "002", strict=True)), True, ConfigError, "MASTER_ADDR expected.*scontrol show hostnames"),
     ],
 )
-def test_what_the_launcher_did_wrong_is_named(monkeypatch, variables, distributed, kind, text):
-    monkeypatch.setattr(os, "environ", {**os.environ, "MASTER_PORT": _port(), **variables})
+def test_what_the_launcher_did_wrong_is_named(monkeypatch, port, variables, distributed, kind, text):
+    monkeypatch.setattr(os, "environ", {**os.environ, "MASTER_PORT": port, **variables})
     monkeypatch.setattr(dist_utils, "MEETING_TIMEOUT", timedelta(seconds=1))
     with pytest.raises(kind, match=text):
         start_processes("cpu", distributed=distributed)
 
 
 @pytest.mark.parametrize("of_step", [{}, {"SLURM_STEP_ID": "0"}])
-def test_slurm_tells_what_srun_did_not_start_and_one_node_needs_no_address(monkeypatch, caplog, of_step):
+def test_slurm_tells_what_srun_did_not_start_and_one_node_needs_no_address(monkeypatch, caplog, port, of_step):
     monkeypatch.setattr(dist_utils, "MEETING_TIMEOUT", timedelta(seconds=1))
-    variables = dict(zip(SLURM, "002", strict=True)) | {"SLURM_NNODES": "1", "MASTER_PORT": _port(), **of_step}
+    variables = dict(zip(SLURM, "002", strict=True)) | {"SLURM_NNODES": "1", "MASTER_PORT": port, **of_step}
     monkeypatch.setattr(os, "environ", {**os.environ, **variables})
     with pytest.raises(RunError, match=r"rank 0 of 2 waited .* MASTER_ADDR \(127\.0\.0\.1\)"):
         start_processes("cpu")
     assert ("no srun started this process" in caplog.text) == (not of_step)
-
-
-def test_one_process_needs_no_local_rank(monkeypatch):
-    monkeypatch.setattr(os, "environ", {**os.environ, "RANK": "0", "WORLD_SIZE": "1"})
-    assert start_processes("cpu") == Processes(0, 0, 1, torch.device("cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -140,11 +132,9 @@ def test_same_seed_same_numbers_in_all_generators():
     assert not set(draws[0]) & set(draws[2])
 
 
-@pytest.mark.parametrize("draws", [0, 1, 2])
-def test_state_read_from_a_file_goes_on_exactly(draws):
+def test_state_read_from_a_file_goes_on_exactly():
     seed_everything(5)
-    for _ in range(draws):
-        _draw()
+    _draw()
     np.random.randn()  # both generators of normal numbers now hold the second of a pair
     random.gauss(0, 1)
     before = rng_state()

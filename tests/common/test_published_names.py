@@ -3,8 +3,6 @@ schedules give the reference's rates, step by step."""
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -51,11 +49,11 @@ def test_alone():
     assert main_process(lambda value: value + 1)(1) == 2
 
 
-def test_two_ranks(tmp_path):
+def test_two_ranks(tmp_path, warm):
     (tmp_path / "script.py").write_text(TWO_RANKS)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert result.stdout == "0 2 True 2 loss: 3.0000\n", result.stderr
+    run = warm.script(tmp_path / "script.py", cwd=tmp_path, processes=2, apart=True)
+    assert run.wait() == [0, 0], run.text()
+    assert run.out.read_text() == "0 2 True 2 loss: 3.0000\n"
 
 
 def test_smoothed_value():

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import importlib.util
 import json
 import logging
 import os
@@ -16,10 +17,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from minigpt4.common import run_folder
 from minigpt4.common.errors import ConfigError, RunError
 from minigpt4.common.run_folder import FILE, RunFolder, hold_folder
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 def test_runs_started_together_get_folders_of_their_own_named_by_the_time(tmp_path):
@@ -60,19 +60,18 @@ def test_run_json_says_what_ran_and_what_it_went_on_from(tmp_path, monkeypatch):
 
 
 def test_run_json_names_the_commit_and_whether_files_differ_from_it(tmp_path):
-    package = tmp_path / "minigpt4"
-    shutil.copytree(REPOSITORY / "minigpt4", package, ignore=shutil.ignore_patterns("__pycache__"))
-    (tmp_path / ".gitignore").write_text("__pycache__\n")
+    file = shutil.copy(run_folder.__file__, tmp_path)
+    spec = importlib.util.spec_from_file_location("run_folder_of_a_checkout", file)
+    spec.loader.exec_module(copied := importlib.util.module_from_spec(spec))
+    assert copied.git_state() is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
         subprocess.run([*git, *arguments], check=True)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
-    code = "import json; from minigpt4.common.run_folder import git_state; print(json.dumps(git_state()))"
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    (tmp_path / "untracked.log").touch()
     for changed in (False, True):
-        done = subprocess.run([sys.executable, "-c", code], cwd="/", env=environment, check=True, capture_output=True)
-        assert json.loads(done.stdout) == {"commit": commit, "changed": changed}
-        (package / "__init__.py").write_text('__version__ = "0"\n')
+        assert copied.git_state() == {"commit": commit, "changed": changed}
+        (tmp_path / "run_folder.py").write_text("")
 
 
 def test_runs_are_numbered_whatever_the_clock_and_other_files_say(tmp_path):

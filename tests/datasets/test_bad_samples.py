@@ -102,8 +102,7 @@ def test_bad_samples_in_a_row_stop_the_run(workers, files, loaders, tools):
     assert ".jpg does not exist" in str(error.value)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", ["records", "shards", "gone"])
+@pytest.mark.parametrize(("kind", "workers"), [("records", 0), ("records", 2), ("shards", 0), ("gone", 0)])
 def test_source_without_one_good_sample_ends_with_an_error(kind, workers, files, loaders):
     storage = str(files.tar("bad.tar", [("a.json", b"{}"), ("b.json", b"{}")]))
     storage = f"{files.folder}/gone-{{0..2}}.tar" if kind == "gone" else storage
@@ -113,7 +112,8 @@ def test_source_without_one_good_sample_ends_with_an_error(kind, workers, files,
         next(loaders.train(dataset, num_workers=workers, ledger=_monitor(max_in_a_row=100)))
 
 
-def test_reader_gives_up_even_where_the_limits_allow_everything(files, loaders):
+def test_reader_gives_up_even_where_the_limits_allow_everything(files, loaders, monkeypatch):
+    monkeypatch.setattr("minigpt4.datasets.datasets.dataloader_utils.MAX_BAD_IN_A_ROW", 1000)
     loader = loaders.train(files.records(2, missing=range(2)), ledger=_monitor(max_in_a_row=10**9))
-    with pytest.raises(SampleError, match="nothing could be read, 10,000 samples in a row are bad"):
+    with pytest.raises(SampleError, match="nothing could be read, 1,000 samples in a row are bad"):
         next(loader)

@@ -94,8 +94,8 @@ def _all_ranks(loaders, dataset, batches, world_size, **keys):
         loader.close()
 
 
-@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 3), (2, 2), (3, 0), (3, 1), (2, 3)])
-@pytest.mark.parametrize("shards", [None, 1, 2, 6])
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 3), (2, 2), (3, 0)])
+@pytest.mark.parametrize("shards", [None, 1, 6])
 def test_every_sample_is_read_once_a_pass_by_all_ranks_and_workers(world_size, workers, shards, files, loaders, tools):
     dataset = files.records(18) if shards is None else files.shards([18 // shards] * shards)
     own = _all_ranks(loaders, dataset, 18 // world_size, world_size, batch_size=1, num_workers=workers)
@@ -167,7 +167,7 @@ def test_nothing_to_train_on_is_refused(tools):
 
 
 @pytest.mark.parametrize("kind", ["records", "shards"])
-@pytest.mark.parametrize(("world_size", "workers"), [(1, 2), (2, 0), (3, 2)])
+@pytest.mark.parametrize(("world_size", "workers"), [(2, 0), (3, 2)])
 def test_all_ranks_together_evaluate_every_sample_once(kind, workers, world_size, files, loaders, tools):
     dataset = files.records(13, missing=[4]) if kind == "records" else files.shards([5, 1, 6])
     alone = tools.ids(loaders.evaluate(dataset))

