@@ -172,11 +172,14 @@ def test_figures_and_types_beside_the_accuracy(main, given, published, tmp_path)
         results = write(tmp_path / "case.json", HANDED_IN[name])
         assert main(["score", *given(name), str(results), "--save_path", str(tmp_path)]) == 0
         (found[name],) = read(tmp_path / f"{name}.json")["checkpoints"]
-    official = EXPECTED["gqa"]["official"]
+    official, gqa = EXPECTED["gqa"]["official"], found["gqa"]
+    assert round(gqa["figures"]["distribution"], 2) == official["distribution"]
     for figure in ("binary", "open", "consistency", "validity", "plausibility"):
-        assert round(100 * found["gqa"]["figures"][figure], 2) == official[figure]
-    by_type = {kind: [round(100 * mean, 2), n] for kind, (mean, n) in found["gqa"]["groups"]["structural"].items()}
-    assert by_type == official["Accuracy / structural type"]
+        assert round(100 * gqa["figures"][figure], 2) == official[figure]
+    for kind in ("structural type", "semantic type", "steps number", "words number"):
+        own = gqa["figures"]["groups"][kind.split()[0]]
+        assert {key: [round(100 * mean, 2), n] for key, (mean, n) in own.items()} == official[f"Accuracy / {kind}"]
+    assert gqa["groups"]["structural"] == gqa["figures"]["groups"]["structural"]
     by_type = {kind: round(100 * mean, 2) for kind, (mean, _) in found["vqav2"]["groups"]["answer_type"].items()}
     assert by_type == EXPECTED["vqa"]["official"]["per_answer_type"]
     assert found["hateful_memes"]["neither"] == 2 / 8  # `Yes.` and `yes it is`
