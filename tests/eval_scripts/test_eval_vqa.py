@@ -11,7 +11,6 @@ import yaml
 
 from minigpt4.common.binding import bind
 from minigpt4.common.checkpoint import file_sha256
-from minigpt4.common.config import Config
 from minigpt4.common.config_files import load_yaml
 from minigpt4.common.schemas import VqaPrompts
 from minigpt4.evaluation.vqa import BENCHMARKS
@@ -397,12 +396,10 @@ SHORT = "###Human: <Img><ImageHere></Img> Based on the image, respond to this qu
 
 
 def test_ranking_is_a_plain_loop_over_the_losses_and_does_not_depend_on_company(
-    asked, arguments, main, shared, published, tmp_path, monkeypatch
+    asked, arguments, main, shared, last_model, published, tmp_path, monkeypatch
 ):
-    last, config = shared.folder / "checkpoint_1.pth", Config(shared.script.parse_args(shared.arguments("unused")))
-    model = MiniGPT4.from_config(config.validate(training=False).model).eval()
-    model.load_checkpoint(last)
-    processor, kept = Blip2ImageEvalProcessor(image_size=56), losses_of(asked, last)
+    last, model, processor = shared.folder / "checkpoint_1.pth", last_model, Blip2ImageEvalProcessor(image_size=56)
+    kept = losses_of(asked, last)
     for one in ICONQA[:3]:
         embeds, _ = model.encode_img(processor(open_image(published / "images" / one["image_id"] / "image.png"))[None])
         prompt_1TD = model.get_context_emb(f"{SHORT} {one['question']} ###Assistant: ", [embeds])
