@@ -149,16 +149,22 @@ def complete(shared: Evaluation) -> Path:
 
 
 @pytest.fixture(scope="session")
-def alone(shared: Evaluation) -> Callable[..., str]:
-    """`alone(image, prompt)`: what the last checkpoint says to a prompt, the first of the model without one."""
+def last_model(shared: Evaluation) -> MiniGPT4:
+    """The model of the last checkpoint."""
     config = Config(shared.script.parse_args(shared.arguments("unused")))
     model = MiniGPT4.from_config(config.validate(training=False).model).eval()
     model.load_checkpoint(shared.folder / "checkpoint_1.pth")
+    return model
+
+
+@pytest.fixture(scope="session")
+def alone(shared: Evaluation, last_model: MiniGPT4) -> Callable[..., str]:
+    """`alone(image, prompt)`: what the last checkpoint says to a prompt, the first of the model without one."""
     processor = Blip2ImageEvalProcessor(image_size=56)
 
-    def generate(image: str, prompt: str = "", max_new_tokens: int = 12) -> str:
-        pixels = processor(open_image(shared.folder / "images" / image))
-        prompts = [prompt or model.prompt_list[0]]
-        return model.generate(pixels[None], prompts, max_new_tokens=max_new_tokens, stop=["###"])[0]
+    def generate(image: str | None, prompt: str = "", max_new_tokens: int = 12) -> str:
+        pixels = processor(open_image(shared.folder / "images" / image))[None] if image else None
+        prompts = [prompt or last_model.prompt_list[0]]
+        return last_model.generate(pixels, prompts, max_new_tokens=max_new_tokens, stop=["###"])[0]
 
     return generate

@@ -52,21 +52,20 @@ def _content(folder: Path) -> dict[str, bytes]:
 # The table
 
 
-def test_every_image_is_asked_everything_of_every_checkpoint(complete, measurement):
-    asked = [(one["checkpoint"], one["task"], one["image_id"]) for one in _answers(complete)]
+def test_rates_count_the_answers_in_which_the_rules_find_something_to_every_image(complete, measurement):
     names = sorted(file.name for file in (measurement.folder / "images").iterdir())
-    rows = ("before stage 2", "after stage 2")
-    assert asked == [(row, task, name) for row in rows for task in FORMS for name in names]
-
-
-def test_rates_count_the_answers_in_which_the_rules_find_something(complete):
     for one in _facts(complete)["checkpoints"]:
         for task, rate in one["tasks"].items():
             own = [a for a in _answers(complete) if (a["checkpoint"], a["task"]) == (one["name"], task)]
+            assert [answer["image_id"] for answer in own] == names
             failed = sum(bool(find_failures(a["text"], FORMS[task], a["ended"])) for a in own)
-            assert (rate["failed"], rate["images"]) == (failed, IMAGES)
-            assert rate["rate"] == failed / IMAGES
-            assert rate["interval"] == list(wilson(failed, IMAGES))
+            wanted = {
+                "failed": failed,
+                "images": IMAGES,
+                "rate": failed / IMAGES,
+                "interval": [*wilson(failed, IMAGES)],
+            }
+            assert rate.items() >= wanted.items()
 
 
 def test_failures_are_listed_by_kind_with_text_and_evidence(complete):
@@ -80,7 +79,7 @@ def test_failures_are_listed_by_kind_with_text_and_evidence(complete):
 
 
 def test_console_shows_the_published_table(complete, measurement, capsys):
-    measurement.run("failures")
+    measurement.run(complete.name)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Failure rate, 11 images"
     assert lines[2:4] == ["| checkpoint | detailed description | poem |", "| --- | --- | --- |"]
@@ -99,14 +98,16 @@ def test_answers_are_those_of_generate_and_say_whether_they_ended(complete, alon
     assert found["ended"] == (alone("104.jpg", prompt, LIMIT + 1) == found["text"])
 
 
-def test_chosen_task_and_number_of_images(complete, measurement):
-    folder = measurement.run("few", "--tasks", "poem", "--limit", "4")
-    facts = _facts(folder)
+def test_chosen_task_and_number_of_images_drawn_by_the_seed(measurement, monkeypatch):
+    few = ("--tasks", "poem", "--limit", "4")
+    folder = measurement.run("few", *few)
+    facts, drawn = _facts(folder), {answer["image_id"] for answer in _answers(folder)}
     assert (facts["images"], list(facts["tasks"])) == (4, ["poem"])
-    again = measurement.run("few_again", "--tasks", "poem", "--limit", "4")
-    assert _content(again) == _content(folder)
-    other = measurement.run("others", "--tasks", "poem", "--limit", "4", "--options", "run.seed=7")
-    assert {a["image_id"] for a in _answers(other)} != {a["image_id"] for a in _answers(folder)}
+    measurement.run("few", *few, "--options", "run.seed=7")
+    assert {answer["image_id"] for answer in _answers(folder)} != drawn
+    monkeypatch.setattr(MiniGPT4, "from_config", None)  # the same images are drawn, whose answers are there
+    measurement.run("few", *few)
+    assert {answer["image_id"] for answer in _answers(folder)} == drawn
 
 
 def test_two_processes_leave_the_same_bytes_as_one(complete, measurement, warm):

@@ -68,6 +68,9 @@ def test_wrong_objects_are_listed_unless_people_named_them(main, tmp_path, capsy
     assert [(one["wrong"], one["shown"]) for one in found["wrong"]] == [(["hot dog"], ["dog"])]
     assert main(["chair", *files, "--captions", str(tmp_path / "captions.json")]) == 0
     assert json.loads(output.read_text())["scores"]["CHAIR-i"] == 0
+    (tmp_path / "captions.json").write_text(json.dumps([{"image_id": 2, "captions": ["A dog"]}]))
+    assert main(["chair", *files, "--captions", str(tmp_path / "captions.json")]) == 2
+    assert "1 of 1 images have no captions: '1'" in capsys.readouterr().err
 
 
 # Questions

@@ -53,15 +53,12 @@ def as_text(pair) -> list[str]:
     return [str(float(score)) for score in pair]  # nan is no nan
 
 
-@pytest.mark.parametrize("case", GOLDEN["parse_score"], ids=lambda case: repr(case["review"])[:30])
-def test_scores_are_read_as_published(case):
-    assert as_text(parse_score(case["review"])) == as_text(case["scores"])
-
-
-@pytest.mark.parametrize("thought", ["<think>\n1 2\n</think>\n\n", "Hm. 1 2\n</think>\n"])
-def test_scores_are_read_behind_thoughts(thought):
-    assert parse_score(f"{thought}8 9.5\nBoth are good.") == [8, 9.5]
-    assert parse_score(thought.partition("</think>")[0]) == [-1, -1]
+def test_scores_are_read_as_published_also_behind_thoughts():
+    for case in GOLDEN["parse_score"]:
+        assert as_text(parse_score(case["review"])) == as_text(case["scores"]), case
+    for thought in ("<think>\n1 2\n</think>\n\n", "Hm. 1 2\n</think>\n"):
+        assert parse_score(f"{thought}8 9.5\nBoth are good.") == [8, 9.5]
+        assert parse_score(thought.partition("</think>")[0]) == [-1, -1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -83,12 +80,6 @@ def test_requests_and_review_are_the_published_ones(chat_server, make, tmp_path,
     assert (len(chat_server.requests), output.read_bytes()) == (case["requests_after_two_lines"], whole)
 
 
-def test_a_reply_is_kept_to_the_last_blank(chat_server, make, tmp_path):
-    chat_server.answer = lambda request: " 8 7\nA blank in front.\n"
-    line, *_ = review(make(), read_comparisons(*inputs("in_the_wild")), tmp_path / "review.jsonl")
-    assert (line["content"], line["tuple"]) == (" 8 7\nA blank in front.\n", [-1, -1])
-
-
 def test_no_reply_is_counted_and_asked_for_again(chat_server, make, tmp_path):
     output, comparisons = tmp_path / "review.jsonl", read_comparisons(*inputs("in_the_wild"))
     chat_server.answer = lambda request: None if "painter" in request["messages"][1]["content"] else "8 6"
@@ -97,19 +88,18 @@ def test_no_reply_is_counted_and_asked_for_again(chat_server, make, tmp_path):
     assert (found.unread, found.scored["all"].reference, found.read.relative) == (["3"], 5.75, 75.0)
     assert "1 of 4 judgements are no two scores from 1 to 10 (questions 3)" in found.note()
     chat_server.requests.clear()
-    chat_server.answer = lambda request: "8 8"
+    chat_server.answer = lambda request: " 8 8\nA blank in front.\n"
     review(make("another.jsonl"), comparisons, output)
-    assert len(chat_server.requests) == 1
-    assert summarise(output).unread == []
+    assert [len(chat_server.requests), summarise(output).unread] == [1, ["3"]]
+    assert [line["content"] for line in lines_of(output) if line["tuple"] == [-1, -1]] == [" 8 8\nA blank in front.\n"]
 
 
-@pytest.mark.parametrize("steps", [[429], [500, 503], ["half"], ["garbage"], [401], [500] * 3], ids=str)
+@pytest.mark.parametrize("steps", [["half"], [401], [500] * 3], ids=str)
 def test_faults_of_the_server_cost_no_judgement(chat_server, make, tmp_path, steps):
     output, comparisons = tmp_path / "review.jsonl", read_comparisons(*inputs("coco"))
-    replies = answer_in_turn(chat_server, "coco")
+    replies, passes = answer_in_turn(chat_server, "coco"), steps == ["half"]
     chat_server.headers, chat_server.steps = SOON, ["answer", "answer", *steps]
-    stays = steps in ([401], [500] * 3)
-    if stays:
+    if not passes:
         with pytest.raises(RunError, match=chat_server.url):
             review(make(), comparisons, output)
         assert len(lines_of(output)) == 2
@@ -117,8 +107,8 @@ def test_faults_of_the_server_cost_no_judgement(chat_server, make, tmp_path, ste
     review(make("another.jsonl"), comparisons, output)
     assert [line["content"] for line in lines_of(output)] == replies
     asked = [request["messages"][1]["content"] for request in chat_server.requests]
-    assert set(asked) == {one.message for one in (comparisons[2:] if stays else comparisons)}
-    assert stays or len(asked) == 6 + len(steps)
+    assert set(asked) == {one.message for one in (comparisons if passes else comparisons[2:])}
+    assert len(asked) == 6 + len(steps) or not passes
 
 
 def test_killed_in_the_middle_it_goes_on(chat_server, tmp_path, command, warm):
@@ -175,13 +165,6 @@ LAST = '{"question_id": 3, "prompt": "p", "text": "A man.", "answer_id": "tiny3"
     ("name", "old", "new", "words"),
     [
         (MODEL, LAST, "", rf"{MODEL}, for .*bench_questions.jsonl: 1 questions have no answer: question_id 3"),
-        (
-            MODEL,
-            '"text": "A man.", "answer_id": "tiny3", "model_id": "tiny", "metadata": {}}\n',
-            "",
-            "line 4: not JSON",
-        ),
-        (MODEL, '"question_id": 3', '"question_id": 2', "line 4: the question_id 2 comes twice"),
         (MODEL, '"question_id": 3', '"question_id": 9', "1 questions have no answer: question_id 3"),
         (GPT4, '"text": "Not known.", ', "", f"{GPT4}, line 4, text: Field required"),
         ("bench_questions.jsonl", LAST[:16] + "3", LAST[:16] + "9", "1 questions have no answer: question_id 9"),

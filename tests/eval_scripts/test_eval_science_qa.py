@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.evaluation import science_qa
 from minigpt4.evaluation.questions import read_answer_lines
 from minigpt4.inference.image_list import cut
-from minigpt4.models.mini_gpt4 import MiniGPT4
 
 DATA = Path(__file__).parents[1] / "data" / "llava_eval"
 GOLDEN = json.loads((DATA / "golden.json").read_text())
@@ -154,9 +152,8 @@ def test_the_judge_is_asked_only_where_both_differ(main, chat_server, tmp_path, 
     assert {line["text"] for line in lines_of(output)} == {"It flies. The answer is B."}
     asked = [request["messages"][0]["content"] for request in chat_server.requests]
     assert len(asked) == 5
-    heavier = next(
-        text for text in asked if "Which object is heavier?\nContext: Weigh them.\nOptions: (A) stone" in text
-    )
+    question = "Which object is heavier?\nContext: Weigh them.\nOptions: (A) stone"
+    (heavier,) = [text for text in asked if question in text]
     assert "so The answer is A." in heavier
     assert "\nThe answer is B.\n" in heavier
     assert main(arguments) == 0
@@ -275,22 +272,14 @@ def test_answers_to_llava_bench_are_in_the_published_form(asked, bench, alone):
     assert [one["name"] for one in setup["checkpoints"]] == ["pretrained", "epoch 0", "epoch 1"]
 
 
-def test_questions_without_image_are_asked_as_text_alone(asked, science, alone, shared):
-    config = Config(shared.script.parse_args(shared.arguments("unused"))).validate(training=False)
-    model = MiniGPT4.from_config(config.model).eval()
-    model.load_checkpoint(shared.folder / "checkpoint_1.pth")
-    answers = lines_of(asked["science"] / "answers_epoch_1.jsonl")
-    records = read(science)
+def test_questions_without_image_are_asked_as_text_alone(asked, science, alone):
+    answers, records = lines_of(asked["science"] / "answers_epoch_1.jsonl"), read(science)
     assert [one["question_id"] for one in answers] == [one["id"] for one in records]
     for record, answer in zip(records, answers, strict=True):
+        image = record.get("image")
         text = record["conversations"][0]["value"].replace("\n<image>", "") + f"\n{science_qa.LETTER_ALONE}"
-        if "image" in record:
-            said = alone(record["image"], f"###Human: {PROMPT.format(text)} ###Assistant: ")
-        else:
-            prompt = f"###Human: {text} ###Assistant: "
-            said = model.generate(None, [prompt], max_new_tokens=12, stop=["###"])[0]
-        assert answer["prompt"] == ("<image>\n" if "image" in record else "") + text
-        assert answer["text"] == said
+        assert answer["prompt"] == ("<image>\n" if image else "") + text
+        assert answer["text"] == alone(image, f"###Human: {PROMPT.format(text) if image else text} ###Assistant: ")
 
 
 def test_our_answers_are_judged_and_scored(asked, bench, main, command, chat_server, tmp_path, capsys):

@@ -11,7 +11,6 @@ import yaml
 
 from minigpt4.common.binding import bind
 from minigpt4.common.checkpoint import file_sha256
-from minigpt4.common.config import Config
 from minigpt4.common.config_files import load_yaml
 from minigpt4.common.schemas import VqaPrompts
 from minigpt4.evaluation.vqa import BENCHMARKS
@@ -172,11 +171,14 @@ def test_figures_and_types_beside_the_accuracy(main, given, published, tmp_path)
         results = write(tmp_path / "case.json", HANDED_IN[name])
         assert main(["score", *given(name), str(results), "--save_path", str(tmp_path)]) == 0
         (found[name],) = read(tmp_path / f"{name}.json")["checkpoints"]
-    official = EXPECTED["gqa"]["official"]
+    official, gqa = EXPECTED["gqa"]["official"], found["gqa"]
+    assert round(gqa["figures"]["distribution"], 2) == official["distribution"]
     for figure in ("binary", "open", "consistency", "validity", "plausibility"):
-        assert round(100 * found["gqa"]["figures"][figure], 2) == official[figure]
-    by_type = {kind: [round(100 * mean, 2), n] for kind, (mean, n) in found["gqa"]["groups"]["structural"].items()}
-    assert by_type == official["Accuracy / structural type"]
+        assert round(100 * gqa["figures"][figure], 2) == official[figure]
+    for kind in ("structural type", "semantic type", "steps number", "words number"):
+        own = gqa["figures"]["groups"][kind.split()[0]]
+        assert {key: [round(100 * mean, 2), n] for key, (mean, n) in own.items()} == official[f"Accuracy / {kind}"]
+    assert gqa["groups"]["structural"] == gqa["figures"]["groups"]["structural"]
     by_type = {kind: round(100 * mean, 2) for kind, (mean, _) in found["vqav2"]["groups"]["answer_type"].items()}
     assert by_type == EXPECTED["vqa"]["official"]["per_answer_type"]
     assert found["hateful_memes"]["neither"] == 2 / 8  # `Yes.` and `yes it is`
@@ -394,12 +396,10 @@ SHORT = "###Human: <Img><ImageHere></Img> Based on the image, respond to this qu
 
 
 def test_ranking_is_a_plain_loop_over_the_losses_and_does_not_depend_on_company(
-    asked, arguments, main, shared, published, tmp_path, monkeypatch
+    asked, arguments, main, shared, last_model, published, tmp_path, monkeypatch
 ):
-    last, config = shared.folder / "checkpoint_1.pth", Config(shared.script.parse_args(shared.arguments("unused")))
-    model = MiniGPT4.from_config(config.validate(training=False).model).eval()
-    model.load_checkpoint(last)
-    processor, kept = Blip2ImageEvalProcessor(image_size=56), losses_of(asked, last)
+    last, model, processor = shared.folder / "checkpoint_1.pth", last_model, Blip2ImageEvalProcessor(image_size=56)
+    kept = losses_of(asked, last)
     for one in ICONQA[:3]:
         embeds, _ = model.encode_img(processor(open_image(published / "images" / one["image_id"] / "image.png"))[None])
         prompt_1TD = model.get_context_emb(f"{SHORT} {one['question']} ###Assistant: ", [embeds])

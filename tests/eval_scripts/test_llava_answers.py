@@ -56,11 +56,11 @@ def configure(tmp_path, llava_section) -> Callable[..., Path]:
 
 @pytest.fixture
 def answer(command, tmp_path) -> Callable[..., Path]:
-    """`answer(script, config, questions, name, *more)`: asks, asserts success, and returns the folder."""
+    """`answer(script, config, questions, name, *more)`: asks, asserts the status, and returns the folder."""
 
-    def ask(script: str, config: Path, questions: Path, name: str, *more: str) -> Path:
-        arguments = ["answer", "--cfg-path", str(config), "--questions", str(questions), "--image-path", str(IMAGES)]
-        assert command(script).main([*arguments, "--save_path", str(tmp_path / name), *more]) == 0
+    def ask(script: str, config: Path, questions: Path, name: str, *more: str, kind="answer", status=0) -> Path:
+        arguments = [kind, "--cfg-path", str(config), "--questions", str(questions), "--image-path", str(IMAGES)]
+        assert command(script).main([*arguments, "--save_path", str(tmp_path / name), *more]) == status
         return tmp_path / name
 
     return ask
@@ -129,10 +129,9 @@ def test_whole_llava_comes_back_after_another_checkpoint(whole, build_llava):
     assert torch.equal(model.llama_proj.weight, whole.llama_proj.weight)
 
 
-def test_llm_alone_needs_a_checkpoint(configure, command, tmp_path, capsys):
+def test_llm_alone_needs_a_checkpoint(configure, answer, capsys):
     config = configure({}, llama_model=str(WHOLE.parent / "vicuna_tiny"))
-    given = ["answer", "--cfg-path", str(config), "--questions", str(BENCH), "--image-path", str(IMAGES)]
-    assert command("eval_llava_bench").main([*given, "--save_path", str(tmp_path / "none")]) == 2
+    answer("eval_llava_bench", config, BENCH, "none", status=2)
     assert "--ckpt: is missing, and model.llama_model is no whole LLaVA" in capsys.readouterr().err
 
 
@@ -151,11 +150,10 @@ def test_prompt_may_be_written_as_llava_writes_it(configure, answer, said, whole
 
 
 @pytest.mark.parametrize("mark", ["<image>", "<ImageHere>"])
-def test_question_with_a_place_for_an_image_is_named(configure, command, tmp_path, capsys, mark):
+def test_question_with_a_place_for_an_image_is_named(configure, answer, tmp_path, capsys, mark):
     questions = tmp_path / "questions.jsonl"
     questions.write_text(json.dumps({"question_id": 7, "image": WIDE, "text": f"{mark}\nWhy?", "category": "conv"}))
-    given = ["answer", "--cfg-path", str(configure({})), "--questions", str(questions), "--image-path", str(IMAGES)]
-    assert command("eval_llava_bench").main([*given, "--save_path", str(tmp_path / "none")]) == 2
+    answer("eval_llava_bench", configure({}), questions, "none", status=2)
     assert f"question 7 holds {mark}" in capsys.readouterr().err
 
 
@@ -166,35 +164,26 @@ def test_tags_of_a_template_stand_around_every_image(message):
     assert as_llava(message, "<im_start><image><im_end>") == "<im_start><image><im_end>\nWhat?"
 
 
-def test_yes_or_no_questions(configure, command, said, tmp_path):
+def test_yes_or_no_questions(configure, answer, said, tmp_path):
     questions = tmp_path / "pope.jsonl"
     questions.write_text(json.dumps({"question_id": 1, "image": WIDE, "text": "Is it a dog?", "label": "no"}) + "\n")
-    given = ["pope", "--cfg-path", str(configure({})), "--questions", str(questions), "--image-path", str(IMAGES)]
-    assert command("eval_hallucination").main([*given, "--save_path", str(tmp_path / "pope")]) == 0
-    (line,) = lines_of(tmp_path / "pope" / "answers_stage2_linear.jsonl")
+    folder = answer("eval_hallucination", configure({}), questions, "pope", kind="pope")
+    (line,) = lines_of(folder / "answers_stage2_linear.jsonl")
     assert line["answer"] == said(IMAGES / WIDE, "<image>\nIs it a dog? Answer with yes or no.")
 
 
-def test_captions_of_a_data_set(configure, command, said, tmp_path):
-    config = configure({"prompt": "<image>\nDescribe it."})
-    records = [{"image": path.name, "captions": ["A dog."]} for path in sorted(IMAGES.glob("*.png"))]
-    (tmp_path / "test.json").write_text(json.dumps(records))
+def test_captions_of_a_data_set_and_of_a_folder(configure, command, load_script, said, tmp_path):
+    config, images = configure({"prompt": "<image>\nDescribe it."}), sorted(IMAGES.glob("*.png"))
+    wanted = {path.name: said(path, "<image>\nDescribe it.") for path in images}
+    lines = tmp_path / "captions.jsonl"
+    given = ["--cfg-path", str(config), "--images", str(IMAGES), "--output", str(lines)]
+    assert load_script("scripts/caption.py").main(given) == 0
+    assert {line["image"]: line["caption"] for line in lines_of(lines)} == wanted
+    (tmp_path / "test.json").write_text(json.dumps([{"image": path.name, "captions": ["A dog."]} for path in images]))
     info = {"test_ann_path": str(tmp_path / "test.json"), "image_path": str(IMAGES)}
-    tree = yaml.safe_load(config.read_text())
-    tree["datasets"] = {"mine": {"builder": "image_caption_json", "build_info": info}}
-    config.write_text(yaml.safe_dump(tree))
+    datasets = {"mine": {"builder": "image_caption_json", "build_info": info}}
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"datasets": datasets}))
     given = ["--cfg-path", str(config), "--save_path", str(tmp_path / "found"), "--metrics", "BLEU"]
     assert command("eval_flickr30k").main(given) == 0
     captions = json.loads((tmp_path / "found" / "captions_stage2_linear.json").read_text())
-    wanted = {path.stem: said(path, "<image>\nDescribe it.") for path in IMAGES.glob("*.png")}
-    assert {line["image_id"]: line["caption"] for line in captions} == wanted
-
-
-def test_captions_of_a_folder(configure, said, load_script, tmp_path):
-    given = ["--images", str(IMAGES), "--output", str(tmp_path / "captions.jsonl")]
-    config = configure({"prompt": "<image>\nDescribe it."})
-    assert load_script("scripts/caption.py").main(["--cfg-path", str(config), *given]) == 0
-    lines = lines_of(tmp_path / "captions.jsonl")
-    assert {line["image"]: line["caption"] for line in lines} == {
-        path.name: said(path, "<image>\nDescribe it.") for path in IMAGES.glob("*.png")
-    }
+    assert {f"{line['image_id']}.png": line["caption"] for line in captions} == wanted

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from minigpt4.evaluation import score_captions
+from minigpt4.evaluation.bootstrap import ratio_interval, wilson
 
 RESULTS = [{"image_id": 42, "caption": "A dog sleeps on a blanket."}, {"image_id": 7, "caption": ""}]
 REFERENCES = {"42": ["A dog sleeps", "A cat"], "7": ["Two people walk"]}
@@ -72,34 +73,75 @@ def test_one_image_has_no_intervals_and_faults_are_named(main, files, tmp_path, 
 
 # Coverage
 
+CAPTIONS = {
+    "1": ["a dog", "a red dog", "a cat", "two dogs", "an owl", "a sixth caption"],
+    "2": ["a cat", "a bus", "a car", "a boat", "a bike"],
+    "3": ["a bus", "a bus stop", "a road"],
+    "4": ["a road"],
+}
+DESCRIPTIONS = {"1": "A red dog.", "2": "A cat, a bus and a car.", "3": "A dog.", "4": ""}
 
-def _numbered(request) -> str:
+
+@pytest.fixture
+def cover(command, chat_server, tmp_path, capsys):
+    """`cover(*more)`: what the command prints and writes about these descriptions."""
+    results = [{"image_id": key, "caption": text} for key, text in DESCRIPTIONS.items()]
+    (tmp_path / "said.json").write_text(json.dumps(results))
+    captions = [{"image_id": int(key), "caption": text} for key, own in CAPTIONS.items() for text in own]
+    (tmp_path / "people.json").write_text(json.dumps({"annotations": captions}))
+    files = [str(tmp_path / name) for name in ("said.json", "people.json")]
+    judge = ["--judge-url", chat_server.url, "--judge-model", "tiny", "--judge-cache", str(tmp_path / "cache.jsonl")]
+    output = tmp_path / "coverage.json"
+
+    def cover(*more: str) -> tuple[str, dict]:
+        assert command("eval_coverage").main([*files, *judge, "--output", str(output), *more]) == 0
+        return capsys.readouterr().out, json.loads(output.read_text())
+
+    return cover
+
+
+def _words(request) -> tuple[str, list[str]]:
+    """The description and the captions of a question."""
     text = request["messages"][-1]["content"]
-    captions = re.findall(r"^(\d)\. (.*)$", text, re.MULTILINE)
-    return "\n".join(f"{number}. {'yes' if text.count(own) > 1 else 'no'}" for number, own in captions)
+    description = re.search(r"<description>\n(.*)\n</description>", text)[1]
+    captions = re.findall(r"^\d\. (.*)$", text, re.MULTILINE) or re.findall(r"<caption>\n(.*)\n</caption>", text)
+    return description, captions
 
 
-def test_coverage_from_files_to_a_file_and_a_second_run_asks_nothing(files, command, chat_server, tmp_path, capsys):
-    main, cache = command("eval_coverage").main, str(tmp_path / "cache.jsonl")
-    arguments = [*files, "--judge-url", chat_server.url, "--judge-model", "tiny", "--judge-cache", cache]
-    chat_server.answer = _numbered
-    assert main([*arguments, "--output", str(tmp_path / "coverage.json")]) == 0
-    scored = json.loads((tmp_path / "coverage.json").read_text())
-    wanted = {"protocol": "captions", "score": 0.5, "images": 2, "empty_descriptions": 1}
-    assert scored.items() >= wanted.items()
-    assert [one["covered"] for one in scored["answers"]] == [[True, False], [False]]
+def test_coverage_of_captions_asks_once_about_five_of_an_image_and_nothing_in_a_second_run(chat_server, cover):
+    def numbered(request) -> str:
+        description, captions = _words(request)
+        return "\n".join(f"{n}. {'yes' if own in description.lower() else 'no'}" for n, own in enumerate(captions, 1))
+
+    chat_server.answer = numbered
+    shown, scored = cover("--judge-at-once", "1")
+    assert [_words(one) for one in chat_server.requests] == [(DESCRIPTIONS[key], CAPTIONS[key][:5]) for key in CAPTIONS]
+    assert [one["covered"] for one in scored["answers"]] == [[0, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0], [0]]
+    wanted = {"protocol": "captions", "score": 1.0, "interval": [*ratio_interval([1, 3, 0, 0], [1] * 4)], "images": 4}
+    assert scored.items() >= (wanted | {"empty_descriptions": 1, "unparsable": []}).items()
     assert scored["judge"]["model"] == "tiny"
     assert "{description}" in scored["prompt"]["user"]
-    shown, asked = capsys.readouterr().out, len(chat_server.requests)
-    assert shown.startswith("coverage, protocol captions: 0.5000 (95% ")
+    assert shown.startswith("coverage, protocol captions: 1.0000 (95% ")
     assert "2 images have fewer than 5 captions" in shown
-    assert main(arguments) == 0
-    assert (capsys.readouterr().out, len(chat_server.requests)) == (shown, asked)
-    chat_server.answer = lambda request: "It depends."
-    assert main([*arguments, "--protocol", "objects"]) == 0
-    shown = capsys.readouterr().out
-    assert "coverage, protocol objects: -" in shown
-    assert "2 answers of the judge could not be read and are left out: images 42, 7" in shown
-    chat_server.steps = [401, 401]
-    assert main([*arguments, "--judge-cache", f"{cache}.other"]) == 2
-    assert "error: judge http://127.0.0.1" in capsys.readouterr().err
+    chat_server.requests.clear()
+    assert (cover(), chat_server.requests) == ((shown, scored), [])
+
+
+def test_coverage_of_objects_is_the_share_that_covers_the_first_caption(chat_server, cover):
+    chat_server.answer = lambda request: "Yes." if _words(request)[1][0] in _words(request)[0].lower() else "No."
+    _, scored = cover("--protocol", "objects")
+    assert [one["covered"] for one in scored["answers"]] == [[False], [True], [False], [False]]
+    assert (scored["score"], scored["interval"], scored["covered"]) == (1 / 4, [*wilson(1, 4)], 1)
+
+
+@pytest.mark.parametrize("protocol", ["captions", "objects"])
+def test_replies_that_cannot_be_read_are_left_out_and_named(chat_server, cover, protocol, tmp_path):
+    other = ("--protocol", protocol, "--judge-cache", str(tmp_path / "other.jsonl"))
+    chat_server.answer = lambda request: "no\n" * len(_words(request)[1]) if "bus and" not in str(request) else "Well"
+    _, scored = cover("--protocol", protocol)
+    assert (scored["score"], scored["images"], scored["unparsable"]) == (0, 3, ["2"])
+    chat_server.answer = lambda request: "Well ..."
+    shown, scored = cover(*other)
+    assert (scored["score"], scored["interval"]) == (None, None)
+    assert f"coverage, protocol {protocol}: -" in shown
+    assert "4 answers of the judge could not be read and are left out: images 1, 2, 3, 4" in shown

@@ -1,10 +1,9 @@
-"""The judge against a real server: faults, kept answers, the key; yes and no; coverage by both protocols."""
+"""The judge against a real server: faults, kept answers, the key; yes and no."""
 
 import base64
 import io
 import json
 import logging
-import re
 import sys
 import threading
 import traceback
@@ -17,8 +16,6 @@ from PIL import Image
 
 from minigpt4.common.errors import ConfigError, RunError, SampleError
 from minigpt4.evaluation import limits
-from minigpt4.evaluation.bootstrap import ratio_interval, wilson
-from minigpt4.evaluation.coverage import coverage, score
 from minigpt4.evaluation.judge import BROKEN_JSON, CUT, EMPTY, Judge, JudgeEndpoint, Question
 from minigpt4.evaluation.limits import BROKEN_CONNECTION, TIME_OUT
 from minigpt4.evaluation.yes_no import yes_no, yes_no_lines
@@ -392,90 +389,23 @@ def test_one_answer(says):
     assert {text: yes_no(text) for text in SAYS[says]} == dict.fromkeys(SAYS[says], says)
 
 
-@pytest.mark.parametrize(
-    ("answer", "says"),
-    [
-        ("1. yes\n2. no\n3. yes", [True, False, True]),
-        ("1: Yes\n2: No\n3: Yes", [True, False, True]),
-        ("Caption 1: yes\n\nCaption 2: no\n\nCaption 3: yes", [True, False, True]),
-        ("- **1.** Yes\n- **2.** No\n- **3.** Yes", [True, False, True]),
-        ("2. no\n1. yes\n3. yes", [True, False, True]),
-        ("1. yes - the dog is there\n2. no - there is no cat\n3. yes - yes", [True, False, True]),
-        ("Here they are:\n1. yes\n2. no\n3. yes\nI hope that helps, no?", [True, False, True]),
-        ("yes\nno\nYES", [True, False, True]),
-        ("yes, no, yes", [True, False, True]),
-        ("<think>no no no no</think>yes\nno\nyes", [True, False, True]),
-        ("1. yes\n2. no", None),
-        ("1. yes\n2. no\n2. yes", None),
-        ("1. yes\n2. no\n4. yes", None),
-        ("1. yes\n2. no\n3. yes\n4. no", None),
-        ("1. yes\n2. perhaps\n3. yes", None),
-        ("yes\nno", None),
-        ("All of them are covered.", None),
-        ("", None),
+THREE_LINES = {
+    (True, False, True): [
+        *("1. yes\n2. no\n3. yes", "1: Yes\n2: No\n3: Yes", "Caption 1: yes\n\nCaption 2: no\n\nCaption 3: yes"),
+        *("- **1.** Yes\n- **2.** No\n- **3.** Yes", "2. no\n1. yes\n3. yes", "yes\nno\nYES", "yes, no, yes"),
+        "1. yes - the dog is there\n2. no - there is no cat\n3. yes - yes",
+        "Here they are:\n1. yes\n2. no\n3. yes\nI hope that helps, no?",
+        "<think>no no no no</think>yes\nno\nyes",
     ],
-)
-def test_three_lines(answer, says):
-    assert yes_no_lines(answer, 3) == says
-    assert yes_no_lines("1. yes", 1) == yes_no_lines("Yes", 1) == [True]
-
-
-# Coverage
-
-CAPTIONS = {
-    "1": ["a dog", "a red dog", "a cat", "two dogs", "an owl", "a sixth caption"],
-    "2": ["a cat", "a bus", "a car", "a boat", "a bike"],
-    "3": ["a bus", "a bus stop", "a road"],
+    None: [
+        *("1. yes\n2. no", "1. yes\n2. no\n2. yes", "1. yes\n2. no\n4. yes", "1. yes\n2. no\n3. yes\n4. no"),
+        *("1. yes\n2. perhaps\n3. yes", "yes\nno", "All of them are covered.", ""),
+    ],
 }
-DESCRIPTIONS = {"1": "A red dog.", "2": "A cat, a bus and a car.", "3": "A dog."}
 
 
-def _words(request) -> tuple[str, list[str]]:
-    """The description and the captions of a question."""
-    text = request["messages"][-1]["content"]
-    description = re.search(r"<description>\n(.*)\n</description>", text)[1]
-    captions = re.findall(r"^\d\. (.*)$", text, re.MULTILINE) or re.findall(r"<caption>\n(.*)\n</caption>", text)
-    return description.lower(), captions
-
-
-def _numbered(request) -> str:
-    description, captions = _words(request)
-    return "\n".join(f"{n}. {'yes' if own in description else 'no'}" for n, own in enumerate(captions, start=1))
-
-
-def test_captions_protocol_counts_covered_ones_of_five_with_one_request_an_image(chat_server, make):
-    chat_server.answer = _numbered
-    judged = coverage(make(at_once=1), DESCRIPTIONS, CAPTIONS, "captions")
-    covered = [[0, 1, 0, 0, 0], [1, 1, 1, 0, 0], [0, 0, 0]]
-    assert [one["covered"] for one in judged] == covered
-    found = score(judged, "captions")
-    assert found["score"] == pytest.approx(4 / 3)
-    assert found["interval"] == ratio_interval([1, 3, 0], [1, 1, 1])
-    assert (found["images"], found["images_with_fewer_captions"], found["unparsable"]) == (3, 1, [])
-    asked = [_words(request) for request in chat_server.requests]
-    assert asked == [(DESCRIPTIONS[key].lower(), CAPTIONS[key][:5]) for key in DESCRIPTIONS]
-
-
-def test_objects_protocol_is_the_share_that_covers_the_first_caption(chat_server, make):
-    chat_server.answer = lambda request: "Yes." if _words(request)[1][0] in _words(request)[0] else "No."
-    judged = coverage(make(), DESCRIPTIONS, CAPTIONS, "objects")
-    assert [one["covered"] for one in judged] == [[False], [True], [False]]
-    found = score(judged, "objects")
-    assert (found["score"], found["interval"], found["covered"]) == (1 / 3, wilson(1, 3), 1)
-
-
-@pytest.mark.parametrize("protocol", ["captions", "objects"])
-def test_answers_that_cannot_be_read_are_left_out_and_named(chat_server, make, protocol):
-    chat_server.answer = lambda request: "Well ..." if "bus and" in request["messages"][-1]["content"] else "no\n" * 5
-    captions = {key: [*own, "more", "still more"][:5] for key, own in CAPTIONS.items()}
-    found = score(coverage(make(), DESCRIPTIONS, captions, protocol), protocol)
-    assert (found["score"], found["images"], found["unparsable"]) == (0, 2, ["2"])
-    chat_server.answer = lambda request: "Well ..."
-    found = score(coverage(make("other.jsonl"), DESCRIPTIONS, captions, protocol), protocol)
-    assert (found["score"], found["interval"], found["unparsable"]) == (None, None, ["1", "2", "3"])
-
-
-def test_image_without_captions_is_named_before_the_judge_is_asked(chat_server, make):
-    with pytest.raises(SampleError, match="1 images have no captions, such as 3"):
-        coverage(make(), DESCRIPTIONS, {**CAPTIONS, "3": []}, "captions")
-    assert chat_server.requests == []
+@pytest.mark.parametrize("says", THREE_LINES)
+def test_three_lines(says):
+    wanted = list(says) if says else None
+    assert {text: yes_no_lines(text, 3) for text in THREE_LINES[says]} == dict.fromkeys(THREE_LINES[says], wanted)
+    assert yes_no_lines("1. yes", 1) == yes_no_lines("Yes", 1) == [True]

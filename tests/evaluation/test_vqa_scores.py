@@ -10,7 +10,7 @@ from minigpt4.common.errors import SampleError
 from minigpt4.evaluation import vqa_scores
 from minigpt4.evaluation.vqa import BENCHMARKS
 from minigpt4.evaluation.vqa_data import VqaQuestion
-from minigpt4.evaluation.vqa_scores import GQA_ANSWERS, auroc, gqa, gqa_matches, pick
+from minigpt4.evaluation.vqa_scores import auroc, gqa, gqa_matches, pick
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "vqa_cases.json").read_text())
 NAMES = {"official": "official", "minigpt4": "minigpt4_okvqa", "lavis": "lavis", "lmms": "evalai"}
@@ -20,9 +20,8 @@ NAMES = {"official": "official", "minigpt4": "minigpt4_okvqa", "lavis": "lavis",
 # VQA rules
 
 
-@pytest.mark.parametrize("rule", sorted({case["rule"] for case in CASES["normalisation"]}))
-def test_texts_are_normalised_as_by_the_official_code(rule):
-    for case in (case for case in CASES["normalisation"] if case["rule"] == rule):
+def test_texts_are_normalised_as_by_the_official_code():
+    for case in CASES["normalisation"]:
         text = case["input"]
         assert vqa_scores.without_signs(vqa_scores.one_line(text)) == case["after_punctuation"], text
         assert vqa_scores.normalised(text) == case["normalised"], text
@@ -47,17 +46,8 @@ def test_vqa_scores_of_each_code(scorer):
     case = CASES["vqa"]
     said = {one["question_id"]: one["answer"] for one in case["predictions"]}
     found, wanted = scores("vqav2", scorer, said, case["annotations"]["annotations"]), case["expected"][NAMES[scorer]]
-    wrong = {
-        key: (case["pins"][key], own) for key, own in found.items() if wanted["per_question"][key] != round(own, 2)
-    }
-    assert not wrong
+    assert {key: round(own, 2) for key, own in found.items()} == wanted["per_question"]
     assert round(np.mean(list(found.values())), 10) == wanted["overall_10_digits"]
-    for kind in ("answer_type", "question_type"):
-        if f"per_{kind}" in wanted:
-            own = {}
-            for one in case["annotations"]["annotations"]:
-                own.setdefault(one[kind], []).append(found[str(one["question_id"])])
-            assert {value: round(np.mean(group), 2) for value, group in own.items()} == wanted[f"per_{kind}"]
 
 
 @pytest.mark.parametrize("scorer", ["official", "minigpt4"])
@@ -94,36 +84,13 @@ def test_of_equal_choices_the_first_is_taken():
     assert (pick([[0.5, 0.1], [0.5, 0.1]]), pick([[0.5, 0.5], [0.5]], "mean")) == (0, 0)
 
 
-# GQA
-
-FIGURES = ("accuracy", "binary", "open", "consistency", "validity", "plausibility", "distribution")
-
-
-def gqa_predictions(scorer: str = "official") -> dict[str, str]:
-    clean = GQA_ANSWERS[scorer]
-    return {one["questionId"]: clean(one["prediction"]) for one in CASES["gqa"]["predictions"]}
-
-
-@pytest.mark.parametrize(("name", "scorer"), [("official", "official"), ("official_after_llava_cleaning", "llava")])
-def test_gqa_figures(name, scorer):
-    case = CASES["gqa"]
-    wanted, found = case["expected"][name], gqa(gqa_predictions(scorer), case["questions"], case["choices"])
-    figures = {key: found[key] if key == "distribution" else 100 * found[key] for key in FIGURES}
-    assert {key: round(own, 2) for key, own in figures.items()} == {key: wanted[key] for key in FIGURES}
-    for ours, theirs in (
-        ("structural", "structural type"),
-        ("semantic", "semantic type"),
-        ("steps", "steps number"),
-        ("words", "words number"),
-    ):
-        if f"Accuracy / {theirs}" in wanted:
-            group = {str(value): [round(100 * mean, 2), n] for value, (mean, n) in found["groups"][ours].items()}
-            assert group == wanted[f"Accuracy / {theirs}"]
+# GQA; its figures are those of eval_vqa.py's test
 
 
 def test_gqa_without_choices_and_unbalanced_questions():
     case = CASES["gqa"]
-    balanced = {key: text for key, text in gqa_predictions().items() if case["questions"][key]["isBalanced"]}
+    said = {one["questionId"]: one["prediction"] for one in case["predictions"]}
+    balanced = {key: text for key, text in said.items() if case["questions"][key]["isBalanced"]}
     found = gqa(balanced, case["questions"])
     assert (found["accuracy"], found["consistency"], found["validity"]) == (0.52, None, None)
     del balanced["1001"]

@@ -19,14 +19,11 @@ ENDINGS = {
     "'s": "he how somebody someone that there what when where who why",
     "'ll": "how it somebody someone something they what who why you",
     "'re": "there they what why you",
+    "'d've": "he it she somebody someone something there they we who you",
 }
 WHOLE = [f"{stem}{ending}" for ending, stems in ENDINGS.items() for stem in stems.split()]
 WHOLE += ["ma'am", "o'clock", "'twas", "y'all", "y'all'll", "y'all'd've", "'ow's'at"]
 WHOLE += [f"{stem}n't've" for stem in ["could", "had", "might", "should", "would"]]
-WHOLE += [
-    f"{stem}'d've"
-    for stem in ["he", "it", "she", "somebody", "someone", "something", "there", "they", "we", "who", "you"]
-]
 WRITTEN = {"somebody'd": "somebodyd"}
 for whole in WHOLE:
     places = [found.start() for found in re.finditer("'", whole)]
@@ -45,9 +42,8 @@ def unsigned(text: str) -> str:
     """One pass over the signs; then one over the periods, with a count of those that went."""
     pairs = list(zip(text, text[1:], strict=False))
     beside_blank = {a for a, b in pairs if b == " "} | {b for a, b in pairs if a == " "}
-    number = any(
-        b == "," and a.isdecimal() and c.isdecimal() for a, b, c in zip(text, text[1:], text[2:], strict=False)
-    )
+    threes = zip(text, text[1:], text[2:], strict=False)
+    number = any(b == "," and a.isdecimal() and c.isdecimal() for a, b, c in threes)
     kept = [sign if sign not in GOES else "" if number or sign in beside_blank else " " for sign in text]
     text, gone, out = "".join(kept), 0, []
     for place, sign in enumerate(text):
@@ -82,43 +78,11 @@ def evalai(text: str) -> str:
 
 # Generated answers
 
-PIECES = [
-    *(
-        "dog",
-        "Dog",
-        "two",
-        "Two",
-        "none",
-        "ten",
-        "eleven",
-        "a",
-        "the",
-        "An",
-        "yes",
-        "no",
-        "Yes.",
-        "unanswerable",
-        "tea",
-    ),
-    *(
-        "3.5",
-        ".5",
-        "10,000",
-        "1,5",
-        "3.",
-        "a.m.",
-        "no.5",
-        "dog.cat",
-        "U.S.A.",
-        "\u0663,\u0664",
-        "caf\u00e9",
-        "#1",
-        "50%",
-    ),
-    *("dont", "cant", "im", "let's", "lets", "dog's", "somebody'd", "yall'd've", "y'alld've", "ow's'at", "<unk>"),
-    *WHOLE,
-    *WRITTEN,
-]
+WORDS = """
+dog Dog two Two none ten eleven a the An yes no Yes. unanswerable tea 3.5 .5 10,000 1,5 3. a.m. no.5 dog.cat U.S.A.
+\u0663,\u0664 caf\u00e9 #1 50% dont cant im let's lets dog's somebody'd yall'd've y'alld've ow's'at <unk>
+"""
+PIECES = [*WORDS.split(), *WHOLE, *WRITTEN]
 JOINTS = [" ", " ", " ", "  ", "", "\n", "\t", "\r", "\u00a0", "_", *GOES, " - ", ", ", "? ", "/", "...", ". "]
 
 
