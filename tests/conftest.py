@@ -330,12 +330,12 @@ def build_llava(llava_section) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def write_recipe() -> Callable[..., Path]:
-    """`write_recipe(folder, section, **run)`: a YAML file with this `model:` and no data."""
+    """`write_recipe(folder, section, **run)`: a YAML file with this `model:`, and no data unless it is given."""
 
-    def write(folder: Path, section: dict[str, Any], **run: Any) -> Path:
+    def write(folder: Path, section: dict[str, Any], datasets: dict[str, Any] | None = None, **run: Any) -> Path:
         import yaml
 
-        content = {"model": section, "datasets": {}, "run": {"task": "image_text_pretrain", **run}}
+        content = {"model": section, "datasets": datasets or {}, "run": {"task": "image_text_pretrain", **run}}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(content))
         return folder / "recipe.yaml"

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from omegaconf import OmegaConf
 from PIL import Image
 
@@ -33,28 +32,19 @@ from minigpt4.processors import *  # noqa: F403
 GREEDY = {"do_sample": False, "repetition_penalty": 1.0, "max_new_tokens": 8}
 PARITY = Path(__file__).parents[1] / "data" / "parity"
 GOLDEN = json.loads((PARITY / "golden.json").read_text())["chat"]
+FILES = sorted((PARITY / "images").glob("img*.png"))
 TEMPLATES = {"vicuna0": CONV_VISION_Vicuna0, "llama2": CONV_VISION_LLama2}
 QUESTIONS = ("What is the weather like in this picture?", "Are there any people, and what are they doing?")
 FIRST_ANSWER = "It is a sunny day with a few clouds."
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread(one_thread):
-    """For all tests here."""
+PROCESSOR = {"vis_processor": {"train": {"name": "blip2_image_eval", "image_size": 56}}}
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def args(tiny_section, tmp_path_factory):
+def args(tiny_section, write_recipe, tmp_path_factory):
     """The published command line of a tiny model."""
     model = tiny_section(arch="minigpt4", model_type="pretrain_vicuna0", end_sym="###")
-    processor = {"train": {"name": "blip2_image_eval", "image_size": 56}}
-    content = {
-        "model": model,
-        "datasets": {"cc_sbu_align": {"vis_processor": processor}},
-        "run": {"task": "image_text_pretrain"},
-    }
-    path = tmp_path_factory.mktemp("published") / "eval.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path = write_recipe(tmp_path_factory.mktemp("published"), model, {"cc_sbu_align": PROCESSOR})
     return Namespace(cfg_path=str(path), options=None, gpu_id=0)
 
 
@@ -76,16 +66,11 @@ def chat(loaded):
     return Chat(*loaded, device="cuda:0")
 
 
-@pytest.fixture(scope="module")
-def files():
-    return sorted((PARITY / "images").glob("img*.png"))
-
-
 @pytest.fixture
-def shown(chat, files):
+def shown(chat):
     """A conversation in which an image was shown, and its embeddings."""
     conv, img_list = CONV_VISION_Vicuna0.copy(), []
-    assert chat.upload_img(str(files[0]), conv, img_list) == "Received."
+    assert chat.upload_img(str(FILES[0]), conv, img_list) == "Received."
     chat.encode_img(img_list)
     return conv, img_list
 
@@ -93,10 +78,10 @@ def shown(chat, files):
 # The published way gives the answers of `conversation.chat.Chat`
 
 
-def test_answers_about_one_and_two_images_are_those_of_our_chat_with_beams_too(loaded, chat, files, shown):
+def test_answers_about_one_and_two_images_are_those_of_our_chat_with_beams_too(loaded, chat, shown):
     ours, (conv, img_list) = own.Chat(Engine(*loaded)), shown
-    ours.show(Image.open(files[0]))
-    for file, text, beams in [(None, "What is this?", 1), (files[1], "Is this alike?", 1), (None, "Why?", 3)]:
+    ours.show(Image.open(FILES[0]))
+    for file, text, beams in [(None, "What is this?", 1), (FILES[1], "Is this alike?", 1), (None, "Why?", 3)]:
         if file is not None:
             ours.show(Image.open(file))
             chat.upload_img(file, conv, img_list)
@@ -110,10 +95,10 @@ def test_answers_about_one_and_two_images_are_those_of_our_chat_with_beams_too(l
     assert CONV_VISION_Vicuna0.messages == []
 
 
-def test_images_may_be_paths_pictures_or_pixels_and_stay_where_they_are_embedded(loaded, chat, files):
-    pixels = loaded[1](Image.open(files[0]))
+def test_images_may_be_paths_pictures_or_pixels_and_stay_where_they_are_embedded(loaded, chat):
+    pixels = loaded[1](Image.open(FILES[0]))
     img_list = []
-    for image in (str(files[0]), Image.open(files[0]), pixels, pixels[None]):
+    for image in (str(FILES[0]), Image.open(FILES[0]), pixels, pixels[None]):
         chat.upload_img(image, CONV_VISION_Vicuna0.copy(), img_list)
     chat.encode_img(img_list)
     before = list(img_list)
@@ -201,17 +186,14 @@ def test_criterion_of_somebody_else_ends_an_answer(chat):
 
 
 @pytest.fixture(scope="module")
-def vlmevalkit(tiny_section, tmp_path_factory):
+def vlmevalkit(tiny_section, write_recipe, tmp_path_factory):
     """The published 7B evaluation file with tiny weights."""
     own = {key: value for key, value in tiny_section().items() if key not in ("llm_precision", "truncate_end_sym")}
     model = {"arch": "minigpt4", "model_type": "pretrain_vicuna_7b", "max_txt_len": 160, "end_sym": "###"} | own
     model |= {"low_resource": False, "prompt_template": "###Human: {} ###Assistant: ", "prompt": ""}
     model |= {"drop_path_rate": 0, "use_grad_checkpoint": False, "freeze_vit": True, "freeze_qformer": True}
-    processors = {"vis_processor": {"train": {"name": "blip2_image_eval", "image_size": 56}}}
-    processors |= {"text_processor": {"train": {"name": "blip_caption"}}}
-    path = tmp_path_factory.mktemp("vlmevalkit") / "minigpt4_7b_eval.yaml"
-    content = {"model": model, "datasets": {"cc_sbu_align": processors}, "run": {"task": "image_text_pretrain"}}
-    path.write_text(yaml.safe_dump(content))
+    processors = PROCESSOR | {"text_processor": {"train": {"name": "blip_caption"}}}
+    path = write_recipe(tmp_path_factory.mktemp("vlmevalkit"), model, {"cc_sbu_align": processors})
     cfg = OmegaConf.load(path)
     cfg.model.device_8bit = 0
     loaded = registry.get_model_class(cfg.model.arch).from_config(cfg.model).to("cpu").eval()
@@ -230,13 +212,13 @@ def asked_by_vlmevalkit(chat, file, question):
 
 
 @pytest.mark.parametrize("beams", [1, 5])
-def test_vlmevalkit_gets_the_answers_of_our_pipeline(vlmevalkit, files, beams):
+def test_vlmevalkit_gets_the_answers_of_our_pipeline(vlmevalkit, beams):
     path, chat = vlmevalkit
     known = path.with_name("published.yaml")  # that name is VLMEvalKit's own
     known.write_text(path.read_text().replace("pretrain_vicuna_7b", "pretrain_vicuna0"))
     ours, how = pipeline(known).chat(), {"num_beams": beams, "length_penalty": -1 if beams > 1 else 1.0}
-    ours.show(Image.open(files[0]))
-    conv, img_list = asked_by_vlmevalkit(chat, files[0], "What is this?")
+    ours.show(Image.open(FILES[0]))
+    conv, img_list = asked_by_vlmevalkit(chat, FILES[0], "What is this?")
     with torch.inference_mode():
         asked = {"max_new_tokens": 12, "min_length": 1, "top_p": 0.9, "repetition_penalty": 1.0, "temperature": 1.0}
         prepared = chat.answer_prepare(conv, img_list, **asked, **how, max_length=2000)
@@ -248,8 +230,8 @@ def test_vlmevalkit_gets_the_answers_of_our_pipeline(vlmevalkit, files, beams):
     assert said == ours.ask("What is this?", Decoding(max_new_tokens=12, **how))
 
 
-def test_vlmevalkit_of_today_takes_the_published_answer(vlmevalkit, files):
-    conv, img_list = asked_by_vlmevalkit(vlmevalkit[1], files[0], "What is this?")
+def test_vlmevalkit_of_today_takes_the_published_answer(vlmevalkit):
+    conv, img_list = asked_by_vlmevalkit(vlmevalkit[1], FILES[0], "What is this?")
     with torch.inference_mode():
         said = vlmevalkit[1].answer(conv=conv, img_list=img_list)[0]
     assert said
@@ -259,21 +241,18 @@ def test_vlmevalkit_of_today_takes_the_published_answer(vlmevalkit, files):
 # Evaluation scripts
 
 
-def test_evaluation_script_loads_prepares_and_generates(args, loaded, files):
+def test_evaluation_script_loads_prepares_and_generates(args, loaded):
     argv = ["--cfg-path", args.cfg_path, "--name", "tiny", "--eval_opt", "all", "--batch_size", "2"]
     given = eval_parser().parse_args([*argv, "--options", "model.max_txt_len=32"])
     model, processor = init_model(given)
     assert (model.max_txt_len, given.max_new_tokens, given.batch_size) == (32, 10, 2)
-    images = torch.stack([processor(Image.open(file)) for file in files[:2]])
+    images = torch.stack([processor(Image.open(file)) for file in FILES[:2]])
     texts = prepare_texts(["What is this?", "Why?"], CONV_VISION_Vicuna0.copy())
     system = CONV_VISION_Vicuna0.system
     assert texts[1] == f"{system}###Human: <Img><ImageHere></Img> Why?###Assistant: "
     answers = model.generate(images, texts, max_new_tokens=given.max_new_tokens, do_sample=False)
     assert answers == loaded[0].generate(images, texts, max_new_tokens=10)
-
-
-def test_checkpoint_of_the_command_line_goes_over_that_of_the_file(args, tmp_path):
-    given = eval_parser().parse_args(["--cfg-path", args.cfg_path, "--ckpt", str(tmp_path / "other.pth")])
+    given = eval_parser().parse_args([*argv, "--ckpt", "other.pth"])  # goes over that of the file
     with pytest.raises((ConfigError, WeightsError), match=r"other\.pth"):
         init_model(given)
 
@@ -302,13 +281,10 @@ tasks.image_text_pretrain ImageTextPretrainTask
 """
 
 
-@pytest.mark.parametrize("line", NAMES.strip().splitlines())
-def test_published_names_import(line):
-    module, *names = line.split()
-    found = importlib.import_module(f"minigpt4.{module}")
-    assert [name for name in names if not hasattr(found, name)] == []
-
-
-@pytest.mark.parametrize("package", ["datasets.builders", "models", "processors", "runners", "tasks"])
-def test_everything_of_a_published_package_imports(package):
-    exec(f"from minigpt4.{package} import *", {})
+def test_published_names_import():
+    for line in NAMES.strip().splitlines():
+        module, *names = line.split()
+        found = importlib.import_module(f"minigpt4.{module}")
+        assert [name for name in names if not hasattr(found, name)] == [], module
+    for package in ("datasets.builders", "models", "processors", "runners", "tasks"):
+        exec(f"from minigpt4.{package} import *", {})

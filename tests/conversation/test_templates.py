@@ -1,19 +1,14 @@
 """Conversations and their templates: the published ones to the letter, that of training, those of tokenizers."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, models, processors
 from transformers import PreTrainedTokenizerFast
 
-import minigpt4
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.conversation import (
     IMAGE_MESSAGE,
-    CONV_VISION_LLama2,
     CONV_VISION_minigptv2,
     CONV_VISION_Vicuna0,
     Conversation,
@@ -39,6 +34,14 @@ def talk(conversation, *said):
     return conversation
 
 
+def prompts_after(conversation, *steps):
+    prompts = []
+    for step in steps:
+        step()
+        prompts.append(conversation.get_prompt())
+    return prompts
+
+
 def texts(conversation):
     return [text for _, text in conversation.messages]
 
@@ -56,16 +59,14 @@ def test_chat_meets_the_reference(golden, name):
     expected, conversation = golden["chat"][name], get_template(name)
     parts = (conversation.system, list(conversation.roles), conversation.sep, conversation.sep_style.name)
     assert parts == tuple(expected[key] for key in ("system", "roles", "sep", "sep_style"))
-    prompts = []
-    for step in (
+    prompts = prompts_after(
+        conversation,
         conversation.add_image,
         lambda: conversation.ask(QUESTIONS[0]),
         conversation.open_answer,
         lambda: (conversation.fill_answer(FIRST_ANSWER), conversation.ask(QUESTIONS[1])),
         conversation.open_answer,
-    ):
-        step()
-        prompts.append(conversation.get_prompt())
+    )
     names = ("after_upload", "after_ask1", "turn1", "after_ask2", "turn2")
     assert prompts == [expected[f"prompt_{name}"] for name in names]
     conversation.fill_answer(expected["answer"]["text"])
@@ -79,7 +80,8 @@ def test_prompts_without_a_model_meet_the_reference(golden, name):
     section = golden["chat"]["string_only"]
     expected = {entry["template"]: entry["prompts"] for entry in section["templates"]}[name]
     conversation = get_template(name)
-    steps = [
+    prompts = prompts_after(
+        conversation,
         lambda: None,
         lambda: conversation.ask("No image yet."),
         conversation.open_answer,
@@ -88,11 +90,7 @@ def test_prompts_without_a_model_meet_the_reference(golden, name):
         conversation.add_image,
         lambda: conversation.ask("And now?"),
         lambda: conversation.ask("And again?"),
-    ]
-    prompts = []
-    for step in steps:
-        step()
-        prompts.append(conversation.get_prompt())
+    )
     assert prompts == expected
 
 
@@ -108,31 +106,14 @@ def test_two_separators_meet_the_reference_and_need_the_second(golden):
         Conversation(**parts)
 
 
-@pytest.mark.parametrize(
-    ("name", "constant", "marks"),
-    [
-        ("vicuna0", CONV_VISION_Vicuna0, ("Assistant:", "###")),
-        ("llama2", CONV_VISION_LLama2, ("[/INST]", "")),
-        ("minigptv2", CONV_VISION_minigptv2, ("[/INST]", "")),
-    ],
-)
-def test_lookup_gives_a_fresh_copy_of_the_published_constant(name, constant, marks):
-    found = get_template(name)
-    assert found == constant
-    assert (found.answer_start, found.answer_end) == marks
-    found.ask("Hello?")
-    assert constant.messages == get_template(name).messages == []
-
-
-def test_unknown_template_lists_the_names():
+def test_lookup_gives_a_fresh_copy_and_names_what_there_is():
+    for name, constant in {"vicuna0": CONV_VISION_Vicuna0, "minigptv2": CONV_VISION_minigptv2}.items():
+        found = get_template(name)
+        assert found == constant
+        found.ask("Hello?")
+        assert constant.messages == get_template(name).messages == []
     with pytest.raises(ConfigError, match=r"'vicuna'; did you mean 'vicuna0'\? Known: llama2, minigptv2, vicuna0"):
         get_template("vicuna")
-
-
-def test_importing_the_package_needs_neither_torch_nor_transformers():
-    code = "import sys, minigpt4.conversation; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
-    root = Path(minigpt4.__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 
 # What is said
@@ -165,43 +146,22 @@ def test_a_copy_goes_on_independently(template):
     assert (texts(template), texts(twin)) == (["Why?", None, "And?", None], ["Why?", "So."])
 
 
-def test_a_system_text_replaces_that_of_the_template():
-    chat = get_template("vicuna0")
-    chat.set_system("Be brief.")
-    assert talk(chat, "Hello").get_prompt() == "Be brief.###Human: Hello###Assistant: "
-    assert get_template("vicuna0").system.startswith("Give the following image")
-
-
-def test_an_image_placeholder_in_a_text_is_refused_and_leaves_the_chat_alone():
+def test_what_cannot_be_said_leaves_the_chat_alone():
     chat = get_template("vicuna0")
     for say in (chat.ask, chat.set_system):
         with pytest.raises(SampleError, match="must not hold <ImageHere>"):
             say("What is <ImageHere>?")
-    assert chat == get_template("vicuna0")
-
-
-@pytest.mark.parametrize("said", [[], ["Hello?"]])
-def test_filling_an_answer_nobody_opened_is_an_error(said):
-    conversation = get_template("vicuna0")
-    for text in said:
-        conversation.ask(text)
     with pytest.raises(ValueError, match="call open_answer"):
-        conversation.fill_answer("Hi.")
+        chat.fill_answer("Hi.")
+    assert chat == get_template("vicuna0")
 
 
 # The template of training
 
 
-@pytest.mark.parametrize(
-    ("template", "said", "prompt"),
-    [
-        (VICUNA, ("Hello", "Hi.", "Who?"), "###Human: Hello ###Assistant: Hi.######Human: Who? ###Assistant: "),
-        (VICUNA, ("{x}", "{}"), "###Human: {x} ###Assistant: {}###"),
-        ("", ("Hello",), "Hello"),
-    ],
-)
-def test_a_question_follows_the_ended_answer_and_braces_stay(template, said, prompt):
-    assert talk(TemplateConversation(template, "###"), *said).get_prompt() == prompt
+def test_braces_stay_and_a_template_may_be_empty():
+    assert talk(TemplateConversation(VICUNA, "###"), "{x}", "{}").get_prompt() == "###Human: {x} ###Assistant: {}###"
+    assert talk(TemplateConversation("", "###"), "Hello").get_prompt() == "Hello"
 
 
 def test_a_system_text_begins_the_first_instruction_only_also_when_the_oldest_turn_goes():
@@ -217,7 +177,7 @@ def test_a_system_text_begins_the_first_instruction_only_also_when_the_oldest_tu
 
 
 def turns(conversation, count, images=(0,)):
-    """A conversation with one image before each of the turns `images`, whose last question is open."""
+    """With one image before each of the turns `images`, whose last question is open."""
     for turn in range(count):
         if turn in images:
             conversation.add_image()
@@ -225,7 +185,7 @@ def turns(conversation, count, images=(0,)):
     return conversation
 
 
-def test_one_position_less_drops_the_oldest_turn_and_keeps_its_image(template):
+def test_one_position_less_drops_the_oldest_turn_and_keeps_all_images(template):
     whole = turns(template, 3)
     room = len(whole.get_prompt()) + 10
     fitted, dropped = whole.fit(len, 10, room)
@@ -233,9 +193,6 @@ def test_one_position_less_drops_the_oldest_turn_and_keeps_its_image(template):
     fitted, dropped = whole.fit(len, 10, room - 1)
     assert (texts(fitted), dropped) == ([f"{IMAGE_MESSAGE} question 1", "answer 1", "question 2", None], 1)
     assert len(whole.messages) == 6
-
-
-def test_all_images_stay_in_their_order_before_the_turns_that_stay():
     fitted = turns(get_template("vicuna0"), 4, images=(0, 1, 3)).without_oldest(3)
     assert texts(fitted) == [IMAGE_MESSAGE, IMAGE_MESSAGE, f"{IMAGE_MESSAGE} question 3", None]
 
@@ -246,11 +203,8 @@ def test_no_more_turns_go_than_must_and_few_prompts_are_tried(template):
     fitted, dropped = whole.fit(lambda prompt: asked.append(1) or len(prompt), 0, room)
     assert (dropped, len(fitted.get_prompt())) == (150, room)
     assert len(asked) < 12
-
-
-def test_a_last_question_that_is_too_long_by_itself_is_an_error_with_the_numbers(template):
     with pytest.raises(SampleError, match=r"may take 7, but this LLM reads 20 in all"):
-        turns(template, 3).fit(len, 7, 20)
+        whole.fit(len, 7, 20)
 
 
 # Taking back the last question
@@ -265,11 +219,8 @@ def test_taking_back_removes_one_turn_at_a_time_and_keeps_images(template):
     whole.add_image()
     assert whole.take_back() == "Which colour?"
     assert texts(whole) == [IMAGE_MESSAGE, IMAGE_MESSAGE]
-
-
-def test_a_question_about_tags_is_given_back_whole(template):
-    template.ask("What does </Img> mean?")
-    assert template.take_back() == "What does </Img> mean?"
+    whole.ask("What does </Img> mean?")
+    assert whole.take_back() == "What does </Img> mean?"
 
 
 # The chat template of a tokenizer, in ChatML's manner and in LLaMA-2's

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
 from minigpt4.inference.pipeline import Pipeline, pipeline
 
@@ -20,16 +19,14 @@ def _one_thread(one_thread):
 
 
 @pytest.fixture(scope="session")
-def write_config(tiny_section) -> Callable[..., Path]:
+def write_config(tiny_section, write_recipe) -> Callable[..., Path]:
     """`write_config(folder, ckpt=None)`: a YAML file whose `model:` has these changes."""
 
     def write(folder: Path, **changes: Any) -> Path:
         published = {"arch": "minigpt4", "model_type": "pretrain_vicuna0", "prompt_template": TEMPLATE}
+        generation = {"prompt": PROMPT, "max_new_tokens": 6}
         section = tiny_section(**published, end_sym="###") | changes
-        run = {"num_workers": 0, "device": "cpu", "generation": {"prompt": PROMPT, "max_new_tokens": 6}}
-        file = folder / "tiny.yaml"
-        file.write_text(yaml.safe_dump({"model": section, "datasets": {}, "run": run}))
-        return file
+        return write_recipe(folder, section, num_workers=0, device="cpu", generation=generation)
 
     return write
 

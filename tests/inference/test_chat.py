@@ -60,18 +60,6 @@ def test_an_image_stands_in_the_tags_of_training(shared_model, tmp_path, image):
     assert conversation.get_prompt() == f"USER: {image} Describe it. BOT: "
 
 
-def test_a_reader_that_stops_ends_the_generation_and_keeps_what_was_said(chat):
-    stream = chat.stream("What is this?", Decoding(max_new_tokens=1500))
-    said = next(stream)
-    stream.close()
-    chat.engine.tick()
-    assert chat.engine.num_running == 0
-    assert chat.conversation.messages[-1] == ["Assistant: ", said]
-    assert chat.reply.finish_reason == "cancelled"
-    assert chat.ask("And now?", DECODING)
-    assert len(texts(chat)) == 4
-
-
 def test_what_is_refused_leaves_the_conversation_as_it_was(chat):
     with pytest.raises(SampleError, match="nothing was asked"):
         chat.regenerate(DECODING)
@@ -86,21 +74,6 @@ def test_what_is_refused_leaves_the_conversation_as_it_was(chat):
         with pytest.raises(SampleError, match=complaint):
             list(ask())
         assert texts(chat) == before
-
-
-def test_sampling_repeats_with_its_seed(chat):
-    hot = Decoding(max_new_tokens=12, do_sample=True, temperature=5.0, top_p=1.0)
-    said = ["".join(chat.stream("Hello?", hot, 1)), *("".join(chat.regenerate(hot, seed)) for seed in (1, 2))]
-    assert said[0] == said[1] != said[2]
-
-
-def test_a_long_conversation_drops_its_oldest_turns_and_says_so(chat):
-    for _ in range(3):
-        chat.ask("Tell me more about it. " * 60, DECODING)
-    chat.ask("And now?", Decoding(max_new_tokens=400))
-    assert 0 < chat.reply.dropped_turns < 3
-    assert chat.reply.prompt_tokens + 400 <= chat.engine.model.context_length
-    assert len(texts(chat)) == 8
 
 
 def test_a_placeholder_that_the_model_says_is_not_taken_for_an_image(chat, monkeypatch):

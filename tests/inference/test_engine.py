@@ -1,8 +1,6 @@
 """The engine on the tiny model: inline, and in a thread of its own."""
 
 from dataclasses import replace
-from functools import partial
-from multiprocessing.pool import ThreadPool
 
 import pytest
 import torch
@@ -82,13 +80,6 @@ def test_requests_that_are_answered_together_get_the_answers_they_get_alone(make
     assert engine.num_running == 0
 
 
-def test_readers_in_threads_of_their_own_each_get_their_own_answer(make):
-    with make(max_rows=3) as engine, ThreadPool(12) as readers:
-        asked = [request(engine, f"{question} {n}") for n, question in enumerate(QUESTIONS * 3)]
-        said = readers.map_async(lambda each: "".join(engine.submit(each)), asked, chunksize=1).get(timeout=60)
-    assert said == [generated(engine, each) for each in asked]
-
-
 def test_no_more_answers_than_allowed_are_in_the_making_and_a_wider_search_runs_by_itself(make):
     engine = make(max_rows=4)
     replies = [engine.submit(request(engine)) for _ in range(5)]
@@ -126,25 +117,6 @@ def test_a_reply_that_is_closed_while_it_waits_is_never_begun_and_gives_its_plac
     assert "".join(running)
     assert "".join(other) == generated(engine, other.request)
     assert encoded == []
-
-
-def test_an_answer_that_takes_too_long_ends_with_an_error(make):
-    engine = make()
-    late = engine.submit(request(engine, decoding=ENDLESS, timeout=0.01))
-    with pytest.raises(TimeoutError, match=r"longer than 0.01 s"):
-        list(late)
-    engine.tick()
-    assert engine.num_running == 0
-
-
-def test_stopping_the_engine_ends_every_reply(make):
-    engine = make(max_rows=1).start()
-    replies = [engine.submit(request(engine, decoding=ENDLESS)) for _ in range(2)]
-    next(iter(replies[0]))
-    engine.stop()
-    for ask in (*(partial(list, reply) for reply in replies), lambda: engine.submit(request(engine))):
-        with pytest.raises(RunError, match="stopped"):
-            ask()
 
 
 # Faults

@@ -42,8 +42,10 @@ class HeldEngine(Engine):
     def held(self, tokens=0):
         """Inside, so many tokens are written and no more."""
         self._permits = tokens
-        yield
-        self.release()
+        try:
+            yield
+        finally:
+            self.release()
 
     def _step(self):
         with self._counting:

@@ -14,7 +14,7 @@ def test_an_ordinary_image_is_read_from_bytes_and_from_a_file(parity_dir):
     assert read_image(file.read_bytes(), Limits()).mode == "RGB"
 
 
-def test_too_many_pixels_are_refused_before_they_are_decoded(make_png):
+def test_too_many_pixels_and_bytes_are_refused_before_they_are_decoded(make_png, tmp_path):
     for side in (8000, 20000):
         with pytest.raises(TooLargeError, match="pixels"):
             read_image(make_png(side, side), Limits())
@@ -23,9 +23,6 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(make_png):
         read_image(make_png(41, 25), Limits(image_pixels=1000))
     with pytest.raises(ConfigError, match="images: 0"):  # a limit cannot be switched off
         Limits(images=0)
-
-
-def test_too_many_bytes_are_refused(tmp_path):
     (tmp_path / "big.png").write_bytes(bytes(30 << 20))
     with pytest.raises(TooLargeError, match=r"holiday: 30.0 MiB are more than 20 MiB") as error:
         read_image(tmp_path / "big.png", Limits(), "holiday")
@@ -38,20 +35,14 @@ def image_file(kind):
     return buffer.getvalue()
 
 
-BROKEN = [b"", b"GIF89a", b"<html></html>", b"\x89PNG\r\n\x1a\n"]
-
-
-def test_what_is_no_image_of_the_web_is_refused():
-    refused = [(content, "the file") for content in BROKEN] + [(image_file("JPEG")[:-40], "damaged")]
-    refused += [(image_file(kind), f"{kind} files are not taken") for kind in ("EPS", "PCX")]
-    for content, reason in refused:
+def test_images_of_the_web_are_read_and_others_refused():
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+        assert read_image(image_file(kind), Limits()).size == (64, 64)
+    refused = {b"": "the file", b"GIF89a": "the file", image_file("JPEG")[:-40]: "damaged"}
+    refused |= {image_file(kind): f"{kind} files are not taken" for kind in ("EPS", "PCX")}
+    for content, reason in refused.items():
         with pytest.raises(SampleError, match=reason):
             read_image(content, Limits())
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_images_of_the_web_are_read(kind):
-    assert read_image(image_file(kind), Limits()).size == (64, 64)
 
 
 def jpeg_of_many_scans(repeated, between=b"", tail=b""):
@@ -71,10 +62,10 @@ def test_a_jpeg_that_is_decoded_again_and_again_is_refused_before():
             read_image(jpeg_of_many_scans(100, filler), Limits())
 
 
-@pytest.mark.parametrize("path", ["/dev/zero", "/dev/stdin", "pipe", ".", "nothing", "link", "a\0b", "\udc80"])
-def test_what_is_no_regular_file_is_one_error_that_does_not_tell_why(tmp_path, parity_dir, path):
+def test_what_is_no_regular_file_is_one_error_that_does_not_tell_why(tmp_path, parity_dir):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(parity_dir / "images" / "img3_rgb.png")
-    with pytest.raises(SampleError) as error:
-        read_image(tmp_path / path, Limits())
-    assert str(error.value) == "the file: cannot be read; give it again"
+    for path in ("/dev/zero", "/dev/stdin", "pipe", ".", "nothing", "link", "a\0b", "\udc80"):
+        with pytest.raises(SampleError) as error:
+            read_image(tmp_path / path, Limits())
+        assert str(error.value) == "the file: cannot be read; give it again", path

@@ -1,20 +1,14 @@
 """The terminal, with an engine that can be held."""
 
-import importlib.util
 import io
 import os
 import signal
 import threading
-from pathlib import Path
 
 import pytest
 
 from minigpt4.conversation.chat import Chat, Decoding
 
-_SPEC = importlib.util.spec_from_file_location("demo", Path(__file__).parents[2] / "demo.py")
-demo = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(demo)
-INTERRUPTED, Terminal = demo.INTERRUPTED, demo.Terminal
 FEW = Decoding(max_new_tokens=5)
 
 
@@ -23,17 +17,21 @@ def engine(make_engine):
     return make_engine()
 
 
+@pytest.fixture(scope="module")
+def demo(load_script):
+    return load_script("demo.py")
+
+
 @pytest.fixture
-def terminal(engine):
-    engine.release()
-    return Terminal(Chat(engine), FEW)
+def terminal(demo, engine):
+    return demo.Terminal(Chat(engine), FEW)
 
 
 @pytest.fixture
 def talk(terminal, monkeypatch, capsys):
     """`talk(*lines)`: exit status, what it printed, what it said to the person."""
 
-    def talk(*lines):
+    def talk(*lines, terminal=terminal):
         monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
         status = terminal.talk()
         return status, *capsys.readouterr()
@@ -41,17 +39,12 @@ def talk(terminal, monkeypatch, capsys):
     return talk
 
 
-def test_answers_alone_are_printed_and_a_cut_one_is_said_to_be_cut(talk, engine):
-    status, out, err = talk("What is this?", "And now?")
+def test_answers_alone_are_printed_until_an_empty_line_and_a_cut_one_is_said_to_be_cut(talk, engine):
+    status, out, err = talk("What is this?", "And now?", "", "Never asked")
     chat = Chat(engine)
     assert status == 0
     assert "cut at 5 tokens" in err
     assert out == f"{chat.ask('What is this?', FEW)}\n{chat.ask('And now?', FEW)}\n"
-
-
-def test_an_empty_line_ends_the_conversation(talk, terminal):
-    talk("What is this?", "", "And now?")
-    assert len(terminal.chat.conversation.messages) == 2
 
 
 def test_commands_show_images_ask_again_and_restart(talk, terminal, engine, parity_dir):
@@ -74,7 +67,9 @@ def test_a_mistake_is_told_and_the_conversation_goes_on(talk, line, reason):
     assert out.strip()
 
 
-def test_words_are_printed_as_they_come_and_ctrl_c_ends_the_answer_alone(terminal, engine, wait_until, monkeypatch):
+def test_words_are_printed_as_they_come_and_ctrl_c_ends_the_answer_alone(
+    demo, terminal, engine, wait_until, monkeypatch
+):
     out = io.StringIO()
     monkeypatch.setattr("sys.stdout", out)
 
@@ -88,7 +83,8 @@ def test_words_are_printed_as_they_come_and_ctrl_c_ends_the_answer_alone(termina
     thread = threading.Thread(target=person)
     with engine.held():
         thread.start()
-        assert terminal.answer("Which colours?") == INTERRUPTED
+        assert terminal.answer("Which colours?") == demo.INTERRUPTED
+        engine.wait_for(running=0)
     thread.join()
     signal.signal(signal.SIGINT, before)
     said = out.getvalue()
@@ -97,13 +93,10 @@ def test_words_are_printed_as_they_come_and_ctrl_c_ends_the_answer_alone(termina
     assert terminal.answer("And now?") == 0
 
 
-def test_each_answer_has_a_seed_of_its_own(engine, capsys):
+def test_each_answer_has_a_seed_of_its_own(demo, engine, talk):
     def said(seed):
-        terminal = Terminal(Chat(engine), Decoding(max_new_tokens=8, do_sample=True), seed)
-        for _ in range(2):
-            terminal.chat.restart()
-            terminal.answer("What is this?")
-        return capsys.readouterr().out.splitlines()
+        terminal = demo.Terminal(Chat(engine), Decoding(max_new_tokens=8, do_sample=True), seed)
+        return talk("What is this?", "/again", terminal=terminal)[1].splitlines()
 
     first, second = said(1)
     assert first != second

@@ -145,7 +145,7 @@ def test_two_hundred_turns_are_answered_without_the_oldest(server):
     answer = server.chat(messages=talk)
     assert answer.status == 200
     assert answer.json["dropped_turns"] > 50
-    assert answer.json["usage"]["prompt_tokens"] < 2048
+    assert answer.json["usage"]["prompt_tokens"] + 6 <= 2048
 
 
 def test_models_are_listed_and_described(server):
