@@ -226,47 +226,30 @@ AUTO_MAP = {
 }
 
 
-PROGRAM = """
-import sys, torch
-from minigpt4.common.errors import WeightsError
-from minigpt4.models.llm import load_llm
-from minigpt4.models.tokenizer import load_tokenizer
-for directory in sys.argv[1:]:
+@pytest.mark.parametrize("case", AUTO_MAP)
+@pytest.mark.parametrize("tokenizer", ["tokenizer.model", "tokenizer.json"])
+def test_code_of_a_directory_never_runs_and_is_never_asked_about(llm_copy, change_json, monkeypatch, case, tokenizer):
+    directory, asked = llm_copy(), []
+    (directory / "evil.py").write_text(CODE)
+    if tokenizer == "tokenizer.json":
+        (directory / "tokenizer.model").unlink()
+        shutil.copy(Path(__file__).parents[1] / "data/llama_tokenizers/tokenizer_v4.json", directory / tokenizer)
+    for name, changes in AUTO_MAP[case].items():
+        change_json(directory / name, **changes)
+    monkeypatch.setattr("builtins.input", lambda *text: asked.append(text) or "y")
     try:
         load_tokenizer(directory)
-        load_llm(directory, "fp32", torch.device("cpu"))
-        print("loaded")
+        load(directory)
+        said = "loaded"
     except WeightsError as error:
-        print("refused", str(error).partition("\\n")[0])
-"""
-
-
-def test_code_of_a_directory_never_runs_and_is_never_asked_about(llm_copy, change_json, warm, tmp_path):
-    directories = {}
-    for case, changed in AUTO_MAP.items():
-        for tokenizer in ("tokenizer.model", "tokenizer.json"):
-            directory = llm_copy(name=f"llm{len(directories)}")
-            directories[directory] = case
-            (directory / "evil.py").write_text(CODE)
-            if tokenizer == "tokenizer.json":
-                (directory / "tokenizer.model").unlink()
-                converted = Path(__file__).parent.parent / "data/llama_tokenizers/tokenizer_v4.json"
-                shutil.copy(converted, directory / tokenizer)
-            for name, changes in changed.items():
-                change_json(directory / name, **changes)
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    run = warm.script(program, *directories, cwd=tmp_path, apart=True, stdin="y\n" * 30)
-    assert run.wait() == [0], run.text()
-    said = run.out.read_text()
-    assert "[y/N]" not in said + run.text()
-    for (directory, case), line in zip(directories.items(), said.splitlines(), strict=True):
-        assert not (directory / "ran").exists()
-        if "LLaMA" in case:
-            assert line == "loaded"
-        else:
-            assert line.startswith(f"refused {'model.llama_model: ' if 'unknown' in case else ''}{directory}")
-            assert "auto_map" in line
+        said = str(error).partition("\n")[0]
+    assert not asked
+    assert not (directory / "ran").exists()
+    if "LLaMA" in case:
+        assert said == "loaded"
+    else:
+        assert said.startswith(f"{'model.llama_model: ' if 'unknown' in case else ''}{directory}")
+        assert "auto_map" in said
 
 
 def test_pickle_that_would_grow_in_memory_is_refused(llm_copy):
