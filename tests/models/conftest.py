@@ -54,6 +54,20 @@ def tokenizer(model) -> Any:
 
 
 @pytest.fixture(scope="session")
+def llava(build_llava) -> Callable[..., Any]:
+    """The same as `build_llava`, built once for the whole run; nobody changes it."""
+    built: dict[str, Any] = {}
+
+    def shared(**changes: Any) -> Any:
+        key = repr(sorted(changes.items()))
+        if key not in built:
+            built[key] = build_llava(**changes).eval()
+        return built[key]
+
+    return shared
+
+
+@pytest.fixture(scope="session")
 def llava_tensors(llava_dir) -> dict[str, Tensor]:
     """All expected tensors of the LLaVA reference, named `<section>/<case>/<name>`."""
     return {name: tensor for file in llava_dir.glob("golden_*.safetensors") for name, tensor in load_file(file).items()}

@@ -90,14 +90,11 @@ def test_several_end_tokens_of_a_chat_model_all_count(llm_copy):
     [
         (None, "has no config.json"),
         ("{not json", "config.json: "),
-        ("{}", "config.json: "),
         ({"model_type": "no_such_model"}, "config.json: "),
         ({"num_hidden_layers": 10**6}, "num_hidden_layers"),
         ({"hidden_size": 0}, "hidden_size"),
         ({"vocab_size": "many"}, "vocab_size"),
         ({"intermediate_size": 10**6}, "config.json describes more than"),
-        ({"num_attention_heads": None, "hidden_size": [96]}, "config.json: "),
-        ({"rope_scaling": "twice"}, "config.json: "),
         ({"quantization_config": {"quant_method": "gptq"}}, "(gptq)"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "model.llm_precision: int8 or nf4"),
     ],
@@ -173,17 +170,12 @@ def test_weights_without_information_fail_on_the_sanity_sentence_unless_it_is_of
     build_model(llama_model=str(directory), llm_sanity_check=False)
 
 
-def test_loss_far_above_that_of_a_trained_llm_is_warned_of(parity_dir, caplog):
+def test_loss_far_above_that_of_a_trained_llm_is_warned_of_until_it_knows_english(parity_dir, caplog):
     directory = parity_dir / "vicuna_tiny"
     model, tokenizer = load(directory), load_tokenizer(directory)
-    with caplog.at_level(logging.WARNING, logger="minigpt4.models.llm"):
-        loss = check_llm(model, tokenizer, directory)
+    loss = check_llm(model, tokenizer, directory)
     assert f"reads English with a loss of {loss:.2f} (a uniform guess has 6.24)" in caplog.text
-
-
-def test_llm_that_knows_english_is_not_warned_of(parity_dir, caplog):
-    directory = parity_dir / "vicuna_tiny"
-    model, tokenizer = load(directory), load_tokenizer(directory)
+    caplog.clear()
     ids = tokenizer(SANITY_SENTENCE, return_tensors="pt").input_ids
     optimizer = torch.optim.Adam(model.requires_grad_().parameters(), 1e-2)
     for _ in range(20):
@@ -191,7 +183,7 @@ def test_llm_that_knows_english_is_not_warned_of(parity_dir, caplog):
         optimizer.step()
         optimizer.zero_grad()
     assert check_llm(model, tokenizer, directory) < 2
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("name", ["cache", "past_key_values"])
