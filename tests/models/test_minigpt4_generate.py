@@ -13,7 +13,6 @@ from minigpt4.models.generation import Decoding, generate_ids
 ATOL = 1e-5
 GOLDEN = json.loads((Path(__file__).parents[1] / "data" / "parity" / "golden.json").read_text())
 CASES = {case["name"]: case for case in GOLDEN["generate"]["cases"]}
-CHATS = ("vicuna0", "llama2")
 PROMPT = "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
 
 
@@ -71,52 +70,31 @@ def test_answer_is_cut_before_a_stop_string_given_alone_or_in_a_list(model, pool
 # Chat
 
 
-@pytest.fixture
-def chat(request, shared_model, golden_tensors):
-    """Model, expected values and tensors of a conversation template."""
-    expected = GOLDEN["chat"][request.param]
-    tensors = {
-        name: golden_tensors[f"chat/{request.param}/{name}"]
-        for name in ("image_emb", "embs_turn1", "embs_turn2", "embs_turn2_left_cut")
-    }
-    return shared_model(has_qformer=expected["has_qformer"]), expected, tensors
-
-
-@pytest.mark.parametrize("chat", CHATS, indirect=True)
-@torch.no_grad()
-def test_image_and_contexts_of_a_chat_meet_the_reference(chat, pool, assert_near):
-    model, expected, tensors = chat
-    assert_near(model.encode_img(pool[:1])[0], tensors["image_emb"], ATOL)
-    for turn in ("turn1", "turn2"):
-        embeds = model.get_context_emb(expected[f"prompt_{turn}"], [tensors["image_emb"]])
-        assert_near(embeds, tensors[f"embs_{turn}"], ATOL)
-    assert embeds.shape[1] == expected["left_cut"]["full"]
-    assert_near(embeds[:, -expected["left_cut"]["kept"] :], tensors["embs_turn2_left_cut"], ATOL)
-
-
-def answer_ids(model, embeds, kwargs, stop=()):
-    mask = torch.ones(embeds.shape[:2], dtype=torch.long)
-    decoding = Decoding(**kwargs)
-    return generate_ids(model.llama_model, model.llama_tokenizer, embeds, mask, decoding, stop)[0].tolist()
-
-
 # Text that the ids of the reference's stop sequence have completed when they come.
-STOPS = [
-    ("vicuna0", "answer", []),
-    ("vicuna0", "answer_stop1", ["o\ufffd"]),
-    ("vicuna0", "answer_stop2", ["\ufffdter"]),
-    ("llama2", "answer", []),
-    ("llama2", "answer_stop1", ["\u0134"]),
-    ("llama2", "answer_stop2", ["\u0134\x12"]),
-]
+STOPS = {
+    "vicuna0": {"answer": [], "answer_stop1": ["o\ufffd"], "answer_stop2": ["\ufffdter"]},
+    "llama2": {"answer": [], "answer_stop1": ["\u0134"], "answer_stop2": ["\u0134\x12"]},
+}
 
 
-@pytest.mark.parametrize(("chat", "name", "stop"), STOPS, indirect=["chat"])
-def test_answer_of_a_chat_meets_the_reference_and_stops_at_the_text_of_its_stop_ids(chat, name, stop):
-    model, expected, tensors = chat
-    ids = answer_ids(model, tensors["embs_turn2"], expected["answer"]["kwargs"], stop)
-    assert ids == expected[name]["ids"]
-    assert clean_answer(model.llama_tokenizer.decode(ids, skip_special_tokens=True)) == expected[name]["text"]
+@pytest.mark.parametrize("name", STOPS)
+@torch.no_grad()
+def test_contexts_and_answers_of_a_chat_meet_the_reference(shared_model, pool, golden_tensors, assert_near, name):
+    expected = GOLDEN["chat"][name]
+    model, tensor = shared_model(has_qformer=expected["has_qformer"]), lambda key: golden_tensors[f"chat/{name}/{key}"]
+    image_emb = tensor("image_emb")
+    assert_near(model.encode_img(pool[:1])[0], image_emb, ATOL)
+    for turn in ("turn1", "turn2"):
+        embeds = model.get_context_emb(expected[f"prompt_{turn}"], [image_emb])
+        assert_near(embeds, tensor(f"embs_{turn}"), ATOL)
+    assert embeds.shape[1] == expected["left_cut"]["full"]
+    assert_near(embeds[:, -expected["left_cut"]["kept"] :], tensor("embs_turn2_left_cut"), ATOL)
+    mask, decoding = torch.ones(embeds.shape[:2], dtype=torch.long), Decoding(**expected["answer"]["kwargs"])
+    parts = (model.llama_model, model.llama_tokenizer, tensor("embs_turn2"), mask)
+    for case, stop in STOPS[name].items():
+        ids = generate_ids(*parts, decoding, stop)[0].tolist()
+        assert ids == expected[case]["ids"]
+        assert clean_answer(model.llama_tokenizer.decode(ids, skip_special_tokens=True)) == expected[case]["text"]
 
 
 # Prompts on which the reference raises
