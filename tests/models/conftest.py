@@ -1,5 +1,6 @@
 """Tiny models built from the parity files; a build takes a fraction of a second on a CPU."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -56,15 +57,7 @@ def tokenizer(model) -> Any:
 @pytest.fixture(scope="session")
 def llava(build_llava) -> Callable[..., Any]:
     """The same as `build_llava`, built once for the whole run; nobody changes it."""
-    built: dict[str, Any] = {}
-
-    def shared(**changes: Any) -> Any:
-        key = repr(sorted(changes.items()))
-        if key not in built:
-            built[key] = build_llava(**changes).eval()
-        return built[key]
-
-    return shared
+    return functools.cache(lambda **changes: build_llava(**changes).eval())
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """Conversations become the ids and masks of the LLaVA reference, and are trained where it drops them by mistake."""
 
 import copy
+import functools
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,18 +28,13 @@ IMAGE = (0, 4)
 @pytest.fixture(scope="session")
 def tokenizer_with(tmp_path_factory, llava_dir):
     """`tokenizer_with(key=value)`: the tiny tokenizer with these keys in its tokenizer_config.json."""
-    known = {}
 
+    @functools.cache
     def load(**keys):
-        name = json.dumps(keys, sort_keys=True)
-        if name not in known:
-            folder = tmp_path_factory.mktemp("llm")
-            for file in (llava_dir / "vicuna_tiny").iterdir():
-                (folder / file.name).write_bytes(file.read_bytes())
-            config = folder / "tokenizer_config.json"
-            config.write_text(json.dumps(json.loads(config.read_text()) | keys))
-            known[name] = load_tokenizer(folder, published=False)
-        return known[name]
+        folder = Path(shutil.copytree(llava_dir / "vicuna_tiny", tmp_path_factory.mktemp("llm") / "vicuna"))
+        config = folder / "tokenizer_config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | keys))
+        return load_tokenizer(folder, published=False)
 
     return load
 
