@@ -1,5 +1,6 @@
 """Tiny models built from the parity files; a build takes a fraction of a second on a CPU."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -51,6 +52,12 @@ def llm(model) -> Any:
 @pytest.fixture(scope="session")
 def tokenizer(model) -> Any:
     return model.llama_tokenizer
+
+
+@pytest.fixture(scope="session")
+def llava(build_llava) -> Callable[..., Any]:
+    """The same as `build_llava`, built once for the whole run; nobody changes it."""
+    return functools.cache(lambda **changes: build_llava(**changes).eval())
 
 
 @pytest.fixture(scope="session")

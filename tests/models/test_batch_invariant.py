@@ -1,5 +1,6 @@
 """`run.batch_invariant`: an answer and its numbers are the same to the bit in whatever company."""
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -45,14 +46,7 @@ def configure(tmp_path_factory, tiny_section, llava_section):
 @pytest.fixture(scope="module")
 def built(configure):
     """`built(arch, precision)`: the model, which nobody changes."""
-    models = {}
-
-    def build(arch="minigpt4", precision="fp32"):
-        if (arch, precision) not in models:
-            models[arch, precision] = build_model(configure(arch, precision), "cpu").eval()
-        return models[arch, precision]
-
-    return build
+    return functools.cache(lambda arch, precision: build_model(configure(arch, precision), "cpu").eval())
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +76,9 @@ def test_answers_are_the_same_in_batches_of_any_size(built, asked, arch, precisi
 
 
 def test_so_are_those_of_a_search_with_several_beams(built, asked):
-    pixels, texts = asked[0][:4], asked[1][:4]
-    together = built().generate(pixels, texts, max_new_tokens=10, num_beams=3)
-    alone = [built().generate(pixels[n : n + 1], [texts[n]], max_new_tokens=10, num_beams=3) for n in range(4)]
+    model, (pixels, texts) = built("minigpt4", "fp32"), (own[:4] for own in asked)
+    together = model.generate(pixels, texts, max_new_tokens=10, num_beams=3)
+    alone = [model.generate(pixels[n : n + 1], [texts[n]], max_new_tokens=10, num_beams=3) for n in range(4)]
     assert [[one] for one in together] == alone
 
 
@@ -152,7 +146,7 @@ def test_logits_are_the_same_to_the_bit_whoever_comes_and_goes(built, asked, pre
 
 
 def test_only_without_the_switch_sizes_of_products_depend_on_the_batch(built, asked):
-    model, (pixels, texts) = built(), asked
+    model, (pixels, texts) = built("minigpt4", "fp32"), asked
     shapes = set()
     linear = model.llama_model.get_decoder().layers[0].mlp.up_proj
     hook = linear.register_forward_pre_hook(lambda module, args: shapes.add(args[0].shape))
@@ -175,7 +169,7 @@ def test_answers_are_those_of_the_usual_way_up_to_near_ties(built, model, asked)
     pixels, texts = asked[0][:6], asked[1][:6]
     prompts = model.prompt_embeds(texts, [[own] for own in model.encode_img(pixels)[0].split(1)])
     usual = generate_ids(model.llama_model, model.llama_tokenizer, *prompts, Decoding(max_new_tokens=12))
-    own = built()
+    own = built("minigpt4", "fp32")
     assert torch.equal(generate_ids(own.llama_model, own.llama_tokenizer, *prompts, Decoding(max_new_tokens=12)), usual)
 
 

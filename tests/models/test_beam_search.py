@@ -1,4 +1,4 @@
-"""The batched search against a plain one: one row, no cache, every step computed anew, the rule written out."""
+"""The batched search against a plain one: one prompt, no cache, every step computed anew, the rule written out."""
 
 import copy
 from math import inf
@@ -50,13 +50,15 @@ def answers(llm, tokenizer, prompts, decoding):
     return [row[: row.index(EOS, 1) + 1] if EOS in row[1:] else row for row in rows]
 
 
-def next_log_probs(llm, prompt_TD, ids, decoding):
-    embeds = torch.cat([prompt_TD, llm.get_input_embeddings()(torch.tensor(ids[1:], dtype=torch.long))])
-    scores = llm(inputs_embeds=embeds[None], use_cache=False).logits[0, -1].log_softmax(dim=-1)
-    for token in set(ids):
-        scores[token] *= decoding.repetition_penalty  # log-probabilities are negative
-    if len(ids) < decoding.min_length:
-        scores[EOS] = -inf
+def next_log_probs(llm, prompt_TD, beams, decoding):
+    """Of each beam; all are as long."""
+    own = llm.get_input_embeddings()(torch.tensor([ids[1:] for ids in beams], dtype=torch.long))
+    embeds = torch.cat([prompt_TD.expand(len(beams), -1, -1), own], dim=1)
+    scores = llm(inputs_embeds=embeds, use_cache=False, logits_to_keep=1).logits[:, -1].log_softmax(dim=-1)
+    for row, ids in zip(scores, beams, strict=True):
+        row[list(set(ids))] *= decoding.repetition_penalty  # log-probabilities are negative
+        if len(ids) < decoding.min_length:
+            row[EOS] = -inf
     return scores
 
 
@@ -73,8 +75,9 @@ def plain_search(llm, prompt_TD, decoding):
 
     for generated in range(1, decoding.max_new_tokens + 1):
         candidates = []
-        for total, ids in beams:
-            top = (total + next_log_probs(llm, prompt_TD, ids, decoding)).topk(2 * size)
+        scores = next_log_probs(llm, prompt_TD, [ids for _, ids in beams], decoding)
+        for (total, ids), row in zip(beams, scores, strict=True):
+            top = (total + row).topk(2 * size)
             candidates += [(value, ids, token) for value, token in zip(*(x.tolist() for x in top), strict=True)]
         candidates = sorted(candidates, key=lambda c: c[0], reverse=True)[: 2 * size]
         for total, ids, token in candidates[:size]:
@@ -136,19 +139,13 @@ def batch_sizes(llm, tokenizer, prompts, decoding):
     return sizes
 
 
-def test_prompt_runs_once_a_row_and_done_rows_leave(short_llm, tokenizer, prompts):
-    sizes = batch_sizes(short_llm, tokenizer, prompts, Decoding(num_beams=3, max_new_tokens=24, length_penalty=0.0))
-    assert sizes[:2] == [len(prompts), 3 * len(prompts)]
-    assert sizes[1:] == sorted(sizes[1:], reverse=True)
-    assert sizes[-1] < 3 * len(prompts)
-
-
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-def test_row_is_searched_for_as_many_steps_as_in_plain_search(short_llm, tokenizer, prompts, length_penalty):
+def test_row_is_searched_for_as_many_steps_as_in_plain_search_and_leaves(short_llm, tokenizer, prompts, length_penalty):
     decoding = Decoding(num_beams=2, max_new_tokens=24, length_penalty=length_penalty)
-    expected = [plain_search(short_llm, prompt, decoding)[1] for prompt in prompts]
-    assert [len(batch_sizes(short_llm, tokenizer, [prompt], decoding)) for prompt in prompts] == expected
-    assert min(expected) < decoding.max_new_tokens
+    steps = [plain_search(short_llm, prompt, decoding)[1] for prompt in prompts]
+    rows = [sum(own >= step for own in steps) for step in range(1, max(steps) + 1)]
+    assert batch_sizes(short_llm, tokenizer, prompts, decoding) == [rows[0], *(2 * count for count in rows[1:])]
+    assert min(steps) < decoding.max_new_tokens
 
 
 class EndsAtOnce(StoppingCriteria):

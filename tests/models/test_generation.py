@@ -72,20 +72,11 @@ def test_greedy_equals_plain_greedy(llm, tokenizer, batch, repetition_penalty, m
 
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_stop_strings_end_rows_one_by_one(model, num_beams):
-    kwargs = {"num_beams": num_beams, "max_new_tokens": 16, "stop": ["a", "in", "T"]}
+    kwargs = {"num_beams": num_beams, "max_new_tokens": 16, "stop": ["a", "in", "T", "? rain"]}
     together = model.generate(None, TEXTS, **kwargs)
     assert together == [model.generate(None, [text], **kwargs)[0] for text in TEXTS]
     assert together != model.generate(None, TEXTS, num_beams=num_beams, max_new_tokens=16)
     assert not any(stop in text for text in together for stop in kwargs["stop"])
-
-
-def test_stop_across_tokens_ends_its_own_row_only(llm, tokenizer, batch):
-    """The second answer begins `2? raining`, in pieces `2`, `?` and ` raining`."""
-    decoding = Decoding(max_new_tokens=12)
-    free = generate_ids(llm, tokenizer, *batch, decoding).tolist()
-    stopped = generate_ids(llm, tokenizer, *batch, decoding, ["? rain"]).tolist()
-    assert stopped[1] == free[1][:4] + [PAD] * 9
-    assert [stopped[i] for i in (0, 2, 3)] == [free[i] for i in (0, 2, 3)]
 
 
 @pytest.mark.parametrize("text", ["###", "word###", "a# ###", "##\n###"])

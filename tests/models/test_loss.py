@@ -80,9 +80,11 @@ def test_losses_and_gradients_are_those_of_the_padded_batch(batch, attention, gr
         torch.testing.assert_close(losses(llm, batch, image_tokens, llm_prefix_cache=has_prefix), expected)
 
 
-def test_prefix_states_are_computed_once_and_the_oldest_forgotten():
-    batch = texts_of([3] * 2 * LONGEST_PREFIX, [6])
-    assert len(shared_prefix(batch, target_positions(batch))) == LONGEST_PREFIX
+def test_shared_prefixes_are_computed_once_and_the_oldest_forgotten():
+    lengths = [
+        len(shared_prefix(b, target_positions(b))) for b in (batch_of(), texts_of([3] * 2 * LONGEST_PREFIX, [6]))
+    ]
+    assert lengths == [3, LONGEST_PREFIX]
     llm, states, calls = llm_of(LlamaConfig(**SIZES)), PrefixStates(), []
     llm.base_model.register_forward_pre_hook(lambda *_: calls.append(1))
     first = states.of(llm, [BOS, 3])

@@ -1,6 +1,7 @@
 """Training batches: embeddings, masks, targets, loss and gradients are the reference's, case by case."""
 
 import copy
+import functools
 import json
 import random
 from pathlib import Path
@@ -54,14 +55,11 @@ def samples_of(case, pool):
 @pytest.fixture(scope="module")
 def results(build_model, parity_dir, pool):
     """What the model computed in a case; each case runs once each way."""
-    finished = {}
 
-    def result(name: str, way: str = "padded") -> SimpleNamespace:
-        if (name, way) not in finished:
-            case = next(case for case in GOLDEN["cases"] if case["name"] == name)
-            model = build_model(**section_of(case, parity_dir), **WAYS[way]).train()
-            finished[name, way] = run_case(model, case, pool)
-        return finished[name, way]
+    @functools.cache
+    def result(name: str, way: str) -> SimpleNamespace:
+        case = next(case for case in GOLDEN["cases"] if case["name"] == name)
+        return run_case(build_model(**section_of(case, parity_dir), **WAYS[way]).train(), case, pool)
 
     return result
 
@@ -92,7 +90,7 @@ def run_case(model, case, pool) -> SimpleNamespace:
 
 @pytest.mark.parametrize("name", CASES)
 def test_embeddings_mask_targets_and_logits_meet_the_reference(results, golden_tensors, assert_near, name):
-    result, expected = results(name), f"forward/{name}"
+    result, expected = results(name, "padded"), f"forward/{name}"
     assert_near(result.embeds, golden_tensors[f"{expected}/inputs_embeds"], EMBEDS_ATOL)
     assert torch.equal(result.mask, golden_tensors[f"{expected}/attention_mask"])
     assert torch.equal(result.targets, golden_tensors[f"{expected}/targets"])
@@ -102,7 +100,7 @@ def test_embeddings_mask_targets_and_logits_meet_the_reference(results, golden_t
 
 
 def test_features_of_several_images_a_sample_give_the_loss_of_their_pixels(results, pool):
-    result = results("image_train_length")
+    result = results("image_train_length", "padded")
     samples = samples_of(result.case, pool)
     image = CachedBatch("", result.model.image_features(samples["image"]), [], [], torch.empty(0))
     cached = FeatureEncoder(result.model).complete_batch({**samples, "image": image})
@@ -154,23 +152,11 @@ def test_prompts_are_drawn_in_the_order_of_the_reference(build_model, parity_dir
     drawn = [int(choice[1:]) for choice in GOLDEN["python_random_seed42_choice_of_4"]]
     random.seed(42)
     model = build_model(prompt_path=str(parity_dir / "prompts_tiny.txt"))  # the constructor draws the first
-    ends = [ids_after_image(model, prompt) for prompt in model.prompt_list]
-    samples = {"image": pool[:2], "answer": ["a", "b"]}
-    used = []
-    for _ in drawn[1:]:
-        batch, _ = model.training_batch(read_samples(samples))
-        rows = [[end for end in ends if contains(row, end)] for row in batch.ids_BT.tolist()]
-        assert rows[0] == rows[1]  # one prompt for the whole batch
-        used.append(ends.index(rows[0][0]))
-    assert used == drawn[1:]
-
-
-def ids_after_image(model, prompt):
-    return model.llama_tokenizer(prompt.split("<ImageHere>")[1], add_special_tokens=False)["input_ids"]
-
-
-def contains(row, part):
-    return any(row[start : start + len(part)] == part for start in range(len(row)))
+    ends = [prompt.split("<ImageHere>")[1] for prompt in model.prompt_list]
+    for number in drawn[1:]:
+        batch, _ = model.training_batch(read_samples({"image": pool[:2], "answer": ["a", "b"]}))
+        for text in model.llama_tokenizer.batch_decode(batch.ids_BT):  # one prompt for the whole batch
+            assert [end in text for end in ends] == [index == number for index in range(len(ends))]
 
 
 # Candidates

@@ -71,31 +71,6 @@ def test_image_of_another_shape_is_refused_with_the_one_expected(model, shape):
     assert "expected (B, 3, 56, 56) or (B, n, 3, 56, 56) from model.image_size: 56" in text
 
 
-def test_projection_alone_takes_gradients_from_image_tokens(build_model, pool):
-    model = build_model()
-    embeds, _ = model.encode_img(pool[:1])
-    embeds.sum().backward()
-    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == {
-        "llama_proj.weight",
-        "llama_proj.bias",
-    }
-
-
-# Features that are kept
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-@torch.no_grad()
-def test_kept_features_give_the_image_tokens_of_every_projection(build_model, pool, variant):
-    model = build_model(has_qformer=VARIANTS[variant]).eval()
-    features = model.image_features(pool[:2])
-    before = model.encode_img(pool[:2])[0]
-    assert torch.equal(model.project(features), before)
-    model.llama_proj.weight.mul_(0.5)
-    assert torch.equal(model.project(features), model.encode_img(pool[:2])[0])
-    assert not torch.equal(model.project(features), before)
-
-
 def test_vision_is_frozen_unless_a_part_of_it_is_trained(shared_model):
     assert shared_model().vision_is_frozen
     assert not shared_model(freeze_qformer=False, ckpt_allow_keys=["Qformer.*", "query_tokens"]).vision_is_frozen

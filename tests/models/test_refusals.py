@@ -1,5 +1,7 @@
 """Sections and samples that cannot work are refused by key, file or sample, with what to do."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ from minigpt4.common.errors import ConfigError, MiniGPT4Error, SampleError
 from minigpt4.models.mini_gpt4 import MiniGPT4
 from minigpt4.models.prompting import read_samples
 
+MINIGPT4, LLAVA = (Path(__file__).parents[1] / "data" / name for name in ("parity", "parity_llava"))
 LORA = {"rule": "lora", "r": 4}
 RESNET = {"vit_model": "resnet10t", "vit_config": {}}
 SECTIONS = [
@@ -50,7 +53,10 @@ SECTIONS = [
     ({"train": {"vision": "head"}}, "model.train.vision: head is for the LLM; take last"),
     ({"train": {"llm": "head"}, "llm_precision": "fp16"}, "set it to fp32 (master weights) or bf16"),
     ({"train": {"llm": "full"}, "llm_precision": "nf4"}, "set it to fp32 (master weights) or bf16"),
-    ({"train": {"llm": "full"}}, "model.ckpt_allow_keys: ['llama_model.*']"),  # a checkpoint of the projection
+    # Checkpoints of other parts
+    ({"train": {"llm": "full"}}, "model.ckpt_allow_keys: ['llama_model.*']"),
+    ({"ckpt": str(MINIGPT4 / "minigpt4_tiny_noqformer.pth")}, "tiny_noqformer.pth: its projection goes from 256"),
+    ({"ckpt": str(MINIGPT4 / "eva_vit_tiny.pth")}, "missing: llama_proj.bias, llama_proj.weight\n  not expected: "),
 ]
 LLAVA_SECTIONS = [
     ({"conv_template": "v2"}, "model.conv_template: 'v2' should be 'plain'"),
@@ -59,6 +65,8 @@ LLAVA_SECTIONS = [
     ({"prompt_template": "{}"}, "model.prompt_template: conv_template says it"),
     ({"projection": "mlp_gelu"}, "model.projection: 'mlp_gelu' must be linear, linear3, identity or mlpNx_gelu"),
     ({"projection": "identity"}, "model.projection: identity does not fit: the image features have 32 channels"),
+    ({"projection": "mlp3x_gelu", "ckpt": str(LLAVA / "projector_linear.bin")}, "missing: llama_proj.0.bias"),
+    ({"ckpt": str(LLAVA / "stage2_linear/model.safetensors")}, "name its folder as model.llama_model"),
 ]
 
 

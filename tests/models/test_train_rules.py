@@ -11,8 +11,6 @@ from minigpt4.models.prompting import read_samples
 from minigpt4.runners.state import require_adapters_trained
 
 STEPS = 20
-LOSS_RTOL, PACKED_RTOL = 1e-6, 5e-6
-AS_TRANSFORMERS = {"llm_packing": False, "llm_attention": "sdpa", "llm_logits": "all"}
 FROM_FILES = {"ckpt_allow_keys": ["llama_model.*", "Qformer.*", "query_tokens", "visual_encoder.*", "ln_vision.*"]}
 LORA = {"rule": "lora", "r": 4, "alpha": 8, "dropout": 0.0}
 
@@ -49,7 +47,7 @@ CASES = {
     "llm alone": ({"llm": "full", "projection": "frozen"}, {"llama_model"}, 30),
     "vision": ({"vision": "full"}, {"llama_proj", "visual_encoder", "ln_vision"}, 2 + 45),
     "vision last": ({"vision": {"rule": "last", "blocks": 1}}, {"llama_proj", "visual_encoder"}, 2 + 13),
-    "connector": ({"connector": "full"}, {"llama_proj", "Qformer", "query_tokens"}, 2 + 95),
+    "connector": ({"connector": "full"}, {"llama_proj", "Qformer", "query_tokens"}, 2 + 87),
     "connector last": ({"connector": {"rule": "last", "blocks": 1}}, {"llama_proj", "Qformer"}, 2 + 16),
     "connector lora": (
         {"connector": LORA | {"target_modules": ["query", "value"]}},
@@ -69,7 +67,8 @@ def test_a_rule_trains_its_part_and_leaves_the_rest_alone(case, build, pool):
     assert {id(p) for p in trained.values()} == {id(p) for p in model.parameters() if p.requires_grad}
     for part in (model.visual_encoder, model.ln_vision, model.Qformer, model.llama_model):
         modes = {module.training for module in part.modules()}
-        assert modes == {is_trained(part)} or (is_trained(part) and "lora" in case)
+        assert any(modes) == is_trained(part)
+        assert all(modes) or not all(p.requires_grad for p in part.parameters())
     model(samples(pool, image=False))["loss"].backward()
     for name, parameter in trained.items():
         assert parameter.grad is not None, f"{name}, which a text does not reach"
@@ -85,29 +84,6 @@ def test_a_rule_trains_its_part_and_leaves_the_rest_alone(case, build, pool):
     changed = {names.get(id(own)) for own, old in zip(tensors, before, strict=True) if not torch.equal(own, old)}
     unmoved = {name for name in trained if name.endswith("key.bias")}  # it adds the same to all of a query's scores
     assert trained.keys() - unmoved <= changed <= trained.keys()
-
-
-@pytest.mark.parametrize("rule", ["full", LORA], ids=["full", "lora"])
-@pytest.mark.parametrize(
-    "way",
-    [
-        {"llm_packing": False, "llm_attention": "eager", "llm_logits": "all"},
-        {"llm_packing": False},
-        {"llm_grad_checkpoint": True},
-        {"llm_logits": "all"},
-    ],
-    ids=str,
-)
-def test_switches_of_the_pass_give_the_same_loss_and_gradients(rule, way, build, pool):
-    usual, other = build(llm=rule), build(llm=rule, section=way)
-    for model in (usual, other):
-        for name, parameter in model.trainable_parameters().items():
-            if ".lora_" in name:
-                nn.init.normal_(parameter.data, std=0.1, generator=torch.Generator().manual_seed(len(name)))
-        model(samples(pool))["loss"].backward()
-    wanted = usual.trainable_parameters()
-    for name, parameter in other.trainable_parameters().items():
-        torch.testing.assert_close(parameter.grad, wanted[name].grad, rtol=1e-4, atol=1e-6)
 
 
 def test_dropout_of_adapters_acts_in_training_only(build, pool):
@@ -168,7 +144,14 @@ def plain_inputs(model, proj: nn.Linear, embedding: nn.Module, features, batch) 
     return embeds, batch.targets_BT
 
 
-@pytest.mark.parametrize(("section", "tolerance"), [(AS_TRANSFORMERS, {"rel": LOSS_RTOL}), ({}, {"rel": PACKED_RTOL})])
+@pytest.mark.parametrize(
+    ("section", "tolerance"),
+    [
+        ({"llm_packing": False, "llm_attention": "sdpa", "llm_logits": "all"}, 1e-6),
+        ({}, 5e-6),
+        ({"llm_grad_checkpoint": True, "llm_logits": "all"}, 5e-6),
+    ],
+)
 @pytest.mark.parametrize("rule", ["lora", "full"])
 def test_losses_are_those_of_a_plain_loop_around_transformers_and_peft(
     rule, section, tolerance, build, pool, parity_dir
@@ -213,7 +196,7 @@ def test_losses_are_those_of_a_plain_loop_around_transformers_and_peft(
             optimizer.step()
             losses.append(loss.item())
         loops[who] = losses
-    assert loops["ours"] == pytest.approx(loops["theirs"], **tolerance)
+    assert loops["ours"] == pytest.approx(loops["theirs"], rel=tolerance)
     assert loops["ours"][-1] < loops["ours"][0] - 1
 
 

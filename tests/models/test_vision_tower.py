@@ -109,6 +109,7 @@ def test_squares_of_patches_are_joined(directory):
         (lambda path: (path / "config.json").write_text('{"model_type": "vit"}'), "its model_type is 'vit'"),
         (lambda path: (path / "config.json").write_text("["), "config.json is none of a CLIP"),
         (lambda path: (path / "preprocessor_config.json").unlink(), "preprocessor_config.json"),
+        (lambda path: (path / "model.safetensors").unlink(), "neither model.safetensors nor pytorch_model.bin"),
     ],
 )
 def test_directory_that_is_no_tower_is_refused_by_name(directory, break_it, reason):

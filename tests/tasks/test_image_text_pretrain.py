@@ -1,5 +1,6 @@
 """The task of the three recipes: which prompt a step uses, and the captions it shows."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,7 +43,8 @@ def test_task_is_found_by_the_recipes_name_and_another_name_is_told_the_known_on
 def test_training_draws_from_all_prompts(model, samples):
     expected = {round(_loss(model, samples, prompt), 4) for prompt in model.prompt_list}
     assert len(expected) == 4
-    drawn = {round(TASK.train_step(model, samples)["loss"].item(), 4) for _ in range(60)}
+    random.seed(0)
+    drawn = {round(TASK.train_step(model, samples)["loss"].item(), 4) for _ in range(16)}
     assert drawn == expected
 
 
