@@ -161,29 +161,25 @@ def test_epoch_that_a_signal_or_an_error_ends_writes_no_means_and_waits_for_nobo
     assert not (tmp_path / "20250608_111442/log.txt").exists()
 
 
-def test_resume_in_mid_epoch_gives_the_files_of_an_uninterrupted_run(tmp_path, reference):
-    losses, rates, published = reference
+def test_resume_in_mid_epoch_is_noted_and_goes_on_in_its_means(tmp_path):
+    losses, checkpoint = [3.0 + i / 8 for i in range(10)], tmp_path / "checkpoint_iter_5.pth"
+    (tmp_path / "whole").mkdir()
+    _train(_run_log(tmp_path / "whole"), losses)
     stopped = _run_log(tmp_path)
-    started = stopped.folder.facts()["started"]
-    _train(stopped, losses[0], 0, rates=rates[0])
-    with stopped.epoch(1, 10) as epoch_log:
-        for i in range(6):
-            epoch_log.step(torch.tensor(losses[1][i]), rates[1][i], num_samples=2)
-            if i == 3:
-                state = json.loads(json.dumps(stopped.state_dict()))  # saved after 4 iterations, killed after 6
-    metrics = tmp_path / "20250608_111442/metrics.jsonl"
-    metrics.write_text(metrics.read_text() + '{"step": 15, "lo')
+    with stopped.epoch(0, 10) as epoch_log:
+        for loss in losses[:5]:
+            epoch_log.step(torch.tensor(loss), 1e-4, num_samples=2)
+        state = json.loads(json.dumps(stopped.state_dict()))
     resumed = RunLog(stopped.run, stopped.folder, stopped.processes, stopped.config)
     resumed.load_state_dict(state)
-    resumed.begin(1, 4, tmp_path / "checkpoint_iter_14.pth")
-    _train(resumed, losses[1], 1, first=4, rates=rates[1])
-    assert _records(tmp_path, "log.txt") == [{**line, "epoch": epoch} for epoch, line in enumerate(published)]
-    lines = _records(tmp_path, "metrics.jsonl")
-    assert [line["step"] for line in lines] == [0, 4, 8, 9, 10, 14, 18, 19]
-    assert [line["loss"] for line in lines] == [(losses[0] + losses[1])[line["step"]] for line in lines]
-    facts = resumed.folder.facts()
-    assert facts["started"] == started
-    assert [entry["checkpoint"] for entry in facts["resumed"]] == [str(tmp_path / "checkpoint_iter_14.pth")]
+    resumed.begin(0, 5, checkpoint)
+    _train(resumed, losses, first=5)
+    assert _records(tmp_path, "log.txt") == _records(tmp_path / "whole", "log.txt")
+    means, whole = (
+        [line["loss_mean"] for line in _records(one, "metrics.jsonl")] for one in (tmp_path, tmp_path / "whole")
+    )
+    assert means == whole
+    assert [entry["checkpoint"] for entry in resumed.folder.facts()["resumed"]] == [str(checkpoint)]
 
 
 class Terminal(io.StringIO):
