@@ -4,7 +4,6 @@ import gzip
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from minigpt4.common.errors import ConfigError, SampleError
 
@@ -78,26 +77,17 @@ BAD = {
         [("a.png", None), ("a.txt", "кот".encode("utf-16-le"))],
         "one.tar/a: the caption cannot be read",
     ),
-    "iso2022": ([("a.png", None), ("a.txt", "赤い猫".encode("iso2022_jp"))], "one.tar/a: the caption cannot be read"),
-    "NUL": ([("a.png", None), ("a.txt", b"a\0 dog")], "one.tar/a: the caption cannot be read: character 2 is NUL"),
-    "lost": ([("a.png", None), ("a.txt", "a \ufffd".encode())], "one.tar/a: the caption cannot be read: character 3"),
-    "half": ([("a.png", None), ("a.json", b'{"caption": "\\ud83d"}')], "one.tar/a: the caption cannot be read"),
     "latin json": ([("a.png", None), ("a.json", b'{"caption": "\xe9"}')], "one.tar/a.json: not UTF-8 text"),
-    "deep json": ([("a.png", None), ("a.json", b"[" * 100_000)], "one.tar/a.json: nested too deeply"),
     "twice": ([("a.png", None), ("a.json", b'{"caption": "a", "caption": "b"}')], "one.tar/a.json: the field"),
     "a name twice": ([("000000001.png", None)], "duplicate"),
     "no picture": ([("a.jpg", b"hello"), ("a.txt", b"x")], "one.tar/a.jpg: not an image"),
-    "cut": ([("a.jpg", "cut"), ("a.txt", b"x")], "one.tar/a.jpg: the image is damaged or cut off"),
-    "huge": ([("a.png", "huge"), ("a.txt", b"x")], "one.tar/a.png: the image is too large"),
 }
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_sample_is_one_and_its_neighbours_are_read(kind, files, tools, one, monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200 * 200)
-    own = {"cut": tools.picture(kind="JPEG", size=(64, 64))[:600], "huge": tools.picture(size=(300, 300))}
+def test_bad_sample_is_one_and_its_neighbours_are_read(kind, files, one):
     members, complaint = BAD[kind]
-    good, bad = one(*files.pair(1), *((name, own.get(content, content)) for name, content in members), *files.pair(2))
+    good, bad = one(*files.pair(1), *members, *files.pair(2))
     assert list(good) == ["000000001", "000000002"]
     assert [complaint in reason for reason in bad] == [True]
 
