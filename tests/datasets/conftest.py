@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from minigpt4.common.binding import bind
+from minigpt4.common.errors import SampleError
 from minigpt4.common.schemas import DatasetConfig
 from minigpt4.datasets import BadSampleMonitor, BaseDataset, EvalLoader, TrainLoader, TrainSource, builder_of
 from minigpt4.processors import Uint8Image
@@ -119,6 +120,19 @@ def lenient_monitor(folder: Path | None = None) -> BadSampleMonitor:
     return BadSampleMonitor(folder, max_share=1.0, max_in_a_row=1000)
 
 
+def read(dataset: BaseDataset, readers: int = 1) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Good samples by their id, and the reasons of the bad ones."""
+    good, bad = {}, []
+    for shard in range(dataset.num_shards(readers)):
+        for lazy in dataset.open(shard, readers, None):
+            try:
+                sample = lazy.load()
+                good[sample["image_id"]] = sample
+            except SampleError as error:
+                bad.append(str(error))
+    return good, bad
+
+
 def take(loader: Iterable[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return list(islice(loader, count))
 
@@ -152,5 +166,5 @@ def seen(image: Any) -> Any:
 @pytest.fixture
 def tools() -> SimpleNamespace:
     """The functions above, for test modules."""
-    functions = (picture, take, ids, run, same, seen, lenient_monitor)
+    functions = (picture, read, take, ids, run, same, seen, lenient_monitor)
     return SimpleNamespace(size=SIZE, **{function.__name__: function for function in functions})
