@@ -23,7 +23,7 @@ from minigpt4.common.errors import ConfigError
 from minigpt4.common.run_folder import RunFolder
 from minigpt4.common.run_log import RunLog, check_trackers
 from minigpt4.common.schemas import RunConfig
-from minigpt4.common.start_clock import DATA, FIRST_STEP, LLM, PHASES, VISION, finish, not_needed, phase
+from minigpt4.common.start_clock import FIRST_STEP, LLM, VISION, finish, phase
 
 PUBLISHED_LINE = re.compile(
     r"Train: data epoch: \[0\]  \[(\d)/3\]  eta: 0:00:0\d  lr: 0\.000100  loss: \d\.0000"
@@ -321,19 +321,6 @@ def test_parts_of_phases_add_up_an_inner_phase_counts_once_and_errors_pass(clock
     assert seconds[VISION] >= 2 * PAUSE
     assert seconds[FIRST_STEP] < PAUSE
     assert LLM in seconds
-
-
-def test_line_names_every_phase_in_order_and_why_one_was_not_needed(clock):
-    not_needed(DATA, "nothing")
-    with phase(DATA):  # it was, after all
-        pass
-    not_needed(VISION, "cache")
-    line = str(finish())
-    places = [line.index(f" {name} ") for name in PHASES]
-    assert places == sorted(places)
-    assert line.startswith("Start-up took ")
-    assert f"{DATA} 0.0, {LLM} none, {VISION} not needed: cache, " in line
-    assert finish() is None
 
 
 def test_time_before_the_clock_began_counts_as_imports(tmp_path, warm):

@@ -158,9 +158,11 @@ def test_missing_column_is_named_with_those_that_are_there(builder, info, compla
         files.dataset(builder, "cats", ann_path=path, **info)
 
 
-def _two_splits(folder, table):
-    for name in ("train", "test"):
-        parquet.write_table(table, folder / f"{name}-00000-of-00001.parquet")
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 100\n"
+
+
+def _write(*names):
+    return lambda folder, table: [parquet.write_table(table, folder / f"{name}.parquet") for name in names]
 
 
 def _saved_splits(folder, table):
@@ -174,10 +176,6 @@ def _cut(folder, table):
     (folder / "a.parquet").write_bytes((folder / "a.parquet").read_bytes()[:-20])
 
 
-def _pointer(folder, table):
-    (folder / "a.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 100\n")
-
-
 def _others(folder, table):
     parquet.write_table(table, folder / "a.parquet")
     parquet.write_table(table.rename_columns(["caption", "photo"]), folder / "b.parquet")
@@ -186,14 +184,17 @@ def _others(folder, table):
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (_two_splits, "holds several splits; name one, such as .*/train-\\*.parquet"),
+        (
+            _write("test-00000-of-00001", "train-00000-of-00001"),
+            "splits; name one, such as .*/train-\\*.parquet",
+        ),
         (_saved_splits, "holds several splits; name one of them: .*/test, .*/train"),
         (_cut, "a.parquet: cannot be read"),
         (_others, "do not have the same columns"),
         (lambda folder, table: None, "has no .parquet or .arrow files; its folders: none"),
         (lambda folder, table: (folder / "data").mkdir(), "its folders: .*columns/data"),
-        (_pointer, "a.parquet: cannot be read: a Git LFS pointer"),
-        (lambda folder, table: parquet.write_table(table.slice(1), folder / "a.parquet"), "columns: has no rows"),
+        (lambda folder, _: (folder / "a.parquet").write_bytes(POINTER), "a.parquet: cannot be read: a Git LFS pointer"),
+        (lambda folder, table: _write("a")(folder, table.slice(1)), "columns: has no rows"),
         (lambda folder, table: (folder / "state.json").write_text("{}"), "state.json: cannot be read"),
     ],
 )
