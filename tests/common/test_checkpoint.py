@@ -57,18 +57,14 @@ def test_unset_or_published_url_is_found_by_name_in_weights_or_in_the_cache(plac
 
 
 @pytest.mark.parametrize("key", [None, "model", "state_dict", "model_state_dict", "module"])
-@pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod.", "module.model."])
-def test_weights_are_found_under_the_entry_and_without_the_prefix_of_a_wrapper(tmp_path, key, prefix):
-    state = {f"{prefix}{name}": torch.arange(2.0) for name in ("llama_proj.weight", "llama_proj.bias")}
-    content = {key: state, "epoch": 1, "hyper_parameters": {"lr": 1e-3}} if key else state
-    torch.save(content, tmp_path / "w.ckpt")
-    read = read_state_dict(tmp_path / "w.ckpt")
-    assert list(read) == ["llama_proj.weight", "llama_proj.bias"]
-    assert read["llama_proj.weight"].tolist() == [0, 1]
-
-
-def test_a_prefix_that_not_all_names_have_stays(tmp_path):
-    save_file({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "w.safetensors")
+def test_weights_are_found_under_the_entry_and_without_the_prefix_of_a_wrapper(tmp_path, key):
+    for prefix in ("", "module.", "model.", "_orig_mod.", "module.model."):
+        state = {f"{prefix}{name}": torch.arange(2.0) for name in ("llama_proj.weight", "llama_proj.bias")}
+        torch.save({key: state, "epoch": 1, "hyper": {"lr": 1e-3}} if key else state, tmp_path / "w.ckpt")
+        read = read_state_dict(tmp_path / "w.ckpt")
+        assert list(read) == ["llama_proj.weight", "llama_proj.bias"]
+        assert read["llama_proj.weight"].tolist() == [0, 1]
+    save_file({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "w.safetensors")  # not all names have it
     assert set(read_state_dict(tmp_path / "w.safetensors")) == {"module.a", "b"}
 
 
@@ -83,21 +79,18 @@ def test_published_files_are_read_with_all_entries_in_their_stored_dtype(parity_
 
 
 @pytest.mark.parametrize("name", ["w.pth", "w.bin", "w.safetensors"])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, "<!DOCTYPE html><html></html>", "version https://git-lfs\n"])
-def test_truncated_empty_or_text_file_is_named_as_broken(tmp_path, name, share):
-    path = tmp_path / name
+def test_truncated_empty_or_text_file_is_named_as_broken(tmp_path, name):
+    path, tensors = tmp_path / name, {"a": torch.arange(5000.0), "b": torch.ones(5000)}
     with pytest.raises(WeightsError, match=f"{path}: no such file"):
         read_weights(path)
-    if isinstance(share, str):
-        path.write_text(share)
-    else:
-        tensors = {"a": torch.arange(5000.0), "b": torch.ones(5000)}
-        save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
-        whole = path.read_bytes()
-        path.write_bytes(whole[: int(len(whole) * share)])
-    what = "a Git LFS pointer" if str(share).startswith("version") else "broken"
-    with pytest.raises(WeightsError, match=f"{path}: {what}"):
-        read_weights(path)
+    save_file(tensors, path) if path.suffix == ".safetensors" else torch.save(tensors, path)
+    whole = path.read_bytes()
+    contents = [(whole[: int(len(whole) * share)], "broken") for share in (0.0, 0.01, 0.5, 0.99)]
+    contents += [(b"<!DOCTYPE html><html></html>", "broken"), (b"version https://git-lfs\n", "a Git LFS pointer")]
+    for content, what in contents:
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match=f"{path}: {what}"):
+            read_weights(path)
 
 
 class Calls:

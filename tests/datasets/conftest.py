@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from minigpt4.common.binding import bind
+from minigpt4.common.errors import SampleError
 from minigpt4.common.schemas import DatasetConfig
 from minigpt4.datasets import BadSampleMonitor, BaseDataset, EvalLoader, TrainLoader, TrainSource, builder_of
 from minigpt4.processors import Uint8Image
@@ -120,6 +120,19 @@ def lenient_monitor(folder: Path | None = None) -> BadSampleMonitor:
     return BadSampleMonitor(folder, max_share=1.0, max_in_a_row=1000)
 
 
+def read(dataset: BaseDataset, readers: int = 1) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Good samples by their id, and the reasons of the bad ones."""
+    good, bad = {}, []
+    for shard in range(dataset.num_shards(readers)):
+        for lazy in dataset.open(shard, readers, None):
+            try:
+                sample = lazy.load()
+                good[sample["image_id"]] = sample
+            except SampleError as error:
+                bad.append(str(error))
+    return good, bad
+
+
 def take(loader: Iterable[dict[str, Any]], count: int) -> list[dict[str, Any]]:
     return list(islice(loader, count))
 
@@ -128,19 +141,30 @@ def ids(batches: Iterable[dict[str, Any]]) -> list[str]:
     return [identity for batch in batches for identity in batch["image_id"]]
 
 
+def run(loader: Iterable[dict[str, Any]], count: int) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Batches, and the state after each as a checkpoint would hold it; the first is the state before all."""
+    states, batches = [json.dumps(loader.state_dict())], []
+    for _ in range(count):
+        batches.append(next(loader))
+        states.append(json.dumps(loader.state_dict()))
+    return batches, [json.loads(state) for state in states]
+
+
 def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Equal batches, images bit for bit, on their way to the device or there."""
-    rest = [{key: value for key, value in batch.items() if key != "image"} for batch in (first, second)]
-    return rest[0] == rest[1] and torch.equal(seen(first["image"]), seen(second["image"]))
+    shown = [{key: seen(value) for key, value in batch.items()} for batch in (first, second)]
+    tensors = [{key: one.pop(key) for key in ("image", "length") if key in one} for one in shown]
+    same_kinds = shown[0] == shown[1] and tensors[0].keys() == tensors[1].keys()
+    return same_kinds and all(torch.equal(one, tensors[1][key]) for key, one in tensors[0].items())
 
 
-def seen(image: Tensor | Uint8Image) -> Tensor:
-    """Pixels as the model reads them."""
+def seen(image: Any) -> Any:
+    """Pixels as the model reads them; anything else as it is."""
     return image.normalised() if isinstance(image, Uint8Image) else image
 
 
 @pytest.fixture
 def tools() -> SimpleNamespace:
     """The functions above, for test modules."""
-    functions = (picture, take, ids, same, seen, lenient_monitor)
+    functions = (picture, read, take, ids, run, same, seen, lenient_monitor)
     return SimpleNamespace(size=SIZE, **{function.__name__: function for function in functions})

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from PIL import Image
 
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.datasets import ImageCaptionJsonBuilder, first_sample
@@ -72,28 +71,18 @@ def test_fewer_samples_for_training_are_a_part_of_more_and_other_splits_stay_who
         ('{"image_id": "a", "caption": 5}', "the caption must be text"),
         ('{"image_id": "a", "caption": ["A.", null]}', "the captions must be a list of texts"),
         (r'{"image_id": "a", "caption": "a \ud83d"}', "the caption cannot be read: character 3 is"),
-        (r'{"image_id": "a", "caption": "a \u001b$B"}', "the caption cannot be read: character 3 is"),
-        (r'{"image_id": "a", "caption": "a \u0000"}', "the caption cannot be read: character 3 is NUL"),
-        ('{"image_id": "a", "caption": "a \ufffd"}', "the caption cannot be read: character 3 is"),
         (r'{"image_id": "a", "captions": ["a", "\udce9"]}', "caption 2 cannot be read"),
         ('{"image_id": "a", "caption": "a", "caption": "b"}', "not JSON .the field 'caption' stands twice"),
-        (f'{{"image_id": "a", "caption": {"[" * 100_000}', "not JSON .nested too deeply"),
         ('{"caption": "A."}', "no image; set the field 'image' or 'image_id'"),
-        ('{"image": 5, "caption": "A."}', "no image"),
         (r'{"image": "a\u0000.jpg", "caption": "A."}', "no image"),
         (f'{{"image": "{"a" * 300}.jpg", "caption": "A."}}', "the image .*aaa"),
         ('{"image_id": "gone", "caption": "A."}', "the image .*gone.jpg does not exist; .*image_suffix is .jpg"),
-        ('{"image_id": "cut", "caption": "A."}', ".*cut.jpg: the image is damaged or cut off"),
         ('{"image_id": "text", "caption": "A."}', ".*text.jpg: not an image"),
-        ('{"image_id": "huge", "caption": "A."}', ".*huge.jpg: the image is too large"),
     ],
 )
-def test_bad_record_is_refused_with_line_and_reason(line, complaint, files, tools, load, monkeypatch):
+def test_bad_record_is_refused_with_line_and_reason(line, complaint, files, load):
     images = files.images("a")
-    (images / "cut.jpg").write_bytes(tools.picture(kind="JPEG", size=(64, 64))[:600])
     (images / "text.jpg").write_bytes(b"no picture")
-    (images / "huge.jpg").write_bytes(tools.picture(size=(300, 300)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200 * 200)
     with pytest.raises(SampleError, match=f"a.jsonl, line 2: {complaint}"):
         load({"image_id": "a", "caption": "A."}, line, index=1)
     with pytest.raises(SampleError, match=r"line 2: the field 'caption' is missing; .*first line name"):
@@ -175,18 +164,11 @@ def test_wrong_conversation_is_refused_by_its_turn(turns, complaint):
 # The first sample of a dataset, in a line
 
 
-def test_line_tells_size_id_image_and_text(files, tools):
-    with pytest.raises(SampleError, match=r"cats/train: nothing .* none of the first 3 samples .*/0.jpg does not"):
-        first_sample(files.records(3, missing=range(3)))
-    side = f"{tools.size} x {tools.size}"
-    assert first_sample(files.records(3, missing=[0])) == (
-        f"cats/train: 3 records; first: image_id 1, image {side}, 'Cat 1.'"
-    )
+def test_line_tells_of_shards_and_cuts_long_texts(files, tools):
     assert first_sample(files.shards([2, 2])) == (
-        f"birds/train: 2 shards, number of samples unknown; first: image_id 000000000, image {side}, 'a photo of 0'"
+        "birds/train: 2 shards, number of samples unknown; first: image_id 000000000, "
+        f"image {tools.size} x {tools.size}, 'a photo of 0'"
     )
-    record = {"image_id": "a", "conversations": _turns("Hm?", "Yes.", "Hm?", "Yes."), "caption": "long " * 50}
-    info = {"ann_path": str(files.json("talk.json", [record])), "image_path": str(files.images(["a"]))}
-    talk = files.dataset("image_caption_json", conversation_field="conversations", **info)
-    assert first_sample(talk).endswith("'Yes. | Yes.'")
-    assert first_sample(files.dataset("image_caption_json", **info)).endswith("long long ...'")
+    file = files.json("a.json", [{"image_id": "a", "caption": "long " * 50}])
+    dataset = files.dataset("image_caption_json", ann_path=str(file), image_path=str(files.images(["a"])))
+    assert first_sample(dataset).endswith("long long ...'")

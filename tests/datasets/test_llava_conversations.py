@@ -101,28 +101,23 @@ def test_form_of_a_record_that_is_read(entry, images, talks, tools):
         (record("x", "a", None), "turn 2 must be"),
         ({"id": "x", "conversations": [{"from": "Human", "value": "a"}]}, "turn 1 is from 'Human', neither human nor"),
         ({"id": "x", "conversations": turns("a") * 2}, "turn 2 must be from 'gpt'"),
-        ({"id": "x", "conversations": turns("a", "b", first="gpt")[:1] * 2}, "turn 2 must be from 'human'"),
         (record("x", "a", "b", "c"), "the last question has no answer"),
         (record("x", "a", first="gpt"), "the last question has no answer"),
         (record("x", "a", "b", first="gpt"), "the last question has no answer"),
         (record("x", "a", " \n"), "turn 2 is empty"),
-        (record("x", "", "b"), "turn 1 is empty"),
         (record("x", "a", "b \ufffd"), "turn 2 cannot be read"),
         (record("x", "<image> a", "b"), "<image> in the questions: 1, images of the record: 0"),
         (record("x", "a", "b", image="a.jpg"), "questions: 0, images of the record: 1"),
         (record("x", "<image>", "b", "<image>", "d", image="a.jpg"), r"questions: 1 \+ 1, images of the record: 1"),
         (record("x", "<image>" * 3, "b", image=["a.jpg", "b.jpg"]), "questions: 3, images of the record: 2"),
-        (record("x", "<image>", "b", "<image>" * 2, "d", image=["a.jpg"] * 4), r"1 \+ 2, images of the record: 4"),
         (record("x", "<image>", "b", "<image>" * 2, "d", image=["a.jpg"] * 2), r"1 \+ 2, images of the record: 2"),
         (record("x", "<image>", "a", "b", first="gpt", image="a.jpg"), "questions: 0, images of the record: 1"),
         (record("x", "a", "<image>", image="a.jpg"), "turn 2 is an answer with <image>"),
         (record("x", "<image>", "b", image=""), "the field 'image' must be a path, or a list"),
-        (record("x", "<image>", "b", image=5), "the field 'image' must be a path, or a list"),
         (record("x", "<image>", "b", image="a\0.jpg"), "the field 'image' must be a path, or a list"),
         (record("x", "<image>", "b", image="gone.jpg"), "the image .*gone.jpg does not exist$"),
         (record("x", "<image>", "b", image="coco\\a.jpg"), "does not exist; folders are parted by /"),
         (record("x", "<video>", "b") | {"video": "a.mp4"}, "the field 'video' is not read; build_info.image_field"),
-        (record("x", "a", "b") | {"images": ["a.jpg"]}, "the field 'images' is not read"),
         (record("x", "<image><image>", "b", image=["a.jpg", "text.jpg"]), ".*text.jpg: not an image"),
     ],
 )
@@ -231,10 +226,8 @@ def test_each_rank_gets_its_batch_of_each_step_in_every_epoch(world_size, worker
     steps = 48 // (4 * world_size)
     own = [tools.take(loaders.train(source, rank=rank, **keys), 2 * steps) for rank in range(world_size)]
     shuffle = GroupedShuffle(Shuffle(7, "talks/train"), mixed.modality_lengths(), 4, world_size)
-    wanted = [tools_ids for epoch in range(2) for tools_ids in shuffle.order(48, epoch).tolist()]
-    read = [
-        [int(identity) for identity in own[u % world_size][u // world_size]["image_id"]] for u in range(len(wanted))
-    ]
+    wanted = [batch for epoch in range(2) for batch in shuffle.order(48, epoch).tolist()]
+    read = [list(map(int, batch["image_id"])) for step in zip(*own, strict=True) for batch in step]
     assert read == wanted
     for epoch in (read[: len(read) // 2], read[len(read) // 2 :]):
         assert sorted(identity for batch in epoch for identity in batch) == list(range(48))
@@ -253,7 +246,7 @@ def test_epoch_that_ends_in_mid_step_begins_with_its_first_samples_again(talks):
 
 @pytest.mark.parametrize(("workers", "positions"), [(0, range(14)), (2, (1, 4, 9, 12))])
 @pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
-def test_resumed_run_goes_on_bit_for_bit_in_mid_epoch(device, workers, positions, talks, loaders):
+def test_resumed_run_goes_on_bit_for_bit_in_mid_epoch(device, workers, positions, talks, loaders, tools):
     words = [" ".join(["word"] * (1 + number % 7)) for number in range(21)]
     forms = [{"image": "a.jpg"}, {"image": ["b.jpg", "c.jpg"]}, {}, {"image": "gone.jpg"}]
     places = ["<image>", "<image><image>", "Hm?", "<image>"]
@@ -261,30 +254,16 @@ def test_resumed_run_goes_on_bit_for_bit_in_mid_epoch(device, workers, positions
     source = TrainSource(dataset, 2, group_by_modality_length=True)
     keys = {"num_workers": workers, "rank": 1, "world_size": 2}
 
-    def run(loader, count):
-        states, batches = [json.dumps(loader.state_dict())], []
-        for _ in range(count):
-            batches.append(next(loader))
-            states.append(json.dumps(loader.state_dict()))
-        return batches, states
-
-    batches, states = run(DevicePrefetcher(loaders.train(source, **keys), torch.device(device)), 18)
-    assert json.loads(states[-1])["counts"]["talks/train"][1] > 3
+    batches, states = tools.run(DevicePrefetcher(loaders.train(source, **keys), torch.device(device)), 18)
+    assert states[-1]["counts"]["talks/train"][1] > 3
     assert {batch["image"].ndim if "image" in batch else None for batch in batches} == {4, 5, None}
     for position in positions:
         resumed = loaders.train(source, **keys)
-        resumed.load_state_dict(json.loads(states[position]))
-        again, later = run(DevicePrefetcher(resumed, torch.device(device)), 4)
+        resumed.load_state_dict(states[position])
+        again, later = tools.run(DevicePrefetcher(resumed, torch.device(device)), 4)
         resumed.close()
         assert later == states[position : position + 5]
-        assert all(map(same, again, batches[position:]))
-
-
-def same(first, second):
-    tensors = [{key: batch.get(key) for key in ("image", "length")} for batch in (first, second)]
-    rest = [{key: value for key, value in batch.items() if key not in ("image", "length")} for batch in (first, second)]
-    pairs = zip(tensors[0].values(), tensors[1].values(), strict=True)
-    return rest[0] == rest[1] and all(a is b is None or torch.equal(a, b) for a, b in pairs)
+        assert all(map(tools.same, again, batches[position:]))
 
 
 def test_run_that_is_grouped_only_now_or_otherwise_begins_a_new_epoch(mixed, loaders, tools, caplog):

@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+from itertools import product
 from pathlib import Path
 
 import pandas
@@ -40,7 +41,7 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 100\
     [
         ("no_end.jsonl", '{"image_id": "1", "caption": "été"}\r\n \t{"image_id": "2", "caption": "b, c"}'),
         ("blank.jsonl", '{"image_id": "1", "caption": "été"}\n\n{"image_id": "2", "caption": "b, c"}\n'),
-        ("list.json", '\ufeff\r\n[\n{"image_id": "1", "caption": "été"} ,{"image_id":\r\n"2", "caption": "b, c"}\n]\n'),
+        ("list.json", '\r\n[\n{"image_id": "1", "caption": "été"} ,{"image_id":\r\n"2", "caption": "b, c"}\n]\n'),
         ("ascii.json", '[{"image_id": "1", "caption": "\\u00e9t\\u00e9"}, {"image_id": "2", "caption": "b, c"}]'),
         ("b.json", '{"annotations": [{"image_id": "1", "caption": "été"}, {"image_id": "2", "caption": "b, c"}]}'),
         ("d.csv", 'image_id,caption\n1,été\n2,"b, c"\n'),
@@ -53,10 +54,10 @@ POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 100\
         ("cr.tsv", "image_id\tcaption\r1\tété\r2\tb, c\r"),
     ],
 )
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_every_kind_of_file_gives_the_same_records(name, content, encoding, read):
-    content = content.removeprefix("\ufeff").encode(encoding)
-    assert read(name, content) == [{"image_id": "1", "caption": "été"}, {"image_id": "2", "caption": "b, c"}]
+def test_every_kind_of_file_gives_the_same_records(name, content, read):
+    records = [{"image_id": "1", "caption": "été"}, {"image_id": "2", "caption": "b, c"}]
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        assert read(name, content.encode(encoding)) == records, encoding
 
 
 def test_wrong_line_of_jsonl_is_named_and_the_others_are_read(read):
@@ -103,16 +104,14 @@ def test_file_that_is_wrong_as_a_whole_is_refused_by_name_and_line(name, content
 
 
 @pytest.mark.parametrize(("name", "delimiter"), [("a.tsv", "\t"), ("a.csv", ","), ("a.csv", ";"), ("a.csv", "|")])
-@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
-@pytest.mark.parametrize("index", [True, False])
-def test_what_pandas_writes_is_read_as_it_was(read, name, delimiter, quoting, index):
+def test_what_pandas_writes_is_read_as_it_was(read, name, delimiter):
     captions = [
         *("A dog runs .", 'He said "hi", twice.', '"Open"', '" A man', "12'' and 12\"", "two\nlines", "tab\tand\nline"),
         *("", "é 🗼", "a;b|c", "one\ntwo, three", "a,b\nc,d", "in 1990,\n2 dogs, 3 cats", "x" * 200_000),
     ]
     frame = pandas.DataFrame({"image": [f"{n}.jpg" for n in range(len(captions))], "caption": captions})
-    text = frame.to_csv(sep=delimiter, quoting=quoting, index=index)
-    assert read(name, text) == frame.to_dict("records")
+    for quoting, index in product((csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC), (True, False)):
+        assert read(name, frame.to_csv(sep=delimiter, quoting=quoting, index=index)) == frame.to_dict("records")
 
 
 def test_quotation_marks_of_a_file_that_quotes_nothing_are_text(read):

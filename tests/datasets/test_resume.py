@@ -28,15 +28,6 @@ def _sources(kind, files):
     }[kind]
 
 
-def _run(loader, count):
-    """Batches, and the state after each as a checkpoint would hold it; the first is the state before all."""
-    states, batches = [json.dumps(loader.state_dict())], []
-    for _ in range(count):
-        batches.append(next(loader))
-        states.append(json.dumps(loader.state_dict()))
-    return batches, [json.loads(state) for state in states]
-
-
 @pytest.mark.parametrize(
     ("kind", "workers", "positions"),
     [
@@ -48,13 +39,13 @@ def _run(loader, count):
 def test_resumed_loader_goes_on_bit_for_bit(kind, workers, positions, files, loaders, tools):
     sources = _sources(kind, files)
     loader = loaders.train(*sources, num_workers=workers, rank=1, world_size=2)
-    batches, states = _run(loader, BATCHES)
+    batches, states = tools.run(loader, BATCHES)
     assert [bad > 0 for _, bad in states[-1]["counts"].values()] == [True] * len(sources)
     assert len(json.dumps(states[-1])) < 1000
     for position in positions:
         resumed = loaders.train(*sources, num_workers=workers, rank=1, world_size=2)
         resumed.load_state_dict(states[position])
-        again, later = _run(resumed, 4)
+        again, later = tools.run(resumed, 4)
         resumed.close()
         assert all(map(tools.same, again, batches[position : position + 4]))
         assert later == states[position : position + 5]
@@ -66,10 +57,10 @@ def test_resumed_loader_goes_on_bit_for_bit(kind, workers, positions, files, loa
 @pytest.mark.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
 def test_prefetcher_gives_the_same_batches_and_states_on_every_device(device, workers, files, loaders, tools):
     sources = _sources("mixed", files)
-    batches, states = _run(loaders.train(*sources, num_workers=workers), 10)
+    batches, states = tools.run(loaders.train(*sources, num_workers=workers), 10)
     loader = loaders.train(*sources, num_workers=workers, pin_memory=device == "cuda")
     prefetcher = DevicePrefetcher(loader, torch.device(device))
-    ahead, ahead_states = _run(prefetcher, 10)
+    ahead, ahead_states = tools.run(prefetcher, 10)
     assert all(batch["image"].device.type == device for batch in ahead)
     ahead = [{**batch, "image": batch["image"].cpu()} for batch in ahead]
     assert all(map(tools.same, ahead, batches))

@@ -68,13 +68,14 @@ def exif(orientation: int) -> Image.Exif:
 # Pixels
 
 
-@pytest.mark.parametrize("orientation", sorted(STORED))
-@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
-def test_exif_orientation_is_applied_once(orientation, kind):
-    stored = Image.fromarray(np.array(STORED[orientation], dtype=np.uint8) * 40)
-    image = open_image(encoded(stored, kind, exif=exif(orientation), **({"lossless": True} if kind == "WEBP" else {})))
-    for upright in (image, to_rgb(image)):
-        assert np.array_equal(pixels(upright)[..., 0], np.array(STORED[1]) * 40)
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})])
+def test_exif_orientation_is_applied_once(kind, options):
+    for orientation, rows in STORED.items():
+        image = open_image(
+            encoded(Image.fromarray(np.array(rows, dtype=np.uint8) * 40), kind, exif=exif(orientation), **options)
+        )
+        for upright in (image, to_rgb(image)):
+            assert np.array_equal(pixels(upright)[..., 0], np.array(STORED[1]) * 40), orientation
 
 
 def test_exif_orientation_of_a_jpeg_is_applied_and_a_damaged_one_leaves_the_pixels():
