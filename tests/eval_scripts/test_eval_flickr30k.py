@@ -15,6 +15,7 @@ from PIL import Image
 from minigpt4.evaluation import METRICS, score_captions
 from minigpt4.models.mini_gpt4 import MiniGPT4
 
+CONFIGS = Path(__file__).parents[2] / "eval_configs"
 CAPTION_FILES = ("captions_pretrained.json", "captions_epoch_0.json", "captions_epoch_1.json")
 FILES = ("metrics.csv", "metrics.json", "metrics.md", "metrics.png", "report.html", *CAPTION_FILES)
 
@@ -210,6 +211,30 @@ def test_trained_qformer_is_read_anew_for_each_checkpoint(own):
     folder = own.run("results")
     first, second, third = (_captions(folder / name) for name in CAPTION_FILES)
     assert first == third != second
+
+
+# Other data
+
+
+def test_shipped_coco_configuration_evaluates_the_test_split_of_karpathys_file(own, monkeypatch):
+    monkeypatch.chdir(own.folder)  # where its paths are files
+    own.take(CONFIGS / "minigpt4_coco_eval.yaml")
+    (own.folder / "coco").mkdir()
+    (own.folder / "images").rename(own.folder / "coco" / "val2014")
+    said = [[f"A brown dog sleeps {place}.", f"Two people walk {place}."] for place in range(10)]
+    images = [
+        {"filepath": "val2014", "filename": f"10{number}.jpg", "cocoid": 900 + number, "imgid": number}
+        | {"split": "test" if number % 2 else "val", "sentences": [{"raw": text} for text in said[number]]}
+        for number in range(10)
+    ]
+    (own.folder / "coco" / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    folder = own.run("results", "--reference-mode", "separate", checkpoints=own.checkpoints[:1])
+    captions, facts = _captions(folder / CAPTION_FILES[0]), _facts(folder)
+    assert list(captions) == ["901", "903", "905", "907", "909"]
+    assert (facts["data"], facts["images"]) == ("coco_karpathy, test", 5)
+    assert "in one sentence" in facts["prompt"]
+    references = {str(900 + n): said[n] for n in (1, 3, 5, 7, 9)}
+    assert facts["checkpoints"][0]["scores"] == score_captions(captions, references)
 
 
 # Errors

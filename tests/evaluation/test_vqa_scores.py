@@ -48,13 +48,8 @@ def test_every_contraction_gets_its_apostrophes_and_rare_texts_keep_the_order_of
     for whole in WHOLE:
         wanted |= {whole[: at.start()] + whole[at.end() :]: whole for at in re.finditer("'", whole)}
     assert len(vqa_scores.CONTRACTIONS) == 120 - 6  # without those that are never met or change nothing
-    wanted |= {
-        "up-to/-date": "up to date",
-        "3.-5 -": "3.5",
-        "3, 5 up-to": "3 5 up to",
-        "five six seven eight": "5 6 7 8",
-    }
-    wanted |= {"\u0663,\u0664": "\u0663\u0664", "\u0663.\u0664": "\u0663.\u0664"}
+    wanted |= {"up-to/-date": "up to date", "3.-5 -": "3.5", "3, 5 up-to": "3 5 up to", "five six seven": "5 6 7"}
+    wanted |= {"eight": "8", "\u0663,\u0664": "\u0663\u0664", "\u0663.\u0664": "\u0663.\u0664"}
     assert {text: vqa_scores.normalised(text) for text in wanted} == wanted
     assert vqa_scores.evalai_normalised("DOG'S") == "dog 's"
 
