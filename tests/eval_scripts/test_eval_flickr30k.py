@@ -80,13 +80,6 @@ def test_batch_invariant_captions_do_not_depend_on_batches_checkpoints_and_proce
         assert (shared.folder / "bf16_two" / name).read_bytes() == said
 
 
-def test_one_run_over_all_checkpoints_is_as_separate_runs(complete, shared):
-    name, (checkpoint, scores) = CAPTION_FILES[1], list(_scores(complete).items())[1]
-    folder = shared.run("separate_1", checkpoints=[shared.checkpoints[1]])
-    assert (folder / name).read_bytes() == (complete / name).read_bytes()
-    assert _scores(folder) == {checkpoint: scores}
-
-
 def test_killed_evaluation_goes_on_and_leaves_the_same_bytes(complete, shared, warm):
     assert shared.with_plugin("dying").start(warm, "killed").wait() == [-9]
     folder = shared.folder / "killed"
