@@ -253,9 +253,10 @@ def test_judge_that_passes_everything_or_nothing_is_marked_useless(folder, judge
     assert "USELESS JUDGE: tiny judge" in text.splitlines()[0]
 
 
-def verdicts_of(folder: Path, name: str, passes: dict[str, bool]) -> None:
-    verdicts = {key: {"pass": own, "reason": ""} for key, own in passes.items()}
-    content = {"judge": name, "kind": "person", "verdicts": verdicts}
+def verdicts_of(folder: Path, name: str, passes: dict[str, bool], said: str = "") -> None:
+    """A person's file; `said` stands for the name, and as the reason."""
+    verdicts = {key: {"pass": own, "reason": said} for key, own in passes.items()}
+    content = {"judge": said or name, "kind": "person", "verdicts": verdicts}
     (folder / f"verdicts_{name}.json").write_text(json.dumps(content))
 
 
@@ -326,26 +327,18 @@ def test_failure_rates_coverage_and_chair_join_the_report(folder, report, tmp_pa
 # Pages
 
 
-@pytest.fixture
-def nasty(folder) -> Path:
-    """Answers one of which attacks."""
-    file = folder / "answers_zebra.json"
-    content = json.loads(file.read_text())
-    content["answers"][0]["text"] = NASTY
-    content["model"] = NASTY
-    file.write_text(json.dumps(content))
-    verdicts = {read_answers(folder)[0].answers[0].key: {"pass": False, "reason": NASTY}}
-    (folder / "verdicts_a.json").write_text(json.dumps({"judge": NASTY, "kind": "person", "verdicts": verdicts}))
-    return folder
-
-
 def data_of(page: str) -> dict:
     return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', page, re.DOTALL)[1])
 
 
-def test_page_shows_every_answer_and_texts_cannot_become_markup(nasty, report):
-    report(nasty)
-    page = (nasty / "advanced.html").read_text()
+def test_page_shows_every_answer_and_texts_cannot_become_markup(folder, report):
+    file = folder / "answers_zebra.json"
+    content = json.loads(file.read_text())
+    content["answers"][0]["text"] = content["model"] = NASTY
+    file.write_text(json.dumps(content))
+    verdicts_of(folder, "a", {read_answers(folder)[0].answers[0].key: False}, NASTY)
+    report(folder)
+    page = (folder / "advanced.html").read_text()
     assert len(re.findall("<script", page)) == 3
     assert NASTY not in page
     assert page.count(html.escape(NASTY)) >= 2
@@ -471,29 +464,28 @@ def test_bad_tasks_are_refused_before_a_model_loads(measurement, tmp_path, monke
 
 
 def test_bad_files_of_answers_and_verdicts_are_named(folder, measurement, capsys):
-    def refusal(*command: str) -> str:
+    def refused(words: str, *command: str) -> None:
         assert measurement.script.main([*command]) == 2
-        return capsys.readouterr().err
+        assert words in capsys.readouterr().err
 
-    assert "no verdicts_*.json" in refusal("report", str(folder))
+    report, page, other = ("report", str(folder)), ("page", str(folder)), folder / "verdicts_Ann (1).json"
+    refused("no verdicts_*.json", *report)
     verdicts_of(folder, "Ann", {"ffff": True})
-    assert "none of the verdicts are about these answers" in refusal("report", str(folder))
-    shutil.copy(folder / "verdicts_Ann.json", folder / "verdicts_Ann (1).json")
-    assert "the judge 'Ann' has verdicts in another file" in refusal("report", str(folder))
-    (folder / "verdicts_Ann (1).json").write_text('{"judge": "Bob", "kind": "person", "verdicts": {"a": {"pass": 1}}}')
-    assert "verdicts_Ann (1).json, verdicts.a.pass:" in refusal("report", str(folder))
+    refused("none of the verdicts are about these answers", *report)
+    shutil.copy(folder / "verdicts_Ann.json", other)
+    refused("the judge 'Ann' has verdicts in another file", *report)
+    other.write_text('{"judge": "Bob", "kind": "person", "verdicts": {"a": {"pass": 1}}}')
+    refused("verdicts_Ann (1).json, verdicts.a.pass:", *report)
+    refused("--join", *report, "--join", str(folder / "verdicts_Ann.json"))
+    refused("no answers_*.json", "page", str(folder / "nothing"))
     file = folder / "answers_quagga.json"
-    content = json.loads(file.read_text())
-    content["answers"][0]["image"] = "gone.jpg"
-    file.write_text(json.dumps(content))
-    assert "gone.jpg: the image is gone" in refusal("page", str(folder))
-    content["answers"][0]["task"] = "all"
-    file.write_text(json.dumps(content))
-    assert "answers_quagga.json: no task can be called 'all'" in refusal("page", str(folder))
-    content["answers"].pop(0)
-    file.write_text(json.dumps(content))
-    assert "zebra and quagga were not asked the same" in refusal("page", str(folder))
-    file.write_text("[1]")
-    assert "answers_quagga.json: Input should be" in refusal("page", str(folder))
-    assert "no answers_*.json" in refusal("page", str(folder / "nothing"))
-    assert "--join" in refusal("report", str(folder), "--join", str(folder / "verdicts_Ann.json"))
+    whole = json.loads(file.read_text())
+    first, *others = whole["answers"]
+    for content, words in (
+        (whole | {"answers": [first | {"image": "gone.jpg"}, *others]}, "gone.jpg: the image is gone"),
+        (whole | {"answers": [first | {"task": "all"}, *others]}, "answers_quagga.json: no task can be called 'all'"),
+        (whole | {"answers": others}, "zebra and quagga were not asked the same"),
+        ([1], "answers_quagga.json: Input should be"),
+    ):
+        file.write_text(json.dumps(content))
+        refused(words, *page)

@@ -1,7 +1,6 @@
 """Measurements of the failure rate: the published table, whole files, the same bytes however they are made."""
 
 import json
-import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -162,15 +161,9 @@ def test_judge_that_rambles_finds_nothing_and_is_counted(chat_server, complete, 
 # Images and errors
 
 
-def test_prompt_without_an_image_and_list_without_images_are_named(measurement, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(MiniGPT4, "from_config", None)
-    (tmp_path / "list.json").write_text('["a.jpg"]')
-    for more, message in (
-        (["--options", "run.failure_prompts.poem=Sing."], r"run\.failure_prompts\.poem: 'Sing\.' must hold"),
-        (["--images", str(tmp_path / "list.json")], r"entry 1: the image .*a\.jpg does not exist; --image-folder says"),
-    ):
-        assert measurement.script.main(measurement.arguments("errors", *more)) == 2
-        assert re.search(message, capsys.readouterr().err)
+def test_prompt_without_an_image_is_named(measurement, capsys):
+    assert measurement.script.main(measurement.arguments("errors", "--options", "run.failure_prompts.poem=Sing.")) == 2
+    assert "run.failure_prompts.poem: 'Sing.' must hold" in capsys.readouterr().err
 
 
 def test_mini_configuration_asks_the_mini_model(measurement):

@@ -15,6 +15,8 @@ from PIL import Image
 from minigpt4.evaluation import METRICS, score_captions
 from minigpt4.models.mini_gpt4 import MiniGPT4
 
+ONE_METRIC = ("--metrics", "ROUGE-L")
+CONFIGS = Path(__file__).parents[2] / "eval_configs"
 CAPTION_FILES = ("captions_pretrained.json", "captions_epoch_0.json", "captions_epoch_1.json")
 FILES = ("metrics.csv", "metrics.json", "metrics.md", "metrics.png", "report.html", *CAPTION_FILES)
 
@@ -65,7 +67,7 @@ def test_two_processes_leave_the_same_bytes_as_one(complete, shared, warm):
 def test_batch_invariant_captions_do_not_depend_on_batches_checkpoints_and_processes(shared, warm, precision):
     def switched(size):
         options = ("run.batch_invariant=True", f"run.batch_size_eval={size}", f"model.llm_precision={precision}")
-        return replace(shared, more=(*shared.more, "--options", *options))
+        return replace(shared, more=(*ONE_METRIC, "--options", *options))
 
     name, last = CAPTION_FILES[2], [shared.checkpoints[2]]
     alone = switched(1).run(f"{precision}_1", checkpoints=last)
@@ -77,13 +79,6 @@ def test_batch_invariant_captions_do_not_depend_on_batches_checkpoints_and_proce
         run = switched(3).start(warm, "bf16_two", processes=2)
         assert run.wait() == [0, 0], run.text()[-4000:]
         assert (shared.folder / "bf16_two" / name).read_bytes() == said
-
-
-def test_one_run_over_all_checkpoints_is_as_separate_runs(complete, shared):
-    name, (checkpoint, scores) = CAPTION_FILES[1], list(_scores(complete).items())[1]
-    folder = shared.run("separate_1", checkpoints=[shared.checkpoints[1]])
-    assert (folder / name).read_bytes() == (complete / name).read_bytes()
-    assert _scores(folder) == {checkpoint: scores}
 
 
 def test_killed_evaluation_goes_on_and_leaves_the_same_bytes(complete, shared, warm):
@@ -111,8 +106,9 @@ def test_drawn_captions_do_not_depend_on_what_was_drawn_before(own):
 
 
 def test_feature_cache_and_batch_size_change_no_caption_and_a_full_cache_needs_no_vision(complete, shared, monkeypatch):
-    option = ("--options", f"run.feature_cache={shared.folder / 'features'}")
-    folders = [shared.run("batches", "--options", "run.batch_size_eval=7"), shared.run("filling", *option)]
+    option = (*ONE_METRIC, "--options", f"run.feature_cache={shared.folder / 'features'}")
+    batches = (*ONE_METRIC, "--options", "run.batch_size_eval=7")
+    folders = [shared.run("batches", *batches), shared.run("filling", *option)]
     monkeypatch.setattr("minigpt4.models.mini_gpt4.load_vision", None)
     for folder in (*folders, shared.run("reading", *option)):
         for name in CAPTION_FILES:
@@ -122,11 +118,17 @@ def test_feature_cache_and_batch_size_change_no_caption_and_a_full_cache_needs_n
 # Going on
 
 
-def test_second_run_loads_no_model_and_leaves_the_same_bytes(complete, shared, monkeypatch):
+def test_second_run_loads_no_model_leaves_the_same_bytes_and_shows_the_table(complete, shared, monkeypatch, capsys):
     content = _content(complete)
     monkeypatch.setattr(MiniGPT4, "from_config", None)
     (complete / "metrics.png").unlink()
+    capsys.readouterr()
     assert _content(shared.run("complete")) == content
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "flickr30k_grounded_detail, test: 11 images, references joined"
+    assert lines[2:4] == [f"| checkpoint | {' | '.join(METRICS)} |", "| --- " * 7 + "|"]
+    rows = [re.fullmatch(r"\| ([\w ]+?)( \| \d\.\d{4}){6} \|", line) for line in lines[4:7]]
+    assert [row[1] for row in rows] == ["pretrained", "epoch 0", "epoch 1"]
 
 
 def test_captions_are_made_anew_when_what_they_come_from_changes(own):
@@ -158,15 +160,6 @@ def test_scores_are_those_of_the_captions(complete, shared, monkeypatch, mode, f
         assert _scores(folder)[name] == score_captions(_captions(folder / file), references)
     assert _facts(folder)["reference_mode"] == mode
     assert f"11 images, references {mode}" in (folder / "metrics.md").read_text()
-
-
-def test_console_shows_the_published_table(complete, shared, capsys):
-    shared.run("complete")
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "flickr30k_grounded_detail, test: 11 images, references joined"
-    assert lines[2:4] == [f"| checkpoint | {' | '.join(METRICS)} |", "| --- " * 7 + "|"]
-    rows = [re.fullmatch(r"\| ([\w ]+?)( \| \d\.\d{4}){6} \|", line) for line in lines[4:7]]
-    assert [row[1] for row in rows] == ["pretrained", "epoch 0", "epoch 1"]
 
 
 def test_report_names_decoding_prompt_mode_versions_and_checkpoints_and_compares_them(complete, shared):
@@ -210,6 +203,30 @@ def test_trained_qformer_is_read_anew_for_each_checkpoint(own):
     folder = own.run("results")
     first, second, third = (_captions(folder / name) for name in CAPTION_FILES)
     assert first == third != second
+
+
+# Other data
+
+
+def test_shipped_coco_configuration_evaluates_the_test_split_of_karpathys_file(own, monkeypatch):
+    monkeypatch.chdir(own.folder)  # where its paths are files
+    own.take(CONFIGS / "minigpt4_coco_eval.yaml")
+    (own.folder / "coco").mkdir()
+    (own.folder / "images").rename(own.folder / "coco" / "val2014")
+    said = [[f"A brown dog sleeps {place}.", f"Two people walk {place}."] for place in range(10)]
+    images = [
+        {"filepath": "val2014", "filename": f"10{number}.jpg", "cocoid": 900 + number, "imgid": number}
+        | {"split": "test" if number % 2 else "val", "sentences": [{"raw": text} for text in said[number]]}
+        for number in range(10)
+    ]
+    (own.folder / "coco" / "dataset_coco.json").write_text(json.dumps({"images": images, "dataset": "coco"}))
+    folder = own.run("results", "--reference-mode", "separate", checkpoints=own.checkpoints[:1])
+    captions, facts = _captions(folder / CAPTION_FILES[0]), _facts(folder)
+    assert list(captions) == ["901", "903", "905", "907", "909"]
+    assert (facts["data"], facts["images"]) == ("coco_karpathy, test", 5)
+    assert "in one sentence" in facts["prompt"]
+    references = {str(900 + n): said[n] for n in (1, 3, 5, 7, 9)}
+    assert facts["checkpoints"][0]["scores"] == {"ROUGE-L": score_captions(captions, references)["ROUGE-L"]}
 
 
 # Errors

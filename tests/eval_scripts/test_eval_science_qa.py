@@ -1,4 +1,4 @@
-"""ScienceQA against the published code's results; LLaVA-Bench and ScienceQA asked of tiny weights."""
+"""ScienceQA against the published code's results, and asked of tiny weights."""
 
 import json
 import shutil
@@ -210,88 +210,25 @@ def test_questions_that_are_wrong_are_named(tmp_path, content, words):
 
 # A model is asked
 
-PROMPT = "<Img><ImageHere></Img> {}"
 
-
-@pytest.fixture(scope="module")
-def bench(shared):
-    """Questions of LLaVA-Bench about images of the tiny evaluation."""
-    texts, kinds = ("What is it?", "Describe it.", "Why is it so?"), ("conv", "detail", "complex")
-    path = shared.folder / "bench.jsonl"
-    with path.open("w") as file:
-        for number in range(12):
-            one = {"question_id": number, "image": f"10{number // 3}.jpg", "text": texts[number % 3]}
-            file.write(json.dumps({**one, "category": kinds[number % 3]}) + "\n")
-    return path
-
-
-@pytest.fixture(scope="module")
-def science(shared):
-    """ScienceQA's records, some with an image of the tiny evaluation, the others text alone."""
-    path = shared.folder / "science.json"
-    images = iter(range(11))
-    whole = [
-        one | ({"image": f"10{next(images)}.jpg"} if "image" in one else {}) for one in SCIENCE["convert"]["CQM-A"]
-    ]
-    path.write_text(json.dumps(whole))
-    return path
-
-
-@pytest.fixture(scope="module")
-def arguments(shared, bench, science):
-    """`arguments("bench", name)`: the command that asks the tiny checkpoints."""
-
-    def arguments(kind: str, name: str, *more: str) -> list[str]:
-        files = {"bench": bench, "science": science}
-        asking = ("--questions", str(files[kind]), "--image-path", str(shared.folder / "images"))
-        return ["answer", *replace(shared, more=asking).arguments(name, *more)]
-
-    return arguments
-
-
-@pytest.fixture(scope="module")
-def asked(shared, arguments, command):
-    """The folders of whole runs."""
-    assert command("eval_llava_bench").main(arguments("bench", "bench")) == 0
-    assert command("eval_science_qa").main(arguments("science", "science", "--single-pred-prompt")) == 0
-    return {"bench": shared.folder / "bench", "science": shared.folder / "science"}
-
-
-def test_answers_to_llava_bench_are_in_the_published_form(asked, bench, alone):
-    questions, answers = lines_of(bench), lines_of(asked["bench"] / "answers_epoch_1.jsonl")
-    for question, answer in zip(questions, answers, strict=True):
-        assert list(answer) == ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"]
-        assert (answer["question_id"], answer["prompt"]) == (question["question_id"], question["text"])
-        assert (answer["model_id"], answer["metadata"]) == ("epoch 1", {})
-        text = alone(question["image"], f"###Human: {PROMPT.format(question['text'])} ###Assistant: ")
-        assert answer["text"] == text
-    assert len({answer["answer_id"] for answer in answers}) == 12
-    others = lines_of(asked["bench"] / "answers_epoch_0.jsonl")
-    assert [one["text"] for one in others] != [one["text"] for one in answers]
-    setup = read(asked["bench"] / "setup.json")
-    assert [one["name"] for one in setup["checkpoints"]] == ["pretrained", "epoch 0", "epoch 1"]
-
-
-def test_questions_without_image_are_asked_as_text_alone(asked, science, alone):
-    answers, records = lines_of(asked["science"] / "answers_epoch_1.jsonl"), read(science)
-    assert [one["question_id"] for one in answers] == [one["id"] for one in records]
-    for record, answer in zip(records, answers, strict=True):
+def test_questions_of_every_checkpoint_go_with_their_image_or_as_text_alone(shared, main, alone):
+    """The form of the answers, LLaVA-Bench's too, is that of test_llava_answers.py."""
+    pictures, records = iter(range(11)), [dict(one) for one in SCIENCE["convert"]["CQM-A"]]
+    for record in records:
+        if "image" in record:
+            record["image"] = f"10{next(pictures)}.jpg"
+    questions = shared.folder / "science.json"
+    questions.write_text(json.dumps(records))
+    asking = ("--questions", str(questions), "--image-path", str(shared.folder / "images"), "--single-pred-prompt")
+    assert main(["answer", *replace(shared, more=asking).arguments("science")]) == 0
+    said = [lines_of(shared.folder / "science" / f"answers_{name}.jsonl") for name in ("pretrained", "epoch_1")]
+    assert [[one["question_id"] for one in answers] for answers in said] == [[one["id"] for one in records]] * 2
+    assert [one["text"] for one in said[0]] != [one["text"] for one in said[1]]
+    for record, answer in zip(records, said[1], strict=True):
         image = record.get("image")
         text = record["conversations"][0]["value"].replace("\n<image>", "") + f"\n{science_qa.LETTER_ALONE}"
         assert answer["prompt"] == ("<image>\n" if image else "") + text
-        assert answer["text"] == alone(image, f"###Human: {PROMPT.format(text) if image else text} ###Assistant: ")
-
-
-def test_our_answers_are_judged_and_scored(asked, bench, main, command, chat_server, tmp_path, capsys):
-    assert main(["score", str(FOLDER), str(asked["science"] / "answers_pretrained.jsonl")]) == 0
-    assert "Total: 11, Correct: " in capsys.readouterr().out
-    context, rule = tmp_path / "context.jsonl", DATA / "rule.json"
-    images = {line["image"] for line in lines_of(bench)}
-    context.write_text("".join(json.dumps({"image": image, "caption": "A thing."}) + "\n" for image in images))
-    chat_server.answer = lambda request: "10 5"
-    given = ["judge", "--questions", str(bench), "--context", str(context), "--rule", str(rule)]
-    given += ["--reference", str(asked["bench"] / "answers_epoch_0.jsonl")]
-    given += ["--answers", str(asked["bench"] / "answers_epoch_1.jsonl"), "--output", str(tmp_path / "review.jsonl")]
-    given += ["--judge-url", chat_server.url, "--judge-model", "tiny", "--judge-cache", str(tmp_path / "cache.jsonl")]
-    assert command("eval_llava_bench").main(given) == 0
-    assert "| review | 50.0 | 50.0 | 50.0 | 50.0 |" in capsys.readouterr().out
+        prompt = f"<Img><ImageHere></Img> {text}" if image else text
+        assert answer["text"] == alone(image, f"###Human: {prompt} ###Assistant: ")
+    setup = read(shared.folder / "science" / "setup.json")
+    assert [one["name"] for one in setup["checkpoints"]] == ["pretrained", "epoch 0", "epoch 1"]

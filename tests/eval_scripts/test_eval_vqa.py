@@ -97,6 +97,19 @@ def main(command):
     return command("eval_vqa").main
 
 
+@pytest.fixture
+def score(main, given, tmp_path):
+    """`score("gqa", {"case": answers}, *more)`: what the command says about them; asserts success."""
+
+    def score(name: str, said: dict, *more: str) -> dict:
+        files = {key: write(tmp_path / (key if "." in key else f"{key}.json"), own) for key, own in said.items()}
+        named = [f"{key}={path}" for key, path in files.items()]
+        assert main(["score", *given(name), *named, "--save_path", str(tmp_path / "out"), *more]) == 0
+        return read(tmp_path / "out" / f"{name}.json")
+
+    return score
+
+
 # Answers from files
 
 
@@ -135,11 +148,9 @@ WANTED = {
 
 
 @pytest.mark.parametrize("name", WANTED)
-def test_scores_of_files_are_those_of_the_cases(main, given, tmp_path, name):
-    results = write(tmp_path / "case.json", HANDED_IN[name])
+def test_scores_of_files_are_those_of_the_cases(score, tmp_path, name):
     partial = ["--partial"] if name.startswith("aokvqa") else []  # a missing answer counts 0
-    assert main(["score", *given(name), str(results), "--save_path", str(tmp_path / "out"), *partial]) == 0
-    (own,) = read(tmp_path / "out" / f"{name}.json")["checkpoints"]
+    (own,) = score(name, {"case": HANDED_IN[name]}, *partial)["checkpoints"]
     for scorer, wanted in WANTED[name].items():  # published figures have two places
         assert 100 * own["scores"][scorer] == pytest.approx(wanted, abs=0.005001)
     assert own["accuracy"] == own["scores"].get("official", own["accuracy"])
@@ -148,30 +159,23 @@ def test_scores_of_files_are_those_of_the_cases(main, given, tmp_path, name):
     table = (tmp_path / "out" / "vqa.md").read_text()
     assert f"| case | {100 * own['accuracy']:.2f} ({100 * low:.2f} - {100 * high:.2f}), n " in table
     assert ("published: MiniGPT-4 (protocol not known)" in table) == (name in ("aokvqa", "gqa"))
-    handed_in = read(tmp_path / "out" / f"answers_{name}_case.json")
-    assert len(handed_in) == len(HANDED_IN[name]) - len(partial)
+    assert len(read(tmp_path / "out" / f"answers_{name}_case.json")) == len(HANDED_IN[name]) - len(partial)
     worst = (tmp_path / "out" / f"{name}_worst.md").read_text()
     assert "| question_id | image | question | answer | right | score |" in worst
 
 
 @pytest.mark.parametrize("name", ["vqav2", "gqa", "vizwiz"])
-def test_lines_of_llava_are_scored_as_the_publishers_form(main, given, tmp_path, name):
+def test_lines_of_llava_are_scored_as_the_publishers_form(score, name):
     key, text = BENCHMARKS[name].form[1:]
     lines = [{"question_id": one[key], "prompt": "?", "text": one[text], "answer_id": "a"} for one in HANDED_IN[name]]
-    forms = {"json": HANDED_IN[name], "jsonl": lines}
-    named = [f"{ending}={write(tmp_path / f'case.{ending}', said)}" for ending, said in forms.items()]
-    assert main(["score", *given(name), *named, "--save_path", str(tmp_path / "out")]) == 0
-    published, own = read(tmp_path / "out" / f"{name}.json")["checkpoints"]
+    published, own = score(name, {"case": HANDED_IN[name], "lines.jsonl": lines})["checkpoints"]
     assert own["scores"] == published["scores"]
 
 
-def test_figures_and_types_beside_the_accuracy(main, given, published, tmp_path):
-    found = {}
-    for name in ("gqa", "vqav2", "hateful_memes"):
-        results = write(tmp_path / "case.json", HANDED_IN[name])
-        assert main(["score", *given(name), str(results), "--save_path", str(tmp_path)]) == 0
-        (found[name],) = read(tmp_path / f"{name}.json")["checkpoints"]
-    official, gqa = EXPECTED["gqa"]["official"], found["gqa"]
+def test_figures_and_types_beside_the_accuracy(score, published, tmp_path):
+    names = ("gqa", "vqav2", "hateful_memes")
+    gqa, vqa, memes = (score(name, {"case": HANDED_IN[name]})["checkpoints"][0] for name in names)
+    official = EXPECTED["gqa"]["official"]
     assert round(gqa["figures"]["distribution"], 2) == official["distribution"]
     for figure in ("binary", "open", "consistency", "validity", "plausibility"):
         assert round(100 * gqa["figures"][figure], 2) == official[figure]
@@ -179,17 +183,17 @@ def test_figures_and_types_beside_the_accuracy(main, given, published, tmp_path)
         own = gqa["figures"]["groups"][kind.split()[0]]
         assert {key: [round(100 * mean, 2), n] for key, (mean, n) in own.items()} == official[f"Accuracy / {kind}"]
     assert gqa["groups"]["structural"] == gqa["figures"]["groups"]["structural"]
-    by_type = {kind: round(100 * mean, 2) for kind, (mean, _) in found["vqav2"]["groups"]["answer_type"].items()}
+    by_type = {kind: round(100 * mean, 2) for kind, (mean, _) in vqa["groups"]["answer_type"].items()}
     assert by_type == EXPECTED["vqa"]["official"]["per_answer_type"]
-    assert found["hateful_memes"]["neither"] == 2 / 8  # `Yes.` and `yes it is`
-    assert 0 < found["hateful_memes"]["figures"]["AUROC of yes, neither, no"] < 1
-    table = (tmp_path / "vqa.md").read_text()
+    assert memes["neither"] == 2 / 8  # `Yes.` and `yes it is`
+    assert 0 < memes["figures"]["AUROC of yes, neither, no"] < 1
+    table = (tmp_path / "out" / "vqa.md").read_text()
     for text in ("| accuracy, % | VQAv2 | GQA | Hateful Memes |", "| structural | n | case |", "scorer official"):
         assert text in table
     assert file_sha256(published / FILES["gqa"][0])[:12] in table
 
 
-def test_both_forms_of_gqa_and_iconqa_give_the_same(main, given, published, tmp_path):
+def test_both_forms_of_gqa_and_iconqa_give_the_same(score, tmp_path):
     listed = write(tmp_path / "testdev_balanced_questions.json", CASES["gqa"]["list_form"])
     answers = [one for one in HANDED_IN["gqa"] if GQA[one["questionId"]]["isBalanced"]]
     for one in ICONQA:
@@ -198,21 +202,16 @@ def test_both_forms_of_gqa_and_iconqa_give_the_same(main, given, published, tmp_
         write(folder / "data.json", {key: value for key, value in one.items() if key != "image_id"})
     forms = (("gqa", listed, answers, "list"), ("iconqa", tmp_path / "choose_txt", HANDED_IN["iconqa"], "a folder"))
     for name, questions, said, form in forms:
-        results, save = write(tmp_path / "case.json", said), ["--save_path", str(tmp_path)]
-        assert main(["score", name, "--questions", str(questions), str(results), *save]) == 0
-        found = read(tmp_path / f"{name}.json")
+        found = score(name, {"case": said}, "--questions", str(questions))
         assert found["form"].startswith(form)
         wanted = {key: value for key, value in WANTED[name].items() if key in ("official", "minigpt4", "lavis")}
         assert {key: 100 * found["checkpoints"][0]["scores"][key] for key in wanted} == pytest.approx(wanted)
 
 
-def test_first_lines_partial_answers_and_differences(main, given, tmp_path):
-    said = [one | {"answer": f"{one['answer'].strip()}. It is.\nYes"} for one in SAID["vqa"]]
-    long, few = write(tmp_path / "long.json", said), write(tmp_path / "few.json", SAID["vqa"][:20])
-    whole = write(tmp_path / "whole.json", SAID["vqa"])
-    base = ["score", *given("vqav2"), f"first={whole}", f"second={long}", "--save_path", str(tmp_path)]
-    assert main(base) == 0
-    found = read(tmp_path / "vqav2.json")
+def test_first_lines_partial_answers_and_differences(score, tmp_path):
+    whole = SAID["vqa"]
+    both = {"first": whole, "second": [one | {"answer": f"{one['answer'].strip()}. It is.\nYes"} for one in whole]}
+    found = score("vqav2", both)
     first, second = found["checkpoints"]
     assert first["accuracy"] > second["accuracy"]
     assert first["long"] < second["long"]
@@ -221,27 +220,20 @@ def test_first_lines_partial_answers_and_differences(main, given, tmp_path):
     assert difference["difference"] == pytest.approx(second["accuracy"] - first["accuracy"])
     assert difference["interval"][1] < 0
     assert difference["p"] < 0.05
-    assert main([*base, "--answer", "first-line", "--scorer", "lmms"]) == 0
-    found = read(tmp_path / "vqav2.json")
+    found = score("vqav2", both, "--answer", "first-line", "--scorer", "lmms")
     assert found["checkpoints"][1]["long"] <= first["long"]
     assert found["scorer"] == "lmms"
     assert found["checkpoints"][1]["accuracy"] == found["checkpoints"][1]["scores"]["lmms"]
-    assert main(["score", *given("vqav2"), str(few), "--save_path", str(tmp_path)]) == 2
-    assert main(["score", *given("vqav2"), str(few), str(whole), "--save_path", str(tmp_path), "--partial"]) == 0
-    found = read(tmp_path / "vqav2.json")
-    assert found["questions"] == 20
-    assert found["comparisons"] == []
-    assert "PARTIAL: 20 of 42" in (tmp_path / "vqa.md").read_text()
+    found = score("vqav2", {"few": whole[:20], "whole": whole}, "--partial")
+    assert (found["questions"], found["comparisons"]) == (20, [])
+    assert "PARTIAL: 20 of 42" in (tmp_path / "out" / "vqa.md").read_text()
 
 
-def test_the_nearest_choice_by_the_users_vectors(main, given, tmp_path):
+def test_the_nearest_choice_by_the_users_vectors(score, tmp_path):
     vectors = tmp_path / "glove.txt"
     vectors.write_text("taxi 1 0.1\ncab 1 0\nbus 0 1\ntrain -1 1\nboat -1 0\n")
     said = {one["question_id"]: {"direct_answer": "taxi"} for one in AOKVQA}
-    results = write(tmp_path / "said.json", said)
-    more = ["--vectors", str(vectors), "--save_path", str(tmp_path)]
-    assert main(["score", *given("aokvqa_direct"), str(results), *more]) == 0
-    (own,) = read(tmp_path / "aokvqa_direct.json")["checkpoints"]
+    (own,) = score("aokvqa_direct", {"said": said}, "--vectors", str(vectors))["checkpoints"]
     right = []
     for one in AOKVQA:  # of words without vectors none is near
         near = [one["choices"].index(word) for word in ("taxi", "cab", "bus") if word in one["choices"]]
@@ -270,11 +262,8 @@ def test_bad_records_are_named(main, given, tmp_path, capsys, name, change, word
     file, content, _ = FILES[name]
     content = json.loads(json.dumps(content))
     change(content)
-    path = write(tmp_path / file, content)
-    results = write(tmp_path / "case.json", HANDED_IN[name])
-    arguments = ["score", *given(name), str(results), "--save_path", str(tmp_path)]
-    arguments[arguments.index("--questions") + 1] = str(path)
-    assert main(arguments) == 2
+    more = ["--questions", str(write(tmp_path / file, content)), "--save_path", str(tmp_path)]
+    assert main(["score", *given(name), str(write(tmp_path / "case.json", HANDED_IN[name])), *more]) == 2
     error = capsys.readouterr().err
     assert file in error
     assert words in error
@@ -283,8 +272,7 @@ def test_bad_records_are_named(main, given, tmp_path, capsys, name, change, word
 @pytest.mark.parametrize(
     ("name", "said", "words"),
     [
-        ("vqav2", SAID["vqa"][:2], "40 questions have no answer: question_id 7003, 7004, 7005, 7006, 7007, ..."),
-        ("vqav2", SAID["vqa"][:2], "with --partial"),
+        ("vqav2", SAID["vqa"][:2], "40 questions have no answer: question_id 7003, 7004, 7005, 7006, 7007, ...; with"),
         ("vqav2", [one | {"question_id": str(one["question_id"])} for one in SAID["vqa"]], "question_id '7001'"),
         ("vqav2", [*SAID["vqa"], SAID["vqa"][0]], "comes twice"),
         ("vqav2", {"7001": "yes"}, "list"),
@@ -294,8 +282,7 @@ def test_bad_records_are_named(main, given, tmp_path, capsys, name, change, word
     ],
 )
 def test_bad_answers_are_named(main, given, tmp_path, capsys, name, said, words):
-    results = write(tmp_path / "case.json", said)
-    files = given(name.removesuffix(" alone"))
+    files, results = given(name.removesuffix(" alone")), write(tmp_path / "case.json", said)
     files = files[:3] if "alone" in name else files
     assert main(["score", *files, str(results), "--save_path", str(tmp_path)]) == 2
     assert words in capsys.readouterr().err
@@ -308,9 +295,7 @@ def test_prompts_go_by_benchmark_and_model(command):
     file = command("eval_vqa").PROMPTS
     prompts = bind(VqaPrompts, load_yaml(file)["vqa_prompts"], section="vqa_prompts", source=str(file))
     assert prompts.benchmarks.keys() == set(ASKED)
-    for name in ASKED:
-        text = prompts.of(name, "pretrain_vicuna0", "minigpt4")[1]
-        assert not text.count("[vqa]")
+    assert all("[vqa]" not in prompts.of(name, "pretrain_vicuna0", "minigpt4")[1] for name in ASKED)
     assert prompts.of("gqa", "pretrain_llama2", "minigpt4")[0] == "short_answer"
     name, text = prompts.of("gqa", "v1.5", "llava")
     assert (name, text.splitlines()[1]) == ("llava", "Answer the question using a single word or phrase.")
@@ -340,9 +325,6 @@ def test_bad_prompts_and_missing_images_are_named(main, arguments, tmp_path, cap
 # A model is asked
 
 
-FEW_TOKENS = "run.generation.max_new_tokens=4"
-
-
 @pytest.fixture(scope="module")
 def arguments(shared, given, published):
     """`arguments("gqa", "folder")`: the command that asks the tiny checkpoints."""
@@ -350,7 +332,7 @@ def arguments(shared, given, published):
     def arguments(name: str, folder: str, *more: str) -> list[str]:
         asking = [*given(name)[1:], "--image-path", str(published / "images")]
         own = replace(shared, more=asking, checkpoints=shared.checkpoints[1:])
-        return ["answer", name, *own.arguments(folder, *more, "--options", FEW_TOKENS)]
+        return ["answer", name, *own.arguments(folder, *more, "--options", "run.generation.max_new_tokens=4")]
 
     return arguments
 
@@ -422,10 +404,8 @@ def test_ranking_is_a_plain_loop_over_the_losses_and_does_not_depend_on_company(
         assert own["scores"][rule] == sum(map(str.__eq__, found, right)) / len(right)
     # Fewer questions in another order, other choices beside them, another batch size: the same bits.
     few = [{**one, "choices": one["choices"][::-1], "answer": 0} for one in ICONQA[:4][::-1]]
-    path = write(tmp_path / "few.json", few)
-    given = [*arguments("iconqa", "few"), "run.batch_size_eval=2"]
-    given[given.index("--questions") + 1] = str(path)
-    assert main(given) == 0
+    given = arguments("iconqa", "few", "--questions", str(write(tmp_path / "few.json", few)))
+    assert main([*given, "run.batch_size_eval=2"]) == 0
     for key, losses in losses_of(shared.folder / "few", last).items():
         assert losses == kept[key][::-1]
     # The batch size is no part of what answers depend on: nothing is asked again.

@@ -147,19 +147,15 @@ def test_search_finds_ids_references_and_captions_in_the_order_that_was_chosen(s
     assert shown.locator("#count").inner_text() == "60 of 60 images"
 
 
-def test_hostile_caption_is_shown_as_text(shown):
+def test_image_is_shown_with_references_scores_and_captions_hostile_and_empty_ones_too(shown):
+    card, says = shown.locator("#gallery article"), shown.locator("#gallery article td:not(.score)")
     shown.locator("#search").fill("alert(2)")
-    said = shown.locator("#gallery article table.says td:not(.score)").all_inner_texts()
-    assert said == ["A Cat on roof 7.", NASTY]
+    assert says.all_inner_texts() == ["A Cat on roof 7.", NASTY]
     assert shown.locator("#gallery script, #gallery img[onerror]").count() == 0
     assert shown.locator("h1").inner_text() == NASTY
-
-
-def test_image_is_shown_with_references_scores_and_empty_captions(shown):
     shown.locator("#search").fill("108")
-    card = shown.locator("#gallery article")
     assert card.locator("li").all_inner_texts() == ["A dog near house 108."]
-    assert card.locator("td:not(.score)").all_inner_texts() == ["A Cat on roof 8.", "(empty)"]
+    assert says.all_inner_texts() == ["A Cat on roof 8.", "(empty)"]
     assert card.locator("td.score").all_inner_texts() == ["CIDEr 0.87, ROUGE-L 0.00", "CIDEr 0.13, ROUGE-L 0.63"]
     assert card.locator("img").evaluate("image => image.complete && image.naturalWidth") == 208
 
