@@ -62,49 +62,23 @@ def command(load_script):
     return load_script("serve.py")
 
 
-@pytest.fixture
-def config(tmp_path, tiny_section, write_recipe):
+@pytest.fixture(scope="module")
+def config(tmp_path_factory, tiny_section, write_recipe):
     model = tiny_section(arch="minigpt4", model_type="pretrain_mini", llm_attention="sdpa")
     model["vit_config"] |= {"mlp_ratio": 4.3637}  # the others of pretrain_mini are those of the tiny model
     model["qformer_config"] |= {"cross_attention_frequency": 2}
     model |= {"prompt_template": "###Human: {} ###Assistant: ", "end_sym": "@@@@"}  # which it never says
-    return write_recipe(tmp_path, model)
+    return write_recipe(tmp_path_factory.mktemp("serve"), model)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def process(config, parity_dir):
+    """For all tests here; the last one ends it."""
     second = f"second={parity_dir / 'train_main_checkpoint_0.pth'}"
     started = Process("--cfg-path", str(config), "--ckpt", second, "--limits", "shutdown_seconds=0.01")
     yield started
     started.process.kill()
     started.process.wait()
-
-
-def test_the_command_serves_until_a_signal_and_logs_no_contents(process):
-    client = openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=2)
-    assert [model.id for model in client.models.list()] == ["minigpt4_tiny", "second"]
-    question = [{"role": "user", "content": "Zebras in pyjamas?"}]
-    answer = client.chat.completions.create(model="second", messages=question, max_tokens=5)
-    question = [{"role": "user", "content": "What is this?"}]  # answered in more than 500 tokens
-    long = {"messages": question, "max_tokens": 1000, "temperature": 0, "n": 8}
-    stream = client.chat.completions.create(model="minigpt4_tiny", **long, stream=True)
-    next(iter(stream))
-    with ThreadPoolExecutor(1) as pool:
-        impatient = client.with_options(max_retries=0)
-        whole = pool.submit(impatient.chat.completions.create, model="second", **long)
-        while not process.health()["waiting"] and not whole.done():
-            pass
-        process.process.send_signal(signal.SIGTERM)
-        with pytest.raises(openai.APIError, match="stopped"):
-            list(stream)
-        with pytest.raises(openai.InternalServerError, match="stopped"):
-            whole.result()
-    assert process.ended() == 0
-    tokens = f"{answer.usage.prompt_tokens}\\+{answer.usage.completion_tokens}"
-    assert re.search(rf"model=second tokens={tokens} [\d.]+ s", process.log)
-    assert '"POST /v1/chat/completions HTTP/1.1" 200' in process.log
-    for secret in ("Zebras", KEY, "Traceback"):
-        assert secret not in process.log
 
 
 LMMS_EVAL = """
@@ -147,6 +121,33 @@ def test_lmms_eval_asks_it_as_a_client(process, parity_dir, tmp_path):
         answers.append(client.chat.completions.create(model="minigpt4_tiny", **asked).choices[0].message.content)
     assert json.loads(done.stdout.splitlines()[-1]) == answers
     assert all(answers)
+
+
+def test_the_command_serves_until_a_signal_and_logs_no_contents(process):
+    client = openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=2)
+    assert [model.id for model in client.models.list()] == ["minigpt4_tiny", "second"]
+    question = [{"role": "user", "content": "Zebras in pyjamas?"}]
+    answer = client.chat.completions.create(model="second", messages=question, max_tokens=5)
+    question = [{"role": "user", "content": "What is this?"}]  # answered in more than 500 tokens
+    long = {"messages": question, "max_tokens": 1000, "temperature": 0, "n": 8}
+    stream = client.chat.completions.create(model="minigpt4_tiny", **long, stream=True)
+    next(iter(stream))
+    with ThreadPoolExecutor(1) as pool:
+        impatient = client.with_options(max_retries=0)
+        whole = pool.submit(impatient.chat.completions.create, model="second", **long)
+        while not process.health()["waiting"] and not whole.done():
+            pass
+        process.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="stopped"):
+            list(stream)
+        with pytest.raises(openai.InternalServerError, match="stopped"):
+            whole.result()
+    assert process.ended() == 0
+    tokens = f"{answer.usage.prompt_tokens}\\+{answer.usage.completion_tokens}"
+    assert re.search(rf"model=second tokens={tokens} [\d.]+ s", process.log)
+    assert '"POST /v1/chat/completions HTTP/1.1" 200' in process.log
+    for secret in ("Zebras", KEY, "Traceback"):
+        assert secret not in process.log
 
 
 @pytest.mark.parametrize(
