@@ -2,13 +2,10 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
 CSV = "flickr_annotations_30k.csv"
 TRAIN = "flickr30k_grounded_detail.json"
 VAL, TEST = "flickr30k_grounded_detail_val.json", "flickr30k_grounded_detail_test.json"
@@ -31,24 +28,22 @@ def command(load_script):
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    _write_csv(tmp_path, [_record(i, *row) for i, row in enumerate(ROWS)])
+    _write_csv(tmp_path)
     (tmp_path / "flickr30k-images").mkdir()
     for name in ("1", "22", "333", "55555"):
         (tmp_path / f"flickr30k-images/{name}.jpg").write_bytes(b"")
     return tmp_path
 
 
-def _record(number: int, captions: list[str], split: str, name: str) -> dict[str, str]:
-    sentids = json.dumps(list(range(5 * number, 5 * number + 5)))
-    raw = json.dumps(captions, ensure_ascii=False)
-    return {"raw": raw, "sentids": sentids, "split": split, "filename": f"{name}.jpg", "img_id": str(number)}
-
-
-def _write_csv(root: Path, records: list[dict]) -> Path:
+def _write_csv(root: Path, **second: str) -> Path:
+    """The rows; `second`: other values of the second one."""
     with (root / CSV).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(records[0]))
+        writer = csv.DictWriter(file, ["raw", "sentids", "split", "filename", "img_id"])
         writer.writeheader()
-        writer.writerows(records)
+        for number, (captions, split, name) in enumerate(ROWS):
+            values = {"raw": json.dumps(captions, ensure_ascii=False), "split": split, "filename": f"{name}.jpg"}
+            values |= {"sentids": json.dumps(list(range(5 * number, 5 * number + 5))), "img_id": str(number)}
+            writer.writerow(values | (second if number == 1 else {}))
     return root / CSV
 
 
@@ -74,7 +69,7 @@ def test_captions_are_joined_and_splits_go_to_files_of_their_own(root, command, 
 
 
 def test_all_puts_every_split_into_the_training_file_and_a_blank_caption_leaves_no_second_blank(root, command, caplog):
-    file = _edited(root, 1, "raw", '["a", "", "c"]')
+    file = _write_csv(root, raw='["a", "", "c"]')
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert command(["--root", str(root), "--splits", "all"]) == 0
     assert [_ids(root / name) for name in (TRAIN, VAL, TEST)] == [["1", "22", "333", "55555"], ["333"], ["55555"]]
@@ -83,21 +78,14 @@ def test_all_puts_every_split_into_the_training_file_and_a_blank_caption_leaves_
     assert "holds val and test" in caplog.text
 
 
-def test_command_finds_flickr30k_in_the_working_folder_and_shows_a_bar(root, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("work")
-    root.rename(folder / "flickr30k")
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "prepare_flickr30k.py")], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0
-    assert "Flickr30k: 5 images" in done.stderr
-    assert _ids(folder / "flickr30k" / TRAIN) == ["1", "22"]
-
-
-def _edited(root: Path, number: int, column: str, value: str) -> Path:
-    records = [_record(i, *row) for i, row in enumerate(ROWS)]
-    records[number][column] = value
-    return _write_csv(root, records)
+def test_command_finds_flickr30k_in_the_working_folder_and_shows_a_bar(
+    root, command, tmp_path_factory, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
+    root = root.rename("flickr30k")
+    assert command([]) == 0
+    assert "Flickr30k: 5 images" in capsys.readouterr().err
+    assert _ids(root / TRAIN) == ["1", "22"]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +102,7 @@ def _edited(root: Path, number: int, column: str, value: str) -> Path:
     ],
 )
 def test_wrong_value_is_named_by_line_and_column(root, command, capsys, column, value, message):
-    _edited(root, 1, column, value)
+    _write_csv(root, **{column: value})
     assert command(["--root", str(root)]) == 2
     assert f"{CSV}, {message}" in capsys.readouterr().err
     assert not (root / TRAIN).exists()
