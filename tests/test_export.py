@@ -46,6 +46,8 @@ LLAVA = {
     "siglip": V1,
     "whole": V1 | {"ckpt": None},
 }
+ASKED = ["vicuna0", "llama2", "linear", "mlp2x_gelu"]
+"""One of each chat template, for the whole way from messages to an answer."""
 STOCK = """
 import json, sys
 sys.modules["minigpt4"] = None  # importing it is an error
@@ -53,7 +55,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
-folder, small, large, question, prompt, tokens = json.loads(sys.stdin.read())
+folder, small, large, question, prompt, tokens, asked = json.loads(sys.stdin.read())
 found = {}
 for name, whole in prompt.items():
     path = f"{folder}/{name}/out"
@@ -74,8 +76,9 @@ for name, whole in prompt.items():
             "prompt": processor.apply_chat_template(messages, add_generation_prompt=True),
             "templates": ["default"] if isinstance(processor.chat_template, str) else sorted(processor.chat_template),
         }
-    asked = pipeline("image-text-to-text", path)(messages, return_tensors=True)  # with its own limit, 256
-    found[name]["asked"] = asked[0]["generated_token_ids"]
+    if name in asked:
+        answer = pipeline("image-text-to-text", path)(messages, return_tensors=True)  # with its own limit, 256
+        found[name]["asked"] = answer[0]["generated_token_ids"]
 torch.save(found, f"{folder}/found.pt")
 """
 
@@ -125,7 +128,7 @@ def stock(world, parity_dir) -> dict[str, dict]:
     images = [str(parity_dir / "images" / f"{name}.png") for name in ("img3_rgb", "img0_rgb_nonsquare")]
     configs = {name: export.source_of(str(file), None, []) for name, file in world.items()}
     prompts = {name: prompt_of(config).replace(IMAGE_PLACEHOLDER, IMAGE_TOKEN) for name, config in configs.items()}
-    told = json.dumps([str(folder), *images, QUESTION, prompts, TOKENS])
+    told = json.dumps([str(folder), *images, QUESTION, prompts, TOKENS, ASKED])
     alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, "-W", "ignore", "-c", STOCK]
     done = subprocess.run(command, input=told, cwd=folder, env=alone, capture_output=True, text=True, timeout=600)
@@ -164,9 +167,10 @@ def test_stock_transformers_says_the_same(name, world, stock, parity_dir):
     stopped = said_by(ours, large, TOKENS, PromptRules.of(ours.cfg).stop)[3]
     assert theirs["stopped"].tolist() == stopped
     assert (len(stopped) < len(answer)) == (name == "vicuna0")
-    _, _, ids, answer = said_by(ours, small, 256, [])
-    assert theirs["asked"].tolist()[len(ids) :] == answer
-    assert not (name == "vicuna0" and len(answer) == 256)  # it ends, which config.json of this LLM would not let it
+    if name in ASKED:
+        _, _, ids, answer = said_by(ours, small, 256, [])
+        assert theirs["asked"].tolist()[len(ids) :] == answer
+        assert not (name == "vicuna0" and len(answer) == 256)  # it ends, which config.json of this LLM would not let it
 
 
 @pytest.mark.parametrize("name", [*MINIGPT4, *LLAVA])
@@ -212,10 +216,9 @@ def test_what_transformers_has_no_place_for_is_refused(
     assert not output.exists()
 
 
-@pytest.mark.parametrize("name", ["vicuna0", "linear"])
-def test_dry_run_lists_what_is_written_then(name, world, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("name", "layout"), [("vicuna0", "blip2"), ("linear", "llava"), ("mlp2x_gelu", "gguf")])
+def test_dry_run_lists_what_is_written_then(name, layout, world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(merge, "SHARD_SIZE", "300KB")
-    layout = "blip2" if name in MINIGPT4 else "llava"
     command = [str(world[name]), "--format", layout, "--output", str(tmp_path / "new")]
     listed = []
     for more in (["--dry-run"], []):
@@ -226,7 +229,7 @@ def test_dry_run_lists_what_is_written_then(name, world, tmp_path, monkeypatch, 
     sizes = {file: int(size.replace(",", "")) for size, file in re.findall(r"([\d,]+)  (\S.*)", listed[0])}
     assert sizes.pop("in all") == sum(sizes.values())
     assert sizes == {name: len(content) for name, content in files_of(tmp_path / "new").items()}
-    assert sum(file.endswith(".safetensors") for file in sizes) > 2
+    assert layout == "gguf" or sum(file.endswith(".safetensors") for file in sizes) > 2
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

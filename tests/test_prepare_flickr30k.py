@@ -88,56 +88,48 @@ def test_command_finds_flickr30k_in_the_working_folder_and_shows_a_bar(
     assert _ids(root / TRAIN) == ["1", "22"]
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "message"),
-    [
-        ("raw", '["a", "b"', "line 3, column raw: the captions are not JSON"),
-        *(("raw", value, "line 3, column raw: the captions must be a list") for value in ('{"a": 1}', '["a", 7]')),
-        *(("raw", value, "line 3, column raw: holds no caption") for value in ("[]", '["", " "]')),
-        ("raw", r'["a", "\ud83d"]', "line 3, column raw: caption 2 cannot be read"),
-        ("raw", r'["a", "\u0000"]', "line 3, column raw cannot be read"),
-        ("split", "validation", "line 3, column split: 'validation' is none of train, val, test"),
-        ("filename", "", "line 3, column filename: is empty"),
-        ("filename", "1.jpg", "line 3, column filename: 1.jpg stands in "),
-    ],
-)
-def test_wrong_value_is_named_by_line_and_column(root, command, capsys, column, value, message):
-    _write_csv(root, **{column: value})
-    assert command(["--root", str(root)]) == 2
-    assert f"{CSV}, {message}" in capsys.readouterr().err
-    assert not (root / TRAIN).exists()
+FAULTS = [  # other values of the second row, or another file; what the error names
+    ({"raw": '["a", "b"'}, "line 3, column raw: the captions are not JSON"),
+    ({"raw": '{"a": 1}'}, "line 3, column raw: the captions must be a list"),
+    ({"raw": '["a", 7]'}, "line 3, column raw: the captions must be a list"),
+    ({"raw": "[]"}, "line 3, column raw: holds no caption"),
+    ({"raw": '["", " "]'}, "line 3, column raw: holds no caption"),
+    ({"raw": r'["a", "\ud83d"]'}, "line 3, column raw: caption 2 cannot be read"),
+    ({"raw": r'["a", "\u0000"]'}, "line 3, column raw cannot be read"),
+    ({"split": "validation"}, "line 3, column split: 'validation' is none of train, val, test"),
+    ({"filename": ""}, "line 3, column filename: is empty"),
+    ({"filename": "1.jpg"}, "line 3, column filename: 1.jpg stands in "),
+    (b"sentids,split,img_id\n1,train,1\n", "no column raw, filename; it has sentids, split, img_id"),
+    (b'raw,split,filename\n"[""a""]",train\n', "line 2: not a record of named fields"),
+    (b'raw,split,filename\n"[""a""],train,1.jpg\n', "line 2: unexpected end of data; is a quotation mark"),
+    (b"raw,split,filename,split\n", "line 1: two columns are called 'split'"),
+    (b"", "the first line must name the fields"),
+    ("raw,split,filename\nMädchen,train,1.jpg".encode("latin-1"), "not UTF-8 text (byte 0xe4 in line 2)"),
+]
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (b"sentids,split,img_id\n1,train,1\n", "no column raw, filename; it has sentids, split, img_id"),
-        (b'raw,split,filename\n"[""a""]",train\n', "line 2: not a record of named fields"),
-        (b'raw,split,filename\n"[""a""],train,1.jpg\n', "line 2: unexpected end of data; is a quotation mark"),
-        (b"raw,split,filename,split\n", "line 1: two columns are called 'split'"),
-        (b"", "the first line must name the fields"),
-        ("raw,split,filename\nMädchen,train,1.jpg".encode("latin-1"), "not UTF-8 text (byte 0xe4 in line 2)"),
-        (None, "there is no such file; name its folder with --root"),
-    ],
-)
-def test_broken_or_missing_csv_is_named_by_line(root, command, capsys, text, message):
-    (root / CSV).unlink()
-    if text is not None:
-        (root / CSV).write_bytes(text)
-    assert command(["--root", str(root)]) == 2
-    error = capsys.readouterr().err
-    assert CSV in error
-    assert message in error
+def test_what_is_wrong_is_named_by_file_line_and_column(root, command, capsys):
+    def told():
+        assert command(["--root", str(root)]) == 2
+        assert not (root / TRAIN).exists()
+        return capsys.readouterr().err
 
-
-def test_folder_that_is_missing_or_has_none_of_the_images_is_named(root, command, capsys):
+    for fault, message in FAULTS:
+        if isinstance(fault, bytes):
+            (root / CSV).write_bytes(fault)
+        else:
+            _write_csv(root, **fault)
+        error = told()
+        assert CSV in error
+        assert message in error
+    _write_csv(root)
     for image in (root / "flickr30k-images").iterdir():
         image.unlink()
-    assert command(["--root", str(root)]) == 2
-    assert "flickr30k-images: holds none of the 5 images" in capsys.readouterr().err
+    assert "flickr30k-images: holds none of the 5 images" in told()
     (root / "flickr30k-images").rmdir()
-    assert command(["--root", str(root)]) == 2
-    assert "flickr30k-images: no such folder" in capsys.readouterr().err
+    assert "flickr30k-images: no such folder" in told()
+    (root / CSV).unlink()
+    assert "there is no such file; name its folder with --root" in told()
 
 
 KAGGLE = """image_name| comment_number| comment
