@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.common.errors import MiniGPT4Error, SampleError, WeightsError
+from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, SampleError, WeightsError
 from minigpt4.conversation.chat import Chat, Decoding, Request
 from minigpt4.inference import Engine
 from minigpt4.inference.attribution import Trace
@@ -117,11 +117,13 @@ def test_a_reply_that_is_closed_while_it_waits_is_never_begun_and_gives_its_plac
 def test_a_request_that_cannot_be_read_fails_alone(make, images):
     engine = make()
     good, asked = engine.submit(request(engine)), request(engine, images=images)
-    for bad, complaint in (
-        (request(engine, decoding=Decoding(max_new_tokens=1 << 20)), "lower the maximum of new tokens"),
-        (replace(asked, pictures=asked.pictures[:1]), "room for 2 images, not 1"),
+    for bad, error, complaint in (
+        (request(engine, decoding=Decoding(max_new_tokens=1 << 20)), SampleError, "lower the maximum of new tokens"),
+        (replace(asked, pictures=asked.pictures[:1]), SampleError, "room for 2 images, not 1"),
+        (request(engine, checkpoint="last"), ConfigError, "no checkpoint 'last'.*minigpt4"),
+        (request(engine, stop=[""]), ConfigError, "empty string"),
     ):
-        with pytest.raises(SampleError, match=complaint):
+        with pytest.raises(error, match=complaint):
             list(engine.submit(bad))
     assert "".join(good) == generated(engine, good.request)
 
@@ -198,3 +200,6 @@ def test_maps_are_made_between_the_tokens_of_answers_that_stay_as_they_are(make,
         assert maps_nhw.shape == (2, 4, 4)
         torch.testing.assert_close(*map(torch.from_numpy, (found["minigpt4"][method], maps_nhw)), rtol=1e-4, atol=1e-6)
         assert not (found["second"][method] == maps_nhw).all()
+    engine.stop()
+    with pytest.raises(RunError):
+        engine.maps(asked, answer, 2)

@@ -1,6 +1,7 @@
 """The page without a browser: what is asked of the engine, and what its server refuses."""
 
 import json
+import socket
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -241,3 +242,10 @@ def test_behind_a_password_nothing_is_taken_or_given_out_without_it(page):
     assert visitor.http.post("login", data={"username": "me", "password": "secret"}).status_code == 200
     assert statuses() == [200, 200]
     locked.blocks.close(verbose=False)
+
+
+def test_a_port_that_was_taken_meanwhile_is_an_error(page):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=str(port)):
+            page_gate.launch(ChatPage(page.engine, LIMITS), host="127.0.0.1", port=port, auth=None, share=False)
