@@ -2,11 +2,9 @@
 
 import importlib.util
 import socket
-from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
 PROMPT = ["--prompt", "Hello?"]
 
 
@@ -19,9 +17,9 @@ def demo(load_script):
 def fails(demo, demo_config, monkeypatch, capsys):
     """`fails(*arguments)`: what it says; the model must not have been touched."""
 
-    def fails(*arguments, cfg_path=demo_config):
+    def fails(*arguments):
         monkeypatch.setattr(demo, "load", lambda *_: pytest.fail("the model was loaded"))
-        assert demo.main(["--cfg-path", str(cfg_path), *map(str, arguments)]) == 2
+        assert demo.main(["--cfg-path", str(demo_config), *map(str, arguments)]) == 2
         return capsys.readouterr().err
 
     return fails
@@ -45,28 +43,19 @@ def fails(demo, demo_config, monkeypatch, capsys):
         ([*PROMPT, "--num-beams", "0"], "must be"),
         ([*PROMPT, "--temperature", "-1"], "must be"),
         ([*PROMPT, "--top-p", "2"], "must be"),
+        (["--cfg-path", "nothing.yaml"], "nothing.yaml"),
     ],
 )
 def test_what_cannot_be_is_told_before_the_model_loads(fails, parity_dir, arguments, reason):
     assert reason in fails(*(argument.format(parity=parity_dir) for argument in arguments))
 
 
-def test_a_configuration_that_is_not_there(fails, tmp_path):
-    assert "nothing.yaml" in fails(cfg_path=tmp_path / "nothing.yaml")
-
-
-def test_a_port_in_use(fails):
+def test_what_cannot_be_here_is_told_before_the_model_loads(fails, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"--port {port}: cannot listen there" in fails("--port", port)
-
-
-def test_a_password_of_the_environment(fails, monkeypatch):
     monkeypatch.setenv("MINIGPT4_AUTH", "me")
     assert "USER:PASSWORD" in fails()
-
-
-def test_without_gradio_the_page_says_what_to_install(demo, fails, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert 'pip install -e ".[demo]"' in fails()
 

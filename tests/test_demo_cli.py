@@ -5,34 +5,21 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 
 
-def demo(warm, config, image, *arguments, questions=""):
-    """What it says on standard output."""
-    arguments = ("--cli", "--cfg-path", config, "--image", image, *arguments)
-    run = warm.script(REPOSITORY / "demo.py", *arguments, cwd=REPOSITORY, apart=True, stdin=questions)
-    assert run.wait() == [0], run.text()
-    return run.out.read_text()
-
-
-def test_one_question_gets_one_answer_on_standard_output(warm, demo_config, parity_dir):
-    image = parity_dir / "images" / "img0_rgb_nonsquare.png"
-    once = demo(warm, demo_config, image, "--prompt", "What is this?", "--max-new-tokens", "5")
-    questions = "What is this?\nAnd now?\n\nNever asked\n"
-    again = demo(warm, demo_config, image, "--max-new-tokens", "5", questions=questions)
-    assert once.strip()
-    assert again.startswith(once)
-    assert len(again.strip().splitlines()) == 2
-
-
-def test_several_images_can_be_shown(warm, demo_config, parity_dir, shared_model):
+def test_answers_about_all_images_are_those_of_the_chat(warm, demo_config, parity_dir, shared_model):
     from minigpt4.conversation.chat import Chat, Decoding
     from minigpt4.inference import Engine
     from minigpt4.processors import Blip2ImageEvalProcessor, open_image
 
     images = [parity_dir / "images" / name for name in ("img0_rgb_nonsquare.png", "img1_rgba.png")]
-    options = ("--image", str(images[1]), "--prompt", "Which?", "--max-new-tokens", "8", "--num-beams", "2")
-    said = demo(warm, demo_config, images[0], *options)
+    command = [REPOSITORY / "demo.py", "--cli", "--cfg-path", demo_config, "--max-new-tokens", "8", "--num-beams", "2"]
+    command += ["--image", images[0], "--image", images[1]]
+    once = warm.script(*command, "--prompt", "Which?", cwd=REPOSITORY, apart=True)
+    asked = warm.script(*command, cwd=REPOSITORY, apart=True, stdin="Which?\nAnd now?\n")
     model = shared_model(model_type="pretrain_vicuna0", end_sym="###")
     chat = Chat(Engine(model, Blip2ImageEvalProcessor(image_size=56)))
     for image in images:
         chat.show(open_image(image))
-    assert said == chat.ask("Which?", Decoding(num_beams=2, max_new_tokens=8)) + "\n"
+    wanted = [chat.ask(question, Decoding(num_beams=2, max_new_tokens=8)) for question in ("Which?", "And now?")]
+    for run, answers in ((once, wanted[:1]), (asked, wanted)):
+        assert run.wait() == [0], run.text()
+        assert run.out.read_text().splitlines() == answers

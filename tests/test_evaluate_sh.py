@@ -46,8 +46,10 @@ def _checkpoints(called: list[str]) -> list[str]:
     return called[called.index("--ckpt") + 1 : called.index("--save_path")]
 
 
-def test_pretrained_and_every_epoch_are_evaluated_in_order(evaluate, run_folder, tmp_path):
-    _, called = evaluate("runs/20250608_111442", "--pretrained", "start.pth", "--nproc", "1")
+def test_pretrained_and_every_epoch_are_evaluated_in_order_with_what_else_is_given(evaluate, run_folder, tmp_path):
+    more = ["--reference-mode", "separate", "--options", "run.generation.prompt=a b"]
+    _, called = evaluate("runs/20250608_111442", "--pretrained", "start.pth", "--nproc", "1", "--", *more)
+    assert called[-4:] == more
     epochs = [f"{run_folder}/checkpoint_{number}.pth" for number in range(11)]
     assert _checkpoints(called) == [f"pretrained={tmp_path}/start.pth", *epochs]
     assert called[:2] == [str(REPOSITORY), "eval_scripts/eval_flickr30k.py"]
@@ -65,12 +67,6 @@ def test_environment_says_the_same_as_arguments(evaluate, run_folder):
     assert len(_checkpoints(by_arguments)) == 11
 
 
-def test_more_arguments_go_to_the_command(evaluate, run_folder):
-    more = ("--reference-mode", "separate", "--options", "run.generation.prompt=a b")
-    _, called = evaluate(str(run_folder), "--pretrained", "none", "--nproc", "1", "--", *more)
-    assert tuple(called[-4:]) == more
-
-
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -81,11 +77,9 @@ def test_more_arguments_go_to_the_command(evaluate, run_folder):
         (["runs/20250608_111442", "--unknown"], "usage: bash evaluate.sh"),
         (["runs/20250608_111442", "runs"], "usage: bash evaluate.sh"),
         (["runs/20250608_111442", "--nproc"], "usage: bash evaluate.sh"),
-        (["--help"], "usage: bash evaluate.sh"),
     ],
 )
 def test_wrong_use_is_explained(evaluate, run_folder, arguments, text):
     result, called = evaluate(*arguments)
-    assert result.returncode == 2
+    assert (result.returncode, called) == (2, [])
     assert text in result.stderr
-    assert not called

@@ -25,6 +25,7 @@ from minigpt4.models.generation import generate_ids
 from minigpt4.models.mini_gpt4 import VisionLanguageModel
 from minigpt4.models.transformers_layout import IMAGE_TOKEN
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 PIXELS_ATOL, LOGITS_ATOL = 2.5e-7, 1e-4
 QUESTION, TOKENS = "What is this?", 40
 STOP = ["###", "hck"]
@@ -32,18 +33,21 @@ STOP = ["###", "hck"]
 LORA = {"rule": "lora", "r": 4, "alpha": 8, "dropout": 0.0}
 VICUNA = {"arch": "minigpt4", "model_type": "pretrain_vicuna0", "end_sym": "###"}
 LLAMA = {"arch": "minigpt4", "model_type": "pretrain_llama2", "has_qformer": True, "end_sym": "</s>"}
+V1 = {"model_type": "v1", "image_size": 56}
 MINIGPT4 = {
     "vicuna0": {**VICUNA, "prompt_template": "###Human: {} ###Assistant: "},
     "llama2": {**LLAMA, "prompt_template": "[INST] {} [/INST] "},
     "all trained": {**VICUNA, "prompt_template": "{}", "freeze_vit": False, "freeze_qformer": False},
 }
 LLAVA = {
-    "linear": {"model_type": "v1", "image_size": 56},
-    "mlp2x_gelu": {"model_type": "v1.5", "image_size": 56, "projection": "mlp2x_gelu", "image_aspect_ratio": "pad"},
-    "lora": {"model_type": "v1", "image_size": 56, "train": {"llm": LORA}},
-    "siglip": {"model_type": "v1", "image_size": 56},
-    "whole": {"model_type": "v1", "image_size": 56, "ckpt": None},
+    "linear": V1,
+    "mlp2x_gelu": V1 | {"model_type": "v1.5", "projection": "mlp2x_gelu", "image_aspect_ratio": "pad"},
+    "lora": V1 | {"train": {"llm": LORA}},
+    "siglip": V1,
+    "whole": V1 | {"ckpt": None},
 }
+ASKED = ["vicuna0", "llama2", "linear", "mlp2x_gelu"]
+"""One of each chat template, for the whole way from messages to an answer."""
 STOCK = """
 import json, sys
 sys.modules["minigpt4"] = None  # importing it is an error
@@ -51,7 +55,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
-folder, small, large, question, prompt, tokens = json.loads(sys.stdin.read())
+folder, small, large, question, prompt, tokens, asked = json.loads(sys.stdin.read())
 found = {}
 for name, whole in prompt.items():
     path = f"{folder}/{name}/out"
@@ -72,15 +76,11 @@ for name, whole in prompt.items():
             "prompt": processor.apply_chat_template(messages, add_generation_prompt=True),
             "templates": ["default"] if isinstance(processor.chat_template, str) else sorted(processor.chat_template),
         }
-    asked = pipeline("image-text-to-text", path)(messages, return_tensors=True)  # with its own limit, 256
-    found[name]["asked"] = asked[0]["generated_token_ids"]
+    if name in asked:
+        answer = pipeline("image-text-to-text", path)(messages, return_tensors=True)  # with its own limit, 256
+        found[name]["asked"] = answer[0]["generated_token_ids"]
 torch.save(found, f"{folder}/found.pt")
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread(one_thread):
-    """For all tests here."""
 
 
 @pytest.fixture(scope="module")
@@ -89,9 +89,8 @@ def world(tmp_path_factory, tiny_section, llava_section, llava_dir, siglip_tower
     folder, files = tmp_path_factory.mktemp("export"), {}
     for name, changes in (MINIGPT4 | LLAVA).items():
         section = tiny_section(**changes) if name in MINIGPT4 else llava_section(**changes)
-        (folder / name).mkdir()
         if name == "all trained":
-            section["ckpt"] = trained_everywhere(section, folder / name / "checkpoint.pth")
+            section["ckpt"] = trained_everywhere(section, folder / "checkpoint.pth")
         elif name == "lora":
             section["ckpt"] = str(llava_dir / "lora" / "adapter_model.safetensors")
         elif name == "siglip":
@@ -127,11 +126,9 @@ def stock(world, parity_dir) -> dict[str, dict]:
     """What transformers makes of the folders in a process that cannot import this package."""
     folder = next(iter(world.values())).parents[1]
     images = [str(parity_dir / "images" / f"{name}.png") for name in ("img3_rgb", "img0_rgb_nonsquare")]
-    prompts = {}
-    for name, file in world.items():
-        config = export.source_of(str(file), None, [])
-        prompts[name] = prompt_of(config).replace(IMAGE_PLACEHOLDER, IMAGE_TOKEN)
-    told = json.dumps([str(folder), *images, QUESTION, prompts, TOKENS])
+    configs = {name: export.source_of(str(file), None, []) for name, file in world.items()}
+    prompts = {name: prompt_of(config).replace(IMAGE_PLACEHOLDER, IMAGE_TOKEN) for name, config in configs.items()}
+    told = json.dumps([str(folder), *images, QUESTION, prompts, TOKENS, ASKED])
     alone = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, "-W", "ignore", "-c", STOCK]
     done = subprocess.run(command, input=told, cwd=folder, env=alone, capture_output=True, text=True, timeout=600)
@@ -170,9 +167,10 @@ def test_stock_transformers_says_the_same(name, world, stock, parity_dir):
     stopped = said_by(ours, large, TOKENS, PromptRules.of(ours.cfg).stop)[3]
     assert theirs["stopped"].tolist() == stopped
     assert (len(stopped) < len(answer)) == (name == "vicuna0")
-    _, _, ids, answer = said_by(ours, small, 256, [])
-    assert theirs["asked"].tolist()[len(ids) :] == answer
-    assert not (name == "vicuna0" and len(answer) == 256)  # it ends, which config.json of this LLM would not let it
+    if name in ASKED:
+        _, _, ids, answer = said_by(ours, small, 256, [])
+        assert theirs["asked"].tolist()[len(ids) :] == answer
+        assert not (name == "vicuna0" and len(answer) == 256)  # it ends, which config.json of this LLM would not let it
 
 
 @pytest.mark.parametrize("name", [*MINIGPT4, *LLAVA])
@@ -218,10 +216,9 @@ def test_what_transformers_has_no_place_for_is_refused(
     assert not output.exists()
 
 
-@pytest.mark.parametrize("name", ["vicuna0", "linear"])
-def test_dry_run_lists_what_is_written_then(name, world, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("name", "layout"), [("vicuna0", "blip2"), ("linear", "llava"), ("mlp2x_gelu", "gguf")])
+def test_dry_run_lists_what_is_written_then(name, layout, world, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(merge, "SHARD_SIZE", "300KB")
-    layout = "blip2" if name in MINIGPT4 else "llava"
     command = [str(world[name]), "--format", layout, "--output", str(tmp_path / "new")]
     listed = []
     for more in (["--dry-run"], []):
@@ -232,7 +229,7 @@ def test_dry_run_lists_what_is_written_then(name, world, tmp_path, monkeypatch, 
     sizes = {file: int(size.replace(",", "")) for size, file in re.findall(r"([\d,]+)  (\S.*)", listed[0])}
     assert sizes.pop("in all") == sum(sizes.values())
     assert sizes == {name: len(content) for name, content in files_of(tmp_path / "new").items()}
-    assert sum(file.endswith(".safetensors") for file in sizes) > 2
+    assert layout == "gguf" or sum(file.endswith(".safetensors") for file in sizes) > 2
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -249,24 +246,16 @@ def test_card_has_data_recipe_and_the_scores_of_this_checkpoint(world, tiny_sect
     (run / "run.json").write_text(json.dumps({"config": config}))
     mine = {"name": "epoch 1", "sha256": file_sha256(checkpoint), "scores": {"CIDEr": 1.5}}
     other = {**mine, "name": "epoch 0", "sha256": "0" * 64, "scores": {"CIDEr": 0.25}}
-    captions = {
-        "data": "flickr30k, test",
-        "images": 9,
-        "checkpoints": [other, mine | {"intervals": {"CIDEr": [1.25, 1.75]}}],
-    }
+    best = mine | {"intervals": {"CIDEr": [1.25, 1.75]}}
+    captions = {"data": "flickr30k, test", "images": 9, "checkpoints": [other, best]}
     accuracy = {"benchmark": "gqa", "questions": 7, "checkpoints": [mine | {"accuracy": 0.5, "interval": [0.25, 0.75]}]}
     for name, results in {"metrics": captions, "gqa": accuracy}.items():
         (run / "evaluation" / f"{name}.json").write_text(json.dumps(results))
     assert export.main([str(checkpoint), "--format", "safetensors", "--output", str(tmp_path / "small")]) == 0
     card = (tmp_path / "small" / "README.md").read_text()
     scores = "| epoch 1 | 1.5000 (95% 1.2500 - 1.7500) |", "| gqa, n 7 | accuracy |", "0.5000 (95% 0.2500 - 0.7500)"
-    for text in (
-        "cc_sbu_align: cc_sbu_align",
-        "| init_lr | 0.001 |",
-        "license: other",
-        "- LLM: `vicuna_tiny`",
-        *scores,
-    ):
+    facts = "cc_sbu_align: cc_sbu_align", "| init_lr | 0.001 |", "license: other", "- LLM: `vicuna_tiny`"
+    for text in (*facts, *scores):
         assert text in card
     for text in ("epoch 0", str(tmp_path), "/private/folder"):
         assert text not in card

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from minigpt4 import export, merge
 from minigpt4.common.binding import bind
@@ -37,22 +37,6 @@ def with_lora(build_llava, adapters):
     return build_llava(train={"llm": RULE}, ckpt=str(adapters)).eval()
 
 
-@pytest.fixture(scope="module")
-def trained(build_llava, samples):
-    """`trained(rule)`: a model after two steps."""
-
-    def train(**changes):
-        model = build_llava(**changes, ckpt_allow_keys=["llama_model.*"]).train()
-        optimizer = torch.optim.AdamW(model.get_optimizer_params(0.1), lr=1e-3)
-        for _ in range(2):
-            optimizer.zero_grad()
-            model(samples)["loss"].backward()
-            optimizer.step()
-        return model.eval()
-
-    return train
-
-
 def logits(model, samples) -> torch.Tensor:
     """Of a prompt with an image."""
     caught = []
@@ -61,6 +45,14 @@ def logits(model, samples) -> torch.Tensor:
         model.generate(samples["image"], ["<image>\nWhat is it?"] * 2, max_new_tokens=2)
     handle.remove()
     return torch.cat([one.flatten(0, 1) for one in caught])
+
+
+def trained(model, samples):
+    """After a step."""
+    optimizer = torch.optim.AdamW(model.train().get_optimizer_params(0.1), lr=1e-3)
+    model(samples)["loss"].backward()
+    optimizer.step()
+    return model.eval()
 
 
 def saved(model, path: Path) -> Path:
@@ -83,11 +75,9 @@ def test_published_adapters_are_read_and_their_merge_says_the_same(
 
 
 @pytest.mark.parametrize("rule", ["full", RULE, {"rule": "last", "blocks": 2}], ids=["full", "lora", "last"])
-def test_whole_llava_is_as_the_reference_writes_it(
-    rule, trained, build_llava, llava_dir, samples, tmp_path, monkeypatch
-):
+def test_whole_llava_is_as_the_reference_writes_it(rule, build_llava, llava_dir, samples, tmp_path, monkeypatch):
     monkeypatch.setattr(merge, "SHARD_SIZE", "300KB")
-    model = trained(train={"llm": rule})
+    model = trained(build_llava(train={"llm": rule}, ckpt_allow_keys=["llama_model.*"]), samples)
     output = tmp_path / "llava-tiny"
     merge.merge(model.cfg, saved(model, tmp_path / "checkpoint.pth"), output, "llava")
     shards = sorted(output.glob("*.safetensors"))
@@ -172,11 +162,9 @@ def test_checkpoint_with_a_fault_is_refused_by_load_and_merge(fault, with_lora, 
     ],
 )
 def test_adapters_of_another_kind_are_refused(changes, text, adapters, build_llava, llava_section, tmp_path):
-    path = tmp_path / adapters.name
-    save_file(load_file(adapters), path)
+    path = shutil.copytree(adapters.parent, tmp_path, dirs_exist_ok=True) / adapters.name
     config = json.loads(adapters.with_name("adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps(config | changes))
-    (tmp_path / "non_lora_trainables.bin").write_bytes(adapters.with_name("non_lora_trainables.bin").read_bytes())
     section = llava_section(train={"llm": RULE}, ckpt=str(path))
     with pytest.raises(WeightsError, match=text):
         build_llava(**section)
@@ -184,7 +172,7 @@ def test_adapters_of_another_kind_are_refused(changes, text, adapters, build_lla
         merge.merge(bind(LlavaConfig, section, section="model", source="test"), path, tmp_path / "out", "llm")
 
 
-def test_what_a_layout_cannot_hold_is_refused(with_lora, build_llava, tmp_path):
+def test_what_a_layout_or_a_folder_cannot_hold_is_refused(with_lora, build_llava, adapters, tmp_path):
     model, path = build_llava(ckpt=None, train={"llm": RULE, "vision": {"rule": "full"}}), tmp_path / "checkpoint.pth"
     with pytest.raises(ConfigError, match="--layout llava: has no place for visual_encoder"):
         merge.merge(model.cfg, saved(model, path), tmp_path / "out", "llava")
@@ -197,17 +185,12 @@ def test_what_a_layout_cannot_hold_is_refused(with_lora, build_llava, tmp_path):
         torch.save(content, path)
         with pytest.raises(WeightsError, match=text):
             merge.merge(with_lora.cfg, path, tmp_path / "out", "llava")
+    with pytest.raises(ConfigError, match="--output .* is not empty"):
+        merge.merge(with_lora.cfg, adapters, tmp_path, "llm")
 
 
 def test_other_things_beside_the_adapters_are_refused(adapters, tmp_path):
-    for file in adapters.parent.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(adapters.parent, tmp_path, dirs_exist_ok=True)
     torch.save({"base_model.model.model.norm.weight": torch.ones(3)}, tmp_path / "non_lora_trainables.bin")
     with pytest.raises(WeightsError, match="norm.weight is no weight of a projector"):
         read_lora(tmp_path / adapters.name)
-
-
-def test_folder_that_is_not_empty_is_left_alone(with_lora, adapters, tmp_path):
-    (tmp_path / "notes.txt").touch()
-    with pytest.raises(ConfigError, match="--output .* is not empty"):
-        merge.merge(with_lora.cfg, adapters, tmp_path, "llm")

@@ -2,13 +2,10 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[1]
 CSV = "flickr_annotations_30k.csv"
 TRAIN = "flickr30k_grounded_detail.json"
 VAL, TEST = "flickr30k_grounded_detail_val.json", "flickr30k_grounded_detail_test.json"
@@ -31,24 +28,22 @@ def command(load_script):
 
 @pytest.fixture
 def root(tmp_path) -> Path:
-    _write_csv(tmp_path, [_record(i, *row) for i, row in enumerate(ROWS)])
+    _write_csv(tmp_path)
     (tmp_path / "flickr30k-images").mkdir()
     for name in ("1", "22", "333", "55555"):
         (tmp_path / f"flickr30k-images/{name}.jpg").write_bytes(b"")
     return tmp_path
 
 
-def _record(number: int, captions: list[str], split: str, name: str) -> dict[str, str]:
-    sentids = json.dumps(list(range(5 * number, 5 * number + 5)))
-    raw = json.dumps(captions, ensure_ascii=False)
-    return {"raw": raw, "sentids": sentids, "split": split, "filename": f"{name}.jpg", "img_id": str(number)}
-
-
-def _write_csv(root: Path, records: list[dict]) -> Path:
+def _write_csv(root: Path, **second: str) -> Path:
+    """The rows; `second`: other values of the second one."""
     with (root / CSV).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(records[0]))
+        writer = csv.DictWriter(file, ["raw", "sentids", "split", "filename", "img_id"])
         writer.writeheader()
-        writer.writerows(records)
+        for number, (captions, split, name) in enumerate(ROWS):
+            values = {"raw": json.dumps(captions, ensure_ascii=False), "split": split, "filename": f"{name}.jpg"}
+            values |= {"sentids": json.dumps(list(range(5 * number, 5 * number + 5))), "img_id": str(number)}
+            writer.writerow(values | (second if number == 1 else {}))
     return root / CSV
 
 
@@ -74,7 +69,7 @@ def test_captions_are_joined_and_splits_go_to_files_of_their_own(root, command, 
 
 
 def test_all_puts_every_split_into_the_training_file_and_a_blank_caption_leaves_no_second_blank(root, command, caplog):
-    file = _edited(root, 1, "raw", '["a", "", "c"]')
+    file = _write_csv(root, raw='["a", "", "c"]')
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert command(["--root", str(root), "--splits", "all"]) == 0
     assert [_ids(root / name) for name in (TRAIN, VAL, TEST)] == [["1", "22", "333", "55555"], ["333"], ["55555"]]
@@ -83,73 +78,58 @@ def test_all_puts_every_split_into_the_training_file_and_a_blank_caption_leaves_
     assert "holds val and test" in caplog.text
 
 
-def test_command_finds_flickr30k_in_the_working_folder_and_shows_a_bar(root, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("work")
-    root.rename(folder / "flickr30k")
-    done = subprocess.run(
-        [sys.executable, str(REPOSITORY / "prepare_flickr30k.py")], cwd=folder, capture_output=True, text=True
-    )
-    assert done.returncode == 0
-    assert "Flickr30k: 5 images" in done.stderr
-    assert _ids(folder / "flickr30k" / TRAIN) == ["1", "22"]
+def test_command_finds_flickr30k_in_the_working_folder_and_shows_a_bar(
+    root, command, tmp_path_factory, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path_factory.mktemp("work"))
+    root = root.rename("flickr30k")
+    assert command([]) == 0
+    assert "Flickr30k: 5 images" in capsys.readouterr().err
+    assert _ids(root / TRAIN) == ["1", "22"]
 
 
-def _edited(root: Path, number: int, column: str, value: str) -> Path:
-    records = [_record(i, *row) for i, row in enumerate(ROWS)]
-    records[number][column] = value
-    return _write_csv(root, records)
+FAULTS = [  # other values of the second row, or another file; what the error names
+    ({"raw": '["a", "b"'}, "line 3, column raw: the captions are not JSON"),
+    ({"raw": '{"a": 1}'}, "line 3, column raw: the captions must be a list"),
+    ({"raw": '["a", 7]'}, "line 3, column raw: the captions must be a list"),
+    ({"raw": "[]"}, "line 3, column raw: holds no caption"),
+    ({"raw": '["", " "]'}, "line 3, column raw: holds no caption"),
+    ({"raw": r'["a", "\ud83d"]'}, "line 3, column raw: caption 2 cannot be read"),
+    ({"raw": r'["a", "\u0000"]'}, "line 3, column raw cannot be read"),
+    ({"split": "validation"}, "line 3, column split: 'validation' is none of train, val, test"),
+    ({"filename": ""}, "line 3, column filename: is empty"),
+    ({"filename": "1.jpg"}, "line 3, column filename: 1.jpg stands in "),
+    (b"sentids,split,img_id\n1,train,1\n", "no column raw, filename; it has sentids, split, img_id"),
+    (b'raw,split,filename\n"[""a""]",train\n', "line 2: not a record of named fields"),
+    (b'raw,split,filename\n"[""a""],train,1.jpg\n', "line 2: unexpected end of data; is a quotation mark"),
+    (b"raw,split,filename,split\n", "line 1: two columns are called 'split'"),
+    (b"", "the first line must name the fields"),
+    ("raw,split,filename\nMädchen,train,1.jpg".encode("latin-1"), "not UTF-8 text (byte 0xe4 in line 2)"),
+]
 
 
-@pytest.mark.parametrize(
-    ("column", "value", "message"),
-    [
-        ("raw", '["a", "b"', "line 3, column raw: the captions are not JSON"),
-        *(("raw", value, "line 3, column raw: the captions must be a list") for value in ('{"a": 1}', '["a", 7]')),
-        *(("raw", value, "line 3, column raw: holds no caption") for value in ("[]", '["", " "]')),
-        ("raw", r'["a", "\ud83d"]', "line 3, column raw: caption 2 cannot be read"),
-        ("raw", r'["a", "\u0000"]', "line 3, column raw cannot be read"),
-        ("split", "validation", "line 3, column split: 'validation' is none of train, val, test"),
-        ("filename", "", "line 3, column filename: is empty"),
-        ("filename", "1.jpg", "line 3, column filename: 1.jpg stands in "),
-    ],
-)
-def test_wrong_value_is_named_by_line_and_column(root, command, capsys, column, value, message):
-    _edited(root, 1, column, value)
-    assert command(["--root", str(root)]) == 2
-    assert f"{CSV}, {message}" in capsys.readouterr().err
-    assert not (root / TRAIN).exists()
+def test_what_is_wrong_is_named_by_file_line_and_column(root, command, capsys):
+    def told():
+        assert command(["--root", str(root)]) == 2
+        assert not (root / TRAIN).exists()
+        return capsys.readouterr().err
 
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (b"sentids,split,img_id\n1,train,1\n", "no column raw, filename; it has sentids, split, img_id"),
-        (b'raw,split,filename\n"[""a""]",train\n', "line 2: not a record of named fields"),
-        (b'raw,split,filename\n"[""a""],train,1.jpg\n', "line 2: unexpected end of data; is a quotation mark"),
-        (b"raw,split,filename,split\n", "line 1: two columns are called 'split'"),
-        (b"", "the first line must name the fields"),
-        ("raw,split,filename\nMädchen,train,1.jpg".encode("latin-1"), "not UTF-8 text (byte 0xe4 in line 2)"),
-        (None, "there is no such file; name its folder with --root"),
-    ],
-)
-def test_broken_or_missing_csv_is_named_by_line(root, command, capsys, text, message):
-    (root / CSV).unlink()
-    if text is not None:
-        (root / CSV).write_bytes(text)
-    assert command(["--root", str(root)]) == 2
-    error = capsys.readouterr().err
-    assert CSV in error
-    assert message in error
-
-
-def test_folder_that_is_missing_or_has_none_of_the_images_is_named(root, command, capsys):
+    for fault, message in FAULTS:
+        if isinstance(fault, bytes):
+            (root / CSV).write_bytes(fault)
+        else:
+            _write_csv(root, **fault)
+        error = told()
+        assert CSV in error
+        assert message in error
+    _write_csv(root)
     for image in (root / "flickr30k-images").iterdir():
         image.unlink()
-    assert command(["--root", str(root)]) == 2
-    assert "flickr30k-images: holds none of the 5 images" in capsys.readouterr().err
+    assert "flickr30k-images: holds none of the 5 images" in told()
     (root / "flickr30k-images").rmdir()
-    assert command(["--root", str(root)]) == 2
-    assert "flickr30k-images: no such folder" in capsys.readouterr().err
+    assert "flickr30k-images: no such folder" in told()
+    (root / CSV).unlink()
+    assert "there is no such file; name its folder with --root" in told()
 
 
 KAGGLE = """image_name| comment_number| comment

@@ -139,13 +139,6 @@ def test_a_question_joins_the_image_before_it(shown, answer, expected):
     assert texts(conversation) == expected
 
 
-def test_a_copy_goes_on_independently(template):
-    twin = talk(template, "Why?").copy()
-    talk(template, "And?")
-    twin.fill_answer("So.")
-    assert (texts(template), texts(twin)) == (["Why?", None, "And?", None], ["Why?", "So."])
-
-
 def test_what_cannot_be_said_leaves_the_chat_alone():
     chat = get_template("vicuna0")
     for say in (chat.ask, chat.set_system):

@@ -42,10 +42,8 @@ def test_lines_are_there_at_once_and_a_second_run_keeps_them_failed_ones_too(ope
         '{"image_id": "ü", "image": "ü.jpg", "error": "ü.jpg: not an image"}',
         '{"image_id": "\\udcfc", "image": "\\udcfc.jpg", "caption": "x"}',
     ]
-    assert json.loads((file.path.parent / "captions.made_from.json").read_text()) == {
-        **MADE_FROM,
-        "about": {"batch_size": 8},
-    }
+    made_from = json.loads((file.path.parent / "captions.made_from.json").read_text())
+    assert made_from == MADE_FROM | {"about": {"batch_size": 8}}
     assert open_file()[1] == ["a.jpg", "ü.jpg", "\udcfc.jpg"]
     assert file.path.read_bytes() == before
     assert open_file(retry_failed=True)[1] == ["a.jpg", "\udcfc.jpg"]
@@ -79,15 +77,15 @@ def test_file_of_another_provenance_is_refused_and_a_deleted_one_is_begun_again(
     assert json.loads(file.provenance_file.read_text())["prompt"] == "Where?"
 
 
-@pytest.mark.parametrize("content", [None, "", "[1]", "7", "[" * 100_000])
-def test_file_of_unknown_provenance_is_refused(open_file, content):
+def test_file_of_unknown_provenance_is_refused(open_file):
     file, _ = open_file()
     file.add([_line("a")])
     file.provenance_file.unlink()
-    if content is not None:
-        file.provenance_file.write_text(content)
-    with pytest.raises(ConfigError, match=r"captions\.made_from\.json.*cannot be read"):
-        open_file()
+    for content in (None, "", "[1]", "[" * 100_000):
+        if content is not None:
+            file.provenance_file.write_text(content)
+        with pytest.raises(ConfigError, match=r"captions\.made_from\.json.*cannot be read"):
+            open_file()
 
 
 def test_place_that_cannot_be_written_to_is_named(tmp_path, predictions):

@@ -1,5 +1,6 @@
 """Where the model looks: maps against plain loops over the same numbers, on every kind of model; nearest words."""
 
+import functools
 import math
 
 import numpy as np
@@ -15,26 +16,23 @@ ANSWER = "a red bus, and two owls"
 PROMPT = "###Human: <Img><ImageHere></Img> What is this? ###Assistant: "
 PLAIN = {"has_qformer": False, "ckpt": None}
 MODELS = {
-    "qformer": ("minigpt4", {}, 4),
-    "join4": ("minigpt4", {"has_qformer": False}, 4),
-    "join2x2": ("minigpt4", {**PLAIN, "connector": "join2x2"}, 4),
-    "identity with prefix": ("minigpt4", {**PLAIN, "connector": "identity", "vit_prefix": "keep"}, 4),
-    "llava": ("llava", {}, 4),
-    "llava 1.5": ("llava", {"projection": "mlp2x_gelu"}, 4),
+    "qformer": {},
+    "join4": {"has_qformer": False},
+    "join2x2": {**PLAIN, "connector": "join2x2"},
+    "identity with prefix": {**PLAIN, "connector": "identity", "vit_prefix": "keep"},
+    "llava": {},
+    "llava 1.5": {"projection": "mlp2x_gelu"},
 }
 
 
 @pytest.fixture(scope="module")
 def built(shared_model, build_llava):
     """`built(name)`: a model that nobody changes."""
-    kept = {}
 
+    @functools.cache
     def build(name):
-        kind, changes, _ = MODELS[name]
-        if name not in kept:
-            torch.manual_seed(0)  # of projections without a file
-            kept[name] = (shared_model if kind == "minigpt4" else build_llava)(**changes).eval()
-        return kept[name]
+        torch.manual_seed(0)  # of projections without a file
+        return (build_llava if "llava" in name else shared_model)(**MODELS[name]).eval()
 
     return build
 
@@ -129,10 +127,7 @@ def test_attention_maps_are_a_plain_loop_over_layers_heads_and_image_tokens(buil
     ("answer", "words"),
     [
         (ANSWER, ["a", "red", "bus", ",", "and", "two", "owls"]),
-        (
-            "It's well-known: 3.5 \N{SNOWMAN} cats!",
-            ["It's", "well-known", ":", "3", ".", "5", "\N{SNOWMAN}", "cats", "!"],
-        ),
+        ("It's well-known: 3.5 \u2603 cats!", ["It's", "well-known", ":", "3", ".", "5", "\u2603", "cats", "!"]),
         ("  <b>x</b>\n\ny ", ["<", "b", ">", "x", "</", "b", ">", "y"]),
         ("", []),
     ],
@@ -195,9 +190,8 @@ def test_an_overlay_marks_what_is_positive_and_words_are_escaped():
     picture = grey(torch.linspace(-1, 1, 56 * 56).view(1, 56, 56).expand(3, -1, -1))
     assert picture.getpixel((0, 0)) == (0, 0, 0)
     assert picture.getpixel((55, 55)) == (255, 255, 255)
-    plain, peak = (
-        np.asarray(overlay(picture, np.array(m, dtype=np.float32))).astype(int) for m in ([[0, -1]], [[2, 0]])
-    )
+    maps = np.array([[[0, -1]], [[2, 0]]], dtype=np.float32)
+    plain, peak = (np.asarray(overlay(picture, map_hw)).astype(int) for map_hw in maps)
     assert plain.shape == (224, 224, 3)
     assert (np.ptp(plain, axis=2) == 0).all()
     red = peak[..., 0] - peak[..., 2]

@@ -163,12 +163,6 @@ def _save(path, iteration):
     save_checkpoint(path, {"model": {"w": torch.zeros(9)}}, {"iteration": iteration, "run_started": "2026-01-01"})
 
 
-def test_yaml_gives_its_configuration_with_options_over_it(config):
-    changed = read_source(str(config), ["model.ckpt=other.pth", "run.generation.num_beams=2"])
-    assert (changed.model.ckpt, changed.run.generation.num_beams) == ("other.pth", 2)
-    assert read_source(config, "run.seed=7").run.seed == 7
-
-
 def test_run_gives_its_configuration_with_its_best_checkpoint_or_else_its_newest_unless_an_option_names_one(
     run, config, caplog
 ):
@@ -185,9 +179,6 @@ def test_run_gives_its_configuration_with_its_best_checkpoint_or_else_its_newest
     assert read_source(run, ["model.ckpt=other.pth"]).model.ckpt == "other.pth"
     expected = read_source(config, ["model.ckpt=start.pth"]).merged  # commands take the run.json
     assert Config(SimpleNamespace(cfg_path=str(run / "run.json"), options=None)).to_dict() == expected
-
-
-def test_run_without_a_whole_checkpoint_is_an_error(run):
     for file in run.glob("*.pth"):
         file.write_bytes(b"half")
     with pytest.raises(WeightsError, match=f"{run}: the run has no whole checkpoint"):

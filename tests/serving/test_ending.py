@@ -50,7 +50,7 @@ def ends(run):
 
 
 def test_the_api_ends(start, make_png):
-    run, url = start("serve.py", "--port", "0", "--limits", "shutdown_seconds=1")
+    run, url = start("serve.py", "--port", "0", "--limits", "shutdown_seconds=0.1")
     image = f"data:image/png;base64,{base64.b64encode(make_png(8, 8)).decode()}"
     content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": "What is this?"}]
     body = {"model": "minigpt4_tiny", "messages": [{"role": "user", "content": content}]}

@@ -257,9 +257,6 @@ def test_a_click_on_a_word_of_the_answer_shows_where_it_looked(visit, images, mo
     words.first.click()
     visitor.expect(maps).to_have_count(4)  # two methods on two images
     visitor.page.wait_for_function("() => [...document.querySelectorAll('#maps img')].every(i => i.naturalWidth > 0)")
-    other = visit()  # sees nothing of it
-    visitor.expect(other.page.locator("#maps img")).to_have_count(0)
-
     nasty = "<img src=http://192.0.2.1/y.png> <script>"
     last = page_module._last_answer
     monkeypatch.setattr(page_module, "_last_answer", lambda history: (last(history)[0], nasty))

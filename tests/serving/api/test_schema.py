@@ -1,10 +1,10 @@
 """From the fields of a request to the model's template and to decoding."""
 
+from dataclasses import replace
+
 import pytest
 
-from minigpt4.common.binding import bind
-from minigpt4.common.errors import ConfigError
-from minigpt4.conversation.decoding import PUBLISHED_CHAT, Decoding
+from minigpt4.conversation.decoding import GREEDY, PUBLISHED_CHAT, Decoding
 from minigpt4.conversation.templates import TemplateConversation, get_template
 from minigpt4.serving.api.access import ApiLimits
 from minigpt4.serving.api.schema import ChatRequest, decoded
@@ -76,40 +76,27 @@ def test_messages_in_the_models_template(template, messages, prompt):
     assert request(*messages).conversation(template).get_prompt() == prompt
 
 
+def test_data_urls_as_clients_write_them():
+    urls = [f"{URL}aGVsbG8{end}" for end in ("=", "", "=\n")]
+    urls += [f"data:{kind};base64,aGVs\r\nbG8=" for kind in ("image/jpg", "application/octet-stream", "")]
+    for url in urls:
+        asked = request(("user", [{"type": "image_url", "image_url": {"url": url}}]))
+        assert [decoded(own, ApiLimits()) for _, own in asked.images()] == [b"hello"]
+
+
+WARM = {"temperature": 0.5, "top_p": 0.2, "repetition_penalty": 2, "num_beams": 4}
+
+
 @pytest.mark.parametrize(
-    "url",
+    ("fields", "decoding"),
     [
-        *(f"{URL}aGVsbG8{end}" for end in ("=", "", "=\n")),
-        *(f"data:{kind};base64,aGVs\r\nbG8=" for kind in ("image/jpg", "application/octet-stream", "")),
+        ({}, PUBLISHED_CHAT),
+        ({"temperature": None, "top_p": None, "max_tokens": None, "num_beams": None}, PUBLISHED_CHAT),
+        *(({"temperature": cold, "repetition_penalty": 1}, GREEDY) for cold in (0, 1e-30, 0.009)),
+        (WARM | {"max_completion_tokens": 7}, Decoding(**WARM, max_new_tokens=7, do_sample=True)),
+        ({"max_tokens": 7, "temperature": 0, "repetition_penalty": 1}, replace(GREEDY, max_new_tokens=7)),
     ],
 )
-def test_data_urls_as_clients_write_them(url):
-    asked = request(("user", [{"type": "image_url", "image_url": {"url": url}}]))
-    assert [decoded(own, ApiLimits()) for _, own in asked.images()] == [b"hello"]
-
-
-def test_decoding_is_that_of_the_published_chat_where_nothing_is_said():
-    assert request().decoding(ApiLimits()) == PUBLISHED_CHAT
-    assert (
-        request(temperature=None, top_p=None, max_tokens=None, num_beams=None).decoding(ApiLimits()) == PUBLISHED_CHAT
-    )
+def test_every_field_has_its_effect_and_none_is_the_published_chat(fields, decoding):
+    assert request(**fields).decoding(ApiLimits()) == decoding
     assert request().decoding(ApiLimits(new_tokens=50)).max_new_tokens == 50
-
-
-def test_cold_is_greedy_and_every_field_has_its_effect():
-    for cold in (0, 1e-30, 0.009):
-        asked = request(temperature=cold, repetition_penalty=1)
-        assert asked.decoding(ApiLimits()) == Decoding(max_new_tokens=300, top_p=0.9)
-    asked = request(temperature=0.5, top_p=0.2, repetition_penalty=2, num_beams=4, max_completion_tokens=7)
-    assert asked.decoding(ApiLimits()) == Decoding(
-        4, 7, top_p=0.2, repetition_penalty=2, temperature=0.5, do_sample=True
-    )
-    assert request(max_tokens=7).decoding(ApiLimits()).max_new_tokens == 7
-
-
-@pytest.mark.parametrize(
-    ("values", "key"), [({"image": 2}, "'images'"), ({"images": "two"}, "images"), ({"images": 0}, "images")]
-)
-def test_a_wrong_limit_is_an_error(values, key):
-    with pytest.raises(ConfigError, match=key):
-        bind(ApiLimits, values, section="limits", source="--limits")
