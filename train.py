@@ -21,6 +21,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.errors import MiniGPT4Error
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.start_clock import phase
+from minigpt4.common.utils import quick_imports
 
 log = logging.getLogger("train")
 
@@ -39,7 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def train(cfg: Config) -> None:
     """Build everything in order, the cheap and fallible first, and train, or evaluate."""
-    with phase(start_clock.IMPORTS):  # of torch, which a fault of the configuration has not waited for
+    with phase(start_clock.IMPORTS), quick_imports():  # which a fault of the configuration has not waited for
         from minigpt4.common.dist_utils import seed_everything, start_processes, stop_processes
         from minigpt4.datasets import first_sample
         from minigpt4.runners import choose_folder, get_runner_class
@@ -80,8 +81,8 @@ def main(argv: list[str] | None = None) -> int:
         with phase(start_clock.CONFIGURATION):
             cfg = Config(args).validate(training=not args.check)  # faults of the file before torch loads
         if args.check:
-            from minigpt4.check import check
-
+            with quick_imports():
+                from minigpt4.check import check
             print(check(cfg, args.gpu_gib, args.gpus))
             return 0
         require_paths(cfg.sections(), cfg.source)

@@ -14,7 +14,7 @@ import argparse
 import logging
 import sys
 
-from minigpt4.common.utils import require_packages
+from minigpt4.common.utils import quick_imports, require_packages
 from minigpt4.evaluation import command
 from minigpt4.evaluation.metrics import require_caption_metrics
 
@@ -31,8 +31,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Cheap checks first; then caption, score and write the report."""
-    from minigpt4.evaluation.caption_run import evaluate, for_evaluation
-    from minigpt4.evaluation.report import headline, scores_of
+    with quick_imports():
+        from minigpt4.evaluation.caption_run import evaluate, for_evaluation
+        from minigpt4.evaluation.report import headline, scores_of
 
     config = command.read_config(args, for_evaluation)
     require_caption_metrics("--metrics")

@@ -21,6 +21,7 @@ from minigpt4.common.binding import require_paths
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError, MiniGPT4Error
 from minigpt4.common.logger import setup_logging
+from minigpt4.common.utils import quick_imports
 
 log = logging.getLogger("caption")
 
@@ -64,10 +65,11 @@ def read_configuration(args: argparse.Namespace) -> Config:
 def caption(args: argparse.Namespace) -> int:
     """Cheap checks first, then caption; returns the exit status."""
     config = read_configuration(args)
-    from minigpt4.common.dist_utils import start_processes, stop_processes
-    from minigpt4.inference.captioning import AnswerStore, caption_images
-    from minigpt4.inference.image_list import images_to_caption
-    from minigpt4.inference.pipeline import BATCH_SIZE, PromptRules
+    with quick_imports():
+        from minigpt4.common.dist_utils import start_processes, stop_processes
+        from minigpt4.inference.captioning import AnswerStore, caption_images
+        from minigpt4.inference.image_list import images_to_caption
+        from minigpt4.inference.pipeline import BATCH_SIZE, PromptRules
 
     file = AnswerStore.captions(args.output)
     base, items = images_to_caption(args.images, args.image_folder)

@@ -6,6 +6,7 @@ A line on stdin is a request, a line on stdout its answer, both JSON:
 {"poll": process id} -> its exit status, negative for a signal; null while it runs
 """
 
+import gc
 import importlib
 import json
 import os
@@ -66,6 +67,7 @@ def poll(pid):
 for module in (*LATE, *sys.argv[1:]):
     importlib.import_module(module)
 importlib.import_module("PIL.Image").init()
+gc.freeze()  # or each child's collector would look at all that, and copy its pages
 for line in sys.stdin:
     request = json.loads(line)
     answer = poll(request["poll"]) if "poll" in request else start(request)

@@ -1,6 +1,7 @@
 """What commands and runs share: text and JSON that others wrote, files that appear whole, how commands end."""
 
 import codecs
+import gc
 import hashlib
 import importlib.util
 import io
@@ -318,6 +319,21 @@ def exit_status(run: Callable[[], None]) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import torch and transformers without the garbage collector, which would look through all that they bring again
+    and again, and once more when the process ends: a third of the time of both. No effect where torch is there."""
+    if "torch" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def end(status: int) -> NoReturn:

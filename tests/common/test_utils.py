@@ -23,7 +23,16 @@ from minigpt4.common.utils import (
 TEXT = "a\tcafé\x0b\x0c\r\n東京 🗼"
 
 
-# How commands end
+# How commands begin and end
+
+
+def test_large_packages_come_without_the_collector_which_is_back_also_after_a_failure():
+    code = (
+        "import gc\nfrom minigpt4.common.utils import quick_imports\n"
+        "try:\n with quick_imports():\n  print(gc.isenabled())\n  import no_such_package\n"
+        "except ImportError: print(gc.isenabled(), gc.get_freeze_count() > 1000)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\nTrue True\n"
 
 
 def test_a_users_error_is_a_line_and_status_2_and_a_bug_is_not(capsys):
