@@ -24,7 +24,7 @@ from minigpt4.common.binding import require_paths
 from minigpt4.common.config import Config
 from minigpt4.common.errors import MiniGPT4Error, SampleError, errors_as
 from minigpt4.common.logger import setup_logging
-from minigpt4.common.utils import end
+from minigpt4.common.utils import end, quick_imports
 from minigpt4.serving.address import add_address_arguments, require_address
 
 if TYPE_CHECKING:
@@ -80,15 +80,17 @@ def _add_terminal_arguments(group: argparse._ArgumentGroup) -> None:
 
 def load(args: argparse.Namespace, config: Config) -> "Engine":
     """The engine; not started."""
-    from minigpt4.serving.loading import load_engine
+    with quick_imports():
+        from minigpt4.serving.loading import load_engine
 
     return load_engine(config, args.ckpt, args.gpu_id)
 
 
 def talk(args: argparse.Namespace, config: Config) -> int:
     """Answer in the terminal; the exit status."""
-    from minigpt4.conversation.chat import Chat, Decoding
-    from minigpt4.processors import open_image
+    with quick_imports():
+        from minigpt4.conversation.chat import Chat, Decoding
+        from minigpt4.processors import open_image
 
     images = [open_image(path) for path in args.image]
     search = {"num_beams": args.num_beams, "max_new_tokens": args.max_new_tokens, "top_p": args.top_p}
@@ -185,7 +187,8 @@ class Terminal:
 def serve(args: argparse.Namespace, config: Config) -> int:
     """Show the page until Ctrl-C or SIGTERM; the exit status."""
     require_address(args, instead=", or talk in the terminal: --cli")
-    from minigpt4.serving.loading import checkpoints
+    with quick_imports():
+        from minigpt4.serving.loading import checkpoints
 
     checkpoints(config, args.ckpt)
     from minigpt4.serving.page import ChatPage

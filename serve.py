@@ -15,7 +15,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.config_files import parse_options
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.logger import setup_logging
-from minigpt4.common.utils import end, exit_status, require_packages
+from minigpt4.common.utils import end, exit_status, quick_imports, require_packages
 from minigpt4.serving.address import address_of, is_local, listen
 
 log = logging.getLogger(__name__)
@@ -38,9 +38,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def serve(args: argparse.Namespace) -> None:
     """Load, listen, and answer until a signal comes."""
     require_packages("the server", "serve", "fastapi", "uvicorn")
-    from minigpt4.serving.api.access import Access, ApiLimits
-    from minigpt4.serving.api.app import KEY_VARIABLE, api_key, build_app, make_server
-    from minigpt4.serving.loading import load_engine
+    with quick_imports():
+        from minigpt4.serving.api.access import Access, ApiLimits
+        from minigpt4.serving.api.app import KEY_VARIABLE, api_key, build_app, make_server
+        from minigpt4.serving.loading import load_engine
 
     if args.max_rows < 1:
         raise ConfigError(f"--max-rows: {args.max_rows} must be above 0")

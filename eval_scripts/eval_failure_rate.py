@@ -13,6 +13,7 @@ import argparse
 import logging
 import sys
 
+from minigpt4.common.utils import quick_imports
 from minigpt4.evaluation import command
 from minigpt4.evaluation.failure_rules import TASKS
 
@@ -30,10 +31,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Cheap checks first; then ask, find failures and write the report."""
-    from minigpt4.evaluation.failure_rate import evaluate, summary
-    from minigpt4.inference.image_list import find_images
-
     config = command.read_config(args)
+    with quick_imports():
+        from minigpt4.evaluation.failure_rate import evaluate, summary
+        from minigpt4.inference.image_list import find_images
+
     images = find_images(args.images, args.image_folder, args.limit, config.run.seed)
     judge, tasks = command.judge_of(args), list(dict.fromkeys(args.tasks))
     with command.started(args, config) as run:

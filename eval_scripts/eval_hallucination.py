@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from minigpt4.common.errors import first_few
-from minigpt4.common.utils import write_json, write_lines
+from minigpt4.common.utils import quick_imports, write_json, write_lines
 from minigpt4.evaluation import command, hallucination
 from minigpt4.evaluation.questions import read_answer_lines
 from minigpt4.evaluation.report import score_table
@@ -94,10 +94,11 @@ def run_questions(args: argparse.Namespace) -> None:
 
 def run_pope(args: argparse.Namespace) -> None:
     """Answers and scores of checkpoints; cheap checks first."""
-    from minigpt4.evaluation.generate import question_files
-
     config = command.read_config(args)
     questions = hallucination.read_object_questions(args.questions)
+    with quick_imports():
+        from minigpt4.evaluation.generate import question_files
+
     question_files(questions, args.image_path)  # are the images there?
     with command.started(args, config) as run:
         results = hallucination.evaluate_pope(run, questions, args.image_path, args.prompt)

@@ -21,6 +21,7 @@ from minigpt4.common.config_files import load_yaml
 from minigpt4.common.errors import ConfigError, SampleError, first_few, hint, require_same_ids
 from minigpt4.common.schemas import VqaPrompts
 from minigpt4.common.torch_files import file_sha256
+from minigpt4.common.utils import quick_imports
 from minigpt4.evaluation import command
 from minigpt4.evaluation.questions import QUESTION_PLACE
 from minigpt4.evaluation.vqa import BENCHMARKS, Rank, ask_checkpoints
@@ -65,11 +66,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run_answer(args: argparse.Namespace) -> None:
     """Ask, score, report; cheap checks first."""
-    from minigpt4.evaluation.generate import question_files
-
     config = command.read_config(args)
     name, prompt = _prompt(args, config)
     files, read = _read(args)
+    with quick_imports():
+        from minigpt4.evaluation.generate import question_files
+
     question_files(read.questions, args.image_path)  # are the images there?
     benchmark = BENCHMARKS[args.benchmark]
     with command.started(args, config) as run:

@@ -25,7 +25,7 @@ from minigpt4.common.config import Config
 from minigpt4.common.curation_schema import CurationConfig
 from minigpt4.common.errors import ConfigError
 from minigpt4.common.logger import setup_logging
-from minigpt4.common.utils import as_json, exit_status, require_packages
+from minigpt4.common.utils import as_json, exit_status, quick_imports, require_packages
 from minigpt4.curation.records import PACKAGES, CurationFolder, text_of
 
 log = logging.getLogger("curate")
@@ -100,8 +100,9 @@ class Command:
 
     def generate(self) -> None:
         self._require_model()
-        from minigpt4.common.dist_utils import start_processes, stop_processes
-        from minigpt4.curation.generation import generate_descriptions
+        with quick_imports():
+            from minigpt4.common.dist_utils import start_processes, stop_processes
+            from minigpt4.curation.generation import generate_descriptions
 
         run = self.config.run
         processes = start_processes(run.device, run.distributed, run.dist_url)
@@ -129,7 +130,8 @@ class Command:
         held_out = HeldOut.read(settings.test_sets) if settings.test_sets else None
         features = gains = None
         if settings.image_alike is not None or settings.likelihood is not None:
-            from minigpt4.curation.generation import image_features, image_gains
+            with quick_imports():
+                from minigpt4.curation.generation import image_features, image_gains
 
             self._require_model()
             if settings.image_alike is not None:

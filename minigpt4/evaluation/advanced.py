@@ -21,7 +21,7 @@ from typing import Any, NotRequired
 from minigpt4.common.binding import checked, fields_of
 from minigpt4.common.errors import ConfigError, SampleError, errors_as
 from minigpt4.common.schemas import AdvancedTask
-from minigpt4.common.utils import decode, parse_json, quick_hash, write_json
+from minigpt4.common.utils import decode, parse_json, quick_hash, quick_imports, write_json
 from minigpt4.evaluation.command import EvaluationRun
 from minigpt4.evaluation.judge import Judge, Question
 from minigpt4.evaluation.questions import Text, VisualQuestion, read_json
@@ -144,7 +144,8 @@ def read_tasks(
         ConfigError: there are no images, or no tasks.
         SampleError: a task is unknown, or an image is missing or comes twice.
     """
-    from minigpt4.inference.image_list import drawn, find_images  # loads torch, which judging does not need
+    with quick_imports():
+        from minigpt4.inference.image_list import drawn, find_images  # loads torch, which judging does not need
 
     base = source if source.is_dir() else folder or source.parent
     listed = read_json(source) if source.suffix.lower() == ".json" and source.is_file() else None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from minigpt4.common.binding import require_paths
 from minigpt4.common.config import Config
 from minigpt4.common.logger import setup_logging
-from minigpt4.common.utils import exit_status
+from minigpt4.common.utils import exit_status, quick_imports
 from minigpt4.evaluation.judge import Judge, JudgeEndpoint
 from minigpt4.evaluation.metrics import FAMILIES
 
@@ -178,9 +178,10 @@ def started(args: argparse.Namespace, config: Config) -> Iterator[EvaluationRun]
 
 def answer(args: argparse.Namespace, questions: Sequence[Any], image_mark: str = "") -> None:
     """Ask checkpoints, a file of answers each; cheap checks first."""
-    from minigpt4.evaluation.generate import answer_checkpoints, question_files
-
     config = read_config(args)
+    with quick_imports():
+        from minigpt4.evaluation.generate import answer_checkpoints, question_files
+
     question_files(questions, args.image_path)  # are the images there?
     with started(args, config) as run:
         for file in answer_checkpoints(run, questions, args.image_path, args.prompt, image_mark):
