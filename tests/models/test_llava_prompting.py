@@ -240,13 +240,6 @@ def test_placeholder_in_text_alone_is_text(prompts):
     assert "<image>" in prompts().tokenizer.decode(row.ids)
 
 
-@pytest.mark.parametrize("images", [1, 3])
-def test_one_placeholder_takes_all_images_of_its_sample(prompts, images):
-    spans = [(4 * number, 4) for number in range(images)]
-    row = prompts().dialogue_row(dialogue([ASKED, ["gpt", "A dog."]]), spans, str)
-    assert [image for image in row.images if image >= 0] == list(range(4 * images))
-
-
 def test_published_code_takes_unk_for_padding(prompts):
     turns = [ASKED, ["gpt", "It is <unk> here."]]
     rows = [

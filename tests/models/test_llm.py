@@ -118,12 +118,10 @@ def test_other_directories_are_refused(llm_copy, tmp_path):
     assert "adapter_config.json" in refusal(tmp_path / "llm")
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", None])
-def test_broken_shard_is_named(llm_copy, content):
-    directory = llm_copy("vicuna_tiny_sharded")
-    file = directory / "pytorch_model-00002-of-00002.bin"
-    file.write_bytes(file.read_bytes()[:1000] if content is None else content)
-    text = refusal(directory)
+def test_broken_shard_is_named(llm_copy):
+    file = llm_copy("vicuna_tiny_sharded") / "pytorch_model-00002-of-00002.bin"
+    file.write_bytes(file.read_bytes()[:1000])
+    text = refusal(file.parent)
     assert f"model.llama_model: {file}: broken" in text
     assert text.endswith("Get it again.")
 
@@ -203,11 +201,6 @@ def test_decoding_uses_no_name_that_transformers_is_about_to_drop(model, pool):
 
 # What is not read, and whose code does not run
 
-CODE = """
-from pathlib import Path
-Path(__file__).with_name("ran").touch()
-class Evil: pass
-"""
 CODE_OF_MODEL = {"auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}}
 CODE_OF_TOKENIZER = {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
 AUTO_MAP = {
@@ -222,7 +215,7 @@ AUTO_MAP = {
 @pytest.mark.parametrize("tokenizer", ["tokenizer.model", "tokenizer.json"])
 def test_code_of_a_directory_never_runs_and_is_never_asked_about(llm_copy, change_json, monkeypatch, case, tokenizer):
     directory, asked = llm_copy(), []
-    (directory / "evil.py").write_text(CODE)
+    (directory / "evil.py").write_text(f"open({str(directory / 'ran')!r}, 'w')\nclass Evil: pass\n")
     if tokenizer == "tokenizer.json":
         (directory / "tokenizer.model").unlink()
         shutil.copy(Path(__file__).parents[1] / "data/llama_tokenizers/tokenizer_v4.json", directory / tokenizer)

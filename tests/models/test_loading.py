@@ -1,4 +1,4 @@
-"""Vision files, projections and checkpoints of other models are refused with the reason."""
+"""Which checkpoints fill a model; those of other models and vision sides are refused with the reason."""
 
 import json
 import shutil
@@ -13,24 +13,21 @@ from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.models.loading import CheckpointSwitch, load_trained, load_vision, vision_fingerprints
 from minigpt4.models.mini_gpt4 import MiniGPT4
 
-VICUNA_7B, VICUNA_13B, QFORMER = 4096, 5120, 768
+VICUNA_7B, QFORMER = 4096, 768
 
 
 def projection(llm, vision=QFORMER):
     return {"llama_proj.weight": torch.zeros(llm, vision), "llama_proj.bias": torch.zeros(llm)}
 
 
-@pytest.mark.parametrize(
-    ("made_for", "llm", "name"), [(VICUNA_13B, VICUNA_7B, "a 13B LLaMA"), (VICUNA_7B, VICUNA_13B, "a 7B LLaMA")]
-)
-def test_projection_of_another_llm_is_refused_by_the_size_it_was_made_for(tmp_path, made_for, llm, name):
+def test_projection_of_another_llm_is_refused_by_the_size_it_was_made_for(tmp_path):
     path = tmp_path / "prerained_minigpt4.pth"
-    torch.save({"model": projection(made_for)}, path)
+    torch.save({"model": projection(5120)}, path)
     with pytest.raises(WeightsError) as error:
-        load_trained(projection(llm), path, MiniGPT4Config(llama_model="weights/vicuna"))
+        load_trained(projection(VICUNA_7B), path, MiniGPT4Config(llama_model="weights/vicuna"))
     text = str(error.value)
-    assert text.startswith(f"{path}: its projection goes from 768 to {made_for} channels, not from 768 to {llm}")
-    assert f"It was trained for {name}, and model.llama_model is weights/vicuna" in text
+    assert text.startswith(f"{path}: its projection goes from 768 to 5120 channels, not from 768 to 4096")
+    assert "It was trained for a 13B LLaMA, and model.llama_model is weights/vicuna" in text
     assert "docs/weights.md" in text
 
 
@@ -133,3 +130,57 @@ def test_a_checkpoint_of_another_model_is_refused_whatever_keys_may_differ(tmp_p
     assert str(error.value).startswith(str(tmp_path / "w.bin"))
     assert text in str(error.value)
     assert allowed or "ckpt_allow_keys" not in str(error.value)
+
+
+# Checkpoints of this model
+
+
+@pytest.mark.parametrize(
+    ("file", "has_qformer"),
+    [("minigpt4_tiny.pth", True), ("train_main_checkpoint_0.pth", True), ("minigpt4_tiny_noqformer.pth", False)],
+)
+def test_checkpoints_of_the_reference_load(build_model, parity_dir, file, has_qformer):
+    path = parity_dir / file
+    model = build_model(has_qformer=has_qformer, ckpt=str(path))
+    stored = torch.load(path, weights_only=True)["model"]
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in model.trainable_parameters().items())
+
+
+def test_buffers_of_published_checkpoints_are_not_read(build_model, golden, parity_dir, changed_weights):
+    buffers = golden["checkpoints"]["buffers_kept_in_checkpoints"]
+
+    def spoil(state):
+        for name in buffers:
+            state[name] = torch.zeros(1)
+
+    model = build_model(ckpt=str(changed_weights(parity_dir / "minigpt4_tiny.pth", spoil)))
+    inverse = model.llama_model.model.rotary_emb.inv_freq
+    torch.testing.assert_close(inverse, 10000 ** (-torch.arange(0, 24, 2) / 24))
+
+
+@pytest.mark.parametrize("frozen", ["freeze_qformer", "freeze_vit"])
+def test_checkpoint_with_more_trained_parts_loads_where_they_are_trained_and_else_says_what_to_set(
+    build_model, tmp_path, frozen
+):
+    state = dict(build_model(ckpt=None, **{frozen: False}).trainable_parameters())
+    torch.save({"model": {name: parameter.detach() + 1 for name, parameter in state.items()}}, tmp_path / "more.pth")
+    model = build_model(ckpt=str(tmp_path / "more.pth"), **{frozen: False})
+    assert all(torch.equal(tensor, state[name] + 1) for name, tensor in model.trainable_parameters().items())
+    with pytest.raises(WeightsError) as error:
+        build_model(ckpt=str(tmp_path / "more.pth"))
+    assert f"{tmp_path / 'more.pth'} does not fit the model.\n  not expected: " in str(error.value)
+    assert f"model.{frozen}: False" in str(error.value)
+
+
+def test_named_keys_may_be_missing_or_left_over(build_model, parity_dir, changed_weights):
+    def change(state):
+        del state["llama_proj.bias"]
+        state["lora.weight"] = torch.ones(1)
+
+    path = changed_weights(parity_dir / "minigpt4_tiny.pth", change)
+    text = rf"{path} does not fit.*\n  missing: llama_proj.bias\n  not expected: lora.weight\n.*model.ckpt_allow_keys"
+    with pytest.raises(WeightsError, match=text):
+        build_model(ckpt=str(path))
+    model = build_model(ckpt=str(path), ckpt_allow_keys=["lora.*", "llama_proj.bias"])
+    stored = torch.load(path, weights_only=True)["model"]
+    assert torch.equal(model.llama_proj.weight, stored["llama_proj.weight"])

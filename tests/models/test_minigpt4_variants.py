@@ -142,21 +142,24 @@ def test_gradient_checkpointing_computes_layers_again_and_changes_no_number(buil
 # Other parts
 
 
-def test_three_projection_layers_train(build_model, samples):
-    loss, grads = backward(build_model(proj_layers=3, ckpt=None), samples)
+def assert_projection_trains(model, samples, names):
+    """All of these layers (their names are "" where it is one), and nothing else."""
+    loss, grads = backward(model, samples)
     assert loss.isfinite()
-    assert list(grads) == [f"llama_proj.{layer}.{kind}" for layer in range(3) for kind in ("weight", "bias")]
+    assert list(grads) == [f"llama_proj.{name}{kind}" for name in names for kind in ("weight", "bias")]
     assert all(grad.abs().max() > 0 for grad in grads.values())
+
+
+def test_three_projection_layers_train(build_model, samples):
+    assert_projection_trains(build_model(proj_layers=3, ckpt=None), samples, ["0.", "1.", "2."])
 
 
 def test_any_timm_model_without_qformer_trains(build_model, tmp_path):
     torch.save(timm.create_model("resnet10t").state_dict(), tmp_path / "vit.pth")
     tower = {"vit_model": "resnet10t", "vit_config": {}, "vit_weights": str(tmp_path / "vit.pth"), "image_size": 64}
     model = build_model(**tower, has_qformer=False, ckpt=None)
-    loss, grads = backward(model, {"image": torch.randn(2, 3, 64, 64), "answer": ["a dog", "a cat"]})
+    assert_projection_trains(model, {"image": torch.randn(2, 3, 64, 64), "answer": ["a dog", "a cat"]}, [""])
     assert model.llama_proj.weight.shape == (96, 4 * 512)
-    assert loss.isfinite()
-    assert grads["llama_proj.weight"].abs().max() > 0
 
 
 def test_llm_learns_from_the_patches_of_a_clip_directory(build_model, tmp_path):
@@ -165,10 +168,7 @@ def test_llm_learns_from_the_patches_of_a_clip_directory(build_model, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0, 0, 0], "image_std": [1, 1, 1]}')
     tower = {"vit_model": str(tmp_path), "vit_config": {}, "vit_weights": None, "image_size": None}
     model = build_model(**tower, connector="identity", projection="mlp2x_gelu", vit_layer=-2, ckpt=None)
-    loss, grads = backward(model, {"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "a cat"]})
-    assert loss.isfinite()
-    assert list(grads) == [f"llama_proj.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")]
-    assert all(grad.abs().max() > 0 for grad in grads.values())
+    assert_projection_trains(model, {"image": torch.randn(2, 3, 56, 56), "answer": ["a dog", "a cat"]}, ["0.", "2."])
 
 
 @pytest.mark.parametrize(("size", "patches", "used"), [(42, 9, 8), (70, 25, 24)])

@@ -159,6 +159,7 @@ def test_losses_are_those_of_a_plain_loop_around_transformers_and_peft(
     """Same start, same samples, 20 steps of AdamW with decay, clipped at 1."""
     from peft import LoraConfig, get_peft_model
 
+    torch.manual_seed(0)  # adapters begin at random
     model = build(llm=LORA if rule == "lora" else rule, section=section)
     llm = AutoModelForCausalLM.from_pretrained(parity_dir / "vicuna_tiny", dtype=torch.float32)
     if rule == "lora":
@@ -201,6 +202,33 @@ def test_losses_are_those_of_a_plain_loop_around_transformers_and_peft(
 
 
 # Groups
+
+
+PUBLISHED = {
+    "freeze_all": {},
+    "qformer_trainable": {"freeze_qformer": False},
+    "vit_trainable": {"freeze_vit": False},
+    "vit_trainable_noqformer": {"freeze_vit": False, "has_qformer": False},
+}
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_what_takes_gradients_and_weight_decay_is_that_of_the_reference_in_its_order(build_model, golden, case):
+    expected = golden["train"]["weight_decay_groups"][case]
+    model = build_model(ckpt=None, **PUBLISHED[case])
+    if case == "freeze_all":
+        assert list(model.trainable_parameters()) == golden["checkpoints"]["trainable_parameters"]
+    names = {id(parameter): name for name, parameter in model.trainable_parameters().items()}
+    groups = [(g["weight_decay"], [names[id(p)] for p in g["params"]]) for g in model.get_optimizer_params(0.05)]
+    assert groups == [(0.05, expected["decay"]), (0, expected["no_decay"])]
+
+
+def test_a_trained_qformer_has_dropout_in_train_mode_only(build_model, pool):
+    model = build_model(ckpt=None, freeze_qformer=False)
+    model.train()
+    assert not torch.equal(model.encode_img(pool)[0], model.encode_img(pool)[0])
+    model.eval()
+    assert torch.equal(model.encode_img(pool)[0], model.encode_img(pool)[0])
 
 
 def test_parts_with_a_rate_of_their_own_have_groups_of_their_own(build):
