@@ -66,6 +66,7 @@ def poll(pid):
 for module in (*LATE, *sys.argv[1:]):
     importlib.import_module(module)
 importlib.import_module("PIL.Image").init()
+importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")  # makes its table
 for line in sys.stdin:
     request = json.loads(line)
     answer = poll(request["poll"]) if "poll" in request else start(request)

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,33 +73,6 @@ class Tiny:
     @property
     def output(self) -> Path:
         return self.folder / "output"
-
-    def command(self, *options: str, processes: int = 1, launcher: tuple[str, ...] = ()) -> list[str]:
-        """`train.py` with these options, under torchrun if there are several processes."""
-        script = [str(REPOSITORY / "train.py"), "--cfg-path", str(self.recipe)]
-        script += ["--options", *options] if options else []
-        if processes == 1 and not launcher:
-            return [sys.executable, *script]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        return [*torchrun, "--standalone", *launcher, *script]
-
-    def run(
-        self,
-        *options: str,
-        env: dict[str, str] | None = None,
-        cwd: Path | None = None,
-        timeout: float = 300,
-        **more: Any,
-    ) -> "subprocess.CompletedProcess[str]":
-        """Run to the end, well or not; fails with stacks after `timeout` seconds."""
-        command = self.command(*options, **more)
-        return supervised.run(command, env=environment(env), cwd=cwd or self.folder, timeout=timeout)
-
-    def train(self, *options: str, **more: Any) -> "subprocess.CompletedProcess[str]":
-        """Run to the end; asserts success."""
-        result = self.run(*options, **more)
-        assert result.returncode == 0, result.stderr[-6000:]
-        return result
 
     def runs(self) -> list[Path]:
         """Run folders, oldest first."""
