@@ -46,7 +46,9 @@ datasets:
   cc_sbu_align:
     batch_size: 2
     build_info: {{storage: {folder}/cc_sbu_align}}
-    vis_processor: {{train: {{name: blip2_image_train, image_size: 56}}}}
+    vis_processor:
+      train: {{name: blip2_image_train, image_size: 56}}
+      eval: {{name: blip2_image_eval, image_size: 56}}
 run:
   task: image_text_pretrain
   init_lr: 2e-3
@@ -126,15 +128,10 @@ def validated(tmp_path_factory: pytest.TempPathFactory, parity_dir: Path) -> Tin
     tiny = make_tiny(tmp_path_factory.mktemp("validated"), parity_dir)
     records = [{"image_id": str(n), "caption": " ".join(CAPTIONS[: n + 1])} for n in range(5)]
     (tiny.folder / "val.json").write_text(json.dumps(records))
-    recipe = tiny.recipe.read_text()
-    storage = f"{{storage: {tiny.folder}/cc_sbu_align}}"
-    both = f"{{storage: {tiny.folder}/cc_sbu_align, val_ann_path: {tiny.folder}/val.json}}"
-    recipe = recipe.replace(storage, both).replace("{name: blip2_image_train, image_size: 56}}", VISION)
+    storage = f"storage: {tiny.folder}/cc_sbu_align"
+    recipe = tiny.recipe.read_text().replace(storage, f"{storage}, val_ann_path: {tiny.folder}/val.json")
     tiny.recipe.write_text(recipe)
     return tiny
-
-
-VISION = "{name: blip2_image_train, image_size: 56}, eval: {name: blip2_image_eval, image_size: 56}}"
 
 
 @pytest.fixture(scope="session")
