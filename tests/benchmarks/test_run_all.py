@@ -56,13 +56,18 @@ def writers() -> set[str]:
     return {path.stem for path in BENCHMARKS.glob("*.py") if "return measured(" in path.read_text()}
 
 
-def test_every_benchmark_that_writes_a_section_is_called_with_arguments_that_it_takes(run_all, parsed):
-    for arguments in ({}, {"gpu": "yes", "weights": "/tmp/7b"}):
-        process, called = run_all(**arguments)
-        assert process.returncode == 0, process.stderr
-        assert {name for name, _ in called} == writers()
-        for name, rest in called:
-            assert parsed(name, rest).write == Path("docs/performance.md")
+@pytest.mark.parametrize(("gpu", "fails"), [("", "generate"), ("yes", "none")])
+def test_every_benchmark_that_writes_a_section_is_called_with_arguments_that_it_takes(gpu, fails, run_all, parsed):
+    """Also if one fails, which the status tells; a GPU measures memory."""
+    process, called = run_all(gpu=gpu, fails=fails, weights="/tmp/7b")
+    assert {name for name, _ in called} == writers()
+    for name, rest in called:
+        assert parsed(name, rest).write == Path("docs/performance.md")
+    memory = dict(called)["memory"]
+    assert ("--measure" in memory) is ("/tmp/7b" in memory) is bool(gpu)
+    assert process.returncode == (fails != "none"), process.stderr
+    said = re.search(r"error: these failed.*: generate generate$", process.stderr, re.MULTILINE)
+    assert bool(said) is (fails != "none")
 
 
 def test_a_smoke_run_takes_the_smallest_sizes_and_writes_elsewhere(run_all, parsed, tmp_path):
@@ -74,22 +79,6 @@ def test_a_smoke_run_takes_the_smallest_sizes_and_writes_elsewhere(run_all, pars
         assert args.write == tmp_path / "all.md"
         assert getattr(args, "size", "tiny") == "tiny"
         assert getattr(args, "repeats", 1) == 1
-
-
-def test_a_gpu_measures_memory(run_all):
-    for gpu, measured in (("", False), ("yes", True)):
-        _, called = run_all(gpu=gpu, weights="/tmp/7b")
-        arguments = dict(called)
-        assert ("--measure" in arguments["memory"]) is measured
-        assert ("/tmp/7b" in arguments["memory"]) is measured
-
-
-def test_a_benchmark_that_fails_does_not_stop_the_others_but_the_status_tells(run_all):
-    _, all_called = run_all()
-    process, called = run_all(fails="generate")
-    assert process.returncode == 1
-    assert called == all_called
-    assert re.search(r"error: these failed.*: generate generate$", process.stderr, re.MULTILINE)
 
 
 def test_other_arguments_are_refused(run_all):

@@ -5,7 +5,7 @@ The mock stands before CUDA's runtime, cuBLAS and NCCL (`LD_PRELOAD`) and is bui
 packages. Variables: `MOCK_CUDA_GIB` (23.57), `MOCK_CUDA_SM` (86), `MOCK_CUDA_DEVICES` (1).
 """
 
-import importlib.util
+import json
 import os
 import re
 import shutil
@@ -15,6 +15,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -104,28 +105,35 @@ def _cold(folder: Path) -> Run:
 @pytest.fixture(scope="session")
 def mock_gpu(cold_mock_gpu: Run, runs: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     """`mock_gpu("script.py", ..., processes=1, devices=processes, cwd=REPOSITORY)`: `on_mock.py` with this script, in
-    processes that were forked after their imports, before any looked for a GPU."""
+    processes that were forked after their imports, before any looked for a GPU; asserts success."""
     logs, environment = tmp_path_factory.mktemp("warm_mock_gpu"), _environment(cold_mock_gpu.folder)
     server = runs.warm_runs.WarmServer(logs, environment, runs.supervised)
 
     def run(*argv: object, processes: int = 1, devices: int | None = None, cwd: Path = REPOSITORY, **variables: str):
         env = {"MOCK_CUDA_DEVICES": str(devices or processes), **variables}
         started = server.script(HERE / "on_mock.py", *argv, cwd=cwd, processes=processes, env=env, apart=True)
-        status = next(filter(None, started.wait()), 0)
-        return subprocess.CompletedProcess(argv, status, started.out.read_text(), started.text())
+        assert not any(started.wait()), started.text()[-6000:]
+        return subprocess.CompletedProcess(argv, 0, started.out.read_text(), started.text())
 
     yield run
     server.close()
 
 
 @pytest.fixture(scope="session")
-def runs() -> ModuleType:
+def gpu_step(mock_gpu: Run) -> Callable[..., dict[str, Any]]:
+    """`gpu_step(recipe, *arguments, **of_mock_gpu)`: what `benchmarks/gpu_step.py` measures of a shipped recipe."""
+
+    def step(recipe: str, *arguments: str, **more: Any) -> dict[str, Any]:
+        done = mock_gpu("benchmarks/gpu_step.py", f"train_configs/{recipe}.yaml", *arguments, **more)
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return step
+
+
+@pytest.fixture(scope="session")
+def runs(load_script: Callable[[str], ModuleType]) -> ModuleType:
     """The module that writes tiny recipes, beside the tests of the runner."""
-    name = "runner_tests"
-    spec = importlib.util.spec_from_file_location(name, REPOSITORY / "tests/runners/conftest.py")
-    sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+    return load_script("tests/runners/conftest.py")
 
 
 @pytest.fixture

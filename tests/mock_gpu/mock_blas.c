@@ -1,7 +1,6 @@
 #include <stdlib.h>
 #include <string.h>
 extern void mock_gemm(void* stream);
-extern void mock_nccl(void);
 #define V __attribute__((visibility("default")))
 #define GEMM(name)                       \
     V int name(void** handle) {          \
@@ -80,12 +79,7 @@ V int ncclCommGetAsyncError(void* c, int* e) {
     *e = 0;
     return 0;
 }
-#define NCCL(name)   \
-    V int name() {   \
-        mock_nccl(); \
-        return 0;    \
-    }
-NCCL(ncclAllReduce)
-NCCL(ncclAllGather) NCCL(ncclBroadcast) NCCL(ncclBcast) NCCL(ncclReduce) NCCL(ncclReduceScatter) NCCL(ncclSend)
-    NCCL(ncclRecv) NCCL(ncclGather) NOP(ncclGroupStart) NOP(ncclGroupEnd) NOP(ncclCommDestroy) NOP(ncclCommAbort)
+NOP(ncclAllReduce)
+NOP(ncclAllGather) NOP(ncclBroadcast) NOP(ncclBcast) NOP(ncclReduce) NOP(ncclReduceScatter) NOP(ncclSend)
+    NOP(ncclRecv) NOP(ncclGather) NOP(ncclGroupStart) NOP(ncclGroupEnd) NOP(ncclCommDestroy) NOP(ncclCommAbort)
         NOP(ncclCommFinalize) NOP(ncclCommRegister) NOP(ncclCommDeregister)

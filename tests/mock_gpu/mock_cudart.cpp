@@ -8,8 +8,7 @@
 #include <map>
 #include <mutex>
 #include <set>
-static std::atomic<long> launches{0}, syncs{0}, h2d{0}, d2h{0}, d2d{0}, memsets{0}, gemms{0}, mallocs{0}, frees{0},
-    events{0}, hostallocs{0}, d2h_pageable{0}, h2d_pageable{0}, nccl{0}, occ{0}, devgets{0};
+static std::atomic<long> launches{0};
 static std::mutex mu;
 static std::map<char*, size_t> dev, host;  // address -> size
 static std::map<char*, int> devidx;
@@ -28,13 +27,7 @@ static size_t context_bytes() {
     const char* e = getenv("MOCK_CUDA_CONTEXT_GIB");
     return (size_t)((e ? atof(e) : 0.30) * (1ull << 30));
 }
-API long mock_count(int which) {
-    std::atomic<long>* all[] = {&launches,     &syncs,   &h2d,   &d2h,    &d2d,        &memsets,
-                                &gemms,        &mallocs, &frees, &events, &hostallocs, &d2h_pageable,
-                                &h2d_pageable, &nccl,    &occ,   &devgets};
-    return *all[which];
-}
-API long mock_used(int d) { return used[d]; }
+API long mock_count(int) { return launches; }
 static bool inside(std::map<char*, size_t>& m, const void* p) {
     std::lock_guard<std::mutex> l(mu);
     auto it = m.upper_bound((char*)p);
@@ -50,7 +43,6 @@ API cudaError_t cudaGetDeviceCount(int* n) {
 }
 API cudaError_t cudaGetDevice(int* d) {
     *d = current;
-    devgets++;
     return cudaSuccess;
 }
 API cudaError_t cudaSetDevice(int d) {
@@ -89,37 +81,10 @@ API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int d) {
     return cudaSuccess;
 }
 API cudaError_t cudaDeviceGetAttribute(int* v, cudaDeviceAttr a, int) {
-    switch ((int)a) {
-        case 1:
-            *v = 1024;
-            break;
-        case 8:
-            *v = 49152;
-            break;
-        case 10:
-            *v = 32;
-            break;
-        case 16:
-            *v = 82;
-            break;
-        case 39:
-            *v = 1536;
-            break;
-        case 75:
-            *v = 8;
-            break;
-        case 76:
-            *v = 6;
-            break;
-        case 97:
-            *v = 101376;
-            break;
-        case 81:
-            *v = 102400;
-            break;
-        default:
-            *v = 1;
-    }
+    static const std::map<int, int> known = {{1, 1024}, {8, 49152}, {10, 32}, {16, 82},    {39, 1536},
+                                             {75, 8},   {76, 6},    {81, 102400}, {97, 101376}};
+    auto it = known.find((int)a);
+    *v = it == known.end() ? 1 : it->second;
     return cudaSuccess;
 }
 API cudaError_t cudaDeviceGetPCIBusId(char* s, int n, int d) {
@@ -136,10 +101,7 @@ API cudaError_t cudaDeviceCanAccessPeer(int* v, int, int) {
     return cudaSuccess;
 }
 API cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaSuccess; }
-API cudaError_t cudaDeviceSynchronize() {
-    syncs++;
-    return mock_wait(nullptr, true);
-}
+API cudaError_t cudaDeviceSynchronize() { return mock_wait(nullptr, true); }
 API cudaError_t cudaDriverGetVersion(int* v) {
     *v = 13000;
     return cudaSuccess;
@@ -169,10 +131,7 @@ API cudaError_t cudaStreamGetPriority(cudaStream_t, int* p) {
     return cudaSuccess;
 }
 API cudaError_t cudaStreamQuery(cudaStream_t stream) { return mock_wait(stream, false); }
-API cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    syncs++;
-    return mock_wait(stream, false);
-}
+API cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return mock_wait(stream, false); }
 API cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     mock_join(stream, event);
     return cudaSuccess;
@@ -187,12 +146,10 @@ API cudaError_t cudaEventCreateWithFlags(cudaEvent_t* e, unsigned) {
 }
 API cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
 API cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    events++;
     mock_record(event, stream);
     return cudaSuccess;
 }
 API cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned) {
-    events++;
     mock_record(event, stream);
     return cudaSuccess;
 }
@@ -221,7 +178,6 @@ void mock_give(void* address) {
     devidx.erase((char*)address);
 }
 API cudaError_t cudaMalloc(void** p, size_t n) {
-    mallocs++;
     *p = nullptr;
     if (cudaError_t error = mock_unsafe()) return error;
     void* q = mmap(nullptr, n ? n : 1, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -235,7 +191,6 @@ API cudaError_t cudaMalloc(void** p, size_t n) {
 }
 API cudaError_t cudaFree(void* p) {
     if (!p) return cudaSuccess;
-    frees++;
     if (cudaError_t error = mock_unsafe()) return error;
     size_t size;
     {
@@ -249,7 +204,6 @@ API cudaError_t cudaFree(void* p) {
     return cudaSuccess;
 }
 API cudaError_t cudaHostAlloc(void** p, size_t n, unsigned) {
-    hostallocs++;
     if (cudaError_t error = mock_unsafe()) return error;
     if (posix_memalign(p, 4096, n ? n : 1)) return cudaErrorMemoryAllocation;
     std::lock_guard<std::mutex> l(mu);
@@ -286,27 +240,21 @@ API cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* a, const void* p
     return cudaSuccess;
 }
 static cudaError_t copy(void* d, const void* s, size_t n) {
-    bool dd = on_device(d), sd = on_device(s);
-    if (dd && sd)
-        d2d++;
-    else if (dd) {
-        h2d++;
-        if (!inside(host, s)) h2d_pageable++;
-    } else if (sd) {
-        d2h++;
-        if (!inside(host, d)) d2h_pageable++;
-        memset(d, 0, n);
-        if (getenv("MOCK_CUDA_FILL")) {  // ones: 8-byte integers, one float32, or booleans
-            float one = 1;
-            if (n % 8 == 0)
-                for (size_t i = 0; i < n; i += 8) *(long long*)((char*)d + i) = 1;
-            else if (n == 4)
-                memcpy(d, &one, n);
-            else
-                memset(d, 1, n);
-        }
-    } else
+    if (on_device(d)) return cudaSuccess;
+    if (!on_device(s)) {
         memcpy(d, s, n);
+        return cudaSuccess;
+    }
+    memset(d, 0, n);
+    if (getenv("MOCK_CUDA_FILL")) {  // ones: 8-byte integers, one float32, or booleans
+        float one = 1;
+        if (n % 8 == 0)
+            for (size_t i = 0; i < n; i += 8) *(long long*)((char*)d + i) = 1;
+        else if (n == 4)
+            memcpy(d, &one, n);
+        else
+            memset(d, 1, n);
+    }
     return cudaSuccess;
 }
 API cudaError_t cudaMemcpy(void* d, const void* s, size_t n, cudaMemcpyKind) {
@@ -318,12 +266,9 @@ API cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, cudaMemcpyKind
 }
 API cudaError_t cudaMemcpyPeerAsync(void* d, int, const void* s, int, size_t n, cudaStream_t) { return copy(d, s, n); }
 API cudaError_t cudaMemcpyToSymbol(const void*, const void*, size_t, size_t, cudaMemcpyKind) { return cudaSuccess; }
-API cudaError_t cudaMemset(void*, int, size_t) {
-    memsets++;
-    return cudaSuccess;
-}
+API cudaError_t cudaMemset(void*, int, size_t) { return cudaSuccess; }
 API cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t stream) {
-    if (!mock_captured(stream, false)) memsets++;
+    mock_captured(stream, false);
     return cudaSuccess;
 }
 void mock_launch(cudaStream_t stream) {
@@ -355,7 +300,6 @@ API cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* a, const void*) {
 }
 API cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
 API cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* n, const void*, int, size_t, unsigned) {
-    occ++;
     *n = 2;
     return cudaSuccess;
 }
@@ -373,20 +317,4 @@ API cudaError_t cudaGetDriverEntryPointByVersion(const char* name, void** f, uns
 }
 API cudaError_t cudaProfilerStart() { return cudaSuccess; }
 API cudaError_t cudaProfilerStop() { return cudaSuccess; }
-API void mock_gemm(cudaStream_t stream) {
-    gemms++;
-    mock_launch(stream);
-}
-API void mock_nccl() { nccl++; }
-#include <execinfo.h>
-#include <signal.h>
-#include <unistd.h>
-static void crash(int) {
-    void* b[40];
-    int n = backtrace(b, 40);
-    backtrace_symbols_fd(b, n, 2);
-    _exit(139);
-}
-__attribute__((constructor)) static void install() {
-    if (getenv("MOCK_CUDA_TRACE")) signal(SIGSEGV, crash);
-}
+API void mock_gemm(cudaStream_t stream) { mock_launch(stream); }

@@ -1,6 +1,5 @@
 """Steps of the recipes at 7B and 13B on the mock: `train.py --check` estimates their memory, and none waits."""
 
-import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,23 +11,22 @@ from minigpt4.common.config import Config
 
 REPOSITORY = Path(__file__).parents[2]
 ALLOWANCE = "CUDA and allocator"
-
-
-BF16 = ("run.amp_dtype=bf16", "model.vit_precision=bf16")
-TRAINED = {
-    "fp32": (*BF16, "model.train.llm=full", "model.llm_precision=fp32"),
-    "fp32, accumulated": (*BF16, "model.train.llm=full", "model.llm_precision=fp32", "run.accum_grad_iters=2"),
-    "bf16": (*BF16, "model.train.llm=full", "model.llm_precision=bf16", "model.llm_grad_checkpoint=True"),
-    "last": (*BF16, "model.train.llm.rule=last", "model.train.llm.blocks=4", "model.llm_precision=fp32"),
-    "lora": (*BF16, "model.train.llm=lora", "model.llm_precision=bf16"),
+FLICKR, BF16 = "minigpt4_flickr_finetune", ("run.amp_dtype=bf16", "model.vit_precision=bf16")
+FULL = (*BF16, "model.train.llm=full", "model.llm_precision=fp32")
+SHARDED = "run.parallel=fsdp"
+STEPS = {
+    "flickr": (FLICKR,),
+    "stage 1": ("minigpt4_stage1_pretrain",),
+    "13b": ("minigpt4_13b_stage2_finetune",),
+    "sharded": (FLICKR, SHARDED),
+    "full, sharded": (FLICKR, SHARDED, "model.llm_grad_checkpoint=True", *FULL),
+    "full": (FLICKR, *FULL),
+    "full, accumulated": (FLICKR, *FULL, "run.accum_grad_iters=2"),
+    "bf16": (FLICKR, *BF16, "model.train.llm=full", "model.llm_precision=bf16", "model.llm_grad_checkpoint=True"),
+    "last": (FLICKR, *BF16, "model.train.llm.rule=last", "model.train.llm.blocks=4", "model.llm_precision=fp32"),
+    "lora": (FLICKR, *BF16, "model.train.llm=lora", "model.llm_precision=bf16"),
 }
-
-
-def _step(mock_gpu, recipe, *more, gib, gpus=1, **variables):
-    arguments = ("benchmarks/gpu_step.py", f"train_configs/{recipe}.yaml", *more)
-    done = mock_gpu(*arguments, processes=gpus, MOCK_CUDA_GIB=str(gib), **variables)
-    assert done.returncode == 0, done.stderr[-6000:]
-    return json.loads(done.stdout.splitlines()[-1])
+"""Recipe and options of a step."""
 
 
 def _check(recipe, *options, gpus=None):
@@ -43,40 +41,22 @@ def _in_the_repository(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
 
 
-@pytest.mark.parametrize(
-    ("recipe", "llm"),
-    [("minigpt4_flickr_finetune", "7b"), ("minigpt4_stage1_pretrain", "7b"), ("minigpt4_13b_stage2_finetune", "13b")],
-)
-def test_memory_of_a_step_is_what_check_says(mock_gpu, recipe, llm):
-    step = _step(mock_gpu, recipe, "--llm", llm, "--steps", "3", gib=79)
-    _, table = _check(recipe)
+@pytest.mark.parametrize("name", STEPS)
+def test_memory_of_a_step_is_what_check_says_and_it_waits_for_nothing(gpu_step, name):
+    recipe, *options = STEPS[name]
+    gpus, llm = (2 if SHARDED in options else 1), ("13b" if "13b" in recipe else "7b")
+    arguments = ("--llm", llm, "--steps", "4", "--options", *options)
+    step = gpu_step(recipe, *arguments, processes=gpus, MOCK_CUDA_GIB="141")
+    _, table = _check(recipe, *options, gpus=gpus)
     assert step["allocated_gib"] == pytest.approx(table["total"] - table[ALLOWANCE], rel=0.03)
-    assert set(step["waits"][2:]) == {0}
-
-
-@pytest.mark.parametrize("trained", [(), ("model.llm_grad_checkpoint=True", *TRAINED["fp32"])], ids=["frozen", "full"])
-def test_memory_of_a_sharded_step_is_what_check_says(mock_gpu, trained):
-    options = ("run.parallel=fsdp", *trained)
-    step = _step(mock_gpu, "minigpt4_flickr_finetune", "--steps", "3", "--options", *options, gib=79, gpus=2)
-    _, table = _check("minigpt4_flickr_finetune", *options, gpus=2)
-    assert step["allocated_gib"] == pytest.approx(table["total"] - table[ALLOWANCE], rel=0.03)
-
-
-@pytest.mark.parametrize("options", TRAINED.values(), ids=TRAINED)
-def test_memory_of_a_step_with_a_trained_llm_is_what_check_says(mock_gpu, options):
-    if "model.train.llm=lora" in options:
-        pytest.importorskip("peft")
-    step = _step(mock_gpu, "minigpt4_flickr_finetune", "--steps", "4", "--options", *options, gib=141)
-    _, table = _check("minigpt4_flickr_finetune", *options)
-    assert step["allocated_gib"] == pytest.approx(table["total"] - table[ALLOWANCE], rel=0.03)
-    assert set(step["waits"][2:]) == {0}
+    assert set(step["waits"][2:]) == {0} or gpus == 2
 
 
 @pytest.mark.parametrize("recipe", ["minigpt4_stage1_pretrain", "minigpt4_stage2_finetune"])
-def test_the_largest_batch_that_check_names_fits_a_card_and_the_next_does_not(mock_gpu, recipe):
+def test_the_largest_batch_that_check_names_fits_a_card_and_the_next_does_not(gpu_step, recipe):
     """By the allocator's segments of fixed size, whose gaps are in the allowance; expanding ones need less."""
     text, _ = _check(recipe)
     largest = int(re.search(r"largest batch that fits is (\d+)", text)[1])
-    card = {"gib": 23.6, "PYTORCH_ALLOC_CONF": "expandable_segments:False"}
-    assert not _step(mock_gpu, recipe, "--batch", str(largest), "--steps", "2", **card)["out_of_memory"]
-    assert _step(mock_gpu, recipe, "--batch", str(largest + 1), "--steps", "2", **card)["out_of_memory"]
+    card = {"MOCK_CUDA_GIB": "23.6", "PYTORCH_ALLOC_CONF": "expandable_segments:False"}
+    assert not gpu_step(recipe, "--batch", str(largest), "--steps", "2", **card)["out_of_memory"]
+    assert gpu_step(recipe, "--batch", str(largest + 1), "--steps", "2", **card)["out_of_memory"]

@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,7 +46,9 @@ datasets:
   cc_sbu_align:
     batch_size: 2
     build_info: {{storage: {folder}/cc_sbu_align}}
-    vis_processor: {{train: {{name: blip2_image_train, image_size: 56}}}}
+    vis_processor:
+      train: {{name: blip2_image_train, image_size: 56}}
+      eval: {{name: blip2_image_eval, image_size: 56}}
 run:
   task: image_text_pretrain
   init_lr: 2e-3
@@ -74,33 +75,6 @@ class Tiny:
     @property
     def output(self) -> Path:
         return self.folder / "output"
-
-    def command(self, *options: str, processes: int = 1, launcher: tuple[str, ...] = ()) -> list[str]:
-        """`train.py` with these options, under torchrun if there are several processes."""
-        script = [str(REPOSITORY / "train.py"), "--cfg-path", str(self.recipe)]
-        script += ["--options", *options] if options else []
-        if processes == 1 and not launcher:
-            return [sys.executable, *script]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
-        return [*torchrun, "--standalone", *launcher, *script]
-
-    def run(
-        self,
-        *options: str,
-        env: dict[str, str] | None = None,
-        cwd: Path | None = None,
-        timeout: float = 300,
-        **more: Any,
-    ) -> "subprocess.CompletedProcess[str]":
-        """Run to the end, well or not; fails with stacks after `timeout` seconds."""
-        command = self.command(*options, **more)
-        return supervised.run(command, env=environment(env), cwd=cwd or self.folder, timeout=timeout)
-
-    def train(self, *options: str, **more: Any) -> "subprocess.CompletedProcess[str]":
-        """Run to the end; asserts success."""
-        result = self.run(*options, **more)
-        assert result.returncode == 0, result.stderr[-6000:]
-        return result
 
     def runs(self) -> list[Path]:
         """Run folders, oldest first."""
@@ -154,15 +128,10 @@ def validated(tmp_path_factory: pytest.TempPathFactory, parity_dir: Path) -> Tin
     tiny = make_tiny(tmp_path_factory.mktemp("validated"), parity_dir)
     records = [{"image_id": str(n), "caption": " ".join(CAPTIONS[: n + 1])} for n in range(5)]
     (tiny.folder / "val.json").write_text(json.dumps(records))
-    recipe = tiny.recipe.read_text()
-    storage = f"{{storage: {tiny.folder}/cc_sbu_align}}"
-    both = f"{{storage: {tiny.folder}/cc_sbu_align, val_ann_path: {tiny.folder}/val.json}}"
-    recipe = recipe.replace(storage, both).replace("{name: blip2_image_train, image_size: 56}}", VISION)
+    storage = f"storage: {tiny.folder}/cc_sbu_align"
+    recipe = tiny.recipe.read_text().replace(storage, f"{storage}, val_ann_path: {tiny.folder}/val.json")
     tiny.recipe.write_text(recipe)
     return tiny
-
-
-VISION = "{name: blip2_image_train, image_size: 56}, eval: {name: blip2_image_eval, image_size: 56}}"
 
 
 @pytest.fixture(scope="session")

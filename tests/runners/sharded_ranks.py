@@ -3,18 +3,13 @@
 As in `two_ranks.py` every function named `scenario_...` is one run; the pairs `ddp` and `fsdp` are to be equal.
 """
 
-import gc
 import sys
-import weakref
 from pathlib import Path
 from typing import Any
 
 import torch
 from building import CONSTANT_RATE, WITHOUT_PROMPTS, batch, build, cut, fed, read, trained
-from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minigpt4.common.dist_utils import Processes, start_processes, stop_processes
@@ -158,49 +153,6 @@ def scenario_odd_rows(recipe: Path, processes: Processes) -> dict[str, Any]:
             "fingerprints": [fingerprint(whole), fingerprint(sharded)],
             "rows": len(own["model.layers.0.mlp.up_proj.weight"].to_local()),
         }
-    return results
-
-
-class LivePeak(TorchDispatchMode):
-    """The most bytes of all storages at any time, those of the model left out; FSDP resizes storages, so each operation
-    looks at all of them."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        held = (t.to_local() if isinstance(t, DTensor) else t for t in (*model.parameters(), *model.buffers()))
-        self._held = weakref.WeakSet(t.untyped_storage() for t in held)
-        self._seen = weakref.WeakSet()
-        self.peak = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        for value in tree_leaves((output, args, kwargs)):
-            if isinstance(value, Tensor) and not isinstance(value, DTensor):
-                self._seen.add(value.untyped_storage())
-        self.peak = max(self.peak, sum(s.nbytes() for s in self._seen if s not in self._held))
-        return output
-
-
-def _peak(model: nn.Module, samples: dict[str, Any]) -> int:
-    """Of one training step."""
-    gc.collect()
-    with LivePeak(model) as live:
-        model(samples)["loss"].backward()
-    model.zero_grad(set_to_none=True)
-    return live.peak
-
-
-def scenario_memory(recipe: Path, processes: Processes) -> dict[str, Any]:
-    """Peak of a training step beside the weights, in both ways, with one text for all samples."""
-    samples = {**batch(0, 2), "answer": ["a small brown dog runs along the quiet river"] * 2}
-    results = {}
-    for name, options in {"ddp": (DDP,), "fsdp": (FSDP,)}.items():
-        model = build(recipe, WITHOUT_PROMPTS, *options, processes=processes).model
-        model(samples)["loss"].backward()  # FSDP makes what it keeps
-        model.zero_grad(set_to_none=True)
-        results[name] = min(_peak(model, samples) for _ in range(3))  # threads that come late only add
-    layer = model.llama_model.base_model.layers[0]
-    results["layer"] = sum(p.numel() * p.element_size() for p in layer.parameters() if p.ndim > 1)
     return results
 
 

@@ -2,7 +2,7 @@
 
 import os
 import signal
-import subprocess
+from contextlib import closing
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ print("running elsewhere", file=sys.stderr)
 def test_a_run_without_linux_trains_stops_and_resumes_to_the_same_bits(tiny, tools, warm, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "sitecustomize.py").write_text(ELSEWHERE)
-    elsewhere = {"PYTHONPATH": os.pathsep.join([str(tmp_path / "elsewhere"), str(REPOSITORY)])}
+    environment = tools["environment"]({"PYTHONPATH": os.pathsep.join([str(tmp_path / "elsewhere"), str(REPOSITORY)])})
     options = ("run.num_workers=1", "run.iters_per_epoch=40")
     warm.train(tiny, *options)
     (plain,) = tiny.runs()
@@ -30,15 +30,15 @@ def test_a_run_without_linux_trains_stops_and_resumes_to_the_same_bits(tiny, too
     def has_begun() -> bool:
         return len(tiny.runs()) == 2 and (tiny.runs()[1] / "metrics.jsonl").is_file()
 
-    pipe = {"stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(tiny.command(*options), env=tools["environment"](elsewhere), **pipe) as process:
-        tools["until"](has_begun, lambda: "no line of metrics")
-        process.send_signal(signal.SIGTERM)
-        said = process.communicate(timeout=300)[1]
-    assert "running elsewhere" in said
-    assert "no locks" in said
-    run = tiny.runs()[1]
-    assert 0 < len(tools["losses"](run)) < 80
-    tiny.train(*options, "run.resume_ckpt_path=auto", env=elsewhere)
+    with closing(tools["WarmServer"](tmp_path, environment, tools["supervised"])) as elsewhere:
+        stopped = elsewhere.start(tiny, *options)
+        tools["until"](has_begun, stopped.abort)
+        stopped.send(signal.SIGTERM)
+        stopped.wait()
+        assert "running elsewhere" in stopped.text()  # as workers say, which are spawned
+        assert "no locks" in stopped.text()
+        run = tiny.runs()[1]
+        assert 0 < len(tools["losses"](run)) < 80
+        elsewhere.train(tiny, *options, "run.resume_ckpt_path=auto")
     assert tools["losses"](run) == tools["losses"](plain)
     assert tools["same"](*(tools["weights"](one / "checkpoint_1.pth") for one in (plain, run)))

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import tarfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from minigpt4.common.start_clock import PHASES
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "train_configs"
@@ -25,6 +26,7 @@ STAMP = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} \[INFO\] "
 PARAMETERS = STAMP + r"number of trainable parameters: (\d+)"
 START = STAMP + r"Start training epoch (\d+), (\d+) iters per inner epoch\."
 AVERAGES = STAMP + r"Averaged stats: lr: (\d\.\d{4})  loss: (\d+\.\d{4})"
+START_UP = STAMP + r"Start-up took [\d.]+ s: " + ", ".join(rf"{name} (?:none|[\d.]+)" for name in [*PHASES, "other"])
 TOTAL = r"Train: data epoch: \[(\d+)\] Total time: \d+:\d\d:\d\d \(\d+\.\d{4} s / it\)"
 STEP = (
     r"Train: data epoch: \[(?P<epoch>\d+)\]  \[ *(?P<iteration>\d+)/(?P<iterations>\d+)\]  eta: \d+:\d\d:\d\d  "
@@ -125,7 +127,7 @@ def options(tmp_path_factory, parity_dir, tools, load_script) -> dict[Path, list
 
 @pytest.fixture(scope="module")
 def run(options, tmp_path_factory, parity_dir, tools, warm) -> Callable[..., Finished]:
-    """Runs a recipe with two processes, each combination once, from the repository; stage 2 under torchrun."""
+    """Runs a recipe with two processes, each combination once, from the repository."""
     tiny = tools["make_tiny"](tmp_path_factory.mktemp("runs"), parity_dir, 1)
     made: dict[tuple, Finished] = {}
 
@@ -134,15 +136,10 @@ def run(options, tmp_path_factory, parity_dir, tools, warm) -> Callable[..., Fin
             output = tmp_path_factory.mktemp("output")
             lengths = [f"run.max_epoch={EPOCHS}", f"run.iters_per_epoch={ITERATIONS}", "run.log_freq=1"]
             chosen = [*options[recipe], *lengths, f"run.output_dir={output}", *more]
-            if (recipe, more) == (STAGE_2, ()):
-                result = replace(tiny, recipe=recipe).train(*chosen, processes=2, cwd=REPOSITORY, timeout=200)
-                console = result.stdout + result.stderr
-            else:
-                own = replace(tiny, folder=REPOSITORY, recipe=recipe)
-                result = warm.train(own, *chosen, processes=2, apart=True)
-                console = result.out.read_text() + result.text()
+            own = replace(tiny, folder=REPOSITORY, recipe=recipe)
+            result = warm.train(own, *chosen, processes=2, apart=True)
             (folder,) = output.iterdir()
-            made[recipe, more] = Finished(console, folder)
+            made[recipe, more] = Finished(result.out.read_text() + result.text(), folder)
         return made[recipe, more]
 
     return run
@@ -157,6 +154,7 @@ def finished(request, run) -> Finished:
 def test_console_has_the_published_lines(finished):
     (parameters,) = finished.found(PARAMETERS)
     assert parameters[1] == "4704"
+    assert len(finished.found(START_UP)) == 1
     assert [match.groups() for match in finished.found(START)] == [("0", str(ITERATIONS)), ("1", str(ITERATIONS))]
     steps = finished.found(STEP)
     expected = [(str(epoch), str(n), str(ITERATIONS)) for epoch in range(EPOCHS) for n in range(ITERATIONS)]
@@ -204,15 +202,3 @@ def test_schedule_of_the_flickr_run_has_the_published_rates(building, options, t
     assert (runner.run.iters_per_epoch, runner.run.log_freq) == (500, 50)
     rates = {step: runner.schedule.lr_at(*divmod(step, 500)) for step in FLICKR_RATES}
     assert rates == pytest.approx(FLICKR_RATES, rel=2e-4)
-
-
-def test_run_with_wandb_and_a_login_but_no_network_waits_for_nobody(parity_dir, tools, tmp_path, warm):
-    tiny = tools["make_tiny"](tmp_path, parity_dir, 4)
-    home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none"), "no_proxy": "*"}
-    login = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
-    start = time.monotonic()
-    warm.train(tiny, "run.wandb_log=True", "run.max_epoch=1", "run.iters_per_epoch=2", env=home | login)
-    assert time.monotonic() - start < 60
-    (run,) = tiny.runs()
-    assert list(run.glob("wandb/offline-run-*/*.wandb"))
-    assert (run / "checkpoint_0.pth").exists()

@@ -8,7 +8,6 @@ import torch
 
 from minigpt4.common.errors import ConfigError
 from minigpt4.models.fsdp import is_sharded
-from minigpt4.models.memory import GATHERED_LAYERS
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +31,6 @@ def test_losses_and_weights_are_those_of_ddp(ranks, whole, sharded, error):
             torch.testing.assert_close(found["weights"][name], weight, rtol=error, atol=error)
 
 
-def test_training_changes_the_projection(ranks, parity_dir):
-    before = torch.load(parity_dir / "minigpt4_tiny.pth", weights_only=True)["model"]
-    after = ranks[0]["training"]["fsdp"]["weights"]
-    assert not torch.equal(after["llama_proj.weight"], before["llama_proj.weight"])
-
-
 def test_each_process_holds_half_of_the_layers_and_all_that_is_outside(ranks):
     for rank in ranks:
         held = rank["training"]["held"]
@@ -45,13 +38,6 @@ def test_each_process_holds_half_of_the_layers_and_all_that_is_outside(ranks):
         assert held["is_sharded"]
         assert own_layers == all_layers / 2
         assert own_others == all_others
-
-
-def test_a_step_holds_no_more_gathered_layers_than_the_estimate_says(ranks):
-    for rank in ranks:
-        memory = rank["memory"]
-        gathered = memory["fsdp"] - memory["ddp"]
-        assert memory["layer"] < gathered <= 1.02 * GATHERED_LAYERS * memory["layer"]
 
 
 def test_checkpoint_and_card_are_those_of_ddp(ranks, tools):

@@ -3,9 +3,6 @@
 import hashlib
 import io
 import json
-import os
-import subprocess
-import sys
 import tarfile
 import threading
 from contextlib import closing
@@ -19,6 +16,7 @@ from pyarrow import parquet
 
 from minigpt4.common.hub import hub_name
 
+TRAIN = Path(__file__).parents[2] / "train.py"
 SHORT = ("run.max_epoch=1", "run.iters_per_epoch=4", "run.warmup_steps=0")
 
 
@@ -131,12 +129,15 @@ def test_what_names_the_hub_and_what_is_a_path(value, name):
 class Hub:
     """As much of the hub as a download asks; `repositories`: folders by name, each with the one revision `v1`."""
 
-    def __init__(self, repositories: dict[str, Path]) -> None:
+    def __init__(self, port: int, repositories: dict[str, Path]) -> None:
         self.repositories, self.asked = repositories, []
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _HubHandler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), _HubHandler)
         self.server.hub = self
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
 
 
 class _HubHandler(BaseHTTPRequestHandler):
@@ -180,36 +181,68 @@ def _oid(file: Path) -> str:
     return hashlib.sha1(file.read_bytes()).hexdigest()
 
 
+@pytest.fixture(scope="module")
+def port(tools) -> int:
+    """Where a `Hub` is looked for."""
+    return tools["free_port"]()
+
+
+@pytest.fixture(scope="module")
+def serve(port, tools, tmp_path_factory):
+    """`serve(**variables)`: a server whose scripts look for the hub at the port, which its library reads at import."""
+    folder = tmp_path_factory.mktemp("hub")
+
+    def serve(**variables):
+        variables |= {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(folder), "HF_HUB_DISABLE_XET": "1"}
+        logs = tmp_path_factory.mktemp("logs")
+        return closing(tools["WarmServer"](logs, tools["environment"](variables), tools["supervised"]))
+
+    return serve
+
+
+@pytest.fixture(scope="module")
+def online(serve):
+    with serve() as online:
+        yield online
+
+
+OF_LORA = """
+from minigpt4.common import hub
+print(hub.local_path("hf:me/lora/adapter_model.safetensors", "").parent)
+"""
+
+
 def test_names_on_the_hub_train_as_the_folders_do_and_without_network_from_its_cache(
-    tiny, losses, tools, llava_dir, llava_section, tmp_path
+    tiny, losses, tools, llava_dir, llava_section, port, serve, online
 ):
     folders = {name: llava_dir / f"{name}_tiny" for name in ("vicuna", "clip")}
     folders |= {"parts": llava_dir, "lora": llava_dir / "lora"}
-    hub = Hub({f"me/{name}": folder for name, folder in folders.items()})
     content = yaml.safe_load(tiny.recipe.read_text())
     content["model"] = llava_section(model_type="v1")
     content["datasets"]["cc_sbu_align"].pop("vis_processor")
     tiny.recipe.write_text(yaml.safe_dump(content))
     wanted = losses(tiny.recipe)
     names = ["model.llama_model=me/vicuna@v1", "model.vit_model=me/clip", "model.ckpt=hf:me/parts/projector_linear.bin"]
-    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tiny.folder / "hub"), "HF_HUB_DISABLE_XET": "1"}
-    tiny.train(*SHORT, *names, env=env)
-    assert tools["losses"](tiny.runs()[-1]) == wanted
-    fetched = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
-    assert {"config.json", "projector_linear.bin"} <= fetched
-    assert not {"projector_mlp2x_gelu.bin", "README.md"} & fetched
-    code = "from minigpt4.common import hub; print(hub.local_path('hf:me/lora/adapter_model.safetensors', '').parent)"
-    command = [sys.executable, "-c", code]
-    lora = Path(subprocess.run(command, env=os.environ | env, stdout=subprocess.PIPE, text=True).stdout.strip())
-    assert {file.name for file in lora.iterdir()} == {file.name for file in folders["lora"].iterdir()}
-    hub.server.shutdown()
-    hub.server.server_close()
-    failed = tiny.run(*SHORT, *names, "model.llama_model=me/vicuna@v2", env=env)
-    assert failed.returncode == 2, failed.stderr[-2000:]
+    with closing(Hub(port, {f"me/{name}": folder for name, folder in folders.items()})) as hub:
+        online.train(tiny, *SHORT, *names)
+        assert tools["losses"](tiny.runs()[-1]) == wanted
+        fetched = {path.rpartition("/")[2] for path in hub.asked if "/resolve/" in path}
+        assert {"config.json", "projector_linear.bin"} <= fetched
+        assert not {"projector_mlp2x_gelu.bin", "README.md"} & fetched
+        script = tiny.folder / "lora.py"
+        code = (
+            "from minigpt4.common import hub; print(hub.local_path('hf:me/lora/adapter_model.safetensors', '').parent)"
+        )
+        script.write_text(code)
+        lora = online.script(script, cwd=tiny.folder, apart=True)
+        assert lora.wait() == [0], lora.text()
+        names_there = {file.name for file in Path(lora.out.read_text().strip()).iterdir()}
+        assert names_there == {file.name for file in folders["lora"].iterdir()}
+    failed = online.start(tiny, *SHORT, *names, "model.llama_model=me/vicuna@v2")
+    assert failed.wait() == [2], failed.text()[-2000:]
     for text in ("model.llama_model", "me/vicuna@v2", "the hub does not answer"):
-        assert text in failed.stderr
-    environment = tools["environment"](env | {"HF_HUB_OFFLINE": "1"})  # read when the library of the hub is imported
-    with closing(tools["WarmServer"](tmp_path, environment, tools["supervised"])) as offline:
+        assert text in failed.text()
+    with serve(HF_HUB_OFFLINE="1") as offline:
         offline.train(tiny, *SHORT, *names)
         assert tools["losses"](tiny.runs()[-1]) == wanted
         for name, arguments, status, texts in (
@@ -217,27 +250,24 @@ def test_names_on_the_hub_train_as_the_folders_do_and_without_network_from_its_c
             ("me/other", ("--check",), 2, ("me/other", "config.json")),
             ("me/vicuna-7b", ("--check",), 0, ("LLaMA 7B, by the name",)),
         ):
-            command = tiny.command(*SHORT, *names, f"model.llama_model={name}")[1:]
-            done = offline.script(*command, *arguments, cwd=tiny.folder)
+            options = ("--options", *SHORT, *names, f"model.llama_model={name}")
+            done = offline.script(TRAIN, "--cfg-path", tiny.recipe, *options, *arguments, cwd=tiny.folder)
             assert done.wait() == [status], done.text()[-2000:]
             for text in (*texts, "HF_HUB_OFFLINE is set"):
                 assert text in done.text()
 
 
-def test_the_folder_of_a_run_is_read_from_the_hub(tiny, tools, warm):
-    warm.train(tiny, *SHORT, "run.keep_last=1")
+def test_the_folder_of_a_run_is_read_from_the_hub(tiny, port, online):
+    online.train(tiny, *SHORT, "run.keep_last=1")
     (run,) = tiny.runs()
-    hub = Hub({"me/run": run})
-    env = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tiny.folder / "hub"), "HF_HUB_DISABLE_XET": "1"}
-    options = ("--format", "safetensors", "--output")
-    local = warm.script("minigpt4.export", run, *options, "local", cwd=tiny.folder)
-    assert local.wait() == [0], local.text()[-3000:]
-    command = [sys.executable, "-m", "minigpt4.export", "me/run", *options, "fetched"]
-    done = tools["supervised"].run(command, env=tools["environment"](env), cwd=tiny.folder, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
-    written, fetched = (
+    with closing(Hub(port, {"me/run": run})):
+        for source, output in ((run, "local"), ("me/run", "fetched")):
+            command = ("minigpt4.export", source, "--format", "safetensors", "--output", output)
+            done = online.script(*command, cwd=tiny.folder)
+            assert done.wait() == [0], done.text()[-3000:]
+    local, fetched = (
         {file.name: file.read_bytes() for file in (tiny.folder / name).glob("*.safetensors")}
         for name in ("local", "fetched")
     )
-    assert written
-    assert written == fetched
+    assert local
+    assert local == fetched

@@ -2,13 +2,13 @@
 
 import os
 import sys
-import time
+from contextlib import suppress
 
 import psutil
 import pytest
 
 HANGING = """
-import subprocess, sys
+import subprocess, sys, time
 
 def waits_for_its_child():
     code = "def waits_in_a_session_of_its_own(): print('child waits', flush=True); time.sleep(3600)\\nimport time"
@@ -18,7 +18,6 @@ print("on standard output", flush=True)
 print("before the hang", file=sys.stderr, flush=True)
 waits_for_its_child()
 """
-
 LEAVING = """
 import subprocess, sys
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], start_new_session=True)
@@ -26,45 +25,25 @@ print(child.pid)
 print("to standard error", file=sys.stderr)
 sys.exit(3)
 """
+SAID = ("on standard output", "before the hang", "in waits_for_its_child", "s of CPU", "load of")
 
 
-def _command(tmp_path, script: str) -> dict:
-    (tmp_path / "script.py").write_text(script)
-    return {"command": [sys.executable, "script.py"], "env": dict(os.environ), "cwd": tmp_path}
-
-
-def _gone(process: psutil.Process) -> bool:
-    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-
-
-@pytest.mark.parametrize("waits", [True, False])
-def test_command_that_hangs_ends_with_all_its_processes_and_their_stacks(tools, tmp_path, waits):
+def test_command_that_hangs_ends_with_the_stacks_of_all_its_processes(tools, tmp_path):
     supervised = tools["supervised"]
-    with supervised.started(**_command(tmp_path, HANGING)) as process:
-        end = time.monotonic() + 60
-        while "child waits" not in process.text() and time.monotonic() < end:
-            time.sleep(0.01)
-        found = supervised.marked(process.mark)
-        if waits:
-            with pytest.raises(pytest.fail.Exception, match="still running after 0 s") as failure:
-                process.wait(0.1)
-            said = (
-                "script.py",
-                "on standard output",
-                "before the hang",
-                "in waits_for_its_child",
-                "s of CPU",
-                "load of",
-            )
-            for text in (*said, "in waits_in_a_session_of_its_own"):
-                assert text in str(failure.value)
-    assert len(found) == 2
-    assert all(map(_gone, found))
+    with supervised.started([sys.executable, "-c", HANGING], env=dict(os.environ), cwd=tmp_path) as process:
+        tools["until"](lambda: "child waits" in process.text(), process.text)
+        assert len(supervised.marked(process.mark)) == 2
+        with pytest.raises(pytest.fail.Exception, match="still running after 0 s") as failure:
+            process.wait(0.1)
+    for text in (*SAID, "in waits_in_a_session_of_its_own"):
+        assert text in str(failure.value)
+    assert not supervised.marked(process.mark)
 
 
 def test_what_a_command_leaves_behind_is_killed_and_its_streams_are_kept_apart(tools, tmp_path):
-    result = tools["supervised"].run(**_command(tmp_path, LEAVING), timeout=60)
+    command = [sys.executable, "-c", LEAVING]
+    result = tools["supervised"].run(command, env=dict(os.environ), cwd=tmp_path, timeout=60)
     assert result.returncode == 3
     assert result.stderr == "to standard error\n"
-    left = int(result.stdout)
-    assert not psutil.pid_exists(left) or _gone(psutil.Process(left))
+    with suppress(psutil.NoSuchProcess):
+        assert psutil.Process(int(result.stdout)).status() == psutil.STATUS_ZOMBIE

@@ -153,10 +153,9 @@ def _scores_by_hand(runner) -> dict[str, float]:
     return score_captions(said, wanted)
 
 
-@pytest.mark.parametrize("captions_an_image", [1, 2])
-def test_captions_are_scored_as_by_hand_and_noted_in_the_card(building, validated, tmp_path, captions_an_image):
+def test_captions_are_scored_as_by_hand_and_noted_in_the_card(building, validated, tmp_path):
     """Several captions of an image are its references."""
-    records = [{"image_id": str(n // captions_an_image), "caption": f"A dog sleeps on floor {n}."} for n in range(4)]
+    records = [{"image_id": str(n // 2), "caption": f"A dog sleeps on floor {n}."} for n in range(4)]
     (tmp_path / "val.json").write_text(json.dumps(records))
     place = f"datasets.cc_sbu_align.build_info.val_ann_path={tmp_path}/val.json"
     runner = building.build(validated.recipe, *SCORED, place)
@@ -166,16 +165,3 @@ def test_captions_are_scored_as_by_hand_and_noted_in_the_card(building, validate
     card = json.loads((runner.folder / "checkpoint_0.json").read_text())
     assert {name: card[name] for name in METRICS} == scores
     assert card["valid_loss"] == _losses(runner.folder)[0]
-
-
-def test_scores_are_the_same_for_one_and_two_processes(validated, warm):
-    found = []
-    for processes in (1, 2):
-        # One update of rate almost 0: both runs validate the same weights.
-        options = (*SCORED, "run.iters_per_epoch=1", "run.init_lr=1e-12", "run.min_lr=0", "run.warmup_lr=-1")
-        output = validated.folder / f"scored_{processes}"
-        warm.train(validated, *options, f"run.output_dir={output}", processes=processes)
-        (run,) = output.iterdir()
-        found.append(_scores(run))
-    assert found[0] == pytest.approx(found[1], rel=1e-9)
-    assert max(found[0].values()) > 0

@@ -150,16 +150,6 @@ def scenario_start(recipe: Path, processes: Processes) -> dict[str, Any]:
     return digests(build(recipe, task=Perturbed(), processes=processes).model)
 
 
-def scenario_text_only(recipe: Path, processes: Processes) -> dict[str, Any]:
-    """Rank 1 has no image in the middle batch."""
-    batches = [batch(2 * number, 2) for number in range(3)]
-    if processes.rank == 1:
-        del batches[1]["image"]
-    options = (WITHOUT_PROMPTS, "run.max_epoch=1", "run.iters_per_epoch=3")
-    runner = build(recipe, *options, runner=fed(batches), processes=processes)
-    return {"finished": runner.train(), "weights": trained(runner)}
-
-
 def _five(recipe: Path, processes: Processes, batches: list, task: Any, *options: str) -> dict[str, Any]:
     lengths = ("run.max_epoch=1", f"run.iters_per_epoch={len(batches)}", WITHOUT_PROMPTS, *CONSTANT_RATE)
     runner = build(recipe, *lengths, *options, runner=fed(batches), task=task, processes=processes)

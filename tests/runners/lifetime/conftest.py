@@ -88,10 +88,24 @@ def final(run: Path, name: str = "checkpoint_1.pth") -> dict:
     return {key: value for key, value in content.items() if key != "config"}
 
 
+def bad_samples(run: Path) -> list[tuple]:
+    """What was noted of them, each as often as it was; ranks write in any order."""
+    lines = map(json.loads, (run / "bad_samples.jsonl").read_text().splitlines())
+    return sorted((line["rank"], line["batch"], line["source"], line["key"]) for line in lines)
+
+
+def compare(run: Path, whole: Path) -> None:
+    """Asserts that a run ended as another did, to the bit, and noted the same."""
+    assert alike(final(run), final(whole))
+    assert logged(run) == logged(whole)
+    assert (run / "log.txt").read_text() == (whole / "log.txt").read_text()
+    assert bad_samples(run) == bad_samples(whole)
+
+
 @pytest.fixture(scope="session")
 def tools(tools: dict[str, Any]) -> dict[str, Any]:
     """The helpers of all runs, and the functions above."""
-    functions = (change, plug_in, alike, logged, final)
+    functions = (plug_in, prepare_pause, alike, logged, final, compare)
     return {**tools, **{function.__name__: function for function in functions}}
 
 
@@ -111,3 +125,43 @@ def make(
         return make_llava(tiny, section, llava_dir) if kind == "llava" else make_tricky(tiny, kind)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(make: Callable[[str], Any], warm: Any) -> Callable[..., Path]:
+    """`undisturbed(kind, *options, processes=1)`: the folder of such a run from its start to its end, made once."""
+    folders: dict[tuple, Path] = {}
+
+    def run(kind: str, *options: str, processes: int = 1) -> Path:
+        made = (kind, options, processes)
+        if made not in folders:
+            tiny = make(kind)
+            warm.train(tiny, *options, processes=processes)
+            (folders[made],) = tiny.runs()
+        return folders[made]
+
+    return run
+
+
+@pytest.fixture
+def paused(warm: Any, tools: dict[str, Any]) -> Callable[..., Any]:
+    """`paused(tiny, steps, *options, processes=1)`: a start of which every rank waits after so many iterations."""
+
+    def start(tiny: Any, steps: int, *options: str, processes: int = 1) -> Any:
+        pause = prepare_pause(tiny, steps)
+        run = warm.start(tiny, *options, processes=processes)
+        for rank in range(processes):
+            run.wait_for(f"rank {rank} pauses")
+        pause.unlink()
+        return run
+
+    return start
+
+
+def prepare_pause(tiny: Any, steps: int, task: str = "pausing") -> Path:
+    """Have the next start wait for a file `go`; returns the file that says so."""
+    plug_in(tiny, "pausing", task=task)
+    (tiny.folder / "go").unlink(missing_ok=True)
+    pause = tiny.folder / "pause"
+    pause.write_text(str(steps))
+    return pause

@@ -34,47 +34,41 @@ def others(tmp_path_factory, parity_dir):
     return {part: f"{KEYS[part]}={folder / place}" for part, place in places.items()}
 
 
-@pytest.mark.parametrize(("auto", "cached"), [(True, False), (False, True)])  # with a cache the vision side waits
-@pytest.mark.parametrize("part", KEYS)
-def test_a_run_is_not_resumed_with_another_part(part, auto, cached, run, others, warm, tmp_path):
-    tiny, folder = run
-    path = folder / "checkpoint_0.pth"
-    cache = [f"run.feature_cache={tmp_path}"] * cached
-    refused = warm.start(tiny, others[part], AUTO if auto else f"run.resume_ckpt_path={path}", *cache)
-    assert refused.wait() == [2], refused.text()
-    assert f"error: {path}: was trained with" in refused.text()
-    assert KEYS[part] in refused.text()
-    assert f"model.ckpt_any_{'llm' if part == 'llm' else 'vision'}: True" in refused.text()
-
-
-@pytest.mark.parametrize("part", KEYS)
-def test_it_is_where_the_configuration_says_so(part, run, others, warm):
-    tiny, folder = run
-    allowed = f"model.ckpt_any_{'llm' if part == 'llm' else 'vision'}=True"
-    going = warm.train(tiny, others[part], allowed, f"run.resume_ckpt_path={folder / 'checkpoint_0.pth'}")
-    assert "Going on from" in going.text()
-
-
 @pytest.fixture
 def copied(run, tmp_path):
     """A copy of the checkpoint without its card, after an edit of its content."""
 
-    def copy(edit):
+    def copy(edit=lambda content: None):
         content = torch.load(run[1] / "checkpoint_0.pth", weights_only=True)
         edit(content)
         torch.save(content, tmp_path / "copy.pth")
-        return f"run.resume_ckpt_path={tmp_path / 'copy.pth'}"
+        return tmp_path / "copy.pth"
 
     return copy
 
 
-@pytest.mark.parametrize("part", KEYS)
-def test_a_copy_without_its_card_knows_its_parts(part, run, others, warm, copied):
-    refused = warm.start(run[0], others[part], copied(lambda content: None))
+@pytest.mark.parametrize("copy", [False, True])
+@pytest.mark.parametrize(("parts", "allow"), [(("llm",), "ckpt_any_llm"), (("vit", "q_former"), "ckpt_any_vision")])
+def test_a_run_is_not_resumed_with_other_parts(parts, allow, copy, run, others, warm, copied, tmp_path):
+    """By the newest checkpoint's card, and by a copy's own content, with a cache, so that the vision side waits."""
+    tiny, folder = run
+    path = copied() if copy else folder / "checkpoint_0.pth"
+    options = [f"run.resume_ckpt_path={path}", f"run.feature_cache={tmp_path}/cache"] if copy else [AUTO]
+    refused = warm.start(tiny, *(others[part] for part in parts), *options)
     assert refused.wait() == [2], refused.text()
-    assert KEYS[part] in refused.text()
+    assert f"error: {path}: was trained with" in refused.text()
+    assert f"model.{allow}: True" in refused.text()
+    for part in parts:
+        assert KEYS[part] in refused.text()
+
+
+def test_it_is_where_the_configuration_says_so(run, others, warm):
+    tiny, folder = run
+    allowed = ("model.ckpt_any_llm=True", "model.ckpt_any_vision=True")
+    path = f"run.resume_ckpt_path={folder / 'checkpoint_0.pth'}"
+    assert "Going on from" in warm.train(tiny, *others.values(), *allowed, path).text()
 
 
 def test_an_old_checkpoint_that_names_no_parts_is_taken(run, others, warm, copied):
-    going = warm.train(run[0], others["vit"], copied(lambda content: content["state"].pop("made_with")))
-    assert "Going on from" in going.text()
+    path = copied(lambda content: content["state"].pop("made_with"))
+    assert "Going on from" in warm.train(run[0], *others.values(), f"run.resume_ckpt_path={path}").text()

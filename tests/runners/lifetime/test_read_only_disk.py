@@ -8,16 +8,11 @@ AUTO = "run.resume_ckpt_path=auto"
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_run_ends_with_the_disks_error_and_auto_goes_on(processes, disk, warm, make, tools):
-    tiny = tools["plug_in"](make("json"), "pausing", task="pausing")
-    options = ("run.save_every_iters=1", f"run.output_dir={disk}")
-    (tiny.folder / "pause").write_text("3")
-    run = warm.start(tiny, *options, processes=processes)
-    run.wait_for(f"rank {processes - 1} pauses")
-    run.wait_for("checkpoint_iter_3.pth")
+def test_the_run_ends_with_the_disks_error_and_auto_goes_on(processes, disk, warm, make, paused, tools):
+    tiny, options = make("json"), ("run.save_every_iters=1", f"run.output_dir={disk}")
+    run = paused(tiny, 3, *options, processes=processes)
     remounted = subprocess.run(["mount", "-o", "remount,ro", str(disk)], capture_output=True, text=True)
     assert remounted.returncode == 0, remounted.stderr
-    (tiny.folder / "pause").unlink()
     (tiny.folder / "go").touch()
     assert run.wait()[0] == 2
     assert "checkpoint_iter_4.pth: could not be saved: [Errno 30] Read-only file system" in run.text()

@@ -2,8 +2,7 @@
 
 import json
 import shutil
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,83 +10,63 @@ import torch
 from minigpt4.common.checkpoint import card_path
 from minigpt4.common.errors import WeightsError
 
-STEPS = 14
-EPOCH = 7
+AUTO = "run.resume_ckpt_path=auto"
 
 
-@dataclass(frozen=True)
-class Case:
-    """What a run is like."""
-
-    kind: str
-    workers: int
-    processes: int = 1
-    accum: int = 1
-    options: tuple[str, ...] = field(default=())
-
-    def start(self) -> tuple[str, ...]:
-        return (f"run.num_workers={self.workers}", f"run.accum_grad_iters={self.accum}", *self.options)
-
-
-MEAN, SUM = ("run.accum_loss=mean",), ("run.accum_loss=sum",)
+WORKERS = "run.num_workers=2"
+MEAN, SUM = (("run.accum_grad_iters=3", f"run.accum_loss={kind}") for kind in ("mean", "sum"))
 CASES = {
-    "json": Case("json", 0),
-    "json, 2 workers, sum": Case("json", 2, accum=3, options=SUM),
-    "shards, mean": Case("shards", 0, accum=3, options=MEAN),
-    "shards, 2 workers": Case("shards", 2, options=("run.max_grad_norm=0.1",)),
-    "mixed, fp16, sum": Case("mixed", 0, accum=3, options=(*SUM, "run.amp=True")),
-    "2 processes, json, 2 workers": Case("json", 2, 2),
-    "2 processes, json, sum": Case("json", 0, 2, 3, SUM),
-    "2 processes, shards, 2 workers, mean": Case("shards", 2, 2, 3, MEAN),
-    "2 processes, mixed, 2 workers, sum": Case("mixed", 2, 2, 3, SUM),
+    "json": (1, "json"),
+    "json, 2 workers, sum": (1, "json", WORKERS, *SUM),
+    "shards, mean": (1, "shards", *MEAN),
+    "shards, 2 workers": (1, "shards", WORKERS, "run.max_grad_norm=0.1"),
+    "mixed, fp16, sum": (1, "mixed", *SUM, "run.amp=True"),
+    "2 processes, json, 2 workers": (2, "json", WORKERS),
+    "2 processes, json, sum": (2, "json", *SUM),
+    "2 processes, shards, 2 workers, mean": (2, "shards", WORKERS, *MEAN),
+    "2 processes, mixed, 2 workers, sum": (2, "mixed", WORKERS, *SUM),
 }
+"""Processes, data, options."""
 
 
 @pytest.fixture(scope="module", params=CASES)
-def whole(request, warm, make):
-    """An uninterrupted run that saved after every iteration: (tiny, case, its folder)."""
-    case = CASES[request.param]
-    tiny = make(case.kind)
-    warm.train(tiny, *case.start(), "run.save_every_iters=1", processes=case.processes)
+def whole(request, warm, make, tools):
+    """An uninterrupted run that met bad samples and saved after every iteration: its folder, and what trains so."""
+    processes, kind, *options = CASES[request.param]
+    tiny = make(kind)
+
+    def train(*more):
+        return warm.train(tiny, *options, *more, processes=processes)
+
+    train("run.save_every_iters=1")
     (run,) = tiny.runs()
-    return tiny, case, run
+    counts = tools["final"](run)["state"]["ranks"][0]["data"]["counts"]
+    assert all(bad > 0 for _, bad in counts.values())
+    return run, train
 
 
-def _of_case(run: Path, step: int) -> Path:
-    return run / (f"checkpoint_{step // EPOCH - 1}.pth" if step % EPOCH == 0 else f"checkpoint_iter_{step}.pth")
-
-
-@pytest.mark.parametrize("step", [4, 7])
-def test_resume_from_a_path_repeats_the_rest_in_a_new_folder(step, whole, warm, tools, tmp_path):
-    tiny, case, run = whole
-    options = (f"run.resume_ckpt_path={_of_case(run, step)}", f"run.output_dir={tmp_path}")
-    warm.train(tiny, *case.start(), *options, processes=case.processes)
+def test_resume_from_a_path_repeats_the_rest_in_a_new_folder(whole, tools, tmp_path):
+    run, train = whole
+    train(f"run.resume_ckpt_path={run}/checkpoint_iter_4.pth", f"run.output_dir={tmp_path}")
     (resumed,) = tmp_path.iterdir()
-    assert tools["logged"](resumed) == tools["logged"](run)[step:]
-    assert (resumed / "log.txt").read_text().splitlines() == (run / "log.txt").read_text().splitlines()[step // EPOCH :]
+    assert tools["logged"](resumed) == tools["logged"](run)[4:]
+    assert (resumed / "log.txt").read_text() == (run / "log.txt").read_text()
     assert tools["alike"](tools["final"](resumed), tools["final"](run))
 
 
-def test_auto_goes_on_in_the_same_folder_and_logs_every_step_once(whole, warm, tools, tmp_path):
-    tiny, case, run = whole
+def test_auto_goes_on_from_the_end_of_an_epoch_in_the_same_folder_and_logs_every_step_once(whole, tools, tmp_path):
+    run, train = whole
     copy = shutil.copytree(run, tmp_path / run.name)
-    for path in [*copy.glob("checkpoint_iter_1[0-3].*"), *copy.glob("checkpoint_1.*")]:
+    for path in [
+        *copy.glob("checkpoint_iter_[89].*"),
+        *copy.glob("checkpoint_iter_1?.*"),
+        *copy.glob("checkpoint_1.*"),
+    ]:
         path.unlink()
-    warm.train(tiny, *case.start(), "run.resume_ckpt_path=auto", f"run.output_dir={tmp_path}", processes=case.processes)
+    assert f"Going on from {copy / 'checkpoint_0.pth'}" in train(AUTO, f"run.output_dir={tmp_path}").text()
     assert list(tmp_path.iterdir()) == [copy]
-    assert [step for step, _, _ in tools["logged"](copy)] == list(range(STEPS))
-    assert tools["logged"](copy) == tools["logged"](run)
-    assert (copy / "log.txt").read_text() == (run / "log.txt").read_text()
-    assert tools["alike"](tools["final"](copy), tools["final"](run))
-
-
-def test_data_of_the_case_has_bad_samples(whole, tools):
-    _, _, run = whole
-    state = tools["final"](run)["state"]["ranks"][0]["data"]["counts"]
-    assert all(bad > 0 for _, bad in state.values())
-
-
-AUTO = "run.resume_ckpt_path=auto"
+    assert [step for step, _, _ in tools["logged"](copy)] == list(range(14))
+    tools["compare"](copy, run)
 
 
 def test_a_validation_that_a_kill_cut_off_is_noted_once(validated, warm, tmp_path):
@@ -144,12 +123,12 @@ def edited(*at, to):
     ],
 )
 def test_a_damaged_entry_is_named(edit, entry, stopped, building, tmp_path):
-    tiny, checkpoint = stopped
+    checkpoint, runner = stopped
     content = torch.load(checkpoint, weights_only=True)
     edit(content)
     path = tmp_path / "edited.pth"
     torch.save(content, path)
-    runner = building.build(tiny.recipe, f"run.resume_ckpt_path={path}", f"run.output_dir={tmp_path}")
+    runner.run = replace(runner.run, resume_ckpt_path=str(path))
     before = building.trained(runner)
     with pytest.raises(WeightsError) as error:
         runner.resume()
@@ -159,9 +138,9 @@ def test_a_damaged_entry_is_named(edit, entry, stopped, building, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def stopped(warm, make):
-    """A checkpoint in the middle of an epoch: (tiny, its path)."""
+def stopped(warm, make, building):
+    """A checkpoint in the middle of an epoch, and a runner that is to go on from copies of it."""
     tiny = make("json")
     warm.train(tiny, "run.save_every_iters=4", "run.max_epoch=1")
     (run,) = tiny.runs()
-    return tiny, run / "checkpoint_iter_4.pth"
+    return run / "checkpoint_iter_4.pth", building.build(tiny.recipe)

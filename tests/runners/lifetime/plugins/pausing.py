@@ -25,6 +25,16 @@ class PausingTask(ImageTextPretrainTask):
         return super().train_step(model, samples)
 
 
+@registry.register_task("crashing_once")
+class CrashingOnceTask(PausingTask):
+    """Rank 1 ends after 4 iterations, without a word; not again once torchrun has started it anew."""
+
+    def train_step(self, model, samples):
+        if self.steps == 4 and (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+            os._exit(1)
+        return super().train_step(model, samples)
+
+
 def wait(rank):
     request = signal.getsignal(signal.SIGTERM).__self__
     log.warning("rank %s pauses", rank)
