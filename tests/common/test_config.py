@@ -115,7 +115,6 @@ RUN, ALIGN = "run: {}", "{cc_sbu_align: {}}"
         (MINIMAL.replace(RUN, f"run: {'[' * 900}{']' * 900}"), "cannot be read as YAML"),
         (MINIMAL + LAUGHS, "cannot be read as YAML"),
         (MINIMAL + "\tx: 1", "line 4"),
-        (MINIMAL + "x: '\0'", "cannot be read as YAML"),
         (MINIMAL.replace(ALIGN, "???"), "`datasets:`"),
         (MINIMAL.replace(ALIGN, "{cc_sbu_align: }"), "write `cc_sbu_align: {}` for none"),
         (MINIMAL.replace(ALIGN, "{cc_sbu_align: '???'}"), "datasets.cc_sbu_align"),

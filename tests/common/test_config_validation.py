@@ -177,7 +177,18 @@ def test_tower_that_timm_does_not_know_is_named_with_those_that_it_knows(read, n
         read(tower(name) + "datasets: {laion: {}}\n" + RUN)
 
 
-def test_processor_without_mean_and_std_is_left_alone(read):
-    sections = "{vis_processor: {train: {name: blip_caption}, eval: {name: blip_caption}}}"
-    config = read(tower("resnet50") + f"datasets: {{laion: {sections}}}\n" + RUN)
-    assert type(image_processor(config)).__name__ == "BlipCaptionProcessor"
+def test_processor_without_mean_and_std_is_left_alone(read, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_processor.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from minigpt4.common.registry import registry\n"
+        "from minigpt4.processors import BaseProcessor\n"
+        "@registry.register_processor('own_processor')\n"
+        "@dataclass\n"
+        "class OwnProcessor(BaseProcessor):\n"
+        "    image_size: int = 224\n"
+        "    def __call__(self, item): return item\n"
+    )
+    sections = "{vis_processor: {train: {name: own_processor}, eval: {name: own_processor}}}"
+    config = read("imports: [own_processor]\n" + tower("resnet50") + f"datasets: {{laion: {sections}}}\n" + RUN)
+    assert type(image_processor(config)).__name__ == "OwnProcessor"

@@ -149,10 +149,8 @@ def test_model_reads_questions_and_answers_with_the_image_first(first, form, fil
         (_turns("<image><image> a", "b"), "turn 1: a conversation has one image"),
         (_turns("a", "b", "<image> c", "d"), "turn 3: a conversation has one image"),
         (_turns("<ImageHere> a", "b"), "turn 1 holds"),
-        (_turns("\ud83d?", "a"), "turn 1 cannot be read"),
         (_turns("a?", "\0"), "turn 2 cannot be read"),
         ("[", "not JSON"),
-        ("[" * 100_000, "not JSON: nested too deeply"),
         ({"from": "human"}, "must be a list of turns"),
     ],
 )
