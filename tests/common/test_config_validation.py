@@ -1,7 +1,6 @@
 """Sections bound together: what a whole configuration must agree on."""
 
 import logging
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +13,6 @@ from minigpt4.evaluation.command import without_datasets
 from minigpt4.evaluation.generate import batch_size
 from minigpt4.inference.pipeline import image_processor, image_provenance
 
-REPOSITORY = Path(__file__).parents[2]
 MODEL = "model: {arch: minigpt4, model_type: pretrain_vicuna0}\n"
 RUN = "run: {init_lr: 1e-4, max_epoch: 1, iters_per_epoch: 2}\n"
 DATASETS = "datasets: {laion: {batch_size: 3}, cc_sbu: {}}\n"

@@ -127,7 +127,7 @@ def _turns(*texts: str) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("first", ["<image>\nWhat is it?", "What is it?\n<image>", "What is it?"])
 @pytest.mark.parametrize("form", [list, json.dumps])
-def test_model_reads_questions_and_answers_with_the_image_first(first, form, files, load, tools):
+def test_model_reads_questions_and_answers_with_the_image_first(first, form, files, load):
     files.images("7")
     record = {"id": 7, "image": "7.jpg", "turns": form(_turns(first, "A cat.", "Its colour?", "Black."))}
     sample = load(record, id_field="id", conversation_field="turns")

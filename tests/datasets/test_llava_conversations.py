@@ -236,7 +236,7 @@ def test_each_rank_gets_its_batch_of_each_step_in_every_epoch(world_size, worker
     assert read[: len(read) // 2] != read[len(read) // 2 :]
 
 
-def test_epoch_that_ends_in_mid_step_begins_with_its_first_samples_again(talks):
+def test_epoch_that_ends_in_mid_step_begins_with_its_first_samples_again():
     shuffle = GroupedShuffle(Shuffle(1, "a"), np.arange(1, 10), 2, 2)
     order = shuffle.order(9, 0)
     assert order.shape == (shuffle.num_units(9), 2) == (6, 2)
