@@ -74,6 +74,7 @@ def test_fewer_samples_for_training_are_a_part_of_more_and_other_splits_stay_who
         (r'{"image_id": "a", "captions": ["a", "\udce9"]}', "caption 2 cannot be read"),
         ('{"image_id": "a", "caption": "a", "caption": "b"}', "not JSON .the field 'caption' stands twice"),
         ('{"caption": "A."}', "no image; set the field 'image' or 'image_id'"),
+        ('{"image": 5, "caption": "A."}', "no image"),
         (r'{"image": "a\u0000.jpg", "caption": "A."}', "no image"),
         (f'{{"image": "{"a" * 300}.jpg", "caption": "A."}}', "the image .*aaa"),
         ('{"image_id": "gone", "caption": "A."}', "the image .*gone.jpg does not exist; .*image_suffix is .jpg"),
