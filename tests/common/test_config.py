@@ -124,6 +124,7 @@ RUN, ALIGN = "run: {}", "{cc_sbu_align: {}}"
         (MINIMAL.replace(ALIGN, "{cc_sbu_align: {build_info: [1]}}"), "datasets.cc_sbu_align: does not fit"),
         (MINIMAL.replace(ALIGN, "{llava_conversations: {}}"), "llava_conversations.type: unknown name 'default'"),
         (MINIMAL.replace(ALIGN, "{3: {}}"), "datasets.3: unknown dataset"),
+        (MINIMAL.replace(ALIGN, "{3: {builder: image_caption_json}}"), "datasets.3"),
         (MINIMAL.replace("arch: minigpt4, ", ""), "model.arch is missing"),
         (MINIMAL.replace("minigpt4,", "minigtp4,"), "model.arch: unknown name 'minigtp4'; did you mean 'minigpt4'?"),
         (MINIMAL.replace("minigpt4,", "[1],"), "model.arch cannot be [1]"),
