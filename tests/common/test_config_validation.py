@@ -1,7 +1,6 @@
 """Sections bound together: what a whole configuration must agree on."""
 
 import logging
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +13,6 @@ from minigpt4.evaluation.command import without_datasets
 from minigpt4.evaluation.generate import batch_size
 from minigpt4.inference.pipeline import image_processor, image_provenance
 
-REPOSITORY = Path(__file__).parents[2]
 MODEL = "model: {arch: minigpt4, model_type: pretrain_vicuna0}\n"
 RUN = "run: {init_lr: 1e-4, max_epoch: 1, iters_per_epoch: 2}\n"
 DATASETS = "datasets: {laion: {batch_size: 3}, cc_sbu: {}}\n"
@@ -177,7 +175,18 @@ def test_tower_that_timm_does_not_know_is_named_with_those_that_it_knows(read, n
         read(tower(name) + "datasets: {laion: {}}\n" + RUN)
 
 
-def test_processor_without_mean_and_std_is_left_alone(read):
-    sections = "{vis_processor: {train: {name: blip_caption}, eval: {name: blip_caption}}}"
-    config = read(tower("resnet50") + f"datasets: {{laion: {sections}}}\n" + RUN)
-    assert type(image_processor(config)).__name__ == "BlipCaptionProcessor"
+def test_processor_without_mean_and_std_is_left_alone(read, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_processor.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from minigpt4.common.registry import registry\n"
+        "from minigpt4.processors import BaseProcessor\n"
+        "@registry.register_processor('own_processor')\n"
+        "@dataclass\n"
+        "class OwnProcessor(BaseProcessor):\n"
+        "    image_size: int = 224\n"
+        "    def __call__(self, item): return item\n"
+    )
+    sections = "{vis_processor: {train: {name: own_processor}, eval: {name: own_processor}}}"
+    config = read("imports: [own_processor]\n" + tower("resnet50") + f"datasets: {{laion: {sections}}}\n" + RUN)
+    assert type(image_processor(config)).__name__ == "OwnProcessor"

@@ -88,14 +88,14 @@ TWO = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.
 )
 def test_what_the_launcher_did_wrong_is_named(monkeypatch, port, variables, distributed, kind, text):
     monkeypatch.setattr(os, "environ", {**os.environ, "MASTER_PORT": port, **variables})
-    monkeypatch.setattr(dist_utils, "MEETING_TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr(dist_utils, "MEETING_TIMEOUT", timedelta(seconds=0.2))
     with pytest.raises(kind, match=text):
         start_processes("cpu", distributed=distributed)
 
 
 @pytest.mark.parametrize("of_step", [{}, {"SLURM_STEP_ID": "0"}])
 def test_slurm_tells_what_srun_did_not_start_and_one_node_needs_no_address(monkeypatch, caplog, port, of_step):
-    monkeypatch.setattr(dist_utils, "MEETING_TIMEOUT", timedelta(seconds=1))
+    monkeypatch.setattr(dist_utils, "MEETING_TIMEOUT", timedelta(seconds=0.2))
     variables = dict(zip(SLURM, "002", strict=True)) | {"SLURM_NNODES": "1", "MASTER_PORT": port, **of_step}
     monkeypatch.setattr(os, "environ", {**os.environ, **variables})
     with pytest.raises(RunError, match=r"rank 0 of 2 waited .* MASTER_ADDR \(127\.0\.0\.1\)"):

@@ -243,12 +243,6 @@ def test_wandb_without_a_login_or_an_answer_writes_offline(folder, no_login, has
     assert len(list(folder.path.glob(f"wandb/offline-run-*-{folder.facts()['id']}/*.wandb"))) == 1
 
 
-def test_wandb_that_does_not_start_is_a_warning(folder, no_login, monkeypatch, caplog):
-    monkeypatch.setenv("WANDB_MODE", "no such mode")
-    _log(folder, (0, 1.0), wandb_log=True)
-    assert "run.wandb_log: did not start" in caplog.text
-
-
 # The console
 
 LINES = """

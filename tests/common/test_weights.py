@@ -135,6 +135,7 @@ def server(monkeypatch, tmp_path):
     for name, value in hub.items():
         monkeypatch.setattr(huggingface_hub.constants, name, value)
     monkeypatch.setattr(weights, "DRIVE", server.url("/drive"))
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)  # before it tries again
     yield server
     server.released.set()
     server.shutdown()

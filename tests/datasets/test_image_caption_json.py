@@ -74,6 +74,7 @@ def test_fewer_samples_for_training_are_a_part_of_more_and_other_splits_stay_who
         (r'{"image_id": "a", "captions": ["a", "\udce9"]}', "caption 2 cannot be read"),
         ('{"image_id": "a", "caption": "a", "caption": "b"}', "not JSON .the field 'caption' stands twice"),
         ('{"caption": "A."}', "no image; set the field 'image' or 'image_id'"),
+        ('{"image": 5, "caption": "A."}', "no image"),
         (r'{"image": "a\u0000.jpg", "caption": "A."}', "no image"),
         (f'{{"image": "{"a" * 300}.jpg", "caption": "A."}}', "the image .*aaa"),
         ('{"image_id": "gone", "caption": "A."}', "the image .*gone.jpg does not exist; .*image_suffix is .jpg"),
@@ -127,7 +128,7 @@ def _turns(*texts: str) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("first", ["<image>\nWhat is it?", "What is it?\n<image>", "What is it?"])
 @pytest.mark.parametrize("form", [list, json.dumps])
-def test_model_reads_questions_and_answers_with_the_image_first(first, form, files, load, tools):
+def test_model_reads_questions_and_answers_with_the_image_first(first, form, files, load):
     files.images("7")
     record = {"id": 7, "image": "7.jpg", "turns": form(_turns(first, "A cat.", "Its colour?", "Black."))}
     sample = load(record, id_field="id", conversation_field="turns")
@@ -149,10 +150,8 @@ def test_model_reads_questions_and_answers_with_the_image_first(first, form, fil
         (_turns("<image><image> a", "b"), "turn 1: a conversation has one image"),
         (_turns("a", "b", "<image> c", "d"), "turn 3: a conversation has one image"),
         (_turns("<ImageHere> a", "b"), "turn 1 holds"),
-        (_turns("\ud83d?", "a"), "turn 1 cannot be read"),
         (_turns("a?", "\0"), "turn 2 cannot be read"),
         ("[", "not JSON"),
-        ("[" * 100_000, "not JSON: nested too deeply"),
         ({"from": "human"}, "must be a list of turns"),
     ],
 )

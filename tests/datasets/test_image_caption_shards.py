@@ -1,13 +1,10 @@
 """The shard format: tars as img2dataset writes them, and everything that may be wrong with one."""
 
 import gzip
-from pathlib import Path
 
 import pytest
 
 from minigpt4.common.errors import ConfigError
-
-CASES = Path(__file__).parents[1] / "data/cases"
 
 
 @pytest.fixture

@@ -105,6 +105,7 @@ def test_form_of_a_record_that_is_read(entry, images, talks, tools):
         (record("x", "a", first="gpt"), "the last question has no answer"),
         (record("x", "a", "b", first="gpt"), "the last question has no answer"),
         (record("x", "a", " \n"), "turn 2 is empty"),
+        (record("x", "", "b"), "turn 1 is empty"),
         (record("x", "a", "b \ufffd"), "turn 2 cannot be read"),
         (record("x", "<image> a", "b"), "<image> in the questions: 1, images of the record: 0"),
         (record("x", "a", "b", image="a.jpg"), "questions: 0, images of the record: 1"),
@@ -114,10 +115,12 @@ def test_form_of_a_record_that_is_read(entry, images, talks, tools):
         (record("x", "<image>", "a", "b", first="gpt", image="a.jpg"), "questions: 0, images of the record: 1"),
         (record("x", "a", "<image>", image="a.jpg"), "turn 2 is an answer with <image>"),
         (record("x", "<image>", "b", image=""), "the field 'image' must be a path, or a list"),
+        (record("x", "<image>", "b", image=5), "the field 'image' must be a path, or a list"),
         (record("x", "<image>", "b", image="a\0.jpg"), "the field 'image' must be a path, or a list"),
         (record("x", "<image>", "b", image="gone.jpg"), "the image .*gone.jpg does not exist$"),
         (record("x", "<image>", "b", image="coco\\a.jpg"), "does not exist; folders are parted by /"),
         (record("x", "<video>", "b") | {"video": "a.mp4"}, "the field 'video' is not read; build_info.image_field"),
+        (record("x", "a", "b") | {"images": ["a.jpg"]}, "the field 'images' is not read"),
         (record("x", "<image><image>", "b", image=["a.jpg", "text.jpg"]), ".*text.jpg: not an image"),
     ],
 )
@@ -236,7 +239,7 @@ def test_each_rank_gets_its_batch_of_each_step_in_every_epoch(world_size, worker
     assert read[: len(read) // 2] != read[len(read) // 2 :]
 
 
-def test_epoch_that_ends_in_mid_step_begins_with_its_first_samples_again(talks):
+def test_epoch_that_ends_in_mid_step_begins_with_its_first_samples_again():
     shuffle = GroupedShuffle(Shuffle(1, "a"), np.arange(1, 10), 2, 2)
     order = shuffle.order(9, 0)
     assert order.shape == (shuffle.num_units(9), 2) == (6, 2)

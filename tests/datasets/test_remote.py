@@ -116,7 +116,7 @@ def test_server_that_never_answers_ends_the_run_with_its_address(fault, workers,
         kinds["json"](server.url)
 
 
-def test_what_is_not_there_is_one_bad_sample_or_a_wrong_section(kinds, files, flaky, loaders, tools):
+def test_what_is_not_there_is_one_bad_sample_or_a_wrong_section(kinds, files, flaky, tools):
     server = flaky(files.folder, [None])
     (files.folder / "cats-1.tar").unlink()
     (files.folder / "images/3.jpg").unlink()
