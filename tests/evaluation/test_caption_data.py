@@ -213,9 +213,9 @@ def test_bad_result_is_named_with_its_place(tmp_path, results, text):
 
 
 def test_images_without_reference_or_caption_are_an_error_unless_a_part_is_wanted():
-    with pytest.raises(SampleError, match="1 images have no reference: 8"):
-        match({"7": "a", "8": "b"}, {"7": ["a"]}, partial=True)
     references = {"7": ["a"], "8": ["b"]}
+    with pytest.raises(SampleError, match="1 images have no reference: 9"):
+        match({"7": "a", "9": "b"}, references, partial=True)
     with pytest.raises(SampleError, match="1 images of the references have no caption: 8; with --partial"):
         match({"7": "a"}, references, partial=False)
     assert match({"7": "a"}, references, partial=True) == {"7": ["a"]}
