@@ -61,10 +61,10 @@ def folder(answered, tmp_path, monkeypatch) -> Path:
 def judge(measurement, chat_server, tmp_path):
     """`judge(folder, *more)`: the status of that command with the test's server, one request at a time."""
 
-    def judge(folder: Path, *more: str, model: str = "tiny judge") -> int:
-        cache = ["--judge-cache", str(tmp_path / "cache.jsonl"), "--judge-at-once", "1"]
-        arguments = ["judge", str(folder), "--judge-url", chat_server.url, "--judge-model", model, *cache, *more]
-        return measurement.script.main(arguments)
+    def judge(folder: Path, *more: str) -> int:
+        server = ["--judge-url", chat_server.url, "--judge-model", "tiny judge", "--judge-at-once", "1"]
+        cache = ["--judge-cache", str(tmp_path / "cache.jsonl")]
+        return measurement.script.main(["judge", str(folder), *server, *cache, *more])
 
     return judge
 
@@ -171,12 +171,10 @@ def test_what_is_no_verdict_is_asked_again_once_and_never_a_fail(folder, judge, 
     stubborn, slow = sets[0].answers[0], sets[0].answers[1]
 
     def answer(request: dict) -> str:
-        again = text_of(request).endswith(advanced.AGAIN)
         if answer_in(request) == stubborn.text and stubborn.question in text_of(request):
             return "I like it."
-        if answer_in(request) == slow.text and not again:
-            return "Yes!"
-        return reply(True)
+        again = text_of(request).endswith(advanced.AGAIN)
+        return "Yes!" if answer_in(request) == slow.text and not again else reply(True)
 
     chat_server.answer = answer
     assert judge(folder) == 0
@@ -421,9 +419,9 @@ def test_list_names_image_task_and_perhaps_a_question(tmp_path):
 
 
 def test_mini_configuration_asks_every_drawing_all_its_tasks(measurement):
-    arguments = ["answer", "--cfg-path", str(REPOSITORY / "eval_configs" / "mini_advanced_eval.yaml")]
-    arguments += ["--images", str(measurement.folder / "images"), "--save_path", "unused", "--limit", "3"]
-    args = measurement.script.parse_args(arguments)
+    config, images = REPOSITORY / "eval_configs" / "mini_advanced_eval.yaml", measurement.folder / "images"
+    given = ["--cfg-path", str(config), "--images", str(images), "--save_path", "unused", "--limit", "3"]
+    args = measurement.script.parse_args(["answer", *given])
     own = Config(args).validate(training=False).run.advanced_tasks
     _, found = read_tasks(args.images, None, own, args.limit, 42)
     assert Counter(one.task for one in found) == dict.fromkeys(own, 3)

@@ -102,7 +102,7 @@ def test_answers_are_the_published_ones(configure, answer, tmp_path, case):
     projector = f"tiny-llava={WHOLE.parent / 'projector_linear.bin'}"
     folder = answer(SCRIPTS[case["script"]], config, questions, "answers", "--ckpt", projector, *more)
     answers = lines_of(folder / "answers_tiny-llava.jsonl")
-    assert all(isinstance(line["answer_id"], str) for line in answers)
+    assert len({line["answer_id"] for line in answers if isinstance(line["answer_id"], str)}) == len(answers)
     assert [line | {"answer_id": None} for line in answers] == case["lines"]
 
 

@@ -54,21 +54,15 @@ def test_file_of_caption_py_scores_as_the_evaluation(main, complete, shared, loa
     assert (scored["scores"], scored["intervals"]) == (epoch["scores"], epoch["intervals"])
 
 
-def test_one_image_has_no_intervals_and_faults_are_named(main, files, tmp_path, capsys):
-    (tmp_path / "one.json").write_text(json.dumps(RESULTS[:1]))
-    (tmp_path / "blank.json").write_text(json.dumps([{"image_id": "42", "caption": " "}]))
-    one, results, coco = str(tmp_path / "one.json"), *files
-    assert main([one, coco, *FAST, "--partial"]) == 0
+def test_one_image_has_no_intervals_and_missing_captions_are_named(main, files, tmp_path, capsys):
+    one, (_, coco) = tmp_path / "one.json", files
+    one.write_text(json.dumps(RESULTS[:1]))
+    assert main([str(one), coco, *FAST, "--partial"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("1 images")
     assert "95%" not in shown
-    for given, text in (
-        ([one, coco], "1 images of the references have no caption: 7"),
-        ([results, str(tmp_path / "blank.json")], "blank.json, record 1: "),
-        (["nowhere.json", coco], "error: nowhere.json: cannot be read"),
-    ):
-        assert main([*given, *FAST]) == 2
-        assert text in capsys.readouterr().err
+    assert main([str(one), coco, *FAST]) == 2
+    assert "1 images of the references have no caption: 7" in capsys.readouterr().err
 
 
 # Coverage

@@ -1,6 +1,5 @@
 """References, results and the images of an evaluation: every form that people have, and the place of what is wrong."""
 
-import csv
 import json
 
 import pytest
@@ -93,14 +92,9 @@ def test_bad_record_is_named(read, tmp_path, records, text):
 
 # Files of references and results
 
-COCO = {
-    "images": [{"id": 42, "file_name": "42.jpg"}],
-    "annotations": [
-        {"image_id": 42, "id": 1, "caption": "A dog."},
-        {"image_id": 7, "id": 2, "caption": "A cat."},
-        {"image_id": 42, "id": 3, "caption": "An animal."},
-    ],
-}
+SAID = ((42, "A dog."), (7, "A cat."), (42, "An animal."))
+COCO = {"annotations": [{"image_id": image, "id": n, "caption": text} for n, (image, text) in enumerate(SAID)]}
+COCO["images"] = [{"id": 42, "file_name": "42.jpg"}]
 OURS = [{"image_id": "10", "grounded_caption": "One . Two .", "captions": ["One .", "Two ."]}]
 
 
@@ -110,16 +104,10 @@ def _file(tmp_path, content, name="references.json"):
     return path
 
 
-def _flickr(tmp_path):
-    path = tmp_path / "flickr.csv"
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["raw", "sentids", "split", "filename", "img_id"])
-        writer.writerow(['["One.", "Two."]', "[0, 1]", "test", "10.jpg", "0"])
-        writer.writerow(['["Three.", " "]', "[2, 3]", "val", "11.jpg", "1"])
-    return path
-
-
+FLICKR = """raw,sentids,split,filename,img_id
+"[""One."", ""Two.""]","[0, 1]",test,10.jpg,0
+"[""Three."", "" ""]","[2, 3]",val,11.jpg,1
+"""
 KARPATHY = {
     "images": [
         {"cocoid": 42, "filename": "a.jpg", "split": "test", "sentences": [{"raw": "One."}, {"raw": "Two."}]},
@@ -136,8 +124,8 @@ OWN = "image,caption\ndogs/10.jpg,One.\ndogs/10.jpg,Two.\n"
     [
         (COCO, "coco.json", "test", {"42": ["A dog.", "An animal."], "7": ["A cat."]}, ["A dog. An animal.", "A cat."]),
         (OURS, "ours.json", "test", {"10": ["One .", "Two ."]}, ["One . Two ."]),
-        (None, "flickr.csv", "test", {"10": ["One.", "Two."]}, ["One. Two."]),
-        (None, "flickr.csv", "val", {"11": ["Three."]}, ["Three."]),
+        (FLICKR, "flickr.csv", "test", {"10": ["One.", "Two."]}, ["One. Two."]),
+        (FLICKR, "flickr.csv", "val", {"11": ["Three."]}, ["Three."]),
         (LAVIS, "lavis.json", "test", {"coco_10": ["One .", "Two ."]}, ["One . Two ."]),
         (KAGGLE, "results.csv", "test", {"10": ["One .", "Two ."]}, ["One . Two ."]),
         (KARPATHY, "coco.json", "test", {"42": ["One.", "Two."]}, ["One. Two."]),
@@ -147,16 +135,15 @@ OWN = "image,caption\ndogs/10.jpg,One.\ndogs/10.jpg,Two.\n"
     ids=["COCO", "ours", "Flickr30k", "Flickr30k val", "LAVIS", "Kaggle", "Karpathy", "Karpathy train", "own"],
 )
 def test_references_are_read_from_every_form_in_both_modes(tmp_path, content, name, split, separate, joined):
-    path = _flickr(tmp_path) if content is None else _file(tmp_path, content, name)
+    path = _file(tmp_path, content, name)
     assert read_references(path, "separate", split) == separate
     assert read_references(path, "joined", split) == {key: [text] for key, text in zip(separate, joined, strict=True)}
 
 
 def test_numbered_images_are_also_known_by_their_files(tmp_path):
     images = [{"id": 42, "file_name": "COCO_val2014_42.jpg"}, {"id": 7, "file_name": "42.jpg"}]
-    path = tmp_path / "coco.json"
     annotations = [{"image_id": 42, "caption": "A dog."}, {"image_id": 7, "caption": "A cat."}]
-    path.write_text(json.dumps({"images": images, "annotations": annotations}))
+    path = _file(tmp_path, {"images": images, "annotations": annotations})
     for known in ([], ["42"], ["7", "COCO_val2014_42"]):
         assert list(read_references(path, "separate", known=known)) == ["42", "7"]
     by_name = {"COCO_val2014_42": ["A dog."], "42": ["A cat."]}
@@ -165,7 +152,7 @@ def test_numbered_images_are_also_known_by_their_files(tmp_path):
 
 def test_joined_caption_alone_is_no_set_of_references_and_an_empty_split_an_error(tmp_path):
     with pytest.raises(SampleError, match="holds no references .*'dev'"):
-        read_references(_flickr(tmp_path), "joined", "dev")
+        read_references(_file(tmp_path, FLICKR, "flickr.csv"), "joined", "dev")
     path = _file(tmp_path, [{"image_id": "10", "grounded_caption": "One . Two ."}])
     assert read_references(path, "joined") == {"10": ["One . Two ."]}
     with pytest.raises(SampleError, match=r"image 10: has one joined caption, but no list 'captions'"):
@@ -213,9 +200,9 @@ def test_bad_result_is_named_with_its_place(tmp_path, results, text):
 
 
 def test_images_without_reference_or_caption_are_an_error_unless_a_part_is_wanted():
-    with pytest.raises(SampleError, match="1 images have no reference: 8"):
-        match({"7": "a", "8": "b"}, {"7": ["a"]}, partial=True)
     references = {"7": ["a"], "8": ["b"]}
+    with pytest.raises(SampleError, match="1 images have no reference: 9"):
+        match({"7": "a", "9": "b"}, references, partial=True)
     with pytest.raises(SampleError, match="1 images of the references have no caption: 8; with --partial"):
         match({"7": "a"}, references, partial=False)
     assert match({"7": "a"}, references, partial=True) == {"7": ["a"]}
