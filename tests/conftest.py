@@ -22,6 +22,7 @@ BROWSER_TESTS = "MINIGPT4_BROWSER_TESTS"
 """Set to `required`, as `.ci/run` does, a missing browser is a failure; else the tests are skipped with the reason."""
 PARITY = Path(__file__).parent / "data" / "parity"
 LLAVA = PARITY.with_name("parity_llava")
+QFORMER = {"hidden_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 96}
 TOGETHER = {
     "mock GPU": ("mock_gpu/",),
     "two ranks": ("runners/test_finite.py", "runners/test_updates.py", "runners/test_validation.py"),
@@ -239,12 +240,7 @@ def tiny_section(parity_dir) -> Callable[..., dict[str, Any]]:
             "vit_config": {"embed_dim": 64, "depth": 3, "num_heads": 4},
             "vit_precision": "fp32",
             "q_former_model": str(parity_dir / "blip2_tiny.pth"),
-            "qformer_config": {
-                "hidden_size": 48,
-                "num_hidden_layers": 4,
-                "num_attention_heads": 4,
-                "intermediate_size": 96,
-            },
+            "qformer_config": dict(QFORMER),
             "num_query_token": 8,
             "llama_model": str(parity_dir / "vicuna_tiny"),
             "llm_precision": "fp32",

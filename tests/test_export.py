@@ -191,25 +191,35 @@ def test_checkpoint_comes_back_to_the_bit(name, world, tmp_path, capsys):
     assert "is an export already" in capsys.readouterr().err
 
 
-REFUSED = {
-    "blip2": [
-        ({"has_qformer": False}, "connector: 'join4', but transformers' BLIP-2 has a Q-Former"),
-        ({"proj_layers": 3, "ckpt": None}, "projection: 'linear3', but transformers' BLIP-2 has one linear layer"),
-        ({"train": {"connector": LORA}}, "train.connector: .* adapters beside the connector are not merged"),
-    ],
-    "llava": [
-        ({"connector": "join2x2"}, "connector: 'join2x2', but in transformers' LLaVA each patch is an image token"),
-        ({"image_size": 28}, "image_size: 28, but transformers' LLaVA keeps to its tower's"),
-        ({"mm_use_im_start_end": True}, "new_tokens: .*<im_start>.*, but tokens that were added"),
-    ],
-}
+REFUSED = [
+    ("blip2", VICUNA, {"has_qformer": False}, "connector: 'join4', but transformers' BLIP-2 has a Q-Former"),
+    ("blip2", VICUNA, {"proj_layers": 3, "ckpt": None}, "projection: 'linear3', but transformers' BLIP-2 has one"),
+    (
+        "blip2",
+        VICUNA,
+        {"train": {"connector": LORA}},
+        "train.connector: .* adapters beside the connector are not merged",
+    ),
+    ("llava", V1, {"connector": "join2x2"}, "connector: 'join2x2', but in transformers' LLaVA each patch is an image"),
+    ("llava", V1, {"image_size": 28}, "image_size: 28, but transformers' LLaVA keeps to its tower's"),
+    ("llava", V1, {"mm_use_im_start_end": True}, "new_tokens: .*<im_start>.*, but tokens that were added"),
+    (
+        "gguf",
+        VICUNA,
+        {"prompt_template": "{}"},
+        "connector: 'qformer', but in llama.cpp's LLaVA each patch is an image",
+    ),
+    ("gguf", V1, {"connector": "join2x2"}, "connector: 'join2x2'"),
+    ("gguf", V1, {"vit_prefix": "keep"}, "vit_prefix: 'keep', but llama.cpp's LLaVA leaves out"),
+    ("gguf", V1, {"mm_use_im_start_end": True}, "new_tokens: "),
+]
 
 
-@pytest.mark.parametrize(("layout", "changes", "text"), [(key, *case) for key in REFUSED for case in REFUSED[key]])
-def test_what_transformers_has_no_place_for_is_refused(
-    layout, changes, text, tiny_section, llava_section, write_recipe, tmp_path, capsys
+@pytest.mark.parametrize(("layout", "kind", "changes", "text"), REFUSED)
+def test_what_a_format_has_no_place_for_is_refused(
+    layout, kind, changes, text, tiny_section, llava_section, write_recipe, tmp_path, capsys
 ):
-    section = tiny_section(**VICUNA) if layout == "blip2" else llava_section(model_type="v1", image_size=56)
+    section = tiny_section(**kind) if kind is VICUNA else llava_section(**kind)
     file, output = write_recipe(tmp_path, section | changes), tmp_path / "out"
     assert export.main([str(file), "--format", layout, "--output", str(output)]) == 2
     assert re.search(f"--format {layout}: model.{text}", capsys.readouterr().err)

@@ -195,21 +195,10 @@ def test_precision_is_that_of_matrices(precision, world, tmp_path):
         assert {own for tensor, own in kinds.items() if tensor.endswith(matrices)} == {kind}
 
 
-def test_what_llama_cpp_has_no_place_for_is_refused(
-    tiny_section, llava_section, write_recipe, tmp_path, monkeypatch, capsys
-):
-    def told(section):
-        recipe = write_recipe(tmp_path, section)
-        assert export.main([str(recipe), "--format", "gguf", "--output", str(tmp_path / "out")]) == 2
-        return capsys.readouterr().err
-
-    minigpt4 = {"arch": "minigpt4", "model_type": "pretrain_vicuna0", "end_sym": "###", "prompt_template": "{}"}
-    assert "--format gguf: model.connector: 'qformer'" in told(tiny_section(**minigpt4))
-    for key, value in {"connector": "join2x2", "vit_prefix": "keep"}.items():
-        assert f"--format gguf: model.{key}: '{value}'" in told(llava_section(**V1) | {key: value})
-    assert "--format gguf: model.new_tokens: " in told(llava_section(**V1) | {"mm_use_im_start_end": True})
+def test_without_the_package_the_command_to_install_it_is_named(world, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    assert "[gguf]" in told(llava_section(**V1))
+    assert export.main([str(world["linear"]), "--format", "gguf", "--output", str(tmp_path / "out")]) == 2
+    assert "[gguf]" in capsys.readouterr().err
 
 
 # llama.cpp itself

@@ -1,4 +1,4 @@
-"""`python serve.py` on tiny weights: a process of its own, asked by the official client, ended by a signal."""
+"""`python serve.py` on tiny weights: asked by the official client, ended by a signal."""
 
 import base64
 import importlib.util
@@ -9,11 +9,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.request import urlopen
 
+import httpx
 import openai
 import pytest
 
@@ -21,40 +20,6 @@ from minigpt4.common.errors import MiniGPT4Error
 
 REPOSITORY = Path(__file__).parents[1]
 KEY = "sk-nobody-may-see-this"
-PATIENCE = 120
-
-
-class Process:
-    """A server; its log is read while it runs."""
-
-    def __init__(self, *arguments):
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MINIGPT4_API_KEY": KEY}
-        command = [sys.executable, "serve.py", "--port", "0", *arguments]
-        self.process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
-        self.log, self.url = "", None
-        self._is_up = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self._is_up.wait(PATIENCE)
-        assert self.url, self.log
-
-    def _read(self):
-        for line in self.process.stderr:
-            self.log += line
-            if found := re.search(r"Listening on (\S+);", line):
-                self.url = found[1]
-                self._is_up.set()
-        self._is_up.set()
-
-    def health(self):
-        with urlopen(f"{self.url}/healthz") as answer:
-            return json.load(answer)
-
-    def ended(self):
-        """Exit status."""
-        status = self.process.wait(PATIENCE)
-        self._reader.join(PATIENCE)
-        return status
 
 
 @pytest.fixture(scope="module")
@@ -72,13 +37,17 @@ def config(tmp_path_factory, tiny_section, write_recipe):
 
 
 @pytest.fixture(scope="module")
-def process(config, parity_dir):
+def process(warm, config, parity_dir):
     """For all tests here; the last one ends it."""
-    second = f"second={parity_dir / 'train_main_checkpoint_0.pth'}"
-    started = Process("--cfg-path", str(config), "--ckpt", second, "--limits", "shutdown_seconds=0.01")
-    yield started
-    started.process.kill()
-    started.process.wait()
+    arguments = ("--ckpt", f"second={parity_dir / 'train_main_checkpoint_0.pth'}", "--limits", "shutdown_seconds=0.01")
+    command = (REPOSITORY / "serve.py", "--port", "0", "--cfg-path", config, *arguments)
+    return warm.script(*command, cwd=REPOSITORY, env={"MINIGPT4_API_KEY": KEY})
+
+
+@pytest.fixture(scope="module")
+def url(process):
+    process.wait_for("Listening on")
+    return re.search(r"Listening on (\S+);", process.text())[1]
 
 
 LMMS_EVAL = """
@@ -96,7 +65,7 @@ sys.stdout.write("\\n" + json.dumps([row["filtered_resps"][0] for row in rows]))
 """
 
 
-def test_lmms_eval_asks_it_as_a_client(process, parity_dir, tmp_path):
+def test_lmms_eval_asks_it_as_a_client(url, parity_dir, tmp_path):
     """Its own model `openai` in its own evaluator, on a task with an image a document."""
     if lacking := [name for name in ("lmms_eval", "dotenv") if importlib.util.find_spec(name) is None]:
         pytest.skip(f"needs lmms-eval with its requirements, not found: {', '.join(lacking)}")
@@ -108,23 +77,23 @@ def test_lmms_eval_asks_it_as_a_client(process, parity_dir, tmp_path):
     for file in ("tiny_answers.yaml", "utils.py"):
         text = (REPOSITORY / "tests" / "evaluation" / "lmms_eval_run" / file).read_text()
         (tmp_path / "tasks" / file).write_text(text.replace("DOCUMENTS", str(tmp_path / "documents.jsonl")))
-    server = f"base_url={process.url}/v1,api_key={KEY},model=minigpt4_tiny,timeout=120"
+    server = f"base_url={url}/v1,api_key={KEY},model=minigpt4_tiny,timeout=120"
     command = [sys.executable, "-c", LMMS_EVAL, server, str(tmp_path / "tasks")]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env={**os.environ, **offline}, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    client, answers = openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY), []
+    client, answers = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY), []
     for image, text in questions:
-        url = f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
-        parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+        data = f"data:image/png;base64,{base64.b64encode(image.read_bytes()).decode()}"
+        parts = [{"type": "image_url", "image_url": {"url": data}}, {"type": "text", "text": text}]
         asked = {"messages": [{"role": "user", "content": parts}], "max_tokens": 8, "temperature": 0}
         answers.append(client.chat.completions.create(model="minigpt4_tiny", **asked).choices[0].message.content)
     assert json.loads(done.stdout.splitlines()[-1]) == answers
     assert all(answers)
 
 
-def test_the_command_serves_until_a_signal_and_logs_no_contents(process):
-    client = openai.OpenAI(base_url=f"{process.url}/v1", api_key=KEY, max_retries=2)
+def test_the_command_serves_until_a_signal_and_logs_no_contents(process, url):
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=2)
     assert [model.id for model in client.models.list()] == ["minigpt4_tiny", "second"]
     question = [{"role": "user", "content": "Zebras in pyjamas?"}]
     answer = client.chat.completions.create(model="second", messages=question, max_tokens=5)
@@ -135,19 +104,19 @@ def test_the_command_serves_until_a_signal_and_logs_no_contents(process):
     with ThreadPoolExecutor(1) as pool:
         impatient = client.with_options(max_retries=0)
         whole = pool.submit(impatient.chat.completions.create, model="second", **long)
-        while not process.health()["waiting"] and not whole.done():
+        while not httpx.get(f"{url}/healthz").json()["waiting"] and not whole.done():
             pass
-        process.process.send_signal(signal.SIGTERM)
+        process.send(signal.SIGTERM)
         with pytest.raises(openai.APIError, match="stopped"):
             list(stream)
         with pytest.raises(openai.InternalServerError, match="stopped"):
             whole.result()
-    assert process.ended() == 0
+    assert process.wait() == [0]
     tokens = f"{answer.usage.prompt_tokens}\\+{answer.usage.completion_tokens}"
-    assert re.search(rf"model=second tokens={tokens} [\d.]+ s", process.log)
-    assert '"POST /v1/chat/completions HTTP/1.1" 200' in process.log
+    assert re.search(rf"model=second tokens={tokens} [\d.]+ s", process.text())
+    assert '"POST /v1/chat/completions HTTP/1.1" 200' in process.text()
     for secret in ("Zebras", KEY, "Traceback"):
-        assert secret not in process.log
+        assert secret not in process.text()
 
 
 @pytest.mark.parametrize(

@@ -119,24 +119,18 @@ def test_lookup_gives_a_fresh_copy_and_names_what_there_is():
 # What is said
 
 
-@pytest.mark.parametrize(
-    ("shown", "answer", "expected"),
-    [
-        (1, "A boat.", [IMAGE_MESSAGE, "A boat.", "What?"]),
-        (2, None, [IMAGE_MESSAGE, f"{IMAGE_MESSAGE} What?"]),
-        (0, "</Img>", ["</Img>", "What?"]),
-    ],
-    ids=["not one of an earlier turn", "only the last of two", "not an answer that ends like one"],
-)
-def test_a_question_joins_the_image_before_it(shown, answer, expected):
+def test_a_question_joins_the_last_image_of_its_turn():
     conversation = get_template("vicuna0")
-    for _ in range(shown):
-        conversation.add_image()
-    if answer:
-        conversation.open_answer()
-        conversation.fill_answer(answer)
+    conversation.add_image()
+    conversation.open_answer()
+    conversation.fill_answer("A boat.")
+    talk(conversation, "What?", "</Img>", "And?")
+    assert texts(conversation) == [IMAGE_MESSAGE, "A boat.", "What?", "</Img>", "And?", None]
+    conversation = get_template("vicuna0")
+    conversation.add_image()
+    conversation.add_image()
     conversation.ask("What?")
-    assert texts(conversation) == expected
+    assert texts(conversation) == [IMAGE_MESSAGE, f"{IMAGE_MESSAGE} What?"]
 
 
 def test_what_cannot_be_said_leaves_the_chat_alone():

@@ -5,7 +5,7 @@ from PIL import Image
 
 from minigpt4.common.errors import SampleError
 from minigpt4.conversation.chat import Chat, Decoding
-from minigpt4.conversation.templates import Conversation, TemplateConversation, conversation_for
+from minigpt4.conversation.templates import conversation_for
 from minigpt4.inference import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor
 
@@ -42,22 +42,16 @@ def test_streamed_and_whole_answers_are_those_of_generate_for_the_same_prompt(ch
     chat.ask("Hello?", DECODING)
 
 
-def test_published_types_have_the_published_conversation_and_others_that_of_training(shared_model):
-    assert isinstance(conversation_for(shared_model(model_type="pretrain_vicuna0", end_sym="###")), Conversation)
-    other = conversation_for(shared_model(prompt_template="USER: {} BOT: ", end_sym="</s>"))
-    assert isinstance(other, TemplateConversation)
-    assert (other.template, other.answer_end) == ("USER: {} BOT: ", "</s>")
-
-
 @pytest.mark.parametrize("image", ["<ImageHere>", "<Img><ImageHere></Img>"])
-def test_an_image_stands_in_the_tags_of_training(shared_model, tmp_path, image):
+def test_other_types_than_the_published_talk_in_the_template_and_tags_of_training(shared_model, tmp_path, image):
     (tmp_path / "prompts.txt").write_text(f"{image} Describe it.\n")
-    section = {"prompt_path": str(tmp_path / "prompts.txt"), "prompt_template": "USER: {} BOT: "}
+    section = {"prompt_path": str(tmp_path / "prompts.txt"), "prompt_template": "USER: {} BOT: ", "end_sym": "</s>"}
     conversation = conversation_for(shared_model(**section))
     conversation.add_image()
     conversation.ask("Describe it.")
     conversation.open_answer()
     assert conversation.get_prompt() == f"USER: {image} Describe it. BOT: "
+    assert conversation.answer_end == "</s>"
 
 
 def test_what_is_refused_leaves_the_conversation_as_it_was(chat):

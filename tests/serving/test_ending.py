@@ -55,7 +55,7 @@ def test_the_api_ends(start, make_png):
     content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": "What is this?"}]
     body = {"model": "minigpt4_tiny", "messages": [{"role": "user", "content": content}]}
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=600)
+        asked = pool.submit(httpx.post, f"{url}/v1/chat/completions", json=body, timeout=120)
         ends(run)
         assert isinstance(asked.exception(), httpx.HTTPError) or asked.result().status_code >= 500
 
@@ -76,6 +76,7 @@ def test_the_page_is_behind_a_password_has_every_checkpoint_and_ends(browser, st
     page.locator("#question textarea").fill("What is this?")
     page.locator("#question textarea").press("Enter")
     page.get_by_test_id("bot").wait_for()
+    page.locator("#question .stop-button").wait_for(state="detached")
     page.locator("#question input[type=file]").set_input_files(parity_dir / "images" / "img3_rgb.png")
     page.locator("#question img").wait_for()
     page.locator("#question textarea").fill("And this?")

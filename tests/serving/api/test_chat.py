@@ -127,11 +127,6 @@ def test_a_stop_string_ends_the_answer_before_it(server):
     assert answer.json["usage"]["completion_tokens"] < 30
 
 
-def test_beams_are_searched(server, expected):
-    answer = server.chat("Hello?", num_beams=3, **PLAIN)
-    assert answer.text == expected(vicuna("Hello?"), num_beams=3)
-
-
 def test_the_model_is_a_checkpoint_by_name(server, tools, images):
     content = [tools.picture(images[0]), tools.said("What is this?")]
     first, second = (server.chat(content, model=name, max_tokens=30) for name in ("first", "second"))
