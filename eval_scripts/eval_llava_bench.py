@@ -18,9 +18,12 @@ import sys
 from pathlib import Path
 
 from minigpt4.common.errors import ConfigError
-from minigpt4.common.utils import write_json
-from minigpt4.evaluation import command, llava_bench
-from minigpt4.evaluation.questions import PROMPT, read_questions
+from minigpt4.common.utils import quick_imports, write_json
+from minigpt4.evaluation import command
+
+with quick_imports():
+    from minigpt4.evaluation import llava_bench
+    from minigpt4.evaluation.questions import PROMPT, read_questions
 
 FILES = {
     "questions": "a question a line",

@@ -15,15 +15,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
+from minigpt4.common.utils import quick_imports
 from minigpt4.evaluation.caption_data import require_same_ids
-from minigpt4.evaluation.questions import read_answer_lines, read_lines
 from minigpt4.evaluation.report import Table
 from minigpt4.mini.files import IMAGE_SIZE, PATCH_SIZE, TRUTH_FILE, VIT_FILE, VIT_SIZES
 from minigpt4.mini.report import COLOUR_PATTERN, COLUMNS, draw_figure, measure, named_things, percent, shuffled
 from minigpt4.mini.scenes import LARGE, NUMBERS, SMALL
-from minigpt4.models.eva_vit import EVA_NORM_EPS
 
 # The tower: the mini world's EVA-ViT as a CLIP
 
@@ -44,6 +42,10 @@ def write_clip(folder: Path) -> bool:
     """
     if (folder / "config.json").is_file():
         return False
+    with quick_imports():
+        from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+        from minigpt4.models.eva_vit import EVA_NORM_EPS
     eva = {name: tensor.float() for name, tensor in torch.load(VIT_FILE, weights_only=True).items()}
     width, depth = VIT_SIZES["embed_dim"], VIT_SIZES["depth"]
     config = CLIPVisionConfig(
@@ -158,6 +160,8 @@ def write_report(output: Path, evaluation: Path, data: Path) -> None:
 
     SampleError if a file of answers does not hold exactly the questions.
     """
+    with quick_imports():
+        from minigpt4.evaluation.questions import read_answer_lines, read_lines
     questions = {key: record for key, record, _ in read_lines(data / "questions_test.jsonl")}
     truth = {key: record["text"] for key, record in read_answer_lines(data / "answers_test.jsonl").items()}
     scenes = json.loads((data / TRUTH_FILE).read_text(encoding="utf-8"))
