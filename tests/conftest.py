@@ -4,6 +4,7 @@ a browser."""
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -100,6 +101,20 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("mini") / "llm"
     write_language_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shallow_language_model(tmp_path_factory: pytest.TempPathFactory, language_model: Path) -> Path:
+    """The same with 2 of its 30 layers, for tests where nobody asks what it says."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(language_model, tmp_path_factory.mktemp("mini") / "shallow"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    weights = load_file(language_model / "model.safetensors")
+    kept = {name: weights[name] for name in weights if int((*re.findall(r"layers\.(\d+)", name), 0)[0]) < 2}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
     return folder
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from minigpt4.common.errors import require_same_ids
 from minigpt4.evaluation.questions import read_answer_lines, read_lines
@@ -23,7 +22,6 @@ from minigpt4.evaluation.report import Table
 from minigpt4.mini.files import IMAGE_SIZE, PATCH_SIZE, TRUTH_FILE, VIT_FILE, VIT_SIZES
 from minigpt4.mini.report import COLOUR_PATTERN, COLUMNS, draw_figure, measure, named_things, percent, shuffled
 from minigpt4.mini.scenes import LARGE, NUMBERS, SMALL
-from minigpt4.models.eva_vit import EVA_NORM_EPS
 
 # The tower: the mini world's EVA-ViT as a CLIP
 
@@ -44,6 +42,10 @@ def write_clip(folder: Path) -> bool:
     """
     if (folder / "config.json").is_file():
         return False
+    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+
+    from minigpt4.models.eva_vit import EVA_NORM_EPS
+
     eva = {name: tensor.float() for name, tensor in torch.load(VIT_FILE, weights_only=True).items()}
     width, depth = VIT_SIZES["embed_dim"], VIT_SIZES["depth"]
     config = CLIPVisionConfig(

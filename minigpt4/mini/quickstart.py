@@ -60,15 +60,19 @@ def _few(steps: int, dataset: str, *more: str) -> list[str]:
 
 FAST_SIZE = WorldSize(stage1=8, stage2=6, flickr_train=8, flickr_val=4, flickr_test=5, per_shard=2)
 FAST_CONVERSATIONS = ConversationSize(captions=24, instruct=10, test=2)
-FAST_ANSWERS = ["run.generation.max_new_tokens=24"]
-EPOCHS = 4
+FAST_ANSWERS = ["run.generation.max_new_tokens=12"]
+EPOCHS, FAST_EPOCHS = 4, 2
 FLICKR = "flickr30k"
 FLICKR_DATA = "flickr30k_grounded_detail"
 _WARM_UP = "run.warmup_steps=2"
 RECIPES = {
-    "stage1": Recipe("train_configs/mini_stage1_pretrain.yaml", "mini_stage1", _few(12, "cc_sbu", _WARM_UP)),
-    "stage2": Recipe("train_configs/mini_stage2_finetune.yaml", "mini_stage2", _few(9, "cc_sbu_align", _WARM_UP)),
-    FLICKR: Recipe("train_configs/mini_flickr_finetune.yaml", "mini_flickr", _few(3, FLICKR_DATA, _WARM_UP)),
+    "stage1": Recipe("train_configs/mini_stage1_pretrain.yaml", "mini_stage1", _few(8, "cc_sbu", _WARM_UP)),
+    "stage2": Recipe("train_configs/mini_stage2_finetune.yaml", "mini_stage2", _few(6, "cc_sbu_align", _WARM_UP)),
+    FLICKR: Recipe(
+        "train_configs/mini_flickr_finetune.yaml",
+        "mini_flickr",
+        _few(3, FLICKR_DATA, _WARM_UP, f"run.max_epoch={FAST_EPOCHS}"),
+    ),
 }
 LLAVA_RECIPES = {
     "stage1": Recipe("train_configs/mini_llava_pretrain.yaml", "mini_llava_stage1", _few(5, "mini_llava")),
@@ -217,6 +221,8 @@ class Place:
             self.output /= f"seed{seed}"
         self.llm, self.clip = Path("data/mini/smollm2-135m-instruct"), Path("data/mini/clip")
         self.size = FAST_SIZE if fast else WorldSize()
+        self.epochs = FAST_EPOCHS if fast else EPOCHS
+        """Of the last recipe."""
         self.conversations = FAST_CONVERSATIONS if fast else ConversationSize()
         self.evaluation, self.report = self.output / "evaluation", self.output / "report.txt"
 
@@ -253,7 +259,9 @@ def steps(place: Place, precision: str) -> list[Step]:
         Step(language_model, 20, lambda: False, lambda _: _language_model(place)),
         _training(place, precision, "stage 1: alt-texts", 125, place.trained("stage1"), RECIPES["stage1"], stage1),
         _training(place, precision, "stage 2: descriptions", 75, place.trained("stage2"), RECIPES["stage2"], stage2),
-        _training(place, precision, "Flickr30k finetune", 195, place.trained(FLICKR), RECIPES[FLICKR], flickr, EPOCHS),
+        _training(
+            place, precision, "Flickr30k finetune", 195, place.trained(FLICKR), RECIPES[FLICKR], flickr, place.epochs
+        ),
         Step("captions and metrics", 90, scores.is_file, lambda progress: _evaluate(place, precision, progress)),
         Step("report", 5, place.report.is_file, lambda _: _write_report(place, "report", place.data)),
     ]
@@ -272,7 +280,7 @@ def llava_steps(place: Place, precision: str) -> list[Step]:
         return f"{data}" + ("" if write_conversations(data, place.conversations) else ", drawn before")
 
     def write_models(_: Progress) -> str:
-        from minigpt4.mini.llava import write_clip  # imports all models
+        from minigpt4.mini.llava import write_clip
 
         write_clip(place.clip)
         return f"{place.clip}, {_language_model(place)}"
@@ -361,7 +369,7 @@ def _evaluate(place: Place, precision: str, progress: Progress) -> str:
     last = newest_checkpoint(place.output / FLICKR, RECIPES[FLICKR].job)
     if last is None:
         raise MiniGPT4Error(f"{place.output / FLICKR}: no checkpoint; delete {place.trained(FLICKR)} to train")
-    epochs = {f"epoch {epoch}": last.parent / f"checkpoint_{epoch}.pth" for epoch in range(EPOCHS)}
+    epochs = {f"epoch {epoch}": last.parent / f"checkpoint_{epoch}.pth" for epoch in range(place.epochs)}
     script = [script_path("eval_scripts/eval_flickr30k.py"), "--cfg-path", EVALUATION, "--metrics", *PUBLISHED_FAMILIES]
     options = [*_flickr_files(place), *_model(place, precision)]
     return _run_evaluation(place, script, options, {"pretrained": place.trained("stage2"), **epochs}, progress)

@@ -11,7 +11,7 @@ pytest.importorskip("ipykernel", reason='ipykernel is missing: pip install -e ".
 
 
 @pytest.mark.timeout(1800)
-def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, language_model):
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, shallow_language_model):
     import nbformat
 
     book = nbformat.read(ROOT / "notebooks/quickstart.ipynb", as_version=4)
@@ -19,7 +19,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch, language_mo
     assert all(cell.outputs == [] and cell.execution_count is None for cell in cells)  # committed without outputs
     monkeypatch.setenv("MINIGPT4_NOTEBOOK_FAST", "1")
     (tmp_path / "mini_world/data/mini").mkdir(parents=True)
-    (tmp_path / "mini_world/data/mini/smollm2-135m-instruct").symlink_to(language_model)
+    (tmp_path / "mini_world/data/mini/smollm2-135m-instruct").symlink_to(shallow_language_model)
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     nbclient.NotebookClient(book, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
     said = ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]

@@ -89,9 +89,11 @@ def test_true_answers_are_all_right_and_those_of_other_scenes_are_not():
 
 
 @pytest.mark.timeout(1800)
-def test_both_stages_of_llava_run_and_report_from_the_wheel_without_a_checkout(tmp_path, installed, language_model):
+def test_both_stages_of_llava_run_and_report_from_the_wheel_without_a_checkout(
+    tmp_path, installed, shallow_language_model
+):
     (tmp_path / "data/mini").mkdir(parents=True)
-    (tmp_path / "data/mini/smollm2-135m-instruct").symlink_to(language_model)  # the rest of the folder is empty
+    (tmp_path / "data/mini/smollm2-135m-instruct").symlink_to(shallow_language_model)  # the rest of the folder is empty
     command = [sys.executable, "-m", "minigpt4", "quickstart", "--llava", "--fast"]
     own = {"PYTHONPATH": str(installed), "TQDM_DISABLE": "1"}
     settings = {"cwd": tmp_path, "env": os.environ | own, "capture_output": True, "text": True}

@@ -206,12 +206,6 @@ def online(serve):
         yield online
 
 
-OF_LORA = """
-from minigpt4.common import hub
-print(hub.local_path("hf:me/lora/adapter_model.safetensors", "").parent)
-"""
-
-
 def test_names_on_the_hub_train_as_the_folders_do_and_without_network_from_its_cache(
     tiny, losses, tools, llava_dir, llava_section, port, serve, online
 ):
