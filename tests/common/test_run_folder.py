@@ -63,10 +63,11 @@ def test_run_json_names_the_commit_and_whether_files_differ_from_it(tmp_path):
     file = shutil.copy(run_folder.__file__, tmp_path)
     spec = importlib.util.spec_from_file_location("run_folder_of_a_checkout", file)
     spec.loader.exec_module(copied := importlib.util.module_from_spec(spec))
-    assert copied.git_state() is None
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
-    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
+    for arguments in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "of others"], ["add", "."]):
+        assert copied.git_state() is None
         subprocess.run([*git, *arguments], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "one"], check=True)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     (tmp_path / "untracked.log").touch()
     for changed in (False, True):
