@@ -26,7 +26,7 @@ def test_run_folder_is_measured_in_all_ways_and_reported(benchmark, shared, warm
     document = tmp_path / "performance.md"
     document.write_text("# Performance\n\nKept.\n")
     arguments = ["--cfg-path", str(shared.config), "--run", str(shared.folder), "--write", str(document)]
-    assert benchmark.main([*arguments, "--images", "5", "--repeats", "1", "--metrics", "BLEU", "CIDEr"]) == 0
+    assert benchmark.main([*arguments, "--images", "5", "--repeats", "1", "--metrics", "BLEU"]) == 0
     shown = capsys.readouterr().out
     assert "2 checkpoints on 5 images (flickr30k_grounded_detail, test," in shown
     assert "10 of its 10 captions are those of the other runs" in shown  # their scores must be the same, then

@@ -103,8 +103,8 @@ def test_a_judge_that_refuses_costs_no_judgement(chat_server, make, tmp_path):
     chat_server.requests.clear()
     review(make("another.jsonl"), comparisons, output)
     assert [line["content"] for line in lines_of(output)] == replies
-    asked = [request["messages"][1]["content"] for request in chat_server.requests]
-    assert asked == [one.message for one in comparisons[2:]]
+    asked = {request["messages"][1]["content"] for request in chat_server.requests}
+    assert asked == {one.message for one in comparisons[2:]}
 
 
 def test_killed_in_the_middle_it_goes_on(chat_server, tmp_path, command, warm):

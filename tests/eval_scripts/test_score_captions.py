@@ -5,8 +5,10 @@ import re
 
 import pytest
 
+from minigpt4.common.errors import SampleError
 from minigpt4.evaluation import score_captions
 from minigpt4.evaluation.bootstrap import ratio_interval, wilson
+from minigpt4.evaluation.coverage import coverage
 
 RESULTS = [{"image_id": 42, "caption": "A dog sleeps on a blanket."}, {"image_id": 7, "caption": ""}]
 REFERENCES = {"42": ["A dog sleeps", "A cat"], "7": ["Two people walk"]}
@@ -119,6 +121,11 @@ def test_coverage_of_captions_asks_once_about_five_of_an_image_and_nothing_in_a_
     assert "2 images have fewer than 5 captions" in shown
     chat_server.requests.clear()
     assert (cover(), chat_server.requests) == ((shown, scored), [])
+
+
+def test_image_without_captions_is_named_before_the_judge_is_asked():
+    with pytest.raises(SampleError, match="1 images have no captions, such as 3"):
+        coverage(None, DESCRIPTIONS, CAPTIONS | {"3": []}, "captions")
 
 
 def test_coverage_of_objects_is_the_share_that_covers_the_first_caption(chat_server, cover):

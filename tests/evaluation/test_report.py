@@ -125,9 +125,10 @@ def test_order_follows_the_choices(shown):
         ("worst first", "first", "CIDEr", rising),
         ("best first", "first", "CIDEr", falling),
         ("best first", "last", "ROUGE-L", ["130", "129", "131"]),
-        ("most lost", "last", "CIDEr", falling),
-        ("most gained", "last", "CIDEr", rising),
         ("order of the data", "last", "CIDEr", falling),
+        ("most gained", "last", "CIDEr", rising),
+        ("most lost", "last", "CIDEr", falling),
+        ("most lost", "first", "CIDEr", falling),  # which no image loses against itself
     ):
         _choose(shown, order=order, checkpoint=checkpoint, metric=metric)
         assert _ids(shown)[:3] == first
