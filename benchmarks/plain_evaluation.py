@@ -23,7 +23,8 @@ from minigpt4.common.registry import registry
 from minigpt4.common.utils import exit_status
 from minigpt4.conversation.decoding import clean_generated
 from minigpt4.evaluation import command
-from minigpt4.evaluation.caption_run import for_evaluation, read_data
+from minigpt4.evaluation.caption_run import read_data
+from minigpt4.evaluation.command import for_evaluation
 from minigpt4.evaluation.metrics import FAMILIES, java_on_path
 from minigpt4.inference.pipeline import PromptRules
 from minigpt4.models.mini_gpt4 import MiniGPT4

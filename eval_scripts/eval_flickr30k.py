@@ -31,13 +31,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Cheap checks first; then caption, score and write the report."""
-    with quick_imports():
-        from minigpt4.evaluation.caption_run import evaluate, for_evaluation
-        from minigpt4.evaluation.report import headline, scores_of
-
-    config = command.read_config(args, for_evaluation)
+    config = command.read_config(args, command.for_evaluation)
     require_caption_metrics("--metrics")
     require_packages("metrics.png", "eval", "matplotlib")
+    with quick_imports():
+        from minigpt4.evaluation.caption_run import evaluate
+        from minigpt4.evaluation.report import headline, scores_of
+
     with command.started(args, config) as run:
         results = evaluate(run, args.reference_mode, args.metrics)
         if results is not None:

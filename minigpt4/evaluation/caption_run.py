@@ -3,7 +3,6 @@
 It leaves captions, scores as CSV, JSON and Markdown, a chart and a page. No file holds the number of processes.
 """
 
-import dataclasses
 import html
 import json
 import logging
@@ -20,7 +19,7 @@ from minigpt4.datasets import ImageCaptionJson, build_datasets
 from minigpt4.evaluation import report
 from minigpt4.evaluation.bootstrap import DRAWS, Bootstrap
 from minigpt4.evaluation.caption_data import CaptionData, CaptionItem, ReferenceMode
-from minigpt4.evaluation.command import EvaluationRun
+from minigpt4.evaluation.command import EvaluationRun, split_of
 from minigpt4.evaluation.generate import predict, setup_metadata
 from minigpt4.evaluation.metrics import CaptionScorer
 from minigpt4.inference.pipeline import PromptRules
@@ -40,18 +39,6 @@ GALLERY_METRICS = ("CIDEr", "ROUGE-L")
 MAX_IMAGES = 1000
 BLUE, ORANGE = "#0072B2", "#E69F00"
 """Of Okabe and Ito's palette, which colour-blind people can tell apart."""
-
-
-def for_evaluation(cfg: Config) -> Config:
-    """The config without what an evaluation does not read: `model.ckpt` and the training annotations."""
-    split = _split(cfg)
-    datasets = {}
-    for name, section in cfg.datasets.items():
-        info = section.build_info
-        own = getattr(info, f"{split}_ann_path", None)
-        info = dataclasses.replace(info, ann_path=own) if own and info.image_path else info
-        datasets[name] = dataclasses.replace(section, build_info=info)
-    return cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None), datasets=datasets)
 
 
 def evaluate(run: EvaluationRun, reference_mode: ReferenceMode, families: Sequence[str]) -> dict[str, Any] | None:
@@ -103,19 +90,12 @@ def evaluate(run: EvaluationRun, reference_mode: ReferenceMode, families: Sequen
     return results
 
 
-def _split(cfg: Config) -> str:
-    splits = cfg.run.test_splits or ["test"]
-    if len(splits) != 1:
-        raise ConfigError(f"{cfg.source}: run.test_splits: {', '.join(splits)}: an evaluation takes one split")
-    return splits[0]
-
-
 def read_data(cfg: Config) -> CaptionData:
     """The images of an evaluation; ConfigError unless its one dataset has images and captions."""
     if len(cfg.datasets) != 1:
         names = ", ".join(cfg.datasets) or "none"
         raise ConfigError(f"{cfg.source}: datasets: {names}: an evaluation of captions takes exactly one dataset")
-    split = _split(cfg)
+    split = split_of(cfg)
     ((name, own),) = build_datasets(cfg.datasets, [split], feature_cache(cfg)).items()
     if not isinstance(own[split], ImageCaptionJson):
         raise ConfigError(f"{cfg.source}: datasets.{name}.builder: captions are evaluated on image_caption_json only")

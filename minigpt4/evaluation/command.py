@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minigpt4.common.binding import require_paths
 from minigpt4.common.config import Config
+from minigpt4.common.errors import ConfigError
 from minigpt4.common.logger import setup_logging
 from minigpt4.common.utils import exit_status, quick_imports
 from minigpt4.evaluation.judge import Judge, JudgeEndpoint
@@ -153,6 +154,26 @@ def judge_of(args: argparse.Namespace, ledger: Path | None = None, **changes: An
 def without_datasets(cfg: Config) -> Config:
     """The config of a command whose images come from an option: no `model.ckpt`, no datasets."""
     return cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None), datasets={})
+
+
+def for_evaluation(cfg: Config) -> Config:
+    """The config without what an evaluation does not read: `model.ckpt` and the training annotations."""
+    split = split_of(cfg)
+    datasets = {}
+    for name, section in cfg.datasets.items():
+        info = section.build_info
+        own = getattr(info, f"{split}_ann_path", None)
+        info = dataclasses.replace(info, ann_path=own) if own and info.image_path else info
+        datasets[name] = dataclasses.replace(section, build_info=info)
+    return cfg.replace(model=dataclasses.replace(cfg.model, ckpt=None), datasets=datasets)
+
+
+def split_of(cfg: Config) -> str:
+    """The one split of an evaluation; ConfigError for several."""
+    splits = cfg.run.test_splits or ["test"]
+    if len(splits) != 1:
+        raise ConfigError(f"{cfg.source}: run.test_splits: {', '.join(splits)}: an evaluation takes one split")
+    return splits[0]
 
 
 def read_config(args: argparse.Namespace, prepare: Callable[[Config], Config] = without_datasets) -> Config:

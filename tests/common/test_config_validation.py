@@ -8,8 +8,7 @@ import pytest
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
 from minigpt4.datasets import builder_of
-from minigpt4.evaluation.caption_run import for_evaluation
-from minigpt4.evaluation.command import without_datasets
+from minigpt4.evaluation.command import for_evaluation, without_datasets
 from minigpt4.evaluation.generate import batch_size
 from minigpt4.inference.pipeline import image_processor, image_provenance
 
