@@ -63,10 +63,10 @@ def poll(pid):
     return os.waitstatus_to_exitcode(status) if done else None
 
 
+importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")  # makes its table
 for module in (*LATE, *sys.argv[1:]):
     importlib.import_module(module)
 importlib.import_module("PIL.Image").init()
-importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")  # makes its table
 for line in sys.stdin:
     request = json.loads(line)
     answer = poll(request["poll"]) if "poll" in request else start(request)
