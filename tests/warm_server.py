@@ -64,10 +64,10 @@ def poll(pid):
     return os.waitstatus_to_exitcode(status) if done else None
 
 
+importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")  # makes its table
 for module in (*LATE, *sys.argv[1:]):
     importlib.import_module(module)
 importlib.import_module("PIL.Image").init()
-importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")  # makes its table
 gc.freeze()  # or each child's collector would look at all that, and copy its pages
 for line in sys.stdin:
     request = json.loads(line)

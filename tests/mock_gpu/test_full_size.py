@@ -48,7 +48,8 @@ def test_memory_of_a_step_is_what_check_says_and_it_waits_for_nothing(gpu_step, 
     arguments = ("--llm", llm, "--steps", "4", "--options", *options)
     step = gpu_step(recipe, *arguments, processes=gpus, MOCK_CUDA_GIB="141")
     _, table = _check(recipe, *options, gpus=gpus)
-    assert step["allocated_gib"] == pytest.approx(table["total"] - table[ALLOWANCE], rel=0.03)
+    near = 0.015 if name == "sharded" else 0.03  # where a layer that is gathered too much is 3 %
+    assert step["allocated_gib"] == pytest.approx(table["total"] - table[ALLOWANCE], rel=near)
     assert set(step["waits"][2:]) == {0} or gpus == 2
 
 

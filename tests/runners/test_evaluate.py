@@ -9,6 +9,7 @@ import pytest
 from minigpt4.check import check
 from minigpt4.common.config import Config
 from minigpt4.common.errors import ConfigError
+from minigpt4.evaluation import METRICS
 
 EVALUATE = ("run.evaluate=True", "run.test_splits=[test]")
 TRAIN = ("run.valid_splits=[val]", "run.test_splits=[test]", "run.max_epoch=3", "run.iters_per_epoch=2")
@@ -20,9 +21,10 @@ def tested(validated, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tested")
     tiny = type(validated)(folder, folder / "recipe.yaml")
     shutil.copytree(validated.folder / "cc_sbu_align", folder / "cc_sbu_align")
-    records = [{"image_id": str(n), "caption": f"The boat {'is small ' * n}"} for n in range(4, 8)]
-    (folder / "test.json").write_text(json.dumps(records))
     shutil.copy(validated.folder / "val.json", folder)
+    captions = [record["caption"] for record in json.loads((folder / "val.json").read_text())]
+    records = [{"image_id": str(n), "caption": captions[n % 4]} for n in range(4, 8)]
+    (folder / "test.json").write_text(json.dumps(records))
     recipe = validated.recipe.read_text().replace(str(validated.folder), str(folder))
     tiny.recipe.write_text(recipe.replace("val_ann_path", f"test_ann_path: {folder}/test.json, val_ann_path"))
     return tiny
@@ -98,7 +100,8 @@ def test_model_ckpt_is_evaluated_alike_by_one_and_two_processes_with_and_without
         lines.append(of_test(run))
     assert lines[1] == pytest.approx(lines[0], rel=1e-5)
     assert lines[2] == pytest.approx(lines[0], rel=1e-5)
-    assert {"test_BLEU-4", "test_CIDEr", "test_ROUGE-L"} <= lines[0].keys()
+    scores = [lines[0][f"test_{name}"] for name in METRICS]
+    assert max(scores) > 0, scores
     assert "loading the vision encoder now" not in result.text()
 
 
