@@ -117,13 +117,14 @@ def test_a_reply_that_is_closed_while_it_waits_is_never_begun_and_gives_its_plac
 def test_a_request_that_cannot_be_read_fails_alone(make, images):
     engine = make()
     good, asked = engine.submit(request(engine)), request(engine, images=images)
-    for bad, error, complaint in (
-        (request(engine, decoding=Decoding(max_new_tokens=1 << 20)), SampleError, "lower the maximum of new tokens"),
-        (replace(asked, pictures=asked.pictures[:1]), SampleError, "room for 2 images, not 1"),
-        (request(engine, checkpoint="last"), ConfigError, "no checkpoint 'last'.*minigpt4"),
-        (request(engine, stop=[""]), ConfigError, "empty string"),
+    for change, complaint in (({"checkpoint": "last"}, "no checkpoint 'last'.*minigpt4"), ({"stop": [""]}, "empty")):
+        with pytest.raises(ConfigError, match=complaint):  # at once
+            engine.submit(replace(asked, **change))
+    for bad, complaint in (
+        (request(engine, decoding=Decoding(max_new_tokens=1 << 20)), "lower the maximum of new tokens"),
+        (replace(asked, pictures=asked.pictures[:1]), "room for 2 images, not 1"),
     ):
-        with pytest.raises(error, match=complaint):
+        with pytest.raises(SampleError, match=complaint):
             list(engine.submit(bad))
     assert "".join(good) == generated(engine, good.request)
 
