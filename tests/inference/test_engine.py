@@ -201,6 +201,8 @@ def test_maps_are_made_between_the_tokens_of_answers_that_stay_as_they_are(make,
         assert maps_nhw.shape == (2, 4, 4)
         torch.testing.assert_close(*map(torch.from_numpy, (found["minigpt4"][method], maps_nhw)), rtol=1e-4, atol=1e-6)
         assert not (found["second"][method] == maps_nhw).all()
+    with pytest.raises(ConfigError):
+        engine.maps(replace(asked, checkpoint="none"), answer, 2)
     engine.stop()
     with pytest.raises(RunError):
         engine.maps(asked, answer, 2)
