@@ -117,13 +117,14 @@ def test_a_reply_that_is_closed_while_it_waits_is_never_begun_and_gives_its_plac
 def test_a_request_that_cannot_be_read_fails_alone(make, images):
     engine = make()
     good, asked = engine.submit(request(engine)), request(engine, images=images)
-    for bad, error, complaint in (
-        (request(engine, decoding=Decoding(max_new_tokens=1 << 20)), SampleError, "lower the maximum of new tokens"),
-        (replace(asked, pictures=asked.pictures[:1]), SampleError, "room for 2 images, not 1"),
-        (request(engine, checkpoint="last"), ConfigError, "no checkpoint 'last'.*minigpt4"),
-        (request(engine, stop=[""]), ConfigError, "empty string"),
+    for change, complaint in (({"checkpoint": "last"}, "no checkpoint 'last'.*minigpt4"), ({"stop": [""]}, "empty")):
+        with pytest.raises(ConfigError, match=complaint):  # at once
+            engine.submit(replace(asked, **change))
+    for bad, complaint in (
+        (request(engine, decoding=Decoding(max_new_tokens=1 << 20)), "lower the maximum of new tokens"),
+        (replace(asked, pictures=asked.pictures[:1]), "room for 2 images, not 1"),
     ):
-        with pytest.raises(error, match=complaint):
+        with pytest.raises(SampleError, match=complaint):
             list(engine.submit(bad))
     assert "".join(good) == generated(engine, good.request)
 
@@ -200,6 +201,8 @@ def test_maps_are_made_between_the_tokens_of_answers_that_stay_as_they_are(make,
         assert maps_nhw.shape == (2, 4, 4)
         torch.testing.assert_close(*map(torch.from_numpy, (found["minigpt4"][method], maps_nhw)), rtol=1e-4, atol=1e-6)
         assert not (found["second"][method] == maps_nhw).all()
+    with pytest.raises(ConfigError):
+        engine.maps(replace(asked, checkpoint="none"), answer, 2)
     engine.stop()
     with pytest.raises(RunError):
         engine.maps(asked, answer, 2)
