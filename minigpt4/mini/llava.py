@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from minigpt4.common.utils import quick_imports
-from minigpt4.evaluation.caption_data import require_same_ids
 from minigpt4.evaluation.report import Table
 from minigpt4.mini.files import IMAGE_SIZE, PATCH_SIZE, TRUTH_FILE, VIT_FILE, VIT_SIZES
 from minigpt4.mini.report import COLOUR_PATTERN, COLUMNS, draw_figure, measure, named_things, percent, shuffled
@@ -161,6 +160,7 @@ def write_report(output: Path, evaluation: Path, data: Path) -> None:
     SampleError if a file of answers does not hold exactly the questions.
     """
     with quick_imports():
+        from minigpt4.evaluation.caption_data import require_same_ids
         from minigpt4.evaluation.questions import read_answer_lines, read_lines
     questions = {key: record for key, record, _ in read_lines(data / "questions_test.jsonl")}
     truth = {key: record["text"] for key, record in read_answer_lines(data / "answers_test.jsonl").items()}
