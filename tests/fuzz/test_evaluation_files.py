@@ -1,5 +1,6 @@
 """Files of benchmarks, judges and curations that somebody damaged: read, or refused by name, never a traceback."""
 
+import base64
 import hashlib
 import json
 from collections.abc import Callable
@@ -8,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
 
 from minigpt4.ablation import read_plan
 from minigpt4.common.curation_schema import ExportConfig
@@ -28,7 +28,7 @@ VALUES = (
 YAML_VALUES = [one for one in VALUES if one != "\ud83d"]
 GQA = list(CASES["gqa"]["questions"].values())[:3]
 POPE = [{"question_id": n, "image": "a.png", "text": "Is there a dog?", "label": "no"} for n in range(3)]
-BENCHMARKS = {
+QUESTIONS = {
     "vqa": ("vqav2.json", CASES["vqa"]["questions"]),
     "aokvqa": ("aokvqa.json", CASES["aokvqa"]["dataset"]),
     "gqa": ("gqa.json", {str(n): one for n, one in enumerate(GQA)}),
@@ -55,117 +55,101 @@ SAID = {"model": "m", "row": 0, "checkpoint": {"sha256": "x"}, "setup": {}, "ans
 VERDICTS = {"judge": "j", "kind": "model", "verdicts": {"k": {"pass": True, "reason": "r"}, "l": None}}
 
 
+PIXEL = base64.b64decode("R0lGODdhAQABAIAAAP///wAAACwAAAAAAQABAAACAkQBADs=")
+REASON = [{"step": "refine", "rule": "r", "evidence": "e"}]
+KEPT = {
+    "image": "a.png",
+    "sha256": hashlib.sha256(PIXEL).hexdigest(),
+    "text": "A dog runs.",
+    "failed_rules": [],
+    "review": REASON,
+}
+REVIEWS = [
+    {"id": "a", "reviewer": "x", "verdict": "reject", "reasons": ["other"], "seconds": 2.0, "time": "2026"},
+    {"id": "b", "reviewer": "x", "verdict": "edit", "text": "A cat.", "reasons": []},
+]
+IMAGES = [{"id": n, "file_name": f"{n}.jpg", "width": 10, "height": 10} for n in (1, 2)]
+CAPTIONS = {"images": IMAGES, "annotations": [{"image_id": n, "caption": "a dog"} for n in (1, 2)]}
+BOXES = {"images": IMAGES, "categories": [{"id": 1, "name": "dog"}]}
+BOXES["annotations"] = [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}]
+
+
+def questions(benchmark: str, file: str, **more: str) -> Callable[[Path], Any]:
+    """Reads the questions of a benchmark from a folder; `more` files by their kind."""
+    read = getattr(vqa_data, f"read_{benchmark}")
+
+    def read_folder(folder: Path) -> Any:
+        files = {kind: folder / name for kind, name in more.items()}
+        return vqa_data.read_questions(read, vqa_data.Files(folder / file, images=folder, **files))
+
+    return read_folder
+
+
+def read_answers(folder: Path) -> Any:
+    return [one.key for own in advanced.read_answers(folder) for one in own.answers]
+
+
+ASKED_VQA, ASKED_GQA = {"vqav2.json": QUESTIONS["vqa"][1]}, {"gqa.json": QUESTIONS["gqa"][1]}
+SCIENCE_FILES = {name: json.loads((SCIENCE / name).read_text()) for name in ("problems.json", "pid_splits.json")}
+CASES_OF = {
+    **{name: (40, questions(name, file), {file: content}) for name, (file, content) in QUESTIONS.items()},
+    "answers": (
+        60,
+        questions("vqa", "vqav2.json", annotations="a.json"),
+        ASKED_VQA | {"a.json": CASES["vqa"]["annotations"]},
+    ),
+    "choices": (
+        60,
+        questions("gqa", "gqa.json", choices="c.json"),
+        ASKED_GQA | {"c.json": CASES["gqa"]["choices"]},
+    ),
+    "science_qa": (60, questions("science_qa", ""), SCIENCE_FILES),
+    "judge": (100, lambda folder: llava_bench.read_comparisons(*(folder / name for name in BENCH)), BENCH),
+    "tasks": (80, lambda folder: advanced.read_tasks(folder / "t.json", folder, {}, None, 0), {"t.json": TASKS}),
+    "checkpoints": (80, read_answers, {"answers_m.json": SAID}),
+    "verdicts": (80, advanced.read_verdicts, {"verdicts_j.json": VERDICTS}),
+    "curation": (
+        60,
+        lambda folder: export(CurationFolder(folder), ExportConfig(), 0),
+        {"4_filtered.jsonl": [{"id": key, **KEPT} for key in "ab"], "5_reviews.jsonl": REVIEWS},
+    ),
+    "boxes": (
+        80,
+        lambda folder: [one.text(boxes=True) for one in read_images(folder / "c.json", folder / "b.json")],
+        {"c.json": CAPTIONS, "b.json": BOXES},
+    ),
+}
+"""Number of cases, what reads a folder, and its good files."""
+
+
 def written(file: Path, content: Any) -> Path:
     lines = file.suffix == ".jsonl" and isinstance(content, list)
     file.write_text("".join(json.dumps(one) + "\n" for one in content) if lines else json.dumps(content))
     return file
 
 
-def damage(file: Path, content: Any, chance: Any) -> None:
-    """Write the content with one entry or some bytes changed."""
-    written(file, chance.change(content, lambda _: chance.choice(VALUES), ("id", "", "image")))
-    if chance.random() < 0.3:
-        file.write_bytes(chance.change_bytes(file.read_bytes()))
-
-
-def readable_or_refused(read: Callable[[], Any], file: Path, name: str) -> None:
+def readable_or_refused(read: Callable[[], Any], folder: Path, name: str) -> None:
     error = ""
     try:
         read()
     except MiniGPT4Error as refusal:
         error = str(refusal)
-    assert not error or str(file.parent) in error, (name, error)
+    assert not error or str(folder) in error, (name, error)
 
 
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_questions_of_benchmarks(random_cases, tmp_path, benchmark):
-    file, content = tmp_path / BENCHMARKS[benchmark][0], BENCHMARKS[benchmark][1]
-    reader = getattr(vqa_data, f"read_{benchmark}")
-    for name, chance in random_cases(40):
-        damage(file, content, chance)
-        readable_or_refused(lambda: vqa_data.read_questions(reader, vqa_data.Files(file, images=tmp_path)), file, name)
-
-
-def test_answers_choices_and_problems_of_benchmarks(random_cases, tmp_path):
-    questions = {"annotations": ("vqa", CASES["vqa"]["annotations"]), "choices": ("gqa", CASES["gqa"]["choices"])}
-    problems = json.loads((SCIENCE / "problems.json").read_text())
-    (tmp_path / "pid_splits.json").write_bytes((SCIENCE / "pid_splits.json").read_bytes())
-    for name, chance in random_cases(60):
-        for kind, (benchmark, content) in questions.items():
-            asked = written(tmp_path / "asked.json", BENCHMARKS[benchmark][1])
-            file, reader = tmp_path / f"{kind}.json", getattr(vqa_data, f"read_{benchmark}")
-            damage(file, content, chance)
-            files = vqa_data.Files(asked, images=tmp_path, **{kind: file})
-            readable_or_refused(lambda r=reader, f=files: vqa_data.read_questions(r, f), file, name)
-        file, files = tmp_path / "problems.json", vqa_data.Files(tmp_path)
-        damage(file, problems, chance)
-        readable_or_refused(lambda f=files: vqa_data.read_questions(vqa_data.read_science_qa, f), file, name)
-
-
-def test_what_a_judge_compares(random_cases, tmp_path):
-    files = [written(tmp_path / name, content) for name, content in BENCH.items()]
-    assert len(llava_bench.read_comparisons(*files)) == 2
-    for name, chance in random_cases(100):
-        file = chance.choice(files)
-        damage(file, BENCH[file.name], chance)
-        readable_or_refused(lambda: llava_bench.read_comparisons(*files), file, name)
-        written(file, BENCH[file.name])
-
-
-def test_tasks_answers_and_verdicts(random_cases, tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    for name, chance in random_cases(80):
-        file = tmp_path / "tasks.json"
-        damage(file, TASKS, chance)
-        readable_or_refused(lambda f=file: advanced.read_tasks(f, tmp_path, {}, None, 0), file, name)
-        file = tmp_path / "answers_m.json"
-        damage(file, SAID, chance)
-        readable_or_refused(
-            lambda: [one.key for own in advanced.read_answers(tmp_path) for one in own.answers], file, name
-        )
-        file = tmp_path / "verdicts_j.json"
-        damage(file, VERDICTS, chance)
-        readable_or_refused(lambda: advanced.read_verdicts(tmp_path), file, name)
-
-
-def test_records_and_verdicts_of_a_curation(random_cases, tmp_path):
-    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
-    digest = hashlib.sha256((tmp_path / "a.png").read_bytes()).hexdigest()
-    reason = [{"step": "refine", "rule": "r", "evidence": "e"}]
-    common = {"image": "a.png", "sha256": digest, "text": "A dog runs.", "failed_rules": [], "review": reason}
-    contents = {
-        "4_filtered.jsonl": [{"id": key, **common} for key in "ab"],
-        "5_reviews.jsonl": [
-            {"id": "a", "reviewer": "x", "verdict": "reject", "reasons": ["other"], "seconds": 2.0, "time": "2026"},
-            {"id": "b", "reviewer": "x", "verdict": "edit", "text": "A cat.", "reasons": []},
-        ],
-    }
-    folder = CurationFolder(tmp_path)
-    for file, content in contents.items():
-        written(tmp_path / file, content)
-    assert export(folder, ExportConfig(), 0)["records"] == 1
-    for name, chance in random_cases(60):
-        file = tmp_path / chance.choice(list(contents))
-        damage(file, contents[file.name], chance)
-        readable_or_refused(lambda: export(folder, ExportConfig(), 0), file, name)
-        written(file, contents[file.name])
-
-
-def test_captions_and_boxes(random_cases, tmp_path):
-    images = [{"id": n, "file_name": f"{n}.jpg", "width": 10, "height": 10} for n in (1, 2)]
-    contents = {
-        "captions.json": {"images": images, "annotations": [{"image_id": n, "caption": "a dog"} for n in (1, 2)]},
-        "instances.json": {
-            "images": images,
-            "categories": [{"id": 1, "name": "dog"}],
-            "annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, 1, 5, 5]}],
-        },
-    }
+@pytest.mark.parametrize("kind", CASES_OF)
+def test_a_damaged_file_is_read_or_refused_by_name(random_cases, tmp_path, kind):
+    count, read, contents = CASES_OF[kind]
+    (tmp_path / "a.png").write_bytes(PIXEL)
     files = [written(tmp_path / name, content) for name, content in contents.items()]
-    for name, chance in random_cases(80):
+    read(tmp_path)
+    for name, chance in random_cases(count):
         file = chance.choice(files)
-        damage(file, contents[file.name], chance)
-        readable_or_refused(lambda: [one.text(boxes=True) for one in read_images(*files)], file, name)
+        changed = chance.change(contents[file.name], lambda _, draw=chance: draw.choice(VALUES), ("id", "", "image"))
+        written(file, changed)
+        if chance.random() < 0.3:
+            file.write_bytes(chance.change_bytes(file.read_bytes()))
+        readable_or_refused(lambda: read(tmp_path), tmp_path, name)
         written(file, contents[file.name])
 
 
@@ -175,4 +159,4 @@ def test_plans_of_ablations(random_cases, tmp_path, monkeypatch):
     for name, chance in random_cases(40):
         changed = chance.change(plan, lambda _, chance=chance: chance.choice(YAML_VALUES), ("zz", ""))
         file.write_text(yaml.safe_dump(changed, allow_unicode=True))
-        readable_or_refused(lambda: read_plan(file), file, name)
+        readable_or_refused(lambda: read_plan(file), tmp_path, name)

@@ -1,14 +1,12 @@
 """Broken weights files, thousands of them: each loads right or is a WeightsError that names it, in bounded memory."""
 
 import copy
-import importlib.util
 import io
 import json
 import pickle
 import random
 import resource
 import struct
-import sys
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -29,7 +27,6 @@ from minigpt4.models.loading import load_trained
 MEMORY_KIB = 300 << 10
 """What a test may add to the memory of its process, whatever its files claim."""
 
-RUNNERS = Path(__file__).parents[1] / "runners"
 SHAPES = {"llama_proj.weight": (6, 4), "llama_proj.bias": (6,)}
 CFG = MiniGPT4Config(llama_model="llm")
 
@@ -252,10 +249,10 @@ def test_files_that_no_writer_makes(tmp_path, random_cases):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, parity_dir) -> Iterator[Any]:
+def run(tmp_path_factory, parity_dir, load_script) -> Iterator[Any]:
     """A runner that has saved a checkpoint in the middle of an epoch, with gradients that wait."""
-    tiny = of_runners("conftest").make_tiny(tmp_path_factory.mktemp("run"), parity_dir)
-    runner = of_runners("building").build(tiny.recipe, "run.accum_grad_iters=2", "run.log_freq=100")
+    tiny = load_script("tests/runners/conftest.py").make_tiny(tmp_path_factory.mktemp("run"), parity_dir)
+    runner = load_script("tests/runners/building.py").build(tiny.recipe, "run.accum_grad_iters=2", "run.log_freq=100")
     runner.run_log.begin()
     with runner.run_log.epoch(0, 10) as epoch_log:
         for iteration in range(3):
@@ -263,14 +260,6 @@ def run(tmp_path_factory, parity_dir) -> Iterator[Any]:
         runner.save_checkpoint("checkpoint_iter_3.pth")
     yield runner
     runner.loader.close()
-
-
-def of_runners(name: str) -> Any:
-    """A module of the tests of runners."""
-    spec = importlib.util.spec_from_file_location(f"{name}_of_fuzz", RUNNERS / f"{name}.py")
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_changed_checkpoints_of_a_run(run, random_cases):

@@ -17,30 +17,27 @@ from minigpt4.mini.llava import rightness, score, write_clip
 from minigpt4.mini.scenes import conversation, sample_scenes
 from minigpt4.models.vision_tower import build_vision_encoder, tower_pixels
 
-TRUE = {
-    "How many cats are there?": "There are two cats.",
-    "How many things are left without the owls?": "There are four things in all. Of these two are taken away, so two "
-    "are left.",
-    "Is there a bus?": "No, there is no bus in the picture.",
-    "Are there more cats than dogs?": "Yes. There are two cats and one dog, so there are more cats.",
-    "Are the cats small or large?": "They are large.",
-    "What colour is the background?": "It is pink.",
-    "What can be seen?": "Two cats and a dog.",
-    "What is above the dog?": "Two cats are above the dog.",
-    "If the picture were turned upside down, what would be at the top?": "The dog is at the bottom now. Turning swaps "
-    "top and bottom, so the dog would be at the top.",
+ANSWERS = {
+    "How many cats are there?": ("There are two cats.", "I can see two.", "There are three cats."),
+    "How many things are left without the owls?": (
+        *("There are four things in all. Of these two are taken away, so two are left.", "Two."),
+        "There are four things in all, so one is left.",
+    ),
+    "Is there a bus?": ("No, there is no bus in the picture.", "No.", "Yes, there is one bus."),
+    "Are there more cats than dogs?": (
+        *("Yes. There are two cats and one dog, so there are more cats.", "yes, two to one"),
+        "No. There are as many of one as of the other.",
+    ),
+    "Are the cats small or large?": ("They are large.", "Large ones", "They are small."),
+    "What colour is the background?": ("It is pink.", "pink!", "It is pink and white."),
+    "What can be seen?": ("Two cats and a dog.", "A dog beside two cats.", "Two cats."),
+    "What is above the dog?": ("Two cats are above the dog.", "Above the dog is one cat.", "A bus is above the dog."),
+    "If the picture were turned upside down, what would be at the top?": (
+        *("The dog is at the bottom now. Turning swaps top and bottom, so the dog would be at the top.", "A dog"),
+        "The cats would be at the top.",
+    ),
 }
-OTHER_WORDS = {
-    "How many cats are there?": ("I can see two.", "There are three cats."),
-    "How many things are left without the owls?": ("Two.", "There are four things in all, so one is left."),
-    "Is there a bus?": ("No.", "Yes, there is one bus."),
-    "Are there more cats than dogs?": ("yes, two to one", "No. There are as many of one as of the other."),
-    "Are the cats small or large?": ("Large ones", "They are small."),
-    "What colour is the background?": ("pink!", "It is pink and white."),
-    "What can be seen?": ("A dog beside two cats.", "Two cats."),
-    "What is above the dog?": ("Above the dog is one cat.", "A bus is above the dog."),
-    "If the picture were turned upside down, what would be at the top?": ("A dog", "The cats would be at the top."),
-}
+"""The truth, an answer that is right in other words, and a wrong one."""
 
 
 def test_the_clip_directory_gives_the_tokens_of_the_shipped_vision_weights(tmp_path):
@@ -59,11 +56,11 @@ def test_the_clip_directory_gives_the_tokens_of_the_shipped_vision_weights(tmp_p
     assert not clip_BNV[..., 192:].any()
 
 
-@pytest.mark.parametrize("question", TRUE)
+@pytest.mark.parametrize("question", ANSWERS)
 def test_an_answer_is_right_by_what_the_question_asks_for(question):
-    right, wrong = OTHER_WORDS[question]
-    for answer, expected in ((TRUE[question], 1), (right, 1), (wrong, 0), ("", 0)):
-        assert rightness(question, "conv", answer, TRUE[question]) == expected
+    truth, right, wrong = ANSWERS[question]
+    shares = [rightness(question, "conv", answer, truth) for answer in (truth, right, wrong, "")]
+    assert shares == [1, 1, 0, 0]
 
 
 def test_a_description_counts_by_its_true_sentences():

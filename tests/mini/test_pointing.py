@@ -52,7 +52,7 @@ def test_right_maps_have_all_points_random_ones_the_share_of_the_area(scenes):
     for number, group, boxes in groups:
         left, top, right, bottom = boxes[0]
         right_place = int((top + bottom) / 2 * 32) * 32 + int((left + right) / 2 * 32)
-        for place in draws.integers(32 * 32, size=100):
+        for place in draws.integers(32 * 32, size=40):
             maps = {"right": peak(right_place), "random": peak(place)}
             findings.append(Finding(number, group, maps, {"right": 3.0, "random": float(draws.integers(2)) * 4}))
     found = summary(findings, scenes)

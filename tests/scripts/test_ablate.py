@@ -1,11 +1,10 @@
 """`scripts/ablate.py`: a plan, killed and resumed or two jobs at once, gives one table; refusals name the place."""
 
 import hashlib
-import importlib.util
 import json
 import shutil
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -55,24 +54,11 @@ if not Path(sys.argv[1]).exists():
 """
 
 
-def load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-ablate = load("ablate", SCRIPT)
-runs = load("tiny_runs", REPOSITORY / "tests" / "runners" / "conftest.py")
-
-
 class Place:
     """A folder with a plan, its data and its results."""
 
-    def __init__(self, folder: Path, parity: Path, warm: Any, plan: str = PLAN) -> None:
+    def __init__(self, folder: Path, recipe: Path, warm: Any, plan: str) -> None:
         self.folder, self.warm = folder, warm
-        recipe = runs.make_tiny(folder, parity).recipe
         recipe.write_text(recipe.read_text().replace(str(folder), "."))
         for name, text in (("plan.yaml", plan), ("score.py", SCORE), ("check.py", CHECK)):
             (folder / name).write_text(text)
@@ -97,15 +83,27 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory, parity_dir, warm) -> tuple[Place, int]:
+def ablate(load_script) -> ModuleType:
+    return load_script("scripts/ablate.py")
+
+
+@pytest.fixture(scope="module")
+def place_in(load_script, parity_dir, warm) -> Callable[..., Place]:
+    """`place_in(folder, plan)`"""
+    runs = load_script("tests/runners/conftest.py")
+    return lambda folder, plan: Place(folder, runs.make_tiny(folder, parity_dir).recipe, warm, plan)
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory, place_in) -> tuple[Place, int]:
     """Two jobs at once, never disturbed; and the exit status."""
-    place = Place(tmp_path_factory.mktemp("calm"), parity_dir, warm, SHARED)
+    place = place_in(tmp_path_factory.mktemp("calm"), SHARED)
     return place, place.run("--jobs", "2")[0]
 
 
 @pytest.mark.timeout(1200)
-def test_a_study_that_was_killed_again_and_again_ends_with_the_same_bytes(calm, tmp_path, parity_dir, warm):
-    place, seed = Place(tmp_path / "killed", parity_dir, warm, SHARED), ("--seeds", "0")
+def test_a_study_that_was_killed_again_and_again_ends_with_the_same_bytes(calm, tmp_path, place_in):
+    place, seed = place_in(tmp_path / "killed", SHARED), ("--seeds", "0")
     for sign in ("runs/stage1-*/output.txt", "runs/stage2-*/*/checkpoint_iter_2.pth"):
         run = place.start(*seed)
         while not list(place.folder.glob(f"out/{sign}")):
@@ -117,7 +115,7 @@ def test_a_study_that_was_killed_again_and_again_ends_with_the_same_bytes(calm, 
     assert status == 1, errors[-2000:]
     assert place.done().items() >= before.items()  # nothing that was done is done again
     assert before
-    undisturbed = Place(tmp_path / "undisturbed", parity_dir, warm, SHARED)
+    undisturbed = place_in(tmp_path / "undisturbed", SHARED)
     shutil.copytree(calm[0].folder / "out", undisturbed.folder / "out")
     assert undisturbed.run(*seed)[0] == 1
     assert place.tables() == undisturbed.tables()
@@ -164,12 +162,12 @@ def test_the_same_command_retries_what_failed_and_nothing_else(calm, tmp_path):
 
 
 @pytest.fixture
-def place(tmp_path, parity_dir, monkeypatch, warm) -> Place:
+def place(tmp_path, monkeypatch, place_in) -> Place:
     monkeypatch.chdir(tmp_path)
-    return Place(tmp_path, parity_dir, warm)
+    return place_in(tmp_path, PLAN)
 
 
-def test_a_dry_run_shows_commands_and_what_is_missing_and_does_nothing(place, capsys):
+def test_a_dry_run_shows_commands_and_what_is_missing_and_does_nothing(ablate, place, capsys):
     (place.folder / "check.py").unlink()
     assert ablate.main(["plan.yaml", "--output", "out", "--seeds", "7", "--dry-run"]) == 0
     said = capsys.readouterr().out
@@ -186,7 +184,7 @@ def test_a_dry_run_shows_commands_and_what_is_missing_and_does_nothing(place, ca
     assert "evaluate.loss: check.py does not exist" in capsys.readouterr().err
 
 
-def test_commands_for_a_scheduler_are_one_for_each_row_and_seed(place, capsys):
+def test_commands_for_a_scheduler_are_one_for_each_row_and_seed(ablate, place, capsys):
     assert ablate.main(["plan.yaml", "--commands", "--only", "default", "broken"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
@@ -211,7 +209,7 @@ def test_commands_for_a_scheduler_are_one_for_each_row_and_seed(place, capsys):
         ("seeds: [0, 1]", "seeds: []", "seeds: []"),
     ],
 )
-def test_refusals_name_plan_and_key(place, capsys, old, new, said):
+def test_refusals_name_plan_and_key(ablate, place, capsys, old, new, said):
     assert old in PLAN
     (place.folder / "plan.yaml").write_text(PLAN.replace(old, new))
     assert ablate.main(["plan.yaml", "--output", "out"]) == 2
@@ -221,7 +219,7 @@ def test_refusals_name_plan_and_key(place, capsys, old, new, said):
     assert not (place.folder / "out").exists()
 
 
-def test_an_unknown_row_is_refused(place, capsys):
+def test_an_unknown_row_is_refused(ablate, place, capsys):
     assert ablate.main(["plan.yaml", "--only", "defualt"]) == 2
     assert "plan.yaml: --only defualt: unknown row; did you mean 'default'?" in capsys.readouterr().err
 
@@ -305,7 +303,7 @@ def test_with_one_seed_the_intervals_are_those_of_the_evaluation_and_it_says_so(
     assert (bare["difference"], bare["difference_interval"], bare["kind"]) == (pytest.approx(0.2), None, None)
 
 
-def test_a_result_without_the_column_is_an_error_that_names_both(calm):
+def test_a_result_without_the_column_is_an_error_that_names_both(ablate, calm):
     place = calm[0]
     (place.folder / "plan.yaml").write_text(SHARED.replace("scores.0", "scores.7"))
     try:
