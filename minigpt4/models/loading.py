@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -22,7 +23,7 @@ from minigpt4.common.checkpoint import (
 )
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, WeightsError, errors_as
 from minigpt4.common.llava_schema import LlavaConfig
-from minigpt4.common.model_schema import EVA_CLIP_G, MiniGPT4Config
+from minigpt4.common.model_schema import MiniGPT4Config
 from minigpt4.common.start_clock import LLM, VISION, phase
 from minigpt4.models.base_model import DTYPES, store_matmuls
 from minigpt4.models.connectors import Connector, build_connector, own_blip2_keys, qformer_file
@@ -67,8 +68,7 @@ def load_vision(cfg: MiniGPT4Config, device: torch.device | str = "cpu") -> Visi
     The files are mapped and read straight into place: several processes of a machine share them.
     Without Q-Former no file holds `ln_vision`, and it keeps its initial ones and zeros, as published.
     """
-    is_plain = cfg.vit_model == EVA_CLIP_G
-    tower = _unfilled(lambda: store_frozen(build_vision_encoder(cfg), cfg.freeze_vit, cfg), device, is_plain)
+    tower = _unfilled(lambda: store_frozen(build_vision_encoder(cfg), cfg.freeze_vit, cfg), device)
     load_vision_encoder(tower, cfg)
     tower.drop_layers_after(cfg.vit_layer)
     connector = _unfilled(lambda: store_frozen(build_connector(cfg, tower), cfg.freeze_qformer, cfg), device)
@@ -116,18 +116,15 @@ def store_frozen(module: nn.Module, frozen: bool, cfg: MiniGPT4Config) -> nn.Mod
     return store_matmuls(module, DTYPES[cfg.vit_precision]) if frozen else module
 
 
-def _unfilled(build: Callable[[], Any], device: torch.device | str, is_plain: bool = True) -> Any:
-    """A module whose parameters wait for a strict load: no random initialisation of a billion numbers.
-
-    One that is not plain may compute buffers when it is built, and is built whole.
-    """
-    if not is_plain:
-        return build().to(device)
-    with torch.device("meta"):
+def _unfilled(build: Callable[[], nn.Module], device: torch.device | str) -> Any:
+    """A module whose parameters wait for a strict load: no random initialisation of a billion numbers. Its buffers are
+    those that it computed."""
+    with init_empty_weights(include_buffers=False):
         module = build()
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     module.to_empty(device=device)
-    for buffer in module.buffers():  # Eva's key bias, which is zero
-        buffer.zero_()
+    for name, buffer in module.named_buffers():
+        buffer.copy_(buffers[name])
     return module
 
 
