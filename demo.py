@@ -29,7 +29,7 @@ from minigpt4.serving.address import add_address_arguments, require_address
 
 if TYPE_CHECKING:
     from minigpt4.conversation.chat import Chat, Decoding
-    from minigpt4.inference import Engine
+    from minigpt4.inference.engine import Engine
 
 log = logging.getLogger(__name__)
 

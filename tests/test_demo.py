@@ -17,7 +17,7 @@ def demo(load_script):
 
 def test_answers_about_all_images_are_those_of_the_chat(warm, demo_config, parity_dir, shared_model):
     from minigpt4.conversation.chat import Chat, Decoding
-    from minigpt4.inference import Engine
+    from minigpt4.inference.engine import Engine
     from minigpt4.processors import Blip2ImageEvalProcessor, open_image
 
     images = [parity_dir / "images" / name for name in ("img0_rgb_nonsquare.png", "img1_rgba.png")]

@@ -1,3 +1,1 @@
 """Using a trained model: the Python API, answers to many conversations at once, captions of many images."""
-
-from minigpt4.inference.engine import BusyError, Engine

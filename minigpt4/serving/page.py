@@ -22,9 +22,8 @@ from minigpt4.common.schemas import ChatSettings
 from minigpt4.conversation.chat import Picture, Request
 from minigpt4.conversation.decoding import GREEDY, PUBLISHED_CHAT, Decoding
 from minigpt4.conversation.templates import IMAGE_PLACEHOLDER
-from minigpt4.inference import Engine
 from minigpt4.inference.attribution import answer_words, figures, grey, overlay
-from minigpt4.inference.engine import EngineReply
+from minigpt4.inference.engine import Engine, EngineReply
 from minigpt4.mini.files import TRUTH_FILE
 from minigpt4.serving.uploads import Limits, read_image
 

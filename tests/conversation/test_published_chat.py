@@ -25,7 +25,7 @@ from minigpt4.conversation.conversation import (
     StoppingCriteriaSub,
 )
 from minigpt4.conversation.decoding import Decoding
-from minigpt4.inference import Engine
+from minigpt4.inference.engine import Engine
 from minigpt4.models import *  # noqa: F403 - as they write it
 from minigpt4.processors import *  # noqa: F403
 

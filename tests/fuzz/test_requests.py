@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minigpt4.inference import Engine
+from minigpt4.inference.engine import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor
 from minigpt4.serving.address import listen
 from minigpt4.serving.api.access import Access, ApiLimits

@@ -6,7 +6,7 @@ from PIL import Image
 from minigpt4.common.errors import SampleError
 from minigpt4.conversation.chat import Chat, Decoding
 from minigpt4.conversation.templates import conversation_for
-from minigpt4.inference import Engine
+from minigpt4.inference.engine import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor
 
 DECODING = Decoding(max_new_tokens=6)

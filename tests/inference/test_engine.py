@@ -8,8 +8,8 @@ from PIL import Image
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, SampleError, WeightsError
 from minigpt4.conversation.chat import Chat, Decoding, Request
-from minigpt4.inference import Engine
 from minigpt4.inference.attribution import Trace
+from minigpt4.inference.engine import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor
 
 SHORT = Decoding(max_new_tokens=6)

@@ -17,7 +17,7 @@ from PIL import Image
 from minigpt4.common.errors import SampleError
 from minigpt4.conversation.chat import Picture
 from minigpt4.datasets.datasets.base_dataset import ImageReader
-from minigpt4.inference import Engine
+from minigpt4.inference.engine import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor, blip_processors, open_image, process_image, to_rgb
 from minigpt4.serving.uploads import Limits, read_image
 

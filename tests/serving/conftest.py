@@ -11,7 +11,7 @@ import pytest
 import torch
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from minigpt4.inference import Engine
+from minigpt4.inference.engine import Engine
 from minigpt4.processors import Blip2ImageEvalProcessor
 
 DATA = Path(__file__).parents[1] / "data" / "images"

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from minigpt4.common.errors import ConfigError, MiniGPT4Error, RunError, SampleError
-from minigpt4.inference import BusyError
+from minigpt4.inference.engine import BusyError
 from minigpt4.serving.uploads import MIB, Limits, TooLargeError
 
 log = logging.getLogger(__name__)

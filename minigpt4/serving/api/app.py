@@ -22,8 +22,7 @@ from starlette.requests import ClientDisconnect
 from minigpt4.common.errors import ConfigError, SampleError
 from minigpt4.conversation.chat import Picture
 from minigpt4.conversation.chat import Request as EngineRequest
-from minigpt4.inference import Engine
-from minigpt4.inference.engine import EngineReply
+from minigpt4.inference.engine import Engine, EngineReply
 from minigpt4.serving.api.access import Access, ApiError, ApiLimits, as_api_error, gone, install_error_handlers
 from minigpt4.serving.api.schema import ChatRequest, decoded, read_request
 from minigpt4.serving.uploads import MIB, read_image

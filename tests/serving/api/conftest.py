@@ -14,7 +14,7 @@ from typing import Any
 import openai
 import pytest
 
-from minigpt4.inference import Engine
+from minigpt4.inference.engine import Engine
 from minigpt4.serving.address import listen
 from minigpt4.serving.api.access import Access, ApiLimits
 from minigpt4.serving.api.app import build_app, make_server
