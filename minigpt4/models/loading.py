@@ -121,7 +121,9 @@ def _unfilled(build: Callable[[], nn.Module], device: torch.device | str) -> Any
     those that it computed."""
     with init_empty_weights(include_buffers=False):
         module = build()
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    buffers = dict(module.named_buffers())
+    if any(buffer.is_meta for buffer in buffers.values()):  # some of timm's are made beside their parameters
+        return build().to(device)
     module.to_empty(device=device)
     for name, buffer in module.named_buffers():
         buffer.copy_(buffers[name])
