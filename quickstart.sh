@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # See the whole method work on a laptop: three training recipes, evaluation and a report, on drawn scenes.
-#   bash quickstart.sh          # about ten minutes on two cores after the installation; again: goes on
+#   bash quickstart.sh          # 7 to 8 minutes on two cores after the installation; again: goes on
 #   bash quickstart.sh --llava  # LLaVA's two stages instead, the second by LoRA
 #   bash quickstart.sh --fast   # a few steps of everything
 # Uses the active virtual environment, or makes .venv. Writes only .venv, data/mini, output/mini and output/mini_llava.
