@@ -1,6 +1,6 @@
 """The whole method on the mini world: `bash quickstart.sh` runs this after the installation.
 
-    python -m minigpt4.mini.quickstart            # about ten minutes on two cores; run it again to resume
+    python -m minigpt4.mini.quickstart            # 7 to 8 minutes on two cores; run it again to resume
     python -m minigpt4.mini.quickstart --llava    # LLaVA's two stages
     python -m minigpt4.mini.quickstart --fast     # a small run, to see that everything works
 
