@@ -96,7 +96,7 @@ def golden_tensors() -> dict:
 
 @pytest.fixture(scope="session")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The LLM of the mini world, downloaded once, for tests that are about something else."""
+    """The LLM of the mini world, written once, for tests that are about something else."""
     from minigpt4.mini.files import write_language_model
 
     folder = tmp_path_factory.mktemp("mini") / "llm"
