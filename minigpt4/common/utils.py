@@ -323,8 +323,8 @@ def exit_status(run: Callable[[], None]) -> int:
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import torch and transformers without the garbage collector, which would look through all that they bring again
-    and again, and once more when the process ends: a third of the time of both. No effect where they are there."""
+    """Inside, torch and transformers are imported without the garbage collector, which would go through all that they
+    bring again and again, and once more at exit: a third of the time of both. No effect once transformers is there."""
     if "transformers" in sys.modules or not gc.isenabled():
         yield
         return

@@ -3,12 +3,11 @@
 One prompt for all images, or questions, each with its own.
 """
 
-import dataclasses
 import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from os.path import isfile
 from pathlib import Path
@@ -95,7 +94,7 @@ def predict(
     batches = images.batches(batch_size(cfg))
     ids = [[images.items[number].image_id for number in batch] for batch in batches]
     provenance = {
-        "model": dataclasses.asdict(cfg.model),
+        "model": asdict(cfg.model),
         "frozen_files": frozen_files(cfg.model),
         "images": [[item.image_id, *(quick_hash(item.file) if item.file else ())] for item in images.items],
         "versions": processes.broadcast(versions()),
